@@ -1,0 +1,85 @@
+//! Where a block lies: the entry of a map leaf, and of an inner node.
+//!
+//! ```text
+//! byte  0        3 4       6 7
+//!      +----------+---------+-------+      +-----------+
+//!      | segment  |  slot   | flags |      | CRC-32C   |
+//!      |   u32    |   u24   |  u8   |      |    u32    |
+//!      +----------+---------+-------+      +-----------+
+//! ```
+//!
+//! All zero means hole. `segment` is an index into the segment table of the same root. `slot`
+//! counts blocks in a data segment and [`MAP_UNIT_BYTES`] units in a map segment.
+
+/// Granularity of page addresses in a map segment, in bytes.
+pub const MAP_UNIT_BYTES: u64 = 512;
+/// Exclusive limit of a slot number.
+pub const SLOT_MAX: u32 = 1 << 24;
+/// The entry names a block or page.
+pub const FLAG_MAPPED: u8 = 1;
+
+/// A packed (segment index, slot, flags).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(transparent)]
+pub struct BlockAddress(pub u64);
+
+impl BlockAddress {
+    /// The hole.
+    pub const HOLE: Self = Self(0);
+
+    /// The address of `slot` in the segment with table index `segment`.
+    #[must_use]
+    pub fn new(segment: u32, slot: u32) -> Self {
+        debug_assert!(slot < SLOT_MAX);
+        Self(u64::from(segment) | u64::from(slot) << 32 | u64::from(FLAG_MAPPED) << 56)
+    }
+
+    /// True for a hole.
+    #[must_use]
+    pub fn is_hole(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Index into the segment table.
+    #[must_use]
+    pub fn segment(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Slot within the segment.
+    #[must_use]
+    pub fn slot(self) -> u32 {
+        (self.0 >> 32) as u32 & (SLOT_MAX - 1)
+    }
+
+    /// Flag bits.
+    #[must_use]
+    pub fn flags(self) -> u8 {
+        (self.0 >> 56) as u8
+    }
+}
+
+/// An address and the checksum of what lies there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(C, packed(4))]
+pub struct MapEntry {
+    /// Where.
+    pub address: BlockAddress,
+    /// CRC-32C of the block's 4096 bytes, or of the page.
+    pub crc: u32,
+}
+
+impl MapEntry {
+    /// The hole.
+    pub const HOLE: Self = Self { address: BlockAddress::HOLE, crc: 0 };
+
+    /// True for a hole.
+    #[must_use]
+    pub fn is_hole(&self) -> bool {
+        { self.address }.is_hole()
+    }
+}
+
+/// Bytes of an encoded [`MapEntry`].
+pub const MAP_ENTRY_BYTES: usize = 12;
+const _: () = assert!(std::mem::size_of::<MapEntry>() == MAP_ENTRY_BYTES);

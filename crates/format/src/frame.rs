@@ -1,0 +1,162 @@
+//! The frame around every record that is a file of its own: pool, head, name, child marker.
+//!
+//! ```text
+//! byte 0               8         12        16        20        24        28        32
+//!      +---------------+----+----+---------+---------+---------+---------+---------+
+//!      | magic         | ver|kind| incompat| compat  | ro comp.| body    | CRC-32C |
+//!      |   "marcot\0\n"| u16|u16 |   u32   |   u32   |   u32   | bytes   |   u32   |
+//!      +---------------+----+----+---------+---------+---------+---------+---------+
+//!      | body: a protocol buffer message, see `record`                             |
+//! ```
+//!
+//! The checksum covers header and body, with its own field as zero. A reader refuses unknown
+//! incompatible bits; it may read, but not write, with unknown read-only-compatible bits.
+
+use crate::{FormatError, crc32c_without, get_u16, get_u32, put};
+
+/// First eight bytes of every record file.
+pub const FRAME_MAGIC: [u8; 8] = *b"marcot\0\n";
+/// Version this code writes.
+pub const FRAME_VERSION: u16 = 1;
+/// Bytes before the body.
+pub const FRAME_HEADER_BYTES: usize = 32;
+/// Longest body in bytes: room for some ten thousand snapshots.
+pub const FRAME_BODY_BYTES_MAX: usize = 16 << 20;
+/// Incompatible features this code knows.
+pub const INCOMPAT_KNOWN: u32 = 0;
+/// Read-only-compatible features this code knows.
+pub const RO_COMPAT_KNOWN: u32 = 0;
+
+/// What a record file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum FrameKind {
+    /// A store.
+    Store = 1,
+    /// A pool.
+    Pool = 2,
+    /// An image's head.
+    Head = 3,
+    /// A name of an image.
+    Name = 4,
+    /// A child of a snapshot.
+    Child = 5,
+    /// A pool attached from elsewhere.
+    Attached = 6,
+}
+
+impl FrameKind {
+    /// The word for messages.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Store => "store record",
+            Self::Pool => "pool record",
+            Self::Head => "image head",
+            Self::Name => "image name record",
+            Self::Child => "child record",
+            Self::Attached => "attached pool record",
+        }
+    }
+}
+
+/// A decoded frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// The message.
+    pub body: &'a [u8],
+    /// True where an unknown read-only-compatible feature forbids writing.
+    pub read_only: bool,
+}
+
+/// Encodes `body` as a record file of `kind`.
+#[must_use]
+pub fn encode(kind: FrameKind, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; FRAME_HEADER_BYTES + body.len()];
+    put(&mut bytes, 0, &FRAME_MAGIC);
+    put(&mut bytes, 8, &FRAME_VERSION.to_le_bytes());
+    put(&mut bytes, 10, &(kind as u16).to_le_bytes());
+    put(&mut bytes, 24, &(body.len() as u32).to_le_bytes());
+    put(&mut bytes, FRAME_HEADER_BYTES, body);
+    let crc = crc32c_without(&bytes, 28);
+    put(&mut bytes, 28, &crc.to_le_bytes());
+    bytes
+}
+
+/// Decodes a record file of `kind`.
+///
+/// # Errors
+/// [`FormatError`] for anything but a whole, undamaged record of that kind and a known version.
+pub fn decode(kind: FrameKind, bytes: &[u8]) -> Result<Frame<'_>, FormatError> {
+    let what = kind.word();
+    let need = FRAME_HEADER_BYTES as u64;
+    if bytes.len() < FRAME_HEADER_BYTES {
+        return Err(FormatError::Truncated { what, have: bytes.len() as u64, need });
+    }
+    if bytes[..8] != FRAME_MAGIC || get_u16(bytes, 10) != kind as u16 {
+        return Err(FormatError::Magic { what });
+    }
+    let (version, incompat) = (get_u16(bytes, 8), get_u32(bytes, 12));
+    if version != FRAME_VERSION || incompat & !INCOMPAT_KNOWN != 0 {
+        return Err(FormatError::NewerFormat { what, version, features: incompat });
+    }
+    let body_bytes = get_u32(bytes, 24) as usize;
+    if body_bytes > FRAME_BODY_BYTES_MAX {
+        return Err(FormatError::Malformed { what, why: "the length is beyond the limit" });
+    }
+    let have = bytes.len() as u64;
+    if bytes.len() != FRAME_HEADER_BYTES + body_bytes {
+        return Err(FormatError::Truncated { what, have, need: need + body_bytes as u64 });
+    }
+    if crc32c_without(bytes, 28) != get_u32(bytes, 28) {
+        return Err(FormatError::Checksum { what });
+    }
+    let read_only = get_u32(bytes, 20) & !RO_COMPAT_KNOWN != 0;
+    Ok(Frame { body: &bytes[FRAME_HEADER_BYTES..], read_only })
+}
+
+/// Encodes a message as a record file.
+#[must_use]
+pub fn encode_message<M: prost::Message>(kind: FrameKind, message: &M) -> Vec<u8> {
+    encode(kind, &message.encode_to_vec())
+}
+
+/// Decodes a record file into its message; the flag is [`Frame::read_only`].
+///
+/// # Errors
+/// As [`decode`], and where the body is not such a message.
+pub fn decode_message<M: prost::Message + Default>(
+    kind: FrameKind,
+    bytes: &[u8],
+) -> Result<(M, bool), FormatError> {
+    let frame = decode(kind, bytes)?;
+    let message = M::decode(frame.body).map_err(|_| FormatError::Malformed {
+        what: kind.word(),
+        why: "the body does not decode",
+    })?;
+    Ok((message, frame.read_only))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_the_trip_and_any_flipped_bit_is_noticed() {
+        let bytes = encode(FrameKind::Head, b"hello");
+        assert_eq!(decode(FrameKind::Head, &bytes).unwrap().body, b"hello");
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(FrameKind::Head, &damaged).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_named_as_such() {
+        let mut bytes = encode(FrameKind::Pool, b"");
+        bytes[8] = 9;
+        let error = decode(FrameKind::Pool, &bytes).unwrap_err();
+        assert!(matches!(error, FormatError::NewerFormat { version: 9, .. }), "{error}");
+    }
+}

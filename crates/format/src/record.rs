@@ -1,0 +1,305 @@
+//! The messages in record files (protocol buffers; field numbers are for ever).
+
+use prost::Message;
+
+/// A store: the registry of pools.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct StoreRecord {
+    /// Random number of the store.
+    #[prost(fixed64, tag = "1")]
+    pub store_id: u64,
+}
+
+/// A pool.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct PoolRecord {
+    /// Random number of the pool.
+    #[prost(fixed64, tag = "1")]
+    pub pool_id: u64,
+    /// The store that owns it.
+    #[prost(fixed64, tag = "2")]
+    pub store_id: u64,
+    /// Seconds since 1970.
+    #[prost(int64, tag = "3")]
+    pub created_s: i64,
+    /// Application name, as `pool init` sets it.
+    #[prost(string, tag = "4")]
+    pub application: String,
+}
+
+/// A pool that another store owns.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct AttachedRecord {
+    /// Its directory.
+    #[prost(string, tag = "1")]
+    pub directory: String,
+    /// Its number when attached.
+    #[prost(fixed64, tag = "2")]
+    pub pool_id: u64,
+}
+
+/// What a name stands for.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct NameRecord {
+    /// The image.
+    #[prost(fixed64, tag = "1")]
+    pub image_id: u64,
+}
+
+/// A child of a snapshot, in the child's pool or, as a marker, in the parent's.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ChildRecord {
+    /// The parent's pool.
+    #[prost(fixed64, tag = "1")]
+    pub parent_pool_id: u64,
+    /// The parent.
+    #[prost(fixed64, tag = "2")]
+    pub parent_image_id: u64,
+    /// Its snapshot.
+    #[prost(uint64, tag = "3")]
+    pub parent_snap_id: u64,
+    /// The child's pool.
+    #[prost(fixed64, tag = "4")]
+    pub child_pool_id: u64,
+    /// The child.
+    #[prost(fixed64, tag = "5")]
+    pub child_image_id: u64,
+    /// In a marker: the child's pool by name, for people.
+    #[prost(string, tag = "6")]
+    pub child_pool_name: String,
+    /// In a marker: the child's name when it was made, for people.
+    #[prost(string, tag = "7")]
+    pub child_name: String,
+    /// In a marker: the directory of the child's pool, to look whether the child is still there.
+    #[prost(string, tag = "8")]
+    pub child_pool_directory: String,
+    /// Seconds since 1970.
+    #[prost(int64, tag = "9")]
+    pub created_s: i64,
+}
+
+/// Positions in an author's three series of segments: the next number of each.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct SegmentMarks {
+    /// Data segments.
+    #[prost(uint32, tag = "1")]
+    pub data: u32,
+    /// Map segments.
+    #[prost(uint32, tag = "2")]
+    pub map: u32,
+    /// Table segments.
+    #[prost(uint32, tag = "3")]
+    pub table: u32,
+}
+
+/// All that names an image's content at one instant.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct RootRecord {
+    /// Size in bytes.
+    #[prost(uint64, tag = "1")]
+    pub size_bytes: u64,
+    /// Packed address of the top map node (0: empty map).
+    #[prost(fixed64, tag = "2")]
+    pub map_address: u64,
+    /// Its CRC-32C.
+    #[prost(fixed32, tag = "3")]
+    pub map_crc: u32,
+    /// Top of the segment table; absent: no segments.
+    #[prost(message, optional, tag = "4")]
+    pub table: Option<TablePointer>,
+    /// Levels of the segment table; 0: no segments.
+    #[prost(uint32, tag = "5")]
+    pub table_levels: u32,
+    /// Next free index of the segment table; indices start at 1.
+    #[prost(uint32, tag = "6")]
+    pub segment_next: u32,
+    /// Pools that the segment table refers to by position.
+    #[prost(fixed64, repeated, tag = "7")]
+    pub pools: Vec<u64>,
+    /// Blocks mapped.
+    #[prost(uint64, tag = "8")]
+    pub mapped_blocks: u64,
+}
+
+/// Where a page of the segment table lies, without help of the table.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct TablePointer {
+    /// Image that wrote it.
+    #[prost(fixed64, tag = "1")]
+    pub author: u64,
+    /// Number of its table segment.
+    #[prost(uint32, tag = "2")]
+    pub sequence: u32,
+    /// Position among [`RootRecord::pools`].
+    #[prost(uint32, tag = "3")]
+    pub pool: u32,
+    /// Page number within the segment.
+    #[prost(uint32, tag = "4")]
+    pub slot: u32,
+    /// CRC-32C of the page.
+    #[prost(fixed32, tag = "5")]
+    pub crc: u32,
+}
+
+/// Where replay starts.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct LogPosition {
+    /// Data segment.
+    #[prost(uint32, tag = "1")]
+    pub segment: u32,
+    /// Block within it where the next group starts.
+    #[prost(uint32, tag = "2")]
+    pub slot: u32,
+    /// Number of the next group.
+    #[prost(uint64, tag = "3")]
+    pub group: u64,
+}
+
+/// Protection of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum Protection {
+    /// May be removed.
+    Unprotected = 0,
+    /// May be cloned with format 1, may not be removed.
+    Protected = 1,
+    /// Protection is being taken away; no new clones.
+    Unprotecting = 2,
+}
+
+/// A snapshot.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct SnapshotRecord {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Seconds since 1970.
+    #[prost(int64, tag = "3")]
+    pub created_s: i64,
+    /// Protection.
+    #[prost(enumeration = "Protection", tag = "4")]
+    pub protection: i32,
+    /// Its content.
+    #[prost(message, optional, tag = "5")]
+    pub root: Option<RootRecord>,
+    /// The author's next segments when it was taken: it names none from there on.
+    #[prost(message, optional, tag = "6")]
+    pub marks: Option<SegmentMarks>,
+    /// Removed by its user, kept for its format-2 children.
+    #[prost(bool, tag = "7")]
+    pub trashed: bool,
+    /// The parent and overlap of the image when it was taken.
+    #[prost(message, optional, tag = "8")]
+    pub parent: Option<ParentRecord>,
+    /// Being removed: no new clones.
+    #[prost(bool, tag = "9")]
+    pub removing: bool,
+}
+
+/// The parent of a clone.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ParentRecord {
+    /// Its pool.
+    #[prost(fixed64, tag = "1")]
+    pub pool_id: u64,
+    /// The image.
+    #[prost(fixed64, tag = "2")]
+    pub image_id: u64,
+    /// The snapshot.
+    #[prost(uint64, tag = "3")]
+    pub snap_id: u64,
+    /// Bytes from the start that came from the parent and were never cut off.
+    #[prost(uint64, tag = "4")]
+    pub overlap_bytes: u64,
+    /// Pool by name, when cloned, for messages when the parent is out of reach.
+    #[prost(string, tag = "5")]
+    pub pool_name: String,
+    /// Namespace, when cloned.
+    #[prost(string, tag = "6")]
+    pub namespace: String,
+    /// Name, when cloned.
+    #[prost(string, tag = "7")]
+    pub image_name: String,
+    /// Snapshot, when cloned.
+    #[prost(string, tag = "8")]
+    pub snap_name: String,
+    /// Clone format 1 or 2.
+    #[prost(uint32, tag = "9")]
+    pub clone_format: u32,
+    /// True where no marker guards the parent.
+    #[prost(bool, tag = "10")]
+    pub untracked: bool,
+}
+
+/// A metadata key and value.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MetaRecord {
+    /// Key.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// Value.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// An image's head: its one mutable record.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct HeadRecord {
+    /// The image.
+    #[prost(fixed64, tag = "1")]
+    pub image_id: u64,
+    /// Its name; the name record is what counts.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Its namespace; empty for the default one.
+    #[prost(string, tag = "3")]
+    pub namespace: String,
+    /// Raised by every writer that opens the image.
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
+    /// Raised with every change of the head.
+    #[prost(uint64, tag = "5")]
+    pub version: u64,
+    /// Seconds since 1970.
+    #[prost(int64, tag = "6")]
+    pub created_s: i64,
+    /// Seconds since 1970.
+    #[prost(int64, tag = "7")]
+    pub modified_s: i64,
+    /// Durable content.
+    #[prost(message, optional, tag = "8")]
+    pub root: Option<RootRecord>,
+    /// Where replay starts.
+    #[prost(message, optional, tag = "9")]
+    pub log: Option<LogPosition>,
+    /// The author's next segments.
+    #[prost(message, optional, tag = "10")]
+    pub marks: Option<SegmentMarks>,
+    /// Segments below were named by snapshots that may have been cloned: only pool GC frees them.
+    #[prost(message, optional, tag = "11")]
+    pub shared_below: Option<SegmentMarks>,
+    /// Parent of a clone.
+    #[prost(message, optional, tag = "12")]
+    pub parent: Option<ParentRecord>,
+    /// Snapshots, oldest first.
+    #[prost(message, repeated, tag = "13")]
+    pub snapshots: Vec<SnapshotRecord>,
+    /// Next snapshot number.
+    #[prost(uint64, tag = "14")]
+    pub snap_next: u64,
+    /// Metadata of the user.
+    #[prost(message, repeated, tag = "15")]
+    pub metadata: Vec<MetaRecord>,
+    /// log2 of the object size that RBD would show; of no meaning to marcot's layout.
+    #[prost(uint32, tag = "16")]
+    pub order: u32,
+    /// Being removed: what is left is cleaned up by GC.
+    #[prost(bool, tag = "17")]
+    pub removing: bool,
+    /// Feature names as shown by `info`, comma separated.
+    #[prost(string, tag = "18")]
+    pub features: String,
+}

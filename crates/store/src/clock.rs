@@ -1,0 +1,41 @@
+//! Time and random numbers, as the engine gets them.
+
+/// The time of day.
+pub trait Clock: Send + Sync {
+    /// Seconds since 1970.
+    fn now_s(&self) -> i64;
+}
+
+/// Random numbers for names that must differ.
+pub trait Random: Send + Sync {
+    /// A random number, never 0.
+    fn number(&self) -> u64;
+}
+
+/// The operating system's clock.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is where time comes in")]
+    fn now_s(&self) -> i64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+    }
+}
+
+/// The operating system's random numbers.
+pub struct SystemRandom;
+
+impl Random for SystemRandom {
+    fn number(&self) -> u64 {
+        let mut bytes = [0; 8];
+        loop {
+            let flags = rustix::rand::GetRandomFlags::empty();
+            let filled = rustix::rand::getrandom(&mut bytes, flags);
+            let number = u64::from_ne_bytes(bytes);
+            if filled == Ok(bytes.len()) && number != 0 {
+                return number;
+            }
+        }
+    }
+}

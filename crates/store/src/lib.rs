@@ -1,0 +1,211 @@
+//! Where the bytes of a pool live, behind traits small enough to simulate.
+//!
+//! Everything the engine does to the outside goes through [`Disk`], [`Clock`] and [`Random`], so
+//! that the same engine runs on a real file system and in a simulated world.
+//!
+//! Invariants that every [`Disk`] keeps, and nothing more:
+//! - What [`DiskFile::write_at`] wrote may be lost, in whole or in any part, until
+//!   [`DiskFile::sync`] returned; a name may be lost until [`Disk::sync_directory`] returned for
+//!   its directory. Neither promises any order before that.
+//! - [`Disk::rename`] is atomic: after a crash the old or the new file has the name.
+//! - After a failed `sync`, nothing written since the last good one may be assumed stored, nor
+//!   will a second `sync` tell.
+
+mod atomic;
+pub mod clock;
+pub mod local;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use atomic::{publish_new, replace};
+pub use clock::{Clock, Random, SystemClock, SystemRandom};
+pub use local::LocalDisk;
+
+/// The world as the engine sees it.
+#[derive(Clone)]
+pub struct World {
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Random numbers.
+    pub random: Arc<dyn Random>,
+}
+
+impl World {
+    /// The operating system's files, clock and random numbers.
+    #[must_use]
+    pub fn system() -> Self {
+        Self {
+            disk: Arc::new(LocalDisk::new()),
+            clock: Arc::new(SystemClock),
+            random: Arc::new(SystemRandom),
+        }
+    }
+}
+
+/// One read of a batch.
+pub struct FileRead<'a> {
+    /// From this file.
+    pub file: &'a dyn DiskFile,
+    /// First byte.
+    pub offset: u64,
+    /// Filled from its start.
+    pub buf: &'a mut [u8],
+    /// Bytes read; fewer than asked only at the end of the file.
+    pub result: io::Result<usize>,
+}
+
+/// How a lock is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// Many at a time.
+    Shared,
+    /// One alone.
+    Exclusive,
+}
+
+/// A held lock; dropping it lets go.
+pub trait Lock: Send + Sync {}
+
+/// A directory tree with exact durability.
+pub trait Disk: Send + Sync {
+    /// Creates a file that must not exist, open for reading and writing. `mode` gives its
+    /// permission bits.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or what the operating system says.
+    fn create_new(&self, path: &Path, mode: u32) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Opens a file, for writing too if asked.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Gives `from` the name `to`, replacing what had it.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives `from` the name `to`, which must be free.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or what the operating system says.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file's name.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn remove_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// Creates a directory.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or what the operating system says.
+    fn create_directory(&self, path: &Path, mode: u32) -> io::Result<()>;
+
+    /// Names in a directory, sorted.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// Permission bits of a file or directory.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn mode(&self, path: &Path) -> io::Result<u32>;
+
+    /// True where this process may create names in the directory.
+    fn writable(&self, path: &Path) -> bool;
+
+    /// Locks a file against other processes and other holders in this one, creating it first
+    /// where it is missing and may be created. `None`: somebody else holds it and `wait` is false.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>>;
+
+    /// Performs all reads, together where the machine can.
+    fn read_batch(&self, reads: &mut [FileRead<'_>]) {
+        for read in reads {
+            read.result = read.file.read_at(read.offset, read.buf);
+        }
+    }
+
+    /// Bytes free on the medium for this user.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+}
+
+/// An open file.
+pub trait DiskFile: Send + Sync {
+    /// Reads until `buf` is full or the file ends; returns the bytes read.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes all of `parts`, one after the other, from `offset` on.
+    ///
+    /// # Errors
+    /// What the operating system says; any part of it may have been written.
+    fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()>;
+
+    /// Makes everything written, and the file's length, durable.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Length in bytes.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Bytes that the file takes on the medium.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn allocated_bytes(&self) -> io::Result<u64>;
+
+    /// Cuts or extends the file.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+
+    /// Gives a range back to the medium; it reads as zeros afterwards.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn punch(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// Asks the operating system to read a range ahead.
+    fn advise(&self, offset: u64, length: u64);
+
+    /// The file descriptor, where there is one.
+    fn raw_fd(&self) -> Option<i32> {
+        None
+    }
+}

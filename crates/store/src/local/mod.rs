@@ -1,0 +1,214 @@
+//! A directory of the operating system's.
+
+mod ring;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{self, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
+
+use crate::{Disk, DiskFile, FileRead, Lock, LockMode};
+
+/// Most parts of one `pwritev`: the kernel's `UIO_MAXIOV`.
+const PARTS_MAX: usize = 1024;
+
+/// Files and directories through system calls; batches of reads through `io_uring` where the
+/// kernel lets us, one after the other where not.
+#[derive(Debug, Default)]
+pub struct LocalDisk {
+    plain_reads: bool,
+}
+
+impl LocalDisk {
+    /// Uses `io_uring` where possible. `MARCOT_IO=plain` in the environment turns it off.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { plain_reads: std::env::var_os("MARCOT_IO").is_some_and(|v| v == "plain") }
+    }
+
+    /// Never uses `io_uring`.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self { plain_reads: true }
+    }
+}
+
+struct LocalFile(OwnedFd);
+
+struct LocalLock(#[expect(dead_code, reason = "closing it lets go of the lock")] OwnedFd);
+
+impl Lock for LocalLock {}
+
+impl Disk for LocalDisk {
+    fn create_new(&self, path: &Path, mode: u32) -> io::Result<Arc<dyn DiskFile>> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = fs::open(path, flags, Mode::from_raw_mode(mode))?;
+        if mode & 0o077 != 0 {
+            // What is meant to be shared is shared whatever the umask says.
+            fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+        }
+        Ok(Arc::new(LocalFile(fd)))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        let fd = fs::open(path, access | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+        Ok(Arc::new(LocalFile(fd)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Ok(fs::rename(from, to)?)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match fs::renameat_with(fs::CWD, from, fs::CWD, to, RenameFlags::NOREPLACE) {
+            // File systems without the flag: a second name fails where the name is taken.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                fs::link(from, to)?;
+                Ok(fs::unlink(from)?)
+            }
+            done => Ok(done?),
+        }
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        Ok(fs::unlink(path)?)
+    }
+
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        Ok(fs::rmdir(path)?)
+    }
+
+    fn create_directory(&self, path: &Path, mode: u32) -> io::Result<()> {
+        fs::mkdir(path, Mode::from_raw_mode(mode))?;
+        if mode & 0o077 != 0 {
+            fs::chmod(path, Mode::from_raw_mode(mode))?;
+        }
+        Ok(())
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(path)? {
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(fs::fsync(fs::open(path, flags, Mode::empty())?)?)
+    }
+
+    fn mode(&self, path: &Path) -> io::Result<u32> {
+        Ok(fs::stat(path)?.st_mode & 0o7777)
+    }
+
+    fn writable(&self, path: &Path) -> bool {
+        let access = fs::Access::WRITE_OK | fs::Access::EXEC_OK;
+        fs::accessat(fs::CWD, path, access, fs::AtFlags::EACCESS).is_ok()
+    }
+
+    fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
+        let create = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let fd = match fs::open(path, create, Mode::from_raw_mode(0o644)) {
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS | rustix::io::Errno::PERM) => {
+                fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?
+            }
+            opened => opened?,
+        };
+        let operation = match (mode, wait) {
+            (LockMode::Shared, true) => FlockOperation::LockShared,
+            (LockMode::Shared, false) => FlockOperation::NonBlockingLockShared,
+            (LockMode::Exclusive, true) => FlockOperation::LockExclusive,
+            (LockMode::Exclusive, false) => FlockOperation::NonBlockingLockExclusive,
+        };
+        match rustix::io::retry_on_intr(|| fs::flock(&fd, operation)) {
+            Ok(()) => Ok(Some(Box::new(LocalLock(fd)))),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read_batch(&self, reads: &mut [FileRead<'_>]) {
+        let in_one_go = reads.len() > 1 && !self.plain_reads && ring::read_all(reads);
+        if !in_one_go {
+            for read in reads {
+                read.result = read.file.read_at(read.offset, read.buf);
+            }
+        }
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let stat = fs::statvfs(path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+impl DiskFile for LocalFile {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            match rustix::io::retry_on_intr(|| rustix::io::pread(&self.0, &mut buf[done..], at))? {
+                0 => break,
+                n => done += n,
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, mut offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        for chunk in parts.chunks(PARTS_MAX) {
+            let mut slices: Vec<io::IoSlice<'_>> =
+                chunk.iter().map(|p| io::IoSlice::new(p)).collect();
+            let mut rest = &mut slices[..];
+            while !rest.is_empty() {
+                let n = rustix::io::retry_on_intr(|| rustix::io::pwritev(&self.0, rest, offset))?;
+                if n == 0 && rest.iter().any(|s| !s.is_empty()) {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                offset += n as u64;
+                io::IoSlice::advance_slices(&mut rest, n);
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(fs::fdatasync(&self.0)?)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(fs::fstat(&self.0)?.st_size.cast_unsigned())
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(fs::fstat(&self.0)?.st_blocks.cast_unsigned() * 512)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        Ok(fs::ftruncate(&self.0, length)?)
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fs::fallocate(&self.0, flags, offset, length)?)
+    }
+
+    fn advise(&self, offset: u64, length: u64) {
+        let length = std::num::NonZeroU64::new(length);
+        // A hint: refusal changes nothing.
+        let _ = fs::fadvise(&self.0, offset, length, fs::Advice::WillNeed);
+    }
+
+    fn raw_fd(&self) -> Option<i32> {
+        Some(self.0.as_raw_fd())
+    }
+}
