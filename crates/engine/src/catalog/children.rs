@@ -1,0 +1,298 @@
+//! Who was cloned from what.
+//!
+//! A child's record lies in the `children` directory of the child's pool. Where the parent's pool
+//! belongs to another store, the same record lies there too, as a marker for its owner.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::{ChildRecord, ParentRecord};
+use marcot_format::{ImageId, PoolId, SnapId};
+use marcot_store::{LockMode, publish_new};
+
+use super::pool::{Pool, read_file};
+use super::store::Store;
+use crate::error::{ErrorKind, IoContext, Result};
+
+/// A marker in somebody else's name whose image is not there is believed to be stale after this
+/// time; a clone takes milliseconds between its marker and its head.
+const MARKER_STALE_S: i64 = 3600;
+
+/// A child of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChildInfo {
+    /// Its pool.
+    pub pool: String,
+    /// Its namespace; empty for the default one.
+    pub namespace: String,
+    /// Its name.
+    pub image: String,
+    /// Its number.
+    pub image_id: ImageId,
+    /// The number of its pool.
+    pub pool_id: PoolId,
+    /// The parent's snapshot.
+    pub snap_id: SnapId,
+    /// True where only a marker tells: the child lies in another user's store.
+    pub marker: bool,
+}
+
+impl fmt::Display for ChildInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.namespace.as_str() {
+            "" => write!(f, "{}/{}", self.pool, self.image),
+            namespace => write!(f, "{}/{namespace}/{}", self.pool, self.image),
+        }
+    }
+}
+
+/// The numbers in a record's file name: parent pool, image, snapshot; child pool, image.
+type Key = (u64, u64, u64, u64, u64);
+
+fn file_name(record: &ChildRecord) -> String {
+    format!(
+        "{:016x}.{:016x}.{:x}.{:016x}.{:016x}",
+        record.parent_pool_id,
+        record.parent_image_id,
+        record.parent_snap_id,
+        record.child_pool_id,
+        record.child_image_id
+    )
+}
+
+fn parse_file_name(name: &str) -> Option<Key> {
+    let mut parts = name.split('.').map(|p| u64::from_str_radix(p, 16).ok());
+    let mut next = || parts.next().flatten();
+    let key = (next()?, next()?, next()?, next()?, next()?);
+    parts.next().is_none().then_some(key)
+}
+
+impl Pool {
+    fn children_directory(&self) -> PathBuf {
+        self.directory().join("children")
+    }
+
+    fn child_keys(&self) -> Result<Vec<(String, Key)>> {
+        let directory = self.children_directory();
+        let names = match self.disk().list(&directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            names => names.at(|| format!("cannot list {}", directory.display()))?,
+        };
+        Ok(names.into_iter().filter_map(|n| parse_file_name(&n).map(|key| (n, key))).collect())
+    }
+
+    /// True where an image of this pool was cloned from the pool with that number.
+    pub(super) fn has_child_of_pool(&self, parent: PoolId) -> Result<bool> {
+        Ok(self.child_keys()?.iter().any(|(_, key)| key.0 == parent.0 && key.3 == self.id().0))
+    }
+
+    /// Children of an image of this pool, in every pool of the store and through markers.
+    pub(crate) fn children_everywhere(
+        &self,
+        image: ImageId,
+        snap: Option<SnapId>,
+    ) -> Result<Vec<ChildInfo>> {
+        let mut found = Vec::new();
+        let pools = self.store().open_pools()?;
+        for pool in &pools {
+            for (name, key) in pool.child_keys()? {
+                let wanted =
+                    key.0 == self.id().0 && key.1 == image.0 && snap.is_none_or(|s| s.0 == key.2);
+                if !wanted {
+                    continue;
+                }
+                if let Some(child) = pool.look_at_child(&pools, &name, key)? {
+                    found.push(child);
+                }
+            }
+        }
+        found.sort();
+        found.dedup_by(|a, b| {
+            (a.pool_id, a.image_id, a.snap_id) == (b.pool_id, b.image_id, b.snap_id)
+        });
+        Ok(found)
+    }
+
+    /// The child that a record in this pool speaks of; `None` for a stale record.
+    fn look_at_child(&self, pools: &[Pool], name: &str, key: Key) -> Result<Option<ChildInfo>> {
+        let (image, snap_id) = (ImageId(key.4), SnapId(key.2));
+        let Some(pool) = pools.iter().find(|p| p.id().0 == key.3) else {
+            return self.look_at_marker(name, key);
+        };
+        match pool.read_head(image) {
+            Ok(head) => Ok(Some(ChildInfo {
+                pool: pool.name().to_owned(),
+                namespace: head.namespace.clone(),
+                image: pool.name_of(&head).unwrap_or(head.name),
+                image_id: image,
+                pool_id: pool.id(),
+                snap_id,
+                marker: false,
+            })),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.clean_stale(pool, name, image);
+                // Not published yet, or gone: while a clone is being made, it counts.
+                let unpublished = pool.read_head(image).is_err()
+                    && self.disk().mode(&self.children_directory().join(name)).is_ok();
+                Ok(unpublished.then(|| ChildInfo {
+                    pool: pool.name().to_owned(),
+                    namespace: String::new(),
+                    image: format!("{image} (being cloned)"),
+                    image_id: image,
+                    pool_id: pool.id(),
+                    snap_id,
+                    marker: false,
+                }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a record whose child is gone, unless the child's pool is locked by whoever is
+    /// making it.
+    fn clean_stale(&self, pool: &Pool, name: &str, image: ImageId) {
+        let path = pool.directory().join("lock");
+        let Ok(Some(_lock)) = self.disk().lock(&path, LockMode::Exclusive, false) else { return };
+        if pool.read_head(image).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            let _ = self.disk().remove_file(&self.children_directory().join(name));
+        }
+    }
+
+    fn look_at_marker(&self, name: &str, key: Key) -> Result<Option<ChildInfo>> {
+        let path = self.children_directory().join(name);
+        let record = read_file(self.disk(), &path)
+            .ok()
+            .and_then(|bytes| decode_message::<ChildRecord>(FrameKind::Child, &bytes).ok())
+            .map(|(record, _)| record)
+            .unwrap_or_default();
+        if record.child_image_id == key.4 && self.marker_is_stale(&record) {
+            let _ = self.disk().remove_file(&path);
+            return Ok(None);
+        }
+        // What cannot be read still counts: a child too many is better than one forgotten.
+        let or = |text: String, other: &str| if text.is_empty() { other.to_owned() } else { text };
+        Ok(Some(ChildInfo {
+            pool: or(record.child_pool_name, "(another store)"),
+            namespace: String::new(),
+            image: or(record.child_name, &format!("{:016x}", key.4)),
+            image_id: ImageId(key.4),
+            pool_id: PoolId(key.3),
+            snap_id: SnapId(key.2),
+            marker: true,
+        }))
+    }
+
+    fn marker_is_stale(&self, record: &ChildRecord) -> bool {
+        let directory = PathBuf::from(&record.child_pool_directory);
+        let images = directory.join("images");
+        let head = images.join(ImageId(record.child_image_id).to_string()).join("head");
+        let is_that_pool = read_file(self.disk(), &directory.join("pool"))
+            .ok()
+            .and_then(|b| {
+                decode_message::<marcot_format::record::PoolRecord>(FrameKind::Pool, &b).ok()
+            })
+            .is_some_and(|(pool, _)| pool.pool_id == record.child_pool_id);
+        let gone = |path: &std::path::Path| {
+            self.disk().mode(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+        };
+        is_that_pool
+            && self.disk().list(&images).is_ok()
+            && gone(&head)
+            && self.now_s().saturating_sub(record.created_s) > MARKER_STALE_S
+    }
+
+    /// Writes a child's record into this pool.
+    pub(super) fn write_child_record(&self, record: &ChildRecord, mode: u32) -> Result<()> {
+        let path = self.children_directory().join(file_name(record));
+        let bytes = encode_message(FrameKind::Child, record);
+        publish_new(self.disk(), &path, self.unique(), mode, &bytes)
+            .at(|| format!("cannot record the child in {}", path.display()))
+    }
+
+    /// Removes the record of `child`, an image of this pool, and its marker, if it left one.
+    pub(crate) fn remove_child_record(
+        &self,
+        parent: &ParentRecord,
+        snap: SnapId,
+        child: ImageId,
+    ) -> Result<()> {
+        let record = ChildRecord {
+            parent_pool_id: parent.pool_id,
+            parent_image_id: parent.image_id,
+            parent_snap_id: snap.0,
+            child_pool_id: self.id().0,
+            child_image_id: child.0,
+            ..ChildRecord::default()
+        };
+        let name = file_name(&record);
+        let path = self.children_directory().join(&name);
+        match self.disk().remove_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.at(|| format!("cannot remove {}", path.display()))?,
+        }
+        let Ok(parent_pool) = self.store().pool_by_id(PoolId(parent.pool_id)) else {
+            return Ok(());
+        };
+        if parent_pool.id() != self.id() {
+            // The owner takes a marker that stays for stale when the image is gone.
+            let _ = self.disk().remove_file(&parent_pool.children_directory().join(&name));
+        }
+        parent_pool.tidy_trash(ImageId(parent.image_id), snap);
+        Ok(())
+    }
+
+    /// Removes a snapshot that was kept for the child that just went, unless its image is in use:
+    /// then its owner or `gc` does it later.
+    fn tidy_trash(&self, image: ImageId, snap: SnapId) {
+        let Ok(head) = self.read_head(image) else { return };
+        let trashed = head.snapshots.iter().any(|s| s.id == snap.0 && s.trashed);
+        if !trashed || self.read_only() {
+            return;
+        }
+        let tidied = self.open(image).and_then(|mut parent| {
+            parent.tidy_snapshots()?;
+            parent.close()
+        });
+        if let Err(error) = tidied {
+            tracing::info!(%image, %error, "a removed snapshot is left for gc");
+        }
+    }
+}
+
+impl Store {
+    /// Children of an image, or of one of its snapshots, in every pool of the store; those in other
+    /// stores through the markers they left.
+    ///
+    /// # Errors
+    /// What the operating system says; `Corrupt` for a damaged head.
+    pub fn children(
+        &self,
+        pool: &Pool,
+        image: ImageId,
+        snap: Option<SnapId>,
+    ) -> Result<Vec<ChildInfo>> {
+        pool.children_everywhere(image, snap)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_names_survive_the_trip() {
+        let record = ChildRecord {
+            parent_pool_id: 1,
+            parent_image_id: 2,
+            parent_snap_id: 3,
+            child_pool_id: 4,
+            child_image_id: u64::MAX,
+            ..ChildRecord::default()
+        };
+        assert_eq!(parse_file_name(&file_name(&record)), Some((1, 2, 3, 4, u64::MAX)));
+        for bad in ["", "1.2.3.4", "1.2.3.4.5.6", "x.2.3.4.5", ".1.2.3.4"] {
+            assert_eq!(parse_file_name(bad), None, "{bad}");
+        }
+    }
+}

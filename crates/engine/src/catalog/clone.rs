@@ -1,0 +1,185 @@
+//! Cloning a snapshot: the child's head names the snapshot's root. Nothing is copied.
+
+use marcot_format::ImageId;
+use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord, Protection, SnapshotRecord};
+use marcot_store::LockMode;
+
+use super::create::first_head;
+use super::names::check_image_name;
+use super::pool::Pool;
+use super::store::Store;
+use crate::command::Command;
+use crate::device::BlockDevice;
+use crate::error::{ErrorKind, Result, fail};
+use crate::image::{empty_root, no_snapshot};
+
+/// How a clone is made.
+#[derive(Debug, Clone)]
+pub struct CloneOptions {
+    /// 1: the snapshot must be protected. 2: it need not be.
+    pub format: u32,
+    /// Accept that the owner of the parent's pool cannot see this child.
+    pub untracked: bool,
+    /// log2 of the object size that `info` shows; `None`: the parent's.
+    pub order: Option<u32>,
+    /// Feature names that `info` shows; `None`: the parent's.
+    pub features: Option<String>,
+}
+
+impl Default for CloneOptions {
+    fn default() -> Self {
+        Self { format: 1, untracked: false, order: None, features: None }
+    }
+}
+
+fn snapshot_for_clone(
+    parent: &Pool,
+    head: &HeadRecord,
+    snap: &str,
+    format: u32,
+) -> Result<SnapshotRecord> {
+    let label = parent.image_label(head);
+    let found = head.snapshots.iter().find(|s| s.name == snap && !s.trashed && !s.removing);
+    let Some(snapshot) = found else { return Err(no_snapshot(&label, snap)) };
+    let protected = snapshot.protection() == Protection::Protected;
+    if !protected && (format == 1 || parent.read_only()) {
+        return fail(ErrorKind::NotProtected, "parent snapshot must be protected");
+    }
+    Ok(snapshot.clone())
+}
+
+impl Store {
+    /// Clones a snapshot of `image` in `parent` as `name` in `dest`. Needs read access only to
+    /// `parent`.
+    ///
+    /// # Errors
+    /// `NotProtected`; `NotFound`; `Exists`; `ReadOnly` for `dest`; `PermissionDenied` where the
+    /// parent belongs to another store and no marker can be left there (see
+    /// [`CloneOptions::untracked`]); `Owned` for format 2 where another process has the parent
+    /// open, which should be sent [`Command::MarkShared`] first.
+    #[expect(clippy::too_many_arguments, reason = "two specs and how")]
+    pub fn clone_image(
+        &self,
+        parent: &Pool,
+        image: ImageId,
+        snap: &str,
+        dest: &Pool,
+        namespace: &str,
+        name: &str,
+        options: &CloneOptions,
+    ) -> Result<ImageId> {
+        check_image_name(name)?;
+        dest.check_writable()?;
+        if !(1..=2).contains(&options.format) {
+            return fail(ErrorKind::Invalid, "the clone format is 1 or 2");
+        }
+        let head = parent.read_head(image)?;
+        let snapshot = snapshot_for_clone(parent, &head, snap, options.format)?;
+        ensure_shared(parent, image, &head, &snapshot)?;
+        let _lock = dest.lock(LockMode::Exclusive)?;
+        dest.check_free(namespace, name)?;
+        let id = ImageId(dest.unique());
+        let child = child_head(parent, &head, &snapshot, dest, id, (namespace, name), options);
+        let Some(link) = &child.parent else { return fail(ErrorKind::Invalid, "no parent") };
+        record_child(parent, dest, link, id, name, options.untracked)?;
+        // Whoever takes the protection away has marked the snapshot before looking for our record.
+        let published = parent
+            .read_head(image)
+            .and_then(|head| snapshot_for_clone(parent, &head, snap, options.format))
+            .and_then(|_| dest.publish_image(id, &child));
+        if let Err(error) = published {
+            let snap_id = marcot_format::SnapId(link.snap_id);
+            dest.remove_child_record(link, snap_id, id)?;
+            return Err(error);
+        }
+        Ok(id)
+    }
+}
+
+/// Makes sure that the parent's owner will not reclaim what the snapshot names.
+fn ensure_shared(
+    parent: &Pool,
+    image: ImageId,
+    head: &HeadRecord,
+    snapshot: &SnapshotRecord,
+) -> Result<()> {
+    let shared = head.shared_below.unwrap_or_default();
+    let marks = snapshot.marks.unwrap_or_default();
+    if shared.data >= marks.data && shared.map >= marks.map && shared.table >= marks.table {
+        return Ok(());
+    }
+    if parent.read_only() {
+        return fail(ErrorKind::NotProtected, "parent snapshot must be protected");
+    }
+    let mut owner = parent.open(image)?;
+    owner.execute(&Command::MarkShared { name: snapshot.name.clone() }, &mut |_, _| {})?;
+    owner.close()
+}
+
+fn child_head(
+    parent: &Pool,
+    head: &HeadRecord,
+    snapshot: &SnapshotRecord,
+    dest: &Pool,
+    id: ImageId,
+    (namespace, name): (&str, &str),
+    options: &CloneOptions,
+) -> HeadRecord {
+    let root = snapshot.root.clone().unwrap_or_else(empty_root);
+    let link = ParentRecord {
+        pool_id: parent.id().0,
+        image_id: head.image_id,
+        snap_id: snapshot.id,
+        overlap_bytes: root.size_bytes,
+        pool_name: parent.name().to_owned(),
+        namespace: head.namespace.clone(),
+        image_name: parent.name_of(head).unwrap_or_else(|| head.name.clone()),
+        snap_name: snapshot.name.clone(),
+        clone_format: options.format,
+        untracked: options.untracked,
+    };
+    let mut child = first_head(id, namespace, name, dest.now_s());
+    child.root = Some(root);
+    child.parent = Some(link);
+    child.order = options.order.unwrap_or(head.order);
+    child.features = options.features.clone().unwrap_or_else(|| head.features.clone());
+    child
+}
+
+/// Records the child in its pool, and in the parent's where that belongs to another store.
+fn record_child(
+    parent: &Pool,
+    dest: &Pool,
+    link: &ParentRecord,
+    id: ImageId,
+    name: &str,
+    untracked: bool,
+) -> Result<()> {
+    let record = ChildRecord {
+        parent_pool_id: link.pool_id,
+        parent_image_id: link.image_id,
+        parent_snap_id: link.snap_id,
+        child_pool_id: dest.id().0,
+        child_image_id: id.0,
+        child_pool_name: dest.name().to_owned(),
+        child_name: name.to_owned(),
+        child_pool_directory: dest.directory().to_string_lossy().into_owned(),
+        created_s: dest.now_s(),
+    };
+    dest.write_child_record(&record, dest.file_mode())?;
+    if !parent.attached() || parent.id() == dest.id() {
+        return Ok(());
+    }
+    // The owner of the parent's pool must be able to read the marker.
+    match parent.write_child_record(&record, 0o644) {
+        Err(error) if !untracked => {
+            dest.remove_child_record(link, marcot_format::SnapId(link.snap_id), id)?;
+            let message = format!(
+                "no marker can be left in pool '{}', so its owner would not see this clone; use --untracked to accept that",
+                parent.name()
+            );
+            Err(error.context(message))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,225 @@
+//! Pool GC: freeing segments that clones shared, when no durable root names them any more (I5).
+//!
+//! Roots are collected under the pool's lock, so that no clone can appear unseen in between.
+//! What is freed afterwards was named by no root then, and nothing can name it anew: a new clone
+//! takes its root from a snapshot that was collected. Segments that an owner may still be writing
+//! (its log, and what came after its durable head) are left alone.
+
+use std::collections::BTreeMap;
+
+use marcot_format::record::{HeadRecord, RootRecord, SegmentMarks};
+use marcot_format::segment::SegmentKind;
+use marcot_format::{BLOCK_BYTES, ImageId, SnapId};
+use marcot_store::LockMode;
+
+use super::pool::Pool;
+use super::store::Store;
+use crate::error::{ErrorKind, IoContext, Result, fail};
+use crate::gc;
+use crate::image::mark;
+use crate::segment::{SegmentName, author_directory};
+
+/// What holds data of a removed state alive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinnedRow {
+    /// `pool/image@snap` or `pool/image`.
+    pub holder: String,
+    /// Bytes of data that it names.
+    pub bytes: u64,
+}
+
+/// What GC found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Bytes given back to the file system.
+    pub freed_bytes: u64,
+    /// Bytes of data blocks that heads name.
+    pub live_bytes: u64,
+    /// Bytes of data blocks that only snapshots name, by snapshot.
+    pub pinned: Vec<PinnedRow>,
+    /// Bytes on the medium afterwards.
+    pub allocated_bytes: u64,
+}
+
+struct Collected {
+    heads: Vec<HeadRecord>,
+    candidates: Vec<SegmentName>,
+    unfinished: Vec<(ImageId, HeadRecord)>,
+}
+
+impl Store {
+    /// Frees what no image of the pool needs any more.
+    ///
+    /// # Errors
+    /// `Busy` where another GC runs; `ReadOnly`; `Invalid` for a pool of another store; `Corrupt`
+    /// where a head cannot be read, because nothing may be freed then.
+    pub fn gc(&self, pool: &Pool, progress: &mut dyn FnMut(u64, u64)) -> Result<GcReport> {
+        pool.check_writable()?;
+        if pool.attached() {
+            let message =
+                format!("pool '{}' belongs to another store, which collects it", pool.name());
+            return fail(ErrorKind::Invalid, message);
+        }
+        let path = pool.directory().join("gc.lock");
+        let lock = pool.disk().lock(&path, LockMode::Exclusive, false);
+        let Some(_lock) = lock.at(|| format!("cannot lock {}", path.display()))? else {
+            return fail(
+                ErrorKind::Busy,
+                format!("pool '{}' is being collected already", pool.name()),
+            );
+        };
+        self.open_pools()?;
+        pool.tidy_all();
+        let collected = pool.collect()?;
+        for (image, head) in &collected.unfinished {
+            pool.finish_removal(*image, head)?;
+        }
+        let roots: Vec<RootRecord> = collected.heads.iter().flat_map(roots_of).collect();
+        let freed = gc::reclaim(pool, &roots, &collected.candidates, progress)?;
+        pool.remove_empty_author_directories();
+        let mut report = pool.report(&collected.heads)?;
+        report.freed_bytes = freed;
+        report.allocated_bytes = self.pool_stats(pool)?.allocated_bytes;
+        Ok(report)
+    }
+}
+
+fn roots_of(head: &HeadRecord) -> Vec<RootRecord> {
+    let snapshots = head.snapshots.iter().filter_map(|s| s.root.clone());
+    head.root.clone().into_iter().chain(snapshots).collect()
+}
+
+impl Pool {
+    /// Every segment in the pool's directory.
+    pub(crate) fn all_segments(&self) -> Result<Vec<SegmentName>> {
+        let mut all = Vec::new();
+        for author in self.authors()? {
+            all.extend(self.files().list(self.id(), author)?);
+        }
+        Ok(all)
+    }
+
+    fn authors(&self) -> Result<Vec<ImageId>> {
+        let directory = self.directory().join("segments");
+        let names =
+            self.disk().list(&directory).at(|| format!("cannot list {}", directory.display()))?;
+        Ok(names.iter().filter_map(|n| u64::from_str_radix(n, 16).ok()).map(ImageId).collect())
+    }
+
+    /// Removes trashed snapshots without children from images that nobody has open.
+    fn tidy_all(&self) {
+        for image in self.image_ids().unwrap_or_default() {
+            let Ok(head) = self.read_head(image) else { continue };
+            if !head.removing && head.snapshots.iter().any(|s| s.trashed || s.removing) {
+                let tidied = self.open(image).and_then(|mut image| {
+                    image.tidy_snapshots()?;
+                    image.close()
+                });
+                if let Err(error) = tidied {
+                    tracing::info!(%image, %error, "a removed snapshot stays for now");
+                }
+            }
+        }
+    }
+
+    /// Reads all heads and lists what may be freed if none of them names it.
+    fn collect(&self) -> Result<Collected> {
+        let _catalogue = self.lock(LockMode::Exclusive)?;
+        let mut collected =
+            Collected { heads: Vec::new(), candidates: Vec::new(), unfinished: Vec::new() };
+        let mut limits: BTreeMap<ImageId, (SegmentMarks, SegmentMarks)> = BTreeMap::new();
+        for image in self.image_ids()? {
+            let head = match self.read_head(image) {
+                Ok(head) => head,
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    // No head: a creation or removal that was cut off. Nothing names it.
+                    self.remove_image_directory(image);
+                    continue;
+                }
+                // Without this head nothing can be said to be dead.
+                Err(error) => return Err(error.context(format!(
+                    "image {image} of pool '{}' cannot be read, so nothing is freed; run 'check'",
+                    self.name()
+                ))),
+            };
+            let never_named =
+                head.epoch == 0 && head.snapshots.is_empty() && self.name_of(&head).is_none();
+            if head.removing || never_named {
+                collected.unfinished.push((image, head));
+                continue;
+            }
+            let durable = head.marks.unwrap_or_default();
+            let log = head.log.unwrap_or_default().segment;
+            let limit = SegmentMarks { data: durable.data.min(log), ..durable };
+            limits.insert(image, (head.shared_below.unwrap_or_default(), limit));
+            collected.heads.push(head);
+        }
+        for author in self.authors()? {
+            if collected.unfinished.iter().any(|(image, _)| *image == author) {
+                continue;
+            }
+            let range = limits.get(&author);
+            for name in self.files().list(self.id(), author)? {
+                // Segments beyond those limits belong to a living owner.
+                let below = range.is_none_or(|(shared, limit)| {
+                    name.sequence < mark(shared, name.kind).min(mark(limit, name.kind))
+                });
+                if below {
+                    collected.candidates.push(name);
+                }
+            }
+        }
+        Ok(collected)
+    }
+
+    /// Completes a removal or an aborted creation.
+    fn finish_removal(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
+        let Some(_lock) = self.lock_image(image)? else { return Ok(()) };
+        let _catalogue = self.lock(LockMode::Exclusive)?;
+        self.unlink_image(image, head)?;
+        if let Some(parent) = &head.parent {
+            self.remove_child_record(parent, SnapId(parent.snap_id), image)?;
+        }
+        Ok(())
+    }
+
+    fn remove_empty_author_directories(&self) {
+        for author in self.authors().unwrap_or_default() {
+            if self.read_head(author).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+                // Refused while segments are left.
+                let _ = self.disk().remove_directory(&author_directory(self.directory(), author));
+            }
+        }
+    }
+
+    /// What heads name, and what only snapshots name, at the granularity of segments.
+    fn report(&self, heads: &[HeadRecord]) -> Result<GcReport> {
+        let mut report = GcReport::default();
+        for head in heads {
+            let label = self.image_label(head);
+            if let Some(root) = &head.root {
+                report.live_bytes += self.own_data_bytes(root)?;
+            }
+            for snapshot in &head.snapshots {
+                let Some(root) = &snapshot.root else { continue };
+                let bytes = self.own_data_bytes(root)?;
+                report
+                    .pinned
+                    .push(PinnedRow { holder: format!("{label}@{}", snapshot.name), bytes });
+            }
+        }
+        Ok(report)
+    }
+
+    fn own_data_bytes(&self, root: &RootRecord) -> Result<u64> {
+        let mut table = crate::table::SegmentTable::open(root, self.files())?;
+        let mut blocks = 0;
+        table.for_each(self.files(), |_, entry, name| {
+            if name.kind == SegmentKind::Data && name.pool == self.id() {
+                blocks += u64::from(entry.live);
+            }
+            Ok(())
+        })?;
+        Ok(blocks * BLOCK_BYTES)
+    }
+}

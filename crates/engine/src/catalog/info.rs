@@ -1,0 +1,194 @@
+//! What can be told of an image or pool from its heads alone, while it is in use or not.
+
+use marcot_format::record::{ParentRecord, Protection};
+use marcot_format::{ImageId, PoolId, SnapId};
+
+use super::pool::Pool;
+use super::store::Store;
+use crate::error::Result;
+
+/// The parent of a clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentInfo {
+    /// Its pool, by its name now if the store knows it.
+    pub pool: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name now, or when it was cloned if it is out of reach.
+    pub image: String,
+    /// The snapshot.
+    pub snap: String,
+    /// Its pool's number.
+    pub pool_id: PoolId,
+    /// Its number.
+    pub image_id: ImageId,
+    /// The snapshot's number.
+    pub snap_id: SnapId,
+    /// Bytes from the start that came from it and were never cut off.
+    pub overlap_bytes: u64,
+    /// Clone format 1 or 2.
+    pub clone_format: u32,
+    /// True where the snapshot was removed and waits for its last child.
+    pub trashed: bool,
+    /// False where the parent cannot be found.
+    pub reachable: bool,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapInfo {
+    /// Its number.
+    pub id: SnapId,
+    /// Its name.
+    pub name: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Seconds since 1970.
+    pub created_s: i64,
+    /// Protected from removal.
+    pub protected: bool,
+    /// Removed, but kept for its children.
+    pub trashed: bool,
+    /// The parent of the image when it was taken.
+    pub parent: Option<ParentInfo>,
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Its number.
+    pub id: ImageId,
+    /// Its name.
+    pub name: String,
+    /// Its namespace; empty for the default one.
+    pub namespace: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// log2 of the object size to show.
+    pub order: u32,
+    /// Seconds since 1970.
+    pub created_s: i64,
+    /// Seconds since 1970 of the last change of the head.
+    pub modified_s: i64,
+    /// Feature names, comma separated.
+    pub features: String,
+    /// Where it was cloned from.
+    pub parent: Option<ParentInfo>,
+    /// Snapshots, oldest first, trashed ones included.
+    pub snapshots: Vec<SnapInfo>,
+    /// Metadata of the user.
+    pub metadata: Vec<(String, String)>,
+    /// Process that has it open for writing.
+    pub owned_by: Option<u32>,
+}
+
+/// Totals of a pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Images.
+    pub images: u64,
+    /// Bytes that their heads provision.
+    pub provisioned_bytes: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Bytes that images would provision at their largest snapshot or head.
+    pub provisioned_max_bytes: u64,
+    /// Bytes on the medium.
+    pub allocated_bytes: u64,
+    /// Bytes free on the medium.
+    pub free_bytes: u64,
+}
+
+impl Pool {
+    /// What the head of an image tells; works while the image is in use.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`.
+    pub fn info(&self, image: ImageId) -> Result<ImageInfo> {
+        let head = self.read_head(image)?;
+        let snapshots = head
+            .snapshots
+            .iter()
+            .map(|s| SnapInfo {
+                id: SnapId(s.id),
+                name: s.name.clone(),
+                size_bytes: s.root.as_ref().map_or(0, |r| r.size_bytes),
+                created_s: s.created_s,
+                protected: s.protection() != Protection::Unprotected,
+                trashed: s.trashed,
+                parent: s.parent.as_ref().map(|p| self.parent_info(p)),
+            })
+            .collect();
+        Ok(ImageInfo {
+            id: image,
+            name: self.name_of(&head).unwrap_or_else(|| head.name.clone()),
+            namespace: head.namespace.clone(),
+            size_bytes: head.root.as_ref().map_or(0, |r| r.size_bytes),
+            order: head.order,
+            created_s: head.created_s,
+            modified_s: head.modified_s,
+            features: head.features.clone(),
+            parent: head.parent.as_ref().map(|p| self.parent_info(p)),
+            snapshots,
+            metadata: head.metadata.into_iter().map(|m| (m.key, m.value)).collect(),
+            owned_by: self.owner_pid(image),
+        })
+    }
+
+    fn parent_info(&self, parent: &ParentRecord) -> ParentInfo {
+        let mut info = ParentInfo {
+            pool: parent.pool_name.clone(),
+            namespace: parent.namespace.clone(),
+            image: parent.image_name.clone(),
+            snap: parent.snap_name.clone(),
+            pool_id: PoolId(parent.pool_id),
+            image_id: ImageId(parent.image_id),
+            snap_id: SnapId(parent.snap_id),
+            overlap_bytes: parent.overlap_bytes,
+            clone_format: parent.clone_format,
+            trashed: false,
+            reachable: false,
+        };
+        let pool = if parent.pool_id == self.id().0 {
+            Ok(self.clone())
+        } else {
+            self.store().pool_by_id(info.pool_id)
+        };
+        let Ok(pool) = pool else { return info };
+        let Ok(head) = pool.read_head(info.image_id) else { return info };
+        pool.name().clone_into(&mut info.pool);
+        if let Some(name) = pool.name_of(&head) {
+            info.image = name;
+        }
+        if let Some(s) = head.snapshots.into_iter().find(|s| s.id == parent.snap_id) {
+            (info.snap, info.trashed, info.reachable) = (s.name, s.trashed, true);
+        }
+        info
+    }
+}
+
+impl Store {
+    /// Totals of a pool.
+    ///
+    /// # Errors
+    /// What the operating system says; `Corrupt` for a damaged head.
+    pub fn pool_stats(&self, pool: &Pool) -> Result<PoolStats> {
+        let mut stats = PoolStats::default();
+        for image in pool.image_ids()? {
+            let Ok(head) = pool.read_head(image) else { continue };
+            let size = head.root.as_ref().map_or(0, |r| r.size_bytes);
+            let sizes = head.snapshots.iter().filter_map(|s| s.root.as_ref());
+            stats.images += 1;
+            stats.snapshots += head.snapshots.iter().filter(|s| !s.trashed).count() as u64;
+            stats.provisioned_bytes += size;
+            stats.provisioned_max_bytes += sizes.map(|r| r.size_bytes).fold(size, u64::max);
+        }
+        for name in pool.all_segments()? {
+            let path = pool.files().path(name)?;
+            let file = pool.disk().open(&path, false);
+            stats.allocated_bytes += file.and_then(|f| f.allocated_bytes()).unwrap_or(0);
+        }
+        stats.free_bytes = pool.disk().free_bytes(pool.directory()).unwrap_or(0);
+        Ok(stats)
+    }
+}

@@ -1,0 +1,42 @@
+//! Stores, pools and what they hold: names, heads, children; the operations on more than one
+//! image.
+//!
+//! ```text
+//! STORE/store                       record
+//! STORE/pools/NAME/                 a pool of this store, or
+//! STORE/attached/NAME               record that names the directory of another store's pool
+//!
+//! POOL/pool                         record
+//! POOL/lock                         catalogue lock: creating, cloning, removing, collecting roots
+//! POOL/names/@/NAME                 record: image number (@: default namespace)
+//! POOL/names/NAMESPACE/NAME
+//! POOL/images/NUMBER/head           record: the image
+//! POOL/images/NUMBER/lock           held by the image's owner
+//! POOL/images/NUMBER/snap-N         held by readers of a snapshot
+//! POOL/segments/NUMBER/             segments, by the image that wrote them
+//! POOL/children/                    records of children; may be writable by others
+//! ```
+//!
+//! Invariants:
+//! - A child's record is durable before its head, and goes after it (I7). A record without a head
+//!   is stale, unless the pool's lock is held.
+//! - Who takes protection away marks the snapshot first and looks for children then; who clones
+//!   records the child first and looks at the mark then. So one of them sees the other.
+
+mod children;
+mod clone;
+mod collect;
+mod create;
+mod info;
+pub(crate) mod names;
+mod pool;
+mod remove;
+mod store;
+
+pub use children::ChildInfo;
+pub use clone::CloneOptions;
+pub use collect::{GcReport, PinnedRow};
+pub use create::CreateOptions;
+pub use info::{ImageInfo, ParentInfo, PoolStats, SnapInfo};
+pub use pool::Pool;
+pub use store::{PoolOptions, ReadableBy, Store};

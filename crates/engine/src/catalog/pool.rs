@@ -1,0 +1,500 @@
+//! A pool: a directory of images.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::{HeadRecord, NameRecord, ParentRecord, PoolRecord, RootRecord};
+use marcot_format::{ImageId, PoolId, SnapId};
+use marcot_store::{Disk, Lock, LockMode, replace};
+
+use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, unescape};
+use super::store::Store;
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::image::Image;
+use crate::segment::{Files, author_directory};
+
+/// Longest record file that is read, in bytes.
+const RECORD_BYTES_MAX: u64 =
+    (marcot_format::frame::FRAME_BODY_BYTES_MAX + marcot_format::frame::FRAME_HEADER_BYTES) as u64;
+
+/// Reads a small file whole.
+pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>> {
+    let context = || format!("cannot read {}", path.display());
+    let file = disk.open(path, false).at(context)?;
+    let length = file.length().at(context)?;
+    if length > RECORD_BYTES_MAX {
+        return fail(ErrorKind::Corrupt, format!("{} is too long to be a record", path.display()));
+    }
+    let mut bytes = vec![0; length as usize];
+    let n = file.read_at(0, &mut bytes).at(context)?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
+
+struct PoolInner {
+    store: Store,
+    name: String,
+    directory: PathBuf,
+    record: PoolRecord,
+    read_only: bool,
+    attached: bool,
+    directory_mode: u32,
+}
+
+/// An open pool. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool(Arc<PoolInner>);
+
+impl Pool {
+    pub(super) fn open_directory(
+        store: &Store,
+        name: &str,
+        directory: PathBuf,
+        attached: bool,
+    ) -> Result<Self> {
+        let disk = &*store.inner.world.disk;
+        let path = directory.join("pool");
+        let bytes = match read_file(disk, &path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let message = format!("{} holds no pool", directory.display());
+                return fail(ErrorKind::NotFound, message);
+            }
+            bytes => bytes.map_err(|e| e.context(format!("cannot open pool '{name}'")))?,
+        };
+        let decoded = decode_message::<PoolRecord>(FrameKind::Pool, &bytes);
+        let (record, newer) =
+            decoded.map_err(|e| Error::from_format(format!("cannot open pool '{name}'"), e))?;
+        let read_only = newer || !disk.writable(&directory.join("images"));
+        let directory_mode = disk.mode(&directory).unwrap_or(0o700) & 0o755;
+        store.inner.files.add_pool(PoolId(record.pool_id), directory.clone());
+        let name = name.to_owned();
+        let store = store.clone();
+        let inner =
+            PoolInner { store, name, directory, record, read_only, attached, directory_mode };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Its name in the store it was opened from.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> PoolId {
+        PoolId(self.0.record.pool_id)
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.0.directory
+    }
+
+    /// True where this process may not write its images: a template pool.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.0.read_only
+    }
+
+    /// True where another store owns it.
+    #[must_use]
+    pub fn attached(&self) -> bool {
+        self.0.attached || self.0.record.store_id != self.store().inner.id
+    }
+
+    /// The store it was opened from.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    pub(crate) fn record(&self) -> &PoolRecord {
+        &self.0.record
+    }
+
+    pub(crate) fn files(&self) -> &Arc<Files> {
+        &self.0.store.inner.files
+    }
+
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        &*self.0.store.inner.world.disk
+    }
+
+    pub(crate) fn unique(&self) -> u64 {
+        self.0.store.inner.world.random.number()
+    }
+
+    pub(crate) fn now_s(&self) -> i64 {
+        self.0.store.inner.world.clock.now_s()
+    }
+
+    /// Permission bits of new files: what the pool's directory lets others read, they may read.
+    pub(crate) fn file_mode(&self) -> u32 {
+        self.0.directory_mode & 0o644
+    }
+
+    pub(crate) fn directory_mode(&self) -> u32 {
+        self.0.directory_mode
+    }
+
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.read_only() {
+            return fail(
+                ErrorKind::ReadOnly,
+                format!("pool '{}' is read-only for you", self.name()),
+            );
+        }
+        Ok(())
+    }
+
+    /// Locks the catalogue.
+    pub(crate) fn lock(&self, mode: LockMode) -> Result<Box<dyn Lock>> {
+        let path = self.0.directory.join("lock");
+        let lock = self.disk().lock(&path, mode, true);
+        let lock = lock.at(|| format!("cannot lock pool '{}'", self.name()))?;
+        lock.ok_or_else(|| Error::new(ErrorKind::Busy, "the pool is locked"))
+    }
+
+    /// Directory of an image, where its owner's control socket `owner.sock` lies.
+    #[must_use]
+    pub fn image_directory(&self, image: ImageId) -> PathBuf {
+        self.0.directory.join("images").join(image.to_string())
+    }
+
+    fn head_path(&self, image: ImageId) -> PathBuf {
+        self.image_directory(image).join("head")
+    }
+
+    fn read_head_flagged(&self, image: ImageId) -> Result<(HeadRecord, bool)> {
+        let path = self.head_path(image);
+        let bytes = match read_file(self.disk(), &path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return fail(
+                    ErrorKind::NotFound,
+                    format!("image {image} does not exist in pool '{}'", self.name()),
+                );
+            }
+            bytes => bytes?,
+        };
+        let decoded = decode_message::<HeadRecord>(FrameKind::Head, &bytes);
+        let (head, newer) =
+            decoded.map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?;
+        if head.image_id != image.0 {
+            let message = format!("{} is the head of another image", path.display());
+            return fail(ErrorKind::Corrupt, message);
+        }
+        Ok((head, newer))
+    }
+
+    /// The head as it is on disk.
+    pub(crate) fn read_head(&self, image: ImageId) -> Result<HeadRecord> {
+        Ok(self.read_head_flagged(image)?.0)
+    }
+
+    /// The head, if this version may change it.
+    pub(crate) fn read_head_for_writing(&self, image: ImageId) -> Result<HeadRecord> {
+        let (head, newer) = self.read_head_flagged(image)?;
+        let label = self.image_label(&head);
+        if newer {
+            let message =
+                format!("{label} uses features of a newer marcot, so it can only be read");
+            return fail(ErrorKind::NewerFormat, message);
+        }
+        if head.removing {
+            return fail(
+                ErrorKind::NotFound,
+                format!("{label} is being removed; run 'rm' again to finish"),
+            );
+        }
+        Ok(head)
+    }
+
+    /// Replaces the head on disk. The caller holds the image's lock.
+    pub(crate) fn write_head(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
+        let path = self.head_path(image);
+        let bytes = encode_message(FrameKind::Head, head);
+        replace(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
+            .at(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Fails where the head on disk is of another epoch.
+    pub(crate) fn check_epoch(&self, image: ImageId, epoch: u64) -> Result<()> {
+        if self.read_head(image)?.epoch != epoch {
+            return fail(
+                ErrorKind::Fenced,
+                format!("image {image} was taken over by another process"),
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn create_author_directory(&self, image: ImageId) -> Result<()> {
+        let directory = author_directory(&self.0.directory, image);
+        match self.disk().create_directory(&directory, self.directory_mode()) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            made => made.at(|| format!("cannot create {}", directory.display()))?,
+        }
+        let parent = self.0.directory.join("segments");
+        self.disk().sync_directory(&parent).at(|| format!("cannot sync {}", parent.display()))
+    }
+
+    /// Takes the image's lock for its owner; `None` where somebody has it open.
+    pub(crate) fn lock_image(&self, image: ImageId) -> Result<Option<Box<dyn Lock>>> {
+        let path = self.image_directory(image).join("lock");
+        let lock = self.disk().lock(&path, LockMode::Exclusive, false);
+        let lock = lock.at(|| format!("cannot lock {}", path.display()))?;
+        if lock.is_some()
+            && let Ok(file) = self.disk().open(&path, true)
+        {
+            // For people and for `info`; the lock is what counts.
+            let _ = file.set_length(0);
+            let _ = file.write_at(0, &[format!("{}\n", std::process::id()).as_bytes()]);
+        }
+        Ok(lock)
+    }
+
+    /// Keeps owners away while the head is read, where that can be done.
+    pub(crate) fn lock_image_shared(&self, image: ImageId) -> Option<Box<dyn Lock>> {
+        let path = self.image_directory(image).join("lock");
+        self.disk().lock(&path, LockMode::Shared, false).ok().flatten()
+    }
+
+    /// Process that owns the image; `None` where nobody does.
+    pub(crate) fn owner_pid(&self, image: ImageId) -> Option<u32> {
+        let path = self.image_directory(image).join("lock");
+        self.disk().mode(&path).ok()?;
+        match self.disk().lock(&path, LockMode::Shared, false) {
+            Ok(None) => {
+                let text = read_file(self.disk(), &path).unwrap_or_default();
+                Some(String::from_utf8_lossy(&text).trim().parse().unwrap_or(0))
+            }
+            _ => None,
+        }
+    }
+
+    fn pin_path(&self, image: ImageId, snap: SnapId) -> PathBuf {
+        self.image_directory(image).join(format!("snap-{snap}"))
+    }
+
+    /// Keeps a snapshot from being removed while it is read, where that can be done.
+    pub(crate) fn pin_snapshot(&self, image: ImageId, snap: SnapId) -> Option<Box<dyn Lock>> {
+        let path = self.pin_path(image, snap);
+        self.disk().lock(&path, LockMode::Shared, false).ok().flatten()
+    }
+
+    /// Locks a snapshot for its removal; `None` while it is read.
+    pub(crate) fn lock_snapshot(
+        &self,
+        image: ImageId,
+        snap: SnapId,
+    ) -> Result<Option<Box<dyn Lock>>> {
+        let path = self.pin_path(image, snap);
+        let lock = self.disk().lock(&path, LockMode::Exclusive, false);
+        lock.at(|| format!("cannot lock {}", path.display()))
+    }
+
+    pub(crate) fn remove_snapshot_pin(&self, image: ImageId, snap: SnapId) {
+        // Missing where nobody ever read the snapshot.
+        let _ = self.disk().remove_file(&self.pin_path(image, snap));
+    }
+
+    /// `pool/image` or `pool/namespace/image`.
+    pub(crate) fn image_label(&self, head: &HeadRecord) -> String {
+        let name = self.name_of(head).unwrap_or_else(|| head.name.clone());
+        match head.namespace.as_str() {
+            "" => format!("{}/{name}", self.name()),
+            namespace => format!("{}/{namespace}/{name}", self.name()),
+        }
+    }
+
+    /// The name of an image now, which may have changed since its head was written.
+    pub(crate) fn name_of(&self, head: &HeadRecord) -> Option<String> {
+        let id = ImageId(head.image_id);
+        if self.find(&head.namespace, &head.name).is_ok_and(|found| found == id) {
+            return Some(head.name.clone());
+        }
+        let images = self.images(&head.namespace).ok()?;
+        images.into_iter().find(|(_, found)| *found == id).map(|(name, _)| name)
+    }
+
+    pub(super) fn names_directory(&self, namespace: &str) -> PathBuf {
+        let part = match namespace {
+            "" => DEFAULT_NAMESPACE.to_owned(),
+            namespace => escape(namespace),
+        };
+        self.0.directory.join("names").join(part)
+    }
+
+    pub(super) fn name_path(&self, namespace: &str, name: &str) -> PathBuf {
+        self.names_directory(namespace).join(escape(name))
+    }
+
+    fn namespace_missing(&self, namespace: &str) -> Error {
+        let message = format!("namespace '{namespace}' does not exist in pool '{}'", self.name());
+        Error::new(ErrorKind::NotFound, message)
+    }
+
+    /// The namespaces besides the default one, sorted.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn namespaces(&self) -> Result<Vec<String>> {
+        let directory = self.0.directory.join("names");
+        let files =
+            self.disk().list(&directory).at(|| format!("cannot list {}", directory.display()))?;
+        Ok(files.iter().filter(|f| *f != DEFAULT_NAMESPACE).filter_map(|f| unescape(f)).collect())
+    }
+
+    /// Creates a namespace.
+    ///
+    /// # Errors
+    /// `Exists`, `Invalid`, `ReadOnly`.
+    pub fn namespace_create(&self, namespace: &str) -> Result<()> {
+        check_namespace_name(namespace)?;
+        self.check_writable()?;
+        let path = self.names_directory(namespace);
+        match self.disk().create_directory(&path, self.directory_mode()) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return fail(ErrorKind::Exists, format!("namespace '{namespace}' already exists"));
+            }
+            made => made.at(|| format!("cannot create namespace '{namespace}'"))?,
+        }
+        let parent = self.0.directory.join("names");
+        self.disk().sync_directory(&parent).at(|| format!("cannot sync {}", parent.display()))
+    }
+
+    /// Removes an empty namespace.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotEmpty`, `ReadOnly`.
+    pub fn namespace_remove(&self, namespace: &str) -> Result<()> {
+        check_namespace_name(namespace)?;
+        self.check_writable()?;
+        let _lock = self.lock(LockMode::Exclusive)?;
+        if !self.images(namespace)?.is_empty() {
+            return fail(ErrorKind::NotEmpty, format!("namespace '{namespace}' contains images"));
+        }
+        let path = self.names_directory(namespace);
+        self.disk().remove_directory(&path).at(|| format!("cannot remove namespace '{namespace}'"))
+    }
+
+    /// Images of a namespace (`""`: the default one), sorted by name.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown namespace; `Corrupt` for a damaged name.
+    pub fn images(&self, namespace: &str) -> Result<Vec<(String, ImageId)>> {
+        let directory = self.names_directory(namespace);
+        let files = match self.disk().list(&directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(self.namespace_missing(namespace));
+            }
+            files => files.at(|| format!("cannot list {}", directory.display()))?,
+        };
+        let mut images = Vec::with_capacity(files.len());
+        for name in files.iter().filter_map(|f| unescape(f)) {
+            match self.find(namespace, &name) {
+                Ok(id) => images.push((name, id)),
+                // Removed since the directory was listed.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        images.sort_unstable();
+        Ok(images)
+    }
+
+    /// The image that has a name.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn find(&self, namespace: &str, name: &str) -> Result<ImageId> {
+        let path = self.name_path(namespace, name);
+        let bytes = match read_file(self.disk(), &path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if !namespace.is_empty()
+                    && self.disk().mode(&self.names_directory(namespace)).is_err()
+                {
+                    return Err(self.namespace_missing(namespace));
+                }
+                return fail(
+                    ErrorKind::NotFound,
+                    format!("image '{name}' does not exist in pool '{}'", self.name()),
+                );
+            }
+            bytes => bytes?,
+        };
+        let (record, _): (NameRecord, _) = decode_message(FrameKind::Name, &bytes)
+            .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?;
+        Ok(ImageId(record.image_id))
+    }
+
+    /// Numbers of all images that have a directory, whole or not.
+    pub(crate) fn image_ids(&self) -> Result<Vec<ImageId>> {
+        let directory = self.0.directory.join("images");
+        let names =
+            self.disk().list(&directory).at(|| format!("cannot list {}", directory.display()))?;
+        Ok(names.iter().filter_map(|n| u64::from_str_radix(n, 16).ok()).map(ImageId).collect())
+    }
+
+    /// Any image of the pool, for a refusal.
+    pub(super) fn any_image(&self) -> Result<Option<String>> {
+        for namespace in self.namespaces()?.iter().map(String::as_str).chain([""]) {
+            if let Some((name, _)) = self.images(namespace)?.into_iter().next() {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Opens an image for writing; this process is its owner until it closes it.
+    ///
+    /// # Errors
+    /// `Owned` while another process has it; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
+    pub fn open(&self, image: ImageId) -> Result<Image> {
+        self.add_pools();
+        Image::open_owner(self, image)
+    }
+
+    /// Opens an image for reading, as it was last made durable.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`.
+    pub fn open_read_only(&self, image: ImageId) -> Result<Image> {
+        self.add_pools();
+        Image::open_reader(self, image)
+    }
+
+    /// Opens a snapshot for reading.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`.
+    pub fn open_snapshot(&self, image: ImageId, snap: &str) -> Result<Image> {
+        self.add_pools();
+        let head = self.read_head(image)?;
+        let found = head.snapshots.iter().find(|s| s.name == snap);
+        let Some(snapshot) = found else {
+            return Err(crate::image::no_snapshot(&self.image_label(&head), snap));
+        };
+        Image::open_snapshot(self, image, SnapId(snapshot.id))
+    }
+
+    /// Makes the directories of all pools known, for images whose data lies in several.
+    fn add_pools(&self) {
+        if let Err(error) = self.store().open_pools() {
+            tracing::warn!(%error, "pools cannot be listed");
+        }
+    }
+
+    /// The root of a clone's parent snapshot.
+    pub(crate) fn snapshot_root(&self, parent: &ParentRecord) -> Result<RootRecord> {
+        let pool = self.store().pool_by_id(PoolId(parent.pool_id))?;
+        let head = pool.read_head(ImageId(parent.image_id))?;
+        let snapshot = head.snapshots.into_iter().find(|s| s.id == parent.snap_id);
+        snapshot
+            .and_then(|s| s.root)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "the parent snapshot does not exist"))
+    }
+}

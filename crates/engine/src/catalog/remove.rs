@@ -1,0 +1,104 @@
+//! Removing images.
+
+use marcot_format::record::HeadRecord;
+use marcot_format::{ImageId, SnapId};
+use marcot_store::LockMode;
+
+use super::pool::Pool;
+use super::store::Store;
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::image::mark;
+use crate::segment::author_directory;
+
+impl Store {
+    /// Removes an image and the space that only it uses; what others share goes with `gc`, which
+    /// runs by itself where there is something to share.
+    ///
+    /// An interrupted removal is finished by running it again, or by `gc`.
+    ///
+    /// # Errors
+    /// `HasSnapshots`; `Owned` where it is in use; `NotFound`; `ReadOnly`.
+    pub fn remove_image(
+        &self,
+        pool: &Pool,
+        image: ImageId,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        pool.check_writable()?;
+        let head = pool.read_head(image)?;
+        let label = pool.image_label(&head);
+        let Some(lock) = pool.lock_image(image)? else {
+            return fail(ErrorKind::Owned, format!("{label} is in use"));
+        };
+        let head = pool.read_head(image)?;
+        let trashed = head.snapshots.iter().filter(|s| s.trashed).count();
+        if head.snapshots.len() > trashed {
+            return fail(ErrorKind::HasSnapshots, format!("{label} has snapshots"));
+        }
+        if trashed > 0 {
+            let message = format!("{label} has removed snapshots that clones still need");
+            return fail(ErrorKind::HasSnapshots, message);
+        }
+        {
+            let _catalogue = pool.lock(LockMode::Exclusive)?;
+            pool.unlink_image(image, &head)?;
+        }
+        drop(lock);
+        if let Some(parent) = &head.parent {
+            pool.remove_child_record(parent, SnapId(parent.snap_id), image)?;
+        }
+        pool.remove_private_segments(image, &head, progress)?;
+        if head.shared_below.is_some() && !pool.attached() {
+            match self.gc(pool, &mut |_, _| {}) {
+                Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pool {
+    /// Takes an image out of the catalogue. Locks of image and pool are held.
+    ///
+    /// 1. the head says that it is being removed; 2. the name goes; 3. the head goes.
+    pub(super) fn unlink_image(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
+        if !head.removing {
+            let mut marked = head.clone();
+            marked.removing = true;
+            marked.version += 1;
+            self.write_head(image, &marked)?;
+        }
+        if let Some(name) = self.name_of(head) {
+            let path = self.name_path(&head.namespace, &name);
+            let context = || format!("cannot remove image '{name}'");
+            self.disk().remove_file(&path).at(context)?;
+            self.disk().sync_directory(&self.names_directory(&head.namespace)).at(context)?;
+        }
+        self.remove_image_directory(image);
+        match self.read_head(image) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            _ => Err(Error::new(ErrorKind::Io, format!("cannot remove the head of image {image}"))),
+        }
+    }
+
+    /// Removes the segments of a removed image that no clone can name.
+    fn remove_private_segments(
+        &self,
+        image: ImageId,
+        head: &HeadRecord,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let shared = head.shared_below.unwrap_or_default();
+        let names = self.files().list(self.id(), image)?;
+        for (i, name) in names.iter().enumerate() {
+            if name.sequence >= mark(&shared, name.kind) {
+                self.files().remove(*name)?;
+            }
+            progress(i as u64 + 1, names.len() as u64);
+        }
+        // Stays while segments are left.
+        let _ = self.disk().remove_directory(&author_directory(self.directory(), image));
+        Ok(())
+    }
+}

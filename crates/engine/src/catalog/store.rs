@@ -1,0 +1,372 @@
+//! A store: the registry of pools, in one directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use marcot_format::PoolId;
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::{AttachedRecord, PoolRecord, StoreRecord};
+use marcot_store::{LockMode, World, publish_new, replace};
+
+use super::names::{DEFAULT_NAMESPACE, check_pool_name, escape, unescape};
+use super::pool::{Pool, read_file};
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::segment::Files;
+
+/// The pool that every store has from the start, as with RBD.
+pub const DEFAULT_POOL: &str = "rbd";
+
+/// Who may read a new pool's images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReadableBy {
+    /// The user who creates it.
+    #[default]
+    Owner,
+    /// The user's group too.
+    Group,
+    /// Everybody on the machine: a template pool.
+    All,
+}
+
+/// How a pool is created.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PoolOptions {
+    /// Who may read it.
+    pub readable_by: ReadableBy,
+}
+
+pub(crate) struct StoreInner {
+    pub directory: PathBuf,
+    pub id: u64,
+    pub world: World,
+    pub files: Arc<Files>,
+}
+
+/// A directory of pools.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<StoreInner>,
+}
+
+fn make_directories(world: &World, path: &Path) -> Result<()> {
+    if world.disk.mode(path).is_ok() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        make_directories(world, parent)?;
+    }
+    match world.disk.create_directory(path, 0o755) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.at(|| format!("cannot create {}", path.display())),
+    }
+}
+
+impl Store {
+    /// Opens the store in a directory of this machine; it comes into being on first use, with the
+    /// pool `rbd`.
+    ///
+    /// # Errors
+    /// `PermissionDenied`, `Corrupt`, `NewerFormat`, or what the operating system says.
+    pub fn open(directory: &Path) -> Result<Self> {
+        Self::open_in(World::system(), directory)
+    }
+
+    /// As [`Store::open`], in another world.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_in(world: World, directory: &Path) -> Result<Self> {
+        let directory = std::path::absolute(directory)
+            .at(|| format!("cannot use {} as a store", directory.display()))?;
+        let path = directory.join("store");
+        let record: StoreRecord = match read_file(&*world.disk, &path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => create(&world, &directory)?,
+            bytes => {
+                let decoded = decode_message(FrameKind::Store, &bytes?);
+                decoded
+                    .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?
+                    .0
+            }
+        };
+        let files = Arc::new(Files::new(world.clone()));
+        let inner = StoreInner { directory, id: record.store_id, world, files };
+        let store = Self { inner: Arc::new(inner) };
+        if store.pool_directory(DEFAULT_POOL)?.is_none() && store.pools()?.is_empty() {
+            // Another process may be first, and a reader of somebody else's store may not write.
+            match store.pool_create(DEFAULT_POOL, &PoolOptions::default()) {
+                Err(e)
+                    if !matches!(
+                        e.kind(),
+                        ErrorKind::Exists | ErrorKind::PermissionDenied | ErrorKind::ReadOnly
+                    ) =>
+                {
+                    return Err(e);
+                }
+                _ => {}
+            }
+        }
+        Ok(store)
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.inner.directory
+    }
+
+    /// Names of all pools, its own and attached ones, sorted.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn pools(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for part in ["pools", "attached"] {
+            let directory = self.inner.directory.join(part);
+            match self.inner.world.disk.list(&directory) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                listed => {
+                    let listed = listed.at(|| format!("cannot list {}", directory.display()))?;
+                    names.extend(listed.iter().filter_map(|f| unescape(f)));
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Where a pool lies; `None` where there is no such pool.
+    fn pool_directory(&self, name: &str) -> Result<Option<(PathBuf, bool)>> {
+        let own = self.inner.directory.join("pools").join(escape(name));
+        if self.inner.world.disk.mode(&own.join("pool")).is_ok() {
+            return Ok(Some((own, false)));
+        }
+        let path = self.inner.directory.join("attached").join(escape(name));
+        let bytes = match read_file(&*self.inner.world.disk, &path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            bytes => bytes?,
+        };
+        let (record, _): (AttachedRecord, _) = decode_message(FrameKind::Attached, &bytes)
+            .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?;
+        Ok(Some((PathBuf::from(record.directory), true)))
+    }
+
+    /// Opens a pool.
+    ///
+    /// # Errors
+    /// `NotFound`, `PermissionDenied`, `Corrupt`, `NewerFormat`.
+    pub fn pool(&self, name: &str) -> Result<Pool> {
+        match self.pool_directory(name)? {
+            Some((directory, attached)) => Pool::open_directory(self, name, directory, attached),
+            None => fail(ErrorKind::NotFound, format!("pool '{name}' does not exist")),
+        }
+    }
+
+    /// All pools that can be opened; one that cannot is left out with a warning.
+    pub(crate) fn open_pools(&self) -> Result<Vec<Pool>> {
+        let mut pools = Vec::new();
+        for name in self.pools()? {
+            match self.pool(&name) {
+                Ok(pool) => pools.push(pool),
+                Err(error) => tracing::warn!(pool = %name, %error, "a pool cannot be opened"),
+            }
+        }
+        Ok(pools)
+    }
+
+    /// The pool with a number.
+    ///
+    /// # Errors
+    /// `NotFound` where no pool of the store has it.
+    pub fn pool_by_id(&self, id: PoolId) -> Result<Pool> {
+        for name in self.pools()? {
+            if let Ok(pool) = self.pool(&name)
+                && pool.id() == id
+            {
+                return Ok(pool);
+            }
+        }
+        fail(ErrorKind::NotFound, format!("no pool of the store has the number {id}"))
+    }
+
+    /// Creates a pool.
+    ///
+    /// # Errors
+    /// `Exists`, `Invalid` for its name, or what the operating system says.
+    pub fn pool_create(&self, name: &str, options: &PoolOptions) -> Result<Pool> {
+        check_pool_name(name)?;
+        let _lock = self.lock()?;
+        if self.pool_directory(name)?.is_some() {
+            return fail(ErrorKind::Exists, format!("pool '{name}' already exists"));
+        }
+        let mode = match options.readable_by {
+            ReadableBy::Owner => 0o700,
+            ReadableBy::Group => 0o750,
+            ReadableBy::All => 0o755,
+        };
+        let directory = self.inner.directory.join("pools").join(escape(name));
+        let disk = &*self.inner.world.disk;
+        let make = |path: &Path, mode| match disk.create_directory(path, mode) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.at(|| format!("cannot create {}", path.display())),
+        };
+        make(&directory, mode)?;
+        for part in ["names", "images", "segments"] {
+            make(&directory.join(part), mode)?;
+        }
+        make(&directory.join("names").join(DEFAULT_NAMESPACE), mode)?;
+        // Children of other users leave their markers here (I7).
+        make(&directory.join("children"), 0o1777)?;
+        let record = PoolRecord {
+            pool_id: self.inner.world.random.number(),
+            store_id: self.inner.id,
+            created_s: self.inner.world.clock.now_s(),
+            application: String::new(),
+        };
+        let bytes = encode_message(FrameKind::Pool, &record);
+        let path = directory.join("pool");
+        disk.sync_directory(&directory).at(|| format!("cannot sync {}", directory.display()))?;
+        // The commit: a directory without this record is no pool.
+        publish_new(disk, &path, self.inner.world.random.number(), mode & 0o644, &bytes)
+            .at(|| format!("cannot create pool '{name}'"))?;
+        let parent = self.inner.directory.join("pools");
+        disk.sync_directory(&parent).at(|| format!("cannot sync {}", parent.display()))?;
+        self.pool(name)
+    }
+
+    /// Removes a pool that holds no images.
+    ///
+    /// # Errors
+    /// `NotFound`; `NotEmpty`; `Invalid` for an attached pool.
+    pub fn pool_remove(&self, name: &str) -> Result<()> {
+        let pool = self.pool(name)?;
+        if pool.attached() {
+            let message = format!("pool '{name}' belongs to another store; use 'pool detach'");
+            return fail(ErrorKind::Invalid, message);
+        }
+        let _lock = self.lock()?;
+        let _catalogue = pool.lock(LockMode::Exclusive)?;
+        if let Some(image) = pool.any_image()? {
+            return fail(ErrorKind::NotEmpty, format!("pool '{name}' still holds image {image}"));
+        }
+        let disk = &*self.inner.world.disk;
+        // Without its record it is no pool any more; the rest is litter that may be swept twice.
+        let record = pool.directory().join("pool");
+        disk.remove_file(&record).at(|| format!("cannot remove pool '{name}'"))?;
+        sweep(disk, pool.directory());
+        disk.sync_directory(&self.inner.directory.join("pools"))
+            .at(|| format!("cannot remove pool '{name}'"))
+    }
+
+    /// Notes what the pool is for, as `rbd pool init` does.
+    ///
+    /// # Errors
+    /// `NotFound`, `ReadOnly`, or what the operating system says.
+    pub fn pool_init(&self, name: &str) -> Result<()> {
+        let pool = self.pool(name)?;
+        pool.check_writable()?;
+        let mut record = pool.record().clone();
+        record.application = "rbd".to_owned();
+        let bytes = encode_message(FrameKind::Pool, &record);
+        let unique = self.inner.world.random.number();
+        replace(
+            &*self.inner.world.disk,
+            &pool.directory().join("pool"),
+            unique,
+            pool.file_mode(),
+            &bytes,
+        )
+        .at(|| format!("cannot initialise pool '{name}'"))
+    }
+
+    /// Attaches a pool of another store under a name of this one.
+    ///
+    /// # Errors
+    /// `Exists`; `NotFound` where the directory holds no pool; `Corrupt`, `NewerFormat`.
+    pub fn pool_attach(&self, name: &str, directory: &Path) -> Result<Pool> {
+        check_pool_name(name)?;
+        let _lock = self.lock()?;
+        if self.pool_directory(name)?.is_some() {
+            return fail(ErrorKind::Exists, format!("pool '{name}' already exists"));
+        }
+        let directory =
+            std::path::absolute(directory).at(|| format!("cannot use {}", directory.display()))?;
+        let pool = Pool::open_directory(self, name, directory.clone(), true)?;
+        if self.open_pools()?.iter().any(|p| p.id() == pool.id()) {
+            let message = format!("{} is already a pool of this store", directory.display());
+            return fail(ErrorKind::Exists, message);
+        }
+        let Some(text) = directory.to_str() else {
+            return fail(ErrorKind::Invalid, "the pool's directory has a name that is not UTF-8");
+        };
+        let record = AttachedRecord { directory: text.to_owned(), pool_id: pool.id().0 };
+        make_directories(&self.inner.world, &self.inner.directory.join("attached"))?;
+        let path = self.inner.directory.join("attached").join(escape(name));
+        let bytes = encode_message(FrameKind::Attached, &record);
+        let unique = self.inner.world.random.number();
+        publish_new(&*self.inner.world.disk, &path, unique, 0o644, &bytes)
+            .at(|| format!("cannot attach pool '{name}'"))?;
+        Ok(pool)
+    }
+
+    /// Forgets an attached pool.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for a pool of this store; `Busy` while clones of its snapshots exist.
+    pub fn pool_detach(&self, name: &str) -> Result<()> {
+        let pool = self.pool(name)?;
+        if !pool.attached() {
+            return fail(ErrorKind::Invalid, format!("pool '{name}' belongs to this store"));
+        }
+        let _lock = self.lock()?;
+        for other in self.open_pools()?.iter().filter(|p| p.id() != pool.id()) {
+            if other.has_child_of_pool(pool.id())? {
+                let message = format!(
+                    "images in pool '{}' are clones of images in '{name}'; flatten them first",
+                    other.name()
+                );
+                return fail(ErrorKind::Busy, message);
+            }
+        }
+        let path = self.inner.directory.join("attached").join(escape(name));
+        self.inner.world.disk.remove_file(&path).at(|| format!("cannot detach pool '{name}'"))
+    }
+
+    fn lock(&self) -> Result<Box<dyn marcot_store::Lock>> {
+        let path = self.inner.directory.join("lock");
+        let lock = self.inner.world.disk.lock(&path, LockMode::Exclusive, true);
+        let lock = lock.at(|| format!("cannot lock {}", path.display()))?;
+        lock.ok_or_else(|| Error::new(ErrorKind::Busy, "the store is locked"))
+    }
+}
+
+fn create(world: &World, directory: &Path) -> Result<StoreRecord> {
+    make_directories(world, directory)?;
+    make_directories(world, &directory.join("pools"))?;
+    let record = StoreRecord { store_id: world.random.number() };
+    let bytes = encode_message(FrameKind::Store, &record);
+    let path = directory.join("store");
+    match publish_new(&*world.disk, &path, world.random.number(), 0o644, &bytes) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            let bytes = read_file(&*world.disk, &path)?;
+            let decoded = decode_message(FrameKind::Store, &bytes);
+            Ok(decoded
+                .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?
+                .0)
+        }
+        made => {
+            made.at(|| format!("cannot create a store in {}", directory.display())).map(|()| record)
+        }
+    }
+}
+
+/// Removes what is left of a pool. Errors leave litter, nothing worse.
+fn sweep(disk: &dyn marcot_store::Disk, directory: &Path) {
+    for name in disk.list(directory).unwrap_or_default() {
+        let path = directory.join(name);
+        if disk.remove_file(&path).is_err() {
+            sweep(disk, &path);
+        }
+    }
+    let _ = disk.remove_directory(directory);
+}

@@ -1,0 +1,204 @@
+//! Verifying a pool: every head, page, count and block.
+//!
+//! Heads, tables and maps are read as they are on disk, so a pool can be checked while images are
+//! in use; what an owner has not made durable yet is not looked at.
+
+mod blocks;
+pub(crate) mod roots;
+
+use std::collections::HashSet;
+
+use marcot_format::ImageId;
+use marcot_format::record::{HeadRecord, RootRecord};
+
+use crate::catalog::{Pool, Store};
+use crate::error::{ErrorKind, Result};
+use crate::segment::SegmentName;
+
+/// What is looked at.
+#[derive(Debug, Clone, Default)]
+pub struct CheckOptions {
+    /// Set right what can be: wrong counts, stale records, removals that were cut off.
+    pub repair: bool,
+    /// Leave out reading every block of data.
+    pub skip_data: bool,
+}
+
+/// Something that is wrong, in plain words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The image it means something for; empty where it is the pool.
+    pub image: String,
+    /// What is wrong, and what that means.
+    pub message: String,
+    /// True where it was set right.
+    pub repaired: bool,
+    /// True where data is lost or in danger; false for litter and wrong counts.
+    pub serious: bool,
+}
+
+/// The outcome of a check.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Images looked at.
+    pub images: u64,
+    /// Snapshots looked at.
+    pub snapshots: u64,
+    /// Map pages read.
+    pub pages: u64,
+    /// Blocks of data read and compared with their checksums.
+    pub blocks: u64,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// A check under way.
+struct Checker<'a> {
+    pool: &'a Pool,
+    options: &'a CheckOptions,
+    report: CheckReport,
+    /// Pages whose blocks were verified already.
+    verified: HashSet<(SegmentName, u32)>,
+}
+
+impl Store {
+    /// Verifies a pool.
+    ///
+    /// # Errors
+    /// Only where the pool cannot be looked at; what is wrong with it is in the report.
+    pub fn check(
+        &self,
+        pool: &Pool,
+        options: &CheckOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<CheckReport> {
+        self.open_pools()?;
+        let report = CheckReport::default();
+        let mut checker = Checker { pool, options, report, verified: HashSet::new() };
+        let images = pool.image_ids()?;
+        for (i, image) in images.iter().enumerate() {
+            checker.image(*image);
+            progress(i as u64 + 1, images.len() as u64);
+        }
+        checker.names()?;
+        Ok(checker.report)
+    }
+}
+
+impl Checker<'_> {
+    fn find(&mut self, image: &str, serious: bool, message: String) {
+        let finding = Finding { image: image.to_owned(), message, repaired: false, serious };
+        self.report.findings.push(finding);
+    }
+
+    fn repaired(&mut self) {
+        if let Some(last) = self.report.findings.last_mut() {
+            last.repaired = true;
+        }
+    }
+
+    fn image(&mut self, image: ImageId) {
+        let head = match self.pool.read_head(image) {
+            Ok(head) => head,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let message = format!(
+                    "directory of image {image} holds no head: left by a creation or removal that was cut off; 'gc' removes it"
+                );
+                return self.find("", false, message);
+            }
+            Err(error) => {
+                let message = format!(
+                    "the head of image {image} cannot be used, so the image cannot be opened: {error}"
+                );
+                return self.find(&image.to_string(), true, message);
+            }
+        };
+        let label = self.pool.image_label(&head);
+        if head.removing {
+            let message = "its removal was cut off; 'gc' finishes it".to_owned();
+            return self.find(&label, false, message);
+        }
+        if self.pool.name_of(&head).is_none() {
+            self.nameless(image, &head);
+        }
+        self.report.images += 1;
+        self.parent(&label, &head);
+        for snapshot in &head.snapshots {
+            self.report.snapshots += 1;
+            if let Some(root) = &snapshot.root {
+                self.root(&format!("{label}@{}", snapshot.name), root);
+            }
+        }
+        if let Some(root) = &head.root {
+            let wrong_before = self.report.findings.len();
+            self.root(&label, root);
+            let counts = self.report.findings[wrong_before..].iter().any(|f| !f.serious);
+            if counts && self.options.repair {
+                self.repair_counts(image, wrong_before);
+            }
+        }
+        self.log_tail(&label, image);
+    }
+
+    fn parent(&mut self, label: &str, head: &HeadRecord) {
+        let Some(parent) = &head.parent else { return };
+        if let Err(error) = self.pool.snapshot_root(parent) {
+            let message = format!(
+                "its parent {}/{}@{} is out of reach; blocks that it did not write itself may be lost: {error}",
+                parent.pool_name, parent.image_name, parent.snap_name
+            );
+            self.find(label, true, message);
+        }
+    }
+
+    /// An image that no name leads to: give it one.
+    fn nameless(&mut self, image: ImageId, head: &HeadRecord) {
+        let message =
+            format!("image {image} ('{}') has no name, so no command can reach it", head.name);
+        self.find(&head.name, true, message);
+        if self.options.repair && self.pool.restore_name(image, head).is_ok() {
+            self.repaired();
+        }
+    }
+
+    /// Names that lead nowhere.
+    fn names(&mut self) -> Result<()> {
+        let mut namespaces = self.pool.namespaces()?;
+        namespaces.insert(0, String::new());
+        for namespace in namespaces {
+            for (name, image) in self.pool.images(&namespace)? {
+                if self.pool.read_head(image).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+                    let message =
+                        format!("the name '{name}' leads to image {image}, which does not exist");
+                    self.find(&name, false, message);
+                    if self.options.repair && self.pool.remove_name(&namespace, &name).is_ok() {
+                        self.repaired();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The log after the durable root must replay.
+    fn log_tail(&mut self, label: &str, image: ImageId) {
+        if let Err(error) = self.pool.open_read_only(image) {
+            self.find(label, true, format!("the image cannot be opened: {error}"));
+        }
+    }
+
+    fn repair_counts(&mut self, image: ImageId, from: usize) {
+        let recounted = self.pool.open(image).and_then(|mut image| {
+            image.recount()?;
+            image.close()
+        });
+        let repaired = recounted.is_ok();
+        for finding in &mut self.report.findings[from..] {
+            finding.repaired |= repaired && !finding.serious;
+        }
+    }
+
+    fn root(&mut self, label: &str, root: &RootRecord) {
+        roots::check(self, label, root);
+    }
+}

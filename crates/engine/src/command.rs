@@ -1,0 +1,216 @@
+//! What can be asked of an image's owner, in the same words whether the owner is this process or
+//! another one behind a control socket.
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::Extent;
+
+/// A management command on one open image. Snapshots are given by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// Make everything acknowledged durable, and the head on disk current.
+    Checkpoint,
+    /// Take a snapshot of everything acknowledged.
+    SnapCreate {
+        /// Its name.
+        name: String,
+    },
+    /// Remove a snapshot; with format-2 children it is moved aside instead.
+    SnapRemove {
+        /// Its name.
+        name: String,
+        /// Also unprotect it, if it has no children.
+        force: bool,
+    },
+    /// Rename a snapshot.
+    SnapRename {
+        /// Its name now.
+        from: String,
+        /// Its name then.
+        to: String,
+    },
+    /// Bring the image back to the content and size of a snapshot.
+    SnapRollback {
+        /// The snapshot.
+        name: String,
+    },
+    /// Protect a snapshot from removal, so that it can be cloned.
+    SnapProtect {
+        /// The snapshot.
+        name: String,
+    },
+    /// Take the protection away, unless children exist.
+    SnapUnprotect {
+        /// The snapshot.
+        name: String,
+    },
+    /// Say that a snapshot is about to be cloned: its segments are shared from now on.
+    MarkShared {
+        /// The snapshot.
+        name: String,
+    },
+    /// Change the size. Shrinking needs `allow_shrink`.
+    Resize {
+        /// New size in bytes.
+        size_bytes: u64,
+        /// Accept the loss of data beyond the new end.
+        allow_shrink: bool,
+    },
+    /// Make the image independent of its parent.
+    Flatten,
+    /// Set a metadata key; an empty value removes it.
+    MetaSet {
+        /// Key.
+        key: String,
+        /// Value.
+        value: String,
+    },
+    /// Finish removals that were waiting for children to go away.
+    Tidy,
+    /// Tell provisioned and used bytes of the head and of each snapshot.
+    Usage,
+    /// Where content differs from a snapshot, or from nothing.
+    Diff {
+        /// Compare with this snapshot; `None`: with an image that has no data.
+        from_snap: Option<String>,
+        /// The later side: a snapshot; `None`: the head.
+        to_snap: Option<String>,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// Read bytes of the head; answered in [`Reply::Data`].
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Bytes, at most [`READ_BYTES_MAX`].
+        length: u64,
+    },
+    /// Write the bytes that accompany the command.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// The data.
+        #[serde(skip)]
+        data: Vec<u8>,
+    },
+    /// Make a range read as zeros.
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// Make everything acknowledged durable.
+    Flush,
+    /// Runs of data and holes of the head.
+    Extents {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// Reclaim space now.
+    Reclaim,
+    /// Who has the image open, for `status`.
+    Status,
+}
+
+/// Longest [`Command::Read`] in bytes.
+pub const READ_BYTES_MAX: u64 = 32 << 20;
+
+/// A range that differs between two states of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffExtent {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// False where the later side reads as zeros.
+    pub data: bool,
+}
+
+/// Space of one state of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// Snapshot, or `None` for the head.
+    pub snapshot: Option<String>,
+    /// Snapshot number, 0 for the head.
+    pub snapshot_id: u64,
+    /// Size in bytes.
+    pub provisioned_bytes: u64,
+    /// Bytes of data that this state holds and the state before it (or the parent) does not.
+    pub used_bytes: u64,
+}
+
+/// Who has an image open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watcher {
+    /// Process id of the owner.
+    pub pid: u32,
+    /// How it is used, for people: `device /dev/loop0`, `nbd, 2 connections`.
+    pub usage: String,
+}
+
+/// The answer to a [`Command`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// To [`Command::SnapCreate`].
+    Snapshot {
+        /// Number of the new snapshot.
+        id: u64,
+    },
+    /// To [`Command::Usage`].
+    Usage {
+        /// Oldest snapshot first, head last.
+        rows: Vec<UsageRow>,
+    },
+    /// To [`Command::Diff`].
+    Diff {
+        /// In order of offset.
+        extents: Vec<DiffExtent>,
+    },
+    /// To [`Command::Read`]; the bytes travel beside the reply.
+    Data {
+        /// What was read.
+        #[serde(skip)]
+        data: Vec<u8>,
+    },
+    /// To [`Command::Extents`].
+    Extents {
+        /// In order of offset, without gaps.
+        extents: Vec<ExtentRow>,
+    },
+    /// To [`Command::Reclaim`].
+    Reclaimed {
+        /// Bytes given back to the file system.
+        bytes: u64,
+    },
+    /// To [`Command::Status`].
+    Status {
+        /// The owner and how it uses the image.
+        watchers: Vec<Watcher>,
+    },
+}
+
+/// An [`Extent`] on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtentRow {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Mapped, or a hole.
+    pub data: bool,
+}
+
+impl From<Extent> for ExtentRow {
+    fn from(e: Extent) -> Self {
+        Self { offset: e.offset, length: e.length, data: e.data }
+    }
+}

@@ -1,0 +1,99 @@
+//! The face of an open image that front ends serve: a block device with bytes, not blocks.
+
+use crate::command::{Command, Reply};
+use crate::error::Result;
+
+/// One write of a batch. `offset` and length are in bytes and need no alignment.
+#[derive(Debug, Clone, Copy)]
+pub struct Write<'a> {
+    /// First byte on the device.
+    pub offset: u64,
+    /// What to store there.
+    pub data: &'a [u8],
+}
+
+/// One read of a batch. `offset` and length are in bytes and need no alignment.
+#[derive(Debug)]
+pub struct Read<'a> {
+    /// First byte on the device.
+    pub offset: u64,
+    /// Filled on success.
+    pub buf: &'a mut [u8],
+    /// Outcome of this read alone: a damaged block fails only the reads that touch it.
+    pub result: Result<()>,
+}
+
+/// A run of the device that is of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// True where blocks are mapped; false for a hole, which reads as zeros.
+    pub data: bool,
+}
+
+/// What a front end needs of an open image. Implemented by [`crate::Image`].
+///
+/// All calls come from the one thread that serves the image.
+pub trait BlockDevice: Send {
+    /// Size in bytes.
+    fn size_bytes(&self) -> u64;
+
+    /// True for snapshots and images opened read-only.
+    fn read_only(&self) -> bool;
+
+    /// Stores `writes` in order, so that a later read sees them; durable after [`Self::flush`].
+    ///
+    /// # Errors
+    /// `ReadOnly`, `OutOfRange`, `NoSpace`, `Poisoned`, `Fenced`, `Io`. Writes of a failed batch
+    /// may or may not be visible; none has been promised.
+    fn write_batch(&mut self, writes: &[Write<'_>]) -> Result<()>;
+
+    /// Performs every read of `reads`, leaving each outcome in its `result`.
+    fn read_batch(&mut self, reads: &mut [Read<'_>]);
+
+    /// Makes a range read as zeros and gives its space back.
+    ///
+    /// # Errors
+    /// As [`Self::write_batch`].
+    fn discard(&mut self, offset: u64, length: u64) -> Result<()>;
+
+    /// Makes everything acknowledged before durable.
+    ///
+    /// # Errors
+    /// `Poisoned` when stable storage refused; nothing is promised afterwards until reopened.
+    fn flush(&mut self) -> Result<()>;
+
+    /// The kinds of the runs of `[offset, offset + length)`, at most `extents_max` of them,
+    /// in order and without gaps, from `offset` on.
+    ///
+    /// # Errors
+    /// `OutOfRange`, `Corrupt`, `Io`.
+    fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>>;
+
+    /// Asks the operating system to read a range ahead; a hint that may do nothing.
+    ///
+    /// # Errors
+    /// `OutOfRange`.
+    fn cache(&mut self, offset: u64, length: u64) -> Result<()>;
+
+    /// Does a small piece of background work (checkpoint, space reclaim); true if more waits.
+    ///
+    /// # Errors
+    /// Those of the work; the device stays usable unless `Poisoned` or `Fenced`.
+    fn background_step(&mut self) -> Result<bool>;
+
+    /// Runs a management command on the open image.
+    ///
+    /// # Errors
+    /// As the command says.
+    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply>;
+
+    /// Makes everything durable and lets go of the image.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    fn close(self: Box<Self>) -> Result<()>;
+}

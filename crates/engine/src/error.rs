@@ -1,0 +1,185 @@
+//! One error for the whole engine: a kind that callers match on, a sentence for people, and the
+//! error below it.
+
+use std::fmt;
+use std::io;
+
+/// Result of every engine call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, for callers that must tell cases apart.
+///
+/// [`ErrorKind::errno`] gives the number an `rbd` user expects as exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The pool, image, snapshot or namespace does not exist.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// Another process has it open, or another operation holds it.
+    Busy,
+    /// The image is open in another process; its owner can be asked.
+    Owned,
+    /// The image still has snapshots.
+    HasSnapshots,
+    /// The snapshot still has children.
+    HasChildren,
+    /// The snapshot is protected from removal.
+    Protected,
+    /// The snapshot is not protected.
+    NotProtected,
+    /// The image has no parent.
+    NoParent,
+    /// An argument is not acceptable.
+    Invalid,
+    /// A range lies outside the image.
+    OutOfRange,
+    /// The image or pool was opened read-only, or is a snapshot.
+    ReadOnly,
+    /// The operating system refused access.
+    PermissionDenied,
+    /// The medium is full.
+    NoSpace,
+    /// Stored bytes fail verification.
+    Corrupt,
+    /// Written by a newer version, with a feature this one does not know.
+    NewerFormat,
+    /// An earlier flush failed; the image must be reopened before anything is promised again.
+    Poisoned,
+    /// This process lost the image to a later owner.
+    Fenced,
+    /// The pool is not empty.
+    NotEmpty,
+    /// Not available for this image, pool or machine.
+    Unsupported,
+    /// The user or a broken connection ended it.
+    Interrupted,
+    /// Any other input or output error.
+    Io,
+}
+
+impl ErrorKind {
+    /// The errno that `rbd` 16.2 would exit with for this kind.
+    #[must_use]
+    pub fn errno(self) -> i32 {
+        match self {
+            Self::NotFound => 2,
+            Self::Interrupted => 4,
+            Self::Io | Self::Corrupt | Self::Poisoned => 5,
+            Self::PermissionDenied => 13,
+            Self::Busy | Self::Owned | Self::HasChildren | Self::Protected | Self::NotEmpty => 16,
+            Self::Exists => 17,
+            Self::Invalid | Self::NotProtected | Self::NoParent | Self::OutOfRange => 22,
+            Self::NoSpace => 28,
+            Self::ReadOnly => 30,
+            Self::HasSnapshots => 39,
+            Self::Unsupported | Self::NewerFormat => 95,
+            Self::Fenced => 108,
+        }
+    }
+}
+
+/// An engine error.
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of `kind` that reads `message`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// Wraps an operating system error, keeping its kind.
+    pub fn from_io(context: impl Into<String>, source: io::Error) -> Self {
+        let kind = kind_of_io(&source);
+        Self { kind, message: context.into(), source: Some(Box::new(source)) }
+    }
+
+    /// Wraps a decoding error.
+    pub fn from_format(context: impl Into<String>, source: marcot_format::FormatError) -> Self {
+        let kind = match source {
+            marcot_format::FormatError::NewerFormat { .. } => ErrorKind::NewerFormat,
+            _ => ErrorKind::Corrupt,
+        };
+        Self { kind, message: context.into(), source: Some(Box::new(source)) }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The sentence without the causes below it.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The errno to report; see [`ErrorKind::errno`].
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        self.kind.errno()
+    }
+
+    /// The same error under a wider sentence.
+    #[must_use]
+    pub fn context(self, message: impl Into<String>) -> Self {
+        Self { kind: self.kind, message: message.into(), source: Some(Box::new(self)) }
+    }
+}
+
+fn kind_of_io(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::AlreadyExists => ErrorKind::Exists,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
+        io::ErrorKind::InvalidInput => ErrorKind::Invalid,
+        io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock => ErrorKind::Busy,
+        io::ErrorKind::Interrupted => ErrorKind::Interrupted,
+        _ => ErrorKind::Io,
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if let Some(source) = &self.source {
+            write!(f, ": {source}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|s| s as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// Shorthand used all over the engine.
+pub(crate) fn fail<T>(kind: ErrorKind, message: impl Into<String>) -> Result<T> {
+    Err(Error::new(kind, message))
+}
+
+/// Adds a sentence to an operating system error.
+pub(crate) trait IoContext<T> {
+    fn at(self, context: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn at(self, context: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| Error::from_io(context(), e))
+    }
+}

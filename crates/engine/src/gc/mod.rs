@@ -1,0 +1,198 @@
+//! Finding and freeing what no durable root names (I5).
+//!
+//! A segment named by no root is removed. A data segment whose roots together name fewer slots
+//! than were written has the others punched out; their addresses stay what they were (I4).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use marcot_format::group::GroupHeader;
+use marcot_format::record::RootRecord;
+use marcot_format::segment::SegmentKind;
+use marcot_format::{BLOCK_BYTES, MapEntry};
+
+use crate::catalog::Pool;
+use crate::error::{IoContext, Result};
+use crate::image::{Source, open_root};
+use crate::map::{TOP_LEVEL, Visitor, visit};
+use crate::segment::SegmentName;
+use crate::table::SegmentTable;
+
+/// Slots of a data segment that may stay dead before a walk over all maps is worth it.
+const DEAD_SLOTS_MIN: u64 = 256;
+const SEGMENT_SLOTS: usize = (marcot_format::SEGMENT_BYTES / BLOCK_BYTES) as usize;
+
+/// What roots together name.
+#[derive(Default)]
+pub(crate) struct Named {
+    /// Segments, with the live counts of all roots summed (an upper bound of the slots named) and
+    /// the slots ever written.
+    pub segments: HashMap<SegmentName, (u64, u64)>,
+}
+
+impl Named {
+    /// Adds what a root names. The same table twice counts once.
+    pub(crate) fn add(
+        &mut self,
+        pool: &Pool,
+        root: &RootRecord,
+        seen: &mut HashSet<Vec<u8>>,
+    ) -> Result<()> {
+        let key = format!("{:?}", (&root.table, root.map_address)).into_bytes();
+        if !seen.insert(key) {
+            return Ok(());
+        }
+        let mut table = SegmentTable::open(root, pool.files())?;
+        for name in table.page_segments()? {
+            self.segments.entry(name).or_default();
+        }
+        table.for_each(pool.files(), |_, entry, name| {
+            if entry.live > 0 {
+                let (live, used) = self.segments.entry(name).or_default();
+                *live += u64::from(entry.live);
+                *used = (*used).max(u64::from(entry.used));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Frees what it can of `candidates`, which must be closed for writing: removes those that no root
+/// names, punches dead slots out of the others. Returns the bytes given back.
+pub(crate) fn reclaim(
+    pool: &Pool,
+    roots: &[RootRecord],
+    candidates: &[SegmentName],
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<u64> {
+    let mut named = Named::default();
+    let mut seen = HashSet::new();
+    for (i, root) in roots.iter().enumerate() {
+        named.add(pool, root, &mut seen)?;
+        progress(i as u64, 2 * roots.len() as u64);
+    }
+    let mut freed = 0;
+    let mut partly = HashSet::new();
+    for name in candidates {
+        match named.segments.get(name) {
+            None => freed += pool.files().remove(*name)?,
+            Some((live, used)) => {
+                if name.kind == SegmentKind::Data && live + DEAD_SLOTS_MIN <= *used {
+                    partly.insert(*name);
+                }
+            }
+        }
+    }
+    if !partly.is_empty() {
+        let maps = live_slots(pool, roots, &partly, progress)?;
+        for (name, live) in &maps {
+            freed += punch_dead(pool, *name, live)?;
+        }
+    }
+    progress(1, 1);
+    Ok(freed)
+}
+
+/// One bit a slot.
+pub(crate) type SlotMap = Vec<u64>;
+
+struct Marker<'a> {
+    wanted: &'a HashSet<SegmentName>,
+    maps: &'a mut HashMap<SegmentName, SlotMap>,
+    seen: &'a mut HashSet<(SegmentName, u32)>,
+    table: SegmentTable,
+    pool: &'a Pool,
+}
+
+impl Visitor for Marker<'_> {
+    fn page(&mut self, entry: MapEntry, _level: u32, _base: u64) -> Result<bool> {
+        let address = entry.address;
+        let name = self.table.name(address.segment(), self.pool.files())?;
+        Ok(self.seen.insert((name, address.slot())))
+    }
+
+    fn block(&mut self, _block: u64, entry: MapEntry) -> Result<bool> {
+        let address = entry.address;
+        let name = self.table.name(address.segment(), self.pool.files())?;
+        if self.wanted.contains(&name) {
+            let map = self.maps.entry(name).or_insert_with(|| vec![0; SEGMENT_SLOTS / 64]);
+            let slot = address.slot() as usize;
+            if let Some(word) = map.get_mut(slot / 64) {
+                *word |= 1 << (slot % 64);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Which slots of `wanted` the roots name. Pages that several roots share are read once.
+fn live_slots(
+    pool: &Pool,
+    roots: &[RootRecord],
+    wanted: &HashSet<SegmentName>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<HashMap<SegmentName, SlotMap>> {
+    let mut maps: HashMap<SegmentName, SlotMap> = HashMap::new();
+    for name in wanted {
+        maps.insert(*name, vec![0; SEGMENT_SLOTS / 64]);
+    }
+    let mut seen = HashSet::new();
+    for (i, root) in roots.iter().enumerate() {
+        let (map, mut table) = open_root(pool, root)?;
+        let names = SegmentTable::open(root, pool.files())?;
+        let mut marker = Marker { wanted, maps: &mut maps, seen: &mut seen, table: names, pool };
+        let mut source = Source::new(&mut table, Arc::clone(pool.files()));
+        let all = (0, marcot_format::IMAGE_BYTES_MAX / BLOCK_BYTES);
+        visit(map.top(), TOP_LEVEL, 0, all, &mut source, &mut marker)?;
+        progress((roots.len() + i) as u64, 2 * roots.len() as u64);
+    }
+    Ok(maps)
+}
+
+/// Gives the data slots of a segment back that are not in `live`. Group headers stay.
+fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
+    let path = pool.files().path(name)?;
+    let file = match pool.files().world().disk.open(&path, true) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        file => file.at(|| format!("cannot open segment {}", path.display()))?,
+    };
+    let context = || format!("cannot give space of segment {name} back");
+    let before = file.allocated_bytes().at(context)?;
+    let is_live = |slot: usize| live.get(slot / 64).is_some_and(|w| w >> (slot % 64) & 1 == 1);
+    for (header_slot, header) in groups(&*file)? {
+        let first = header_slot + header.header_blocks();
+        let end = first + header.crcs.len();
+        let mut slot = first;
+        while slot < end {
+            let run = (slot..end).take_while(|s| !is_live(*s)).count();
+            if run > 0 {
+                file.punch(slot as u64 * BLOCK_BYTES, run as u64 * BLOCK_BYTES).at(context)?;
+            }
+            slot += run.max(1);
+        }
+    }
+    let after = file.allocated_bytes().at(context)?;
+    Ok(before.saturating_sub(after))
+}
+
+/// The groups of a data segment from its start, with the slot of each, up to the first slot that
+/// holds none.
+pub(crate) fn groups(file: &dyn marcot_store::DiskFile) -> Result<Vec<(usize, GroupHeader)>> {
+    let mut found = Vec::new();
+    let mut slot = 1;
+    while slot < SEGMENT_SLOTS {
+        let mut bytes = vec![0; BLOCK_BYTES as usize];
+        let read = |slot: usize, bytes: &mut [u8]| {
+            file.read_at(slot as u64 * BLOCK_BYTES, bytes).at(|| "cannot read a segment".to_owned())
+        };
+        let n = read(slot, &mut bytes)?;
+        let Ok(blocks) = GroupHeader::peek(&bytes[..n]) else { break };
+        bytes.resize(blocks * BLOCK_BYTES as usize, 0);
+        let n = read(slot, &mut bytes)?;
+        let Ok(header) = GroupHeader::decode(&bytes[..n]) else { break };
+        let next = slot + header.blocks();
+        found.push((slot, header));
+        slot = next;
+    }
+    Ok(found)
+}

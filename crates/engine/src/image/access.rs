@@ -1,0 +1,108 @@
+//! The image as a block device.
+
+use super::Image;
+use super::write::CHECKPOINT_LOG_BYTES;
+use crate::command::{Command, Reply};
+use crate::device::{BlockDevice, Extent, Read, Write};
+use crate::error::Result;
+
+impl Image {
+    /// Size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Fills `buf` from `offset` on. Holes read as zeros.
+    ///
+    /// # Errors
+    /// `OutOfRange`; `Corrupt` where a block does not match its checksum; `Io`.
+    pub fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut reads = [Read { offset, buf, result: Ok(()) }];
+        self.read_all(&mut reads);
+        let [read] = reads;
+        read.result
+    }
+
+    /// Stores `data` from `offset` on; durable after [`Image::flush`].
+    ///
+    /// # Errors
+    /// `OutOfRange`, `ReadOnly`, `NoSpace`, `Poisoned`, `Fenced`, `Io`.
+    pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.write_all(&[Write { offset, data }])
+    }
+
+    /// Makes a range read as zeros and gives its space back.
+    ///
+    /// # Errors
+    /// As [`Image::write_at`].
+    pub fn discard(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.discard_range(offset, length)
+    }
+
+    /// Makes everything acknowledged durable.
+    ///
+    /// # Errors
+    /// `Poisoned` where the medium refused: close the image and open it again.
+    pub fn flush(&mut self) -> Result<()> {
+        if !self.is_owner() {
+            return Ok(());
+        }
+        self.check_owner()?;
+        self.sync_log()
+    }
+}
+
+impl BlockDevice for Image {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_only(&self) -> bool {
+        !self.is_owner()
+    }
+
+    fn write_batch(&mut self, writes: &[Write<'_>]) -> Result<()> {
+        self.write_all(writes)
+    }
+
+    fn read_batch(&mut self, reads: &mut [Read<'_>]) {
+        self.read_all(reads);
+    }
+
+    fn discard(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.discard_range(offset, length)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Image::flush(self)
+    }
+
+    fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>> {
+        self.extents_of(offset, length, extents_max)
+    }
+
+    fn cache(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.advise(offset, length)
+    }
+
+    fn background_step(&mut self) -> Result<bool> {
+        if !self.is_owner() || self.poisoned || self.log.is_none() {
+            return Ok(false);
+        }
+        if self.log_bytes >= CHECKPOINT_LOG_BYTES {
+            self.checkpoint()?;
+            self.compaction.due = true;
+            return Ok(true);
+        }
+        self.compact_step()
+    }
+
+    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+        self.run_command(command, progress)
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Image::close(*self)
+    }
+}

@@ -1,0 +1,272 @@
+//! Checkpoints: writing a root's dirty pages out and moving the head to it.
+//!
+//! Order, each step durable before the next:
+//! 1. the log up to now; 2. map and table pages; 3. the head (this is the commit: its rename);
+//! 4. removal of segments that no head needs any more.
+//!
+//! A failure before step 3 changes nothing that a reader would see. Pages that found no room are
+//! kept and written first at the next try, because nodes in memory already point to them.
+
+use std::sync::Arc;
+
+use marcot_format::address::MAP_UNIT_BYTES;
+use marcot_format::page::{PAGE_READ_BYTES, encode_page};
+use marcot_format::record::{HeadRecord, RootRecord};
+use marcot_format::segment::SegmentKind;
+use marcot_format::table::{PagePointer, TABLE_PAGE_BYTES};
+use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, SEGMENT_BYTES};
+
+use super::Image;
+use crate::error::{Error, ErrorKind, Result, fail};
+use crate::map::PageSink;
+use crate::segment::{SegmentName, WrittenPages};
+use crate::table::TableSink;
+
+/// Bytes of a table segment; small, because a table is rewritten whole now and then.
+const TABLE_SEGMENT_BYTES: u64 = 4 << 20;
+/// The table is rewritten when its open segment holds this many times the table's pages.
+const TABLE_REWRITE_FACTOR: u64 = 8;
+/// Pages that a table segment may hold before a rewrite is considered.
+const TABLE_REWRITE_PAGES_MIN: u64 = 64;
+
+/// Pages that a failed checkpoint could not write.
+pub(super) struct Pending {
+    pages: WrittenPages,
+}
+
+struct MapSink<'a>(&'a mut Image);
+
+impl PageSink for MapSink<'_> {
+    fn write(
+        &mut self,
+        level: u32,
+        base: u64,
+        entries: &[MapEntry; MAP_FANOUT],
+    ) -> Result<MapEntry> {
+        let image = &mut *self.0;
+        let files = Arc::clone(image.pool.files());
+        if image.map_pages.needs_segment(PAGE_READ_BYTES as u64, SEGMENT_BYTES) {
+            let (name, file) = image.create_segment(SegmentKind::Map, image.head.epoch)?;
+            image.map_index = image.table.add(name, &files)?;
+            image.map_pages.start_segment(name, file);
+        }
+        let author = image.id.0;
+        let encode = |out: &mut Vec<u8>| {
+            let before = out.len();
+            let crc = encode_page(level as u8, author, base, entries, out);
+            (crc, (out.len() - before) as u64)
+        };
+        let Some((offset, (crc, bytes))) = image.map_pages.place(encode) else {
+            return fail(ErrorKind::Io, "no map segment is open");
+        };
+        let units = (bytes / MAP_UNIT_BYTES) as u32;
+        image.table.count(image.map_index, i64::from(units), units, &files)?;
+        let address = BlockAddress::new(image.map_index, (offset / MAP_UNIT_BYTES) as u32);
+        Ok(MapEntry { address, crc })
+    }
+}
+
+struct TablePages<'a>(&'a mut Image, u16);
+
+impl TableSink for TablePages<'_> {
+    fn place(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>) -> u32) -> Result<PagePointer> {
+        let image = &mut *self.0;
+        let bytes = TABLE_PAGE_BYTES as u64;
+        if image.table_pages.needs_segment(bytes, TABLE_SEGMENT_BYTES) {
+            let (name, file) = image.create_segment(SegmentKind::Table, image.head.epoch)?;
+            image.table_pages.start_segment(name, file);
+        }
+        let placed = image.table_pages.place(|out| encode(out));
+        let (Some((offset, crc)), Some((name, _))) = (placed, image.table_pages.open_segment())
+        else {
+            return fail(ErrorKind::Io, "no table segment is open");
+        };
+        Ok(PagePointer {
+            author: image.id.0,
+            sequence: name.sequence,
+            pool: self.1,
+            slot: (offset / bytes) as u32,
+            crc,
+        })
+    }
+}
+
+impl Image {
+    /// Makes the state in memory the durable one.
+    ///
+    /// # Errors
+    /// `NoSpace` and other I/O errors leave the durable state as it was; `Poisoned` and `Fenced`
+    /// end writing.
+    pub(crate) fn checkpoint(&mut self) -> Result<()> {
+        self.checkpoint_with(|_| {})
+    }
+
+    /// As [`Self::checkpoint`], with a change of the head that becomes durable together with it.
+    pub(super) fn checkpoint_with(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
+        self.check_owner()?;
+        self.check_not_fenced()?;
+        self.pool.create_author_directory(self.id)?;
+        self.write_pending()?;
+        self.sync_log()?;
+        let root = self.place_root()?;
+        self.write_pending()?;
+        let (log, marks) = (self.log_position(), self.next);
+        self.publish(|head| {
+            head.root = Some(root);
+            head.log = Some(log);
+            head.marks = Some(marks);
+            change(head);
+        })?;
+        self.changed = false;
+        self.log_bytes = 0;
+        self.remove_dead();
+        Ok(())
+    }
+
+    fn write_pending(&mut self) -> Result<()> {
+        if let Some(pending) = &self.pending {
+            pending.pages.write_and_sync()?;
+            self.pending = None;
+        }
+        Ok(())
+    }
+
+    /// Drops clean pages beyond `bytes_max`; not while some of them are in memory only.
+    pub(super) fn evict(&mut self, bytes_max: u64) {
+        if self.pending.is_none() {
+            self.map.evict(bytes_max);
+            self.table.evict();
+        }
+    }
+
+    /// Gives every dirty page its place and returns the root that names them; the pages are
+    /// pending afterwards, even where this fails half-way.
+    fn place_root(&mut self) -> Result<RootRecord> {
+        let mut root = RootRecord {
+            size_bytes: self.size_bytes,
+            mapped_blocks: self.map.mapped_blocks(),
+            ..RootRecord::default()
+        };
+        let placed = self.place_pages(&mut root);
+        let mut pages = self.map_pages.take();
+        pages.extend(self.table_pages.take());
+        match &mut self.pending {
+            Some(pending) => pending.pages.extend(pages),
+            None => self.pending = Some(Pending { pages }),
+        }
+        placed.map(|()| root)
+    }
+
+    fn place_pages(&mut self, root: &mut RootRecord) -> Result<()> {
+        let mut map = std::mem::take(&mut self.map);
+        let stored = map.store(&mut MapSink(self));
+        self.map = map;
+        let entry = stored?;
+        root.map_address = { entry.address }.0;
+        root.map_crc = entry.crc;
+        let open_data = self.log.as_ref().map(|l| l.name);
+        let open_map = self.map_pages.open_segment().map(|(name, _)| name);
+        let dropped =
+            self.table.drop_dead(|name| Some(*name) == open_data || Some(*name) == open_map)?;
+        let private: Vec<SegmentName> =
+            dropped.into_iter().filter(|name| self.is_private(name)).collect();
+        self.dead.extend(private);
+        self.rewrite_table_if_due()?;
+        let own = self.pool.id();
+        let position = self.table.pool_position(own);
+        let before = self.own_table_segments()?;
+        let mut table = std::mem::replace(&mut self.table, crate::table::SegmentTable::new());
+        let id = self.id;
+        let stored = table.store(id, &mut TablePages(self, position), root);
+        self.table = table;
+        stored?;
+        let after = self.own_table_segments()?;
+        let gone = before.into_iter().filter(|n| !after.contains(n) && self.is_private(n));
+        self.dead.extend(gone.collect::<Vec<_>>());
+        Ok(())
+    }
+
+    fn own_table_segments(&self) -> Result<Vec<SegmentName>> {
+        let open = self.table_pages.open_segment().map(|(name, _)| name);
+        let mut names = self.table.page_segments()?;
+        names.retain(|n| n.author == self.id && Some(*n) != open);
+        Ok(names)
+    }
+
+    fn rewrite_table_if_due(&mut self) -> Result<()> {
+        let Some((name, end)) = self.table_pages.open_segment() else { return Ok(()) };
+        let pages = end / TABLE_PAGE_BYTES as u64;
+        let due =
+            TABLE_REWRITE_PAGES_MIN.max(TABLE_REWRITE_FACTOR * self.table.page_count() as u64);
+        if pages > due {
+            let files = Arc::clone(self.pool.files());
+            self.table.rewrite(&files)?;
+            self.table_pages.close_segment();
+            if self.is_private(&name) {
+                self.dead.push(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// True where only this image's head can name the segment (I5).
+    pub(super) fn is_private(&self, name: &SegmentName) -> bool {
+        let own = name.author == self.id && name.pool == self.pool.id();
+        own && name.sequence >= self.private_from(name.kind)
+    }
+
+    /// First number of a series that no snapshot and no clone names.
+    fn private_from(&self, kind: SegmentKind) -> u32 {
+        let of = |marks: &marcot_format::record::SegmentMarks| match kind {
+            SegmentKind::Data => marks.data,
+            SegmentKind::Map => marks.map,
+            SegmentKind::Table => marks.table,
+        };
+        let shared = self.head.shared_below.as_ref().map_or(0, of);
+        let snapshots = self.head.snapshots.iter().filter_map(|s| s.marks.as_ref()).map(of);
+        snapshots.max().unwrap_or(0).max(shared)
+    }
+
+    fn remove_dead(&mut self) {
+        for name in std::mem::take(&mut self.dead) {
+            // A snapshot may have been taken since it died.
+            if !self.is_private(&name) {
+                continue;
+            }
+            if let Err(error) = self.pool.files().remove(name) {
+                tracing::warn!(image = %self.label, segment = %name, %error, "left behind; gc will remove it");
+            }
+        }
+    }
+
+    /// Fails where a later owner has taken the image over (I6).
+    pub(super) fn check_not_fenced(&self) -> Result<()> {
+        let found = self.pool.read_head(self.id)?;
+        if found.version != self.head.version || found.epoch != self.head.epoch {
+            let message = format!("{} was taken over by another process", self.label);
+            return fail(ErrorKind::Fenced, message);
+        }
+        Ok(())
+    }
+
+    /// Changes the head, durably.
+    pub(super) fn publish(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
+        self.check_not_fenced()?;
+        let mut head = self.head.clone();
+        change(&mut head);
+        head.version += 1;
+        head.modified_s = self.pool.files().world().clock.now_s();
+        if let Err(error) = self.pool.write_head(self.id, &head) {
+            // The rename may have happened: then what comes after a crash is not known.
+            let found = self.pool.read_head(self.id);
+            if found.map_or(true, |found| found.version != self.head.version) {
+                self.poisoned = true;
+                let message = format!("the head of {} may not be durable; reopen it", self.label);
+                return Err(Error::new(ErrorKind::Poisoned, format!("{message}: {error}")));
+            }
+            return Err(error);
+        }
+        self.head = head;
+        Ok(())
+    }
+}

@@ -1,0 +1,110 @@
+//! What differs between states of an image, and what each of them uses.
+
+use std::sync::Arc;
+
+use marcot_format::record::{ParentRecord, RootRecord};
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry};
+
+use super::{Image, Source, empty_root, no_snapshot, open_root};
+use crate::command::{DiffExtent, UsageRow};
+use crate::error::Result;
+use crate::map::{self, TOP_LEVEL};
+
+impl Image {
+    /// A durable root equal to what is in memory.
+    fn current_root(&mut self) -> Result<RootRecord> {
+        if self.changed && self.is_owner() {
+            self.checkpoint()?;
+        }
+        Ok(self.head.root.clone().unwrap_or_else(empty_root))
+    }
+
+    fn root_of(&mut self, snap: Option<&str>) -> Result<RootRecord> {
+        let Some(name) = snap else { return self.current_root() };
+        let found = self.head.snapshots.iter().find(|s| s.name == name && !s.trashed);
+        let snapshot = found.ok_or_else(|| no_snapshot(&self.label, name))?;
+        Ok(snapshot.root.clone().unwrap_or_else(empty_root))
+    }
+
+    pub(super) fn diff(
+        &mut self,
+        from_snap: Option<&str>,
+        to_snap: Option<&str>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<DiffExtent>> {
+        let earlier = match from_snap {
+            Some(name) => self.root_of(Some(name))?,
+            None => empty_root(),
+        };
+        let later = self.root_of(to_snap)?;
+        let end = (offset + length).min(later.size_bytes.max(earlier.size_bytes));
+        let range = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
+        let mut extents: Vec<DiffExtent> = Vec::new();
+        self.compare(&earlier, &later, range, &mut |block, _, after| {
+            let start = (block * BLOCK_BYTES).max(offset);
+            let stop = ((block + 1) * BLOCK_BYTES).min(end);
+            let data = after.is_some();
+            match extents.last_mut() {
+                Some(last) if last.data == data && last.offset + last.length == start => {
+                    last.length += stop - start;
+                }
+                _ => extents.push(DiffExtent { offset: start, length: stop - start, data }),
+            }
+            Ok(())
+        })?;
+        Ok(extents)
+    }
+
+    fn compare(
+        &self,
+        earlier: &RootRecord,
+        later: &RootRecord,
+        range: (u64, u64),
+        show: &mut dyn FnMut(u64, Option<MapEntry>, Option<MapEntry>) -> Result<()>,
+    ) -> Result<()> {
+        let (map_a, mut table_a) = open_root(&self.pool, earlier)?;
+        let (map_b, mut table_b) = open_root(&self.pool, later)?;
+        let mut a = Source::new(&mut table_a, Arc::clone(self.pool.files()));
+        let mut b = Source::new(&mut table_b, Arc::clone(self.pool.files()));
+        let links = (map_a.top(), map_b.top());
+        map::diff(&mut a, &mut b, links, TOP_LEVEL, 0, range, show)
+    }
+
+    /// Provisioned and used bytes of every snapshot and of the head. A state uses the blocks that
+    /// the state before it does not have at the same place; the first is compared with the parent.
+    pub(super) fn usage(&mut self) -> Result<Vec<UsageRow>> {
+        let head = self.current_root()?;
+        let parent = self.head.snapshots.first().map_or(&self.head.parent, |s| &s.parent);
+        let mut before = self.parent_root(parent.as_ref());
+        let mut states: Vec<(Option<String>, u64, RootRecord)> = Vec::new();
+        for snapshot in self.head.snapshots.iter().filter(|s| !s.trashed) {
+            let root = snapshot.root.clone().unwrap_or_else(empty_root);
+            states.push((Some(snapshot.name.clone()), snapshot.id, root));
+        }
+        states.push((None, 0, head));
+        let mut rows = Vec::new();
+        for (snapshot, snapshot_id, root) in states {
+            let mut used_blocks = 0;
+            let all = (0, IMAGE_BYTES_MAX / BLOCK_BYTES);
+            self.compare(&before, &root, all, &mut |_, _, after| {
+                used_blocks += u64::from(after.is_some());
+                Ok(())
+            })?;
+            rows.push(UsageRow {
+                snapshot,
+                snapshot_id,
+                provisioned_bytes: root.size_bytes,
+                used_bytes: (used_blocks * BLOCK_BYTES).min(root.size_bytes),
+            });
+            before = root;
+        }
+        Ok(rows)
+    }
+
+    /// The content that the image began with; nothing where the parent is out of reach.
+    fn parent_root(&self, parent: Option<&ParentRecord>) -> RootRecord {
+        let root = parent.and_then(|p| self.pool.snapshot_root(p).ok());
+        root.unwrap_or_else(empty_root)
+    }
+}

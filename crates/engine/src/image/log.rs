@@ -1,0 +1,258 @@
+//! The open data segment, which is the journal: appending groups and making them durable.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use marcot_format::group::{
+    GROUP_DATA_BLOCKS_MAX, GROUP_RECORDS_MAX, GroupHeader, Record, RecordKind, header_blocks,
+};
+use marcot_format::record::LogPosition;
+use marcot_format::segment::SegmentKind;
+use marcot_format::{BLOCK_BYTES, SEGMENT_BYTES, crc32c};
+use marcot_store::DiskFile;
+
+use super::Image;
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::segment::SegmentName;
+
+/// Blocks of a data segment, its header included.
+pub(crate) const SEGMENT_SLOTS: u32 = (SEGMENT_BYTES / BLOCK_BYTES) as u32;
+
+/// The data segment that is being written.
+pub(crate) struct Log {
+    pub name: SegmentName,
+    pub file: Arc<dyn DiskFile>,
+    /// Its index in the segment table.
+    pub index: u32,
+    /// Block where the next group starts.
+    pub slot: u32,
+    /// Written since the last sync.
+    pub dirty: bool,
+    /// Earlier segments that are not durable yet.
+    pub unsynced: Vec<Arc<dyn DiskFile>>,
+    header: Vec<u8>,
+}
+
+impl Log {
+    pub(crate) fn position(&self, group: u64) -> LogPosition {
+        LogPosition { segment: self.name.sequence, slot: self.slot, group }
+    }
+}
+
+/// A group being gathered.
+#[derive(Default)]
+pub(crate) struct Group<'a> {
+    pub records: Vec<Record>,
+    parts: Vec<Cow<'a, [u8]>>,
+    pub data_blocks: usize,
+}
+
+impl<'a> Group<'a> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Data blocks that still fit; 0 where the group must be appended first.
+    pub(crate) fn room_blocks(&self) -> usize {
+        if self.records.len() >= GROUP_RECORDS_MAX {
+            return 0;
+        }
+        GROUP_DATA_BLOCKS_MAX - self.data_blocks
+    }
+
+    /// Adds whole blocks, at most [`Self::room_blocks`] of them.
+    pub(crate) fn write(&mut self, block: u64, data: Cow<'a, [u8]>) {
+        let count = data.len() as u64 / BLOCK_BYTES;
+        self.data_blocks += count as usize;
+        self.parts.push(data);
+        match self.records.last_mut() {
+            Some(r) if r.kind == RecordKind::Write && r.block + r.count == block => {
+                r.count += count;
+            }
+            _ => self.records.push(Record { kind: RecordKind::Write, block, count }),
+        }
+    }
+
+    /// Adds a run of holes.
+    pub(crate) fn discard(&mut self, block: u64, count: u64) {
+        self.records.push(Record { kind: RecordKind::Discard, block, count });
+    }
+}
+
+impl Image {
+    /// Makes the image ready to append: a new epoch, a fresh data segment, and a head that names
+    /// both, durable before the first group.
+    pub(super) fn begin_writing(&mut self) -> Result<()> {
+        self.check_owner()?;
+        if self.log.is_some() {
+            return Ok(());
+        }
+        self.check_not_fenced()?;
+        self.remove_leftovers()?;
+        self.pool.create_author_directory(self.id)?;
+        let epoch = self.head.epoch + 1;
+        self.open_log(epoch, Vec::new())?;
+        let started = self.publish_start(epoch);
+        if let Err(error) = started {
+            if let Some(log) = self.log.take() {
+                // The number stays used; the file holds nothing.
+                self.dead.push(log.name);
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn publish_start(&mut self, epoch: u64) -> Result<()> {
+        if self.changed {
+            return self.checkpoint_with(|head| head.epoch = epoch);
+        }
+        let (log, marks) = (self.log_position(), self.next);
+        self.publish(|head| {
+            head.epoch = epoch;
+            head.log = Some(log);
+            head.marks = Some(marks);
+        })
+    }
+
+    /// Removes segments that a crashed owner created and no head names.
+    fn remove_leftovers(&mut self) -> Result<()> {
+        let marks = self.next;
+        for name in self.pool.files().list(self.pool.id(), self.id)? {
+            let next = match name.kind {
+                SegmentKind::Data => marks.data,
+                SegmentKind::Map => marks.map,
+                SegmentKind::Table => marks.table,
+            };
+            if name.sequence >= next {
+                self.pool.files().remove(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates the next data segment and goes on in it.
+    fn open_log(&mut self, epoch: u64, unsynced: Vec<Arc<dyn DiskFile>>) -> Result<()> {
+        let (name, file) = self.create_segment(SegmentKind::Data, epoch)?;
+        let files = Arc::clone(self.pool.files());
+        let index = self.table.add(name, &files)?;
+        let header = Vec::new();
+        self.log = Some(Log { name, file, index, slot: 1, dirty: false, unsynced, header });
+        Ok(())
+    }
+
+    /// Creates the next segment of a series.
+    pub(super) fn create_segment(
+        &mut self,
+        kind: SegmentKind,
+        epoch: u64,
+    ) -> Result<(SegmentName, Arc<dyn DiskFile>)> {
+        let next = match kind {
+            SegmentKind::Data => &mut self.next.data,
+            SegmentKind::Map => &mut self.next.map,
+            SegmentKind::Table => &mut self.next.table,
+        };
+        let name = SegmentName { pool: self.pool.id(), author: self.id, kind, sequence: *next };
+        let files = self.pool.files();
+        let created = match files.create(name, epoch, self.pool.file_mode()) {
+            Err(error) if error.kind() == ErrorKind::Exists => {
+                // Only a stale owner can have made it. If the head is still ours, so is the name.
+                self.pool.check_epoch(self.id, self.head.epoch)?;
+                files.remove(name)?;
+                files.create(name, epoch, self.pool.file_mode())
+            }
+            created => created,
+        };
+        let file = created?;
+        *next += 1;
+        Ok((name, file))
+    }
+
+    /// Appends a group and applies it to the map. The pages and table entries it touches must be
+    /// loaded (see [`Image::prepare`]), so that nothing but the append itself can fail.
+    pub(super) fn append(&mut self, group: Group<'_>) -> Result<()> {
+        if group.is_empty() {
+            return Ok(());
+        }
+        let blocks = header_blocks(group.records.len(), group.data_blocks) + group.data_blocks;
+        self.make_room(blocks as u32)?;
+        let Some(log) = &mut self.log else { return fail(ErrorKind::Io, "the log is not open") };
+        let crcs: Vec<u32> = group
+            .parts
+            .iter()
+            .flat_map(|part| part.chunks_exact(BLOCK_BYTES as usize))
+            .map(crc32c)
+            .collect();
+        let header = GroupHeader {
+            author: self.id.0,
+            epoch: self.head.epoch,
+            segment: log.name.sequence,
+            group: self.group_next,
+            records: group.records,
+            crcs,
+        };
+        header.encode_into(&mut log.header);
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(group.parts.len() + 1);
+        parts.push(&log.header);
+        parts.extend(group.parts.iter().map(|p| &**p));
+        log.dirty = true;
+        log.file
+            .write_at(u64::from(log.slot) * BLOCK_BYTES, &parts)
+            .at(|| format!("cannot write to {}", self.label))?;
+        let (index, data_slot) = (log.index, log.slot + header.header_blocks() as u32);
+        log.slot += blocks as u32;
+        self.group_next += 1;
+        self.log_bytes += blocks as u64 * BLOCK_BYTES;
+        self.changed = true;
+        self.apply(&header, index, data_slot).inspect_err(|error| {
+            tracing::error!(image = %self.label, %error, "a logged write could not be mapped");
+            self.poisoned = true;
+        })
+    }
+
+    fn make_room(&mut self, blocks: u32) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        if log.slot + blocks <= SEGMENT_SLOTS {
+            return Ok(());
+        }
+        let Some(mut log) = self.log.take() else { return Ok(()) };
+        let mut unsynced = std::mem::take(&mut log.unsynced);
+        if log.dirty {
+            unsynced.push(Arc::clone(&log.file));
+        }
+        if let Err(error) = self.open_log(self.head.epoch, unsynced.clone()) {
+            log.unsynced = unsynced;
+            self.log = Some(log);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Makes the log durable.
+    pub(super) fn sync_log(&mut self) -> Result<()> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let mut result = Ok(());
+        for file in &log.unsynced {
+            result = result.and_then(|()| file.sync());
+        }
+        if log.dirty {
+            result = result.and_then(|()| log.file.sync());
+        }
+        if let Err(error) = result {
+            self.poisoned = true;
+            tracing::error!(image = %self.label, %error, "flush failed; the image must be reopened");
+            let message = format!("flushing {} failed; reopen it", self.label);
+            return Err(Error::new(ErrorKind::Poisoned, format!("{message}: {error}")));
+        }
+        log.unsynced.clear();
+        log.dirty = false;
+        Ok(())
+    }
+
+    /// Makes the log durable and leaves the open segment for good.
+    pub(super) fn retire_log(&mut self) -> Result<()> {
+        self.sync_log()?;
+        self.log = None;
+        Ok(())
+    }
+}

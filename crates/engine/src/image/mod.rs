@@ -1,0 +1,274 @@
+//! An open image: its map, its log, and the head on disk.
+//!
+//! Invariants:
+//! - One thread uses an [`Image`] at a time; the image lock makes sure that no other process
+//!   writes it.
+//! - The durable state is the head's root plus the log from the head's log position on, up to the
+//!   last flush. A head never names a page or block that is not durable (I1).
+//! - A segment is removed only after a head that no longer needs it is durable, and only where no
+//!   snapshot and no clone can name it (I5); see [`reclaim`].
+
+mod access;
+mod checkpoint;
+mod commands;
+mod compact;
+mod diff;
+mod flatten;
+mod log;
+mod read;
+mod reclaim;
+mod replay;
+mod resize;
+mod snapshot;
+mod source;
+mod write;
+
+use std::sync::Arc;
+
+use marcot_format::record::{HeadRecord, LogPosition, RootRecord, SegmentMarks, SnapshotRecord};
+use marcot_format::{BlockAddress, ImageId, MapEntry, SnapId};
+use marcot_store::Lock;
+
+use crate::catalog::Pool;
+use crate::error::{Error, ErrorKind, Result, fail};
+use crate::map::Map;
+use crate::segment::{PageWriter, SegmentName};
+use crate::table::SegmentTable;
+
+use log::Log;
+pub(crate) use reclaim::mark;
+pub use snapshot::SNAPSHOTS_MAX;
+pub(crate) use source::Source;
+
+/// Memory for loaded map pages of one image before clean ones are dropped, in bytes.
+pub const MAP_MEMORY_BYTES_MAX: u64 = 64 << 20;
+
+/// What this process may do with the image.
+enum Mode {
+    /// Alone with it; holds the image lock.
+    Owner { _lock: Box<dyn Lock> },
+    /// Reads the head as it was when opened; holds a shared lock where it could get one.
+    Reader { _lock: Option<Box<dyn Lock>> },
+    /// Reads a snapshot; holds the snapshot's pin where the pool can be written.
+    Snapshot { _pin: Option<Box<dyn Lock>> },
+}
+
+/// An open image or snapshot.
+///
+/// Dropping it without [`Image::close`] loses nothing that was flushed.
+pub struct Image {
+    pool: Pool,
+    id: ImageId,
+    /// As last made durable by, or read by, this process.
+    head: HeadRecord,
+    mode: Mode,
+    /// For messages: `pool/image`, `pool/image@snap`.
+    label: String,
+    size_bytes: u64,
+    map: Map,
+    table: SegmentTable,
+    log: Option<Log>,
+    /// Number of the next group.
+    group_next: u64,
+    /// Next number of each series of segments.
+    next: SegmentMarks,
+    map_pages: PageWriter,
+    /// Table index of the open map segment.
+    map_index: u32,
+    table_pages: PageWriter,
+    /// Bytes of the log since the last checkpoint.
+    log_bytes: u64,
+    /// The root in memory is newer than the head's.
+    changed: bool,
+    /// To be removed once the next head is durable.
+    dead: Vec<SegmentName>,
+    pending: Option<checkpoint::Pending>,
+    compaction: compact::State,
+    poisoned: bool,
+}
+
+pub(crate) fn empty_root() -> RootRecord {
+    RootRecord { segment_next: 1, ..RootRecord::default() }
+}
+
+impl Image {
+    /// Opens an image for writing: takes its lock and replays its log.
+    ///
+    /// # Errors
+    /// `Owned` where another process has it; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
+    pub(crate) fn open_owner(pool: &Pool, id: ImageId) -> Result<Self> {
+        let head = pool.read_head(id)?;
+        if pool.read_only() {
+            let label = pool.image_label(&head);
+            return fail(
+                ErrorKind::ReadOnly,
+                format!("pool '{}' is read-only, so {label} cannot be changed", pool.name()),
+            );
+        }
+        let Some(lock) = pool.lock_image(id)? else {
+            let label = pool.image_label(&head);
+            return fail(ErrorKind::Owned, format!("{label} is open in another process"));
+        };
+        // Read again: it may have changed until the lock was ours.
+        let head = pool.read_head_for_writing(id)?;
+        let mut image = Self::assemble(pool, id, head, Mode::Owner { _lock: lock }, None)?;
+        image.replay()?;
+        Ok(image)
+    }
+
+    /// Opens an image as it is on disk, for reading only.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`.
+    pub(crate) fn open_reader(pool: &Pool, id: ImageId) -> Result<Self> {
+        let lock = pool.lock_image_shared(id);
+        let head = pool.read_head(id)?;
+        let mut image = Self::assemble(pool, id, head, Mode::Reader { _lock: lock }, None)?;
+        image.replay()?;
+        Ok(image)
+    }
+
+    /// Opens a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`.
+    pub(crate) fn open_snapshot(pool: &Pool, id: ImageId, snap: SnapId) -> Result<Self> {
+        let pin = pool.pin_snapshot(id, snap);
+        let head = pool.read_head(id)?;
+        let Some(record) = head.snapshots.iter().find(|s| s.id == snap.0).cloned() else {
+            return fail(ErrorKind::NotFound, format!("the snapshot {snap} does not exist"));
+        };
+        Self::assemble(pool, id, head, Mode::Snapshot { _pin: pin }, Some(&record))
+    }
+
+    fn assemble(
+        pool: &Pool,
+        id: ImageId,
+        head: HeadRecord,
+        mode: Mode,
+        snapshot: Option<&SnapshotRecord>,
+    ) -> Result<Self> {
+        let label = match snapshot {
+            Some(s) => format!("{}@{}", pool.image_label(&head), s.name),
+            None => pool.image_label(&head),
+        };
+        let root = snapshot.map_or(&head.root, |s| &s.root).clone().unwrap_or_else(empty_root);
+        if root.size_bytes > marcot_format::IMAGE_BYTES_MAX {
+            return fail(ErrorKind::Corrupt, format!("{label} has an impossible size"));
+        }
+        let (map, table) =
+            open_root(pool, &root).map_err(|e| e.context(format!("cannot open {label}")))?;
+        let next = head.marks.unwrap_or_default();
+        Ok(Self {
+            pool: pool.clone(),
+            id,
+            label,
+            size_bytes: root.size_bytes,
+            map,
+            table,
+            log: None,
+            group_next: head.log.unwrap_or_default().group,
+            next,
+            map_pages: PageWriter::default(),
+            map_index: 0,
+            table_pages: PageWriter::default(),
+            log_bytes: 0,
+            changed: false,
+            dead: Vec::new(),
+            pending: None,
+            compaction: compact::State::default(),
+            poisoned: false,
+            head,
+            mode,
+        })
+    }
+
+    /// The image's number.
+    #[must_use]
+    pub fn id(&self) -> ImageId {
+        self.id
+    }
+
+    /// The pool it lies in.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// `pool/image`, or `pool/image@snap`, for messages.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn is_owner(&self) -> bool {
+        matches!(self.mode, Mode::Owner { .. })
+    }
+
+    fn check_owner(&self) -> Result<()> {
+        match self.mode {
+            Mode::Owner { .. } if self.poisoned => fail(
+                ErrorKind::Poisoned,
+                format!(
+                    "{} lost an earlier write to its medium; close it and open it again",
+                    self.label
+                ),
+            ),
+            Mode::Owner { .. } => Ok(()),
+            Mode::Reader { .. } => {
+                fail(ErrorKind::ReadOnly, format!("{} was opened read-only", self.label))
+            }
+            Mode::Snapshot { .. } => fail(
+                ErrorKind::ReadOnly,
+                format!("{} is a snapshot and cannot be written", self.label),
+            ),
+        }
+    }
+
+    fn check_range(&self, offset: u64, length: u64) -> Result<()> {
+        if offset.checked_add(length).is_none_or(|end| end > self.size_bytes) {
+            let message = format!(
+                "{length} bytes at {offset} lie beyond the end of {} ({} bytes)",
+                self.label, self.size_bytes
+            );
+            return fail(ErrorKind::OutOfRange, message);
+        }
+        Ok(())
+    }
+
+    fn parts(&mut self) -> (&mut Map, Source<'_>) {
+        let files = Arc::clone(self.pool.files());
+        (&mut self.map, Source::new(&mut self.table, files))
+    }
+
+    /// Makes everything durable and lets go of the image.
+    ///
+    /// # Errors
+    /// `Poisoned`, `NoSpace`, `Io`: what was flushed stays; reopening replays it.
+    pub fn close(mut self) -> Result<()> {
+        if self.is_owner() && !self.poisoned && (self.changed || self.log.is_some()) {
+            self.retire_log()?;
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    fn log_position(&self) -> LogPosition {
+        match &self.log {
+            Some(log) => log.position(self.group_next),
+            None => LogPosition { segment: self.next.data, slot: 1, group: self.group_next },
+        }
+    }
+}
+
+/// Map and table of a root on disk.
+pub(crate) fn open_root(pool: &Pool, root: &RootRecord) -> Result<(Map, SegmentTable)> {
+    let entry = MapEntry { address: BlockAddress(root.map_address), crc: root.map_crc };
+    let table = SegmentTable::open(root, pool.files())?;
+    Ok((Map::open(entry, root.mapped_blocks), table))
+}
+
+/// Fails with the sentence for a snapshot that is not there.
+pub(crate) fn no_snapshot(label: &str, name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{label} has no snapshot '{name}'"))
+}

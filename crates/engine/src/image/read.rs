@@ -1,0 +1,315 @@
+//! Reading: look up, read what lies together in one go, verify every block.
+
+use std::sync::Arc;
+
+use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry, crc32c};
+use marcot_store::{DiskFile, FileRead};
+
+use super::{Image, MAP_MEMORY_BYTES_MAX};
+use crate::device::{Extent, Read};
+use crate::error::{Error, ErrorKind, Result, fail};
+use crate::map::{position, visit};
+use crate::segment::SegmentName;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// Blocks that lie together in a segment and belong together in a buffer.
+struct Piece {
+    /// Which target.
+    target: usize,
+    /// Where in the target's buffer, in bytes.
+    at: usize,
+    /// First block of the image.
+    block: u64,
+    segment: u32,
+    slot: u32,
+    blocks: usize,
+    /// First checksum in the plan.
+    crc_at: usize,
+}
+
+#[derive(Default)]
+struct Plan {
+    pieces: Vec<Piece>,
+    crcs: Vec<u32>,
+    files: Vec<(u32, SegmentName, Arc<dyn DiskFile>)>,
+}
+
+impl Image {
+    pub(super) fn read_all(&mut self, reads: &mut [Read<'_>]) {
+        for read in reads.iter_mut() {
+            read.result = self.check_range(read.offset, read.buf.len() as u64);
+        }
+        self.read_checked(reads);
+    }
+
+    /// Reads those whose `result` is good so far; whole blocks may reach beyond the image's end.
+    pub(super) fn read_checked(&mut self, reads: &mut [Read<'_>]) {
+        let mut spare: Vec<(usize, Vec<u8>)> = Vec::new();
+        for (i, read) in reads.iter_mut().enumerate() {
+            let aligned =
+                read.offset.is_multiple_of(BLOCK_BYTES) && read.buf.len().is_multiple_of(BLOCK);
+            if !aligned && read.result.is_ok() {
+                let start = read.offset / BLOCK_BYTES;
+                let end = (read.offset + read.buf.len() as u64).div_ceil(BLOCK_BYTES);
+                spare.push((i, vec![0; (end - start) as usize * BLOCK]));
+            }
+        }
+        let mut plan = Plan::default();
+        self.plan_all(reads, &mut spare, &mut plan);
+        self.perform(reads, &mut spare, &plan);
+        for (i, buffer) in &spare {
+            let read = &mut reads[*i];
+            let within = (read.offset % BLOCK_BYTES) as usize;
+            let length = read.buf.len();
+            read.buf.copy_from_slice(&buffer[within..within + length]);
+        }
+        if self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX {
+            self.evict(MAP_MEMORY_BYTES_MAX);
+        }
+    }
+
+    fn plan_all(
+        &mut self,
+        reads: &mut [Read<'_>],
+        spare: &mut [(usize, Vec<u8>)],
+        plan: &mut Plan,
+    ) {
+        let mut spares = spare.iter_mut().peekable();
+        for (i, read) in reads.iter_mut().enumerate() {
+            if read.result.is_err() {
+                continue;
+            }
+            let block = read.offset / BLOCK_BYTES;
+            let buffer: &mut [u8] = match spares.next_if(|(at, _)| *at == i) {
+                Some((_, buffer)) => buffer,
+                None => read.buf,
+            };
+            read.result = self.plan_one(i, block, buffer, plan);
+        }
+    }
+
+    /// Plans one target; holes are filled at once.
+    fn plan_one(
+        &mut self,
+        target: usize,
+        block: u64,
+        buffer: &mut [u8],
+        plan: &mut Plan,
+    ) -> Result<()> {
+        let end = block + (buffer.len() / BLOCK) as u64;
+        let mut at = block;
+        while at < end {
+            let stop = end.min((at | (MAP_FANOUT as u64 - 1)) + 1);
+            let files = Arc::clone(self.pool.files());
+            let mut source = super::Source::new(&mut self.table, files);
+            let leaf = self.map.leaf(at, &mut source)?;
+            let bytes = &mut buffer[(at - block) as usize * BLOCK..(stop - block) as usize * BLOCK];
+            match leaf {
+                None => bytes.fill(0),
+                Some(leaf) => {
+                    let first = position(at, 0);
+                    let entries = &leaf[first..first + (stop - at) as usize];
+                    plan.add_leaf(target, (at - block) as usize * BLOCK, at, entries, bytes);
+                }
+            }
+            at = stop;
+        }
+        for i in (0..plan.pieces.len()).rev().take_while(|i| plan.pieces[*i].target == target) {
+            let segment = plan.pieces[i].segment;
+            if !plan.files.iter().any(|(s, ..)| *s == segment) {
+                let name = self.table.name(segment, self.pool.files())?;
+                let file = self.pool.files().get(name).inspect_err(|error| {
+                    let block = plan.pieces[i].block;
+                    tracing::error!(image = %self.label, block, segment = %name, %error, "a block cannot be read");
+                })?;
+                plan.files.push((segment, name, file));
+            }
+        }
+        Ok(())
+    }
+
+    fn perform(&self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)], plan: &Plan) {
+        let mut ops: Vec<FileRead<'_>> = Vec::with_capacity(plan.pieces.len());
+        let mut of_op: Vec<usize> = Vec::with_capacity(plan.pieces.len());
+        let mut failed: Vec<(usize, Error)> = Vec::new();
+        let mut pieces = plan.pieces.iter().enumerate().peekable();
+        let mut spares = spare.iter_mut().peekable();
+        for (i, read) in reads.iter_mut().enumerate() {
+            let mut rest: &mut [u8] = match spares.next_if(|(at, _)| *at == i) {
+                Some((_, buffer)) => buffer,
+                None => read.buf,
+            };
+            let mut position = 0;
+            while let Some((number, piece)) = pieces.next_if(|(_, p)| p.target == i) {
+                if read.result.is_err() {
+                    continue;
+                }
+                let (_, tail) = std::mem::take(&mut rest).split_at_mut(piece.at - position);
+                let (buf, tail) = tail.split_at_mut(piece.blocks * BLOCK);
+                (rest, position) = (tail, piece.at + buf.len());
+                let Some((.., file)) = plan.files.iter().find(|(s, ..)| *s == piece.segment) else {
+                    continue;
+                };
+                let offset = u64::from(piece.slot) * BLOCK_BYTES;
+                ops.push(FileRead { file: &**file, offset, buf, result: Ok(0) });
+                of_op.push(number);
+            }
+        }
+        self.pool.files().world().disk.read_batch(&mut ops);
+        for (op, number) in ops.iter().zip(&of_op) {
+            let piece = &plan.pieces[*number];
+            if let Err(error) = self.verify(op, piece, plan) {
+                failed.push((piece.target, error));
+            }
+        }
+        drop(ops);
+        for (target, error) in failed {
+            reads[target].result = Err(error);
+        }
+    }
+
+    /// Compares what was read with the checksums in the map.
+    fn verify(&self, op: &FileRead<'_>, piece: &Piece, plan: &Plan) -> Result<()> {
+        let have = match &op.result {
+            Ok(n) => *n,
+            Err(error) => return self.damaged(piece, plan, 0, &format!("cannot be read: {error}")),
+        };
+        for i in 0..piece.blocks {
+            let end = (i + 1) * BLOCK;
+            if have < end {
+                return self.damaged(piece, plan, i, "lies beyond the end of its segment");
+            }
+            if crc32c(&op.buf[i * BLOCK..end]) != plan.crcs[piece.crc_at + i] {
+                return self.damaged(piece, plan, i, "does not match its checksum");
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, piece: &Piece, plan: &Plan, i: usize, what: &str) -> Result<()> {
+        let (block, slot) = (piece.block + i as u64, piece.slot + i as u32);
+        let name = plan.files.iter().find(|(s, ..)| *s == piece.segment).map(|(_, name, _)| *name);
+        let segment = name.map(|n| n.to_string()).unwrap_or_default();
+        let message =
+            format!("block {block} of {} (segment {segment}, slot {slot}) {what}", self.label);
+        tracing::error!(image = %self.label, block, segment, slot, "{message}");
+        fail(ErrorKind::Corrupt, message)
+    }
+
+    /// Reads one whole block, zeros where nothing is mapped.
+    pub(super) fn read_exact_block(&mut self, block: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut plan = Plan::default();
+        self.plan_one(0, block, buffer, &mut plan)?;
+        let mut reads = [Read { offset: block * BLOCK_BYTES, buf: buffer, result: Ok(()) }];
+        self.perform(&mut reads, &mut [], &plan);
+        let [read] = reads;
+        read.result
+    }
+
+    pub(super) fn extents_of(
+        &mut self,
+        offset: u64,
+        length: u64,
+        max: usize,
+    ) -> Result<Vec<Extent>> {
+        self.check_range(offset, length)?;
+        let end = offset + length;
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = offset;
+        let range = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
+        let files = Arc::clone(self.pool.files());
+        let mut source = super::Source::new(&mut self.table, files);
+        let mut show = |block: u64, _: MapEntry| {
+            let start = (block * BLOCK_BYTES).max(offset);
+            let stop = ((block + 1) * BLOCK_BYTES).min(end);
+            push(&mut extents, at, start, false);
+            if extents.len() >= max {
+                return Ok(false);
+            }
+            push(&mut extents, start, stop, true);
+            at = stop;
+            Ok(extents.len() <= max)
+        };
+        let top = crate::map::TOP_LEVEL;
+        let whole = visit(self.map.top(), top, 0, range, &mut source, &mut show)?;
+        if whole {
+            push(&mut extents, at, end, false);
+        }
+        extents.truncate(max);
+        Ok(extents)
+    }
+
+    pub(super) fn advise(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.check_range(offset, length)?;
+        let (from, to) = (offset / BLOCK_BYTES, (offset + length).div_ceil(BLOCK_BYTES));
+        let mut plan = Plan::default();
+        let mut at = from;
+        while at < to {
+            let stop = to.min((at | (MAP_FANOUT as u64 - 1)) + 1);
+            let mut buffer = vec![0; (stop - at) as usize * BLOCK];
+            self.plan_one(0, at, &mut buffer, &mut plan)?;
+            at = stop;
+        }
+        for piece in &plan.pieces {
+            if let Some((.., file)) = plan.files.iter().find(|(s, ..)| *s == piece.segment) {
+                file.advise(u64::from(piece.slot) * BLOCK_BYTES, (piece.blocks * BLOCK) as u64);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds `[from, to)`, merged with the last extent where it is of the same kind.
+fn push(extents: &mut Vec<Extent>, from: u64, to: u64, data: bool) {
+    if from >= to {
+        return;
+    }
+    match extents.last_mut() {
+        Some(last) if last.data == data && last.offset + last.length == from => {
+            last.length += to - from;
+        }
+        _ => extents.push(Extent { offset: from, length: to - from, data }),
+    }
+}
+
+impl Plan {
+    /// Adds the blocks of one leaf that cover `bytes`, from block `block` on.
+    fn add_leaf(
+        &mut self,
+        target: usize,
+        at: usize,
+        block: u64,
+        entries: &[MapEntry],
+        bytes: &mut [u8],
+    ) {
+        for (i, entry) in entries.iter().enumerate() {
+            let address = entry.address;
+            let place = at + i * BLOCK;
+            if address.is_hole() {
+                bytes[i * BLOCK..(i + 1) * BLOCK].fill(0);
+                continue;
+            }
+            match self.pieces.last_mut() {
+                Some(p)
+                    if p.target == target
+                        && p.segment == address.segment()
+                        && p.slot + p.blocks as u32 == address.slot()
+                        && p.at + p.blocks * BLOCK == place =>
+                {
+                    p.blocks += 1;
+                }
+                _ => self.pieces.push(Piece {
+                    target,
+                    at: place,
+                    block: block + i as u64,
+                    segment: address.segment(),
+                    slot: address.slot(),
+                    blocks: 1,
+                    crc_at: self.crcs.len(),
+                }),
+            }
+            self.crcs.push(entry.crc);
+        }
+    }
+}

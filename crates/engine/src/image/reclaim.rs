@@ -1,0 +1,83 @@
+//! Giving space back after a root has gone away (a snapshot, or a head rolled back).
+//!
+//! Only segments that no clone can name are looked at here; see `gc` for the others.
+
+use std::sync::Arc;
+
+use marcot_format::record::{RootRecord, SegmentMarks};
+use marcot_format::segment::SegmentKind;
+
+use super::{Image, Source, open_root};
+use crate::error::Result;
+use crate::gc;
+use crate::segment::SegmentName;
+
+impl Image {
+    /// Removes segments that none of this image's roots names, and punches the dead slots out of
+    /// those that are named in part. Returns the bytes given back.
+    pub(crate) fn reclaim_unnamed(&mut self) -> Result<u64> {
+        if self.changed {
+            self.checkpoint()?;
+        }
+        let shared = self.head.shared_below.unwrap_or_default();
+        let durable = self.head.marks.unwrap_or_default();
+        let log = self.head.log.unwrap_or_default().segment;
+        let limit = SegmentMarks { data: durable.data.min(log), ..durable };
+        let mut candidates = Vec::new();
+        for name in self.pool.files().list(self.pool.id(), self.id)? {
+            if name.sequence >= mark(&shared, name.kind)
+                && name.sequence < mark(&limit, name.kind)
+                && !self.is_open(&name)
+            {
+                candidates.push(name);
+            }
+        }
+        let roots: Vec<RootRecord> = self.own_roots();
+        gc::reclaim(&self.pool, &roots, &candidates, &mut |_, _| {})
+    }
+
+    /// Sets the counts of the segment table right, from the map.
+    pub(crate) fn recount(&mut self) -> Result<()> {
+        self.begin_writing()?;
+        self.checkpoint()?;
+        let root = self.head.root.clone().unwrap_or_default();
+        let (map, mut names) = open_root(&self.pool, &root)?;
+        let mut source = Source::new(&mut names, Arc::clone(self.pool.files()));
+        let (live, mapped) = crate::check::roots::count(map.top(), &mut source)?;
+        let files = Arc::clone(self.pool.files());
+        let mut wrong = Vec::new();
+        self.table.for_each(&files, |index, entry, _| {
+            let found = live.get(&index).copied().unwrap_or(0);
+            if found != u64::from(entry.live) {
+                wrong.push((index, found as i64 - i64::from(entry.live)));
+            }
+            Ok(())
+        })?;
+        for (index, difference) in wrong {
+            self.table.count(index, difference, 0, &files)?;
+        }
+        self.map.set_mapped_blocks(mapped);
+        self.changed = true;
+        Ok(())
+    }
+
+    /// Durable roots of the image: its head's and its snapshots'.
+    pub(crate) fn own_roots(&self) -> Vec<RootRecord> {
+        let snapshots = self.head.snapshots.iter().filter_map(|s| s.root.clone());
+        self.head.root.clone().into_iter().chain(snapshots).collect()
+    }
+
+    fn is_open(&self, name: &SegmentName) -> bool {
+        self.log.as_ref().is_some_and(|l| l.name == *name)
+            || self.map_pages.open_segment().is_some_and(|(n, _)| n == *name)
+            || self.table_pages.open_segment().is_some_and(|(n, _)| n == *name)
+    }
+}
+
+pub(crate) fn mark(marks: &SegmentMarks, kind: SegmentKind) -> u32 {
+    match kind {
+        SegmentKind::Data => marks.data,
+        SegmentKind::Map => marks.map,
+        SegmentKind::Table => marks.table,
+    }
+}

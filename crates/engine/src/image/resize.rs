@@ -1,0 +1,58 @@
+//! Growing and shrinking.
+
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX};
+
+use super::Image;
+use crate::device::Write;
+use crate::error::{ErrorKind, Result, fail};
+
+impl Image {
+    /// Changes the size; durable when it returns.
+    ///
+    /// # Errors
+    /// `Invalid` for a size beyond [`IMAGE_BYTES_MAX`], or a smaller one without `allow_shrink`.
+    pub(super) fn resize(&mut self, size_bytes: u64, allow_shrink: bool) -> Result<()> {
+        self.check_owner()?;
+        if size_bytes > IMAGE_BYTES_MAX {
+            let message = format!("the largest image is {} TiB", IMAGE_BYTES_MAX >> 40);
+            return fail(ErrorKind::Invalid, message);
+        }
+        if size_bytes < self.size_bytes {
+            if !allow_shrink {
+                return fail(
+                    ErrorKind::Invalid,
+                    "shrinking an image is only allowed with the --allow-shrink flag",
+                );
+            }
+            self.cut(size_bytes)?;
+        }
+        let before = self.size_bytes;
+        self.size_bytes = size_bytes;
+        let stored = self.checkpoint_with(|head| {
+            if let Some(parent) = &mut head.parent {
+                parent.overlap_bytes = parent.overlap_bytes.min(size_bytes);
+            }
+        });
+        if stored.is_err() {
+            self.size_bytes = before;
+        }
+        stored
+    }
+
+    /// Drops everything beyond `size_bytes`, so that growing again shows zeros.
+    fn cut(&mut self, size_bytes: u64) -> Result<()> {
+        let within = size_bytes % BLOCK_BYTES;
+        let block = size_bytes / BLOCK_BYTES;
+        if within != 0 && self.map.may_map(block, block + 1) {
+            let end = self.size_bytes.min((block + 1) * BLOCK_BYTES);
+            let zeros = vec![0; (end - size_bytes) as usize];
+            self.write_all(&[Write { offset: size_bytes, data: &zeros }])?;
+        }
+        let first = size_bytes.div_ceil(BLOCK_BYTES);
+        let last = self.size_bytes.div_ceil(BLOCK_BYTES);
+        if first < last && self.map.may_map(first, last) {
+            self.discard_range(first * BLOCK_BYTES, self.size_bytes - first * BLOCK_BYTES)?;
+        }
+        Ok(())
+    }
+}

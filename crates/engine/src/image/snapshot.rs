@@ -1,0 +1,232 @@
+//! Snapshots of an open image.
+
+use marcot_format::SnapId;
+use marcot_format::record::{HeadRecord, Protection, SegmentMarks, SnapshotRecord};
+
+use super::{Image, empty_root, no_snapshot, open_root};
+use crate::catalog::names::check_snapshot_name;
+use crate::error::{ErrorKind, Result, fail};
+
+/// Most snapshots of an image.
+pub const SNAPSHOTS_MAX: usize = 10_000;
+
+fn max_marks(a: SegmentMarks, b: SegmentMarks) -> SegmentMarks {
+    SegmentMarks { data: a.data.max(b.data), map: a.map.max(b.map), table: a.table.max(b.table) }
+}
+
+/// Says that what a snapshot names may be named by clones from now on.
+fn share(head: &mut HeadRecord, snap: u64) {
+    let marks = head.snapshots.iter().find(|s| s.id == snap).and_then(|s| s.marks);
+    let marks = marks.unwrap_or_default();
+    head.shared_below = Some(max_marks(head.shared_below.unwrap_or_default(), marks));
+}
+
+impl Image {
+    fn snapshot(&self, name: &str) -> Result<&SnapshotRecord> {
+        let found = self.head.snapshots.iter().find(|s| s.name == name && !s.trashed);
+        found.ok_or_else(|| no_snapshot(&self.label, name))
+    }
+
+    fn update_snapshot(&mut self, id: u64, change: impl FnOnce(&mut SnapshotRecord)) -> Result<()> {
+        self.publish(|head| {
+            if let Some(s) = head.snapshots.iter_mut().find(|s| s.id == id) {
+                change(s);
+            }
+        })
+    }
+
+    /// Takes a snapshot of everything acknowledged; durable when it returns.
+    pub(super) fn snap_create(&mut self, name: &str) -> Result<u64> {
+        self.check_owner()?;
+        check_snapshot_name(name)?;
+        if self.snapshot(name).is_ok() {
+            return fail(
+                ErrorKind::Exists,
+                format!("{} already has a snapshot '{name}'", self.label),
+            );
+        }
+        if self.head.snapshots.len() >= SNAPSHOTS_MAX {
+            return fail(
+                ErrorKind::NoSpace,
+                format!("{} has {SNAPSHOTS_MAX} snapshots, the most there can be", self.label),
+            );
+        }
+        let id = self.head.snap_next.max(1);
+        let created_s = self.pool.files().world().clock.now_s();
+        let name = name.to_owned();
+        let take = move |head: &mut HeadRecord| {
+            head.snap_next = id + 1;
+            head.snapshots.push(SnapshotRecord {
+                id,
+                name,
+                created_s,
+                protection: Protection::Unprotected as i32,
+                root: Some(head.root.clone().unwrap_or_else(empty_root)),
+                marks: head.marks,
+                trashed: false,
+                parent: head.parent.clone(),
+                removing: false,
+            });
+        };
+        if self.changed || self.head.root.is_none() {
+            self.checkpoint_with(take)?;
+        } else {
+            self.publish(take)?;
+        }
+        Ok(id)
+    }
+
+    pub(super) fn snap_rename(&mut self, from: &str, to: &str) -> Result<()> {
+        self.check_owner()?;
+        check_snapshot_name(to)?;
+        let id = self.snapshot(from)?.id;
+        if self.snapshot(to).is_ok() {
+            return fail(
+                ErrorKind::Exists,
+                format!("{} already has a snapshot '{to}'", self.label),
+            );
+        }
+        self.update_snapshot(id, |s| s.name = to.to_owned())
+    }
+
+    pub(super) fn snap_protect(&mut self, name: &str) -> Result<()> {
+        self.check_owner()?;
+        let snapshot = self.snapshot(name)?;
+        if snapshot.protection() == Protection::Protected {
+            return fail(ErrorKind::Protected, format!("snapshot '{name}' is already protected"));
+        }
+        let id = snapshot.id;
+        self.publish(|head| {
+            share(head, id);
+            if let Some(s) = head.snapshots.iter_mut().find(|s| s.id == id) {
+                s.set_protection(Protection::Protected);
+            }
+        })
+    }
+
+    /// Marks the snapshot, looks for children in every pool, and finishes or takes the mark back.
+    pub(super) fn snap_unprotect(&mut self, name: &str) -> Result<()> {
+        self.check_owner()?;
+        let snapshot = self.snapshot(name)?;
+        if snapshot.protection() == Protection::Unprotected {
+            return fail(ErrorKind::NotProtected, format!("snapshot '{name}' is not protected"));
+        }
+        let id = snapshot.id;
+        self.update_snapshot(id, |s| s.set_protection(Protection::Unprotecting))?;
+        let children = self.pool.children_everywhere(self.id, Some(SnapId(id)));
+        match children {
+            Ok(children) if children.is_empty() => {
+                self.update_snapshot(id, |s| s.set_protection(Protection::Unprotected))
+            }
+            other => {
+                self.update_snapshot(id, |s| s.set_protection(Protection::Protected))?;
+                let names: Vec<String> = other?.iter().map(ToString::to_string).collect();
+                let message = format!("snapshot '{name}' has children: {}", names.join(", "));
+                fail(ErrorKind::HasChildren, message)
+            }
+        }
+    }
+
+    /// Says that a snapshot is going to be cloned without protection (clone format 2).
+    pub(super) fn mark_shared(&mut self, name: &str) -> Result<()> {
+        self.check_owner()?;
+        let id = self.snapshot(name)?.id;
+        self.publish(|head| share(head, id))
+    }
+
+    /// Removes a snapshot, or moves it aside while format-2 children need it.
+    pub(super) fn snap_remove(&mut self, name: &str, force: bool) -> Result<()> {
+        self.check_owner()?;
+        let snapshot = self.snapshot(name)?;
+        if snapshot.protection() != Protection::Unprotected {
+            if !force {
+                return fail(
+                    ErrorKind::Protected,
+                    format!("snapshot '{name}' is protected from removal."),
+                );
+            }
+            self.snap_unprotect(name)?;
+        }
+        let id = self.snapshot(name)?.id;
+        let Some(pin) = self.pool.lock_snapshot(self.id, SnapId(id))? else {
+            return fail(ErrorKind::Busy, format!("snapshot '{name}' of {} is in use", self.label));
+        };
+        self.update_snapshot(id, |s| s.removing = true)?;
+        match self.pool.children_everywhere(self.id, Some(SnapId(id))) {
+            Ok(children) if children.is_empty() => self.drop_snapshot(id)?,
+            Ok(_) => {
+                let trash = format!("{:016x}-{id}", self.pool.files().world().random.number());
+                self.update_snapshot(id, |s| {
+                    (s.removing, s.trashed) = (false, true);
+                    s.name = trash;
+                })?;
+            }
+            Err(error) => {
+                self.update_snapshot(id, |s| s.removing = false)?;
+                return Err(error);
+            }
+        }
+        drop(pin);
+        Ok(())
+    }
+
+    /// Removes trashed snapshots whose last child is gone, and takes back marks of commands that
+    /// were cut off.
+    pub(crate) fn tidy_snapshots(&mut self) -> Result<()> {
+        let trashed: Vec<u64> =
+            self.head.snapshots.iter().filter(|s| s.trashed || s.removing).map(|s| s.id).collect();
+        for id in trashed {
+            let children = self.pool.children_everywhere(self.id, Some(SnapId(id)))?;
+            let marked = self.head.snapshots.iter().any(|s| s.id == id && s.trashed);
+            if children.is_empty() && marked {
+                self.drop_snapshot(id)?;
+            } else if !marked {
+                self.update_snapshot(id, |s| s.removing = false)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_snapshot(&mut self, id: u64) -> Result<()> {
+        let parent = self.head.snapshots.iter().find(|s| s.id == id).and_then(|s| s.parent.clone());
+        // The space that comes free is found by comparing durable roots.
+        self.checkpoint_with(|head| head.snapshots.retain(|s| s.id != id))?;
+        self.pool.remove_snapshot_pin(self.id, SnapId(id));
+        if let Some(parent) = parent {
+            self.leave_parent(&parent)?;
+        }
+        self.reclaim_unnamed().map(drop)
+    }
+
+    /// Brings content and size of a snapshot back.
+    pub(super) fn snap_rollback(&mut self, name: &str) -> Result<()> {
+        self.check_owner()?;
+        let snapshot = self.snapshot(name)?.clone();
+        let root = snapshot.root.clone().unwrap_or_else(empty_root);
+        let (map, table) = open_root(&self.pool, &root)?;
+        // What is in memory only must not come back: the next head starts a new log.
+        self.retire_log()?;
+        self.check_not_fenced()?;
+        let (log, marks) = (self.log_position(), self.next);
+        let old_parent = self.head.parent.clone();
+        self.publish(|head| {
+            head.root = Some(root.clone());
+            head.log = Some(log);
+            head.marks = Some(marks);
+            head.parent = snapshot.parent.clone();
+        })?;
+        (self.map, self.table) = (map, table);
+        self.map_pages.close_segment();
+        self.table_pages.close_segment();
+        self.map_pages.take();
+        self.table_pages.take();
+        self.pending = None;
+        self.dead.clear();
+        self.size_bytes = root.size_bytes;
+        (self.changed, self.log_bytes) = (false, 0);
+        if let Some(parent) = old_parent {
+            self.leave_parent(&parent)?;
+        }
+        self.reclaim_unnamed().map(drop)
+    }
+}

@@ -1,0 +1,67 @@
+//! Map pages of an image: read through its segment table, counted in it.
+
+use std::sync::Arc;
+
+use marcot_format::address::MAP_UNIT_BYTES;
+use marcot_format::page::{PAGE_READ_BYTES, decode_page};
+use marcot_format::segment::SegmentKind;
+use marcot_format::{BlockAddress, MapEntry};
+
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::map::{Node, PageSource, SideOps};
+use crate::segment::Files;
+use crate::table::SegmentTable;
+
+/// A root's segment table and the files behind it.
+pub(crate) struct Source<'a> {
+    pub table: &'a mut SegmentTable,
+    pub files: Arc<Files>,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn new(table: &'a mut SegmentTable, files: Arc<Files>) -> Self {
+        Self { table, files }
+    }
+}
+
+impl PageSource for Source<'_> {
+    fn load(&mut self, entry: MapEntry, level: u32, base: u64) -> Result<Node> {
+        let address = entry.address;
+        let name = self.table.name(address.segment(), &self.files)?;
+        if name.kind != SegmentKind::Map {
+            return fail(ErrorKind::Corrupt, "a map page should lie in a map segment");
+        }
+        let file = self.files.get(name)?;
+        let mut bytes = vec![0; PAGE_READ_BYTES];
+        let offset = u64::from(address.slot()) * MAP_UNIT_BYTES;
+        let n = file.read_at(offset, &mut bytes).at(|| format!("cannot read segment {name}"))?;
+        let what =
+            || format!("the map page at unit {} of segment {name} is damaged", address.slot());
+        let (page, crc) = decode_page(&bytes[..n]).map_err(|e| Error::from_format(what(), e))?;
+        if crc != entry.crc || u32::from(page.level) != level || page.base != base {
+            return fail(ErrorKind::Corrupt, what());
+        }
+        Ok(Node::from_page(page))
+    }
+
+    fn touch(&mut self, address: BlockAddress) -> Result<()> {
+        self.table.get(address.segment(), &self.files).map(drop)
+    }
+
+    fn release(&mut self, address: BlockAddress, slots: u32) -> Result<()> {
+        self.table.count(address.segment(), -i64::from(slots), 0, &self.files)
+    }
+}
+
+impl SideOps for Source<'_> {
+    fn source(&mut self) -> &mut dyn PageSource {
+        self
+    }
+
+    fn place(&mut self, entry: MapEntry) -> Result<(u64, u64, u32)> {
+        let address = entry.address;
+        let name = self.table.name(address.segment(), &self.files)?;
+        let series = u64::from(name.sequence) << 8 | name.kind as u64;
+        Ok((name.author.0 ^ name.pool.0.rotate_left(32), series, address.slot()))
+    }
+}

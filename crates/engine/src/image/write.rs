@@ -1,0 +1,184 @@
+//! Writing and discarding: splitting at block edges, gathering groups, changing the map.
+
+use std::borrow::Cow;
+
+use marcot_format::group::{GroupHeader, RecordKind};
+use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry};
+
+use super::log::Group;
+use super::{Image, MAP_MEMORY_BYTES_MAX};
+use crate::device::Write;
+use crate::error::Result;
+use crate::map::{PageSource, position};
+
+/// Bytes of log after which a checkpoint is due: bounds replay.
+pub(crate) const CHECKPOINT_LOG_BYTES: u64 = 64 << 20;
+/// Bytes of log after which a write waits for the checkpoint instead of leaving it to the
+/// background.
+const CHECKPOINT_LOG_BYTES_MAX: u64 = 2 * CHECKPOINT_LOG_BYTES;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+impl Image {
+    pub(super) fn write_all(&mut self, writes: &[Write<'_>]) -> Result<()> {
+        self.check_owner()?;
+        for write in writes {
+            self.check_range(write.offset, write.data.len() as u64)?;
+        }
+        self.begin_writing()?;
+        let mut group = Group::default();
+        for write in writes {
+            group = self.gather(group, write.offset, write.data)?;
+        }
+        self.append(group)?;
+        self.after_write()
+    }
+
+    fn gather<'a>(
+        &mut self,
+        mut group: Group<'a>,
+        mut offset: u64,
+        mut data: &'a [u8],
+    ) -> Result<Group<'a>> {
+        while !data.is_empty() {
+            let within = (offset % BLOCK_BYTES) as usize;
+            let whole = data.len() / BLOCK;
+            if within != 0 || whole == 0 {
+                // A part of a block: the rest comes from what is there, group included.
+                self.append(std::mem::take(&mut group))?;
+                let n = (BLOCK - within).min(data.len());
+                let mut bytes = vec![0; BLOCK];
+                self.read_exact_block(offset / BLOCK_BYTES, &mut bytes)?;
+                bytes[within..within + n].copy_from_slice(&data[..n]);
+                self.prepare(offset / BLOCK_BYTES, 1)?;
+                group.write(offset / BLOCK_BYTES, Cow::Owned(bytes));
+                (offset, data) = (offset + n as u64, &data[n..]);
+                continue;
+            }
+            if group.room_blocks() == 0 {
+                self.append(std::mem::take(&mut group))?;
+            }
+            let blocks = whole.min(group.room_blocks());
+            let (now, rest) = data.split_at(blocks * BLOCK);
+            self.prepare(offset / BLOCK_BYTES, blocks as u64)?;
+            group.write(offset / BLOCK_BYTES, Cow::Borrowed(now));
+            (offset, data) = (offset + now.len() as u64, rest);
+        }
+        Ok(group)
+    }
+
+    /// Loads what changing the map of these blocks will touch, so that a damaged page fails the
+    /// write before anything is logged.
+    pub(super) fn prepare(&mut self, block: u64, count: u64) -> Result<()> {
+        let (map, mut source) = self.parts();
+        let mut at = block;
+        while at < block + count {
+            let end = (block + count).min((at | (MAP_FANOUT as u64 - 1)) + 1);
+            map.prepare(at, &mut source)?;
+            if let Some(leaf) = map.leaf(at, &mut source)? {
+                let first = position(at, 0);
+                let mut last = 0;
+                for entry in &leaf[first..first + (end - at) as usize] {
+                    let address = entry.address;
+                    if !address.is_hole() && address.segment() != last {
+                        last = address.segment();
+                        source.touch(address)?;
+                    }
+                }
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Changes the map as a group says; its data starts at `data_slot` of the segment at `index`.
+    pub(super) fn apply(&mut self, header: &GroupHeader, index: u32, data_slot: u32) -> Result<()> {
+        let data_blocks = header.crcs.len();
+        let (map, mut source) = self.parts();
+        let mut entries = Vec::with_capacity(MAP_FANOUT);
+        let mut done = 0usize;
+        for record in &header.records {
+            let end = record.block + record.count;
+            if record.kind == RecordKind::Discard {
+                map.clear(record.block, end, &mut source)?;
+                continue;
+            }
+            let mut block = record.block;
+            while block < end {
+                let stop = end.min((block | (MAP_FANOUT as u64 - 1)) + 1);
+                entries.clear();
+                for _ in block..stop {
+                    let address = marcot_format::BlockAddress::new(index, data_slot + done as u32);
+                    entries.push(MapEntry { address, crc: header.crcs[done] });
+                    done += 1;
+                }
+                map.set_run(block, &entries, &mut source)?;
+                block = stop;
+            }
+        }
+        let files = std::sync::Arc::clone(&source.files);
+        self.table.count(index, data_blocks as i64, data_blocks as u32, &files)
+    }
+
+    /// Makes a range read as zeros; blocks that are covered whole become holes.
+    pub(super) fn discard_range(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.check_owner()?;
+        self.check_range(offset, length)?;
+        let end = offset + length;
+        let first = offset.div_ceil(BLOCK_BYTES);
+        // The last block of the image is whole when the range reaches the image's end.
+        let last =
+            if end == self.size_bytes { end.div_ceil(BLOCK_BYTES) } else { end / BLOCK_BYTES };
+        if first >= last {
+            return self.zero_part(offset, length);
+        }
+        self.zero_part(offset, first * BLOCK_BYTES - offset)?;
+        if end > last * BLOCK_BYTES {
+            self.zero_part(last * BLOCK_BYTES, end - last * BLOCK_BYTES)?;
+        }
+        if !self.map.may_map(first, last) {
+            return Ok(());
+        }
+        self.begin_writing()?;
+        // Only the leaves at the edges keep other entries: those must load before it is logged.
+        self.prepare(first, 1)?;
+        self.prepare(last - 1, 1)?;
+        let mut group = Group::default();
+        group.discard(first, last - first);
+        self.append(group)?;
+        self.after_write()
+    }
+
+    /// Zeroes a range that covers no block whole, where anything is mapped.
+    fn zero_part(&mut self, offset: u64, length: u64) -> Result<()> {
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let block = at / BLOCK_BYTES;
+            let stop = end.min((block + 1) * BLOCK_BYTES);
+            if self.map.may_map(block, block + 1) {
+                let zeros = vec![0; (stop - at) as usize];
+                self.write_all(&[Write { offset: at, data: &zeros }])?;
+            }
+            at = stop;
+        }
+        Ok(())
+    }
+
+    fn after_write(&mut self) -> Result<()> {
+        let over = self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX;
+        if over {
+            self.evict(MAP_MEMORY_BYTES_MAX);
+        }
+        let crowded = over && self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX;
+        if crowded || self.log_bytes >= CHECKPOINT_LOG_BYTES_MAX {
+            // The write itself is done; a checkpoint that finds no space is tried again later.
+            if let Err(error) = self.checkpoint() {
+                tracing::warn!(image = %self.label, %error, "checkpoint put off");
+                self.log_bytes = self.log_bytes.min(CHECKPOINT_LOG_BYTES);
+            }
+            self.evict(MAP_MEMORY_BYTES_MAX);
+        }
+        Ok(())
+    }
+}

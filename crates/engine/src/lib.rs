@@ -1,0 +1,56 @@
+//! The marcot engine: layered block images in plain directories.
+//!
+//! A [`Store`] registers [`Pool`]s; a pool holds images; an [`Image`] is a block device of bytes
+//! with snapshots. A clone shares its parent snapshot's block map, so cloning, reading and writing
+//! cost the same at any depth.
+//!
+//! ```
+//! # fn main() -> marcot::Result<()> {
+//! # let dir = tempfile::tempdir().unwrap();
+//! use marcot::{BlockDevice, CloneOptions, Command, CreateOptions, Store};
+//!
+//! let store = Store::open(dir.path())?;
+//! let pool = store.pool("rbd")?;
+//! let id = pool.create("", "golden", &CreateOptions { size_bytes: 1 << 30, ..Default::default() })?;
+//! let mut golden = pool.open(id)?;
+//! golden.write_at(4096, b"a kernel")?;
+//! golden.execute(&Command::SnapCreate { name: "v1".into() }, &mut |_, _| {})?;
+//! golden.execute(&Command::SnapProtect { name: "v1".into() }, &mut |_, _| {})?;
+//! golden.close()?;
+//!
+//! let child = store.clone_image(&pool, id, "v1", &pool, "", "vm-1", &CloneOptions::default())?;
+//! let mut vm = pool.open(child)?;
+//! let mut buf = [0; 8];
+//! vm.read_at(4096, &mut buf)?;
+//! assert_eq!(&buf, b"a kernel");
+//! vm.write_at(4096, b"my own k")?;
+//! vm.flush()?; // durable from here on
+//! vm.execute(&Command::Flatten, &mut |_, _| {})?;
+//! vm.close()?;
+//! assert!(store.children(&pool, id, None)?.is_empty());
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod catalog;
+pub mod check;
+pub mod command;
+pub mod device;
+pub mod error;
+mod gc;
+pub mod image;
+mod map;
+mod segment;
+mod table;
+
+pub use catalog::{
+    ChildInfo, CloneOptions, CreateOptions, GcReport, ImageInfo, ParentInfo, Pool, PoolOptions,
+    PoolStats, ReadableBy, SnapInfo, Store,
+};
+pub use check::{CheckOptions, CheckReport, Finding};
+pub use command::{Command, Reply};
+pub use device::{BlockDevice, Extent, Read, Write};
+pub use error::{Error, ErrorKind, Result};
+pub use image::Image;
+pub use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, PoolId, SnapId};
+pub use marcot_store::World;

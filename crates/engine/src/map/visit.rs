@@ -1,0 +1,150 @@
+//! Walks over a map that leave nothing in memory: what is not loaded is read, looked at and
+//! dropped.
+
+use std::sync::Arc;
+
+use marcot_format::MapEntry;
+
+use super::{Link, Node, PageSource, entry_blocks};
+use crate::error::Result;
+
+fn node_of(
+    link: &Link,
+    level: u32,
+    base: u64,
+    source: &mut dyn PageSource,
+) -> Result<Option<Arc<Node>>> {
+    match link {
+        Link::Hole => Ok(None),
+        Link::Stored(entry) => Ok(Some(Arc::new(source.load(*entry, level, base)?))),
+        Link::Clean(_, node) | Link::Dirty(node) => Ok(Some(Arc::clone(node))),
+    }
+}
+
+/// What a visit tells.
+pub(crate) trait Visitor {
+    /// A page that is on disk; false leaves out what is below.
+    fn page(&mut self, _entry: MapEntry, _level: u32, _base: u64) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// A mapped block; false ends the visit.
+    fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool>;
+}
+
+impl<F: FnMut(u64, MapEntry) -> Result<bool>> Visitor for F {
+    fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool> {
+        self(block, entry)
+    }
+}
+
+/// Shows every mapped block of `[from, to)` to `visitor`, in order; returns false where the
+/// visitor ended it.
+pub(crate) fn visit(
+    link: &Link,
+    level: u32,
+    base: u64,
+    range: (u64, u64),
+    source: &mut dyn PageSource,
+    visitor: &mut dyn Visitor,
+) -> Result<bool> {
+    let (from, to) = (range.0.max(base), range.1.min(base + entry_blocks(level + 1)));
+    if from >= to || link.is_hole() {
+        return Ok(true);
+    }
+    if let Some(entry) = link.entry()
+        && !visitor.page(entry, level, base)?
+    {
+        return Ok(true);
+    }
+    let Some(node) = node_of(link, level, base, source)? else { return Ok(true) };
+    match &*node {
+        Node::Leaf(entries) => {
+            for block in from..to {
+                let entry = entries[(block - base) as usize];
+                if !entry.is_hole() && !visitor.block(block, entry)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Node::Inner(links) => {
+            let step = entry_blocks(level);
+            for i in (from - base) / step..=(to - 1 - base) / step {
+                let (child, start) = (&links[i as usize], base + i * step);
+                if !visit(child, level - 1, start, range, source, visitor)? {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Shows every block of `[from, to)` whose address differs between the sides to `show`, in order:
+/// its number, and whether the later side maps it. Shared subtrees are not entered.
+pub(crate) fn diff(
+    earlier: &mut dyn SideOps,
+    later: &mut dyn SideOps,
+    links: (&Link, &Link),
+    level: u32,
+    base: u64,
+    range: (u64, u64),
+    show: &mut dyn FnMut(u64, Option<MapEntry>, Option<MapEntry>) -> Result<()>,
+) -> Result<()> {
+    let (from, to) = (range.0.max(base), range.1.min(base + entry_blocks(level + 1)));
+    if from >= to || (links.0.is_hole() && links.1.is_hole()) {
+        return Ok(());
+    }
+    if let (Some(a), Some(b)) = (links.0.entry(), links.1.entry())
+        && !a.is_hole()
+        && !b.is_hole()
+        && earlier.place(a)? == later.place(b)?
+    {
+        return Ok(());
+    }
+    let a = node_of(links.0, level, base, earlier.source())?;
+    let b = node_of(links.1, level, base, later.source())?;
+    if level == 0 {
+        for block in from..to {
+            let i = (block - base) as usize;
+            let (x, y) = (leaf_entry(a.as_deref(), i), leaf_entry(b.as_deref(), i));
+            let same = match (x, y) {
+                (None, None) => true,
+                (Some(x), Some(y)) => x.crc == y.crc && earlier.place(x)? == later.place(y)?,
+                _ => false,
+            };
+            if !same {
+                show(block, x, y)?;
+            }
+        }
+        return Ok(());
+    }
+    let step = entry_blocks(level);
+    for i in (from - base) / step..=(to - 1 - base) / step {
+        let children = (child(a.as_deref(), i as usize), child(b.as_deref(), i as usize));
+        diff(earlier, later, children, level - 1, base + i * step, range, show)?;
+    }
+    Ok(())
+}
+
+/// What a comparison needs of a side.
+pub(crate) trait SideOps {
+    /// Reads its pages.
+    fn source(&mut self) -> &mut dyn PageSource;
+    /// Where an entry lies: author and pool mixed, segment, slot; equal means the same bytes.
+    fn place(&mut self, entry: MapEntry) -> Result<(u64, u64, u32)>;
+}
+
+fn leaf_entry(node: Option<&Node>, i: usize) -> Option<MapEntry> {
+    match node {
+        Some(Node::Leaf(entries)) if !entries[i].is_hole() => Some(entries[i]),
+        _ => None,
+    }
+}
+
+fn child(node: Option<&Node>, i: usize) -> &Link {
+    match node {
+        Some(Node::Inner(links)) => &links[i],
+        _ => &Link::Hole,
+    }
+}

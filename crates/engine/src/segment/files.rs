@@ -1,0 +1,171 @@
+//! Open segment files, shared by all images of the process and bounded in number.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use marcot_format::{ImageId, PoolId};
+use marcot_store::{DiskFile, World};
+
+use super::{SegmentName, author_directory, file_name};
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+
+/// Most segment files kept open for reading.
+const FILES_OPEN_MAX: usize = 512;
+
+#[derive(Default)]
+struct Cache {
+    open: HashMap<SegmentName, (Arc<dyn DiskFile>, u64)>,
+    tick: u64,
+}
+
+/// Finds and opens segments by name.
+pub(crate) struct Files {
+    world: World,
+    directories: Mutex<HashMap<PoolId, PathBuf>>,
+    cache: Mutex<Cache>,
+}
+
+impl Files {
+    pub(crate) fn new(world: World) -> Self {
+        Self { world, directories: Mutex::default(), cache: Mutex::default() }
+    }
+
+    pub(crate) fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Makes a pool's directory known.
+    pub(crate) fn add_pool(&self, pool: PoolId, directory: PathBuf) {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).insert(pool, directory);
+    }
+
+    /// The directory of a pool.
+    ///
+    /// # Errors
+    /// `NotFound` where the store does not know the pool.
+    pub(crate) fn pool_directory(&self, pool: PoolId) -> Result<PathBuf> {
+        let directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        directories.get(&pool).cloned().ok_or_else(|| {
+            let message = format!(
+                "pool {pool}, which holds data of this image, is not known to this store; attach it again with 'pool attach'"
+            );
+            Error::new(ErrorKind::NotFound, message)
+        })
+    }
+
+    pub(crate) fn path(&self, name: SegmentName) -> Result<PathBuf> {
+        let directory = author_directory(&self.pool_directory(name.pool)?, name.author);
+        Ok(directory.join(file_name(name.kind, name.sequence)))
+    }
+
+    /// Opens a segment for reading, verifying that the file is the one it should be.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`, or what the operating system says.
+    pub(crate) fn get(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
+        {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            cache.tick += 1;
+            let tick = cache.tick;
+            if let Some((file, used)) = cache.open.get_mut(&name) {
+                *used = tick;
+                return Ok(Arc::clone(file));
+            }
+        }
+        let file = self.open(name)?;
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.open.len() >= FILES_OPEN_MAX {
+            let mut ticks: Vec<u64> = cache.open.values().map(|(_, used)| *used).collect();
+            let middle = ticks.len() / 2;
+            let cut = *ticks.select_nth_unstable(middle).1;
+            cache.open.retain(|_, (_, used)| *used > cut);
+        }
+        let tick = cache.tick;
+        cache.open.insert(name, (Arc::clone(&file), tick));
+        Ok(file)
+    }
+
+    fn open(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
+        let path = self.path(name)?;
+        let file = self
+            .world
+            .disk
+            .open(&path, false)
+            .at(|| format!("cannot open segment {}", path.display()))?;
+        let mut block = vec![0; SEGMENT_HEADER_BYTES];
+        let n = file.read_at(0, &mut block).at(|| format!("cannot read segment {name}"))?;
+        let header = SegmentHeader::decode(&block[..n])
+            .map_err(|e| Error::from_format(format!("segment {} is damaged", path.display()), e))?;
+        let found = (header.kind, header.author, header.sequence);
+        if found != (name.kind, name.author.0, name.sequence) {
+            let message = format!("{} holds another segment than its name says", path.display());
+            return fail(ErrorKind::Corrupt, message);
+        }
+        Ok(file)
+    }
+
+    /// Closes a segment that is about to be removed.
+    pub(crate) fn forget(&self, name: SegmentName) {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&name);
+    }
+
+    /// Removes a segment's file. One that is already gone is no error.
+    pub(crate) fn remove(&self, name: SegmentName) -> Result<u64> {
+        self.forget(name);
+        let path = self.path(name)?;
+        let disk = &self.world.disk;
+        let bytes = disk.open(&path, false).and_then(|f| f.allocated_bytes()).unwrap_or(0);
+        match disk.remove_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            removed => {
+                removed.at(|| format!("cannot remove segment {}", path.display()))?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Creates a segment with its header, durably in its directory.
+    ///
+    /// # Errors
+    /// `Exists` where the name is taken; `NoSpace`, or what the operating system says.
+    pub(crate) fn create(
+        &self,
+        name: SegmentName,
+        epoch: u64,
+        mode: u32,
+    ) -> Result<Arc<dyn DiskFile>> {
+        let path = self.path(name)?;
+        let disk = &self.world.disk;
+        let file = disk
+            .create_new(&path, mode)
+            .at(|| format!("cannot create segment {}", path.display()))?;
+        let header = SegmentHeader {
+            kind: name.kind,
+            author: name.author.0,
+            sequence: name.sequence,
+            epoch,
+        };
+        let written = file
+            .write_at(0, &[&header.encode()])
+            .and_then(|()| file.sync())
+            .and_then(|()| disk.sync_directory(path.parent().unwrap_or(&path)));
+        if let Err(error) = written {
+            let _ = disk.remove_file(&path);
+            return Err(error).at(|| format!("cannot create segment {}", path.display()));
+        }
+        Ok(file)
+    }
+
+    /// Names of the segments that an author has in a pool.
+    pub(crate) fn list(&self, pool: PoolId, author: ImageId) -> Result<Vec<SegmentName>> {
+        let directory = author_directory(&self.pool_directory(pool)?, author);
+        let names = match self.world.disk.list(&directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            names => names.at(|| format!("cannot list {}", directory.display()))?,
+        };
+        let parsed = names.iter().filter_map(|n| super::parse_file_name(n));
+        Ok(parsed.map(|(kind, sequence)| SegmentName { pool, author, kind, sequence }).collect())
+    }
+}

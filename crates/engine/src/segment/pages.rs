@@ -1,0 +1,109 @@
+//! Appending pages to map and table segments.
+//!
+//! Pages are placed first and written later: placing needs no I/O but creating files, so a
+//! checkpoint can fix all addresses while writers go on, and write afterwards.
+
+use std::sync::Arc;
+
+use marcot_format::segment::SEGMENT_HEADER_BYTES;
+use marcot_store::DiskFile;
+
+use super::SegmentName;
+use crate::error::{IoContext, Result};
+
+/// Bytes placed in one segment, waiting to be written.
+struct Extent {
+    name: SegmentName,
+    file: Arc<dyn DiskFile>,
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+/// Pages that were placed and must reach the disk before a head names them.
+#[derive(Default)]
+pub(crate) struct WrittenPages {
+    extents: Vec<Extent>,
+}
+
+impl WrittenPages {
+    /// Takes over the pages of another writer.
+    pub(crate) fn extend(&mut self, other: WrittenPages) {
+        self.extents.extend(other.extents);
+    }
+
+    /// Writes and syncs all pages. May be called again after an error that left the files intact
+    /// (no space): the same bytes go to the same places.
+    pub(crate) fn write_and_sync(&self) -> Result<()> {
+        for extent in &self.extents {
+            extent
+                .file
+                .write_at(extent.offset, &[&extent.bytes])
+                .at(|| format!("cannot write map pages to segment {}", extent.name))?;
+        }
+        for extent in &self.extents {
+            extent.file.sync().at(|| format!("cannot sync segment {}", extent.name))?;
+        }
+        Ok(())
+    }
+}
+
+struct OpenSegment {
+    name: SegmentName,
+    file: Arc<dyn DiskFile>,
+    /// Where the next page goes, in bytes.
+    end: u64,
+}
+
+/// Appends to one series of page segments.
+#[derive(Default)]
+pub(crate) struct PageWriter {
+    open: Option<OpenSegment>,
+    placed: WrittenPages,
+}
+
+impl PageWriter {
+    /// The segment that is open, with its length in bytes.
+    pub(crate) fn open_segment(&self) -> Option<(SegmentName, u64)> {
+        self.open.as_ref().map(|o| (o.name, o.end))
+    }
+
+    /// True where a page of `bytes` needs a new segment first.
+    pub(crate) fn needs_segment(&self, bytes: u64, segment_bytes_max: u64) -> bool {
+        self.open.as_ref().is_none_or(|o| o.end + bytes > segment_bytes_max)
+    }
+
+    /// Goes on in a segment that was just created.
+    pub(crate) fn start_segment(&mut self, name: SegmentName, file: Arc<dyn DiskFile>) {
+        self.open = Some(OpenSegment { name, file, end: SEGMENT_HEADER_BYTES as u64 });
+    }
+
+    /// Leaves the open segment as it is.
+    pub(crate) fn close_segment(&mut self) {
+        self.open = None;
+    }
+
+    /// Places a page, given as the bytes that `encode` appends, and returns its offset in bytes
+    /// with what `encode` returned. A segment must be open.
+    pub(crate) fn place<T>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> T) -> Option<(u64, T)> {
+        let open = self.open.as_mut()?;
+        let extents = &mut self.placed.extents;
+        let continues = extents
+            .last()
+            .is_some_and(|e| e.name == open.name && e.offset + e.bytes.len() as u64 == open.end);
+        if !continues {
+            let file = Arc::clone(&open.file);
+            extents.push(Extent { name: open.name, file, offset: open.end, bytes: Vec::new() });
+        }
+        let bytes = &mut extents.last_mut()?.bytes;
+        let before = bytes.len();
+        let value = encode(bytes);
+        let offset = open.end;
+        open.end += (bytes.len() - before) as u64;
+        Some((offset, value))
+    }
+
+    /// Hands over what was placed since the last call.
+    pub(crate) fn take(&mut self) -> WrittenPages {
+        std::mem::take(&mut self.placed)
+    }
+}

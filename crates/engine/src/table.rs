@@ -1,0 +1,394 @@
+//! The segment table of a root in memory: index to segment, with counts of what the root names.
+//!
+//! Invariants:
+//! - Index 0 is never used; an index is never used twice in the life of a lineage of roots.
+//! - `live` of an entry is the number of slots (units, for map segments) that the root names; an
+//!   entry with none is dropped at the next checkpoint, unless it is still being written.
+
+use marcot_format::record::{RootRecord, TablePointer};
+use marcot_format::segment::SegmentKind;
+use marcot_format::table::{
+    PagePointer, SegmentEntry, TABLE_FANOUT, TABLE_LEVELS_MAX, TABLE_PAGE_BYTES, TablePage,
+    decode_table, encode_pointers, encode_segments,
+};
+use marcot_format::{ImageId, PoolId};
+
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::segment::{Files, SegmentName};
+
+type Entries = Box<[Option<SegmentEntry>]>;
+
+/// A page of the lowest level.
+#[derive(Debug, Default)]
+struct Leaf {
+    stored: Option<PagePointer>,
+    entries: Option<Entries>,
+    dirty: bool,
+}
+
+/// A page above: its content is the `stored` of the pages below.
+#[derive(Debug, Default, Clone)]
+struct Upper {
+    stored: Option<PagePointer>,
+    dirty: bool,
+}
+
+/// The table of one root.
+#[derive(Debug)]
+pub(crate) struct SegmentTable {
+    pools: Vec<PoolId>,
+    next: u32,
+    leaves: Vec<Leaf>,
+    /// Levels above the leaves, lowest first; the last has one page, if there is any.
+    upper: Vec<Vec<Upper>>,
+}
+
+/// Takes table pages.
+pub(crate) trait TableSink {
+    /// Places a page, given as what appends its bytes, and tells where.
+    fn place(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>) -> u32) -> Result<PagePointer>;
+}
+
+impl SegmentTable {
+    /// A table with no segments.
+    pub(crate) fn new() -> Self {
+        Self { pools: Vec::new(), next: 1, leaves: Vec::new(), upper: Vec::new() }
+    }
+
+    /// Opens a root's table; reads all pages but those of the lowest level.
+    pub(crate) fn open(root: &RootRecord, files: &Files) -> Result<Self> {
+        let mut table = Self::new();
+        table.pools = root.pools.iter().map(|p| PoolId(*p)).collect();
+        table.next = root.segment_next.max(1);
+        let levels = root.table_levels;
+        if levels > TABLE_LEVELS_MAX || table.pools.len() > usize::from(u16::MAX) {
+            return fail(ErrorKind::Corrupt, "the head names an impossible segment table");
+        }
+        let Some(top) = root.table.filter(|_| levels > 0) else { return Ok(table) };
+        let pool = u16::try_from(top.pool).unwrap_or(u16::MAX);
+        let TablePointer { author, sequence, slot, crc, .. } = top;
+        let mut pointers = vec![Some(PagePointer { author, sequence, pool, slot, crc })];
+        for level in (1..levels).rev() {
+            let uppers = pointers.iter().map(|p| Upper { stored: *p, dirty: false }).collect();
+            table.upper.insert(0, uppers);
+            let mut below = Vec::with_capacity(pointers.len() * TABLE_FANOUT);
+            for (i, pointer) in pointers.iter().enumerate() {
+                below.extend(table.read_pointers(files, *pointer, level, i as u64)?);
+            }
+            while below.last() == Some(&None) {
+                below.pop();
+            }
+            pointers = below;
+        }
+        table.leaves = pointers
+            .into_iter()
+            .map(|stored| Leaf { stored, entries: None, dirty: false })
+            .collect();
+        Ok(table)
+    }
+
+    fn read_page(
+        &self,
+        files: &Files,
+        pointer: PagePointer,
+        level: u32,
+        number: u64,
+    ) -> Result<TablePage> {
+        let name = self.name_of_page(pointer)?;
+        let file = files.get(name)?;
+        let mut bytes = vec![0; TABLE_PAGE_BYTES];
+        let offset = u64::from(pointer.slot) * TABLE_PAGE_BYTES as u64;
+        let n = file.read_at(offset, &mut bytes).at(|| format!("cannot read segment {name}"))?;
+        let base = number * (TABLE_FANOUT as u64).pow(level + 1);
+        let damaged = || format!("page {} of table segment {name} is damaged", pointer.slot);
+        let (page, crc) = decode_table(&bytes[..n], level as u8, base)
+            .map_err(|e| Error::from_format(damaged(), e))?;
+        if crc != pointer.crc {
+            return fail(ErrorKind::Corrupt, damaged());
+        }
+        Ok(page)
+    }
+
+    fn read_pointers(
+        &self,
+        files: &Files,
+        pointer: Option<PagePointer>,
+        level: u32,
+        number: u64,
+    ) -> Result<Vec<Option<PagePointer>>> {
+        let Some(pointer) = pointer else { return Ok(vec![None; TABLE_FANOUT]) };
+        match self.read_page(files, pointer, level, number)? {
+            TablePage::Pointers(pointers) => Ok(pointers),
+            TablePage::Segments(_) => fail(ErrorKind::Corrupt, "a table page of the wrong level"),
+        }
+    }
+
+    fn name_of_page(&self, pointer: PagePointer) -> Result<SegmentName> {
+        Ok(SegmentName {
+            pool: self.pool_at(pointer.pool)?,
+            author: ImageId(pointer.author),
+            kind: SegmentKind::Table,
+            sequence: pointer.sequence,
+        })
+    }
+
+    fn pool_at(&self, position: u16) -> Result<PoolId> {
+        let pool = self.pools.get(usize::from(position)).copied();
+        pool.ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, "the head lacks a pool that it refers to")
+        })
+    }
+
+    /// Position of a pool in the root's list, added if it is new.
+    pub(crate) fn pool_position(&mut self, pool: PoolId) -> u16 {
+        let at = self.pools.iter().position(|p| *p == pool).unwrap_or_else(|| {
+            self.pools.push(pool);
+            self.pools.len() - 1
+        });
+        at as u16
+    }
+
+    fn entries(&mut self, number: usize, files: &Files) -> Result<&mut Entries> {
+        if self.leaves.len() <= number {
+            self.leaves.resize_with(number + 1, Leaf::default);
+        }
+        if self.leaves[number].entries.is_none() {
+            let entries = match self.leaves[number].stored {
+                None => vec![None; TABLE_FANOUT],
+                Some(pointer) => match self.read_page(files, pointer, 0, number as u64)? {
+                    TablePage::Segments(entries) => entries,
+                    TablePage::Pointers(_) => {
+                        return fail(ErrorKind::Corrupt, "a table page of the wrong level");
+                    }
+                },
+            };
+            self.leaves[number].entries = Some(entries.into_boxed_slice());
+        }
+        match &mut self.leaves[number].entries {
+            Some(entries) => Ok(entries),
+            None => unreachable!("loaded above"),
+        }
+    }
+
+    /// The segment at an index.
+    ///
+    /// # Errors
+    /// `Corrupt` where the index is not in use, or the page is damaged.
+    pub(crate) fn get(&mut self, index: u32, files: &Files) -> Result<SegmentEntry> {
+        let entries = self.entries(index as usize / TABLE_FANOUT, files)?;
+        entries[index as usize % TABLE_FANOUT].ok_or_else(|| {
+            let message = format!("the map names segment index {index}, which the table lacks");
+            Error::new(ErrorKind::Corrupt, message)
+        })
+    }
+
+    /// The name of the segment at an index.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn name(&mut self, index: u32, files: &Files) -> Result<SegmentName> {
+        let entry = self.get(index, files)?;
+        self.name_of(&entry)
+    }
+
+    /// The name of an entry's segment.
+    pub(crate) fn name_of(&self, entry: &SegmentEntry) -> Result<SegmentName> {
+        Ok(SegmentName {
+            pool: self.pool_at(entry.pool)?,
+            author: ImageId(entry.author),
+            kind: entry.kind,
+            sequence: entry.sequence,
+        })
+    }
+
+    /// Adds a segment and returns its index.
+    pub(crate) fn add(&mut self, name: SegmentName, files: &Files) -> Result<u32> {
+        let index = self.next;
+        if index == u32::MAX {
+            return fail(ErrorKind::NoSpace, "the segment table of the image is full");
+        }
+        let entry = SegmentEntry {
+            author: name.author.0,
+            sequence: name.sequence,
+            pool: self.pool_position(name.pool),
+            kind: name.kind,
+            live: 0,
+            used: 0,
+        };
+        let number = index as usize / TABLE_FANOUT;
+        self.entries(number, files)?[index as usize % TABLE_FANOUT] = Some(entry);
+        self.leaves[number].dirty = true;
+        self.next += 1;
+        Ok(index)
+    }
+
+    /// Changes the counts of the segment at an index.
+    pub(crate) fn count(&mut self, index: u32, live: i64, used: u32, files: &Files) -> Result<()> {
+        let number = index as usize / TABLE_FANOUT;
+        let slot = &mut self.entries(number, files)?[index as usize % TABLE_FANOUT];
+        let Some(entry) = slot else {
+            let message = format!("the map names segment index {index}, which the table lacks");
+            return fail(ErrorKind::Corrupt, message);
+        };
+        // Counts of a damaged table must not stop the owner; `check` compares them.
+        entry.live = u32::try_from((i64::from(entry.live) + live).max(0)).unwrap_or(u32::MAX);
+        entry.used = entry.used.saturating_add(used);
+        self.leaves[number].dirty = true;
+        Ok(())
+    }
+
+    /// Shows every segment with its index.
+    pub(crate) fn for_each(
+        &mut self,
+        files: &Files,
+        mut show: impl FnMut(u32, SegmentEntry, SegmentName) -> Result<()>,
+    ) -> Result<()> {
+        for number in 0..self.leaves.len() {
+            let loaded = self.leaves[number].entries.is_some();
+            let entries = self.entries(number, files)?.clone();
+            if !loaded {
+                self.leaves[number].entries = None;
+            }
+            for (i, entry) in entries.iter().enumerate() {
+                if let Some(entry) = entry {
+                    let name = self.name_of(entry)?;
+                    show((number * TABLE_FANOUT + i) as u32, *entry, name)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the entries that the root names nothing of, except those that `keep` wants, and
+    /// returns the segments. Only pages changed since the last checkpoint are looked at: counts
+    /// fall nowhere else.
+    pub(crate) fn drop_dead(
+        &mut self,
+        keep: impl Fn(&SegmentName) -> bool,
+    ) -> Result<Vec<SegmentName>> {
+        let mut dead = Vec::new();
+        for number in 0..self.leaves.len() {
+            if !self.leaves[number].dirty {
+                continue;
+            }
+            for i in 0..TABLE_FANOUT {
+                let entry = self.leaves[number].entries.as_ref().and_then(|e| e[i]);
+                let Some(entry) = entry.filter(|e| e.live == 0) else { continue };
+                let name = self.name_of(&entry)?;
+                if !keep(&name) {
+                    dead.push(name);
+                    if let Some(entries) = &mut self.leaves[number].entries {
+                        entries[i] = None;
+                    }
+                }
+            }
+        }
+        Ok(dead)
+    }
+
+    /// Table segments that pages of this table lie in.
+    pub(crate) fn page_segments(&self) -> Result<Vec<SegmentName>> {
+        let leaves = self.leaves.iter().filter_map(|l| l.stored);
+        let upper = self.upper.iter().flatten().filter_map(|u| u.stored);
+        let mut names =
+            leaves.chain(upper).map(|p| self.name_of_page(p)).collect::<Result<Vec<_>>>()?;
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Pages of the table.
+    pub(crate) fn page_count(&self) -> usize {
+        self.leaves.len() + self.upper.iter().map(Vec::len).sum::<usize>()
+    }
+
+    /// Makes every page dirty, so that the next checkpoint writes the whole table anew.
+    pub(crate) fn rewrite(&mut self, files: &Files) -> Result<()> {
+        for number in 0..self.leaves.len() {
+            self.entries(number, files)?;
+            self.leaves[number].dirty = true;
+        }
+        Ok(())
+    }
+
+    /// Writes the dirty pages to `sink` and puts the table's place into `root`.
+    pub(crate) fn store(
+        &mut self,
+        author: ImageId,
+        sink: &mut dyn TableSink,
+        root: &mut RootRecord,
+    ) -> Result<()> {
+        for (number, leaf) in self.leaves.iter_mut().enumerate() {
+            let Some(entries) = leaf.entries.as_ref().filter(|_| leaf.dirty) else { continue };
+            let base = (number * TABLE_FANOUT) as u64;
+            let pointer = sink.place(&mut |out| encode_segments(author.0, base, entries, out))?;
+            (leaf.stored, leaf.dirty) = (Some(pointer), false);
+            if let Some(uppers) = self.upper.first_mut() {
+                let above = number / TABLE_FANOUT;
+                if uppers.len() <= above {
+                    uppers.resize(above + 1, Upper::default());
+                }
+                uppers[above].dirty = true;
+            }
+        }
+        self.store_upper(author, sink)?;
+        let top = match self.upper.last() {
+            Some(uppers) => uppers.first().and_then(|u| u.stored),
+            None => self.leaves.first().and_then(|l| l.stored),
+        };
+        root.table = top.map(|p| TablePointer {
+            author: p.author,
+            sequence: p.sequence,
+            pool: u32::from(p.pool),
+            slot: p.slot,
+            crc: p.crc,
+        });
+        root.table_levels = if top.is_some() { self.upper.len() as u32 + 1 } else { 0 };
+        root.segment_next = self.next;
+        root.pools = self.pools.iter().map(|p| p.0).collect();
+        Ok(())
+    }
+
+    fn store_upper(&mut self, author: ImageId, sink: &mut dyn TableSink) -> Result<()> {
+        let mut below: Vec<Option<PagePointer>> = self.leaves.iter().map(|l| l.stored).collect();
+        let mut level = 1;
+        while below.len() > 1 {
+            let pages = below.len().div_ceil(TABLE_FANOUT);
+            if self.upper.len() < level {
+                // The table has grown a level: every page of it is new.
+                self.upper.push(vec![Upper { stored: None, dirty: true }; pages]);
+            }
+            self.upper[level - 1].resize(pages, Upper { stored: None, dirty: true });
+            for number in 0..pages {
+                if !self.upper[level - 1][number].dirty {
+                    continue;
+                }
+                let from = number * TABLE_FANOUT;
+                let pointers = &below[from..(from + TABLE_FANOUT).min(below.len())];
+                let base = number as u64 * (TABLE_FANOUT as u64).pow(level as u32 + 1);
+                let pointer = sink.place(&mut |out| {
+                    encode_pointers(level as u8, author.0, base, pointers, out)
+                })?;
+                self.upper[level - 1][number] = Upper { stored: Some(pointer), dirty: false };
+                if let Some(uppers) = self.upper.get_mut(level) {
+                    let above = number / TABLE_FANOUT;
+                    if let Some(upper) = uppers.get_mut(above) {
+                        upper.dirty = true;
+                    }
+                }
+            }
+            below = self.upper[level - 1].iter().map(|u| u.stored).collect();
+            level += 1;
+        }
+        Ok(())
+    }
+
+    /// Forgets loaded pages that are as on disk.
+    pub(crate) fn evict(&mut self) {
+        for leaf in &mut self.leaves {
+            if !leaf.dirty && leaf.stored.is_some() {
+                leaf.entries = None;
+            }
+        }
+    }
+}

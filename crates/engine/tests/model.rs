@@ -1,0 +1,342 @@
+//! Random operations over a family of images, compared with plain byte arrays.
+//!
+//! `MARCOT_TEST_SEED` repeats a run; `MARCOT_TEST_STEPS` makes it longer.
+
+use std::collections::BTreeMap;
+
+use marcot::{
+    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, Image, ImageId,
+    Pool, PoolOptions, Reply, Store,
+};
+
+const SIZE_MAX: u64 = 9 << 20;
+const IMAGES_MAX: usize = 12;
+
+/// A small generator (xorshift64*), so that a seed names a run for ever.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        if limit == 0 { 0 } else { self.next() % limit }
+    }
+}
+
+/// A snapshot of which image.
+type Link = Option<(String, String)>;
+
+struct Snap {
+    bytes: Vec<u8>,
+    protected: bool,
+    parent: Link,
+}
+
+struct Model {
+    id: ImageId,
+    pool: Pool,
+    bytes: Vec<u8>,
+    snaps: BTreeMap<String, Snap>,
+    parent: Link,
+}
+
+struct Family {
+    store: Store,
+    pools: Vec<Pool>,
+    models: BTreeMap<String, Model>,
+    open: BTreeMap<String, Image>,
+    rng: Rng,
+    counter: u64,
+}
+
+impl Family {
+    fn new(seed: u64, directory: &std::path::Path) -> Self {
+        let store = Store::open(directory).expect("a store");
+        let pools = vec![
+            store.pool("rbd").expect("a pool"),
+            store.pool_create("second", &PoolOptions::default()).expect("a pool"),
+        ];
+        let (models, open) = (BTreeMap::new(), BTreeMap::new());
+        Self { store, pools, models, open, rng: Rng(seed | 1), counter: 0 }
+    }
+
+    fn model(&mut self, name: &str) -> &mut Model {
+        self.models.get_mut(name).expect("a known image")
+    }
+
+    fn image(&mut self, name: &str) -> &mut Image {
+        let model = &self.models[name];
+        self.open
+            .entry(name.to_owned())
+            .or_insert_with(|| model.pool.open(model.id).expect("opens"))
+    }
+
+    fn execute(&mut self, name: &str, command: Command) -> marcot::Result<Reply> {
+        self.image(name).execute(&command, &mut |_, _| {})
+    }
+
+    fn range(&mut self, name: &str) -> (u64, u64) {
+        let size = self.models[name].bytes.len() as u64;
+        let mut offset = self.rng.below(size.max(1));
+        let limit = if self.rng.below(4) == 0 { 2 << 20 } else { 20_000 };
+        let mut length = self.rng.below(limit) + 1;
+        if self.rng.below(2) == 0 {
+            offset &= !4095;
+            length = length.div_ceil(4096) * 4096;
+        }
+        (offset, length.min(size.saturating_sub(offset)))
+    }
+
+    fn new_name(&mut self, prefix: &str) -> String {
+        self.counter += 1;
+        format!("{prefix}{}", self.counter)
+    }
+
+    fn step(&mut self) {
+        let n = self.rng.below(self.models.len() as u64) as usize;
+        let Some(name) = self.models.keys().nth(n).cloned() else { return self.create() };
+        match self.rng.below(100) {
+            0..35 => self.write(&name),
+            35..45 => self.discard(&name),
+            45..65 => self.read(&name),
+            65..68 => self.image(&name).flush().expect("flushes"),
+            68..74 => self.snapshot(&name),
+            74..76 => self.rollback(&name),
+            76..82 => self.clone_snapshot(&name),
+            82..84 => self.flatten(&name),
+            84..86 => self.remove_snapshot(&name),
+            86..88 => self.remove(&name),
+            88..90 => self.resize(&name),
+            90..92 => self.create(),
+            92..95 => self.reopen(&name),
+            95..97 => self.crash(&name),
+            97 => drop(self.execute(&name, Command::Reclaim).expect("reclaims")),
+            98 => {
+                let pool = self.models[&name].pool.clone();
+                self.store.gc(&pool, &mut |_, _| {}).expect("collects");
+            }
+            _ => self.compare_all(&name),
+        }
+    }
+
+    fn create(&mut self) {
+        if self.models.len() >= IMAGES_MAX {
+            return;
+        }
+        let name = self.new_name("image-");
+        let size_bytes = self.rng.below(SIZE_MAX);
+        let pool = self.pools[self.rng.below(2) as usize].clone();
+        let options = CreateOptions { size_bytes, ..CreateOptions::default() };
+        let id = pool.create("", &name, &options).expect("creates");
+        let bytes = vec![0; size_bytes as usize];
+        self.models.insert(name, Model { id, pool, bytes, snaps: BTreeMap::new(), parent: None });
+    }
+
+    fn write(&mut self, name: &str) {
+        let (offset, length) = self.range(name);
+        let salt = self.rng.next();
+        let data: Vec<u8> =
+            (0..length).map(|i| (salt.rotate_left((i % 61) as u32) ^ i) as u8).collect();
+        self.image(name).write_at(offset, &data).expect("writes");
+        self.model(name).bytes[offset as usize..(offset + length) as usize].copy_from_slice(&data);
+    }
+
+    fn discard(&mut self, name: &str) {
+        let (offset, length) = self.range(name);
+        self.image(name).discard(offset, length).expect("discards");
+        self.model(name).bytes[offset as usize..(offset + length) as usize].fill(0);
+    }
+
+    fn read(&mut self, name: &str) {
+        let (offset, length) = self.range(name);
+        let mut buf = vec![0xAA; length as usize];
+        self.image(name).read_at(offset, &mut buf).expect("reads");
+        let want = &self.models[name].bytes[offset as usize..(offset + length) as usize];
+        assert!(buf == want, "{name}: {length} bytes at {offset} differ");
+    }
+
+    fn snapshot(&mut self, name: &str) {
+        let snap = self.new_name("snap-");
+        self.execute(name, Command::SnapCreate { name: snap.clone() }).expect("snapshots");
+        let model = self.model(name);
+        let (bytes, parent) = (model.bytes.clone(), model.parent.clone());
+        model.snaps.insert(snap, Snap { bytes, protected: false, parent });
+    }
+
+    fn a_snapshot(&mut self, name: &str) -> Option<String> {
+        let n = self.rng.below(self.models[name].snaps.len() as u64) as usize;
+        self.models[name].snaps.keys().nth(n).cloned()
+    }
+
+    fn rollback(&mut self, name: &str) {
+        let Some(snap) = self.a_snapshot(name) else { return };
+        self.execute(name, Command::SnapRollback { name: snap.clone() }).expect("rolls back");
+        let model = self.model(name);
+        model.bytes = model.snaps[&snap].bytes.clone();
+        model.parent = model.snaps[&snap].parent.clone();
+    }
+
+    fn clone_snapshot(&mut self, name: &str) {
+        let found = self.a_snapshot(name).filter(|_| self.models.len() < IMAGES_MAX);
+        let Some(snap) = found else { return };
+        let child = self.new_name("clone-");
+        let (from, id) = (self.models[name].pool.clone(), self.models[name].id);
+        let to = self.pools[self.rng.below(2) as usize].clone();
+        let store = self.store.clone();
+        let clone =
+            || store.clone_image(&from, id, &snap, &to, "", &child, &CloneOptions::default());
+        if !self.models[name].snaps[&snap].protected {
+            let refused = clone().expect_err("an unprotected parent");
+            assert_eq!(refused.kind(), ErrorKind::NotProtected);
+            self.execute(name, Command::SnapProtect { name: snap.clone() }).expect("protects");
+            let snaps = &mut self.model(name).snaps;
+            snaps.get_mut(&snap).expect("a known snapshot").protected = true;
+        }
+        let id = clone().expect("clones");
+        let bytes = self.models[name].snaps[&snap].bytes.clone();
+        let parent = Some((name.to_owned(), snap));
+        let snaps = BTreeMap::new();
+        self.models.insert(child, Model { id, pool: to, bytes, snaps, parent });
+    }
+
+    fn has_children(&self, name: &str, snap: &str) -> bool {
+        let link = Some((name.to_owned(), snap.to_owned()));
+        self.models.values().any(|m| m.parent == link || m.snaps.values().any(|s| s.parent == link))
+    }
+
+    /// Snapshots that need blocks of another pool keep their parent: ask which do.
+    fn flatten(&mut self, name: &str) {
+        let result = self.execute(name, Command::Flatten);
+        if self.models[name].parent.is_none() {
+            assert_eq!(result.expect_err("no parent").kind(), ErrorKind::NoParent);
+            return;
+        }
+        result.expect("flattens");
+        let info = self.models[name].pool.info(self.models[name].id).expect("info");
+        assert!(info.parent.is_none());
+        let model = self.model(name);
+        model.parent = None;
+        for snap in info.snapshots.iter().filter(|s| s.parent.is_none()) {
+            model.snaps.get_mut(&snap.name).expect("a known snapshot").parent = None;
+        }
+    }
+
+    fn remove_snapshot(&mut self, name: &str) {
+        let Some(snap) = self.a_snapshot(name) else { return };
+        let remove = Command::SnapRemove { name: snap.clone(), force: false };
+        if self.models[name].snaps[&snap].protected {
+            let refused = self.execute(name, remove.clone()).expect_err("protected");
+            assert_eq!(refused.kind(), ErrorKind::Protected);
+            let children = self.has_children(name, &snap);
+            let unprotected = self.execute(name, Command::SnapUnprotect { name: snap.clone() });
+            if children {
+                assert_eq!(unprotected.expect_err("children").kind(), ErrorKind::HasChildren);
+                return;
+            }
+            unprotected.expect("unprotects");
+        }
+        self.execute(name, remove).expect("removes");
+        self.model(name).snaps.remove(&snap);
+    }
+
+    fn remove(&mut self, name: &str) {
+        let (pool, id) = (self.models[name].pool.clone(), self.models[name].id);
+        let store = self.store.clone();
+        let remove = || store.remove_image(&pool, id, &mut |_, _| {});
+        if let Some(image) = self.open.remove(name) {
+            assert_eq!(remove().expect_err("in use").kind(), ErrorKind::Owned);
+            image.close().expect("closes");
+        }
+        if !self.models[name].snaps.is_empty() {
+            assert_eq!(remove().expect_err("snapshots").kind(), ErrorKind::HasSnapshots);
+            return;
+        }
+        remove().expect("removes");
+        self.models.remove(name);
+    }
+
+    fn resize(&mut self, name: &str) {
+        let size_bytes = self.rng.below(SIZE_MAX);
+        if size_bytes < self.models[name].bytes.len() as u64 {
+            let command = Command::Resize { size_bytes, allow_shrink: false };
+            let refused = self.execute(name, command).expect_err("shrinks");
+            assert_eq!(refused.kind(), ErrorKind::Invalid);
+        }
+        let command = Command::Resize { size_bytes, allow_shrink: true };
+        self.execute(name, command).expect("resizes");
+        self.model(name).bytes.resize(size_bytes as usize, 0);
+    }
+
+    fn reopen(&mut self, name: &str) {
+        if let Some(image) = self.open.remove(name) {
+            image.close().expect("closes");
+        }
+        self.read(name);
+    }
+
+    /// Lets go of an image without closing it: the log must bring everything flushed back.
+    fn crash(&mut self, name: &str) {
+        if let Some(mut image) = self.open.remove(name) {
+            image.flush().expect("flushes");
+        }
+        self.read(name);
+    }
+
+    fn compare_all(&mut self, name: &str) {
+        let mut buf = vec![0; self.models[name].bytes.len()];
+        self.image(name).read_at(0, &mut buf).expect("reads");
+        let model = &self.models[name];
+        assert!(buf == model.bytes, "{name} differs");
+        for (snap, content) in &model.snaps {
+            let mut image = model.pool.open_snapshot(model.id, snap).expect("opens");
+            let mut buf = vec![0; content.bytes.len()];
+            image.read_at(0, &mut buf).expect("reads");
+            assert!(buf == content.bytes, "{name}@{snap} differs");
+        }
+    }
+
+    fn check(&mut self) {
+        for (_, image) in std::mem::take(&mut self.open) {
+            image.close().expect("closes");
+        }
+        for pool in &self.pools {
+            let options = CheckOptions::default();
+            let report = self.store.check(pool, &options, &mut |_, _| {}).expect("checks");
+            assert!(report.findings.is_empty(), "{:#?}", report.findings);
+        }
+    }
+}
+
+fn run(seed: u64, steps: u64) {
+    println!("seed {seed}, {steps} steps");
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut family = Family::new(seed, directory.path());
+    for step in 0..steps {
+        family.step();
+        if step % 500 == 499 {
+            family.check();
+        }
+    }
+    for name in family.models.keys().cloned().collect::<Vec<_>>() {
+        family.compare_all(&name);
+    }
+    family.check();
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+#[test]
+fn a_family_of_images_equals_its_byte_model() {
+    let steps = number("MARCOT_TEST_STEPS").unwrap_or(2500);
+    match number("MARCOT_TEST_SEED") {
+        Some(seed) => run(seed, steps),
+        None => (1..=3).for_each(|seed| run(seed * 7919, steps)),
+    }
+}
