@@ -74,7 +74,7 @@ impl Image {
         let mut at = block;
         while at < block + count {
             let end = (block + count).min((at | (MAP_FANOUT as u64 - 1)) + 1);
-            map.prepare(at, &mut source)?;
+            map.prepare(at, 0, &mut source)?;
             if let Some(leaf) = map.leaf(at, &mut source)? {
                 let first = position(at, 0);
                 let mut last = 0;
@@ -140,9 +140,15 @@ impl Image {
             return Ok(());
         }
         self.begin_writing()?;
-        // Only the leaves at the edges keep other entries: those must load before it is logged.
-        self.prepare(first, 1)?;
-        self.prepare(last - 1, 1)?;
+        // Only leaves at the edges keep other entries: those must load before it is logged.
+        for (block, edge) in [(first, first), (last - 1, last)] {
+            if edge.is_multiple_of(MAP_FANOUT as u64) {
+                let (map, mut source) = self.parts();
+                map.prepare(block, 1, &mut source)?;
+            } else {
+                self.prepare(block, 1)?;
+            }
+        }
         let mut group = Group::default();
         group.discard(first, last - first);
         self.append(group)?;

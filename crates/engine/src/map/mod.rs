@@ -98,9 +98,14 @@ impl Map {
         }
     }
 
-    /// Loads the path to the leaf that covers `block`, and the table entries that count its pages,
-    /// so that changing the leaf needs no I/O.
-    pub(crate) fn prepare(&mut self, block: u64, source: &mut dyn PageSource) -> Result<()> {
+    /// Loads the path to the node of level `down_to` that covers `block`, and the table entries that count
+    /// its pages, so that changing the node needs no I/O.
+    pub(crate) fn prepare(
+        &mut self,
+        block: u64,
+        down_to: u32,
+        source: &mut dyn PageSource,
+    ) -> Result<()> {
         let Self { top, resident_bytes, .. } = self;
         let mut link = top;
         let mut level = TOP_LEVEL;
@@ -114,7 +119,7 @@ impl Map {
                 }
                 Link::Dirty(node) => node,
             };
-            if level == 0 {
+            if level == down_to {
                 return Ok(());
             }
             let Node::Inner(links) = Arc::make_mut(node) else { return Ok(()) };

@@ -1,0 +1,125 @@
+//! A disk that fails when told to, over a real directory.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use marcot_store::{Disk, DiskFile, LocalDisk, Lock, LockMode, SystemClock, SystemRandom, World};
+
+/// What goes wrong.
+#[derive(Default)]
+pub struct Faults {
+    /// Bytes that may still be written before the disk is full; negative: no limit.
+    pub room_bytes: AtomicI64,
+    /// The next sync of a file fails.
+    pub fail_sync: AtomicBool,
+}
+
+pub struct FaultyDisk {
+    inner: LocalDisk,
+    faults: Arc<Faults>,
+}
+
+struct FaultyFile {
+    inner: Arc<dyn DiskFile>,
+    faults: Arc<Faults>,
+}
+
+/// A world whose disk obeys `faults`.
+pub fn faulty_world() -> (World, Arc<Faults>) {
+    let faults = Arc::new(Faults::default());
+    faults.room_bytes.store(-1, Ordering::Relaxed);
+    let disk = FaultyDisk { inner: LocalDisk::plain(), faults: Arc::clone(&faults) };
+    let (clock, random) = (Arc::new(SystemClock), Arc::new(SystemRandom));
+    (World { disk: Arc::new(disk), clock, random }, faults)
+}
+
+impl FaultyDisk {
+    fn wrap(&self, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(FaultyFile { inner, faults: Arc::clone(&self.faults) })
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn create_new(&self, path: &Path, mode: u32) -> io::Result<Arc<dyn DiskFile>> {
+        self.inner.create_new(path, mode).map(|f| self.wrap(f))
+    }
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
+        self.inner.open(path, write).map(|f| self.wrap(f))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.rename_new(from, to)
+    }
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove_file(path)
+    }
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove_directory(path)
+    }
+    fn create_directory(&self, path: &Path, mode: u32) -> io::Result<()> {
+        self.inner.create_directory(path, mode)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.inner.list(path)
+    }
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.inner.sync_directory(path)
+    }
+    fn mode(&self, path: &Path) -> io::Result<u32> {
+        self.inner.mode(path)
+    }
+    fn writable(&self, path: &Path) -> bool {
+        self.inner.writable(path)
+    }
+    fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
+        self.inner.lock(path, mode, wait)
+    }
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.inner.free_bytes(path)
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        let length: usize = parts.iter().map(|p| p.len()).sum();
+        let room = self.faults.room_bytes.load(Ordering::Relaxed);
+        if room >= 0 {
+            if room < length as i64 {
+                // As a full disk does: part of it arrives.
+                let part = &parts[0][..parts[0].len().min(room as usize)];
+                let _ = self.inner.write_at(offset, &[part]);
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.faults.room_bytes.store(room - length as i64, Ordering::Relaxed);
+        }
+        self.inner.write_at(offset, parts)
+    }
+    fn sync(&self) -> io::Result<()> {
+        if self.faults.fail_sync.swap(false, Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        self.inner.sync()
+    }
+    fn length(&self) -> io::Result<u64> {
+        self.inner.length()
+    }
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.inner.allocated_bytes()
+    }
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.inner.set_length(length)
+    }
+    fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.inner.punch(offset, length)
+    }
+    fn advise(&self, offset: u64, length: u64) {
+        self.inner.advise(offset, length);
+    }
+}

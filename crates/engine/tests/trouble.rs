@@ -1,0 +1,310 @@
+//! What goes wrong stays small: full disks, failed syncs, damaged and newer files.
+
+mod support;
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use marcot::{
+    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, Image, ImageId,
+    Pool, PoolOptions, Store,
+};
+
+const MIB: u64 = 1 << 20;
+
+fn execute(image: &mut Image, command: Command) -> marcot::Result<marcot::Reply> {
+    image.execute(&command, &mut |_, _| {})
+}
+
+fn store_with_image(directory: &Path, size_bytes: u64) -> (Store, Pool, ImageId) {
+    let store = Store::open(directory).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let options = CreateOptions { size_bytes, ..CreateOptions::default() };
+    let id = pool.create("", "image", &options).unwrap();
+    (store, pool, id)
+}
+
+fn pattern(seed: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+}
+
+fn segments(pool: &Pool, letter: char) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for author in std::fs::read_dir(pool.directory().join("segments")).unwrap() {
+        for file in std::fs::read_dir(author.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            if path.file_name().unwrap().to_str().unwrap().starts_with(letter) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn flip_byte(path: &Path, offset: u64) {
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x40], offset).unwrap();
+}
+
+#[test]
+fn a_full_disk_fails_writes_and_nothing_else_until_there_is_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let options = CreateOptions { size_bytes: 64 * MIB, ..CreateOptions::default() };
+    let id = pool.create("", "image", &options).unwrap();
+    let mut image = pool.open(id).unwrap();
+    let data = pattern(1, MIB as usize);
+    image.write_at(0, &data).unwrap();
+    faults.room_bytes.store(3 * MIB as i64 + 5000, Ordering::Relaxed);
+    let mut written = 1;
+    let error = loop {
+        match image.write_at(written * MIB, &data) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    assert!(written >= 3);
+    image.flush().unwrap();
+    let mut buf = vec![0; MIB as usize];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == data);
+    faults.room_bytes.store(0, Ordering::Relaxed);
+    let snapshot = execute(&mut image, Command::SnapCreate { name: "s".into() });
+    assert_eq!(snapshot.unwrap_err().kind(), ErrorKind::NoSpace);
+    faults.room_bytes.store(-1, Ordering::Relaxed);
+    image.write_at(written * MIB, &data).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+    image.close().unwrap();
+    let mut image = pool.open(id).unwrap();
+    for i in 0..=written {
+        image.read_at(i * MIB, &mut buf).unwrap();
+        assert!(buf == data, "MiB {i}");
+    }
+    image.close().unwrap();
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_promised_until_reopened() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let options = CreateOptions { size_bytes: 8 * MIB, ..CreateOptions::default() };
+    let id = pool.create("", "image", &options).unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, 4096)).unwrap();
+    image.flush().unwrap();
+    image.write_at(4096, &pattern(2, 4096)).unwrap();
+    faults.fail_sync.store(true, Ordering::Relaxed);
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(image.write_at(0, &[1]).unwrap_err().kind(), ErrorKind::Poisoned);
+    image.close().unwrap();
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; 4096];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == pattern(1, 4096), "what was flushed before is there");
+    image.write_at(0, &pattern(3, 4096)).unwrap();
+    image.flush().unwrap();
+    image.close().unwrap();
+}
+
+#[test]
+fn a_damaged_block_fails_its_own_range_and_check_names_every_image_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 8 * MIB);
+    let mut image = pool.open(id).unwrap();
+    let data = pattern(5, 4 * MIB as usize);
+    image.write_at(0, &data).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+    execute(&mut image, Command::SnapProtect { name: "s".into() }).unwrap();
+    image.close().unwrap();
+    let clone = CloneOptions::default();
+    let child = store.clone_image(&pool, id, "s", &pool, "", "child", &clone).unwrap();
+    let data_segment = segments(&pool, 'd').pop().unwrap();
+    // Block 100 of the data: behind the segment's header and the group's two header blocks.
+    flip_byte(&data_segment, (1 + 2 + 100) * 4096 + 17);
+    let mut image = pool.open(child).unwrap();
+    let mut buf = vec![0; 4096];
+    for block in 0..1024u64 {
+        let read = image.read_at(block * 4096, &mut buf);
+        if block == 100 {
+            assert_eq!(read.unwrap_err().kind(), ErrorKind::Corrupt);
+        } else {
+            read.unwrap();
+            assert!(buf == data[block as usize * 4096..][..4096]);
+        }
+    }
+    image.write_at(100 * 4096, &buf).unwrap();
+    image.read_at(100 * 4096, &mut buf).unwrap();
+    image.close().unwrap();
+    let options = CheckOptions::default();
+    let report = store.check(&pool, &options, &mut |_, _| {}).unwrap();
+    assert!(report.findings.iter().all(|f| f.serious), "{:#?}", report.findings);
+    assert!(report.findings.iter().any(|f| f.message.contains("bytes 409600 to 413696")));
+}
+
+#[test]
+fn a_damaged_map_page_is_an_error_for_its_range_and_no_panic() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let mut image = pool.open(id).unwrap();
+    let data = pattern(9, MIB as usize);
+    image.write_at(0, &data).unwrap();
+    image.write_at(32 * MIB, &data).unwrap();
+    image.close().unwrap();
+    let map_segment = segments(&pool, 'm').pop().unwrap();
+    flip_byte(&map_segment, 4096 + 100);
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; MIB as usize];
+    let error = image.read_at(0, &mut buf).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert_eq!(image.write_at(0, &data).unwrap_err().kind(), ErrorKind::Corrupt);
+    image.read_at(32 * MIB, &mut buf).unwrap();
+    assert!(buf == data);
+    image.write_at(48 * MIB, &data).unwrap();
+    // Throwing the damaged part away makes it usable again.
+    image.discard(0, 2 * MIB).unwrap();
+    image.write_at(0, &data).unwrap();
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == data);
+    image.close().unwrap();
+    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
+    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
+
+#[test]
+fn damaged_and_newer_records_are_named_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let head = pool.image_directory(id).join("head");
+    let good = std::fs::read(&head).unwrap();
+    for cut in [0, 10, 31, good.len() - 1] {
+        std::fs::write(&head, &good[..cut]).unwrap();
+        let error = pool.open(id).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(error.to_string().contains("head"), "{error}");
+        let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+        assert_eq!(report.findings.len(), 1);
+        assert!(store.gc(&pool, &mut |_, _| {}).is_err(), "nothing may be freed now");
+    }
+    let mut newer = good.clone();
+    newer[8] = 2;
+    std::fs::write(&head, &newer).unwrap();
+    assert_eq!(pool.open(id).err().unwrap().kind(), ErrorKind::NewerFormat);
+    std::fs::write(&head, &good).unwrap();
+    pool.open(id).unwrap().close().unwrap();
+    let record = pool.directory().join("pool");
+    let mut bytes = std::fs::read(&record).unwrap();
+    bytes[40] ^= 1;
+    std::fs::write(&record, &bytes).unwrap();
+    assert_eq!(store.pool("rbd").err().unwrap().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn names_sizes_and_ranges_are_checked_before_anything_happens() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let kind = |result: marcot::Result<ImageId>| result.err().map(|e| e.kind());
+    let create = |name: &str, size_bytes: u64| {
+        pool.create("", name, &CreateOptions { size_bytes, ..CreateOptions::default() })
+    };
+    assert_eq!(kind(create("a/b", 1)), Some(ErrorKind::Invalid));
+    assert_eq!(kind(create("a@b", 1)), Some(ErrorKind::Invalid));
+    assert_eq!(kind(create("image", 1)), Some(ErrorKind::Exists));
+    assert_eq!(kind(create("huge", marcot::IMAGE_BYTES_MAX + 1)), Some(ErrorKind::Invalid));
+    assert_eq!(kind(pool.find("", "nothing")), Some(ErrorKind::NotFound));
+    assert_eq!(kind(pool.find("nowhere", "image")), Some(ErrorKind::NotFound));
+    assert_eq!(store.pool("nothing").err().unwrap().kind(), ErrorKind::NotFound);
+    let exists = store.pool_create("rbd", &PoolOptions::default());
+    assert_eq!(exists.err().unwrap().kind(), ErrorKind::Exists);
+    assert_eq!(store.pool_remove("rbd").unwrap_err().kind(), ErrorKind::NotEmpty);
+    let mut image = pool.open(id).unwrap();
+    assert_eq!(image.write_at(MIB, &[1]).unwrap_err().kind(), ErrorKind::OutOfRange);
+    assert_eq!(image.read_at(u64::MAX, &mut [0]).unwrap_err().kind(), ErrorKind::OutOfRange);
+    assert_eq!(image.discard(0, MIB + 1).unwrap_err().kind(), ErrorKind::OutOfRange);
+    image.close().unwrap();
+    assert_eq!(pool.images("").unwrap().len(), 1);
+}
+
+#[test]
+fn space_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 256 * MIB);
+    let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
+    let mut image = pool.open(id).unwrap();
+    let data = pattern(3, 4 * MIB as usize);
+    for round in 0..4 {
+        for i in 0..32 {
+            image.write_at(i * 4 * MIB, &data).unwrap();
+        }
+        while image.background_step().unwrap() {}
+        assert!(allocated() < 300 * MIB, "round {round}: {} MiB", allocated() / MIB);
+    }
+    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+    for i in 0..32 {
+        image.write_at(i * 4 * MIB, &data).unwrap();
+    }
+    execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    execute(&mut image, Command::Reclaim).unwrap();
+    assert!(allocated() < 170 * MIB, "{} MiB after the snapshot", allocated() / MIB);
+    image.discard(0, 256 * MIB).unwrap();
+    execute(&mut image, Command::Reclaim).unwrap();
+    assert!(allocated() < 70 * MIB, "{} MiB after the discard", allocated() / MIB);
+    image.write_at(0, &data).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "p".into() }).unwrap();
+    execute(&mut image, Command::SnapProtect { name: "p".into() }).unwrap();
+    image.close().unwrap();
+    let clone = CloneOptions::default();
+    let child = store.clone_image(&pool, id, "p", &pool, "", "child", &clone).unwrap();
+    let mut image = pool.open(child).unwrap();
+    execute(&mut image, Command::Flatten).unwrap();
+    image.close().unwrap();
+    let mut image = pool.open(id).unwrap();
+    execute(&mut image, Command::SnapUnprotect { name: "p".into() }).unwrap();
+    execute(&mut image, Command::SnapRemove { name: "p".into(), force: false }).unwrap();
+    image.close().unwrap();
+    store.remove_image(&pool, id, &mut |_, _| {}).unwrap();
+    let mut image = pool.open(child).unwrap();
+    let mut buf = vec![0; data.len()];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == data, "the flattened child outlives its parent");
+    image.close().unwrap();
+    store.remove_image(&pool, child, &mut |_, _| {}).unwrap();
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    assert_eq!(allocated(), 0);
+}
+
+#[test]
+fn forty_generations_read_like_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, mut id) = store_with_image(directory.path(), 4 * MIB);
+    for generation in 0..40u64 {
+        let mut image = pool.open(id).unwrap();
+        image.write_at(generation * 65536, &pattern(generation as u8, 65536)).unwrap();
+        execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+        execute(&mut image, Command::SnapProtect { name: "s".into() }).unwrap();
+        image.close().unwrap();
+        let name = format!("generation-{generation}");
+        let clone = CloneOptions::default();
+        id = store.clone_image(&pool, id, "s", &pool, "", &name, &clone).unwrap();
+    }
+    let mut image = pool.open(id).unwrap();
+    for generation in 0..40u64 {
+        let mut buf = vec![0; 65536];
+        image.read_at(generation * 65536, &mut buf).unwrap();
+        assert!(buf == pattern(generation as u8, 65536), "generation {generation}");
+    }
+    image.close().unwrap();
+}
