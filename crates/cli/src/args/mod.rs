@@ -1,0 +1,177 @@
+//! The command line: what each command accepts, and what was given.
+//!
+//! `rbd` takes options and words in any order, options even before the command, and has its own
+//! sentence for each mistake. So the commands are described in tables ([`CommandSpec`], one a
+//! command, kept beside the code that runs it); [`parse`] reads a command line by `rbd`'s rules,
+//! and [`model`] turns the same tables into help, completions and manual pages.
+
+pub mod model;
+pub mod names;
+pub mod options;
+pub mod parse;
+
+use crate::failure::{Failure, Outcome};
+use crate::session::Session;
+use crate::size;
+
+/// What an option takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Flag,
+    /// Any text.
+    Text,
+    /// A size; a bare number counts MiB.
+    SizeMib,
+    /// A size; a bare number counts bytes.
+    Bytes,
+    /// A number that is not negative.
+    Integer,
+    /// A number from the first to the last.
+    Range(u64, u64),
+    /// One of these words.
+    Choice(&'static [&'static str]),
+}
+
+/// An option.
+#[derive(Debug, Clone, Copy)]
+pub struct Opt {
+    /// Name after `--`.
+    pub long: &'static str,
+    /// Letter after `-`.
+    pub short: Option<char>,
+    /// What it takes.
+    pub kind: Kind,
+    /// For the help text.
+    pub help: &'static str,
+}
+
+impl Opt {
+    /// An option without a letter.
+    pub const fn new(long: &'static str, kind: Kind, help: &'static str) -> Self {
+        Self { long, short: None, kind, help }
+    }
+
+    /// The same option with a letter.
+    #[must_use]
+    pub const fn letter(mut self, short: char) -> Self {
+        self.short = Some(short);
+        self
+    }
+}
+
+/// A positional argument.
+#[derive(Debug, Clone, Copy)]
+pub struct Positional {
+    /// Name in angle brackets.
+    pub name: &'static str,
+    /// For the help text.
+    pub help: &'static str,
+    /// Takes all that follow.
+    pub many: bool,
+}
+
+impl Positional {
+    /// An argument that takes one word.
+    pub const fn one(name: &'static str, help: &'static str) -> Self {
+        Self { name, help, many: false }
+    }
+}
+
+/// A command, its options, and the code behind it.
+pub struct CommandSpec {
+    /// The words that name it: `snap`, `create`.
+    pub words: &'static [&'static str],
+    /// Other words for the same.
+    pub aliases: &'static [&'static [&'static str]],
+    /// One sentence.
+    pub about: &'static str,
+    /// Arguments by position.
+    pub positionals: &'static [Positional],
+    /// Groups of options.
+    pub options: &'static [&'static [Opt]],
+    /// Command lines to show in the help, without the program's name, each with what it does.
+    pub examples: &'static [(&'static str, &'static str)],
+    /// Left out of the lists.
+    pub hidden: bool,
+    /// Runs it.
+    pub run: fn(&Session, &Args) -> Outcome,
+}
+
+impl CommandSpec {
+    /// All its options.
+    pub fn all_options(&self) -> impl Iterator<Item = &'static Opt> {
+        self.options.iter().copied().flatten()
+    }
+
+    /// Its own words and its aliases.
+    pub fn names(&self) -> impl Iterator<Item = &'static [&'static str]> {
+        std::iter::once(self.words).chain(self.aliases.iter().copied())
+    }
+}
+
+/// What a command line gave to a command.
+#[derive(Debug, Default)]
+pub struct Args {
+    values: Vec<(&'static str, String)>,
+    positionals: Vec<String>,
+    config: Vec<(String, String)>,
+}
+
+impl Args {
+    /// The text given for an option.
+    pub fn text(&self, long: &str) -> Option<&str> {
+        self.values.iter().find(|(name, _)| *name == long).map(|(_, value)| value.as_str())
+    }
+
+    /// Every text given for an option that may be repeated.
+    pub fn texts(&self, long: &str) -> impl Iterator<Item = &str> {
+        self.values.iter().filter(move |(name, _)| *name == long).map(|(_, value)| value.as_str())
+    }
+
+    /// True if the option was given.
+    pub fn flag(&self, long: &str) -> bool {
+        self.text(long).is_some()
+    }
+
+    /// The bytes given for a size option.
+    pub fn bytes(&self, long: &str) -> Option<u64> {
+        self.text(long).and_then(size::parse_bytes)
+    }
+
+    /// The bytes given for a size option whose bare numbers count MiB.
+    pub fn bytes_of_mib(&self, long: &str) -> Option<u64> {
+        self.text(long).and_then(size::parse_mib)
+    }
+
+    /// The number given for an option.
+    pub fn integer(&self, long: &str) -> Option<u64> {
+        self.text(long).and_then(parse::parse_integer)
+    }
+
+    /// The argument at a position; empty text counts as missing.
+    pub fn positional(&self, index: usize) -> Option<&str> {
+        self.positionals.get(index).map(String::as_str).filter(|text| !text.is_empty())
+    }
+
+    /// All arguments by position.
+    pub fn positionals(&self) -> &[String] {
+        &self.positionals
+    }
+
+    /// The last value given to a configuration option such as `rbd_default_clone_format`.
+    pub fn config(&self, name: &str) -> Option<&str> {
+        self.config.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The output format asked for.
+    pub fn format(&self) -> Outcome<crate::output::Format> {
+        crate::output::Format::choose(self.text("format"), self.flag("pretty-format"))
+    }
+
+    /// A required option's text.
+    pub fn require(&self, long: &str) -> Outcome<&str> {
+        self.text(long)
+            .ok_or_else(|| Failure::invalid(format!("the option '--{long}' is required")))
+    }
+}

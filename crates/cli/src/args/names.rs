@@ -1,0 +1,195 @@
+//! Which pool, namespace, image and snapshot a command line names: by argument, by options, or by
+//! both, as `rbd` weighs them.
+//!
+//! `--image` is itself read as a spec, and then no positional argument is consumed for it. What a
+//! spec says wins over `--pool`, `--namespace` and `--snap`.
+
+use super::Args;
+use crate::failure::{Failure, Outcome};
+use crate::spec::{self, Pattern, Spec};
+
+/// The pool that is meant where none is named.
+pub const DEFAULT_POOL: &str = "rbd";
+
+/// Which options name the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// `--pool`, `--namespace`, `--image`, `--snap`.
+    Source,
+    /// `--dest-pool`, `--dest-namespace`, `--dest`, `--dest-snap`.
+    Dest,
+}
+
+impl Role {
+    /// Names of the options for pool, namespace, image and snapshot.
+    fn keys(self) -> [&'static str; 4] {
+        match self {
+            Self::Source => ["pool", "namespace", "image", "snap"],
+            Self::Dest => ["dest-pool", "dest-namespace", "dest", "dest-snap"],
+        }
+    }
+
+    fn adjective(self) -> &'static str {
+        match self {
+            Self::Source => "",
+            Self::Dest => "destination ",
+        }
+    }
+}
+
+/// Whether a snapshot may, must or must not be named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapRule {
+    /// Refused.
+    None,
+    /// Taken if named.
+    Permitted,
+    /// Missing is an error.
+    Required,
+}
+
+/// What to look for on the command line.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Which options.
+    pub role: Role,
+    /// The snapshot.
+    pub snap: SnapRule,
+    /// How a spec is read.
+    pub pattern: Pattern,
+    /// Whether the image may be missing.
+    pub image_required: bool,
+}
+
+impl Wanted {
+    /// An image that must exist.
+    pub const IMAGE: Self = Self {
+        role: Role::Source,
+        snap: SnapRule::None,
+        pattern: Pattern::Existing,
+        image_required: true,
+    };
+    /// An image or a snapshot of it, which must exist.
+    pub const IMAGE_OR_SNAP: Self = Self { snap: SnapRule::Permitted, ..Self::IMAGE };
+    /// A snapshot that must exist.
+    pub const SNAP: Self = Self { snap: SnapRule::Required, ..Self::IMAGE };
+    /// An image about to be created.
+    pub const NEW_IMAGE: Self = Self { pattern: Pattern::NewImage, ..Self::IMAGE };
+    /// A destination about to be created.
+    pub const DEST: Self = Self { role: Role::Dest, ..Self::NEW_IMAGE };
+
+    /// The same, where an image may be selected by `--image-id` or not at all.
+    #[must_use]
+    pub const fn optional(mut self) -> Self {
+        self.image_required = false;
+        self
+    }
+}
+
+/// What was named; empty text where nothing was.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Target {
+    /// Pool, or empty for the default pool.
+    pub pool: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Image.
+    pub image: String,
+    /// Snapshot.
+    pub snap: String,
+}
+
+impl Target {
+    /// The pool, or the default pool.
+    pub fn pool_or_default(&self) -> &str {
+        if self.pool.is_empty() { DEFAULT_POOL } else { &self.pool }
+    }
+
+    fn apply(&mut self, found: Spec) {
+        if let Some(pool) = found.pool {
+            self.pool = pool;
+            self.namespace = found.namespace.unwrap_or_default();
+        }
+        self.image = found.image;
+        if let Some(snap) = found.snap {
+            self.snap = snap;
+        }
+    }
+
+    fn apply_text(&mut self, text: &str, pattern: Pattern) -> Outcome {
+        let found = Spec::parse(text, pattern)
+            .ok_or_else(|| Failure::invalid(format!("invalid spec '{text}'")))?;
+        self.apply(found);
+        Ok(())
+    }
+}
+
+/// Reads what `wanted` asks for, taking positional arguments from `cursor` on.
+pub fn target(args: &Args, cursor: &mut usize, wanted: Wanted) -> Outcome<Target> {
+    let target = gather(args, cursor, wanted)?;
+    if wanted.image_required && target.image.is_empty() {
+        let adjective = wanted.role.adjective();
+        return Err(Failure::invalid(format!("{adjective}image name was not specified")));
+    }
+    check_snapshot(&target, wanted)?;
+    Ok(target)
+}
+
+fn gather(args: &Args, cursor: &mut usize, wanted: Wanted) -> Outcome<Target> {
+    let option = |key: &str| args.text(key).unwrap_or_default().to_string();
+    let [pool, namespace, image, snap] = wanted.role.keys();
+    let mut target = Target {
+        pool: option(pool),
+        namespace: option(namespace),
+        image: String::new(),
+        snap: option(snap),
+    };
+    let named = option(image);
+    if !named.is_empty() {
+        target.apply_text(&named, wanted.pattern)?;
+        return Ok(target);
+    }
+    if let Some(text) = args.positional(*cursor) {
+        target.apply_text(text, wanted.pattern)?;
+    }
+    *cursor += 1;
+    Ok(target)
+}
+
+fn check_snapshot(target: &Target, wanted: Wanted) -> Outcome {
+    let adjective = wanted.role.adjective();
+    let snap = &target.snap;
+    match wanted.snap {
+        SnapRule::None if !snap.is_empty() => Err(Failure::invalid(format!(
+            "{adjective}snapshot name specified for a command that doesn't use it"
+        ))),
+        SnapRule::Required if snap.is_empty() => {
+            Err(Failure::invalid(format!("{adjective}snapshot name was not specified")))
+        }
+        _ if wanted.pattern == Pattern::NewSnapshot && snap.contains(['/', '@']) => {
+            Err(Failure::invalid(format!("invalid snap name '{snap}'")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A pool, and perhaps a namespace, by argument or options; options win.
+pub fn pool_target(args: &Args) -> Outcome<Target> {
+    let mut target = Target {
+        pool: args.text("pool").unwrap_or_default().to_string(),
+        namespace: args.text("namespace").unwrap_or_default().to_string(),
+        ..Target::default()
+    };
+    if let (true, Some(text)) = (target.pool.is_empty(), args.positional(0)) {
+        let (pool, namespace) = spec::parse_pool(text).map_err(Failure::invalid)?;
+        target.pool = pool;
+        if let Some(namespace) = namespace {
+            target.namespace = namespace;
+        }
+    }
+    Ok(target)
+}
+
+#[cfg(test)]
+#[path = "names_tests.rs"]
+mod tests;

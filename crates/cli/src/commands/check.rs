@@ -1,0 +1,184 @@
+//! `check` and `gc`: verifying pools, and giving space back.
+
+use marcot::{CheckOptions, CheckReport, Finding, GcReport, Pool};
+
+use super::POOL_NAME;
+use crate::args::names;
+use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
+use crate::failure::{EIO, Failure, Outcome};
+use crate::incoming;
+use crate::output::{Align, Node, Table};
+use crate::session::Session;
+use crate::size;
+
+const CHECK: &[Opt] = &[
+    Opt::new("repair", Kind::Flag, "set right what can be without losing data"),
+    Opt::new("skip-data", Kind::Flag, "verify structures only, not every block of data"),
+    Opt::new("all", Kind::Flag, "every pool of the store").letter('a'),
+];
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[
+    CommandSpec {
+        words: &["check"],
+        aliases: &[],
+        about: "Verify a pool: every head, page, checksum and count.",
+        positionals: &[Positional::one("pool-name", "pool name [default: rbd]")],
+        options: &[options::ONE_POOL, CHECK, options::NO_PROGRESS, options::FORMAT],
+        examples: &[
+            ("check kubernetes", "status 5 if data is damaged"),
+            ("check --all --repair", "every pool; finishes what was cut off"),
+        ],
+        hidden: false,
+        run: check,
+    },
+    CommandSpec {
+        words: &["gc"],
+        aliases: &[],
+        about: "Give back the space that no image or snapshot of a pool needs.",
+        positionals: &[POOL_NAME],
+        options: &[options::ONE_POOL, options::NO_PROGRESS, options::FORMAT],
+        examples: &[("gc kubernetes", "and tell what snapshots hold")],
+        hidden: false,
+        run: gc,
+    },
+];
+
+fn check(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let options =
+        CheckOptions { repair: args.flag("repair"), skip_data: args.flag("skip-data") };
+    let names = if args.flag("all") {
+        session.store()?.pools()?
+    } else {
+        vec![names::pool_target(args)?.pool_or_default().to_string()]
+    };
+    let mut reports = Vec::new();
+    for name in names {
+        let pool = session.pool(&name)?;
+        reports.push((name, check_pool(session, &pool, &options)?));
+    }
+    format.print(
+        || reports.iter().map(|(name, report)| plain_check(name, report)).collect(),
+        || ("check", Node::array("pool", reports.iter().map(check_node))),
+    )?;
+    let serious = |finding: &Finding| finding.serious && !finding.repaired;
+    if reports.iter().any(|(_, report)| report.findings.iter().any(serious)) {
+        return Err(Failure::new(EIO, "the check found damage"));
+    }
+    Ok(())
+}
+
+fn check_pool(session: &Session, pool: &Pool, options: &CheckOptions) -> Outcome<CheckReport> {
+    let mut progress = session.parts("Checking pool");
+    let mut report = |done, total| progress.update_before_end(done, total);
+    let outcome = session.store()?.check(pool, options, &mut report);
+    progress.end(outcome.map_err(|e| Failure::engine("check failed", &e)))
+}
+
+fn plain_check(name: &str, report: &CheckReport) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let place = if finding.image.is_empty() {
+            format!("pool {name}")
+        } else {
+            finding.image.clone()
+        };
+        text.push_str(&format!("{place}: {}{}\n", finding.message, state(finding)));
+    }
+    let data = size::show(report.blocks * marcot::BLOCK_BYTES);
+    text.push_str(&format!(
+        "{name}: {} images, {} snapshots, {} map pages, {data} of data: {}\n",
+        report.images,
+        report.snapshots,
+        report.pages,
+        verdict(&report.findings)
+    ));
+    text
+}
+
+fn state(finding: &Finding) -> &'static str {
+    if finding.repaired { " (repaired)" } else { "" }
+}
+
+fn verdict(findings: &[Finding]) -> String {
+    let left = findings.iter().filter(|f| !f.repaired).count();
+    let damage = findings.iter().filter(|f| f.serious && !f.repaired).count();
+    match (findings.len(), left, damage) {
+        (0, ..) => "all is well".to_string(),
+        (found, 0, _) => format!("{found} findings, all repaired"),
+        (_, left, 0) => format!("{left} findings, no data is damaged"),
+        (_, left, damage) => format!("{left} findings, {damage} of them mean damaged data"),
+    }
+}
+
+fn check_node((name, report): &(String, CheckReport)) -> Node {
+    let finding = |f: &Finding| {
+        Node::Object(vec![
+            ("image", f.image.as_str().into()),
+            ("message", f.message.as_str().into()),
+            ("serious", Node::Bool(f.serious)),
+            ("repaired", Node::Bool(f.repaired)),
+        ])
+    };
+    Node::Object(vec![
+        ("name", name.as_str().into()),
+        ("images", report.images.into()),
+        ("snapshots", report.snapshots.into()),
+        ("pages", report.pages.into()),
+        ("blocks", report.blocks.into()),
+        ("findings", Node::array("finding", report.findings.iter().map(finding))),
+    ])
+}
+
+fn gc(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let pool = session.pool(names::pool_target(args)?.pool_or_default())?;
+    let store = session.store()?;
+    remove_partial_images(session, &pool)?;
+    let mut progress = session.parts("Collecting garbage");
+    let mut report = |done, total| progress.update_before_end(done, total);
+    let outcome = store.gc(&pool, &mut report).map_err(|e| Failure::engine("gc failed", &e));
+    let found = progress.end(outcome)?;
+    format.print(|| plain_gc(&found), || ("gc", gc_node(&found)))
+}
+
+/// What imports that were killed have left.
+fn remove_partial_images(session: &Session, pool: &Pool) -> Outcome {
+    let store = session.store()?;
+    incoming::remove_remains(store, pool, "");
+    for namespace in pool.namespaces()? {
+        incoming::remove_remains(store, pool, &namespace);
+    }
+    Ok(())
+}
+
+fn plain_gc(report: &GcReport) -> String {
+    let pinned: u64 = report.pinned.iter().map(|row| row.bytes).sum();
+    let mut text = format!(
+        "Freed: {}\nLive in images: {}\nPinned by snapshots: {}\nStored: {}\n",
+        size::show(report.freed_bytes),
+        size::show(report.live_bytes),
+        size::show(pinned),
+        size::show(report.allocated_bytes)
+    );
+    let mut table =
+        Table::new().column("PINNED BY", Align::Left).column("SIZE", Align::Right);
+    for row in &report.pinned {
+        table.row(vec![row.holder.clone(), size::show(row.bytes)]);
+    }
+    text.push_str(&table.render());
+    text
+}
+
+fn gc_node(report: &GcReport) -> Node {
+    let row = |row: &marcot::catalog::PinnedRow| {
+        Node::Object(vec![("holder", row.holder.as_str().into()), ("bytes", row.bytes.into())])
+    };
+    Node::Object(vec![
+        ("freed_bytes", report.freed_bytes.into()),
+        ("live_bytes", report.live_bytes.into()),
+        ("allocated_bytes", report.allocated_bytes.into()),
+        ("pinned", Node::array("row", report.pinned.iter().map(row))),
+    ])
+}

@@ -1,0 +1,198 @@
+//! `export`: an image or snapshot becomes a file or a stream.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::import::{EXPORT_FORMAT, GRAIN_BYTES, PIPE, path_argument, refuse_export_format};
+use crate::args::names::{self, Wanted};
+use crate::args::{Args, CommandSpec, Positional, options};
+use crate::content::{self, Content};
+use crate::failure::{EEXIST, ENOENT, Failure, Outcome};
+use crate::output::warn;
+use crate::progress::Progress;
+use crate::session::Session;
+use crate::signals::{self, STATUS_INTERRUPTED};
+use crate::sparse;
+
+const ERROR: &str = "export error";
+/// As `rbd` makes the file; the umask applies.
+const FILE_MODE: u32 = 0o644;
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
+    words: &["export"],
+    aliases: &[],
+    about: "Export image to file.",
+    positionals: &[
+        Positional::one(
+            "source-image-or-snap-spec",
+            "source image or snapshot specification \
+             (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
+        ),
+        Positional::one("path-name", "export file (or '-' for stdout)"),
+    ],
+    options: &[options::SNAP, options::PATH, options::NO_PROGRESS, EXPORT_FORMAT],
+    examples: &[
+        ("export vm-1 vm-1.raw", "a sparse file; an existing one is never overwritten"),
+        ("export vm-1@backup - | zstd > vm-1.zst", "to a pipe"),
+    ],
+    hidden: false,
+    run: export,
+}];
+
+fn export(session: &Session, args: &Args) -> Outcome {
+    let mut cursor = 0;
+    let target = names::target(args, &mut cursor, Wanted::IMAGE_OR_SNAP)?;
+    let path = path_argument(args, &mut cursor)?;
+    refuse_export_format(args)?;
+    let image = session.find(&target)?;
+    let info = image.info()?;
+    let snap = match target.snap.as_str() {
+        "" => None,
+        name => Some(image.snapshot(name)?),
+    };
+    let mut sink = Sink::open(&path)?;
+    let mut content = content::open(&image.pool, image.id, snap.as_ref()).map_err(failed)?;
+    let mut progress = session.bytes("Exporting image");
+    let outcome =
+        transfer(session.program, content.as_mut(), &mut sink, 1 << info.order, &mut progress)
+            .and_then(|()| sink.finish(content.size_bytes()))
+            .and_then(|()| content.close().map_err(failed));
+    progress.end(outcome)
+}
+
+fn failed(error: marcot::Error) -> Failure {
+    Failure::engine(ERROR, &error)
+}
+
+/// Why a piece could not be passed on.
+enum Trouble {
+    Source(marcot::Error),
+    Sink(io::Error),
+    Interrupted,
+}
+
+impl From<marcot::Error> for Trouble {
+    fn from(error: marcot::Error) -> Self {
+        Self::Source(error)
+    }
+}
+
+fn transfer(
+    program: &str,
+    content: &mut dyn Content,
+    sink: &mut Sink,
+    piece_bytes: u64,
+    progress: &mut Progress,
+) -> Outcome {
+    signals::catch();
+    let size_bytes = content.size_bytes();
+    let mut at = 0;
+    content::walk(content, piece_bytes, |offset, length, data| {
+        at = offset;
+        if signals::stop_asked() {
+            return Err(Trouble::Interrupted);
+        }
+        sink.write(offset, length, data).map_err(Trouble::Sink)?;
+        let end = offset + length;
+        if end.is_multiple_of(piece_bytes) {
+            progress.update_before_end(end, size_bytes);
+        }
+        Ok(())
+    })
+    .map_err(|trouble| match trouble {
+        Trouble::Source(error) => failed(error),
+        Trouble::Sink(error) => {
+            warn(program, &format!("error writing to destination image at offset {at}"));
+            Failure::io(ERROR, &error)
+        }
+        Trouble::Interrupted => Failure::new(STATUS_INTERRUPTED, format!("{ERROR}: interrupted")),
+    })
+}
+
+/// Where an export goes.
+enum Sink {
+    Stdout,
+    /// Under a temporary name until it is whole.
+    File { file: File, partial: PathBuf, path: PathBuf, whole: bool },
+}
+
+impl Sink {
+    fn open(path: &str) -> Outcome<Self> {
+        if path == PIPE {
+            return Ok(Self::Stdout);
+        }
+        let path = PathBuf::from(path);
+        if path.symlink_metadata().is_ok() {
+            return Err(Failure::errno(ERROR, EEXIST));
+        }
+        let partial = partial_path(&path).ok_or_else(|| Failure::errno(ERROR, ENOENT))?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(FILE_MODE)
+            .open(&partial)
+            .map_err(|error| Failure::io(ERROR, &error))?;
+        Ok(Self::File { file, partial, path, whole: false })
+    }
+
+    fn write(&mut self, offset: u64, length: u64, data: Option<&[u8]>) -> io::Result<()> {
+        match (self, data) {
+            (Self::Stdout, Some(data)) => io::stdout().lock().write_all(data),
+            (Self::Stdout, None) => {
+                io::copy(&mut io::Read::take(io::repeat(0), length), &mut io::stdout().lock())
+                    .map(drop)
+            }
+            (Self::File { file, .. }, Some(data)) => {
+                for run in sparse::data_runs(data, GRAIN_BYTES as usize) {
+                    file.write_all_at(&data[run.clone()], offset + run.start as u64)?;
+                }
+                Ok(())
+            }
+            (Self::File { .. }, None) => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, size_bytes: u64) -> Outcome {
+        let outcome = match self {
+            Self::Stdout => io::stdout().lock().flush(),
+            Self::File { file, partial, path, whole } => file
+                .set_len(size_bytes)
+                .and_then(|()| file.sync_all())
+                .and_then(|()| publish(partial, path))
+                .inspect(|()| *whole = true),
+        };
+        outcome.map_err(|error| Failure::io(ERROR, &error))
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let Self::File { partial, whole: false, .. } = self {
+            let _ = std::fs::remove_file(partial);
+        }
+    }
+}
+
+/// Beside the file, so that it can be renamed.
+fn partial_path(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_string_lossy();
+    let partial = format!(".{name}.marcot-partial.{}", std::process::id());
+    Some(path.with_file_name(partial))
+}
+
+/// Gives the file its name, unless another has taken it.
+fn publish(partial: &Path, path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, partial, CWD, path, RenameFlags::NOREPLACE) {
+        // File systems without this kind of rename: a link does not replace either.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            std::fs::hard_link(partial, path)?;
+            std::fs::remove_file(partial)
+        }
+        outcome => Ok(outcome?),
+    }
+}

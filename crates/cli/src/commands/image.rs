@@ -1,0 +1,234 @@
+//! `create`, `resize`, `rename`, `remove`.
+
+use marcot::{Command, ErrorKind};
+
+use super::{DEST_IMAGE_SPEC, IMAGE_SPEC};
+use crate::access;
+use crate::args::names::{self, Role, SnapRule, Target, Wanted};
+use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
+use crate::failure::{EBUSY, ENOTEMPTY, Failure, Outcome};
+use crate::layout;
+use crate::session::{Found, Session};
+
+const THICK: &[Opt] =
+    &[Opt::new("thick-provision", Kind::Flag, "refused: space is taken when data is written")];
+const ALLOW_SHRINK: &[Opt] = &[Opt::new("allow-shrink", Kind::Flag, "permit shrinking")];
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[
+    CommandSpec {
+        words: &["create"],
+        aliases: &[],
+        about: "Create an empty image.",
+        positionals: &[IMAGE_SPEC],
+        options: &[
+            options::IMAGE,
+            options::CREATION,
+            THICK,
+            options::SIZE,
+            options::NO_PROGRESS,
+        ],
+        examples: &[
+            ("create vm-1 --size 10G", "an image in the pool rbd"),
+            ("create kubernetes/empty.img -s 512", "512 MiB in another pool"),
+        ],
+        hidden: false,
+        run: create,
+    },
+    CommandSpec {
+        words: &["resize"],
+        aliases: &[],
+        about: "Resize (expand or shrink) image.",
+        positionals: &[IMAGE_SPEC],
+        options: &[options::IMAGE, options::SIZE, ALLOW_SHRINK, options::NO_PROGRESS],
+        examples: &[
+            ("resize vm-1 --size 20G", "grow; works while the image is in use"),
+            ("resize vm-1 --size 5G --allow-shrink", "shrink; data beyond 5 GiB is lost"),
+        ],
+        hidden: false,
+        run: resize,
+    },
+    CommandSpec {
+        words: &["rename"],
+        aliases: &[&["mv"]],
+        about: "Rename image within pool.",
+        positionals: &[
+            Positional::one(
+                "source-image-spec",
+                "source image specification (example: [<pool-name>/[<namespace>/]]<image-name>)",
+            ),
+            DEST_IMAGE_SPEC,
+        ],
+        options: &[options::IMAGE, options::DEST],
+        examples: &[("rename vm-1 web-1", "children keep their parent")],
+        hidden: false,
+        run: rename,
+    },
+    CommandSpec {
+        words: &["remove"],
+        aliases: &[&["rm"]],
+        about: "Delete an image.",
+        positionals: &[IMAGE_SPEC],
+        options: &[options::IMAGE, options::NO_PROGRESS],
+        examples: &[("rm vm-1", "refused while the image has snapshots or is in use")],
+        hidden: false,
+        run: remove,
+    },
+];
+
+fn create(session: &Session, args: &Args) -> Outcome {
+    const ERROR: &str = "create error";
+    let target = names::target(args, &mut 0, Wanted::NEW_IMAGE)?;
+    let size_bytes = required_size(args)?;
+    let options = layout::create_options(args, size_bytes, ERROR)?;
+    let pool = session.pool_of(&target)?;
+    pool.create(&target.namespace, &target.image, &options)
+        .map_err(|error| Failure::engine(ERROR, &error))?;
+    Ok(())
+}
+
+fn required_size(args: &Args) -> Outcome<u64> {
+    args.bytes_of_mib("size").ok_or_else(|| Failure::invalid("must specify --size <M/G/T>"))
+}
+
+fn resize(session: &Session, args: &Args) -> Outcome {
+    let target = names::target(args, &mut 0, Wanted::IMAGE)?;
+    let size_bytes = required_size(args)?;
+    let image = session.find(&target)?;
+    let allow_shrink = args.flag("allow-shrink");
+    let info = image.info()?;
+    check_new_size(info.size_bytes, size_bytes, allow_shrink)?;
+    let mut progress = session.steps("Resizing image");
+    let command = Command::Resize { size_bytes, allow_shrink };
+    let mut report = |done, total| progress.update_before_end(done, total);
+    let outcome = access::run(&image.pool, image.id, &command, &mut report);
+    if outcome.is_ok() && size_bytes < info.size_bytes {
+        progress.catch_up(objects(size_bytes, info.order), objects(info.size_bytes, info.order));
+    }
+    progress.end(outcome.map(drop).map_err(|e| Failure::engine("resize error", &e)))
+}
+
+/// How many objects `rbd` would have.
+pub fn objects(size_bytes: u64, order: u32) -> u64 {
+    size_bytes.div_ceil(1 << order)
+}
+
+fn check_new_size(old_bytes: u64, new_bytes: u64, allow_shrink: bool) -> Outcome {
+    if new_bytes < old_bytes && !allow_shrink {
+        return Err(Failure::invalid(
+            "shrinking an image is only allowed with the --allow-shrink flag",
+        ));
+    }
+    if new_bytes == old_bytes {
+        // rbd has a blank at the end of this line.
+        return Err(Failure::invalid("new size is equal to original size "));
+    }
+    Ok(())
+}
+
+fn rename(session: &Session, args: &Args) -> Outcome {
+    let mut cursor = 0;
+    let from = names::target(args, &mut cursor, Wanted::IMAGE)?;
+    let wanted = Wanted { role: Role::Dest, snap: SnapRule::None, ..Wanted::NEW_IMAGE };
+    let to = names::target(args, &mut cursor, wanted)?;
+    check_same_place(&from, &to)?;
+    let pool = session.pool_of(&from)?;
+    pool.rename(&from.namespace, &from.image, &to.image)
+        .map_err(|error| Failure::engine("rename error", &error))
+}
+
+/// `rbd` compares the pools as they were written.
+fn check_same_place(from: &Target, to: &Target) -> Outcome {
+    if !to.pool.is_empty() && from.pool != to.pool {
+        let pools = format!("source pool: {} dest pool: {}", from.pool, to.pool);
+        return Err(
+            Failure::invalid("mv/rename across pools not supported").then_bare(pools)
+        );
+    }
+    let elsewhere = !to.pool.is_empty() || !to.namespace.is_empty();
+    if elsewhere && from.namespace != to.namespace {
+        return Err(Failure::invalid("mv/rename across namespaces not supported").then_bare(
+            format!("source namespace: {} dest namespace: {}", from.namespace, to.namespace),
+        ));
+    }
+    Ok(())
+}
+
+fn remove(session: &Session, args: &Args) -> Outcome {
+    let target = names::target(args, &mut 0, Wanted::IMAGE)?;
+    let pool = session.pool_of(&target)?;
+    let mut progress = session.parts("Removing image");
+    let outcome = pool
+        .find(&target.namespace, &target.image)
+        .map(|id| Found { pool: pool.clone(), id })
+        .map_err(|error| Failure::engine("delete error", &error))
+        .and_then(|image| {
+            let parts = image.pool.info(image.id).map(|i| objects(i.size_bytes, i.order));
+            let mut report = |done, total| progress.update_before_end(done, total);
+            session
+                .store()?
+                .remove_image(&image.pool, image.id, &mut report)
+                .map_err(|error| removal_failure(session, &image, &error))?;
+            progress.catch_up(1, parts.unwrap_or(0));
+            Ok(())
+        });
+    progress.end(outcome)
+}
+
+fn removal_failure(session: &Session, image: &Found, error: &marcot::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::HasSnapshots | ErrorKind::HasChildren => {
+            let program = session.program;
+            let trash_only = image.info().is_ok_and(|i| i.snapshots.iter().all(|s| s.trashed));
+            let message = if trash_only {
+                "image has snapshots with linked clones - these must be deleted or flattened \
+                 before the image can be removed."
+                    .to_string()
+            } else {
+                format!(
+                    "image has snapshots - these must be deleted with '{program} snap purge' \
+                     before the image can be removed."
+                )
+            };
+            Failure::new(ENOTEMPTY, message)
+        }
+        ErrorKind::Owned | ErrorKind::Busy => {
+            Failure::new(EBUSY, "error: image still has watchers").then_bare(
+                "This means the image is still open or the client using it crashed. Try again \
+                 after closing/unmapping it or waiting 30s for the crashed client to timeout.",
+            )
+        }
+        _ => Failure::engine("delete error", error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(pool: &str, namespace: &str) -> Target {
+        Target { pool: pool.into(), namespace: namespace.into(), ..Target::default() }
+    }
+
+    #[test]
+    fn rename_compares_pools_as_written() {
+        assert!(check_same_place(&at("rbd", ""), &at("", "")).is_ok());
+        assert!(check_same_place(&at("rbd", ""), &at("rbd", "")).is_ok());
+        let failure = check_same_place(&at("", ""), &at("rbd", "")).unwrap_err();
+        assert_eq!(
+            failure.render("rbd"),
+            "rbd: mv/rename across pools not supported\nsource pool:  dest pool: rbd\n"
+        );
+        assert!(check_same_place(&at("rbd", "n"), &at("rbd", "")).is_err());
+        assert!(check_same_place(&at("rbd", "n"), &at("", "")).is_ok());
+    }
+
+    #[test]
+    fn a_size_must_differ_and_may_shrink_only_when_allowed() {
+        assert!(check_new_size(5, 6, false).is_ok());
+        assert!(check_new_size(5, 4, true).is_ok());
+        assert_eq!(check_new_size(5, 4, false).unwrap_err().status, 22);
+        let same = check_new_size(5, 5, true).unwrap_err();
+        assert_eq!(same.render("rbd"), "rbd: new size is equal to original size \n");
+    }
+}

@@ -1,0 +1,176 @@
+//! `info`: what is known about an image or snapshot.
+
+use marcot::{ImageInfo, ParentInfo, SnapInfo};
+
+use super::IMAGE_OR_SNAP_SPEC;
+use super::list::show_parent;
+use crate::args::names::{self, Wanted};
+use crate::args::{Args, CommandSpec, options};
+use crate::failure::Outcome;
+use crate::output::Node;
+use crate::session::{Session, no_such_snapshot};
+use crate::{size, time};
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
+    words: &["info"],
+    aliases: &[],
+    about: "Show information about image size, parent, features etc.",
+    positionals: &[IMAGE_OR_SNAP_SPEC],
+    options: &[options::SNAP, &[options::IMAGE_ID], options::FORMAT],
+    examples: &[
+        ("info vm-1", "size, id, parent and overlap"),
+        ("info template@v1", "a snapshot, and whether it is protected"),
+    ],
+    hidden: false,
+    run: info,
+}];
+
+fn info(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let image_id = args.text("image-id");
+    let mut wanted = Wanted::IMAGE_OR_SNAP;
+    wanted.image_required = image_id.is_none();
+    let target = names::target(args, &mut 0, wanted)?;
+    let image = session.find_by(&target, image_id)?.info()?;
+    let snap = match target.snap.as_str() {
+        "" => None,
+        name => Some(named_snapshot(&image, name)?),
+    };
+    let view = View::new(&image, snap.as_ref());
+    format.print(|| view.plain(), || ("image", view.node()))
+}
+
+fn named_snapshot(image: &ImageInfo, name: &str) -> Outcome<SnapInfo> {
+    let found = image.snapshots.iter().find(|s| s.name == name && !s.trashed);
+    found.cloned().ok_or_else(no_such_snapshot)
+}
+
+/// An image as the head or one snapshot shows it.
+struct View<'a> {
+    image: &'a ImageInfo,
+    snap: Option<&'a SnapInfo>,
+    size_bytes: u64,
+    parent: Option<&'a ParentInfo>,
+    features: Vec<String>,
+    op_features: Vec<&'static str>,
+}
+
+impl<'a> View<'a> {
+    fn new(image: &'a ImageInfo, snap: Option<&'a SnapInfo>) -> Self {
+        let parent = match snap {
+            Some(snap) => snap.parent.as_ref(),
+            None => image.parent.as_ref(),
+        };
+        let op_features = op_features(image);
+        let mut features = feature_names(&image.features);
+        if !op_features.is_empty() {
+            features.push("operations".to_string());
+        }
+        let size_bytes = snap.map_or(image.size_bytes, |s| s.size_bytes);
+        Self { image, snap, size_bytes, parent, features, op_features }
+    }
+
+    fn object_bytes(&self) -> u64 {
+        1 << self.image.order
+    }
+
+    fn objects(&self) -> u64 {
+        self.size_bytes.div_ceil(self.object_bytes())
+    }
+
+    fn prefix(&self) -> String {
+        format!("rbd_data.{}", self.image.id)
+    }
+
+    fn plain(&self) -> String {
+        let image = self.image;
+        let mut lines = vec![
+            format!("size {} in {} objects", size::show(self.size_bytes), self.objects()),
+            format!("order {} ({} objects)", image.order, size::show(self.object_bytes())),
+            format!("snapshot_count: {}", image.snapshots.len()),
+            format!("id: {}", image.id),
+            format!("block_name_prefix: {}", self.prefix()),
+            "format: 2".to_string(),
+            format!("features: {}", self.features.join(", ")),
+            format!("op_features: {}", self.op_features.join(", ")),
+            "flags: ".to_string(),
+            format!("create_timestamp: {}", time::ctime(image.created_s)),
+            format!("access_timestamp: {}", time::ctime(image.modified_s)),
+            format!("modify_timestamp: {}", time::ctime(image.modified_s)),
+        ];
+        if let Some(snap) = self.snap {
+            lines.push(format!("protected: {}", if snap.protected { "True" } else { "False" }));
+        }
+        if let Some(parent) = self.parent {
+            lines.push(format!("parent: {}", show_parent(parent)));
+            lines.push(format!("overlap: {}", size::show(parent.overlap_bytes)));
+        }
+        let body: String = lines.iter().map(|line| format!("\t{line}\n")).collect();
+        format!("rbd image '{}':\n{body}", image.name)
+    }
+
+    fn node(&self) -> Node {
+        let image = self.image;
+        let texts = |item, texts: &mut dyn Iterator<Item = &str>| {
+            Node::array(item, texts.map(Node::from).collect::<Vec<_>>())
+        };
+        let mut members: Vec<(&'static str, Node)> = vec![
+            ("name", image.name.as_str().into()),
+            ("id", image.id.to_string().into()),
+            ("size", self.size_bytes.into()),
+            ("objects", self.objects().into()),
+            ("order", u64::from(image.order).into()),
+            ("object_size", self.object_bytes().into()),
+            ("snapshot_count", (image.snapshots.len() as u64).into()),
+            ("block_name_prefix", self.prefix().into()),
+            ("format", 2u64.into()),
+            ("features", texts("feature", &mut self.features.iter().map(String::as_str))),
+            ("op_features", texts("op_feature", &mut self.op_features.iter().copied())),
+            ("flags", Node::array("flag", [])),
+            ("create_timestamp", time::ctime(image.created_s).into()),
+            ("access_timestamp", time::ctime(image.modified_s).into()),
+            ("modify_timestamp", time::ctime(image.modified_s).into()),
+        ];
+        if let Some(snap) = self.snap {
+            members.push(("protected", Node::quoted_bool(snap.protected)));
+        }
+        if let Some(parent) = self.parent {
+            members.push(("parent", parent_node(parent)));
+        }
+        Node::Object(members)
+    }
+}
+
+fn parent_node(parent: &ParentInfo) -> Node {
+    Node::Object(vec![
+        ("pool", parent.pool.as_str().into()),
+        ("pool_namespace", parent.namespace.as_str().into()),
+        ("image", parent.image.as_str().into()),
+        ("id", parent.image_id.to_string().into()),
+        ("snapshot", parent.snap.as_str().into()),
+        ("trash", Node::Bool(false)),
+        ("overlap", parent.overlap_bytes.into()),
+    ])
+}
+
+fn feature_names(features: &str) -> Vec<String> {
+    let names = features.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.map(str::to_string).collect()
+}
+
+/// What format-2 clones leave on parent and child.
+fn op_features(image: &ImageInfo) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    let trash = image.snapshots.iter().any(|s| s.trashed);
+    if trash {
+        names.push("clone-parent");
+    }
+    if image.parent.as_ref().is_some_and(|p| p.clone_format == 2) {
+        names.push("clone-child");
+    }
+    if trash {
+        names.push("snap-trash");
+    }
+    names
+}

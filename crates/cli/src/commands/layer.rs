@@ -1,0 +1,233 @@
+//! `clone`, `children`, `flatten`: what makes and ends the tie between parent and child.
+
+use std::collections::HashSet;
+
+use marcot::{ChildInfo, CloneOptions, Command, ErrorKind, ImageId, Pool, SnapId, Store};
+use marcot_serve::control;
+
+use super::image::objects;
+use super::{DEST_IMAGE_SPEC, IMAGE_OR_SNAP_SPEC, IMAGE_SPEC};
+use crate::args::names::{self, Target, Wanted};
+use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
+use crate::failure::{EINVAL, ENOENT, EXDEV, Failure, Outcome};
+use crate::output::{Node, err};
+use crate::session::{Found, Session};
+use crate::{access, layout, spec};
+
+const UNTRACKED: &[Opt] = &[Opt::new(
+    "untracked",
+    Kind::Flag,
+    "clone even where no marker can be left for the parent's owner, who may then remove the parent",
+)];
+const CHILDREN: &[Opt] = &[
+    Opt::new("all", Kind::Flag, "list all children (include trash)").letter('a'),
+    Opt::new("descendants", Kind::Flag, "include all descendants"),
+];
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[
+    CommandSpec {
+        words: &["clone"],
+        aliases: &[],
+        about: "Clone a snapshot into a CoW child image.",
+        positionals: &[
+            Positional::one(
+                "source-snap-spec",
+                "source snapshot specification \
+                 (example: [<pool-name>/[<namespace>/]]<image-name>@<snap-name>)",
+            ),
+            DEST_IMAGE_SPEC,
+        ],
+        options: &[options::SNAP, options::DEST, options::CREATION, UNTRACKED],
+        examples: &[
+            ("clone template@v1 vm-1", "the snapshot must be protected"),
+            ("clone templates/debian@12 web/vm-1", "into another pool"),
+            ("clone --rbd-default-clone-format 2 template@v1 vm-2", "no protection needed"),
+        ],
+        hidden: false,
+        run: clone,
+    },
+    CommandSpec {
+        words: &["children"],
+        aliases: &[],
+        about: "Display children of an image or its snapshot.",
+        positionals: &[IMAGE_OR_SNAP_SPEC],
+        options: &[options::SNAP, &[options::SNAP_ID], CHILDREN, options::FORMAT],
+        examples: &[
+            ("children template@v1", "of one snapshot, in every pool of the store"),
+            ("children template --descendants", "and their children"),
+        ],
+        hidden: false,
+        run: children,
+    },
+    CommandSpec {
+        words: &["flatten"],
+        aliases: &[],
+        about: "Fill clone with parent data (make it independent).",
+        positionals: &[IMAGE_SPEC],
+        options: &[options::IMAGE, options::NO_PROGRESS],
+        examples: &[("flatten vm-1", "works while the image is in use")],
+        hidden: false,
+        run: flatten,
+    },
+];
+
+fn clone(session: &Session, args: &Args) -> Outcome {
+    const ERROR: &str = "clone error";
+    let mut cursor = 0;
+    let source = names::target(args, &mut cursor, Wanted::SNAP)?;
+    let dest = names::target(args, &mut cursor, Wanted::DEST)?;
+    layout::refuse_what_would_lie(args)?;
+    let features = args.flag("image-feature").then(|| layout::features(args, ERROR)).transpose()?;
+    let order = layout::order(args, ERROR)?;
+    let format = clone_format(args);
+    let parent_pool = session.pool_of(&source)?;
+    let dest_pool = session.pool_of(&dest)?;
+    if format == 1 && source.namespace != dest.namespace {
+        return Err(Failure::new(EXDEV, "clone v2 required for cross-namespace clones."));
+    }
+    let parent = parent_pool
+        .find(&source.namespace, &source.image)
+        .map_err(|error| clone_failure(&source, &error))?;
+    let parent_order = parent_pool.info(parent).map_err(|e| clone_failure(&source, &e))?.order;
+    if order.is_some_and(|order| order != parent_order) {
+        let cause = "a clone has the object size of its parent";
+        return Err(Failure::errno(ERROR, EINVAL).because(cause));
+    }
+    let options = CloneOptions { format, untracked: args.flag("untracked"), order, features };
+    if format == 2 {
+        share(&parent_pool, parent, &source.snap);
+    }
+    session
+        .store()?
+        .clone_image(
+            &parent_pool,
+            parent,
+            &source.snap,
+            &dest_pool,
+            &dest.namespace,
+            &dest.image,
+            &options,
+        )
+        .map(drop)
+        .map_err(|error| clone_failure(&source, &error))
+}
+
+/// An owner in another process must know that the snapshot is going to be cloned. Cloning itself
+/// finds out whether it does.
+fn share(pool: &Pool, image: ImageId, snap: &str) {
+    let command = Command::MarkShared { name: snap.to_string() };
+    let _ = control::ask(&pool.image_directory(image), &command, &mut |_, _| {});
+}
+
+/// As `rbd` words it, but telling what was not found: there are two names in the command.
+fn clone_failure(source: &Target, error: &marcot::Error) -> Failure {
+    let failure = Failure::engine("clone error", error);
+    if error.kind() != ErrorKind::NotFound {
+        return failure;
+    }
+    let pool = source.pool_or_default();
+    let name = spec::show(pool, &source.namespace, &source.image, &source.snap);
+    failure.because(format!("parent snapshot '{name}' does not exist"))
+}
+
+/// `--rbd-default-clone-format`: 1 unless 2 is asked for.
+fn clone_format(args: &Args) -> u32 {
+    match args.config("rbd_default_clone_format") {
+        None | Some("1" | "auto") => 1,
+        Some("2") => 2,
+        Some(other) => {
+            err(&format!(
+                "parse error setting 'rbd_default_clone_format' to '{other}' ('{other}' is not \
+                 one of the permitted values: 1, 2, auto)\n\n"
+            ));
+            1
+        }
+    }
+}
+
+fn children(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP)?;
+    let image = session.find(&target)?;
+    let snap = chosen_snapshot(args, &target, &image)?;
+    let store = session.store()?;
+    let mut found = store.children(&image.pool, image.id, snap)?;
+    found.sort_by(|a, b| place(a).cmp(&place(b)));
+    if args.flag("descendants") {
+        add_descendants(store, &mut found)?;
+    }
+    let all = args.flag("all");
+    let plain = || found.iter().map(plain_child).collect();
+    format.print(plain, || {
+        ("children", Node::array("child", found.iter().map(|child| child_node(child, all))))
+    })
+}
+
+fn chosen_snapshot(args: &Args, target: &Target, image: &Found) -> Outcome<Option<SnapId>> {
+    let snapshots = image.info()?.snapshots;
+    let missing = || Failure::new(ENOENT, "snapshot does not exist.");
+    if let Some(id) = args.integer("snap-id").map(SnapId) {
+        if !target.snap.is_empty() {
+            return Err(Failure::invalid("trying to access snapshot using both name and id."));
+        }
+        let found = snapshots.iter().any(|s| s.id == id);
+        return if found { Ok(Some(id)) } else { Err(missing()) };
+    }
+    if target.snap.is_empty() {
+        return Ok(None);
+    }
+    let found = snapshots.iter().find(|s| s.name == target.snap && !s.trashed);
+    found.map(|s| Some(s.id)).ok_or_else(missing)
+}
+
+fn place(child: &ChildInfo) -> (&str, &str, &str) {
+    (&child.pool, &child.namespace, &child.image)
+}
+
+/// Appends the children of children, generation by generation.
+fn add_descendants(store: &Store, found: &mut Vec<ChildInfo>) -> Outcome {
+    let mut seen: HashSet<(String, ImageId)> = HashSet::new();
+    let mut next = 0;
+    while let Some(child) = found.get(next) {
+        next += 1;
+        if child.marker || !seen.insert((child.pool.clone(), child.image_id)) {
+            continue;
+        }
+        let pool: Pool = store.pool(&child.pool)?;
+        let mut generation = store.children(&pool, child.image_id, None)?;
+        generation.sort_by(|a, b| place(a).cmp(&place(b)));
+        found.extend(generation);
+    }
+    Ok(())
+}
+
+fn plain_child(child: &ChildInfo) -> String {
+    format!("{}\n", spec::show(&child.pool, &child.namespace, &child.image, ""))
+}
+
+fn child_node(child: &ChildInfo, all: bool) -> Node {
+    let mut members: Vec<(&'static str, Node)> = vec![
+        ("pool", child.pool.as_str().into()),
+        ("pool_namespace", child.namespace.as_str().into()),
+        ("image", child.image.as_str().into()),
+    ];
+    if all {
+        members.push(("id", child.image_id.to_string().into()));
+        members.push(("trash", Node::Bool(false)));
+    }
+    Node::Object(members)
+}
+
+fn flatten(session: &Session, args: &Args) -> Outcome {
+    let target = names::target(args, &mut 0, Wanted::IMAGE)?;
+    let image = session.find(&target)?;
+    let info = image.info()?;
+    let mut progress = session.parts("Image flatten");
+    let mut report = |done, total| progress.update_before_end(done, total);
+    let outcome = access::run_long(&image.pool, image.id, &Command::Flatten, &mut report);
+    if let (true, Some(parent)) = (outcome.is_ok(), &info.parent) {
+        progress.catch_up(1, objects(parent.overlap_bytes, info.order));
+    }
+    progress.end(outcome.map(drop).map_err(|e| Failure::engine("flatten error", &e)))
+}

@@ -1,0 +1,169 @@
+//! `list`: the images of a pool.
+
+use marcot::{ImageId, ImageInfo, ParentInfo, Pool, SnapInfo};
+
+use super::POOL_SPEC;
+use crate::args::{Args, CommandSpec, Kind, Opt, names, options};
+use crate::incoming;
+use crate::failure::{Failure, Outcome, strerror};
+use crate::output::{Align, Node, Table};
+use crate::session::Session;
+use crate::{size, spec};
+
+const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "long listing format").letter('l')];
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
+    words: &["list"],
+    aliases: &[&["ls"]],
+    about: "List rbd images.",
+    positionals: &[POOL_SPEC],
+    options: &[LONG, options::POOL_AND_NAMESPACE, options::FORMAT],
+    examples: &[
+        ("ls", "names of the images of the pool rbd"),
+        ("ls -l kubernetes", "with sizes, parents and snapshots"),
+        ("ls -l --format json --pretty-format", "for programs"),
+    ],
+    hidden: false,
+    run: list,
+}];
+
+fn list(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let target = names::pool_target(args)?;
+    let listed = session
+        .pool_of(&target)
+        .and_then(|pool| Ok((visible_images(&pool, &target.namespace)?, pool)))
+        .map_err(listing_failed)?;
+    let (images, pool) = listed;
+    if args.flag("long") {
+        let rows = rows(&pool, images).map_err(listing_failed)?;
+        return format.print(|| table(&rows), || ("images", document(&rows)));
+    }
+    let lines = || images.iter().map(|(name, _)| format!("{name}\n")).collect();
+    let names = || Node::array("name", images.iter().map(|(name, _)| name.as_str().into()));
+    format.print(lines, || ("images", names()))
+}
+
+fn listing_failed(failure: Failure) -> Failure {
+    let status = failure.status;
+    failure.then(format!("listing images failed: ({status}) {}", strerror(status)))
+}
+
+/// The images of a namespace, without those that are still being imported.
+pub fn visible_images(pool: &Pool, namespace: &str) -> Outcome<Vec<(String, ImageId)>> {
+    let mut images = pool.images(namespace)?;
+    images.retain(|(name, _)| !incoming::is_partial(name));
+    Ok(images)
+}
+
+/// An image, or a snapshot of it.
+struct Row {
+    image: ImageInfo,
+    snap: Option<SnapInfo>,
+}
+
+fn rows(pool: &Pool, images: Vec<(String, ImageId)>) -> Outcome<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (_, id) in images {
+        let image = match pool.info(id) {
+            Ok(image) => image,
+            // Removed since the names were read.
+            Err(error) if error.kind() == marcot::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error.into()),
+        };
+        rows.push(Row { image: image.clone(), snap: None });
+        let snaps: Vec<SnapInfo> = image.snapshots.iter().filter(|s| !s.trashed).cloned().collect();
+        rows.extend(snaps.into_iter().map(|s| Row { image: image.clone(), snap: Some(s) }));
+    }
+    Ok(rows)
+}
+
+impl Row {
+    fn size_bytes(&self) -> u64 {
+        self.snap.as_ref().map_or(self.image.size_bytes, |s| s.size_bytes)
+    }
+
+    fn parent(&self) -> Option<&ParentInfo> {
+        match &self.snap {
+            Some(snap) => snap.parent.as_ref(),
+            None => self.image.parent.as_ref(),
+        }
+    }
+
+    fn locked(&self) -> bool {
+        self.snap.is_none() && self.image.owned_by.is_some()
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let name = match &self.snap {
+            Some(snap) => format!("{}@{}", self.image.name, snap.name),
+            None => self.image.name.clone(),
+        };
+        let protected = self.snap.as_ref().is_some_and(|s| s.protected);
+        vec![
+            name,
+            size::show(self.size_bytes()),
+            self.parent().map(show_parent).unwrap_or_default(),
+            "2".to_string(),
+            if protected { "yes" } else { "" }.to_string(),
+            if self.locked() { "excl" } else { "" }.to_string(),
+        ]
+    }
+
+    fn node(&self) -> (&'static str, Node) {
+        let mut members: Vec<(&'static str, Node)> = vec![
+            ("image", self.image.name.as_str().into()),
+            ("id", self.image.id.to_string().into()),
+        ];
+        if let Some(snap) = &self.snap {
+            members.push(("snapshot", snap.name.as_str().into()));
+            members.push(("snapshot_id", snap.id.0.into()));
+        }
+        members.push(("size", self.size_bytes().into()));
+        if let Some(parent) = self.parent() {
+            members.push(("parent", parent_node(parent)));
+        }
+        members.push(("format", 2u64.into()));
+        if let Some(snap) = &self.snap {
+            members.push(("protected", Node::quoted_bool(snap.protected)));
+        }
+        if self.locked() {
+            members.push(("lock_type", "exclusive".into()));
+        }
+        let element = if self.snap.is_some() { "snapshot" } else { "image" };
+        (element, Node::Object(members))
+    }
+}
+
+/// `pool/[namespace/]image@snap`.
+pub fn show_parent(parent: &ParentInfo) -> String {
+    spec::show(&parent.pool, &parent.namespace, &parent.image, &parent.snap)
+}
+
+fn parent_node(parent: &ParentInfo) -> Node {
+    Node::Object(vec![
+        ("pool", parent.pool.as_str().into()),
+        ("pool_namespace", parent.namespace.as_str().into()),
+        ("image", parent.image.as_str().into()),
+        ("snapshot", parent.snap.as_str().into()),
+    ])
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut table = Table::new()
+        .column("NAME", Align::Left)
+        .column("SIZE", Align::Right)
+        .column("PARENT", Align::Left)
+        .column("FMT", Align::Right)
+        .column("PROT", Align::Left)
+        .column("LOCK", Align::Left);
+    for row in rows {
+        table.row(row.cells());
+    }
+    table.render()
+}
+
+fn document(rows: &[Row]) -> Node {
+    Node::Array(rows.iter().map(Row::node).collect())
+}

@@ -1,0 +1,74 @@
+//! The commands, one file a family.
+
+mod bench;
+mod check;
+mod copy;
+//mod device;
+mod diff;
+mod export;
+mod image;
+mod import;
+mod info;
+mod layer;
+mod list;
+mod namespace;
+mod pool;
+mod serve;
+mod shell;
+mod snap;
+mod status;
+mod usage;
+
+use crate::args::CommandSpec;
+
+/// Every command.
+pub const ALL: &[&[CommandSpec]] = &[
+    bench::COMMANDS,
+    check::COMMANDS,
+    copy::COMMANDS,
+    //device::COMMANDS,
+    diff::COMMANDS,
+    export::COMMANDS,
+    image::COMMANDS,
+    import::COMMANDS,
+    info::COMMANDS,
+    layer::COMMANDS,
+    list::COMMANDS,
+    namespace::COMMANDS,
+    pool::COMMANDS,
+    serve::COMMANDS,
+    shell::COMMANDS,
+    snap::COMMANDS,
+    status::COMMANDS,
+    usage::COMMANDS,
+];
+
+/// The argument that names an image.
+const IMAGE_SPEC: crate::args::Positional = crate::args::Positional::one(
+    "image-spec",
+    "image specification (example: [<pool-name>/[<namespace>/]]<image-name>)",
+);
+/// The argument that names an image or a snapshot.
+const IMAGE_OR_SNAP_SPEC: crate::args::Positional = crate::args::Positional::one(
+    "image-or-snap-spec",
+    "image or snapshot specification \
+     (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
+);
+/// The argument that names a snapshot.
+const SNAP_SPEC: crate::args::Positional = crate::args::Positional::one(
+    "snap-spec",
+    "snapshot specification (example: [<pool-name>/[<namespace>/]]<image-name>@<snap-name>)",
+);
+/// The argument that names an image to be made.
+const DEST_IMAGE_SPEC: crate::args::Positional = crate::args::Positional::one(
+    "dest-image-spec",
+    "destination image specification (example: [<pool-name>/[<namespace>/]]<image-name>)",
+);
+/// The argument that names a pool.
+const POOL_NAME: crate::args::Positional =
+    crate::args::Positional::one("pool-name", "pool name");
+/// The argument that names a pool and perhaps a namespace.
+const POOL_SPEC: crate::args::Positional = crate::args::Positional::one(
+    "pool-spec",
+    "pool specification (example: <pool-name>[/<namespace>])",
+);

@@ -1,0 +1,88 @@
+//! `namespace create`, `list`, `remove`.
+
+use marcot::ErrorKind;
+
+use super::{POOL_NAME, POOL_SPEC};
+use crate::args::names::{self, Target};
+use crate::args::{Args, CommandSpec, options};
+use crate::failure::{EBUSY, ENOENT, Failure, Outcome};
+use crate::output::{Align, Node, Table};
+use crate::session::Session;
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[
+    CommandSpec {
+        words: &["namespace", "create"],
+        aliases: &[],
+        about: "Create an RBD image namespace.",
+        positionals: &[POOL_SPEC],
+        options: &[options::POOL_AND_NAMESPACE],
+        examples: &[("namespace create kubernetes/staging", "a part of a pool")],
+        hidden: false,
+        run: create,
+    },
+    CommandSpec {
+        words: &["namespace", "list"],
+        aliases: &[&["namespace", "ls"]],
+        about: "List RBD image namespaces.",
+        positionals: &[POOL_NAME],
+        options: &[options::ONE_POOL, options::FORMAT],
+        examples: &[("namespace ls kubernetes", "")],
+        hidden: false,
+        run: list,
+    },
+    CommandSpec {
+        words: &["namespace", "remove"],
+        aliases: &[&["namespace", "rm"]],
+        about: "Remove an RBD image namespace.",
+        positionals: &[POOL_SPEC],
+        options: &[options::POOL_AND_NAMESPACE],
+        examples: &[("namespace rm kubernetes/staging", "refused while it holds images")],
+        hidden: false,
+        run: remove,
+    },
+];
+
+fn named(args: &Args) -> Outcome<Target> {
+    let target = names::pool_target(args)?;
+    if target.namespace.is_empty() {
+        return Err(Failure::invalid("namespace name was not specified"));
+    }
+    Ok(target)
+}
+
+fn create(session: &Session, args: &Args) -> Outcome {
+    let target = named(args)?;
+    let pool = session.pool(target.pool_or_default())?;
+    // The grammar is rbd's.
+    pool.namespace_create(&target.namespace)
+        .map_err(|error| Failure::engine("failed to created namespace", &error))
+}
+
+fn list(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let pool = session.pool(names::pool_target(args)?.pool_or_default())?;
+    let namespaces = pool.namespaces()?;
+    let plain = || {
+        let mut table = Table::new().column("NAME", Align::Left);
+        for name in &namespaces {
+            table.row(vec![name.clone()]);
+        }
+        table.render()
+    };
+    let node = |name: &String| Node::Object(vec![("name", name.as_str().into())]);
+    let document = || ("namespaces", Node::array("namespace", namespaces.iter().map(node)));
+    format.print(plain, document)
+}
+
+fn remove(session: &Session, args: &Args) -> Outcome {
+    let target = named(args)?;
+    let pool = session.pool(target.pool_or_default())?;
+    pool.namespace_remove(&target.namespace).map_err(|error| match error.kind() {
+        ErrorKind::NotEmpty | ErrorKind::Busy => {
+            Failure::new(EBUSY, "namespace contains images which must be deleted first.")
+        }
+        ErrorKind::NotFound => Failure::new(ENOENT, "namespace does not exist."),
+        _ => Failure::engine("failed to remove namespace", &error),
+    })
+}

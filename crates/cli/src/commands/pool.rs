@@ -1,0 +1,251 @@
+//! `pool create`, `list`, `remove`, `init`, `stats`, `attach`, `detach`.
+
+use std::path::Path;
+
+use marcot::{ErrorKind, PoolOptions, ReadableBy};
+
+use super::{POOL_NAME, POOL_SPEC};
+use crate::args::names::{self, DEFAULT_POOL};
+use crate::args::{Args, CommandSpec, Kind, Opt, options};
+use crate::failure::{Failure, Outcome};
+use crate::output::{Align, Node, Table};
+use crate::session::Session;
+use crate::size;
+
+const READABLE: &[Opt] = &[Opt::new(
+    "readable-by",
+    Kind::Choice(&["owner", "group", "all"]),
+    "who may read the pool and clone its protected snapshots (owner, group, all) [default: owner]",
+)];
+const BACKEND: &[Opt] = &[Opt::new("backend", Kind::Text, "directory of the pool to attach")];
+const FORCE: &[Opt] = &[Opt::new("force", Kind::Flag, "accepted, as by rbd")];
+const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "with directory and access").letter('l')];
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[
+    CommandSpec {
+        words: &["pool", "create"],
+        aliases: &[],
+        about: "Create a pool.",
+        positionals: &[POOL_NAME],
+        options: &[options::ONE_POOL, READABLE],
+        examples: &[
+            ("pool create kubernetes", "for this user alone"),
+            ("pool create templates --readable-by all", "others may read and clone"),
+        ],
+        hidden: false,
+        run: create,
+    },
+    CommandSpec {
+        words: &["pool", "list"],
+        aliases: &[&["pool", "ls"]],
+        about: "List pools.",
+        positionals: &[],
+        options: &[LONG, options::FORMAT],
+        examples: &[("pool ls", "names"), ("pool ls -l", "with directories")],
+        hidden: false,
+        run: list,
+    },
+    CommandSpec {
+        words: &["pool", "remove"],
+        aliases: &[&["pool", "rm"]],
+        about: "Remove an empty pool.",
+        positionals: &[POOL_NAME],
+        options: &[options::ONE_POOL],
+        examples: &[("pool rm kubernetes", "refused while it holds images")],
+        hidden: false,
+        run: remove,
+    },
+    CommandSpec {
+        words: &["pool", "init"],
+        aliases: &[],
+        about: "Initialize pool for use by RBD.",
+        positionals: &[POOL_NAME],
+        options: &[options::ONE_POOL, FORCE],
+        examples: &[("pool init kubernetes", "harmless; pools need no initialization")],
+        hidden: false,
+        run: init,
+    },
+    CommandSpec {
+        words: &["pool", "stats"],
+        aliases: &[],
+        about: "Display pool statistics.",
+        positionals: &[POOL_SPEC],
+        options: &[LONG, options::POOL_AND_NAMESPACE, options::FORMAT],
+        examples: &[
+            ("pool stats kubernetes", "images, snapshots, provisioned size"),
+            ("pool stats -l kubernetes", "and what is stored and free; 'gc' tells what pins it"),
+        ],
+        hidden: false,
+        run: stats,
+    },
+    CommandSpec {
+        words: &["pool", "attach"],
+        aliases: &[],
+        about: "Use a pool of another store.",
+        positionals: &[POOL_NAME],
+        options: &[options::ONE_POOL, BACKEND],
+        examples: &[(
+            "pool attach templates --backend /var/lib/marcot/pools/templates",
+            "its protected snapshots can be cloned; read access is enough",
+        )],
+        hidden: false,
+        run: attach,
+    },
+    CommandSpec {
+        words: &["pool", "detach"],
+        aliases: &[],
+        about: "Forget a pool of another store.",
+        positionals: &[POOL_NAME],
+        options: &[options::ONE_POOL],
+        examples: &[("pool detach templates", "refused while there are clones of its images")],
+        hidden: false,
+        run: detach,
+    },
+];
+
+/// The pool that must be named.
+fn named(args: &Args) -> Outcome<&str> {
+    let name = args.text("pool").or_else(|| args.positional(0)).unwrap_or_default();
+    if name.is_empty() {
+        return Err(Failure::invalid("pool name was not specified"));
+    }
+    Ok(name)
+}
+
+fn create(session: &Session, args: &Args) -> Outcome {
+    let name = named(args)?;
+    let readable_by = match args.text("readable-by") {
+        Some("all") => ReadableBy::All,
+        Some("group") => ReadableBy::Group,
+        _ => ReadableBy::Owner,
+    };
+    session
+        .store()?
+        .pool_create(name, &PoolOptions { readable_by })
+        .map(drop)
+        .map_err(|error| Failure::engine(format!("error creating pool '{name}'"), &error))
+}
+
+fn list(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let store = session.store()?;
+    let names = store.pools()?;
+    if !args.flag("long") {
+        let plain = || names.iter().map(|name| format!("{name}\n")).collect();
+        let document = || Node::array("name", names.iter().map(|name| name.as_str().into()));
+        return format.print(plain, || ("pools", document()));
+    }
+    let mut rows = Vec::new();
+    for name in names {
+        // One pool that cannot be opened must not hide the others.
+        let (access, directory) = match store.pool(&name) {
+            Ok(pool) => {
+                let access = if pool.read_only() { "read-only" } else { "read-write" };
+                (access.to_string(), pool.directory().display().to_string())
+            }
+            Err(error) => ("unusable".to_string(), error.to_string()),
+        };
+        rows.push([name, access, directory]);
+    }
+    let plain = || {
+        let mut table = Table::new()
+            .column("NAME", Align::Left)
+            .column("ACCESS", Align::Left)
+            .column("DIRECTORY", Align::Left);
+        rows.iter().for_each(|row| table.row(row.to_vec()));
+        table.render()
+    };
+    let node = |[name, access, directory]: &[String; 3]| {
+        Node::Object(vec![
+            ("name", name.as_str().into()),
+            ("access", access.as_str().into()),
+            ("directory", directory.as_str().into()),
+        ])
+    };
+    format.print(plain, || ("pools", Node::array("pool", rows.iter().map(node))))
+}
+
+fn remove(session: &Session, args: &Args) -> Outcome {
+    let name = named(args)?;
+    session.store()?.pool_remove(name).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Failure::engine(format!("error opening pool '{name}'"), &error),
+        _ => Failure::engine(format!("error removing pool '{name}'"), &error),
+    })
+}
+
+fn init(session: &Session, args: &Args) -> Outcome {
+    let target = names::pool_target(args)?;
+    let name = target.pool_or_default();
+    session.pool(name)?;
+    session
+        .store()?
+        .pool_init(name)
+        .map_err(|error| Failure::engine(format!("error initializing pool '{name}'"), &error))
+}
+
+fn stats(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let target = names::pool_target(args)?;
+    let pool = session.pool_of(&target)?;
+    let stats = session.store()?.pool_stats(&pool)?;
+    let long = args.flag("long");
+    let plain = || {
+        let mut text = format!(
+            "Total Images: {}\nTotal Snapshots: {}\nProvisioned Size: {}\n",
+            stats.images,
+            stats.snapshots,
+            size::show(stats.provisioned_bytes)
+        );
+        if long {
+            text.push_str(&format!(
+                "Stored Size: {}\nFree Size: {}\n",
+                size::show(stats.allocated_bytes),
+                size::show(stats.free_bytes)
+            ));
+        }
+        text
+    };
+    let counts = |count: u64, provisioned: u64, snapshots: u64| {
+        Node::Object(vec![
+            ("count", count.into()),
+            ("provisioned_bytes", provisioned.into()),
+            ("snap_count", snapshots.into()),
+        ])
+    };
+    let document = || {
+        let images = counts(stats.images, stats.provisioned_bytes, stats.snapshots);
+        let mut members = vec![("images", images), ("trash", counts(0, 0, 0))];
+        if long {
+            members.push(("stored_bytes", stats.allocated_bytes.into()));
+            members.push(("free_bytes", stats.free_bytes.into()));
+        }
+        ("stats", Node::Object(members))
+    };
+    format.print(plain, document)
+}
+
+fn attach(session: &Session, args: &Args) -> Outcome {
+    let name = named(args)?;
+    let directory = args.require("backend")?;
+    session
+        .store()?
+        .pool_attach(name, Path::new(directory))
+        .map(drop)
+        .map_err(|error| Failure::engine(format!("error attaching pool '{name}'"), &error))
+        .map_err(|failure| match failure.status {
+            crate::failure::ENOENT => failure.because(format!("{directory} holds no pool")),
+            _ => failure,
+        })
+}
+
+fn detach(session: &Session, args: &Args) -> Outcome {
+    let name = named(args)?;
+    if name == DEFAULT_POOL {
+        session.pool(name)?;
+    }
+    session
+        .store()?
+        .pool_detach(name)
+        .map_err(|error| Failure::engine(format!("error detaching pool '{name}'"), &error))
+}

@@ -1,0 +1,100 @@
+//! `serve`: images as NBD exports, on a unix socket or a TCP port.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use marcot_serve::nbd::{Address, NbdServer, SOCKET_MODE_DEFAULT, ServerOptions};
+
+use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
+use crate::exports::StoreExports;
+use crate::failure::{EINVAL, Failure, Outcome};
+use crate::output::out;
+use crate::session::Session;
+use crate::{logging, signals};
+
+const SERVE: &[Opt] = &[
+    Opt::new("socket", Kind::Text, "unix socket to listen on [default: STORE/nbd.sock]"),
+    Opt::new("socket-mode", Kind::Text, "access to the socket, octal [default: 600]"),
+    Opt::new("tcp", Kind::Text, "address and port to listen on; neither encrypted nor guarded"),
+    Opt::new("read-only", Kind::Flag, "let nobody write"),
+    Opt::new("idle-time-s", Kind::Integer, "close images unused for so long [default: 30]"),
+];
+const SOCKET_NAME: &str = "nbd.sock";
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
+    words: &["serve"],
+    aliases: &[],
+    about: "Serve images to NBD clients, opened when asked for.",
+    positionals: &[Positional { name: "pool-name", help: "pools to serve [default: all]", many: true }],
+    options: &[options::ONE_POOL, SERVE],
+    examples: &[
+        (
+            "serve --socket /run/marcot.sock kubernetes",
+            "then qemu-img info 'nbd+unix:///kubernetes/vm-1?socket=/run/marcot.sock'",
+        ),
+        ("serve --tcp 10.0.0.5:10809", "then nbdinfo nbd://10.0.0.5/rbd/vm-1"),
+    ],
+    hidden: false,
+    run: serve,
+}];
+
+fn serve(session: &Session, args: &Args) -> Outcome {
+    logging::start();
+    let store = session.store()?.clone();
+    let mut pools = args.positionals().to_vec();
+    pools.extend(args.text("pool").map(str::to_string));
+    for name in &pools {
+        session.pool(name)?;
+    }
+    let mut options = ServerOptions { addresses: addresses(session, args)?, ..Default::default() };
+    if let Some(seconds) = args.integer("idle-time-s") {
+        options.idle_time = Duration::from_secs(seconds);
+    }
+    let exports = StoreExports::new(store, pools, args.flag("read-only"));
+    let server = NbdServer::bind(&options, Arc::new(exports))?;
+    for address in server.addresses() {
+        out(&format!("listening on {address}\n"))?;
+    }
+    signals::catch();
+    let stop = server.stop_handle();
+    std::thread::spawn(move || {
+        signals::wait(|| false);
+        stop.stop();
+    });
+    server.run()?;
+    Ok(())
+}
+
+fn addresses(session: &Session, args: &Args) -> Outcome<Vec<Address>> {
+    let mut addresses = Vec::new();
+    if let Some(text) = args.text("tcp") {
+        addresses.push(Address::Tcp(resolve(text)?));
+    }
+    let socket = args.text("socket").map(PathBuf::from);
+    if socket.is_some() || addresses.is_empty() {
+        let path = match socket {
+            Some(path) => path,
+            None => session.store()?.directory().join(SOCKET_NAME),
+        };
+        addresses.push(Address::Unix { path, mode: socket_mode(args)? });
+    }
+    Ok(addresses)
+}
+
+fn socket_mode(args: &Args) -> Outcome<u32> {
+    let Some(text) = args.text("socket-mode") else { return Ok(SOCKET_MODE_DEFAULT) };
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| crate::args::parse::invalid_argument("socket-mode"))
+}
+
+/// The first address that `HOST:PORT` stands for.
+fn resolve(text: &str) -> Outcome<SocketAddr> {
+    let bad = |why: String| Failure::new(EINVAL, format!("cannot listen on '{text}': {why}"));
+    let mut found = text.to_socket_addrs().map_err(|error| bad(error.to_string()))?;
+    found.next().ok_or_else(|| bad("no such address".to_string()))
+}

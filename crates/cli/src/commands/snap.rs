@@ -1,0 +1,366 @@
+//! `snap create`, `list`, `remove`, `purge`, `rename`, `rollback`, `protect`, `unprotect`.
+
+use marcot::{Command, ErrorKind, SnapId, SnapInfo};
+
+use super::image::objects;
+use super::{IMAGE_SPEC, SNAP_SPEC};
+use crate::access;
+use crate::args::names::{self, Role, SnapRule, Target, Wanted};
+use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
+use crate::failure::{EBUSY, EINVAL, ENOENT, Failure, Outcome};
+use crate::output::{Align, Node, Table, out};
+use crate::session::{Found, Session};
+use crate::spec::Pattern;
+use crate::{size, time};
+
+const QUIESCE: &[Opt] = &[
+    Opt::new("skip-quiesce", Kind::Flag, "accepted: there are no quiesce hooks"),
+    Opt::new("ignore-quiesce-error", Kind::Flag, "accepted: there are no quiesce hooks"),
+];
+const ALL: &[Opt] = &[Opt::new("all", Kind::Flag, "also list snapshots moved aside").letter('a')];
+const FORCE: &[Opt] =
+    &[Opt::new("force", Kind::Flag, "flatten children and unprotect snapshot if needed")];
+const SOURCE_SNAP_SPEC: Positional = Positional::one(
+    "source-snap-spec",
+    "source snapshot specification \
+     (example: [<pool-name>/[<namespace>/]]<image-name>@<snap-name>)",
+);
+const DEST_SNAP_SPEC: Positional = Positional::one(
+    "dest-snap-spec",
+    "destination snapshot specification \
+     (example: [<pool-name>/[<namespace>/]]<image-name>@<snap-name>)",
+);
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[
+    CommandSpec {
+        words: &["snap", "create"],
+        aliases: &[&["snap", "add"]],
+        about: "Create a snapshot.",
+        positionals: &[SNAP_SPEC],
+        options: &[options::SNAP, QUIESCE, options::NO_PROGRESS],
+        examples: &[("snap create template@v1", "of everything acknowledged until now")],
+        hidden: false,
+        run: create,
+    },
+    CommandSpec {
+        words: &["snap", "list"],
+        aliases: &[&["snap", "ls"]],
+        about: "Dump list of image snapshots.",
+        positionals: &[IMAGE_SPEC],
+        options: &[options::IMAGE, &[options::IMAGE_ID], options::FORMAT, ALL],
+        examples: &[("snap ls template", "oldest first")],
+        hidden: false,
+        run: list,
+    },
+    CommandSpec {
+        words: &["snap", "remove"],
+        aliases: &[&["snap", "rm"]],
+        about: "Delete a snapshot.",
+        positionals: &[SNAP_SPEC],
+        options: &[
+            options::SNAP,
+            &[options::IMAGE_ID, options::SNAP_ID],
+            options::NO_PROGRESS,
+            FORCE,
+        ],
+        examples: &[
+            ("snap rm vm-1@before-upgrade", "refused while the snapshot is protected"),
+            ("snap rm template@v1 --force", "flattens its children first"),
+        ],
+        hidden: false,
+        run: remove,
+    },
+    CommandSpec {
+        words: &["snap", "purge"],
+        aliases: &[],
+        about: "Delete all unprotected snapshots.",
+        positionals: &[IMAGE_SPEC],
+        options: &[options::IMAGE, &[options::IMAGE_ID], options::NO_PROGRESS],
+        examples: &[("snap purge vm-1", "protected snapshots stay")],
+        hidden: false,
+        run: purge,
+    },
+    CommandSpec {
+        words: &["snap", "rename"],
+        aliases: &[],
+        about: "Rename a snapshot.",
+        positionals: &[SOURCE_SNAP_SPEC, DEST_SNAP_SPEC],
+        options: &[options::SNAP, options::DEST, &[options::DEST_SNAP]],
+        examples: &[("snap rename template@v1 template@2024", "children keep their parent")],
+        hidden: false,
+        run: rename,
+    },
+    CommandSpec {
+        words: &["snap", "rollback"],
+        aliases: &[&["snap", "revert"]],
+        about: "Rollback image to snapshot.",
+        positionals: &[SNAP_SPEC],
+        options: &[options::SNAP, options::NO_PROGRESS],
+        examples: &[("snap rollback vm-1@before-upgrade", "what came later is lost")],
+        hidden: false,
+        run: rollback,
+    },
+    CommandSpec {
+        words: &["snap", "protect"],
+        aliases: &[],
+        about: "Prevent a snapshot from being deleted.",
+        positionals: &[SNAP_SPEC],
+        options: &[options::SNAP],
+        examples: &[("snap protect template@v1", "so that it can be cloned")],
+        hidden: false,
+        run: protect,
+    },
+    CommandSpec {
+        words: &["snap", "unprotect"],
+        aliases: &[],
+        about: "Allow a snapshot to be deleted.",
+        positionals: &[SNAP_SPEC],
+        options: &[options::SNAP, &[options::IMAGE_ID]],
+        examples: &[("snap unprotect template@v1", "refused while it has children")],
+        hidden: false,
+        run: unprotect,
+    },
+];
+
+fn create(session: &Session, args: &Args) -> Outcome {
+    let wanted = Wanted { pattern: Pattern::NewSnapshot, ..Wanted::SNAP };
+    let target = names::target(args, &mut 0, wanted)?;
+    let image = session.find(&target)?;
+    let mut progress = session.steps("Creating snap");
+    let command = Command::SnapCreate { name: target.snap };
+    let outcome = access::run(&image.pool, image.id, &command, &mut |_, _| {});
+    if outcome.is_ok() {
+        progress.update(10, 100);
+    }
+    progress.end(outcome.map(drop).map_err(|e| Failure::engine("failed to create snapshot", &e)))
+}
+
+fn list(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let image = find_image(session, args, SnapRule::None)?.1;
+    let all = args.flag("all");
+    let mut snaps = image.info()?.snapshots;
+    snaps.retain(|snap| all || !snap.trashed);
+    let node = || Node::array("snapshot", snaps.iter().map(|snap| snap_node(snap, all)));
+    format.print(|| snap_table(&snaps, all), || ("snapshots", node()))
+}
+
+/// The image that `--image-id` or a spec names.
+fn find_image(session: &Session, args: &Args, snap: SnapRule) -> Outcome<(Target, Found)> {
+    let image_id = args.text("image-id");
+    let mut wanted = Wanted { snap, ..Wanted::IMAGE };
+    wanted.image_required = image_id.is_none();
+    let target = names::target(args, &mut 0, wanted)?;
+    let found = session.find_by(&target, image_id)?;
+    Ok((target, found))
+}
+
+fn snap_table(snaps: &[SnapInfo], all: bool) -> String {
+    let mut table = Table::new()
+        .column("SNAPID", Align::Right)
+        .column("NAME", Align::Left)
+        .column("SIZE", Align::Right)
+        .column("PROTECTED", Align::Left)
+        .column("TIMESTAMP", Align::Left);
+    if all {
+        table = table.column("NAMESPACE", Align::Left);
+    }
+    for snap in snaps {
+        let mut cells = vec![
+            snap.id.to_string(),
+            snap.name.clone(),
+            size::show(snap.size_bytes),
+            if snap.protected { "yes" } else { "" }.to_string(),
+            time::ctime(snap.created_s),
+        ];
+        if all {
+            let name = &snap.name;
+            cells.push(if snap.trashed { format!("trash ({name})") } else { "user".into() });
+        }
+        table.row(cells);
+    }
+    table.render()
+}
+
+fn snap_node(snap: &SnapInfo, all: bool) -> Node {
+    let mut members: Vec<(&'static str, Node)> = vec![
+        ("id", snap.id.0.into()),
+        ("name", snap.name.as_str().into()),
+        ("size", snap.size_bytes.into()),
+        ("protected", Node::quoted_bool(snap.protected)),
+        ("timestamp", time::ctime(snap.created_s).into()),
+    ];
+    if all {
+        let mut namespace: Vec<(&'static str, Node)> =
+            vec![("type", if snap.trashed { "trash" } else { "user" }.into())];
+        if snap.trashed {
+            namespace.push(("original_name", snap.name.as_str().into()));
+        }
+        members.push(("namespace", Node::Object(namespace)));
+    }
+    Node::Object(members)
+}
+
+fn remove(session: &Session, args: &Args) -> Outcome {
+    const ERROR: &str = "failed to remove snapshot";
+    let snap_id = args.integer("snap-id");
+    let rule = if snap_id.is_some() { SnapRule::Permitted } else { SnapRule::Required };
+    let (target, image) = find_image(session, args, rule)?;
+    if snap_id.is_some() && !target.snap.is_empty() {
+        return Err(both_name_and_id());
+    }
+    let name = match snap_id {
+        None => target.snap,
+        Some(id) => name_of_id(&image, id).ok_or_else(|| Failure::errno(ERROR, ENOENT))?,
+    };
+    let force = args.flag("force");
+    let mut progress = session.steps("Removing snap");
+    let mut report = |done, total| progress.update_before_end(done, total);
+    let command = Command::SnapRemove { name: name.clone(), force };
+    let freed = if force { free_snapshot(session, &image, &name) } else { Ok(()) };
+    let outcome = freed
+        .and_then(|()| access::run(&image.pool, image.id, &command, &mut report))
+        .map(drop)
+        .map_err(|error| match error.kind() {
+            ErrorKind::Protected => {
+                Failure::new(EBUSY, format!("snapshot '{name}' is protected from removal."))
+            }
+            _ => Failure::engine(ERROR, &error),
+        });
+    progress.end(outcome)
+}
+
+fn both_name_and_id() -> Failure {
+    Failure::new(EINVAL, "trying to access snapshot using both name and id.")
+}
+
+/// The name of the snapshot with a number.
+pub fn name_of_id(image: &Found, id: u64) -> Option<String> {
+    let snapshots = image.info().ok()?.snapshots;
+    snapshots.into_iter().find(|s| s.id == SnapId(id)).map(|s| s.name)
+}
+
+/// Flattens the children of a snapshot, so that it can be unprotected and removed.
+fn free_snapshot(session: &Session, image: &Found, name: &str) -> marcot::Result<()> {
+    let info = image.pool.info(image.id)?;
+    let Some(snap) = info.snapshots.iter().find(|s| s.name == name && !s.trashed) else {
+        return Ok(());
+    };
+    let Ok(store) = session.store() else { return Ok(()) };
+    for child in store.children(&image.pool, image.id, Some(snap.id))? {
+        let pool = store.pool(&child.pool)?;
+        access::run_long(&pool, child.image_id, &Command::Flatten, &mut |_, _| {})?;
+    }
+    Ok(())
+}
+
+fn purge(session: &Session, args: &Args) -> Outcome {
+    let (_, image) = find_image(session, args, SnapRule::None)?;
+    let snaps: Vec<SnapInfo> =
+        image.info()?.snapshots.into_iter().filter(|s| !s.trashed).collect();
+    let total = snaps.len() as u64;
+    if total == 0 {
+        return Ok(());
+    }
+    let (protected, removable): (Vec<_>, Vec<_>) = snaps.into_iter().partition(|s| s.protected);
+    let protected: Vec<String> = protected.into_iter().map(|s| s.name).collect();
+    let mut progress = session.parts("Removing all snapshots");
+    for (done, snap) in (1..).zip(removable) {
+        let command = Command::SnapRemove { name: snap.name, force: false };
+        if let Err(error) = access::run(&image.pool, image.id, &command, &mut |_, _| {}) {
+            progress.fail();
+            return Err(Failure::engine("removing snaps failed", &error));
+        }
+        progress.update(done, total);
+    }
+    if protected.is_empty() {
+        progress.finish();
+        return Ok(());
+    }
+    progress.fail();
+    out(&purge_left(session.program, &protected))
+}
+
+/// `rbd` says this on standard output, and succeeds.
+fn purge_left(program: &str, protected: &[String]) -> String {
+    let verb = if protected.len() == 1 { "is" } else { "are" };
+    format!(
+        "{program}: error removing snapshot(s) '{}', which {verb} protected - these must be \
+         unprotected with `{program} snap unprotect`.\n",
+        protected.join(",")
+    )
+}
+
+fn rename(session: &Session, args: &Args) -> Outcome {
+    let mut cursor = 0;
+    let from = names::target(args, &mut cursor, Wanted::SNAP)?;
+    let wanted =
+        Wanted { role: Role::Dest, pattern: Pattern::NewSnapshot, ..Wanted::SNAP };
+    let to = names::target(args, &mut cursor, wanted)?;
+    if from.pool != to.pool && !to.pool.is_empty() {
+        return Err(Failure::invalid("source and destination pool must be the same"));
+    }
+    if from.image != to.image && !to.image.is_empty() {
+        return Err(Failure::invalid("source and destination image name must be the same"));
+    }
+    let image = session.find(&from)?;
+    let command = Command::SnapRename { from: from.snap, to: to.snap };
+    silently(&image, &command, "renaming snap failed")
+}
+
+fn rollback(session: &Session, args: &Args) -> Outcome {
+    let target = names::target(args, &mut 0, Wanted::SNAP)?;
+    let image = session.find(&target)?;
+    let mut progress = session.parts("Rolling back to snapshot");
+    let mut report = |done, total| progress.update_before_end(done, total);
+    let command = Command::SnapRollback { name: target.snap };
+    let outcome = access::run(&image.pool, image.id, &command, &mut report);
+    if let (true, Ok(info)) = (outcome.is_ok(), image.info()) {
+        progress.catch_up(1, objects(info.size_bytes, info.order));
+    }
+    progress.end(outcome.map(drop).map_err(|e| Failure::engine("rollback failed", &e)))
+}
+
+fn protect(session: &Session, args: &Args) -> Outcome {
+    let target = names::target(args, &mut 0, Wanted::SNAP)?;
+    let image = session.find(&target)?;
+    let command = Command::SnapProtect { name: target.snap };
+    match access::run(&image.pool, image.id, &command, &mut |_, _| {}) {
+        Err(error) if error.kind() == ErrorKind::Protected => {
+            Err(Failure::new(EBUSY, "snap is already protected"))
+        }
+        outcome => outcome.map(drop).map_err(|e| Failure::engine("protecting snap failed", &e)),
+    }
+}
+
+fn unprotect(session: &Session, args: &Args) -> Outcome {
+    let (target, image) = find_image(session, args, SnapRule::Required)?;
+    let command = Command::SnapUnprotect { name: target.snap };
+    match access::run(&image.pool, image.id, &command, &mut |_, _| {}) {
+        Err(error) if error.kind() == ErrorKind::NotProtected => {
+            Err(Failure::invalid("snap is already unprotected"))
+        }
+        outcome => outcome.map(drop).map_err(|e| Failure::engine("unprotecting snap failed", &e)),
+    }
+}
+
+fn silently(image: &Found, command: &Command, error: &str) -> Outcome {
+    let outcome = access::run(&image.pool, image.id, command, &mut |_, _| {});
+    outcome.map(drop).map_err(|e| Failure::engine(error, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn purge_names_what_it_left() {
+        assert_eq!(
+            purge_left("rbd", &["b".into()]),
+            "rbd: error removing snapshot(s) 'b', which is protected - these must be unprotected \
+             with `rbd snap unprotect`.\n"
+        );
+        assert!(purge_left("rbd", &["b".into(), "a".into()]).contains("'b,a', which are"));
+    }
+}

@@ -1,0 +1,79 @@
+//! `status`: who has an image open.
+
+use marcot::command::Watcher;
+use marcot::{Command, Reply};
+use marcot_serve::control;
+
+use super::IMAGE_SPEC;
+use crate::args::names::{self, Wanted};
+use crate::args::{Args, CommandSpec, options};
+use crate::failure::Outcome;
+use crate::output::Node;
+use crate::session::{Found, Session};
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
+    words: &["status"],
+    aliases: &[],
+    about: "Show the status of this image.",
+    positionals: &[IMAGE_SPEC],
+    options: &[options::IMAGE, options::FORMAT],
+    examples: &[("status vm-1", "the process that has the image open, and what for")],
+    hidden: false,
+    run: status,
+}];
+
+fn status(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let target = names::target(args, &mut 0, Wanted::IMAGE)?;
+    let watchers = watchers(&session.find(&target)?)?;
+    format.print(|| plain(&watchers), || ("status", document(&watchers)))
+}
+
+/// As the owner tells it, or its process number where it does not answer.
+fn watchers(image: &Found) -> Outcome<Vec<Watcher>> {
+    let directory = image.pool.image_directory(image.id);
+    if let Ok(Reply::Status { watchers }) = control::ask(&directory, &Command::Status, &mut |_, _| {})
+    {
+        return Ok(watchers);
+    }
+    let owner = image.info()?.owned_by;
+    Ok(owner.map(|pid| Watcher { pid, usage: String::new() }).into_iter().collect())
+}
+
+/// In the place of a network address: the watcher is on this host.
+fn address(watcher: &Watcher) -> String {
+    format!("127.0.0.1:0/{}", watcher.pid)
+}
+
+fn plain(watchers: &[Watcher]) -> String {
+    if watchers.is_empty() {
+        return "Watchers: none\n".to_string();
+    }
+    let mut text = "Watchers:\n".to_string();
+    for watcher in watchers {
+        let (address, pid) = (address(watcher), watcher.pid);
+        text.push_str(&format!("\twatcher={address} client.{pid} cookie={pid}"));
+        if !watcher.usage.is_empty() {
+            text.push_str(&format!(" ({})", watcher.usage));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn document(watchers: &[Watcher]) -> Node {
+    let node = |watcher: &Watcher| {
+        let pid = u64::from(watcher.pid);
+        let mut members: Vec<(&'static str, Node)> = vec![
+            ("address", address(watcher).into()),
+            ("client", pid.into()),
+            ("cookie", pid.into()),
+        ];
+        if !watcher.usage.is_empty() {
+            members.push(("usage", watcher.usage.as_str().into()));
+        }
+        Node::Object(members)
+    };
+    Node::Object(vec![("watchers", Node::array("watcher", watchers.iter().map(node)))])
+}

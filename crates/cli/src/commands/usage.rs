@@ -1,0 +1,202 @@
+//! `disk-usage`: provisioned and used bytes of images and snapshots.
+
+use std::collections::HashMap;
+
+use marcot::command::UsageRow;
+use marcot::{Command, ErrorKind, ImageId, Pool, Reply};
+
+use super::IMAGE_OR_SNAP_SPEC;
+use super::list::visible_images;
+use crate::args::names::{self, Target, Wanted};
+use crate::args::{Args, CommandSpec, Kind, Opt, options};
+use crate::content::strange_reply;
+use crate::failure::{ENOENT, Failure, Outcome, strerror};
+use crate::output::{Align, Node, Table};
+use crate::session::Session;
+use crate::{access, size};
+
+const USAGE: &[Opt] = &[
+    Opt::new("from-snap", Kind::Text, "snapshot starting point"),
+    Opt::new("exact", Kind::Flag, "accepted: usage is always exact"),
+    Opt::new("merge-snapshots", Kind::Flag, "merge snapshot sizes with its image"),
+];
+
+/// The commands of this file.
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
+    words: &["disk-usage"],
+    aliases: &[&["du"]],
+    about: "Show disk usage stats for pool, image or snapshot.",
+    positionals: &[IMAGE_OR_SNAP_SPEC],
+    options: &[options::SNAP, options::FORMAT, USAGE],
+    examples: &[
+        ("du", "every image of the pool rbd"),
+        ("du vm-1", "an image and its snapshots; data of the parent does not count"),
+    ],
+    hidden: false,
+    run: usage,
+}];
+
+struct Row {
+    image: String,
+    id: ImageId,
+    usage: UsageRow,
+}
+
+fn usage(session: &Session, args: &Args) -> Outcome {
+    let format = args.format()?;
+    let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP.optional())?;
+    let pool = session.pool_of(&target)?;
+    let whole_pool = target.image.is_empty();
+    let mut rows = Vec::new();
+    for (name, id) in chosen_images(&pool, &target)? {
+        rows.extend(image_rows(&pool, name, id)?);
+    }
+    if let Some(from) = args.text("from-snap") {
+        rows = after_snapshot(rows, from)?;
+    }
+    if !target.snap.is_empty() {
+        rows.retain(|row| row.usage.snapshot.as_deref() == Some(&target.snap));
+        if rows.is_empty() {
+            return Err(not_found("specified snapshot is not found.".to_string()));
+        }
+    }
+    if args.flag("merge-snapshots") && target.snap.is_empty() {
+        rows = merge(rows);
+    }
+    format.print(|| plain(&rows), || ("stats", document(&rows, whole_pool)))
+}
+
+fn not_found(message: String) -> Failure {
+    Failure::bare(ENOENT, message).then(format!("du failed: ({ENOENT}) {}", strerror(ENOENT)))
+}
+
+fn chosen_images(pool: &Pool, target: &Target) -> Outcome<Vec<(String, ImageId)>> {
+    if target.image.is_empty() {
+        return visible_images(pool, &target.namespace);
+    }
+    match pool.find(&target.namespace, &target.image) {
+        Ok(id) => Ok(vec![(target.image.clone(), id)]),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(not_found(format!("specified image {} is not found.", target.image)))
+        }
+        Err(error) => Err(Failure::engine("du failed", &error)),
+    }
+}
+
+/// Rows of one image, oldest snapshot first, without snapshots moved aside.
+fn image_rows(pool: &Pool, image: String, id: ImageId) -> Outcome<Vec<Row>> {
+    let failed = |error: marcot::Error| Failure::engine("du failed", &error);
+    let reply = access::inspect(pool, id, &Command::Usage).map_err(failed)?;
+    let Reply::Usage { rows } = reply else { return Err(failed(strange_reply())) };
+    let info = pool.info(id).map_err(failed)?;
+    let trashed = |row: &UsageRow| {
+        info.snapshots.iter().any(|s| s.trashed && s.id.0 == row.snapshot_id)
+    };
+    let kept = rows.into_iter().filter(|row| !trashed(row));
+    Ok(kept.map(|usage| Row { image: image.clone(), id, usage }).collect())
+}
+
+fn after_snapshot(rows: Vec<Row>, from: &str) -> Outcome<Vec<Row>> {
+    let at = rows.iter().position(|row| row.usage.snapshot.as_deref() == Some(from));
+    let at = at.ok_or_else(|| not_found("specified snapshot is not found.".to_string()))?;
+    Ok(rows.into_iter().skip(at + 1).collect())
+}
+
+/// One row an image, with the sum of what its rows use.
+fn merge(rows: Vec<Row>) -> Vec<Row> {
+    let mut used: HashMap<ImageId, u64> = HashMap::new();
+    for row in &rows {
+        *used.entry(row.id).or_default() += row.usage.used_bytes;
+    }
+    let heads = rows.into_iter().filter(|row| row.usage.snapshot.is_none());
+    heads
+        .map(|mut row| {
+            row.usage.used_bytes = used.get(&row.id).copied().unwrap_or_default();
+            row
+        })
+        .collect()
+}
+
+/// Provisioned bytes count each image once, used bytes every row.
+fn totals(rows: &[Row]) -> (u64, u64) {
+    let heads = rows.iter().filter(|row| row.usage.snapshot.is_none());
+    let provisioned = heads.map(|row| row.usage.provisioned_bytes).sum();
+    (provisioned, rows.iter().map(|row| row.usage.used_bytes).sum())
+}
+
+fn plain(rows: &[Row]) -> String {
+    let mut table = Table::new()
+        .column("NAME", Align::Left)
+        .column_aligned("PROVISIONED", Align::Right, Align::Right)
+        .column("USED", Align::Right);
+    for row in rows {
+        let name = match &row.usage.snapshot {
+            Some(snap) => format!("{}@{snap}", row.image),
+            None => row.image.clone(),
+        };
+        let usage = &row.usage;
+        table.row(vec![name, size::show(usage.provisioned_bytes), size::show(usage.used_bytes)]);
+    }
+    if rows.len() > 1 {
+        let (provisioned, used) = totals(rows);
+        table.row(vec!["<TOTAL>".to_string(), size::show(provisioned), size::show(used)]);
+    }
+    table.render()
+}
+
+fn document(rows: &[Row], whole_pool: bool) -> Node {
+    let images = Node::array("image", rows.iter().map(row_node));
+    let mut members = vec![("images", images)];
+    if whole_pool {
+        let (provisioned, used) = totals(rows);
+        members.push(("total_provisioned_size", provisioned.into()));
+        members.push(("total_used_size", used.into()));
+    }
+    Node::Object(members)
+}
+
+fn row_node(row: &Row) -> Node {
+    let mut members: Vec<(&'static str, Node)> =
+        vec![("name", row.image.as_str().into()), ("id", row.id.to_string().into())];
+    if let Some(snap) = &row.usage.snapshot {
+        members.push(("snapshot", snap.as_str().into()));
+        members.push(("snapshot_id", row.usage.snapshot_id.into()));
+    }
+    members.push(("provisioned_size", row.usage.provisioned_bytes.into()));
+    members.push(("used_size", row.usage.used_bytes.into()));
+    Node::Object(members)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn row(snapshot: Option<&str>, used_bytes: u64) -> Row {
+        let snapshot = snapshot.map(str::to_string);
+        let usage =
+            UsageRow { snapshot, snapshot_id: 4, provisioned_bytes: 8 * MIB, used_bytes };
+        Row { image: "a".into(), id: ImageId(1), usage }
+    }
+
+    #[test]
+    fn the_table_is_rbds() {
+        let rows = [row(Some("s1"), 8 * MIB), row(Some("s2"), 4 * MIB), row(None, 0)];
+        assert_eq!(
+            plain(&rows),
+            "NAME     PROVISIONED  USED  \n\
+             a@s1           8 MiB   8 MiB\n\
+             a@s2           8 MiB   4 MiB\n\
+             a              8 MiB     0 B\n\
+             <TOTAL>        8 MiB  12 MiB\n"
+        );
+    }
+
+    #[test]
+    fn merged_rows_carry_the_sum() {
+        let merged = merge(vec![row(Some("s1"), 3), row(None, 4)]);
+        assert_eq!(merged.len(), 1);
+        assert_eq!(merged[0].usage.used_bytes, 7);
+    }
+}

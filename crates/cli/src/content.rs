@@ -1,0 +1,206 @@
+//! Reading the content of an image or snapshot from end to end, whoever has it open.
+
+use marcot::command::ExtentRow;
+use marcot::{
+    BlockDevice, Command, Error, ErrorKind, ImageId, Pool, Read, Reply, Result, SnapInfo,
+};
+
+use crate::access::Access;
+
+/// Extents asked for at a time.
+const EXTENTS_MAX: usize = 4096;
+
+/// Content that can be read.
+pub trait Content {
+    /// Size in bytes.
+    fn size_bytes(&self) -> u64;
+
+    /// Fills `buf` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// `OutOfRange`, `Corrupt`, `Io`.
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Runs of data and holes from `offset` on: in order, without gaps, perhaps not to the end.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>>;
+
+    /// Lets go of it.
+    ///
+    /// # Errors
+    /// Those of closing the image.
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// Opens the content of an image's head, or of a snapshot.
+///
+/// # Errors
+/// `NotFound`, `Corrupt`, `Io`, and `Owned` where the owner of the image cannot be reached.
+pub fn open(pool: &Pool, image: ImageId, snap: Option<&SnapInfo>) -> Result<Box<dyn Content>> {
+    if let Some(snap) = snap {
+        return Ok(Box::new(Opened(Box::new(pool.open_snapshot(image, &snap.name)?))));
+    }
+    if pool.read_only() {
+        return Ok(Box::new(Opened(Box::new(pool.open_read_only(image)?))));
+    }
+    let size_bytes = pool.info(image)?.size_bytes;
+    let access = Access::open(pool, image, "reading")?;
+    Ok(Box::new(Shared { access, size_bytes }))
+}
+
+/// Open in this process only.
+struct Opened(Box<dyn BlockDevice>);
+
+impl Content for Opened {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut reads = [Read { offset, buf, result: Ok(()) }];
+        self.0.read_batch(&mut reads);
+        let [read] = reads;
+        read.result
+    }
+
+    fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>> {
+        let extents = self.0.extents(offset, length, EXTENTS_MAX)?;
+        Ok(extents.into_iter().map(ExtentRow::from).collect())
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        self.0.close()
+    }
+}
+
+/// Open here or elsewhere, and written by others meanwhile.
+struct Shared {
+    access: Access,
+    size_bytes: u64,
+}
+
+impl Content for Shared {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let length = buf.len() as u64;
+        let reply = self.access.execute(&Command::Read { offset, length }, &mut |_, _| {})?;
+        match reply {
+            Reply::Data { data } if data.len() == buf.len() => {
+                buf.copy_from_slice(&data);
+                Ok(())
+            }
+            _ => Err(strange_reply()),
+        }
+    }
+
+    fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>> {
+        match self.access.execute(&Command::Extents { offset, length }, &mut |_, _| {})? {
+            Reply::Extents { extents } => Ok(extents),
+            _ => Err(strange_reply()),
+        }
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        self.access.close()
+    }
+}
+
+/// The owner answered with something else than what was asked for.
+pub fn strange_reply() -> Error {
+    Error::new(ErrorKind::Io, "the image's owner gave an answer that does not fit the question")
+}
+
+/// Calls `each` with every piece of `content` in order: `Some(bytes)` for data, `None` for a hole,
+/// none longer than `piece_bytes`, and none across a multiple of it.
+///
+/// # Errors
+/// Those of reading, and of `each`.
+pub fn walk<E: From<Error>>(
+    content: &mut dyn Content,
+    piece_bytes: u64,
+    mut each: impl FnMut(u64, u64, Option<&[u8]>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let size_bytes = content.size_bytes();
+    let mut buffer = Vec::new();
+    let mut offset = 0;
+    while offset < size_bytes {
+        let extents = content.extents(offset, size_bytes - offset)?;
+        let start = offset;
+        for extent in extents {
+            let end = (extent.offset + extent.length).min(size_bytes);
+            while offset < end {
+                let piece_end = ((offset / piece_bytes + 1) * piece_bytes).min(end);
+                let length = piece_end - offset;
+                if extent.data {
+                    buffer.resize(usize::try_from(length).unwrap_or(0), 0);
+                    content.read(offset, &mut buffer)?;
+                    each(offset, length, Some(&buffer))?;
+                } else {
+                    each(offset, length, None)?;
+                }
+                offset = piece_end;
+            }
+        }
+        if offset == start {
+            return Err(strange_reply().into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Data in every second run of three bytes.
+    struct Striped;
+
+    impl Content for Striped {
+        fn size_bytes(&self) -> u64 {
+            11
+        }
+
+        fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
+            for (i, byte) in buf.iter_mut().enumerate() {
+                *byte = offset as u8 + i as u8;
+            }
+            Ok(())
+        }
+
+        fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>> {
+            let end = (offset / 3 + 1) * 3;
+            let length = length.min(end - offset);
+            Ok(vec![ExtentRow { offset, length, data: (offset / 3) % 2 == 1 }])
+        }
+
+        fn close(self: Box<Self>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_walk_covers_everything_once_and_splits_at_pieces() {
+        let mut seen = Vec::new();
+        walk::<Error>(&mut Striped, 4, |offset, length, data| {
+            seen.push((offset, length, data.map(<[u8]>::to_vec)));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(
+            seen,
+            [
+                (0, 3, None),
+                (3, 1, Some(vec![3])),
+                (4, 2, Some(vec![4, 5])),
+                (6, 2, None),
+                (8, 1, None),
+                (9, 2, Some(vec![9, 10])),
+            ]
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! How a command ends badly: the lines for standard error and the exit status.
+//!
+//! The wording follows `rbd`: `<what>: (<errno>) <strerror>`, and the status is that errno. Where
+//! `rbd`'s own sentence does not tell the cause, the engine's sentence is printed on a line before
+//! it.
+
+use std::fmt;
+
+use marcot::ErrorKind;
+
+/// Result of everything a command does.
+pub type Outcome<T = ()> = std::result::Result<T, Failure>;
+
+/// Exit status of a command line that cannot be understood.
+pub const STATUS_USAGE: i32 = 1;
+/// No such file or directory.
+pub const ENOENT: i32 = 2;
+/// Input/output error.
+pub const EIO: i32 = 5;
+/// Device or resource busy.
+pub const EBUSY: i32 = 16;
+/// File exists.
+pub const EEXIST: i32 = 17;
+/// Invalid cross-device link.
+pub const EXDEV: i32 = 18;
+/// Is a directory.
+pub const EISDIR: i32 = 21;
+/// Invalid argument.
+pub const EINVAL: i32 = 22;
+/// Inappropriate ioctl for device.
+pub const ENOTTY: i32 = 25;
+/// Numerical argument out of domain.
+pub const EDOM: i32 = 33;
+/// Directory not empty.
+pub const ENOTEMPTY: i32 = 39;
+/// Operation not supported.
+pub const EOPNOTSUPP: i32 = 95;
+
+/// One line of standard error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Line {
+    /// Printed after the program's name.
+    Named(String),
+    /// Printed as it is.
+    Bare(String),
+    /// A cause that `rbd` leaves to its client library's log.
+    Cause(String),
+}
+
+/// Why a command failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    lines: Vec<Line>,
+    /// Exit status.
+    pub status: i32,
+}
+
+impl Failure {
+    /// `<program>: <message>`.
+    pub fn new(status: i32, message: impl Into<String>) -> Self {
+        Self { lines: vec![Line::Named(message.into())], status }
+    }
+
+    /// A line without the program's name.
+    pub fn bare(status: i32, message: impl Into<String>) -> Self {
+        Self { lines: vec![Line::Bare(message.into())], status }
+    }
+
+    /// A bad command line.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(STATUS_USAGE, message)
+    }
+
+    /// EINVAL with a sentence.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(EINVAL, message)
+    }
+
+    /// `<what>: (<errno>) <strerror>`.
+    pub fn errno(what: impl fmt::Display, errno: i32) -> Self {
+        Self::new(errno, format!("{what}: ({errno}) {}", strerror(errno)))
+    }
+
+    /// `<what>: (<errno>) <strerror>` for an engine error, preceded by the engine's sentence
+    /// unless the error number says as much.
+    pub fn engine(what: impl fmt::Display, error: &marcot::Error) -> Self {
+        let told = matches!(error.kind(), ErrorKind::Exists | ErrorKind::NotFound);
+        let failure = Self::errno(what, error.errno());
+        if told { failure } else { failure.because(error) }
+    }
+
+    /// `<what>: (<errno>) <strerror>` for an operating system error.
+    pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(errno) => Self::errno(what, errno),
+            None => Self::new(EIO, format!("{what}: {error}")),
+        }
+    }
+
+    /// The same failure after a line that tells the cause.
+    #[must_use]
+    pub fn because(mut self, cause: impl fmt::Display) -> Self {
+        self.lines.insert(0, Line::Cause(cause.to_string()));
+        self
+    }
+
+    /// The same failure with another named line at its end.
+    #[must_use]
+    pub fn then(mut self, message: impl Into<String>) -> Self {
+        self.lines.push(Line::Named(message.into()));
+        self
+    }
+
+    /// The same failure with another line at its end, without the program's name.
+    #[must_use]
+    pub fn then_bare(mut self, message: impl Into<String>) -> Self {
+        self.lines.push(Line::Bare(message.into()));
+        self
+    }
+
+    /// The text for standard error.
+    pub fn render(&self, program: &str) -> String {
+        let mut text = String::new();
+        for line in &self.lines {
+            match line {
+                Line::Named(m) => text.push_str(&format!("{program}: {m}\n")),
+                Line::Bare(m) => text.push_str(&format!("{m}\n")),
+                Line::Cause(m) => text.push_str(&cause_line(program, m)),
+            }
+        }
+        text
+    }
+}
+
+/// Called as `rbd`, a cause has the form of the Ceph client's log lines, which scripts that
+/// compare `rbd`'s output already drop.
+fn cause_line(program: &str, cause: &str) -> String {
+    if program != crate::program::RBD {
+        return format!("{program}: {cause}\n");
+    }
+    format!("{} {:x} -1 librbd: {cause}\n", crate::time::log_stamp(), std::process::id())
+}
+
+/// An engine error whose context is the whole message.
+impl From<marcot::Error> for Failure {
+    fn from(error: marcot::Error) -> Self {
+        Self::new(error.errno(), error.to_string())
+    }
+}
+
+/// The system's words for an error number.
+pub fn strerror(errno: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    match text.rfind(" (os error") {
+        Some(end) => text[..end].to_string(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errno_lines_have_rbds_form() {
+        let failure = Failure::errno("create error", EEXIST);
+        assert_eq!(failure.render("rbd"), "rbd: create error: (17) File exists\n");
+        assert_eq!(failure.status, 17);
+    }
+
+    #[test]
+    fn a_cause_is_named_for_people_and_a_log_line_for_scripts() {
+        let error = marcot::Error::new(ErrorKind::NotProtected, "parent must be protected");
+        let failure = Failure::engine("clone error", &error);
+        assert_eq!(
+            failure.render("marcot"),
+            "marcot: parent must be protected\nmarcot: clone error: (22) Invalid argument\n"
+        );
+        let text = failure.render("rbd");
+        let first = text.lines().next().unwrap();
+        assert!(first.ends_with(" -1 librbd: parent must be protected"), "{first}");
+        assert_eq!(&first[4..5], "-");
+    }
+}

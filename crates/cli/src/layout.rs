@@ -1,0 +1,93 @@
+//! The options that say how a new image is laid out.
+//!
+//! marcot stores every image alike, so most of them only shape what `info` shows: the object size
+//! and the feature names. Those that promise something marcot does not do are refused.
+
+use marcot::CreateOptions;
+
+use crate::args::{Args, parse};
+use crate::failure::{EDOM, EINVAL, EOPNOTSUPP, Failure, Outcome};
+
+/// Object order where none is asked for: 4 MiB.
+pub const ORDER_DEFAULT: u32 = 22;
+const OBJECT_BYTES_MIN: u64 = 4 << 10;
+const OBJECT_BYTES_MAX: u64 = 32 << 20;
+
+/// Features in the order in which `rbd` lists them.
+const FEATURES: [&str; 6] =
+    ["layering", "striping", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"];
+/// Features of `rbd` that marcot does not have.
+const FEATURES_REFUSED: [&str; 4] = ["journaling", "data-pool", "operations", "migrating"];
+const FEATURES_DEFAULT: &str = "layering,exclusive-lock,object-map,fast-diff,deep-flatten";
+const FEATURES_SHARED: &str = "layering,deep-flatten";
+
+/// What the command line says about a new image of `size_bytes`; `error` is `rbd`'s name for the
+/// failure, such as `create error`.
+pub fn create_options(args: &Args, size_bytes: u64, error: &str) -> Outcome<CreateOptions> {
+    if args.text("image-format") == Some("1") {
+        let failure = Failure::new(EINVAL, "image format 1 is deprecated");
+        return Err(failure.then(format!("{error}: (22) Invalid argument")));
+    }
+    refuse_what_would_lie(args)?;
+    Ok(CreateOptions {
+        size_bytes,
+        order: order(args, error)?.unwrap_or(ORDER_DEFAULT),
+        features: features(args, error)?,
+    })
+}
+
+/// Refuses options that promise what marcot does not do.
+pub fn refuse_what_would_lie(args: &Args) -> Outcome {
+    let refused = [
+        ("data-pool", "an image keeps its data in its own pool"),
+        ("mirror-image-mode", "images are not mirrored"),
+        ("journal-pool", "images have no separate journal"),
+        ("thick-provision", "space is taken when data is written"),
+    ];
+    for (option, reason) in refused {
+        if args.flag(option) {
+            let message = format!("--{option} is not available: {reason}");
+            return Err(Failure::new(EOPNOTSUPP, message));
+        }
+    }
+    Ok(())
+}
+
+/// The order asked for by `--object-size` or `--order`.
+pub fn order(args: &Args, error: &str) -> Outcome<Option<u32>> {
+    if let Some(bytes) = args.bytes("object-size") {
+        if !(OBJECT_BYTES_MIN..=OBJECT_BYTES_MAX).contains(&bytes) {
+            let cause = "the object size must be between 4 KiB and 32 MiB";
+            return Err(Failure::errno(error, EDOM).because(cause));
+        }
+        return Ok(Some(bytes.next_power_of_two().trailing_zeros()));
+    }
+    Ok(args.integer("order").and_then(|order| u32::try_from(order).ok()))
+}
+
+/// The features asked for, comma separated, in `rbd`'s order.
+pub fn features(args: &Args, error: &str) -> Outcome<String> {
+    let asked: Vec<&str> =
+        args.texts("image-feature").flat_map(|t| t.split(',')).filter(|t| !t.is_empty()).collect();
+    if let Some(refused) = asked.iter().find(|name| FEATURES_REFUSED.contains(name)) {
+        return Err(Failure::new(EOPNOTSUPP, format!("feature '{refused}' is not available")));
+    }
+    if !asked.iter().all(|name| FEATURES.contains(name)) {
+        return Err(parse::invalid_argument("image-feature"));
+    }
+    if asked.is_empty() {
+        let shared = args.flag("image-shared");
+        return Ok(if shared { FEATURES_SHARED } else { FEATURES_DEFAULT }.to_string());
+    }
+    let has = |name: &str| asked.contains(&name);
+    let maps_objects = has("object-map") || has("fast-diff");
+    if maps_objects && !has("exclusive-lock") {
+        let cause = "cannot use object map without exclusive lock";
+        return Err(Failure::errno(error, EINVAL).because(cause));
+    }
+    let chosen = FEATURES.into_iter().filter(|name| match *name {
+        "object-map" | "fast-diff" => maps_objects,
+        name => has(name),
+    });
+    Ok(chosen.collect::<Vec<_>>().join(","))
+}

@@ -1,0 +1,205 @@
+//! A tree of named values, and how Ceph's JSON and XML formatters write it.
+
+/// A value; the names of array items appear in XML only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Node {
+    /// A quoted string.
+    Text(String),
+    /// A number.
+    Number(u64),
+    /// `true` or `false`, unquoted.
+    Bool(bool),
+    /// Named members, in order.
+    Object(Vec<(&'static str, Node)>),
+    /// Items, each with the element name it has in XML.
+    Array(Vec<(&'static str, Node)>),
+}
+
+impl From<&str> for Node {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_string())
+    }
+}
+
+impl From<String> for Node {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<u64> for Node {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl Node {
+    /// Items that all have one element name.
+    pub fn array(item: &'static str, items: impl IntoIterator<Item = Node>) -> Self {
+        Self::Array(items.into_iter().map(|node| (item, node)).collect())
+    }
+
+    /// The quoted word `"true"` or `"false"`, which `rbd` uses in most places.
+    pub fn quoted_bool(value: bool) -> Self {
+        Self::from(if value { "true" } else { "false" })
+    }
+
+    /// The JSON text with its newline.
+    pub fn to_json(&self, pretty: bool) -> String {
+        let mut text = String::new();
+        self.write_json(&mut text, pretty.then_some(0));
+        text.push('\n');
+        text
+    }
+
+    /// The XML text with its newline; pretty XML ends with an empty line.
+    pub fn to_xml(&self, name: &str, pretty: bool) -> String {
+        let mut text = String::new();
+        self.write_xml(&mut text, name, pretty.then_some(0));
+        text.push('\n');
+        text
+    }
+
+    fn write_json(&self, text: &mut String, level: Option<usize>) {
+        match self {
+            Self::Text(s) => push_json_string(text, s),
+            Self::Number(n) => text.push_str(&n.to_string()),
+            Self::Bool(b) => text.push_str(&b.to_string()),
+            Self::Object(members) => write_json_section(text, level, members, ('{', '}')),
+            Self::Array(items) => write_json_section(text, level, items, ('[', ']')),
+        }
+    }
+
+    fn write_xml(&self, text: &mut String, name: &str, level: Option<usize>) {
+        let indent = " ".repeat(level.unwrap_or(0));
+        let newline = if level.is_some() { "\n" } else { "" };
+        let leaf = match self {
+            Self::Text(s) => escape_xml(s),
+            Self::Number(n) => n.to_string(),
+            Self::Bool(b) => b.to_string(),
+            Self::Object(members) | Self::Array(members) => {
+                text.push_str(&format!("{indent}<{name}>{newline}"));
+                for (member, node) in members {
+                    node.write_xml(text, member, level.map(|l| l + 1));
+                }
+                text.push_str(&format!("{indent}</{name}>{newline}"));
+                return;
+            }
+        };
+        text.push_str(&format!("{indent}<{name}>{leaf}</{name}>{newline}"));
+    }
+}
+
+fn write_json_section(
+    text: &mut String,
+    level: Option<usize>,
+    members: &[(&'static str, Node)],
+    (open, close): (char, char),
+) {
+    text.push(open);
+    let inner = level.map(|l| l + 1);
+    for (i, (name, node)) in members.iter().enumerate() {
+        if i > 0 {
+            text.push(',');
+        }
+        push_json_indent(text, inner);
+        if open == '{' {
+            push_json_string(text, name);
+            text.push_str(if level.is_some() { ": " } else { ":" });
+        }
+        node.write_json(text, inner);
+    }
+    if !members.is_empty() {
+        push_json_indent(text, level);
+    }
+    text.push(close);
+}
+
+fn push_json_indent(text: &mut String, level: Option<usize>) {
+    if let Some(level) = level {
+        text.push('\n');
+        text.push_str(&"    ".repeat(level));
+    }
+}
+
+fn push_json_string(text: &mut String, s: &str) {
+    text.push('"');
+    for c in s.chars() {
+        match c {
+            '"' => text.push_str("\\\""),
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '\t' => text.push_str("\\t"),
+            '\r' => text.push_str("\\r"),
+            c if u32::from(c) < 0x20 || c == '\u{7f}' => {
+                text.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => text.push(c),
+        }
+    }
+    text.push('"');
+}
+
+fn escape_xml(s: &str) -> String {
+    let mut text = String::new();
+    for c in s.chars() {
+        match c {
+            '&' => text.push_str("&amp;"),
+            '<' => text.push_str("&lt;"),
+            '>' => text.push_str("&gt;"),
+            '"' => text.push_str("&quot;"),
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Node {
+        Node::Object(vec![
+            ("name", "i<\"&".into()),
+            ("size", 10u64.into()),
+            ("features", Node::array("feature", ["layering".into()])),
+            ("flags", Node::array("flag", [])),
+            ("pool_namespace", "".into()),
+            ("trash", Node::Bool(false)),
+        ])
+    }
+
+    #[test]
+    fn json_has_no_blanks() {
+        assert_eq!(
+            sample().to_json(false),
+            "{\"name\":\"i<\\\"&\",\"size\":10,\"features\":[\"layering\"],\"flags\":[],\
+             \"pool_namespace\":\"\",\"trash\":false}\n"
+        );
+    }
+
+    #[test]
+    fn pretty_json_indents_by_four_and_keeps_empty_lists_short() {
+        assert_eq!(
+            Node::array("x", [sample()]).to_json(true),
+            "[\n    {\n        \"name\": \"i<\\\"&\",\n        \"size\": 10,\n        \"features\": [\n            \
+             \"layering\"\n        ],\n        \"flags\": [],\n        \"pool_namespace\": \"\",\n        \
+             \"trash\": false\n    }\n]\n"
+        );
+        assert_eq!(Node::array("x", []).to_json(true), "[]\n");
+    }
+
+    #[test]
+    fn xml_escapes_and_ends_pretty_text_with_an_empty_line() {
+        assert_eq!(
+            sample().to_xml("image", false),
+            "<image><name>i&lt;&quot;&amp;</name><size>10</size><features><feature>layering</feature>\
+             </features><flags></flags><pool_namespace></pool_namespace><trash>false</trash></image>\n"
+        );
+        assert_eq!(
+            sample().to_xml("image", true),
+            "<image>\n <name>i&lt;&quot;&amp;</name>\n <size>10</size>\n <features>\n  <feature>layering</feature>\n \
+             </features>\n <flags>\n </flags>\n <pool_namespace></pool_namespace>\n <trash>false</trash>\n</image>\n\n"
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! Tables as Ceph lays them out: columns as wide as their widest cell, two blanks between, and
+//! every cell padded, the last one too.
+
+/// Where a cell's text stands in its column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// At the left edge.
+    Left,
+    /// At the right edge.
+    Right,
+}
+
+/// Blanks between two columns.
+const GAP: &str = "  ";
+
+struct Column {
+    header: &'static str,
+    header_align: Align,
+    cell_align: Align,
+}
+
+/// A table with a header line.
+#[derive(Default)]
+pub struct Table {
+    columns: Vec<Column>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table without columns.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a column whose header is left-aligned.
+    #[must_use]
+    pub fn column(self, header: &'static str, cell_align: Align) -> Self {
+        self.column_aligned(header, Align::Left, cell_align)
+    }
+
+    /// Adds a column.
+    #[must_use]
+    pub fn column_aligned(
+        mut self,
+        header: &'static str,
+        header_align: Align,
+        cell_align: Align,
+    ) -> Self {
+        self.columns.push(Column { header, header_align, cell_align });
+        self
+    }
+
+    /// Adds a row with one cell a column.
+    pub fn row(&mut self, cells: Vec<String>) {
+        debug_assert_eq!(cells.len(), self.columns.len());
+        self.rows.push(cells);
+    }
+
+    /// The text; empty when there are no rows.
+    pub fn render(&self) -> String {
+        if self.rows.is_empty() {
+            return String::new();
+        }
+        let widths = self.widths();
+        let mut text = String::new();
+        for (i, column) in self.columns.iter().enumerate() {
+            push_cell(&mut text, i, column.header, widths[i], column.header_align);
+        }
+        text.push('\n');
+        for row in &self.rows {
+            for (i, cell) in row.iter().enumerate() {
+                push_cell(&mut text, i, cell, widths[i], self.columns[i].cell_align);
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let width_of_column = |(i, column): (usize, &Column)| {
+            let cells = self.rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.len());
+            cells.max().unwrap_or(0).max(column.header.len())
+        };
+        self.columns.iter().enumerate().map(width_of_column).collect()
+    }
+}
+
+/// Widths count bytes, as Ceph's do.
+fn push_cell(text: &mut String, index: usize, cell: &str, width: usize, align: Align) {
+    let blanks = " ".repeat(width.saturating_sub(cell.len()));
+    if index > 0 {
+        text.push_str(GAP);
+    }
+    match align {
+        Align::Left => {
+            text.push_str(cell);
+            text.push_str(&blanks);
+        }
+        Align::Right => {
+            text.push_str(&blanks);
+            text.push_str(cell);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snap_ls_is_laid_out_as_rbd_does() {
+        let mut table = Table::new()
+            .column("SNAPID", Align::Right)
+            .column("NAME", Align::Left)
+            .column("SIZE", Align::Right)
+            .column("PROTECTED", Align::Left);
+        for (id, name, protected) in [("8", "s1", "yes"), ("9", "s2", "")] {
+            table.row(vec![id.into(), name.into(), "10 GiB".into(), protected.into()]);
+        }
+        assert_eq!(
+            table.render(),
+            "SNAPID  NAME  SIZE    PROTECTED\n     8  s1    10 GiB  yes      \n     9  s2    10 GiB           \n"
+        );
+    }
+
+    #[test]
+    fn a_table_without_rows_prints_nothing() {
+        assert_eq!(Table::new().column("NAME", Align::Left).render(), "");
+    }
+}

@@ -1,0 +1,25 @@
+//! The name this program was called by, which its messages begin with.
+
+/// The name under which scripts written for Ceph call it.
+pub const RBD: &str = "rbd";
+/// Its own name.
+pub const MARCOT: &str = "marcot";
+
+/// `rbd` when called by that name, `marcot` otherwise.
+pub fn name(argv0: &str) -> &'static str {
+    let file = argv0.rsplit('/').next().unwrap_or(argv0);
+    if file == RBD { RBD } else { MARCOT }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_file_name_counts() {
+        assert_eq!(name("/usr/local/bin/rbd"), RBD);
+        assert_eq!(name("rbd"), RBD);
+        assert_eq!(name("/opt/rbd/marcot"), MARCOT);
+        assert_eq!(name(""), MARCOT);
+    }
+}

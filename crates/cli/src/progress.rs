@@ -1,0 +1,165 @@
+//! Progress on standard error: `rbd`'s lines, or a bar with rate and time left on a terminal.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::failure::Outcome;
+use crate::output::err;
+
+/// What a bar counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// Short work: `rbd`'s lines on a terminal too.
+    Steps,
+    /// Long work measured in bytes.
+    Bytes,
+    /// Long work measured in other things, as long as the work says.
+    Parts,
+}
+
+enum Face {
+    Silent,
+    Lines,
+    /// A bar that is not drawn before there is something to show.
+    Waiting(Measure),
+    Bar(ProgressBar),
+}
+
+/// The progress of one piece of work.
+pub struct Progress {
+    label: &'static str,
+    face: Face,
+    percent: u64,
+}
+
+impl Progress {
+    /// Shows `label`, unless `silent` (`--no-progress`).
+    pub fn new(label: &'static str, measure: Measure, silent: bool) -> Self {
+        let face = match measure {
+            _ if silent => Face::Silent,
+            Measure::Steps => Face::Lines,
+            _ if !std::io::stderr().is_terminal() => Face::Lines,
+            Measure::Bytes | Measure::Parts => Face::Waiting(measure),
+        };
+        Self { label, face, percent: 0 }
+    }
+
+    /// `done` of `total` is behind us. The percentage is shown each time it grows.
+    pub fn update(&mut self, done: u64, total: u64) {
+        if let Face::Waiting(measure) = self.face {
+            self.face = Face::Bar(bar(self.label, measure, total));
+        }
+        if let Face::Bar(bar) = &self.face {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+        let percent = percent_of(done, total);
+        if percent > self.percent {
+            self.percent = percent;
+            if matches!(self.face, Face::Lines) {
+                err(&format!("\r{}: {percent}% complete...", self.label));
+            }
+        }
+    }
+
+    /// As [`Self::update`], except that the end itself is left to [`Self::finish`], as `rbd` does
+    /// where it counts the parts behind it and not the one that completes.
+    pub fn update_before_end(&mut self, done: u64, total: u64) {
+        if done < total {
+            self.update(done, total);
+        }
+    }
+
+    /// Shows what `rbd` shows on its way through parts `first` to `total - 1`, as far as the work
+    /// has not shown it: most of what takes `rbd` a step an object is a single step here. On a
+    /// terminal there is nothing to catch up with.
+    pub fn catch_up(&mut self, first: u64, total: u64) {
+        if !matches!(self.face, Face::Lines) {
+            return;
+        }
+        // A percentage grows at most a hundred times, however many parts there are.
+        for percent in percent_of(first, total)..100 {
+            let part = (u128::from(total) * u128::from(percent)).div_ceil(100);
+            let part = u64::try_from(part).unwrap_or(u64::MAX).max(first);
+            self.update_before_end(part, total);
+        }
+    }
+
+    /// The last line: `100% complete...done.`
+    pub fn finish(self) {
+        self.last_line(100, "done");
+    }
+
+    /// The last line: `failed.`
+    pub fn fail(self) {
+        let percent = self.percent;
+        self.last_line(percent, "failed");
+    }
+
+    /// Finishes or fails as `outcome` says.
+    pub fn end<T>(self, outcome: Outcome<T>) -> Outcome<T> {
+        match &outcome {
+            Ok(_) => self.finish(),
+            Err(_) => self.fail(),
+        }
+        outcome
+    }
+
+    fn last_line(self, percent: u64, word: &str) {
+        let start = match self.face {
+            Face::Silent => return,
+            Face::Lines => "\r",
+            Face::Waiting(_) => "",
+            Face::Bar(bar) => {
+                bar.finish_and_clear();
+                ""
+            }
+        };
+        err(&format!("{start}{}: {percent}% complete...{word}.\n", self.label));
+    }
+}
+
+fn bar(label: &'static str, measure: Measure, total: u64) -> ProgressBar {
+    let numbers = match measure {
+        Measure::Bytes => "{bytes}/{total_bytes} {bytes_per_sec}",
+        Measure::Steps | Measure::Parts => "{pos}/{len} {per_sec}",
+    };
+    let template = format!("{{prefix}}: {{percent:>3}}% [{{bar:30}}] {numbers} ETA {{eta}}");
+    let style = ProgressStyle::with_template(&template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
+    bar.set_style(style);
+    bar.set_prefix(label);
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
+fn percent_of(done: u64, total: u64) -> u64 {
+    let percent = u128::from(done) * 100 / u128::from(total.max(1));
+    u64::try_from(percent.min(100)).unwrap_or(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn catching_up_passes_every_percentage_that_parts_have() {
+        let mut progress = Progress { label: "x", face: Face::Lines, percent: 0 };
+        progress.catch_up(1, 8);
+        assert_eq!(progress.percent, 87);
+        progress.catch_up(0, 0);
+        assert_eq!(progress.percent, 87);
+    }
+
+    #[test]
+    fn percentages_round_down_and_survive_empty_work() {
+        assert_eq!(percent_of(4_194_304, 10_000_000), 41);
+        assert_eq!(percent_of(0, 0), 0);
+        assert_eq!(percent_of(u64::MAX, u64::MAX), 100);
+        assert_eq!(percent_of(5, 0), 100);
+    }
+}

@@ -1,0 +1,151 @@
+//! `[pool/[namespace/]]image[@snap]`, read as `rbd` reads it.
+//!
+//! `rbd` matches the whole argument against one of three patterns, depending on whether the thing
+//! named must exist, is being created, or is a snapshot being created. Where the pattern has a
+//! choice it prefers pool and namespace over none, so `a/b/c/d` is image `c/d` of `a/b` where it
+//! must exist, and no valid name where it is to be created.
+
+/// Which pattern an argument must match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    /// Something that must exist: `a@b@c` is snapshot `b@c`.
+    Existing,
+    /// An image being created: no `/` or `@` in any name.
+    NewImage,
+    /// A snapshot being created: no `/` or `@` in its name.
+    NewSnapshot,
+}
+
+/// The parts of a spec; `None` where the argument did not have one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Spec {
+    /// Pool.
+    pub pool: Option<String>,
+    /// Namespace.
+    pub namespace: Option<String>,
+    /// Image; never empty.
+    pub image: String,
+    /// Snapshot.
+    pub snap: Option<String>,
+}
+
+impl Spec {
+    /// The parts of `text`, or `None` where it does not match.
+    pub fn parse(text: &str, pattern: Pattern) -> Option<Self> {
+        let pool_ends = text.find('/').filter(|end| pool_valid(&text[..*end], pattern));
+        if let Some(pool_end) = pool_ends {
+            let pool = &text[..pool_end];
+            let rest = &text[pool_end + 1..];
+            let with_namespace = rest
+                .split_once('/')
+                .filter(|(ns, _)| !ns.is_empty() && !ns.contains('@'))
+                .and_then(|(ns, tail)| Self::parse_image(tail, pattern).map(|s| s.within(pool, ns)));
+            let in_pool = || Self::parse_image(rest, pattern).map(|s| s.within(pool, ""));
+            if let Some(spec) = with_namespace.or_else(in_pool) {
+                return Some(spec);
+            }
+        }
+        Self::parse_image(text, pattern)
+    }
+
+    fn parse_image(text: &str, pattern: Pattern) -> Option<Self> {
+        let (image, snap) = match text.split_once('@') {
+            Some((image, snap)) => (image, Some(snap)),
+            None => (text, None),
+        };
+        let image_bad = image.is_empty() || (pattern == Pattern::NewImage && image.contains('/'));
+        let snap_bad = snap.is_some_and(|s| {
+            s.is_empty() || (pattern != Pattern::Existing && s.contains(['/', '@']))
+        });
+        if image_bad || snap_bad {
+            return None;
+        }
+        Some(Self { image: image.to_string(), snap: snap.map(str::to_string), ..Self::default() })
+    }
+
+    fn within(mut self, pool: &str, namespace: &str) -> Self {
+        self.pool = Some(pool.to_string());
+        self.namespace = (!namespace.is_empty()).then(|| namespace.to_string());
+        self
+    }
+}
+
+fn pool_valid(pool: &str, pattern: Pattern) -> bool {
+    !pool.is_empty() && (pattern != Pattern::NewImage || !pool.contains('@'))
+}
+
+/// A pool with an optional namespace: `pool`, `pool/`, `pool/namespace`.
+///
+/// # Errors
+/// `rbd`'s sentence for a name that cannot be.
+pub fn parse_pool(text: &str) -> Result<(String, Option<String>), String> {
+    let (pool, namespace) = text.rsplit_once('/').unwrap_or((text, ""));
+    let bad = |name: &str| name.contains(['/', '@']);
+    if pool.is_empty() || pool.contains('/') {
+        return Err(format!("invalid pool '{pool}'"));
+    }
+    if bad(namespace) {
+        return Err(format!("invalid namespace '{namespace}'"));
+    }
+    Ok((pool.to_string(), (!namespace.is_empty()).then(|| namespace.to_string())))
+}
+
+/// `pool/[namespace/]image[@snap]`.
+pub fn show(pool: &str, namespace: &str, image: &str, snap: &str) -> String {
+    let namespace = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+    let snap = if snap.is_empty() { String::new() } else { format!("@{snap}") };
+    format!("{pool}/{namespace}{image}{snap}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(text: &str, pattern: Pattern) -> Option<String> {
+        Spec::parse(text, pattern).map(|s| {
+            let or_dash = |o: Option<String>| o.unwrap_or_else(|| "-".into());
+            format!("{} {} {} {}", or_dash(s.pool), or_dash(s.namespace), s.image, or_dash(s.snap))
+        })
+    }
+
+    #[test]
+    fn existing_things_are_matched_generously() {
+        for (text, expected) in [
+            ("a", Some("- - a -")),
+            ("a@b@c", Some("- - a b@c")),
+            ("rbd/", Some("- - rbd/ -")),
+            ("/a", Some("- - /a -")),
+            ("rbd//a", Some("rbd - /a -")),
+            ("p/a@s", Some("p - a s")),
+            ("a/b/c/d", Some("a b c/d -")),
+            ("p/ns/i@s", Some("p ns i s")),
+            ("a@", None),
+            ("@a", None),
+            ("", None),
+        ] {
+            assert_eq!(parts(text, Pattern::Existing).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn new_names_are_matched_strictly() {
+        for text in ["rbd/", "/x", "@x", "x@", "a/b/c/d", "x@y@z"] {
+            assert_eq!(parts(text, Pattern::NewImage), None, "{text}");
+        }
+        assert_eq!(parts("p/n/i", Pattern::NewImage).as_deref(), Some("p n i -"));
+        for text in ["i@a@b", "i@"] {
+            assert_eq!(parts(text, Pattern::NewSnapshot), None, "{text}");
+        }
+        assert_eq!(parts("i@a/b", Pattern::NewSnapshot).as_deref(), Some("i@a - b -"));
+    }
+
+    #[test]
+    fn pools_take_a_namespace() {
+        assert_eq!(parse_pool("p"), Ok(("p".into(), None)));
+        assert_eq!(parse_pool("p/"), Ok(("p".into(), None)));
+        assert_eq!(parse_pool("p/n"), Ok(("p".into(), Some("n".into()))));
+        assert_eq!(parse_pool("rbd/a/b"), Err("invalid pool 'rbd/a'".into()));
+        assert_eq!(parse_pool("rbd/with@at"), Err("invalid namespace 'with@at'".into()));
+        assert_eq!(show("p", "n", "i", "s"), "p/n/i@s");
+    }
+}

@@ -1,0 +1,142 @@
+//! A control client, as its image's thread sees it: nothing here blocks.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use marcot::{Command, Reply, Result};
+
+use super::frame::{self, Decoded, HEADER_BYTES};
+use super::message::{self, Answer};
+use crate::host::buffer::{Progress, ReceiveBuffer, SendBuffer};
+
+/// Progress is told no more often than this.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Invariant: a command is taken only when all answers before it have been sent.
+pub(crate) struct ControlConnection {
+    socket: OwnedFd,
+    receive: ReceiveBuffer,
+    send: SendBuffer,
+    frame_bytes: usize,
+    progress_told: Option<Instant>,
+    over: bool,
+}
+
+impl ControlConnection {
+    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            socket,
+            receive: ReceiveBuffer::new(&[])?,
+            send: SendBuffer::new(),
+            frame_bytes: HEADER_BYTES,
+            progress_told: None,
+            over: false,
+        })
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    pub(crate) fn wants_to_receive(&self) -> bool {
+        !self.over && self.send.is_drained()
+    }
+
+    pub(crate) fn wants_to_send(&self) -> bool {
+        !self.over && !self.send.is_drained()
+    }
+
+    /// Reads the socket once.
+    pub(crate) fn receive(&mut self) {
+        if !self.send.is_drained() {
+            return;
+        }
+        match self.receive.receive(self.socket.as_fd(), self.frame_bytes) {
+            Ok(Progress::Moved | Progress::Blocked) => {}
+            Ok(Progress::Closed) => self.over = true,
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Sends what the socket takes.
+    pub(crate) fn transmit(&mut self) {
+        if let Err(error) = self.send.send(self.socket.as_fd()) {
+            self.fail(&error);
+        }
+        self.send.release_if_empty();
+    }
+
+    fn fail(&mut self, error: &dyn std::fmt::Display) {
+        tracing::debug!(%error, "control connection lost");
+        self.over = true;
+    }
+
+    /// The next complete command.
+    pub(crate) fn next_command(&mut self) -> Option<Command> {
+        if self.over || !self.send.is_drained() {
+            return None;
+        }
+        let (command, bytes) = match frame::decode(self.receive.unread()) {
+            Ok(Decoded::Incomplete(bytes)) => {
+                self.frame_bytes = bytes;
+                return None;
+            }
+            Ok(Decoded::Complete(frame)) => (message::decode_command(&frame), frame.bytes()),
+            Err(error) => {
+                tracing::warn!("{error}; closing the connection");
+                self.over = true;
+                return None;
+            }
+        };
+        self.receive.consume(bytes);
+        self.receive.release_if_empty();
+        self.frame_bytes = HEADER_BYTES;
+        match command {
+            Ok(command) => Some(command),
+            Err(error) => {
+                // Its frame was sound: the client may be of another version and can go on.
+                self.answer(Err(error));
+                None
+            }
+        }
+    }
+
+    /// Reports how far a command is, if the last report is old enough.
+    pub(crate) fn tell_progress(&mut self, done: u64, total: u64) {
+        let now = Instant::now();
+        let recently = self.progress_told.is_some_and(|told| now < told + PROGRESS_INTERVAL);
+        if !recently && self.send.is_drained() {
+            self.progress_told = Some(now);
+            self.say(&Answer::Progress { done, total });
+        }
+    }
+
+    /// Ends a command.
+    pub(crate) fn answer(&mut self, outcome: Result<Reply>) {
+        self.progress_told = None;
+        self.say(&match outcome {
+            Ok(reply) => Answer::Reply { reply },
+            Err(error) => Answer::from(&error),
+        });
+    }
+
+    fn say(&mut self, answer: &Answer) {
+        let mut bytes = Vec::new();
+        if let Err(error) = message::encode_answer(answer, &mut bytes) {
+            bytes.clear();
+            if message::encode_answer(&Answer::from(&error), &mut bytes).is_err() {
+                self.over = true;
+                return;
+            }
+        }
+        if let Err(error) = self.send.append(&bytes) {
+            self.fail(&error);
+        }
+        self.transmit();
+    }
+}

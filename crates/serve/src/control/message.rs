@@ -1,0 +1,222 @@
+//! What frames say: requests are [`Command`]s, answers are progress, a [`Reply`], or an error that
+//! keeps its kind.
+
+use marcot::{Command, Error, ErrorKind, Reply, Result};
+use serde::{Deserialize, Serialize};
+
+use super::frame::{Frame, JSON_BYTES_MAX};
+
+/// What an owner sends. After progress more follows; a reply or an error ends the exchange.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// How far the command is.
+    Progress {
+        /// Units done.
+        done: u64,
+        /// Units in all.
+        total: u64,
+    },
+    /// The command succeeded.
+    Reply {
+        /// With what.
+        reply: Reply,
+    },
+    /// The command succeeded; the reply's JSON is too long for its place and is the payload.
+    LongReply,
+    /// The command failed.
+    Error {
+        /// The kind, by name.
+        kind: String,
+        /// The sentence.
+        message: String,
+    },
+}
+
+/// Appends a request's frame to `out`.
+///
+/// # Errors
+/// `Invalid` if it is too long.
+pub fn encode_command(command: &Command, out: &mut Vec<u8>) -> Result<()> {
+    let payload = if let Command::Write { data, .. } = command { data.as_slice() } else { &[] };
+    Frame { json: &json(command)?, payload }.encode(out)
+}
+
+/// Reads a request.
+///
+/// # Errors
+/// `Invalid` if it is not one.
+pub fn decode_command(frame: &Frame<'_>) -> Result<Command> {
+    let mut command = serde_json::from_slice(frame.json).map_err(malformed)?;
+    if let Command::Write { data, .. } = &mut command {
+        *data = frame.payload.to_vec();
+    }
+    Ok(command)
+}
+
+/// Appends an answer's frame to `out`.
+///
+/// # Errors
+/// `Invalid` if it is too long.
+pub fn encode_answer(answer: &Answer, out: &mut Vec<u8>) -> Result<()> {
+    let payload = match answer {
+        Answer::Reply { reply: Reply::Data { data } } => data.as_slice(),
+        _ => &[],
+    };
+    let text = json(answer)?;
+    if let Answer::Reply { reply } = answer
+        && text.len() > JSON_BYTES_MAX
+    {
+        return Frame { json: &json(&Answer::LongReply)?, payload: &json(reply)? }.encode(out);
+    }
+    Frame { json: &text, payload }.encode(out)
+}
+
+/// Reads an answer.
+///
+/// # Errors
+/// `Invalid` if it is not one.
+pub fn decode_answer(frame: &Frame<'_>) -> Result<Answer> {
+    Ok(match serde_json::from_slice(frame.json).map_err(malformed)? {
+        Answer::Reply { reply: Reply::Data { .. } } => {
+            Answer::Reply { reply: Reply::Data { data: frame.payload.to_vec() } }
+        }
+        Answer::LongReply => {
+            Answer::Reply { reply: serde_json::from_slice(frame.payload).map_err(malformed)? }
+        }
+        answer => answer,
+    })
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value)
+        .map_err(|e| Error::new(ErrorKind::Invalid, format!("cannot express a message: {e}")))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape map_err asks for")]
+fn malformed(error: serde_json::Error) -> Error {
+    Error::new(ErrorKind::Invalid, format!("a malformed message on the control socket: {error}"))
+}
+
+impl From<&Error> for Answer {
+    fn from(error: &Error) -> Self {
+        let kind = kind_name(error.kind()).to_owned();
+        // A sentence is short; one that is not must not make the frame too long.
+        let message = error.to_string().chars().take(JSON_BYTES_MAX / 16).collect();
+        Self::Error { kind, message }
+    }
+}
+
+/// The name of a kind on the wire.
+#[must_use]
+pub fn kind_name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NotFound => "not_found",
+        ErrorKind::Exists => "exists",
+        ErrorKind::Busy => "busy",
+        ErrorKind::Owned => "owned",
+        ErrorKind::HasSnapshots => "has_snapshots",
+        ErrorKind::HasChildren => "has_children",
+        ErrorKind::Protected => "protected",
+        ErrorKind::NotProtected => "not_protected",
+        ErrorKind::NoParent => "no_parent",
+        ErrorKind::Invalid => "invalid",
+        ErrorKind::OutOfRange => "out_of_range",
+        ErrorKind::ReadOnly => "read_only",
+        ErrorKind::PermissionDenied => "permission_denied",
+        ErrorKind::NoSpace => "no_space",
+        ErrorKind::Corrupt => "corrupt",
+        ErrorKind::NewerFormat => "newer_format",
+        ErrorKind::Poisoned => "poisoned",
+        ErrorKind::Fenced => "fenced",
+        ErrorKind::NotEmpty => "not_empty",
+        ErrorKind::Unsupported => "unsupported",
+        ErrorKind::Interrupted => "interrupted",
+        ErrorKind::Io => "io",
+    }
+}
+
+const KINDS: [ErrorKind; 22] = [
+    ErrorKind::NotFound,
+    ErrorKind::Exists,
+    ErrorKind::Busy,
+    ErrorKind::Owned,
+    ErrorKind::HasSnapshots,
+    ErrorKind::HasChildren,
+    ErrorKind::Protected,
+    ErrorKind::NotProtected,
+    ErrorKind::NoParent,
+    ErrorKind::Invalid,
+    ErrorKind::OutOfRange,
+    ErrorKind::ReadOnly,
+    ErrorKind::PermissionDenied,
+    ErrorKind::NoSpace,
+    ErrorKind::Corrupt,
+    ErrorKind::NewerFormat,
+    ErrorKind::Poisoned,
+    ErrorKind::Fenced,
+    ErrorKind::NotEmpty,
+    ErrorKind::Unsupported,
+    ErrorKind::Interrupted,
+    ErrorKind::Io,
+];
+
+/// The kind of a name; a name from a newer version is `Io`.
+#[must_use]
+pub fn kind_of_name(name: &str) -> ErrorKind {
+    KINDS.into_iter().find(|&kind| kind_name(kind) == name).unwrap_or(ErrorKind::Io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::frame::{Decoded, decode};
+
+    fn through_the_wire(answer: &Answer) -> Answer {
+        let mut bytes = Vec::new();
+        encode_answer(answer, &mut bytes).unwrap();
+        let Decoded::Complete(frame) = decode(&bytes).unwrap() else { panic!() };
+        decode_answer(&frame).unwrap()
+    }
+
+    #[test]
+    fn every_kind_survives_the_wire() {
+        for kind in KINDS {
+            assert_eq!(kind_of_name(kind_name(kind)), kind);
+            let answer = through_the_wire(&Answer::from(&Error::new(kind, "why")));
+            let Answer::Error { kind: name, message } = answer else { panic!() };
+            assert_eq!((kind_of_name(&name), message.as_str()), (kind, "why"));
+        }
+        assert_eq!(kind_of_name("from the future"), ErrorKind::Io);
+    }
+
+    #[test]
+    fn written_and_read_bytes_travel_beside_the_json() {
+        let command = Command::Write { offset: 9, data: vec![1, 2, 3] };
+        let mut bytes = Vec::new();
+        encode_command(&command, &mut bytes).unwrap();
+        let Decoded::Complete(frame) = decode(&bytes).unwrap() else { panic!() };
+        assert_eq!(decode_command(&frame).unwrap(), command);
+        let reply = Reply::Data { data: vec![4; 100] };
+        let Answer::Reply { reply: got } =
+            through_the_wire(&Answer::Reply { reply: reply.clone() })
+        else {
+            panic!()
+        };
+        assert_eq!(got, reply);
+    }
+
+    #[test]
+    fn a_long_reply_travels_as_payload() {
+        let extents = (0..50_000)
+            .map(|i| marcot::command::DiffExtent { offset: i << 20, length: 4096, data: true })
+            .collect();
+        let reply = Reply::Diff { extents };
+        let Answer::Reply { reply: got } =
+            through_the_wire(&Answer::Reply { reply: reply.clone() })
+        else {
+            panic!()
+        };
+        assert_eq!(got, reply);
+    }
+}

@@ -1,0 +1,466 @@
+//! The loop of an image's thread.
+//!
+//! One turn: wait; read every ready socket once; carry out the round; run commands; give
+//! background work its share. Sources that still have complete requests after their turn are
+//! remembered in `again` and keep the next wait from sleeping.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use marcot::command::{READ_BYTES_MAX, Watcher};
+use marcot::{BlockDevice, Command, Error, ErrorKind, Reply, Result};
+
+use super::HostOptions;
+use super::connection::Connection;
+use super::handle::{Event, Message, Shared};
+use super::local::LocalLane;
+use super::operation::Failure;
+use super::pacer::Pacer;
+use super::round::{self, Lane};
+use crate::control::{ControlConnection, ControlListener};
+use crate::nbd::NbdConnection;
+use crate::poll::{Interest, Poll, Ready};
+use crate::slab::Slab;
+use crate::wake::Wake;
+
+const TOKEN_WAKE: u64 = 0;
+const TOKEN_CONTROL: u64 = 1;
+/// Then come NBD clients at even and control clients at odd tokens.
+const TOKEN_CLIENTS: u64 = 2;
+
+/// Buffers of a connection that was quiet for this long are given back.
+const TIDY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time that clients get to take their last replies when the image is stopped.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Control clients served at once.
+const CONTROL_CLIENTS_MAX: usize = 64;
+
+/// Messages taken in one turn, so that a flood of them cannot starve the sockets.
+const MESSAGES_PER_TURN_MAX: usize = 256;
+
+/// What a loop is made of.
+pub(super) struct Parts {
+    pub(super) device: Box<dyn BlockDevice>,
+    pub(super) options: HostOptions,
+    pub(super) control: Option<ControlListener>,
+    pub(super) wake: Arc<Wake>,
+    pub(super) inbox: Receiver<Message>,
+    pub(super) shared: Arc<Shared>,
+}
+
+struct Client<T> {
+    client: Box<T>,
+    interest: Interest,
+}
+
+pub(super) struct EventLoop {
+    parts: Parts,
+    poll: Poll,
+    clients: Slab<Client<Connection>>,
+    controls: Slab<Client<ControlConnection>>,
+    local: LocalLane,
+    commands: Vec<(Command, Sender<Event>)>,
+    /// NBD clients that take part in the coming round.
+    active: Vec<usize>,
+    /// NBD clients that have complete requests left after their turn.
+    again: Vec<usize>,
+    messages_left: bool,
+    /// A control client may have sent more than the command that was run.
+    commands_left: bool,
+    pacer: Pacer,
+    tidy_due: Option<Instant>,
+    /// Set when a stop was asked for: until when replies are drained.
+    stop_deadline: Option<Instant>,
+    fatal: Option<Failure>,
+}
+
+impl EventLoop {
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub(super) fn new(parts: Parts) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        poll.add(&*parts.wake, TOKEN_WAKE, Interest::READABLE)?;
+        if let Some(control) = &parts.control {
+            poll.add(control, TOKEN_CONTROL, Interest::READABLE)?;
+        }
+        Ok(Self {
+            parts,
+            poll,
+            clients: Slab::new(),
+            controls: Slab::new(),
+            local: LocalLane::default(),
+            commands: Vec::new(),
+            active: Vec::new(),
+            again: Vec::new(),
+            messages_left: false,
+            commands_left: false,
+            pacer: Pacer::new(Instant::now()),
+            tidy_due: None,
+            stop_deadline: None,
+            fatal: None,
+        })
+    }
+
+    /// Serves until stopped or until the image is unusable, then closes the device.
+    ///
+    /// # Errors
+    /// What made the image unusable, or what closing it met.
+    pub(super) fn run(mut self) -> Result<(), Failure> {
+        let mut ready = Vec::new();
+        while self.fatal.is_none() && !self.is_drained() {
+            let timeout = self.timeout(Instant::now());
+            if let Err(error) = self.poll.wait(timeout, &mut ready) {
+                self.fatal = Some(Failure::new(ErrorKind::Io, &error.to_string()));
+                break;
+            }
+            self.take_events(&ready);
+            let served = self.serve_round();
+            let commanded = self.run_commands();
+            self.after_work(served || commanded);
+        }
+        self.close()
+    }
+
+    fn close(mut self) -> Result<(), Failure> {
+        // First of all: once the device lets go of the image, the socket's place belongs to the
+        // next owner.
+        self.parts.control = None;
+        self.forget_clients();
+        let closed = self.parts.device.close().map_err(Failure::from);
+        let outcome = self.fatal.map_or(closed, Err);
+        if let Err(failure) = &outcome {
+            tracing::error!(image = %self.parts.options.name, "no longer served: {}", failure.message);
+        }
+        outcome
+    }
+
+    fn forget_clients(&mut self) {
+        self.parts.shared.connections.store(0, Ordering::Release);
+        self.clients = Slab::new();
+        self.controls = Slab::new();
+    }
+
+    fn is_drained(&self) -> bool {
+        let Some(deadline) = self.stop_deadline else { return false };
+        let idle = self.clients.is_empty() && self.local.is_empty() && !self.messages_left;
+        idle || Instant::now() >= deadline
+    }
+
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        if self.has_more() {
+            return Some(Duration::ZERO);
+        }
+        let timers = [Some(self.pacer.due()), self.tidy_due, self.stop_deadline];
+        timers.into_iter().flatten().min().map(|due| due.saturating_duration_since(now))
+    }
+
+    /// True if there is something to do without waiting.
+    fn has_more(&self) -> bool {
+        !self.again.is_empty() || self.messages_left || self.commands_left
+    }
+
+    fn take_events(&mut self, ready: &[Ready]) {
+        self.active.append(&mut self.again);
+        let mut look_into_inbox = self.messages_left;
+        for event in ready {
+            match event.token {
+                TOKEN_WAKE => look_into_inbox = true,
+                TOKEN_CONTROL => self.accept_control(),
+                token => self.take_client_event(token - TOKEN_CLIENTS, event),
+            }
+        }
+        if look_into_inbox {
+            self.take_messages();
+        }
+        self.active.sort_unstable();
+        self.active.dedup();
+    }
+
+    fn take_client_event(&mut self, number: u64, event: &Ready) {
+        let Ok(index) = usize::try_from(number / 2) else { return };
+        if number.is_multiple_of(2) {
+            let Some(Client { client, .. }) = self.clients.get_mut(index) else { return };
+            if event.writable {
+                client.transmit();
+            }
+            if event.readable && client.wants_to_receive() {
+                client.receive();
+            }
+            self.active.push(index);
+        } else {
+            self.take_control_event(index, event);
+        }
+    }
+
+    fn take_messages(&mut self) {
+        self.parts.wake.take();
+        for _ in 0..MESSAGES_PER_TURN_MAX {
+            let Ok(message) = self.parts.inbox.try_recv() else {
+                self.messages_left = false;
+                return;
+            };
+            self.take_message(message);
+        }
+        self.messages_left = true;
+    }
+
+    fn take_message(&mut self, message: Message) {
+        match message {
+            Message::Submit(request, done) => {
+                self.local.push(request, done, self.parts.device.size_bytes());
+            }
+            Message::AttachNbd(socket, settings) => self.attach(socket, settings),
+            Message::Execute(command, sender) => self.commands.push((command, sender)),
+            Message::SetUsage(usage) => self.parts.options.usage = usage,
+            Message::Stop => self.begin_stop(),
+        }
+    }
+
+    fn begin_stop(&mut self) {
+        if self.stop_deadline.is_none() {
+            self.stop_deadline = Some(Instant::now() + DRAIN_TIME_MAX);
+            // What has been received is still carried out: all take part in the coming round.
+            self.active.extend(self.clients.indices());
+        }
+    }
+
+    fn attach(&mut self, socket: std::os::fd::OwnedFd, settings: NbdConnection) {
+        let peer = settings.peer.clone();
+        let image = &self.parts.options.name;
+        let attached = Connection::new(socket, settings).and_then(|connection| {
+            let client = Box::new(connection);
+            let index = self.clients.insert(Client { client, interest: Interest::READABLE });
+            let Some(added) = self.clients.get_mut(index) else { return Ok(index) };
+            let token = TOKEN_CLIENTS + 2 * index as u64;
+            match self.poll.add(added.client.socket(), token, Interest::READABLE) {
+                Ok(()) => Ok(index),
+                Err(error) => {
+                    self.clients.remove(index);
+                    Err(error)
+                }
+            }
+        });
+        match attached {
+            Ok(index) => {
+                tracing::debug!(%image, peer, "nbd client attached");
+                self.active.push(index);
+            }
+            Err(error) => {
+                self.parts.shared.connections.fetch_sub(1, Ordering::AcqRel);
+                tracing::warn!(%image, peer, %error, "nbd client refused");
+            }
+        }
+    }
+
+    /// Carries out what the active lanes have; true if that was anything.
+    fn serve_round(&mut self) -> bool {
+        let indices = std::mem::take(&mut self.active);
+        let mut taken: Vec<(usize, Client<Connection>)> = Vec::with_capacity(indices.len());
+        for index in indices {
+            if let Some(mut client) = self.clients.borrow_out(index) {
+                client.client.plan(&*self.parts.device);
+                taken.push((index, client));
+            }
+        }
+        let mut lanes: Vec<&mut dyn Lane> = Vec::with_capacity(taken.len() + 1);
+        let planned = taken.iter_mut().map(|(_, c)| c.client.as_mut()).filter(|c| c.has_plan());
+        lanes.extend(planned.map(|c| c as &mut dyn Lane));
+        if !self.local.is_empty() {
+            lanes.push(&mut self.local);
+        }
+        let served = !lanes.is_empty();
+        if let Err(failure) = round::run(&mut *self.parts.device, &mut lanes) {
+            self.fatal = Some(failure);
+        }
+        for (index, client) in taken {
+            self.clients.put_back(index, client);
+            self.settle(index);
+        }
+        served
+    }
+
+    /// Decides what a client waits for after its turn.
+    fn settle(&mut self, index: usize) {
+        let Some(Client { client, interest }) = self.clients.get_mut(index) else { return };
+        if self.stop_deadline.is_some() && !client.can_plan() {
+            client.close_after_replies();
+        }
+        if client.is_over() {
+            self.detach(index);
+            return;
+        }
+        if client.can_plan() {
+            self.again.push(index);
+        }
+        let wanted =
+            Interest { readable: client.wants_to_receive(), writable: client.wants_to_send() };
+        if wanted != *interest {
+            *interest = wanted;
+            let token = TOKEN_CLIENTS + 2 * index as u64;
+            if let Err(error) = self.poll.modify(client.socket(), token, wanted) {
+                tracing::warn!(%error, peer = client.peer(), "nbd client dropped");
+                self.detach(index);
+            }
+        }
+    }
+
+    fn detach(&mut self, index: usize) {
+        let Some(client) = self.clients.remove(index) else { return };
+        self.again.retain(|&i| i != index);
+        // Closing the socket takes it out of the poll set too.
+        tracing::debug!(image = %self.parts.options.name, peer = client.client.peer(), "detached");
+        self.parts.shared.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Runs the commands that have arrived; true if there were any.
+    fn run_commands(&mut self) -> bool {
+        let commands = std::mem::take(&mut self.commands);
+        let ran = !commands.is_empty();
+        for (command, sender) in commands {
+            let outcome = self.execute(&command, &mut |done, total| {
+                // Nobody listens any more: the command goes on all the same.
+                let _ = sender.send(Event::Progress(done, total));
+            });
+            let _ = sender.send(Event::Done(outcome));
+        }
+        self.run_control_commands() || ran
+    }
+
+    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+        if matches!(command, Command::Status) {
+            return Ok(self.status());
+        }
+        if let Command::Read { length, .. } = command
+            && *length > READ_BYTES_MAX
+        {
+            return Err(Error::new(ErrorKind::Invalid, "a read of more than 32 MiB at once"));
+        }
+        let outcome = self.parts.device.execute(command, progress);
+        if let Err(error) = &outcome {
+            self.note_failure(&Failure::from(error));
+        }
+        self.parts.shared.size_bytes.store(self.parts.device.size_bytes(), Ordering::Release);
+        outcome
+    }
+
+    fn note_failure(&mut self, failure: &Failure) {
+        if failure.is_fatal() && self.fatal.is_none() {
+            self.fatal = Some(failure.clone());
+        }
+    }
+
+    fn status(&self) -> Reply {
+        let usage = self.parts.options.usage.clone().unwrap_or_else(|| match self.clients.len() {
+            1 => "nbd, 1 connection".to_owned(),
+            connections => format!("nbd, {connections} connections"),
+        });
+        Reply::Status { watchers: vec![Watcher { pid: std::process::id(), usage }] }
+    }
+
+    /// Background work, and buffers of quiet connections.
+    fn after_work(&mut self, served: bool) {
+        let now = Instant::now();
+        if served {
+            self.pacer.served(now);
+            self.tidy_due.get_or_insert(now + TIDY_INTERVAL);
+        }
+        if self.tidy_due.is_some_and(|due| now >= due) {
+            self.tidy(now);
+        }
+        if now >= self.pacer.due() && self.fatal.is_none() {
+            self.background_step(now, served);
+        }
+    }
+
+    fn background_step(&mut self, start: Instant, busy: bool) {
+        let more = self.parts.device.background_step().unwrap_or_else(|error| {
+            tracing::warn!(image = %self.parts.options.name, "background work failed: {error}");
+            self.note_failure(&Failure::from(&error));
+            false
+        });
+        self.pacer.stepped(start, Instant::now(), more, busy);
+    }
+
+    fn tidy(&mut self, now: Instant) {
+        let mut held = false;
+        for Client { client, .. } in self.clients.values_mut() {
+            client.tidy();
+            held |= client.holds_memory();
+        }
+        self.tidy_due = held.then(|| now + TIDY_INTERVAL);
+    }
+}
+
+/// Control clients.
+impl EventLoop {
+    fn accept_control(&mut self) {
+        let Some(listener) = &self.parts.control else { return };
+        let client = match listener.accept() {
+            Ok(Some(client)) => client,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a control connection");
+                return;
+            }
+        };
+        if self.controls.len() >= CONTROL_CLIENTS_MAX {
+            return;
+        }
+        let client = Box::new(client);
+        let index = self.controls.insert(Client { client, interest: Interest::READABLE });
+        let Some(added) = self.controls.get_mut(index) else { return };
+        let token = TOKEN_CLIENTS + 2 * index as u64 + 1;
+        if self.poll.add(added.client.socket(), token, Interest::READABLE).is_err() {
+            self.controls.remove(index);
+        }
+    }
+
+    fn take_control_event(&mut self, index: usize, event: &Ready) {
+        let Some(Client { client, .. }) = self.controls.get_mut(index) else { return };
+        if event.writable {
+            client.transmit();
+        }
+        if event.readable {
+            client.receive();
+        }
+    }
+
+    /// One command of each control client that has sent one; true if there were any.
+    fn run_control_commands(&mut self) -> bool {
+        let mut ran = false;
+        for index in self.controls.indices() {
+            let Some(mut taken) = self.controls.borrow_out(index) else { continue };
+            if let Some(command) = taken.client.next_command() {
+                ran = true;
+                let outcome = self.execute(&command, &mut |done, total| {
+                    taken.client.tell_progress(done, total);
+                });
+                taken.client.answer(outcome);
+            }
+            self.controls.put_back(index, taken);
+            self.settle_control(index);
+        }
+        self.commands_left = ran;
+        ran
+    }
+
+    fn settle_control(&mut self, index: usize) {
+        let Some(Client { client, interest }) = self.controls.get_mut(index) else { return };
+        let wanted =
+            Interest { readable: client.wants_to_receive(), writable: client.wants_to_send() };
+        let mut over = client.is_over();
+        if wanted != *interest && !over {
+            *interest = wanted;
+            let token = TOKEN_CLIENTS + 2 * index as u64 + 1;
+            over = self.poll.modify(client.socket(), token, wanted).is_err();
+        }
+        if over {
+            self.controls.remove(index);
+        }
+    }
+}

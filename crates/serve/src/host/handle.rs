@@ -1,0 +1,215 @@
+//! The way to an image's thread from other threads.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use marcot::{Command, Error, ErrorKind, Reply, Result};
+
+use super::local::{Completion, DeviceRequest};
+use super::operation::Failure;
+use crate::nbd::NbdConnection;
+use crate::wake::Wake;
+
+/// What an image's thread is asked to do.
+pub(super) enum Message {
+    /// Block I/O.
+    Submit(DeviceRequest, Completion),
+    /// Serve a client whose negotiation is over.
+    AttachNbd(OwnedFd, NbdConnection),
+    /// A management command.
+    Execute(Command, Sender<Event>),
+    /// How the image is used, for `status`.
+    SetUsage(Option<String>),
+    /// Finish what was received, flush, close.
+    Stop,
+}
+
+/// What comes back from a command.
+pub(super) enum Event {
+    Progress(u64, u64),
+    Done(Result<Reply>),
+}
+
+/// What both sides know.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) connections: AtomicUsize,
+    pub(super) size_bytes: AtomicU64,
+    pub(super) read_only: AtomicBool,
+    over: AtomicBool,
+    end: Mutex<Option<Result<(), Failure>>>,
+    ended: Condvar,
+}
+
+impl Shared {
+    /// Tells everyone who waits that the image is no longer served.
+    pub(super) fn set_end(&self, outcome: Result<(), Failure>) {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if end.is_none() {
+            *end = Some(outcome);
+        }
+        self.over.store(true, Ordering::Release);
+        self.ended.notify_all();
+    }
+
+    /// `None` if it is still served after `limit`.
+    fn wait_end(&self, limit: Option<Duration>) -> Option<Result<()>> {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(outcome) = &*end {
+                return Some(outcome.as_ref().copied().map_err(Failure::to_error));
+            }
+            end = match deadline {
+                None => self.ended.wait(end).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.checked_duration_since(Instant::now())?;
+                    let woken = self.ended.wait_timeout(end, left);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+}
+
+pub(super) struct Inner {
+    sender: Sender<Message>,
+    wake: Arc<Wake>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = self.sender.send(Message::Stop);
+        self.wake.raise();
+    }
+}
+
+/// Reaches an image that is served by its own thread. When the last clone is dropped, the image is
+/// flushed and closed.
+#[derive(Clone)]
+pub struct HostHandle(Arc<Inner>);
+
+impl HostHandle {
+    pub(super) fn new(sender: Sender<Message>, wake: Arc<Wake>, shared: Arc<Shared>) -> Self {
+        Self(Arc::new(Inner { sender, wake, shared }))
+    }
+
+    fn send(&self, message: Message) -> Result<()> {
+        self.0.sender.send(message).map_err(|_| gone())?;
+        self.0.wake.raise();
+        Ok(())
+    }
+
+    /// Size of the image in bytes; changes when it is resized.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.0.shared.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// True if nothing can be written.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.0.shared.read_only.load(Ordering::Acquire)
+    }
+
+    /// NBD clients served now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.0.shared.connections.load(Ordering::Acquire)
+    }
+
+    /// Hands over a client's socket after the negotiation.
+    ///
+    /// # Errors
+    /// `Fenced` if the image is no longer served.
+    pub fn attach_nbd(&self, socket: OwnedFd, connection: NbdConnection) -> Result<()> {
+        // Counted here, so that nobody takes the image for unused in between.
+        self.0.shared.connections.fetch_add(1, Ordering::AcqRel);
+        self.send(Message::AttachNbd(socket, connection)).inspect_err(|_| {
+            self.0.shared.connections.fetch_sub(1, Ordering::AcqRel);
+        })
+    }
+
+    /// Queues block I/O; `done` is called with the outcome, in any case and exactly once.
+    ///
+    /// Requests that are queued together are carried out together; a flush covers what was
+    /// completed before it was queued.
+    pub fn submit(&self, request: DeviceRequest, done: Completion) {
+        // A message that cannot be sent is dropped, and its completion tells so.
+        let _ = self.send(Message::Submit(request, done));
+    }
+
+    /// Does block I/O and waits for it. A read returns its bytes.
+    ///
+    /// # Errors
+    /// Those of the engine; `Fenced` if the image is no longer served.
+    pub fn submit_and_wait(&self, request: DeviceRequest) -> Result<Vec<u8>> {
+        let (sender, receiver) = mpsc::channel();
+        self.submit(request, Completion::new(move |outcome| drop(sender.send(outcome))));
+        receiver.recv().map_err(|_| gone())?
+    }
+
+    /// Runs a management command and waits for it, passing on its progress (done, total).
+    ///
+    /// # Errors
+    /// Those of the command; `Fenced` if the image is no longer served.
+    pub fn execute(&self, command: Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+        let (sender, receiver) = mpsc::channel();
+        self.send(Message::Execute(command, sender))?;
+        loop {
+            match receiver.recv().map_err(|_| gone())? {
+                Event::Progress(done, total) => progress(done, total),
+                Event::Done(outcome) => return outcome,
+            }
+        }
+    }
+
+    /// Sets how `status` describes the use of the image, such as `device /dev/nbd0`; `None` tells
+    /// the number of NBD connections.
+    ///
+    /// # Errors
+    /// `Fenced` if the image is no longer served.
+    pub fn set_usage(&self, usage: Option<String>) -> Result<()> {
+        self.send(Message::SetUsage(usage))
+    }
+
+    /// True once the image is no longer served.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.0.shared.over.load(Ordering::Acquire)
+    }
+
+    /// Waits until the image is no longer served and tells why: `Ok` after a stop, else the error
+    /// that made it unusable or that closing it met.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn wait(&self) -> Result<()> {
+        self.0.shared.wait_end(None).unwrap_or(Ok(()))
+    }
+
+    /// As [`Self::wait`], but gives `None` after `limit`.
+    #[must_use]
+    pub fn wait_timeout(&self, limit: Duration) -> Option<Result<()>> {
+        self.0.shared.wait_end(Some(limit))
+    }
+
+    /// Answers what has been received, disconnects every client, makes everything durable, closes
+    /// the image and waits for that.
+    ///
+    /// # Errors
+    /// Those of closing the image, or the error that had ended it before.
+    pub fn stop(&self) -> Result<()> {
+        // If it cannot be sent, the end has been recorded or is about to be.
+        let _ = self.send(Message::Stop);
+        self.wait()
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Fenced, "the image is no longer served")
+}

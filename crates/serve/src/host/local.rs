@@ -1,0 +1,214 @@
+//! Requests from inside this process: FUSE, and commands that read or write a mapped image.
+
+use marcot::{BlockDevice, Error, ErrorKind, Read, Result, Write};
+
+use super::operation::{Failure, Operation, OperationKind, Stages};
+use super::round::Lane;
+
+/// Largest read or write of one in-process request, in bytes.
+pub const LOCAL_BYTES_MAX: usize = 32 << 20;
+
+/// A block operation handed to an image's thread by another thread.
+#[derive(Debug)]
+pub enum DeviceRequest {
+    /// Read bytes; they come with the completion.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Bytes, at most [`LOCAL_BYTES_MAX`].
+        length: usize,
+    },
+    /// Store bytes.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// What to store.
+        data: Vec<u8>,
+        /// Acknowledge only when durable.
+        fua: bool,
+    },
+    /// Make a range read as zeros and give its space back. Serves write-zeroes as well.
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// Acknowledge only when durable.
+        fua: bool,
+    },
+    /// Make everything acknowledged before durable.
+    Flush,
+}
+
+type Callback = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
+
+/// Called exactly once with the outcome of a request, on the image's thread: it must not block.
+/// If the image goes away first, the outcome is an error of kind `Fenced`.
+pub struct Completion(Option<Callback>);
+
+impl Completion {
+    /// Calls `callback` when the request is done. The bytes are those of a read, else none.
+    pub fn new(callback: impl FnOnce(Result<Vec<u8>>) + Send + 'static) -> Self {
+        Self(Some(Box::new(callback)))
+    }
+
+    fn call(mut self, outcome: Result<Vec<u8>>) {
+        if let Some(callback) = self.0.take() {
+            callback(outcome);
+        }
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        if let Some(callback) = self.0.take() {
+            callback(Err(Error::new(ErrorKind::Fenced, "the image is no longer served")));
+        }
+    }
+}
+
+impl std::fmt::Debug for Completion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Completion")
+    }
+}
+
+struct Entry {
+    operation: Operation,
+    /// What to write, or what was read.
+    data: Vec<u8>,
+    done: Option<Completion>,
+}
+
+/// The in-process requests of one round.
+#[derive(Default)]
+pub(super) struct LocalLane {
+    entries: Vec<Entry>,
+    stages: Stages,
+}
+
+impl LocalLane {
+    /// Adds a request to the coming round; one that cannot be carried out is answered at once.
+    pub(super) fn push(&mut self, request: DeviceRequest, done: Completion, size_bytes: u64) {
+        let (operation, data) = split(request);
+        let end = operation.offset.checked_add(operation.length);
+        let flush = operation.kind == OperationKind::Flush;
+        if !flush && end.is_none_or(|end| end > size_bytes) {
+            let message = "the range ends beyond the image";
+            return done.call(Err(Error::new(ErrorKind::OutOfRange, message)));
+        }
+        if operation.kind == OperationKind::Read && operation.length > LOCAL_BYTES_MAX as u64 {
+            return done.call(Err(Error::new(ErrorKind::Invalid, "the read is too long")));
+        }
+        let mut operation = operation;
+        self.stages.place(&mut operation, self.entries.iter().rev().map(|e| &e.operation));
+        self.entries.push(Entry { operation, data, done: Some(done) });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn of(&mut self, stage: u32, kind: OperationKind) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut().filter(move |e| e.operation.runs_in(stage, kind))
+    }
+}
+
+fn split(request: DeviceRequest) -> (Operation, Vec<u8>) {
+    use OperationKind::{Discard, Flush, Read, Write};
+    match request {
+        DeviceRequest::Read { offset, length } => {
+            (Operation::new(Read, offset, length as u64, false), Vec::new())
+        }
+        DeviceRequest::Write { offset, data, fua } => {
+            (Operation::new(Write, offset, data.len() as u64, fua), data)
+        }
+        DeviceRequest::Discard { offset, length, fua } => {
+            (Operation::new(Discard, offset, length, fua), Vec::new())
+        }
+        DeviceRequest::Flush => (Operation::new(Flush, 0, 0, false), Vec::new()),
+    }
+}
+
+impl Entry {
+    fn answer(&mut self) {
+        let Some(done) = self.done.take() else { return };
+        done.call(match &self.operation.outcome {
+            Err(failure) => Err(failure.to_error()),
+            Ok(()) if self.operation.kind == OperationKind::Read => {
+                Ok(std::mem::take(&mut self.data))
+            }
+            Ok(()) => Ok(Vec::new()),
+        });
+    }
+}
+
+impl Lane for LocalLane {
+    fn stages(&self) -> u32 {
+        if self.entries.is_empty() { 0 } else { self.stages.count() }
+    }
+
+    fn prepare(&mut self, stage: u32, _device: &mut dyn BlockDevice) {
+        for entry in self.of(stage, OperationKind::Read) {
+            // `push` has bounded the length by LOCAL_BYTES_MAX.
+            entry.data = vec![0; entry.operation.length as usize];
+        }
+    }
+
+    fn reads<'a>(&'a mut self, stage: u32, batch: &mut Vec<Read<'a>>) {
+        batch.extend(self.of(stage, OperationKind::Read).map(|entry| Read {
+            offset: entry.operation.offset,
+            buf: &mut entry.data,
+            result: Ok(()),
+        }));
+    }
+
+    fn reads_done(&mut self, stage: u32, results: &mut dyn Iterator<Item = Result<()>>) {
+        // The entries come first: `zip` must not take a result that belongs to another lane.
+        for (entry, result) in self.of(stage, OperationKind::Read).zip(results) {
+            entry.operation.outcome = result.map_err(Failure::from);
+        }
+    }
+
+    fn writes<'a>(&'a self, stage: u32, batch: &mut Vec<Write<'a>>) {
+        let entries = self.entries.iter();
+        let entries = entries.filter(|e| e.operation.runs_in(stage, OperationKind::Write));
+        batch.extend(entries.map(|e| Write { offset: e.operation.offset, data: &e.data }));
+    }
+
+    fn writes_failed(&mut self, stage: u32, failure: &Failure) {
+        for entry in self.of(stage, OperationKind::Write) {
+            entry.operation.outcome = Err(failure.clone());
+        }
+    }
+
+    fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<(), Failure> {
+        let mut fatal = Ok(());
+        for entry in self.of(stage, OperationKind::Discard) {
+            fatal = fatal.and(entry.operation.discard(device));
+        }
+        fatal
+    }
+
+    fn waits_for_flush(&self) -> bool {
+        self.entries.iter().any(|e| e.operation.waits_for_flush())
+    }
+
+    fn answer_unflushed(&mut self) {
+        for entry in self.entries.iter_mut().filter(|e| !e.operation.waits_for_flush()) {
+            entry.answer();
+        }
+        self.entries.retain(|e| e.done.is_some());
+        if self.entries.is_empty() {
+            self.stages = Stages::default();
+        }
+    }
+
+    fn answer_flushed(&mut self, outcome: &Result<(), Failure>) {
+        for mut entry in self.entries.drain(..) {
+            entry.operation.outcome = outcome.clone();
+            entry.answer();
+        }
+        self.stages = Stages::default();
+    }
+}

@@ -1,0 +1,107 @@
+//! One image, one thread: everything that is asked of an open image meets here.
+//!
+//! An [`ImageHost`] owns a [`BlockDevice`] and serves, in one epoll loop, its NBD clients, the
+//! requests of other threads in this process, and the owner's control socket. There is no lock on
+//! the data path.
+//!
+//! ```text
+//!   NBD sockets ------------------\
+//!   HostHandle (FUSE, commands) ---+--> round --> write_batch / read_batch / flush --> answers
+//!   control socket ---------------/
+//! ```
+//!
+//! Invariants:
+//! - The device is touched by this thread only.
+//! - A FLUSH is answered after a device flush that began after every write acknowledged before it,
+//!   on whatever connection (module `round`).
+//! - A client can break its own connection and nothing else; its share of memory is bounded.
+//! - When the image becomes unusable (`Poisoned`, `Fenced`), the requests at hand are answered with
+//!   the error, all clients are disconnected, and the host ends with that error.
+
+pub(crate) mod buffer;
+mod connection;
+mod event_loop;
+mod handle;
+mod local;
+mod operation;
+mod pacer;
+mod pages;
+mod read_layout;
+mod round;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use marcot::{BlockDevice, Error, ErrorKind, Result};
+
+pub use handle::HostHandle;
+pub use local::{Completion, DeviceRequest, LOCAL_BYTES_MAX};
+
+use crate::control::ControlListener;
+use crate::wake::Wake;
+use event_loop::EventLoop;
+use handle::Shared;
+use operation::Failure;
+
+/// Linux cuts thread names at this many bytes.
+const THREAD_NAME_BYTES_MAX: usize = 15;
+
+/// How an image is served.
+#[derive(Debug, Default)]
+pub struct HostOptions {
+    /// Names the image in logs.
+    pub name: String,
+    /// How `status` describes the use; `None` tells the number of NBD connections.
+    pub usage: Option<String>,
+    /// Directory in which to listen for commands of other processes. The caller must hold the
+    /// image's lock: a socket found there is taken for the remains of a dead owner.
+    pub control_directory: Option<PathBuf>,
+}
+
+/// Starts threads that serve images.
+pub struct ImageHost;
+
+impl ImageHost {
+    /// Serves `device` on a thread of its own until it is stopped or becomes unusable.
+    ///
+    /// # Errors
+    /// If the control socket cannot be made, or the process is out of descriptors or threads. The
+    /// device is dropped then, not closed.
+    pub fn start(device: Box<dyn BlockDevice>, options: HostOptions) -> Result<HostHandle> {
+        let control =
+            options.control_directory.as_deref().map(ControlListener::bind).transpose()?;
+        let wake = Arc::new(Wake::new().map_err(no_resources)?);
+        let shared = Arc::new(Shared::default());
+        shared.size_bytes.store(device.size_bytes(), Ordering::Release);
+        shared.read_only.store(device.read_only(), Ordering::Release);
+        let (sender, inbox) = mpsc::channel();
+        let handle = HostHandle::new(sender, Arc::clone(&wake), Arc::clone(&shared));
+        let name = thread_name(&options.name);
+        let parts =
+            event_loop::Parts { device, options, control, wake, inbox, shared: shared.clone() };
+        let events = EventLoop::new(parts).map_err(no_resources)?;
+        thread::Builder::new()
+            .name(name)
+            .spawn(move || shared.set_end(run(events)))
+            .map_err(no_resources)?;
+        Ok(handle)
+    }
+}
+
+/// Runs the loop; a panic in the engine ends this image and no other.
+fn run(events: EventLoop) -> Result<(), Failure> {
+    catch_unwind(AssertUnwindSafe(|| events.run())).unwrap_or_else(|_| {
+        Err(Failure::new(ErrorKind::Io, "the thread that served the image has panicked"))
+    })
+}
+
+fn thread_name(image: &str) -> String {
+    image[..image.floor_char_boundary(THREAD_NAME_BYTES_MAX)].replace('\0', "")
+}
+
+fn no_resources(error: std::io::Error) -> Error {
+    Error::from_io("cannot start to serve the image", error)
+}

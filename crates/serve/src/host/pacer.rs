@@ -1,0 +1,77 @@
+//! When an image's thread does background work.
+//!
+//! Work in small steps: without pause while nobody asks for anything, a bounded share of the time
+//! under load, and ever more rarely while there is nothing to do.
+
+use std::time::{Duration, Instant};
+
+/// Under load, a step of length t is followed by at least this many t of serving.
+const SERVE_SHARE: u32 = 9;
+
+/// First pause after a step that found nothing to do; doubled by each further one.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+
+/// Longest pause; a thousand idle images then wake up a hundred times a second together.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Decides when the next step is due.
+pub(super) struct Pacer {
+    due: Instant,
+    pause: Duration,
+}
+
+impl Pacer {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { due: now + PAUSE_MIN, pause: PAUSE_MIN }
+    }
+
+    /// When to step next.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Requests were served: there may be work again.
+    pub(super) fn served(&mut self, now: Instant) {
+        self.pause = PAUSE_MIN;
+        self.due = self.due.min(now + PAUSE_MIN);
+    }
+
+    /// A step was made; `more` tells whether work is left, `busy` whether requests wait.
+    pub(super) fn stepped(&mut self, start: Instant, end: Instant, more: bool, busy: bool) {
+        if more {
+            self.pause = PAUSE_MIN;
+            self.due = if busy { end + (end - start) * SERVE_SHARE } else { end };
+        } else {
+            self.due = end + self.pause;
+            self.pause = (self.pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_while_there_is_nothing_to_do_and_shrink_with_requests() {
+        let now = Instant::now();
+        let mut pacer = Pacer::new(now);
+        for _ in 0..20 {
+            pacer.stepped(now, now, false, false);
+        }
+        assert_eq!(pacer.due() - now, PAUSE_MAX);
+        pacer.served(now);
+        assert_eq!(pacer.due() - now, PAUSE_MIN);
+    }
+
+    #[test]
+    fn load_leaves_a_tenth_of_the_time_to_background_work() {
+        let now = Instant::now();
+        let end = now + Duration::from_millis(1);
+        let mut pacer = Pacer::new(now);
+        pacer.stepped(now, end, true, true);
+        assert_eq!(pacer.due() - end, Duration::from_millis(9));
+        pacer.stepped(now, end, true, false);
+        assert_eq!(pacer.due(), end);
+    }
+}

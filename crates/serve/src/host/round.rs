@@ -1,0 +1,127 @@
+//! One round: everything that was ready when the thread woke up, as few engine calls as possible.
+//!
+//! ```text
+//!   lanes:   connection   connection   ...   in-process requests
+//!   stage 0: reads of all lanes -> one read_batch; writes of all -> one write_batch; discards
+//!   stage 1: only where a lane's order asks for it
+//!   answers that wait for nothing
+//!   one flush for every FLUSH and FUA of the round, then their answers
+//! ```
+//!
+//! Invariant: a flush comes after every write of the round and of all rounds before it, so it
+//! covers every write that has been acknowledged on any connection: CAN_MULTI_CONN holds.
+
+use marcot::{BlockDevice, Read, Result, Write};
+
+use super::operation::Failure;
+
+/// A source of operations: a connection, or the in-process queue.
+pub(crate) trait Lane {
+    /// Number of stages needed; 0 if there is nothing to do.
+    fn stages(&self) -> u32;
+
+    /// Makes room for the reads of `stage` and carries out what cannot be batched before them.
+    fn prepare(&mut self, stage: u32, device: &mut dyn BlockDevice);
+
+    /// Adds the reads of `stage`.
+    fn reads<'a>(&'a mut self, stage: u32, batch: &mut Vec<Read<'a>>);
+
+    /// Takes the outcomes of the reads that [`Self::reads`] added, in the same order.
+    fn reads_done(&mut self, stage: u32, results: &mut dyn Iterator<Item = Result<()>>);
+
+    /// Adds the writes of `stage`.
+    fn writes<'a>(&'a self, stage: u32, batch: &mut Vec<Write<'a>>);
+
+    /// Takes the outcome of the batch that held the writes of `stage`.
+    fn writes_failed(&mut self, stage: u32, failure: &Failure);
+
+    /// Carries out the discards of `stage`; fails if the image cannot be used any more.
+    fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<(), Failure>;
+
+    /// True if an answer waits for a flush.
+    fn waits_for_flush(&self) -> bool;
+
+    /// Answers what waits for nothing.
+    fn answer_unflushed(&mut self);
+
+    /// Answers the rest, given the flush's outcome.
+    fn answer_flushed(&mut self, outcome: &Result<(), Failure>);
+}
+
+/// Carries out and answers everything in `lanes`.
+///
+/// # Errors
+/// A failure after which the image cannot be used; every answer has been given all the same.
+pub(crate) fn run(
+    device: &mut dyn BlockDevice,
+    lanes: &mut [&mut dyn Lane],
+) -> Result<(), Failure> {
+    let mut fatal = Ok(());
+    let stages = lanes.iter().map(|lane| lane.stages()).max().unwrap_or(0);
+    for stage in 0..stages {
+        read(device, lanes, stage);
+        fatal = fatal.and(write(device, lanes, stage));
+        for lane in lanes.iter_mut() {
+            let discarded = lane.discard(stage, device);
+            fatal = fatal.and(discarded);
+        }
+    }
+    let flush = lanes.iter().any(|lane| lane.waits_for_flush());
+    for lane in lanes.iter_mut() {
+        lane.answer_unflushed();
+    }
+    if flush {
+        let outcome = device.flush().map_err(Failure::from);
+        for lane in lanes.iter_mut() {
+            lane.answer_flushed(&outcome);
+        }
+        fatal = fatal.and(only_fatal(outcome));
+    }
+    fatal
+}
+
+/// Keeps a failure only if it is one of the image and not of a request.
+pub(super) fn only_fatal(outcome: Result<(), Failure>) -> Result<(), Failure> {
+    outcome.or_else(|failure| if failure.is_fatal() { Err(failure) } else { Ok(()) })
+}
+
+fn read(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) {
+    let mut batch = Vec::new();
+    for lane in lanes.iter_mut() {
+        lane.prepare(stage, device);
+    }
+    for lane in lanes.iter_mut() {
+        lane.reads(stage, &mut batch);
+    }
+    if batch.is_empty() {
+        return;
+    }
+    device.read_batch(&mut batch);
+    let results: Vec<Result<()>> = batch.into_iter().map(|read| read.result).collect();
+    let mut results = results.into_iter();
+    for lane in lanes.iter_mut() {
+        lane.reads_done(stage, &mut results);
+    }
+}
+
+fn write(
+    device: &mut dyn BlockDevice,
+    lanes: &mut [&mut dyn Lane],
+    stage: u32,
+) -> Result<(), Failure> {
+    let mut batch = Vec::new();
+    for lane in lanes.iter() {
+        lane.writes(stage, &mut batch);
+    }
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let outcome = device.write_batch(&batch).map_err(Failure::from);
+    drop(batch);
+    if let Err(failure) = &outcome {
+        for lane in lanes.iter_mut() {
+            lane.writes_failed(stage, failure);
+        }
+    }
+    only_fatal(outcome)
+}

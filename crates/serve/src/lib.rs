@@ -1,0 +1,10 @@
+//! marcot's front ends: what stands between an open image and those who use it.
+//!
+//! Protocol only. Everything about blocks, snapshots and clones is behind [`marcot::BlockDevice`].
+
+pub mod control;
+pub mod host;
+pub mod nbd;
+mod poll;
+mod slab;
+mod wake;

@@ -1,0 +1,204 @@
+//! Where a server listens: unix sockets and TCP.
+
+use std::fmt;
+use std::fs::Permissions;
+use std::io::ErrorKind as IoErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use marcot::{Error, ErrorKind, Result};
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+
+/// Longest path of a unix socket on Linux; the address ends with a zero byte.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Access to a new unix socket: its owner.
+pub const SOCKET_MODE_DEFAULT: u32 = 0o600;
+
+/// An address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A unix socket and its access mode.
+    Unix {
+        /// Where to make it.
+        path: PathBuf,
+        /// Permission bits; see [`SOCKET_MODE_DEFAULT`].
+        mode: u32,
+    },
+    /// A TCP port. NBD without TLS neither encrypts nor authenticates.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix { path, .. } => write!(f, "{}", path.display()),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+/// A listening socket that does not block.
+pub(super) struct Listener {
+    socket: OwnedFd,
+    pub(super) address: Address,
+    /// The socket file that is ours to remove.
+    file: Option<SocketFile>,
+}
+
+/// A socket file, known by its inode: another server may have replaced it since.
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Listener {
+    /// # Errors
+    /// `Exists` if a server answers there; `Invalid` if the path is too long.
+    pub(super) fn bind(address: &Address) -> Result<Self> {
+        match address {
+            Address::Unix { path, mode } => Self::bind_unix(path, *mode),
+            Address::Tcp(address) => Self::bind_tcp(*address),
+        }
+    }
+
+    fn bind_tcp(address: SocketAddr) -> Result<Self> {
+        let at = |error| Error::from_io(format!("cannot listen on {address}"), error);
+        let listener = TcpListener::bind(address).map_err(at)?;
+        listener.set_nonblocking(true).map_err(at)?;
+        // With port 0 the system has chosen one.
+        let address = listener.local_addr().map_err(at)?;
+        Ok(Self { socket: listener.into(), address: Address::Tcp(address), file: None })
+    }
+
+    fn bind_unix(path: &Path, mode: u32) -> Result<Self> {
+        let at = |error| Error::from_io(format!("cannot listen on {}", path.display()), error);
+        check_length(path)?;
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(at)?;
+        // Between these two calls the mode is that of the umask, and nothing is accepted yet: a
+        // client that slips in has only been queued, by rights that the directory gave it.
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(at)?;
+        listener.set_nonblocking(true).map_err(at)?;
+        let file = std::fs::symlink_metadata(path).map_err(at)?;
+        Ok(Self {
+            socket: listener.into(),
+            address: Address::Unix { path: path.to_owned(), mode },
+            file: Some(SocketFile { path: path.to_owned(), device: file.dev(), inode: file.ino() }),
+        })
+    }
+
+    /// Takes a waiting client; `None` if there is none.
+    ///
+    /// # Errors
+    /// Those of the operating system, such as a lack of descriptors.
+    pub(super) fn accept(&self) -> std::io::Result<Option<OwnedFd>> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = match rustix::net::accept_with(&self.socket, flags) {
+            Ok(socket) => socket,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if matches!(self.address, Address::Tcp(_)) {
+            rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+            // A peer that vanished without a word must not keep an image open for ever.
+            rustix::net::sockopt::set_socket_keepalive(&socket, true)?;
+        }
+        Ok(Some(socket))
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let Some(file) = &self.file else { return };
+        let ours = std::fs::symlink_metadata(&file.path)
+            .is_ok_and(|now| (now.dev(), now.ino()) == (file.device, file.inode));
+        if ours {
+            let _ = std::fs::remove_file(&file.path);
+        }
+    }
+}
+
+fn check_length(path: &Path) -> Result<()> {
+    let bytes = path.as_os_str().len();
+    if bytes <= SOCKET_PATH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Invalid,
+        format!(
+            "the socket path {} is {bytes} bytes long; Linux allows {SOCKET_PATH_BYTES_MAX}",
+            path.display()
+        ),
+    ))
+}
+
+/// Removes what a dead server has left at `path`.
+fn remove_stale(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let exists = |what: &str| Err(Error::new(ErrorKind::Exists, format!("{shown}: {what}")));
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::from_io(format!("cannot listen on {shown}"), error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return exists("there is a file that is not a socket");
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => exists("another server answers on this socket"),
+        Err(error) if error.kind() == IoErrorKind::ConnectionRefused => std::fs::remove_file(path)
+            .map_err(|error| {
+                Error::from_io(format!("cannot remove the stale socket {shown}"), error)
+            }),
+        Err(error) => {
+            Err(Error::from_io(format!("cannot tell whether a server answers on {shown}"), error))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unix(path: &Path) -> Address {
+        Address::Unix { path: path.to_owned(), mode: SOCKET_MODE_DEFAULT }
+    }
+
+    fn refusal(path: &Path) -> ErrorKind {
+        Listener::bind(&unix(path)).err().unwrap().kind()
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        let first = Listener::bind(&unix(&path)).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(refusal(&path), ErrorKind::Exists);
+        drop(first);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn files_and_long_paths_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        std::fs::write(&path, "precious").unwrap();
+        assert_eq!(refusal(&path), ErrorKind::Exists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        assert_eq!(refusal(&directory.path().join("x".repeat(100))), ErrorKind::Invalid);
+    }
+}

@@ -1,0 +1,32 @@
+//! The NBD server: fixed newstyle negotiation, simple and structured replies.
+//!
+//! The rules are those of the protocol's specification, `doc/proto.md` of the NetworkBlockDevice
+//! project. What is said on the wire is decided without I/O ([`negotiation`], [`request`],
+//! [`reply`]); sockets are handled by [`server`] until a client's negotiation is over, and by the
+//! image's [host](crate::host) from then on.
+
+mod acceptor;
+pub mod exports;
+mod listen;
+pub mod negotiation;
+pub mod reply;
+pub mod request;
+pub mod server;
+pub mod wire;
+
+pub use exports::{ExportName, Exports};
+pub use listen::{Address, SOCKET_MODE_DEFAULT};
+pub use server::{NbdServer, ServerOptions, StopHandle};
+
+/// What the negotiation of a client has settled.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NbdConnection {
+    /// Replies may come in chunks.
+    pub structured_replies: bool,
+    /// The client wants `base:allocation`.
+    pub allocation_context: bool,
+    /// Bytes that the client has sent beyond the negotiation.
+    pub received: Vec<u8>,
+    /// Who it is, for logs.
+    pub peer: String,
+}

@@ -1,0 +1,110 @@
+//! The server: where it listens, how it is run and stopped.
+//!
+//! ```text
+//!   accept + negotiate      one thread, an epoll of its own (acceptor)
+//!   open, list, close       a few workers, because these may block
+//!   serve                   the thread of each image (host)
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use marcot::{Error, Result};
+
+use super::acceptor::Acceptor;
+use super::exports::{Exports, OpenExports};
+use super::listen::{Address, Listener};
+use crate::wake::Wake;
+
+/// How a server behaves.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Where to listen; at least one.
+    pub addresses: Vec<Address>,
+    /// An image that nobody uses for this long is closed.
+    pub idle_time: Duration,
+    /// A client that has not finished its negotiation by then is disconnected.
+    pub handshake_time_max: Duration,
+    /// Clients that may negotiate at the same time; more wait to be accepted.
+    pub negotiating_max: usize,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            idle_time: Duration::from_secs(30),
+            handshake_time_max: Duration::from_secs(30),
+            negotiating_max: 128,
+        }
+    }
+}
+
+/// Stops a server from any thread.
+#[derive(Debug, Clone)]
+pub struct StopHandle(pub(super) Arc<StopState>);
+
+#[derive(Debug)]
+pub(super) struct StopState {
+    pub(super) asked: std::sync::atomic::AtomicBool,
+    pub(super) wake: Arc<Wake>,
+}
+
+impl StopHandle {
+    /// Makes [`NbdServer::run`] return after every image has been flushed and closed. Does not
+    /// wait for that.
+    pub fn stop(&self) {
+        self.0.asked.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.0.wake.raise();
+    }
+}
+
+/// An NBD server that listens, and serves once it is run.
+pub struct NbdServer {
+    acceptor: Acceptor,
+    addresses: Vec<Address>,
+    open: Arc<OpenExports>,
+    stop: StopHandle,
+}
+
+impl NbdServer {
+    /// Starts to listen. Clients wait until [`Self::run`].
+    ///
+    /// # Errors
+    /// `Exists` if a server answers at an address, `Invalid` if a path is too long, and those of
+    /// the operating system.
+    pub fn bind(options: &ServerOptions, exports: Arc<dyn Exports>) -> Result<Self> {
+        let listeners: Vec<Listener> =
+            options.addresses.iter().map(Listener::bind).collect::<Result<_>>()?;
+        let addresses = listeners.iter().map(|l| l.address.clone()).collect();
+        let open = Arc::new(OpenExports::new(exports, options.idle_time));
+        let at = |error| Error::from_io("cannot start the nbd server", error);
+        let wake = Arc::new(Wake::new().map_err(at)?);
+        let stop = StopHandle(Arc::new(StopState { asked: false.into(), wake }));
+        let acceptor = Acceptor::new(options, listeners, &open, stop.clone()).map_err(at)?;
+        Ok(Self { acceptor, addresses, open, stop })
+    }
+
+    /// Where it listens, with the ports that the system has chosen.
+    #[must_use]
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// What stops it.
+    #[must_use]
+    pub fn stop_handle(&self) -> StopHandle {
+        self.stop.clone()
+    }
+
+    /// Serves until stopped; then answers what has been received and closes every image.
+    ///
+    /// # Errors
+    /// If the server cannot go on, or an image could not be closed properly.
+    pub fn run(self) -> Result<()> {
+        let ran = self.acceptor.run();
+        let closed = self.open.close_all();
+        ran.map_err(|error| Error::from_io("the nbd server cannot go on", error))?;
+        closed
+    }
+}

@@ -1,0 +1,186 @@
+//! The server as a whole: listening, negotiating, opening on demand, closing when idle, stopping.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use marcot::{Error, ErrorKind, Result};
+use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
+use marcot_serve::nbd::{Address, ExportName, Exports, NbdServer, ServerOptions, StopHandle};
+use support::memory_device::{MemoryDevice, Probes};
+use support::nbd_client::{FLUSH, NbdClient, request};
+
+/// Exports with one letter as name; opening "s" is slow.
+#[derive(Default)]
+struct Letters {
+    opened: AtomicUsize,
+    probes: Mutex<Vec<Probes>>,
+}
+
+impl Exports for Letters {
+    fn list(&self) -> Result<Vec<ExportName>> {
+        Ok(vec![self.describe("a")?])
+    }
+
+    fn describe(&self, name: &str) -> Result<ExportName> {
+        let name = if name.is_empty() { "a" } else { name };
+        if name.len() > 1 {
+            return Err(Error::new(ErrorKind::NotFound, "a name is one letter"));
+        }
+        Ok(ExportName { name: name.to_owned(), description: String::new() })
+    }
+
+    fn open(&self, name: &str) -> Result<HostHandle> {
+        if name == "s" {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        let device = MemoryDevice::new(1 << 20);
+        self.probes.lock().unwrap().push(device.probe());
+        ImageHost::start(Box::new(device), HostOptions::default())
+    }
+}
+
+struct Running {
+    exports: Arc<Letters>,
+    socket: PathBuf,
+    addresses: Vec<Address>,
+    stop: StopHandle,
+    thread: Option<JoinHandle<Result<()>>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Running {
+    fn start(change: impl FnOnce(&mut ServerOptions)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("nbd");
+        let mut options = ServerOptions {
+            addresses: vec![Address::Unix { path: socket.clone(), mode: 0o600 }],
+            ..ServerOptions::default()
+        };
+        change(&mut options);
+        let exports = Arc::new(Letters::default());
+        let server = NbdServer::bind(&options, Arc::clone(&exports) as _).unwrap();
+        let stop = server.stop_handle();
+        let addresses = server.addresses().to_vec();
+        let thread = Some(std::thread::spawn(move || server.run()));
+        Self { exports, socket, addresses, stop, thread, _directory: directory }
+    }
+
+    fn opened(&self) -> usize {
+        self.exports.opened.load(Ordering::SeqCst)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.stop.stop();
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+fn connect(socket: &Path) -> NbdClient {
+    NbdClient::new(UnixStream::connect(socket).unwrap())
+}
+
+#[test]
+fn an_image_is_opened_once_for_all_its_names_and_clients() {
+    let mut server = Running::start(|_| {});
+    let mut first = NbdClient::connect(&server.socket, "a");
+    let mut second = NbdClient::connect(&server.socket, "");
+    assert_eq!(first.write(0, 5, b"shared"), 0);
+    assert_eq!(second.read(5, 6).unwrap(), b"shared");
+    let mut other = NbdClient::connect(&server.socket, "b");
+    assert_eq!(other.read(5, 6).unwrap(), [0; 6]);
+    assert_eq!(server.opened(), 2);
+    server.stop().unwrap();
+    assert!(first.is_closed() && other.is_closed());
+    assert!(server.exports.probes.lock().unwrap().iter().all(|probe| probe.get().closed));
+    assert!(!server.socket.exists());
+}
+
+#[test]
+fn an_unused_image_is_closed_and_opened_again() {
+    let mut server = Running::start(|options| options.idle_time = Duration::ZERO);
+    let client = NbdClient::connect(&server.socket, "a");
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(!server.exports.probes.lock().unwrap()[0].get().closed);
+    drop(client);
+    let start = Instant::now();
+    while !server.exports.probes.lock().unwrap()[0].get().closed {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    NbdClient::connect(&server.socket, "a");
+    assert_eq!(server.opened(), 2);
+    server.stop().unwrap();
+}
+
+#[test]
+fn a_poisoned_image_is_opened_afresh_for_the_next_client() {
+    let mut server = Running::start(|_| {});
+    let mut client = NbdClient::connect(&server.socket, "a");
+    server.exports.probes.lock().unwrap()[0].get().fail_flushes = Some(ErrorKind::Poisoned);
+    client.send(&request(FLUSH, 0, 1, 0, 0));
+    assert_eq!(client.simple(), (5, 1));
+    assert!(client.is_closed());
+    let mut client = NbdClient::connect(&server.socket, "a");
+    assert_eq!(client.write(1, 0, b"fresh"), 0);
+    assert_eq!(server.opened(), 2);
+    server.stop().unwrap();
+}
+
+#[test]
+fn slow_and_malformed_clients_disturb_nobody() {
+    let mut server = Running::start(|options| {
+        options.handshake_time_max = Duration::from_millis(700);
+    });
+    let mut silent = connect(&server.socket);
+    let mut garbage = connect(&server.socket);
+    garbage.0.write_all(&[0xff; 1000]).unwrap();
+    let socket = server.socket.clone();
+    let slow = std::thread::spawn(move || NbdClient::connect(&socket, "s").read(0, 1).unwrap());
+    std::thread::sleep(Duration::from_millis(50));
+    let start = Instant::now();
+    assert_eq!(NbdClient::connect(&server.socket, "a").read(0, 1).unwrap(), [0]);
+    assert!(start.elapsed() < Duration::from_millis(700), "waited for the slow export");
+    assert_eq!(garbage.bytes(18)[..8], *b"NBDMAGIC");
+    assert!(garbage.is_closed());
+    assert_eq!(silent.bytes(18)[..8], *b"NBDMAGIC");
+    assert!(silent.is_closed(), "the handshake has no time limit");
+    assert_eq!(slow.join().unwrap(), [0]);
+    server.stop().unwrap();
+}
+
+#[test]
+fn more_clients_than_may_negotiate_wait_their_turn() {
+    let mut server = Running::start(|options| {
+        options.negotiating_max = 2;
+        options.handshake_time_max = Duration::from_millis(300);
+    });
+    let idle: Vec<NbdClient> = (0..4).map(|_| connect(&server.socket)).collect();
+    assert_eq!(NbdClient::connect(&server.socket, "a").read(0, 1).unwrap(), [0]);
+    drop(idle);
+    server.stop().unwrap();
+}
+
+#[test]
+fn tcp_serves_too_and_a_busy_address_is_refused() {
+    let mut server = Running::start(|options| {
+        options.addresses.push(Address::Tcp("127.0.0.1:0".parse().unwrap()));
+    });
+    let Address::Tcp(address) = server.addresses[1] else { panic!() };
+    let mut greeting = [0; 18];
+    TcpStream::connect(address).unwrap().read_exact(&mut greeting).unwrap();
+    assert_eq!(greeting[..8], *b"NBDMAGIC");
+    let taken = Address::Unix { path: server.socket.clone(), mode: 0o600 };
+    let options = ServerOptions { addresses: vec![taken], ..ServerOptions::default() };
+    let refused = NbdServer::bind(&options, Arc::new(Letters::default())).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Exists);
+    server.stop().unwrap();
+}

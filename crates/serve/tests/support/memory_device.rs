@@ -1,0 +1,272 @@
+//! A sparse device in memory, with errors on demand, to test front ends against.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use marcot::command::UsageRow;
+use marcot::{BlockDevice, Command, Error, ErrorKind, Extent, Read, Reply, Result, Write};
+
+/// Unit of allocation in bytes.
+pub const BLOCK_BYTES: u64 = 4096;
+
+/// What a test sees and sets from outside.
+#[derive(Default)]
+pub struct Probe {
+    /// Sizes of the write batches so far.
+    pub write_batches: Vec<usize>,
+    /// Sizes of the read batches so far.
+    pub read_batches: Vec<usize>,
+    /// Flushes so far.
+    pub flushes: usize,
+    /// Discards so far: offset and length.
+    pub discards: Vec<(u64, u64)>,
+    /// Ranges read ahead.
+    pub cached: Vec<(u64, u64)>,
+    /// Background steps so far.
+    pub steps: usize,
+    /// Background steps that say there is more.
+    pub steps_with_more: usize,
+    /// Every write fails so.
+    pub fail_writes: Option<ErrorKind>,
+    /// Every flush fails so.
+    pub fail_flushes: Option<ErrorKind>,
+    /// Reads that touch this byte fail as corrupt.
+    pub corrupt_at: Option<u64>,
+    /// Closed properly.
+    pub closed: bool,
+    /// Bytes written since the last flush.
+    pub unflushed_bytes: u64,
+}
+
+/// A handle on a device's [`Probe`].
+#[derive(Clone, Default)]
+pub struct Probes(Arc<Mutex<Probe>>);
+
+impl Probes {
+    /// Looks at it or changes it.
+    pub fn get(&self) -> MutexGuard<'_, Probe> {
+        self.0.lock().unwrap()
+    }
+}
+
+/// The device.
+pub struct MemoryDevice {
+    blocks: BTreeMap<u64, Box<[u8]>>,
+    size_bytes: u64,
+    read_only: bool,
+    probe: Probes,
+    record: bool,
+}
+
+impl MemoryDevice {
+    /// A device of holes.
+    pub fn new(size_bytes: u64) -> Self {
+        let probe = Probes::default();
+        Self { blocks: BTreeMap::new(), size_bytes, read_only: false, probe, record: true }
+    }
+
+    /// The same, refusing writes.
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// Does not remember batch sizes, which would grow for ever in a long run.
+    pub fn unrecorded(mut self) -> Self {
+        self.record = false;
+        self
+    }
+
+    /// What tests see of it.
+    pub fn probe(&self) -> Probes {
+        self.probe.clone()
+    }
+
+    fn check(&self, offset: u64, length: u64) -> Result<()> {
+        if offset.checked_add(length).is_some_and(|end| end <= self.size_bytes) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::OutOfRange, "out of range"))
+    }
+
+    fn store(&mut self, mut offset: u64, mut data: &[u8]) {
+        while !data.is_empty() {
+            let within = (offset % BLOCK_BYTES) as usize;
+            let count = data.len().min(BLOCK_BYTES as usize - within);
+            let block = self.blocks.entry(offset / BLOCK_BYTES).or_insert_with(zero_block);
+            block[within..within + count].copy_from_slice(&data[..count]);
+            data = &data[count..];
+            offset += count as u64;
+        }
+    }
+
+    fn load(&self, mut offset: u64, mut buf: &mut [u8]) {
+        while !buf.is_empty() {
+            let within = (offset % BLOCK_BYTES) as usize;
+            let count = buf.len().min(BLOCK_BYTES as usize - within);
+            let (part, rest) = buf.split_at_mut(count);
+            match self.blocks.get(&(offset / BLOCK_BYTES)) {
+                Some(block) => part.copy_from_slice(&block[within..within + count]),
+                None => part.fill(0),
+            }
+            buf = rest;
+            offset += count as u64;
+        }
+    }
+
+    fn load_checked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let length = buf.len() as u64;
+        self.check(offset, length)?;
+        let corrupt_at = self.probe.get().corrupt_at;
+        if corrupt_at.is_some_and(|at| (offset..offset + length).contains(&at)) {
+            return Err(Error::new(ErrorKind::Corrupt, "a block fails verification"));
+        }
+        self.load(offset, buf);
+        Ok(())
+    }
+
+    fn usage(&self) -> Reply {
+        let row = UsageRow {
+            snapshot: None,
+            snapshot_id: 0,
+            provisioned_bytes: self.size_bytes,
+            used_bytes: self.blocks.len() as u64 * BLOCK_BYTES,
+        };
+        Reply::Usage { rows: vec![row] }
+    }
+}
+
+fn zero_block() -> Box<[u8]> {
+    vec![0; BLOCK_BYTES as usize].into_boxed_slice()
+}
+
+fn injected(kind: Option<ErrorKind>) -> Result<()> {
+    kind.map_or(Ok(()), |kind| Err(Error::new(kind, "injected")))
+}
+
+impl BlockDevice for MemoryDevice {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn write_batch(&mut self, writes: &[Write<'_>]) -> Result<()> {
+        if self.record {
+            self.probe.get().write_batches.push(writes.len());
+        }
+        injected(self.probe.get().fail_writes)?;
+        if self.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, "read-only"));
+        }
+        for write in writes {
+            self.check(write.offset, write.data.len() as u64)?;
+            self.store(write.offset, write.data);
+            self.probe.get().unflushed_bytes += write.data.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn read_batch(&mut self, reads: &mut [Read<'_>]) {
+        if self.record {
+            self.probe.get().read_batches.push(reads.len());
+        }
+        for read in reads {
+            read.result = self.load_checked(read.offset, read.buf);
+        }
+    }
+
+    fn discard(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.check(offset, length)?;
+        if self.record {
+            self.probe.get().discards.push((offset, length));
+        }
+        let end = offset + length;
+        let first = offset.next_multiple_of(BLOCK_BYTES).min(end);
+        let last = (end / BLOCK_BYTES * BLOCK_BYTES).max(first);
+        for (from, to) in [(offset, first), (last, end)] {
+            self.store(from, &vec![0; (to - from) as usize]);
+        }
+        let mut tail = self.blocks.split_off(&(first / BLOCK_BYTES));
+        let mut rest = tail.split_off(&(last / BLOCK_BYTES).max(first / BLOCK_BYTES));
+        self.blocks.append(&mut rest);
+        if first == last {
+            self.blocks.append(&mut tail);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let mut probe = self.probe.get();
+        probe.flushes += 1;
+        injected(probe.fail_flushes)?;
+        probe.unflushed_bytes = 0;
+        Ok(())
+    }
+
+    fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>> {
+        self.check(offset, length)?;
+        let mut extents: Vec<Extent> = Vec::new();
+        let (mut position, end) = (offset, offset + length);
+        while position < end {
+            let stop = (position / BLOCK_BYTES + 1) * BLOCK_BYTES;
+            let length = stop.min(end) - position;
+            let data = self.blocks.contains_key(&(position / BLOCK_BYTES));
+            if let Some(last) = extents.last_mut()
+                && last.data == data
+            {
+                last.length += length;
+            } else if extents.len() < extents_max {
+                extents.push(Extent { offset: position, length, data });
+            } else {
+                break;
+            }
+            position += length;
+        }
+        Ok(extents)
+    }
+
+    fn cache(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.check(offset, length)?;
+        self.probe.get().cached.push((offset, length));
+        Ok(())
+    }
+
+    fn background_step(&mut self) -> Result<bool> {
+        let mut probe = self.probe.get();
+        probe.steps += 1;
+        let more = probe.steps_with_more > 0;
+        probe.steps_with_more = probe.steps_with_more.saturating_sub(1);
+        Ok(more)
+    }
+
+    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+        match command {
+            Command::Resize { size_bytes, .. } => self.size_bytes = *size_bytes,
+            Command::Usage => return Ok(self.usage()),
+            Command::Flatten => (0..=10).for_each(|done| progress(done, 10)),
+            Command::Read { offset, length } => {
+                let mut data = vec![0; *length as usize];
+                self.load_checked(*offset, &mut data)?;
+                return Ok(Reply::Data { data });
+            }
+            Command::Write { offset, data } => self.store(*offset, data),
+            Command::SnapProtect { name } => {
+                return Err(Error::new(ErrorKind::NotFound, format!("no snapshot {name}")));
+            }
+            Command::Reclaim => panic!("injected panic"),
+            _ => {}
+        }
+        Ok(Reply::Done)
+    }
+
+    fn close(mut self: Box<Self>) -> Result<()> {
+        let flushed = self.flush();
+        self.probe.get().closed = true;
+        flushed
+    }
+}

@@ -1,0 +1,4 @@
+//! What the integration tests share.
+
+pub mod memory_device;
+pub mod nbd_client;

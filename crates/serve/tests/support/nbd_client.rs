@@ -1,0 +1,129 @@
+//! A small NBD client that says exactly what a test wants.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+pub const READ: u16 = 0;
+pub const WRITE: u16 = 1;
+pub const DISC: u16 = 2;
+pub const FLUSH: u16 = 3;
+pub const TRIM: u16 = 4;
+pub const CACHE: u16 = 5;
+pub const WRITE_ZEROES: u16 = 6;
+pub const BLOCK_STATUS: u16 = 7;
+
+pub const FUA: u16 = 1;
+pub const DF: u16 = 4;
+pub const REQ_ONE: u16 = 8;
+
+/// A chunk of a structured reply.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub done: bool,
+    pub kind: u16,
+    pub cookie: u64,
+    pub payload: Vec<u8>,
+}
+
+pub struct NbdClient(pub UnixStream);
+
+/// The bytes of a request without its payload.
+pub fn request(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+    bytes.extend(flags.to_be_bytes());
+    bytes.extend(command.to_be_bytes());
+    bytes.extend(cookie.to_be_bytes());
+    bytes.extend(offset.to_be_bytes());
+    bytes.extend(length.to_be_bytes());
+    bytes
+}
+
+/// The bytes of a write with its payload.
+pub fn write(flags: u16, cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
+    let mut bytes = request(WRITE, flags, cookie, offset, data.len() as u32);
+    bytes.extend(data);
+    bytes
+}
+
+impl NbdClient {
+    pub fn new(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self(stream)
+    }
+
+    /// Connects and negotiates with EXPORT_NAME: simple replies.
+    pub fn connect(socket: &Path, export: &str) -> Self {
+        let mut client = Self::new(UnixStream::connect(socket).unwrap());
+        assert_eq!(client.bytes(18)[..8], *b"NBDMAGIC");
+        let mut hello = 3_u32.to_be_bytes().to_vec();
+        hello.extend(b"IHAVEOPT");
+        hello.extend(1_u32.to_be_bytes());
+        hello.extend((export.len() as u32).to_be_bytes());
+        hello.extend(export.as_bytes());
+        client.send(&hello);
+        client.bytes(10);
+        client
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).unwrap();
+    }
+
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.0.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Error number and cookie of a simple reply.
+    pub fn simple(&mut self) -> (u32, u64) {
+        let bytes = self.bytes(16);
+        assert_eq!(bytes[..4], 0x6744_6698_u32.to_be_bytes(), "not a simple reply: {bytes:?}");
+        let errno = u32::from_be_bytes(bytes[4..8].try_into().unwrap());
+        (errno, u64::from_be_bytes(bytes[8..].try_into().unwrap()))
+    }
+
+    pub fn chunk(&mut self) -> Chunk {
+        let bytes = self.bytes(20);
+        assert_eq!(bytes[..4], 0x668e_33ef_u32.to_be_bytes(), "not a chunk: {bytes:?}");
+        let length = u32::from_be_bytes(bytes[16..].try_into().unwrap());
+        Chunk {
+            done: bytes[5] & 1 != 0,
+            kind: u16::from_be_bytes([bytes[6], bytes[7]]),
+            cookie: u64::from_be_bytes(bytes[8..16].try_into().unwrap()),
+            payload: self.bytes(length as usize),
+        }
+    }
+
+    /// Reads with simple replies.
+    pub fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, u32> {
+        self.send(&request(READ, 0, 1, offset, length));
+        match self.simple() {
+            (0, 1) => Ok(self.bytes(length as usize)),
+            (errno, _) => Err(errno),
+        }
+    }
+
+    /// A request that has neither payload nor data in its reply.
+    pub fn ask(&mut self, command: u16, flags: u16, offset: u64, length: u32) -> u32 {
+        self.send(&request(command, flags, 2, offset, length));
+        self.simple().0
+    }
+
+    pub fn write(&mut self, flags: u16, offset: u64, data: &[u8]) -> u32 {
+        self.send(&write(flags, 3, offset, data));
+        self.simple().0
+    }
+
+    pub fn is_closed(&mut self) -> bool {
+        match self.0.read(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}

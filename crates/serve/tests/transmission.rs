@@ -1,0 +1,338 @@
+//! An image's thread and its NBD clients, over socket pairs.
+
+mod support;
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use marcot::ErrorKind;
+use marcot_serve::host::{DeviceRequest, HostHandle, HostOptions, ImageHost};
+use marcot_serve::nbd::NbdConnection;
+use support::memory_device::{MemoryDevice, Probes};
+use support::nbd_client::{
+    BLOCK_STATUS, CACHE, DF, DISC, FLUSH, FUA, NbdClient, READ, REQ_ONE, TRIM, WRITE, WRITE_ZEROES,
+    request, write,
+};
+
+const SIZE_BYTES: u64 = 64 << 20;
+const EIO: u32 = 5;
+const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
+const EPERM: u32 = 1;
+
+fn host() -> (HostHandle, Probes) {
+    serve(MemoryDevice::new(SIZE_BYTES))
+}
+
+fn serve(device: MemoryDevice) -> (HostHandle, Probes) {
+    let probe = device.probe();
+    (ImageHost::start(Box::new(device), HostOptions::default()).unwrap(), probe)
+}
+
+fn attach(host: &HostHandle) -> NbdClient {
+    attach_with(host, NbdConnection::default())
+}
+
+fn attach_structured(host: &HostHandle) -> NbdClient {
+    let settings = NbdConnection {
+        structured_replies: true,
+        allocation_context: true,
+        ..NbdConnection::default()
+    };
+    attach_with(host, settings)
+}
+
+fn attach_with(host: &HostHandle, settings: NbdConnection) -> NbdClient {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    host.attach_nbd(theirs.into(), settings).unwrap();
+    NbdClient::new(ours)
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let (host, _) = host();
+    let mut client = attach(&host);
+    assert_eq!(client.write(0, 1000, &[7; 5000]), 0);
+    assert_eq!(client.read(999, 5002).unwrap(), [&[0][..], &[7; 5000], &[0]].concat());
+    assert_eq!(client.ask(TRIM, 0, 0, 4096), 0);
+    assert_eq!(client.ask(WRITE_ZEROES, 2, 5000, 1000), 0);
+    let want = [vec![0; 4096], vec![7; 904], vec![0; 1000]].concat();
+    assert_eq!(client.read(0, 6000).unwrap(), want);
+    host.stop().unwrap();
+}
+
+#[test]
+fn bytes_received_during_the_negotiation_are_requests() {
+    let (host, _) = host();
+    let received = [write(0, 9, 0, b"early"), request(READ, 0, 10, 0, 5)].concat();
+    let mut client = attach_with(&host, NbdConnection { received, ..NbdConnection::default() });
+    assert_eq!(client.simple(), (0, 9));
+    assert_eq!(client.simple(), (0, 10));
+    assert_eq!(client.bytes(5), b"early");
+}
+
+#[test]
+fn requests_sent_together_are_carried_out_together() {
+    let (host, probe) = host();
+    let requests: Vec<u8> = (0..32).flat_map(|i| write(0, i, i * 4096, &[i as u8; 4096])).collect();
+    let received = requests;
+    let mut client = attach_with(&host, NbdConnection { received, ..NbdConnection::default() });
+    for cookie in 0..32 {
+        assert_eq!(client.simple(), (0, cookie));
+    }
+    assert_eq!(probe.get().write_batches, [32]);
+}
+
+#[test]
+fn a_read_sees_the_overlapping_write_before_it_and_not_the_one_after() {
+    let (host, _) = host();
+    let received = [
+        write(0, 1, 0, &[1; 8192]),
+        request(READ, 0, 2, 4096, 1),
+        write(0, 3, 4096, &[2; 10]),
+        request(TRIM, 0, 4, 0, 4096),
+        request(READ, 0, 5, 4095, 2),
+        write(0, 6, 0, &[3; 10]),
+        request(READ, 0, 7, 0, 1),
+    ]
+    .concat();
+    let mut client = attach_with(&host, NbdConnection { received, ..NbdConnection::default() });
+    let mut data = Vec::new();
+    for (cookie, length) in [(1, 0), (2, 1), (3, 0), (4, 0), (5, 2), (6, 0), (7, 1)] {
+        assert_eq!(client.simple(), (0, cookie));
+        data.push(client.bytes(length));
+    }
+    assert_eq!(data, [vec![], vec![1], vec![], vec![], vec![0, 2], vec![], vec![3]]);
+}
+
+#[test]
+fn one_byte_at_a_time_is_as_good() {
+    let (host, _) = host();
+    let mut client = attach(&host);
+    for byte in [write(0, 1, 4090, b"slow client"), request(READ, 0, 2, 4090, 11)].concat() {
+        client.send(&[byte]);
+    }
+    assert_eq!(client.simple(), (0, 1));
+    assert_eq!(client.simple(), (0, 2));
+    assert_eq!(client.bytes(11), b"slow client");
+}
+
+#[test]
+fn a_flush_covers_writes_acknowledged_on_other_connections() {
+    let (host, probe) = host();
+    let (mut first, mut second) = (attach(&host), attach(&host));
+    assert_eq!(host.connections(), 2);
+    assert_eq!(first.write(0, 0, &[1; 4096]), 0);
+    assert_eq!(probe.get().unflushed_bytes, 4096);
+    assert_eq!(second.ask(FLUSH, 0, 0, 0), 0);
+    assert_eq!(probe.get().unflushed_bytes, 0);
+    assert_eq!(first.write(FUA, 0, &[1; 4096]), 0);
+    assert_eq!(probe.get().unflushed_bytes, 0);
+    assert_eq!(second.read(0, 1).unwrap(), [1]);
+}
+
+#[test]
+fn one_flush_serves_everyone_in_the_round() {
+    let (host, probe) = host();
+    let received: Vec<u8> = (0..10)
+        .flat_map(|i| [write(FUA, i, 0, b"x"), request(FLUSH, 0, 100 + i, 0, 0)].concat())
+        .collect();
+    let mut client = attach_with(&host, NbdConnection { received, ..NbdConnection::default() });
+    for _ in 0..20 {
+        assert_eq!(client.simple().0, 0);
+    }
+    assert_eq!(probe.get().flushes, 1);
+}
+
+#[test]
+fn refused_requests_leave_the_connection_good() {
+    let (host, _) = host();
+    let mut client = attach(&host);
+    assert_eq!(client.read(SIZE_BYTES, 1), Err(EINVAL));
+    assert_eq!(client.write(0, SIZE_BYTES - 1, &[1; 100_000]), ENOSPC);
+    assert_eq!(client.ask(TRIM, 0, u64::MAX, u32::MAX), EINVAL);
+    assert_eq!(client.ask(77, 0, 0, 1), EINVAL);
+    assert_eq!(client.ask(FLUSH, 0x8000, 0, 0), EINVAL);
+    assert_eq!(client.ask(BLOCK_STATUS, 0, 0, 512), EINVAL);
+    // A payload far beyond the largest is skipped, not stored.
+    client.send(&request(WRITE, 0, 8, 0, 48 << 20));
+    (0..48).for_each(|_| client.send(&vec![1; 1 << 20]));
+    assert_eq!(client.simple(), (EINVAL, 8));
+    assert_eq!(client.read(0, 4).unwrap(), [0; 4]);
+}
+
+#[test]
+fn the_largest_request_goes_through() {
+    let (host, _) = host();
+    let mut client = attach(&host);
+    let data: Vec<u8> = (0..32_u32 << 20).map(|i| (i % 253) as u8).collect();
+    assert_eq!(client.write(0, 4097, &data), 0);
+    assert!(client.read(4097, 32 << 20).unwrap() == data);
+}
+
+#[test]
+fn a_client_that_does_not_take_its_replies_waits_alone() {
+    let (host, _) = host();
+    let mut slow = attach(&host);
+    for cookie in 0..200 {
+        slow.send(&request(READ, 0, cookie, 0, 1 << 20));
+    }
+    let mut other = attach(&host);
+    assert_eq!(other.write(0, 0, &[5; 4096]), 0);
+    assert_eq!(other.read(0, 1).unwrap(), [5]);
+    for cookie in 0..200 {
+        assert_eq!(slow.simple(), (0, cookie));
+        slow.bytes(1 << 20);
+    }
+}
+
+#[test]
+fn a_stream_that_makes_no_sense_closes_that_connection_only() {
+    let (host, _) = host();
+    let (mut bad, mut good) = (attach(&host), attach(&host));
+    bad.send(&[write(0, 1, 0, b"ok"), vec![0xee; 100]].concat());
+    assert_eq!(bad.simple(), (0, 1));
+    assert!(bad.is_closed());
+    assert_eq!(good.read(0, 2).unwrap(), b"ok");
+    good.send(&request(DISC, 0, 0, 0, 0));
+    assert!(good.is_closed());
+}
+
+#[test]
+fn a_damaged_block_fails_the_reads_that_touch_it() {
+    let (host, probe) = host();
+    probe.get().corrupt_at = Some(8192);
+    let received: Vec<u8> = (0..4).flat_map(|i| request(READ, 0, i, i * 4096, 4096)).collect();
+    let mut client = attach_with(&host, NbdConnection { received, ..NbdConnection::default() });
+    for cookie in 0..4 {
+        let failed = cookie == 2;
+        assert_eq!(client.simple(), (if failed { EIO } else { 0 }, cookie));
+        client.bytes(if failed { 0 } else { 4096 });
+    }
+}
+
+#[test]
+fn a_full_medium_is_told_and_survived() {
+    let (host, probe) = host();
+    let mut client = attach(&host);
+    probe.get().fail_writes = Some(ErrorKind::NoSpace);
+    assert_eq!(client.write(0, 0, b"x"), ENOSPC);
+    probe.get().fail_writes = None;
+    assert_eq!(client.write(0, 0, b"x"), 0);
+}
+
+#[test]
+fn a_read_only_image_refuses_writes() {
+    let (host, _) = serve(MemoryDevice::new(SIZE_BYTES).read_only());
+    let mut client = attach(&host);
+    assert_eq!(client.write(0, 0, b"x"), EPERM);
+    assert_eq!(client.ask(TRIM, 0, 0, 4096), EPERM);
+    assert_eq!(client.read(0, 1).unwrap(), [0]);
+}
+
+#[test]
+fn a_poisoned_image_answers_and_then_ends() {
+    let (host, probe) = host();
+    let mut client = attach(&host);
+    probe.get().fail_flushes = Some(ErrorKind::Poisoned);
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), EIO);
+    assert!(client.is_closed());
+    assert_eq!(host.wait().unwrap_err().kind(), ErrorKind::Poisoned);
+    assert!(host.is_over() && probe.get().closed);
+    assert_eq!(host.submit_and_wait(DeviceRequest::Flush).unwrap_err().kind(), ErrorKind::Fenced);
+}
+
+#[test]
+fn structured_reads_tell_holes() {
+    let (host, _) = host();
+    let mut client = attach_structured(&host);
+    assert_eq!(client.write(0, 64 << 10, &[1; 4096]), 0);
+    client.send(&request(READ, 0, 5, 0, 256 << 10));
+    let hole = client.chunk();
+    assert_eq!((hole.done, hole.kind, hole.cookie), (false, 2, 5));
+    assert_eq!(hole.payload, [&0_u64.to_be_bytes()[..], &65536_u32.to_be_bytes()].concat());
+    let data = client.chunk();
+    assert_eq!((data.done, data.kind, data.payload.len()), (false, 1, 8 + 4096));
+    assert_eq!(data.payload[8..], [1; 4096]);
+    let last = client.chunk();
+    assert_eq!((last.done, last.kind), (true, 2));
+
+    client.send(&request(READ, DF, 6, 0, 256 << 10));
+    let whole = client.chunk();
+    assert_eq!((whole.done, whole.kind, whole.payload.len()), (true, 1, 8 + (256 << 10)));
+}
+
+#[test]
+fn structured_errors_carry_a_sentence() {
+    let (host, probe) = host();
+    let mut client = attach_structured(&host);
+    assert_eq!(client.write(0, 0, &[1; 256 << 10]), 0);
+    probe.get().corrupt_at = Some(100_000);
+    client.send(&request(READ, 0, 5, 0, 256 << 10));
+    let error = client.chunk();
+    assert_eq!((error.done, error.kind), (true, 0x8001));
+    assert_eq!(error.payload[..4], EIO.to_be_bytes());
+    assert!(String::from_utf8_lossy(&error.payload[6..]).contains("verification"));
+}
+
+#[test]
+fn block_status_tells_runs() {
+    let (host, _) = host();
+    let mut client = attach_structured(&host);
+    assert_eq!(client.write(0, 4096, &[1; 8192]), 0);
+    let mut status = |flags| {
+        client.send(&request(BLOCK_STATUS, flags, 1, 0, 1 << 20));
+        let chunk = client.chunk();
+        assert_eq!(
+            (chunk.done, chunk.kind, chunk.payload[..4].to_vec()),
+            (true, 5, vec![0, 0, 0, 1])
+        );
+        let words = chunk.payload[4..].chunks(4);
+        words.map(|w| u32::from_be_bytes(w.try_into().unwrap())).collect::<Vec<_>>()
+    };
+    assert_eq!(status(0), [4096, 3, 8192, 0, (1 << 20) - 12288, 3]);
+    assert_eq!(status(REQ_ONE), [4096, 3]);
+    assert_eq!(client.ask(CACHE, 0, 0, 4096), 0);
+}
+
+#[test]
+fn in_process_requests_meet_the_same_device() {
+    let (host, _) = host();
+    let write = DeviceRequest::Write { offset: 10, data: b"inside".to_vec(), fua: true };
+    host.submit_and_wait(write).unwrap();
+    let read = DeviceRequest::Read { offset: 10, length: 6 };
+    assert_eq!(host.submit_and_wait(read).unwrap(), b"inside");
+    assert_eq!(attach(&host).read(10, 6).unwrap(), b"inside");
+    let discard = DeviceRequest::Discard { offset: 0, length: SIZE_BYTES + 1, fua: false };
+    assert_eq!(host.submit_and_wait(discard).unwrap_err().kind(), ErrorKind::OutOfRange);
+    host.submit_and_wait(DeviceRequest::Flush).unwrap();
+}
+
+#[test]
+fn dropping_the_last_handle_closes_the_device() {
+    let (host, probe) = host();
+    let client = attach(&host);
+    drop(host);
+    for _ in 0..500 {
+        if probe.get().closed {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(client);
+    panic!("still open");
+}
+
+#[test]
+fn background_work_runs_when_idle_and_under_load() {
+    let (host, probe) = host();
+    probe.get().steps_with_more = 100;
+    while probe.get().steps <= 100 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let before = probe.get().steps;
+    let mut client = attach(&host);
+    while probe.get().steps < before + 3 {
+        assert_eq!(client.write(0, 0, b"load"), 0);
+    }
+}
