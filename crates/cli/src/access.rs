@@ -25,9 +25,7 @@ pub type Report<'a> = &'a mut dyn FnMut(u64, u64);
 pub fn run(pool: &Pool, image: ImageId, command: &Command, progress: Report<'_>) -> Result<Reply> {
     retry(|| match pool.open(image) {
         Ok(opened) => run_here(opened, command, progress).map(Some),
-        Err(error) if error.kind() == ErrorKind::Owned => {
-            ask_owner(pool, image, command, progress)
-        }
+        Err(error) if error.kind() == ErrorKind::Owned => ask_owner(pool, image, command, progress),
         Err(error) => Err(error),
     })
     .unwrap_or_else(|| Err(unreachable_owner(pool, image)))

@@ -122,11 +122,7 @@ mod tests {
 
     #[test]
     fn names_become_canonical() {
-        for (given, full) in [
-            ("vm", "rbd/vm"),
-            ("p/vm@s", "p/vm@s"),
-            ("p/n/vm", "p/n/vm"),
-        ] {
+        for (given, full) in [("vm", "rbd/vm"), ("p/vm@s", "p/vm@s"), ("p/n/vm", "p/n/vm")] {
             assert_eq!(full_name(&parts(given).unwrap()), full);
         }
         for bad in ["", "/vm", "p/n/m/vm", "vm@", "a@b@c"] {

@@ -49,16 +49,8 @@ impl<'a> Incoming<'a> {
         signals::catch();
         let partial_name = format!("{PARTIAL_PREFIX}{}.{name}", std::process::id());
         let id = pool.create(namespace, &partial_name, options)?;
-        let mut incoming = Self {
-            store,
-            pool,
-            namespace,
-            name,
-            partial_name,
-            id,
-            device: None,
-            whole: false,
-        };
+        let mut incoming =
+            Self { store, pool, namespace, name, partial_name, id, device: None, whole: false };
         incoming.device = Some(Box::new(pool.open(id)?));
         Ok(incoming)
     }
@@ -162,9 +154,7 @@ pub fn remove_remains(store: &Store, pool: &Pool, namespace: &str) {
 fn maker_lives(name: &str) -> bool {
     let pid = name.strip_prefix(PARTIAL_PREFIX).and_then(|rest| rest.split('.').next());
     let pid = pid.and_then(|pid| pid.parse().ok()).and_then(rustix::process::Pid::from_raw);
-    pid.is_some_and(|pid| {
-        rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
-    })
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
 #[cfg(test)]

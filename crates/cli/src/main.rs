@@ -7,6 +7,7 @@ mod access;
 mod args;
 mod commands;
 mod content;
+mod devices;
 mod exports;
 mod failure;
 mod incoming;

@@ -32,6 +32,8 @@ pub struct Progress {
     label: &'static str,
     face: Face,
     percent: u64,
+    /// Lines count in so many parts, whatever the work counts in.
+    parts: Option<u64>,
 }
 
 impl Progress {
@@ -43,7 +45,7 @@ impl Progress {
             _ if !std::io::stderr().is_terminal() => Face::Lines,
             Measure::Bytes | Measure::Parts => Face::Waiting(measure),
         };
-        Self { label, face, percent: 0 }
+        Self { label, face, percent: 0, parts: None }
     }
 
     /// `done` of `total` is behind us. The percentage is shown each time it grows.
@@ -55,13 +57,21 @@ impl Progress {
             bar.set_length(total);
             bar.set_position(done);
         }
-        let percent = percent_of(done, total);
+        let percent = match self.parts {
+            Some(parts) => percent_of(rescale(done, total, parts), parts),
+            None => percent_of(done, total),
+        };
         if percent > self.percent {
             self.percent = percent;
             if matches!(self.face, Face::Lines) {
                 err(&format!("\r{}: {percent}% complete...", self.label));
             }
         }
+    }
+
+    /// Lines show the percentages that `parts` steps have, as `rbd` counts objects.
+    pub fn count_in(&mut self, parts: u64) {
+        self.parts = Some(parts);
     }
 
     /// As [`Self::update`], except that the end itself is left to [`Self::finish`], as `rbd` does
@@ -79,11 +89,9 @@ impl Progress {
         if !matches!(self.face, Face::Lines) {
             return;
         }
-        // A percentage grows at most a hundred times, however many parts there are.
-        for percent in percent_of(first, total)..100 {
-            let part = (u128::from(total) * u128::from(percent)).div_ceil(100);
-            let part = u64::try_from(part).unwrap_or(u64::MAX).max(first);
-            self.update_before_end(part, total);
+        self.parts = None;
+        for part in telling_parts(first, total) {
+            self.update(part, total);
         }
     }
 
@@ -137,6 +145,23 @@ fn bar(label: &'static str, measure: Measure, total: u64) -> ProgressBar {
     bar
 }
 
+/// The parts from `first` on at which the percentage grows, without the last.
+fn telling_parts(first: u64, total: u64) -> impl Iterator<Item = u64> {
+    // A percentage grows at most a hundred times, however many parts there are.
+    (percent_of(first, total)..100)
+        .map(move |percent| {
+            let part = (u128::from(total) * u128::from(percent)).div_ceil(100);
+            u64::try_from(part).unwrap_or(u64::MAX).max(first)
+        })
+        .filter(move |part| *part < total)
+}
+
+/// How many of `parts` are behind when `done` of `total` is.
+fn rescale(done: u64, total: u64, parts: u64) -> u64 {
+    let behind = u128::from(done) * u128::from(parts) / u128::from(total.max(1));
+    u64::try_from(behind).unwrap_or(parts).min(parts)
+}
+
 fn percent_of(done: u64, total: u64) -> u64 {
     let percent = u128::from(done) * 100 / u128::from(total.max(1));
     u64::try_from(percent.min(100)).unwrap_or(100)
@@ -148,11 +173,23 @@ mod tests {
 
     #[test]
     fn catching_up_passes_every_percentage_that_parts_have() {
-        let mut progress = Progress { label: "x", face: Face::Lines, percent: 0 };
-        progress.catch_up(1, 8);
-        assert_eq!(progress.percent, 87);
-        progress.catch_up(0, 0);
-        assert_eq!(progress.percent, 87);
+        let percents = |first, total| -> Vec<u64> {
+            telling_parts(first, total).map(|part| percent_of(part, total)).collect()
+        };
+        let eight = percents(1, 8);
+        assert!([12, 25, 37, 50, 62, 75, 87].iter().all(|p| eight.contains(p)), "{eight:?}");
+        assert!(eight.iter().all(|p| *p == 0 || p % 12 < 4 && *p < 100), "{eight:?}");
+        assert!(percents(0, 0).is_empty());
+        assert_eq!(percents(256, 512).first(), Some(&50));
+        assert_eq!(percents(0, 2560), (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn work_is_shown_in_the_parts_that_are_asked_for() {
+        assert_eq!(rescale(1, 3, 2), 0);
+        assert_eq!(rescale(2, 3, 2), 1);
+        assert_eq!(rescale(u64::MAX, u64::MAX, 7), 7);
+        assert_eq!(rescale(1, 0, 7), 7);
     }
 
     #[test]

@@ -39,7 +39,9 @@ impl Spec {
             let with_namespace = rest
                 .split_once('/')
                 .filter(|(ns, _)| !ns.is_empty() && !ns.contains('@'))
-                .and_then(|(ns, tail)| Self::parse_image(tail, pattern).map(|s| s.within(pool, ns)));
+                .and_then(|(ns, tail)| {
+                    Self::parse_image(tail, pattern).map(|s| s.within(pool, ns))
+                });
             let in_pool = || Self::parse_image(rest, pattern).map(|s| s.within(pool, ""));
             if let Some(spec) = with_namespace.or_else(in_pool) {
                 return Some(spec);

@@ -27,12 +27,7 @@ fn format_local(seconds_since_epoch: i64, format: &std::ffi::CStr) -> String {
     // `text.len()` bytes and returns how many.
     let written = unsafe {
         libc::localtime_r(&seconds, broken_down.as_mut_ptr());
-        libc::strftime(
-            text.as_mut_ptr().cast(),
-            text.len(),
-            format.as_ptr(),
-            broken_down.as_ptr(),
-        )
+        libc::strftime(text.as_mut_ptr().cast(), text.len(), format.as_ptr(), broken_down.as_ptr())
     };
     String::from_utf8_lossy(&text[..written]).into_owned()
 }

@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod host;
+pub mod mapping;
 pub mod nbd;
 mod poll;
 mod slab;

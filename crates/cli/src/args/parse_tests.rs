@@ -115,8 +115,12 @@ fn unknown_words_are_all_repeated() {
 
 #[test]
 fn help_is_found_anywhere() {
-    assert!(matches!(request("create --help"), Request::CommandHelp(spec, _) if spec.words == ["create"]));
-    assert!(matches!(request("help snap ls"), Request::CommandHelp(_, words) if words == ["snap", "ls"]));
+    assert!(
+        matches!(request("create --help"), Request::CommandHelp(spec, _) if spec.words == ["create"])
+    );
+    assert!(
+        matches!(request("help snap ls"), Request::CommandHelp(_, words) if words == ["snap", "ls"])
+    );
     assert!(matches!(request("--help"), Request::Help));
     assert!(matches!(request("-v"), Request::Version));
     assert!(matches!(request("help bogus"), Request::Unknown(_)));

@@ -30,11 +30,7 @@ const IO: &[Opt] = &[
         Kind::Choice(&["rand", "seq", "full-seq"]),
         "IO pattern (rand, seq, or full-seq) [default: seq]",
     ),
-    Opt::new(
-        "rw-mix-read",
-        Kind::Integer,
-        "read proportion in readwrite (<= 100) [default: 50]",
-    ),
+    Opt::new("rw-mix-read", Kind::Integer, "read proportion in readwrite (<= 100) [default: 50]"),
 ];
 const IO_TYPE: &[Opt] = &[Opt::new(
     "io-type",
@@ -103,8 +99,7 @@ fn run(session: &Session, args: &Args, io_type: Option<&str>) -> Outcome {
     let target = names::target(args, &mut 0, Wanted { snap, ..Wanted::IMAGE })?;
     let plan = Plan::new(args, io_type)?;
     let image = session.find(&target)?;
-    let failed =
-        |error: marcot::Error| Failure::engine("bench failed", &error);
+    let failed = |error: marcot::Error| Failure::engine("bench failed", &error);
     let mut device: Box<dyn BlockDevice> = match target.snap.as_str() {
         "" if reads_only && image.pool.read_only() => {
             Box::new(image.pool.open_read_only(image.id).map_err(failed)?)
@@ -263,12 +258,7 @@ fn measure(plan: &Plan, device: &mut dyn BlockDevice) -> Outcome {
     out(&meter.summary(plan.mixed().then_some((reads, writes))))
 }
 
-fn transfer(
-    device: &mut dyn BlockDevice,
-    reads: &[u64],
-    writes: &[u64],
-    data: &[u8],
-) -> Outcome {
+fn transfer(device: &mut dyn BlockDevice, reads: &[u64], writes: &[u64], data: &[u8]) -> Outcome {
     let failed = |error: &marcot::Error| Failure::engine("bench failed", error);
     if !writes.is_empty() {
         let batch: Vec<Write<'_>> =

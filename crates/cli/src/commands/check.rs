@@ -46,8 +46,7 @@ pub const COMMANDS: &[CommandSpec] = &[
 
 fn check(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
-    let options =
-        CheckOptions { repair: args.flag("repair"), skip_data: args.flag("skip-data") };
+    let options = CheckOptions { repair: args.flag("repair"), skip_data: args.flag("skip-data") };
     let names = if args.flag("all") {
         session.store()?.pools()?
     } else {
@@ -79,11 +78,8 @@ fn check_pool(session: &Session, pool: &Pool, options: &CheckOptions) -> Outcome
 fn plain_check(name: &str, report: &CheckReport) -> String {
     let mut text = String::new();
     for finding in &report.findings {
-        let place = if finding.image.is_empty() {
-            format!("pool {name}")
-        } else {
-            finding.image.clone()
-        };
+        let place =
+            if finding.image.is_empty() { format!("pool {name}") } else { finding.image.clone() };
         text.push_str(&format!("{place}: {}{}\n", finding.message, state(finding)));
     }
     let data = size::show(report.blocks * marcot::BLOCK_BYTES);
@@ -162,8 +158,7 @@ fn plain_gc(report: &GcReport) -> String {
         size::show(pinned),
         size::show(report.allocated_bytes)
     );
-    let mut table =
-        Table::new().column("PINNED BY", Align::Left).column("SIZE", Align::Right);
+    let mut table = Table::new().column("PINNED BY", Align::Left).column("SIZE", Align::Right);
     for row in &report.pinned {
         table.row(vec![row.holder.clone(), size::show(row.bytes)]);
     }

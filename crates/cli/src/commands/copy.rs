@@ -70,9 +70,8 @@ fn copy(session: &Session, args: &Args) -> Outcome {
             features: info.features.clone(),
         };
         let store = session.store()?;
-        let incoming =
-            Incoming::begin(store, &dest_pool, &dest.namespace, &dest.image, &options)
-                .map_err(failed)?;
+        let incoming = Incoming::begin(store, &dest_pool, &dest.namespace, &dest.image, &options)
+            .map_err(failed)?;
         let mut source = content::open(&image.pool, image.id, snap.as_ref()).map_err(failed)?;
         let piece_bytes = 1 << info.order;
         transfer(source.as_mut(), incoming, piece_bytes, &mut progress)?;

@@ -116,7 +116,12 @@ fn transfer(
 enum Sink {
     Stdout,
     /// Under a temporary name until it is whole.
-    File { file: File, partial: PathBuf, path: PathBuf, whole: bool },
+    File {
+        file: File,
+        partial: PathBuf,
+        path: PathBuf,
+        whole: bool,
+    },
 }
 
 impl Sink {

@@ -21,13 +21,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         aliases: &[],
         about: "Create an empty image.",
         positionals: &[IMAGE_SPEC],
-        options: &[
-            options::IMAGE,
-            options::CREATION,
-            THICK,
-            options::SIZE,
-            options::NO_PROGRESS,
-        ],
+        options: &[options::IMAGE, options::CREATION, THICK, options::SIZE, options::NO_PROGRESS],
         examples: &[
             ("create vm-1 --size 10G", "an image in the pool rbd"),
             ("create kubernetes/empty.img -s 512", "512 MiB in another pool"),
@@ -141,9 +135,7 @@ fn rename(session: &Session, args: &Args) -> Outcome {
 fn check_same_place(from: &Target, to: &Target) -> Outcome {
     if !to.pool.is_empty() && from.pool != to.pool {
         let pools = format!("source pool: {} dest pool: {}", from.pool, to.pool);
-        return Err(
-            Failure::invalid("mv/rename across pools not supported").then_bare(pools)
-        );
+        return Err(Failure::invalid("mv/rename across pools not supported").then_bare(pools));
     }
     let elsewhere = !to.pool.is_empty() || !to.namespace.is_empty();
     if elsewhere && from.namespace != to.namespace {
@@ -163,13 +155,14 @@ fn remove(session: &Session, args: &Args) -> Outcome {
         .map(|id| Found { pool: pool.clone(), id })
         .map_err(|error| Failure::engine("delete error", &error))
         .and_then(|image| {
-            let parts = image.pool.info(image.id).map(|i| objects(i.size_bytes, i.order));
+            let parts = image.pool.info(image.id).map_or(0, |i| objects(i.size_bytes, i.order));
+            progress.count_in(parts);
             let mut report = |done, total| progress.update_before_end(done, total);
             session
                 .store()?
                 .remove_image(&image.pool, image.id, &mut report)
                 .map_err(|error| removal_failure(session, &image, &error))?;
-            progress.catch_up(1, parts.unwrap_or(0));
+            progress.catch_up(1, parts);
             Ok(())
         });
     progress.end(outcome)

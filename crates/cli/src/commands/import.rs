@@ -28,18 +28,18 @@ const OLD_NAMES: &[Opt] = &[
     Opt::new("image", Kind::Text, "deprecated: use --dest"),
 ];
 /// Only the plain form is understood.
-pub const EXPORT_FORMAT: &[Opt] =
-    &[Opt::new("export-format", Kind::Choice(&["1", "2"]), "format of image file: 1, a plain file")];
+pub const EXPORT_FORMAT: &[Opt] = &[Opt::new(
+    "export-format",
+    Kind::Choice(&["1", "2"]),
+    "format of image file: 1, a plain file",
+)];
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
     words: &["import"],
     aliases: &[],
     about: "Import image from file.",
-    positionals: &[
-        Positional::one("path-name", "import file (or '-' for stdin)"),
-        DEST_IMAGE_SPEC,
-    ],
+    positionals: &[Positional::one("path-name", "import file (or '-' for stdin)"), DEST_IMAGE_SPEC],
     options: &[
         options::PATH,
         options::DEST,

@@ -223,11 +223,13 @@ fn flatten(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, Wanted::IMAGE)?;
     let image = session.find(&target)?;
     let info = image.info()?;
+    let parts = info.parent.as_ref().map_or(0, |p| objects(p.overlap_bytes, info.order));
     let mut progress = session.parts("Image flatten");
+    progress.count_in(parts);
     let mut report = |done, total| progress.update_before_end(done, total);
     let outcome = access::run_long(&image.pool, image.id, &Command::Flatten, &mut report);
-    if let (true, Some(parent)) = (outcome.is_ok(), &info.parent) {
-        progress.catch_up(1, objects(parent.overlap_bytes, info.order));
+    if outcome.is_ok() {
+        progress.catch_up(1, parts);
     }
     progress.end(outcome.map(drop).map_err(|e| Failure::engine("flatten error", &e)))
 }

@@ -4,8 +4,8 @@ use marcot::{ImageId, ImageInfo, ParentInfo, Pool, SnapInfo};
 
 use super::POOL_SPEC;
 use crate::args::{Args, CommandSpec, Kind, Opt, names, options};
-use crate::incoming;
 use crate::failure::{Failure, Outcome, strerror};
+use crate::incoming;
 use crate::output::{Align, Node, Table};
 use crate::session::Session;
 use crate::{size, spec};

@@ -3,7 +3,7 @@
 mod bench;
 mod check;
 mod copy;
-//mod device;
+mod device;
 mod diff;
 mod export;
 mod image;
@@ -26,7 +26,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     bench::COMMANDS,
     check::COMMANDS,
     copy::COMMANDS,
-    //device::COMMANDS,
+    device::COMMANDS,
     diff::COMMANDS,
     export::COMMANDS,
     image::COMMANDS,
@@ -65,8 +65,7 @@ const DEST_IMAGE_SPEC: crate::args::Positional = crate::args::Positional::one(
     "destination image specification (example: [<pool-name>/[<namespace>/]]<image-name>)",
 );
 /// The argument that names a pool.
-const POOL_NAME: crate::args::Positional =
-    crate::args::Positional::one("pool-name", "pool name");
+const POOL_NAME: crate::args::Positional = crate::args::Positional::one("pool-name", "pool name");
 /// The argument that names a pool and perhaps a namespace.
 const POOL_SPEC: crate::args::Positional = crate::args::Positional::one(
     "pool-spec",

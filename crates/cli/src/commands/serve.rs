@@ -28,7 +28,11 @@ pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
     words: &["serve"],
     aliases: &[],
     about: "Serve images to NBD clients, opened when asked for.",
-    positionals: &[Positional { name: "pool-name", help: "pools to serve [default: all]", many: true }],
+    positionals: &[Positional {
+        name: "pool-name",
+        help: "pools to serve [default: all]",
+        many: true,
+    }],
     options: &[options::ONE_POOL, SERVE],
     examples: &[
         (

@@ -257,8 +257,7 @@ fn free_snapshot(session: &Session, image: &Found, name: &str) -> marcot::Result
 
 fn purge(session: &Session, args: &Args) -> Outcome {
     let (_, image) = find_image(session, args, SnapRule::None)?;
-    let snaps: Vec<SnapInfo> =
-        image.info()?.snapshots.into_iter().filter(|s| !s.trashed).collect();
+    let snaps: Vec<SnapInfo> = image.info()?.snapshots.into_iter().filter(|s| !s.trashed).collect();
     let total = snaps.len() as u64;
     if total == 0 {
         return Ok(());
@@ -295,8 +294,7 @@ fn purge_left(program: &str, protected: &[String]) -> String {
 fn rename(session: &Session, args: &Args) -> Outcome {
     let mut cursor = 0;
     let from = names::target(args, &mut cursor, Wanted::SNAP)?;
-    let wanted =
-        Wanted { role: Role::Dest, pattern: Pattern::NewSnapshot, ..Wanted::SNAP };
+    let wanted = Wanted { role: Role::Dest, pattern: Pattern::NewSnapshot, ..Wanted::SNAP };
     let to = names::target(args, &mut cursor, wanted)?;
     if from.pool != to.pool && !to.pool.is_empty() {
         return Err(Failure::invalid("source and destination pool must be the same"));

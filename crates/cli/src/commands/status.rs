@@ -33,7 +33,8 @@ fn status(session: &Session, args: &Args) -> Outcome {
 /// As the owner tells it, or its process number where it does not answer.
 fn watchers(image: &Found) -> Outcome<Vec<Watcher>> {
     let directory = image.pool.image_directory(image.id);
-    if let Ok(Reply::Status { watchers }) = control::ask(&directory, &Command::Status, &mut |_, _| {})
+    if let Ok(Reply::Status { watchers }) =
+        control::ask(&directory, &Command::Status, &mut |_, _| {})
     {
         return Ok(watchers);
     }

@@ -89,9 +89,8 @@ fn image_rows(pool: &Pool, image: String, id: ImageId) -> Outcome<Vec<Row>> {
     let reply = access::inspect(pool, id, &Command::Usage).map_err(failed)?;
     let Reply::Usage { rows } = reply else { return Err(failed(strange_reply())) };
     let info = pool.info(id).map_err(failed)?;
-    let trashed = |row: &UsageRow| {
-        info.snapshots.iter().any(|s| s.trashed && s.id.0 == row.snapshot_id)
-    };
+    let trashed =
+        |row: &UsageRow| info.snapshots.iter().any(|s| s.trashed && s.id.0 == row.snapshot_id);
     let kept = rows.into_iter().filter(|row| !trashed(row));
     Ok(kept.map(|usage| Row { image: image.clone(), id, usage }).collect())
 }
@@ -175,8 +174,7 @@ mod tests {
 
     fn row(snapshot: Option<&str>, used_bytes: u64) -> Row {
         let snapshot = snapshot.map(str::to_string);
-        let usage =
-            UsageRow { snapshot, snapshot_id: 4, provisioned_bytes: 8 * MIB, used_bytes };
+        let usage = UsageRow { snapshot, snapshot_id: 4, provisioned_bytes: 8 * MIB, used_bytes };
         Row { image: "a".into(), id: ImageId(1), usage }
     }
 

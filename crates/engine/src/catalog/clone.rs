@@ -57,7 +57,6 @@ impl Store {
     /// parent belongs to another store and no marker can be left there (see
     /// [`CloneOptions::untracked`]); `Owned` for format 2 where another process has the parent
     /// open, which should be sent [`Command::MarkShared`] first.
-    #[expect(clippy::too_many_arguments, reason = "two specs and how")]
     pub fn clone_image(
         &self,
         parent: &Pool,

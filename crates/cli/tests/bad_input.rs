@@ -1,0 +1,133 @@
+//! Every mistake gets `rbd`'s sentence and status, and changes nothing.
+#![allow(missing_docs)]
+
+mod common;
+
+use common::{World, prints, says, without_log};
+
+#[test]
+fn mistakes_have_rbds_words_and_status() {
+    let world = World::new();
+    world.silently(&["create a --size 16M", "snap create --no-progress a@s"]);
+    for (line, err, status) in [
+        ("create a --size 1G", "rbd: create error: (17) File exists\n", 17),
+        ("create b", "rbd: must specify --size <M/G/T>\n", 22),
+        ("create b --size -1", "rbd: the argument for option '--size' is invalid\n", 1),
+        ("create b --size 1.5G", "rbd: the argument for option '--size' is invalid\n", 1),
+        ("create b --size 16E", "rbd: the argument for option '--size' is invalid\n", 1),
+        (
+            "create b@x --size 1",
+            "rbd: snapshot name specified for a command that doesn't use it\n",
+            22,
+        ),
+        ("create rbd/ --size 1", "rbd: invalid spec 'rbd/'\n", 22),
+        ("create b --size 1 --order 11", "rbd: the argument for option '--order' is invalid\n", 1),
+        (
+            "create b --size 1 --object-size 1K",
+            "rbd: create error: (33) Numerical argument out of domain\n",
+            33,
+        ),
+        ("info nosuch", "rbd: error opening image nosuch: (2) No such file or directory\n", 2),
+        ("info nopool/a", "rbd: error opening pool 'nopool': (2) No such file or directory\n", 2),
+        ("info rbd/nons/a", "rbd: namespace 'nons' does not exist.\n", 2),
+        ("info a@nosuch", "error setting snapshot context: (2) No such file or directory\n", 2),
+        (
+            "info a --pretty-format",
+            "rbd: --pretty-format only works when --format is json or xml\n",
+            22,
+        ),
+        ("info a --bogus", "rbd: unrecognised option '--bogus'\n", 1),
+        ("info", "rbd: image name was not specified\n", 22),
+        ("info a b", "rbd: too many arguments\n", 1),
+        (
+            "ls nopool",
+            "rbd: error opening pool 'nopool': (2) No such file or directory\nrbd: listing images failed: (2) No such file or directory\n",
+            2,
+        ),
+        ("resize a --size 16M", "rbd: new size is equal to original size \n", 22),
+        (
+            "resize a --size 8M",
+            "rbd: shrinking an image is only allowed with the --allow-shrink flag\n",
+            22,
+        ),
+        ("rename a a", "rbd: rename error: (17) File exists\n", 17),
+        ("rename nosuch b", "rbd: rename error: (2) No such file or directory\n", 2),
+        ("rm nosuch --no-progress", "rbd: delete error: (2) No such file or directory\n", 2),
+        (
+            "snap create a@s",
+            "\rCreating snap: 0% complete...failed.\nrbd: failed to create snapshot: (17) File exists\n",
+            17,
+        ),
+        ("snap rm a", "rbd: snapshot name was not specified\n", 22),
+        ("snap unprotect a@s", "rbd: snap is already unprotected\n", 22),
+        (
+            "snap unprotect a@nosuch",
+            "rbd: unprotecting snap failed: (2) No such file or directory\n",
+            2,
+        ),
+        ("clone a@s", "rbd: destination image name was not specified\n", 22),
+        (
+            "flatten a",
+            "\rImage flatten: 0% complete...failed.\nrbd: flatten error: (22) Invalid argument\n",
+            22,
+        ),
+        ("children a@nosuch", "rbd: snapshot does not exist.\n", 2),
+        (
+            "du nosuch",
+            "specified image nosuch is not found.\nrbd: du failed: (2) No such file or directory\n",
+            2,
+        ),
+        ("diff a --from-snap nosuch", "rbd: diff error: (2) No such file or directory\n", 2),
+        ("namespace create ns", "rbd: namespace name was not specified\n", 22),
+        ("bench a", "rbd: --io-type must be specified.\n", 22),
+        ("bench a --io-type read --io-size 0", "rbd: --io-size should be greater than zero.\n", 22),
+    ] {
+        assert_eq!(without_log(world.rbd(line)), says(err, status), "{line}");
+    }
+    assert_eq!(world.rbd("ls"), prints("a\n"));
+    assert_eq!(world.rbd("status a"), prints("Watchers: none\n"));
+}
+
+#[test]
+fn an_unknown_command_shows_the_list() {
+    let world = World::new();
+    let ran = world.rbd("snap bogus");
+    assert_eq!((ran.status, ran.err.as_str()), (1, "error: unknown option 'snap bogus'\n\n"));
+    assert_eq!(ran.out, world.rbd("help").out);
+}
+
+#[test]
+fn what_would_lie_is_refused() {
+    let world = World::new();
+    for option in ["--data-pool p", "--thick-provision", "--image-feature journaling"] {
+        let ran = world.marcot(&format!("create a --size 1 {option}"));
+        assert_eq!(ran.status, 95, "{ran:?}");
+        assert_eq!(ran.err.lines().count(), 1, "{ran:?}");
+    }
+    assert_eq!(world.rbd("ls"), prints(""));
+}
+
+#[test]
+fn a_store_that_cannot_be_made_is_told_once() {
+    let world = World::new();
+    let file = world.file("file", b"");
+    let ran = world.marcot(&format!("--store {file}/store ls"));
+    assert_ne!(ran.status, 0);
+    assert!(!ran.err.contains("panicked") && ran.err.starts_with("marcot: "), "{}", ran.err);
+}
+
+#[test]
+fn help_has_examples_and_completions_are_made() {
+    let world = World::new();
+    for command in ["create", "snap create", "clone", "import", "serve", "check"] {
+        let help = world.marcot(&format!("{command} --help"));
+        assert_eq!(help.status, 0);
+        assert!(help.out.contains("Examples:\n  marcot "), "{command}: {}", help.out);
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(world.marcot(&format!("completion {shell}")).out.len() > 1000, "{shell}");
+    }
+    assert_eq!(world.marcot("man pages"), prints(""));
+    assert!(world.path("pages/marcot.1").exists());
+    assert!(world.path("pages/marcot-snap-create.1").exists());
+}

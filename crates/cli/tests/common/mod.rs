@@ -1,0 +1,108 @@
+//! A store of its own for each test, and the program under both of its names.
+#![allow(dead_code, missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What a run of the program left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    pub out: String,
+    pub err: String,
+    pub status: i32,
+}
+
+/// A directory with a store, and a link called `rbd`.
+pub struct World {
+    directory: tempfile::TempDir,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let program = env!("CARGO_BIN_EXE_marcot");
+        std::os::unix::fs::symlink(program, directory.path().join("rbd")).unwrap();
+        Self { directory }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_string()
+    }
+
+    fn command(&self, program: &Path, line: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(line.split_whitespace())
+            .current_dir(self.directory.path())
+            .env("MARCOT_STORE", self.path("store"))
+            .env("TZ", "UTC");
+        command
+    }
+
+    pub fn rbd_command(&self, line: &str) -> Command {
+        self.command(&self.path("rbd"), line)
+    }
+
+    pub fn marcot(&self, line: &str) -> Ran {
+        ran(self.command(Path::new(env!("CARGO_BIN_EXE_marcot")), line).stdin(Stdio::null()))
+    }
+
+    pub fn rbd(&self, line: &str) -> Ran {
+        ran(self.rbd_command(line).stdin(Stdio::null()))
+    }
+
+    pub fn rbd_with_input(&self, line: &str, input: &Path) -> Ran {
+        ran(self.rbd_command(line).stdin(std::fs::File::open(input).unwrap()))
+    }
+
+    /// Runs commands that must succeed without a word on standard error.
+    pub fn silently(&self, lines: &[&str]) {
+        for line in lines {
+            let ran = self.rbd(line);
+            assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{line}");
+        }
+    }
+}
+
+fn ran(command: &mut Command) -> Ran {
+    let output = command.output().unwrap();
+    Ran {
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        status: output.status.code().unwrap_or(-1),
+    }
+}
+
+/// A good run that prints `out` and nothing else.
+pub fn prints(out: &str) -> Ran {
+    Ran { out: out.to_string(), err: String::new(), status: 0 }
+}
+
+/// A run that prints `err` on standard error only.
+pub fn says(err: &str, status: i32) -> Ran {
+    Ran { out: String::new(), err: err.to_string(), status }
+}
+
+/// Without the lines that stand for the log of the Ceph client.
+pub fn without_log(ran: Ran) -> Ran {
+    let kept = ran.err.split_inclusive('\n').filter(|line| !line.contains(" -1 librbd: "));
+    Ran { err: kept.collect(), ..ran }
+}
+
+/// Bytes that repeat nowhere near.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8 | 1
+    };
+    (0..length).map(|_| next()).collect()
+}

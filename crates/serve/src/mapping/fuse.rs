@@ -1,0 +1,291 @@
+//! A FUSE file system with one file: the image.
+//!
+//! Requests are handed to the image's thread and answered from there, so that as many are under
+//! way as the kernel cares to send. The file's size is the image's; it never grows by writing.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request,
+    WriteFlags,
+};
+use marcot::{Error, Result};
+
+use crate::host::{Completion, DeviceRequest, HostHandle};
+
+/// Name of the one file.
+const FILE_NAME: &str = "image";
+const FILE: INodeNo = INodeNo(2);
+/// The size may change at any time, so nothing about the file is remembered by the kernel.
+const ATTRIBUTES_TTL: Duration = Duration::ZERO;
+/// The loop driver closes the file a moment after the device is gone.
+const UNMOUNT_WAIT: Duration = Duration::from_millis(20);
+const UNMOUNT_ATTEMPTS: u32 = 250;
+/// Bytes of the largest write that the kernel sends.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
+
+/// A mounted image. Dropping it unmounts.
+pub(super) struct Mount {
+    session: BackgroundSession,
+    directory: PathBuf,
+}
+
+impl Mount {
+    /// Mounts in `directory`, which must be empty.
+    pub(super) fn new(host: HostHandle, directory: &Path, read_only: bool) -> Result<Self> {
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName("marcot".to_owned()),
+            MountOption::Subtype("marcot".to_owned()),
+            MountOption::NoSuid,
+            MountOption::NoDev,
+            MountOption::NoExec,
+            if read_only { MountOption::RO } else { MountOption::RW },
+        ];
+        let session = fuser::Session::new(ImageFile { host, read_only }, directory, &config)
+            .and_then(fuser::Session::spawn)
+            .map_err(|e| Error::from_io(format!("cannot mount in {}", directory.display()), e))?;
+        Ok(Self { session, directory: directory.to_owned() })
+    }
+
+    /// The file that holds the image.
+    pub(super) fn file(&self) -> PathBuf {
+        self.directory.join(FILE_NAME)
+    }
+
+    /// Unmounts, once the kernel has let go of the file.
+    pub(super) fn unmount(self) -> Result<()> {
+        let context = format!("cannot unmount {}", self.directory.display());
+        for _ in 0..UNMOUNT_ATTEMPTS {
+            match rustix::mount::unmount(&self.directory, rustix::mount::UnmountFlags::empty()) {
+                Err(rustix::io::Errno::BUSY) => std::thread::sleep(UNMOUNT_WAIT),
+                // Unmounted, or not ours to unmount directly: the session does what is left.
+                _ => break,
+            }
+        }
+        match self.session.umount_and_join() {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            ended => ended.map_err(|e| Error::from_io(context, e)),
+        }
+    }
+}
+
+/// Removes the mount of a server that died; none is no error.
+pub(super) fn unmount_dead(directory: &Path) -> Result<()> {
+    match rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH) {
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => {
+            let context = format!("cannot unmount {}", directory.display());
+            Err(Error::from_io(context, error.into()))
+        }
+    }
+}
+
+struct ImageFile {
+    host: HostHandle,
+    read_only: bool,
+}
+
+fn errno(error: &Error) -> Errno {
+    Errno::from(io::Error::from_raw_os_error(error.errno()))
+}
+
+impl ImageFile {
+    fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
+        let (kind, perm, size) = match inode {
+            INodeNo::ROOT => (FileType::Directory, 0o500, 0),
+            FILE if self.read_only => (FileType::RegularFile, 0o400, self.host.size_bytes()),
+            FILE => (FileType::RegularFile, 0o600, self.host.size_bytes()),
+            _ => return None,
+        };
+        let time = SystemTime::UNIX_EPOCH;
+        Some(FileAttr {
+            ino: inode,
+            size,
+            blocks: size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink: 1,
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        })
+    }
+
+    /// Hands a request that answers with nothing to the image's thread.
+    fn submit(&self, request: DeviceRequest, reply: ReplyEmpty) {
+        let done = move |outcome: Result<Vec<u8>>| match outcome {
+            Ok(_) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        };
+        self.host.submit(request, Completion::new(done));
+    }
+}
+
+impl Filesystem for ImageFile {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Without these everything works as well, only slower.
+        let wanted = InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_ASYNC_DIO;
+        let _ = config.add_capabilities(wanted & config.capabilities());
+        let _ = config.set_max_write(WRITE_BYTES_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = parent == INodeNo::ROOT && name == FILE_NAME;
+        match self.attributes(FILE).filter(|_| found) {
+            Some(attributes) => reply.entry(&ATTRIBUTES_TTL, &attributes, Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        match self.attributes(inode) {
+            Some(attributes) => reply.attr(&ATTRIBUTES_TTL, &attributes),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn open(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if inode == FILE {
+            reply.opened(FileHandle(0), FopenFlags::empty());
+        } else {
+            reply.error(Errno::ENOENT);
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let left = self.host.size_bytes().saturating_sub(offset);
+        let length = u64::from(size).min(left) as usize;
+        let done = move |outcome: Result<Vec<u8>>| match outcome {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(errno(&error)),
+        };
+        self.host.submit(DeviceRequest::Read { offset, length }, Completion::new(done));
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let length = data.len() as u32;
+        let done = move |outcome: Result<Vec<u8>>| match outcome {
+            Ok(_) => reply.written(length),
+            Err(error) => reply.error(errno(&error)),
+        };
+        let request = DeviceRequest::Write { offset, data: data.to_vec(), fua: false };
+        self.host.submit(request, Completion::new(done));
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // A close, which promises nothing; `fsync` does.
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.submit(DeviceRequest::Flush, reply);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let zeroes = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+        if mode & zeroes == 0 {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let left = self.host.size_bytes().saturating_sub(offset);
+        let request = DeviceRequest::Discard { offset, length: length.min(left), fua: false };
+        self.submit(request, reply);
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: ReplyXattr,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        if inode != INodeNo::ROOT {
+            return reply.error(Errno::ENOTDIR);
+        }
+        let entries = [
+            (INodeNo::ROOT, FileType::Directory, "."),
+            (INodeNo::ROOT, FileType::Directory, ".."),
+            (FILE, FileType::RegularFile, FILE_NAME),
+        ];
+        for (i, (inode, kind, name)) in entries.iter().enumerate().skip(offset as usize) {
+            if reply.add(*inode, i as u64 + 1, *kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+}

@@ -1,0 +1,201 @@
+//! Images as block devices of this machine.
+//!
+//! ```text
+//!   nbd:   /dev/nbdN  <- kernel's NBD driver <- socketpairs <- ImageHost
+//!   fuse:  /dev/loopN <- kernel's loop driver <- one file in a FUSE mount <- ImageHost
+//! ```
+//!
+//! The kernel's NBD driver is preferred: it takes several connections, and a device whose server
+//! died can be given a new one without being unmounted. Where the kernel lacks it, FUSE and loop
+//! do the same work with one more layer.
+//!
+//! Invariants:
+//! - A flush of the device is answered only after a flush of the image (no write-back cache lies
+//!   between them).
+//! - Undoing goes from the kernel's side to ours: device, mount, image.
+
+mod busy;
+mod daemon;
+mod fuse;
+mod loop_device;
+mod netlink;
+mod registry;
+
+use std::path::{Path, PathBuf};
+
+use marcot::{Error, ErrorKind, Result};
+
+use crate::host::HostHandle;
+
+pub use busy::is_busy;
+pub use daemon::{Ready, report_failure, report_ready, spawn};
+pub use netlink::available as nbd_available;
+pub use registry::{MappedRecord, Registry, started_ticks};
+
+/// Connections of a device to its image with the NBD driver.
+const NBD_CONNECTIONS: usize = 2;
+/// How long the kernel keeps requests of a device whose server died, waiting for a new one.
+const DEAD_CONNECTION_TIMEOUT_S: u64 = 3600;
+
+/// How a device reaches the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// The kernel's NBD client.
+    Nbd,
+    /// A FUSE file behind a loop device.
+    Fuse,
+}
+
+/// What to map, and how.
+#[derive(Debug, Clone)]
+pub struct MapOptions {
+    /// `None`: NBD where the kernel has it, else FUSE.
+    pub driver: Option<Driver>,
+    /// Names the image to the kernel, for recognition: `pool/image@snap`.
+    pub label: String,
+    /// Let nobody write through the device.
+    pub read_only: bool,
+    /// An empty directory for the FUSE mount.
+    pub mount_directory: PathBuf,
+    /// Give a new server to this device, whose own has died.
+    pub attach: Option<PathBuf>,
+}
+
+enum Kernel {
+    Nbd { index: u32 },
+    Loop { device: loop_device::LoopDevice, mount: fuse::Mount },
+}
+
+/// An image that the kernel shows as a block device.
+pub struct Mapped {
+    device: PathBuf,
+    kernel: Kernel,
+}
+
+impl Mapped {
+    /// Maps the image that `host` serves.
+    ///
+    /// # Errors
+    /// `Unsupported` where the machine lacks the driver; `PermissionDenied`; `Io`.
+    pub fn new(host: &HostHandle, options: &MapOptions) -> Result<Self> {
+        let driver = match (options.driver, &options.attach) {
+            (Some(Driver::Fuse), Some(_)) => {
+                let message = "only devices of the NBD driver can be given a new server";
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+            (Some(driver), _) => driver,
+            (None, Some(_)) => Driver::Nbd,
+            (None, None) if netlink::available() => Driver::Nbd,
+            (None, None) => Driver::Fuse,
+        };
+        match driver {
+            Driver::Nbd => Self::nbd(host, options),
+            Driver::Fuse => Self::fuse(host, options),
+        }
+    }
+
+    fn nbd(host: &HostHandle, options: &MapOptions) -> Result<Self> {
+        if !netlink::available() {
+            let message = "this kernel has no NBD driver (modprobe nbd); use -t fuse";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let wanted = options.attach.as_deref().map(nbd_index).transpose()?;
+        let mut kernel_ends = Vec::new();
+        for _ in 0..NBD_CONNECTIONS {
+            kernel_ends.push(netlink::connection(host, &options.label)?);
+        }
+        let config = netlink::Config {
+            size_bytes: host.size_bytes(),
+            read_only: options.read_only || host.read_only(),
+            dead_connection_timeout_s: DEAD_CONNECTION_TIMEOUT_S,
+            label: &options.label,
+        };
+        let index = match wanted {
+            Some(index) => netlink::reconnect(index, &config, &kernel_ends).map(|()| index)?,
+            None => netlink::connect(&config, &kernel_ends)?,
+        };
+        let device = PathBuf::from(format!("/dev/nbd{index}"));
+        Ok(Self { device, kernel: Kernel::Nbd { index } })
+    }
+
+    fn fuse(host: &HostHandle, options: &MapOptions) -> Result<Self> {
+        let read_only = options.read_only || host.read_only();
+        let mount = fuse::Mount::new(host.clone(), &options.mount_directory, read_only)?;
+        let device = loop_device::LoopDevice::attach(&mount.file(), read_only)
+            .map_err(|e| Error::from_io("cannot set up a loop device", e))?;
+        Ok(Self { device: device.path().to_owned(), kernel: Kernel::Loop { device, mount } })
+    }
+
+    /// The device, such as `/dev/nbd0`.
+    #[must_use]
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// Which driver it is.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        match self.kernel {
+            Kernel::Nbd { .. } => Driver::Nbd,
+            Kernel::Loop { .. } => Driver::Fuse,
+        }
+    }
+
+    /// Tells the kernel that the image has another size now.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn resized(&self, size_bytes: u64) -> Result<()> {
+        match &self.kernel {
+            Kernel::Nbd { index } => netlink::resize(*index, size_bytes),
+            Kernel::Loop { device, mount } => {
+                // The kernel learns the file's size when somebody asks for it.
+                let looked = std::fs::metadata(mount.file());
+                looked
+                    .and_then(|_| device.update_size())
+                    .map_err(|e| Error::from_io("cannot resize the loop device", e))
+            }
+        }
+    }
+
+    /// Takes the device away. The image stays open.
+    ///
+    /// # Errors
+    /// `Busy` where the kernel still uses it; `Io`.
+    pub fn unmap(self) -> Result<()> {
+        match self.kernel {
+            Kernel::Nbd { index } => netlink::disconnect(index),
+            Kernel::Loop { device, mount } => {
+                device.detach().map_err(|e| Error::from_io("cannot detach the loop device", e))?;
+                mount.unmount()
+            }
+        }
+    }
+}
+
+fn nbd_index(device: &Path) -> Result<u32> {
+    let digits = device.to_str().and_then(|d| d.strip_prefix("/dev/nbd"));
+    digits.and_then(|d| d.parse().ok()).ok_or_else(|| {
+        let message = format!("{} is no device of the NBD driver", device.display());
+        Error::new(ErrorKind::Invalid, message)
+    })
+}
+
+/// Clears up after a server that died: loop device and FUSE mount, or the NBD connection.
+///
+/// # Errors
+/// `Busy` where the device is in use; `Io`.
+pub fn clear(record: &MappedRecord) -> Result<()> {
+    match record.driver {
+        Driver::Nbd => netlink::disconnect(nbd_index(&record.device)?),
+        Driver::Fuse => {
+            if let Ok(device) = loop_device::LoopDevice::open(&record.device)
+                && device.backing_file_is_in(&record.mount_directory)
+            {
+                device.detach().map_err(|e| Error::from_io("cannot detach the loop device", e))?;
+            }
+            fuse::unmount_dead(&record.mount_directory)
+        }
+    }
+}
