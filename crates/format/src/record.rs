@@ -76,6 +76,9 @@ pub struct ChildRecord {
     /// Seconds since 1970.
     #[prost(int64, tag = "9")]
     pub created_s: i64,
+    /// Clone format 1 or 2.
+    #[prost(uint32, tag = "10")]
+    pub clone_format: u32,
 }
 
 /// Positions in an author's three series of segments: the next number of each.
@@ -197,6 +200,9 @@ pub struct SnapshotRecord {
     /// Being removed: no new clones.
     #[prost(bool, tag = "9")]
     pub removing: bool,
+    /// Its name before it was removed by its user.
+    #[prost(string, tag = "10")]
+    pub original_name: String,
 }
 
 /// The parent of a clone.

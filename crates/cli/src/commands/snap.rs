@@ -175,7 +175,7 @@ fn snap_table(snaps: &[SnapInfo], all: bool) -> String {
             time::ctime(snap.created_s),
         ];
         if all {
-            let name = &snap.name;
+            let name = &snap.original_name;
             cells.push(if snap.trashed { format!("trash ({name})") } else { "user".into() });
         }
         table.row(cells);
@@ -195,7 +195,7 @@ fn snap_node(snap: &SnapInfo, all: bool) -> Node {
         let mut namespace: Vec<(&'static str, Node)> =
             vec![("type", if snap.trashed { "trash" } else { "user" }.into())];
         if snap.trashed {
-            namespace.push(("original_name", snap.name.as_str().into()));
+            namespace.push(("original_name", snap.original_name.as_str().into()));
         }
         members.push(("namespace", Node::Object(namespace)));
     }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{ChildRecord, ParentRecord};
+use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::{LockMode, publish_new};
 
@@ -34,6 +34,8 @@ pub struct ChildInfo {
     pub pool_id: PoolId,
     /// The parent's snapshot.
     pub snap_id: SnapId,
+    /// Clone format 1 or 2.
+    pub clone_format: u32,
     /// True where only a marker tells: the child lies in another user's store.
     pub marker: bool,
 }
@@ -66,6 +68,13 @@ fn parse_file_name(name: &str) -> Option<Key> {
     let mut next = || parts.next().flatten();
     let key = (next()?, next()?, next()?, next()?, next()?);
     parts.next().is_none().then_some(key)
+}
+
+/// The format in which the image was cloned from the snapshot that the key names.
+fn clone_format(head: &HeadRecord, key: Key) -> u32 {
+    let links = head.snapshots.iter().filter_map(|s| s.parent.as_ref()).chain(&head.parent);
+    let same = |p: &&ParentRecord| (p.pool_id, p.image_id, p.snap_id) == (key.0, key.1, key.2);
+    links.filter(same).map(|p| p.clone_format).min().unwrap_or(1)
 }
 
 impl Pool {
@@ -122,6 +131,7 @@ impl Pool {
         };
         match pool.read_head(image) {
             Ok(head) => Ok(Some(ChildInfo {
+                clone_format: clone_format(&head, key),
                 pool: pool.name().to_owned(),
                 namespace: head.namespace.clone(),
                 image: pool.name_of(&head).unwrap_or(head.name),
@@ -136,6 +146,7 @@ impl Pool {
                 let unpublished = pool.read_head(image).is_err()
                     && self.disk().mode(&self.children_directory().join(name)).is_ok();
                 Ok(unpublished.then(|| ChildInfo {
+                    clone_format: 1,
                     pool: pool.name().to_owned(),
                     namespace: String::new(),
                     image: format!("{image} (being cloned)"),
@@ -173,6 +184,7 @@ impl Pool {
         // What cannot be read still counts: a child too many is better than one forgotten.
         let or = |text: String, other: &str| if text.is_empty() { other.to_owned() } else { text };
         Ok(Some(ChildInfo {
+            clone_format: record.clone_format.max(1),
             pool: or(record.child_pool_name, "(another store)"),
             namespace: String::new(),
             image: or(record.child_name, &format!("{:016x}", key.4)),

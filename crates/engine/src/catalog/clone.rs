@@ -164,6 +164,7 @@ fn record_child(
         child_name: name.to_owned(),
         child_pool_directory: dest.directory().to_string_lossy().into_owned(),
         created_s: dest.now_s(),
+        clone_format: link.clone_format,
     };
     dest.write_child_record(&record, dest.file_mode())?;
     if !parent.attached() || parent.id() == dest.id() {

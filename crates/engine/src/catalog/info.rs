@@ -41,6 +41,8 @@ pub struct SnapInfo {
     pub id: SnapId,
     /// Its name.
     pub name: String,
+    /// Its name before it was removed, where it is trashed.
+    pub original_name: String,
     /// Size in bytes.
     pub size_bytes: u64,
     /// Seconds since 1970.
@@ -112,6 +114,7 @@ impl Pool {
             .map(|s| SnapInfo {
                 id: SnapId(s.id),
                 name: s.name.clone(),
+                original_name: s.original_name.clone(),
                 size_bytes: s.root.as_ref().map_or(0, |r| r.size_bytes),
                 created_s: s.created_s,
                 protected: s.protection() != Protection::Unprotected,
@@ -175,7 +178,11 @@ impl Store {
     pub fn pool_stats(&self, pool: &Pool) -> Result<PoolStats> {
         let mut stats = PoolStats::default();
         for image in pool.image_ids()? {
+            // As with RBD, images of namespaces are not counted.
             let Ok(head) = pool.read_head(image) else { continue };
+            if head.removing || !head.namespace.is_empty() {
+                continue;
+            }
             let size = head.root.as_ref().map_or(0, |r| r.size_bytes);
             let sizes = head.snapshots.iter().filter_map(|s| s.root.as_ref());
             stats.images += 1;

@@ -26,15 +26,13 @@ impl Image {
             return fail(ErrorKind::NoParent, format!("{} has no parent", self.label));
         };
         self.copy_foreign(progress)?;
-        let own = self.pool.id().0;
         let mut free = Vec::new();
-        for snapshot in &self.head.snapshots {
+        for snapshot in self.head.snapshots.iter().filter(|_| self.flattens_snapshots()) {
             let root = snapshot.root.clone().unwrap_or_default();
             if self.only_own_pool(&root)? {
                 free.push(snapshot.id);
             }
         }
-        debug_assert!(own != 0);
         self.checkpoint_with(|head| {
             head.parent = None;
             for snapshot in head.snapshots.iter_mut().filter(|s| free.contains(&s.id)) {
@@ -42,6 +40,12 @@ impl Image {
             }
         })?;
         self.leave_parent(&parent)
+    }
+
+    /// RBD's `deep-flatten` feature, which images have by default.
+    fn flattens_snapshots(&self) -> bool {
+        let features = &self.head.features;
+        features.is_empty() || features.split(',').any(|f| f == "deep-flatten")
     }
 
     /// True where a root names data of this pool only.

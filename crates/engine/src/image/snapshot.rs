@@ -66,6 +66,7 @@ impl Image {
                 trashed: false,
                 parent: head.parent.clone(),
                 removing: false,
+                original_name: String::new(),
             });
         };
         if self.changed || self.head.root.is_none() {
@@ -113,7 +114,11 @@ impl Image {
         }
         let id = snapshot.id;
         self.update_snapshot(id, |s| s.set_protection(Protection::Unprotecting))?;
-        let children = self.pool.children_everywhere(self.id, Some(SnapId(id)));
+        let mut children = self.pool.children_everywhere(self.id, Some(SnapId(id)));
+        if let Ok(children) = &mut children {
+            // Those of format 2 do without protection.
+            children.retain(|c| c.clone_format < 2);
+        }
         match children {
             Ok(children) if children.is_empty() => {
                 self.update_snapshot(id, |s| s.set_protection(Protection::Unprotected))
@@ -158,7 +163,7 @@ impl Image {
                 let trash = format!("{:016x}-{id}", self.pool.files().world().random.number());
                 self.update_snapshot(id, |s| {
                     (s.removing, s.trashed) = (false, true);
-                    s.name = trash;
+                    s.original_name = std::mem::replace(&mut s.name, trash);
                 })?;
             }
             Err(error) => {
