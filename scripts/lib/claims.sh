@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# What every test script shares: a scratch directory, owned processes, claims.
+#
+# Sourced, never run. Invariants:
+#   * a claim prints one line, `ok - ...` or `not ok - ...`, and a script that
+#     ends with claims_end exits 1 when any was not kept;
+#   * whatever way the script ends, the processes it gave to `own` are ended and
+#     waited for, by their ids, and its scratch directory is removed (kept when a
+#     claim failed and KEEP=yes).
+
+CLAIMS_BROKEN=0
+CLAIMS_OWNED=()
+CLAIMS_SCRATCH=
+
+# claims_begin : makes $CLAIMS_SCRATCH and arranges for the end.
+claims_begin() {
+    CLAIMS_SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/marcot-test.XXXXXX")
+    trap claims_clean EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+}
+
+# own PID : ends that process with the script.
+own() {
+    CLAIMS_OWNED+=("$1")
+}
+
+# start_owned COMMAND... : in the background, ended with the script even when
+# the script is killed outright; its id is in $!.
+start_owned() {
+    setpriv --pdeathsig TERM "$@" &
+    own "$!"
+}
+
+# disown_ended PID : the caller has waited for it; its id may belong to another now.
+disown_ended() {
+    local pid kept=()
+    for pid in "${CLAIMS_OWNED[@]}"; do
+        [[ $pid == "$1" ]] || kept+=("$pid")
+    done
+    CLAIMS_OWNED=("${kept[@]}")
+}
+
+claims_clean() {
+    local pid
+    for pid in "${CLAIMS_OWNED[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for pid in "${CLAIMS_OWNED[@]}"; do wait "$pid" 2>/dev/null || true; done
+    if ((CLAIMS_BROKEN)) && [[ ${KEEP:-no} == yes ]]; then
+        printf 'kept: %s\n' "$CLAIMS_SCRATCH" >&2
+    else
+        rm -rf "$CLAIMS_SCRATCH"
+    fi
+}
+
+# claim TEXT COMMAND... : the claim holds when the command succeeds.
+claim() {
+    local text=$1
+    shift
+    if "$@"; then
+        printf 'ok - %s\n' "$text"
+    else
+        printf 'not ok - %s\n' "$text"
+        CLAIMS_BROKEN=$((CLAIMS_BROKEN + 1))
+    fi
+}
+
+# claims_end : the script's last line.
+claims_end() {
+    ((CLAIMS_BROKEN == 0)) || exit 1
+    exit 0
+}
