@@ -207,9 +207,10 @@ fn open(pool: &Pool, record: &MappedRecord, name: &str) -> marcot::Result<HostHa
     let mut options = HostOptions { name: name.to_owned(), ..HostOptions::default() };
     let image = if !record.snap.is_empty() {
         pool.open_snapshot(id, &record.snap)?
-    } else if record.read_only {
+    } else if pool.read_only() {
         pool.open_read_only(id)?
     } else {
+        // Also for a device that nobody may write to, so that commands can be given to the owner.
         options.control_directory = Some(pool.image_directory(id));
         pool.open(id)?
     };

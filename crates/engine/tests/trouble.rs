@@ -308,3 +308,29 @@ fn forty_generations_read_like_one() {
     }
     image.close().unwrap();
 }
+
+#[test]
+fn gc_leaves_alone_what_an_owner_may_still_append_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 8 * MIB);
+    let data = pattern(7, MIB as usize);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+    execute(&mut image, Command::SnapProtect { name: "s".into() }).unwrap();
+    execute(&mut image, Command::SnapUnprotect { name: "s".into() }).unwrap();
+    execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    // Nothing durable names the open segments now, and they count as shared.
+    image.discard(0, 8 * MIB).unwrap();
+    execute(&mut image, Command::Checkpoint).unwrap();
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    image.write_at(MIB, &data).unwrap();
+    image.close().unwrap();
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; MIB as usize];
+    image.read_at(MIB, &mut buf).unwrap();
+    assert!(buf == data);
+    image.close().unwrap();
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}

@@ -308,4 +308,8 @@ pub struct HeadRecord {
     /// Feature names as shown by `info`, comma separated.
     #[prost(string, tag = "18")]
     pub features: String,
+    /// The first segment of each series that the owner may still append to: from there on nobody
+    /// else removes anything, named or not.
+    #[prost(message, optional, tag = "19")]
+    pub open_from: Option<SegmentMarks>,
 }

@@ -142,15 +142,18 @@ impl Pool {
                     self.name()
                 ))),
             };
-            let never_named =
-                head.epoch == 0 && head.snapshots.is_empty() && self.name_of(&head).is_none();
+            let never_named = head.epoch == 0
+                && head.snapshots.is_empty()
+                && self.name_of(&head).is_none()
+                // A damaged name record must not cost the image.
+                && self.images(&head.namespace).is_ok();
             if head.removing || never_named {
                 collected.unfinished.push((image, head));
                 continue;
             }
-            let durable = head.marks.unwrap_or_default();
+            let open = head.open_from.or(head.marks).unwrap_or_default();
             let log = head.log.unwrap_or_default().segment;
-            let limit = SegmentMarks { data: durable.data.min(log), ..durable };
+            let limit = SegmentMarks { data: open.data.min(log), ..open };
             limits.insert(image, (head.shared_below.unwrap_or_default(), limit));
             collected.heads.push(head);
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::page::{PAGE_READ_BYTES, encode_page};
-use marcot_format::record::{HeadRecord, RootRecord};
+use marcot_format::record::{HeadRecord, RootRecord, SegmentMarks};
 use marcot_format::segment::SegmentKind;
 use marcot_format::table::{PagePointer, TABLE_PAGE_BYTES};
 use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, SEGMENT_BYTES};
@@ -19,7 +19,7 @@ use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, SEGMENT_BYTES};
 use super::Image;
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::map::PageSink;
-use crate::segment::{SegmentName, WrittenPages};
+use crate::segment::{PageWriter, SegmentName, WrittenPages};
 use crate::table::TableSink;
 
 /// Bytes of a table segment; small, because a table is rewritten whole now and then.
@@ -239,6 +239,16 @@ impl Image {
         }
     }
 
+    /// The first segment of each series that may still be appended to.
+    pub(super) fn open_from(&self) -> SegmentMarks {
+        let open = |writer: &PageWriter| writer.open_segment().map(|(name, _)| name.sequence);
+        SegmentMarks {
+            data: self.log.as_ref().map_or(self.next.data, |l| l.name.sequence),
+            map: open(&self.map_pages).unwrap_or(self.next.map),
+            table: open(&self.table_pages).unwrap_or(self.next.table),
+        }
+    }
+
     /// Fails where a later owner has taken the image over (I6).
     pub(super) fn check_not_fenced(&self) -> Result<()> {
         let found = self.pool.read_head(self.id)?;
@@ -254,6 +264,7 @@ impl Image {
         self.check_not_fenced()?;
         let mut head = self.head.clone();
         change(&mut head);
+        head.open_from = Some(self.open_from());
         head.version += 1;
         head.modified_s = self.pool.files().world().clock.now_s();
         if let Err(error) = self.pool.write_head(self.id, &head) {

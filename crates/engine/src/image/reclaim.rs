@@ -10,7 +10,6 @@ use marcot_format::segment::SegmentKind;
 use super::{Image, Source, open_root};
 use crate::error::Result;
 use crate::gc;
-use crate::segment::SegmentName;
 
 impl Image {
     /// Removes segments that none of this image's roots names, and punches the dead slots out of
@@ -20,14 +19,12 @@ impl Image {
             self.checkpoint()?;
         }
         let shared = self.head.shared_below.unwrap_or_default();
-        let durable = self.head.marks.unwrap_or_default();
+        let open = self.open_from();
         let log = self.head.log.unwrap_or_default().segment;
-        let limit = SegmentMarks { data: durable.data.min(log), ..durable };
+        let limit = SegmentMarks { data: open.data.min(log), ..open };
         let mut candidates = Vec::new();
         for name in self.pool.files().list(self.pool.id(), self.id)? {
-            if name.sequence >= mark(&shared, name.kind)
-                && name.sequence < mark(&limit, name.kind)
-                && !self.is_open(&name)
+            if name.sequence >= mark(&shared, name.kind) && name.sequence < mark(&limit, name.kind)
             {
                 candidates.push(name);
             }
@@ -65,12 +62,6 @@ impl Image {
     pub(crate) fn own_roots(&self) -> Vec<RootRecord> {
         let snapshots = self.head.snapshots.iter().filter_map(|s| s.root.clone());
         self.head.root.clone().into_iter().chain(snapshots).collect()
-    }
-
-    fn is_open(&self, name: &SegmentName) -> bool {
-        self.log.as_ref().is_some_and(|l| l.name == *name)
-            || self.map_pages.open_segment().is_some_and(|(n, _)| n == *name)
-            || self.table_pages.open_segment().is_some_and(|(n, _)| n == *name)
     }
 }
 
