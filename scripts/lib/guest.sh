@@ -19,7 +19,7 @@ GUEST_CACHE=$(realpath -m "${MARCOT_CACHE:-$GUEST_LIB/../../target/guest-cache}"
 # Drivers a guest needs to find its disk and its job.
 GUEST_MODULES_BOOT=(virtio_pci virtio_blk virtio_rng qemu_fw_cfg)
 # Drivers under test, and those the tests lean on.
-GUEST_MODULES_TEST=(nbd xfs loop virtio_net)
+GUEST_MODULES_TEST=(nbd xfs loop fuse virtio_net)
 
 GUEST_KERNEL_ARGUMENTS="console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
 

@@ -2,15 +2,16 @@
 # A program under test and the kernel's NBD client, together inside a guest:
 # what happens to the client cannot hang the host.
 #
-# usage: kernel-nbd-guest.sh BINARY JOB [FILE[:DESTINATION]...]
+# usage: kernel-nbd-guest.sh --marcot BINARY
+#        kernel-nbd-guest.sh BINARY JOB [FILE[:DESTINATION]...]
 #        kernel-nbd-guest.sh --self-test
 #
 # JOB is a script for busybox sh. It finds BINARY and each program among the
 # FILEs on its PATH with the libraries they load, other FILEs in /data, an ext4
-# disk at /scratch, the modules nbd, xfs and loop ready for modprobe, and
+# disk at /scratch, the modules nbd, xfs, loop and fuse ready for modprobe, and
 # `claim` and `claims_end` in /data/claims.sh. Its lines `ok - ...` and
 # `not ok - ...` are passed on. --self-test does with qemu-nbd, as the BINARY,
-# what a job is expected to do.
+# what a job is expected to do. --marcot runs scripts/lib/kernel-nbd-job.
 #
 # environment: MARCOT_CACHE (kernel and busybox), KEEP=yes (keep a failed run's
 # files), GUEST_SCRATCH_MIB, GUEST_JOB_TIMEOUT_S
@@ -119,11 +120,18 @@ self_test() {
     check "$(command -v qemu-nbd)" "$CLAIMS_SCRATCH/job"
 }
 
+marcot_test() {
+    # Debug information would only fill the guest's memory.
+    strip -o "$CLAIMS_SCRATCH/marcot" "$1"
+    check "$CLAIMS_SCRATCH/marcot" "$HERE/../lib/kernel-nbd-job" "$(PATH=$PATH:/usr/sbin:/sbin command -v blkdiscard)"
+}
+
 main() {
     need_packages qemu-system-x86 qemu-utils e2fsprogs xfsprogs
     claims_begin
     case "$#:${1-}" in
     1:--self-test) self_test ;;
+    2:--marcot) marcot_test "$2" ;;
     0:* | 1:*)
         sed -n '/^# usage:/,/^#$/s/^# \{0,1\}//p' "$0" >&2
         exit 2

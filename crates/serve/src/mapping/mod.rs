@@ -63,7 +63,7 @@ pub struct MapOptions {
 }
 
 enum Kernel {
-    Nbd { index: u32 },
+    Nbd { index: u32, label: String },
     Loop { device: loop_device::LoopDevice, mount: fuse::Mount },
 }
 
@@ -116,7 +116,7 @@ impl Mapped {
             None => netlink::connect(&config, &kernel_ends)?,
         };
         let device = PathBuf::from(format!("/dev/nbd{index}"));
-        Ok(Self { device, kernel: Kernel::Nbd { index } })
+        Ok(Self { device, kernel: Kernel::Nbd { index, label: options.label.clone() } })
     }
 
     fn fuse(host: &HostHandle, options: &MapOptions) -> Result<Self> {
@@ -148,7 +148,7 @@ impl Mapped {
     /// `Io`.
     pub fn resized(&self, size_bytes: u64) -> Result<()> {
         match &self.kernel {
-            Kernel::Nbd { index } => netlink::resize(*index, size_bytes),
+            Kernel::Nbd { index, label } => netlink::resize(*index, label, size_bytes),
             Kernel::Loop { device, mount } => {
                 // The kernel learns the file's size when somebody asks for it.
                 let looked = std::fs::metadata(mount.file());
@@ -165,7 +165,7 @@ impl Mapped {
     /// `Busy` where the kernel still uses it; `Io`.
     pub fn unmap(self) -> Result<()> {
         match self.kernel {
-            Kernel::Nbd { index } => netlink::disconnect(index),
+            Kernel::Nbd { index, .. } => netlink::disconnect(index),
             Kernel::Loop { device, mount } => {
                 device.detach().map_err(|e| Error::from_io("cannot detach the loop device", e))?;
                 mount.unmount()

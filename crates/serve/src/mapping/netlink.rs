@@ -105,9 +105,13 @@ pub(super) fn reconnect(index: u32, config: &Config<'_>, sockets: &[OwnedFd]) ->
     send(CMD_RECONFIGURE, attributes, "connect the device again").map(drop)
 }
 
-/// Tells a device its new size.
-pub(super) fn resize(index: u32, size_bytes: u64) -> Result<()> {
-    let attributes = vec![number(ATTR_INDEX, index)?, number(ATTR_SIZE_BYTES, size_bytes)?];
+/// Tells a device its new size. `label` must be the one that it was connected with.
+pub(super) fn resize(index: u32, label: &str, size_bytes: u64) -> Result<()> {
+    let attributes = vec![
+        number(ATTR_INDEX, index)?,
+        number(ATTR_SIZE_BYTES, size_bytes)?,
+        attribute(ATTR_BACKEND_IDENTIFIER, label)?,
+    ];
     send(CMD_RECONFIGURE, attributes, "resize the device").map(drop)
 }
 
