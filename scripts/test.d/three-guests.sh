@@ -3,7 +3,8 @@
 # each keeps what it wrote, sees nothing of the others, and the template stays
 # as it was, byte for byte.
 #
-# usage: three-guests.sh TEMPLATE DISK1 DISK2 DISK3
+# usage: three-guests.sh --marcot BINARY
+#        three-guests.sh TEMPLATE DISK1 DISK2 DISK3
 #        three-guests.sh --self-test
 #
 # TEMPLATE and DISKs are paths of raw files or NBD URIs. The disks have to hold
@@ -165,11 +166,29 @@ self_test() {
     check "$template" "${disks[@]}"
 }
 
+# The clones' way: import, protect, clone three times, serve.
+marcot_test() {
+    local marcot=$1 template=$CLAIMS_SCRATCH/template.raw socket=$CLAIMS_SCRATCH/nbd.sock i disks=()
+    export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_LOG=warn
+    guest_template "$template"
+    "$marcot" import --no-progress "$template" template
+    "$marcot" snap create --no-progress template@s
+    "$marcot" snap protect template@s
+    for i in 1 2 3; do
+        "$marcot" clone template@s "clone-$i"
+        disks+=("nbd+unix:///rbd/clone-$i?socket=$socket")
+    done
+    start_owned "$marcot" serve --socket "$socket" >/dev/null
+    await_socket "$socket"
+    check "nbd+unix:///rbd/template@s?socket=$socket" "${disks[@]}"
+}
+
 main() {
     need_packages qemu-system-x86 qemu-utils e2fsprogs
     claims_begin
     case "$#:${1-}" in
     1:--self-test) self_test ;;
+    2:--marcot) marcot_test "$2" ;;
     4:*) check "$@" ;;
     *)
         sed -n '/^# usage:/,/^#$/s/^# \{0,1\}//p' "$0" >&2
