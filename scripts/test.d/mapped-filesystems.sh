@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Real file systems on mapped clones of this machine: a workload, a snapshot taken under it, a clone
+# of that snapshot mounted and checked; and what is left when the serving process is killed.
+#
+# usage: mapped-filesystems.sh --marcot BINARY
+#
+# environment: KEEP=yes (keep a failed run's files)
+#
+# shellcheck disable=SC2317 # claims call their checks by name
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/packages.sh
+. "$HERE/../lib/packages.sh"
+# shellcheck source=scripts/lib/claims.sh
+. "$HERE/../lib/claims.sh"
+
+WORKLOAD_S=4
+
+clean_up() {
+    local mount
+    touch "$CLAIMS_SCRATCH/stop"
+    for mount in "$CLAIMS_SCRATCH"/mnt.*; do umount "$mount" 2>/dev/null || true; done
+    local device
+    for device in $("$MARCOT" device list 2>/dev/null | awk 'NR > 1 { print $NF }'); do
+        "$MARCOT" device unmap "$device" 2>/dev/null || true
+    done
+    claims_clean
+}
+
+# workload DIRECTORY : files are written, synced, renamed over others and deleted. The names of
+# those that were synced go to DIRECTORY.synced with their checksums, in order.
+workload() {
+    local directory=$1 i=0 sum
+    while [[ ! -e $CLAIMS_SCRATCH/stop ]]; do
+        i=$((i + 1))
+        head -c $((RANDOM * 8 + 1)) /dev/urandom >"$directory/new"
+        sum=$(sha256sum <"$directory/new")
+        sync "$directory/new"
+        mv "$directory/new" "$directory/file-$i"
+        sync "$directory"
+        printf '%s %s\n' "file-$i" "$sum" >>"$directory.synced"
+        if ((i > 30)); then rm "$directory/file-$((i - 30))"; fi
+    done
+}
+
+make_fs() {
+    case $1 in
+    ext4) mkfs.ext4 -q -F "$2" ;;
+    xfs) mkfs.xfs -q -f "$2" ;;
+    esac
+}
+
+is_clean() {
+    case $1 in
+    ext4) e2fsck -fn "$2" >"$CLAIMS_SCRATCH/fsck" 2>&1 ;;
+    xfs) xfs_repair -n "$2" >"$CLAIMS_SCRATCH/fsck" 2>&1 ;;
+    esac || { cat "$CLAIMS_SCRATCH/fsck" && return 1; }
+}
+
+# holds DIRECTORY LIST : the last files of LIST that were not deleted later are there and whole.
+holds() {
+    local name sum rest found=0
+    while read -r name sum rest; do
+        [[ $(sha256sum <"$1/$name") == "$sum  -" ]] || { echo "$name differs" && return 1; }
+        found=$((found + 1))
+    done < <(tail -n 20 "$2")
+    ((found > 0)) && [[ -z ${rest#-} ]]
+}
+
+file_system() {
+    local fs=$1 device copy directory=$CLAIMS_SCRATCH/mnt.$1 clone_directory=$CLAIMS_SCRATCH/mnt.$1-clone worker
+    mkdir "$directory" "$clone_directory"
+    "$MARCOT" clone template@s "$fs"
+    device=$("$MARCOT" device map "$fs")
+    make_fs "$fs" "$device"
+    mount "$device" "$directory"
+    rm -f "$CLAIMS_SCRATCH/stop"
+    workload "$directory" &
+    worker=$!
+    own "$worker"
+    sleep $((WORKLOAD_S / 2))
+    cp "$directory.synced" "$CLAIMS_SCRATCH/before"
+    claim "$fs: a snapshot is taken under the workload" "$MARCOT" snap create --no-progress "$fs@mounted"
+    cp "$directory.synced" "$CLAIMS_SCRATCH/after"
+    sleep $((WORKLOAD_S / 2))
+    touch "$CLAIMS_SCRATCH/stop"
+    claim "$fs: the workload goes on unharmed" wait "$worker"
+    disown_ended "$worker"
+    claim "$fs: and writes on after the snapshot" \
+        test "$(wc -l <"$directory.synced")" -gt "$(wc -l <"$CLAIMS_SCRATCH/after")"
+    "$MARCOT" snap protect "$fs@mounted"
+    "$MARCOT" clone "$fs@mounted" "$fs-clone"
+    copy=$("$MARCOT" device map "$fs-clone")
+    # The two have the same identity, which xfs does not mount twice by default.
+    local options=rw
+    [[ $fs != xfs ]] || options=nouuid
+    claim "$fs: a clone of the snapshot mounts" mount -o "$options" "$copy" "$clone_directory"
+    claim "$fs: what was synced before the snapshot is in it" holds_before "$clone_directory"
+    umount "$clone_directory"
+    claim "$fs: the clone's file system is clean" is_clean "$fs" "$copy"
+    "$MARCOT" device unmap "$copy"
+    claim "$fs: what was synced is on the original" holds "$directory" "$directory.synced"
+    umount "$directory"
+    claim "$fs: the original's file system is clean" is_clean "$fs" "$device"
+    claim "$fs: the device is unmapped" "$MARCOT" device unmap "$device"
+}
+
+# Files that were synced before the snapshot and not deleted until after it.
+holds_before() {
+    local count
+    count=$(wc -l <"$CLAIMS_SCRATCH/after")
+    tail -n +$((count > 28 ? count - 28 : 1)) "$CLAIMS_SCRATCH/before" >"$CLAIMS_SCRATCH/wanted"
+    holds "$1" "$CLAIMS_SCRATCH/wanted"
+}
+
+server_of() {
+    sed -n 's/.*"pid": \([0-9]*\),*/\1/p' "$MARCOT_RUN_DIR"/*.json
+}
+
+killed_server() {
+    local device directory=$CLAIMS_SCRATCH/mnt.killed pid sum
+    mkdir "$directory"
+    "$MARCOT" clone template@s killed
+    device=$("$MARCOT" device map -t fuse killed)
+    mkfs.ext4 -q -F "$device"
+    mount "$device" "$directory"
+    head -c 3000000 /dev/urandom >"$directory/file"
+    sync "$directory/file"
+    sum=$(sha256sum <"$directory/file")
+    pid=$(server_of)
+    kill -9 "$pid"
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+    claim "killed server: device list still shows the device" \
+        grep -q "$device" <("$MARCOT" device list)
+    umount "$directory" || umount -l "$directory"
+    claim "killed server: device unmap clears what is left" "$MARCOT" device unmap "$device"
+    claim "killed server: no device is listed" test -z "$("$MARCOT" device list)"
+    claim "killed server: no mount is left" not_mounted
+    device=$("$MARCOT" device map -t fuse killed)
+    claim "killed server: the image maps and mounts again" mount "$device" "$directory"
+    claim "killed server: what was synced is there" test "$(sha256sum <"$directory/file")" = "$sum"
+    umount "$directory"
+    claim "killed server: its file system is clean" is_clean ext4 "$device"
+    claim "killed server: and is unmapped in good order" "$MARCOT" device unmap "$device"
+}
+
+not_mounted() {
+    ! grep -q "$MARCOT_RUN_DIR" /proc/mounts
+}
+
+main() {
+    [[ $#:${1-} == 2:--marcot ]] || { sed -n '/^# usage:/,/^#$/s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+    MARCOT=$(realpath "$2")
+    need_packages e2fsprogs xfsprogs
+    claims_begin
+    trap clean_up EXIT
+    export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run
+    "$MARCOT" create template --size 400M
+    "$MARCOT" snap create --no-progress template@s
+    "$MARCOT" snap protect template@s
+    file_system ext4
+    file_system xfs
+    killed_server
+    claim "check finds the pool in order" "$MARCOT" check rbd --no-progress
+    claims_end
+}
+
+main "$@"
