@@ -44,14 +44,14 @@ impl Files {
     /// The directory of a pool.
     ///
     /// # Errors
-    /// `NotFound` where the store does not know the pool.
+    /// `Io` where the store does not know the pool: then data is out of reach.
     pub(crate) fn pool_directory(&self, pool: PoolId) -> Result<PathBuf> {
         let directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
         directories.get(&pool).cloned().ok_or_else(|| {
             let message = format!(
                 "pool {pool}, which holds data of this image, is not known to this store; attach it again with 'pool attach'"
             );
-            Error::new(ErrorKind::NotFound, message)
+            Error::new(ErrorKind::Io, message)
         })
     }
 
@@ -63,7 +63,7 @@ impl Files {
     /// Opens a segment for reading, verifying that the file is the one it should be.
     ///
     /// # Errors
-    /// `NotFound`, `Corrupt`, `NewerFormat`, or what the operating system says.
+    /// `Corrupt` (also where it is missing), `NewerFormat`, `Io`, or what the operating system says.
     pub(crate) fn get(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
         {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,11 +89,12 @@ impl Files {
 
     fn open(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
         let path = self.path(name)?;
-        let file = self
-            .world
-            .disk
-            .open(&path, false)
-            .at(|| format!("cannot open segment {}", path.display()))?;
+        let file = match self.world.disk.open(&path, false) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return fail(ErrorKind::Corrupt, format!("segment {} is missing", path.display()));
+            }
+            file => file.at(|| format!("cannot open segment {}", path.display()))?,
+        };
         let mut block = vec![0; SEGMENT_HEADER_BYTES];
         let n = file.read_at(0, &mut block).at(|| format!("cannot read segment {name}"))?;
         let header = SegmentHeader::decode(&block[..n])

@@ -1,0 +1,201 @@
+# shellcheck shell=bash
+# What the tests of the command line share: the program, its refusals, its server.
+#
+# Sourced after claims.sh, never run. Invariants:
+#   * no command is waited for longer than COMMAND_TIMEOUT_S: a hang is a claim not kept;
+#   * a command that fails an expectation shows what it printed;
+#   * a refusal is a status, a line of standard error, and no sign of a crash.
+
+COMMAND_TIMEOUT_S=30
+SERVER_WAIT_TENTHS=100
+# Panics of Rust end with it; so does a file that cannot be executed.
+STATUS_PANIC=101
+
+# commands_begin --marcot BINARY : the program under test, in a directory that all users can reach.
+commands_begin() {
+    if [[ $# -ne 2 || $1 != --marcot || ! -x ${2-} ]]; then
+        printf 'usage: %s --marcot BINARY\n' "$(basename "$0")" >&2
+        exit 2
+    fi
+    ((EUID == 0)) || { printf '%s: needs root\n' "$(basename "$0")" >&2 && exit 2; }
+    claims_begin
+    trap 'commands_clean; claims_clean' EXIT
+    chmod 755 "$CLAIMS_SCRATCH"
+    install -m 755 "$2" "$CLAIMS_SCRATCH/marcot"
+    MARCOT=$CLAIMS_SCRATCH/marcot
+    export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run TZ=UTC LC_ALL=C
+    cd "$CLAIMS_SCRATCH"
+}
+
+# Nothing may stay mounted, whatever way the script ends. The last mount goes first.
+commands_clean() {
+    local at
+    while read -r at; do
+        umount "$at" 2>/dev/null || umount -l "$at" 2>/dev/null || true
+    done < <(awk -v under="$CLAIMS_SCRATCH/" 'index($2, under) == 1 { print $2 }' /proc/mounts | tac)
+}
+
+marcot() {
+    timeout "$COMMAND_TIMEOUT_S" "$MARCOT" "$@"
+}
+
+commands_show() {
+    printf '#   $ %s\n' "$*"
+    sed 's/.*\r//; s/^/#   > /' "$CLAIMS_SCRATCH/out" "$CLAIMS_SCRATCH/err"
+}
+
+# does COMMAND... : succeeds; its output is in $CLAIMS_SCRATCH/out and err.
+does() {
+    local status=0
+    "$@" >"$CLAIMS_SCRATCH/out" 2>"$CLAIMS_SCRATCH/err" </dev/null || status=$?
+    ((status == 0)) && return 0
+    commands_show "$@"
+    printf '#   exit status %d\n' "$status"
+    return 1
+}
+
+# says TEXT COMMAND... : succeeds and prints a line that contains TEXT.
+says() {
+    local text=$1
+    shift
+    does "$@" || return 1
+    grep -qF -- "$text" "$CLAIMS_SCRATCH/out" && return 0
+    commands_show "$@"
+    return 1
+}
+
+# prints EXPECTED COMMAND... : succeeds, and that is all of its standard output.
+prints() {
+    local expected=$1
+    shift
+    does "$@" || return 1
+    [[ $(<"$CLAIMS_SCRATCH/out") == "$expected" ]] && return 0
+    commands_show "$@"
+    return 1
+}
+
+crashed() {
+    (($1 == STATUS_PANIC || $1 >= 128)) ||
+        grep -qE 'panicked|RUST_BACKTRACE|Os \{|Error \{' "$CLAIMS_SCRATCH/err"
+}
+
+# refuses STATUSES LINE COMMAND...
+#
+# Ends with one of the STATUSES (separated by commas), and LINE is a whole line of standard error,
+# a progress line's carriage returns aside; * in it stands for any text.
+refuses() {
+    local statuses=$1 pattern line status=0
+    pattern=$(commands_pattern "$2")
+    shift 2
+    "$@" >"$CLAIMS_SCRATCH/out" 2>"$CLAIMS_SCRATCH/err" </dev/null || status=$?
+    if [[ ,$statuses, == *,$status,* ]] && ! crashed "$status"; then
+        while IFS= read -r line; do
+            # shellcheck disable=SC2053 # a pattern on purpose
+            [[ ${line##*$'\r'} != $pattern ]] || return 0
+        done <"$CLAIMS_SCRATCH/err"
+    fi
+    commands_show "$@"
+    printf '#   exit status %d, should be %s\n' "$status" "$statuses"
+    return 1
+}
+
+# Everything but * means itself.
+commands_pattern() {
+    local text=${1//\\/\\\\}
+    text=${text//'['/'\['}
+    text=${text//'?'/'\?'}
+    text=${text//'('/'\('}
+    printf '%s' "${text//')'/'\)'}"
+}
+
+# tree_state DIRECTORY : names, modes, owners, sizes, times and content of all that is in it.
+tree_state() {
+    (
+        cd "$1" || exit 1
+        find . -printf '%p %y %m %U %G %s %T@\n' | sort
+        find . -type f -print0 | sort -z | xargs -0 -r sha256sum
+    )
+}
+
+# content SPEC : the checksum of an image's or snapshot's bytes; fails where they cannot be read.
+content() (
+    set -o pipefail
+    marcot export --no-progress "$1" - | sha256sum
+)
+
+# holds SPEC SUM
+holds() {
+    local sum
+    sum=$(content "$1") || return 1
+    [[ $sum == "$2" ]] && return 0
+    printf '#   %s has other content\n' "$1"
+    return 1
+}
+
+# serve SOCKET ARGUMENT... : a server, ended with the script; its process is $SERVER.
+serve() {
+    serve_as "$MARCOT" "$@"
+}
+
+# serve_as COMMAND SOCKET ARGUMENT...
+serve_as() {
+    local command=$1 socket=$2 tenths=0
+    shift 2
+    # shellcheck disable=SC2086 # a command and its arguments
+    start_owned $command serve --socket "$socket" "$@" >"$CLAIMS_SCRATCH/server.out" 2>"$CLAIMS_SCRATCH/server.err"
+    SERVER=$!
+    until [[ -S $socket ]]; do
+        if ((tenths++ >= SERVER_WAIT_TENTHS)) || ! kill -0 "$SERVER" 2>/dev/null; then
+            cat "$CLAIMS_SCRATCH/server.err" >&2
+            printf 'the server did not start\n' >&2
+            exit 1
+        fi
+        sleep 0.1
+    done
+}
+
+# stop_serving PID : it must end by itself, with status 0.
+stop_serving() {
+    local status=0
+    kill -TERM "$1"
+    wait "$1" || status=$?
+    disown_ended "$1"
+    ((status == 0)) && return 0
+    sed 's/^/#   server: /' "$CLAIMS_SCRATCH/server.err"
+    return 1
+}
+
+# uri SOCKET EXPORT
+uri() {
+    printf 'nbd+unix:///%s?socket=%s' "$2" "$1"
+}
+
+# io URI QEMU-IO-COMMAND... : all of them succeed, and reads with a pattern find it.
+io() {
+    local uri=$1 command arguments=() status=0
+    shift
+    for command in "$@"; do arguments+=(-c "$command"); done
+    timeout "$COMMAND_TIMEOUT_S" qemu-io -f raw "${arguments[@]}" "$uri" >"$CLAIMS_SCRATCH/io" 2>&1 || status=$?
+    if ((status == 0)) && ! grep -qiE 'fail|error|cannot|verification' "$CLAIMS_SCRATCH/io"; then return 0; fi
+    sed 's/^/#   qemu-io: /' "$CLAIMS_SCRATCH/io"
+    return 1
+}
+
+# io_fails TEXT URI QEMU-IO-COMMAND... : the last of them fails, saying TEXT.
+io_fails() {
+    local text=$1 uri=$2 command arguments=()
+    shift 2
+    for command in "$@"; do arguments+=(-c "$command"); done
+    timeout "$COMMAND_TIMEOUT_S" qemu-io -f raw "${arguments[@]}" "$uri" >"$CLAIMS_SCRATCH/io" 2>&1 || true
+    tail -n 1 "$CLAIMS_SCRATCH/io" | grep -qF -- "$text" && return 0
+    sed 's/^/#   qemu-io: /' "$CLAIMS_SCRATCH/io"
+    return 1
+}
+
+# sound POOL... : the pools check clean.
+sound() {
+    local pool
+    for pool in "$@"; do
+        says "all is well" marcot check --no-progress "$pool" || return 1
+    done
+}

@@ -1,0 +1,400 @@
+#!/usr/bin/env bash
+# A template pool: others than its owner read it and clone its snapshots, change nothing in it, and
+# none of their children is forgotten.
+#
+# usage: template-pool.sh --marcot BINARY
+#
+# Runs as root, and as an unprivileged user that needs no entry in any list of users.
+#
+# environment: KEEP=yes (keep a failed run's files)
+#
+# shellcheck disable=SC2317 # claims call their checks by name
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/packages.sh
+. "$HERE/../lib/packages.sh"
+# shellcheck source=scripts/lib/claims.sh
+. "$HERE/../lib/claims.sh"
+# shellcheck source=scripts/lib/commands.sh
+. "$HERE/../lib/commands.sh"
+
+# Nobody on this machine.
+USER_ID=64001
+SIZE_MIB=16
+
+as_user() {
+    timeout "$COMMAND_TIMEOUT_S" setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups \
+        env HOME="$USER_HOME" MARCOT_STORE="$USER_HOME/store" "$@"
+}
+
+user() {
+    as_user "$MARCOT" "$@"
+}
+
+user_content() (
+    set -o pipefail
+    user export --no-progress "$1" - | sha256sum
+)
+
+user_holds() {
+    local sum
+    sum=$(user_content "$1") || return 1
+    [[ $sum == "$2" ]]
+}
+
+prepare() {
+    need_packages qemu-utils libnbd-bin
+    commands_begin "$@"
+    TEMPLATES=$MARCOT_STORE/pools/templates
+    USER_HOME=$CLAIMS_SCRATCH/user
+    SOCKET=$USER_HOME/nbd.sock
+    install -d -o "$USER_ID" -g "$USER_ID" -m 755 "$USER_HOME"
+    # The first 8 MiB are data, the rest a hole but for the end.
+    head -c 8M /dev/urandom >template.raw
+    truncate -s "${SIZE_MIB}M" template.raw
+    head -c 64K /dev/urandom | dd of=template.raw bs=64K seek=$((SIZE_MIB * 16 - 1)) conv=notrunc status=none
+    SUM=$(sha256sum <template.raw)
+    marcot pool create templates --readable-by all
+    marcot import --no-progress template.raw templates/debian
+    marcot snap create --no-progress templates/debian@12
+    marcot snap protect templates/debian@12
+    marcot snap create --no-progress templates/debian@loose
+    marcot pool create private
+    marcot create private/secret --size 1M
+    user pool create own
+}
+
+# What only the owner of the pool writes; markers are left by others.
+template_state() {
+    tree_state "$TEMPLATES" | grep -v ' \./children\|^\./children'
+}
+
+# --- reading ------------------------------------------------------------------------------------
+
+reading() {
+    claim "the user attaches the pool by its directory" does user pool attach templates --backend "$TEMPLATES"
+    claim "it is listed as read-only" says "templates  read-only" user pool ls -l
+    claim "the user lists its images" prints debian user ls templates
+    claim "ls -l shows image and snapshots" says "debian@12" user ls -l templates
+    claim "info shows the size" says "size $SIZE_MIB MiB" user info templates/debian
+    claim "info of the snapshot shows that it is protected" says "protected: True" user info templates/debian@12
+    claim "snap ls shows the snapshots" says "12" user snap ls templates/debian
+    claim "du works" says "debian@12" user du templates/debian
+    claim "diff works" says "data" user diff templates/debian@12
+    claim "status works" says "Watchers: none" user status templates/debian
+    claim "children works, and there are none" prints "" user children templates/debian@12
+    claim "check works" says "all is well" user check --no-progress templates
+    claim "the user exports the snapshot" user_holds templates/debian@12 "$SUM"
+    claim "the user exports the image itself" user_holds templates/debian "$SUM"
+    claim "a copy of the snapshot in the user's pool is equal" copied
+    serve_as "as_user $MARCOT" "$SOCKET" --idle-time-s 1
+    claim "the served snapshot is the template" served_equal templates/debian@12
+    claim "the served image is the template" served_equal templates/debian
+    claim "the served image cannot be written" io_fails "" "$(uri "$SOCKET" templates/debian)" "write 0 4k"
+    claim "nothing in the pool has changed by all this" same_state
+}
+
+copied() {
+    does user cp --no-progress templates/debian@12 own/copy && user_holds own/copy "$SUM" &&
+        does user rm --no-progress own/copy
+}
+
+served_equal() {
+    timeout "$COMMAND_TIMEOUT_S" nbdcopy "$(uri "$SOCKET" "$1")" - | cmp - template.raw
+}
+
+same_state() {
+    diff <(printf '%s\n' "$STATE") <(template_state)
+}
+
+# --- what is refused ----------------------------------------------------------------------------
+
+# refused WHAT ARGUMENT... : by the user's marcot, because the pool is read-only, without a trace.
+refused() {
+    local what=$1
+    shift
+    claim "$what is refused, in words that name the pool" refuses 13,30 "marcot: *templates*" user "$@"
+    claim "$what leaves no trace" same_state
+}
+
+changing() {
+    refused "import" import --no-progress template.raw templates/new
+    refused "create" create templates/new --size 1M
+    refused "rm" rm --no-progress templates/debian
+    refused "rename" rename templates/debian templates/other
+    refused "resize" resize --no-progress templates/debian --size 1G
+    refused "shrinking" resize --no-progress templates/debian --size 1M --allow-shrink
+    refused "snap create" snap create --no-progress templates/debian@new
+    refused "snap rm" snap rm --no-progress templates/debian@loose
+    refused "snap rm --force" snap rm --no-progress --force templates/debian@12
+    refused "snap purge" snap purge --no-progress templates/debian
+    refused "snap rename" snap rename templates/debian@loose templates/debian@tight
+    refused "snap rollback" snap rollback --no-progress templates/debian@12
+    refused "snap protect" snap protect templates/debian@loose
+    refused "snap unprotect" snap unprotect templates/debian@12
+    refused "cp into the pool" cp --no-progress templates/debian@12 templates/new
+    refused "clone into the pool" clone templates/debian@12 templates/new
+    refused "flatten" flatten --no-progress templates/debian
+    refused "bench --io-type write" bench --io-type write --io-total 1M templates/debian
+    refused "namespace create" namespace create templates/space
+    refused "pool init" pool init templates
+    refused "gc" gc --no-progress templates
+    claim "removing the pool is refused: it belongs to another store" \
+        refuses 13,22,30 "marcot: *templates*" user pool rm templates
+    claim "clone of an unprotected snapshot is refused" \
+        refuses 22 "marcot: clone error: (22) Invalid argument" user clone templates/debian@loose own/no
+    claim "clone format 2 of an unprotected snapshot is refused: the owner could not know" \
+        refuses 22 "marcot: clone error: (22) Invalid argument" \
+        user clone --rbd-default-clone-format 2 templates/debian@loose own/no
+    claim "no refused clone is left" prints "" user ls own
+    claim "nothing in the pool has changed by all this" same_state
+}
+
+# --- children -----------------------------------------------------------------------------------
+
+markers() {
+    find "$TEMPLATES/children" -type f | wc -l
+}
+
+clones() {
+    claim "the user clones the protected snapshot into a pool of their own" \
+        does user clone templates/debian@12 own/vm
+    claim "the clone is the template" user_holds own/vm "$SUM"
+    claim "info names the parent" says "parent: templates/debian@12" user info own/vm
+    claim "the user writes into the clone" io "$(uri "$SOCKET" own/vm)" \
+        "write -P 7 1M 300k" "write -P 8 12M 4k" flush "read -P 7 1M 300k" "read -P 8 12M 4k"
+    claim "the template is as it was" same_state
+    claim "its snapshot is what was imported, byte for byte" holds templates/debian@12 "$SUM"
+    claim "the owner sees the child of the other user" prints own/vm marcot children templates/debian@12
+    claim "unprotect is refused, naming it" refuses 16 "marcot: *own/vm*" marcot snap unprotect templates/debian@12
+    claim "rm of the snapshot is refused" \
+        refuses 16 "marcot: snapshot '12' is protected from removal." marcot snap rm --no-progress templates/debian@12
+    claim "the user cannot detach the pool as long as there is a child" refuses 16 "marcot: *own*" user pool detach templates
+    claim "the user removes the child" eventually does user rm --no-progress own/vm
+    claim "and with it its marker" test "$(markers)" -eq 0
+    claim "unprotect works now" does marcot snap unprotect templates/debian@12
+    claim "and clone is refused now" refuses 22 "marcot: *must be protected" user clone templates/debian@12 own/late
+    marcot snap protect templates/debian@12
+}
+
+# An image that was served is let go a moment after its last client.
+eventually() {
+    local tries
+    for ((tries = 0; tries < 40; tries++)); do
+        "$@" >eventually.out 2>&1 && return 0
+        sleep 0.25
+    done
+    cat eventually.out
+    return 1
+}
+
+# A grandchild keeps the template's data too, though its parent was flattened.
+generations() {
+    user clone templates/debian@12 own/first
+    user snap create --no-progress own/first@s
+    user snap protect own/first@s
+    user clone own/first@s own/second
+    user flatten --no-progress own/first
+    claim "a snapshot of a flattened clone still counts as a child" \
+        refuses 16 "marcot: *own/first*" marcot snap unprotect templates/debian@12
+    user flatten --no-progress own/second
+    claim "a flattened grandchild does not" user_gone_generations
+    claim "unprotect works once nobody needs the snapshot" does marcot snap unprotect templates/debian@12
+    marcot snap protect templates/debian@12
+}
+
+user_gone_generations() {
+    does user snap unprotect own/first@s && does user snap rm --no-progress own/first@s &&
+        test "$(markers)" -eq 0
+}
+
+flattened() {
+    user clone templates/debian@12 own/kept
+    claim "flatten works while the parent is in a pool that can only be read" does user flatten --no-progress own/kept
+    claim "and removes the marker" test "$(markers)" -eq 0
+    user clone templates/debian@12 own/renamed-later
+    user rename own/renamed-later own/renamed
+    claim "a child that was renamed is still seen" \
+        refuses 16 "marcot: *own/renamed*" marcot snap unprotect templates/debian@12
+    user rm --no-progress own/renamed
+}
+
+# A user may put anything into the children directory, which all can write.
+hostile_markers() {
+    local pool_id image_id key
+    user clone templates/debian@12 own/pattern
+    key=$(basename "$(find "$TEMPLATES/children" -type f)")
+    user rm --no-progress own/pattern
+    IFS=. read -r pool_id image_id _ <<<"$key"
+    key=$pool_id.$image_id.1.00000000000000aa.00000000000000bb
+    as_user mkfifo "$TEMPLATES/children/$key"
+    claim "a FIFO in the place of a marker does not stop the owner's commands" \
+        refuses 16 "marcot: *00000000000000bb*" marcot snap unprotect templates/debian@12
+    rm "$TEMPLATES/children/$key"
+    as_user ln -s /etc/passwd "$TEMPLATES/children/$key"
+    claim "nor does a symbolic link" refuses 16 "marcot: *00000000000000bb*" marcot snap unprotect templates/debian@12
+    rm "$TEMPLATES/children/$key"
+    as_user truncate -s 1T "$TEMPLATES/children/$key"
+    claim "nor a file of a terabyte" refuses 16 "marcot: *00000000000000bb*" marcot snap unprotect templates/debian@12
+    rm "$TEMPLATES/children/$key"
+    claim "what bears no number is no marker" stranger_ignored
+}
+
+stranger_ignored() {
+    as_user touch "$TEMPLATES/children/hello"
+    does marcot snap unprotect templates/debian@12 && does marcot snap protect templates/debian@12 &&
+        rm "$TEMPLATES/children/hello"
+}
+
+# --- reading does not hinder the owner ----------------------------------------------------------
+
+reader_and_owner() {
+    io "$(uri "$SOCKET" templates/debian)" "read 0 4k"
+    claim "while a user reads the image, its owner can still make a snapshot" \
+        does marcot snap create --no-progress templates/debian@later
+    claim "and write it" does marcot bench --io-type write --io-total 64K --io-size 4K templates/debian
+    marcot snap rollback --no-progress templates/debian@12
+    marcot snap rm --no-progress templates/debian@later
+    claim "and restore it" holds templates/debian "$SUM"
+}
+
+# --- no marker ----------------------------------------------------------------------------------
+
+untracked() {
+    chmod 755 "$TEMPLATES/children"
+    claim "where no marker can be left, clone is refused with the reason" \
+        refuses 13 "marcot: no marker can be left in pool 'templates'*--untracked*" user clone templates/debian@12 own/unseen
+    claim "and leaves nothing in the user's pool" nothing_of unseen
+    claim "--untracked accepts it" does user clone --untracked templates/debian@12 own/unseen
+    claim "the untracked clone is the template" user_holds own/unseen "$SUM"
+    user snap create --no-progress own/unseen@s
+    claim "the user writes into it" io "$(uri "$SOCKET" own/unseen)" "write -P 9 2M 64k" flush
+    claim "the owner does not see it, and may unprotect" eventually does marcot snap unprotect templates/debian@12
+    marcot snap protect templates/debian@12
+    chmod 1777 "$TEMPLATES/children"
+}
+
+nothing_of() {
+    ! user ls own | grep -qx "$1" && [[ -z $(find "$USER_HOME/store/pools/own/children" -type f) ]]
+}
+
+# --- a parent that is gone ----------------------------------------------------------------------
+
+stop_user_server() {
+    stop_serving "$SERVER"
+}
+
+gone() {
+    user clone templates/debian@12 own/orphan
+    # Own blocks next to the parent's, in one page of the map and alone in another.
+    io "$(uri "$SOCKET" own/orphan)" "write -P 5 1M 64k" "write -P 6 10M 64k" "write -P 4 100 50" flush
+    claim "the user's server ends in good order" stop_user_server
+    mv "$TEMPLATES" "$TEMPLATES.away"
+    claim "without its parent, a child says so" says_gone own/orphan
+    claim "ls goes on" says orphan user ls own
+    claim "ls -l goes on" says orphan user ls -l own
+    claim "children of the clone goes on" prints "" user children own/orphan
+    claim "export is refused, naming what is missing" refuses 2,5 "marcot: *" user export --no-progress own/orphan orphan.raw
+    claim "and leaves no file" test ! -e orphan.raw
+    claim "flatten is refused" refuses 2,5 "marcot: *" user flatten --no-progress own/orphan
+    claim "check tells that the parent is out of reach" refuses 5 "marcot: *" user check --no-progress own
+    claim "in words" grep -q "own/orphan: its parent templates/debian@12 is out of reach" "$CLAIMS_SCRATCH/out"
+    serve_as "as_user $MARCOT" "$SOCKET" --idle-time-s 1
+    orphan_serves "$(uri "$SOCKET" own/orphan)"
+    claim "the owner's pool is missed by name" refuses 2 "marcot: *templates*" user ls templates
+    claim "the user's server ends in good order" stop_user_server
+    mv "$TEMPLATES.away" "$TEMPLATES"
+    claim "when the parent is back, the child is whole again" whole_again
+}
+
+says_gone() {
+    does user info "$1" && grep -qiE 'parent:.*(gone|missing|reach|not found)' "$CLAIMS_SCRATCH/out" && return 0
+    commands_show user info "$1"
+    return 1
+}
+
+orphan_serves() {
+    local at=$1
+    claim "it serves the blocks it wrote" io "$at" "read -P 5 1M 64k" "read -P 6 10M 64k"
+    claim "a block of the parent is an error" io_fails "Input/output error" "$at" "read 4M 4k"
+    claim "so is one in the page where it wrote" io_fails "Input/output error" "$at" "read 1984k 4k"
+    claim "a read over both is an error too" io_fails "Input/output error" "$at" "read 1088k 8k"
+    claim "writing part of a block of the parent is an error" io_fails "Input/output error" "$at" "write 4000k 100"
+    claim "whole blocks can be written, also where the parent's were" io "$at" \
+        "write -P 3 5M 64k" flush "read -P 3 5M 64k" "read -P 5 1M 64k"
+}
+
+whole_again() {
+    local expected
+    cp template.raw orphan.expected
+    patch orphan.expected 4 100 50
+    patch orphan.expected 5 $((1024 * 1024)) 65536
+    patch orphan.expected 6 $((10240 * 1024)) 65536
+    patch orphan.expected 3 $((5120 * 1024)) 65536
+    expected=$(sha256sum <orphan.expected)
+    user_holds own/orphan "$expected"
+}
+
+# patch FILE BYTE OFFSET COUNT : COUNT times the byte; OFFSET in bytes.
+patch() {
+    head -c "$4" /dev/zero | tr '\0' "\\$2" | dd of="$1" oflag=seek_bytes seek="$3" conv=notrunc status=none
+}
+
+# The owner removes everything; of the children, the untracked one was not asked.
+removed() {
+    user flatten --no-progress own/orphan
+    marcot snap unprotect templates/debian@12
+    marcot snap purge --no-progress templates/debian
+    claim "the owner removes the template" does marcot rm --no-progress templates/debian
+    does marcot gc --no-progress templates
+    claim "flattened children keep their content: one" user_holds own/kept "$SUM"
+    claim "flattened children keep their content: two" user_holds own/first "$SUM"
+    claim "flattened children keep their content: three" user_holds own/second "$SUM"
+    claim "and one that had lost its parent for a while" whole_again
+    claim "the untracked child says that its parent is gone" says_gone own/unseen
+    serve_as "as_user $MARCOT" "$SOCKET" --idle-time-s 1
+    claim "it serves the blocks it wrote" io "$(uri "$SOCKET" own/unseen)" "read -P 9 2M 64k"
+    claim "and never wrong data for the others" io_fails "Input/output error" "$(uri "$SOCKET" own/unseen)" "read 4M 4k"
+    claim "the user's server ends in good order" stop_user_server
+    claim "the user can remove it" removes_unseen
+    claim "the rest of the user's pool checks clean" says "all is well" user check --no-progress own
+}
+
+removes_unseen() {
+    does user snap purge --no-progress own/unseen && does user rm --no-progress own/unseen
+}
+
+# --- pools that are nobody else's ----------------------------------------------------------------
+
+private_pool() {
+    claim "a pool made without the option cannot be attached by the user" \
+        refuses 13 "marcot: *private*Permission denied*" user pool attach private --backend "$MARCOT_STORE/pools/private"
+    claim "nor read through the owner's store" \
+        refuses 13 "marcot: *private*" user --store "$MARCOT_STORE" ls private
+    claim "nor are its images" refuses 13 "marcot: *private*" user --store "$MARCOT_STORE" info private/secret
+    claim "through the owner's store the template pool can be read" \
+        says debian user --store "$MARCOT_STORE" ls templates
+    claim "and not written" refuses 13,30 "marcot: *" user --store "$MARCOT_STORE" create templates/new --size 1M
+    claim "nor can a pool be made there" refuses 13,30 "marcot: *" user --store "$MARCOT_STORE" pool create mine
+    claim "the attached pools of the user are as before" prints $'own\nrbd\ntemplates' user pool ls
+}
+
+main() {
+    prepare "$@"
+    STATE=$(template_state)
+    reading
+    changing
+    private_pool
+    clones
+    generations
+    flattened
+    hostile_markers
+    reader_and_owner
+    untracked
+    gone
+    removed
+    claims_end
+}
+
+main "$@"
