@@ -134,17 +134,17 @@ holds() {
 
 # serve SOCKET ARGUMENT... : a server, ended with the script; its process is $SERVER.
 serve() {
-    serve_as "$MARCOT" "$@"
+    local socket=$1
+    shift
+    serve_with "$MARCOT" serve --socket "$socket" "$@"
 }
 
-# serve_as COMMAND SOCKET ARGUMENT...
-serve_as() {
-    local command=$1 socket=$2 tenths=0
-    shift 2
-    # shellcheck disable=SC2086 # a command and its arguments
-    start_owned $command serve --socket "$socket" "$@" >"$CLAIMS_SCRATCH/server.out" 2>"$CLAIMS_SCRATCH/server.err"
+# serve_with COMMAND... : as serve, the whole command given.
+serve_with() {
+    local tenths=0
+    start_owned "$@" >"$CLAIMS_SCRATCH/server.out" 2>"$CLAIMS_SCRATCH/server.err"
     SERVER=$!
-    until [[ -S $socket ]]; do
+    until grep -q "^listening on" "$CLAIMS_SCRATCH/server.out"; do
         if ((tenths++ >= SERVER_WAIT_TENTHS)) || ! kill -0 "$SERVER" 2>/dev/null; then
             cat "$CLAIMS_SCRATCH/server.err" >&2
             printf 'the server did not start\n' >&2
@@ -170,23 +170,30 @@ uri() {
     printf 'nbd+unix:///%s?socket=%s' "$2" "$1"
 }
 
-# io URI QEMU-IO-COMMAND... : all of them succeed, and reads with a pattern find it.
-io() {
-    local uri=$1 command arguments=() status=0
+# qemu_io [-r] URI QEMU-IO-COMMAND... : what it prints goes to $CLAIMS_SCRATCH/io.
+qemu_io() {
+    local options=(-f raw) command
+    if [[ $1 == -r ]]; then options+=(-r) && shift; fi
+    local uri=$1
     shift
-    for command in "$@"; do arguments+=(-c "$command"); done
-    timeout "$COMMAND_TIMEOUT_S" qemu-io -f raw "${arguments[@]}" "$uri" >"$CLAIMS_SCRATCH/io" 2>&1 || status=$?
+    for command in "$@"; do options+=(-c "$command"); done
+    timeout "$COMMAND_TIMEOUT_S" qemu-io "${options[@]}" "$uri" >"$CLAIMS_SCRATCH/io" 2>&1
+}
+
+# io [-r] URI QEMU-IO-COMMAND... : all of them succeed, and reads with a pattern find it.
+io() {
+    local status=0
+    qemu_io "$@" || status=$?
     if ((status == 0)) && ! grep -qiE 'fail|error|cannot|verification' "$CLAIMS_SCRATCH/io"; then return 0; fi
     sed 's/^/#   qemu-io: /' "$CLAIMS_SCRATCH/io"
     return 1
 }
 
-# io_fails TEXT URI QEMU-IO-COMMAND... : the last of them fails, saying TEXT.
+# io_fails TEXT [-r] URI QEMU-IO-COMMAND... : the last of them fails, saying TEXT.
 io_fails() {
-    local text=$1 uri=$2 command arguments=()
-    shift 2
-    for command in "$@"; do arguments+=(-c "$command"); done
-    timeout "$COMMAND_TIMEOUT_S" qemu-io -f raw "${arguments[@]}" "$uri" >"$CLAIMS_SCRATCH/io" 2>&1 || true
+    local text=$1
+    shift
+    qemu_io "$@" || true
     tail -n 1 "$CLAIMS_SCRATCH/io" | grep -qF -- "$text" && return 0
     sed 's/^/#   qemu-io: /' "$CLAIMS_SCRATCH/io"
     return 1

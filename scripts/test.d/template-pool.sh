@@ -24,8 +24,7 @@ USER_ID=64001
 SIZE_MIB=16
 
 as_user() {
-    timeout "$COMMAND_TIMEOUT_S" setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups \
-        env HOME="$USER_HOME" MARCOT_STORE="$USER_HOME/store" "$@"
+    timeout "$COMMAND_TIMEOUT_S" "${AS_USER[@]}" "$@"
 }
 
 user() {
@@ -49,6 +48,8 @@ prepare() {
     TEMPLATES=$MARCOT_STORE/pools/templates
     USER_HOME=$CLAIMS_SCRATCH/user
     SOCKET=$USER_HOME/nbd.sock
+    AS_USER=(setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups
+        env HOME="$USER_HOME" MARCOT_STORE="$USER_HOME/store")
     install -d -o "$USER_ID" -g "$USER_ID" -m 755 "$USER_HOME"
     # The first 8 MiB are data, the rest a hole but for the end.
     head -c 8M /dev/urandom >template.raw
@@ -88,10 +89,10 @@ reading() {
     claim "the user exports the snapshot" user_holds templates/debian@12 "$SUM"
     claim "the user exports the image itself" user_holds templates/debian "$SUM"
     claim "a copy of the snapshot in the user's pool is equal" copied
-    serve_as "as_user $MARCOT" "$SOCKET" --idle-time-s 1
+    user_serves
     claim "the served snapshot is the template" served_equal templates/debian@12
     claim "the served image is the template" served_equal templates/debian
-    claim "the served image cannot be written" io_fails "" "$(uri "$SOCKET" templates/debian)" "write 0 4k"
+    claim "the served image cannot be written" io_fails "ermission denied" "$(uri "$SOCKET" templates/debian)" "write 0 4k"
     claim "nothing in the pool has changed by all this" same_state
 }
 
@@ -250,7 +251,7 @@ stranger_ignored() {
 # --- reading does not hinder the owner ----------------------------------------------------------
 
 reader_and_owner() {
-    io "$(uri "$SOCKET" templates/debian)" "read 0 4k"
+    claim "a user reads the image itself" io -r "$(uri "$SOCKET" templates/debian)" "read 0 4k"
     claim "while a user reads the image, its owner can still make a snapshot" \
         does marcot snap create --no-progress templates/debian@later
     claim "and write it" does marcot bench --io-type write --io-total 64K --io-size 4K templates/debian
@@ -281,6 +282,10 @@ nothing_of() {
 
 # --- a parent that is gone ----------------------------------------------------------------------
 
+user_serves() {
+    serve_with "${AS_USER[@]}" "$MARCOT" serve --socket "$SOCKET" --idle-time-s 1
+}
+
 stop_user_server() {
     stop_serving "$SERVER"
 }
@@ -300,7 +305,7 @@ gone() {
     claim "flatten is refused" refuses 2,5 "marcot: *" user flatten --no-progress own/orphan
     claim "check tells that the parent is out of reach" refuses 5 "marcot: *" user check --no-progress own
     claim "in words" grep -q "own/orphan: its parent templates/debian@12 is out of reach" "$CLAIMS_SCRATCH/out"
-    serve_as "as_user $MARCOT" "$SOCKET" --idle-time-s 1
+    user_serves
     orphan_serves "$(uri "$SOCKET" own/orphan)"
     claim "the owner's pool is missed by name" refuses 2 "marcot: *templates*" user ls templates
     claim "the user's server ends in good order" stop_user_server
@@ -353,7 +358,7 @@ removed() {
     claim "flattened children keep their content: three" user_holds own/second "$SUM"
     claim "and one that had lost its parent for a while" whole_again
     claim "the untracked child says that its parent is gone" says_gone own/unseen
-    serve_as "as_user $MARCOT" "$SOCKET" --idle-time-s 1
+    user_serves
     claim "it serves the blocks it wrote" io "$(uri "$SOCKET" own/unseen)" "read -P 9 2M 64k"
     claim "and never wrong data for the others" io_fails "Input/output error" "$(uri "$SOCKET" own/unseen)" "read 4M 4k"
     claim "the user's server ends in good order" stop_user_server

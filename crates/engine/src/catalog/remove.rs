@@ -27,18 +27,13 @@ impl Store {
         pool.check_writable()?;
         let head = pool.read_head(image)?;
         let label = pool.image_label(&head);
+        // Snapshots first, as RBD does: they are what the user has to deal with.
+        check_no_snapshots(&label, &head)?;
         let Some(lock) = pool.lock_image(image)? else {
             return fail(ErrorKind::Owned, format!("{label} is in use"));
         };
         let head = pool.read_head(image)?;
-        let trashed = head.snapshots.iter().filter(|s| s.trashed).count();
-        if head.snapshots.len() > trashed {
-            return fail(ErrorKind::HasSnapshots, format!("{label} has snapshots"));
-        }
-        if trashed > 0 {
-            let message = format!("{label} has removed snapshots that clones still need");
-            return fail(ErrorKind::HasSnapshots, message);
-        }
+        check_no_snapshots(&label, &head)?;
         {
             let _catalogue = pool.lock(LockMode::Exclusive)?;
             pool.unlink_image(image, &head)?;
@@ -56,6 +51,17 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn check_no_snapshots(label: &str, head: &HeadRecord) -> Result<()> {
+    if head.snapshots.iter().any(|s| !s.trashed) {
+        return fail(ErrorKind::HasSnapshots, format!("{label} has snapshots"));
+    }
+    if !head.snapshots.is_empty() {
+        let message = format!("{label} has removed snapshots that clones still need");
+        return fail(ErrorKind::HasSnapshots, message);
+    }
+    Ok(())
 }
 
 impl Pool {

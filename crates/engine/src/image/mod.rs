@@ -107,7 +107,11 @@ impl Image {
         }
         let Some(lock) = pool.lock_image(id)? else {
             let label = pool.image_label(&head);
-            return fail(ErrorKind::Owned, format!("{label} is open in another process"));
+            let owner = match pool.owner_pid(id) {
+                Some(pid) if pid > 0 => format!("process {pid}"),
+                _ => "another process".to_owned(),
+            };
+            return fail(ErrorKind::Owned, format!("{label} is open in {owner}"));
         };
         // Read again: it may have changed until the lock was ours.
         let head = pool.read_head_for_writing(id)?;

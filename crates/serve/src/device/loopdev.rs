@@ -202,9 +202,9 @@ impl LoopDevice {
     /// Takes back what an earlier `clear` promised to do later.
     fn keep(&self, device: &OwnedFd) -> io::Result<()> {
         match self.ours(device)? {
-            Some(info) => {
-                let flags = info.flags & !ioctl::AUTOCLEAR;
-                ioctl::set_status(device.as_fd(), Info64 { flags, ..info })
+            Some(mut info) => {
+                info.flags &= !ioctl::AUTOCLEAR;
+                ioctl::set_status(device.as_fd(), info)
             }
             None => Ok(()),
         }

@@ -1,3 +1,3 @@
+mod experiment;
 mod memory;
 mod scope;
-mod experiment;

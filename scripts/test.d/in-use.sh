@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# Every command on an image that is in use: served to a client that writes all the time.
+#
+# usage: in-use.sh --marcot BINARY
+#
+# shellcheck disable=SC2317 # claims call their checks by name
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/packages.sh
+. "$HERE/../lib/packages.sh"
+# shellcheck source=scripts/lib/claims.sh
+. "$HERE/../lib/claims.sh"
+
+marcot() {
+    "$MARCOT" "$@"
+}
+
+uri() {
+    printf 'nbd+unix:///rbd/%s?socket=%s' "$1" "$CLAIMS_SCRATCH/sock"
+}
+
+io() {
+    local image=$1
+    shift
+    qemu-io -f raw "$@" "$(uri "$image")" >"$CLAIMS_SCRATCH/io" 2>&1 &&
+        ! grep -i 'fail\|error' "$CLAIMS_SCRATCH/io"
+}
+
+refused() {
+    local want=$1 words=$2 status=0
+    shift 2
+    "$@" >"$CLAIMS_SCRATCH/out" 2>&1 || status=$?
+    ((status == want)) && grep -qi -- "$words" "$CLAIMS_SCRATCH/out" && return 0
+    printf 'status %s, wanted %s and "%s":\n' "$status" "$want" "$words"
+    cat "$CLAIMS_SCRATCH/out"
+    return 1
+}
+
+serve() {
+    start_owned "$MARCOT" serve --socket "$CLAIMS_SCRATCH/sock" "$@" >/dev/null
+    SERVER=$!
+    local tenths=0
+    until [[ -S $CLAIMS_SCRATCH/sock ]]; do
+        ((tenths++ < 100)) || return 1
+        sleep 0.1
+    done
+}
+
+# A client that writes below 48 MiB until it is told to stop, and verifies what it wrote.
+start_writer() {
+    (cd "$CLAIMS_SCRATCH" && exec fio --name=w --ioengine=nbd --uri="$(uri "$1")" --rw=randwrite \
+        --bs=4k --iodepth=16 --size=48m --time_based --runtime=300 --verify=crc32c --do_verify=0 \
+        >"$CLAIMS_SCRATCH/fio" 2>&1) &
+    WRITER=$!
+    own "$WRITER"
+}
+
+# 16 MiB from 64 MiB on are ours: each state of them has a pattern of its own.
+mark() {
+    io image -c "write -P $1 64M 16M"
+}
+
+shows() {
+    qemu-io -r -f raw -c "read -P $2 64M 16M" "$1" >"$CLAIMS_SCRATCH/io" 2>&1 &&
+        ! grep -i 'fail\|error' "$CLAIMS_SCRATCH/io"
+}
+
+snapshots() {
+    mark 1
+    claim "a snapshot is taken while a client writes" marcot snap create --no-progress image@one
+    mark 2
+    claim "another" marcot snap create --no-progress image@two
+    mark 3
+    marcot export --no-progress image@one "$CLAIMS_SCRATCH/one.raw"
+    claim "the first has what was acknowledged before its command" shows "$CLAIMS_SCRATCH/one.raw" 1
+    claim "the second what was acknowledged before its own" shows "$(uri image@two)" 2
+    claim "the image what came last" shows "$(uri image)" 3
+    claim "a snapshot is renamed" marcot snap rename image@two image@zwei
+    claim "protected" marcot snap protect image@one
+    claim "and cloned" marcot clone image@one child
+    claim "the clone has the snapshot's content" shows "$(uri child)" 1
+    claim "a snapshot is cloned without protection, with clone format 2" \
+        marcot clone --rbd-default-clone-format 2 image@zwei child-2
+    claim "and has its content" shows "$(uri child-2)" 2
+    claim "snap ls lists them" test "$(marcot snap ls image | wc -l)" = 3
+}
+
+looks() {
+    claim "info answers" grep -q 'size 128 MiB' <(marcot info image)
+    claim "ls -l shows who has it" grep -q 'excl' <(marcot ls -l)
+    claim "status names the watcher" grep -q "watcher=.*$SERVER" <(marcot status image)
+    claim "du answers" grep -q 'image@one' <(marcot du image)
+    claim "diff answers" test -n "$(marcot diff --from-snap one image)"
+    claim "children answers" grep -q 'rbd/child' <(marcot children image@one)
+    claim "check finds the pool in order" marcot check rbd --no-progress
+    claim "gc does its work meanwhile" marcot gc rbd --no-progress
+}
+
+changes() {
+    claim "the image is grown" marcot resize --no-progress image --size 160M
+    claim "and a client sees it" test "$(nbdinfo --size "$(uri image)")" = $((160 << 20))
+    claim "it is copied" marcot cp --no-progress image copy
+    claim "the copy has its content" shows "$(uri copy)" 3
+    io child -c 'write -P 9 100M 4M'
+    claim "a served clone is flattened" marcot flatten --no-progress child
+    claim "and keeps its content" shows "$(uri child)" 1
+    claim "it has no parent any more" test -z "$(marcot info child | grep parent)"
+    claim "removing the image is refused (39: it has snapshots)" \
+        refused 39 "has snapshots" marcot rm --no-progress image
+    claim "removing a served clone is refused (16)" refused 16 "watchers" marcot rm --no-progress copy
+    claim "the image gets another name" marcot rename image renamed
+    claim "and its own back" marcot rename renamed image
+    claim "a snapshot is unprotected" marcot snap unprotect image@one
+    claim "and removed" marcot snap rm --no-progress image@one
+    shows "$(uri image@zwei)" 2
+    claim "one that a client reads is not removed (16)" \
+        refused 16 "in use" marcot snap rm --no-progress image@zwei
+    claim "one with a child of format 2 is moved aside" removes_in_time image@zwei
+    claim "where snap ls does not show it" test -z "$(marcot snap ls image)"
+    claim "and the child keeps its content" shows "$(uri child-2)" 2
+}
+
+
+# Snapshots are closed a while after their last client has gone.
+removes_in_time() {
+    local tenths=0
+    until marcot snap rm --no-progress "$1" 2>/dev/null; do
+        ((tenths++ < 100)) || return 1
+        sleep 0.1
+    done
+}
+
+second_owner() {
+    claim "a second server is refused the image, and told who has it" \
+        refused 1 "open in process $SERVER" second_server
+    claim "so is a device" refused 16 "process $SERVER" marcot device map image
+}
+
+second_server() {
+    start_owned "$MARCOT" serve --socket "$CLAIMS_SCRATCH/sock-2" 2>&1
+    local pid=$! status=0
+    sleep 0.5
+    qemu-img info "nbd+unix:///rbd/image?socket=$CLAIMS_SCRATCH/sock-2" || status=1
+    kill -TERM "$pid"
+    wait "$pid" || true
+    disown_ended "$pid"
+    return $status
+}
+
+writer_is_well() {
+    kill -0 "$WRITER" || { cat "$CLAIMS_SCRATCH/fio" && return 1; }
+    kill -INT "$WRITER"
+    wait "$WRITER" || true
+    disown_ended "$WRITER"
+    ! grep -i 'error=\|io_u error' "$CLAIMS_SCRATCH/fio"
+}
+
+main() {
+    [[ $#:${1-} == 2:--marcot ]] || { sed -n '/^# usage:/,/^#$/s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+    MARCOT=$(realpath "$2")
+    need_packages fio libnbd-bin qemu-utils
+    claims_begin
+    export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run MARCOT_LOG=warn
+    marcot create image --size 128M
+    serve rbd --idle-time-s 2
+    start_writer image
+    sleep 1
+    snapshots
+    looks
+    changes
+    second_owner
+    claim "the client has written on, without an error" writer_is_well
+    kill -TERM "$SERVER"
+    claim "the server ends in good order" wait "$SERVER"
+    disown_ended "$SERVER"
+    claim "check finds the pool in order afterwards" marcot check rbd --no-progress
+    claims_end
+}
+
+main "$@"
