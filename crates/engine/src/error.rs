@@ -135,7 +135,7 @@ impl Error {
 fn kind_of_io(error: &io::Error) -> ErrorKind {
     match error.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
-        io::ErrorKind::AlreadyExists => ErrorKind::Exists,
+        io::ErrorKind::AlreadyExists | io::ErrorKind::AddrInUse => ErrorKind::Exists,
         io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
         io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,

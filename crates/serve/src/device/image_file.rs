@@ -115,10 +115,8 @@ impl Filesystem for ImageFile {
         let _ = config.add_capabilities(wanted & config.capabilities());
         let _ = config.set_max_write(REQUEST_BYTES_MAX);
         let _ = config.set_max_readahead(REQUEST_BYTES_MAX);
-        if std::env::var("X_BG").is_err() {
         let _ = config.set_max_background(REQUESTS_MAX);
         let _ = config.set_congestion_threshold(REQUESTS_MAX);
-        }
         Ok(())
     }
 
@@ -270,7 +268,7 @@ impl Filesystem for ImageFile {
     fn statfs(&self, _request: &fuser::Request, _inode: INodeNo, reply: ReplyStatfs) {
         let blocks = self.io.size_bytes().div_ceil(u64::from(BLOCK_BYTES));
         let name_bytes_max = FILE_NAME.len() as u32;
-        let b = if std::env::var("X_STATFS").is_err() { BLOCK_BYTES } else { 512 }; reply.statfs(blocks, 0, 0, 1, 0, b, name_bytes_max, BLOCK_BYTES);
+        reply.statfs(blocks, 0, 0, 1, 0, BLOCK_BYTES, name_bytes_max, BLOCK_BYTES);
     }
 
     fn getxattr(
@@ -283,8 +281,7 @@ impl Filesystem for ImageFile {
     ) {
         // A feature that is missing for good: the kernel stops asking, which it would before every
         // write otherwise (for a file's capabilities).
-        XA.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        reply.error(if std::env::var("X_XATTR").is_err() { fuser::Errno::ENOSYS } else { fuser::Errno::EOPNOTSUPP });
+        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn readdir(
@@ -321,5 +318,3 @@ fn open_flags() -> FopenFlags {
         _ => FopenFlags::empty(),
     }
 }
-
-pub static XA: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);

@@ -52,7 +52,6 @@ fn experiment() {
     };
     fio("randwrite 4k qd32", "randwrite", "4k", "32");
     fio("randread 4k qd32", "randread", "4k", "32");
-    fio("randwrite 4k qd128", "randwrite", "4k", "128"); println!("getxattrs {}", crate::device::image_file::XA.load(std::sync::atomic::Ordering::Relaxed)); if std::env::var("X_SHORT").is_ok() { return; }
     fio("write 1m qd8", "write", "1m", "8");
     fio("read 1m qd8", "read", "1m", "8");
     fio("randwrite 4k qd1", "randwrite", "4k", "1");

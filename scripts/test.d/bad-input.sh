@@ -1,0 +1,318 @@
+#!/usr/bin/env bash
+# Bad input: each gets one clear sentence and the exit status that rbd gives, nothing is half done,
+# and nothing stored is lost.
+#
+# usage: bad-input.sh --marcot BINARY
+#
+# shellcheck disable=SC2317 # claims call their checks by name
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/packages.sh
+. "$HERE/../lib/packages.sh"
+# shellcheck source=scripts/lib/claims.sh
+. "$HERE/../lib/claims.sh"
+
+marcot() {
+    "$MARCOT" "$@"
+}
+
+# refused STATUS WORDS COMMAND... : ends with the status, says the words, and at most four lines.
+refused() {
+    local want=$1 words=$2 status=0
+    shift 2
+    "$@" >"$CLAIMS_SCRATCH/out" 2>&1 </dev/null || status=$?
+    if ((status == want)) && grep -q -- "$words" "$CLAIMS_SCRATCH/out" &&
+        (($(wc -l <"$CLAIMS_SCRATCH/out") <= 4)) && ! grep -q panicked "$CLAIMS_SCRATCH/out"; then
+        return 0
+    fi
+    printf 'status %s, wanted %s and "%s":\n' "$status" "$want" "$words"
+    head -20 "$CLAIMS_SCRATCH/out"
+    return 1
+}
+
+# says STATUS WORDS marcot's arguments...
+says() {
+    local want=$1 words=$2
+    shift 2
+    claim "$*: $words ($want)" refused "$want" "$words" marcot "$@"
+}
+
+content() {
+    marcot export --no-progress image - | sha256sum
+}
+
+unharmed() {
+    claim "$1: the image has its content" test "$(content)" = "$SUM"
+    claim "$1: nothing was added" test "$(marcot ls -l | sha256sum)" = "$LISTED"
+    claim "$1: check finds the pool in order" marcot check rbd --no-progress
+}
+
+command_line() {
+    says 2 "error opening pool 'nopool': (2)" ls nopool
+    says 2 "error opening pool 'nopool'" info nopool/image
+    says 2 "error opening image nothing: (2)" info nothing
+    says 2 "error opening image nothing: (2)" snap create nothing@s
+    says 2 "error setting snapshot context: (2)" info image@nothing
+    says 2 "clone error: (2)" clone image@nothing child
+    says 2 "namespace 'nowhere' does not exist" info rbd/nowhere/image
+    says 2 "failed to remove snapshot: (2)" snap rm image@nothing
+    says 2 "delete error: (2)" rm nothing
+    says 2 "rename error: (2)" rename nothing other
+    says 17 "create error: (17) File exists" create image --size 1G
+    says 17 "failed to create snapshot: (17)" snap create image@s
+    says 17 "clone error: (17)" clone --rbd-default-clone-format 2 image@s image
+    says 17 "copy failed: (17)" cp image@s image
+    says 17 "error creating pool 'rbd': (17)" pool create rbd
+    says 17 "rename error: (17)" rename image image
+    says 17 "export error: (17)" export image "$CLAIMS_SCRATCH/raw"
+    says 17 "import failed: (17)" import "$CLAIMS_SCRATCH/raw" image
+    says 1 "'--size' is invalid" create new --size -1
+    says 1 "'--size' is invalid" create new --size 1.5G
+    says 1 "'--size' is invalid" create new --size abc
+    says 1 "'--size' is invalid" create new --size 99999999999999999999
+    says 22 "256 TiB" create new --size 300T
+    says 22 "must specify --size" create new
+    says 22 "256 TiB" resize image --size 300T
+    says 22 "shrinking an image is only allowed" resize image --size 1M
+    says 22 "invalid spec" create new@snap@x --size 1G
+    says 22 "invalid spec" create a/b/c/d --size 1G
+    says 22 "snapshot name specified" create new@snap --size 1G
+    says 22 "image name was not specified" info
+    says 22 "must be protected" clone image@s child
+    says 22 "already unprotected" snap unprotect image@s
+    says 22 "no parent" flatten image
+    says 39 "has snapshots" rm image
+    says 2 "import failed: (2)" import "$CLAIMS_SCRATCH/nothing" new
+    says 21 "cannot import a directory" import "$CLAIMS_SCRATCH" new
+    says 16 "still holds image" pool rm rbd
+    says 1 "unrecognised option '--bogus'" info --bogus image
+    claim "a name too long is refused" refused 22 "longer than 230 bytes" \
+        marcot create "$(printf 'x%.0s' $(seq 300))" --size 1M
+    claim "an unknown command is refused" refused_long 1 "unknown option 'bogus'" marcot bogus
+    unharmed "after wrong command lines"
+}
+
+refused_long() {
+    local want=$1 words=$2 status=0
+    shift 2
+    "$@" >"$CLAIMS_SCRATCH/out" 2>&1 || status=$?
+    ((status == want)) && grep -q -- "$words" "$CLAIMS_SCRATCH/out"
+}
+
+# damaged FILE WHAT STATUS WORDS COMMAND... : with a damaged copy of FILE in its place.
+damaged() {
+    local file=$1 what=$2 status=$3 words=$4
+    shift 4
+    cp -p "$file" "$CLAIMS_SCRATCH/good"
+    case $what in
+    truncated) truncate -s 20 "$file" ;;
+    empty) truncate -s 0 "$file" ;;
+    flipped) flip "$file" 40 ;;
+    newer) printf '\x09' | dd of="$file" bs=1 seek=8 conv=notrunc status=none ;;
+    esac
+    claim "$what $(basename "$file"): $words ($status)" refused "$status" "$words" "$@"
+    cp -p "$CLAIMS_SCRATCH/good" "$file"
+}
+
+flip() {
+    local byte
+    byte=$(dd if="$1" bs=1 skip="$2" count=1 status=none | od -An -tu1)
+    printf "\\x$(printf '%02x' $((byte ^ 255)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+}
+
+damaged_pool() {
+    local pool=$MARCOT_STORE/pools/rbd head name data
+    head=$(echo "$pool"/images/*/head)
+    name=$pool/names/@/image
+    data=$(find "$pool/segments" -name 'd*' -size +1M | head -n 1)
+    local file
+    for file in "$pool/pool" "$head" "$name" "$MARCOT_STORE/store"; do
+        damaged "$file" truncated 5 "cut short" marcot info image
+        damaged "$file" empty 5 "cut short" marcot info image
+        damaged "$file" newer 95 "newer marcot" marcot info image
+    done
+    damaged "$pool/pool" flipped 5 "checksum" marcot info image
+    damaged "$head" flipped 5 "checksum" marcot info image
+    cp -p "$data" "$CLAIMS_SCRATCH/segment"
+    flip "$data" 400000
+    claim "a damaged block is an error, not wrong data" refused 5 "checksum" \
+        marcot export --no-progress image "$CLAIMS_SCRATCH/damaged.raw"
+    claim "and leaves no half file" test ! -e "$CLAIMS_SCRATCH/damaged.raw"
+    claim "check tells which bytes are lost" refused 5 "bytes .* are damaged" marcot check rbd --no-progress
+    cp -p "$CLAIMS_SCRATCH/segment" "$data"
+    mv "$data" "$CLAIMS_SCRATCH/moved"
+    claim "a missing segment is named" refused 5 "is missing" \
+        marcot export --no-progress image "$CLAIMS_SCRATCH/damaged.raw"
+    mv "$CLAIMS_SCRATCH/moved" "$data"
+    unharmed "after damage was mended"
+}
+
+full_disk() {
+    local small=$CLAIMS_SCRATCH/small
+    mkdir "$small"
+    mount -t tmpfs -o size=24m tmpfs "$small"
+    export MARCOT_STORE=$small/store
+    marcot import --no-progress "$CLAIMS_SCRATCH/raw-8m" image
+    claim "full disk: an import ends with ENOSPC" refused 28 "No space left" \
+        marcot import --no-progress "$CLAIMS_SCRATCH/raw" big
+    claim "full disk: and leaves no image" refused 2 "error opening image" marcot info big
+    claim "full disk: nor its data" test "$(du -sm "$small" | cut -f1)" -lt 12
+    serve
+    head -c 40M /dev/urandom >"$small/filler" 2>/dev/null || true
+    claim "full disk: a served image answers writes with ENOSPC" writes_fail
+    claim "full disk: and goes on reading" qemu-io -r -f raw -c 'read 0 1M' "$(uri image)"
+    rm "$small/filler"
+    claim "full disk: and writing, when there is room again" qemu-io -f raw -c 'write -P 1 7M 64k' -c flush "$(uri image)"
+    stop
+    claim "full disk: check finds the pool in order" marcot check rbd --no-progress
+    export MARCOT_STORE=$CLAIMS_SCRATCH/store
+    umount "$small"
+}
+
+writes_fail() {
+    qemu-io -f raw -c 'write 0 8M' -c 'write 0 8M' -c 'write 0 8M' "$(uri image)" >"$CLAIMS_SCRATCH/out" 2>&1 || true
+    grep -q "No space left" "$CLAIMS_SCRATCH/out" || { cat "$CLAIMS_SCRATCH/out" && return 1; }
+}
+
+read_only_directory() {
+    mount --bind "$MARCOT_STORE" "$MARCOT_STORE"
+    mount -o remount,bind,ro "$MARCOT_STORE"
+    claim "read-only: reading works" test "$(content)" = "$SUM"
+    says 30 "ead-only" create new --size 1M
+    says 30 "ead-only" snap create image@new
+    says 30 "ead-only" rm image
+    says 30 "ead-only" resize image --size 1G
+    umount "$MARCOT_STORE"
+    unharmed "after a read-only directory"
+}
+
+uri() {
+    printf 'nbd+unix:///rbd/%s?socket=%s' "$1" "$CLAIMS_SCRATCH/sock"
+}
+
+serve() {
+    start_owned "$MARCOT" serve --socket "$CLAIMS_SCRATCH/sock" --idle-time-s 1 "$@" >/dev/null 2>&1
+    SERVER=$!
+    local tenths=0
+    until [[ -S $CLAIMS_SCRATCH/sock ]]; do
+        ((tenths++ < 100)) || return 1
+        sleep 0.1
+    done
+}
+
+stop() {
+    kill -TERM "$SERVER"
+    wait "$SERVER" || claim "the server ends in good order" false
+    disown_ended "$SERVER"
+}
+
+servers() {
+    local port long
+    port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    serve --tcp "127.0.0.1:$port"
+    claim "a port in use is refused" refused 17 "in use" \
+        marcot serve --socket "$CLAIMS_SCRATCH/other" --tcp "127.0.0.1:$port"
+    claim "a socket in use is refused" refused 17 "another server answers" marcot serve --socket "$CLAIMS_SCRATCH/sock"
+    long=$CLAIMS_SCRATCH/$(printf 'x%.0s' $(seq 120))
+    claim "a socket path too long is refused" refused 22 "is .* bytes long" marcot serve --socket "$long"
+    claim "clients that send garbage, break off or ask too much harm nobody" python3 - "$CLAIMS_SCRATCH/sock" <<'PY'
+import os, socket, struct, sys
+
+def connect():
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(10)
+    s.connect(sys.argv[1])
+    return s
+
+def exact(s, n):
+    data = b""
+    while len(data) < n:
+        more = s.recv(n - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+def go(s, name=b"rbd/image"):
+    exact(s, 18)
+    s.sendall(struct.pack(">I", 3))
+    s.sendall(b"IHAVEOPT" + struct.pack(">II", 7, 6 + len(name)) + struct.pack(">I", len(name)) + name + struct.pack(">H", 0))
+    while True:
+        _, _, kind, length = struct.unpack(">QIII", exact(s, 20))
+        exact(s, length)
+        if kind == 1:
+            return s
+        assert kind < 1 << 31, hex(kind)
+
+def request(kind, offset, length, flags=0, handle=1):
+    return struct.pack(">IHHQQI", 0x25609513, flags, kind, handle, offset, length)
+
+def reply(s):
+    magic, error, handle = struct.unpack(">IIQ", exact(s, 16))
+    assert magic == 0x67446698
+    return error
+
+for _ in range(50):
+    s = connect()
+    s.sendall(os.urandom(500))
+    s.close()
+for _ in range(20):
+    s = go(connect())
+    s.sendall(os.urandom(1000))
+    s.close()
+s = go(connect())
+s.sendall(request(1, 0, 65536) + b"x" * 1000)
+s.close()
+s = go(connect())
+size = 32 << 20
+s.sendall(request(0, size, 4096))
+assert reply(s) == 22
+s.sendall(request(1, size - 1024, 4096) + b"y" * 4096)
+assert reply(s) in (22, 28)
+s.sendall(request(99, 0, 0))
+assert reply(s) == 22
+s.sendall(request(0, 0, 0xFFFFFFFF))
+assert reply(s) in (22, 75)
+s.sendall(request(0, 0, 512))
+assert reply(s) == 0
+exact(s, 512)
+PY
+    claim "and the server serves on" qemu-io -r -f raw -c 'read 0 1M' "$(uri image)"
+    kill -9 "$SERVER"
+    wait "$SERVER" 2>/dev/null || true
+    disown_ended "$SERVER"
+    claim "a socket left by a dead server is taken over" serve
+    claim "by one that serves" qemu-io -r -f raw -c 'read 0 1M' "$(uri image)"
+    stop
+    unharmed "after bad clients"
+}
+
+clean_up() {
+    umount "$CLAIMS_SCRATCH/small" 2>/dev/null || true
+    umount "$CLAIMS_SCRATCH/store" 2>/dev/null || true
+    claims_clean
+}
+
+main() {
+    [[ $#:${1-} == 2:--marcot ]] || { sed -n '/^# usage:/,/^#$/s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+    MARCOT=$(realpath "$2")
+    need_packages qemu-utils
+    claims_begin
+    trap clean_up EXIT
+    export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run MARCOT_LOG=error
+    head -c 32M /dev/urandom >"$CLAIMS_SCRATCH/raw"
+    head -c 8M "$CLAIMS_SCRATCH/raw" >"$CLAIMS_SCRATCH/raw-8m"
+    marcot import --no-progress "$CLAIMS_SCRATCH/raw" image
+    marcot snap create --no-progress image@s
+    SUM=$(sha256sum <"$CLAIMS_SCRATCH/raw")
+    LISTED=$(marcot ls -l | sha256sum)
+    command_line
+    damaged_pool
+    full_disk
+    read_only_directory
+    servers
+    claims_end
+}
+
+main "$@"
