@@ -64,7 +64,12 @@ impl SegmentTable {
         if levels > TABLE_LEVELS_MAX || table.pools.len() > usize::from(u16::MAX) {
             return fail(ErrorKind::Corrupt, "the head names an impossible segment table");
         }
-        let Some(top) = root.table.filter(|_| levels > 0) else { return Ok(table) };
+        let Some(top) = root.table.filter(|_| levels > 0) else {
+            if table.next as usize >= TABLE_FANOUT {
+                return fail(ErrorKind::Corrupt, "the head lacks its segment table");
+            }
+            return Ok(table);
+        };
         let pool = u16::try_from(top.pool).unwrap_or(u16::MAX);
         let TablePointer { author, sequence, slot, crc, .. } = top;
         let mut pointers = vec![Some(PagePointer { author, sequence, pool, slot, crc })];
@@ -84,6 +89,9 @@ impl SegmentTable {
             .into_iter()
             .map(|stored| Leaf { stored, entries: None, dirty: false })
             .collect();
+        if table.next as usize / TABLE_FANOUT > table.leaves.len() {
+            return fail(ErrorKind::Corrupt, "the head names an impossible segment table");
+        }
         Ok(table)
     }
 
@@ -170,11 +178,21 @@ impl SegmentTable {
         }
     }
 
+    /// Fails for an index that lies beyond the table: a hostile one must not make it grow.
+    fn check_index(&self, index: u32) -> Result<()> {
+        if index as usize / TABLE_FANOUT >= self.leaves.len() {
+            let message = format!("the map names segment index {index}, which the table lacks");
+            return fail(ErrorKind::Corrupt, message);
+        }
+        Ok(())
+    }
+
     /// The segment at an index.
     ///
     /// # Errors
     /// `Corrupt` where the index is not in use, or the page is damaged.
     pub(crate) fn get(&mut self, index: u32, files: &Files) -> Result<SegmentEntry> {
+        self.check_index(index)?;
         let entries = self.entries(index as usize / TABLE_FANOUT, files)?;
         entries[index as usize % TABLE_FANOUT].ok_or_else(|| {
             let message = format!("the map names segment index {index}, which the table lacks");
@@ -224,6 +242,7 @@ impl SegmentTable {
 
     /// Changes the counts of the segment at an index.
     pub(crate) fn count(&mut self, index: u32, live: i64, used: u32, files: &Files) -> Result<()> {
+        self.check_index(index)?;
         let number = index as usize / TABLE_FANOUT;
         let slot = &mut self.entries(number, files)?[index as usize % TABLE_FANOUT];
         let Some(entry) = slot else {

@@ -249,7 +249,9 @@ impl Family {
         let store = self.store.clone();
         let remove = || store.remove_image(&pool, id, &mut |_, _| {});
         if let Some(image) = self.open.remove(name) {
-            assert_eq!(remove().expect_err("in use").kind(), ErrorKind::Owned);
+            let snapshots = !self.models[name].snaps.is_empty();
+            let why = if snapshots { ErrorKind::HasSnapshots } else { ErrorKind::Owned };
+            assert_eq!(remove().expect_err("in use").kind(), why);
             image.close().expect("closes");
         }
         if !self.models[name].snaps.is_empty() {

@@ -108,7 +108,7 @@ fn after_a_failed_sync_nothing_is_promised_until_reopened() {
     assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
     assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
     assert_eq!(image.write_at(0, &[1]).unwrap_err().kind(), ErrorKind::Poisoned);
-    image.close().unwrap();
+    assert_eq!(image.close().unwrap_err().kind(), ErrorKind::Poisoned);
     let mut image = pool.open(id).unwrap();
     let mut buf = vec![0; 4096];
     image.read_at(0, &mut buf).unwrap();

@@ -204,6 +204,10 @@ pub trait DiskFile: Send + Sync {
     /// Asks the operating system to read a range ahead.
     fn advise(&self, offset: u64, length: u64);
 
+    /// Forgets what is cached and clean, so that reads show what the medium has. After a sync that
+    /// failed in another process the cache may hold what never got there.
+    fn drop_cache(&self) {}
+
     /// The file descriptor, where there is one.
     fn raw_fd(&self) -> Option<i32> {
         None

@@ -70,11 +70,12 @@ fn parse_file_name(name: &str) -> Option<Key> {
     parts.next().is_none().then_some(key)
 }
 
-/// The format in which the image was cloned from the snapshot that the key names.
-fn clone_format(head: &HeadRecord, key: Key) -> u32 {
+/// The format in which the image was cloned from the snapshot that the key names; `None` where it
+/// is no child of it any more.
+fn clone_format(head: &HeadRecord, key: Key) -> Option<u32> {
     let links = head.snapshots.iter().filter_map(|s| s.parent.as_ref()).chain(&head.parent);
     let same = |p: &&ParentRecord| (p.pool_id, p.image_id, p.snap_id) == (key.0, key.1, key.2);
-    links.filter(same).map(|p| p.clone_format).min().unwrap_or(1)
+    links.filter(same).map(|p| p.clone_format).min()
 }
 
 impl Pool {
@@ -103,7 +104,7 @@ impl Pool {
         snap: Option<SnapId>,
     ) -> Result<Vec<ChildInfo>> {
         let mut found = Vec::new();
-        let pools = self.store().open_pools()?;
+        let pools = self.store().pools_of_children()?;
         for pool in &pools {
             for (name, key) in pool.child_keys()? {
                 let wanted =
@@ -131,7 +132,15 @@ impl Pool {
         };
         match pool.read_head(image) {
             Ok(head) => Ok(Some(ChildInfo {
-                clone_format: clone_format(&head, key),
+                clone_format: match clone_format(&head, key) {
+                    Some(format) => format,
+                    None => {
+                        // Flattened, and cut off before the record was removed. Nothing can bring
+                        // the link back.
+                        let _ = self.disk().remove_file(&self.children_directory().join(name));
+                        return Ok(None);
+                    }
+                },
                 pool: pool.name().to_owned(),
                 namespace: head.namespace.clone(),
                 image: pool.name_of(&head).unwrap_or(head.name),

@@ -84,8 +84,13 @@ impl Store {
         // Whoever takes the protection away has marked the snapshot before looking for our record.
         let published = parent
             .read_head(image)
-            .and_then(|head| snapshot_for_clone(parent, &head, snap, options.format))
-            .and_then(|_| dest.publish_image(id, &child));
+            .and_then(|head| {
+                let again = snapshot_for_clone(parent, &head, snap, options.format)?;
+                // Another snapshot may have the name by now.
+                let same = again.id == snapshot.id;
+                if same { Ok(()) } else { Err(no_snapshot(&parent.image_label(&head), snap)) }
+            })
+            .and_then(|()| dest.publish_image(id, &child));
         if let Err(error) = published {
             let snap_id = marcot_format::SnapId(link.snap_id);
             dest.remove_child_record(link, snap_id, id)?;
@@ -145,7 +150,7 @@ fn child_head(
     child
 }
 
-/// Records the child in its pool, and in the parent's where that belongs to another store.
+/// Records the child in its pool, and as a marker in the parent's.
 fn record_child(
     parent: &Pool,
     dest: &Pool,
@@ -167,12 +172,13 @@ fn record_child(
         clone_format: link.clone_format,
     };
     dest.write_child_record(&record, dest.file_mode())?;
-    if !parent.attached() || parent.id() == dest.id() {
+    if parent.id() == dest.id() {
         return Ok(());
     }
-    // The owner of the parent's pool must be able to read the marker.
+    // The owner of the parent's pool must be able to read the marker. In a store of our own it also
+    // tells of the child while the child's pool is out of reach.
     match parent.write_child_record(&record, 0o644) {
-        Err(error) if !untracked => {
+        Err(error) if parent.attached() && !untracked => {
             dest.remove_child_record(link, marcot_format::SnapId(link.snap_id), id)?;
             let message = format!(
                 "no marker can be left in pool '{}', so its owner would not see this clone; use --untracked to accept that",

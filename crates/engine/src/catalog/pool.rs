@@ -18,6 +18,10 @@ use crate::segment::{Files, author_directory};
 const RECORD_BYTES_MAX: u64 =
     (marcot_format::frame::FRAME_BODY_BYTES_MAX + marcot_format::frame::FRAME_HEADER_BYTES) as u64;
 
+/// How often an image's lock is tried, and how long apart.
+const LOCK_ATTEMPTS: u32 = 5;
+const LOCK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(2);
+
 /// Reads a small file whole.
 pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>> {
     let context = || format!("cannot read {}", path.display());
@@ -67,7 +71,7 @@ impl Pool {
             decoded.map_err(|e| Error::from_format(format!("cannot open pool '{name}'"), e))?;
         let read_only = newer || !disk.writable(&directory.join("images"));
         let directory_mode = disk.mode(&directory).unwrap_or(0o700) & 0o755;
-        store.inner.files.add_pool(PoolId(record.pool_id), directory.clone());
+        store.inner.files.add_pool(PoolId(record.pool_id), &directory)?;
         let name = name.to_owned();
         let store = store.clone();
         let inner =
@@ -216,6 +220,14 @@ impl Pool {
     pub(crate) fn write_head(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         let path = self.head_path(image);
         let bytes = encode_message(FrameKind::Head, head);
+        if bytes.len() as u64 > RECORD_BYTES_MAX {
+            let message = format!(
+                "{} has more snapshots and metadata than a head can hold ({} MiB)",
+                self.image_label(head),
+                RECORD_BYTES_MAX >> 20
+            );
+            return fail(ErrorKind::NoSpace, message);
+        }
         replace(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
             .at(|| format!("cannot write {}", path.display()))
     }
@@ -244,8 +256,18 @@ impl Pool {
     /// Takes the image's lock for its owner; `None` where somebody has it open.
     pub(crate) fn lock_image(&self, image: ImageId) -> Result<Option<Box<dyn Lock>>> {
         let path = self.image_directory(image).join("lock");
-        let lock = self.disk().lock(&path, LockMode::Exclusive, false);
-        let lock = lock.at(|| format!("cannot lock {}", path.display()))?;
+        let mut lock = None;
+        for attempt in 0..LOCK_ATTEMPTS {
+            let tried = self.disk().lock(&path, LockMode::Exclusive, false);
+            lock = tried.at(|| format!("cannot lock {}", path.display()))?;
+            if lock.is_some() {
+                break;
+            }
+            // Whoever looks who the owner is holds the lock for a moment.
+            if attempt + 1 < LOCK_ATTEMPTS {
+                std::thread::sleep(LOCK_INTERVAL);
+            }
+        }
         if lock.is_some()
             && let Ok(file) = self.disk().open(&path, true)
         {

@@ -91,7 +91,7 @@ impl Store {
         let files = Arc::new(Files::new(world.clone()));
         let inner = StoreInner { directory, id: record.store_id, world, files };
         let store = Self { inner: Arc::new(inner) };
-        if store.pool_directory(DEFAULT_POOL)?.is_none() && store.pools()?.is_empty() {
+        if store.pools()?.is_empty() && store.pool_directory(DEFAULT_POOL)?.is_none() {
             // Another process may be first, and a reader of somebody else's store may not write.
             match store.pool_create(DEFAULT_POOL, &PoolOptions::default()) {
                 Err(e)
@@ -138,17 +138,28 @@ impl Store {
     /// Where a pool lies; `None` where there is no such pool.
     fn pool_directory(&self, name: &str) -> Result<Option<(PathBuf, bool)>> {
         let own = self.inner.directory.join("pools").join(escape(name));
-        if self.inner.world.disk.mode(&own.join("pool")).is_ok() {
-            return Ok(Some((own, false)));
+        match self.inner.world.disk.mode(&own.join("pool")) {
+            Ok(_) => return Ok(Some((own, false))),
+            // It may be there; whoever may not look must not be told that it is not.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Err(error).at(|| format!("cannot open pool '{name}'"));
+            }
+            Err(_) => {}
         }
+        let record = self.attached_record(name)?;
+        Ok(record.map(|record| (PathBuf::from(record.directory), true)))
+    }
+
+    /// What is noted of an attached pool; `None` where no pool of that name is attached.
+    fn attached_record(&self, name: &str) -> Result<Option<AttachedRecord>> {
         let path = self.inner.directory.join("attached").join(escape(name));
         let bytes = match read_file(&*self.inner.world.disk, &path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             bytes => bytes?,
         };
-        let (record, _): (AttachedRecord, _) = decode_message(FrameKind::Attached, &bytes)
+        let (record, _) = decode_message(FrameKind::Attached, &bytes)
             .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?;
-        Ok(Some((PathBuf::from(record.directory), true)))
+        Ok(Some(record))
     }
 
     /// Opens a pool.
@@ -169,6 +180,30 @@ impl Store {
             match self.pool(&name) {
                 Ok(pool) => pools.push(pool),
                 Err(error) => tracing::warn!(pool = %name, %error, "a pool cannot be opened"),
+            }
+        }
+        Ok(pools)
+    }
+
+    /// All pools that may hold children: those of this store, and what attached ones can be opened.
+    /// Children in another store's pool are known by the marker that they left with their parent.
+    ///
+    /// # Errors
+    /// Where a pool of this store cannot be opened: a child in it would be forgotten (I7).
+    pub(super) fn pools_of_children(&self) -> Result<Vec<Pool>> {
+        let mut pools = Vec::new();
+        for name in self.pools()? {
+            let Some((directory, attached)) = self.pool_directory(&name)? else { continue };
+            match Pool::open_directory(self, &name, directory, attached) {
+                Ok(pool) => pools.push(pool),
+                // Its creation was cut off, or it was removed just now.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if attached => {
+                    tracing::warn!(pool = %name, %error, "a pool cannot be opened");
+                }
+                Err(error) => {
+                    return Err(error.context(format!("pool '{name}' may hold children")));
+                }
             }
         }
         Ok(pools)
@@ -313,6 +348,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for a pool of this store; `Busy` while clones of its snapshots exist.
+    /// That its directory is gone is none.
     pub fn pool_detach(&self, name: &str) -> Result<()> {
         let pool = self.pool(name)?;
         if !pool.attached() {
@@ -320,6 +356,13 @@ impl Store {
         }
         let _lock = self.lock()?;
         for other in self.open_pools()?.iter().filter(|p| p.id() != pool.id()) {
+            if pool.has_child_of_pool(other.id())? {
+                let message = format!(
+                    "images in '{name}' are clones of images in pool '{}'; flatten them first",
+                    other.name()
+                );
+                return fail(ErrorKind::Busy, message);
+            }
             if other.has_child_of_pool(pool.id())? {
                 let message = format!(
                     "images in pool '{}' are clones of images in '{name}'; flatten them first",

@@ -234,7 +234,7 @@ impl Image {
                 continue;
             }
             if let Err(error) = self.pool.files().remove(name) {
-                tracing::warn!(image = %self.label, segment = %name, %error, "left behind; gc will remove it");
+                tracing::warn!(image = %self.label, segment = %name, %error, "left behind; a later reclaim removes it");
             }
         }
     }

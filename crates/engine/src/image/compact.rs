@@ -6,6 +6,7 @@
 //! to `gc`.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use marcot_format::address::MAP_UNIT_BYTES;
@@ -41,6 +42,8 @@ pub(super) struct State {
     /// Counts have changed enough to look for a victim.
     pub due: bool,
     victim: Option<Victim>,
+    /// Segments that could not be emptied, because a block in them is damaged.
+    stuck: HashSet<u32>,
 }
 
 /// Live and written slots of the private segments of a series, and the emptiest of them.
@@ -85,6 +88,10 @@ impl Image {
             None => {
                 self.compaction.victim = None;
                 self.compaction.due = true;
+                let files = Arc::clone(self.pool.files());
+                if self.table.get(index, &files).is_ok_and(|entry| entry.live > 0) {
+                    self.compaction.stuck.insert(index);
+                }
             }
         }
         Ok(true)
@@ -111,6 +118,7 @@ impl Image {
             Ok(())
         })?;
         let mut survey = Survey::default();
+        found.retain(|(index, ..)| !self.compaction.stuck.contains(index));
         for (index, entry, name) in found.into_iter().filter(|(.., n)| self.is_private(n)) {
             survey.add(index, name, entry.live, entry.used);
         }

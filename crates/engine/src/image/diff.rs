@@ -38,7 +38,7 @@ impl Image {
             None => empty_root(),
         };
         let later = self.root_of(to_snap)?;
-        let end = (offset + length).min(later.size_bytes.max(earlier.size_bytes));
+        let end = offset.saturating_add(length).min(later.size_bytes.max(earlier.size_bytes));
         let range = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         let mut extents: Vec<DiffExtent> = Vec::new();
         self.compare(&earlier, &later, range, &mut |block, _, after| {

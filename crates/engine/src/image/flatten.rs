@@ -13,11 +13,13 @@ use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry, SnapId};
 
 use super::{Image, Source, open_root};
 use crate::error::{ErrorKind, Result, fail};
-use crate::map::{TOP_LEVEL, visit};
+use crate::map::{Link, TOP_LEVEL, visit};
 use crate::table::SegmentTable;
 
 /// Blocks copied at a time (4 MiB).
 const COPY_BLOCKS: usize = 1024;
+/// Mapped blocks looked at in one walk.
+const STRETCH_BLOCKS: usize = 64 * COPY_BLOCKS;
 
 impl Image {
     pub(super) fn flatten(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
@@ -100,41 +102,42 @@ impl Image {
         self.rewrite_foreign_pages()
     }
 
-    /// The next blocks from `from` on that lie in another pool.
-    fn foreign_blocks(&mut self, from: u64) -> Result<Vec<u64>> {
+    /// The next blocks from `from` on that lie in another pool, at most [`COPY_BLOCKS`].
+    fn foreign_blocks(&mut self, mut from: u64) -> Result<Vec<u64>> {
         let own = self.pool.id();
         let files = Arc::clone(self.pool.files());
-        let mut found = Vec::new();
         let top = self.map.top().clone();
         let mut names = SegmentNames::default();
-        let end = IMAGE_BYTES_MAX / BLOCK_BYTES;
-        let table = &mut self.table;
-        let mut last = (0, false);
-        let mut blocks: Vec<(u64, u32)> = Vec::new();
-        {
-            let mut source = Source::new(table, Arc::clone(&files));
-            let mut show = |block: u64, entry: MapEntry| {
-                blocks.push((block, { entry.address }.segment()));
-                Ok(blocks.len() < 64 * COPY_BLOCKS)
-            };
-            visit(&top, TOP_LEVEL, 0, (from, end), &mut source, &mut show)?;
-        }
-        for (block, segment) in &blocks {
-            if last.0 != *segment {
-                last = (*segment, names.pool_of(table, *segment, &files)? != own);
-            }
-            if last.1 {
-                found.push(*block);
-                if found.len() == COPY_BLOCKS {
-                    return Ok(found);
+        let mut found = Vec::new();
+        loop {
+            let stretch = self.mapped_stretch(&top, from)?;
+            for (block, segment) in &stretch {
+                if names.pool_of(&mut self.table, *segment, &files)? != own {
+                    found.push(*block);
+                    if found.len() == COPY_BLOCKS {
+                        return Ok(found);
+                    }
                 }
             }
+            match stretch.last() {
+                // Only own blocks in this stretch: look further.
+                Some((block, _)) if found.is_empty() => from = block + 1,
+                _ => return Ok(found),
+            }
         }
-        match blocks.last() {
-            // Only own blocks in this stretch: look further.
-            Some((block, _)) if found.is_empty() => self.foreign_blocks(block + 1),
-            _ => Ok(found),
-        }
+    }
+
+    /// Mapped blocks from `from` on, with their segments.
+    fn mapped_stretch(&mut self, top: &Link, from: u64) -> Result<Vec<(u64, u32)>> {
+        let mut blocks: Vec<(u64, u32)> = Vec::new();
+        let mut source = Source::new(&mut self.table, Arc::clone(self.pool.files()));
+        let mut show = |block: u64, entry: MapEntry| {
+            blocks.push((block, { entry.address }.segment()));
+            Ok(blocks.len() < STRETCH_BLOCKS)
+        };
+        let range = (from, IMAGE_BYTES_MAX / BLOCK_BYTES);
+        visit(top, TOP_LEVEL, 0, range, &mut source, &mut show)?;
+        Ok(blocks)
     }
 
     /// Pages in other pools whose blocks are all ours (or that name other pages only).

@@ -43,6 +43,9 @@ pub(crate) use source::Source;
 /// Memory for loaded map pages of one image before clean ones are dropped, in bytes.
 pub const MAP_MEMORY_BYTES_MAX: u64 = 64 << 20;
 
+/// How often a reader looks at the head of an image whose owner changes it meanwhile.
+const READ_ATTEMPTS_MAX: u32 = 10;
+
 /// What this process may do with the image.
 enum Mode {
     /// Alone with it; holds the image lock.
@@ -126,10 +129,24 @@ impl Image {
     /// `NotFound`, `Corrupt`, `NewerFormat`.
     pub(crate) fn open_reader(pool: &Pool, id: ImageId) -> Result<Self> {
         let lock = pool.lock_image_shared(id);
-        let head = pool.read_head(id)?;
-        let mut image = Self::assemble(pool, id, head, Mode::Reader { _lock: lock }, None)?;
-        image.replay()?;
-        Ok(image)
+        let locked = lock.is_some();
+        let mut mode = Mode::Reader { _lock: lock };
+        let mut attempts = 0;
+        loop {
+            let head = pool.read_head(id)?;
+            let version = head.version;
+            let opened = Self::assemble(pool, id, head, mode, None)
+                .and_then(|mut image| image.replay().map(|()| image));
+            // An owner at work may have removed what the head before its last one needed.
+            let moved = !locked && pool.read_head(id).is_ok_and(|head| head.version != version);
+            attempts += 1;
+            match opened {
+                Err(_) if moved && attempts < READ_ATTEMPTS_MAX => {
+                    mode = Mode::Reader { _lock: None };
+                }
+                opened => return opened,
+            }
+        }
     }
 
     /// Opens a snapshot.
@@ -250,7 +267,11 @@ impl Image {
     /// # Errors
     /// `Poisoned`, `NoSpace`, `Io`: what was flushed stays; reopening replays it.
     pub fn close(mut self) -> Result<()> {
-        if self.is_owner() && !self.poisoned && (self.changed || self.log.is_some()) {
+        if !self.is_owner() {
+            return Ok(());
+        }
+        self.check_owner()?;
+        if self.changed || self.log.is_some() {
             self.retire_log()?;
             self.checkpoint()?;
         }

@@ -9,7 +9,7 @@ use marcot_store::DiskFile;
 
 use super::Image;
 use super::log::SEGMENT_SLOTS;
-use crate::error::{IoContext, Result};
+use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::segment::SegmentName;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -25,7 +25,18 @@ impl Image {
     /// Applies the log after the head's position to the map in memory. Writes nothing.
     pub(super) fn replay(&mut self) -> Result<()> {
         let Some(log) = self.head.log else { return Ok(()) };
-        let Some(mut cursor) = self.open_cursor(log.segment, log.slot)? else { return Ok(()) };
+        let created = log.segment < self.head.marks.unwrap_or_default().data;
+        let Some(mut cursor) = self.open_cursor(log.segment, log.slot)? else {
+            if created {
+                // Its groups may have been flushed, so this is no empty log.
+                let message = format!(
+                    "data segment {} of {}, where its log begins, is missing or damaged",
+                    log.segment, self.label
+                );
+                return fail(ErrorKind::Corrupt, message);
+            }
+            return Ok(());
+        };
         let mut index = None;
         let mut groups = 0u64;
         loop {
@@ -59,6 +70,10 @@ impl Image {
     }
 
     /// Opens a data segment of this image's current epoch; `None` where there is none.
+    ///
+    /// An owner makes it durable before it is read: what replay accepts is what the medium has, and
+    /// what a head will name. The process before may have died with its writes in the cache only,
+    /// or after a sync that failed.
     fn open_cursor(&self, sequence: u32, slot: u32) -> Result<Option<Cursor>> {
         let name = SegmentName {
             pool: self.pool.id(),
@@ -71,6 +86,10 @@ impl Image {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             file => file.at(|| format!("cannot open segment {}", path.display()))?,
         };
+        if self.is_owner() {
+            file.sync().at(|| format!("cannot make segment {name} durable"))?;
+            file.drop_cache();
+        }
         let mut block = vec![0; SEGMENT_HEADER_BYTES];
         let n = file.read_at(0, &mut block).at(|| format!("cannot read segment {name}"))?;
         match SegmentHeader::decode(&block[..n]) {

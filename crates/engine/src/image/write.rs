@@ -8,7 +8,7 @@ use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry};
 use super::log::Group;
 use super::{Image, MAP_MEMORY_BYTES_MAX};
 use crate::device::Write;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::map::{PageSource, position};
 
 /// Bytes of log after which a checkpoint is due: bounds replay.
@@ -94,6 +94,9 @@ impl Image {
     /// Changes the map as a group says; its data starts at `data_slot` of the segment at `index`.
     pub(super) fn apply(&mut self, header: &GroupHeader, index: u32, data_slot: u32) -> Result<()> {
         let data_blocks = header.crcs.len();
+        let files = std::sync::Arc::clone(self.pool.files());
+        // Before they are named: a block written twice in a group is released again at once.
+        self.table.count(index, data_blocks as i64, data_blocks as u32, &files)?;
         let (map, mut source) = self.parts();
         let mut entries = Vec::with_capacity(MAP_FANOUT);
         let mut done = 0usize;
@@ -116,8 +119,7 @@ impl Image {
                 block = stop;
             }
         }
-        let files = std::sync::Arc::clone(&source.files);
-        self.table.count(index, data_blocks as i64, data_blocks as u32, &files)
+        Ok(())
     }
 
     /// Makes a range read as zeros; blocks that are covered whole become holes.
@@ -180,6 +182,9 @@ impl Image {
         if crowded || self.log_bytes >= CHECKPOINT_LOG_BYTES_MAX {
             // The write itself is done; a checkpoint that finds no space is tried again later.
             if let Err(error) = self.checkpoint() {
+                if matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) {
+                    return Err(error);
+                }
                 tracing::warn!(image = %self.label, %error, "checkpoint put off");
                 self.log_bytes = self.log_bytes.min(CHECKPOINT_LOG_BYTES);
             }

@@ -1,7 +1,7 @@
 //! Open segment files, shared by all images of the process and bounded in number.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -37,8 +37,24 @@ impl Files {
     }
 
     /// Makes a pool's directory known.
-    pub(crate) fn add_pool(&self, pool: PoolId, directory: PathBuf) {
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner).insert(pool, directory);
+    ///
+    /// # Errors
+    /// `Invalid` where another directory holds a pool of the same number: a copy, whose use would
+    /// write into its original.
+    pub(crate) fn add_pool(&self, pool: PoolId, directory: &Path) -> Result<()> {
+        let mut directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = directories.get(&pool).filter(|known| *known != directory)
+            && self.world.disk.mode(&known.join("pool")).is_ok()
+        {
+            let message = format!(
+                "{} is a copy of the pool in {}; only one of them can be used in a store",
+                directory.display(),
+                known.display()
+            );
+            return fail(ErrorKind::Invalid, message);
+        }
+        directories.insert(pool, directory.to_owned());
+        Ok(())
     }
 
     /// The directory of a pool.

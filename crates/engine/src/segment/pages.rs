@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use marcot_format::BLOCK_BYTES;
 use marcot_format::segment::SEGMENT_HEADER_BYTES;
 use marcot_store::DiskFile;
 
@@ -102,8 +103,12 @@ impl PageWriter {
         Some((offset, value))
     }
 
-    /// Hands over what was placed since the last call.
+    /// Hands over what was placed since the last call. The next page starts a sector of its own, so
+    /// that writing it cannot tear one that is durable.
     pub(crate) fn take(&mut self) -> WrittenPages {
+        if let Some(open) = &mut self.open {
+            open.end = open.end.next_multiple_of(BLOCK_BYTES);
+        }
         std::mem::take(&mut self.placed)
     }
 }

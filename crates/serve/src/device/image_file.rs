@@ -11,6 +11,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -21,10 +22,10 @@ use fuser::{
 use rustix::io::Errno;
 
 use super::io::{DeviceIo, Request};
+use super::process::ProcessId;
 
 /// Name of the one file.
 pub(super) const FILE_NAME: &str = "image";
-const FILE: INodeNo = INodeNo(2);
 /// The image may be resized at any time. The kernel asks for attributes at `stat` only, not for
 /// each request, so that remembering them would save nothing.
 const ATTRIBUTES_TTL: Duration = Duration::ZERO;
@@ -42,7 +43,20 @@ const SECTOR_BYTES: u64 = 512;
 /// The file system.
 pub(super) struct ImageFile {
     io: Arc<dyn DeviceIo>,
+    file: INodeNo,
     read_only: bool,
+}
+
+/// A number that no other mount of this machine's uptime gives its file: when the process began,
+/// a count, and the process. A loop device is known by it after everybody else has forgotten.
+fn unique_inode() -> INodeNo {
+    /// From one on, so that the number of the root directory never comes out.
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    /// Linux numbers processes below 2^22.
+    const PROCESS_BITS: u32 = 22;
+    let process = ProcessId::own();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed) & 0x3FF;
+    INodeNo(process.started_ticks << 32 | count << PROCESS_BITS | u64::from(process.pid))
 }
 
 /// For the kernel: see the module's third invariant.
@@ -53,15 +67,15 @@ fn to_fuse(errno: Errno) -> fuser::Errno {
 
 impl ImageFile {
     pub(super) fn new(io: Arc<dyn DeviceIo>, read_only: bool) -> Self {
-        Self { io, read_only }
+        Self { io, file: unique_inode(), read_only }
     }
 
     fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
         let (kind, perm, size) = match inode {
             INodeNo::ROOT => (FileType::Directory, 0o500, 0),
-            FILE if self.read_only => (FileType::RegularFile, 0o400, self.io.size_bytes()),
-            FILE => (FileType::RegularFile, 0o600, self.io.size_bytes()),
-            _ => return None,
+            file if file != self.file => return None,
+            _ if self.read_only => (FileType::RegularFile, 0o400, self.io.size_bytes()),
+            _ => (FileType::RegularFile, 0o600, self.io.size_bytes()),
         };
         let time = SystemTime::UNIX_EPOCH;
         Some(FileAttr {
@@ -122,7 +136,7 @@ impl Filesystem for ImageFile {
 
     fn lookup(&self, _request: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = parent == INodeNo::ROOT && name == FILE_NAME;
-        match self.attributes(FILE).filter(|_| found) {
+        match self.attributes(self.file).filter(|_| found) {
             Some(attributes) => reply.entry(&ATTRIBUTES_TTL, &attributes, Generation(0)),
             None => reply.error(fuser::Errno::ENOENT),
         }
@@ -164,10 +178,11 @@ impl Filesystem for ImageFile {
     }
 
     fn open(&self, _request: &fuser::Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if inode != FILE {
+        if inode != self.file {
             return reply.error(fuser::Errno::ENOENT);
         }
-        reply.opened(FileHandle(0), open_flags());
+        // Not FOPEN_DIRECT_IO: the loop driver asks for direct I/O itself.
+        reply.opened(FileHandle(0), FopenFlags::empty());
     }
 
     fn read(
@@ -298,7 +313,7 @@ impl Filesystem for ImageFile {
         let entries = [
             (INodeNo::ROOT, FileType::Directory, "."),
             (INodeNo::ROOT, FileType::Directory, ".."),
-            (FILE, FileType::RegularFile, FILE_NAME),
+            (self.file, FileType::RegularFile, FILE_NAME),
         ];
         let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
         for (i, (inode, kind, name)) in entries.iter().enumerate().skip(skipped) {
@@ -307,14 +322,5 @@ impl Filesystem for ImageFile {
             }
         }
         reply.ok();
-    }
-}
-
-// EXPERIMENT (to be removed)
-fn open_flags() -> FopenFlags {
-    match std::env::var("X_FOPEN").as_deref() {
-        Ok("direct") => FopenFlags::FOPEN_DIRECT_IO,
-        Ok("parallel") => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
-        _ => FopenFlags::empty(),
     }
 }

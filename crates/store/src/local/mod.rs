@@ -54,8 +54,10 @@ impl Disk for LocalDisk {
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
-        let fd = fs::open(path, access | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
-        Ok(Arc::new(LocalFile(fd)))
+        // NONBLOCK: in a directory that all may write, somebody may leave a FIFO, and opening that
+        // would wait for ever. It means nothing for files.
+        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        Ok(Arc::new(LocalFile(fs::open(path, flags, Mode::empty())?)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -206,6 +208,11 @@ impl DiskFile for LocalFile {
         let length = std::num::NonZeroU64::new(length);
         // A hint: refusal changes nothing.
         let _ = fs::fadvise(&self.0, offset, length, fs::Advice::WillNeed);
+    }
+
+    fn drop_cache(&self) {
+        // Where this is refused, reads come from the cache, as they would without it.
+        let _ = fs::fadvise(&self.0, 0, None, fs::Advice::DontNeed);
     }
 
     fn raw_fd(&self) -> Option<i32> {
