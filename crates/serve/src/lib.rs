@@ -3,7 +3,6 @@
 //! Protocol only. Everything about blocks, snapshots and clones is behind [`marcot::BlockDevice`].
 
 pub mod control;
-pub mod device;
 pub mod host;
 pub mod mapping;
 pub mod nbd;

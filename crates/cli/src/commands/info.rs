@@ -103,7 +103,7 @@ impl<'a> View<'a> {
             lines.push(format!("protected: {}", if snap.protected { "True" } else { "False" }));
         }
         if let Some(parent) = self.parent {
-            lines.push(format!("parent: {}", show_parent(parent)));
+            lines.push(format!("parent: {}{}", show_parent(parent), missing(parent)));
             lines.push(format!("overlap: {}", size::show(parent.overlap_bytes)));
         }
         let body: String = lines.iter().map(|line| format!("\t{line}\n")).collect();
@@ -142,8 +142,13 @@ impl<'a> View<'a> {
     }
 }
 
+/// A word for what only an image that has lost its parent says.
+fn missing(parent: &ParentInfo) -> &'static str {
+    if parent.reachable { "" } else { " (missing: only blocks written to the child can be read)" }
+}
+
 fn parent_node(parent: &ParentInfo) -> Node {
-    Node::Object(vec![
+    let mut members = vec![
         ("pool", parent.pool.as_str().into()),
         ("pool_namespace", parent.namespace.as_str().into()),
         ("image", parent.image.as_str().into()),
@@ -151,7 +156,11 @@ fn parent_node(parent: &ParentInfo) -> Node {
         ("snapshot", parent.snap.as_str().into()),
         ("trash", Node::Bool(false)),
         ("overlap", parent.overlap_bytes.into()),
-    ])
+    ];
+    if !parent.reachable {
+        members.push(("missing", Node::Bool(true)));
+    }
+    Node::Object(members)
 }
 
 fn feature_names(features: &str) -> Vec<String> {

@@ -1,3 +1,0 @@
-mod experiment;
-mod memory;
-mod scope;
