@@ -24,7 +24,7 @@ commands_begin() {
     install -m 755 "$2" "$CLAIMS_SCRATCH/marcot"
     MARCOT=$CLAIMS_SCRATCH/marcot
     export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run TZ=UTC LC_ALL=C
-    cd "$CLAIMS_SCRATCH"
+    cd "$CLAIMS_SCRATCH" || exit 1
 }
 
 # Nothing may stay mounted, whatever way the script ends. The last mount goes first.

@@ -87,8 +87,9 @@ command_line() {
     says 21 "cannot import a directory" import "$CLAIMS_SCRATCH" new
     says 16 "still holds image" pool rm rbd
     says 1 "unrecognised option '--bogus'" info --bogus image
-    claim "a name too long is refused" refused 22 "longer than 230 bytes" \
+    claim "a name too long is refused" refused 36 "longer than 230 bytes" \
         marcot create "$(printf 'x%.0s' $(seq 300))" --size 1M
+    says 22 "is not UTF-8" create $'image\xff' --size 1M
     claim "an unknown command is refused" refused_long 1 "unknown option 'bogus'" marcot bogus
     unharmed "after wrong command lines"
 }

@@ -122,6 +122,72 @@ changes() {
 }
 
 
+# The name of an open image goes to another one; neither may be taken for the other.
+renames() {
+    shows "$(uri copy)" 3
+    marcot rename copy moved
+    claim "an open image is served under its new name at once" shows "$(uri moved)" 3
+    claim "and not under the old one" not_served copy
+    marcot create copy --size 8M
+    claim "which another image can have: then that is served" test "$(nbdinfo --size "$(uri copy)")" = $((8 << 20))
+    marcot snap create --no-progress moved@s
+    shows "$(uri moved@s)" 3
+    marcot snap rename moved@s moved@old
+    marcot resize --no-progress moved --size 200M
+    marcot snap create --no-progress moved@s
+    claim "so it is with the name of a snapshot" test "$(nbdinfo --size "$(uri moved@s)")" = $((200 << 20))
+}
+
+not_served() {
+    ! qemu-img info "$(uri "$1")" >"$CLAIMS_SCRATCH/out" 2>&1 && grep -q "does not exist" "$CLAIMS_SCRATCH/out"
+}
+
+# A client that stays connected while its image is rolled back and shrunk.
+connected() {
+    marcot create held --size 32M
+    io held -c 'write -P 1 0 1M'
+    marcot snap create --no-progress held@one
+    mkfifo "$CLAIMS_SCRATCH/commands"
+    stdbuf -oL qemu-io -f raw "$(uri held)" <"$CLAIMS_SCRATCH/commands" >"$CLAIMS_SCRATCH/held" 2>&1 &
+    local client=$!
+    own "$client"
+    exec 3>"$CLAIMS_SCRATCH/commands"
+    tell 'write -P 2 0 1M'
+    tell 'read -P 2 0 1M'
+    claim "an image with a client is rolled back" marcot snap rollback --no-progress held@one
+    tell 'read -P 1 0 1M'
+    tell 'write -P 3 64k 64k'
+    tell 'read -P 3 64k 64k'
+    claim "which its client sees at once, and goes on" no_failure
+    claim "an image with a client is shrunk" marcot resize --no-progress --allow-shrink held --size 16M
+    tell 'read -P 3 64k 64k'
+    claim "the client reads what is left" no_failure
+    tell 'read 20M 4k'
+    claim "and is refused what is not" grep -q 'read failed: Invalid argument' "$CLAIMS_SCRATCH/held"
+    exec 3>&-
+    wait "$client" || true
+    disown_ended "$client"
+}
+
+# tell COMMAND : the connected client does it, and has its answer.
+tell() {
+    local before tenths=0
+    before=$(answers)
+    printf '%s\n' "$1" >&3
+    until (($(answers) > before)); do
+        ((tenths++ < 100)) || { echo "no answer to: $1" && exit 1; }
+        sleep 0.1
+    done
+}
+
+answers() {
+    grep -c 'bytes at offset\|failed' "$CLAIMS_SCRATCH/held" || true
+}
+
+no_failure() {
+    ! grep -i 'fail\|error' "$CLAIMS_SCRATCH/held"
+}
+
 # Snapshots are closed a while after their last client has gone.
 removes_in_time() {
     local tenths=0
@@ -169,6 +235,8 @@ main() {
     snapshots
     looks
     changes
+    renames
+    connected
     second_owner
     claim "the client has written on, without an error" writer_is_well
     kill -TERM "$SERVER"

@@ -145,6 +145,28 @@ killed_server() {
     claim "killed server: and is unmapped in good order" "$MARCOT" device unmap "$device"
 }
 
+# A service manager ends processes without asking what is mounted.
+terminated_server() {
+    local device directory=$CLAIMS_SCRATCH/mnt.terminated pid tenths=0
+    mkdir "$directory"
+    "$MARCOT" clone template@s terminated
+    device=$("$MARCOT" device map -t fuse terminated)
+    mkfs.ext4 -q -F "$device"
+    mount "$device" "$directory"
+    pid=$(server_of)
+    kill -TERM "$pid"
+    sleep 1
+    kill -TERM "$pid"
+    sleep 0.5
+    claim "SIGTERM while mounted: the server serves on" kill -0 "$pid"
+    claim "SIGTERM while mounted: the file system takes writes" \
+        dd if=/dev/urandom of="$directory/file" bs=1M count=8 conv=fsync status=none
+    umount "$directory"
+    while kill -0 "$pid" 2>/dev/null && ((tenths++ < 100)); do sleep 0.1; done
+    claim "SIGTERM while mounted: it ends when it is unmounted" test ! -e "/proc/$pid"
+    claim "SIGTERM while mounted: and the device is gone" test -z "$("$MARCOT" device list)"
+}
+
 not_mounted() {
     ! grep -q "$MARCOT_RUN_DIR" /proc/mounts
 }
@@ -162,6 +184,7 @@ main() {
     file_system ext4
     file_system xfs
     killed_server
+    terminated_server
     claim "check finds the pool in order" "$MARCOT" check rbd --no-progress
     claims_end
 }

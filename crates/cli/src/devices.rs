@@ -220,8 +220,23 @@ fn open(pool: &Pool, record: &MappedRecord, name: &str) -> marcot::Result<HostHa
 impl Server {
     fn run(self) -> Outcome {
         let mut size_bytes = self.host.size_bytes();
-        while !signals::stop_asked() {
+        let mut told = false;
+        let claim = loop {
             std::thread::sleep(LOOK_INTERVAL);
+            if signals::stop_asked() {
+                // A device that is mounted is never taken from under its file system.
+                match mapping::claim(&self.record.device) {
+                    Some(claim) => break claim,
+                    None if !told => {
+                        let device = self.record.device.display();
+                        tracing::warn!(%device, "in use; served until it is unmounted");
+                        told = true;
+                        // A second signal must not end this process either.
+                        signals::catch();
+                    }
+                    None => {}
+                }
+            }
             let now = self.host.size_bytes();
             if now != size_bytes {
                 size_bytes = now;
@@ -229,9 +244,9 @@ impl Server {
                     tracing::error!(%error, "the device keeps its old size");
                 }
             }
-        }
+        };
         let device = self.record.device.display().to_string();
-        let unmapped = self.mapped.unmap();
+        let unmapped = self.mapped.unmap(claim);
         let closed = self.host.stop();
         for error in [unmapped.as_ref().err(), closed.as_ref().err()].into_iter().flatten() {
             tracing::error!(%error, device, "unmapping");

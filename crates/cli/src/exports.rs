@@ -99,6 +99,19 @@ impl Exports for StoreExports {
         Ok(ExportName { name: full_name(&parts(name)?), ..ExportName::default() })
     }
 
+    fn identify(&self, name: &str) -> Result<String> {
+        let spec = parts(name)?;
+        let pool = self.pool(spec.pool.as_deref().unwrap_or(DEFAULT_POOL))?;
+        let id = pool.find(spec.namespace.as_deref().unwrap_or_default(), &spec.image)?;
+        let image = format!("{}/{id}", pool.id());
+        let Some(name) = spec.snap else { return Ok(image) };
+        let snapshots = pool.info(id)?.snapshots;
+        match snapshots.iter().find(|s| s.name == name && !s.trashed) {
+            Some(snap) => Ok(format!("{image}@{}", snap.id)),
+            None => Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot '{name}'"))),
+        }
+    }
+
     fn open(&self, name: &str) -> Result<HostHandle> {
         let spec = parts(name)?;
         let pool = self.pool(spec.pool.as_deref().unwrap_or(DEFAULT_POOL))?;

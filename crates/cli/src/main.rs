@@ -23,6 +23,7 @@ mod sparse;
 mod spec;
 mod time;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::parse::{Request, parse};
@@ -32,10 +33,15 @@ use output::{err, out, warn};
 use session::Session;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
-    let program = program::name(&arguments.next().unwrap_or_default());
-    let arguments: Vec<String> = arguments.collect();
-    match answer(program, parse(commands::ALL, &arguments)) {
+    let mut arguments = std::env::args_os();
+    let program = program::name(&arguments.next().unwrap_or_default().to_string_lossy());
+    // Names that are not UTF-8 must not become others that are.
+    let arguments: Result<Vec<String>, _> = arguments.map(OsString::into_string).collect();
+    let outcome = match arguments {
+        Ok(arguments) => answer(program, parse(commands::ALL, &arguments)),
+        Err(bad) => Err(Failure::invalid(format!("the argument {bad:?} is not UTF-8"))),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             err(&failure.render(program));

@@ -32,6 +32,8 @@ pub enum ErrorKind {
     NoParent,
     /// An argument is not acceptable.
     Invalid,
+    /// A name is longer than it may be.
+    NameTooLong,
     /// A range lies outside the image.
     OutOfRange,
     /// The image or pool was opened read-only, or is a snapshot.
@@ -72,6 +74,7 @@ impl ErrorKind {
             Self::Invalid | Self::NotProtected | Self::NoParent | Self::OutOfRange => 22,
             Self::NoSpace => 28,
             Self::ReadOnly => 30,
+            Self::NameTooLong => 36,
             Self::HasSnapshots => 39,
             Self::Unsupported | Self::NewerFormat => 95,
             Self::Fenced => 108,
@@ -140,6 +143,7 @@ fn kind_of_io(error: &io::Error) -> ErrorKind {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
         io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
         io::ErrorKind::InvalidInput => ErrorKind::Invalid,
+        io::ErrorKind::InvalidFilename => ErrorKind::NameTooLong,
         io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock => ErrorKind::Busy,
         io::ErrorKind::Interrupted => ErrorKind::Interrupted,
         _ => ErrorKind::Io,

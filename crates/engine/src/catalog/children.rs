@@ -97,6 +97,11 @@ impl Pool {
         Ok(self.child_keys()?.iter().any(|(_, key)| key.0 == parent.0 && key.3 == self.id().0))
     }
 
+    /// True where an image of the pool with that number left a marker here.
+    pub(super) fn has_marker_of_pool(&self, child: PoolId) -> Result<bool> {
+        Ok(self.child_keys()?.iter().any(|(_, key)| key.0 == self.id().0 && key.3 == child.0))
+    }
+
     /// Children of an image of this pool, in every pool of the store and through markers.
     pub(crate) fn children_everywhere(
         &self,

@@ -103,14 +103,9 @@ impl Pool {
         let name_bytes = encode_message(FrameKind::Name, &name);
         let name_path = self.name_path(&head.namespace, &head.name);
         let images = self.directory().join("images");
-        // The lock file is made now, so that readers who may not create it can lock it too.
-        let made = disk
-            .create_new(&directory.join("lock"), self.file_mode())
-            .and_then(|_| {
-                let bytes = encode_message(FrameKind::Head, head);
-                let path = directory.join("head");
-                publish_new(disk, &path, self.unique(), self.file_mode(), &bytes)
-            })
+        let bytes = encode_message(FrameKind::Head, head);
+        let path = directory.join("head");
+        let made = publish_new(disk, &path, self.unique(), self.file_mode(), &bytes)
             .and_then(|()| disk.sync_directory(&images))
             .and_then(|()| {
                 publish_new(disk, &name_path, self.unique(), self.file_mode(), &name_bytes)

@@ -56,7 +56,7 @@ fn check(what: &str, name: &str) -> Result<()> {
     }
     if escape(name).len() > NAME_BYTES_MAX {
         return fail(
-            ErrorKind::Invalid,
+            ErrorKind::NameTooLong,
             format!("{what} name is longer than {NAME_BYTES_MAX} bytes"),
         );
     }

@@ -193,7 +193,10 @@ impl Store {
     pub(super) fn pools_of_children(&self) -> Result<Vec<Pool>> {
         let mut pools = Vec::new();
         for name in self.pools()? {
-            let Some((directory, attached)) = self.pool_directory(&name)? else { continue };
+            let Some((directory, attached)) = self.pool_directory(&name)? else {
+                self.check_no_pool(&name)?;
+                continue;
+            };
             match Pool::open_directory(self, &name, directory, attached) {
                 Ok(pool) => pools.push(pool),
                 // Its creation was cut off, or it was removed just now.
@@ -207,6 +210,18 @@ impl Store {
             }
         }
         Ok(pools)
+    }
+
+    /// Fails where a directory without a pool's record holds images: it is no pool that is being
+    /// created or removed, but one that lost its record.
+    fn check_no_pool(&self, name: &str) -> Result<()> {
+        let directory = self.inner.directory.join("pools").join(escape(name));
+        let images = self.inner.world.disk.list(&directory.join("images")).unwrap_or_default();
+        if images.is_empty() {
+            return Ok(());
+        }
+        let message = format!("pool '{name}' has lost its record, and may hold children");
+        fail(ErrorKind::Corrupt, message)
     }
 
     /// The pool with a number.
@@ -347,23 +362,27 @@ impl Store {
     /// Forgets an attached pool.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a pool of this store; `Busy` while clones of its snapshots exist.
-    /// That its directory is gone is none.
+    /// `NotFound`; `Invalid` for a pool of this store; `Busy` while there are clones of its
+    /// snapshots, or in it. That its directory is gone is none.
     pub fn pool_detach(&self, name: &str) -> Result<()> {
-        let pool = self.pool(name)?;
-        if !pool.attached() {
+        // It need not be there any more; then the markers of its images tell.
+        let Some(record) = self.attached_record(name)? else {
+            self.pool(name)?;
             return fail(ErrorKind::Invalid, format!("pool '{name}' belongs to this store"));
-        }
+        };
+        let id = PoolId(record.pool_id);
         let _lock = self.lock()?;
-        for other in self.open_pools()?.iter().filter(|p| p.id() != pool.id()) {
-            if pool.has_child_of_pool(other.id())? {
+        let pool = self.pool(name).ok();
+        for other in self.open_pools()?.iter().filter(|p| p.id() != id) {
+            let inside = pool.as_ref().map_or(Ok(false), |p| p.has_child_of_pool(other.id()))?;
+            if inside || other.has_marker_of_pool(id)? {
                 let message = format!(
                     "images in '{name}' are clones of images in pool '{}'; flatten them first",
                     other.name()
                 );
                 return fail(ErrorKind::Busy, message);
             }
-            if other.has_child_of_pool(pool.id())? {
+            if other.has_child_of_pool(id)? {
                 let message = format!(
                     "images in pool '{}' are clones of images in '{name}'; flatten them first",
                     other.name()

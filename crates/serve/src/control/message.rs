@@ -121,6 +121,7 @@ pub fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::NotProtected => "not_protected",
         ErrorKind::NoParent => "no_parent",
         ErrorKind::Invalid => "invalid",
+        ErrorKind::NameTooLong => "name_too_long",
         ErrorKind::OutOfRange => "out_of_range",
         ErrorKind::ReadOnly => "read_only",
         ErrorKind::PermissionDenied => "permission_denied",
@@ -136,7 +137,7 @@ pub fn kind_name(kind: ErrorKind) -> &'static str {
     }
 }
 
-const KINDS: [ErrorKind; 22] = [
+const KINDS: [ErrorKind; 23] = [
     ErrorKind::NotFound,
     ErrorKind::Exists,
     ErrorKind::Busy,
@@ -147,6 +148,7 @@ const KINDS: [ErrorKind; 22] = [
     ErrorKind::NotProtected,
     ErrorKind::NoParent,
     ErrorKind::Invalid,
+    ErrorKind::NameTooLong,
     ErrorKind::OutOfRange,
     ErrorKind::ReadOnly,
     ErrorKind::PermissionDenied,

@@ -11,10 +11,10 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request,
-    WriteFlags,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, WriteFlags,
 };
-use marcot::{Error, Result};
+use marcot::{BLOCK_BYTES, Error, Result};
 
 use crate::host::{Completion, DeviceRequest, HostHandle};
 
@@ -23,6 +23,8 @@ const FILE_NAME: &str = "image";
 const FILE: INodeNo = INodeNo(2);
 /// The size may change at any time, so nothing about the file is remembered by the kernel.
 const ATTRIBUTES_TTL: Duration = Duration::ZERO;
+/// Requests that the kernel has under way at once; its own default would be 16.
+const REQUESTS_MAX: u16 = 128;
 /// The loop driver closes the file a moment after the device is gone.
 const UNMOUNT_WAIT: Duration = Duration::from_millis(20);
 const UNMOUNT_ATTEMPTS: u32 = 250;
@@ -139,6 +141,8 @@ impl Filesystem for ImageFile {
         let wanted = InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_ASYNC_DIO;
         let _ = config.add_capabilities(wanted & config.capabilities());
         let _ = config.set_max_write(WRITE_BYTES_MAX);
+        let _ = config.set_max_background(REQUESTS_MAX);
+        let _ = config.set_congestion_threshold(REQUESTS_MAX);
         Ok(())
     }
 
@@ -262,7 +266,14 @@ impl Filesystem for ImageFile {
         _size: u32,
         reply: ReplyXattr,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        // Only this answer keeps the kernel from asking again before every write.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        let blocks = self.host.size_bytes() / BLOCK_BYTES;
+        // The block size is the granularity of discards on the loop device.
+        reply.statfs(blocks, 0, 0, 1, 0, BLOCK_BYTES as u32, 255, BLOCK_BYTES as u32);
     }
 
     fn readdir(

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::busy::Claim;
+
 const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
 const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_SET_CAPACITY: libc::c_ulong = 0x4C07;
@@ -149,13 +151,13 @@ impl LoopDevice {
 
     /// Frees the device, and waits until it is free: the kernel lets go of the file when the last
     /// descriptor of the device is closed, this one included.
-    pub(super) fn detach(self) -> io::Result<()> {
+    pub(super) fn detach(self, claim: Claim) -> io::Result<()> {
         match ioctl_plain(&self.fd, LOOP_CLR_FD) {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(()),
             cleared => cleared?,
         };
         let Self { path, fd } = self;
-        drop(fd);
+        drop((fd, claim));
         for _ in 0..DETACH_WAITS_MAX {
             if !configured(&path) {
                 return Ok(());

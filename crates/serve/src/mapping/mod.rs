@@ -27,7 +27,7 @@ use marcot::{Error, ErrorKind, Result};
 
 use crate::host::HostHandle;
 
-pub use busy::is_busy;
+pub use busy::{Claim, claim, is_busy};
 pub use daemon::{Ready, report_failure, report_ready, spawn};
 pub use netlink::available as nbd_available;
 pub use registry::{MappedRecord, Registry, started_ticks};
@@ -159,15 +159,16 @@ impl Mapped {
         }
     }
 
-    /// Takes the device away. The image stays open.
+    /// Takes the device away, which `claim` keeps others from meanwhile. The image stays open.
     ///
     /// # Errors
     /// `Busy` where the kernel still uses it; `Io`.
-    pub fn unmap(self) -> Result<()> {
+    pub fn unmap(self, claim: Claim) -> Result<()> {
         match self.kernel {
             Kernel::Nbd { index, .. } => netlink::disconnect(index),
             Kernel::Loop { device, mount } => {
-                device.detach().map_err(|e| Error::from_io("cannot detach the loop device", e))?;
+                let detached = device.detach(claim);
+                detached.map_err(|e| Error::from_io("cannot detach the loop device", e))?;
                 mount.unmount()
             }
         }
@@ -187,13 +188,18 @@ fn nbd_index(device: &Path) -> Result<u32> {
 /// # Errors
 /// `Busy` where the device is in use; `Io`.
 pub fn clear(record: &MappedRecord) -> Result<()> {
+    let Some(claim) = claim(&record.device) else {
+        let message = format!("{} is in use", record.device.display());
+        return Err(Error::new(ErrorKind::Busy, message));
+    };
     match record.driver {
         Driver::Nbd => netlink::disconnect(nbd_index(&record.device)?),
         Driver::Fuse => {
             if let Ok(device) = loop_device::LoopDevice::open(&record.device)
                 && device.backing_file_is_in(&record.mount_directory)
             {
-                device.detach().map_err(|e| Error::from_io("cannot detach the loop device", e))?;
+                let detached = device.detach(claim);
+                detached.map_err(|e| Error::from_io("cannot detach the loop device", e))?;
             }
             fuse::unmount_dead(&record.mount_directory)
         }

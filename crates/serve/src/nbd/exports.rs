@@ -1,8 +1,9 @@
 //! Which images clients can ask for, and which of them are open now.
 //!
 //! An image is opened when the first client asks for it and closed when nobody has used it for a
-//! while. Invariant: an image is open at most once, however many names or clients ask: opening
-//! and closing under one name exclude each other, and names are made canonical first.
+//! while. Invariant: an image is open at most once, however many names or clients ask, and nobody
+//! gets another image than the one that has the name now: slots are found by identity, which a
+//! renamed image keeps, and opening and closing of one slot exclude each other.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,15 @@ pub trait Exports: Send + Sync {
     /// `NotFound` or `Invalid` if there can be no such export.
     fn describe(&self, name: &str) -> Result<ExportName>;
 
+    /// What the export with this canonical name is, whatever its name: two names of one image at
+    /// two times have one identity, and two images that have one name in turn have two.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such export; those of the engine.
+    fn identify(&self, name: &str) -> Result<String> {
+        Ok(name.to_owned())
+    }
+
     /// Opens the export with this canonical name and starts to serve it.
     ///
     /// # Errors
@@ -49,6 +59,8 @@ pub trait Exports: Send + Sync {
 #[derive(Default)]
 struct Slot {
     open: Option<HostHandle>,
+    /// As it was called when it was opened, for people.
+    name: String,
     unused_since: Option<Instant>,
 }
 
@@ -84,13 +96,14 @@ impl OpenExports {
     /// The image that a client calls `name`, opened if need be. Blocks.
     pub(super) fn open(&self, name: &str) -> Result<Lease> {
         let name = self.exports.describe(name)?;
-        let slot = Arc::clone(lock(&self.slots).entry(name.name.clone()).or_default());
-        let host = self.open_slot(&name.name, &slot)?;
+        let identity = self.exports.identify(&name.name)?;
+        let slot = Arc::clone(lock(&self.slots).entry(identity.clone()).or_default());
+        let host = self.open_slot(&name.name, &identity, &slot)?;
         let info = ExportInfo { name, size_bytes: host.size_bytes(), read_only: host.read_only() };
         Ok(Lease { host, info, _slot: slot })
     }
 
-    fn open_slot(&self, name: &str, slot: &Mutex<Slot>) -> Result<HostHandle> {
+    fn open_slot(&self, name: &str, identity: &str, slot: &Mutex<Slot>) -> Result<HostHandle> {
         let mut slot = lock(slot);
         if self.closing.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Interrupted, "the server is being stopped"));
@@ -103,32 +116,39 @@ impl OpenExports {
             return Ok(host.clone());
         }
         let host = self.exports.open(name)?;
+        if self.exports.identify(name).is_ok_and(|now| now != identity) {
+            // Another image may have taken the name before it was opened.
+            host.stop()?;
+            let message = format!("{name} was given to another image meanwhile; try again");
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
         slot.open = Some(host.clone());
+        name.clone_into(&mut slot.name);
         tracing::info!(export = name, "opened");
         Ok(host)
     }
 
     /// Closes images that nobody has used for the idle time. Blocks while they close.
     pub(super) fn close_idle(&self, now: Instant) {
-        let names: Vec<String> = lock(&self.slots).keys().cloned().collect();
-        for name in names {
-            self.close_if_idle(&name, now);
+        let identities: Vec<String> = lock(&self.slots).keys().cloned().collect();
+        for identity in identities {
+            self.close_if_idle(&identity, now);
         }
     }
 
-    fn close_if_idle(&self, name: &str, now: Instant) {
-        let Some(slot) = lock(&self.slots).get(name).map(Arc::clone) else { return };
+    fn close_if_idle(&self, identity: &str, now: Instant) {
+        let Some(slot) = lock(&self.slots).get(identity).map(Arc::clone) else { return };
         // A slot that is locked is in use.
         if let Ok(mut locked) = slot.try_lock()
             && is_unused(&slot, &mut locked, now, self.idle_time)
             && let Some(host) = locked.open.take()
         {
-            report_close(name, host.stop());
+            report_close(&locked.name, host.stop());
         }
         let mut slots = lock(&self.slots);
         // Two references: the table's and ours. With the table locked nobody can take another.
         if Arc::strong_count(&slot) == 2 && lock(&slot).open.is_none() {
-            slots.remove(name);
+            slots.remove(identity);
         }
     }
 
@@ -137,10 +157,11 @@ impl OpenExports {
         self.closing.store(true, Ordering::SeqCst);
         let slots: Vec<_> = lock(&self.slots).drain().collect();
         let mut outcome = Ok(());
-        for (name, slot) in slots {
-            let Some(host) = lock(&slot).open.take() else { continue };
+        for (_, slot) in slots {
+            let mut slot = lock(&slot);
+            let Some(host) = slot.open.take() else { continue };
             if let Err(error) = host.stop() {
-                tracing::error!(export = name, "closing failed: {error}");
+                tracing::error!(export = slot.name, "closing failed: {error}");
                 outcome = Err(error);
             }
         }

@@ -118,10 +118,12 @@ impl Disk for LocalDisk {
     }
 
     fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
-        let create = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-        let fd = match fs::open(path, create, Mode::from_raw_mode(0o644)) {
+        // Whoever may open a file may lock it, for ever if they like: only the owner may.
+        let mode_private = Mode::from_raw_mode(0o600);
+        let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let fd = match fs::open(path, flags | OFlags::RDWR | OFlags::CREATE, mode_private) {
             Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS | rustix::io::Errno::PERM) => {
-                fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?
+                fs::open(path, flags | OFlags::RDONLY, Mode::empty())?
             }
             opened => opened?,
         };
