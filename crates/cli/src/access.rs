@@ -154,18 +154,20 @@ fn host(pool: &Pool, id: ImageId, image: Image, usage: &str) -> Result<HostHandl
     ImageHost::start(Box::new(image), options)
 }
 
-/// Runs a long command on an image so that others can be given to it meanwhile.
+/// Flattens an image part by part, so that its users are served and other commands can be given to
+/// it meanwhile. Stopped half-way, it leaves a clone with less to copy.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_long(
-    pool: &Pool,
-    image: ImageId,
-    command: &Command,
-    progress: Report<'_>,
-) -> Result<Reply> {
+pub fn flatten(pool: &Pool, image: ImageId, progress: Report<'_>) -> Result<()> {
     let mut access = Access::open(pool, image, "command")?;
-    let reply = access.execute(command, progress)?;
-    access.close()?;
-    Ok(reply)
+    let mut total = 0;
+    while let Reply::Copied { left_blocks, more: true } =
+        access.execute(&Command::FlattenPart, &mut |_, _| {})?
+    {
+        total = total.max(left_blocks);
+        progress(total - left_blocks, total.max(1));
+    }
+    access.execute(&Command::Flatten, progress)?;
+    access.close()
 }

@@ -57,8 +57,12 @@ pub enum Command {
         /// Accept the loss of data beyond the new end.
         allow_shrink: bool,
     },
-    /// Make the image independent of its parent.
+    /// Make the image independent of its parent. All that [`Command::FlattenPart`] has not copied
+    /// is copied in one go.
     Flatten,
+    /// Copy a few megabytes of what the image has in other pools. Repeated until nothing is left,
+    /// it makes `Flatten` short, and the image serves its users between the parts.
+    FlattenPart,
     /// Set a metadata key; an empty value removes it.
     MetaSet {
         /// Key.
@@ -185,6 +189,13 @@ pub enum Reply {
     Extents {
         /// In order of offset, without gaps.
         extents: Vec<ExtentRow>,
+    },
+    /// To [`Command::FlattenPart`].
+    Copied {
+        /// Blocks that are still to be copied.
+        left_blocks: u64,
+        /// False where `Flatten` will find nothing to copy.
+        more: bool,
     },
     /// To [`Command::Reclaim`].
     Reclaimed {

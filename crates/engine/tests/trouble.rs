@@ -334,3 +334,237 @@ fn gc_leaves_alone_what_an_owner_may_still_append_to() {
     let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
 }
+
+/// Writes without closing: what was flushed is in the log only.
+fn leave_log(pool: &Pool, id: ImageId, writes: &[(u64, Vec<u8>)]) {
+    let mut image = pool.open(id).unwrap();
+    for (offset, data) in writes {
+        image.write_at(*offset, data).unwrap();
+        image.flush().unwrap();
+    }
+}
+
+#[test]
+fn a_map_page_that_is_damaged_under_the_log_costs_its_other_blocks_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let data = pattern(9, MIB as usize);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data).unwrap();
+    image.write_at(32 * MIB, &data).unwrap();
+    image.close().unwrap();
+    leave_log(&pool, id, &[(8192, pattern(3, 4096)), (48 * MIB, pattern(4, 4096))]);
+    let map_segment = segments(&pool, 'm').into_iter().next().unwrap();
+    flip_byte(&map_segment, 4096 + 100);
+    let store = Store::open(store.directory()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let mut buf = vec![0; 4096];
+    for round in 0..2 {
+        let mut image = pool.open(id).unwrap();
+        image.read_at(8192, &mut buf).unwrap();
+        assert!(buf == pattern(3, 4096), "round {round}");
+        image.read_at(48 * MIB, &mut buf).unwrap();
+        assert!(buf == pattern(4, 4096));
+        image.read_at(32 * MIB, &mut buf).unwrap();
+        assert!(buf == data[..4096]);
+        for lost in [0, 4096, 12288, 2 * MIB - 4096] {
+            let error = image.read_at(lost, &mut buf).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            assert!(error.to_string().contains("lost"), "{error}");
+        }
+        let extents = marcot::BlockDevice::extents(&mut image, 0, 4 * MIB, 10).unwrap();
+        assert!(extents[0].data && extents[0].length == 2 * MIB, "a lost range is no hole");
+        image.close().unwrap();
+    }
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings.iter().any(|f| f.message.contains("lost")), "{report:#?}");
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(5, 4096)).unwrap();
+    image.discard(4096, 2 * MIB - 4096).unwrap();
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == pattern(5, 4096));
+    image.close().unwrap();
+    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
+    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
+
+#[test]
+fn repair_gives_up_a_damaged_map_page_so_that_its_range_can_be_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let data = pattern(9, MIB as usize);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data).unwrap();
+    image.write_at(32 * MIB, &data).unwrap();
+    image.close().unwrap();
+    flip_byte(&segments(&pool, 'm').pop().unwrap(), 4096 + 100);
+    let mut image = pool.open(id).unwrap();
+    assert_eq!(image.write_at(0, &data[..4096]).unwrap_err().kind(), ErrorKind::Corrupt);
+    image.close().unwrap();
+    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
+    let report = store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    assert!(report.findings.iter().any(|f| f.message.contains("given up")), "{report:#?}");
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data[..4096]).unwrap();
+    let mut buf = vec![0; 4096];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == data[..4096]);
+    assert_eq!(image.read_at(4096, &mut buf).unwrap_err().kind(), ErrorKind::Corrupt);
+    image.read_at(32 * MIB, &mut buf).unwrap();
+    assert!(buf == data[..4096]);
+    image.close().unwrap();
+}
+
+#[test]
+fn a_damaged_group_before_a_durable_one_is_no_end_of_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    leave_log(
+        &pool,
+        id,
+        &[(0, pattern(1, 4096)), (4096, pattern(2, 4096)), (8192, pattern(3, 4096))],
+    );
+    // Groups of two blocks each, header and data, behind the segment's header.
+    let log = segments(&pool, 'd').pop().unwrap();
+    let fresh = || Store::open(store.directory()).unwrap().pool("rbd").unwrap();
+    let mut buf = vec![0; 4096];
+
+    // Data: the group counts, its block is an error.
+    flip_byte(&log, 2 * 4096 + 5);
+    let mut image = fresh().open(id).unwrap();
+    assert_eq!(image.read_at(0, &mut buf).unwrap_err().kind(), ErrorKind::Corrupt);
+    image.read_at(8192, &mut buf).unwrap();
+    assert!(buf == pattern(3, 4096));
+    drop(image);
+
+    // Header: nobody knows what it wrote.
+    flip_byte(&log, 3 * 4096 + 70);
+    let error = fresh().open(id).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains("check --repair"), "{error}");
+    let mut reader = fresh().open_read_only(id).unwrap();
+    reader.read_at(8192, &mut buf).unwrap();
+    assert!(buf.iter().all(|b| *b == 0), "a reader sees what was before the damage");
+    drop(reader);
+    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
+    let report = store.check(&fresh(), &repair, &mut |_, _| {}).unwrap();
+    assert!(report.findings.iter().any(|f| f.repaired), "{report:#?}");
+    let mut image = fresh().open(id).unwrap();
+    image.write_at(0, &pattern(6, 4096)).unwrap();
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == pattern(6, 4096));
+    image.close().unwrap();
+}
+
+#[test]
+fn damage_in_the_last_group_is_the_end_of_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    leave_log(&pool, id, &[(0, pattern(1, 4096)), (4096, pattern(2, 4096))]);
+    flip_byte(&segments(&pool, 'd').pop().unwrap(), 4 * 4096 + 5);
+    let pool = Store::open(store.directory()).unwrap().pool("rbd").unwrap();
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; 8192];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf[..4096] == pattern(1, 4096) && buf[4096..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn owners_and_gc_keep_what_a_reader_needs() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 256 * MIB);
+    let data = pattern(7, 40 * MIB as usize);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data).unwrap();
+    image.close().unwrap();
+    let before = segments(&pool, 'd').len();
+    let mut reader = pool.open_read_only(id).unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.discard(0, 256 * MIB).unwrap();
+    execute(&mut image, Command::Checkpoint).unwrap();
+    execute(&mut image, Command::Reclaim).unwrap();
+    assert!(segments(&pool, 'd').len() >= before, "the reader's segments stay");
+    assert_eq!(store.gc(&pool, &mut |_, _| {}).unwrap_err().kind(), ErrorKind::Busy);
+    let mut buf = vec![0; data.len()];
+    reader.read_at(0, &mut buf).unwrap();
+    assert!(buf == data);
+    drop(reader);
+    execute(&mut image, Command::Reclaim).unwrap();
+    image.close().unwrap();
+    assert!(segments(&pool, 'd').len() < before, "and go when it has gone");
+}
+
+#[test]
+fn the_next_owner_removes_what_a_crash_left_between_head_and_removal() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), 256 * MIB);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(7, 40 * MIB as usize)).unwrap();
+    execute(&mut image, Command::Checkpoint).unwrap();
+    let dead = segments(&pool, 'd').into_iter().next().unwrap();
+    let copy = std::fs::read(&dead).unwrap();
+    image.discard(0, 64 * MIB).unwrap();
+    execute(&mut image, Command::Checkpoint).unwrap();
+    assert!(!dead.exists());
+    image.write_at(0, &pattern(8, 4096)).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    std::fs::write(&dead, copy).unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.write_at(4096, &pattern(9, 4096)).unwrap();
+    assert!(!dead.exists());
+    let mut buf = vec![0; 4096];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == pattern(8, 4096));
+    image.close().unwrap();
+}
+
+#[test]
+fn flatten_copies_in_parts_and_the_image_is_used_between_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let data = pattern(7, 20 * MIB as usize);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+    execute(&mut image, Command::SnapProtect { name: "s".into() }).unwrap();
+    image.close().unwrap();
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    let clone = CloneOptions::default();
+    let child = store.clone_image(&pool, id, "s", &other, "", "child", &clone).unwrap();
+    let mut image = other.open(child).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "before".into() }).unwrap();
+    let part = |image: &mut Image| match execute(image, Command::FlattenPart).unwrap() {
+        marcot::Reply::Copied { left_blocks, more } => (left_blocks, more),
+        other => panic!("{other:?}"),
+    };
+    let (left, more) = part(&mut image);
+    assert_eq!((left, more), (4096, true), "5120 blocks, 1024 at a time");
+    // Written meanwhile, before and behind where the copying is.
+    image.write_at(MIB, &pattern(1, 4096)).unwrap();
+    image.write_at(19 * MIB, &pattern(2, 4096)).unwrap();
+    assert_eq!(part(&mut image).0, 3071);
+    execute(&mut image, Command::SnapRollback { name: "before".into() }).unwrap();
+    assert_eq!(part(&mut image).0, 4096, "what rollback brought back is copied again");
+    image.write_at(MIB, &pattern(1, 4096)).unwrap();
+    while part(&mut image).1 {}
+    execute(&mut image, Command::Flatten).unwrap();
+    execute(&mut image, Command::SnapRemove { name: "before".into(), force: false }).unwrap();
+    image.close().unwrap();
+    let mut image = pool.open(id).unwrap();
+    execute(&mut image, Command::SnapUnprotect { name: "s".into() }).unwrap();
+    execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    image.close().unwrap();
+    store.remove_image(&pool, id, &mut |_, _| {}).unwrap();
+    let mut expected = data;
+    expected[MIB as usize..][..4096].copy_from_slice(&pattern(1, 4096));
+    let mut image = other.open(child).unwrap();
+    let mut buf = vec![0; expected.len()];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == expected);
+    image.close().unwrap();
+    let report = store.check(&other, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}

@@ -8,7 +8,7 @@
 //!      +----------+---------+-------+      +-----------+
 //! ```
 //!
-//! All zero means hole. `segment` is an index into the segment table of the same root. `slot`
+//! All zero means hole; segment 0 otherwise: lost. `segment` is an index into the segment table of the same root. `slot`
 //! counts blocks in a data segment and [`MAP_UNIT_BYTES`] units in a map segment.
 
 /// Granularity of page addresses in a map segment, in bytes.
@@ -34,10 +34,20 @@ impl BlockAddress {
         Self(u64::from(segment) | u64::from(slot) << 32 | u64::from(FLAG_MAPPED) << 56)
     }
 
+    /// What was lost with a damaged page: neither data nor a hole, but an error to whoever reads
+    /// it. Index 0 of the segment table is never used, so no older reader takes it for data.
+    pub const LOST: Self = Self(1 << 32 | (FLAG_MAPPED as u64) << 56);
+
     /// True for a hole.
     #[must_use]
     pub fn is_hole(self) -> bool {
         self.0 == 0
+    }
+
+    /// True for [`Self::LOST`], and whatever else names the segment that is never there.
+    #[must_use]
+    pub fn is_lost(self) -> bool {
+        self.0 != 0 && self.segment() == 0
     }
 
     /// Index into the segment table.
@@ -73,10 +83,19 @@ impl MapEntry {
     /// The hole.
     pub const HOLE: Self = Self { address: BlockAddress::HOLE, crc: 0 };
 
+    /// See [`BlockAddress::LOST`].
+    pub const LOST: Self = Self { address: BlockAddress::LOST, crc: 0 };
+
     /// True for a hole.
     #[must_use]
     pub fn is_hole(&self) -> bool {
         { self.address }.is_hole()
+    }
+
+    /// True where content was lost with a damaged page.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        { self.address }.is_lost()
     }
 }
 

@@ -6,7 +6,7 @@
 //!      | magic | ver|flag|head|   | crc   |records| author    | epoch     |segment| blocks|
 //!      |       | u16|u16 |blks| 0 | u32   | u32   | u64       | u64       | u32   | u32   |
 //!      +-------+----+----+----+---+-------+-------+-----------+-----------+-------+-------+
-//!      | group u64                        | zero u64                                      |
+//!      | group u64                        | durable below u64                             |
 //!      +----------------------------------+-----------------------------------------------+
 //! 64   | record: first block u64          | count u56, kind u8         |  x records       |
 //!      | CRC-32C of each data block u32 x blocks, then zeros to the next 4096             |
@@ -17,6 +17,9 @@
 //! The header's checksum covers all its blocks. The data is covered by one checksum a block, so
 //! that a group whose tail never reached the disk is recognised, and so that each block can be
 //! verified alone later.
+//!
+//! `durable below` is a claim: when this group was written, every group of the same epoch with a
+//! smaller number was on stable storage. It tells damage to a group from the end of the log.
 
 use crate::{BLOCK_BYTES, FormatError, crc32c_without, get_u16, get_u32, get_u64, put};
 
@@ -71,6 +74,8 @@ pub struct GroupHeader {
     pub segment: u32,
     /// Number of the group, one more than that of the group before.
     pub group: u64,
+    /// Groups of this epoch with smaller numbers were durable when this one was written.
+    pub durable_below: u64,
     /// Runs, to be applied in order.
     pub records: Vec<Record>,
     /// CRC-32C of each data block.
@@ -109,6 +114,7 @@ impl GroupHeader {
         put(out, 40, &self.segment.to_le_bytes());
         put(out, 44, &(self.crcs.len() as u32).to_le_bytes());
         put(out, 48, &self.group.to_le_bytes());
+        put(out, 56, &self.durable_below.to_le_bytes());
         let mut at = GROUP_FIXED_BYTES;
         for record in &self.records {
             put(out, at, &record.block.to_le_bytes());
@@ -190,6 +196,7 @@ impl GroupHeader {
             epoch: get_u64(bytes, 32),
             segment: get_u32(bytes, 40),
             group: get_u64(bytes, 48),
+            durable_below: get_u64(bytes, 56),
             records,
             crcs: (0..data_blocks).map(|i| get_u32(bytes, crc_at + i * 4)).collect(),
         })
@@ -221,7 +228,7 @@ mod tests {
         let blocks: u64 =
             records.iter().filter(|r| r.kind == RecordKind::Write).map(|r| r.count).sum();
         let crcs = (0..blocks as u32).map(|i| i.wrapping_mul(77)).collect();
-        GroupHeader { author: 3, epoch: 4, segment: 5, group: 6, records, crcs }
+        GroupHeader { author: 3, epoch: 4, segment: 5, group: 6, durable_below: 2, records, crcs }
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use super::{DEST_IMAGE_SPEC, IMAGE_OR_SNAP_SPEC, IMAGE_SPEC};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EINVAL, ENOENT, EXDEV, Failure, Outcome};
-use crate::output::{Node, err};
+use crate::output::{Node, err, warn};
 use crate::session::{Found, Session};
 use crate::{access, layout, spec};
 
@@ -227,9 +227,26 @@ fn flatten(session: &Session, args: &Args) -> Outcome {
     let mut progress = session.parts("Image flatten");
     progress.count_in(parts);
     let mut report = |done, total| progress.update_before_end(done, total);
-    let outcome = access::run_long(&image.pool, image.id, &Command::Flatten, &mut report);
+    let outcome = access::flatten(&image.pool, image.id, &mut report);
     if outcome.is_ok() {
         progress.catch_up(1, parts);
     }
-    progress.end(outcome.map(drop).map_err(|e| Failure::engine("flatten error", &e)))
+    progress.end(outcome.map_err(|e| Failure::engine("flatten error", &e)))?;
+    tell_of_attached_snapshots(session, &image)
+}
+
+/// Says which snapshots still need the parent, because their data lies in its pool.
+fn tell_of_attached_snapshots(session: &Session, image: &Found) -> Outcome {
+    let snapshots = image.info()?.snapshots;
+    let attached: Vec<&str> =
+        snapshots.iter().filter(|s| s.parent.is_some()).map(|s| s.name.as_str()).collect();
+    if !attached.is_empty() {
+        let message = format!(
+            "the image no longer needs its parent, but these snapshots of it do, because their data \
+             lies in the parent's pool: {}",
+            attached.join(", ")
+        );
+        warn(session.program, &message);
+    }
+    Ok(())
 }

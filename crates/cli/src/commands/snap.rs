@@ -250,7 +250,7 @@ fn free_snapshot(session: &Session, image: &Found, name: &str) -> marcot::Result
     let Ok(store) = session.store() else { return Ok(()) };
     for child in store.children(&image.pool, image.id, Some(snap.id))? {
         let pool = store.pool(&child.pool)?;
-        access::run_long(&pool, child.image_id, &Command::Flatten, &mut |_, _| {})?;
+        access::flatten(&pool, child.image_id, &mut |_, _| {})?;
     }
     Ok(())
 }

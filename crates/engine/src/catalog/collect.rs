@@ -51,7 +51,8 @@ impl Store {
     /// Frees what no image of the pool needs any more.
     ///
     /// # Errors
-    /// `Busy` where another GC runs; `ReadOnly`; `Invalid` for a pool of another store; `Corrupt`
+    /// `Busy` where another GC runs, or while somebody reads an image (not a snapshot) that no
+    /// other process has open, because its head may have named more then; `ReadOnly`; `Invalid` for a pool of another store; `Corrupt`
     /// where a head cannot be read, because nothing may be freed then.
     pub fn gc(&self, pool: &Pool, progress: &mut dyn FnMut(u64, u64)) -> Result<GcReport> {
         pool.check_writable()?;
@@ -71,6 +72,11 @@ impl Store {
         self.open_pools()?;
         pool.tidy_all();
         let collected = pool.collect()?;
+        if let Some(label) = self.any_being_read()? {
+            let message =
+                format!("{label} is being read by a head that may be older; collect again later");
+            return fail(ErrorKind::Busy, message);
+        }
         for (image, head) in &collected.unfinished {
             pool.finish_removal(*image, head)?;
         }
@@ -81,6 +87,23 @@ impl Store {
         report.freed_bytes = freed;
         report.allocated_bytes = self.pool_stats(pool)?.allocated_bytes;
         Ok(report)
+    }
+}
+
+impl Store {
+    /// An image of any pool that somebody reads by a head, which may be older than the one on disk.
+    fn any_being_read(&self) -> Result<Option<String>> {
+        for pool in self.open_pools()? {
+            for image in pool.image_ids()? {
+                // Locks in a pool that others own are out of reach, and not needed: what a reader
+                // of theirs names here is kept by a snapshot.
+                if !pool.read_only() && pool.being_read(image)? {
+                    let head = pool.read_head(image)?;
+                    return Ok(Some(pool.image_label(&head)));
+                }
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -11,7 +11,7 @@ use marcot_store::{Disk, Lock, LockMode, replace};
 use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, unescape};
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
-use crate::image::Image;
+use crate::image::{DamagedLog, Image};
 use crate::segment::{Files, author_directory};
 
 /// Longest record file that is read, in bytes.
@@ -278,10 +278,26 @@ impl Pool {
         Ok(lock)
     }
 
-    /// Keeps owners away while the head is read, where that can be done.
-    pub(crate) fn lock_image_shared(&self, image: ImageId) -> Option<Box<dyn Lock>> {
-        let path = self.image_directory(image).join("lock");
-        self.disk().lock(&path, LockMode::Shared, false).ok().flatten()
+    fn readers_path(&self, image: ImageId) -> PathBuf {
+        self.image_directory(image).join("readers")
+    }
+
+    /// Keeps what the head names now from being removed while it is read, where that can be done.
+    /// Taken before the head is read. Owners go on.
+    pub(crate) fn lock_readers(&self, image: ImageId) -> Option<Box<dyn Lock>> {
+        // Whoever asks whether there are readers holds it for a moment.
+        self.disk().lock(&self.readers_path(image), LockMode::Shared, true).ok().flatten()
+    }
+
+    /// True where somebody may read the image by a head that is older than the one on disk. Whoever
+    /// comes later reads that one, so what it does not name can go after this has said no.
+    pub(crate) fn being_read(&self, image: ImageId) -> Result<bool> {
+        let path = self.readers_path(image);
+        if self.disk().mode(&path).is_err() {
+            return Ok(false);
+        }
+        let lock = self.disk().lock(&path, LockMode::Exclusive, false);
+        Ok(lock.at(|| format!("cannot lock {}", path.display()))?.is_none())
     }
 
     /// Process that owns the image; `None` where nobody does.
@@ -477,16 +493,23 @@ impl Pool {
     /// `Owned` while another process has it; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
     pub fn open(&self, image: ImageId) -> Result<Image> {
         self.add_pools();
-        Image::open_owner(self, image)
+        Image::open_owner(self, image, DamagedLog::Refuse)
     }
 
-    /// Opens an image for reading, as it was last made durable.
+    /// As [`Pool::open`], for repair: the log ends where it is damaged, and what was written after
+    /// that is given up.
+    pub(crate) fn open_for_repair(&self, image: ImageId) -> Result<Image> {
+        self.add_pools();
+        Image::open_owner(self, image, DamagedLog::Cut)
+    }
+
+    /// Opens an image for reading, as it is on disk now. Where its log is damaged, it ends there.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `NewerFormat`.
     pub fn open_read_only(&self, image: ImageId) -> Result<Image> {
         self.add_pools();
-        Image::open_reader(self, image)
+        Image::open_reader(self, image, DamagedLog::Cut)
     }
 
     /// Opens a snapshot for reading.

@@ -32,6 +32,9 @@ impl Store {
         let Some(lock) = pool.lock_image(image)? else {
             return fail(ErrorKind::Owned, format!("{label} is in use"));
         };
+        if pool.being_read(image)? {
+            return fail(ErrorKind::Busy, format!("{label} is being read"));
+        }
         let head = pool.read_head(image)?;
         check_no_snapshots(&label, &head)?;
         {

@@ -66,6 +66,11 @@ impl Visitor for Reader<'_, '_> {
         Ok(self.checker.verified.insert((name, address.slot())))
     }
 
+    /// Reported when pages were counted.
+    fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
+        Ok(true)
+    }
+
     fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool> {
         let address = entry.address;
         let name = self.table.name(address.segment(), &self.files)?;

@@ -9,16 +9,19 @@ pub(crate) mod roots;
 use std::collections::HashSet;
 
 use marcot_format::ImageId;
-use marcot_format::record::{HeadRecord, RootRecord};
+use marcot_format::record::HeadRecord;
 
 use crate::catalog::{Pool, Store};
 use crate::error::{ErrorKind, Result};
+use crate::image::{DamagedLog, Image};
 use crate::segment::SegmentName;
 
 /// What is looked at.
 #[derive(Debug, Clone, Default)]
 pub struct CheckOptions {
-    /// Set right what can be: wrong counts, stale records, removals that were cut off.
+    /// Set right what can be: wrong counts, stale records, removals that were cut off. Damaged map
+    /// pages are given up, so that what they covered can be written again, and a log ends where it
+    /// is damaged.
     pub repair: bool,
     /// Leave out reading every block of data.
     pub skip_data: bool,
@@ -126,15 +129,14 @@ impl Checker<'_> {
         for snapshot in &head.snapshots {
             self.report.snapshots += 1;
             if let Some(root) = &snapshot.root {
-                self.root(&format!("{label}@{}", snapshot.name), root);
+                roots::check(self, &format!("{label}@{}", snapshot.name), root);
             }
         }
         if let Some(root) = &head.root {
             let wrong_before = self.report.findings.len();
-            self.root(&label, root);
-            let counts = self.report.findings[wrong_before..].iter().any(|f| !f.serious);
-            if counts && self.options.repair {
-                self.repair_counts(image, wrong_before);
+            let repairable = roots::check(self, &label, root);
+            if repairable && self.options.repair {
+                self.repair_root(&label, image, wrong_before);
             }
         }
         self.log_tail(&label, image);
@@ -182,23 +184,39 @@ impl Checker<'_> {
 
     /// The log after the durable root must replay.
     fn log_tail(&mut self, label: &str, image: ImageId) {
-        if let Err(error) = self.pool.open_read_only(image) {
-            self.find(label, true, format!("the image cannot be opened: {error}"));
+        let Err(error) = Image::open_reader(self.pool, image, DamagedLog::Refuse) else { return };
+        self.find(label, true, format!("the image cannot be opened: {error}"));
+        if self.options.repair && error.kind() == ErrorKind::Corrupt {
+            // The next owner starts a new log, behind the damage.
+            let opened = self.pool.open_for_repair(image).and_then(|mut image| {
+                image.recount()?;
+                image.close()
+            });
+            if opened.is_ok() {
+                self.repaired();
+            }
         }
     }
 
-    fn repair_counts(&mut self, image: ImageId, from: usize) {
+    fn repair_root(&mut self, label: &str, image: ImageId, from: usize) {
         let recounted = self.pool.open(image).and_then(|mut image| {
-            image.recount()?;
-            image.close()
+            let pages = image.recount()?;
+            image.close().map(|()| pages)
         });
-        let repaired = recounted.is_ok();
-        for finding in &mut self.report.findings[from..] {
-            finding.repaired |= repaired && !finding.serious;
+        match recounted {
+            Ok(pages) => {
+                for finding in &mut self.report.findings[from..] {
+                    finding.repaired |= !finding.serious;
+                }
+                if pages > 0 {
+                    let message = format!(
+                        "{pages} damaged map pages were given up: what they covered reads as errors until it is written anew"
+                    );
+                    self.find(label, true, message);
+                    self.repaired();
+                }
+            }
+            Err(error) => self.find(label, true, format!("it could not be repaired: {error}")),
         }
-    }
-
-    fn root(&mut self, label: &str, root: &RootRecord) {
-        roots::check(self, label, root);
     }
 }

@@ -8,7 +8,7 @@ use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX};
 
 use super::{Checker, blocks};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Source, open_root};
 use crate::map::{Link, Node, PageSource, TOP_LEVEL, entry_blocks};
 use crate::table::SegmentTable;
@@ -20,73 +20,101 @@ struct Counts {
     live: HashMap<u32, u64>,
     mapped: u64,
     pages: u64,
+    /// Pages that cannot be read: level, first block, and the reason.
+    unreadable: Vec<(u32, u64, Error)>,
+    /// First block and blocks of what was given up with such a page earlier.
+    lost: Vec<(u64, u64)>,
 }
 
-/// Verifies a root and notes what is wrong under `label`.
-pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) {
+impl Counts {
+    fn lost(&mut self, block: u64, blocks: u64) {
+        match self.lost.last_mut() {
+            Some((first, count)) if *first + *count == block => *count += blocks,
+            _ => self.lost.push((block, blocks)),
+        }
+    }
+}
+
+/// Blocks below a page of `level`, within the largest image.
+fn blocks_below(level: u32) -> u64 {
+    entry_blocks(level + 1).min(IMAGE_BYTES_MAX / BLOCK_BYTES)
+}
+
+/// Verifies a root and notes what is wrong under `label`. Returns true where
+/// [`Image::recount`](crate::Image) would change something: counts, or pages to give up.
+pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) -> bool {
     let opened = open_root(checker.pool, root);
     let (map, mut table) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             let message =
                 format!("its segment table cannot be read, so none of its data can: {error}");
-            return checker.find(label, true, message);
+            checker.find(label, true, message);
+            return false;
         }
     };
     let mut counts = Counts::default();
-    let mut lost: Vec<(u64, u64, String)> = Vec::new();
     {
         let mut source = Source::new(&mut table, Arc::clone(checker.pool.files()));
-        walk(map.top(), TOP_LEVEL, 0, &mut source, &mut counts, &mut lost);
+        walk(map.top(), TOP_LEVEL, 0, &mut source, &mut counts);
     }
     checker.report.pages += counts.pages;
-    for (block, blocks, error) in &lost {
+    let range = |block: u64, blocks: u64| {
+        format!("bytes {} to {}", block * BLOCK_BYTES, (block + blocks) * BLOCK_BYTES)
+    };
+    let noted = checker.report.findings.len();
+    for (level, block, error) in &counts.unreadable {
+        let message = format!("{} cannot be read: {error}", range(*block, blocks_below(*level)));
+        checker.find(label, true, message);
+    }
+    for (block, blocks) in &counts.lost {
         let message = format!(
-            "bytes {} to {} cannot be read: {error}",
-            block * BLOCK_BYTES,
-            (block + blocks) * BLOCK_BYTES
+            "{} were lost with a damaged map page and read as errors until they are written",
+            range(*block, *blocks)
         );
         checker.find(label, true, message);
     }
-    compare(checker, label, &mut table, &counts, lost.is_empty());
-    if lost.is_empty() && counts.mapped != root.mapped_blocks {
+    let whole = counts.unreadable.is_empty();
+    compare(checker, label, &mut table, &counts, whole);
+    if whole && counts.mapped != root.mapped_blocks {
         let message =
             format!("the root counts {} blocks, the map has {}", root.mapped_blocks, counts.mapped);
         checker.find(label, false, message);
     }
+    let counted_wrong = checker.report.findings[noted..].iter().any(|f| !f.serious);
     if !checker.options.skip_data {
         blocks::check(checker, label, root, map.top(), &mut table);
     }
+    counted_wrong || counts.unreadable.iter().any(|(.., e)| e.kind() == ErrorKind::Corrupt)
 }
 
-fn walk(
-    link: &Link,
-    level: u32,
-    base: u64,
-    source: &mut Source<'_>,
-    counts: &mut Counts,
-    lost: &mut Vec<(u64, u64, String)>,
-) {
+fn walk(link: &Link, level: u32, base: u64, source: &mut Source<'_>, counts: &mut Counts) {
     let Link::Stored(entry) = link else { return };
+    if entry.is_lost() {
+        return counts.lost(base, blocks_below(level));
+    }
     let node = match source.load(*entry, level, base) {
         Ok(node) => node,
         Err(error) => {
-            let blocks = entry_blocks(level + 1).min(IMAGE_BYTES_MAX / BLOCK_BYTES);
-            return lost.push((base, blocks, error.to_string()));
+            return counts.unreadable.push((level, base, error));
         }
     };
     counts.pages += 1;
     *counts.live.entry({ entry.address }.segment()).or_default() += u64::from(node.units());
     match node {
         Node::Leaf(entries) => {
-            for entry in entries.iter().filter(|e| !e.is_hole()) {
+            for (i, entry) in entries.iter().enumerate().filter(|(_, e)| !e.is_hole()) {
+                if entry.is_lost() {
+                    counts.lost(base + i as u64, 1);
+                    continue;
+                }
                 *counts.live.entry({ entry.address }.segment()).or_default() += 1;
                 counts.mapped += 1;
             }
         }
         Node::Inner(links) => {
             for (i, link) in links.iter().enumerate() {
-                walk(link, level - 1, base + i as u64 * entry_blocks(level), source, counts, lost);
+                walk(link, level - 1, base + i as u64 * entry_blocks(level), source, counts);
             }
         }
     }
@@ -127,13 +155,20 @@ fn compare(
     }
 }
 
+/// Level and first block of the pages of a map that are damaged.
+pub(crate) fn damaged_pages(top: &Link, source: &mut Source<'_>) -> Vec<(u32, u64)> {
+    let mut counts = Counts::default();
+    walk(top, TOP_LEVEL, 0, source, &mut counts);
+    let damaged = counts.unreadable.iter().filter(|(.., e)| e.kind() == ErrorKind::Corrupt);
+    damaged.map(|(level, base, _)| (*level, *base)).collect()
+}
+
 /// The true counts of a map, for repair: slots by table index, and blocks mapped.
 pub(crate) fn count(top: &Link, source: &mut Source<'_>) -> Result<(HashMap<u32, u64>, u64)> {
     let mut counts = Counts::default();
-    let mut lost = Vec::new();
-    walk(top, TOP_LEVEL, 0, source, &mut counts, &mut lost);
-    if let Some((.., error)) = lost.into_iter().next() {
-        return crate::error::fail(crate::error::ErrorKind::Corrupt, error);
+    walk(top, TOP_LEVEL, 0, source, &mut counts);
+    if let Some((.., error)) = counts.unreadable.into_iter().next() {
+        return Err(error);
     }
     Ok((counts.live, counts.mapped))
 }

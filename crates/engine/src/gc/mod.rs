@@ -111,6 +111,11 @@ impl Visitor for Marker<'_> {
         Ok(self.seen.insert((name, address.slot())))
     }
 
+    /// Names nothing.
+    fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
+        Ok(true)
+    }
+
     fn block(&mut self, _block: u64, entry: MapEntry) -> Result<bool> {
         let address = entry.address;
         let name = self.table.name(address.segment(), self.pool.files())?;

@@ -228,6 +228,9 @@ impl Image {
     }
 
     fn remove_dead(&mut self) {
+        if self.dead.is_empty() || self.postponed_for_readers() {
+            return;
+        }
         for name in std::mem::take(&mut self.dead) {
             // A snapshot may have been taken since it died.
             if !self.is_private(&name) {
@@ -237,6 +240,16 @@ impl Image {
                 tracing::warn!(image = %self.label, segment = %name, %error, "left behind; a later reclaim removes it");
             }
         }
+    }
+
+    /// True where somebody reads the image by an older head: what that names has to stay. What a
+    /// removal leaves behind is found by the next one, or by `Reclaim`.
+    pub(super) fn postponed_for_readers(&self) -> bool {
+        let being_read = self.pool.being_read(self.id).unwrap_or(true);
+        if being_read {
+            tracing::info!(image = %self.label, "space is given back later, because the image is being read");
+        }
+        being_read
     }
 
     /// The first segment of each series that may still be appended to.

@@ -31,6 +31,10 @@ impl Image {
                 self.resize(*size_bytes, *allow_shrink)?;
             }
             Command::Flatten => self.flatten(progress)?,
+            Command::FlattenPart => {
+                let (left_blocks, more) = self.flatten_part()?;
+                return Ok(Reply::Copied { left_blocks, more });
+            }
             Command::MetaSet { key, value } => self.meta_set(key, value)?,
             Command::Tidy => self.tidy_snapshots()?,
             Command::Usage => return self.usage().map(|rows| Reply::Usage { rows }),

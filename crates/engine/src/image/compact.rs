@@ -153,13 +153,14 @@ impl Image {
                 at += 1;
             }
         }
-        self.copy_blocks(&live)
+        self.copy_blocks(&live).map(drop)
     }
 
-    /// Appends the present content of blocks, at most a group of them.
-    pub(super) fn copy_blocks(&mut self, blocks: &[u64]) -> Result<()> {
+    /// Appends the present content of blocks, at most a group of them. Returns the first that
+    /// cannot be read, and so stays where it is.
+    pub(super) fn copy_blocks(&mut self, blocks: &[u64]) -> Result<Option<u64>> {
         if blocks.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         self.begin_writing()?;
         let mut data = vec![0; blocks.len() * BLOCK_BYTES as usize];
@@ -171,6 +172,7 @@ impl Image {
         self.read_checked(&mut reads);
         let intact: Vec<bool> = reads.iter().map(|r| r.result.is_ok()).collect();
         let mut group = Group::default();
+        let mut unreadable = None;
         for ((block, bytes), intact) in
             blocks.iter().zip(data.chunks_exact(BLOCK_BYTES as usize)).zip(intact)
         {
@@ -178,9 +180,12 @@ impl Image {
             if intact {
                 self.prepare(*block, 1)?;
                 group.write(*block, Cow::Borrowed(bytes));
+            } else {
+                unreadable = unreadable.or(Some(*block));
             }
         }
-        self.append(group)
+        self.append(group)?;
+        Ok(unreadable)
     }
 
     /// Makes the pages of mostly dead map segments dirty, so that the next checkpoint moves them.

@@ -2,8 +2,9 @@
 //!
 //! In the parent's pool the image's root already names every segment it needs, so only the head
 //! changes. Blocks that lie in other pools are copied first, as ordinary writes of the same
-//! content: an interrupted flatten leaves a valid clone with less left to copy. Snapshots of the
-//! image that need another pool keep their parent.
+//! content: an interrupted flatten leaves a valid clone with less left to copy. Copying is done in
+//! parts, between which the image serves its users. Snapshots of the image that need another pool
+//! keep their parent.
 
 use std::sync::Arc;
 
@@ -12,8 +13,8 @@ use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry, SnapId};
 
 use super::{Image, Source, open_root};
-use crate::error::{ErrorKind, Result, fail};
-use crate::map::{Link, TOP_LEVEL, visit};
+use crate::error::{Error, ErrorKind, Result, fail};
+use crate::map::{Link, TOP_LEVEL, Visitor, visit};
 use crate::table::SegmentTable;
 
 /// Blocks copied at a time (4 MiB).
@@ -21,13 +22,42 @@ const COPY_BLOCKS: usize = 1024;
 /// Mapped blocks looked at in one walk.
 const STRETCH_BLOCKS: usize = 64 * COPY_BLOCKS;
 
+/// How far flatten has come with copying, in this process.
+#[derive(Default)]
+pub(super) struct State {
+    /// Blocks below lie in this pool, but for one that cannot be read.
+    own_below: u64,
+    /// The first block that could not be copied.
+    unreadable: Option<u64>,
+    /// Everything was looked at.
+    done: bool,
+}
+
 impl Image {
+    /// Makes the image independent of its parent. What [`Self::flatten_part`] has not copied yet
+    /// is copied now.
     pub(super) fn flatten(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        self.check_owner()?;
-        let Some(parent) = self.head.parent.clone() else {
-            return fail(ErrorKind::NoParent, format!("{} has no parent", self.label));
-        };
-        self.copy_foreign(progress)?;
+        let mut total = 0;
+        loop {
+            let (left, more) = self.flatten_part()?;
+            total = total.max(left);
+            if !more {
+                break;
+            }
+            progress(total - left, total.max(1));
+        }
+        if let Some(block) = std::mem::take(&mut self.flattening).unreadable {
+            let message = format!(
+                "block {block} of {} cannot be read from its parent, so the image still needs it",
+                self.label
+            );
+            return fail(ErrorKind::Corrupt, message);
+        }
+        let parent = self.parent()?;
+        if self.names_foreign()? {
+            self.begin_writing()?;
+            self.rewrite_foreign_pages()?;
+        }
         let mut free = Vec::new();
         for snapshot in self.head.snapshots.iter().filter(|_| self.flattens_snapshots()) {
             let root = snapshot.root.clone().unwrap_or_default();
@@ -42,6 +72,36 @@ impl Image {
             }
         })?;
         self.leave_parent(&parent)
+    }
+
+    /// Copies some of what lies in other pools. Returns how many blocks are left, by count, and
+    /// whether there is more to look at.
+    pub(super) fn flatten_part(&mut self) -> Result<(u64, bool)> {
+        self.check_owner()?;
+        self.parent()?;
+        if self.flattening.done || !self.names_foreign()? {
+            return Ok((0, false));
+        }
+        self.begin_writing()?;
+        let (foreign, next) = self.foreign_blocks(self.flattening.own_below)?;
+        let uncopied = self.copy_blocks(&foreign)?;
+        self.flattening.unreadable = self.flattening.unreadable.or(uncopied);
+        match next {
+            Some(next) => self.flattening.own_below = next,
+            None => self.flattening.done = true,
+        }
+        if self.log_bytes >= super::write::CHECKPOINT_LOG_BYTES {
+            self.checkpoint()?;
+            self.evict(super::MAP_MEMORY_BYTES_MAX / 2);
+        }
+        Ok((self.foreign_live()?.0, !self.flattening.done))
+    }
+
+    fn parent(&self) -> Result<ParentRecord> {
+        self.head
+            .parent
+            .clone()
+            .ok_or_else(|| Error::new(ErrorKind::NoParent, format!("{} has no parent", self.label)))
     }
 
     /// RBD's `deep-flatten` feature, which images have by default.
@@ -62,8 +122,8 @@ impl Image {
         Ok(only)
     }
 
-    /// Copies every block, and with it every page, that lies in another pool.
-    fn copy_foreign(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    /// Data blocks in other pools, by the table's counts, and whether pages lie there.
+    fn foreign_live(&mut self) -> Result<(u64, bool)> {
         let own = self.pool.id();
         let files = Arc::clone(self.pool.files());
         let (mut data, mut pages) = (0u64, false);
@@ -74,70 +134,55 @@ impl Image {
             pages |= name.pool != own && name.kind == SegmentKind::Map && entry.live > 0;
             Ok(())
         })?;
-        let table_foreign = self.table.page_segments()?.iter().any(|n| n.pool != own);
-        if data == 0 && !pages && !table_foreign {
-            return Ok(());
-        }
-        self.begin_writing()?;
-        let (mut from, mut done) = (0, 0u64);
-        loop {
-            let batch = self.foreign_blocks(from)?;
-            let Some(last) = batch.last() else { break };
-            from = last + 1;
-            self.copy_blocks(&batch)?;
-            done += batch.len() as u64;
-            progress(done.min(data), data.max(1));
-            if self.log_bytes >= super::write::CHECKPOINT_LOG_BYTES {
-                self.checkpoint()?;
-                self.evict(super::MAP_MEMORY_BYTES_MAX / 2);
-            }
-        }
-        if let Some(block) = self.foreign_blocks(0)?.first() {
-            let message = format!(
-                "block {block} of {} cannot be read from its parent, so the image still needs it",
-                self.label
-            );
-            return fail(ErrorKind::Corrupt, message);
-        }
-        self.rewrite_foreign_pages()
+        Ok((data, pages))
     }
 
-    /// The next blocks from `from` on that lie in another pool, at most [`COPY_BLOCKS`].
-    fn foreign_blocks(&mut self, mut from: u64) -> Result<Vec<u64>> {
+    /// True where the image may need files of another pool.
+    fn names_foreign(&mut self) -> Result<bool> {
+        let own = self.pool.id();
+        let (data, pages) = self.foreign_live()?;
+        Ok(data > 0 || pages || self.table.page_segments()?.iter().any(|n| n.pool != own))
+    }
+
+    /// Some of the next blocks from `from` on that lie in another pool, at most [`COPY_BLOCKS`] and
+    /// maybe none, and where to look next; `None` when all were looked at.
+    fn foreign_blocks(&mut self, from: u64) -> Result<(Vec<u64>, Option<u64>)> {
         let own = self.pool.id();
         let files = Arc::clone(self.pool.files());
         let top = self.map.top().clone();
         let mut names = SegmentNames::default();
         let mut found = Vec::new();
-        loop {
-            let stretch = self.mapped_stretch(&top, from)?;
-            for (block, segment) in &stretch {
-                if names.pool_of(&mut self.table, *segment, &files)? != own {
-                    found.push(*block);
-                    if found.len() == COPY_BLOCKS {
-                        return Ok(found);
-                    }
+        let stretch = self.mapped_stretch(&top, from)?;
+        for (block, segment) in &stretch {
+            if names.pool_of(&mut self.table, *segment, &files)? != own {
+                found.push(*block);
+                if found.len() == COPY_BLOCKS {
+                    return Ok((found, Some(block + 1)));
                 }
             }
-            match stretch.last() {
-                // Only own blocks in this stretch: look further.
-                Some((block, _)) if found.is_empty() => from = block + 1,
-                _ => return Ok(found),
-            }
         }
+        let next = stretch.last().filter(|_| stretch.len() == STRETCH_BLOCKS);
+        Ok((found, next.map(|(block, _)| block + 1)))
     }
 
     /// Mapped blocks from `from` on, with their segments.
     fn mapped_stretch(&mut self, top: &Link, from: u64) -> Result<Vec<(u64, u32)>> {
-        let mut blocks: Vec<(u64, u32)> = Vec::new();
+        struct Stretch(Vec<(u64, u32)>);
+        impl Visitor for Stretch {
+            /// Nothing can be copied, and nothing of the parent is named.
+            fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
+                Ok(true)
+            }
+            fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool> {
+                self.0.push((block, { entry.address }.segment()));
+                Ok(self.0.len() < STRETCH_BLOCKS)
+            }
+        }
         let mut source = Source::new(&mut self.table, Arc::clone(self.pool.files()));
-        let mut show = |block: u64, entry: MapEntry| {
-            blocks.push((block, { entry.address }.segment()));
-            Ok(blocks.len() < STRETCH_BLOCKS)
-        };
         let range = (from, IMAGE_BYTES_MAX / BLOCK_BYTES);
-        visit(top, TOP_LEVEL, 0, range, &mut source, &mut show)?;
-        Ok(blocks)
+        let mut stretch = Stretch(Vec::new());
+        visit(top, TOP_LEVEL, 0, range, &mut source, &mut stretch)?;
+        Ok(stretch.0)
     }
 
     /// Pages in other pools whose blocks are all ours (or that name other pages only).
@@ -147,7 +192,7 @@ impl Image {
             pool: &'a crate::catalog::Pool,
             pages: Vec<(MapEntry, u32, u64)>,
         }
-        impl crate::map::Visitor for Foreign<'_> {
+        impl Visitor for Foreign<'_> {
             fn page(&mut self, entry: MapEntry, level: u32, base: u64) -> Result<bool> {
                 if entry.is_hole() {
                     return Ok(false);
@@ -158,6 +203,9 @@ impl Image {
                     self.pages.push((entry, level, base));
                 }
                 Ok(level > 0)
+            }
+            fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
+                Ok(true)
             }
             fn block(&mut self, _: u64, _: MapEntry) -> Result<bool> {
                 Ok(true)

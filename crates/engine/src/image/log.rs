@@ -30,6 +30,8 @@ pub(crate) struct Log {
     pub dirty: bool,
     /// Earlier segments that are not durable yet.
     pub unsynced: Vec<Arc<dyn DiskFile>>,
+    /// Groups with smaller numbers are durable; each group says so, see [`GroupHeader`].
+    pub durable_below: u64,
     header: Vec<u8>,
 }
 
@@ -91,7 +93,7 @@ impl Image {
         self.remove_leftovers()?;
         self.pool.create_author_directory(self.id)?;
         let epoch = self.head.epoch + 1;
-        self.open_log(epoch, Vec::new())?;
+        self.open_log(epoch, Vec::new(), self.group_next)?;
         let started = self.publish_start(epoch);
         if let Err(error) = started {
             if let Some(log) = self.log.take() {
@@ -99,6 +101,11 @@ impl Image {
                 self.dead.push(log.name);
             }
             return Err(error);
+        }
+        if std::mem::take(&mut self.unclean)
+            && let Err(error) = self.remove_strays()
+        {
+            tracing::warn!(image = %self.label, %error, "segments may be left behind; 'gc' removes them");
         }
         Ok(())
     }
@@ -132,12 +139,18 @@ impl Image {
     }
 
     /// Creates the next data segment and goes on in it.
-    fn open_log(&mut self, epoch: u64, unsynced: Vec<Arc<dyn DiskFile>>) -> Result<()> {
+    fn open_log(
+        &mut self,
+        epoch: u64,
+        unsynced: Vec<Arc<dyn DiskFile>>,
+        durable_below: u64,
+    ) -> Result<()> {
         let (name, file) = self.create_segment(SegmentKind::Data, epoch)?;
         let files = Arc::clone(self.pool.files());
         let index = self.table.add(name, &files)?;
         let header = Vec::new();
-        self.log = Some(Log { name, file, index, slot: 1, dirty: false, unsynced, header });
+        let (slot, dirty) = (1, false);
+        self.log = Some(Log { name, file, index, slot, dirty, unsynced, durable_below, header });
         Ok(())
     }
 
@@ -188,6 +201,7 @@ impl Image {
             epoch: self.head.epoch,
             segment: log.name.sequence,
             group: self.group_next,
+            durable_below: log.durable_below,
             records: group.records,
             crcs,
         };
@@ -204,7 +218,7 @@ impl Image {
         self.group_next += 1;
         self.log_bytes += blocks as u64 * BLOCK_BYTES;
         self.changed = true;
-        self.apply(&header, index, data_slot).inspect_err(|error| {
+        self.apply(&header, index, data_slot, false).inspect_err(|error| {
             tracing::error!(image = %self.label, %error, "a logged write could not be mapped");
             self.poisoned = true;
         })
@@ -220,7 +234,7 @@ impl Image {
         if log.dirty {
             unsynced.push(Arc::clone(&log.file));
         }
-        if let Err(error) = self.open_log(self.head.epoch, unsynced.clone()) {
+        if let Err(error) = self.open_log(self.head.epoch, unsynced.clone(), log.durable_below) {
             log.unsynced = unsynced;
             self.log = Some(log);
             return Err(error);
@@ -230,6 +244,7 @@ impl Image {
 
     /// Makes the log durable.
     pub(super) fn sync_log(&mut self) -> Result<()> {
+        let group_next = self.group_next;
         let Some(log) = &mut self.log else { return Ok(()) };
         let mut result = Ok(());
         for file in &log.unsynced {
@@ -246,6 +261,7 @@ impl Image {
         }
         log.unsynced.clear();
         log.dirty = false;
+        log.durable_below = group_next;
         Ok(())
     }
 

@@ -37,6 +37,7 @@ use crate::table::SegmentTable;
 
 use log::Log;
 pub(crate) use reclaim::mark;
+pub(crate) use replay::DamagedLog;
 pub use snapshot::SNAPSHOTS_MAX;
 pub(crate) use source::Source;
 
@@ -50,7 +51,8 @@ const READ_ATTEMPTS_MAX: u32 = 10;
 enum Mode {
     /// Alone with it; holds the image lock.
     Owner { _lock: Box<dyn Lock> },
-    /// Reads the head as it was when opened; holds a shared lock where it could get one.
+    /// Reads the head as it was when opened; holds the readers' lock where it could get it, so that
+    /// what that head names stays.
     Reader { _lock: Option<Box<dyn Lock>> },
     /// Reads a snapshot; holds the snapshot's pin where the pool can be written.
     Snapshot { _pin: Option<Box<dyn Lock>> },
@@ -87,7 +89,10 @@ pub struct Image {
     dead: Vec<SegmentName>,
     pending: Option<checkpoint::Pending>,
     compaction: compact::State,
+    flattening: flatten::State,
     poisoned: bool,
+    /// The owner before did not close the image: it may have left segments that no root names.
+    unclean: bool,
 }
 
 pub(crate) fn empty_root() -> RootRecord {
@@ -99,7 +104,7 @@ impl Image {
     ///
     /// # Errors
     /// `Owned` where another process has it; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
-    pub(crate) fn open_owner(pool: &Pool, id: ImageId) -> Result<Self> {
+    pub(crate) fn open_owner(pool: &Pool, id: ImageId, damaged_log: DamagedLog) -> Result<Self> {
         let head = pool.read_head(id)?;
         if pool.read_only() {
             let label = pool.image_label(&head);
@@ -119,7 +124,7 @@ impl Image {
         // Read again: it may have changed until the lock was ours.
         let head = pool.read_head_for_writing(id)?;
         let mut image = Self::assemble(pool, id, head, Mode::Owner { _lock: lock }, None)?;
-        image.replay()?;
+        image.replay(damaged_log)?;
         Ok(image)
     }
 
@@ -127,8 +132,8 @@ impl Image {
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `NewerFormat`.
-    pub(crate) fn open_reader(pool: &Pool, id: ImageId) -> Result<Self> {
-        let lock = pool.lock_image_shared(id);
+    pub(crate) fn open_reader(pool: &Pool, id: ImageId, damaged_log: DamagedLog) -> Result<Self> {
+        let lock = pool.lock_readers(id);
         let locked = lock.is_some();
         let mut mode = Mode::Reader { _lock: lock };
         let mut attempts = 0;
@@ -136,8 +141,8 @@ impl Image {
             let head = pool.read_head(id)?;
             let version = head.version;
             let opened = Self::assemble(pool, id, head, mode, None)
-                .and_then(|mut image| image.replay().map(|()| image));
-            // An owner at work may have removed what the head before its last one needed.
+                .and_then(|mut image| image.replay(damaged_log).map(|()| image));
+            // Without the lock, an owner at work may have removed what this head needs.
             let moved = !locked && pool.read_head(id).is_ok_and(|head| head.version != version);
             attempts += 1;
             match opened {
@@ -198,7 +203,9 @@ impl Image {
             dead: Vec::new(),
             pending: None,
             compaction: compact::State::default(),
+            flattening: flatten::State::default(),
             poisoned: false,
+            unclean: false,
             head,
             mode,
         })

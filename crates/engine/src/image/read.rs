@@ -8,7 +8,7 @@ use marcot_store::{DiskFile, FileRead};
 use super::{Image, MAP_MEMORY_BYTES_MAX};
 use crate::device::{Extent, Read};
 use crate::error::{Error, ErrorKind, Result, fail};
-use crate::map::{position, visit};
+use crate::map::{Visitor, position, visit};
 use crate::segment::SegmentName;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -117,6 +117,13 @@ impl Image {
         }
         for i in (0..plan.pieces.len()).rev().take_while(|i| plan.pieces[*i].target == target) {
             let segment = plan.pieces[i].segment;
+            if segment == 0 {
+                let block = plan.pieces[i].block;
+                let message =
+                    format!("block {block} of {} was lost with a damaged map page", self.label);
+                tracing::error!(image = %self.label, block, "{message}");
+                return fail(ErrorKind::Corrupt, message);
+            }
             if !plan.files.iter().any(|(s, ..)| *s == segment) {
                 let name = self.table.name(segment, self.pool.files())?;
                 let file = self.pool.files().get(name).inspect_err(|error| {
@@ -215,24 +222,13 @@ impl Image {
     ) -> Result<Vec<Extent>> {
         self.check_range(offset, length)?;
         let end = offset + length;
-        let mut extents: Vec<Extent> = Vec::new();
-        let mut at = offset;
         let range = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         let files = Arc::clone(self.pool.files());
         let mut source = super::Source::new(&mut self.table, files);
-        let mut show = |block: u64, _: MapEntry| {
-            let start = (block * BLOCK_BYTES).max(offset);
-            let stop = ((block + 1) * BLOCK_BYTES).min(end);
-            push(&mut extents, at, start, false);
-            if extents.len() >= max {
-                return Ok(false);
-            }
-            push(&mut extents, start, stop, true);
-            at = stop;
-            Ok(extents.len() <= max)
-        };
+        let mut list = ExtentList { extents: Vec::new(), at: offset, end, max };
         let top = crate::map::TOP_LEVEL;
-        let whole = visit(self.map.top(), top, 0, range, &mut source, &mut show)?;
+        let whole = visit(self.map.top(), top, 0, range, &mut source, &mut list)?;
+        let ExtentList { mut extents, at, .. } = list;
         if whole {
             push(&mut extents, at, end, false);
         }
@@ -257,6 +253,40 @@ impl Image {
             }
         }
         Ok(())
+    }
+}
+
+/// Gathers extents while a map is visited.
+struct ExtentList {
+    extents: Vec<Extent>,
+    /// Bytes up to here are listed.
+    at: u64,
+    end: u64,
+    max: usize,
+}
+
+impl ExtentList {
+    fn data(&mut self, first: u64, blocks: u64) -> bool {
+        let start = (first * BLOCK_BYTES).max(self.at);
+        let stop = ((first + blocks) * BLOCK_BYTES).min(self.end);
+        push(&mut self.extents, self.at, start, false);
+        if self.extents.len() >= self.max {
+            return false;
+        }
+        push(&mut self.extents, start, stop, true);
+        self.at = stop;
+        self.extents.len() <= self.max
+    }
+}
+
+impl Visitor for ExtentList {
+    /// Not a hole: reading it must fail, not be left out.
+    fn lost(&mut self, first: u64, blocks: u64) -> Result<bool> {
+        Ok(self.data(first, blocks))
+    }
+
+    fn block(&mut self, block: u64, _: MapEntry) -> Result<bool> {
+        Ok(self.data(block, 1))
     }
 }
 

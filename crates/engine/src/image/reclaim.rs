@@ -2,6 +2,7 @@
 //!
 //! Only segments that no clone can name are looked at here; see `gc` for the others.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use marcot_format::record::{RootRecord, SegmentMarks};
@@ -10,6 +11,7 @@ use marcot_format::segment::SegmentKind;
 use super::{Image, Source, open_root};
 use crate::error::Result;
 use crate::gc;
+use crate::segment::SegmentName;
 
 impl Image {
     /// Removes segments that none of this image's roots names, and punches the dead slots out of
@@ -17,6 +19,9 @@ impl Image {
     pub(crate) fn reclaim_unnamed(&mut self) -> Result<u64> {
         if self.changed {
             self.checkpoint()?;
+        }
+        if self.postponed_for_readers() {
+            return Ok(0);
         }
         let shared = self.head.shared_below.unwrap_or_default();
         let open = self.open_from();
@@ -33,9 +38,51 @@ impl Image {
         gc::reclaim(&self.pool, &roots, &candidates, &mut |_, _| {})
     }
 
-    /// Sets the counts of the segment table right, from the map.
-    pub(crate) fn recount(&mut self) -> Result<()> {
+    /// Removes private segments that the owner before left between a head and their removal. The
+    /// head must be durable, and equal to what is in memory.
+    pub(super) fn remove_strays(&mut self) -> Result<()> {
+        if self.postponed_for_readers() {
+            return Ok(());
+        }
+        let files = Arc::clone(self.pool.files());
+        let mut named: HashSet<SegmentName> = self.table.page_segments()?.into_iter().collect();
+        self.table.for_each(&files, |_, _, name| {
+            named.insert(name);
+            Ok(())
+        })?;
+        for name in files.list(self.pool.id(), self.id)? {
+            if name.sequence < mark(&self.next, name.kind)
+                && self.is_private(&name)
+                && !named.contains(&name)
+            {
+                tracing::info!(image = %self.label, segment = %name, "removed a segment that was left behind");
+                files.remove(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up damaged map pages and returns how many there were: what they named is lost, and
+    /// can be written again. Nothing of it could be read before.
+    fn give_up_damaged(&mut self) -> Result<u64> {
+        let root = self.head.root.clone().unwrap_or_default();
+        let (map, mut names) = open_root(&self.pool, &root)?;
+        let mut source = Source::new(&mut names, Arc::clone(self.pool.files()));
+        let damaged = crate::check::roots::damaged_pages(map.top(), &mut source);
+        let mut source = Source::lenient(&mut self.table, Arc::clone(self.pool.files()));
+        for (level, base) in &damaged {
+            self.map.give_up(*level, *base, &mut source)?;
+            self.changed = true;
+        }
+        Ok(damaged.len() as u64)
+    }
+
+    /// Sets the counts of the segment table right, from the map, and gives up damaged pages;
+    /// returns how many of those there were.
+    pub(crate) fn recount(&mut self) -> Result<u64> {
         self.begin_writing()?;
+        self.checkpoint()?;
+        let given_up = self.give_up_damaged()?;
         self.checkpoint()?;
         let root = self.head.root.clone().unwrap_or_default();
         let (map, mut names) = open_root(&self.pool, &root)?;
@@ -55,7 +102,7 @@ impl Image {
         }
         self.map.set_mapped_blocks(mapped);
         self.changed = true;
-        Ok(())
+        Ok(given_up)
     }
 
     /// Durable roots of the image: its head's and its snapshots'.

@@ -227,6 +227,7 @@ impl Image {
         self.table_pages.take();
         self.pending = None;
         self.dead.clear();
+        self.flattening = Default::default();
         self.size_bytes = root.size_bytes;
         (self.changed, self.log_bytes) = (false, 0);
         if let Some(parent) = old_parent {

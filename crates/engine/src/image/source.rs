@@ -5,10 +5,10 @@ use std::sync::Arc;
 use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::page::{PAGE_READ_BYTES, decode_page};
 use marcot_format::segment::SegmentKind;
-use marcot_format::{BlockAddress, MapEntry};
+use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry};
 
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
-use crate::map::{Node, PageSource, SideOps};
+use crate::map::{Node, PageSource, SideOps, entry_blocks};
 use crate::segment::Files;
 use crate::table::SegmentTable;
 
@@ -16,17 +16,31 @@ use crate::table::SegmentTable;
 pub(crate) struct Source<'a> {
     pub table: &'a mut SegmentTable,
     pub files: Arc<Files>,
+    /// Go on without pages that are damaged, as replay must.
+    lenient: bool,
+    /// The page asked for last is damaged itself, and not only out of reach.
+    damaged: bool,
 }
 
 impl<'a> Source<'a> {
     pub(crate) fn new(table: &'a mut SegmentTable, files: Arc<Files>) -> Self {
-        Self { table, files }
+        Self { table, files, lenient: false, damaged: false }
+    }
+
+    /// As [`Self::new`], but a damaged page is given up: what it named is lost from then on, what
+    /// is written below it is not.
+    pub(crate) fn lenient(table: &'a mut SegmentTable, files: Arc<Files>) -> Self {
+        Self { lenient: true, ..Self::new(table, files) }
     }
 }
 
 impl PageSource for Source<'_> {
     fn load(&mut self, entry: MapEntry, level: u32, base: u64) -> Result<Node> {
         let address = entry.address;
+        self.damaged = address.is_lost();
+        if address.is_lost() {
+            return fail(ErrorKind::Corrupt, "lost with a damaged map page");
+        }
         let name = self.table.name(address.segment(), &self.files)?;
         if name.kind != SegmentKind::Map {
             return fail(ErrorKind::Corrupt, "a map page should lie in a map segment");
@@ -37,10 +51,12 @@ impl PageSource for Source<'_> {
         let n = file.read_at(offset, &mut bytes).at(|| format!("cannot read segment {name}"))?;
         let what =
             || format!("the map page at unit {} of segment {name} is damaged", address.slot());
+        self.damaged = true;
         let (page, crc) = decode_page(&bytes[..n]).map_err(|e| Error::from_format(what(), e))?;
         if crc != entry.crc || u32::from(page.level) != level || page.base != base {
             return fail(ErrorKind::Corrupt, what());
         }
+        self.damaged = false;
         Ok(Node::from_page(page))
     }
 
@@ -49,7 +65,22 @@ impl PageSource for Source<'_> {
     }
 
     fn release(&mut self, address: BlockAddress, slots: u32) -> Result<()> {
-        self.table.count(address.segment(), -i64::from(slots), 0, &self.files)
+        match self.table.count(address.segment(), -i64::from(slots), 0, &self.files) {
+            Err(error) if self.lenient && error.kind() == ErrorKind::Corrupt => {
+                tracing::warn!(%error, "space is not counted as free; 'check --repair' finds it");
+                Ok(())
+            }
+            counted => counted,
+        }
+    }
+
+    fn give_up(&mut self, error: &Error, level: u32, base: u64) -> bool {
+        let give_up = self.lenient && self.damaged && error.kind() == ErrorKind::Corrupt;
+        if give_up {
+            let (bytes, first) = (entry_blocks(level + 1) * BLOCK_BYTES, base * BLOCK_BYTES);
+            tracing::error!(%error, first_byte = first, bytes, "a damaged map page is given up: what is not written anew below it reads as errors");
+        }
+        give_up
     }
 }
 

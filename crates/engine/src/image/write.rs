@@ -1,12 +1,13 @@
 //! Writing and discarding: splitting at block edges, gathering groups, changing the map.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use marcot_format::group::{GroupHeader, RecordKind};
 use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry};
 
 use super::log::Group;
-use super::{Image, MAP_MEMORY_BYTES_MAX};
+use super::{Image, MAP_MEMORY_BYTES_MAX, Source};
 use crate::device::Write;
 use crate::error::{ErrorKind, Result};
 use crate::map::{PageSource, position};
@@ -80,7 +81,8 @@ impl Image {
                 let mut last = 0;
                 for entry in &leaf[first..first + (end - at) as usize] {
                     let address = entry.address;
-                    if !address.is_hole() && address.segment() != last {
+                    let named = !address.is_hole() && !address.is_lost();
+                    if named && address.segment() != last {
                         last = address.segment();
                         source.touch(address)?;
                     }
@@ -92,12 +94,23 @@ impl Image {
     }
 
     /// Changes the map as a group says; its data starts at `data_slot` of the segment at `index`.
-    pub(super) fn apply(&mut self, header: &GroupHeader, index: u32, data_slot: u32) -> Result<()> {
+    /// Damaged pages that `replaying` meets are given up, because the group must not be.
+    pub(super) fn apply(
+        &mut self,
+        header: &GroupHeader,
+        index: u32,
+        data_slot: u32,
+        replaying: bool,
+    ) -> Result<()> {
         let data_blocks = header.crcs.len();
-        let files = std::sync::Arc::clone(self.pool.files());
+        let files = Arc::clone(self.pool.files());
         // Before they are named: a block written twice in a group is released again at once.
         self.table.count(index, data_blocks as i64, data_blocks as u32, &files)?;
-        let (map, mut source) = self.parts();
+        let map = &mut self.map;
+        let mut source = match replaying {
+            true => Source::lenient(&mut self.table, files),
+            false => Source::new(&mut self.table, files),
+        };
         let mut entries = Vec::with_capacity(MAP_FANOUT);
         let mut done = 0usize;
         for record in &header.records {

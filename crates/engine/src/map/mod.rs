@@ -5,6 +5,7 @@
 //!   and every page on disk that the root names is counted in `live` of its map segment.
 //! - A page on disk never changes: a node is copied before its first change, and the page it came
 //!   from is released.
+//! - A lost entry (see [`BlockAddress::LOST`]) names nothing and is counted nowhere.
 //! - Nodes below a clean node are clean; a dirty node's ancestors are dirty.
 
 mod node;
@@ -141,7 +142,7 @@ impl Map {
         let leaf = leaf_mut(top, block, source, resident_bytes)?;
         let places = &mut leaf[at..at + entries.len()];
         for (old, new) in places.iter_mut().zip(entries) {
-            if old.is_hole() {
+            if old.is_hole() || old.is_lost() {
                 *mapped_blocks += 1;
             } else {
                 source.release(old.address, 1)?;
@@ -193,6 +194,17 @@ impl Map {
         }
         node_mut(top, level, base, source, resident_bytes)?;
         Ok(true)
+    }
+
+    /// Replaces a page that `source` cannot load, and is willing to give up, by one that says that
+    /// all it named is lost.
+    pub(crate) fn give_up(
+        &mut self,
+        level: u32,
+        base: u64,
+        source: &mut dyn PageSource,
+    ) -> Result<()> {
+        node_mut(&mut self.top, level, base, source, &mut self.resident_bytes).map(drop)
     }
 
     /// A handle on the content as it is now, for visits.
@@ -251,7 +263,15 @@ fn make_dirty<'a>(
     source: &mut dyn PageSource,
     resident_bytes: &mut u64,
 ) -> Result<&'a mut Node> {
-    load(link, level, base, source, resident_bytes)?;
+    if let Err(error) = load(link, level, base, source, resident_bytes) {
+        if !source.give_up(&error, level, base) {
+            return Err(error);
+        }
+        // The page stays counted as live: how much of its segment it took is not known.
+        let node = Node::lost(level);
+        *resident_bytes += node.memory_bytes();
+        *link = Link::Dirty(Arc::new(node));
+    }
     match std::mem::take(link) {
         Link::Clean(entry, node) => {
             if let Err(error) = source.release(entry.address, node.units()) {
@@ -338,11 +358,11 @@ fn clear_link(
     match node {
         Node::Leaf(entries) => {
             for entry in &mut entries[(from - base) as usize..(to - base) as usize] {
-                if !entry.is_hole() {
+                if !entry.is_hole() && !entry.is_lost() {
                     source.release(entry.address, 1)?;
-                    *entry = MapEntry::HOLE;
                     cleared += 1;
                 }
+                *entry = MapEntry::HOLE;
             }
         }
         Node::Inner(links) => {

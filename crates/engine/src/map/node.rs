@@ -59,6 +59,15 @@ impl Node {
         }
     }
 
+    /// A node of `level` in the place of a damaged page: all that it named is lost.
+    pub(crate) fn lost(level: u32) -> Self {
+        if level == 0 {
+            Self::Leaf(Box::new([MapEntry::LOST; MAP_FANOUT]))
+        } else {
+            Self::Inner(vec![Link::Stored(MapEntry::LOST); MAP_FANOUT].into_boxed_slice())
+        }
+    }
+
     /// From a page on disk.
     pub(crate) fn from_page(page: Page) -> Self {
         if page.level == 0 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry};
 
 use super::{Link, Node, entry_blocks};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Where pages come from, and who keeps count of what the root names.
 pub(crate) trait PageSource {
@@ -14,6 +14,12 @@ pub(crate) trait PageSource {
 
     /// Makes sure that [`Self::release`] at `address` needs no I/O.
     fn touch(&mut self, address: BlockAddress) -> Result<()>;
+
+    /// True where a page that could not be loaded, with this error, is to be given up for good:
+    /// replay has to change what lies below it. Else the error stands.
+    fn give_up(&mut self, _error: &Error, _level: u32, _base: u64) -> bool {
+        false
+    }
 
     /// The root no longer names `slots` slots (or units) at `address`.
     fn release(&mut self, address: BlockAddress, slots: u32) -> Result<()>;

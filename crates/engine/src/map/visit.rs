@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use marcot_format::MapEntry;
+use marcot_format::{BLOCK_BYTES, MapEntry};
 
 use super::{Link, Node, PageSource, entry_blocks};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result, fail};
 
 fn node_of(
     link: &Link,
@@ -26,6 +26,14 @@ pub(crate) trait Visitor {
     /// A page that is on disk; false leaves out what is below.
     fn page(&mut self, _entry: MapEntry, _level: u32, _base: u64) -> Result<bool> {
         Ok(true)
+    }
+
+    /// Blocks whose content was lost with a damaged page. Whoever does not expect them must not
+    /// take them for a hole.
+    fn lost(&mut self, first: u64, blocks: u64) -> Result<bool> {
+        let (from, to) = (first * BLOCK_BYTES, (first + blocks) * BLOCK_BYTES);
+        let message = format!("bytes {from} to {to} were lost with a damaged map page");
+        fail(ErrorKind::Corrupt, message)
     }
 
     /// A mapped block; false ends the visit.
@@ -52,6 +60,9 @@ pub(crate) fn visit(
     if from >= to || link.is_hole() {
         return Ok(true);
     }
+    if link.entry().is_some_and(|e| e.is_lost()) {
+        return visitor.lost(from, to - from);
+    }
     if let Some(entry) = link.entry()
         && !visitor.page(entry, level, base)?
     {
@@ -62,7 +73,11 @@ pub(crate) fn visit(
         Node::Leaf(entries) => {
             for block in from..to {
                 let entry = entries[(block - base) as usize];
-                if !entry.is_hole() && !visitor.block(block, entry)? {
+                if entry.is_lost() {
+                    if !visitor.lost(block, 1)? {
+                        return Ok(false);
+                    }
+                } else if !entry.is_hole() && !visitor.block(block, entry)? {
                     return Ok(false);
                 }
             }

@@ -79,7 +79,7 @@ impl Files {
     /// Opens a segment for reading, verifying that the file is the one it should be.
     ///
     /// # Errors
-    /// `Corrupt` (also where it is missing), `NewerFormat`, `Io`, or what the operating system says.
+    /// `Corrupt`, `NewerFormat`, `Io` (also where it is missing), or what the operating system says.
     pub(crate) fn get(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
         {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,7 +107,8 @@ impl Files {
         let path = self.path(name)?;
         let file = match self.world.disk.open(&path, false) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return fail(ErrorKind::Corrupt, format!("segment {} is missing", path.display()));
+                // It may come back, with a directory that is mounted or restored.
+                return fail(ErrorKind::Io, format!("segment {} is missing", path.display()));
             }
             file => file.at(|| format!("cannot open segment {}", path.display()))?,
         };
