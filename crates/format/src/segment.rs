@@ -87,6 +87,13 @@ impl SegmentHeader {
         bytes
     }
 
+    /// True where the header says that only a newer version may change the file, which means to
+    /// punch it. `bytes` is a block that [`Self::decode`] accepts.
+    #[must_use]
+    pub fn is_read_only(bytes: &[u8]) -> bool {
+        bytes.len() >= SEGMENT_HEADER_BYTES && get_u32(bytes, 20) != 0
+    }
+
     /// Reads a header's block.
     ///
     /// # Errors
@@ -127,6 +134,7 @@ mod tests {
         let header =
             SegmentHeader { kind: SegmentKind::Map, author: 7, sequence: 9, epoch: u64::MAX };
         assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
+        assert!(!SegmentHeader::is_read_only(&header.encode()));
         assert!(SegmentHeader::decode(&[0; 4096]).is_err());
         assert!(SegmentHeader::decode(&[]).is_err());
     }

@@ -202,6 +202,11 @@ impl Pool {
     fn finish_removal(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         let Some(_lock) = self.lock_image(image)? else { return Ok(()) };
         let _catalogue = self.lock(LockMode::Exclusive)?;
+        match self.read_head(image) {
+            Ok(now) if now.version == head.version => {}
+            // Somebody has used or removed it since the heads were collected.
+            _ => return Ok(()),
+        }
         self.unlink_image(image, head)?;
         if let Some(parent) = &head.parent {
             self.remove_child_record(parent, SnapId(parent.snap_id), image)?;

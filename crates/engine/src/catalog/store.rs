@@ -275,7 +275,9 @@ impl Store {
         };
         let bytes = encode_message(FrameKind::Pool, &record);
         let path = directory.join("pool");
-        disk.sync_directory(&directory).at(|| format!("cannot sync {}", directory.display()))?;
+        for parent in [directory.join("names"), directory.clone()] {
+            disk.sync_directory(&parent).at(|| format!("cannot sync {}", parent.display()))?;
+        }
         // The commit: a directory without this record is no pool.
         publish_new(disk, &path, self.inner.world.random.number(), mode & 0o644, &bytes)
             .at(|| format!("cannot create pool '{name}'"))?;

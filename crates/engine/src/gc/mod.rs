@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use marcot_format::group::GroupHeader;
 use marcot_format::record::RootRecord;
-use marcot_format::segment::SegmentKind;
+use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::{BLOCK_BYTES, MapEntry};
 
 use crate::catalog::Pool;
@@ -162,6 +162,12 @@ fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
         file => file.at(|| format!("cannot open segment {}", path.display()))?,
     };
     let context = || format!("cannot give space of segment {name} back");
+    let mut header = vec![0; SEGMENT_HEADER_BYTES];
+    let n = file.read_at(0, &mut header).at(context)?;
+    if SegmentHeader::is_read_only(&header[..n]) {
+        tracing::info!(segment = %name, "written by a newer marcot, so nothing is punched out of it");
+        return Ok(0);
+    }
     let before = file.allocated_bytes().at(context)?;
     let is_live = |slot: usize| live.get(slot / 64).is_some_and(|w| w >> (slot % 64) & 1 == 1);
     for (header_slot, header) in groups(&*file)? {

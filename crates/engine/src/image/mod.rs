@@ -44,6 +44,11 @@ pub(crate) use source::Source;
 /// Memory for loaded map pages of one image before clean ones are dropped, in bytes.
 pub const MAP_MEMORY_BYTES_MAX: u64 = 64 << 20;
 
+/// Largest number of a segment in a head: 128 PiB of data written, with room for one session more.
+const SEQUENCE_MAX: u32 = u32::MAX - (1 << 20);
+/// Largest epoch, version, group and snapshot number in a head.
+const COUNTER_MAX: u64 = u64::MAX / 2;
+
 /// How often a reader looks at the head of an image whose owner changes it meanwhile.
 const READ_ATTEMPTS_MAX: u32 = 10;
 
@@ -182,6 +187,7 @@ impl Image {
         if root.size_bytes > marcot_format::IMAGE_BYTES_MAX {
             return fail(ErrorKind::Corrupt, format!("{label} has an impossible size"));
         }
+        check_counters(&label, &head)?;
         let (map, table) =
             open_root(pool, &root).map_err(|e| e.context(format!("cannot open {label}")))?;
         let next = head.marks.unwrap_or_default();
@@ -298,6 +304,18 @@ pub(crate) fn open_root(pool: &Pool, root: &RootRecord) -> Result<(Map, SegmentT
     let entry = MapEntry { address: BlockAddress(root.map_address), crc: root.map_crc };
     let table = SegmentTable::open(root, pool.files())?;
     Ok((Map::open(entry, root.mapped_blocks), table))
+}
+
+/// Fails where a counter has no room left, as only a hostile head can have it.
+fn check_counters(label: &str, head: &HeadRecord) -> Result<()> {
+    let marks = head.marks.unwrap_or_default();
+    let log = head.log.unwrap_or_default();
+    let series = [marks.data, marks.map, marks.table, log.segment].into_iter().max().unwrap_or(0);
+    let counters = [head.epoch, head.version, head.snap_next, log.group];
+    if series > SEQUENCE_MAX || counters.into_iter().max().unwrap_or(0) > COUNTER_MAX {
+        return fail(ErrorKind::Corrupt, format!("the head of {label} has impossible counters"));
+    }
+    Ok(())
 }
 
 /// Fails with the sentence for a snapshot that is not there.

@@ -181,6 +181,8 @@ impl Image {
         let trashed: Vec<u64> =
             self.head.snapshots.iter().filter(|s| s.trashed || s.removing).map(|s| s.id).collect();
         for id in trashed {
+            // Whoever removes or reads it is not disturbed.
+            let Some(_pin) = self.pool.lock_snapshot(self.id, SnapId(id))? else { continue };
             let children = self.pool.children_everywhere(self.id, Some(SnapId(id)))?;
             let marked = self.head.snapshots.iter().any(|s| s.id == id && s.trashed);
             if children.is_empty() && marked {
