@@ -41,6 +41,24 @@ impl Drop for Server {
     }
 }
 
+#[test]
+fn a_scrub_keeps_to_its_rate_while_images_are_in_use() {
+    let world = World::new();
+    world.file("f", &noise(8 << 20));
+    world.silently(&["import --no-progress f t"]);
+    let mut server = Server::start(&world);
+    let client = open_export(&world, "rbd/t");
+    let start = Instant::now();
+    let scrubbed = world.rbd("check --scrub --rate 16M --no-progress");
+    assert_eq!((scrubbed.status, scrubbed.err.as_str()), (0, ""));
+    assert!(scrubbed.out.contains("8 MiB of data: all is well"), "{}", scrubbed.out);
+    assert!(start.elapsed() >= Duration::from_millis(450), "{:?}", start.elapsed());
+    let refused = world.rbd("check --rate 16M");
+    assert_eq!(refused.status, 22, "{}", refused.err);
+    drop(client);
+    assert_eq!(server.stop(), Some(0));
+}
+
 /// The least that makes a server open an export: newstyle with NBD_OPT_GO, and an answer to it.
 fn open_export(world: &World, name: &str) -> std::os::unix::net::UnixStream {
     use std::io::{Read, Write};

@@ -130,6 +130,7 @@ fn a_damaged_block_fails_its_own_range_and_check_names_every_image_with_it() {
     image.close().unwrap();
     let clone = CloneOptions::default();
     let child = store.clone_image(&pool, id, "s", &pool, "", "child", &clone).unwrap();
+    store.clone_image(&pool, id, "s", &pool, "", "other", &clone).unwrap();
     let data_segment = segments(&pool, 'd').pop().unwrap();
     // Block 100 of the data: behind the segment's header and the group's two header blocks.
     flip_byte(&data_segment, (1 + 2 + 100) * 4096 + 17);
@@ -147,10 +148,39 @@ fn a_damaged_block_fails_its_own_range_and_check_names_every_image_with_it() {
     image.write_at(100 * 4096, &buf).unwrap();
     image.read_at(100 * 4096, &mut buf).unwrap();
     image.close().unwrap();
-    let options = CheckOptions::default();
-    let report = store.check(&pool, &options, &mut |_, _| {}).unwrap();
-    assert!(report.findings.iter().all(|f| f.serious), "{:#?}", report.findings);
-    assert!(report.findings.iter().any(|f| f.message.contains("bytes 409600 to 413696")));
+    for scrub in [false, true] {
+        let options = CheckOptions { scrub, ..CheckOptions::default() };
+        let mut told = (0, 0);
+        let mut progress = |done, total| told = (done, total);
+        let report = store.check(&pool, &options, &mut progress).unwrap();
+        let mut named: Vec<&str> = report.findings.iter().map(|f| f.image.as_str()).collect();
+        named.sort_unstable();
+        assert_eq!(named, ["rbd/image", "rbd/image@s", "rbd/other"], "{report:#?}");
+        let damage = "bytes 409600 to 413696 are damaged";
+        assert!(report.findings.iter().all(|f| f.serious && f.message.starts_with(damage)));
+        // The child has one leaf of its own.
+        assert_eq!(report.blocks, 1024 + 512, "{report:#?}");
+        assert!(told.0 == report.blocks * 4096 && told.1 >= told.0, "{told:?}");
+    }
+}
+
+#[test]
+fn check_goes_on_behind_a_damaged_map_page() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, MIB as usize)).unwrap();
+    image.write_at(32 * MIB, &pattern(2, MIB as usize)).unwrap();
+    image.close().unwrap();
+    flip_byte(&segments(&pool, 'm').pop().unwrap(), 4096 + 100);
+    // The second group, behind the segment's header and the first group, with one block of header.
+    flip_byte(&segments(&pool, 'd').pop().unwrap(), (1 + 1 + 256 + 1 + 10) * 4096);
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    let messages: Vec<&str> = report.findings.iter().map(|f| f.message.as_str()).collect();
+    assert_eq!(messages.len(), 2, "{messages:#?}");
+    assert!(messages[0].starts_with("bytes 0 to 2097152 cannot be read"), "{messages:#?}");
+    let damaged = format!("bytes {} to {} are damaged", 32 * MIB + 40960, 32 * MIB + 45056);
+    assert!(messages[1].starts_with(&damaged), "{messages:#?}");
 }
 
 #[test]

@@ -206,7 +206,12 @@ pub trait DiskFile: Send + Sync {
 
     /// Forgets what is cached and clean, so that reads show what the medium has. After a sync that
     /// failed in another process the cache may hold what never got there.
-    fn drop_cache(&self) {}
+    fn drop_cache(&self) {
+        self.drop_cached(0, u64::MAX);
+    }
+
+    /// As [`Self::drop_cache`], for a range.
+    fn drop_cached(&self, _offset: u64, _length: u64) {}
 
     /// The file descriptor, where there is one.
     fn raw_fd(&self) -> Option<i32> {

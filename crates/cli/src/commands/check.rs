@@ -1,5 +1,7 @@
 //! `check` and `gc`: verifying pools, and giving space back.
 
+use std::time::{Duration, Instant};
+
 use marcot::{CheckOptions, CheckReport, Finding, GcReport, Pool};
 
 use super::POOL_NAME;
@@ -11,9 +13,14 @@ use crate::output::{Align, Node, Table};
 use crate::session::Session;
 use crate::size;
 
+/// Rate of a scrub that nobody set: a fraction of what any disk reads, a terabyte in five hours.
+const SCRUB_BYTES_PER_S_DEFAULT: u64 = 64 << 20;
+
 const CHECK: &[Opt] = &[
     Opt::new("repair", Kind::Flag, "set right what can be without losing data"),
     Opt::new("skip-data", Kind::Flag, "verify structures only, not every block of data"),
+    Opt::new("scrub", Kind::Flag, "read all data from the medium, at a bounded rate"),
+    Opt::new("rate", Kind::Bytes, "bytes a second of --scrub, 0 for no bound [default: 64M]"),
     Opt::new("all", Kind::Flag, "every pool of the store").letter('a'),
 ];
 
@@ -28,6 +35,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         examples: &[
             ("check kubernetes", "status 5 if data is damaged"),
             ("check --all --repair", "every pool; finishes what was cut off"),
+            ("check --scrub --rate 20M kubernetes", "in the background, while images are in use"),
         ],
         hidden: false,
         run: check,
@@ -46,7 +54,17 @@ pub const COMMANDS: &[CommandSpec] = &[
 
 fn check(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
-    let options = CheckOptions { repair: args.flag("repair"), skip_data: args.flag("skip-data") };
+    let scrub = args.flag("scrub");
+    let (repair, skip_data) = (args.flag("repair"), args.flag("skip-data"));
+    if scrub && skip_data {
+        return Err(Failure::invalid("--scrub reads all data, which --skip-data leaves out"));
+    }
+    let rate = args.bytes("rate");
+    if rate.is_some() && !scrub {
+        return Err(Failure::invalid("--rate bounds the rate of --scrub"));
+    }
+    let rate_bytes_per_s = if scrub { rate.unwrap_or(SCRUB_BYTES_PER_S_DEFAULT) } else { 0 };
+    let options = CheckOptions { repair, skip_data, scrub };
     let names = if args.flag("all") {
         session.store()?.pools()?
     } else {
@@ -55,7 +73,7 @@ fn check(session: &Session, args: &Args) -> Outcome {
     let mut reports = Vec::new();
     for name in names {
         let pool = session.pool(&name)?;
-        reports.push((name, check_pool(session, &pool, &options)?));
+        reports.push((name, check_pool(session, &pool, &options, rate_bytes_per_s)?));
     }
     format.print(
         || reports.iter().map(|(name, report)| plain_check(name, report)).collect(),
@@ -68,11 +86,28 @@ fn check(session: &Session, args: &Args) -> Outcome {
     Ok(())
 }
 
-fn check_pool(session: &Session, pool: &Pool, options: &CheckOptions) -> Outcome<CheckReport> {
-    let mut progress = session.parts("Checking pool");
-    let mut report = |done, total| progress.update_before_end(done, total);
+fn check_pool(
+    session: &Session,
+    pool: &Pool,
+    options: &CheckOptions,
+    rate_bytes_per_s: u64,
+) -> Outcome<CheckReport> {
+    let mut progress = session.bytes("Checking pool");
+    let start = Instant::now();
+    let mut report = |done, total| {
+        progress.update_before_end(done, total);
+        std::thread::sleep(ahead(done, rate_bytes_per_s, start.elapsed()));
+    };
     let outcome = session.store()?.check(pool, options, &mut report);
     progress.end(outcome.map_err(|e| Failure::engine("check failed", &e)))
+}
+
+/// How long to wait when so many bytes were read in `elapsed`; none where the rate is 0.
+fn ahead(bytes: u64, rate_bytes_per_s: u64, elapsed: Duration) -> Duration {
+    if rate_bytes_per_s == 0 {
+        return Duration::ZERO;
+    }
+    Duration::from_secs_f64(bytes as f64 / rate_bytes_per_s as f64).saturating_sub(elapsed)
 }
 
 fn plain_check(name: &str, report: &CheckReport) -> String {

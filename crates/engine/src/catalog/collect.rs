@@ -122,6 +122,19 @@ impl Pool {
         Ok(all)
     }
 
+    /// Bytes that data takes on the medium, group headers included.
+    pub(crate) fn data_bytes(&self) -> Result<u64> {
+        let segments = self.all_segments()?;
+        let data = segments.into_iter().filter(|name| name.kind == SegmentKind::Data);
+        let mut bytes = 0;
+        for name in data {
+            let file = self.disk().open(&self.files().path(name)?, false);
+            // One that was removed meanwhile takes none.
+            bytes += file.and_then(|f| f.allocated_bytes()).unwrap_or(0);
+        }
+        Ok(bytes)
+    }
+
     fn authors(&self) -> Result<Vec<ImageId>> {
         let directory = self.directory().join("segments");
         let names =

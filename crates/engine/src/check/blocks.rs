@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use marcot_format::record::RootRecord;
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry, crc32c};
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_LEVELS, MapEntry, crc32c};
 
 use super::Checker;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::Source;
 use crate::map::{Link, TOP_LEVEL, Visitor, visit};
 use crate::segment::{Files, SegmentName};
@@ -15,12 +15,20 @@ use crate::table::SegmentTable;
 /// Blocks read at a time.
 const RUN_BLOCKS_MAX: usize = 256;
 
-/// Blocks that lie together.
+/// A map page.
+pub(super) type PageKey = (SegmentName, u32);
+
+/// A damaged block: its number, and why.
+pub(super) type DamagedBlock = (u64, String);
+
+/// Blocks that lie together and are named by one leaf.
 struct Run {
     name: SegmentName,
     slot: u32,
     block: u64,
     crcs: Vec<u32>,
+    /// The pages on the way to the leaf, by level.
+    path: [Option<PageKey>; MAP_LEVELS as usize],
 }
 
 struct Reader<'a, 'c> {
@@ -29,6 +37,8 @@ struct Reader<'a, 'c> {
     table: SegmentTable,
     files: Arc<Files>,
     run: Option<Run>,
+    /// Pages on the way to what is being looked at, by level.
+    path: [Option<PageKey>; MAP_LEVELS as usize],
     /// First and last block of a damaged range, with the reason.
     bad: Vec<(u64, u64, String)>,
 }
@@ -50,6 +60,7 @@ pub(super) fn check(
         table: names,
         files: Arc::clone(&files),
         run: None,
+        path: [None; MAP_LEVELS as usize],
         bad: Vec::new(),
     };
     let all = (0, IMAGE_BYTES_MAX / BLOCK_BYTES);
@@ -60,10 +71,29 @@ pub(super) fn check(
 }
 
 impl Visitor for Reader<'_, '_> {
-    fn page(&mut self, entry: MapEntry, _level: u32, _base: u64) -> Result<bool> {
+    fn page(&mut self, entry: MapEntry, level: u32, _base: u64) -> Result<bool> {
         let address = entry.address;
         let name = self.table.name(address.segment(), &self.files)?;
-        Ok(self.checker.verified.insert((name, address.slot())))
+        let key = (name, address.slot());
+        self.path[level as usize] = Some(key);
+        if self.checker.verified.insert(key) {
+            return Ok(true);
+        }
+        // Seen with another root. What is damaged there is damaged here.
+        if level > 0 {
+            return Ok(self.checker.above_damage.contains(&key));
+        }
+        let known = self.checker.damaged.get(&key).cloned().unwrap_or_default();
+        self.verify_run();
+        for (block, reason) in known {
+            self.damaged(block, 1, reason);
+        }
+        Ok(false)
+    }
+
+    /// Reported when pages were counted.
+    fn unreadable(&mut self, _: Error, _: u64, _: u64) -> Result<bool> {
+        Ok(true)
     }
 
     /// Reported when pages were counted.
@@ -78,11 +108,13 @@ impl Visitor for Reader<'_, '_> {
             r.name == name
                 && r.slot + r.crcs.len() as u32 == address.slot()
                 && r.block + r.crcs.len() as u64 == block
+                && r.path == self.path
                 && r.crcs.len() < RUN_BLOCKS_MAX
         });
         if !continues {
             self.verify_run();
-            self.run = Some(Run { name, slot: address.slot(), block, crcs: Vec::new() });
+            let (slot, path) = (address.slot(), self.path);
+            self.run = Some(Run { name, slot, block, crcs: Vec::new(), path });
         }
         if let Some(run) = &mut self.run {
             run.crcs.push(entry.crc);
@@ -97,29 +129,41 @@ impl Reader<'_, '_> {
         let block_bytes = BLOCK_BYTES as usize;
         let mut bytes = vec![0; run.crcs.len() * block_bytes];
         let offset = u64::from(run.slot) * BLOCK_BYTES;
-        let read = self
-            .files
-            .get(run.name)
-            .map_err(|e| e.to_string())
-            .and_then(|f| f.read_at(offset, &mut bytes).map_err(|e| e.to_string()));
-        let have = match read {
-            Ok(n) => n,
-            Err(error) => {
-                return self.damaged(run.block, run.crcs.len() as u64, run.name, &error);
+        let scrub = self.checker.options.scrub;
+        let read = self.files.get(run.name).map_err(|e| e.to_string()).and_then(|file| {
+            if scrub {
+                file.drop_cached(offset, bytes.len() as u64);
             }
+            file.read_at(offset, &mut bytes).map_err(|e| e.to_string())
+        });
+        let (have, error) = match read {
+            Ok(n) => (n, None),
+            Err(error) => (0, Some(error)),
         };
         for (i, crc) in run.crcs.iter().enumerate() {
             self.checker.report.blocks += 1;
             let end = (i + 1) * block_bytes;
             if have < end || crc32c(&bytes[i * block_bytes..end]) != *crc {
-                let why = "they do not match their checksums";
-                self.damaged(run.block + i as u64, 1, run.name, why);
+                let why = error.as_deref().unwrap_or("they do not match their checksums");
+                let reason = format!("in segment {}: {why}", run.name);
+                self.remember(&run.path, run.block + i as u64, &reason);
+                self.damaged(run.block + i as u64, 1, reason);
             }
         }
+        let done = self.checker.report.blocks * BLOCK_BYTES;
+        (self.checker.progress)(done, self.checker.total_bytes.max(done));
     }
 
-    fn damaged(&mut self, block: u64, count: u64, name: SegmentName, why: &str) {
-        let reason = format!("in segment {name}: {why}");
+    /// Notes a damaged block for other roots that name it through the same pages.
+    fn remember(&mut self, path: &[Option<PageKey>], block: u64, reason: &str) {
+        if let Some(leaf) = path[0] {
+            let known = self.checker.damaged.entry(leaf).or_default();
+            known.push((block, reason.to_owned()));
+        }
+        self.checker.above_damage.extend(path[1..].iter().flatten());
+    }
+
+    fn damaged(&mut self, block: u64, count: u64, reason: String) {
         match self.bad.last_mut() {
             Some((_, end, last)) if *end == block && *last == reason => *end += count,
             _ => self.bad.push((block, block + count, reason)),

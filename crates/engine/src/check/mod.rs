@@ -6,7 +6,7 @@
 mod blocks;
 pub(crate) mod roots;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use marcot_format::ImageId;
 use marcot_format::record::HeadRecord;
@@ -14,7 +14,10 @@ use marcot_format::record::HeadRecord;
 use crate::catalog::{Pool, Store};
 use crate::error::{ErrorKind, Result};
 use crate::image::{DamagedLog, Image};
-use crate::segment::SegmentName;
+use blocks::{DamagedBlock, PageKey};
+
+/// How often an image is looked at that is changed meanwhile.
+const ATTEMPTS_MAX: u32 = 5;
 
 /// What is looked at.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +28,8 @@ pub struct CheckOptions {
     pub repair: bool,
     /// Leave out reading every block of data.
     pub skip_data: bool,
+    /// Read data from the medium, not from what the system has cached of it.
+    pub scrub: bool,
 }
 
 /// Something that is wrong, in plain words.
@@ -61,11 +66,19 @@ struct Checker<'a> {
     options: &'a CheckOptions,
     report: CheckReport,
     /// Pages whose blocks were verified already.
-    verified: HashSet<(SegmentName, u32)>,
+    verified: HashSet<PageKey>,
+    /// Leaves among them that name damaged blocks, and which.
+    damaged: HashMap<PageKey, Vec<DamagedBlock>>,
+    /// Inner pages above those.
+    above_damage: HashSet<PageKey>,
+    /// Bytes of data in the pool, about.
+    total_bytes: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
 }
 
 impl Store {
-    /// Verifies a pool.
+    /// Verifies a pool. `progress` is told bytes of data, read and in all; it may take its time, to
+    /// bound the rate.
     ///
     /// # Errors
     /// Only where the pool cannot be looked at; what is wrong with it is in the report.
@@ -76,12 +89,18 @@ impl Store {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<CheckReport> {
         self.open_pools()?;
-        let report = CheckReport::default();
-        let mut checker = Checker { pool, options, report, verified: HashSet::new() };
-        let images = pool.image_ids()?;
-        for (i, image) in images.iter().enumerate() {
-            checker.image(*image);
-            progress(i as u64 + 1, images.len() as u64);
+        let mut checker = Checker {
+            pool,
+            options,
+            report: CheckReport::default(),
+            verified: HashSet::new(),
+            damaged: HashMap::new(),
+            above_damage: HashSet::new(),
+            total_bytes: pool.data_bytes()?,
+            progress,
+        };
+        for image in pool.image_ids()? {
+            checker.image(image);
         }
         checker.names()?;
         Ok(checker.report)
@@ -100,26 +119,52 @@ impl Checker<'_> {
         }
     }
 
+    /// Checks an image by its head as it is now. While its owner changes it, what the head named may
+    /// be gone before it is looked at: damage counts only where the head is still the same.
     fn image(&mut self, image: ImageId) {
+        for attempt in 1..=ATTEMPTS_MAX {
+            let before = self.report.clone();
+            let version = self.image_once(image);
+            let found = &self.report.findings[before.findings.len()..];
+            let settled = found.iter().any(|f| f.repaired) || !found.iter().any(|f| f.serious);
+            let moved = || self.pool.read_head(image).map(|h| Some(h.version)).unwrap_or_default();
+            if settled || attempt == ATTEMPTS_MAX || version.is_none() || moved() == version {
+                return;
+            }
+            let blocks = self.report.blocks;
+            self.report = CheckReport { blocks, ..before };
+            // What was whole need not be read again, for it cannot change.
+            let above = std::mem::take(&mut self.above_damage);
+            let damaged = std::mem::take(&mut self.damaged);
+            self.verified.retain(|page| !above.contains(page) && !damaged.contains_key(page));
+        }
+    }
+
+    /// Returns the version of the head that was checked, where there is one.
+    fn image_once(&mut self, image: ImageId) -> Option<u64> {
         let head = match self.pool.read_head(image) {
             Ok(head) => head,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let message = format!(
                     "directory of image {image} holds no head: left by a creation or removal that was cut off; 'gc' removes it"
                 );
-                return self.find("", false, message);
+                self.find("", false, message);
+                return None;
             }
             Err(error) => {
                 let message = format!(
                     "the head of image {image} cannot be used, so the image cannot be opened: {error}"
                 );
-                return self.find(&image.to_string(), true, message);
+                self.find(&image.to_string(), true, message);
+                return None;
             }
         };
+        let version = Some(head.version);
         let label = self.pool.image_label(&head);
         if head.removing {
             let message = "its removal was cut off; 'gc' finishes it".to_owned();
-            return self.find(&label, false, message);
+            self.find(&label, false, message);
+            return None;
         }
         if self.pool.name_of(&head).is_none() {
             self.nameless(image, &head);
@@ -140,6 +185,7 @@ impl Checker<'_> {
             }
         }
         self.log_tail(&label, image);
+        version
     }
 
     fn parent(&mut self, label: &str, head: &HeadRecord) {

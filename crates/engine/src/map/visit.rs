@@ -6,7 +6,7 @@ use std::sync::Arc;
 use marcot_format::{BLOCK_BYTES, MapEntry};
 
 use super::{Link, Node, PageSource, entry_blocks};
-use crate::error::{ErrorKind, Result, fail};
+use crate::error::{Error, ErrorKind, Result, fail};
 
 fn node_of(
     link: &Link,
@@ -34,6 +34,11 @@ pub(crate) trait Visitor {
         let (from, to) = (first * BLOCK_BYTES, (first + blocks) * BLOCK_BYTES);
         let message = format!("bytes {from} to {to} were lost with a damaged map page");
         fail(ErrorKind::Corrupt, message)
+    }
+
+    /// Blocks below a page that cannot be read.
+    fn unreadable(&mut self, error: Error, _first: u64, _blocks: u64) -> Result<bool> {
+        Err(error)
     }
 
     /// A mapped block; false ends the visit.
@@ -68,7 +73,11 @@ pub(crate) fn visit(
     {
         return Ok(true);
     }
-    let Some(node) = node_of(link, level, base, source)? else { return Ok(true) };
+    let node = match node_of(link, level, base, source) {
+        Ok(Some(node)) => node,
+        Ok(None) => return Ok(true),
+        Err(error) => return visitor.unreadable(error, from, to - from),
+    };
     match &*node {
         Node::Leaf(entries) => {
             for block in from..to {

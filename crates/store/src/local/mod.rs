@@ -212,9 +212,11 @@ impl DiskFile for LocalFile {
         let _ = fs::fadvise(&self.0, offset, length, fs::Advice::WillNeed);
     }
 
-    fn drop_cache(&self) {
+    fn drop_cached(&self, offset: u64, length: u64) {
+        // No length means up to the end.
+        let length = std::num::NonZeroU64::new(length).filter(|l| l.get() != u64::MAX);
         // Where this is refused, reads come from the cache, as they would without it.
-        let _ = fs::fadvise(&self.0, 0, None, fs::Advice::DontNeed);
+        let _ = fs::fadvise(&self.0, offset, length, fs::Advice::DontNeed);
     }
 
     fn raw_fd(&self) -> Option<i32> {
