@@ -1,7 +1,7 @@
 //! Where the bytes of a pool live, behind traits small enough to simulate.
 //!
-//! Everything the engine does to the outside goes through [`Disk`], [`Clock`] and [`Random`], so
-//! that the same engine runs on a real file system and in a simulated world.
+//! Everything the engine does to the outside goes through [`Disk`], [`Clock`], [`Random`] and
+//! [`Workers`], so that the same engine runs on a real file system and in a simulated world.
 //!
 //! Invariants that every [`Disk`] keeps, and nothing more:
 //! - What [`DiskFile::write_at`] wrote may be lost, in whole or in any part, until
@@ -14,6 +14,7 @@
 mod atomic;
 pub mod clock;
 pub mod local;
+pub mod workers;
 
 use std::io;
 use std::path::Path;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 pub use atomic::{publish_new, replace};
 pub use clock::{Clock, Random, SystemClock, SystemRandom};
 pub use local::LocalDisk;
+pub use workers::{InPlace, Job, Running, Threads, Workers};
 
 /// The world as the engine sees it.
 #[derive(Clone)]
@@ -32,16 +34,19 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     /// Random numbers.
     pub random: Arc<dyn Random>,
+    /// Work in the background.
+    pub workers: Arc<dyn Workers>,
 }
 
 impl World {
-    /// The operating system's files, clock and random numbers.
+    /// The operating system's files, clock, random numbers and threads.
     #[must_use]
     pub fn system() -> Self {
         Self {
             disk: Arc::new(LocalDisk::new()),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
+            workers: Arc::new(Threads),
         }
     }
 }

@@ -90,9 +90,12 @@ impl BlockDevice for Image {
         if !self.is_owner() || self.poisoned || self.log.is_none() {
             return Ok(false);
         }
+        if self.flight.is_some() {
+            self.compaction.due |= self.take_landed()?;
+            return Ok(false);
+        }
         if self.log_bytes >= CHECKPOINT_LOG_BYTES {
-            self.checkpoint()?;
-            self.compaction.due = true;
+            self.begin_checkpoint()?;
             return Ok(true);
         }
         self.compact_step()

@@ -4,6 +4,11 @@
 //! 1. the log up to now; 2. map and table pages; 3. the head (this is the commit: its rename);
 //! 4. removal of segments that no head needs any more.
 //!
+//! The image's thread gives every dirty page its place, which needs no I/O but creating segments.
+//! Steps 1 to 3 are the *flight*: a worker does them while the image goes on, or the image's thread
+//! itself where somebody waits for the result. At most one flight is under way, and every change
+//! of the head waits for it.
+//!
 //! A failure before step 3 changes nothing that a reader would see. Pages that found no room are
 //! kept and written first at the next try, because nodes in memory already point to them.
 
@@ -15,11 +20,14 @@ use marcot_format::record::{HeadRecord, RootRecord, SegmentMarks};
 use marcot_format::segment::SegmentKind;
 use marcot_format::table::{PagePointer, TABLE_PAGE_BYTES};
 use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, SEGMENT_BYTES};
+use marcot_store::DiskFile;
 
 use super::Image;
-use crate::error::{Error, ErrorKind, Result, fail};
+use super::flight::{self, Cargo, Departure, Flight, Landed};
+use super::write::CHECKPOINT_LOG_BYTES;
+use crate::error::{ErrorKind, Result, fail};
 use crate::map::PageSink;
-use crate::segment::{PageWriter, SegmentName, WrittenPages};
+use crate::segment::{PageWriter, SegmentName};
 use crate::table::TableSink;
 
 /// Bytes of a table segment; small, because a table is rewritten whole now and then.
@@ -28,11 +36,6 @@ const TABLE_SEGMENT_BYTES: u64 = 4 << 20;
 const TABLE_REWRITE_FACTOR: u64 = 8;
 /// Pages that a table segment may hold before a rewrite is considered.
 const TABLE_REWRITE_PAGES_MIN: u64 = 64;
-
-/// Pages that a failed checkpoint could not write.
-pub(super) struct Pending {
-    pages: WrittenPages,
-}
 
 struct MapSink<'a>(&'a mut Image);
 
@@ -104,28 +107,120 @@ impl Image {
     /// As [`Self::checkpoint`], with a change of the head that becomes durable together with it.
     pub(super) fn checkpoint_with(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
         self.check_owner()?;
+        self.settle()?;
         self.check_not_fenced()?;
-        self.pool.create_author_directory(self.id)?;
         self.write_pending()?;
         self.sync_log()?;
-        let root = self.place_root()?;
+        let cargo = self.load_cargo(Vec::new(), change)?;
+        let departure = self.departure();
+        let landed = cargo.fly();
+        self.land(landed, departure)
+    }
+
+    /// Starts a checkpoint in the background, unless one is under way.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`], as far as they are known by now.
+    pub(super) fn begin_checkpoint(&mut self) -> Result<()> {
+        self.check_owner()?;
+        if self.flight.is_some() {
+            return Ok(());
+        }
         self.write_pending()?;
-        let (log, marks) = (self.log_position(), self.next);
-        self.publish(|head| {
-            head.root = Some(root);
-            head.log = Some(log);
-            head.marks = Some(marks);
-            change(head);
-        })?;
-        self.changed = false;
-        self.log_bytes = 0;
-        self.remove_dead();
+        let log = self.log_to_sync()?;
+        let cargo = self.load_cargo(log, |_| {})?;
+        let departure = self.departure();
+        let workers = Arc::clone(&self.pool.files().world().workers);
+        self.flight = Some(Flight::start(&*workers, cargo, departure));
         Ok(())
     }
 
+    /// Notes what is behind the checkpoint that is about to fly, and counts anew.
+    fn departure(&mut self) -> Departure {
+        self.changed = false;
+        let unsynced = self.log.iter().flat_map(|log| &log.unsynced);
+        Departure {
+            dead: std::mem::take(&mut self.dead),
+            left: unsynced.map(|(name, _)| *name).collect(),
+            log_bytes: std::mem::take(&mut self.log_bytes),
+            group: self.group_next,
+        }
+    }
+
+    /// Takes in a checkpoint that has ended in the background; true if one had.
+    pub(super) fn take_landed(&mut self) -> Result<bool> {
+        if !self.flight.as_mut().is_some_and(Flight::has_landed) {
+            return Ok(false);
+        }
+        self.settle().map(|()| true)
+    }
+
+    /// Waits for the checkpoint that is under way, if there is one.
+    ///
+    /// # Errors
+    /// `Poisoned` and `Fenced`. That it found no space, say, is for the next one to tell.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        let Some(flight) = self.flight.take() else { return Ok(()) };
+        let (landed, departure) = flight.wait();
+        match self.land(landed, departure) {
+            Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
+                tracing::warn!(image = %self.label, %error, "checkpoint put off");
+                Ok(())
+            }
+            landed => landed,
+        }
+    }
+
+    /// Takes in the outcome of a flight.
+    fn land(&mut self, landed: Landed, departure: Departure) -> Result<()> {
+        match landed {
+            Landed::Done(head) => {
+                self.head = *head;
+                if let Some(log) = &mut self.log {
+                    log.durable_below = log.durable_below.max(departure.group);
+                    log.unsynced.retain(|(name, _)| !departure.left.contains(name));
+                }
+                let died_since = std::mem::replace(&mut self.dead, departure.dead);
+                self.remove_dead();
+                self.dead.extend(died_since);
+                Ok(())
+            }
+            Landed::Failed { error, pages } => {
+                self.pending = pages;
+                self.dead.extend(departure.dead);
+                self.changed = true;
+                // Not so much that every write would try again.
+                let log_bytes = self.log_bytes + departure.log_bytes;
+                self.log_bytes = log_bytes.min(CHECKPOINT_LOG_BYTES);
+                self.poisoned |= error.kind() == ErrorKind::Poisoned;
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives every dirty page its place, and gathers what must be written and synced.
+    fn load_cargo(
+        &mut self,
+        log: Vec<Arc<dyn DiskFile>>,
+        change: impl FnOnce(&mut HeadRecord),
+    ) -> Result<Cargo> {
+        self.pool.create_author_directory(self.id)?;
+        let root = self.place_root()?;
+        let mut head = self.head.clone();
+        head.root = Some(root);
+        head.log = Some(self.log_position());
+        head.marks = Some(self.next);
+        change(&mut head);
+        let head = self.next_head(head);
+        let pages = self.pending.take().unwrap_or_default();
+        let (pool, id, label) = (self.pool.clone(), self.id, self.label.clone());
+        let before = (self.head.version, self.head.epoch);
+        Ok(Cargo { pool, id, label, before, log, pages, head })
+    }
+
     fn write_pending(&mut self) -> Result<()> {
-        if let Some(pending) = &self.pending {
-            pending.pages.write_and_sync()?;
+        if let Some(pages) = &self.pending {
+            pages.write_and_sync()?;
             self.pending = None;
         }
         Ok(())
@@ -133,7 +228,7 @@ impl Image {
 
     /// Drops clean pages beyond `bytes_max`; not while some of them are in memory only.
     pub(super) fn evict(&mut self, bytes_max: u64) {
-        if self.pending.is_none() {
+        if self.pending.is_none() && self.flight.is_none() {
             self.map.evict(bytes_max);
             self.table.evict();
         }
@@ -150,10 +245,7 @@ impl Image {
         let placed = self.place_pages(&mut root);
         let mut pages = self.map_pages.take();
         pages.extend(self.table_pages.take());
-        match &mut self.pending {
-            Some(pending) => pending.pages.extend(pages),
-            None => self.pending = Some(Pending { pages }),
-        }
+        self.pending.get_or_insert_default().extend(pages);
         placed.map(|()| root)
     }
 
@@ -264,33 +356,28 @@ impl Image {
 
     /// Fails where a later owner has taken the image over (I6).
     pub(super) fn check_not_fenced(&self) -> Result<()> {
-        let found = self.pool.read_head(self.id)?;
-        if found.version != self.head.version || found.epoch != self.head.epoch {
-            let message = format!("{} was taken over by another process", self.label);
-            return fail(ErrorKind::Fenced, message);
-        }
-        Ok(())
+        flight::check_not_fenced(&self.pool, self.id, self.head.version, self.head.epoch)
     }
 
     /// Changes the head, durably.
     pub(super) fn publish(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
+        self.settle()?;
         self.check_not_fenced()?;
         let mut head = self.head.clone();
         change(&mut head);
+        let head = self.next_head(head);
+        let written = flight::write_head(&self.pool, self.id, &self.label, &head);
+        self.poisoned |= written.as_ref().is_err_and(|e| e.kind() == ErrorKind::Poisoned);
+        written?;
+        self.head = head;
+        Ok(())
+    }
+
+    /// A head that is to follow the one on disk.
+    fn next_head(&self, mut head: HeadRecord) -> HeadRecord {
         head.open_from = Some(self.open_from());
         head.version += 1;
         head.modified_s = self.pool.files().world().clock.now_s();
-        if let Err(error) = self.pool.write_head(self.id, &head) {
-            // The rename may have happened: then what comes after a crash is not known.
-            let found = self.pool.read_head(self.id);
-            if found.map_or(true, |found| found.version != self.head.version) {
-                self.poisoned = true;
-                let message = format!("the head of {} may not be durable; reopen it", self.label);
-                return Err(Error::new(ErrorKind::Poisoned, format!("{message}: {error}")));
-            }
-            return Err(error);
-        }
-        self.head = head;
-        Ok(())
+        head
     }
 }

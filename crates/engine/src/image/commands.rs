@@ -15,6 +15,13 @@ impl Image {
         command: &Command,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Reply> {
+        let of_data = matches!(
+            command,
+            Command::Read { .. } | Command::Write { .. } | Command::Discard { .. } | Command::Flush
+        );
+        if !of_data {
+            self.settle()?;
+        }
         match command {
             Command::Checkpoint => self.checkpoint()?,
             Command::SnapCreate { name } => {

@@ -29,7 +29,7 @@ pub(crate) struct Log {
     /// Written since the last sync.
     pub dirty: bool,
     /// Earlier segments that are not durable yet.
-    pub unsynced: Vec<Arc<dyn DiskFile>>,
+    pub unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
     /// Groups with smaller numbers are durable; each group says so, see [`GroupHeader`].
     pub durable_below: u64,
     header: Vec<u8>,
@@ -89,6 +89,7 @@ impl Image {
         if self.log.is_some() {
             return Ok(());
         }
+        self.settle()?;
         self.check_not_fenced()?;
         self.remove_leftovers()?;
         self.pool.create_author_directory(self.id)?;
@@ -142,7 +143,7 @@ impl Image {
     fn open_log(
         &mut self,
         epoch: u64,
-        unsynced: Vec<Arc<dyn DiskFile>>,
+        unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
         durable_below: u64,
     ) -> Result<()> {
         let (name, file) = self.create_segment(SegmentKind::Data, epoch)?;
@@ -232,7 +233,7 @@ impl Image {
         let Some(mut log) = self.log.take() else { return Ok(()) };
         let mut unsynced = std::mem::take(&mut log.unsynced);
         if log.dirty {
-            unsynced.push(Arc::clone(&log.file));
+            unsynced.push((log.name, Arc::clone(&log.file)));
         }
         if let Err(error) = self.open_log(self.head.epoch, unsynced.clone(), log.durable_below) {
             log.unsynced = unsynced;
@@ -247,7 +248,7 @@ impl Image {
         let group_next = self.group_next;
         let Some(log) = &mut self.log else { return Ok(()) };
         let mut result = Ok(());
-        for file in &log.unsynced {
+        for (_, file) in &log.unsynced {
             result = result.and_then(|()| file.sync());
         }
         if log.dirty {
@@ -263,6 +264,20 @@ impl Image {
         log.dirty = false;
         log.durable_below = group_next;
         Ok(())
+    }
+
+    /// The segments that [`Self::sync_log`] would sync, opened anew for another thread.
+    pub(super) fn log_to_sync(&self) -> Result<Vec<Arc<dyn DiskFile>>> {
+        let Some(log) = &self.log else { return Ok(Vec::new()) };
+        let unsynced = log.unsynced.iter().map(|(name, _)| *name);
+        let open = Some(log.name).filter(|_| log.dirty);
+        let files = self.pool.files();
+        let reopen = |name| {
+            let path = files.path(name)?;
+            let context = || format!("cannot open segment {}", path.display());
+            files.world().disk.open(&path, false).at(context)
+        };
+        unsynced.chain(open).map(reopen).collect()
     }
 
     /// Makes the log durable and leaves the open segment for good.

@@ -14,6 +14,7 @@ mod commands;
 mod compact;
 mod diff;
 mod flatten;
+mod flight;
 mod log;
 mod read;
 mod reclaim;
@@ -32,7 +33,7 @@ use marcot_store::Lock;
 use crate::catalog::Pool;
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::map::Map;
-use crate::segment::{PageWriter, SegmentName};
+use crate::segment::{PageWriter, SegmentName, WrittenPages};
 use crate::table::SegmentTable;
 
 use log::Log;
@@ -92,7 +93,10 @@ pub struct Image {
     changed: bool,
     /// To be removed once the next head is durable.
     dead: Vec<SegmentName>,
-    pending: Option<checkpoint::Pending>,
+    /// Pages that a failed checkpoint could not write.
+    pending: Option<WrittenPages>,
+    /// A checkpoint in the background.
+    flight: Option<flight::Flight>,
     compaction: compact::State,
     flattening: flatten::State,
     poisoned: bool,
@@ -208,6 +212,7 @@ impl Image {
             changed: false,
             dead: Vec::new(),
             pending: None,
+            flight: None,
             compaction: compact::State::default(),
             flattening: flatten::State::default(),
             poisoned: false,
@@ -295,6 +300,15 @@ impl Image {
         match &self.log {
             Some(log) => log.position(self.group_next),
             None => LogPosition { segment: self.next.data, slot: 1, group: self.group_next },
+        }
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // A checkpoint must not go on when the lock is somebody else's.
+        if let Err(error) = self.settle() {
+            tracing::warn!(image = %self.label, %error, "the last checkpoint failed");
         }
     }
 }

@@ -208,6 +208,7 @@ impl Image {
     /// Brings content and size of a snapshot back.
     pub(super) fn snap_rollback(&mut self, name: &str) -> Result<()> {
         self.check_owner()?;
+        self.settle()?;
         let snapshot = self.snapshot(name)?.clone();
         let root = snapshot.root.clone().unwrap_or_else(empty_root);
         let (map, table) = open_root(&self.pool, &root)?;

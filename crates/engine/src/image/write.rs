@@ -6,6 +6,7 @@ use std::sync::Arc;
 use marcot_format::group::{GroupHeader, RecordKind};
 use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry};
 
+use super::flight::Flight;
 use super::log::Group;
 use super::{Image, MAP_MEMORY_BYTES_MAX, Source};
 use crate::device::Write;
@@ -14,9 +15,12 @@ use crate::map::{PageSource, position};
 
 /// Bytes of log after which a checkpoint is due: bounds replay.
 pub(crate) const CHECKPOINT_LOG_BYTES: u64 = 64 << 20;
-/// Bytes of log after which a write waits for the checkpoint instead of leaving it to the
-/// background.
-const CHECKPOINT_LOG_BYTES_MAX: u64 = 2 * CHECKPOINT_LOG_BYTES;
+/// Bytes of log after which a write waits for the checkpoint that is under way: with it, what a
+/// replay may have to read.
+const CHECKPOINT_LOG_BYTES_MAX: u64 = 4 * CHECKPOINT_LOG_BYTES;
+/// Memory of map pages at which a checkpoint begins, so that pages are clean, and can be dropped,
+/// before there are too many.
+const MAP_MEMORY_BYTES_SOFT: u64 = MAP_MEMORY_BYTES_MAX / 4 * 3;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -186,22 +190,33 @@ impl Image {
         Ok(())
     }
 
+    /// Keeps log and memory within their bounds. The write itself is done: a checkpoint that finds
+    /// no space is tried again later.
     fn after_write(&mut self) -> Result<()> {
-        let over = self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX;
-        if over {
-            self.evict(MAP_MEMORY_BYTES_MAX);
+        if self.map.resident_bytes() > MAP_MEMORY_BYTES_SOFT {
+            self.evict(MAP_MEMORY_BYTES_SOFT);
         }
-        let crowded = over && self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX;
-        if crowded || self.log_bytes >= CHECKPOINT_LOG_BYTES_MAX {
-            // The write itself is done; a checkpoint that finds no space is tried again later.
-            if let Err(error) = self.checkpoint() {
-                if matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) {
-                    return Err(error);
-                }
+        let crowded = self.map.resident_bytes() > MAP_MEMORY_BYTES_SOFT;
+        let behind = self.flight.as_ref().map_or(0, Flight::log_bytes);
+        let long = self.log_bytes + behind >= CHECKPOINT_LOG_BYTES_MAX;
+        if !crowded && !long {
+            return Ok(());
+        }
+        let full = self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX;
+        if full || (long && self.flight.is_some()) {
+            self.settle()?;
+            self.evict(MAP_MEMORY_BYTES_SOFT);
+        }
+        match self.begin_checkpoint() {
+            Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
                 tracing::warn!(image = %self.label, %error, "checkpoint put off");
                 self.log_bytes = self.log_bytes.min(CHECKPOINT_LOG_BYTES);
             }
-            self.evict(MAP_MEMORY_BYTES_MAX);
+            begun => begun?,
+        }
+        if self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX {
+            self.settle()?;
+            self.evict(MAP_MEMORY_BYTES_SOFT);
         }
         Ok(())
     }

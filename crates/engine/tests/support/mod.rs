@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use marcot_store::{Disk, DiskFile, LocalDisk, Lock, LockMode, SystemClock, SystemRandom, World};
+use marcot_store::{
+    Disk, DiskFile, InPlace, LocalDisk, Lock, LockMode, SystemClock, SystemRandom, World,
+};
 
 /// What goes wrong.
 #[derive(Default)]
@@ -32,7 +34,7 @@ pub fn faulty_world() -> (World, Arc<Faults>) {
     faults.room_bytes.store(-1, Ordering::Relaxed);
     let disk = FaultyDisk { inner: LocalDisk::plain(), faults: Arc::clone(&faults) };
     let (clock, random) = (Arc::new(SystemClock), Arc::new(SystemRandom));
-    (World { disk: Arc::new(disk), clock, random }, faults)
+    (World { disk: Arc::new(disk), clock, random, workers: Arc::new(InPlace) }, faults)
 }
 
 impl FaultyDisk {

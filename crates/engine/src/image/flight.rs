@@ -1,0 +1,137 @@
+//! A checkpoint under way: what it writes, syncs and publishes, by whatever thread.
+//!
+//! Nothing of the image itself is touched here, so that the image can go on meanwhile. The log is
+//! synced through descriptors of its own: the operating system tells a failed write-back once to each
+//! descriptor, and neither the flight nor a flush of the image may miss it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use marcot_format::ImageId;
+use marcot_format::record::HeadRecord;
+use marcot_store::{DiskFile, Running, Workers};
+
+use crate::catalog::Pool;
+use crate::error::{Error, ErrorKind, Result, fail};
+use crate::segment::{SegmentName, WrittenPages};
+
+/// What a flight carries.
+pub(super) struct Cargo {
+    pub pool: Pool,
+    pub id: ImageId,
+    /// For messages.
+    pub label: String,
+    /// Version and epoch of the head that is to be replaced.
+    pub before: (u64, u64),
+    /// Segments of the log that are not known to be durable.
+    pub log: Vec<Arc<dyn DiskFile>>,
+    pub pages: WrittenPages,
+    pub head: HeadRecord,
+}
+
+/// How a flight ended.
+pub(super) enum Landed {
+    /// This head is durable.
+    Done(Box<HeadRecord>),
+    /// The head before is the durable one, unless the error says `Poisoned`.
+    Failed {
+        error: Error,
+        /// What is still to be written before another head can be published.
+        pages: Option<WrittenPages>,
+    },
+}
+
+impl Cargo {
+    /// Brings everything to stable storage, in the order that is told in `checkpoint`.
+    pub(super) fn fly(self) -> Landed {
+        for file in &self.log {
+            if let Err(error) = file.sync() {
+                let message =
+                    format!("the log of {} cannot be made durable; reopen it", self.label);
+                let error = Error::new(ErrorKind::Poisoned, format!("{message}: {error}"));
+                return Landed::Failed { error, pages: Some(self.pages) };
+            }
+        }
+        if let Err(error) = self.pages.write_and_sync() {
+            return Landed::Failed { error, pages: Some(self.pages) };
+        }
+        let published = check_not_fenced(&self.pool, self.id, self.before.0, self.before.1)
+            .and_then(|()| write_head(&self.pool, self.id, &self.label, &self.head));
+        match published {
+            Ok(()) => Landed::Done(Box::new(self.head)),
+            Err(error) => Landed::Failed { error, pages: None },
+        }
+    }
+}
+
+/// What a checkpoint makes true of the log when it lands.
+#[derive(Default)]
+pub(super) struct Departure {
+    /// To be removed once the head is durable.
+    pub dead: Vec<SegmentName>,
+    /// Segments of the log that had been left already, and are durable then.
+    pub left: Vec<SegmentName>,
+    /// Log behind it.
+    pub log_bytes: u64,
+    /// The first group that it does not know.
+    pub group: u64,
+}
+
+/// A checkpoint that a worker has taken over.
+pub(super) struct Flight {
+    running: Box<dyn Running>,
+    landed: Arc<Mutex<Option<Landed>>>,
+    departure: Departure,
+}
+
+impl Flight {
+    pub(super) fn start(workers: &dyn Workers, cargo: Cargo, departure: Departure) -> Self {
+        let landed = Arc::new(Mutex::new(None));
+        let place = Arc::clone(&landed);
+        let running = workers.start(Box::new(move || {
+            let outcome = cargo.fly();
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        }));
+        Self { running, landed, departure }
+    }
+
+    pub(super) fn has_landed(&mut self) -> bool {
+        self.running.is_finished()
+    }
+
+    /// Bytes of log that are not behind a durable head before it has landed.
+    pub(super) fn log_bytes(&self) -> u64 {
+        self.departure.log_bytes
+    }
+
+    /// Waits for the outcome.
+    pub(super) fn wait(self) -> (Landed, Departure) {
+        self.running.wait();
+        let landed = self.landed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let landed = landed.unwrap_or_else(|| {
+            let error = Error::new(ErrorKind::Poisoned, "a checkpoint ended without an outcome");
+            Landed::Failed { error, pages: None }
+        });
+        (landed, self.departure)
+    }
+}
+
+/// Fails where the head on disk is not the one that this owner wrote last (I6).
+pub(super) fn check_not_fenced(pool: &Pool, id: ImageId, version: u64, epoch: u64) -> Result<()> {
+    let found = pool.read_head(id)?;
+    if found.version != version || found.epoch != epoch {
+        let message = format!("{} was taken over by another process", pool.image_label(&found));
+        return fail(ErrorKind::Fenced, message);
+    }
+    Ok(())
+}
+
+/// Replaces the head, which was of the version before.
+pub(super) fn write_head(pool: &Pool, id: ImageId, label: &str, head: &HeadRecord) -> Result<()> {
+    let Err(error) = pool.write_head(id, head) else { return Ok(()) };
+    // The rename may have happened: then what comes after a crash is not known.
+    if pool.read_head(id).map_or(true, |found| found.version + 1 != head.version) {
+        let message = format!("the head of {label} may not be durable; reopen it");
+        return Err(Error::new(ErrorKind::Poisoned, format!("{message}: {error}")));
+    }
+    Err(error)
+}
