@@ -598,3 +598,30 @@ fn flatten_copies_in_parts_and_the_image_is_used_between_them() {
     let report = store.check(&other, &CheckOptions::default(), &mut |_, _| {}).unwrap();
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
 }
+
+#[test]
+fn what_is_written_ahead_of_the_log_is_no_data_and_goes_with_the_segment() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let mut image = pool.open(id).unwrap();
+    for i in 0..20u8 {
+        image.write_at(u64::from(i) * 4096, &pattern(i, 4096)).unwrap();
+        image.flush().unwrap();
+    }
+    let log = segments(&pool, 'd').pop().unwrap();
+    let used = (1 + 20 * 2) * 4096;
+    assert!(std::fs::metadata(&log).unwrap().len() > used, "small flushes write ahead");
+    drop(image);
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; 4096];
+    for i in 0..20u8 {
+        image.read_at(u64::from(i) * 4096, &mut buf).unwrap();
+        assert!(buf == pattern(i, 4096));
+    }
+    for i in 0..20u8 {
+        image.write_at(u64::from(i) * 4096, &pattern(i, 4096)).unwrap();
+        image.flush().unwrap();
+    }
+    image.close().unwrap();
+    assert_eq!(std::fs::metadata(segments(&pool, 'd').pop().unwrap()).unwrap().len(), used);
+}

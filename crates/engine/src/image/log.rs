@@ -12,6 +12,7 @@ use marcot_format::{BLOCK_BYTES, SEGMENT_BYTES, crc32c};
 use marcot_store::DiskFile;
 
 use super::Image;
+use super::ahead::WrittenAhead;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::segment::SegmentName;
 
@@ -32,6 +33,7 @@ pub(crate) struct Log {
     pub unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
     /// Groups with smaller numbers are durable; each group says so, see [`GroupHeader`].
     pub durable_below: u64,
+    ahead: WrittenAhead,
     header: Vec<u8>,
 }
 
@@ -150,8 +152,9 @@ impl Image {
         let files = Arc::clone(self.pool.files());
         let index = self.table.add(name, &files)?;
         let header = Vec::new();
-        let (slot, dirty) = (1, false);
-        self.log = Some(Log { name, file, index, slot, dirty, unsynced, durable_below, header });
+        let (slot, dirty, ahead) = (1, false, WrittenAhead::default());
+        self.log =
+            Some(Log { name, file, index, slot, dirty, unsynced, durable_below, ahead, header });
         Ok(())
     }
 
@@ -232,6 +235,7 @@ impl Image {
         }
         let Some(mut log) = self.log.take() else { return Ok(()) };
         let mut unsynced = std::mem::take(&mut log.unsynced);
+        log.ahead.cut(&*log.file, log.slot);
         if log.dirty {
             unsynced.push((log.name, Arc::clone(&log.file)));
         }
@@ -247,6 +251,7 @@ impl Image {
     pub(super) fn sync_log(&mut self) -> Result<()> {
         let group_next = self.group_next;
         let Some(log) = &mut self.log else { return Ok(()) };
+        log.ahead.before_sync(&*log.file, log.slot);
         let mut result = Ok(());
         for (_, file) in &log.unsynced {
             result = result.and_then(|()| file.sync());
@@ -283,7 +288,9 @@ impl Image {
     /// Makes the log durable and leaves the open segment for good.
     pub(super) fn retire_log(&mut self) -> Result<()> {
         self.sync_log()?;
-        self.log = None;
+        if let Some(mut log) = self.log.take() {
+            log.ahead.cut(&*log.file, log.slot);
+        }
         Ok(())
     }
 }

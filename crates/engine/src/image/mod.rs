@@ -9,6 +9,7 @@
 //!   snapshot and no clone can name it (I5); see [`reclaim`].
 
 mod access;
+mod ahead;
 mod checkpoint;
 mod commands;
 mod compact;

@@ -1,0 +1,61 @@
+//! Zeros behind the log, so that small flushes need no allocation.
+//!
+//! To make an append to a growing file durable, a file system writes its journal too: a new length, new
+//! extents. Overwriting what was written before needs the data only, and takes half the time.
+//! Where flushes follow small writes, the log is therefore kept written a little ahead. Zeros are no
+//! group, so recovery sees the end of the log where it is.
+
+use marcot_format::BLOCK_BYTES;
+use marcot_store::DiskFile;
+
+use super::log::SEGMENT_SLOTS;
+
+/// Bytes written ahead at a time.
+const AHEAD_BYTES: usize = 1 << 20;
+/// Blocks between two syncs that make a small flush.
+const SMALL_BLOCKS_MAX: u32 = 64;
+/// Small flushes in a row before writing ahead is worth it.
+const SMALL_FLUSHES_MIN: u32 = 8;
+
+static ZEROS: [u8; AHEAD_BYTES] = [0; AHEAD_BYTES];
+
+/// How far the open segment is written.
+#[derive(Default)]
+pub(super) struct WrittenAhead {
+    /// Blocks of the file that are written, or 0 where nothing was written ahead.
+    end: u32,
+    synced_slot: u32,
+    small_flushes: u32,
+}
+
+impl WrittenAhead {
+    /// To be called before the segment is synced, with the block where the next group will start.
+    pub(super) fn before_sync(&mut self, file: &dyn DiskFile, slot: u32) {
+        let written = slot - self.synced_slot.min(slot);
+        self.synced_slot = slot;
+        if written == 0 {
+            return;
+        }
+        self.small_flushes = if written <= SMALL_BLOCKS_MAX { self.small_flushes + 1 } else { 0 };
+        if self.small_flushes < SMALL_FLUSHES_MIN || slot + SMALL_BLOCKS_MAX <= self.end {
+            return;
+        }
+        let from = self.end.max(slot);
+        let to = SEGMENT_SLOTS.min(from + (AHEAD_BYTES as u64 / BLOCK_BYTES) as u32);
+        let zeros = &ZEROS[..(to - from) as usize * BLOCK_BYTES as usize];
+        // Without it, the flush is only slower. What was written in part is overwritten or cut.
+        if file.write_at(u64::from(from) * BLOCK_BYTES, &[zeros]).is_ok() {
+            self.end = to;
+        } else {
+            self.small_flushes = 0;
+        }
+    }
+
+    /// Gives back what lies behind the last group, when the segment is left.
+    pub(super) fn cut(&mut self, file: &dyn DiskFile, slot: u32) {
+        if std::mem::take(&mut self.end) > slot {
+            // Zeros at the end of a file do no harm.
+            let _ = file.set_length(u64::from(slot) * BLOCK_BYTES);
+        }
+    }
+}
