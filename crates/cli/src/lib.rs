@@ -1,0 +1,109 @@
+//! The `marcot` command line: RBD's commands on layered images in local pools.
+//!
+//! Called as `rbd`, it calls itself `rbd` in its messages, so that scripts written for Ceph run
+//! unchanged. Wording, layout and exit statuses follow `rbd` 16.2.
+//!
+//! A library, so that tests can run commands in a process of theirs and fuzz the parsers; the
+//! program is [`main`].
+
+mod access;
+mod args;
+mod commands;
+mod content;
+mod devices;
+mod exports;
+mod failure;
+mod incoming;
+mod layout;
+mod logging;
+mod output;
+mod program;
+mod progress;
+mod session;
+mod signals;
+pub mod size;
+mod sparse;
+pub mod spec;
+mod time;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use args::parse::{Request, parse};
+use args::{Args, CommandSpec, model};
+use failure::{Failure, Outcome, STATUS_USAGE};
+use output::{err, out, warn};
+use session::Session;
+
+/// The program: runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    ExitCode::from(run_line(std::env::args_os()))
+}
+
+/// Runs a command line, whose first argument is the program's name, and returns its exit status.
+pub fn run_line(mut arguments: impl Iterator<Item = OsString>) -> u8 {
+    let program = program::name(&arguments.next().unwrap_or_default().to_string_lossy());
+    // Names that are not UTF-8 must not become others that are.
+    let arguments: Result<Vec<String>, _> = arguments.map(OsString::into_string).collect();
+    let outcome = match arguments {
+        Ok(arguments) => answer(program, parse(commands::ALL, &arguments)),
+        Err(bad) => Err(Failure::invalid(format!("the argument {bad:?} is not UTF-8"))),
+    };
+    match outcome {
+        Ok(()) => 0,
+        Err(failure) => {
+            err(&failure.render(program));
+            u8::try_from(failure.status).unwrap_or(u8::MAX)
+        }
+    }
+}
+
+/// What a command line would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Understood {
+    /// Run the command with these words, or show its help, with these arguments by position.
+    Command(&'static [&'static str], Vec<String>),
+    /// Show all commands, or the version.
+    General,
+    /// End with this status and these lines.
+    Refused(i32, String),
+}
+
+/// Reads a command line without the program's name, and does nothing. For tests and fuzzing.
+#[must_use]
+pub fn understand(arguments: &[String]) -> Understood {
+    match parse(commands::ALL, arguments) {
+        Request::Run(spec, args) => Understood::Command(spec.words, args.positionals().to_vec()),
+        Request::CommandHelp(spec, _) => Understood::Command(spec.words, Vec::new()),
+        Request::Help | Request::Version => Understood::General,
+        Request::Unknown(words) => Understood::Refused(STATUS_USAGE, words.join(" ")),
+        Request::Bad(failure) => {
+            Understood::Refused(failure.status, failure.render(program::MARCOT))
+        }
+    }
+}
+
+fn answer(program: &'static str, request: Request) -> Outcome {
+    match request {
+        Request::Help => out(&model::command_list(program)),
+        Request::CommandHelp(spec, typed) => out(&model::command_help(program, spec, &typed)),
+        Request::Version => out(&format!("marcot {}\n", env!("CARGO_PKG_VERSION"))),
+        Request::Bad(failure) => Err(failure),
+        Request::Run(spec, args) => run(program, spec, &args),
+        Request::Unknown(words) => {
+            out(&model::command_list(program))?;
+            let message = format!("error: unknown option '{}'\n", words.join(" "));
+            Err(Failure::bare(STATUS_USAGE, message))
+        }
+    }
+}
+
+fn run(program: &'static str, spec: &CommandSpec, args: &Args) -> Outcome {
+    let session = Session::new(program, args.text("store"), args.flag("no-progress"));
+    let outcome = (spec.run)(&session, args);
+    if args.flag("order") {
+        warn(program, "--order is deprecated, use --object-size");
+    }
+    outcome
+}
