@@ -160,7 +160,7 @@ fn remove(session: &Session, args: &Args) -> Outcome {
             let mut report = |done, total| progress.update_before_end(done, total);
             session
                 .store()?
-                .remove_image(&image.pool, image.id, &mut report)
+                .remove_named(&image.pool, &target.namespace, &target.image, &mut report)
                 .map_err(|error| removal_failure(session, &image, &error))?;
             progress.catch_up(1, parts);
             Ok(())

@@ -24,6 +24,32 @@ impl Store {
         image: ImageId,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
+        self.remove(pool, image, None, progress)
+    }
+
+    /// As [`Self::remove_image`], for the image that has this name: one that is given another name
+    /// before it is gone stays.
+    ///
+    /// # Errors
+    /// As [`Self::remove_image`].
+    pub fn remove_named(
+        &self,
+        pool: &Pool,
+        namespace: &str,
+        name: &str,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let image = pool.find(namespace, name)?;
+        self.remove(pool, image, Some((namespace, name)), progress)
+    }
+
+    fn remove(
+        &self,
+        pool: &Pool,
+        image: ImageId,
+        named: Option<(&str, &str)>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
         pool.check_writable()?;
         let head = pool.read_head(image)?;
         let label = pool.image_label(&head);
@@ -39,6 +65,12 @@ impl Store {
         check_no_snapshots(&label, &head)?;
         {
             let _catalogue = pool.lock(LockMode::Exclusive)?;
+            if let Some((namespace, name)) = named
+                && pool.find(namespace, name)? != image
+            {
+                let message = format!("the name '{name}' was given to another image meanwhile");
+                return fail(ErrorKind::Busy, message);
+            }
             pool.unlink_image(image, &head)?;
         }
         drop(lock);
