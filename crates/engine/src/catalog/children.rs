@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord};
@@ -18,6 +19,10 @@ use crate::error::{ErrorKind, IoContext, Result};
 /// A marker in somebody else's name whose image is not there is believed to be stale after this
 /// time; a clone takes milliseconds between its marker and its head.
 const MARKER_STALE_S: i64 = 3600;
+
+/// How often the parent is tried when its last child goes, and how long apart.
+const TIDY_ATTEMPTS: u32 = 10;
+const TIDY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A child of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -160,7 +165,7 @@ impl Pool {
                 let unpublished = pool.read_head(image).is_err()
                     && self.disk().mode(&self.children_directory().join(name)).is_ok();
                 Ok(unpublished.then(|| ChildInfo {
-                    clone_format: 1,
+                    clone_format: self.recorded_child(name).clone_format.max(1),
                     pool: pool.name().to_owned(),
                     namespace: String::new(),
                     image: format!("{image} (being cloned)"),
@@ -184,13 +189,18 @@ impl Pool {
         }
     }
 
-    fn look_at_marker(&self, name: &str, key: Key) -> Result<Option<ChildInfo>> {
-        let path = self.children_directory().join(name);
-        let record = read_file(self.disk(), &path)
+    /// What a child's record says; nothing where it cannot be read.
+    fn recorded_child(&self, name: &str) -> ChildRecord {
+        read_file(self.disk(), &self.children_directory().join(name))
             .ok()
             .and_then(|bytes| decode_message::<ChildRecord>(FrameKind::Child, &bytes).ok())
             .map(|(record, _)| record)
-            .unwrap_or_default();
+            .unwrap_or_default()
+    }
+
+    fn look_at_marker(&self, name: &str, key: Key) -> Result<Option<ChildInfo>> {
+        let path = self.children_directory().join(name);
+        let record = self.recorded_child(name);
         if record.child_image_id == key.4 && self.marker_is_stale(&record) {
             let _ = self.disk().remove_file(&path);
             return Ok(None);
@@ -276,7 +286,18 @@ impl Pool {
         if !trashed || self.read_only() {
             return;
         }
-        let tidied = self.open(image).and_then(|mut parent| {
+        let mut attempts = 0;
+        let opened = loop {
+            match self.open(image) {
+                // Most likely a short command, perhaps the one that moved the snapshot aside.
+                Err(error) if error.kind() == ErrorKind::Owned && attempts < TIDY_ATTEMPTS => {
+                    attempts += 1;
+                    std::thread::sleep(TIDY_INTERVAL);
+                }
+                opened => break opened,
+            }
+        };
+        let tidied = opened.and_then(|mut parent| {
             parent.tidy_snapshots()?;
             parent.close()
         });

@@ -1,5 +1,7 @@
 //! Cloning a snapshot: the child's head names the snapshot's root. Nothing is copied.
 
+use std::time::Duration;
+
 use marcot_format::ImageId;
 use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord, Protection, SnapshotRecord};
 use marcot_store::LockMode;
@@ -29,6 +31,34 @@ pub struct CloneOptions {
 impl Default for CloneOptions {
     fn default() -> Self {
         Self { format: 1, untracked: false, order: None, features: None }
+    }
+}
+
+/// How long a clone waits for an unprotect that is looking for children, and how long between looks.
+/// Looking takes milliseconds, more where a store has many pools.
+const UNPROTECTING_WAIT: Duration = Duration::from_secs(5);
+const UNPROTECTING_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The head of a parent whose snapshot is not in the middle of being unprotected. Whoever does that
+/// may yet find children and protect the snapshot again, and then nothing spoke against the clone.
+/// A mark that somebody left who is gone stays; it refuses clones.
+fn settled_head(parent: &Pool, image: ImageId, snap: &str) -> Result<HeadRecord> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let head = parent.read_head(image)?;
+        let unsettled = head
+            .snapshots
+            .iter()
+            .any(|s| s.name == snap && !s.trashed && s.protection() == Protection::Unprotecting);
+        if !unsettled || waited >= UNPROTECTING_WAIT {
+            return Ok(head);
+        }
+        if parent.owner_pid(image).is_none() {
+            // Nobody is at work; but the work may have ended just now.
+            return parent.read_head(image);
+        }
+        std::thread::sleep(UNPROTECTING_INTERVAL);
+        waited += UNPROTECTING_INTERVAL;
     }
 }
 
@@ -72,7 +102,7 @@ impl Store {
         if !(1..=2).contains(&options.format) {
             return fail(ErrorKind::Invalid, "the clone format is 1 or 2");
         }
-        let head = parent.read_head(image)?;
+        let head = settled_head(parent, image, snap)?;
         let snapshot = snapshot_for_clone(parent, &head, snap, options.format)?;
         ensure_shared(parent, image, &head, &snapshot)?;
         let _lock = dest.lock(LockMode::Exclusive)?;
@@ -82,8 +112,7 @@ impl Store {
         let Some(link) = &child.parent else { return fail(ErrorKind::Invalid, "no parent") };
         record_child(parent, dest, link, id, name, options.untracked)?;
         // Whoever takes the protection away has marked the snapshot before looking for our record.
-        let published = parent
-            .read_head(image)
+        let published = settled_head(parent, image, snap)
             .and_then(|head| {
                 let again = snapshot_for_clone(parent, &head, snap, options.format)?;
                 // Another snapshot may have the name by now.

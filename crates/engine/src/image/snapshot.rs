@@ -165,6 +165,11 @@ impl Image {
                     (s.removing, s.trashed) = (false, true);
                     s.original_name = std::mem::replace(&mut s.name, trash);
                 })?;
+                // The last child may have gone before it could see that the snapshot waits for it.
+                let left = self.pool.children_everywhere(self.id, Some(SnapId(id)));
+                if left.is_ok_and(|children| children.is_empty()) {
+                    self.drop_snapshot(id)?;
+                }
             }
             Err(error) => {
                 self.update_snapshot(id, |s| s.removing = false)?;
