@@ -47,7 +47,7 @@ fn ask_owner(
     progress: Report<'_>,
 ) -> Result<Option<Reply>> {
     match control::Client::connect(&pool.image_directory(image)) {
-        Ok(mut client) => client.ask(command, progress).map(Some),
+        Ok(mut client) => client.try_ask(command, progress),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -64,6 +64,22 @@ fn retry<T>(mut attempt: impl FnMut() -> Result<Option<T>>) -> Option<Result<T>>
         }
     }
     None
+}
+
+/// Tries what needs an image for itself until no other process has the image open, for a while.
+///
+/// # Errors
+/// Those of `attempt`; `Owned` if the image stays open elsewhere.
+pub fn when_free<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut last = None;
+    retry(|| match attempt() {
+        Err(error) if error.kind() == ErrorKind::Owned => {
+            last = Some(error);
+            Ok(None)
+        }
+        outcome => outcome.map(Some),
+    })
+    .unwrap_or_else(|| Err(last.unwrap_or_else(|| marcot::Error::new(ErrorKind::Owned, "in use"))))
 }
 
 fn unreachable_owner(pool: &Pool, image: ImageId) -> marcot::Error {
@@ -95,7 +111,14 @@ fn owner_out_of_reach(kind: ErrorKind) -> bool {
 }
 
 /// An image to which commands can be given one after the other.
-pub enum Access {
+pub struct Access {
+    pool: Pool,
+    image: ImageId,
+    usage: String,
+    way: Way,
+}
+
+enum Way {
     /// Open in this process, which answers commands of others meanwhile.
     Here(HostHandle),
     /// Open in another process.
@@ -108,29 +131,26 @@ impl Access {
     /// # Errors
     /// As [`run`].
     pub fn open(pool: &Pool, image: ImageId, usage: &str) -> Result<Self> {
-        retry(|| match pool.open(image) {
-            Ok(opened) => host(pool, image, opened, usage).map(|host| Some(Self::Here(host))),
-            Err(error) if error.kind() == ErrorKind::Owned => {
-                match control::Client::connect(&pool.image_directory(image)) {
-                    Ok(client) => Ok(Some(Self::Owner(client))),
-                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-                    Err(error) => Err(error),
-                }
-            }
-            Err(error) => Err(error),
-        })
-        .unwrap_or_else(|| Err(unreachable_owner(pool, image)))
+        let way = find_way(pool, image, usage)?;
+        Ok(Self { pool: pool.clone(), image, usage: usage.to_string(), way })
     }
 
-    /// Runs one command.
+    /// Runs one command. Where the owner goes away before it begins, the next one is asked.
     ///
     /// # Errors
     /// Those of the command.
     pub fn execute(&mut self, command: &Command, progress: Report<'_>) -> Result<Reply> {
-        match self {
-            Self::Here(host) => host.execute(command.clone(), progress),
-            Self::Owner(client) => client.ask(command, progress),
+        for _ in 0..ATTEMPTS_MAX {
+            let client = match &mut self.way {
+                Way::Here(host) => return host.execute(command.clone(), progress),
+                Way::Owner(client) => client,
+            };
+            if let Some(reply) = client.try_ask(command, progress)? {
+                return Ok(reply);
+            }
+            self.way = find_way(&self.pool, self.image, &self.usage)?;
         }
+        Err(unreachable_owner(&self.pool, self.image))
     }
 
     /// Lets go of the image.
@@ -138,11 +158,26 @@ impl Access {
     /// # Errors
     /// Those of closing it.
     pub fn close(self) -> Result<()> {
-        match self {
-            Self::Here(host) => host.stop(),
-            Self::Owner(_) => Ok(()),
+        match self.way {
+            Way::Here(host) => host.stop(),
+            Way::Owner(_) => Ok(()),
         }
     }
+}
+
+fn find_way(pool: &Pool, image: ImageId, usage: &str) -> Result<Way> {
+    retry(|| match pool.open(image) {
+        Ok(opened) => host(pool, image, opened, usage).map(|host| Some(Way::Here(host))),
+        Err(error) if error.kind() == ErrorKind::Owned => {
+            match control::Client::connect(&pool.image_directory(image)) {
+                Ok(client) => Ok(Some(Way::Owner(client))),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    })
+    .unwrap_or_else(|| Err(unreachable_owner(pool, image)))
 }
 
 fn host(pool: &Pool, id: ImageId, image: Image, usage: &str) -> Result<HostHandle> {

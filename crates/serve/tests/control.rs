@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use marcot::{Command, ErrorKind, Reply};
+use marcot_serve::control::message::{Answer, encode_answer};
 use marcot_serve::control::{Client, SOCKET_NAME, ask};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 use support::memory_device::MemoryDevice;
@@ -125,4 +126,30 @@ fn a_panic_in_the_engine_ends_that_image_with_an_error() {
     assert_eq!(lost.kind(), ErrorKind::Interrupted);
     assert_eq!(host.wait().unwrap_err().kind(), ErrorKind::Io);
     assert!(!directory.path().join(SOCKET_NAME).exists());
+}
+
+/// An owner that accepts, reads a command, says `answer`, and goes away.
+fn short_lived_owner(directory: &Path, answer: Vec<u8>) -> std::thread::JoinHandle<()> {
+    let listener = std::os::unix::net::UnixListener::bind(directory.join(SOCKET_NAME)).unwrap();
+    std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        let _ = socket.read(&mut [0; 1024]).unwrap();
+        socket.write_all(&answer).unwrap();
+    })
+}
+
+#[test]
+fn a_client_knows_whether_an_owner_that_went_away_had_begun() {
+    let command = Command::Flatten;
+    let mut begun = Vec::new();
+    encode_answer(&Answer::Begun, &mut begun).unwrap();
+    let ask = |answer: Vec<u8>| {
+        let directory = tempfile::tempdir().unwrap();
+        let owner = short_lived_owner(directory.path(), answer);
+        let outcome = Client::connect(directory.path()).unwrap().try_ask(&command, &mut |_, _| {});
+        owner.join().unwrap();
+        outcome
+    };
+    assert_eq!(ask(Vec::new()).unwrap(), None);
+    assert_eq!(ask(begun).unwrap_err().kind(), ErrorKind::Interrupted);
 }

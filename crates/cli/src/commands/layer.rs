@@ -95,12 +95,13 @@ fn clone(session: &Session, args: &Args) -> Outcome {
         return Err(Failure::errno(ERROR, EINVAL).because(cause));
     }
     let options = CloneOptions { format, untracked: args.flag("untracked"), order, features };
-    if format == 2 {
-        share(&parent_pool, parent, &source.snap);
-    }
-    session
-        .store()?
-        .clone_image(
+    let store = session.store()?;
+    // Another command may have the parent open just now.
+    let cloned = access::when_free(|| {
+        if format == 2 {
+            share(&parent_pool, parent, &source.snap);
+        }
+        store.clone_image(
             &parent_pool,
             parent,
             &source.snap,
@@ -109,8 +110,8 @@ fn clone(session: &Session, args: &Args) -> Outcome {
             &dest.image,
             &options,
         )
-        .map(drop)
-        .map_err(|error| clone_failure(&source, &error))
+    });
+    cloned.map(drop).map_err(|error| clone_failure(&source, &error))
 }
 
 /// An owner in another process must know that the snapshot is going to be cloned. Cloning itself

@@ -45,13 +45,36 @@ impl Client {
     /// # Errors
     /// Those of the command, with their kind; `Interrupted` if the owner went away.
     pub fn ask(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+        let gone = |client: &Self| client.lost(&IoErrorKind::UnexpectedEof.into());
+        self.try_ask(command, progress)?.ok_or_else(|| gone(self))
+    }
+
+    /// As [`Self::ask`]; `None` if the owner went away before it began: the command was not carried
+    /// out, and the next owner can be asked.
+    ///
+    /// # Errors
+    /// Those of the command, with their kind; `Interrupted` if the owner went away in its midst.
+    pub fn try_ask(
+        &mut self,
+        command: &Command,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Option<Reply>> {
         let mut request = Vec::new();
         message::encode_command(command, &mut request)?;
-        self.stream.write_all(&request).map_err(|e| self.lost(e))?;
+        // Where sending fails, the owner may still have begun: its answers tell.
+        let sent = self.stream.write_all(&request);
+        let mut begun = false;
         loop {
-            match self.next_answer()? {
+            let answer = match self.next_answer() {
+                Err(Lost::Connection(_)) if !begun => return Ok(None),
+                Err(Lost::Connection(error)) => return Err(self.lost(&sent.err().unwrap_or(error))),
+                Err(Lost::Sense(error)) => return Err(error),
+                Ok(answer) => answer,
+            };
+            match answer {
+                Answer::Begun => begun = true,
                 Answer::Progress { done, total } => progress(done, total),
-                Answer::Reply { reply } => return Ok(reply),
+                Answer::Reply { reply } => return Ok(Some(reply)),
                 Answer::Error { kind, message } => {
                     return Err(Error::new(message::kind_of_name(&kind), message));
                 }
@@ -62,33 +85,47 @@ impl Client {
         }
     }
 
-    fn next_answer(&mut self) -> Result<Answer> {
+    fn next_answer(&mut self) -> std::result::Result<Answer, Lost> {
         loop {
             if let Decoded::Complete(frame) = frame::decode(&self.received)? {
                 let answer = message::decode_answer(&frame);
                 let bytes = frame.bytes();
                 self.received.drain(..bytes);
-                return answer;
+                return Ok(answer?);
             }
             let start = self.received.len();
             self.received.resize(start + RECEIVE_BYTES, 0);
             let outcome = self.stream.read(&mut self.received[start..]);
             self.received.truncate(start + outcome.as_ref().map_or(0, |bytes| *bytes));
             match outcome {
-                Ok(0) => return Err(self.lost(IoErrorKind::UnexpectedEof.into())),
+                Ok(0) => return Err(Lost::Connection(IoErrorKind::UnexpectedEof.into())),
                 Ok(_) => {}
                 Err(error) if error.kind() == IoErrorKind::Interrupted => {}
-                Err(error) => return Err(self.lost(error)),
+                Err(error) => return Err(Lost::Connection(error)),
             }
         }
     }
 
-    fn lost(&self, error: std::io::Error) -> Error {
+    fn lost(&self, error: &std::io::Error) -> Error {
         let directory = self.directory.display();
         Error::new(
             ErrorKind::Interrupted,
             format!("the owner in {directory} went away before it answered: {error}"),
         )
+    }
+}
+
+/// Why there is no answer.
+enum Lost {
+    /// The owner went away.
+    Connection(std::io::Error),
+    /// What it sent is no answer.
+    Sense(Error),
+}
+
+impl From<Error> for Lost {
+    fn from(error: Error) -> Self {
+        Self::Sense(error)
     }
 }
 

@@ -106,6 +106,11 @@ impl ControlConnection {
         }
     }
 
+    /// Tells that the command taken last is being carried out.
+    pub(crate) fn begin(&mut self) {
+        self.say(&Answer::Begun);
+    }
+
     /// Reports how far a command is, if the last report is old enough.
     pub(crate) fn tell_progress(&mut self, done: u64, total: u64) {
         let now = Instant::now();

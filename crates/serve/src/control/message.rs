@@ -10,6 +10,9 @@ use super::frame::{Frame, JSON_BYTES_MAX};
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
+    /// The command is being carried out. Before this it has not been, and will not be once the
+    /// connection is lost, so that it can be given to the next owner.
+    Begun,
     /// How far the command is.
     Progress {
         /// Units done.

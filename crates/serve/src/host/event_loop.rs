@@ -437,6 +437,7 @@ impl EventLoop {
             let Some(mut taken) = self.controls.borrow_out(index) else { continue };
             if let Some(command) = taken.client.next_command() {
                 ran = true;
+                taken.client.begin();
                 let outcome = self.execute(&command, &mut |done, total| {
                     taken.client.tell_progress(done, total);
                 });
