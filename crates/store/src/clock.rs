@@ -4,6 +4,11 @@
 pub trait Clock: Send + Sync {
     /// Seconds since 1970.
     fn now_s(&self) -> i64;
+
+    /// Lets time pass before something is tried again.
+    fn pause(&self, duration: std::time::Duration) {
+        std::thread::sleep(duration);
+    }
 }
 
 /// Random numbers for names that must differ.

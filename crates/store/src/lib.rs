@@ -160,6 +160,11 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// What the operating system says.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+
+    /// Number by which other users of the disk know this process.
+    fn process_id(&self) -> u32 {
+        std::process::id()
+    }
 }
 
 /// An open file.

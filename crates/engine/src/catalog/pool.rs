@@ -265,7 +265,7 @@ impl Pool {
             }
             // Whoever looks who the owner is holds the lock for a moment.
             if attempt + 1 < LOCK_ATTEMPTS {
-                std::thread::sleep(LOCK_INTERVAL);
+                self.0.store.inner.world.clock.pause(LOCK_INTERVAL);
             }
         }
         if lock.is_some()
@@ -273,7 +273,7 @@ impl Pool {
         {
             // For people and for `info`; the lock is what counts.
             let _ = file.set_length(0);
-            let _ = file.write_at(0, &[format!("{}\n", std::process::id()).as_bytes()]);
+            let _ = file.write_at(0, &[format!("{}\n", self.disk().process_id()).as_bytes()]);
         }
         Ok(lock)
     }

@@ -3,7 +3,7 @@
 //! A segment named by no root is removed. A data segment whose roots together name fewer slots
 //! than were written has the others punched out; their addresses stay what they were (I4).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use marcot_format::group::GroupHeader;
@@ -98,7 +98,7 @@ pub(crate) type SlotMap = Vec<u64>;
 
 struct Marker<'a> {
     wanted: &'a HashSet<SegmentName>,
-    maps: &'a mut HashMap<SegmentName, SlotMap>,
+    maps: &'a mut BTreeMap<SegmentName, SlotMap>,
     seen: &'a mut HashSet<(SegmentName, u32)>,
     table: SegmentTable,
     pool: &'a Pool,
@@ -136,8 +136,8 @@ fn live_slots(
     roots: &[RootRecord],
     wanted: &HashSet<SegmentName>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<HashMap<SegmentName, SlotMap>> {
-    let mut maps: HashMap<SegmentName, SlotMap> = HashMap::new();
+) -> Result<BTreeMap<SegmentName, SlotMap>> {
+    let mut maps: BTreeMap<SegmentName, SlotMap> = BTreeMap::new();
     for name in wanted {
         maps.insert(*name, vec![0; SEGMENT_SLOTS / 64]);
     }

@@ -73,7 +73,7 @@ impl Image {
                 return Ok(Reply::Reclaimed { bytes });
             }
             Command::Status => {
-                let pid = std::process::id();
+                let pid = self.pool.disk().process_id();
                 let watchers = vec![Watcher { pid, usage: "library".to_owned() }];
                 return Ok(Reply::Status { watchers });
             }
