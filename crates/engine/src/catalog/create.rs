@@ -111,7 +111,15 @@ impl Pool {
                 publish_new(disk, &name_path, self.unique(), self.file_mode(), &name_bytes)
             });
         if let Err(error) = made {
-            self.remove_image_directory(id);
+            // The name may be there, when only the sync of its directory failed. It must be gone for
+            // good before what it leads to goes; else the image stays whole, and can be removed.
+            let named = self.find(&head.namespace, &head.name).is_ok_and(|found| found == id);
+            let names = self.names_directory(&head.namespace);
+            let unnamed = !named
+                || disk.remove_file(&name_path).and_then(|()| disk.sync_directory(&names)).is_ok();
+            if unnamed {
+                self.remove_image_directory(id);
+            }
             return Err(error).at(context);
         }
         Ok(())
