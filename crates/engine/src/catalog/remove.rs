@@ -115,11 +115,16 @@ impl Pool {
                 written => written?,
             }
         }
+        let context = || format!("cannot remove image '{}'", head.name);
         if let Some(name) = self.name_of(head) {
             let path = self.name_path(&head.namespace, &name);
-            let context = || format!("cannot remove image '{name}'");
             self.disk().remove_file(&path).at(context)?;
-            self.disk().sync_directory(&self.names_directory(&head.namespace)).at(context)?;
+        }
+        // Also where the name is gone already: whoever took it away may have been killed before that
+        // was durable, and a name that comes back must not lead nowhere.
+        match self.disk().sync_directory(&self.names_directory(&head.namespace)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            synced => synced.at(context)?,
         }
         self.remove_image_directory(image);
         match self.read_head(image) {
