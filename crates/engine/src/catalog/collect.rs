@@ -178,6 +178,12 @@ impl Pool {
                     self.name()
                 ))),
             };
+            // Only a durable root may be what lets something go (I5): whoever wrote this head may have
+            // been killed, or may still be waiting, between its rename and the sync.
+            let directory = self.image_directory(image);
+            self.disk()
+                .sync_directory(&directory)
+                .at(|| format!("cannot sync {}", directory.display()))?;
             let never_named = head.epoch == 0
                 && head.snapshots.is_empty()
                 && self.name_of(&head).is_none()
