@@ -214,9 +214,13 @@ impl Image {
         parts.push(&log.header);
         parts.extend(group.parts.iter().map(|p| &**p));
         log.dirty = true;
-        log.file
-            .write_at(u64::from(log.slot) * BLOCK_BYTES, &parts)
-            .at(|| format!("cannot write to {}", self.label))?;
+        let offset = u64::from(log.slot) * BLOCK_BYTES;
+        if let Err(error) = log.file.write_at(offset, &parts) {
+            // What arrived must not come back as a group once the file grows again: a header whose
+            // end is zeros is whole with its first bytes.
+            self.poisoned |= log.file.set_length(offset).is_err();
+            return Err(error).at(|| format!("cannot write to {}", self.label));
+        }
         let (index, data_slot) = (log.index, log.slot + header.header_blocks() as u32);
         log.slot += blocks as u32;
         self.group_next += 1;
