@@ -1,0 +1,105 @@
+//! After silent damage: every block reads right or as an error (I2), and nothing makes it worse.
+
+use std::collections::BTreeSet;
+
+use marcot::{CheckOptions, Image, Pool, Store};
+
+use crate::model::{Bytes, Model};
+use crate::observe::POOLS;
+use crate::runner::{Rule, Violation};
+
+const BLOCK: usize = 4096;
+
+/// Ranges that could be read: image or snapshot, and block.
+type Readable = BTreeSet<(String, u64)>;
+
+/// Reads block by block; what can be read must be one state of `states`.
+fn compare(
+    image: &mut Image,
+    name: &str,
+    states: &[&Bytes],
+    readable: &mut Readable,
+) -> Result<(), Violation> {
+    let size = image.size_bytes() as usize;
+    let mut fits: Vec<&&Bytes> = states.iter().filter(|s| s.len() == size).collect();
+    if fits.is_empty() {
+        let message = format!("{name} has {size} bytes, as it never had");
+        return Err(Violation { rule: Rule::I2, message });
+    }
+    let mut buf = vec![0; BLOCK];
+    for at in (0..size).step_by(BLOCK) {
+        let end = size.min(at + BLOCK);
+        let buf = &mut buf[..end - at];
+        if image.read_at(at as u64, buf).is_err() {
+            continue;
+        }
+        readable.insert((name.to_owned(), (at / BLOCK) as u64));
+        fits.retain(|state| state[at..end] == *buf);
+        if fits.is_empty() {
+            let block = at / BLOCK;
+            let message = format!("block {block} of {name} reads without an error, and wrong");
+            return Err(Violation { rule: Rule::I2, message });
+        }
+    }
+    Ok(())
+}
+
+fn look(store: &Store, candidates: &[Model], owner: bool) -> Result<Readable, Violation> {
+    let mut readable = Readable::new();
+    for (number, name) in POOLS.iter().enumerate() {
+        let Ok(pool) = store.pool(name) else { continue };
+        let models = || candidates.iter().flat_map(|c| c.images.values());
+        let names: BTreeSet<&String> =
+            models().filter(|m| m.pool == number).map(|m| &m.name).collect();
+        for name in names {
+            let Ok(id) = pool.find("", name) else { continue };
+            let images: Vec<_> = models().filter(|m| m.pool == number && m.name == *name).collect();
+            let states: Vec<&Bytes> = images.iter().flat_map(|m| &m.history).collect();
+            let opened = if owner { pool.open(id) } else { pool.open_read_only(id) };
+            if let Ok(mut image) = opened {
+                compare(&mut image, name, &states, &mut readable)?;
+            }
+            look_at_snapshots(&pool, id, &images, &mut readable)?;
+        }
+    }
+    Ok(readable)
+}
+
+fn look_at_snapshots(
+    pool: &Pool,
+    id: marcot::ImageId,
+    images: &[&crate::model::ImageModel],
+    readable: &mut Readable,
+) -> Result<(), Violation> {
+    let Ok(info) = pool.info(id) else { return Ok(()) };
+    for snap in info.snapshots.iter().filter(|s| !s.trashed) {
+        let known = images.iter().flat_map(|m| &m.snaps).filter(|s| s.name == snap.name);
+        let states: Vec<&Bytes> = known.map(|s| &s.bytes).collect();
+        if let Ok(mut image) = pool.open_snapshot(id, &snap.name) {
+            let name = format!("{}@{}", info.name, snap.name);
+            compare(&mut image, &name, &states, readable)?;
+        }
+    }
+    Ok(())
+}
+
+/// Looks at a damaged store, collects it, and looks again.
+///
+/// # Errors
+/// A violation of I2, or of I5 where collecting cost something.
+pub fn check(store: &Store, candidates: &[Model]) -> Result<(), Violation> {
+    let before = look(store, candidates, false)?;
+    for name in POOLS {
+        let Ok(pool) = store.pool(name) else { continue };
+        let _ = store.check(&pool, &CheckOptions::default(), &mut |_, _| {});
+        let _ = store.gc(&pool, &mut |_, _| {});
+    }
+    let after = look(store, candidates, false)?;
+    // Trash that went with `gc` is not looked at.
+    if let Some((name, block)) = before.difference(&after).next() {
+        let message = format!("block {block} of {name} could be read before gc, and not after");
+        return Err(Violation { rule: Rule::I5, message });
+    }
+    look(store, candidates, true)?;
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! What goes wrong besides power: each fault is armed for the n-th call that it can hit, so that
+//! the runner knows what may be expected.
+
+use std::collections::BTreeMap;
+
+/// A fault of the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// A sync of a file or directory fails once; what a file had not stored is dropped.
+    FailSync,
+    /// A call that allocates finds no space, and so do the next few.
+    NoSpace,
+    /// A read fails once.
+    FailRead,
+    /// A write is acknowledged and never reaches the medium.
+    DropWrite,
+    /// A write reaches the wrong place of the medium.
+    MisdirectWrite,
+    /// A bit of what is stored turns over.
+    Corrupt,
+}
+
+impl Fault {
+    /// True for faults that the engine is not told of.
+    #[must_use]
+    pub fn silent(self) -> bool {
+        matches!(self, Self::DropWrite | Self::MisdirectWrite | Self::Corrupt)
+    }
+}
+
+/// Calls that find no space before there is some again.
+const NO_SPACE_CALLS: u64 = 3;
+
+/// Armed faults.
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    armed: BTreeMap<Fault, u64>,
+    no_space_calls: u64,
+    /// How often a fault has hit.
+    pub(super) hits: u64,
+}
+
+impl Faults {
+    pub(super) fn arm(&mut self, fault: Fault, after: u64) {
+        self.armed.insert(fault, after);
+    }
+
+    pub(super) fn disarm(&mut self) {
+        self.armed.clear();
+        self.no_space_calls = 0;
+    }
+
+    /// True where this call is hit.
+    pub(super) fn hits(&mut self, fault: Fault) -> bool {
+        if fault == Fault::NoSpace && self.no_space_calls > 0 {
+            self.no_space_calls -= 1;
+            self.hits += 1;
+            return true;
+        }
+        let Some(after) = self.armed.get_mut(&fault) else { return false };
+        if *after > 0 {
+            *after -= 1;
+            return false;
+        }
+        self.armed.remove(&fault);
+        if fault == Fault::NoSpace {
+            self.no_space_calls = NO_SPACE_CALLS - 1;
+        }
+        self.hits += 1;
+        true
+    }
+}

@@ -1,0 +1,482 @@
+//! The byte oracle: what must be there, after every operation and when one is cut off.
+//!
+//! An image's content is the list of states since what was last made durable, oldest first. After a
+//! crash any one of them may be found, and nothing else (I1); a write of the user counts as the one to
+//! three and more groups that the engine makes of it, each a state. Everything a command changes besides
+//! is durable when the command returns. A command that is cut off has happened or not; a write that
+//! is cut off may have happened up to some block.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use marcot::{ErrorKind, ImageId, SnapId};
+
+use crate::operations::Operation;
+use crate::random::Rng;
+
+/// Content of one state.
+pub type Bytes = Arc<Vec<u8>>;
+
+const BLOCK: u64 = 4096;
+/// Data blocks of the largest group.
+const GROUP_BLOCKS: u64 = 2048;
+
+/// A snapshot that something was cloned from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// The parent.
+    pub image: ImageId,
+    /// Its snapshot.
+    pub snap: SnapId,
+    /// Clone format.
+    pub format: u32,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone)]
+pub struct Snap {
+    /// The name its user gave it.
+    pub name: String,
+    /// Its number; `None` where the command that made it was cut off.
+    pub id: Option<SnapId>,
+    /// Content.
+    pub bytes: Bytes,
+    /// Protected.
+    pub protected: bool,
+    /// Removed by its user, kept for children.
+    pub trashed: bool,
+    /// Parent of the image when it was taken.
+    pub parent: Option<Link>,
+    /// The parent may be gone: the image was flattened.
+    pub parent_may_go: bool,
+}
+
+/// An image.
+#[derive(Debug, Clone)]
+pub struct ImageModel {
+    /// Which pool.
+    pub pool: usize,
+    /// Name.
+    pub name: String,
+    /// Number; `None` where the command that made it was cut off.
+    pub id: Option<ImageId>,
+    /// States since the last that is surely durable; never empty.
+    pub history: Vec<Bytes>,
+    /// Snapshots, oldest first.
+    pub snaps: Vec<Snap>,
+    /// Where it was cloned from.
+    pub parent: Option<Link>,
+}
+
+impl ImageModel {
+    /// The latest acknowledged content.
+    #[must_use]
+    pub fn latest(&self) -> &Bytes {
+        self.history.last().expect("an image has a state")
+    }
+
+    /// What is durable now is the latest content.
+    pub fn flushed(&mut self) {
+        self.history.drain(..self.history.len() - 1);
+    }
+
+    fn size(&self) -> u64 {
+        self.latest().len() as u64
+    }
+
+    /// A snapshot that is not trashed.
+    #[must_use]
+    pub fn snap(&self, name: &str) -> Option<&Snap> {
+        self.snaps.iter().find(|s| s.name == name && !s.trashed)
+    }
+
+    fn snap_mut(&mut self, name: &str) -> &mut Snap {
+        let found = self.snaps.iter_mut().find(|s| s.name == name && !s.trashed);
+        found.expect("a known snapshot")
+    }
+
+    /// The part of a range that lies in the image.
+    #[must_use]
+    pub fn clip(&self, offset: u64, length: u64) -> (u64, u64) {
+        let offset = if self.size() == 0 { 0 } else { offset % self.size() };
+        (offset, length.min(self.size() - offset))
+    }
+
+    fn change(&mut self, offset: u64, data: &[u8]) {
+        let mut bytes = Vec::clone(self.latest());
+        bytes[offset as usize..offset as usize + data.len()].copy_from_slice(data);
+        self.history.push(Arc::new(bytes));
+    }
+
+    /// Adds the states that a write goes through.
+    pub fn write(&mut self, mut offset: u64, mut data: &[u8]) {
+        while !data.is_empty() {
+            let within = offset % BLOCK;
+            let whole = (data.len() as u64 / BLOCK).min(GROUP_BLOCKS) * BLOCK;
+            let n = if within != 0 || whole == 0 {
+                (BLOCK - within).min(data.len() as u64)
+            } else {
+                whole
+            };
+            self.change(offset, &data[..n as usize]);
+            (offset, data) = (offset + n, &data[n as usize..]);
+        }
+    }
+
+    /// Adds the states that a discard goes through: the edges, then what lies between.
+    pub fn discard(&mut self, offset: u64, length: u64) {
+        let end = offset + length;
+        let first = offset.div_ceil(BLOCK) * BLOCK;
+        let last = if end == self.size() { end } else { end / BLOCK * BLOCK };
+        let zeros = vec![0; length as usize];
+        if first >= last {
+            return self.write(offset, &zeros);
+        }
+        self.write(offset, &zeros[..(first - offset) as usize]);
+        self.write(last, &zeros[..(end - last) as usize]);
+        self.change(first, &zeros[..(last - first) as usize]);
+    }
+
+    fn resize(&mut self, size: u64) {
+        let mut bytes = Vec::clone(self.latest());
+        bytes.resize(size as usize, 0);
+        self.history.push(Arc::new(bytes));
+    }
+}
+
+/// All images, by slot.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    /// Those that exist.
+    pub images: BTreeMap<u8, ImageModel>,
+    /// The medium is damaged, and damage at the end of a log looks like its end: a flush does not
+    /// rule earlier states out, a checkpoint does.
+    pub log_end_may_rot: bool,
+}
+
+/// What an operation may lead to.
+pub struct Plan {
+    /// States that may be found when it is cut off.
+    pub interrupted: Vec<Model>,
+    /// The state when it is done.
+    pub done: Model,
+    /// It must fail with one of these; empty: it must not fail.
+    pub refused: Vec<ErrorKind>,
+    /// It may also succeed.
+    pub may_succeed: bool,
+}
+
+/// Name of a snapshot.
+#[must_use]
+pub fn snap_name(snap: u8) -> String {
+    format!("s{snap}")
+}
+
+/// Bytes that a write writes.
+#[must_use]
+pub fn data(salt: u64, length: u64) -> Vec<u8> {
+    let mut rng = Rng::new(salt);
+    let mut bytes = Vec::with_capacity(length as usize + 8);
+    while (bytes.len() as u64) < length {
+        bytes.extend_from_slice(&rng.draw().to_le_bytes());
+    }
+    bytes.truncate(length as usize);
+    bytes
+}
+
+/// Writes of a [`Operation::Fill`]: as many as leave little room in a fresh data segment.
+pub const FILL_WRITES: [usize; 4] = [32, 32, 32, 31];
+/// Bytes of each of them.
+pub const FILL_BYTES: u64 = 64 * BLOCK;
+
+impl Model {
+    /// Links to a snapshot, from heads and snapshots of all images.
+    fn links_to(&self, image: ImageId, snap: SnapId) -> impl Iterator<Item = (Link, bool)> + '_ {
+        let of = |m: &ImageModel| {
+            let snaps: Vec<(Option<Link>, bool)> =
+                m.snaps.iter().map(|s| (s.parent, s.parent_may_go)).collect();
+            snaps.into_iter().chain([(m.parent, false)])
+        };
+        self.images
+            .values()
+            .flat_map(of)
+            .filter_map(|(link, may_go)| link.map(|l| (l, may_go)))
+            .filter(move |(l, _)| l.image == image && l.snap == snap)
+    }
+
+    /// Children of a snapshot (image numbers), with the format that counts.
+    #[must_use]
+    pub fn children(&self, image: ImageId, snap: SnapId) -> Vec<ImageId> {
+        let has = |m: &&ImageModel| {
+            let links = m.snaps.iter().map(|s| s.parent).chain([m.parent]);
+            links.flatten().any(|l| l.image == image && l.snap == snap)
+        };
+        self.images.values().filter(has).filter_map(|m| m.id).collect()
+    }
+
+    fn snap_children(&self, slot: u8, name: &str) -> Vec<(Link, bool)> {
+        let image = &self.images[&slot];
+        match (image.id, image.snap(name).and_then(|s| s.id)) {
+            (Some(id), Some(snap)) => self.links_to(id, snap).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn with(&self, slot: u8, change: impl FnOnce(&mut ImageModel)) -> Model {
+        let mut model = self.clone();
+        change(model.images.get_mut(&slot).expect("a known image"));
+        model
+    }
+
+    fn refused(&self, kinds: &[ErrorKind]) -> Option<Plan> {
+        let interrupted = vec![self.clone()];
+        let (done, refused) = (self.clone(), kinds.to_vec());
+        Some(Plan { interrupted, done, refused, may_succeed: false })
+    }
+
+    /// A command: it has happened or not.
+    fn command(&self, done: Model) -> Option<Plan> {
+        let interrupted = vec![self.clone(), done.clone()];
+        Some(Plan { interrupted, done, refused: Vec::new(), may_succeed: true })
+    }
+
+    /// Nothing of the model changes.
+    fn same(&self) -> Option<Plan> {
+        self.command(self.clone())
+    }
+
+    fn changed(&self, slot: u8, change: impl FnOnce(&mut ImageModel)) -> Option<Plan> {
+        self.command(self.with(slot, change))
+    }
+
+    /// A write. One that is not aligned, or is long, is several groups, and until it is flushed a
+    /// crash may keep the first of them: so the states on the way stay in the history.
+    fn written(&self, slot: u8, change: impl FnOnce(&mut ImageModel)) -> Option<Plan> {
+        let done = self.with(slot, change);
+        let interrupted = vec![done.clone()];
+        Some(Plan { interrupted, done, refused: Vec::new(), may_succeed: true })
+    }
+
+    /// What an operation does; `None` where it has nothing to work on.
+    #[must_use]
+    pub fn plan(&self, operation: &Operation) -> Option<Plan> {
+        match operation {
+            Operation::Create { slot, pool, size } => {
+                if self.images.contains_key(slot) {
+                    return None;
+                }
+                let mut done = self.clone();
+                let history = vec![Arc::new(vec![0; *size as usize])];
+                let (pool, name) = (usize::from(*pool), format!("i{slot}"));
+                let (snaps, parent, id) = (Vec::new(), None, None);
+                done.images.insert(*slot, ImageModel { pool, name, id, history, snaps, parent });
+                self.command(done)
+            }
+            Operation::Write { slot, offset, length, salt } => {
+                let (offset, length) = self.images.get(slot)?.clip(*offset, *length);
+                self.written(*slot, |image| image.write(offset, &data(*salt, length)))
+            }
+            Operation::Fua { slot, offset, length, salt } => {
+                let (offset, length) = self.images.get(slot)?.clip(*offset, *length);
+                let mut plan =
+                    self.written(*slot, |image| image.write(offset, &data(*salt, length)))?;
+                if !self.log_end_may_rot {
+                    plan.done = plan.done.with(*slot, ImageModel::flushed);
+                }
+                Some(plan)
+            }
+            Operation::Batch { slot, writes, salt } => {
+                let image = self.images.get(slot)?;
+                let writes: Vec<_> = writes.iter().map(|(o, l)| image.clip(*o, *l)).collect();
+                self.written(*slot, |image| {
+                    for (i, (offset, length)) in writes.iter().enumerate() {
+                        image.write(*offset, &data(salt.wrapping_add(i as u64), *length));
+                    }
+                })
+            }
+            Operation::Fill { slot, salt } => {
+                if self.images.get(slot)?.size() < FILL_BYTES {
+                    return None;
+                }
+                self.written(*slot, |image| image.write(0, &data(*salt, FILL_BYTES)))
+            }
+            Operation::Discard { slot, offset, length } => {
+                let (offset, length) = self.images.get(slot)?.clip(*offset, *length);
+                self.written(*slot, |image| image.discard(offset, length))
+            }
+            Operation::Flush { slot } if self.log_end_may_rot => {
+                self.images.get(slot)?;
+                self.same()
+            }
+            Operation::Flush { slot }
+            | Operation::Checkpoint { slot }
+            | Operation::Close { slot } => {
+                self.images.get(slot)?;
+                self.changed(*slot, ImageModel::flushed)
+            }
+            Operation::Move { slot } | Operation::Reclaim { slot } => {
+                self.images.get(slot)?;
+                self.changed(*slot, ImageModel::flushed)
+            }
+            Operation::Read { slot }
+            | Operation::Background { slot }
+            | Operation::Contend { slot }
+            | Operation::Stale { slot, .. } => {
+                self.images.get(slot)?;
+                self.same()
+            }
+            Operation::Gc { .. } | Operation::Check => self.same(),
+            Operation::Arm { .. } | Operation::Kill { .. } | Operation::PowerCut { .. } => None,
+            Operation::Snapshot { slot, snap } => self.snapshot(*slot, &snap_name(*snap)),
+            Operation::Protect { slot, snap } => self.protect(*slot, &snap_name(*snap)),
+            Operation::Unprotect { slot, snap } => self.unprotect(*slot, &snap_name(*snap)),
+            Operation::RemoveSnapshot { slot, snap, force } => {
+                self.remove_snapshot(*slot, &snap_name(*snap), *force)
+            }
+            Operation::Rollback { slot, snap } => {
+                let snap = self.images.get(slot)?.snap(&snap_name(*snap))?.clone();
+                self.changed(*slot, |image| {
+                    image.history = vec![snap.bytes];
+                    image.parent = snap.parent;
+                })
+            }
+            Operation::Clone { slot, snap, to, pool, format } => {
+                self.clone_image(*slot, &snap_name(*snap), *to, usize::from(*pool), *format)
+            }
+            Operation::Flatten { slot } => self.flatten(*slot),
+            Operation::Resize { slot, size } => self.resize(*slot, *size),
+            Operation::Remove { slot } => {
+                let image = self.images.get(slot)?;
+                if image.snaps.iter().any(|s| !s.trashed || self.trash_needed(image, s)) {
+                    return self.refused(&[ErrorKind::HasSnapshots]);
+                }
+                let mut done = self.clone();
+                done.images.remove(slot);
+                let mut plan = self.command(done)?;
+                if !image.snaps.is_empty() {
+                    // Trash without children goes with `gc` at the latest.
+                    plan.refused = vec![ErrorKind::HasSnapshots];
+                }
+                Some(plan)
+            }
+            Operation::Rename { slot } => {
+                self.images.get(slot)?;
+                self.changed(*slot, |image| image.name.push('r'))
+            }
+        }
+    }
+
+    /// True where a trashed snapshot has children.
+    #[must_use]
+    pub fn trash_needed(&self, image: &ImageModel, snap: &Snap) -> bool {
+        let (Some(id), Some(snap)) = (image.id, snap.id) else { return true };
+        self.links_to(id, snap).next().is_some()
+    }
+
+    fn snapshot(&self, slot: u8, name: &str) -> Option<Plan> {
+        if self.images.get(&slot)?.snap(name).is_some() {
+            return self.refused(&[ErrorKind::Exists]);
+        }
+        self.changed(slot, |image| {
+            image.flushed();
+            image.snaps.push(Snap {
+                name: name.to_owned(),
+                id: None,
+                bytes: Arc::clone(image.latest()),
+                protected: false,
+                trashed: false,
+                parent: image.parent,
+                parent_may_go: false,
+            });
+        })
+    }
+
+    fn protect(&self, slot: u8, name: &str) -> Option<Plan> {
+        if self.images.get(&slot)?.snap(name)?.protected {
+            return self.refused(&[ErrorKind::Protected]);
+        }
+        self.changed(slot, |image| image.snap_mut(name).protected = true)
+    }
+
+    fn unprotect(&self, slot: u8, name: &str) -> Option<Plan> {
+        if !self.images.get(&slot)?.snap(name)?.protected {
+            return self.refused(&[ErrorKind::NotProtected]);
+        }
+        if self.snap_children(slot, name).iter().any(|(l, _)| l.format == 1) {
+            return self.refused(&[ErrorKind::HasChildren]);
+        }
+        self.changed(slot, |image| image.snap_mut(name).protected = false)
+    }
+
+    fn remove_snapshot(&self, slot: u8, name: &str, force: bool) -> Option<Plan> {
+        let protected = self.images.get(&slot)?.snap(name)?.protected;
+        if protected && !force {
+            return self.refused(&[ErrorKind::Protected]);
+        }
+        let children = self.snap_children(slot, name);
+        if protected && children.iter().any(|(l, _)| l.format == 1) {
+            return self.refused(&[ErrorKind::HasChildren]);
+        }
+        let done = self.with(slot, |image| {
+            if children.is_empty() {
+                image.snaps.retain(|s| s.name != name || s.trashed);
+            } else {
+                let snap = image.snap_mut(name);
+                (snap.trashed, snap.protected) = (true, false);
+            }
+        });
+        let mut plan = self.command(done)?;
+        if protected {
+            plan.interrupted.push(self.with(slot, |image| image.snap_mut(name).protected = false));
+        }
+        Some(plan)
+    }
+
+    fn clone_image(&self, slot: u8, name: &str, to: u8, pool: usize, format: u8) -> Option<Plan> {
+        let image = self.images.get(&slot)?;
+        let snap = image.snap(name)?;
+        if self.images.contains_key(&to) {
+            return None;
+        }
+        if format == 1 && !snap.protected {
+            return self.refused(&[ErrorKind::NotProtected]);
+        }
+        let link = Link { image: image.id?, snap: snap.id?, format: u32::from(format) };
+        let (name, id, parent) = (format!("i{to}"), None, Some(link));
+        let (history, snaps) = (vec![Arc::clone(&snap.bytes)], Vec::new());
+        let mut done = self.clone();
+        done.images.insert(to, ImageModel { pool, name, id, history, snaps, parent });
+        self.command(done)
+    }
+
+    fn flatten(&self, slot: u8) -> Option<Plan> {
+        if self.images.get(&slot)?.parent.is_none() {
+            return self.refused(&[ErrorKind::NoParent]);
+        }
+        self.changed(slot, |image| {
+            image.flushed();
+            image.parent = None;
+            for snap in image.snaps.iter_mut().filter(|s| s.parent.is_some()) {
+                snap.parent_may_go = true;
+            }
+        })
+    }
+
+    fn resize(&self, slot: u8, size: u64) -> Option<Plan> {
+        let before = self.images.get(&slot)?.size();
+        let done = self.with(slot, |image| {
+            image.resize(size);
+            image.flushed();
+        });
+        let mut plan = self.command(done)?;
+        if size < before {
+            // The end reads as zeros before it goes.
+            plan.interrupted.push(self.with(slot, |image| {
+                let block_end = size.next_multiple_of(BLOCK).min(before);
+                image.write(size, &vec![0; (block_end - size) as usize]);
+                image.discard(block_end, before - block_end);
+            }));
+        }
+        Some(plan)
+    }
+}

@@ -1,0 +1,264 @@
+//! Performs operations with the engine, as the command line and the server would.
+
+use std::sync::Arc;
+
+use marcot::{BlockDevice, CloneOptions, Command, CreateOptions, ErrorKind, Write};
+
+use crate::model::{self, Bytes, snap_name};
+use crate::observe;
+use crate::operations::{Act, Operation, Profile};
+use crate::runner::{Done, Rule, Runner, violation};
+
+/// Rounds of background work after which something is wrong.
+const BACKGROUND_ROUNDS_MAX: u32 = 10_000;
+
+impl Runner {
+    pub(crate) fn perform(&mut self, operation: &Operation) -> Done {
+        match operation {
+            Operation::Create { slot, pool, size } => {
+                let home = self.home(*slot);
+                let options = CreateOptions { size_bytes: *size, ..CreateOptions::default() };
+                let pool = self.pool(home, usize::from(*pool))?;
+                pool.create("", &format!("i{slot}"), &options)?;
+            }
+            Operation::Write { slot, offset, length, salt } => {
+                let (offset, length) = self.model.images[slot].clip(*offset, *length);
+                self.image(*slot)?.write_at(offset, &model::data(*salt, length))?;
+            }
+            Operation::Fua { slot, offset, length, salt } => {
+                let (offset, length) = self.model.images[slot].clip(*offset, *length);
+                self.image(*slot)?.write_at(offset, &model::data(*salt, length))?;
+                self.image(*slot)?.flush()?;
+            }
+            Operation::Batch { slot, writes, salt } => {
+                let image = &self.model.images[slot];
+                let writes: Vec<_> = writes.iter().map(|(o, l)| image.clip(*o, *l)).collect();
+                let data: Vec<Vec<u8>> = (0u64..)
+                    .zip(&writes)
+                    .map(|(i, (_, l))| model::data(salt.wrapping_add(i), *l))
+                    .collect();
+                let batch: Vec<Write<'_>> = writes
+                    .iter()
+                    .zip(&data)
+                    .map(|((offset, _), data)| Write { offset: *offset, data })
+                    .collect();
+                self.image(*slot)?.write_batch(&batch)?;
+            }
+            Operation::Fill { slot, salt } => {
+                let data = model::data(*salt, model::FILL_BYTES);
+                let image = self.image(*slot)?;
+                for writes in model::FILL_WRITES {
+                    image.write_batch(&vec![Write { offset: 0, data: &data }; writes])?;
+                }
+            }
+            Operation::Discard { slot, offset, length } => {
+                let (offset, length) = self.model.images[slot].clip(*offset, *length);
+                self.image(*slot)?.discard(offset, length)?;
+            }
+            Operation::Flush { slot } => self.image(*slot)?.flush()?,
+            Operation::Read { slot } => self.read(*slot)?,
+            Operation::Background { slot } => {
+                let image = self.image(*slot)?;
+                let mut rounds = 0;
+                while image.background_step()? {
+                    rounds += 1;
+                    if rounds > BACKGROUND_ROUNDS_MAX {
+                        violation(Rule::Model, "background work has no end")?;
+                    }
+                }
+            }
+            Operation::Close { slot } => self.close(*slot)?,
+            Operation::Move { slot } => {
+                self.close(*slot)?;
+                let home = self.home(*slot);
+                self.homes.insert(*slot, 1 - home);
+            }
+            Operation::Contend { slot } => self.contend(*slot)?,
+            Operation::Stale { slot, successor, stale } => {
+                self.stale_owner(*slot, successor, stale)?;
+            }
+            Operation::Gc { pool } => {
+                let pool = self.pool(0, usize::from(*pool))?;
+                self.store(0)?.gc(&pool, &mut |_, _| {})?;
+            }
+            Operation::Check => {
+                let store = self.store(0)?;
+                if matches!(self.settings.profile, Profile::Crashes | Profile::Space) {
+                    observe::check(&store, false)?;
+                }
+            }
+            Operation::Remove { slot } => {
+                self.close(*slot)?;
+                let (home, image) = (self.home(*slot), self.model.images[slot].clone());
+                let pool = self.pool(home, image.pool)?;
+                let id = pool.find("", &image.name)?;
+                self.store(home)?.remove_image(&pool, id, &mut |_, _| {})?;
+            }
+            Operation::Rename { slot } => {
+                let (home, image) = (self.home(*slot), self.model.images[slot].clone());
+                self.pool(home, image.pool)?.rename(
+                    "",
+                    &image.name,
+                    &format!("{}r", image.name),
+                )?;
+            }
+            Operation::Clone { slot, snap, to, pool, format } => {
+                self.clone_snapshot(*slot, *snap, *to, usize::from(*pool), *format)?;
+            }
+            other => self.command(other)?,
+        }
+        Ok(())
+    }
+
+    /// Operations that are one command to the image's owner.
+    fn command(&mut self, operation: &Operation) -> marcot::Result<()> {
+        let (slot, command) = match operation {
+            Operation::Snapshot { slot, snap } => {
+                (*slot, Command::SnapCreate { name: snap_name(*snap) })
+            }
+            Operation::Protect { slot, snap } => {
+                (*slot, Command::SnapProtect { name: snap_name(*snap) })
+            }
+            Operation::Unprotect { slot, snap } => {
+                (*slot, Command::SnapUnprotect { name: snap_name(*snap) })
+            }
+            Operation::RemoveSnapshot { slot, snap, force } => {
+                (*slot, Command::SnapRemove { name: snap_name(*snap), force: *force })
+            }
+            Operation::Rollback { slot, snap } => {
+                (*slot, Command::SnapRollback { name: snap_name(*snap) })
+            }
+            Operation::Flatten { slot } => (*slot, Command::Flatten),
+            Operation::Resize { slot, size } => {
+                (*slot, Command::Resize { size_bytes: *size, allow_shrink: true })
+            }
+            Operation::Reclaim { slot } => (*slot, Command::Reclaim),
+            Operation::Checkpoint { slot } => (*slot, Command::Checkpoint),
+            _ => return Ok(()),
+        };
+        self.execute(slot, command).map(drop)
+    }
+
+    fn read(&mut self, slot: u8) -> Done {
+        let want = Arc::clone(self.model.images[&slot].latest());
+        let image = self.image(slot)?;
+        let mut bytes = vec![0xAA; image.size_bytes() as usize];
+        image.read_at(0, &mut bytes)?;
+        if bytes != *want {
+            violation(Rule::I2, format!("image {slot} reads otherwise than it was written"))?;
+        }
+        Ok(())
+    }
+
+    fn clone_snapshot(
+        &mut self,
+        slot: u8,
+        snap: u8,
+        to: u8,
+        pool: usize,
+        format: u8,
+    ) -> marcot::Result<()> {
+        let (home, image) = (self.home(to), self.model.images[&slot].clone());
+        let name = snap_name(snap);
+        let owner = self.home(slot);
+        if format == 2 && self.processes[owner].images.contains_key(&slot) {
+            // As the command line does where the parent has an owner.
+            self.execute(slot, Command::MarkShared { name: name.clone() })?;
+        }
+        let store = self.store(home)?;
+        let (parent, dest) = (self.pool(home, image.pool)?, self.pool(home, pool)?);
+        let id = parent.find("", &image.name)?;
+        let options = CloneOptions { format: u32::from(format), ..CloneOptions::default() };
+        store.clone_image(&parent, id, &name, &dest, "", &format!("i{to}"), &options)?;
+        Ok(())
+    }
+
+    /// Another process cannot become the owner, and reads what is there.
+    fn contend(&mut self, slot: u8) -> Done {
+        self.image(slot)?;
+        let other = 1 - self.home(slot);
+        match self.open_image(other, slot) {
+            Ok(_) => violation(Rule::I6, format!("image {slot} has two owners"))?,
+            Err(error) if error.kind() == ErrorKind::Owned => {}
+            Err(error) => return Err(error.into()),
+        }
+        let bytes = self.read_as_reader(other, slot)?;
+        if bytes != *self.model.images[&slot].latest() {
+            violation(Rule::I1, format!("a reader of image {slot} sees another state"))?;
+        }
+        Ok(())
+    }
+
+    fn read_as_reader(&mut self, process: usize, slot: u8) -> marcot::Result<Bytes> {
+        let (pool, name) = (self.model.images[&slot].pool, self.model.images[&slot].name.clone());
+        let pool = self.pool(process, pool)?;
+        let mut image = pool.open_read_only(pool.find("", &name)?)?;
+        let mut bytes = vec![0xAA; image.size_bytes() as usize];
+        image.read_at(0, &mut bytes)?;
+        Ok(Arc::new(bytes))
+    }
+
+    /// The owner is stopped; its lock is taken away; a successor acts; the owner wakes up.
+    fn stale_owner(&mut self, slot: u8, successor: &[Act], stale: &[Act]) -> Done {
+        self.image(slot)?;
+        let home = self.home(slot);
+        let mut old = self.processes[home].images.remove(&slot).expect("open");
+        self.machine.steal_locks(home, &old.pool().image_directory(old.id()));
+        self.homes.insert(slot, 1 - home);
+        // From the successor's first change on, nothing of the old owner counts.
+        self.act(slot, Act::Write(self.settings.seed))?;
+        for act in successor {
+            self.act(slot, *act)?;
+        }
+        self.expect_crashes(vec![self.model.clone()]);
+        for act in stale {
+            let size = old.size_bytes();
+            let _ = match act {
+                Act::Write(salt) => old
+                    .write_at(0, &model::data(*salt, size.min(model::FILL_BYTES)))
+                    .and_then(|()| old.flush()),
+                Act::Snapshot => {
+                    let name = "stale".to_owned();
+                    old.execute(&Command::SnapCreate { name }, &mut |_, _| {}).map(drop)
+                }
+                Act::Checkpoint => old.execute(&Command::Checkpoint, &mut |_, _| {}).map(drop),
+                Act::Reclaim => old.execute(&Command::Reclaim, &mut |_, _| {}).map(drop),
+                Act::Close => break,
+            };
+            self.compare_reader(home, slot)?;
+        }
+        drop(old);
+        self.read(slot)?;
+        self.compare_reader(home, slot)
+    }
+
+    fn compare_reader(&mut self, process: usize, slot: u8) -> Done {
+        let bytes = self.read_as_reader(process, slot)?;
+        if !self.model.images[&slot].history.contains(&bytes) {
+            violation(
+                Rule::I6,
+                format!("a reader of image {slot} accepts what a stale owner wrote"),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// One act of an image's owner, in the model too.
+    fn act(&mut self, slot: u8, act: Act) -> Done {
+        let unused =
+            || (0..u8::MAX).find(|s| self.model.images[&slot].snap(&snap_name(*s)).is_none());
+        let operation = match act {
+            Act::Write(salt) => Operation::Fua { slot, offset: 0, length: 5000, salt },
+            Act::Snapshot => Operation::Snapshot { slot, snap: unused().unwrap_or(0) },
+            Act::Checkpoint => Operation::Checkpoint { slot },
+            Act::Reclaim => Operation::Reclaim { slot },
+            Act::Close => Operation::Close { slot },
+        };
+        let Some(plan) = self.model.plan(&operation) else { return Ok(()) };
+        self.expect_crashes(plan.interrupted.clone());
+        self.perform(&operation)?;
+        self.model = plan.done;
+        self.learn(&operation)?;
+        Ok(())
+    }
+}
