@@ -321,6 +321,11 @@ impl SegmentTable {
         self.leaves.len() + self.upper.iter().map(Vec::len).sum::<usize>()
     }
 
+    /// Index that the next segment will get.
+    pub(crate) fn next_index(&self) -> u32 {
+        self.next
+    }
+
     /// Makes every page dirty, so that the next checkpoint writes the whole table anew.
     pub(crate) fn rewrite(&mut self, files: &Files) -> Result<()> {
         for number in 0..self.leaves.len() {

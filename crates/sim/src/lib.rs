@@ -32,6 +32,7 @@ mod perform;
 pub mod random;
 pub mod runner;
 pub mod shrink;
+mod workers;
 
 pub use disk::{Fault, Machine};
 pub use operations::{Operation, Profile, generate};

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marcot::{BlockDevice, Command, Error, Image, Pool, Reply, Store, World};
+use marcot::{BlockDevice, Command, Error, Image, Limits, Pool, Reply, Store, World};
 
 use crate::clock::SimClock;
 use crate::crash::{self, Tally};
@@ -14,6 +14,7 @@ use crate::model::{Model, Plan};
 use crate::observe::{self, open_pools};
 use crate::operations::{Operation, Profile};
 use crate::random::{Rng, SimRandom};
+use crate::workers::SimWorkers;
 
 /// Directory of the simulated store.
 pub const STORE: &str = "/store";
@@ -147,8 +148,11 @@ pub(crate) fn open_store(
         disk: Arc::new(SimDisk::new(machine, process)),
         clock: Arc::new(SimClock::new(Arc::clone(machine))),
         random: Arc::new(SimRandom::new(Rng::with(seed, 100 + process as u64))),
+        workers: Arc::new(SimWorkers::new(Rng::with(seed, 200 + process as u64))),
     };
-    Store::open_in(world, Path::new(STORE))
+    // Small enough for checkpoints in the background, and for pages to be dropped.
+    let limits = Limits { map_memory_bytes: 64 << 10, checkpoint_log_bytes: 96 << 10 };
+    Store::open_with(world, Path::new(STORE), limits)
 }
 
 /// Runs a sequence.

@@ -11,6 +11,7 @@ use marcot_store::{LockMode, World, publish_new, replace};
 use super::names::{DEFAULT_NAMESPACE, check_pool_name, escape, unescape};
 use super::pool::{Pool, read_file};
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::limits::Limits;
 use crate::segment::Files;
 
 /// The pool that every store has from the start, as with RBD.
@@ -39,6 +40,7 @@ pub(crate) struct StoreInner {
     pub directory: PathBuf,
     pub id: u64,
     pub world: World,
+    pub limits: Limits,
     pub files: Arc<Files>,
 }
 
@@ -56,9 +58,12 @@ fn make_directories(world: &World, path: &Path) -> Result<()> {
         make_directories(world, parent)?;
     }
     match world.disk.create_directory(path, 0o755) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        made => made.at(|| format!("cannot create {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made.at(|| format!("cannot create {}", path.display()))?,
     }
+    // What is made durable in it later must not be lost with its name.
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    world.disk.sync_directory(parent).at(|| format!("cannot sync {}", parent.display()))
 }
 
 impl Store {
@@ -76,6 +81,14 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_in(world: World, directory: &Path) -> Result<Self> {
+        Self::open_with(world, directory, Limits::default())
+    }
+
+    /// As [`Store::open_in`], with limits for the images that are opened through it.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(world: World, directory: &Path, limits: Limits) -> Result<Self> {
         let directory = std::path::absolute(directory)
             .at(|| format!("cannot use {} as a store", directory.display()))?;
         let path = directory.join("store");
@@ -89,7 +102,7 @@ impl Store {
             }
         };
         let files = Arc::new(Files::new(world.clone()));
-        let inner = StoreInner { directory, id: record.store_id, world, files };
+        let inner = StoreInner { directory, id: record.store_id, world, limits, files };
         let store = Self { inner: Arc::new(inner) };
         if store.pools()?.is_empty() && store.pool_directory(DEFAULT_POOL)?.is_none() {
             // Another process may be first, and a reader of somebody else's store may not write.
@@ -106,6 +119,12 @@ impl Store {
             }
         }
         Ok(store)
+    }
+
+    /// Limits of the images that are opened through it.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.inner.limits
     }
 
     /// Its directory.

@@ -1,7 +1,6 @@
 //! The image as a block device.
 
 use super::Image;
-use super::write::CHECKPOINT_LOG_BYTES;
 use crate::command::{Command, Reply};
 use crate::device::{BlockDevice, Extent, Read, Write};
 use crate::error::Result;
@@ -94,7 +93,7 @@ impl BlockDevice for Image {
             self.compaction.due |= self.take_landed()?;
             return Ok(false);
         }
-        if self.log_bytes >= CHECKPOINT_LOG_BYTES {
+        if self.log_bytes >= self.limits().checkpoint_log_bytes {
             self.begin_checkpoint()?;
             return Ok(true);
         }

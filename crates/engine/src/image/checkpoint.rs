@@ -24,7 +24,6 @@ use marcot_store::DiskFile;
 
 use super::Image;
 use super::flight::{self, Cargo, Departure, Flight, Landed};
-use super::write::CHECKPOINT_LOG_BYTES;
 use crate::error::{ErrorKind, Result, fail};
 use crate::map::PageSink;
 use crate::segment::{PageWriter, SegmentName};
@@ -176,6 +175,7 @@ impl Image {
         match landed {
             Landed::Done(head) => {
                 self.head = *head;
+                self.unwritten_from = None;
                 if let Some(log) = &mut self.log {
                     log.durable_below = log.durable_below.max(departure.group);
                     log.unsynced.retain(|(name, _)| !departure.left.contains(name));
@@ -191,7 +191,7 @@ impl Image {
                 self.changed = true;
                 // Not so much that every write would try again.
                 let log_bytes = self.log_bytes + departure.log_bytes;
-                self.log_bytes = log_bytes.min(CHECKPOINT_LOG_BYTES);
+                self.log_bytes = log_bytes.min(self.limits().checkpoint_log_bytes);
                 self.poisoned |= error.kind() == ErrorKind::Poisoned;
                 Err(error)
             }
@@ -221,15 +221,22 @@ impl Image {
     fn write_pending(&mut self) -> Result<()> {
         if let Some(pages) = &self.pending {
             pages.write_and_sync()?;
-            self.pending = None;
+            (self.pending, self.unwritten_from) = (None, None);
         }
         Ok(())
     }
 
-    /// Drops clean pages beyond `bytes_max`; not while some of them are in memory only.
+    /// Drops clean pages beyond `bytes_max`, but not those that are in memory only.
     pub(super) fn evict(&mut self, bytes_max: u64) {
-        if self.pending.is_none() && self.flight.is_none() {
-            self.map.evict(bytes_max);
+        if self.map.resident_bytes() <= bytes_max {
+            return;
+        }
+        let unwritten = self.unwritten_from;
+        self.map.evict(bytes_max, &|entry| {
+            let address = entry.address;
+            unwritten.is_none_or(|from| (address.segment(), address.slot()) < from)
+        });
+        if unwritten.is_none() {
             self.table.evict();
         }
     }
@@ -242,6 +249,13 @@ impl Image {
             mapped_blocks: self.map.mapped_blocks(),
             ..RootRecord::default()
         };
+        if self.unwritten_from.is_none() {
+            // Table indices only grow, and so do units within a segment.
+            self.unwritten_from = Some(match self.map_pages.open_segment() {
+                Some((_, end)) => (self.map_index, (end / MAP_UNIT_BYTES) as u32),
+                None => (self.table.next_index(), 0),
+            });
+        }
         let placed = self.place_pages(&mut root);
         let mut pages = self.map_pages.take();
         pages.extend(self.table_pages.take());

@@ -90,9 +90,9 @@ impl Image {
             Some(next) => self.flattening.own_below = next,
             None => self.flattening.done = true,
         }
-        if self.log_bytes >= super::write::CHECKPOINT_LOG_BYTES {
+        if self.log_bytes >= self.limits().checkpoint_log_bytes {
             self.checkpoint()?;
-            self.evict(super::MAP_MEMORY_BYTES_MAX / 2);
+            self.evict(self.limits().map_memory_bytes_soft());
         }
         Ok((self.foreign_live()?.0, !self.flattening.done))
     }

@@ -219,6 +219,7 @@ impl Image {
             // What arrived must not come back as a group once the file grows again: a header whose
             // end is zeros is whole with its first bytes.
             self.poisoned |= log.file.set_length(offset).is_err();
+            log.ahead = WrittenAhead::default();
             return Err(error).at(|| format!("cannot write to {}", self.label));
         }
         let (index, data_slot) = (log.index, log.slot + header.header_blocks() as u32);

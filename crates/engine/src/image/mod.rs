@@ -33,6 +33,7 @@ use marcot_store::Lock;
 
 use crate::catalog::Pool;
 use crate::error::{Error, ErrorKind, Result, fail};
+use crate::limits::Limits;
 use crate::map::Map;
 use crate::segment::{PageWriter, SegmentName, WrittenPages};
 use crate::table::SegmentTable;
@@ -42,9 +43,6 @@ pub(crate) use reclaim::mark;
 pub(crate) use replay::DamagedLog;
 pub use snapshot::SNAPSHOTS_MAX;
 pub(crate) use source::Source;
-
-/// Memory for loaded map pages of one image before clean ones are dropped, in bytes.
-pub const MAP_MEMORY_BYTES_MAX: u64 = 64 << 20;
 
 /// Largest number of a segment in a head: 128 PiB of data written, with room for one session more.
 const SEQUENCE_MAX: u32 = u32::MAX - (1 << 20);
@@ -98,6 +96,8 @@ pub struct Image {
     pending: Option<WrittenPages>,
     /// A checkpoint in the background.
     flight: Option<flight::Flight>,
+    /// Map pages placed from here on, as (table index, unit), may not be on disk yet.
+    unwritten_from: Option<(u32, u32)>,
     compaction: compact::State,
     flattening: flatten::State,
     poisoned: bool,
@@ -214,6 +214,7 @@ impl Image {
             dead: Vec::new(),
             pending: None,
             flight: None,
+            unwritten_from: None,
             compaction: compact::State::default(),
             flattening: flatten::State::default(),
             poisoned: false,
@@ -274,6 +275,10 @@ impl Image {
             return fail(ErrorKind::OutOfRange, message);
         }
         Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        self.pool.store().limits()
     }
 
     fn parts(&mut self) -> (&mut Map, Source<'_>) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry, crc32c};
 use marcot_store::{DiskFile, FileRead};
 
-use super::{Image, MAP_MEMORY_BYTES_MAX};
+use super::Image;
 use crate::device::{Extent, Read};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::map::{Visitor, position, visit};
@@ -64,9 +64,7 @@ impl Image {
             let length = read.buf.len();
             read.buf.copy_from_slice(&buffer[within..within + length]);
         }
-        if self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX {
-            self.evict(MAP_MEMORY_BYTES_MAX);
-        }
+        self.evict(self.limits().map_memory_bytes);
     }
 
     fn plan_all(

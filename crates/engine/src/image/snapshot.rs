@@ -233,7 +233,7 @@ impl Image {
         self.table_pages.close_segment();
         self.map_pages.take();
         self.table_pages.take();
-        self.pending = None;
+        (self.pending, self.unwritten_from) = (None, None);
         self.dead.clear();
         self.flattening = Default::default();
         self.size_bytes = root.size_bytes;

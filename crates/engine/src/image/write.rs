@@ -8,19 +8,10 @@ use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry};
 
 use super::flight::Flight;
 use super::log::Group;
-use super::{Image, MAP_MEMORY_BYTES_MAX, Source};
+use super::{Image, Source};
 use crate::device::Write;
 use crate::error::{ErrorKind, Result};
 use crate::map::{PageSource, position};
-
-/// Bytes of log after which a checkpoint is due: bounds replay.
-pub(crate) const CHECKPOINT_LOG_BYTES: u64 = 64 << 20;
-/// Bytes of log after which a write waits for the checkpoint that is under way: with it, what a
-/// replay may have to read.
-const CHECKPOINT_LOG_BYTES_MAX: u64 = 4 * CHECKPOINT_LOG_BYTES;
-/// Memory of map pages at which a checkpoint begins, so that pages are clean, and can be dropped,
-/// before there are too many.
-const MAP_MEMORY_BYTES_SOFT: u64 = MAP_MEMORY_BYTES_MAX / 4 * 3;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -193,30 +184,29 @@ impl Image {
     /// Keeps log and memory within their bounds. The write itself is done: a checkpoint that finds
     /// no space is tried again later.
     fn after_write(&mut self) -> Result<()> {
-        if self.map.resident_bytes() > MAP_MEMORY_BYTES_SOFT {
-            self.evict(MAP_MEMORY_BYTES_SOFT);
-        }
-        let crowded = self.map.resident_bytes() > MAP_MEMORY_BYTES_SOFT;
+        let limits = self.limits();
+        self.evict(limits.map_memory_bytes_soft());
+        let crowded = self.map.resident_bytes() > limits.map_memory_bytes_soft();
         let behind = self.flight.as_ref().map_or(0, Flight::log_bytes);
-        let long = self.log_bytes + behind >= CHECKPOINT_LOG_BYTES_MAX;
+        let long = self.log_bytes + behind >= limits.log_bytes_max();
         if !crowded && !long {
             return Ok(());
         }
-        let full = self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX;
+        let full = self.map.resident_bytes() > limits.map_memory_bytes;
         if full || (long && self.flight.is_some()) {
             self.settle()?;
-            self.evict(MAP_MEMORY_BYTES_SOFT);
+            self.evict(limits.map_memory_bytes_soft());
         }
         match self.begin_checkpoint() {
             Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
                 tracing::warn!(image = %self.label, %error, "checkpoint put off");
-                self.log_bytes = self.log_bytes.min(CHECKPOINT_LOG_BYTES);
+                self.log_bytes = self.log_bytes.min(limits.checkpoint_log_bytes);
             }
             begun => begun?,
         }
-        if self.map.resident_bytes() > MAP_MEMORY_BYTES_MAX {
+        if self.map.resident_bytes() > limits.map_memory_bytes {
             self.settle()?;
-            self.evict(MAP_MEMORY_BYTES_SOFT);
+            self.evict(limits.map_memory_bytes_soft());
         }
         Ok(())
     }

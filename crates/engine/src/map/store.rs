@@ -66,10 +66,10 @@ pub(super) fn store_link(
 }
 
 /// Drops clean nodes, deepest first, until about `bytes_max` are left; returns what is left.
-pub(super) fn evict(top: &mut Link, bytes_max: u64) -> u64 {
+pub(super) fn evict(top: &mut Link, bytes_max: u64, on_disk: &dyn Fn(MapEntry) -> bool) -> u64 {
     let mut left = resident(top);
     if left > bytes_max {
-        drop_clean(top, &mut left, bytes_max);
+        drop_clean(top, &mut left, bytes_max, on_disk);
     }
     left
 }
@@ -83,13 +83,16 @@ fn resident(link: &Link) -> u64 {
     node.memory_bytes() + below
 }
 
-fn drop_clean(link: &mut Link, left: &mut u64, bytes_max: u64) {
+fn drop_clean(link: &mut Link, left: &mut u64, bytes_max: u64, on_disk: &dyn Fn(MapEntry) -> bool) {
     if *left <= bytes_max {
         return;
     }
     if let Link::Clean(entry, node) = link
         && let Node::Leaf(_) = &**node
     {
+        if !on_disk(*entry) {
+            return;
+        }
         *left -= node.memory_bytes();
         *link = Link::Stored(*entry);
         return;
@@ -97,12 +100,13 @@ fn drop_clean(link: &mut Link, left: &mut u64, bytes_max: u64) {
     let (Link::Clean(_, node) | Link::Dirty(node)) = link else { return };
     let Node::Inner(links) = Arc::make_mut(node) else { return };
     for child in links.iter_mut() {
-        drop_clean(child, left, bytes_max);
+        drop_clean(child, left, bytes_max, on_disk);
     }
     let empty = links.iter().all(|l| matches!(l, Link::Hole | Link::Stored(_)));
     if let Link::Clean(entry, node) = link
         && empty
         && *left > bytes_max
+        && on_disk(*entry)
     {
         *left -= node.memory_bytes();
         *link = Link::Stored(*entry);

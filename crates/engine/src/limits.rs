@@ -1,0 +1,32 @@
+//! What an image may use of the machine.
+
+/// Limits of every image that is opened through a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory for loaded map pages of one image, in bytes. Clean ones are dropped beyond it; while
+    /// too many are dirty, writes wait for a checkpoint.
+    pub map_memory_bytes: u64,
+    /// Bytes of log after which a checkpoint begins in the background. Writes wait for it at
+    /// [`Limits::log_bytes_max`], so this also bounds what a replay has to read.
+    pub checkpoint_log_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { map_memory_bytes: 64 << 20, checkpoint_log_bytes: 64 << 20 }
+    }
+}
+
+impl Limits {
+    /// Bytes of log at which a write waits for the checkpoint that is under way.
+    #[must_use]
+    pub fn log_bytes_max(&self) -> u64 {
+        self.checkpoint_log_bytes.saturating_mul(4)
+    }
+
+    /// Map memory at which a checkpoint begins, so that pages are clean, and can be dropped, before
+    /// there are too many.
+    pub(crate) fn map_memory_bytes_soft(&self) -> u64 {
+        self.map_memory_bytes / 4 * 3
+    }
+}
