@@ -1,0 +1,192 @@
+"""scripts/bench: measures marcot and its peers.
+
+  scripts/bench rows      the table of ratios and floors
+  scripts/bench shapes    what must be fast in itself, and flat
+  scripts/bench profile   where instructions, system calls and copies go
+  scripts/bench report    tables and pictures from the figures of the runs before
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+
+from . import picture, report, rows, systems
+from .process import Failed
+from .report import say
+from .workloads import WORKLOADS, named
+
+TOP = pathlib.Path(__file__).resolve().parents[2]
+UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def bytes_of(text):
+    """`512M` and the like."""
+    digits, unit = text[:-1], text[-1:].lower()
+    if unit in UNITS and digits.isdigit():
+        return int(digits) << UNITS[unit]
+    if text.isdigit():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a size")
+
+
+def words(text):
+    """`a,b`"""
+    return [word for word in text.split(",") if word]
+
+
+def parser():
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", TOP / "target"))
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--marcot", type=pathlib.Path, default=target / "release" / "marcot")
+    common.add_argument("--tools", type=pathlib.Path, default=target / "release")
+    common.add_argument("--out", type=pathlib.Path, default=TOP / "docs" / "bench")
+    common.add_argument(
+        "--dir", type=pathlib.Path, default=target, help="on the disk to be measured"
+    )
+    common.add_argument("--keep", action="store_true", help="use what lies in --dir, and keep it")
+    commands = top.add_subparsers(dest="command", required=True)
+    table = commands.add_parser("rows", parents=[common])
+    table.add_argument("--size", type=bytes_of, default=4 << 30)
+    table.add_argument("--seconds", type=int, default=10, help="of one run")
+    table.add_argument("--rounds", type=int, default=5)
+    table.add_argument("--peers", type=words, default=["file", "null"], help=",".join(systems.PEERS))
+    table.add_argument("--row", type=words, default=[], help=",".join(w.name for w in WORKLOADS))
+    table.add_argument("--depth", type=words, default=["fresh", "deep"], help="fresh,deep")
+    table.add_argument("--ceph-conf", default=os.environ.get("CEPH_CONF"))
+    table.add_argument("--quick", action="store_true", help="512M, 2 s, 2 rounds: does it work?")
+    shape = commands.add_parser("shapes", parents=[common])
+    shape.add_argument("--quick", action="store_true", help="smaller ranges: does it work?")
+    shape.add_argument("--shape", type=words, default=[], help="only these")
+    profile = commands.add_parser("profile", parents=[common])
+    profile.add_argument("--requests", type=int, default=2000)
+    profile.add_argument("--size", type=bytes_of, default=256 << 20)
+    commands.add_parser("report", parents=[common])
+    return top
+
+
+class Settings:
+    """What every part is told; also owns what has to be put away at the end."""
+
+    def __init__(self, options, stack):
+        self.options = options
+        self.stack = stack
+        self.marcot = options.marcot
+        self.tools = options.tools
+        # A directory of our own inside, because it is removed.
+        self.directory = options.dir.resolve() / "marcot-bench"
+        self.size_bytes = getattr(options, "size", 0)
+        self.seconds = getattr(options, "seconds", 0)
+        self.rounds = getattr(options, "rounds", 0)
+        self.ceph_conf = getattr(options, "ceph_conf", None)
+        self.source = self.directory / "source.raw"
+        if not options.keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # The path of a unix socket is at most 107 bytes long.
+        sockets = tempfile.TemporaryDirectory(prefix="marcot-bench-")
+        self.sockets = pathlib.Path(stack.enter_context(sockets))
+
+
+def make_source(settings):
+    """The content of the template, of the size that was asked for."""
+    if settings.source.exists() and settings.source.stat().st_size == settings.size_bytes:
+        return
+    if any(settings.directory.iterdir()):
+        raise Failed(f"{settings.directory} holds images of another size; leave out --keep")
+    systems.write_random_file(settings.source, settings.size_bytes)
+
+
+def measure_rows(settings, options):
+    """The table."""
+    if options.quick:
+        settings.size_bytes, settings.seconds, settings.rounds = 512 << 20, 2, 2
+    chosen = named(options.row)
+    makers = {"fresh": systems.fresh_clone, "deep": systems.deep_clone}
+    ours = [makers[depth](settings) for depth in options.depth]
+    peers = systems.peers(settings, options.peers)
+    make_source(settings)
+    for system in [*ours, *peers]:
+        say(f"preparing {system.title}")
+        system.prepare()
+    # Each of ours has a peer beside it, in every round.
+    order = [system for pair in zip(ours, peers, strict=False) for system in pair]
+    order += [system for system in [*ours, *peers] if system not in order]
+    found = []
+    for workload in chosen:
+        say(workload.title)
+        found.append(rows.document(workload, rows.measure(workload, order, settings)))
+    size, seconds, rounds = settings.size_bytes, settings.seconds, settings.rounds
+    return {
+        "settings": {"size_bytes": size, "seconds": seconds, "rounds": rounds},
+        "rows": found,
+    }
+
+
+def write_report(data, out):
+    """JSON, Markdown and pictures."""
+    report.save(data, out / "results.json")
+    (out / "results.md").write_text(report.document(data), encoding="utf-8")
+    peers = list(dict.fromkeys(r["to"] for row in data.get("rows", []) for r in row["ratios"]))
+    for peer in peers:
+        title = f"Ratios to {peer}"
+        (out / f"ratios-{peer}.svg").write_text(picture.ratios(data["rows"], peer, title))
+    drawn = picture.shapes(data.get("shapes", []), "Time, whatever the size")
+    if drawn:
+        (out / "shapes.svg").write_text(drawn)
+
+
+def load(out):
+    """The figures of earlier runs."""
+    with contextlib.suppress(FileNotFoundError):
+        return json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return {"settings": {"size_bytes": 0, "seconds": 0, "rounds": 0}}
+
+
+def main():
+    """Runs one command; status 1 where a bound is not met, 2 where nothing could be measured."""
+    options = parser().parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(130))
+    options.out.mkdir(parents=True, exist_ok=True)
+    data = load(options.out)
+    if options.command == "report":
+        write_report(data, options.out)
+        return 0
+    with contextlib.ExitStack() as stack:
+        settings = Settings(options, stack)
+        data["machine"] = report.machine(settings)
+        if options.command == "rows":
+            data.update(measure_rows(settings, options))
+        elif options.command == "shapes":
+            from . import shapes
+
+            data["shapes"] = shapes.measure(settings, options)
+        else:
+            from . import profile
+
+            (options.out / "profile.md").write_text(profile.measure(settings, options))
+            return 0
+    write_report(data, options.out)
+    print(report.document(data))
+    judged = [r for row in data.get("rows", []) for r in [*row["ratios"], *row["bounds"]]]
+    judged += data.get("shapes", [])
+    return 1 if any(entry["met"] is False for entry in judged) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (Failed, ValueError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,126 @@
+"""What people read: lines while it runs, and tables at the end."""
+
+import json
+import os
+import platform
+import statistics
+import sys
+
+
+def say(text):
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def verdict(met):
+    """A word for a bound."""
+    return {True: "yes", False: "**no**", None: ""}[met]
+
+
+def table(head, rows):
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def figure(row, outcomes):
+    """Median and spread of a system's figure."""
+    values = [outcome["figure"] for outcome in outcomes]
+    median = statistics.median(values)
+    apart = (max(values) - min(values)) / median
+    if row["unit"] == "bytes/s":
+        return f"{median / (1 << 20):,.0f} MiB/s ±{apart / 2:.0%}"
+    return f"{median:,.0f} /s ±{apart / 2:.0%}"
+
+
+def figures_table(rows):
+    """What every system did: medians."""
+    names = list(dict.fromkeys(name for row in rows for name in row["runs"]))
+    cells = [
+        [row["title"], *(figure(row, row["runs"][n]) if n in row["runs"] else "" for n in names)]
+        for row in rows
+    ]
+    return table(["work", *names], cells)
+
+
+def ratios_table(rows):
+    """Every ratio, with its floor."""
+    cells = []
+    for row in rows:
+        for ratio in row["ratios"]:
+            floor = "" if ratio["floor"] is None else f"{ratio['floor']:g}"
+            spread = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
+            pair = f"{ratio['of']} / {ratio['to']}"
+            median = f"{ratio['median']:.2f}"
+            cells.append([row["title"], pair, median, spread, floor, verdict(ratio["met"])])
+        for bound in row["bounds"]:
+            value, limit = f"{bound['value']:.2f}", f"at most {bound['limit']:g}"
+            pair = f"{bound['of']}: {bound['what']}"
+            cells.append([row["title"], pair, value, "", limit, verdict(bound["met"])])
+    return table(["work", "ratio", "median", "spread", "floor", "met"], cells)
+
+
+def shapes_table(shapes):
+    """What must be fast and flat."""
+    cells = []
+    for shape in shapes:
+        steps = ", ".join(f"{p['at']}: {p['shown']}" for p in shape["points"])
+        cells.append([shape["title"], steps, shape["limit_shown"], verdict(shape["met"])])
+    return table(["what", "measured", "bound", "met"], cells)
+
+
+def machine_lines(machine):
+    """The machine, for the head of a document."""
+    words = [f"{machine['cpu']}, {machine['cores']} cores", machine["kernel"]]
+    words += [machine["file_system"], machine["fio"], machine["marcot"]]
+    return "Measured on: " + "; ".join(words) + ".\n"
+
+
+def document(data):
+    """The whole report, in Markdown."""
+    settings = data["settings"]
+    parts = ["# Measurements\n", "Written by `scripts/bench`; [README.md](README.md) says how.\n"]
+    parts.append(machine_lines(data["machine"]))
+    if data.get("rows"):
+        parts.append(
+            f"Image of {settings['size_bytes'] >> 20} MiB, {settings['rounds']} rounds of "
+            f"{settings['seconds']} s; medians, and ± half of the range between the rounds.\n"
+        )
+        parts += ["## Ratios and floors\n", ratios_table(data["rows"])]
+        parts += ["![ratios to nbdkit file](ratios-file.svg)\n"]
+        parts += ["## Figures\n", figures_table(data["rows"])]
+    if data.get("shapes"):
+        parts += ["## Shapes\n", shapes_table(data["shapes"]), "![shapes](shapes.svg)\n"]
+    return "\n".join(parts)
+
+
+def _first_value(path, key):
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(key):
+                return line.split(":", 1)[1].strip()
+    return "unknown"
+
+
+def machine(settings):
+    """What the figures depend on."""
+    from .process import run
+
+    directory = str(settings.directory)
+    return {
+        "cpu": _first_value("/proc/cpuinfo", "model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": _first_value("/proc/meminfo", "MemTotal"),
+        "kernel": platform.platform(),
+        "file_system": run("stat", "-f", "-c", "%T", directory).strip(),
+        "fio": run("fio", "--version").strip(),
+        "nbdkit": run("nbdkit", "--version").strip(),
+        "marcot": run(settings.marcot, "--version").strip(),
+    }
+
+
+def save(data, path):
+    """Writes the JSON document."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1)
+        file.write("\n")
