@@ -1,0 +1,51 @@
+"""The little of an NBD client that it takes to hold many images open at once."""
+
+import socket
+import struct
+
+NBD_MAGIC = 0x4E42444D41474943
+OPTION_MAGIC = 0x49484156454F5054
+REQUEST_MAGIC = 0x25609513
+REPLY_MAGIC = 0x67446698
+EXPORT_NAME = 1
+FIXED_NEWSTYLE_NO_ZEROES = 3
+WRITE = 1
+
+
+class Client:
+    """A connection to one export."""
+
+    def __init__(self, path, export):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        magic, option_magic, _flags = struct.unpack(">QQH", self._receive(18))
+        if (magic, option_magic) != (NBD_MAGIC, OPTION_MAGIC):
+            raise OSError("not an NBD server")
+        name = export.encode()
+        self.socket.sendall(
+            struct.pack(">I", FIXED_NEWSTYLE_NO_ZEROES)
+            + struct.pack(">QII", OPTION_MAGIC, EXPORT_NAME, len(name))
+            + name
+        )
+        self.size_bytes, _flags = struct.unpack(">QH", self._receive(10))
+
+    def _receive(self, length):
+        parts = b""
+        while len(parts) < length:
+            part = self.socket.recv(length - len(parts))
+            if not part:
+                raise OSError("the server closed the connection")
+            parts += part
+        return parts
+
+    def write(self, offset, data):
+        """Writes and waits for the answer."""
+        head = struct.pack(">IHHQQI", REQUEST_MAGIC, 0, WRITE, 1, offset, len(data))
+        self.socket.sendall(head + data)
+        magic, error, _cookie = struct.unpack(">IIQ", self._receive(16))
+        if magic != REPLY_MAGIC or error:
+            raise OSError(f"a write failed with {error}")
+
+    def close(self):
+        """Lets go of the export."""
+        self.socket.close()
