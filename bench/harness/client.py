@@ -9,6 +9,7 @@ REQUEST_MAGIC = 0x25609513
 REPLY_MAGIC = 0x67446698
 EXPORT_NAME = 1
 FIXED_NEWSTYLE_NO_ZEROES = 3
+READ = 0
 WRITE = 1
 
 
@@ -30,13 +31,14 @@ class Client:
         self.size_bytes, _flags = struct.unpack(">QH", self._receive(10))
 
     def _receive(self, length):
-        parts = b""
-        while len(parts) < length:
-            part = self.socket.recv(length - len(parts))
-            if not part:
+        received = bytearray(length)
+        at = 0
+        while at < length:
+            taken = self.socket.recv_into(memoryview(received)[at:])
+            if not taken:
                 raise OSError("the server closed the connection")
-            parts += part
-        return parts
+            at += taken
+        return received
 
     def write(self, offset, data):
         """Writes and waits for the answer."""
@@ -49,3 +51,22 @@ class Client:
     def close(self):
         """Lets go of the export."""
         self.socket.close()
+
+    def batch(self, commands):
+        """Sends (command, offset, data or length) at once and waits for all answers."""
+        message, expected = [], 0
+        for command, offset, what in commands:
+            data = what if command == WRITE else b""
+            length = len(what) if command == WRITE else what
+            head = (REQUEST_MAGIC, 0, command, offset, offset, length)
+            message.append(struct.pack(">IHHQQI", *head) + data)
+            expected += 16 + (length if command == READ else 0)
+        self.socket.sendall(b"".join(message))
+        replies = self._receive(expected)
+        at = 0
+        lengths = {offset: what for command, offset, what in commands if command == READ}
+        while at < expected:
+            magic, error, cookie = struct.unpack_from(">IIQ", replies, at)
+            if magic != REPLY_MAGIC or error:
+                raise OSError(f"a request failed with {error}")
+            at += 16 + lengths.get(cookie, 0)
