@@ -54,7 +54,7 @@ class Probe:
     def __init__(self, marcot, directory, sockets):
         self.marcot = marcot
         self.directory = directory / "cost"
-        self.socket = sockets / "cost"
+        self.socket = sockets / "cost.sock"
         self.environment = {"MARCOT_STORE": str(self.directory / "store")}
         self.made = 0
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 
 
 def say(text):
@@ -73,6 +74,8 @@ def machine_lines(machine):
     """The machine, for the head of a document."""
     words = [f"{machine['cpu']}, {machine['cores']} cores", machine["kernel"]]
     words += [machine["file_system"], machine["fio"], machine["marcot"]]
+    if machine["idle_share_before"] < IDLE_SHARE_MIN:
+        words.append(f"**not at rest: {machine['idle_share_before']:.0%} idle before the run**")
     return "Measured on: " + "; ".join(words) + ".\n"
 
 
@@ -107,16 +110,39 @@ def machine(settings):
     from .process import run
 
     directory = str(settings.directory)
+    idle = idle_share()
+    if idle < IDLE_SHARE_MIN:
+        say(f"the machine is not at rest ({idle:.0%} idle): figures will mean little")
     return {
+        "idle_share_before": idle,
         "cpu": _first_value("/proc/cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),
         "memory": _first_value("/proc/meminfo", "MemTotal"),
         "kernel": platform.platform(),
-        "file_system": run("stat", "-f", "-c", "%T", directory).strip(),
+        "file_system": run("findmnt", "-n", "-o", "FSTYPE", "-T", directory).strip(),
         "fio": run("fio", "--version").strip(),
         "nbdkit": run("nbdkit", "--version").strip(),
         "marcot": run(settings.marcot, "--version").strip(),
     }
+
+
+# A machine this much at rest is quiet enough to be measured.
+IDLE_SHARE_MIN = 0.9
+IDLE_LOOK_S = 2.0
+
+
+def _processor_ticks():
+    with open("/proc/stat", encoding="ascii") as file:
+        ticks = [int(word) for word in file.readline().split()[1:9]]
+    return sum(ticks), ticks[3]
+
+
+def idle_share():
+    """How much of the processors nobody uses, looked at for a while."""
+    before, idle_before = _processor_ticks()
+    time.sleep(IDLE_LOOK_S)
+    after, idle_after = _processor_ticks()
+    return (idle_after - idle_before) / max(after - before, 1)
 
 
 def save(data, path):
