@@ -125,12 +125,15 @@ def measure_rows(settings, options):
     found = []
     for workload in chosen:
         say(workload.title)
-        found.append(rows.document(workload, rows.measure(workload, order, settings)))
-    size, seconds, rounds = settings.size_bytes, settings.seconds, settings.rounds
-    return {
-        "settings": {"size_bytes": size, "seconds": seconds, "rounds": rounds},
-        "rows": found,
-    }
+        found.append(rows.document(workload, rows.measure(workload, order, settings), settings))
+    return found
+
+
+def merged(before, now, key, order):
+    """What was measured now, with what was measured before and not now; in the order of `order`."""
+    entries = {entry[key]: entry for entry in [*before, *now]}
+    known = [name for name in order if name in entries]
+    return [entries[name] for name in [*known, *(name for name in entries if name not in known)]]
 
 
 def write_report(data, out):
@@ -150,7 +153,7 @@ def load(out):
     """The figures of earlier runs."""
     with contextlib.suppress(FileNotFoundError):
         return json.loads((out / "results.json").read_text(encoding="utf-8"))
-    return {"settings": {"size_bytes": 0, "seconds": 0, "rounds": 0}}
+    return {}
 
 
 def main():
@@ -167,11 +170,14 @@ def main():
         settings = Settings(options, stack)
         data["machine"] = report.machine(settings)
         if options.command == "rows":
-            data.update(measure_rows(settings, options))
+            found = measure_rows(settings, options)
+            order = [workload.name for workload in WORKLOADS]
+            data["rows"] = merged(data.get("rows", []), found, "name", order)
         elif options.command == "shapes":
             from . import shapes
 
-            data["shapes"] = shapes.measure(settings, options)
+            found = shapes.measure(settings, options)
+            data["shapes"] = merged(data.get("shapes", []), found, "title", [])
         else:
             from . import profile
 
@@ -179,9 +185,13 @@ def main():
             return 0
     write_report(data, options.out)
     print(report.document(data))
-    judged = [r for row in data.get("rows", []) for r in [*row["ratios"], *row["bounds"]]]
-    judged += data.get("shapes", [])
-    return 1 if any(entry["met"] is False for entry in judged) else 0
+    return 1 if any(entry["met"] is False for entry in judged(found)) else 0
+
+
+def judged(found):
+    """What has a `met` among rows or shapes."""
+    for entry in found:
+        yield from [entry] if "met" in entry else [*entry["ratios"], *entry["bounds"]]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class CephRbd(System):
 
     def rbd(self, *words):
         """Runs one command of rbd's."""
-        return run("rbd", "--no-progress", *words, env=self.environment)
+        return run("rbd", *words, env=self.environment)
 
     def prepare(self):
         super().prepare()
@@ -35,11 +35,15 @@ class CephRbd(System):
         self.rbd("snap", "protect", f"{POOL}/{TEMPLATE}@{SNAP}")
 
     def _remove(self):
-        for name in self._made:
-            self.rbd("rm", f"{POOL}/{name}")
-        self.rbd("snap", "unprotect", f"{POOL}/{TEMPLATE}@{SNAP}")
-        self.rbd("snap", "purge", f"{POOL}/{TEMPLATE}")
-        self.rbd("rm", f"{POOL}/{TEMPLATE}")
+        # As far as it goes: a failure here must not hide the one that led here.
+        for words in [
+            *(("rm", f"{POOL}/{name}") for name in self._made),
+            ("snap", "unprotect", f"{POOL}/{TEMPLATE}@{SNAP}"),
+            ("snap", "purge", f"{POOL}/{TEMPLATE}"),
+            ("rm", f"{POOL}/{TEMPLATE}"),
+        ]:
+            with contextlib.suppress(Failed):
+                self.rbd(*words)
 
     @contextlib.contextmanager
     def serve(self, image, count):

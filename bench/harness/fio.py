@@ -28,9 +28,8 @@ class Outcome:
 def _command(targets, options, size_bytes):
     common = {
         "size": size_bytes,
-        "randrepeat": 0,
-        # A generator with little state; it also visits every block once before any twice.
-        "random_generator": "lfsr",
+        # The same offsets for every system; every block is visited once before any is twice.
+        "randrepeat": 1,
         "norandommap": 0,
         # fio's own thread, not a process with a shared memory segment.
         "thread": 1,

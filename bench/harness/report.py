@@ -81,17 +81,16 @@ def machine_lines(machine):
 
 def document(data):
     """The whole report, in Markdown."""
-    settings = data["settings"]
     parts = ["# Measurements\n", "Written by `scripts/bench`; [README.md](README.md) says how.\n"]
     parts.append(machine_lines(data["machine"]))
     if data.get("rows"):
-        parts.append(
-            f"Image of {settings['size_bytes'] >> 20} MiB, {settings['rounds']} rounds of "
-            f"{settings['seconds']} s; medians, and ± half of the range between the rounds.\n"
-        )
+        ways = {(r["size_bytes"], r["rounds"], r["seconds"]) for r in data["rows"]}
+        for size_bytes, rounds, seconds in sorted(ways):
+            parts.append(f"Image of {size_bytes >> 20} MiB, {rounds} rounds of {seconds} s.\n")
         parts += ["## Ratios and floors\n", ratios_table(data["rows"])]
         parts += ["![ratios to nbdkit file](ratios-file.svg)\n"]
-        parts += ["## Figures\n", figures_table(data["rows"])]
+        parts += ["## Figures\n", "Medians, and ± half of the range between the rounds.\n"]
+        parts += [figures_table(data["rows"])]
     if data.get("shapes"):
         parts += ["## Shapes\n", shapes_table(data["shapes"]), "![shapes](shapes.svg)\n"]
     return "\n".join(parts)

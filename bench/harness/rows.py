@@ -103,10 +103,13 @@ def shown(workload, outcome):
     return f"{outcome['iops']:9.0f} /s, p99 {outcome['p99_us']:.0f} us"
 
 
-def document(workload, runs):
+def document(workload, runs, settings):
     """One row for the JSON document."""
     return {
         "name": workload.name,
+        "size_bytes": settings.size_bytes,
+        "seconds": settings.seconds,
+        "rounds": settings.rounds,
         "title": workload.title,
         "unit": "bytes/s" if workload.bandwidth else "requests/s",
         "fio": workload.fio,
