@@ -376,6 +376,16 @@ impl Image {
     /// Changes the head, durably.
     pub(super) fn publish(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
         self.settle()?;
+        if self.log.is_none() && self.changed {
+            // The log that was replayed ends with this head, so its content goes with it.
+            return self.checkpoint_with(change);
+        }
+        self.publish_root(change)
+    }
+
+    /// As [`Self::publish`]; what is only in memory is stored, or is to be forgotten.
+    pub(super) fn publish_root(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
+        self.settle()?;
         self.check_not_fenced()?;
         let mut head = self.head.clone();
         change(&mut head);
@@ -388,7 +398,16 @@ impl Image {
     }
 
     /// A head that is to follow the one on disk.
+    ///
+    /// While no log is open, it says that one begins behind all that is there, in an epoch of its
+    /// own: what an owner that was replaced still appends to the one before is accepted by nobody
+    /// (I6).
     fn next_head(&self, mut head: HeadRecord) -> HeadRecord {
+        if self.log.is_none() {
+            head.epoch += 1;
+            head.log = Some(self.log_position());
+            head.marks = Some(self.next);
+        }
         head.open_from = Some(self.open_from());
         head.version += 1;
         head.modified_s = self.pool.files().world().clock.now_s();

@@ -222,7 +222,7 @@ impl Image {
         self.check_not_fenced()?;
         let (log, marks) = (self.log_position(), self.next);
         let old_parent = self.head.parent.clone();
-        self.publish(|head| {
+        self.publish_root(|head| {
             head.root = Some(root.clone());
             head.log = Some(log);
             head.marks = Some(marks);
