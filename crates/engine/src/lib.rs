@@ -37,6 +37,10 @@ pub mod check;
 pub mod command;
 pub mod device;
 pub mod error;
+#[cfg(feature = "deliberate-faults")]
+pub mod fault;
+#[cfg(not(feature = "deliberate-faults"))]
+mod fault;
 mod gc;
 pub mod image;
 mod limits;

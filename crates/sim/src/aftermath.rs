@@ -42,6 +42,9 @@ impl Runner {
         if !self.may_fail(error.kind()) {
             return violation(Rule::Model, format!("{operation}: {error} ({:?})", error.kind()));
         }
+        if error.kind() == ErrorKind::Poisoned {
+            self.must_stay_poisoned(operation)?;
+        }
         if self.settings.profile == Profile::Damage {
             self.model.images = BTreeMap::new();
             self.damaged(self.expected.clone())?;
@@ -59,6 +62,18 @@ impl Runner {
             ..v
         })?;
         Ok(true)
+    }
+
+    /// Until it is opened again, an image whose sync failed promises nothing.
+    fn must_stay_poisoned(&mut self, operation: &Operation) -> Result<(), Violation> {
+        self.machine.set_probe(None);
+        self.machine.disarm();
+        let Some(slot) = operation.slot() else { return Ok(()) };
+        let home = self.home(slot);
+        match self.processes[home].images.get_mut(&slot).map(|image| image.flush()) {
+            Some(Ok(())) => violation(Rule::I1, "a flush after a failed one promises what is lost"),
+            _ => Ok(()),
+        }
     }
 
     fn drop_all(&mut self) {

@@ -31,6 +31,7 @@ pub mod operations;
 mod perform;
 pub mod random;
 pub mod runner;
+pub mod scenarios;
 pub mod shrink;
 mod workers;
 

@@ -370,7 +370,7 @@ impl Model {
     #[must_use]
     pub fn trash_needed(&self, image: &ImageModel, snap: &Snap) -> bool {
         let (Some(id), Some(snap)) = (image.id, snap.id) else { return true };
-        self.links_to(id, snap).next().is_some()
+        self.links_to(id, snap).any(|(_, may_go)| !may_go)
     }
 
     fn snapshot(&self, slot: u8, name: &str) -> Option<Plan> {

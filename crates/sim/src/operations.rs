@@ -97,6 +97,32 @@ pub enum Operation {
     PowerCut { after: u64 },
 }
 
+impl Operation {
+    /// The image it is about.
+    #[must_use]
+    pub fn slot(&self) -> Option<u8> {
+        match self {
+            Self::Write { slot, .. }
+            | Self::Batch { slot, .. }
+            | Self::Fua { slot, .. }
+            | Self::Fill { slot, .. }
+            | Self::Discard { slot, .. }
+            | Self::Flush { slot }
+            | Self::Snapshot { slot, .. }
+            | Self::Protect { slot, .. }
+            | Self::Unprotect { slot, .. }
+            | Self::RemoveSnapshot { slot, .. }
+            | Self::Rollback { slot, .. }
+            | Self::Flatten { slot }
+            | Self::Resize { slot, .. }
+            | Self::Reclaim { slot }
+            | Self::Checkpoint { slot }
+            | Self::Background { slot } => Some(*slot),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self:?}")
@@ -170,8 +196,14 @@ impl Generator {
         }
     }
 
+    /// Acts of which the first is not just closing.
     fn acts(&mut self) -> Vec<Act> {
-        (0..1 + self.rng.below(3)).map(|_| self.act()).collect()
+        let first = match self.act() {
+            Act::Close => Act::Snapshot,
+            act => act,
+        };
+        let more = (0..self.rng.below(3)).map(|_| self.act());
+        std::iter::once(first).chain(more).collect()
     }
 
     fn fault(&mut self) -> Option<Fault> {

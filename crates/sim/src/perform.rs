@@ -205,8 +205,7 @@ impl Runner {
         let mut old = self.processes[home].images.remove(&slot).expect("open");
         self.machine.steal_locks(home, &old.pool().image_directory(old.id()));
         self.homes.insert(slot, 1 - home);
-        // From the successor's first change on, nothing of the old owner counts.
-        self.act(slot, Act::Write(self.settings.seed))?;
+        // From the successor's first change of the head on, nothing of the old owner counts.
         for act in successor {
             self.act(slot, *act)?;
         }

@@ -15,6 +15,7 @@ use marcot_store::{LockMode, publish_new};
 use super::pool::{Pool, read_file};
 use super::store::Store;
 use crate::error::{ErrorKind, IoContext, Result};
+use crate::fault::{self, Fault};
 
 /// A marker in somebody else's name whose image is not there is believed to be stale after this
 /// time; a clone takes milliseconds between its marker and its head.
@@ -119,7 +120,8 @@ impl Pool {
             for (name, key) in pool.child_keys()? {
                 let wanted =
                     key.0 == self.id().0 && key.1 == image.0 && snap.is_none_or(|s| s.0 == key.2);
-                if !wanted {
+                let other_pool = key.3 != self.id().0;
+                if !wanted || (other_pool && fault::is(Fault::ChildrenOfOwnPool)) {
                     continue;
                 }
                 if let Some(child) = pool.look_at_child(&pools, &name, key)? {

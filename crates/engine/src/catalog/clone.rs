@@ -13,6 +13,7 @@ use super::store::Store;
 use crate::command::Command;
 use crate::device::BlockDevice;
 use crate::error::{ErrorKind, Result, fail};
+use crate::fault::{self, Fault};
 use crate::image::{empty_root, no_snapshot};
 
 /// How a clone is made.
@@ -110,7 +111,10 @@ impl Store {
         let id = ImageId(dest.unique());
         let child = child_head(parent, &head, &snapshot, dest, id, (namespace, name), options);
         let Some(link) = &child.parent else { return fail(ErrorKind::Invalid, "no parent") };
-        record_child(parent, dest, link, id, name, options.untracked)?;
+        let late = fault::is(Fault::CloneRecordLate);
+        if !late {
+            record_child(parent, dest, link, id, name, options.untracked)?;
+        }
         // Whoever takes the protection away has marked the snapshot before looking for our record.
         let published = settled_head(parent, image, snap)
             .and_then(|head| {
@@ -124,6 +128,9 @@ impl Store {
             let snap_id = marcot_format::SnapId(link.snap_id);
             dest.remove_child_record(link, snap_id, id)?;
             return Err(error);
+        }
+        if late {
+            record_child(parent, dest, link, id, name, options.untracked)?;
         }
         Ok(id)
     }

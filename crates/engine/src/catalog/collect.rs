@@ -15,6 +15,7 @@ use marcot_store::LockMode;
 use super::pool::Pool;
 use super::store::Store;
 use crate::error::{ErrorKind, IoContext, Result, fail};
+use crate::fault::{self, Fault};
 use crate::gc;
 use crate::image::mark;
 use crate::segment::{SegmentName, author_directory};
@@ -108,7 +109,11 @@ impl Store {
 }
 
 fn roots_of(head: &HeadRecord) -> Vec<RootRecord> {
-    let snapshots = head.snapshots.iter().filter_map(|s| s.root.clone());
+    if fault::is(Fault::GcForgetsClones) && head.parent.is_some() {
+        return Vec::new();
+    }
+    let wanted = !fault::is(Fault::GcForgetsSnapshots);
+    let snapshots = head.snapshots.iter().filter(|_| wanted).filter_map(|s| s.root.clone());
     head.root.clone().into_iter().chain(snapshots).collect()
 }
 

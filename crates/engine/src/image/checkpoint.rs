@@ -25,6 +25,7 @@ use marcot_store::DiskFile;
 use super::Image;
 use super::flight::{self, Cargo, Departure, Flight, Landed};
 use crate::error::{ErrorKind, Result, fail};
+use crate::fault::{self, Fault};
 use crate::map::PageSink;
 use crate::segment::{PageWriter, SegmentName};
 use crate::table::TableSink;
@@ -111,6 +112,9 @@ impl Image {
         self.write_pending()?;
         self.sync_log()?;
         let cargo = self.load_cargo(Vec::new(), change)?;
+        if fault::is(Fault::RemoveBeforeHead) {
+            self.remove_dead();
+        }
         let departure = self.departure();
         let landed = cargo.fly();
         self.land(landed, departure)

@@ -14,6 +14,7 @@ use marcot_store::DiskFile;
 use super::Image;
 use super::ahead::WrittenAhead;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::fault::{self, Fault};
 use crate::segment::SegmentName;
 
 /// Blocks of a data segment, its header included.
@@ -261,11 +262,11 @@ impl Image {
         for (_, file) in &log.unsynced {
             result = result.and_then(|()| file.sync());
         }
-        if log.dirty {
+        if log.dirty && !fault::is(Fault::SkipLogSync) {
             result = result.and_then(|()| log.file.sync());
         }
         if let Err(error) = result {
-            self.poisoned = true;
+            self.poisoned = !fault::is(Fault::ForgetPoison);
             tracing::error!(image = %self.label, %error, "flush failed; the image must be reopened");
             let message = format!("flushing {} failed; reopen it", self.label);
             return Err(Error::new(ErrorKind::Poisoned, format!("{message}: {error}")));

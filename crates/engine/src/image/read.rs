@@ -8,6 +8,7 @@ use marcot_store::{DiskFile, FileRead};
 use super::Image;
 use crate::device::{Extent, Read};
 use crate::error::{Error, ErrorKind, Result, fail};
+use crate::fault::{self, Fault};
 use crate::map::{Visitor, position, visit};
 use crate::segment::SegmentName;
 
@@ -185,7 +186,8 @@ impl Image {
             if have < end {
                 return self.damaged(piece, plan, i, "lies beyond the end of its segment");
             }
-            if crc32c(&op.buf[i * BLOCK..end]) != plan.crcs[piece.crc_at + i] {
+            let right = crc32c(&op.buf[i * BLOCK..end]) == plan.crcs[piece.crc_at + i];
+            if !right && !fault::is(Fault::ReadUnverified) {
                 return self.damaged(piece, plan, i, "does not match its checksum");
             }
         }

@@ -5,6 +5,7 @@ use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX};
 use super::Image;
 use crate::device::Write;
 use crate::error::{ErrorKind, Result, fail};
+use crate::fault::{self, Fault};
 
 impl Image {
     /// Changes the size; durable when it returns.
@@ -24,7 +25,9 @@ impl Image {
                     "shrinking an image is only allowed with the --allow-shrink flag",
                 );
             }
-            self.cut(size_bytes)?;
+            if !fault::is(Fault::ShrinkKeepsEnd) {
+                self.cut(size_bytes)?;
+            }
         }
         let before = self.size_bytes;
         self.size_bytes = size_bytes;

@@ -6,6 +6,7 @@ use marcot_format::record::{HeadRecord, Protection, SegmentMarks, SnapshotRecord
 use super::{Image, empty_root, no_snapshot, open_root};
 use crate::catalog::names::check_snapshot_name;
 use crate::error::{ErrorKind, Result, fail};
+use crate::fault::{self, Fault};
 
 /// Most snapshots of an image.
 pub const SNAPSHOTS_MAX: usize = 10_000;
@@ -69,7 +70,8 @@ impl Image {
                 original_name: String::new(),
             });
         };
-        if self.changed || self.head.root.is_none() {
+        let stored = fault::is(Fault::SnapshotWithoutCheckpoint);
+        if (self.changed && !stored) || self.head.root.is_none() {
             self.checkpoint_with(take)?;
         } else {
             self.publish(take)?;
@@ -201,6 +203,10 @@ impl Image {
 
     fn drop_snapshot(&mut self, id: u64) -> Result<()> {
         let parent = self.head.snapshots.iter().find(|s| s.id == id).and_then(|s| s.parent.clone());
+        if fault::is(Fault::PunchBeforeRoot) {
+            self.head.snapshots.retain(|s| s.id != id);
+            self.reclaim_unnamed()?;
+        }
         // The space that comes free is found by comparing durable roots.
         self.checkpoint_with(|head| head.snapshots.retain(|s| s.id != id))?;
         self.pool.remove_snapshot_pin(self.id, SnapId(id));

@@ -10,6 +10,7 @@ use marcot_store::{DiskFile, World};
 
 use super::{SegmentName, author_directory, file_name};
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::fault::{self, Fault};
 
 /// Most segment files kept open for reading.
 const FILES_OPEN_MAX: usize = 512;
@@ -165,10 +166,13 @@ impl Files {
             sequence: name.sequence,
             epoch,
         };
-        let written = file
-            .write_at(0, &[&header.encode()])
-            .and_then(|()| file.sync())
-            .and_then(|()| disk.sync_directory(path.parent().unwrap_or(&path)));
+        let written =
+            file.write_at(0, &[&header.encode()]).and_then(|()| file.sync()).and_then(|()| {
+                match fault::is(Fault::SkipNameSync) {
+                    true => Ok(()),
+                    false => disk.sync_directory(path.parent().unwrap_or(&path)),
+                }
+            });
         if let Err(error) = written {
             let _ = disk.remove_file(&path);
             return Err(error).at(|| format!("cannot create segment {}", path.display()));

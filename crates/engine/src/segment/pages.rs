@@ -11,6 +11,7 @@ use marcot_store::DiskFile;
 
 use super::SegmentName;
 use crate::error::{IoContext, Result};
+use crate::fault::{self, Fault};
 
 /// Bytes placed in one segment, waiting to be written.
 struct Extent {
@@ -41,7 +42,7 @@ impl WrittenPages {
                 .write_at(extent.offset, &[&extent.bytes])
                 .at(|| format!("cannot write map pages to segment {}", extent.name))?;
         }
-        for extent in &self.extents {
+        for extent in self.extents.iter().filter(|_| !fault::is(Fault::HeadBeforePages)) {
             extent.file.sync().at(|| format!("cannot sync segment {}", extent.name))?;
         }
         Ok(())

@@ -1,0 +1,94 @@
+//! Mistakes made on purpose, so that `marcot-sim` can show that it would find them.
+//!
+//! Only the feature `deliberate-faults` compiles them in; without it [`is`] is a constant, and
+//! nothing of this is left in a program. One mistake at a time, for one thread.
+
+/// A mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A flush does not sync the log.
+    SkipLogSync,
+    /// A checkpoint in the background does not sync the log.
+    FlightSkipsLog,
+    /// The head is published before map and table pages are synced.
+    HeadBeforePages,
+    /// Dead segments are removed before the head that does without them is durable.
+    RemoveBeforeHead,
+    /// A snapshot's space is given back before the head that lacks the snapshot is durable.
+    PunchBeforeRoot,
+    /// Replay accepts groups of any epoch.
+    ReplayStaleEpoch,
+    /// Replay does not compare data with its checksums.
+    ReplayUnverified,
+    /// Replay goes on after a gap in the numbers of groups.
+    ReplayGap,
+    /// A snapshot names the root of the last checkpoint.
+    SnapshotWithoutCheckpoint,
+    /// The name of a new segment is not made durable.
+    SkipNameSync,
+    /// A clone's record is written after its head.
+    CloneRecordLate,
+    /// Children in other pools are forgotten.
+    ChildrenOfOwnPool,
+    /// Garbage collection forgets that snapshots are roots.
+    GcForgetsSnapshots,
+    /// Garbage collection forgets that clones are roots.
+    GcForgetsClones,
+    /// Reads are not verified.
+    ReadUnverified,
+    /// Shrinking leaves what lies beyond the end.
+    ShrinkKeepsEnd,
+    /// Flatten leaves blocks in the parent's pool.
+    FlattenWithoutCopy,
+    /// An owner does not look whether it was replaced.
+    SkipFence,
+    /// An owner goes on after a failed sync as if nothing had been lost.
+    ForgetPoison,
+}
+
+/// All of them.
+#[cfg(feature = "deliberate-faults")]
+pub const ALL: [Fault; 19] = [
+    Fault::SkipLogSync,
+    Fault::FlightSkipsLog,
+    Fault::HeadBeforePages,
+    Fault::RemoveBeforeHead,
+    Fault::PunchBeforeRoot,
+    Fault::ReplayStaleEpoch,
+    Fault::ReplayUnverified,
+    Fault::ReplayGap,
+    Fault::SnapshotWithoutCheckpoint,
+    Fault::SkipNameSync,
+    Fault::CloneRecordLate,
+    Fault::ChildrenOfOwnPool,
+    Fault::GcForgetsSnapshots,
+    Fault::GcForgetsClones,
+    Fault::ReadUnverified,
+    Fault::ShrinkKeepsEnd,
+    Fault::FlattenWithoutCopy,
+    Fault::SkipFence,
+    Fault::ForgetPoison,
+];
+
+#[cfg(feature = "deliberate-faults")]
+thread_local! {
+    static MADE: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
+}
+
+/// Makes a mistake in this thread from now on, or none.
+#[cfg(feature = "deliberate-faults")]
+pub fn make(fault: Option<Fault>) {
+    MADE.set(fault);
+}
+
+/// True where this mistake is to be made.
+#[cfg(feature = "deliberate-faults")]
+pub(crate) fn is(fault: Fault) -> bool {
+    MADE.get() == Some(fault)
+}
+
+/// True where this mistake is to be made: never.
+#[cfg(not(feature = "deliberate-faults"))]
+pub(crate) const fn is(_: Fault) -> bool {
+    false
+}

@@ -1,0 +1,257 @@
+//! Sequences written by hand: each one way to lose data, with a crash at every change of the disk.
+
+use crate::disk::Fault;
+use crate::operations::{Act, Operation, Operation::*, Profile};
+
+/// A scenario.
+pub struct Scenario {
+    /// What it is about.
+    pub name: &'static str,
+    /// Kinds of trouble.
+    pub profile: Profile,
+    /// A crash at one in so many changes.
+    pub crash_one_in: u64,
+    /// What happens.
+    pub operations: Vec<Operation>,
+}
+
+const BLOCK: u64 = 4096;
+
+fn create(slot: u8, pool: u8, blocks: u64) -> Operation {
+    Create { slot, pool, size: blocks * BLOCK }
+}
+
+fn write(slot: u8, block: u64, blocks: u64) -> Operation {
+    Write { slot, offset: block * BLOCK, length: blocks * BLOCK, salt: block + 100 * blocks }
+}
+
+fn scenario(name: &'static str, operations: Vec<Operation>) -> Scenario {
+    Scenario { name, profile: Profile::Crashes, crash_one_in: 1, operations }
+}
+
+/// All of them.
+#[must_use]
+pub fn all() -> Vec<Scenario> {
+    let mut all = vec![
+        scenario(
+            "writes, flushes and checkpoints of one image",
+            vec![
+                create(0, 0, 20),
+                write(0, 0, 4),
+                Flush { slot: 0 },
+                write(0, 2, 4),
+                write(0, 10, 1),
+                Flush { slot: 0 },
+                Discard { slot: 0, offset: 3 * BLOCK + 100, length: 5 * BLOCK },
+                Checkpoint { slot: 0 },
+                write(0, 1, 8),
+                Checkpoint { slot: 0 },
+                write(0, 5, 2),
+                Close { slot: 0 },
+                write(0, 6, 3),
+                Flush { slot: 0 },
+            ],
+        ),
+        scenario(
+            "a shrunk image shows zeros when it grows again",
+            vec![
+                create(0, 0, 20),
+                write(0, 0, 20),
+                Resize { slot: 0, size: 5 * BLOCK + 77 },
+                Resize { slot: 0, size: 20 * BLOCK },
+                Read { slot: 0 },
+                Snapshot { slot: 0, snap: 0 },
+                Resize { slot: 0, size: BLOCK },
+                Rollback { slot: 0, snap: 0 },
+                Read { slot: 0 },
+            ],
+        ),
+        scenario(
+            "a snapshot goes, and takes its space and nothing else",
+            vec![
+                create(0, 0, 30),
+                write(0, 0, 30),
+                Snapshot { slot: 0, snap: 0 },
+                Close { slot: 0 },
+                write(0, 0, 20),
+                Snapshot { slot: 0, snap: 1 },
+                Close { slot: 0 },
+                write(0, 5, 20),
+                Close { slot: 0 },
+                RemoveSnapshot { slot: 0, snap: 1, force: false },
+                Reclaim { slot: 0 },
+                Read { slot: 0 },
+            ],
+        ),
+        scenario("a family in two pools, and the parent goes", family()),
+        scenario(
+            "a family in one pool, and garbage collection",
+            vec![
+                create(0, 0, 20),
+                write(0, 0, 20),
+                Snapshot { slot: 0, snap: 0 },
+                Protect { slot: 0, snap: 0 },
+                Clone { slot: 0, snap: 0, to: 1, pool: 0, format: 1 },
+                write(1, 3, 4),
+                Close { slot: 1 },
+                Snapshot { slot: 1, snap: 0 },
+                Clone { slot: 1, snap: 0, to: 2, pool: 0, format: 2 },
+                write(1, 0, 20),
+                Close { slot: 1 },
+                write(0, 0, 20),
+                Close { slot: 0 },
+                Snapshot { slot: 1, snap: 1 },
+                write(1, 0, 20),
+                Close { slot: 1 },
+                Gc { pool: 0 },
+                Flatten { slot: 1 },
+                Unprotect { slot: 0, snap: 0 },
+                RemoveSnapshot { slot: 0, snap: 0, force: false },
+                RemoveSnapshot { slot: 1, snap: 0, force: true },
+                Gc { pool: 0 },
+                RemoveSnapshot { slot: 1, snap: 1, force: true },
+                Remove { slot: 1 },
+                Remove { slot: 0 },
+                Gc { pool: 0 },
+                Read { slot: 2 },
+            ],
+        ),
+    ];
+    all.extend(owners());
+    all.extend(media());
+    all
+}
+
+/// Clones across pools, flattened; then everything they came from goes.
+fn family() -> Vec<Operation> {
+    vec![
+        create(0, 0, 20),
+        write(0, 0, 20),
+        Snapshot { slot: 0, snap: 0 },
+        Protect { slot: 0, snap: 0 },
+        Clone { slot: 0, snap: 0, to: 1, pool: 1, format: 1 },
+        Unprotect { slot: 0, snap: 0 },
+        write(1, 2, 3),
+        Flatten { slot: 1 },
+        Unprotect { slot: 0, snap: 0 },
+        RemoveSnapshot { slot: 0, snap: 0, force: false },
+        Remove { slot: 0 },
+        Gc { pool: 0 },
+        Read { slot: 1 },
+        Rename { slot: 1 },
+    ]
+}
+
+/// Two processes and one image, and a log that goes over the end of a segment.
+fn owners() -> Vec<Scenario> {
+    let long = |name, operations| Scenario { crash_one_in: 2, ..scenario(name, operations) };
+    vec![
+        scenario(
+            "two processes want one image",
+            vec![
+                create(0, 0, 20),
+                write(0, 0, 4),
+                Contend { slot: 0 },
+                Move { slot: 0 },
+                Contend { slot: 0 },
+            ],
+        ),
+        scenario(
+            "a stale owner wakes up after its successor wrote",
+            vec![
+                create(0, 0, 20),
+                write(0, 0, 4),
+                stale(vec![Act::Write(5)], vec![Act::Write(6), Act::Checkpoint, Act::Write(7)]),
+                write(0, 8, 4),
+                Close { slot: 0 },
+            ],
+        ),
+        scenario(
+            "a stale owner wakes up after its successor took a snapshot only",
+            vec![
+                create(0, 0, 20),
+                write(0, 0, 4),
+                Checkpoint { slot: 0 },
+                stale(vec![Act::Snapshot], vec![Act::Write(6), Act::Checkpoint]),
+            ],
+        ),
+        long(
+            "a stale owner goes over the end of its segment",
+            vec![
+                create(0, 0, 64),
+                Fill { slot: 0, salt: 3 },
+                stale(vec![Act::Checkpoint], vec![Act::Write(6), Act::Write(7)]),
+                Read { slot: 0 },
+            ],
+        ),
+        scenario(
+            "the log goes over the end of a segment",
+            vec![
+                create(0, 0, 64),
+                Fill { slot: 0, salt: 3 },
+                // These still fit, the next does not.
+                write(0, 0, 20),
+                write(0, 30, 20),
+                write(0, 55, 9),
+                write(0, 50, 3),
+                Discard { slot: 0, offset: 0, length: 10 * BLOCK },
+                write(0, 60, 1),
+                Flush { slot: 0 },
+                write(0, 3, 40),
+                Close { slot: 0 },
+            ],
+        ),
+    ]
+}
+
+fn stale(successor: Vec<Act>, stale: Vec<Act>) -> Operation {
+    Stale { slot: 0, successor, stale }
+}
+
+/// Media that fail.
+fn media() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    for after in 0..6 {
+        all.push(Scenario {
+            profile: Profile::Errors,
+            ..scenario(
+                "a sync that fails drops what it should have stored",
+                vec![
+                    create(0, 0, 20),
+                    write(0, 0, 8),
+                    Flush { slot: 0 },
+                    write(0, 4, 8),
+                    Arm { fault: Fault::FailSync, after },
+                    Flush { slot: 0 },
+                    write(0, 6, 4),
+                    Snapshot { slot: 0, snap: 0 },
+                    Flush { slot: 0 },
+                    Close { slot: 0 },
+                ],
+            )
+        });
+    }
+    for (fault, after) in [Fault::DropWrite, Fault::MisdirectWrite, Fault::Corrupt]
+        .into_iter()
+        .flat_map(|fault| (0..8).map(move |after| (fault, after)))
+    {
+        all.push(Scenario {
+            profile: Profile::Damage,
+            ..scenario(
+                "damage that nobody tells of",
+                vec![
+                    create(0, 0, 20),
+                    write(0, 0, 12),
+                    Snapshot { slot: 0, snap: 0 },
+                    Arm { fault, after },
+                    write(0, 4, 12),
+                    Checkpoint { slot: 0 },
+                    write(0, 6, 4),
+                    Flush { slot: 0 },
+                    Close { slot: 0 },
+                ],
+            )
+        });
+    }
+    all
+}

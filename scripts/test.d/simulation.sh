@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The deterministic simulator: it finds every mistake that is built into the engine on purpose, and
+# nothing in the engine as it is, on two minutes of fresh seeds. (The fixed seeds are in `cargo test`.)
+#
+# usage: simulation.sh [--marcot BINARY]
+#
+# environment: MARCOT_TEST_SEED (first fresh seed; default: random, printed), MARCOT_TEST_MINUTES (how
+# long, default 2)
+#
+# shellcheck disable=SC2317 # claims call their checks by name
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+TOP=$(cd "$HERE/../.." && pwd)
+# shellcheck source=scripts/lib/claims.sh
+. "$HERE/../lib/claims.sh"
+
+deliberate_faults_are_found() {
+    cargo test --quiet --manifest-path "$TOP/Cargo.toml" --package marcot-sim --features deliberate-faults \
+        --test deliberate_faults -- --nocapture
+}
+
+fresh_seeds_pass() {
+    local seed=()
+    [[ -z ${MARCOT_TEST_SEED:-} ]] || seed=(--seed "$MARCOT_TEST_SEED")
+    "$TOP/scripts/sim" --minutes "${MARCOT_TEST_MINUTES:-2}" "${seed[@]}"
+}
+
+main() {
+    claims_begin
+    cd "$TOP"
+    claim 'the simulator finds every deliberate fault, and nothing without one' deliberate_faults_are_found
+    claim 'fresh seeds of the simulator find nothing' fresh_seeds_pass
+    claims_end
+}
+
+main "$@"
