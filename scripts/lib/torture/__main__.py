@@ -1,0 +1,123 @@
+"""Kills and power cuts, one after the other, on stores that go on living. See scripts/torture."""
+import argparse
+import os
+import random
+import sys
+import time
+
+from .disk import Disk
+from .history import Violation
+from .machine import Dead, Guest, Local
+from .torture import Pace, Torture
+from .writer import Figures
+
+SECTORS_PER_MIB = 2048
+# Kills: images of 48 MiB; a heavy round writes until checkpoints and compaction are under way.
+KILL_IMAGE_MIB = 48
+KILL_PACE = Pace(0.5, 0.12, (32 << 20, 320 << 20))
+# Cuts: smaller, since all of it happens in an emulated machine.
+CUT_IMAGE_MIB = 16
+CUT_PACE = Pace(2.0, 0.1, (8 << 20, 90 << 20))
+CUT_DISK_BYTES = 2 << 30
+# Crashes on one store before a new one is begun, so that both file systems and young stores occur.
+CUTS_PER_STORE = 13
+KILLS_PER_STORE = 50
+FILE_SYSTEMS = ("ext4", "xfs")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="torture")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--cuts", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--lying-disk", action="store_true")
+    parser.add_argument("--marcot", required=True)
+    parser.add_argument("--directory", required=True)
+    parser.add_argument("--kernel")
+    parser.add_argument("--initramfs")
+    parser.add_argument("--job")
+    parser.add_argument("--verbose", action="store_true")
+    return parser.parse_args()
+
+
+def make_file_system(kind, path):
+    """An empty file system in a sparse file."""
+    with open(path, "wb") as file:
+        file.truncate(CUT_DISK_BYTES)
+    command = f"mkfs.ext4 -q -F {path}" if kind == "ext4" else f"mkfs.xfs -q -f {path}"
+    if os.system(command) != 0:
+        sys.exit(f"torture: cannot make {kind}")
+
+
+def killed(options, directory, chance, figures):
+    machine = Local(options.marcot, directory, chance)
+    return Torture(machine, chance, figures, KILL_IMAGE_MIB * SECTORS_PER_MIB, KILL_PACE)
+
+
+def cut(options, directory, chance, figures, kind):
+    make_file_system(kind, f"{directory}/disk.raw")
+    disk = Disk(f"{directory}/disk.raw", f"{directory}/disk.sock", CUT_DISK_BYTES, chance.random(), options.lying_disk)
+    machine = Guest(directory, options.kernel, options.initramfs, options.job, disk, chance)
+    return Torture(machine, chance, figures, CUT_IMAGE_MIB * SECTORS_PER_MIB, CUT_PACE)
+
+
+def survive(torture, crashes, what, verbose):
+    """So many crashes; raises what went wrong."""
+    if verbose:
+        torture.note = lambda text: print(f"  {torture.crashes}: {text}", flush=True)
+    torture.begin()
+    began = time.monotonic()
+    while torture.crashes < crashes - 1:
+        torture.round()
+        if torture.crashes % 10 == 0:
+            print(f"# {torture.crashes} {what}, {time.monotonic() - began:.0f} s", flush=True)
+    if crashes > 1:
+        torture.end()
+    return torture.crashes
+
+
+def stores(options):
+    """(what, crashes, builder) of one store after another."""
+    left = options.kills
+    while left > 0:
+        yield "kills", min(left, KILLS_PER_STORE), killed, ()
+        left -= KILLS_PER_STORE
+    left, turn = options.cuts, options.seed
+    while left > 0:
+        kind = FILE_SYSTEMS[turn % 2]
+        yield f"power cuts on {kind}", min(left, CUTS_PER_STORE), cut, (kind,)
+        left, turn = left - CUTS_PER_STORE, turn + 1
+
+
+def report(done, figures, seconds):
+    print(", ".join(f"{count} {what}" for what, count in done.items()) + f" in {seconds:.0f} s")
+    print(f"{figures.writes} writes ({figures.bytes >> 20} MiB), {figures.discards} discards, {figures.flushes} flushes; "
+          f"{figures.verified_bytes >> 20} MiB read back; "
+          f"{figures.lost_unflushed} writes that were acknowledged and never flushed were lost with the power")
+    for kind in sorted(figures.commands | figures.interrupted):
+        print(f"  {kind}: {figures.commands.get(kind, 0)} done, {figures.interrupted.get(kind, 0)} cut off, "
+              f"{figures.refused.get(kind, 0)} refused as busy")
+
+
+def main():
+    options = arguments()
+    if options.seed is None:
+        options.seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {options.seed}", flush=True)
+    figures, done, began = Figures(), {}, time.monotonic()
+    for number, (what, crashes, build, more) in enumerate(stores(options)):
+        directory = f"{options.directory}/{number}"
+        os.makedirs(directory)
+        chance = random.Random(f"{options.seed}/{number}")
+        torture = build(options, directory, chance, figures, *more)
+        try:
+            done[what] = done.get(what, 0) + survive(torture, crashes, what, options.verbose)
+        except (Violation, Dead, OSError, ValueError) as error:
+            torture.machine.crash()
+            print(f"\nafter {torture.crashes} {what}: {error}\nseed {options.seed}; kept: {directory}")
+            report(done, figures, time.monotonic() - began)
+            sys.exit(1)
+    report(done, figures, time.monotonic() - began)
+
+
+main()

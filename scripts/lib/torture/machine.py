@@ -1,0 +1,267 @@
+"""Where marcot runs: processes of this machine, which are killed, or a guest, whose power is cut.
+
+Both start a server, carry out one command at a time, give connections to exports, and crash.
+"""
+import os
+import select
+import shlex
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+
+from . import nbd
+
+START_TIMEOUT_S = 60
+# Far beyond what the slowest command takes in an emulated guest.
+COMMAND_TIMEOUT_S = 120
+# When a crash comes that is to hit the recovery from the one before.
+EARLY_KILL_S = 0.5
+EARLY_CUT_OPERATIONS = 120
+GUEST_MEMORY_MIB = 512
+GUEST_PORT = 10809
+
+
+class Dead(Exception):
+    """The machine or the server is gone."""
+
+
+@dataclass
+class Result:
+    """How a command ended; `status` is negative where it was killed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def start(arguments, **options):
+    """A process that does not outlive this one."""
+    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *arguments], stdin=subprocess.DEVNULL, **options)
+
+
+class Local:
+    """Processes of this machine. A crash is SIGKILL: what they wrote stays in the page cache."""
+
+    keeps_cache = True
+    crashes_itself = False
+
+    def __init__(self, binary, directory, random):
+        self.binary, self.directory, self.random = binary, directory, random
+        self.socket = f"{directory}/nbd.sock"
+        self.environment = dict(os.environ, MARCOT_STORE=f"{directory}/store", MARCOT_RUN_DIR=f"{directory}/run",
+                                MARCOT_LOG="info", RUST_BACKTRACE="1")
+        self.server, self.command, self.timer = None, None, None
+
+    def crash_soon(self):
+        """The server is killed while it is looked at."""
+        self.timer = threading.Timer(self.random.uniform(0, EARLY_KILL_S), self._kill)
+        self.timer.start()
+
+    def crash_not(self):
+        """It is not, if it has not been."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer.join()
+            self.timer = None
+
+    def _kill(self):
+        if self.server is not None:
+            self.server.kill()
+
+    def start(self):
+        """Nothing has to be there before commands can run."""
+
+    def serve(self):
+        """Starts a server and waits until it listens."""
+        log = open(f"{self.directory}/server.log", "ab")
+        with log:
+            self.server = start([self.binary, "serve", "--idle-time-s", "0", "--socket", self.socket], stdout=subprocess.PIPE, stderr=log,
+                                env=self.environment)
+        if not self.server.stdout.readline().startswith(b"listening on"):
+            raise Dead("the server did not start")
+
+    def connect(self, export):
+        return nbd.Client(self.socket, export)
+
+    def is_dead(self):
+        return self.server is None or self.server.poll() is not None
+
+    def begin(self, arguments):
+        """Starts a command."""
+        with open(f"{self.directory}/out", "wb") as out, open(f"{self.directory}/err", "wb") as err:
+            self.command = start([self.binary, *arguments], stdout=out, stderr=err, env=self.environment)
+
+    def poll(self):
+        """The result of the command, once it has ended."""
+        if self.command.poll() is None:
+            return None
+        texts = [open(f"{self.directory}/{name}", encoding="utf-8", errors="replace").read() for name in ("out", "err")]
+        return Result(self.command.returncode, *texts)
+
+    def run(self, arguments):
+        """Carries out a command; a server that dies meanwhile is no reason to stop."""
+        self.begin(arguments)
+        try:
+            self.command.wait(COMMAND_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.command.kill()
+            self.command.wait()
+        return self.poll()
+
+    def crash(self):
+        """Kills the server, and the command at work with it or not; its result if it had one."""
+        self.crash_not()
+        self._kill()
+        running = self.command is not None and self.command.poll() is None
+        if running and self.random.random() < 0.5:
+            self.command.kill()
+        if self.server is not None:
+            self.server.wait()
+            self.server.stdout.close()
+            self.server = None
+        if self.command is None:
+            return None
+        try:
+            self.command.wait(COMMAND_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            self.command.kill()
+            raise Dead("a command does not end after the server was killed") from error
+        return self.poll()
+
+    def log(self):
+        """What the server said."""
+        try:
+            with open(f"{self.directory}/server.log", encoding="utf-8", errors="replace") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
+
+class Guest:
+    """A guest whose only disk is `disk`. A crash is a cut of its power."""
+
+    keeps_cache = False
+    crashes_itself = True
+
+    def __init__(self, directory, kernel, initramfs, job, disk, random):
+        self.directory, self.disk, self.random = directory, disk, random
+        self.kernel, self.initramfs, self.job = kernel, initramfs, job
+        self.qemu = self.control = None
+        self.received = b""
+        self.port = 0
+
+    def crash_soon(self):
+        """The power goes while the machine recovers."""
+        self.disk.arm(self.random.randint(1, EARLY_CUT_OPERATIONS))
+
+    def crash_not(self):
+        """It does not, if it has not gone."""
+        self.disk.arm(None)
+
+    def start(self):
+        """Boots, mounts the disk, and waits for commands."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        ours, theirs = socket.socketpair()
+        self.control, self.received = ours, b""
+        with theirs, open(f"{self.directory}/qemu.log", "ab") as log:
+            self.qemu = start([
+                "qemu-system-x86_64", "-no-user-config", "-nodefaults", "-machine", "pc", "-accel", "tcg",
+                "-cpu", "max,la57=off", "-smp", "1", "-m", str(GUEST_MEMORY_MIB), "-display", "none", "-no-reboot",
+                "-device", "virtio-rng-pci", "-kernel", self.kernel, "-initrd", self.initramfs,
+                "-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on",
+                "-fw_cfg", f"name=opt/marcot/job,file={self.job}",
+                "-serial", f"file:{self.directory}/console", "-chardev", f"socket,id=control,fd={theirs.fileno()}",
+                "-serial", "chardev:control",
+                "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:{GUEST_PORT}",
+                "-device", "virtio-net-pci,netdev=net",
+                "-drive", f"file=nbd+unix:///?socket={self.directory}/disk.sock,format=raw,if=none,id=pool",
+                "-device", "virtio-blk-pci,drive=pool,serial=pool",
+            ], stdout=log, stderr=log, pass_fds=[theirs.fileno()])
+        self._until(b"READY\n", START_TIMEOUT_S)
+
+    def serve(self):
+        result = self.run(["serve_in_background"], program="")
+        if result.status != 0:
+            raise Dead(f"the server did not start: {result.err}")
+
+    def connect(self, export):
+        return nbd.Client(("127.0.0.1", self.port), export, timeout_s=30)
+
+    def is_dead(self):
+        return self.disk.dead.is_set() or self.qemu is None or self.qemu.poll() is not None
+
+    def begin(self, arguments, program="marcot "):
+        self.control.sendall((program + shlex.join(arguments) + "\n").encode())
+
+    def poll(self):
+        """The result of the command, once it has come."""
+        self._receive(0)
+        return self._result()
+
+    def _result(self):
+        head, newline, rest = self.received.partition(b"\n")
+        if not newline:
+            return None
+        word, status, out, err = head.split()
+        if word != b"RESULT":
+            raise Dead(f"the guest said {head!r}")
+        out, err = int(out), int(err)
+        if len(rest) < out + err:
+            return None
+        self.received = rest[out + err:]
+        return Result(int(status), rest[:out].decode(errors="replace"), rest[out:out + err].decode(errors="replace"))
+
+    def run(self, arguments, program="marcot "):
+        self.begin(arguments, program)
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        while (result := self.poll()) is None:
+            if self.is_dead() or time.monotonic() > deadline:
+                raise Dead(f"no end of {arguments}")
+            self._receive(0.05)
+        return result
+
+    def _receive(self, timeout_s):
+        if select.select([self.control], [], [], timeout_s)[0]:
+            more = self.control.recv(1 << 16)
+            if not more:
+                raise Dead("the guest is gone")
+            self.received += more
+
+    def _until(self, text, timeout_s):
+        deadline = time.monotonic() + timeout_s
+        while text not in self.received:
+            if self.is_dead() or time.monotonic() > deadline:
+                raise Dead("the guest did not start")
+            self._receive(0.05)
+        self.received = self.received.partition(text)[2]
+
+    def crash(self):
+        """Cuts the power; the result of the command at work if it had one."""
+        self.disk.stop()
+        if self.qemu is not None:
+            self.qemu.kill()
+            self.qemu.wait()
+            self.qemu = None
+        result = None
+        if self.control is not None:
+            try:
+                while True:
+                    self._receive(1)
+            except (Dead, OSError):
+                result = self._result()
+            self.control.close()
+            self.control = None
+        self.disk.cut()
+        self.disk.power_on()
+        return result
+
+    def log(self):
+        try:
+            with open(f"{self.directory}/console", encoding="utf-8", errors="replace") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""

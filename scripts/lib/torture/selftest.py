@@ -1,0 +1,145 @@
+"""The judge judged: contents that break I1 must be found out, and contents that do not must pass.
+
+usage: PYTHONPATH=scripts/lib python3 -m torture.selftest
+"""
+import tempfile
+import unittest
+
+from . import pattern
+from .disk import Disk
+from .history import NEVER, History, Request, Violation, fill
+from . import nbd
+
+SECTORS = 64
+
+
+class Rule(unittest.TestCase):
+    """Three writes, one after the other: the first flushed, the second acknowledged, the third not."""
+
+    def setUp(self):
+        self.history = History(pattern.nothing(SECTORS))
+        self.first = self.add(1, 0, 16, sent=1, acknowledged=2)
+        self.history.flushed = 3
+        self.second = self.add(2, 8, 16, sent=5, acknowledged=6)
+        self.third = self.add(3, 32, 8, sent=7)
+
+    def add(self, number, first, count, sent, acknowledged=NEVER, fua=False):
+        request = Request(number, first, count, sent, fua)
+        request.acknowledged = acknowledged
+        self.history.add(request)
+        return request
+
+    def content(self, *requests):
+        seen = pattern.nothing(SECTORS)
+        for request in requests:
+            fill(seen, request)
+        return seen
+
+    def passes(self, seen, before):
+        self.history.check(seen, before)
+
+    def fails(self, seen, before, words):
+        with self.assertRaisesRegex(Violation, words):
+            self.history.check(seen, before)
+
+    def test_every_prefix_after_the_flush_passes(self):
+        for kept in ((self.first,), (self.first, self.second), (self.first, self.second, self.third)):
+            self.passes(self.content(*kept), self.history.flushed)
+
+    def test_a_flushed_write_that_is_gone_is_found(self):
+        self.fails(self.content(), self.history.flushed, "sector 0 is zeros, should be of write 1")
+
+    def test_a_gap_is_found(self):
+        self.fails(self.content(self.first, self.third), self.history.flushed, "should be of write 2")
+
+    def test_after_a_kill_everything_acknowledged_has_to_be_there(self):
+        self.fails(self.content(self.first), NEVER, "should be of write 2")
+        self.passes(self.content(self.first, self.second), NEVER)
+
+    def test_old_bytes_under_a_later_write_are_found(self):
+        seen = self.content(self.first, self.second)
+        seen[8:12] = seen[0:4]
+        self.fails(seen, NEVER, "sector 8 is of write 1, should be of write 2")
+
+    def test_a_block_in_part_is_found(self):
+        seen = self.content(self.first, self.second, self.third)
+        seen[36:40] = pattern.nothing(4)
+        self.fails(seen, NEVER, "4 sectors of 8")
+
+    def test_a_write_in_the_wrong_place_is_found(self):
+        seen = self.content(self.first, self.second)
+        seen[50:51] = seen[8:9]
+        self.fails(seen, NEVER, "sector 50 is of write 2, should be zeros")
+
+    def test_a_discard_that_came_undone_is_found(self):
+        self.add(0, 0, 8, sent=9, acknowledged=10)
+        self.history.flushed = 11
+        self.fails(self.content(self.first, self.second), self.history.flushed, "should be zeros")
+
+    def test_a_discard_that_is_there_proves_what_came_before(self):
+        self.add(0, 0, 8, sent=9)
+        seen = self.content(self.first)
+        seen[0:8] = pattern.nothing(8)
+        self.fails(seen, self.history.flushed, "should be of write 2")
+
+    def test_fua_has_to_be_there_without_a_flush(self):
+        self.add(4, 40, 8, sent=9, acknowledged=10, fua=True)
+        self.fails(self.content(self.first, self.second), self.history.flushed, "should be of write 4")
+
+    def test_a_snapshot_holds_nothing_from_after_its_end(self):
+        with self.assertRaisesRegex(Violation, "sector 8 is of write 2"):
+            self.history.check(self.content(self.first, self.second), 3, snapshot_ended=4)
+        self.history.check(self.content(self.first), 3, snapshot_ended=4)
+
+
+class Pattern(unittest.TestCase):
+    def test_numbers_come_back(self):
+        data = pattern.make(7, 100, 3) + bytes(pattern.SECTOR)
+        self.assertEqual(list(pattern.numbers(data, 100)), [7, 7, 7, 0])
+
+    def test_torn_and_misplaced_sectors_are_garbled(self):
+        data = bytearray(pattern.make(7, 100, 2))
+        data[511] ^= 1
+        self.assertEqual(list(pattern.numbers(bytes(data), 100)), [pattern.GARBLED, 7])
+        self.assertEqual(list(pattern.numbers(bytes(data[512:]), 100)), [pattern.GARBLED])
+
+
+class ForgettingDisk(unittest.TestCase):
+    """What a flush or FUA covered stays; of the rest, some goes."""
+
+    def setUp(self):
+        self.directory = tempfile.TemporaryDirectory()
+        path = f"{self.directory.name}/disk"
+        with open(path, "wb"):
+            pass
+        self.address, self.size = f"{path}.sock", 1 << 20
+        self.disk = Disk(path, self.address, self.size, seed=1)
+
+    def tearDown(self):
+        self.directory.cleanup()
+
+    def ask(self, *requests):
+        client = nbd.Client(self.address, "")
+        for command, options in requests:
+            client.send(command, **options)
+            while not list(client.replies(1)):
+                pass
+        client.close()
+
+    def test_cuts_take_what_was_not_flushed_and_nothing_else(self):
+        lost = 0
+        for turn in range(1, 40):
+            old, new, through = bytes([turn]) * 8192, bytes([turn + 100]) * 8192, bytes([turn + 50]) * 4096
+            self.ask((nbd.WRITE, {"offset": 0, "data": old}), (nbd.FLUSH, {}), (nbd.WRITE, {"offset": 0, "data": new}),
+                     (nbd.WRITE, {"offset": 4096, "data": through, "fua": True}))
+            self.disk.cut()
+            self.disk.power_on()
+            self.assertEqual(self.disk.live[4096:8192], through)
+            for at in range(0, 4096, pattern.SECTOR):
+                self.assertIn(self.disk.live[at:at + pattern.SECTOR], (old[:512], new[:512]))
+                lost += self.disk.live[at] == turn
+        self.assertGreater(lost, 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
