@@ -317,6 +317,36 @@ fn space_comes_back() {
 }
 
 #[test]
+fn a_creation_cut_off_before_its_name_is_litter_and_a_lost_name_is_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 4 * MIB);
+    let name = pool.directory().join("names/@/image");
+    let record = std::fs::read(&name).unwrap();
+    std::fs::remove_file(&name).unwrap();
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert_eq!(report.findings.len(), 1, "{:#?}", report.findings);
+    assert!(!report.findings[0].serious && report.findings[0].message.contains("cut off"));
+    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
+    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    assert!(!name.exists(), "check leaves to gc what gc removes");
+    std::fs::write(&name, &record).unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, 4096)).unwrap();
+    image.close().unwrap();
+    std::fs::remove_file(&name).unwrap();
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings[0].serious, "{:#?}", report.findings);
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    assert_eq!(std::fs::read(&name).unwrap(), record, "and what was written gets its name back");
+    pool.create("", "other", &CreateOptions::default()).unwrap();
+    std::fs::remove_file(pool.directory().join("names/@/other")).unwrap();
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert_eq!(report.findings, [], "gc has removed the image that never had a name");
+}
+
+#[test]
 fn forty_generations_read_like_one() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, mut id) = store_with_image(directory.path(), 4 * MIB);

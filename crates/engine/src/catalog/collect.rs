@@ -189,12 +189,7 @@ impl Pool {
             self.disk()
                 .sync_directory(&directory)
                 .at(|| format!("cannot sync {}", directory.display()))?;
-            let never_named = head.epoch == 0
-                && head.snapshots.is_empty()
-                && self.name_of(&head).is_none()
-                // A damaged name record must not cost the image.
-                && self.images(&head.namespace).is_ok();
-            if head.removing || never_named {
+            if head.removing || self.never_named(&head) {
                 collected.unfinished.push((image, head));
                 continue;
             }
@@ -220,6 +215,15 @@ impl Pool {
             }
         }
         Ok(collected)
+    }
+
+    /// True for an image whose creation was cut off before its name: nobody can have written it.
+    pub(crate) fn never_named(&self, head: &HeadRecord) -> bool {
+        head.epoch == 0
+            && head.snapshots.is_empty()
+            && self.name_of(head).is_none()
+            // A damaged name record must not cost the image.
+            && self.images(&head.namespace).is_ok()
     }
 
     /// Completes a removal or an aborted creation.

@@ -166,6 +166,13 @@ impl Checker<'_> {
             self.find(&label, false, message);
             return None;
         }
+        if self.pool.never_named(&head) {
+            let message = format!(
+                "image {image} ('{}') has no name yet: its creation was cut off; 'gc' removes it",
+                head.name
+            );
+            return self.find(&head.name, false, message);
+        }
         if self.pool.name_of(&head).is_none() {
             self.nameless(image, &head);
         }
