@@ -42,6 +42,8 @@ class Disk:
         # Writes and flushes until the power goes by itself.
         self.fuse = None
         self.dead = threading.Event()
+        # Counts power cuts: what an earlier guest has sent and was not carried out never is.
+        self.life = 0
         self.writes = self.flushes = 0
         self.sectors_lost = self.sectors_kept = 0
         self.listener = socket.socket(socket.AF_UNIX)
@@ -78,6 +80,7 @@ class Disk:
         """Loses what a loss of power loses. The guest must be gone already."""
         with self.lock:
             self.dead.set()
+            self.life += 1
             keep = self.random.choice((0.0, 0.1, 0.5, 0.9, 1.0, None))
             for offset, data in self.unflushed:
                 # None: each write has its own chance.
@@ -109,10 +112,11 @@ class Disk:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection):
+        life = self.life
         try:
             stream = connection.makefile("rb", 1 << 20)
             if self._negotiate(connection, stream):
-                while self._request(connection, stream):
+                while self._request(connection, stream, life):
                     pass
                 # Silence, as from a machine without power; a closed connection would be an error to
                 # the guest while it is still there.
@@ -143,13 +147,13 @@ class Disk:
             if option == OPTION_ABORT:
                 return False
 
-    def _request(self, connection, stream):
+    def _request(self, connection, stream, life):
         _, flags, command, cookie, offset, length = nbd.REQUEST.unpack(stream.read(nbd.REQUEST.size))
         data = stream.read(length) if command == nbd.WRITE else b""
         if command == nbd.DISCONNECT:
             return False
         with self.lock:
-            if self.dead.is_set():
+            if self.dead.is_set() or life != self.life:
                 return False
             error, answer = self._carry_out(flags, command, offset, length, data)
             if command != nbd.READ and self.fuse is not None:
