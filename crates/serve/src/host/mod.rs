@@ -68,11 +68,10 @@ impl ImageHost {
     /// Serves `device` on a thread of its own until it is stopped or becomes unusable.
     ///
     /// # Errors
-    /// If the control socket cannot be made, or the process is out of descriptors or threads. The
-    /// device is dropped then, not closed.
+    /// If the control socket cannot be made for another reason than a full disk, or the process is
+    /// out of descriptors or threads. The device is dropped then, not closed.
     pub fn start(device: Box<dyn BlockDevice>, options: HostOptions) -> Result<HostHandle> {
-        let control =
-            options.control_directory.as_deref().map(ControlListener::bind).transpose()?;
+        let control = listen(&options)?;
         let wake = Arc::new(Wake::new().map_err(no_resources)?);
         let shared = Arc::new(Shared::default());
         shared.size_bytes.store(device.size_bytes(), Ordering::Release);
@@ -88,6 +87,18 @@ impl ImageHost {
             .spawn(move || shared.set_end(run(events)))
             .map_err(no_resources)?;
         Ok(handle)
+    }
+}
+
+/// Listens for commands. A full disk may have no room for the socket's name, and that must not keep
+/// anybody from reading.
+fn listen(options: &HostOptions) -> Result<Option<ControlListener>> {
+    match options.control_directory.as_deref().map(ControlListener::bind).transpose() {
+        Err(error) if error.kind() == ErrorKind::NoSpace => {
+            tracing::warn!(image = %options.name, %error, "served without taking commands");
+            Ok(None)
+        }
+        control => control,
     }
 }
 
