@@ -171,7 +171,8 @@ impl Checker<'_> {
                 "image {image} ('{}') has no name yet: its creation was cut off; 'gc' removes it",
                 head.name
             );
-            return self.find(&head.name, false, message);
+            self.find(&head.name, false, message);
+            return None;
         }
         if self.pool.name_of(&head).is_none() {
             self.nameless(image, &head);
