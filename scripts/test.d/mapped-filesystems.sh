@@ -133,6 +133,7 @@ killed_server() {
     while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
     claim "killed server: device list still shows the device" \
         grep -q "$device" <("$MARCOT" device list)
+    claim "killed server: with FUSE and loop, a writer is told at once, and does not hang" is_told "$directory/late"
     umount "$directory" || umount -l "$directory"
     claim "killed server: device unmap clears what is left" "$MARCOT" device unmap "$device"
     claim "killed server: no device is listed" test -z "$("$MARCOT" device list)"
@@ -143,6 +144,13 @@ killed_server() {
     umount "$directory"
     claim "killed server: its file system is clean" is_clean ext4 "$device"
     claim "killed server: and is unmapped in good order" "$MARCOT" device unmap "$device"
+}
+
+# is_told FILE : writing it and syncing fails, and soon.
+is_told() {
+    local status=0
+    timeout 20 dd if=/dev/zero of="$1" bs=1M count=1 conv=fsync status=none 2>/dev/null || status=$?
+    ((status != 0 && status != 124))
 }
 
 # A service manager ends processes without asking what is mounted.
