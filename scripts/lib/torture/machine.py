@@ -53,6 +53,8 @@ class Local:
         self.environment = dict(os.environ, MARCOT_STORE=f"{directory}/store", MARCOT_RUN_DIR=f"{directory}/run",
                                 MARCOT_LOG="info", RUST_BACKTRACE="1")
         self.server, self.command, self.timer = None, None, None
+        # A process that was killed closes its sockets a moment before it is gone.
+        self.killed = False
 
     def crash_soon(self):
         """The server is killed while it is looked at."""
@@ -68,6 +70,7 @@ class Local:
 
     def _kill(self):
         if self.server is not None:
+            self.killed = True
             self.server.kill()
 
     def start(self):
@@ -75,6 +78,7 @@ class Local:
 
     def serve(self):
         """Starts a server and waits until it listens."""
+        self.killed = False
         log = open(f"{self.directory}/server.log", "ab")
         with log:
             self.server = start([self.binary, "serve", "--idle-time-s", "0", "--socket", self.socket], stdout=subprocess.PIPE, stderr=log,
@@ -86,7 +90,7 @@ class Local:
         return nbd.Client(self.socket, export)
 
     def is_dead(self):
-        return self.server is None or self.server.poll() is not None
+        return self.killed or self.server is None or self.server.poll() is not None
 
     def begin(self, arguments):
         """Starts a command."""

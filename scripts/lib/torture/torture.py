@@ -230,6 +230,8 @@ class Shift:
         self.left = commands
         # The crash is aimed at one of the commands, or comes at any time.
         self.aim = self.random.randint(1, commands) if commands and self.random.random() < 0.85 else 0
+        # In the middle of it, or as soon as it has ended: what it said then has to be true.
+        self.aim_behind = self.random.random() < 0.25
         self.started = 0
         self.command, self.began, self.writes_began = None, 0, 0
         now = time.monotonic()
@@ -262,7 +264,7 @@ class Shift:
 
     def _decide(self, now):
         """Sets the time of a crash that is not aimed at a command, once there is reason to."""
-        waits = self.writer.bytes < self.bytes_before or (self.left and self.aim) or self.command is not None
+        waits = self.writer.bytes < self.bytes_before or self.started < self.aim or self.command is not None
         if self.crash_at is None and not waits:
             self.crash_at = now + self.random.uniform(0, self.torture.pace.round_s)
             if hasattr(self.machine, "disk"):
@@ -280,7 +282,7 @@ class Shift:
         self.started += 1
         disk = getattr(self.machine, "disk", None)
         self.writes_began = disk.writes + disk.flushes if disk else 0
-        if self.started == self.aim:
+        if self.started == self.aim and not self.aim_behind:
             seconds, operations = self.torture.typical.get(command.kind, TYPICAL)
             if disk:
                 disk.arm(self.random.randint(1, int(1.2 * operations) + 2))
@@ -294,8 +296,12 @@ class Shift:
             return
         disk = getattr(self.machine, "disk", None)
         operations = disk.writes + disk.flushes - self.writes_began if disk else 0
-        self.torture.typical[self.command.kind] = (now - self.began, operations)
+        # The shortest time seen: aimed by a longer one, most crashes would come too late.
+        fastest, _ = self.torture.typical.get(self.command.kind, (now, 0))
+        self.torture.typical[self.command.kind] = (min(fastest, now - self.began), operations)
         self._ended(result)
+        if self.started == self.aim and self.aim_behind:
+            self.crash_at = now
         self.next_command_at = now + self.random.uniform(0, self.torture.pace.round_s / 4)
 
     def _ended(self, result):
