@@ -97,12 +97,13 @@ full_disk() {
     claim "$fs full: writes are refused, again" answers $ENOSPC write 5 0 $MIB
     claim "$fs full: the bytes of a write that was refused are what they were" answers ok read 2 0 $MIB
     claim "$fs full: other images can be read" holds other "$other"
+    claim "$fs full: a snapshot can be removed, under the image in use" does marcot snap rm --no-progress disk@s
+    claim "$fs full: its space can be written" answers ok write 8 $((48 * MIB)) $((8 * MIB))
     claim "$fs full: an image that nobody uses can be removed" does marcot rm --no-progress old
     claim "$fs: with room again, the same connection writes on" answers ok write 6 $((32 * MIB)) $MIB
     claim "$fs: and flushes" answers ok flush
     claim "$fs: and reads it" answers ok read 6 $((32 * MIB)) $MIB
-    claim "$fs: a snapshot can be removed, under the image in use" does marcot snap rm --no-progress disk@s
-    claim "$fs: its space can be written" answers ok write 7 $((40 * MIB)) $((8 * MIB))
+    claim "$fs: the space of both can be written" answers ok write 7 $((40 * MIB)) $((8 * MIB))
     claim "$fs: nothing written before is lost" answers ok read 4 $((WRITTEN - 4096)) 4096
     disconnect
     claim "$fs: the server ends well" stop_serving "$SERVER"

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{HeadRecord, NameRecord, ParentRecord, PoolRecord, RootRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
-use marcot_store::{Disk, Lock, LockMode, replace};
+use marcot_store::{Disk, DiskFile, Lock, LockMode, replace};
 
 use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, unescape};
 use super::store::Store;
@@ -17,6 +17,9 @@ use crate::segment::{Files, author_directory};
 /// Longest record file that is read, in bytes.
 const RECORD_BYTES_MAX: u64 =
     (marcot_format::frame::FRAME_BODY_BYTES_MAX + marcot_format::frame::FRAME_HEADER_BYTES) as u64;
+
+/// Bytes kept back for heads on a full disk.
+const RESERVE_BYTES: u64 = 256 << 10;
 
 /// How often an image's lock is tried, and how long apart.
 const LOCK_ATTEMPTS: u32 = 5;
@@ -228,8 +231,43 @@ impl Pool {
             );
             return fail(ErrorKind::NoSpace, message);
         }
-        replace(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
-            .at(|| format!("cannot write {}", path.display()))
+        let write = || {
+            replace(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
+                .at(|| format!("cannot write {}", path.display()))
+        };
+        match write() {
+            Err(error) if error.kind() == ErrorKind::NoSpace && self.give_up_reserve() => write(),
+            written => written,
+        }
+    }
+
+    fn reserve_path(&self) -> PathBuf {
+        self.0.directory.join("reserve")
+    }
+
+    /// Keeps some room on the medium back for heads, so that a full disk can be emptied again by
+    /// removing snapshots and images. Where that fails, it is tried again with the next image.
+    pub(crate) fn keep_reserve(&self) {
+        let path = self.reserve_path();
+        let disk = self.disk();
+        let whole = |file: &Arc<dyn DiskFile>| file.length().is_ok_and(|n| n >= RESERVE_BYTES);
+        let file = match disk.open(&path, true) {
+            Ok(file) if whole(&file) => return,
+            Ok(file) => Ok(file),
+            Err(_) => disk.create_new(&path, self.file_mode()),
+        };
+        // Written, because room that is only promised can be taken by others.
+        let zeros = vec![0; RESERVE_BYTES as usize];
+        let kept = file.and_then(|f| f.write_at(0, &[&zeros]).and_then(|()| f.sync()));
+        if let Err(error) = kept {
+            tracing::debug!(pool = %self.name(), %error, "no room for the reserve");
+            self.give_up_reserve();
+        }
+    }
+
+    /// Gives the reserve to whoever needs it; true if there was one.
+    fn give_up_reserve(&self) -> bool {
+        self.disk().remove_file(&self.reserve_path()).is_ok()
     }
 
     /// Fails where the head on disk is of another epoch.

@@ -95,6 +95,7 @@ impl Image {
         self.settle()?;
         self.check_not_fenced()?;
         self.remove_leftovers()?;
+        self.pool.keep_reserve();
         self.pool.create_author_directory(self.id)?;
         let epoch = self.head.epoch + 1;
         self.open_log(epoch, Vec::new(), self.group_next)?;

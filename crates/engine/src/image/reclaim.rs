@@ -9,7 +9,7 @@ use marcot_format::record::{RootRecord, SegmentMarks};
 use marcot_format::segment::SegmentKind;
 
 use super::{Image, Source, open_root};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::gc;
 use crate::segment::SegmentName;
 
@@ -18,7 +18,11 @@ impl Image {
     /// those that are named in part. Returns the bytes given back.
     pub(crate) fn reclaim_unnamed(&mut self) -> Result<u64> {
         if self.changed {
-            self.checkpoint()?;
+            // What it would make free is found later.
+            self.checkpoint().or_else(|error| match error.kind() {
+                ErrorKind::NoSpace => Ok(()),
+                _ => Err(error),
+            })?;
         }
         if self.postponed_for_readers() {
             return Ok(0);

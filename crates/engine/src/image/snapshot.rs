@@ -207,8 +207,9 @@ impl Image {
             self.head.snapshots.retain(|s| s.id != id);
             self.reclaim_unnamed()?;
         }
-        // The space that comes free is found by comparing durable roots.
-        self.checkpoint_with(|head| head.snapshots.retain(|s| s.id != id))?;
+        // The head alone, which takes next to no room: on a full disk this is what makes some. The
+        // space that comes free is found by comparing durable roots.
+        self.publish(|head| head.snapshots.retain(|s| s.id != id))?;
         self.pool.remove_snapshot_pin(self.id, SnapId(id));
         if let Some(parent) = parent {
             self.leave_parent(&parent)?;
