@@ -231,13 +231,15 @@ impl Pool {
             );
             return fail(ErrorKind::NoSpace, message);
         }
-        let write = || {
-            replace(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
-                .at(|| format!("cannot write {}", path.display()))
-        };
-        match write() {
-            Err(error) if error.kind() == ErrorKind::NoSpace && self.give_up_reserve() => write(),
-            written => written,
+        replace(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
+            .at(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Does what is needed to make room; on a full disk, with what was kept back for it.
+    pub(crate) fn with_reserve<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        match work() {
+            Err(error) if error.kind() == ErrorKind::NoSpace && self.give_up_reserve() => work(),
+            done => done,
         }
     }
 
@@ -267,7 +269,11 @@ impl Pool {
 
     /// Gives the reserve to whoever needs it; true if there was one.
     fn give_up_reserve(&self) -> bool {
-        self.disk().remove_file(&self.reserve_path()).is_ok()
+        let path = self.reserve_path();
+        // Cut first: what a removal frees may come free some time later.
+        let cut =
+            self.disk().open(&path, true).and_then(|f| f.set_length(0).and_then(|()| f.sync()));
+        cut.and_then(|()| self.disk().remove_file(&path)).is_ok()
     }
 
     /// Fails where the head on disk is of another epoch.
@@ -368,8 +374,10 @@ impl Pool {
         snap: SnapId,
     ) -> Result<Option<Box<dyn Lock>>> {
         let path = self.pin_path(image, snap);
-        let lock = self.disk().lock(&path, LockMode::Exclusive, false);
-        lock.at(|| format!("cannot lock {}", path.display()))
+        self.with_reserve(|| {
+            let lock = self.disk().lock(&path, LockMode::Exclusive, false);
+            lock.at(|| format!("cannot lock {}", path.display()))
+        })
     }
 
     pub(crate) fn remove_snapshot_pin(&self, image: ImageId, snap: SnapId) {

@@ -108,7 +108,7 @@ impl Pool {
             let mut marked = head.clone();
             marked.removing = true;
             marked.version += 1;
-            match self.write_head(image, &marked) {
+            match self.with_reserve(|| self.write_head(image, &marked)) {
                 // Removing must work on a full disk. Unmarked, a removal that is cut off between
                 // the next two steps leaves an image without a name, which `check` tells.
                 Err(error) if error.kind() == ErrorKind::NoSpace => {}

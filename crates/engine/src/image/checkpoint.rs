@@ -394,7 +394,9 @@ impl Image {
         let mut head = self.head.clone();
         change(&mut head);
         let head = self.next_head(head);
-        let written = flight::write_head(&self.pool, self.id, &self.label, &head);
+        // The head alone: this is how snapshots go, also where the disk is full.
+        let write = || flight::write_head(&self.pool, self.id, &self.label, &head);
+        let written = self.pool.with_reserve(write);
         self.poisoned |= written.as_ref().is_err_and(|e| e.kind() == ErrorKind::Poisoned);
         written?;
         self.head = head;
