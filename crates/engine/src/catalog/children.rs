@@ -148,7 +148,14 @@ impl Pool {
                     Some(format) => format,
                     None => {
                         // Flattened, and cut off before the record was removed. Nothing can bring
-                        // the link back.
+                        // the link back, once the head that lacks it is durable.
+                        let directory = pool.image_directory(image);
+                        match self.disk().sync_directory(&directory) {
+                            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                            synced => {
+                                synced.at(|| format!("cannot sync {}", directory.display()))?
+                            }
+                        }
                         let _ = self.disk().remove_file(&self.children_directory().join(name));
                         return Ok(None);
                     }
