@@ -98,6 +98,8 @@ impl Pool {
         let directory = self.image_directory(id);
         let disk = self.disk();
         let context = || format!("cannot create image '{}'", head.name);
+        // Who made the pool may have been killed before its record was durable.
+        disk.sync_directory(self.directory()).at(context)?;
         disk.create_directory(&directory, self.directory_mode()).at(context)?;
         let name = NameRecord { image_id: id.0 };
         let name_bytes = encode_message(FrameKind::Name, &name);

@@ -294,8 +294,11 @@ impl Store {
         };
         let bytes = encode_message(FrameKind::Pool, &record);
         let path = directory.join("pool");
-        for parent in [directory.join("names"), directory.clone()] {
-            disk.sync_directory(&parent).at(|| format!("cannot sync {}", parent.display()))?;
+        // All that the record stands on is durable before it: also the store, whose maker may have
+        // been killed before that.
+        let store = self.inner.directory.clone();
+        for made in [directory.join("names"), directory.clone(), store.join("pools"), store] {
+            disk.sync_directory(&made).at(|| format!("cannot sync {}", made.display()))?;
         }
         // The commit: a directory without this record is no pool.
         publish_new(disk, &path, self.inner.world.random.number(), mode & 0o644, &bytes)
