@@ -9,7 +9,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marcot::Store;
+use marcot::{BlockDevice, Command, Store};
 
 use crate::disk::{Cut, Machine, Probe};
 use crate::model::{self, Model};
@@ -97,7 +97,8 @@ fn try_crash(
     seed: u64,
     rng: &mut Rng,
 ) -> Result<(), Violation> {
-    match rng.below(8) {
+    match rng.below(9) {
+        8 => after_kill_and_removals(machine, candidates, seed),
         0 => {
             (0..PROCESSES).for_each(|process| machine.kill(process));
             let _ = machine.take_cut();
@@ -105,7 +106,7 @@ fn try_crash(
             recover(machine, candidates, seed, None).map_err(context(how))?;
             lose_power(machine);
             let how = "after a kill, recovery and a loss of power";
-            recover(machine, candidates, seed + 1, Some(rng)).map_err(context(how))
+            recover(machine, candidates, seed + 1, Some(rng)).map(drop).map_err(context(how))
         }
         1 => {
             // Only part of the recovery happens.
@@ -117,11 +118,13 @@ fn try_crash(
                 machine.power_on();
             }
             let how = "after a loss of power in the middle of recovery from another";
-            recover(machine, candidates, seed + 1, Some(rng)).map_err(context(how))
+            recover(machine, candidates, seed + 1, Some(rng)).map(drop).map_err(context(how))
         }
         _ => {
             lose_power(machine);
-            recover(machine, candidates, seed, Some(rng)).map_err(context("after a loss of power"))
+            recover(machine, candidates, seed, Some(rng))
+                .map(drop)
+                .map_err(context("after a loss of power"))
         }
     }
 }
@@ -133,20 +136,69 @@ fn recover(
     candidates: &[Model],
     seed: u64,
     usage: Option<&mut Rng>,
-) -> Result<(), Violation> {
+) -> Result<Model, Violation> {
     let store = open(machine, seed)?;
     observe::check(&store, false)?;
     observe::collect(&store)?;
     observe::check(&store, true)?;
     let seen = observe::look(&store)?;
     let (_, model) = observe::settle(candidates, &seen)?;
-    let Some(rng) = usage else { return Ok(()) };
+    let Some(rng) = usage else { return Ok(model) };
     for slot in model.images.keys() {
         if rng.one_in(3) {
             use_image(&store, &model, *slot, rng).map_err(context("in use after recovery"))?;
         }
     }
-    observe::check(&store, true).map_err(context("in use after recovery"))
+    observe::check(&store, true).map_err(context("in use after recovery"))?;
+    Ok(model)
+}
+
+/// What others decide on the ground of what a killed process left must not lose its ground when the
+/// power goes: a snapshot whose last child went is removed, and perhaps a
+/// pool collected.
+fn after_kill_and_removals(
+    machine: &Arc<Machine>,
+    candidates: &[Model],
+    seed: u64,
+) -> Result<(), Violation> {
+    (0..PROCESSES).for_each(|process| machine.kill(process));
+    let _ = machine.take_cut();
+    let failed = |e: marcot::Error| Violation { rule: Rule::Model, message: e.to_string() };
+    let store = open(machine, seed)?;
+    // Not collected yet: that would make what is visible durable.
+    let seen = observe::look(&store)?;
+    let model = match observe::settle(candidates, &seen) {
+        Ok((_, model)) => model,
+        // A clone that was cut off before its name counts as a child until it is collected.
+        Err(violation) if violation.rule == Rule::I7 => return Ok(()),
+        Err(violation) => return Err(context("after a kill")(violation)),
+    };
+    let pools = observe::open_pools(&store)?;
+    let mut left = candidates.to_vec();
+    for (slot, image) in &model.images {
+        let orphaned = |s: &&model::Snap| {
+            let before = candidates.iter().any(|c| c.has_children(image, s));
+            before && !s.trashed && !model.has_children(image, s)
+        };
+        for snap in image.snaps.iter().filter(orphaned) {
+            let Some(id) = image.id else { continue };
+            let mut owner = pools[image.pool].open(id).map_err(failed)?;
+            let name = snap.name.clone();
+            let remove = Command::SnapRemove { name, force: true };
+            owner.execute(&remove, &mut |_, _| {}).map_err(failed)?;
+            // States in which it has children are out of the question now.
+            let without = |c: &Model| c.without_snap(*slot, &snap.name, image.latest());
+            left = left.iter().filter_map(without).collect();
+        }
+    }
+    if seed.is_multiple_of(2) {
+        // Of one pool only: what other pools' heads took from it may be all that is left.
+        let freed = store.gc(&pools[0], &mut |_, _| {});
+        freed.map_err(|e| Violation { rule: Rule::I5, message: e.to_string() })?;
+    }
+    lose_power(machine);
+    let how = "after a kill, removals by others and a loss of power";
+    recover(machine, &left, seed + 2, None).map(drop).map_err(context(how))
 }
 
 /// An owner finds the same, and can write.

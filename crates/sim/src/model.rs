@@ -347,7 +347,7 @@ impl Model {
             Operation::Resize { slot, size } => self.resize(*slot, *size),
             Operation::Remove { slot } => {
                 let image = self.images.get(slot)?;
-                if image.snaps.iter().any(|s| !s.trashed || self.trash_needed(image, s)) {
+                if image.snaps.iter().any(|s| !s.trashed || self.has_children(image, s)) {
                     return self.refused(&[ErrorKind::HasSnapshots]);
                 }
                 let mut done = self.clone();
@@ -366,9 +366,35 @@ impl Model {
         }
     }
 
-    /// True where a trashed snapshot has children.
+    /// The model after a snapshot was removed, if there, when the image had the content `now`; `None`
+    /// where it cannot have had that, or where the snapshot has children.
     #[must_use]
-    pub fn trash_needed(&self, image: &ImageModel, snap: &Snap) -> bool {
+    pub fn without_snap(&self, slot: u8, name: &str, now: &Bytes) -> Option<Model> {
+        let found = self.images.get(&slot).and_then(|image| image.snap(name));
+        if found.is_none() {
+            return Some(self.clone());
+        }
+        // Those of a flattened image have let go, or not.
+        let mut model = self.clone();
+        if self.snap_children(slot, name).iter().any(|(_, may_go)| !may_go) {
+            return None;
+        }
+        let links: Vec<Link> = self.snap_children(slot, name).iter().map(|(l, _)| *l).collect();
+        for snap in model.images.values_mut().flat_map(|m| &mut m.snaps) {
+            if snap.parent.is_some_and(|l| links.contains(&l)) {
+                snap.parent = None;
+            }
+        }
+        let image = model.images.get_mut(&slot)?;
+        image.history.retain(|state| state == now);
+        image.history.truncate(1);
+        image.snaps.retain(|s| s.trashed || s.name != name);
+        (!image.history.is_empty()).then_some(model)
+    }
+
+    /// True where a snapshot has children.
+    #[must_use]
+    pub fn has_children(&self, image: &ImageModel, snap: &Snap) -> bool {
         let (Some(id), Some(snap)) = (image.id, snap.id) else { return true };
         self.links_to(id, snap).any(|(_, may_go)| !may_go)
     }

@@ -258,7 +258,7 @@ fn match_image(
         match found.snaps.iter().find(same) {
             Some(seen) => settled.snaps.push(match_snap(name, snap, seen)?),
             // Trash goes with its last child, or later.
-            None if snap.trashed && !model.trash_needed(image, snap) => {}
+            None if snap.trashed && !model.has_children(image, snap) => {}
             None => return Err(wrong(Rule::I1, format!("{name}@{} is missing", snap.name))),
         }
     }

@@ -93,7 +93,7 @@ impl SimDisk {
         let mut probe =
             self.machine.probe.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(probe) = probe.as_mut() else { return state };
-        let copy = Machine::copy(&state, ios);
+        let copy = Machine::copy(&state);
         drop(state);
         let number = probe(copy, ios);
         let mut state = self.machine.state();

@@ -109,9 +109,9 @@ impl Machine {
     }
 
     /// A copy, with choices of its own from now on.
-    fn copy(state: &State, seed: u64) -> Self {
+    fn copy(state: &State) -> Self {
         let mut state = state.clone();
-        state.rng = Rng::with(seed, state.ios);
+        state.rng = Rng::with(state.rng.draw(), state.ios);
         state.cut = None;
         state.faults = Faults::default();
         Self { state: Mutex::new(state), probe: Mutex::new(None) }
