@@ -158,14 +158,30 @@ fn slow_and_malformed_clients_disturb_nobody() {
 }
 
 #[test]
-fn more_clients_than_may_negotiate_wait_their_turn() {
-    let mut server = Running::start(|options| {
-        options.negotiating_max = 2;
-        options.handshake_time_max = Duration::from_millis(300);
-    });
-    let idle: Vec<NbdClient> = (0..4).map(|_| connect(&server.socket)).collect();
+fn clients_that_never_negotiate_keep_nobody_waiting() {
+    let mut server = Running::start(|options| options.negotiating_max = 2);
+    let mut idle: Vec<NbdClient> = (0..4).map(|_| connect(&server.socket)).collect();
+    let start = Instant::now();
     assert_eq!(NbdClient::connect(&server.socket, "a").read(0, 1).unwrap(), [0]);
-    drop(idle);
+    assert!(start.elapsed() < Duration::from_secs(5), "waited for the silent");
+    assert_eq!(idle[0].bytes(18)[..8], *b"NBDMAGIC");
+    assert!(idle[0].is_closed(), "the one that was silent longest made room");
+    server.stop().unwrap();
+}
+
+#[test]
+fn one_client_too_many_is_disconnected_until_another_leaves() {
+    let mut server = Running::start(|options| options.connections_max = 2);
+    let mut first = NbdClient::connect(&server.socket, "a");
+    let second = NbdClient::connect(&server.socket, "b");
+    assert!(connect(&server.socket).is_closed());
+    assert_eq!(first.read(0, 1).unwrap(), [0]);
+    drop(second);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while connect(&server.socket).is_closed() {
+        assert!(Instant::now() < deadline, "the place of the second stays taken");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     server.stop().unwrap();
 }
 

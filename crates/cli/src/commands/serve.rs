@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use marcot_serve::descriptors;
 use marcot_serve::nbd::{Address, NbdServer, SOCKET_MODE_DEFAULT, ServerOptions};
 
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
@@ -19,8 +20,15 @@ const SERVE: &[Opt] = &[
     Opt::new("socket-mode", Kind::Text, "access to the socket, octal [default: 600]"),
     Opt::new("tcp", Kind::Text, "address and port to listen on; neither encrypted nor guarded"),
     Opt::new("read-only", Kind::Flag, "let nobody write"),
+    Opt::new(
+        "connections-max",
+        Kind::Range(1, CONNECTIONS_MAX),
+        "clients at once [default: half of the descriptors the process may have]",
+    ),
     Opt::new("idle-time-s", Kind::Integer, "close images unused for so long [default: 30]"),
 ];
+/// More descriptors than Linux gives to a process.
+const CONNECTIONS_MAX: u64 = 1 << 30;
 const SOCKET_NAME: &str = "nbd.sock";
 
 /// The commands of this file.
@@ -54,6 +62,11 @@ fn serve(session: &Session, args: &Args) -> Outcome {
         session.pool(name)?;
     }
     let mut options = ServerOptions { addresses: addresses(session, args)?, ..Default::default() };
+    let descriptors = descriptors::raise_limit();
+    let half = descriptors.map(|limit| limit / 2);
+    if let Some(count) = args.integer("connections-max").or(half) {
+        options.connections_max = usize::try_from(count).unwrap_or(usize::MAX);
+    }
     if let Some(seconds) = args.integer("idle-time-s") {
         options.idle_time = Duration::from_secs(seconds);
     }

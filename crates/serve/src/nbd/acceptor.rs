@@ -5,8 +5,8 @@
 //! its image, with the bytes it has already sent.
 //!
 //! Invariants: a client in negotiation holds at most a few hundred KiB and at most
-//! `handshake_time_max`; a malformed one loses its own connection only; while `negotiating_max`
-//! clients negotiate, others wait in the listeners' queues.
+//! `handshake_time_max`; a malformed one loses its own connection only; clients that say nothing
+//! keep nobody out (module `seats`).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +22,7 @@ use super::NbdConnection;
 use super::exports::{ExportName, Lease, OpenExports};
 use super::listen::Listener;
 use super::negotiation::{Negotiation, Next, OPTION_BYTES_MAX};
+use super::seats::{Seat, Seats};
 use super::server::{ServerOptions, StopHandle};
 use crate::host::buffer::{Progress, ReceiveBuffer, SendBuffer};
 use crate::poll::{Interest, Poll, Ready};
@@ -66,6 +67,7 @@ struct Answer {
 
 struct Client {
     socket: OwnedFd,
+    seat: Seat,
     peer: String,
     negotiation: Negotiation,
     receive: ReceiveBuffer,
@@ -94,6 +96,7 @@ pub(super) struct Acceptor {
     next_generation: u64,
     handshake_time_max: Duration,
     negotiating_max: usize,
+    seats: Seats,
     accepting: bool,
     accept_after: Option<Instant>,
     closing_idle: bool,
@@ -126,6 +129,7 @@ impl Acceptor {
             next_generation: 0,
             handshake_time_max: options.handshake_time_max,
             negotiating_max: options.negotiating_max.max(1),
+            seats: Seats::new(options.connections_max),
             accepting: true,
             accept_after: None,
             closing_idle: false,
@@ -174,6 +178,7 @@ impl Acceptor {
 
     /// Disconnects clients that take too long; has idle images closed.
     fn tick(&mut self, now: Instant) {
+        self.seats.tell(now);
         for index in self.clients.indices() {
             let Some(client) = self.clients.get_mut(index) else { continue };
             // Waiting for a worker is not the client's fault.
@@ -187,12 +192,12 @@ impl Acceptor {
         }
     }
 
-    /// Stops listening while there are too many clients or no resources, and resumes after.
+    /// Stops listening while there are no resources, and resumes after.
     fn regulate_accepting(&mut self, now: Instant) -> io::Result<()> {
         if self.accept_after.is_some_and(|after| now >= after) {
             self.accept_after = None;
         }
-        let wanted = self.accept_after.is_none() && self.clients.len() < self.negotiating_max;
+        let wanted = self.accept_after.is_none();
         if wanted != self.accepting {
             self.accepting = wanted;
             let interest = Interest { readable: wanted, writable: false };
@@ -204,15 +209,13 @@ impl Acceptor {
     }
 
     fn accept(&mut self, listener: usize) {
-        if self.clients.len() >= self.negotiating_max {
-            return;
-        }
         let Some(listener) = self.listeners.get(listener) else { return };
         let accepted = match listener.accept() {
             Ok(None) => return,
             Ok(Some(socket)) => {
                 let peer = format!("{} #{}", listener.address, self.next_generation);
-                self.greet(socket, peer)
+                // Without a seat the socket is closed here and now.
+                self.seats.take().map_or(Ok(()), |seat| self.greet(socket, peer, seat))
             }
             Err(error) => Err(error),
         };
@@ -222,7 +225,26 @@ impl Acceptor {
         }
     }
 
-    fn greet(&mut self, socket: OwnedFd, peer: String) -> io::Result<()> {
+    /// Takes the place of the client that has negotiated longest, unless the server is what it
+    /// waits for.
+    fn make_room(&mut self) {
+        if self.clients.len() < self.negotiating_max {
+            return;
+        }
+        let slowest = self
+            .clients
+            .indices()
+            .into_iter()
+            .filter_map(|i| self.clients.get_mut(i).filter(|c| !c.asked).map(|c| (c.deadline, i)))
+            .min();
+        if let Some((_, index)) = slowest {
+            self.seats.note_replaced();
+            self.clients.remove(index);
+        }
+    }
+
+    fn greet(&mut self, socket: OwnedFd, peer: String, seat: Seat) -> io::Result<()> {
+        self.make_room();
         let mut greeting = Vec::new();
         let negotiation = Negotiation::new(&mut greeting);
         let mut send = SendBuffer::new();
@@ -230,6 +252,7 @@ impl Acceptor {
         self.next_generation += 1;
         let index = self.clients.insert(Client {
             socket,
+            seat,
             peer,
             negotiation,
             receive: ReceiveBuffer::new(&[])?,
@@ -346,7 +369,8 @@ impl Client {
 
     fn transmit(&mut self) {
         match self.send.send(self.socket.as_fd()) {
-            Ok(_) => self.send.reclaim(),
+            // Most clients that are silent have taken the greeting: that is all they cost.
+            Ok(_) => self.send.release_if_empty(),
             Err(_) => {
                 self.send = SendBuffer::new();
                 self.closing = true;
@@ -409,6 +433,7 @@ impl Client {
                     allocation_context,
                     received: self.receive.unread().to_vec(),
                     peer: self.peer.clone(),
+                    seat: Some(self.seat.clone()),
                 });
             }
             Next::Close => self.closing = true,

@@ -11,11 +11,13 @@ mod listen;
 pub mod negotiation;
 pub mod reply;
 pub mod request;
+mod seats;
 pub mod server;
 pub mod wire;
 
 pub use exports::{ExportName, Exports};
 pub use listen::{Address, SOCKET_MODE_DEFAULT};
+pub use seats::Seat;
 pub use server::{NbdServer, ServerOptions, StopHandle};
 
 /// What the negotiation of a client has settled.
@@ -29,4 +31,6 @@ pub struct NbdConnection {
     pub received: Vec<u8>,
     /// Who it is, for logs.
     pub peer: String,
+    /// Its place among the clients of a server, if it has one.
+    pub seat: Option<Seat>,
 }

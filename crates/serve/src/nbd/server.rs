@@ -25,8 +25,11 @@ pub struct ServerOptions {
     pub idle_time: Duration,
     /// A client that has not finished its negotiation by then is disconnected.
     pub handshake_time_max: Duration,
-    /// Clients that may negotiate at the same time; more wait to be accepted.
+    /// Clients that may negotiate at the same time; one more takes the place of the one that has
+    /// been at it longest.
     pub negotiating_max: usize,
+    /// Clients that may be connected; more are disconnected at once. Each takes a descriptor.
+    pub connections_max: usize,
 }
 
 impl Default for ServerOptions {
@@ -35,7 +38,8 @@ impl Default for ServerOptions {
             addresses: Vec::new(),
             idle_time: Duration::from_secs(30),
             handshake_time_max: Duration::from_secs(30),
-            negotiating_max: 128,
+            negotiating_max: 1024,
+            connections_max: 8192,
         }
     }
 }
