@@ -12,6 +12,7 @@
 //! The checksum covers header and body, with its own field as zero. A reader refuses unknown
 //! incompatible bits; it may read, but not write, with unknown read-only-compatible bits.
 
+use crate::record::check_head;
 use crate::{FormatError, crc32c_without, get_u16, get_u32, put};
 
 /// First eight bytes of every record file.
@@ -130,6 +131,9 @@ pub fn decode_message<M: prost::Message + Default>(
     bytes: &[u8],
 ) -> Result<(M, bool), FormatError> {
     let frame = decode(kind, bytes)?;
+    if kind == FrameKind::Head {
+        check_head(frame.body)?;
+    }
     let message = M::decode(frame.body).map_err(|_| FormatError::Malformed {
         what: kind.word(),
         why: "the body does not decode",
@@ -150,6 +154,19 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(FrameKind::Head, &damaged).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_head_of_nothing_but_snapshots_takes_no_memory() {
+        use crate::record::{HEAD_SNAPSHOTS_MAX, HeadRecord};
+        // Two bytes each: field 13, length 0.
+        let snapshots = |count: usize| encode(FrameKind::Head, &[13 << 3 | 2, 0].repeat(count));
+        let (head, _) =
+            decode_message::<HeadRecord>(FrameKind::Head, &snapshots(HEAD_SNAPSHOTS_MAX)).unwrap();
+        assert_eq!(head.snapshots.len(), HEAD_SNAPSHOTS_MAX);
+        let many =
+            decode_message::<HeadRecord>(FrameKind::Head, &snapshots(HEAD_SNAPSHOTS_MAX + 1));
+        assert!(matches!(many, Err(FormatError::Malformed { .. })));
     }
 
     #[test]

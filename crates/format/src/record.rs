@@ -1,6 +1,38 @@
 //! The messages in record files (protocol buffers; field numbers are for ever).
 
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+
+use crate::FormatError;
+
+/// Most snapshots of a head, removed ones included. A decoder gives each hundreds of bytes, however
+/// short it is, so that without a limit a small file could take all memory.
+pub const HEAD_SNAPSHOTS_MAX: usize = 10_000;
+/// Most pieces of metadata of a head, for the same reason.
+pub const HEAD_METADATA_MAX: usize = 1 << 20;
+
+/// Fails for a head with more parts than a head may have, before anything is allocated for them.
+///
+/// # Errors
+/// `Malformed`; also where the bytes are no message.
+pub(crate) fn check_head(mut body: &[u8]) -> Result<(), FormatError> {
+    let what = "image head";
+    let broken = |_| FormatError::Malformed { what, why: "the body does not decode" };
+    let (mut snapshots, mut metadata) = (0, 0);
+    while !body.is_empty() {
+        let (tag, wire_type) = decode_key(&mut body).map_err(broken)?;
+        match tag {
+            13 => snapshots += 1,
+            15 => metadata += 1,
+            _ => {}
+        }
+        skip_field(wire_type, tag, &mut body, DecodeContext::default()).map_err(broken)?;
+    }
+    if snapshots > HEAD_SNAPSHOTS_MAX || metadata > HEAD_METADATA_MAX {
+        return Err(FormatError::Malformed { what, why: "more snapshots than there may be" });
+    }
+    Ok(())
+}
 
 /// A store: the registry of pools.
 #[derive(Clone, PartialEq, Eq, Message)]
