@@ -22,7 +22,7 @@ mod progress;
 mod session;
 mod signals;
 pub mod size;
-mod sparse;
+pub mod sparse;
 pub mod spec;
 mod time;
 

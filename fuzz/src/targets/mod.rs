@@ -1,0 +1,83 @@
+//! The targets, one file a family, and the memory that each decoder may take.
+//!
+//! A target's own copies of the input count too: they are the small factors.
+
+mod command_line;
+mod control;
+mod format;
+mod nbd;
+
+use std::mem::size_of;
+
+use marcot_format::record::{HEAD_SNAPSHOTS_MAX, SnapshotRecord};
+
+use crate::Target;
+
+const KIB: usize = 1 << 10;
+
+/// Every target.
+pub const ALL: &[Target] = &[
+    Target {
+        name: "record",
+        body: format::record,
+        // An empty piece of metadata has two bytes, and takes 48 in a vector that doubles.
+        bytes_per_byte: 100,
+        // As many snapshots as there may be, in a vector that doubles.
+        bytes_besides: 3 * HEAD_SNAPSHOTS_MAX * size_of::<SnapshotRecord>(),
+    },
+    Target { name: "map_page", body: format::map_page, bytes_per_byte: 2, bytes_besides: 24 * KIB },
+    Target {
+        name: "table_page",
+        body: format::table_page,
+        bytes_per_byte: 2,
+        bytes_besides: 24 * KIB,
+    },
+    Target {
+        name: "group_header",
+        body: format::group_header,
+        bytes_per_byte: 6,
+        bytes_besides: 4 * KIB,
+    },
+    Target {
+        name: "segment_header",
+        body: format::segment_header,
+        bytes_per_byte: 2,
+        bytes_besides: 8 * KIB,
+    },
+    Target {
+        name: "nbd_negotiation",
+        body: nbd::negotiation,
+        // An option of 16 bytes may be answered by some 150, kept by both ways of feeding it.
+        bytes_per_byte: 60,
+        bytes_besides: 64 * KIB,
+    },
+    Target { name: "nbd_request", body: nbd::requests, bytes_per_byte: 0, bytes_besides: KIB },
+    Target {
+        name: "control_command",
+        body: control::command,
+        // A JSON array of digits becomes a vector of values.
+        bytes_per_byte: 130,
+        bytes_besides: 4 * KIB,
+    },
+    Target {
+        name: "control_answer",
+        body: control::answer,
+        bytes_per_byte: 130,
+        bytes_besides: 4 * KIB,
+    },
+    Target { name: "size", body: command_line::size, bytes_per_byte: 4, bytes_besides: KIB },
+    Target { name: "spec", body: command_line::spec, bytes_per_byte: 8, bytes_besides: KIB },
+    Target {
+        name: "command_line",
+        body: command_line::arguments,
+        // An empty argument is one byte, and a string, and a piece of the line.
+        bytes_per_byte: 400,
+        bytes_besides: 64 * KIB,
+    },
+    Target {
+        name: "sparse_runs",
+        body: command_line::sparse_runs,
+        bytes_per_byte: 50,
+        bytes_besides: KIB,
+    },
+];
