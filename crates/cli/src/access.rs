@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use marcot::{BlockDevice, Command, ErrorKind, Image, ImageId, Pool, Reply, Result};
+use marcot::{
+    BlockDevice, Command, ErrorKind, Image, ImageId, ParentInfo, Pool, Reply, Result, Store,
+};
 use marcot_serve::control;
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 
@@ -187,6 +189,15 @@ fn host(pool: &Pool, id: ImageId, image: Image, usage: &str) -> Result<HostHandl
         control_directory: Some(pool.image_directory(id)),
     };
     ImageHost::start(Box::new(image), options)
+}
+
+/// Tells the owner of a parent, if it has one, that a child is gone: a removed snapshot that was kept
+/// for that child can go now. Where nobody has the parent open, the engine has seen to it.
+pub fn child_is_gone(store: &Store, parent: Option<&ParentInfo>) {
+    let Some(parent) = parent.filter(|parent| parent.trashed) else { return };
+    let Ok(pool) = store.pool_by_id(parent.pool_id) else { return };
+    // What fails here is done by gc.
+    let _ = control::ask(&pool.image_directory(parent.image_id), &Command::Tidy, &mut |_, _| {});
 }
 
 /// Flattens an image part by part, so that its users are served and other commands can be given to

@@ -88,6 +88,26 @@ fn open_export(world: &World, name: &str) -> std::os::unix::net::UnixStream {
 }
 
 #[test]
+fn a_removed_snapshot_goes_with_its_last_child_while_the_parent_is_served() {
+    for last in ["flatten --no-progress c", "rm --no-progress c"] {
+        let world = World::new();
+        world.silently(&[
+            "create -s 16M p",
+            "snap create --no-progress p@s",
+            "clone --rbd-default-clone-format 2 p@s c",
+        ]);
+        let mut server = Server::start(&world);
+        let client = open_export(&world, "rbd/p");
+        world.silently(&["snap rm --no-progress p@s"]);
+        assert!(world.rbd("snap ls --all p").out.contains("trash"), "nothing waits for the child");
+        world.silently(&[last]);
+        assert_eq!(world.rbd("snap ls --all p"), prints(""), "{last}");
+        drop(client);
+        assert_eq!(server.stop(), Some(0));
+    }
+}
+
+#[test]
 fn every_command_works_while_an_image_is_served() {
     let world = World::new();
     world.file("f", &noise(8 << 20));

@@ -155,7 +155,8 @@ fn remove(session: &Session, args: &Args) -> Outcome {
         .map(|id| Found { pool: pool.clone(), id })
         .map_err(|error| Failure::engine("delete error", &error))
         .and_then(|image| {
-            let parts = image.pool.info(image.id).map_or(0, |i| objects(i.size_bytes, i.order));
+            let info = image.pool.info(image.id).ok();
+            let parts = info.as_ref().map_or(0, |i| objects(i.size_bytes, i.order));
             progress.count_in(parts);
             let mut report = |done, total| progress.update_before_end(done, total);
             session
@@ -163,6 +164,7 @@ fn remove(session: &Session, args: &Args) -> Outcome {
                 .remove_named(&image.pool, &target.namespace, &target.image, &mut report)
                 .map_err(|error| removal_failure(session, &image, &error))?;
             progress.catch_up(1, parts);
+            access::child_is_gone(session.store()?, info.and_then(|i| i.parent).as_ref());
             Ok(())
         });
     progress.end(outcome)

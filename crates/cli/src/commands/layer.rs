@@ -233,6 +233,7 @@ fn flatten(session: &Session, args: &Args) -> Outcome {
         progress.catch_up(1, parts);
     }
     progress.end(outcome.map_err(|e| Failure::engine("flatten error", &e)))?;
+    access::child_is_gone(session.store()?, info.parent.as_ref());
     tell_of_attached_snapshots(session, &image)
 }
 
