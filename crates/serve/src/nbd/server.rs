@@ -5,6 +5,15 @@
 //!   open, list, close       a few workers, because these may block
 //!   serve                   the thread of each image (host)
 //! ```
+//!
+//! What clients may take, whatever they send ([`ServerOptions`]):
+//!
+//! | who | memory | how long | how many |
+//! |---|---|---|---|
+//! | negotiates | less than 1 KiB, 64 KiB for an option | `handshake_time_max` | `negotiating_max`, then the slowest goes |
+//! | has negotiated, is idle | less than 1 KiB | no limit: a guest may be paused | `connections_max` in all, then new ones go |
+//! | is in the midst of a request | what it has sent of it, at most 32 MiB | no limit | |
+//! | takes no replies | 4 MiB, or one reply | no limit | |
 
 use std::sync::Arc;
 use std::time::Duration;
