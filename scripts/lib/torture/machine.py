@@ -45,7 +45,6 @@ class Local:
     """Processes of this machine. A crash is SIGKILL: what they wrote stays in the page cache."""
 
     keeps_cache = True
-    crashes_itself = False
 
     def __init__(self, binary, directory, random):
         self.binary, self.directory, self.random = binary, directory, random
@@ -58,8 +57,16 @@ class Local:
 
     def crash_soon(self):
         """The server is killed while it is looked at."""
-        self.timer = threading.Timer(self.random.uniform(0, EARLY_KILL_S), self._kill)
+        self.crash_in(self.random.uniform(0, EARLY_KILL_S))
+
+    def crash_in(self, seconds):
+        """The server is killed then, whatever goes on here."""
+        self.timer = threading.Timer(seconds, self._kill)
         self.timer.start()
+
+    def was_crashed(self):
+        """True if it is gone because it had to."""
+        return self.killed
 
     def crash_not(self):
         """It is not, if it has not been."""
@@ -147,7 +154,6 @@ class Guest:
     """A guest whose only disk is `disk`. A crash is a cut of its power."""
 
     keeps_cache = False
-    crashes_itself = True
 
     def __init__(self, directory, kernel, initramfs, job, disk, random):
         self.directory, self.disk, self.random = directory, disk, random
@@ -159,6 +165,10 @@ class Guest:
     def crash_soon(self):
         """The power goes while the machine recovers."""
         self.disk.arm(self.random.randint(1, EARLY_CUT_OPERATIONS))
+
+    def was_crashed(self):
+        """True if it is gone because it had to."""
+        return self.disk.dead.is_set()
 
     def crash_not(self):
         """It does not, if it has not gone."""

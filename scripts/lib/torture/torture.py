@@ -212,7 +212,7 @@ class Torture:
         try:
             shift.run()
         except (Dead, OSError) as error:
-            if not (self.machine.crashes_itself and self.machine.is_dead()):
+            if not self.machine.was_crashed():
                 ended_by_itself = error
         result = self._crash()
         writer.last_words()
@@ -288,11 +288,13 @@ class Shift:
                 disk.arm(self.random.randint(1, int(1.2 * operations) + 2))
                 self.crash_at = self.began + 3 * seconds + 5
             else:
-                self.crash_at = self.began + self.random.uniform(0, 1.2 * seconds)
+                # By a clock of its own: a turn of this loop takes as long as a short command.
+                self.machine.crash_in(self.random.uniform(0, 1.2 * seconds))
+                self.crash_at = self.began + 1.2 * seconds
 
     def _poll(self, now):
         result = self.machine.poll()
-        if result is None:
+        if result is None or (result.status != 0 and self.machine.was_crashed()):
             return
         disk = getattr(self.machine, "disk", None)
         operations = disk.writes + disk.flushes - self.writes_began if disk else 0
