@@ -88,8 +88,8 @@ class Local:
         self.killed = False
         log = open(f"{self.directory}/server.log", "ab")
         with log:
-            self.server = start([self.binary, "serve", "--idle-time-s", "0", "--socket", self.socket], stdout=subprocess.PIPE, stderr=log,
-                                env=self.environment)
+            command = [self.binary, "serve", "--idle-time-s", "0", "--socket", self.socket]
+            self.server = start(command, stdout=subprocess.PIPE, stderr=log, env=self.environment)
         if not self.server.stdout.readline().startswith(b"listening on"):
             raise Dead("the server did not start")
 

@@ -59,7 +59,9 @@ class Torture:
         except (Violation, Dead, OSError, ValueError) as error:
             # What is wrong with the content, and not with the moment, is found again next time.
             if not (early and self.machine.is_dead()):
-                raise error if isinstance(error, Violation) else Violation(f"no crash was due, and yet: {error!r}") from error
+                if isinstance(error, Violation):
+                    raise
+                raise Violation(f"no crash was due, and yet: {error!r}") from error
             self.note(f"crash while recovering: {error}")
             self._crash()
             return
