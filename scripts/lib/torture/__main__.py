@@ -67,12 +67,13 @@ def survive(torture, crashes, what, verbose):
         torture.note = lambda text: print(f"  {torture.crashes}: {text}", flush=True)
     torture.begin()
     began = time.monotonic()
-    while torture.crashes < crashes - 1:
+    while torture.crashes < crashes:
         torture.round()
         if torture.crashes % 10 == 0:
             print(f"# {torture.crashes} {what}, {time.monotonic() - began:.0f} s", flush=True)
-    if crashes > 1:
-        torture.end()
+    torture.end()
+    if crashes > 1 and not torture.figures.writes:
+        raise Violation("nothing was written, so nothing was shown")
     return torture.crashes
 
 
