@@ -396,12 +396,22 @@ impl Pool {
 
     /// The name of an image now, which may have changed since its head was written.
     pub(crate) fn name_of(&self, head: &HeadRecord) -> Option<String> {
+        self.find_name_of(head).ok().flatten()
+    }
+
+    /// As [`Self::name_of`], for who must not take a name that cannot be read now for none.
+    pub(crate) fn find_name_of(&self, head: &HeadRecord) -> Result<Option<String>> {
         let id = ImageId(head.image_id);
-        if self.find(&head.namespace, &head.name).is_ok_and(|found| found == id) {
-            return Some(head.name.clone());
+        match self.find(&head.namespace, &head.name) {
+            Ok(found) if found == id => return Ok(Some(head.name.clone())),
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            _ => {}
         }
-        let images = self.images(&head.namespace).ok()?;
-        images.into_iter().find(|(_, found)| *found == id).map(|(name, _)| name)
+        match self.images(&head.namespace) {
+            Ok(images) => Ok(images.into_iter().find(|(_, i)| *i == id).map(|(name, _)| name)),
+            Err(error) if error.kind() == ErrorKind::Io => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 
     pub(super) fn names_directory(&self, namespace: &str) -> PathBuf {

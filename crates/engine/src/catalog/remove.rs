@@ -116,7 +116,7 @@ impl Pool {
             }
         }
         let context = || format!("cannot remove image '{}'", head.name);
-        if let Some(name) = self.name_of(head) {
+        if let Some(name) = self.find_name_of(head)? {
             let path = self.name_path(&head.namespace, &name);
             self.disk().remove_file(&path).at(context)?;
         }
