@@ -655,3 +655,36 @@ fn what_is_written_ahead_of_the_log_is_no_data_and_goes_with_the_segment() {
     image.close().unwrap();
     assert_eq!(std::fs::metadata(segments(&pool, 'd').pop().unwrap()).unwrap().len(), used);
 }
+
+#[test]
+fn a_write_or_discard_of_any_alignment_is_one_group_and_so_never_torn() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, MIB as usize)).unwrap();
+    image.flush().unwrap();
+    let log = segments(&pool, 'd').pop().unwrap();
+    let before = std::fs::metadata(&log).unwrap().len();
+    let groups_of = |image: &mut Image, change: &dyn Fn(&mut Image)| {
+        let from = std::fs::metadata(&log).unwrap().len();
+        change(image);
+        let bytes = std::fs::read(&log).unwrap();
+        bytes[from as usize..].chunks(4096).filter(|b| b.starts_with(b"marcotGR")).count()
+    };
+    assert!(before > MIB);
+    let unaligned = |image: &mut Image| image.write_at(1000, &pattern(2, 100_000)).unwrap();
+    assert_eq!(groups_of(&mut image, &unaligned), 1);
+    let edges = |image: &mut Image| image.discard(300_001, 50_000).unwrap();
+    assert_eq!(groups_of(&mut image, &edges), 1);
+    let within = |image: &mut Image| image.discard(500_000, 5000).unwrap();
+    assert_eq!(groups_of(&mut image, &within), 1);
+    let mut expected = pattern(1, MIB as usize);
+    expected[1000..101_000].copy_from_slice(&pattern(2, 100_000));
+    expected[300_001..350_001].fill(0);
+    expected[500_000..505_000].fill(0);
+    drop(image);
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; MIB as usize];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == expected);
+}

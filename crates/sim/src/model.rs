@@ -1,10 +1,9 @@
 //! The byte oracle: what must be there, after every operation and when one is cut off.
 //!
 //! An image's content is the list of states since what was last made durable, oldest first. After a
-//! crash any one of them may be found, and nothing else (I1); a write of the user counts as the one to
-//! three and more groups that the engine makes of it, each a state. Everything a command changes besides
-//! is durable when the command returns. A command that is cut off has happened or not; a write that
-//! is cut off may have happened up to some block.
+//! crash any one of them may be found, and nothing else (I1). Everything a command changes besides is
+//! durable when the command returns. A command that is cut off has happened or not, and so has a
+//! write, unless it is longer than a group: then it may have happened up to the end of one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -108,33 +107,20 @@ impl ImageModel {
         self.history.push(Arc::new(bytes));
     }
 
-    /// Adds the states that a write goes through.
+    /// Adds the states that a write goes through: one, unless it is longer than a group.
     pub fn write(&mut self, mut offset: u64, mut data: &[u8]) {
         while !data.is_empty() {
-            let within = offset % BLOCK;
-            let whole = (data.len() as u64 / BLOCK).min(GROUP_BLOCKS) * BLOCK;
-            let n = if within != 0 || whole == 0 {
-                (BLOCK - within).min(data.len() as u64)
-            } else {
-                whole
-            };
+            let n = (GROUP_BLOCKS * BLOCK - offset % BLOCK).min(data.len() as u64);
             self.change(offset, &data[..n as usize]);
             (offset, data) = (offset + n, &data[n as usize..]);
         }
     }
 
-    /// Adds the states that a discard goes through: the edges, then what lies between.
+    /// Adds the state after a discard.
     pub fn discard(&mut self, offset: u64, length: u64) {
-        let end = offset + length;
-        let first = offset.div_ceil(BLOCK) * BLOCK;
-        let last = if end == self.size() { end } else { end / BLOCK * BLOCK };
-        let zeros = vec![0; length as usize];
-        if first >= last {
-            return self.write(offset, &zeros);
+        if length > 0 {
+            self.change(offset, &vec![0; length as usize]);
         }
-        self.write(offset, &zeros[..(first - offset) as usize]);
-        self.write(last, &zeros[..(end - last) as usize]);
-        self.change(first, &zeros[..(last - first) as usize]);
     }
 
     fn resize(&mut self, size: u64) {
@@ -249,8 +235,7 @@ impl Model {
         self.command(self.with(slot, change))
     }
 
-    /// A write. One that is not aligned, or is long, is several groups, and until it is flushed a
-    /// crash may keep the first of them: so the states on the way stay in the history.
+    /// A write, whose states stay in the history until a flush.
     fn written(&self, slot: u8, change: impl FnOnce(&mut ImageModel)) -> Option<Plan> {
         let done = self.with(slot, change);
         let interrupted = vec![done.clone()];

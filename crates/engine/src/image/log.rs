@@ -57,6 +57,11 @@ impl<'a> Group<'a> {
         self.records.is_empty()
     }
 
+    /// True where the group says something of a block.
+    pub(crate) fn has(&self, block: u64) -> bool {
+        self.records.iter().any(|r| r.block <= block && block - r.block < r.count)
+    }
+
     /// Data blocks that still fit; 0 where the group must be appended first.
     pub(crate) fn room_blocks(&self) -> usize {
         if self.records.len() >= GROUP_RECORDS_MAX {

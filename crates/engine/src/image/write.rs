@@ -14,6 +14,7 @@ use crate::error::{ErrorKind, Result};
 use crate::map::{PageSource, position};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 impl Image {
     pub(super) fn write_all(&mut self, writes: &[Write<'_>]) -> Result<()> {
@@ -24,10 +25,30 @@ impl Image {
         self.begin_writing()?;
         let mut group = Group::default();
         for write in writes {
-            group = self.gather(group, write.offset, write.data)?;
+            group = self.gather_write(group, write.offset, write.data)?;
         }
         self.append(group)?;
         self.after_write()
+    }
+
+    /// Adds a write to a group, after appending the group first where the write would not fit whole:
+    /// recovery keeps a group or drops it, so a write that fits into one is never torn.
+    fn gather_write<'a>(
+        &mut self,
+        group: Group<'a>,
+        offset: u64,
+        data: &'a [u8],
+    ) -> Result<Group<'a>> {
+        let end = offset + data.len() as u64;
+        let (first, last) = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
+        // What a partly written block keeps is read, so it must not be in the group.
+        let partly = |block: u64, edge: u64| !edge.is_multiple_of(BLOCK_BYTES) && group.has(block);
+        let fits = (last - first) as usize <= group.room_blocks();
+        if fits && !partly(first, offset) && !partly(end / BLOCK_BYTES, end) {
+            return self.gather(group, offset, data);
+        }
+        self.append(group)?;
+        self.gather(Group::default(), offset, data)
     }
 
     fn gather<'a>(
@@ -40,8 +61,10 @@ impl Image {
             let within = (offset % BLOCK_BYTES) as usize;
             let whole = data.len() / BLOCK;
             if within != 0 || whole == 0 {
-                // A part of a block: the rest comes from what is there, group included.
-                self.append(std::mem::take(&mut group))?;
+                // A part of a block: the rest comes from what is there.
+                if group.room_blocks() == 0 {
+                    self.append(std::mem::take(&mut group))?;
+                }
                 let n = (BLOCK - within).min(data.len());
                 let mut bytes = vec![0; BLOCK];
                 self.read_exact_block(offset / BLOCK_BYTES, &mut bytes)?;
@@ -139,46 +162,50 @@ impl Image {
         // The last block of the image is whole when the range reaches the image's end.
         let last =
             if end == self.size_bytes { end.div_ceil(BLOCK_BYTES) } else { end / BLOCK_BYTES };
-        if first >= last {
-            return self.zero_part(offset, length);
-        }
-        self.zero_part(offset, first * BLOCK_BYTES - offset)?;
-        if end > last * BLOCK_BYTES {
-            self.zero_part(last * BLOCK_BYTES, end - last * BLOCK_BYTES)?;
-        }
-        if !self.map.may_map(first, last) {
+        let whole = first < last && self.map.may_map(first, last);
+        let edges = match first < last {
+            true => [offset..first * BLOCK_BYTES, last * BLOCK_BYTES..end],
+            false => [offset..end, end..end],
+        };
+        let edges: Vec<_> = edges.into_iter().flat_map(|e| self.mapped_parts(e)).collect();
+        if !whole && edges.is_empty() {
             return Ok(());
         }
         self.begin_writing()?;
-        // Only leaves at the edges keep other entries: those must load before it is logged.
-        for (block, edge) in [(first, first), (last - 1, last)] {
-            if edge.is_multiple_of(MAP_FANOUT as u64) {
-                let (map, mut source) = self.parts();
-                map.prepare(block, 1, &mut source)?;
-            } else {
-                self.prepare(block, 1)?;
-            }
-        }
+        // All of it in one group: recovery keeps it or drops it.
         let mut group = Group::default();
-        group.discard(first, last - first);
+        for (at, bytes) in edges {
+            group = self.gather(group, at, &ZEROS[..bytes])?;
+        }
+        if whole {
+            // Only leaves at the ends keep other entries: those must load before it is logged.
+            for (block, edge) in [(first, first), (last - 1, last)] {
+                if edge.is_multiple_of(MAP_FANOUT as u64) {
+                    let (map, mut source) = self.parts();
+                    map.prepare(block, 1, &mut source)?;
+                } else {
+                    self.prepare(block, 1)?;
+                }
+            }
+            group.discard(first, last - first);
+        }
         self.append(group)?;
         self.after_write()
     }
 
-    /// Zeroes a range that covers no block whole, where anything is mapped.
-    fn zero_part(&mut self, offset: u64, length: u64) -> Result<()> {
-        let end = offset + length;
-        let mut at = offset;
-        while at < end {
+    /// The parts of a range by blocks, without those that are holes: offset and length of each.
+    fn mapped_parts(&self, range: std::ops::Range<u64>) -> Vec<(u64, usize)> {
+        let mut parts = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
             let block = at / BLOCK_BYTES;
-            let stop = end.min((block + 1) * BLOCK_BYTES);
+            let stop = range.end.min((block + 1) * BLOCK_BYTES);
             if self.map.may_map(block, block + 1) {
-                let zeros = vec![0; (stop - at) as usize];
-                self.write_all(&[Write { offset: at, data: &zeros }])?;
+                parts.push((at, (stop - at) as usize));
             }
             at = stop;
         }
-        Ok(())
+        parts
     }
 
     /// Keeps log and memory within their bounds. The write itself is done: a checkpoint that finds
