@@ -15,6 +15,7 @@ use marcot::{BlockDevice, Command, Error, ErrorKind, Reply, Result};
 
 use super::HostOptions;
 use super::connection::Connection;
+use super::eager::Eager;
 use super::handle::{Event, Message, Shared};
 use super::local::LocalLane;
 use super::operation::Failure;
@@ -73,6 +74,7 @@ pub(super) struct EventLoop {
     /// A control client may have sent more than the command that was run.
     commands_left: bool,
     pacer: Pacer,
+    eager: Eager,
     tidy_due: Option<Instant>,
     /// Set when a stop was asked for: until when replies are drained.
     stop_deadline: Option<Instant>,
@@ -100,6 +102,7 @@ impl EventLoop {
             messages_left: false,
             commands_left: false,
             pacer: Pacer::new(Instant::now()),
+            eager: Eager::default(),
             tidy_due: None,
             stop_deadline: None,
             fatal: None,
@@ -113,8 +116,7 @@ impl EventLoop {
     pub(super) fn run(mut self) -> Result<(), Failure> {
         let mut ready = Vec::new();
         while self.fatal.is_none() && !self.is_drained() {
-            let timeout = self.timeout(Instant::now());
-            if let Err(error) = self.poll.wait(timeout, &mut ready) {
+            if let Err(error) = self.wait(&mut ready) {
                 self.fatal = Some(Failure::new(ErrorKind::Io, &error.to_string()));
                 break;
             }
@@ -124,6 +126,27 @@ impl EventLoop {
             self.after_work(served || commanded);
         }
         self.close()
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
+        let mut now = Instant::now();
+        if self.has_more() {
+            return self.poll.wait(Some(Duration::ZERO), ready);
+        }
+        self.eager.idle(now);
+        while self.eager.looks_again(now) {
+            self.poll.wait(Some(Duration::ZERO), ready)?;
+            now = Instant::now();
+            if !ready.is_empty() {
+                self.eager.woken(now);
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+        self.poll.wait(self.timeout(now), ready)?;
+        self.eager.woken(Instant::now());
+        Ok(())
     }
 
     fn close(mut self) -> Result<(), Failure> {
@@ -152,9 +175,6 @@ impl EventLoop {
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
-        if self.has_more() {
-            return Some(Duration::ZERO);
-        }
         let timers = [Some(self.pacer.due()), self.tidy_due, self.stop_deadline];
         timers.into_iter().flatten().min().map(|due| due.saturating_duration_since(now))
     }

@@ -20,6 +20,7 @@
 
 pub(crate) mod buffer;
 mod connection;
+mod eager;
 mod event_loop;
 mod handle;
 mod local;
