@@ -9,6 +9,8 @@ use common::{World, prints, says, without_log};
 fn mistakes_have_rbds_words_and_status() {
     let world = World::new();
     world.silently(&["create a --size 16M", "snap create --no-progress a@s"]);
+    world.silently(&["create empty --size 0", "snap create --no-progress empty@s"]);
+    world.silently(&["snap protect empty@s"]);
     for (line, err, status) in [
         ("create a --size 1G", "rbd: create error: (17) File exists\n", 17),
         ("create b", "rbd: must specify --size <M/G/T>\n", 22),
@@ -66,6 +68,7 @@ fn mistakes_have_rbds_words_and_status() {
             2,
         ),
         ("clone a@s", "rbd: destination image name was not specified\n", 22),
+        ("clone empty@s b", "rbd: clone error: (22) Invalid argument\n", 22),
         (
             "flatten a",
             "\rImage flatten: 0% complete...failed.\nrbd: flatten error: (22) Invalid argument\n",
@@ -84,7 +87,9 @@ fn mistakes_have_rbds_words_and_status() {
     ] {
         assert_eq!(without_log(world.rbd(line)), says(err, status), "{line}");
     }
-    assert_eq!(world.rbd("ls"), prints("a\n"));
+    let refused = world.marcot("clone empty@s b");
+    assert!(refused.err.contains("rbd/empty@s is empty (0 bytes)"), "{refused:?}");
+    assert_eq!(world.rbd("ls"), prints("a\nempty\n"));
     assert_eq!(world.rbd("status a"), prints("Watchers: none\n"));
 }
 

@@ -129,7 +129,7 @@ impl Family {
             return;
         }
         let name = self.new_name("image-");
-        let size_bytes = self.rng.below(SIZE_MAX);
+        let size_bytes = self.rng.below(SIZE_MAX) + 1;
         let pool = self.pools[self.rng.below(2) as usize].clone();
         let options = CreateOptions { size_bytes, ..CreateOptions::default() };
         let id = pool.create("", &name, &options).expect("creates");
@@ -263,7 +263,7 @@ impl Family {
     }
 
     fn resize(&mut self, name: &str) {
-        let size_bytes = self.rng.below(SIZE_MAX);
+        let size_bytes = self.rng.below(SIZE_MAX) + 1;
         if size_bytes < self.models[name].bytes.len() as u64 {
             let command = Command::Resize { size_bytes, allow_shrink: false };
             let refused = self.execute(name, command).expect_err("shrinks");

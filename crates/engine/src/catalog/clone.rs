@@ -76,6 +76,13 @@ fn snapshot_for_clone(
     if !protected && (format == 1 || parent.read_only()) {
         return fail(ErrorKind::NotProtected, "parent snapshot must be protected");
     }
+    // As with RBD: there is nothing that such a parent could give to a child.
+    if snapshot.root.as_ref().is_none_or(|root| root.size_bytes == 0) {
+        return fail(
+            ErrorKind::Invalid,
+            format!("{label}@{snap} is empty (0 bytes); create an image instead"),
+        );
+    }
     Ok(snapshot.clone())
 }
 
@@ -84,7 +91,7 @@ impl Store {
     /// `parent`.
     ///
     /// # Errors
-    /// `NotProtected`; `NotFound`; `Exists`; `ReadOnly` for `dest`; `PermissionDenied` where the
+    /// `NotProtected`; `Invalid` for a snapshot of 0 bytes; `NotFound`; `Exists`; `ReadOnly` for `dest`; `PermissionDenied` where the
     /// parent belongs to another store and no marker can be left there (see
     /// [`CloneOptions::untracked`]); `Owned` for format 2 where another process has the parent
     /// open, which should be sent [`Command::MarkShared`] first.
