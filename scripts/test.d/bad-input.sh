@@ -212,9 +212,9 @@ servers() {
     local port long
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     serve --tcp "127.0.0.1:$port"
-    claim "a port in use is refused" refused 17 "in use" \
+    claim "a port in use is refused" refused 98 "give another port" \
         marcot serve --socket "$CLAIMS_SCRATCH/other" --tcp "127.0.0.1:$port"
-    claim "a socket in use is refused" refused 17 "another server answers" marcot serve --socket "$CLAIMS_SCRATCH/sock"
+    claim "a socket in use is refused" refused 98 "another server answers" marcot serve --socket "$CLAIMS_SCRATCH/sock"
     long=$CLAIMS_SCRATCH/$(printf 'x%.0s' $(seq 120))
     claim "a socket path too long is refused" refused 22 "is .* bytes long" marcot serve --socket "$long"
     claim "clients that send garbage, break off or ask too much harm nobody" python3 - "$CLAIMS_SCRATCH/sock" <<'PY'

@@ -97,6 +97,16 @@ impl Failure {
         }
     }
 
+    /// `<what>: (<errno>) <strerror>` with the number that the operating system gave, where it lies
+    /// below an engine error: engine errors tell fewer cases apart.
+    pub fn system(error: &marcot::Error) -> Self {
+        let below = std::error::Error::source(error).and_then(|s| s.downcast_ref());
+        match below.and_then(std::io::Error::raw_os_error) {
+            Some(errno) => Self::errno(error.message(), errno),
+            None => Self::new(error.errno(), error.to_string()),
+        }
+    }
+
     /// The same failure after a line that tells the cause.
     #[must_use]
     pub fn because(mut self, cause: impl fmt::Display) -> Self {

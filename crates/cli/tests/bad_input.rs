@@ -122,6 +122,33 @@ fn a_store_that_cannot_be_made_is_told_once() {
 }
 
 #[test]
+fn an_address_that_cannot_be_listened_on_is_named_with_its_errno_and_the_remedy() {
+    let world = World::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let in_use = format!("--tcp {}", taken.local_addr().unwrap());
+    let socket = world.path("taken.sock");
+    let _server = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let long = format!("--socket {}", "x".repeat(120));
+    for (options, status, words) in [
+        (in_use.as_str(), 98, "give another port"),
+        ("--tcp 192.0.2.1:10809", 99, "not an address of this machine"),
+        ("--tcp 127.0.0.1", 22, "cannot listen on '127.0.0.1'"),
+        ("--tcp 127.0.0.1:http", 22, "cannot listen on '127.0.0.1:http'"),
+        ("--tcp 127.0.0.1:99999", 22, "cannot listen on '127.0.0.1:99999'"),
+        ("--tcp :", 22, "cannot listen on ':'"),
+        ("--socket taken.sock", 98, "another server answers"),
+        ("--socket nowhere/sock", 2, "its directory must exist"),
+        ("--socket rbd", 17, "not a socket"),
+        (long.as_str(), 22, "is 120 bytes long; Linux allows 107"),
+    ] {
+        let ran = world.marcot(&format!("serve {options}"));
+        assert_eq!(ran.status, status, "{options}: {ran:?}");
+        assert!(ran.err.contains(words), "{options}: {ran:?}");
+        assert_eq!(ran.err.lines().count(), 1, "{options}: {ran:?}");
+    }
+}
+
+#[test]
 fn help_has_examples_and_completions_are_made() {
     let world = World::new();
     for command in ["create", "snap create", "clone", "import", "serve", "check"] {

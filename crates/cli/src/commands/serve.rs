@@ -71,7 +71,7 @@ fn serve(session: &Session, args: &Args) -> Outcome {
         options.idle_time = Duration::from_secs(seconds);
     }
     let exports = StoreExports::new(store, pools, args.flag("read-only"));
-    let server = NbdServer::bind(&options, Arc::new(exports))?;
+    let server = NbdServer::bind(&options, Arc::new(exports)).map_err(|e| Failure::system(&e))?;
     for address in server.addresses() {
         out(&format!("listening on {address}\n"))?;
     }

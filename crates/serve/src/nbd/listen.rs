@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::Permissions;
-use std::io::ErrorKind as IoErrorKind;
+use std::io::{self, ErrorKind as IoErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -59,7 +59,8 @@ struct SocketFile {
 
 impl Listener {
     /// # Errors
-    /// `Exists` if a server answers there; `Invalid` if the path is too long.
+    /// `Exists` if a server answers there; `Invalid` if the path is too long; else what the
+    /// operating system says, with its error as the source.
     pub(super) fn bind(address: &Address) -> Result<Self> {
         match address {
             Address::Unix { path, mode } => Self::bind_unix(path, *mode),
@@ -68,7 +69,7 @@ impl Listener {
     }
 
     fn bind_tcp(address: SocketAddr) -> Result<Self> {
-        let at = |error| Error::from_io(format!("cannot listen on {address}"), error);
+        let at = |error| cannot_listen(&address, tcp_remedy(&error), error);
         let listener = TcpListener::bind(address).map_err(at)?;
         listener.set_nonblocking(true).map_err(at)?;
         // With port 0 the system has chosen one.
@@ -77,7 +78,7 @@ impl Listener {
     }
 
     fn bind_unix(path: &Path, mode: u32) -> Result<Self> {
-        let at = |error| Error::from_io(format!("cannot listen on {}", path.display()), error);
+        let at = |error| cannot_listen(&path.display(), unix_remedy(&error), error);
         check_length(path)?;
         remove_stale(path)?;
         let listener = UnixListener::bind(path).map_err(at)?;
@@ -97,7 +98,7 @@ impl Listener {
     ///
     /// # Errors
     /// Those of the operating system, such as a lack of descriptors.
-    pub(super) fn accept(&self) -> std::io::Result<Option<OwnedFd>> {
+    pub(super) fn accept(&self) -> io::Result<Option<OwnedFd>> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = match rustix::net::accept_with(&self.socket, flags) {
             Ok(socket) => socket,
@@ -130,6 +131,29 @@ impl Drop for Listener {
     }
 }
 
+fn cannot_listen(address: &dyn fmt::Display, remedy: &str, error: io::Error) -> Error {
+    Error::from_io(format!("cannot listen on {address}{remedy}"), error)
+}
+
+fn tcp_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        IoErrorKind::AddrInUse => " (another process listens there; give another port)",
+        IoErrorKind::AddrNotAvailable => {
+            " (not an address of this machine; 'ip address' lists those, 0.0.0.0 stands for all)"
+        }
+        IoErrorKind::PermissionDenied => " (ports below 1024 are for root; give a higher one)",
+        _ => "",
+    }
+}
+
+fn unix_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        IoErrorKind::NotFound => " (its directory must exist)",
+        IoErrorKind::PermissionDenied => " (give a path in a directory where you may create files)",
+        _ => "",
+    }
+}
+
 fn check_length(path: &Path) -> Result<()> {
     let bytes = path.as_os_str().len();
     if bytes <= SOCKET_PATH_BYTES_MAX {
@@ -147,17 +171,20 @@ fn check_length(path: &Path) -> Result<()> {
 /// Removes what a dead server has left at `path`.
 fn remove_stale(path: &Path) -> Result<()> {
     let shown = path.display();
-    let exists = |what: &str| Err(Error::new(ErrorKind::Exists, format!("{shown}: {what}")));
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::from_io(format!("cannot listen on {shown}"), error)),
+        Err(error) => return Err(cannot_listen(&shown, unix_remedy(&error), error)),
         Ok(found) if !found.file_type().is_socket() => {
-            return exists("there is a file that is not a socket");
+            let message = format!("cannot listen on {shown}: there is a file that is not a socket");
+            return Err(Error::new(ErrorKind::Exists, message));
         }
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Ok(_) => exists("another server answers on this socket"),
+        Ok(_) => {
+            let remedy = " (another server answers on this socket; give another path)";
+            Err(cannot_listen(&shown, remedy, Errno::ADDRINUSE.into()))
+        }
         Err(error) if error.kind() == IoErrorKind::ConnectionRefused => std::fs::remove_file(path)
             .map_err(|error| {
                 Error::from_io(format!("cannot remove the stale socket {shown}"), error)
