@@ -74,6 +74,9 @@ template_state() {
 # --- reading ------------------------------------------------------------------------------------
 
 reading() {
+    claim "a socket where the user may not make one is refused, with the remedy" \
+        refuses 13 "marcot: cannot listen on *(give a path *): (13) Permission denied" \
+        user serve --socket "$CLAIMS_SCRATCH/no.sock"
     claim "the user attaches the pool by its directory" does user pool attach templates --backend "$TEMPLATES"
     claim "it is listed as read-only" says "templates  read-only" user pool ls -l
     claim "the user lists its images" prints debian user ls templates
@@ -240,6 +243,17 @@ hostile_markers() {
     claim "nor a file of a terabyte" refuses 16 "marcot: *00000000000000bb*" marcot snap unprotect templates/debian@12
     rm "$TEMPLATES/children/$key"
     claim "what bears no number is no marker" stranger_ignored
+    user clone templates/debian@12 own/pattern
+    as_user cp "$TEMPLATES/children/"*.* "$TEMPLATES/children/$key"
+    user rm --no-progress own/pattern
+    claim "a forged marker keeps the snapshot protected" \
+        refuses 16 "marcot: *own/pattern*" marcot snap unprotect templates/debian@12
+    claim "children --all shows the id at the end of its name" \
+        says '"id":"00000000000000bb"' marcot children --all --format json templates/debian@12
+    claim "the marker's file shows who left it" test "$(stat -c %u "$TEMPLATES/children/"*.00000000000000bb)" = "$USER_ID"
+    rm "$TEMPLATES/children/"*.00000000000000bb
+    claim "and with it the owner removes the block" does marcot snap unprotect templates/debian@12
+    marcot snap protect templates/debian@12
 }
 
 stranger_ignored() {

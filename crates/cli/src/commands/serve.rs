@@ -25,7 +25,12 @@ const SERVE: &[Opt] = &[
         Kind::Range(1, CONNECTIONS_MAX),
         "clients at once [default: half of the descriptors the process may have]",
     ),
-    Opt::new("idle-time-s", Kind::Integer, "close images unused for so long [default: 30]"),
+    Opt::new(
+        "idle-time-s",
+        Kind::Integer,
+        "close images unused for so long; until then 'rm', 'device map' and 'snap rm' of a served \
+         snapshot find them in use [default: 30]",
+    ),
 ];
 /// More descriptors than Linux gives to a process.
 const CONNECTIONS_MAX: u64 = 1 << 30;
