@@ -4,10 +4,12 @@
 # Sourced after claims.sh, never run. Invariants:
 #   * no command is waited for longer than COMMAND_TIMEOUT_S: a hang is a claim not kept;
 #   * a command that fails an expectation shows what it printed;
-#   * a refusal is a status, a line of standard error, and no sign of a crash.
+#   * a refusal is a status, a line of standard error among few, and no sign of a crash.
 
 COMMAND_TIMEOUT_S=30
 SERVER_WAIT_TENTHS=100
+# More than these is no clear sentence.
+REFUSAL_LINES_MAX=4
 # Panics of Rust end with it; so does a file that cannot be executed.
 STATUS_PANIC=101
 
@@ -81,14 +83,15 @@ crashed() {
 
 # refuses STATUSES LINE COMMAND...
 #
-# Ends with one of the STATUSES (separated by commas), and LINE is a whole line of standard error,
-# a progress line's carriage returns aside; * in it stands for any text.
+# Ends with one of the STATUSES (separated by commas), and LINE is a whole line of standard error
+# (of at most REFUSAL_LINES_MAX), a progress line's carriage returns aside; * in it stands for any text.
 refuses() {
     local statuses=$1 pattern line status=0
     pattern=$(commands_pattern "$2")
     shift 2
     "$@" >"$CLAIMS_SCRATCH/out" 2>"$CLAIMS_SCRATCH/err" </dev/null || status=$?
-    if [[ ,$statuses, == *,$status,* ]] && ! crashed "$status"; then
+    if [[ ,$statuses, == *,$status,* ]] && ! crashed "$status" &&
+        (($(wc -l <"$CLAIMS_SCRATCH/err") <= REFUSAL_LINES_MAX)); then
         while IFS= read -r line; do
             # shellcheck disable=SC2053 # a pattern on purpose
             [[ ${line##*$'\r'} != $pattern ]] || return 0

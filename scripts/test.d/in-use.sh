@@ -11,45 +11,16 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../lib/packages.sh"
 # shellcheck source=scripts/lib/claims.sh
 . "$HERE/../lib/claims.sh"
+# shellcheck source=scripts/lib/commands.sh
+. "$HERE/../lib/commands.sh"
 
-marcot() {
-    "$MARCOT" "$@"
-}
-
-uri() {
-    printf 'nbd+unix:///rbd/%s?socket=%s' "$1" "$CLAIMS_SCRATCH/sock"
-}
-
-io() {
-    local image=$1
-    shift
-    qemu-io -f raw "$@" "$(uri "$image")" >"$CLAIMS_SCRATCH/io" 2>&1 &&
-        ! grep -i 'fail\|error' "$CLAIMS_SCRATCH/io"
-}
-
-refused() {
-    local want=$1 words=$2 status=0
-    shift 2
-    "$@" >"$CLAIMS_SCRATCH/out" 2>&1 || status=$?
-    ((status == want)) && grep -qi -- "$words" "$CLAIMS_SCRATCH/out" && return 0
-    printf 'status %s, wanted %s and "%s":\n' "$status" "$want" "$words"
-    cat "$CLAIMS_SCRATCH/out"
-    return 1
-}
-
-serve() {
-    start_owned "$MARCOT" serve --socket "$CLAIMS_SCRATCH/sock" "$@" >/dev/null
-    SERVER=$!
-    local tenths=0
-    until [[ -S $CLAIMS_SCRATCH/sock ]]; do
-        ((tenths++ < 100)) || return 1
-        sleep 0.1
-    done
+at() {
+    uri "$SOCKET" "rbd/$1"
 }
 
 # A client that writes below 48 MiB until it is told to stop, and verifies what it wrote.
 start_writer() {
-    (cd "$CLAIMS_SCRATCH" && exec fio --name=w --ioengine=nbd --uri="$(uri "$1")" --rw=randwrite \
+    (cd "$CLAIMS_SCRATCH" && exec fio --name=w --ioengine=nbd --uri="$(at "$1")" --rw=randwrite \
         --bs=4k --iodepth=16 --size=48m --time_based --runtime=300 --verify=crc32c --do_verify=0 \
         >"$CLAIMS_SCRATCH/fio" 2>&1) &
     WRITER=$!
@@ -58,12 +29,11 @@ start_writer() {
 
 # 16 MiB from 64 MiB on are ours: each state of them has a pattern of its own.
 mark() {
-    io image -c "write -P $1 64M 16M"
+    io "$(at image)" "write -P $1 64M 16M"
 }
 
 shows() {
-    qemu-io -r -f raw -c "read -P $2 64M 16M" "$1" >"$CLAIMS_SCRATCH/io" 2>&1 &&
-        ! grep -i 'fail\|error' "$CLAIMS_SCRATCH/io"
+    io -r "$1" "read -P $2 64M 16M"
 }
 
 snapshots() {
@@ -74,15 +44,15 @@ snapshots() {
     mark 3
     marcot export --no-progress image@one "$CLAIMS_SCRATCH/one.raw"
     claim "the first has what was acknowledged before its command" shows "$CLAIMS_SCRATCH/one.raw" 1
-    claim "the second what was acknowledged before its own" shows "$(uri image@two)" 2
-    claim "the image what came last" shows "$(uri image)" 3
+    claim "the second what was acknowledged before its own" shows "$(at image@two)" 2
+    claim "the image what came last" shows "$(at image)" 3
     claim "a snapshot is renamed" marcot snap rename image@two image@zwei
     claim "protected" marcot snap protect image@one
     claim "and cloned" marcot clone image@one child
-    claim "the clone has the snapshot's content" shows "$(uri child)" 1
+    claim "the clone has the snapshot's content" shows "$(at child)" 1
     claim "a snapshot is cloned without protection, with clone format 2" \
         marcot clone --rbd-default-clone-format 2 image@zwei child-2
-    claim "and has its content" shows "$(uri child-2)" 2
+    claim "and has its content" shows "$(at child-2)" 2
     claim "snap ls lists them" test "$(marcot snap ls image | wc -l)" = 3
 }
 
@@ -99,56 +69,56 @@ looks() {
 
 changes() {
     claim "the image is grown" marcot resize --no-progress image --size 160M
-    claim "and a client sees it" test "$(nbdinfo --size "$(uri image)")" = $((160 << 20))
+    claim "and a client sees it" test "$(nbdinfo --size "$(at image)")" = $((160 << 20))
     claim "it is copied" marcot cp --no-progress image copy
-    claim "the copy has its content" shows "$(uri copy)" 3
-    io child -c 'write -P 9 100M 4M'
+    claim "the copy has its content" shows "$(at copy)" 3
+    io "$(at child)" 'write -P 9 100M 4M'
     claim "a served clone is flattened" marcot flatten --no-progress child
-    claim "and keeps its content" shows "$(uri child)" 1
+    claim "and keeps its content" shows "$(at child)" 1
     claim "it has no parent any more" test -z "$(marcot info child | grep parent)"
     claim "removing the image is refused (39: it has snapshots)" \
-        refused 39 "has snapshots" marcot rm --no-progress image
-    claim "removing a served clone is refused (16)" refused 16 "watchers" marcot rm --no-progress copy
+        refuses 39 "*has snapshots*" marcot rm --no-progress image
+    claim "removing a served clone is refused (16)" refuses 16 "*watchers*" marcot rm --no-progress copy
     claim "the image gets another name" marcot rename image renamed
     claim "and its own back" marcot rename renamed image
     claim "a snapshot is unprotected" marcot snap unprotect image@one
     claim "and removed" marcot snap rm --no-progress image@one
-    shows "$(uri image@zwei)" 2
+    shows "$(at image@zwei)" 2
     claim "one that a client reads is not removed (16)" \
-        refused 16 "in use" marcot snap rm --no-progress image@zwei
+        refuses 16 "*in use*" marcot snap rm --no-progress image@zwei
     claim "one with a child of format 2 is moved aside" removes_in_time image@zwei
     claim "where snap ls does not show it" test -z "$(marcot snap ls image)"
-    claim "and the child keeps its content" shows "$(uri child-2)" 2
+    claim "and the child keeps its content" shows "$(at child-2)" 2
 }
 
 
 # The name of an open image goes to another one; neither may be taken for the other.
 renames() {
-    shows "$(uri copy)" 3
+    shows "$(at copy)" 3
     marcot rename copy moved
-    claim "an open image is served under its new name at once" shows "$(uri moved)" 3
+    claim "an open image is served under its new name at once" shows "$(at moved)" 3
     claim "and not under the old one" not_served copy
     marcot create copy --size 8M
-    claim "which another image can have: then that is served" test "$(nbdinfo --size "$(uri copy)")" = $((8 << 20))
+    claim "which another image can have: then that is served" test "$(nbdinfo --size "$(at copy)")" = $((8 << 20))
     marcot snap create --no-progress moved@s
-    shows "$(uri moved@s)" 3
+    shows "$(at moved@s)" 3
     marcot snap rename moved@s moved@old
     marcot resize --no-progress moved --size 200M
     marcot snap create --no-progress moved@s
-    claim "so it is with the name of a snapshot" test "$(nbdinfo --size "$(uri moved@s)")" = $((200 << 20))
+    claim "so it is with the name of a snapshot" test "$(nbdinfo --size "$(at moved@s)")" = $((200 << 20))
 }
 
 not_served() {
-    ! qemu-img info "$(uri "$1")" >"$CLAIMS_SCRATCH/out" 2>&1 && grep -q "does not exist" "$CLAIMS_SCRATCH/out"
+    ! qemu-img info "$(at "$1")" >"$CLAIMS_SCRATCH/out" 2>&1 && grep -q "does not exist" "$CLAIMS_SCRATCH/out"
 }
 
 # A client that stays connected while its image is rolled back and shrunk.
 connected() {
     marcot create held --size 32M
-    io held -c 'write -P 1 0 1M'
+    io "$(at held)" 'write -P 1 0 1M'
     marcot snap create --no-progress held@one
     mkfifo "$CLAIMS_SCRATCH/commands"
-    stdbuf -oL qemu-io -f raw "$(uri held)" <"$CLAIMS_SCRATCH/commands" >"$CLAIMS_SCRATCH/held" 2>&1 &
+    stdbuf -oL qemu-io -f raw "$(at held)" <"$CLAIMS_SCRATCH/commands" >"$CLAIMS_SCRATCH/held" 2>&1 &
     local client=$!
     own "$client"
     exec 3>"$CLAIMS_SCRATCH/commands"
@@ -199,8 +169,8 @@ removes_in_time() {
 
 second_owner() {
     claim "a second server is refused the image, and told who has it" \
-        refused 1 "open in process $SERVER" second_server
-    claim "so is a device" refused 16 "process $SERVER" marcot device map image
+        refuses 1 "*open in process $SERVER*" second_server
+    claim "so is a device" refuses 16 "*process $SERVER*" marcot device map image
 }
 
 second_server() {
@@ -223,13 +193,12 @@ writer_is_well() {
 }
 
 main() {
-    [[ $#:${1-} == 2:--marcot ]] || { sed -n '/^# usage:/,/^#$/s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
-    MARCOT=$(realpath "$2")
     need_packages fio libnbd-bin qemu-utils
-    claims_begin
-    export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run MARCOT_LOG=warn
+    commands_begin "$@"
+    SOCKET=$CLAIMS_SCRATCH/sock
+    export MARCOT_LOG=warn
     marcot create image --size 128M
-    serve rbd --idle-time-s 2
+    serve "$SOCKET" rbd --idle-time-s 2
     start_writer image
     sleep 1
     snapshots
@@ -239,9 +208,7 @@ main() {
     connected
     second_owner
     claim "the client has written on, without an error" writer_is_well
-    kill -TERM "$SERVER"
-    claim "the server ends in good order" wait "$SERVER"
-    disown_ended "$SERVER"
+    claim "the server ends in good order" stop_serving "$SERVER"
     claim "check finds the pool in order afterwards" marcot check rbd --no-progress
     claims_end
 }

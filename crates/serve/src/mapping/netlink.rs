@@ -19,6 +19,7 @@ use neli::utils::Groups;
 
 use crate::host::HostHandle;
 use crate::nbd::NbdConnection;
+use crate::nbd::wire::transmission_flag as flag;
 
 const FAMILY: &str = "nbd";
 const VERSION: u8 = 1;
@@ -37,9 +38,13 @@ const ATTR_BACKEND_IDENTIFIER: u16 = 10;
 const SOCK_ITEM: u16 = 1;
 const SOCK_FD: u16 = 1;
 
-/// Transmission flags of the NBD protocol: has flags, flush, FUA, trim, write zeroes, multi-conn.
-const SERVER_FLAGS: u64 = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8;
-const SERVER_FLAG_READ_ONLY: u64 = 1 << 1;
+/// What the kernel's client knows to ask for.
+const SERVER_FLAGS: u16 = flag::HAS_FLAGS
+    | flag::SEND_FLUSH
+    | flag::SEND_FUA
+    | flag::SEND_TRIM
+    | flag::SEND_WRITE_ZEROES
+    | flag::CAN_MULTI_CONN;
 /// Sector of the device: what partition tables of images are made for.
 const BLOCK_SIZE_BYTES: u64 = 512;
 
@@ -93,8 +98,8 @@ pub(super) fn connect(config: &Config<'_>, sockets: &[OwnedFd]) -> Result<u32> {
     let mut attributes = describe(config, sockets)?;
     attributes.push(number(ATTR_SIZE_BYTES, config.size_bytes)?);
     attributes.push(number(ATTR_BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES)?);
-    let read_only = if config.read_only { SERVER_FLAG_READ_ONLY } else { 0 };
-    attributes.push(number(ATTR_SERVER_FLAGS, SERVER_FLAGS | read_only)?);
+    let read_only = if config.read_only { flag::READ_ONLY } else { 0 };
+    attributes.push(number(ATTR_SERVER_FLAGS, u64::from(SERVER_FLAGS | read_only))?);
     let index = send(CMD_CONNECT, attributes, "connect a device")?;
     index.ok_or_else(|| Error::new(ErrorKind::Io, "the kernel did not name the device it made"))
 }
