@@ -128,6 +128,14 @@ impl Failure {
         self
     }
 
+    /// What its first line says, without the program's name.
+    pub fn sentence(&self) -> &str {
+        match self.lines.first() {
+            Some(Line::Named(text) | Line::Bare(text) | Line::Cause(text)) => text,
+            None => "",
+        }
+    }
+
     /// The text for standard error.
     pub fn render(&self, program: &str) -> String {
         let mut text = String::new();

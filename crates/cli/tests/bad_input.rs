@@ -149,6 +149,33 @@ fn an_address_that_cannot_be_listened_on_is_named_with_its_errno_and_the_remedy(
 }
 
 #[test]
+fn a_damaged_head_costs_one_row_and_rm_force_ends_it() {
+    let world = World::new();
+    world.silently(&["create a --size 16M", "create b --size 16M", "create c --size 16M"]);
+    let images = std::fs::read_dir(world.path("store/pools/rbd/images")).unwrap();
+    let number = world.rbd("info b --format json").out;
+    let number = number.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap().to_string();
+    let image = images.map(|i| i.unwrap().path()).find(|p| p.ends_with(&number)).unwrap();
+    std::fs::write(image.join("head"), "rot").unwrap();
+    for command in ["ls -l", "du"] {
+        let ran = world.marcot(command);
+        assert_eq!(ran.status, 5, "{ran:?}");
+        assert!(ran.out.contains("\na ") && ran.out.contains("\nc "), "{ran:?}");
+        let named = ran.err.lines().filter(|line| line.contains("image 'b' is left out: "));
+        assert_eq!(named.count(), 1, "{ran:?}");
+    }
+    let refused = world.marcot("rm --no-progress b");
+    assert_eq!(refused.status, 5, "{refused:?}");
+    assert!(refused.err.contains("'rm --force'"), "{refused:?}");
+    assert_eq!(world.marcot("gc --no-progress rbd").status, 5);
+    assert_eq!(world.marcot("rm --no-progress --force b"), prints(""));
+    assert_eq!(world.marcot("gc --no-progress rbd").status, 0);
+    assert_eq!(world.marcot("ls"), prints("a\nc\n"));
+    assert_eq!(world.marcot("ls -l").status, 0);
+    assert_eq!(world.marcot("check --no-progress rbd").status, 0);
+}
+
+#[test]
 fn help_has_examples_and_completions_are_made() {
     let world = World::new();
     for command in ["create", "snap create", "clone", "import", "serve", "check"] {

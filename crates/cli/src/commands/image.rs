@@ -13,6 +13,12 @@ use crate::session::{Found, Session};
 const THICK: &[Opt] =
     &[Opt::new("thick-provision", Kind::Flag, "refused: space is taken when data is written")];
 const ALLOW_SHRINK: &[Opt] = &[Opt::new("allow-shrink", Kind::Flag, "permit shrinking")];
+const FORCE: &[Opt] = &[Opt::new(
+    "force",
+    Kind::Flag,
+    "remove the image even if its head is damaged: its data and its snapshots are given up; refused \
+     while it has children, which must be flattened or removed first",
+)];
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
@@ -63,8 +69,11 @@ pub const COMMANDS: &[CommandSpec] = &[
         aliases: &[&["rm"]],
         about: "Delete an image.",
         positionals: &[IMAGE_SPEC],
-        options: &[options::IMAGE, options::NO_PROGRESS],
-        examples: &[("rm vm-1", "refused while the image has snapshots or is in use")],
+        options: &[options::IMAGE, FORCE, options::NO_PROGRESS],
+        examples: &[
+            ("rm vm-1", "refused while the image has snapshots or is in use"),
+            ("rm --force vm-1", "give up what a damaged head named; nothing else is forced"),
+        ],
         hidden: false,
         run: remove,
     },
@@ -159,10 +168,12 @@ fn remove(session: &Session, args: &Args) -> Outcome {
             let parts = info.as_ref().map_or(0, |i| objects(i.size_bytes, i.order));
             progress.count_in(parts);
             let mut report = |done, total| progress.update_before_end(done, total);
-            session
-                .store()?
-                .remove_named(&image.pool, &target.namespace, &target.image, &mut report)
-                .map_err(|error| removal_failure(session, &image, &error))?;
+            let store = session.store()?;
+            let removed = match args.flag("force") {
+                true => store.remove_damaged(&pool, &target.namespace, &target.image, &mut report),
+                false => store.remove_named(&pool, &target.namespace, &target.image, &mut report),
+            };
+            removed.map_err(|error| removal_failure(session, &image, &error))?;
             progress.catch_up(1, parts);
             access::child_is_gone(session.store()?, info.and_then(|i| i.parent).as_ref());
             Ok(())
@@ -172,7 +183,7 @@ fn remove(session: &Session, args: &Args) -> Outcome {
 
 fn removal_failure(session: &Session, image: &Found, error: &marcot::Error) -> Failure {
     match error.kind() {
-        ErrorKind::HasSnapshots | ErrorKind::HasChildren => {
+        ErrorKind::HasSnapshots => {
             let program = session.program;
             let trash_only = image.info().is_ok_and(|i| i.snapshots.iter().all(|s| s.trashed));
             let message = if trash_only {
@@ -192,6 +203,10 @@ fn removal_failure(session: &Session, image: &Found, error: &marcot::Error) -> F
                 "This means the image is still open or the client using it crashed. Try again \
                  after closing/unmapping it or waiting 30s for the crashed client to timeout.",
             )
+        }
+        ErrorKind::Corrupt if image.info().is_err() => {
+            let hint = "restore the head from a backup, or give the image up with 'rm --force'";
+            Failure::engine("delete error", error).then(hint)
         }
         _ => Failure::engine("delete error", error),
     }

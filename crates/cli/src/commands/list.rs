@@ -6,7 +6,7 @@ use super::POOL_SPEC;
 use crate::args::{Args, CommandSpec, Kind, Opt, names, options};
 use crate::failure::{Failure, Outcome, strerror};
 use crate::incoming;
-use crate::output::{Align, Node, Table};
+use crate::output::{Align, Node, Table, warn};
 use crate::session::Session;
 use crate::{size, spec};
 
@@ -37,8 +37,9 @@ fn list(session: &Session, args: &Args) -> Outcome {
         .map_err(listing_failed)?;
     let (images, pool) = listed;
     if args.flag("long") {
-        let rows = rows(&pool, images).map_err(listing_failed)?;
-        return format.print(|| table(&rows), || ("images", document(&rows)));
+        let (rows, unread) = rows(&pool, images);
+        format.print(|| table(&rows), || ("images", document(&rows)))?;
+        return tell_unread(session, unread).map_err(listing_failed);
     }
     let lines = || images.iter().map(|(name, _)| format!("{name}\n")).collect();
     let names = || Node::array("name", images.iter().map(|(name, _)| name.as_str().into()));
@@ -63,20 +64,41 @@ struct Row {
     snap: Option<SnapInfo>,
 }
 
-fn rows(pool: &Pool, images: Vec<(String, ImageId)>) -> Outcome<Vec<Row>> {
+/// Images that cannot be read, by name, and why.
+pub type Unread = Vec<(String, Failure)>;
+
+/// Names each image that is missing in what was printed, and then fails.
+pub fn tell_unread(session: &Session, unread: Unread) -> Outcome {
+    for (name, why) in &unread {
+        warn(session.program, &format!("image '{name}' is left out: {}", why.sentence()));
+    }
+    match unread.as_slice() {
+        [] => Ok(()),
+        [(_, first), ..] => {
+            Err(Failure::new(first.status, format!("{} images cannot be read", unread.len())))
+        }
+    }
+}
+
+/// The rows of all images that can be read, and the others.
+fn rows(pool: &Pool, images: Vec<(String, ImageId)>) -> (Vec<Row>, Unread) {
     let mut rows = Vec::new();
-    for (_, id) in images {
+    let mut unread = Vec::new();
+    for (name, id) in images {
         let image = match pool.info(id) {
             Ok(image) => image,
             // Removed since the names were read.
             Err(error) if error.kind() == marcot::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                unread.push((name, error.into()));
+                continue;
+            }
         };
         rows.push(Row { image: image.clone(), snap: None });
         let snaps: Vec<SnapInfo> = image.snapshots.iter().filter(|s| !s.trashed).cloned().collect();
         rows.extend(snaps.into_iter().map(|s| Row { image: image.clone(), snap: Some(s) }));
     }
-    Ok(rows)
+    (rows, unread)
 }
 
 impl Row {

@@ -6,7 +6,7 @@ use marcot::command::UsageRow;
 use marcot::{Command, ErrorKind, ImageId, Pool, Reply};
 
 use super::IMAGE_OR_SNAP_SPEC;
-use super::list::visible_images;
+use super::list::{Unread, tell_unread, visible_images};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, options};
 use crate::content::strange_reply;
@@ -48,8 +48,14 @@ fn usage(session: &Session, args: &Args) -> Outcome {
     let pool = session.pool_of(&target)?;
     let whole_pool = target.image.is_empty();
     let mut rows = Vec::new();
+    let mut unread = Unread::new();
     for (name, id) in chosen_images(&pool, &target)? {
-        rows.extend(image_rows(&pool, name, id)?);
+        match image_rows(&pool, name.clone(), id) {
+            // Removed since the names were read.
+            Err(failure) if whole_pool && failure.status == ENOENT => {}
+            Err(failure) if whole_pool => unread.push((name, failure)),
+            found => rows.extend(found?),
+        }
     }
     if let Some(from) = args.text("from-snap") {
         rows = after_snapshot(rows, from)?;
@@ -63,7 +69,11 @@ fn usage(session: &Session, args: &Args) -> Outcome {
     if args.flag("merge-snapshots") && target.snap.is_empty() {
         rows = merge(rows);
     }
-    format.print(|| plain(&rows), || ("stats", document(&rows, whole_pool)))
+    format.print(|| plain(&rows), || ("stats", document(&rows, whole_pool)))?;
+    tell_unread(session, unread).map_err(|failure| {
+        let status = failure.status;
+        failure.then(format!("du failed: ({status}) {}", strerror(status)))
+    })
 }
 
 fn not_found(message: String) -> Failure {

@@ -108,6 +108,21 @@ impl Pool {
         Ok(self.child_keys()?.iter().any(|(_, key)| key.0 == self.id().0 && key.3 == child.0))
     }
 
+    /// The snapshots that an image of this pool is a child of, by its records: for an image whose head
+    /// cannot tell any more. Only the numbers are filled in.
+    pub(super) fn parents_by_records(&self, image: ImageId) -> Result<Vec<ParentRecord>> {
+        let keys = self.child_keys()?.into_iter().map(|(_, key)| key);
+        let own = keys.filter(|key| (key.3, key.4) == (self.id().0, image.0));
+        Ok(own
+            .map(|key| ParentRecord {
+                pool_id: key.0,
+                image_id: key.1,
+                snap_id: key.2,
+                ..ParentRecord::default()
+            })
+            .collect())
+    }
+
     /// Children of an image of this pool, in every pool of the store and through markers.
     pub(crate) fn children_everywhere(
         &self,

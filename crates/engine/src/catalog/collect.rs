@@ -179,8 +179,9 @@ impl Pool {
                 }
                 // Without this head nothing can be said to be dead.
                 Err(error) => return Err(error.context(format!(
-                    "image {image} of pool '{}' cannot be read, so nothing is freed; run 'check'",
-                    self.name()
+                    "image {} cannot be read, so nothing is freed: restore its head from a backup, or \
+                     give the image up with 'rm --force'",
+                    self.label_by_names(image)
                 ))),
             };
             // Only a durable root may be what lets something go (I5): whoever wrote this head may have

@@ -394,6 +394,20 @@ impl Pool {
         }
     }
 
+    /// As [`Self::image_label`], for an image whose head cannot be read: by the names alone, else by
+    /// its number.
+    pub(crate) fn label_by_names(&self, image: ImageId) -> String {
+        let mut namespaces = self.namespaces().unwrap_or_default();
+        namespaces.insert(0, String::new());
+        let named = namespaces.into_iter().find_map(|namespace| {
+            let images = self.images(&namespace).ok()?;
+            let (name, _) = images.into_iter().find(|(_, id)| *id == image)?;
+            let between = if namespace.is_empty() { "" } else { "/" };
+            Some(format!("{}/{namespace}{between}{name}", self.name()))
+        });
+        named.unwrap_or_else(|| format!("{image} of pool '{}'", self.name()))
+    }
+
     /// The name of an image now, which may have changed since its head was written.
     pub(crate) fn name_of(&self, head: &HeadRecord) -> Option<String> {
         self.find_name_of(head).ok().flatten()

@@ -4,6 +4,7 @@ use marcot_format::record::HeadRecord;
 use marcot_format::{ImageId, SnapId};
 use marcot_store::LockMode;
 
+use super::create::first_head;
 use super::pool::Pool;
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
@@ -41,6 +42,81 @@ impl Store {
     ) -> Result<()> {
         let image = pool.find(namespace, name)?;
         self.remove(pool, image, Some((namespace, name)), progress)
+    }
+
+    /// As [`Self::remove_named`], but an image whose head cannot be read is given up: its data, its
+    /// snapshots, and whatever else only its head knew.
+    ///
+    /// What others need of it stays, though nobody can say any more what that is:
+    /// 1. with a child, in any pool, nothing is done. A child in another pool needs this image's
+    ///    segments, and one in this pool may need those of this image's own parent in a third; while
+    ///    the head is damaged no new one can come, because a clone looks at it after its record is
+    ///    durable;
+    /// 2. an empty head that says *removing* takes the place of the damaged one (the commit), so that a
+    ///    removal that is cut off is finished by `rm` or `gc` like any other;
+    /// 3. no segment is taken for private. `gc` removes those that no root of the pool names, as with
+    ///    every author that is gone;
+    /// 4. its records as a child go after the head that needed the parent.
+    ///
+    /// # Errors
+    /// As [`Self::remove_image`]; `HasChildren`; `NewerFormat` for a head that is not damaged, but
+    /// written by a newer version.
+    pub fn remove_damaged(
+        &self,
+        pool: &Pool,
+        namespace: &str,
+        name: &str,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        pool.check_writable()?;
+        let image = pool.find(namespace, name)?;
+        if !is_damaged(pool, image)? {
+            return self.remove_named(pool, namespace, name, progress);
+        }
+        let label = format!("{}/{name}", pool.name());
+        let Some(lock) = pool.lock_image(image)? else {
+            return fail(ErrorKind::Owned, format!("{label} is in use"));
+        };
+        if pool.being_read(image)? {
+            return fail(ErrorKind::Busy, format!("{label} is being read"));
+        }
+        if !is_damaged(pool, image)? {
+            // Its owner has written a good one since.
+            drop(lock);
+            return self.remove_named(pool, namespace, name, progress);
+        }
+        let children = pool.children_everywhere(image, None)?;
+        if !children.is_empty() {
+            let names: Vec<String> = children.iter().map(ToString::to_string).collect();
+            let message = format!(
+                "{label} has children, which may need what it names; flatten or remove them first: {}",
+                names.join(", ")
+            );
+            return fail(ErrorKind::HasChildren, message);
+        }
+        let parents = pool.parents_by_records(image)?;
+        {
+            let _catalogue = pool.lock(LockMode::Exclusive)?;
+            if pool.find(namespace, name)? != image {
+                let message = format!("the name '{name}' was given to another image meanwhile");
+                return fail(ErrorKind::Busy, message);
+            }
+            let mut empty = first_head(image, namespace, name, pool.now_s());
+            empty.removing = true;
+            empty.parent = parents.first().cloned();
+            pool.with_reserve(|| pool.write_head(image, &empty))?;
+            pool.unlink_image(image, &empty)?;
+        }
+        drop(lock);
+        for parent in &parents {
+            pool.remove_child_record(parent, SnapId(parent.snap_id), image)?;
+        }
+        match self.gc(pool, progress) {
+            // The image is gone; another damaged one only keeps its space from being freed.
+            Err(error) => tracing::warn!(%error, "the space of a removed image is left for gc"),
+            Ok(report) => tracing::info!(report.freed_bytes, "freed"),
+        }
+        Ok(())
     }
 
     fn remove(
@@ -85,6 +161,15 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+/// True where the head is there and cannot be read.
+fn is_damaged(pool: &Pool, image: ImageId) -> Result<bool> {
+    match pool.read_head(image) {
+        Ok(_) => Ok(false),
+        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Faults {
     pub room_bytes: AtomicI64,
     /// The next sync of a file fails.
     pub fail_sync: AtomicBool,
+    /// The next removal of a file fails.
+    pub fail_remove: AtomicBool,
 }
 
 pub struct FaultyDisk {
@@ -57,6 +59,9 @@ impl Disk for FaultyDisk {
         self.inner.rename_new(from, to)
     }
     fn remove_file(&self, path: &Path) -> io::Result<()> {
+        if self.faults.fail_remove.swap(false, Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         self.inner.remove_file(path)
     }
     fn remove_directory(&self, path: &Path) -> io::Result<()> {

@@ -1,0 +1,201 @@
+//! An image whose head is damaged is given up without harm to anything else.
+
+mod support;
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use marcot::{
+    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool,
+    PoolOptions, Store,
+};
+
+const MIB: usize = 1 << 20;
+const SIZE: usize = 4 * MIB;
+
+fn run(pool: &Pool, image: ImageId, command: Command) -> marcot::Result<marcot::Reply> {
+    let mut image = pool.open(image)?;
+    let done = image.execute(&command, &mut |_, _| {});
+    image.close()?;
+    done
+}
+
+fn protected_snapshot(pool: &Pool, image: ImageId) {
+    run(pool, image, Command::SnapCreate { name: "s".into() }).unwrap();
+    run(pool, image, Command::SnapProtect { name: "s".into() }).unwrap();
+}
+
+fn unprotect(pool: &Pool, image: ImageId) -> marcot::Result<marcot::Reply> {
+    run(pool, image, Command::SnapUnprotect { name: "s".into() })
+}
+
+fn write(pool: &Pool, image: ImageId, offset: usize, byte: u8) {
+    let mut image = pool.open(image).unwrap();
+    image.write_at(offset as u64, &vec![byte; MIB]).unwrap();
+    image.close().unwrap();
+}
+
+/// The first byte of each MiB; what lies between must be the same.
+fn bytes(pool: &Pool, image: ImageId) -> [u8; SIZE / MIB] {
+    let mut content = vec![0; SIZE];
+    pool.open_read_only(image).unwrap().read_at(0, &mut content).unwrap();
+    let mut first = [0; SIZE / MIB];
+    for (byte, mib) in first.iter_mut().zip(content.chunks(MIB)) {
+        assert!(mib.iter().all(|b| *b == mib[0]));
+        *byte = mib[0];
+    }
+    first
+}
+
+fn damage(pool: &Pool, image: ImageId) {
+    let path = pool.image_directory(image).join("head");
+    let mut head = std::fs::read(&path).unwrap();
+    *head.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, head).unwrap();
+}
+
+fn gc(store: &Store, pool: &Pool) -> marcot::Result<()> {
+    store.gc(pool, &mut |_, _| {}).map(drop)
+}
+
+fn give_up(store: &Store, pool: &Pool, name: &str) -> marcot::Result<()> {
+    store.remove_damaged(pool, "", name, &mut |_, _| {})
+}
+
+fn files(directory: &Path) -> usize {
+    std::fs::read_dir(directory).unwrap().count()
+}
+
+struct Family {
+    store: Store,
+    templates: Pool,
+    pool: Pool,
+    template: ImageId,
+    /// A clone of the template in another pool, with a write of its own.
+    middle: ImageId,
+}
+
+fn family(store: Store) -> Family {
+    let templates = store.pool_create("templates", &PoolOptions::default()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let options = CreateOptions { size_bytes: SIZE as u64, ..CreateOptions::default() };
+    let template = templates.create("", "template", &options).unwrap();
+    write(&templates, template, 0, 1);
+    protected_snapshot(&templates, template);
+    let clone = CloneOptions::default();
+    let middle = store.clone_image(&templates, template, "s", &pool, "", "middle", &clone).unwrap();
+    write(&pool, middle, MIB, 2);
+    Family { store, templates, pool, template, middle }
+}
+
+impl Family {
+    fn assert_sound(&self) {
+        for pool in [&self.templates, &self.pool] {
+            let options = CheckOptions::default();
+            let report = self.store.check(pool, &options, &mut |_, _| {}).unwrap();
+            assert!(report.findings.is_empty(), "{:#?}", report.findings);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_image_is_given_up_and_gc_and_unprotect_work_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let family = family(Store::open(directory.path()).unwrap());
+    let Family { store, templates, pool, template, middle } = &family;
+    let bystander = pool
+        .create("", "bystander", &CreateOptions { size_bytes: SIZE as u64, ..Default::default() })
+        .unwrap();
+    write(pool, bystander, 2 * MIB, 3);
+    damage(pool, *middle);
+    let refused = gc(store, pool).unwrap_err();
+    assert!(refused.to_string().contains("image rbd/middle cannot be read"), "{refused}");
+    assert_eq!(unprotect(templates, *template).unwrap_err().kind(), ErrorKind::Corrupt);
+    let refused = store.remove_named(pool, "", "middle", &mut |_, _| {}).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt);
+    give_up(store, pool, "middle").unwrap();
+    assert_eq!(pool.find("", "middle").unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(!pool.image_directory(*middle).exists());
+    assert_eq!(files(&pool.directory().join("children")), 0);
+    assert_eq!(files(&templates.directory().join("children")), 0);
+    let segments = pool.directory().join("segments").join(middle.to_string());
+    assert!(!segments.exists(), "its space has come back");
+    gc(store, pool).unwrap();
+    unprotect(templates, *template).unwrap();
+    assert_eq!(bytes(pool, bystander), [0, 0, 3, 0]);
+    family.assert_sound();
+}
+
+#[test]
+fn a_damaged_image_is_kept_while_it_has_children_and_what_they_need_outlives_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let family = family(Store::open(directory.path()).unwrap());
+    let Family { store, templates, pool, template, middle } = &family;
+    let third = store.pool_create("third", &PoolOptions::default()).unwrap();
+    protected_snapshot(pool, *middle);
+    let clone = |dest: &Pool, name: &str| {
+        store.clone_image(pool, *middle, "s", dest, "", name, &CloneOptions::default()).unwrap()
+    };
+    let (near, far) = (clone(pool, "near"), clone(&third, "far"));
+    damage(pool, *middle);
+    for (dest, child, name) in [(pool, near, "rbd/near"), (&third, far, "third/far")] {
+        let refused = give_up(store, pool, "middle").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::HasChildren);
+        assert!(refused.to_string().contains(name), "{refused}");
+        assert_eq!(bytes(dest, child), [1, 2, 0, 0]);
+        run(dest, child, Command::Flatten).unwrap();
+    }
+    give_up(store, pool, "middle").unwrap();
+    // The template's data, which both had through the damaged image, is not needed any more.
+    unprotect(templates, *template).unwrap();
+    run(templates, *template, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    store.remove_named(templates, "", "template", &mut |_, _| {}).unwrap();
+    for pool in [templates, pool, &third] {
+        gc(store, pool).unwrap();
+    }
+    assert_eq!(bytes(pool, near), [1, 2, 0, 0], "its root names segments of the image given up");
+    assert_eq!(bytes(&third, far), [1, 2, 0, 0]);
+    family.assert_sound();
+}
+
+#[test]
+fn giving_up_that_is_cut_off_is_finished_by_gc() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    let family = family(Store::open_in(world, directory.path()).unwrap());
+    let Family { store, templates, pool, template, middle } = &family;
+    damage(pool, *middle);
+    faults.fail_remove.store(true, Ordering::Relaxed);
+    assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Io);
+    assert!(pool.find("", "middle").is_ok(), "the first removal is that of the name");
+    assert_eq!(pool.open(*middle).err().unwrap().kind(), ErrorKind::NotFound);
+    gc(store, pool).unwrap();
+    assert_eq!(pool.find("", "middle").unwrap_err().kind(), ErrorKind::NotFound);
+    gc(store, pool).unwrap();
+    unprotect(templates, *template).unwrap();
+    family.assert_sound();
+}
+
+#[test]
+fn nothing_but_a_damaged_head_is_forced() {
+    let directory = tempfile::tempdir().unwrap();
+    let family = family(Store::open(directory.path()).unwrap());
+    let Family { store, pool, middle, .. } = &family;
+    run(pool, *middle, Command::SnapCreate { name: "s".into() }).unwrap();
+    let refused = give_up(store, pool, "middle").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::HasSnapshots);
+    let path = pool.image_directory(*middle).join("head");
+    let good = std::fs::read(&path).unwrap();
+    let mut newer = good.clone();
+    newer[8] = 9;
+    std::fs::write(&path, &newer).unwrap();
+    assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::NewerFormat);
+    assert_eq!(std::fs::read(&path).unwrap(), newer);
+    std::fs::write(&path, &good).unwrap();
+    let open = pool.open(*middle).unwrap();
+    damage(pool, *middle);
+    assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Owned);
+    drop(open);
+    std::fs::write(&path, &good).unwrap();
+    family.assert_sound();
+}
