@@ -184,6 +184,34 @@ second_server() {
     return $status
 }
 
+# A block in every leaf of an image's map, which takes about 24 MiB whole.
+scattered() {
+    local i verb=$1
+    for ((i = 0; i < 4096; i++)); do printf '%s -P 5 %dM 4k\n' "$verb" $((2 * i)); done
+}
+
+# resident ARGUMENT... : KiB of memory of a server that has written and read all of them.
+resident() {
+    marcot create wide --size 8G
+    serve "$SOCKET" "$@"
+    scattered write | qemu-io -f raw "$(at wide)" >"$CLAIMS_SCRATCH/io" 2>&1
+    scattered read | qemu-io -f raw "$(at wide)" >>"$CLAIMS_SCRATCH/io" 2>&1
+    RESIDENT_KIB=$(awk '/^VmRSS:/ { print $2 }' "/proc/$SERVER/status")
+    stop_serving "$SERVER"
+    marcot rm --no-progress wide
+    ! grep -i 'fail\|error' "$CLAIMS_SCRATCH/io"
+}
+
+map_memory() {
+    local usual
+    claim "an image whose map is scattered is written and read" resident
+    usual=$RESIDENT_KIB
+    claim "so it is with a map memory of 1 MiB" resident --map-memory 1M
+    claim "which takes at least 12 MiB less ($RESIDENT_KIB of $usual KiB)" test $((RESIDENT_KIB + 12 * 1024)) -lt "$usual"
+    claim "less than that is refused" refuses 22 "*at least 1M" marcot serve --map-memory 512K --socket "$SOCKET"
+    claim "so is what is no size" refuses 1 "*'--map-memory' is invalid" marcot device map --map-memory much image
+}
+
 writer_is_well() {
     kill -0 "$WRITER" || { cat "$CLAIMS_SCRATCH/fio" && return 1; }
     kill -INT "$WRITER"
@@ -209,6 +237,7 @@ main() {
     second_owner
     claim "the client has written on, without an error" writer_is_well
     claim "the server ends in good order" stop_serving "$SERVER"
+    map_memory
     claim "check finds the pool in order afterwards" marcot check rbd --no-progress
     claims_end
 }

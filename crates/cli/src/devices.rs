@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use marcot::Pool;
+use marcot::{Limits, Pool, Store, World};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 use marcot_serve::mapping::{
     self, Driver, MapOptions, Mapped, MappedRecord, Ready, Registry, started_ticks,
@@ -41,6 +41,7 @@ struct Job {
     record: MappedRecord,
     driver: Option<Driver>,
     attach: bool,
+    map_memory_bytes: u64,
 }
 
 /// The devices of this machine.
@@ -52,7 +53,7 @@ pub fn list() -> Outcome<Vec<MappedRecord>> {
 pub fn map(session: &Session, request: &Request<'_>) -> Outcome<String> {
     let registry = Registry::open()?;
     let job = match request.device {
-        Some(device) => attach_job(&registry, request, device)?,
+        Some(device) => attach_job(session, &registry, request, device)?,
         None => new_job(session, &registry, request)?,
     };
     let id = job.record.id;
@@ -91,10 +92,16 @@ fn new_job(session: &Session, registry: &Registry, request: &Request<'_>) -> Out
         read_only: request.read_only,
         mount_directory,
     };
-    Ok(Job { record, driver: request.driver, attach: false })
+    let map_memory_bytes = session.limits().map_memory_bytes;
+    Ok(Job { record, driver: request.driver, attach: false, map_memory_bytes })
 }
 
-fn attach_job(registry: &Registry, request: &Request<'_>, device: &str) -> Outcome<Job> {
+fn attach_job(
+    session: &Session,
+    registry: &Registry,
+    request: &Request<'_>,
+    device: &str,
+) -> Outcome<Job> {
     let found = registry.list()?.into_iter().find(|r| r.device.as_os_str() == device);
     let same = |r: &MappedRecord| {
         let target = request.target;
@@ -109,7 +116,8 @@ fn attach_job(registry: &Registry, request: &Request<'_>, device: &str) -> Outco
         return Err(Failure::errno("attach failed", EBUSY).because(why));
     }
     let driver = Some(record.driver);
-    Ok(Job { record, driver, attach: true })
+    let map_memory_bytes = session.limits().map_memory_bytes;
+    Ok(Job { record, driver, attach: true, map_memory_bytes })
 }
 
 fn shown(request: &Request<'_>) -> String {
@@ -180,7 +188,8 @@ struct Server {
 fn start(job: &Job) -> marcot::Result<Server> {
     let registry = Registry::open()?;
     let mut record = job.record.clone();
-    let store = marcot::Store::open(&record.store)?;
+    let limits = Limits { map_memory_bytes: job.map_memory_bytes, ..Limits::default() };
+    let store = Store::open_with(World::system(), &record.store, limits)?;
     let pool = store.pool(&record.pool)?;
     let name = spec::show(&record.pool, &record.namespace, &record.image, &record.snap);
     let host = open(&pool, &record, &name)?;

@@ -101,6 +101,7 @@ fn answer(program: &'static str, request: Request) -> Outcome {
 
 fn run(program: &'static str, spec: &CommandSpec, args: &Args) -> Outcome {
     let session = Session::new(program, args.text("store"), args.flag("no-progress"));
+    let session = session.limited(args)?;
     let outcome = (spec.run)(&session, args);
     if args.flag("order") {
         warn(program, "--order is deprecated, use --object-size");

@@ -4,8 +4,9 @@
 use std::cell::OnceCell;
 use std::path::PathBuf;
 
-use marcot::{ErrorKind, ImageId, ImageInfo, Pool, SnapInfo, Store};
+use marcot::{ErrorKind, ImageId, ImageInfo, Limits, Pool, SnapInfo, Store, World};
 
+use crate::args::Args;
 use crate::args::names::{DEFAULT_POOL, Target};
 use crate::failure::{ENOENT, Failure, Outcome};
 use crate::progress::{Measure, Progress};
@@ -14,6 +15,8 @@ use crate::progress::{Measure, Progress};
 pub const STORE_VARIABLE: &str = "MARCOT_STORE";
 /// The store of root.
 const SYSTEM_STORE: &str = "/var/lib/marcot";
+/// Less would drop pages faster than a batch of writes needs them.
+const MAP_MEMORY_BYTES_MIN: u64 = 1 << 20;
 
 /// One run of the program.
 pub struct Session {
@@ -23,6 +26,7 @@ pub struct Session {
     pub silent: bool,
     store_directory: Option<PathBuf>,
     store: OnceCell<Store>,
+    limits: Limits,
 }
 
 /// An image in its pool.
@@ -37,7 +41,24 @@ impl Session {
     /// A session; `store` is what `--store` says.
     pub fn new(program: &'static str, store: Option<&str>, silent: bool) -> Self {
         let store_directory = store.map(PathBuf::from).or_else(default_store);
-        Self { program, silent, store_directory, store: OnceCell::new() }
+        let limits = Limits::default();
+        Self { program, silent, store_directory, store: OnceCell::new(), limits }
+    }
+
+    /// The same session with the limits for open images that the options give.
+    pub fn limited(mut self, args: &Args) -> Outcome<Self> {
+        if let Some(bytes) = args.bytes("map-memory") {
+            if bytes < MAP_MEMORY_BYTES_MIN {
+                return Err(Failure::invalid("--map-memory is at least 1M"));
+            }
+            self.limits.map_memory_bytes = bytes;
+        }
+        Ok(self)
+    }
+
+    /// Limits for open images.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The store, opened when first asked for.
@@ -51,7 +72,7 @@ impl Session {
                 format!("no store: give --store or set {STORE_VARIABLE}, HOME or XDG_DATA_HOME"),
             )
         })?;
-        let store = Store::open(directory)?;
+        let store = Store::open_with(World::system(), directory, self.limits)?;
         Ok(self.store.get_or_init(|| store))
     }
 

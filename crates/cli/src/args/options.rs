@@ -77,5 +77,11 @@ pub const CREATION: &[Opt] = &[
 /// Finest grain of zeros that are left out of a copy.
 pub const SPARSE_SIZE: &[Opt] =
     &[Opt::new("sparse-size", Kind::Bytes, "sparse size in B/K/M [default: 4K]")];
+/// Memory of images that are open for long.
+pub const MAP_MEMORY: Opt = Opt::new(
+    "map-memory",
+    Kind::Bytes,
+    "memory for the map of each open image in B/K/M/G, at least 1M [default: 64M]",
+);
 /// A file.
 pub const PATH: &[Opt] = &[Opt::new("path", Kind::Text, "file (or '-' for a pipe)")];

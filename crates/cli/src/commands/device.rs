@@ -44,7 +44,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         aliases: &[&["map"]],
         about: "Map an image to a block device.",
         positionals: &[IMAGE_OR_SNAP_SPEC],
-        options: &[TYPE, options::SNAP, MAP],
+        options: &[TYPE, options::SNAP, MAP, &[options::MAP_MEMORY]],
         examples: &[
             ("device map vm-1", "prints the device"),
             ("device map template@v1", "a snapshot, read-only"),
@@ -71,7 +71,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         aliases: &[],
         about: "Serve a device again whose server has died.",
         positionals: &[IMAGE_OR_SNAP_SPEC],
-        options: &[TYPE, options::SNAP, DEVICE, MAP],
+        options: &[TYPE, options::SNAP, DEVICE, MAP, &[options::MAP_MEMORY]],
         examples: &[("device attach --device /dev/nbd0 vm-1", "without unmounting it")],
         hidden: false,
         run: attach,

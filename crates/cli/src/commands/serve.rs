@@ -46,7 +46,7 @@ pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
         help: "pools to serve [default: all]",
         many: true,
     }],
-    options: &[options::ONE_POOL, SERVE],
+    options: &[options::ONE_POOL, SERVE, &[options::MAP_MEMORY]],
     examples: &[
         (
             "serve --socket /run/marcot.sock kubernetes",
