@@ -175,6 +175,46 @@ terminated_server() {
     claim "SIGTERM while mounted: and the device is gone" test -z "$("$MARCOT" device list)"
 }
 
+# By force a device is taken from under its file system: what was synced is in the image.
+forced() {
+    local device directory=$CLAIMS_SCRATCH/mnt.forced pid sum tenths=0
+    mkdir "$directory"
+    "$MARCOT" clone template@s forced
+    device=$("$MARCOT" device map -t fuse --map-memory 1M forced)
+    mkfs.ext4 -q -F "$device"
+    mount "$device" "$directory"
+    head -c 3000000 /dev/urandom >"$directory/file"
+    sync "$directory/file"
+    sum=$(sha256sum <"$directory/file")
+    pid=$(server_of)
+    claim "force: a mounted device is not unmapped without it" not "$MARCOT" device unmap "$device"
+    claim "force: nor with an option that is none" not "$MARCOT" device unmap -o farce "$device"
+    claim "force: with it, it is" timeout 20 "$MARCOT" device unmap -o force "$device"
+    while kill -0 "$pid" 2>/dev/null && ((tenths++ < 100)); do sleep 0.1; done
+    claim "force: its server has ended" test ! -e "/proc/$pid"
+    claim "force: it is listed no more" test -z "$("$MARCOT" device list)"
+    claim "force: no mount of ours is left" not_mounted
+    claim "force: a writer is told at once, and does not hang" is_told "$directory/late"
+    umount "$directory" || umount -l "$directory"
+    until [[ ! -e /sys/block/$(basename "$device")/loop ]] || ((tenths++ >= 100)); do sleep 0.1; done
+    claim "force: the loop device is free when its last user has gone" \
+        test ! -e "/sys/block/$(basename "$device")/loop"
+    device=$("$MARCOT" device map -t fuse forced)
+    claim "force: the image maps and mounts again" mount "$device" "$directory"
+    claim "force: what was synced is there" test "$(sha256sum <"$directory/file")" = "$sum"
+    pid=$(server_of)
+    kill -9 "$pid"
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+    claim "force: a device whose server is dead is not unmapped while mounted" not "$MARCOT" device unmap "$device"
+    claim "force: but by force" "$MARCOT" device unmap -o force "$device"
+    umount "$directory" || umount -l "$directory"
+    claim "force: nothing is listed or mounted" test -z "$("$MARCOT" device list)$(grep "$MARCOT_RUN_DIR" /proc/mounts)"
+}
+
+not() {
+    ! "$@" 2>"$CLAIMS_SCRATCH/refusal"
+}
+
 not_mounted() {
     ! grep -q "$MARCOT_RUN_DIR" /proc/mounts
 }
@@ -193,6 +233,7 @@ main() {
     file_system xfs
     killed_server
     terminated_server
+    forced
     claim "check finds the pool in order" "$MARCOT" check rbd --no-progress
     claims_end
 }

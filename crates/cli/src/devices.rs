@@ -125,20 +125,24 @@ fn shown(request: &Request<'_>) -> String {
     spec::show(request.image.pool.name(), &target.namespace, &target.image, &target.snap)
 }
 
-/// Takes a device away: its server ends in good order, or what a dead one left is cleared.
-pub fn unmap(record: &MappedRecord) -> Outcome {
+/// Takes a device away: its server ends in good order, or what a dead one left is cleared. With
+/// `force` also a device that is in use.
+pub fn unmap(record: &MappedRecord, force: bool) -> Outcome {
     let registry = Registry::open()?;
     let busy = || {
         let why = format!("{} is in use (mounted?)", record.device.display());
         Failure::errno("unmap failed", EBUSY).because(why)
     };
-    if mapping::is_busy(&record.device) {
+    if !force && mapping::is_busy(&record.device) {
         return Err(busy());
     }
     if !record.alive() {
-        mapping::clear(record).map_err(|e| Failure::engine("unmap failed", &e))?;
+        mapping::clear(record, force).map_err(|e| Failure::engine("unmap failed", &e))?;
         registry.remove(record.id);
         return Ok(());
+    }
+    if force {
+        registry.allow_force(record.id).map_err(|e| Failure::engine("unmap failed", &e))?;
     }
     let pid = i32::try_from(record.pid).ok().and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
@@ -230,12 +234,16 @@ impl Server {
     fn run(self) -> Outcome {
         let mut size_bytes = self.host.size_bytes();
         let mut told = false;
+        // None: by force.
         let claim = loop {
             std::thread::sleep(LOOK_INTERVAL);
             if signals::stop_asked() {
-                // A device that is mounted is never taken from under its file system.
+                if self.registry.force_allowed(self.record.id) {
+                    break None;
+                }
+                // Else a device that is mounted is not taken from under its file system.
                 match mapping::claim(&self.record.device) {
-                    Some(claim) => break claim,
+                    Some(claim) => break Some(claim),
                     None if !told => {
                         let device = self.record.device.display();
                         tracing::warn!(%device, "in use; served until it is unmounted");
@@ -255,7 +263,10 @@ impl Server {
             }
         };
         let device = self.record.device.display().to_string();
-        let unmapped = self.mapped.unmap(claim);
+        let unmapped = match claim {
+            Some(claim) => self.mapped.unmap(claim),
+            None => self.mapped.unmap_by_force(),
+        };
         let closed = self.host.stop();
         for error in [unmapped.as_ref().err(), closed.as_ref().err()].into_iter().flatten() {
             tracing::error!(%error, device, "unmapping");

@@ -25,6 +25,12 @@ const MAP: &[Opt] = &[
     Opt::new("exclusive", Kind::Flag, "accepted: an image always has one writer"),
     Opt::new("options", Kind::Text, "device specific options: ro, rw").letter('o'),
 ];
+const UNMAP: &[Opt] = &[Opt::new(
+    "options",
+    Kind::Text,
+    "device specific options: force (also if it is in use: its users get I/O errors)",
+)
+.letter('o')];
 const DEVICE: &[Opt] = &[Opt::new("device", Kind::Text, "specify device path")];
 
 /// The commands of this file.
@@ -61,8 +67,12 @@ pub const COMMANDS: &[CommandSpec] = &[
             "image, snapshot, or device specification \
              ([<pool-name>/[<namespace>/]]<image-name>[@<snap-name>] or <device-path>)",
         )],
-        options: &[TYPE, options::SNAP, &[MAP[2]]],
-        examples: &[("device unmap /dev/nbd0", ""), ("device unmap vm-1", "by image")],
+        options: &[TYPE, options::SNAP, UNMAP],
+        examples: &[
+            ("device unmap /dev/nbd0", ""),
+            ("device unmap vm-1", "by image"),
+            ("device unmap -o force vm-1", "though it is mounted; what was not synced is lost"),
+        ],
         hidden: false,
         run: unmap,
     },
@@ -182,13 +192,24 @@ fn read_only(args: &Args) -> Outcome<bool> {
     Ok(read_only)
 }
 
+/// `force` among the options.
+fn force(args: &Args) -> Outcome<bool> {
+    let given = args.text("options").unwrap_or_default();
+    match given.split(',').find(|option| !matches!(*option, "" | "force")) {
+        None => Ok(given.contains("force")),
+        Some(other) => Err(Failure::invalid(format!("unknown unmap option '{other}'"))
+            .then("couldn't parse unmap options")),
+    }
+}
+
 fn unmap(_session: &Session, args: &Args) -> Outcome {
     kind(args)?;
+    let force = force(args)?;
     let path = args.positional(0).filter(|text| text.starts_with("/dev/"));
     if let Some(path) = path {
         let found = devices::list()?.into_iter().find(|m| m.device.as_os_str() == path);
         let mapped = found.ok_or_else(|| not_a_device(path))?;
-        return devices::unmap(&mapped);
+        return devices::unmap(&mapped, force);
     }
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP.optional())?;
     if target.image.is_empty() {
@@ -196,7 +217,7 @@ fn unmap(_session: &Session, args: &Args) -> Outcome {
     }
     let found = devices::list()?.into_iter().find(|mapped| shows(mapped, &target));
     let mapped = found.ok_or_else(|| not_mapped(&target))?;
-    devices::unmap(&mapped)
+    devices::unmap(&mapped, force)
 }
 
 fn shows(mapped: &MappedRecord, target: &Target) -> bool {

@@ -60,6 +60,14 @@ impl Mount {
         self.directory.join(FILE_NAME)
     }
 
+    /// Takes the mount out of the tree though its file is in use. The connection to the kernel ends
+    /// with this process, and what is asked of the file from then on fails.
+    pub(super) fn abandon(self) -> Result<()> {
+        // Ending the session here would wait for the file's last user.
+        std::mem::forget(self.session);
+        unmount_dead(&self.directory)
+    }
+
     /// Unmounts, once the kernel has let go of the file.
     pub(super) fn unmount(self) -> Result<()> {
         let context = format!("cannot unmount {}", self.directory.display());

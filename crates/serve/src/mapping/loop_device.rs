@@ -149,6 +149,14 @@ impl LoopDevice {
         ioctl_plain(&self.fd, LOOP_SET_CAPACITY).map(drop)
     }
 
+    /// Frees the device when its last user has gone, and does not wait for that.
+    pub(super) fn detach_when_unused(self) -> io::Result<()> {
+        match ioctl_plain(&self.fd, LOOP_CLR_FD) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
+            cleared => cleared.map(drop),
+        }
+    }
+
     /// Frees the device, and waits until it is free: the kernel lets go of the file when the last
     /// descriptor of the device is closed, this one included.
     pub(super) fn detach(self, claim: Claim) -> io::Result<()> {

@@ -159,6 +159,22 @@ impl Mapped {
         }
     }
 
+    /// Takes the device away though it is in use: whoever uses it gets I/O errors from the moment this
+    /// process ends (NBD: at once). The image stays open.
+    ///
+    /// # Errors
+    /// `Io`, `PermissionDenied`.
+    pub fn unmap_by_force(self) -> Result<()> {
+        match self.kernel {
+            Kernel::Nbd { index, .. } => netlink::disconnect(index),
+            Kernel::Loop { device, mount } => {
+                let detached = device.detach_when_unused();
+                detached.map_err(|e| Error::from_io("cannot detach the loop device", e))?;
+                mount.abandon()
+            }
+        }
+    }
+
     /// Takes the device away, which `claim` keeps others from meanwhile. The image stays open.
     ///
     /// # Errors
@@ -183,22 +199,27 @@ fn nbd_index(device: &Path) -> Result<u32> {
     })
 }
 
-/// Clears up after a server that died: loop device and FUSE mount, or the NBD connection.
+/// Clears up after a server that died: loop device and FUSE mount, or the NBD connection. With
+/// `force` also where the device is in use; a loop device is free then when its last user has gone.
 ///
 /// # Errors
 /// `Busy` where the device is in use; `Io`.
-pub fn clear(record: &MappedRecord) -> Result<()> {
-    let Some(claim) = claim(&record.device) else {
+pub fn clear(record: &MappedRecord, force: bool) -> Result<()> {
+    let claim = claim(&record.device);
+    if claim.is_none() && !force {
         let message = format!("{} is in use", record.device.display());
         return Err(Error::new(ErrorKind::Busy, message));
-    };
+    }
     match record.driver {
         Driver::Nbd => netlink::disconnect(nbd_index(&record.device)?),
         Driver::Fuse => {
             if let Ok(device) = loop_device::LoopDevice::open(&record.device)
                 && device.backing_file_is_in(&record.mount_directory)
             {
-                let detached = device.detach(claim);
+                let detached = match claim {
+                    Some(claim) if !force => device.detach(claim),
+                    _ => device.detach_when_unused(),
+                };
                 detached.map_err(|e| Error::from_io("cannot detach the loop device", e))?;
             }
             fuse::unmount_dead(&record.mount_directory)

@@ -144,10 +144,31 @@ impl Registry {
             .map_err(|e| failed(&path, e))
     }
 
+    fn force_path(&self, id: u32) -> PathBuf {
+        self.directory.join(format!("{id}.force"))
+    }
+
+    /// Tells the process that serves a device not to wait until nobody uses it, once it is told to
+    /// end.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn allow_force(&self, id: u32) -> Result<()> {
+        let path = self.force_path(id);
+        std::fs::write(&path, b"").map_err(|e| failed(&path, e))
+    }
+
+    /// True where [`Self::allow_force`] was called.
+    #[must_use]
+    pub fn force_allowed(&self, id: u32) -> bool {
+        self.force_path(id).exists()
+    }
+
     /// Gives a number back. The log stays if it says something.
     pub fn remove(&self, id: u32) {
         // What is missing is removed already.
         let _ = std::fs::remove_file(self.path(id));
+        let _ = std::fs::remove_file(self.force_path(id));
         let log = self.log_path(id);
         if std::fs::metadata(&log).is_ok_and(|m| m.len() == 0) {
             let _ = std::fs::remove_file(&log);
