@@ -6,8 +6,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool,
-    PoolOptions, Store,
+    BlockDevice, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool, PoolOptions, Store,
 };
 
 const MIB: usize = 1 << 20;
@@ -91,9 +90,7 @@ fn family(store: Store) -> Family {
 impl Family {
     fn assert_sound(&self) {
         for pool in [&self.templates, &self.pool] {
-            let options = CheckOptions::default();
-            let report = self.store.check(pool, &options, &mut |_, _| {}).unwrap();
-            assert!(report.findings.is_empty(), "{:#?}", report.findings);
+            support::assert_sound(&self.store, pool);
         }
     }
 }
@@ -152,6 +149,7 @@ fn a_damaged_image_is_kept_while_it_has_children_and_what_they_need_outlives_it(
     store.remove_named(templates, "", "template", &mut |_, _| {}).unwrap();
     for pool in [templates, pool, &third] {
         gc(store, pool).unwrap();
+        support::assert_sound(store, pool);
     }
     assert_eq!(bytes(pool, near), [1, 2, 0, 0], "its root names segments of the image given up");
     assert_eq!(bytes(&third, far), [1, 2, 0, 0]);

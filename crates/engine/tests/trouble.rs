@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use support::assert_sound;
+
 use marcot::{
     BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, Image, ImageId,
     Pool, PoolOptions, Store,
@@ -50,6 +52,11 @@ fn flip_byte(path: &Path, offset: u64) {
     file.write_all_at(&[byte[0] ^ 0x40], offset).unwrap();
 }
 
+fn repair(store: &Store, pool: &Pool) -> marcot::CheckReport {
+    let options = CheckOptions { repair: true, ..CheckOptions::default() };
+    store.check(pool, &options, &mut |_, _| {}).unwrap()
+}
+
 #[test]
 fn a_full_disk_fails_writes_and_nothing_else_until_there_is_room() {
     let directory = tempfile::tempdir().unwrap();
@@ -88,8 +95,7 @@ fn a_full_disk_fails_writes_and_nothing_else_until_there_is_room() {
         assert!(buf == data, "MiB {i}");
     }
     image.close().unwrap();
-    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
-    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    assert_sound(&store, &pool);
 }
 
 #[test]
@@ -208,10 +214,8 @@ fn a_damaged_map_page_is_an_error_for_its_range_and_no_panic() {
     image.read_at(0, &mut buf).unwrap();
     assert!(buf == data);
     image.close().unwrap();
-    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
-    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
-    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
-    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    repair(&store, &pool);
+    assert_sound(&store, &pool);
 }
 
 #[test]
@@ -391,8 +395,7 @@ fn gc_leaves_alone_what_an_owner_may_still_append_to() {
     image.read_at(MIB, &mut buf).unwrap();
     assert!(buf == data);
     image.close().unwrap();
-    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
-    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    assert_sound(&store, &pool);
 }
 
 /// Writes without closing: what was flushed is in the log only.
@@ -444,10 +447,8 @@ fn a_map_page_that_is_damaged_under_the_log_costs_its_other_blocks_only() {
     image.read_at(0, &mut buf).unwrap();
     assert!(buf == pattern(5, 4096));
     image.close().unwrap();
-    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
-    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
-    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
-    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    repair(&store, &pool);
+    assert_sound(&store, &pool);
 }
 
 #[test]

@@ -8,10 +8,10 @@ use std::time::Duration;
 use marcot::ErrorKind;
 use marcot_serve::host::{DeviceRequest, HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::NbdConnection;
+use marcot_serve::nbd::wire::command_flag::{DF, FUA, REQ_ONE};
 use support::memory_device::{MemoryDevice, Probes};
 use support::nbd_client::{
-    BLOCK_STATUS, CACHE, DF, DISC, FLUSH, FUA, NbdClient, READ, REQ_ONE, TRIM, WRITE, WRITE_ZEROES,
-    request, write,
+    BLOCK_STATUS, CACHE, DISC, FLUSH, NbdClient, READ, TRIM, WRITE, WRITE_ZEROES, request, write,
 };
 
 const SIZE_BYTES: u64 = 64 << 20;

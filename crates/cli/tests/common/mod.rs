@@ -1,5 +1,6 @@
 //! A store of its own for each test, and the program under both of its names.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

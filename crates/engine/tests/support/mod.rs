@@ -1,10 +1,11 @@
-//! A disk that fails when told to, over a real directory.
+//! A disk that fails when told to, over a real directory; and what must hold of every pool.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use marcot::{CheckOptions, Pool, Store};
 use marcot_store::{
     Disk, DiskFile, InPlace, LocalDisk, Lock, LockMode, SystemClock, SystemRandom, World,
 };
@@ -129,4 +130,10 @@ impl DiskFile for FaultyFile {
     fn advise(&self, offset: u64, length: u64) {
         self.inner.advise(offset, length);
     }
+}
+
+/// Checks a pool, data included, and finds nothing.
+pub fn assert_sound(store: &Store, pool: &Pool) {
+    let report = store.check(pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings.is_empty(), "{}: {:#?}", pool.name(), report.findings);
 }

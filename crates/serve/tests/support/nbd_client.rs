@@ -7,18 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-pub const READ: u16 = 0;
-pub const WRITE: u16 = 1;
-pub const DISC: u16 = 2;
-pub const FLUSH: u16 = 3;
-pub const TRIM: u16 = 4;
-pub const CACHE: u16 = 5;
-pub const WRITE_ZEROES: u16 = 6;
-pub const BLOCK_STATUS: u16 = 7;
-
-pub const FUA: u16 = 1;
-pub const DF: u16 = 4;
-pub const REQ_ONE: u16 = 8;
+pub use marcot_serve::nbd::wire::command::*;
 
 /// A chunk of a structured reply.
 #[derive(Debug, PartialEq, Eq)]
