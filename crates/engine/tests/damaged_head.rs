@@ -197,3 +197,17 @@ fn nothing_but_a_damaged_head_is_forced() {
     std::fs::write(&path, &good).unwrap();
     family.assert_sound();
 }
+
+#[test]
+fn a_head_that_is_only_out_of_reach_for_now_is_not_given_up() {
+    const TOO_MANY_OPEN_FILES: i32 = 24;
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    let family = family(Store::open_in(world, directory.path()).unwrap());
+    let Family { store, pool, middle, .. } = &family;
+    faults.head_errno.store(TOO_MANY_OPEN_FILES, Ordering::Relaxed);
+    assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Io);
+    faults.head_errno.store(0, Ordering::Relaxed);
+    assert_eq!(bytes(pool, *middle), [1, 2, 0, 0]);
+    family.assert_sound();
+}

@@ -11,6 +11,10 @@ use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::image::mark;
 use crate::segment::author_directory;
 
+/// What Linux says of a sector that cannot be read, and of one whose checksum the file system finds
+/// wrong: EIO, ENODATA, EBADMSG, EUCLEAN.
+const MEDIUM_ERRORS: [i32; 4] = [5, 61, 74, 117];
+
 impl Store {
     /// Removes an image and the space that only it uses; what others share goes with `gc`, which
     /// runs by itself where there is something to share.
@@ -164,13 +168,19 @@ impl Store {
     }
 }
 
-/// True where the head is there and cannot be read.
+/// True where the head is there and its bytes are wrong, or the medium does not give them back.
 fn is_damaged(pool: &Pool, image: ImageId) -> Result<bool> {
     match pool.read_head(image) {
         Ok(_) => Ok(false),
-        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::Corrupt || says_medium(&error) => Ok(true),
+        // Also what will be over soon, such as a lack of descriptors or memory.
         Err(error) => Err(error),
     }
+}
+
+fn says_medium(error: &Error) -> bool {
+    let below = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
+    below.and_then(std::io::Error::raw_os_error).is_some_and(|errno| MEDIUM_ERRORS.contains(&errno))
 }
 
 fn check_no_snapshots(label: &str, head: &HeadRecord) -> Result<()> {

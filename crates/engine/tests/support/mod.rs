@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 
 use marcot::{CheckOptions, Pool, Store};
 use marcot_store::{
@@ -17,6 +17,8 @@ pub struct Faults {
     pub room_bytes: AtomicI64,
     /// The next sync of a file fails.
     pub fail_sync: AtomicBool,
+    /// Heads cannot be opened, with this error number; 0: they can.
+    pub head_errno: AtomicI32,
     /// The next removal of a file fails.
     pub fail_remove: AtomicBool,
 }
@@ -51,6 +53,10 @@ impl Disk for FaultyDisk {
         self.inner.create_new(path, mode).map(|f| self.wrap(f))
     }
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let errno = self.faults.head_errno.load(Ordering::Relaxed);
+        if errno != 0 && path.ends_with("head") {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         self.inner.open(path, write).map(|f| self.wrap(f))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
