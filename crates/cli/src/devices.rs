@@ -130,7 +130,10 @@ fn shown(request: &Request<'_>) -> String {
 pub fn unmap(record: &MappedRecord, force: bool) -> Outcome {
     let registry = Registry::open()?;
     let busy = || {
-        let why = format!("{} is in use (mounted?)", record.device.display());
+        let why = format!(
+            "{} is in use (mounted?); '-o force' takes it away all the same",
+            record.device.display()
+        );
         Failure::errno("unmap failed", EBUSY).because(why)
     };
     if !force && mapping::is_busy(&record.device) {

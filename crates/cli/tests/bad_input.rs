@@ -151,7 +151,8 @@ fn an_address_that_cannot_be_listened_on_is_named_with_its_errno_and_the_remedy(
 #[test]
 fn a_damaged_head_costs_one_row_and_rm_force_ends_it() {
     let world = World::new();
-    world.silently(&["create a --size 16M", "create b --size 16M", "create c --size 16M"]);
+    world.silently(&["create a --size 16M", "snap create --no-progress a@s", "snap protect a@s"]);
+    world.silently(&["clone a@s b", "create c --size 16M"]);
     let images = std::fs::read_dir(world.path("store/pools/rbd/images")).unwrap();
     let number = world.rbd("info b --format json").out;
     let number = number.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap().to_string();
@@ -168,8 +169,10 @@ fn a_damaged_head_costs_one_row_and_rm_force_ends_it() {
     assert_eq!(refused.status, 5, "{refused:?}");
     assert!(refused.err.contains("'rm --force'"), "{refused:?}");
     assert_eq!(world.marcot("gc --no-progress rbd").status, 5);
+    assert_eq!(world.marcot("snap unprotect a@s").status, 5);
     assert_eq!(world.marcot("rm --no-progress --force b"), prints(""));
     assert_eq!(world.marcot("gc --no-progress rbd").status, 0);
+    assert_eq!(world.marcot("snap unprotect a@s"), prints(""));
     assert_eq!(world.marcot("ls"), prints("a\nc\n"));
     assert_eq!(world.marcot("ls -l").status, 0);
     assert_eq!(world.marcot("check --no-progress rbd").status, 0);
