@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A store with damage at random: what is read is right or an error, check tells of it, and neither
-# garbage collection nor repair makes it worse; no child is forgotten because its pool is damaged; a
-# full disk leaves nothing half done.
+# A store with damage at random: what is read is right or an error, before and after a repair, check
+# tells of it, and garbage collection does not make it worse; no child is forgotten because its pool
+# is damaged; a full disk leaves nothing half done.
 #
 # usage: damaged-store.sh --marcot BINARY
 #
@@ -127,7 +127,8 @@ quiet() {
     return 1
 }
 
-# One trial: damage a file, look at everything, collect and repair, mend the file, look again.
+# One trial: damage a file, look at everything, collect, mend the file, look again. Then the damage
+# once more, and repair, which gives up what cannot be read.
 survives() {
     local file=$1 spec sound=0
     FAULTY=0
@@ -141,15 +142,22 @@ survives() {
     ((FAULTY == 0)) || NOTICED=$((NOTICED + 1))
     quiet marcot ls -l rbd && quiet marcot ls -l other && quiet marcot info rbd/child &&
         quiet marcot snap unprotect rbd/template@s && quiet marcot gc --no-progress rbd &&
-        quiet marcot gc --no-progress other && quiet marcot check --no-progress --all --repair || return 1
+        quiet marcot gc --no-progress other || return 1
     for spec in "${SPECS[@]}"; do right "$spec" || return 1; done
+    rm -f "$CLAIMS_SCRATCH/damaged"
+    [[ ! -e $file ]] || cp -a "$file" "$CLAIMS_SCRATCH/damaged"
     mend "$file"
     FAULTY=0
     for spec in "${SPECS[@]}"; do right "$spec" || return 1; done
-    ((FAULTY == 0)) && return 0
-    printf '#   after the file was mended, %d cannot be read\n' "$FAULTY"
-    cat "$CLAIMS_SCRATCH/err"
-    return 1
+    if ((FAULTY > 0)); then
+        printf '#   after the file was mended, %d cannot be read\n' "$FAULTY"
+        cat "$CLAIMS_SCRATCH/err"
+        return 1
+    fi
+    rm "$file"
+    [[ ! -e $CLAIMS_SCRATCH/damaged ]] || cp -a "$CLAIMS_SCRATCH/damaged" "$file"
+    quiet marcot check --no-progress --all --repair || return 1
+    for spec in "${SPECS[@]}"; do right "$spec" || return 1; done
 }
 
 # Puts the file back as it was. What was made anew in its place meanwhile goes.

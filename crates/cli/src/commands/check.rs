@@ -17,7 +17,11 @@ use crate::size;
 const SCRUB_BYTES_PER_S_DEFAULT: u64 = 64 << 20;
 
 const CHECK: &[Opt] = &[
-    Opt::new("repair", Kind::Flag, "set right what can be without losing data"),
+    Opt::new(
+        "repair",
+        Kind::Flag,
+        "set right what can be; damaged map pages, and a log from where it is damaged, are given up",
+    ),
     Opt::new("skip-data", Kind::Flag, "verify structures only, not every block of data"),
     Opt::new("scrub", Kind::Flag, "read all data from the medium, at a bounded rate"),
     Opt::new("rate", Kind::Bytes, "bytes a second of --scrub, 0 for no bound [default: 64M]"),
