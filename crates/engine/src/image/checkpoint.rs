@@ -141,9 +141,10 @@ impl Image {
     /// Notes what is behind the checkpoint that is about to fly, and counts anew.
     fn departure(&mut self) -> Departure {
         self.changed = false;
+        let dead = self.take_dead();
         let unsynced = self.log.iter().flat_map(|log| &log.unsynced);
         Departure {
-            dead: std::mem::take(&mut self.dead),
+            dead,
             left: unsynced.map(|(name, _)| *name).collect(),
             log_bytes: std::mem::take(&mut self.log_bytes),
             group: self.group_next,
@@ -337,29 +338,23 @@ impl Image {
         snapshots.max().unwrap_or(0).max(shared)
     }
 
+    /// Removes the segments that only a head before named.
     fn remove_dead(&mut self) {
-        if self.dead.is_empty() || self.postponed_for_readers() {
-            return;
-        }
-        for name in std::mem::take(&mut self.dead) {
-            // A snapshot may have been taken since it died.
-            if !self.is_private(&name) {
-                continue;
-            }
-            if let Err(error) = self.pool.files().remove(name) {
-                tracing::warn!(image = %self.label, segment = %name, %error, "left behind; a later reclaim removes it");
-            }
-        }
+        let dead = self.take_dead();
+        self.dead = flight::remove_dead(&self.pool, self.id, &self.label, dead);
     }
 
-    /// True where somebody reads the image by an older head: what that names has to stay. What a
-    /// removal leaves behind is found by the next one, or by `Reclaim`.
+    /// Segments to be removed once the next head is durable. A snapshot may have been taken since
+    /// they died: then they stay.
+    fn take_dead(&mut self) -> Vec<SegmentName> {
+        let mut dead = std::mem::take(&mut self.dead);
+        dead.retain(|name| self.is_private(name));
+        dead
+    }
+
+    /// See [`flight::postponed_for_readers`].
     pub(super) fn postponed_for_readers(&self) -> bool {
-        let being_read = self.pool.being_read(self.id).unwrap_or(true);
-        if being_read {
-            tracing::info!(image = %self.label, "space is given back later, because the image is being read");
-        }
-        being_read
+        flight::postponed_for_readers(&self.pool, self.id, &self.label)
     }
 
     /// The first segment of each series that may still be appended to.

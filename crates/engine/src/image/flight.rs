@@ -77,19 +77,30 @@ pub(super) struct Departure {
     pub group: u64,
 }
 
+/// How a flight ended, and the dead segments that it did not remove.
+type Outcome = (Landed, Vec<SegmentName>);
+
 /// A checkpoint that a worker has taken over.
 pub(super) struct Flight {
     running: Box<dyn Running>,
-    landed: Arc<Mutex<Option<Landed>>>,
+    landed: Arc<Mutex<Option<Outcome>>>,
     departure: Departure,
 }
 
 impl Flight {
-    pub(super) fn start(workers: &dyn Workers, cargo: Cargo, departure: Departure) -> Self {
+    /// Removing what is dead takes longer than a request may wait, so it is done here as well.
+    pub(super) fn start(workers: &dyn Workers, cargo: Cargo, mut departure: Departure) -> Self {
         let landed = Arc::new(Mutex::new(None));
         let place = Arc::clone(&landed);
+        let dead = std::mem::take(&mut departure.dead);
         let running = workers.start(Box::new(move || {
-            let outcome = cargo.fly();
+            let (pool, id, label) = (cargo.pool.clone(), cargo.id, cargo.label.clone());
+            let landed = cargo.fly();
+            let left = match landed {
+                Landed::Done(_) => remove_dead(&pool, id, &label, dead),
+                Landed::Failed { .. } => dead,
+            };
+            let outcome = (landed, left);
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         }));
         Self { running, landed, departure }
@@ -105,15 +116,45 @@ impl Flight {
     }
 
     /// Waits for the outcome.
-    pub(super) fn wait(self) -> (Landed, Departure) {
+    pub(super) fn wait(mut self) -> (Landed, Departure) {
         self.running.wait();
         let landed = self.landed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let landed = landed.unwrap_or_else(|| {
+        let (landed, dead) = landed.unwrap_or_else(|| {
             let error = Error::new(ErrorKind::Poisoned, "a checkpoint ended without an outcome");
-            Landed::Failed { error, pages: None }
+            (Landed::Failed { error, pages: None }, Vec::new())
         });
+        self.departure.dead = dead;
         (landed, self.departure)
     }
+}
+
+/// Removes segments that only a head before named; returns those that readers of that head may
+/// still need.
+pub(super) fn remove_dead(
+    pool: &Pool,
+    id: ImageId,
+    label: &str,
+    dead: Vec<SegmentName>,
+) -> Vec<SegmentName> {
+    if dead.is_empty() || postponed_for_readers(pool, id, label) {
+        return dead;
+    }
+    for name in dead {
+        if let Err(error) = pool.files().remove(name) {
+            tracing::warn!(image = %label, segment = %name, %error, "left behind; a later reclaim removes it");
+        }
+    }
+    Vec::new()
+}
+
+/// True where somebody reads the image by an older head: what that names has to stay. What a
+/// removal leaves behind is found by the next one, or by `Reclaim`.
+pub(super) fn postponed_for_readers(pool: &Pool, id: ImageId, label: &str) -> bool {
+    let being_read = pool.being_read(id).unwrap_or(true);
+    if being_read {
+        tracing::info!(image = %label, "space is given back later, because the image is being read");
+    }
+    being_read
 }
 
 /// Fails where the head on disk is not the one that this owner wrote last (I6).
