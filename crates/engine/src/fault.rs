@@ -44,11 +44,13 @@ pub enum Fault {
     SkipFence,
     /// An owner goes on after a failed sync as if nothing had been lost.
     ForgetPoison,
+    /// Compaction copies blocks that were overwritten since.
+    CompactDead,
 }
 
 /// All of them.
 #[cfg(feature = "deliberate-faults")]
-pub const ALL: [Fault; 19] = [
+pub const ALL: [Fault; 20] = [
     Fault::SkipLogSync,
     Fault::FlightSkipsLog,
     Fault::HeadBeforePages,
@@ -68,6 +70,7 @@ pub const ALL: [Fault; 19] = [
     Fault::FlattenWithoutCopy,
     Fault::SkipFence,
     Fault::ForgetPoison,
+    Fault::CompactDead,
 ];
 
 #[cfg(feature = "deliberate-faults")]

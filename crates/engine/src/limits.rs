@@ -9,11 +9,18 @@ pub struct Limits {
     /// Bytes of log after which a checkpoint begins in the background. Writes wait for it at
     /// [`Limits::log_bytes_max`], so this also bounds what a replay has to read.
     pub checkpoint_log_bytes: u64,
+    /// Dead space in the data segments of one image that is left alone, in bytes, whatever part of
+    /// them it is.
+    pub dead_bytes_min: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { map_memory_bytes: 64 << 20, checkpoint_log_bytes: 64 << 20 }
+        Self {
+            map_memory_bytes: 64 << 20,
+            checkpoint_log_bytes: 64 << 20,
+            dead_bytes_min: 64 << 20,
+        }
     }
 }
 

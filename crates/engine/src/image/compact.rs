@@ -13,27 +13,38 @@ use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::group::{GroupHeader, RecordKind};
 use marcot_format::page::{PAGE_READ_BYTES, decode_page};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentKind};
-use marcot_format::{BLOCK_BYTES, BlockAddress};
+use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, crc32c};
+use marcot_store::DiskFile;
 
 use super::Image;
 use super::log::{Group, SEGMENT_SLOTS};
 use crate::device::Read;
-use crate::error::{IoContext, Result};
-use crate::gc;
+use crate::error::{ErrorKind, IoContext, Result};
+use crate::fault::{self, Fault};
 use crate::map::position;
 use crate::segment::SegmentName;
 
+const BLOCK: usize = BLOCK_BYTES as usize;
 /// Compaction starts when live slots are a smaller part of the private segments than this.
 const LIVE_PERCENT_MIN: u64 = 80;
-/// Dead slots that are not worth the trouble.
-const DEAD_SLOTS_MIN: u64 = 2 * SEGMENT_SLOTS as u64;
-/// Dead units of map segments that are not worth the trouble (4 MiB).
-const DEAD_UNITS_MIN: u64 = (4 << 20) / MAP_UNIT_BYTES;
+/// Where live slots are a smaller part than this, every write pays for the space that it takes.
+const LIVE_PERCENT_PAID: u64 = 77;
+/// Dead map pages that are left alone, as a part of the dead data that is.
+const DEAD_MAP_PART: u64 = 16;
+/// Slots of a segment that one step looks at, unless a group is larger.
+const STEP_SLOTS: usize = 64;
+/// Looks at the counts while that much dies which may be left alone.
+const LOOKS: u64 = 8;
+/// Slots looked at for a slot written, at the most, in percent: writers must go on.
+const PRICE_PERCENT_MAX: u64 = 800;
 
 /// A segment being emptied.
 struct Victim {
     index: u32,
-    groups: std::vec::IntoIter<(usize, GroupHeader)>,
+    name: SegmentName,
+    file: Arc<dyn DiskFile>,
+    /// Where the next group to be looked at starts.
+    slot: usize,
 }
 
 /// What compaction is doing.
@@ -44,9 +55,25 @@ pub(super) struct State {
     victim: Option<Victim>,
     /// Segments that could not be emptied, because a block in them is damaged.
     stuck: HashSet<u32>,
+    /// Slots written since the last look at the counts.
+    written: u64,
+    /// Slots that a writer looks at for each slot that it writes, in percent.
+    price_percent: u64,
+    /// Slots that writers have yet to look at.
+    owed: u64,
+    buffer: Vec<u8>,
 }
 
-/// Live and written slots of the private segments of a series, and the emptiest of them.
+impl State {
+    /// Counts what was appended to the log.
+    pub(super) fn appended(&mut self, slots: u32) {
+        self.written += u64::from(slots);
+        self.owed += u64::from(slots) * self.price_percent / 100;
+    }
+}
+
+/// Live and taken slots of the private segments of a series, and the emptiest of them. Those with
+/// nothing live are left out: they go with the next checkpoint.
 #[derive(Default)]
 struct Survey {
     live: u64,
@@ -57,6 +84,9 @@ struct Survey {
 impl Survey {
     fn add(&mut self, index: u32, name: SegmentName, live: u32, used: u32) {
         let (live, used) = (u64::from(live), u64::from(used));
+        if live == 0 {
+            return;
+        }
         self.live += live;
         self.used += used;
         let emptier = self.emptiest.is_none_or(|(.., l, u)| live * u < l * used);
@@ -65,36 +95,92 @@ impl Survey {
         }
     }
 
-    fn wasteful(&self, dead_min: u64) -> bool {
-        self.used - self.live >= dead_min && self.live * 100 < self.used * LIVE_PERCENT_MIN
+    fn wasteful(&self, dead_min: u64, live_percent: u64) -> bool {
+        // Counts of a damaged table may say anything.
+        let dead = self.used.saturating_sub(self.live);
+        dead >= dead_min && self.live * 100 < self.used * live_percent
+    }
+
+    /// What keeps the dead from growing: emptying a segment of `used` slots gives back those that
+    /// are not live, and a little more is asked for, to catch up.
+    fn price_percent(&self, dead_min: u64) -> u64 {
+        match self.emptiest {
+            Some((.., live, used)) if self.wasteful(dead_min, LIVE_PERCENT_PAID) => {
+                (used * 120 / (used - live)).min(PRICE_PERCENT_MAX)
+            }
+            _ => 0,
+        }
     }
 }
 
 impl Image {
     /// Does one piece of compaction; true if more waits.
     pub(super) fn compact_step(&mut self) -> Result<bool> {
-        if self.compaction.victim.is_none() {
-            if !std::mem::take(&mut self.compaction.due) {
-                return Ok(false);
-            }
-            self.compact_map()?;
-            self.compaction.victim = self.choose_victim(DEAD_SLOTS_MIN)?;
-            return Ok(self.compaction.victim.is_some());
+        if std::mem::take(&mut self.compaction.due) {
+            self.look_for_work()?;
         }
-        let Some(victim) = &mut self.compaction.victim else { return Ok(false) };
-        let index = victim.index;
-        match victim.groups.next() {
-            Some((slot, header)) => self.move_live(index, slot, &header)?,
-            None => {
-                self.compaction.victim = None;
-                self.compaction.due = true;
-                let files = Arc::clone(self.pool.files());
-                if self.table.get(index, &files).is_ok_and(|entry| entry.live > 0) {
-                    self.compaction.stuck.insert(index);
-                }
+        let Some(mut victim) = self.compaction.victim.take() else { return Ok(false) };
+        let files = Arc::clone(self.pool.files());
+        // It may be gone by now: overwritten whole, or rolled back.
+        let named = self.table.name(victim.index, &files).is_ok_and(|name| name == victim.name);
+        match if named { self.move_some(&mut victim) } else { Ok(false) } {
+            Ok(true) => {
+                self.compaction.victim = Some(victim);
+                return Ok(true);
             }
+            Ok(false) => {}
+            Err(error) => {
+                if !matches!(error.kind(), ErrorKind::NoSpace) {
+                    self.compaction.stuck.insert(victim.index);
+                }
+                return Err(error);
+            }
+        }
+        self.compaction.due = true;
+        if named && self.table.get(victim.index, &files).is_ok_and(|entry| entry.live > 0) {
+            self.compaction.stuck.insert(victim.index);
         }
         Ok(true)
+    }
+
+    /// Lets a writer do as much of compaction as keeps what is dead from growing, where background
+    /// work has fallen behind.
+    pub(super) fn pay_for_space(&mut self) -> Result<()> {
+        if self.compaction.written >= self.dead_slots_min() / LOOKS {
+            self.compaction.written = 0;
+            self.look_for_work()?;
+        }
+        while self.compaction.owed >= STEP_SLOTS as u64 {
+            self.compaction.owed -= STEP_SLOTS as u64;
+            if !self.compact_step()? {
+                self.compaction.owed = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn dead_slots_min(&self) -> u64 {
+        self.limits().dead_bytes_min / BLOCK_BYTES
+    }
+
+    fn look_for_work(&mut self) -> Result<()> {
+        let dead_min = self.dead_slots_min();
+        if self.flight.is_none() {
+            self.compact_map()?;
+        }
+        let survey = self.survey(SegmentKind::Data)?;
+        self.compaction.price_percent = survey.price_percent(dead_min);
+        if self.compaction.victim.is_some() || !survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
+            return Ok(());
+        }
+        match survey.emptiest {
+            Some((index, name, ..)) => {
+                let file = self.pool.files().get(name)?;
+                self.compaction.victim = Some(Victim { index, name, file, slot: 1 });
+            }
+            None => self.compaction.buffer = Vec::new(),
+        }
+        Ok(())
     }
 
     /// Compacts until nothing more is worth it, then makes the result durable.
@@ -120,40 +206,95 @@ impl Image {
         let mut survey = Survey::default();
         found.retain(|(index, ..)| !self.compaction.stuck.contains(index));
         for (index, entry, name) in found.into_iter().filter(|(.., n)| self.is_private(n)) {
-            survey.add(index, name, entry.live, entry.used);
+            // Headers of groups take slots too, and go with the groups.
+            let used = if kind == SegmentKind::Data { SEGMENT_SLOTS - 1 } else { entry.used };
+            survey.add(index, name, entry.live, used);
         }
         Ok(survey)
     }
 
-    fn choose_victim(&mut self, dead_min: u64) -> Result<Option<Victim>> {
-        let survey = self.survey(SegmentKind::Data)?;
-        let Some((index, name, live, _)) = survey.emptiest.filter(|_| survey.wasteful(dead_min))
-        else {
-            return Ok(None);
+    /// Writes the live blocks of the next groups of a segment again; false at its end.
+    fn move_some(&mut self, victim: &mut Victim) -> Result<bool> {
+        let mut bytes = std::mem::take(&mut self.compaction.buffer);
+        let (from, file) = (victim.slot as u64 * BLOCK_BYTES, Arc::clone(&victim.file));
+        let read = |bytes: &mut Vec<u8>, slots: usize| {
+            bytes.resize(slots * BLOCK, 0);
+            let n = file.read_at(from, bytes).at(|| "cannot read a segment".to_owned())?;
+            bytes.truncate(n);
+            Ok(())
         };
-        if live == 0 {
-            // Nothing to move: the next checkpoint drops it.
-            return Ok(None);
+        read(&mut bytes, STEP_SLOTS)?;
+        let Some(first) = header_at(&bytes, 0) else { return Ok(false) };
+        if first.blocks() * BLOCK > bytes.len() {
+            read(&mut bytes, first.blocks())?;
         }
-        let file = self.pool.files().get(name)?;
-        Ok(Some(Victim { index, groups: gc::groups(&*file)?.into_iter() }))
+        let mut live = Vec::new();
+        let mut at = 0;
+        while let Some(header) = header_at(&bytes, at) {
+            let next = at + header.blocks();
+            if next * BLOCK > bytes.len() {
+                break;
+            }
+            self.find_live(victim, &header, at, &bytes, &mut live)?;
+            at = next;
+        }
+        // Whatever fails from here on, the next step goes on behind it.
+        victim.slot += at;
+        let written = (self.compaction.written, self.compaction.owed);
+        let moved = self.append_copies(&live, &bytes);
+        (self.compaction.written, self.compaction.owed) = written;
+        self.compaction.buffer = bytes;
+        moved.map(|()| at > 0)
     }
 
-    /// Writes those blocks of a group again that the map still finds there.
-    fn move_live(&mut self, index: u32, slot: usize, header: &GroupHeader) -> Result<()> {
-        let mut live = Vec::new();
-        let mut at = (slot + header.header_blocks()) as u32;
+    /// Adds the blocks of a group that the map still finds there, and where they lie in `bytes`.
+    fn find_live(
+        &mut self,
+        victim: &Victim,
+        header: &GroupHeader,
+        at: usize,
+        bytes: &[u8],
+        live: &mut Vec<(u64, usize)>,
+    ) -> Result<()> {
+        let mut at = at + header.header_blocks();
         for record in header.records.iter().filter(|r| r.kind == RecordKind::Write) {
             for block in record.block..record.block + record.count {
+                let address = BlockAddress::new(victim.index, (victim.slot + at) as u32);
                 let (map, mut source) = self.parts();
                 let entry = map.leaf(block, &mut source)?.map(|leaf| leaf[position(block, 0)]);
-                if entry.is_some_and(|e| { e.address } == BlockAddress::new(index, at)) {
-                    live.push(block);
+                let current =
+                    |e: &MapEntry| { e.address } == address || fault::is(Fault::CompactDead);
+                if let Some(entry) = entry.filter(current) {
+                    let right = crc32c(&bytes[at * BLOCK..(at + 1) * BLOCK]) == entry.crc;
+                    if right || fault::is(Fault::CompactDead) {
+                        live.push((block, at * BLOCK));
+                    } else {
+                        // It stays where it is: a copy would make the damage look whole.
+                        let (image, segment) = (&self.label, &victim.name);
+                        let slot = victim.slot + at;
+                        tracing::error!(%image, block, %segment, slot, "a block is damaged");
+                    }
                 }
                 at += 1;
             }
         }
-        self.copy_blocks(&live).map(drop)
+        Ok(())
+    }
+
+    fn append_copies(&mut self, live: &[(u64, usize)], bytes: &[u8]) -> Result<()> {
+        if live.is_empty() {
+            return Ok(());
+        }
+        self.begin_writing()?;
+        let mut group = Group::default();
+        for (block, at) in live {
+            if group.room_blocks() == 0 {
+                self.append(std::mem::take(&mut group))?;
+            }
+            self.prepare(*block, 1)?;
+            group.write(*block, Cow::Borrowed(&bytes[*at..*at + BLOCK]));
+        }
+        self.append(group)
     }
 
     /// Appends the present content of blocks, at most a group of them. Returns the first that
@@ -191,7 +332,9 @@ impl Image {
     /// Makes the pages of mostly dead map segments dirty, so that the next checkpoint moves them.
     fn compact_map(&mut self) -> Result<()> {
         let survey = self.survey(SegmentKind::Map)?;
-        let Some((index, name, ..)) = survey.emptiest.filter(|_| survey.wasteful(DEAD_UNITS_MIN))
+        let dead_min = self.limits().dead_bytes_min / DEAD_MAP_PART / MAP_UNIT_BYTES;
+        let Some((index, name, ..)) =
+            survey.emptiest.filter(|_| survey.wasteful(dead_min, LIVE_PERCENT_MIN))
         else {
             return Ok(());
         };
@@ -215,4 +358,11 @@ impl Image {
             offset += length.div_ceil(MAP_UNIT_BYTES) * MAP_UNIT_BYTES;
         }
     }
+}
+
+/// The header of the group that starts at block `at` of `bytes`, if a whole one does.
+fn header_at(bytes: &[u8], at: usize) -> Option<GroupHeader> {
+    let rest = bytes.get(at * BLOCK..).filter(|rest| rest.len() >= BLOCK)?;
+    let blocks = GroupHeader::peek(&rest[..BLOCK]).ok()?;
+    GroupHeader::decode(rest.get(..blocks * BLOCK)?).ok()
 }

@@ -233,6 +233,7 @@ impl Image {
         log.slot += blocks as u32;
         self.group_next += 1;
         self.log_bytes += blocks as u64 * BLOCK_BYTES;
+        self.compaction.appended(blocks as u32);
         self.changed = true;
         self.apply(&header, index, data_slot, false).inspect_err(|error| {
             tracing::error!(image = %self.label, %error, "a logged write could not be mapped");

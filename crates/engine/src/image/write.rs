@@ -211,6 +211,12 @@ impl Image {
     /// Keeps log and memory within their bounds. The write itself is done: a checkpoint that finds
     /// no space is tried again later.
     fn after_write(&mut self) -> Result<()> {
+        match self.pay_for_space() {
+            Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
+                tracing::warn!(image = %self.label, %error, "compaction put off");
+            }
+            paid => paid?,
+        }
         let limits = self.limits();
         self.evict(limits.map_memory_bytes_soft());
         let crowded = self.map.resident_bytes() > limits.map_memory_bytes_soft();
