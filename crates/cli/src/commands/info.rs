@@ -32,12 +32,16 @@ fn info(session: &Session, args: &Args) -> Outcome {
     let mut wanted = Wanted::IMAGE_OR_SNAP;
     wanted.image_required = image_id.is_none();
     let target = names::target(args, &mut 0, wanted)?;
-    let image = session.find_by(&target, image_id)?.info()?;
+    let found = session.find_by(&target, image_id)?;
+    let image = found.info()?;
+    // What cannot be told now is left out: the rest is wanted all the same.
+    let children = session.store()?.children(&found.pool, found.id, None).unwrap_or_default();
+    let is_parent = children.iter().any(|child| child.clone_format >= 2);
     let snap = match target.snap.as_str() {
         "" => None,
         name => Some(named_snapshot(&image, name)?),
     };
-    let view = View::new(&image, snap.as_ref());
+    let view = View::new(&image, snap.as_ref(), is_parent);
     format.print(|| view.plain(), || ("image", view.node()))
 }
 
@@ -57,12 +61,12 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(image: &'a ImageInfo, snap: Option<&'a SnapInfo>) -> Self {
+    fn new(image: &'a ImageInfo, snap: Option<&'a SnapInfo>, is_parent: bool) -> Self {
         let parent = match snap {
             Some(snap) => snap.parent.as_ref(),
             None => image.parent.as_ref(),
         };
-        let op_features = op_features(image);
+        let op_features = op_features(image, is_parent);
         let mut features = feature_names(&image.features);
         if !op_features.is_empty() {
             features.push("operations".to_string());
@@ -168,11 +172,11 @@ fn feature_names(features: &str) -> Vec<String> {
     names.map(str::to_string).collect()
 }
 
-/// What format-2 clones leave on parent and child.
-fn op_features(image: &ImageInfo) -> Vec<&'static str> {
+/// What format-2 clones leave on parent and child; `is_parent` where there are some.
+fn op_features(image: &ImageInfo, is_parent: bool) -> Vec<&'static str> {
     let mut names = Vec::new();
     let trash = image.snapshots.iter().any(|s| s.trashed);
-    if trash {
+    if trash || is_parent {
         names.push("clone-parent");
     }
     if image.parent.as_ref().is_some_and(|p| p.clone_format == 2) {

@@ -154,10 +154,10 @@ fn children(session: &Session, args: &Args) -> Outcome {
     let snap = chosen_snapshot(args, &target, &image)?;
     let store = session.store()?;
     let mut found = store.children(&image.pool, image.id, snap)?;
-    found.sort_by(|a, b| place(a).cmp(&place(b)));
     if args.flag("descendants") {
         add_descendants(store, &mut found)?;
     }
+    found.sort_by(|a, b| place(a).cmp(&place(b)));
     let all = args.flag("all");
     let plain = || found.iter().map(plain_child).collect();
     format.print(plain, || {
@@ -196,9 +196,7 @@ fn add_descendants(store: &Store, found: &mut Vec<ChildInfo>) -> Outcome {
             continue;
         }
         let pool: Pool = store.pool(&child.pool)?;
-        let mut generation = store.children(&pool, child.image_id, None)?;
-        generation.sort_by(|a, b| place(a).cmp(&place(b)));
-        found.extend(generation);
+        found.extend(store.children(&pool, child.image_id, None)?);
     }
     Ok(())
 }

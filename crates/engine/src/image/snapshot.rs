@@ -2,6 +2,7 @@
 
 use marcot_format::SnapId;
 use marcot_format::record::{HeadRecord, Protection, SegmentMarks, SnapshotRecord};
+use marcot_store::Random;
 
 use super::{Image, empty_root, no_snapshot, open_root};
 use crate::catalog::names::check_snapshot_name;
@@ -162,7 +163,7 @@ impl Image {
         match self.pool.children_everywhere(self.id, Some(SnapId(id))) {
             Ok(children) if children.is_empty() => self.drop_snapshot(id)?,
             Ok(_) => {
-                let trash = format!("{:016x}-{id}", self.pool.files().world().random.number());
+                let trash = uuid(&*self.pool.files().world().random);
                 self.update_snapshot(id, |s| {
                     (s.removing, s.trashed) = (false, true);
                     s.original_name = std::mem::replace(&mut s.name, trash);
@@ -250,4 +251,12 @@ impl Image {
         }
         self.reclaim_unnamed().map(drop)
     }
+}
+
+/// A random UUID (RFC 9562, version 4): what a snapshot is called that lives on for its clones.
+fn uuid(random: &dyn Random) -> String {
+    let (a, b) = (random.number(), random.number());
+    let (high, middle, version) = (a >> 32, a >> 16 & 0xffff, 0x4000 | a & 0x0fff);
+    let (variant, low) = (0x8000 | b >> 48 & 0x3fff, b & 0xffff_ffff_ffff);
+    format!("{high:08x}-{middle:04x}-{version:04x}-{variant:04x}-{low:012x}")
 }
