@@ -5,7 +5,7 @@ import os
 import pathlib
 import threading
 
-from . import fio
+from . import fio, memory
 from .figures import bounds, ratios
 from .report import say
 
@@ -66,6 +66,8 @@ def one_run(system, workload, settings):
     with system.serve(workload.image, workload.images) as targets:
         if workload.cache == "warm" and system.name != "null":
             fio.read_all(targets, size, environment)
+        if workload.cache != "warm":
+            memory.use_once(settings.size_bytes * workload.images)
         watch = None
         if workload.disk_use_max is not None and not system.is_peer:
             watch = DiskUseWatch(system)
