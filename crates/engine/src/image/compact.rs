@@ -33,8 +33,10 @@ const LIVE_PERCENT_PAID: u64 = 77;
 const DEAD_MAP_PART: u64 = 16;
 /// Slots of a segment that one step looks at, unless a group is larger.
 const STEP_SLOTS: usize = 64;
-/// Looks at the counts while that much dies which may be left alone.
+/// Looks at the counts while that much is written which may be dead and left alone.
 const LOOKS: u64 = 8;
+/// The same for large images, while all that they hold is written once.
+const LOOKS_LARGE: u64 = 256;
 /// Slots looked at for a slot written, at the most, in percent: writers must go on.
 const PRICE_PERCENT_MAX: u64 = 800;
 
@@ -57,6 +59,8 @@ pub(super) struct State {
     stuck: HashSet<u32>,
     /// Slots written since the last look at the counts.
     written: u64,
+    /// So many of them before the next one, if that is more than [`LOOKS`] asks for.
+    look_after: u64,
     /// Slots that a writer looks at for each slot that it writes, in percent.
     price_percent: u64,
     /// Slots that writers have yet to look at.
@@ -146,15 +150,19 @@ impl Image {
     /// Lets a writer do as much of compaction as keeps what is dead from growing, where background
     /// work has fallen behind.
     pub(super) fn pay_for_space(&mut self) -> Result<()> {
-        if self.compaction.written >= self.dead_slots_min() / LOOKS {
+        let look_after = self.compaction.look_after.max(self.dead_slots_min() / LOOKS);
+        if self.compaction.written >= look_after {
             self.compaction.written = 0;
             self.look_for_work()?;
         }
         while self.compaction.owed >= STEP_SLOTS as u64 {
             self.compaction.owed -= STEP_SLOTS as u64;
-            if !self.compact_step()? {
+            let stepped = self.compact_step();
+            if !matches!(stepped, Ok(true)) {
+                // Also where there is no space: not every write is to try again.
                 self.compaction.owed = 0;
             }
+            stepped?;
         }
         Ok(())
     }
@@ -170,6 +178,8 @@ impl Image {
         }
         let survey = self.survey(SegmentKind::Data)?;
         self.compaction.price_percent = survey.price_percent(dead_min);
+        // A look takes as long as there are segments.
+        self.compaction.look_after = survey.used / LOOKS_LARGE;
         if self.compaction.victim.is_some() || !survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
             return Ok(());
         }
