@@ -549,6 +549,44 @@ fn a_damaged_group_before_a_durable_one_is_no_end_of_the_log() {
 }
 
 #[test]
+fn a_damaged_segment_header_hides_nothing_and_is_restored() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 128 * MIB);
+    let data = pattern(7, (4 * MIB) as usize);
+    // A log over two segments, in which everything but the last block was flushed.
+    let mut writes: Vec<(u64, Vec<u8>)> = (0..10).map(|i| (i * 4 * MIB, data.clone())).collect();
+    writes.push((100 * MIB, pattern(8, 4096)));
+    leave_log(&pool, id, &writes);
+    let logs = segments(&pool, 'd');
+    assert_eq!(logs.len(), 2);
+    for log in &logs {
+        flip_byte(log, 100);
+    }
+    let pool = Store::open(store.directory()).unwrap().pool("rbd").unwrap();
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; data.len()];
+    for (offset, data) in &writes {
+        image.read_at(*offset, &mut buf[..data.len()]).unwrap();
+        assert!(buf[..data.len()] == **data, "at {offset}");
+    }
+    image.close().unwrap();
+    let report = repair(&store, &pool);
+    let told = report.findings.iter().filter(|f| f.message.contains("header of segment"));
+    assert!(report.findings.iter().all(|f| f.repaired && !f.serious), "{report:#?}");
+    assert_eq!(told.count(), 2, "{report:#?}");
+    assert_sound(&store, &pool);
+
+    // Nor is a log empty that begins in a segment of which nothing can be read.
+    leave_log(&pool, id, &[(0, pattern(9, 4096))]);
+    let log = segments(&pool, 'd').pop().unwrap();
+    let file = std::fs::File::options().write(true).open(&log).unwrap();
+    file.set_len(0).unwrap();
+    let error =
+        Store::open(store.directory()).unwrap().pool("rbd").unwrap().open(id).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[test]
 fn damage_in_the_last_group_is_the_end_of_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);

@@ -186,10 +186,9 @@ impl Checker<'_> {
             }
         }
         if let Some(root) = &head.root {
-            let wrong_before = self.report.findings.len();
             let repairable = roots::check(self, &label, root);
-            if repairable && self.options.repair {
-                self.repair_root(&label, image, wrong_before);
+            if let Some(from) = repairable.filter(|_| self.options.repair) {
+                self.repair_root(&label, image, from);
             }
         }
         self.log_tail(&label, image);

@@ -40,9 +40,9 @@ fn blocks_below(level: u32) -> u64 {
     entry_blocks(level + 1).min(IMAGE_BYTES_MAX / BLOCK_BYTES)
 }
 
-/// Verifies a root and notes what is wrong under `label`. Returns true where
-/// [`Image::recount`](crate::Image) would change something: counts, or pages to give up.
-pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) -> bool {
+/// Verifies a root and notes what is wrong under `label`. Where [`Image::recount`](crate::Image)
+/// would change something, counts or pages to give up: the number of the first finding about that.
+pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) -> Option<usize> {
     let opened = open_root(checker.pool, root);
     let (map, mut table) = match opened {
         Ok(opened) => opened,
@@ -50,7 +50,7 @@ pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) -
             let message =
                 format!("its segment table cannot be read, so none of its data can: {error}");
             checker.find(label, true, message);
-            return false;
+            return None;
         }
     };
     let mut counts = Counts::default();
@@ -62,6 +62,7 @@ pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) -
     let range = |block: u64, blocks: u64| {
         format!("bytes {} to {}", block * BLOCK_BYTES, (block + blocks) * BLOCK_BYTES)
     };
+    headers(checker, label, &mut table, &counts);
     let noted = checker.report.findings.len();
     for (level, block, error) in &counts.unreadable {
         let message = format!("{} cannot be read: {error}", range(*block, blocks_below(*level)));
@@ -85,7 +86,30 @@ pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) -
     if !checker.options.skip_data {
         blocks::check(checker, label, root, map.top(), &mut table);
     }
-    counted_wrong || counts.unreadable.iter().any(|(.., e)| e.kind() == ErrorKind::Corrupt)
+    let to_give_up = counts.unreadable.iter().any(|(.., e)| e.kind() == ErrorKind::Corrupt);
+    (counted_wrong || to_give_up).then_some(noted)
+}
+
+/// Looks at the headers of the segments that are in use.
+fn headers(checker: &mut Checker<'_>, label: &str, table: &mut SegmentTable, counts: &Counts) {
+    let files = Arc::clone(checker.pool.files());
+    let mut damaged = Vec::new();
+    // A table that is damaged is told of when counts are compared.
+    let _ = table.for_each(&files, |index, _, name| {
+        let named = counts.live.contains_key(&index);
+        if named && files.header_is_damaged(name).is_ok_and(|damaged| damaged) {
+            damaged.push(name);
+        }
+        Ok(())
+    });
+    for name in damaged {
+        let message =
+            format!("the header of segment {name} is damaged, and nothing is lost with it");
+        checker.find(label, false, message);
+        if checker.options.repair && files.restore_header(name).is_ok() {
+            checker.repaired();
+        }
+    }
 }
 
 fn walk(link: &Link, level: u32, base: u64, source: &mut Source<'_>, counts: &mut Counts) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GROUP_MAGIC, GroupHeader};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
-use marcot_format::{BLOCK_BYTES, crc32c};
+use marcot_format::{BLOCK_BYTES, FormatError, crc32c};
 use marcot_store::DiskFile;
 
 use super::Image;
@@ -29,6 +29,8 @@ struct Cursor {
     name: SegmentName,
     file: Arc<dyn DiskFile>,
     slot: u32,
+    /// Its header is what it was.
+    whole: bool,
 }
 
 /// What replay does where the log is damaged, and not merely at its end.
@@ -56,17 +58,11 @@ impl Image {
     pub(super) fn replay(&mut self, damaged_log: DamagedLog) -> Result<()> {
         let Some(log) = self.head.log else { return Ok(()) };
         let created = log.segment < self.head.marks.unwrap_or_default().data;
+        let refuse = created && damaged_log == DamagedLog::Refuse;
         let Some(mut cursor) = self.open_cursor(log.segment, log.slot)? else {
-            if created && damaged_log == DamagedLog::Refuse {
-                // Its groups may have been flushed, so this is no empty log.
-                let message = format!(
-                    "data segment {} of {}, where its log begins, is missing or damaged{REMEDY}",
-                    log.segment, self.label
-                );
-                return fail(ErrorKind::Corrupt, message);
-            }
-            return Ok(());
+            return if refuse { self.lost_log(log.segment) } else { Ok(()) };
         };
+        let whole = cursor.whole;
         self.unclean = true;
         let mut index = None;
         let first = self.group_next;
@@ -82,10 +78,22 @@ impl Image {
         }
         self.next.data = self.next.data.max(cursor.name.sequence + 1);
         let groups = self.group_next - first;
+        if groups == 0 && !whole && refuse {
+            return self.lost_log(log.segment);
+        }
         if groups > 0 {
             tracing::info!(image = %self.label, groups, "replayed the log");
         }
         Ok(())
+    }
+
+    /// Groups in that segment may have been flushed, so it is no empty log.
+    fn lost_log(&self, sequence: u32) -> Result<()> {
+        let message = format!(
+            "data segment {sequence} of {}, where its log begins, is missing or damaged{REMEDY}",
+            self.label
+        );
+        fail(ErrorKind::Corrupt, message)
     }
 
     /// The group that is next, at the cursor or at the start of the segment after it, where the
@@ -213,17 +221,20 @@ impl Image {
         }
         let mut block = vec![0; SEGMENT_HEADER_BYTES];
         let n = file.read_at(0, &mut block).at(|| format!("cannot read segment {name}"))?;
-        match SegmentHeader::decode(&block[..n]) {
-            Ok(h)
-                if h.author == self.id.0
-                    && h.sequence == sequence
-                    && (h.epoch == self.head.epoch || fault::is(Fault::ReplayStaleEpoch)) =>
-            {
-                Ok(Some(Cursor { name, file, slot }))
+        let whole = match SegmentHeader::decode(&block[..n]) {
+            // A stale owner's: nothing in it was ever acknowledged.
+            Ok(h) if h.epoch != self.head.epoch && !fault::is(Fault::ReplayStaleEpoch) => {
+                return Ok(None);
             }
-            // A torn creation, or a stale owner's: nothing in it was ever acknowledged.
-            _ => Ok(None),
-        }
+            Ok(header) => (header.author, header.sequence) == (self.id.0, sequence),
+            Err(error @ FormatError::NewerFormat { .. }) => {
+                return Err(Error::from_format(format!("cannot read segment {name}"), error));
+            }
+            Err(_) => false,
+        };
+        // A damaged header hides nothing: groups say for themselves whose they are. After a torn
+        // creation there are none.
+        Ok(Some(Cursor { name, file, slot, whole }))
     }
 
     /// Looks whether the next group lies at the cursor.

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
-use marcot_format::{ImageId, PoolId};
+use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GroupHeader};
+use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
+use marcot_format::{BLOCK_BYTES, FormatError, ImageId, PoolId};
 use marcot_store::{DiskFile, World};
 
 use super::{SegmentName, author_directory, file_name};
@@ -19,6 +20,31 @@ const FILES_OPEN_MAX: usize = 512;
 struct Cache {
     open: HashMap<SegmentName, (Arc<dyn DiskFile>, u64)>,
     tick: u64,
+}
+
+fn header_of(name: SegmentName, epoch: u64) -> SegmentHeader {
+    SegmentHeader { kind: name.kind, author: name.author.0, sequence: name.sequence, epoch }
+}
+
+/// The header of a segment's file; `None` where it is damaged.
+///
+/// # Errors
+/// `NewerFormat`; `Corrupt` where it is the header of another segment; what the operating system
+/// says.
+fn read_header(file: &dyn DiskFile, name: SegmentName) -> Result<Option<SegmentHeader>> {
+    let mut block = vec![0; SEGMENT_HEADER_BYTES];
+    let n = file.read_at(0, &mut block).at(|| format!("cannot read segment {name}"))?;
+    match SegmentHeader::decode(&block[..n]) {
+        Ok(header) if header == header_of(name, header.epoch) => Ok(Some(header)),
+        Ok(_) => {
+            let message = format!("the file of segment {name} holds another segment");
+            fail(ErrorKind::Corrupt, message)
+        }
+        Err(error @ FormatError::NewerFormat { .. }) => {
+            Err(Error::from_format(format!("cannot read segment {name}"), error))
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 /// Finds and opens segments by name.
@@ -113,16 +139,40 @@ impl Files {
             }
             file => file.at(|| format!("cannot open segment {}", path.display()))?,
         };
-        let mut block = vec![0; SEGMENT_HEADER_BYTES];
-        let n = file.read_at(0, &mut block).at(|| format!("cannot read segment {name}"))?;
-        let header = SegmentHeader::decode(&block[..n])
-            .map_err(|e| Error::from_format(format!("segment {} is damaged", path.display()), e))?;
-        let found = (header.kind, header.author, header.sequence);
-        if found != (name.kind, name.author.0, name.sequence) {
-            let message = format!("{} holds another segment than its name says", path.display());
-            return fail(ErrorKind::Corrupt, message);
+        if read_header(&*file, name)?.is_none() {
+            // Whoever reads it compares blocks and pages with checksums from elsewhere.
+            tracing::warn!(segment = %path.display(), "the header of a segment is damaged");
         }
         Ok(file)
+    }
+
+    /// True where a segment's header is damaged, which costs nothing of what it holds.
+    pub(crate) fn header_is_damaged(&self, name: SegmentName) -> Result<bool> {
+        Ok(read_header(&*self.get(name)?, name)?.is_none())
+    }
+
+    /// Writes a damaged header anew. That of a data segment, whose epoch counts, is made from its
+    /// first group.
+    ///
+    /// # Errors
+    /// `Corrupt` where no group starts the segment; what the operating system says.
+    pub(crate) fn restore_header(&self, name: SegmentName) -> Result<()> {
+        let path = self.path(name)?;
+        let context = || format!("cannot restore the header of segment {}", path.display());
+        let file = self.world.disk.open(&path, true).at(context)?;
+        let mut epoch = 0;
+        if name.kind == SegmentKind::Data {
+            let mut bytes = vec![0; GROUP_HEADER_BLOCKS_MAX * BLOCK_BYTES as usize];
+            let n = file.read_at(SEGMENT_HEADER_BYTES as u64, &mut bytes).at(context)?;
+            let group =
+                GroupHeader::decode(&bytes[..n]).map_err(|e| Error::from_format(context(), e))?;
+            if (group.author, group.segment) != (name.author.0, name.sequence) {
+                return fail(ErrorKind::Corrupt, format!("{}: its group is another's", context()));
+            }
+            epoch = group.epoch;
+        }
+        let header = header_of(name, epoch);
+        file.write_at(0, &[&header.encode()]).and_then(|()| file.sync()).at(context)
     }
 
     /// Closes a segment that is about to be removed.
@@ -160,12 +210,7 @@ impl Files {
         let file = disk
             .create_new(&path, mode)
             .at(|| format!("cannot create segment {}", path.display()))?;
-        let header = SegmentHeader {
-            kind: name.kind,
-            author: name.author.0,
-            sequence: name.sequence,
-            epoch,
-        };
+        let header = header_of(name, epoch);
         let written =
             file.write_at(0, &[&header.encode()]).and_then(|()| file.sync()).and_then(|()| {
                 match fault::is(Fault::SkipNameSync) {
