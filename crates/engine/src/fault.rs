@@ -46,11 +46,17 @@ pub enum Fault {
     ForgetPoison,
     /// Compaction copies blocks that were overwritten since.
     CompactDead,
+    /// What arrived of a write that failed is not undone durably.
+    FailedAppendStays,
+    /// Groups say that what was never synced before them was durable.
+    DurableTooFar,
+    /// Groups do not say what was durable before them.
+    DurableUntold,
 }
 
 /// All of them.
 #[cfg(feature = "deliberate-faults")]
-pub const ALL: [Fault; 20] = [
+pub const ALL: [Fault; 23] = [
     Fault::SkipLogSync,
     Fault::FlightSkipsLog,
     Fault::HeadBeforePages,
@@ -71,6 +77,9 @@ pub const ALL: [Fault; 20] = [
     Fault::SkipFence,
     Fault::ForgetPoison,
     Fault::CompactDead,
+    Fault::FailedAppendStays,
+    Fault::DurableTooFar,
+    Fault::DurableUntold,
 ];
 
 #[cfg(feature = "deliberate-faults")]

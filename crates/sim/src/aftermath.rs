@@ -110,7 +110,6 @@ impl Runner {
         sync: bool,
     ) -> Result<(), Violation> {
         self.machine.set_probe(None);
-        let all = candidates.clone();
         if !lost {
             crash::keep_acknowledged(&mut candidates, &self.model);
         }
@@ -125,15 +124,15 @@ impl Runner {
         observe::check(&store, false)?;
         observe::collect(&store)?;
         let seen = observe::look(&store)?;
-        let (number, model) = observe::settle(&candidates, &seen)?;
-        self.model = model;
+        let (_, model) = observe::settle(&candidates, &seen)?;
+        let before = std::mem::replace(&mut self.model, model);
         if sync {
             self.machine.sync_all();
         } else {
-            // Earlier states, and what failed, may be found until a flush.
+            // Earlier states may be found until a flush, but not what failed.
             for (slot, image) in &mut self.model.images {
-                let states = all[number].images[slot].history.iter().cloned();
-                image.history = states.chain(image.history.clone()).collect();
+                let states = before.images.get(slot).map_or(&[][..], |image| &image.history);
+                image.history = states.iter().chain(&image.history).cloned().collect();
             }
         }
         self.take_marks_back()
@@ -181,7 +180,7 @@ impl Runner {
         let _ = self.machine.take_cut();
         self.outcome.crashes += 1;
         match self.store(0) {
-            Ok(store) => damage::check(&store, &candidates),
+            Ok(store) => damage::check(&store, &candidates, self.machine.places_damaged()),
             Err(_) => Ok(()),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use marcot::{CheckOptions, Image, Pool, Store};
 
-use crate::model::{Bytes, Model};
+use crate::model::{Bytes, ImageModel, Model};
 use crate::observe::POOLS;
 use crate::runner::{Rule, Violation};
 
@@ -44,7 +44,16 @@ fn compare(
     Ok(())
 }
 
-fn look(store: &Store, candidates: &[Model], owner: bool) -> Result<Readable, Violation> {
+/// How a store is looked at.
+#[derive(Clone, Copy)]
+enum Look {
+    /// As a reader, who is also served an image whose log is damaged: up to the damage.
+    Reader,
+    /// As an owner, where so many places are damaged.
+    Owner { places: u64 },
+}
+
+fn look(store: &Store, candidates: &[Model], how: Look) -> Result<Readable, Violation> {
     let mut readable = Readable::new();
     for (number, name) in POOLS.iter().enumerate() {
         let Ok(pool) = store.pool(name) else { continue };
@@ -54,8 +63,15 @@ fn look(store: &Store, candidates: &[Model], owner: bool) -> Result<Readable, Vi
         for name in names {
             let Ok(id) = pool.find("", name) else { continue };
             let images: Vec<_> = models().filter(|m| m.pool == number && m.name == *name).collect();
-            let states: Vec<&Bytes> = images.iter().flat_map(|m| &m.history).collect();
-            let opened = if owner { pool.open(id) } else { pool.open_read_only(id) };
+            let states = images.iter().flat_map(|m| match how {
+                Look::Owner { places } => m.found_by_owner(places),
+                Look::Reader => &m.history,
+            });
+            let states: Vec<&Bytes> = states.collect();
+            let opened = match how {
+                Look::Owner { .. } => pool.open(id),
+                Look::Reader => pool.open_read_only(id),
+            };
             if let Ok(mut image) = opened {
                 compare(&mut image, name, &states, &mut readable)?;
             }
@@ -68,7 +84,7 @@ fn look(store: &Store, candidates: &[Model], owner: bool) -> Result<Readable, Vi
 fn look_at_snapshots(
     pool: &Pool,
     id: marcot::ImageId,
-    images: &[&crate::model::ImageModel],
+    images: &[&ImageModel],
     readable: &mut Readable,
 ) -> Result<(), Violation> {
     let Ok(info) = pool.info(id) else { return Ok(()) };
@@ -83,23 +99,23 @@ fn look_at_snapshots(
     Ok(())
 }
 
-/// Looks at a damaged store, collects it, and looks again.
+/// Looks at a store that is damaged at so many `places`, collects it, and looks again.
 ///
 /// # Errors
 /// A violation of I2, or of I5 where collecting cost something.
-pub fn check(store: &Store, candidates: &[Model]) -> Result<(), Violation> {
-    let before = look(store, candidates, false)?;
+pub fn check(store: &Store, candidates: &[Model], places: u64) -> Result<(), Violation> {
+    let before = look(store, candidates, Look::Reader)?;
     for name in POOLS {
         let Ok(pool) = store.pool(name) else { continue };
         let _ = store.check(&pool, &CheckOptions::default(), &mut |_, _| {});
         let _ = store.gc(&pool, &mut |_, _| {});
     }
-    let after = look(store, candidates, false)?;
+    let after = look(store, candidates, Look::Reader)?;
     // Trash that went with `gc` is not looked at.
     if let Some((name, block)) = before.difference(&after).next() {
         let message = format!("block {block} of {name} could be read before gc, and not after");
         return Err(Violation { rule: Rule::I5, message });
     }
-    look(store, candidates, true)?;
+    look(store, candidates, Look::Owner { places })?;
     Ok(())
 }

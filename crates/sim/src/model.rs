@@ -61,6 +61,9 @@ pub struct ImageModel {
     pub id: Option<ImageId>,
     /// States since the last that is surely durable; never empty.
     pub history: Vec<Bytes>,
+    /// Where in it the last flush was that changed something, and the one before, while these do not
+    /// count ([`Model::log_may_rot`]).
+    flushes: [usize; 2],
     /// Snapshots, oldest first.
     pub snaps: Vec<Snap>,
     /// Where it was cloned from.
@@ -74,9 +77,34 @@ impl ImageModel {
         self.history.last().expect("an image has a state")
     }
 
+    fn new(pool: usize, name: String, content: Bytes, parent: Option<Link>) -> Self {
+        let (history, snaps) = (vec![content], Vec::new());
+        Self { pool, name, id: None, history, flushes: [0; 2], snaps, parent }
+    }
+
     /// What is durable now is the latest content.
     pub fn flushed(&mut self) {
         self.history.drain(..self.history.len() - 1);
+        self.flushes = [0; 2];
+    }
+
+    /// The same, where the medium may damage the log, and damage at its end looks like its end.
+    fn flushed_to_log(&mut self) {
+        let last = self.history.len() - 1;
+        if self.history[last] != self.history[self.flushes[0]] {
+            self.flushes = [last, self.flushes[0]];
+        }
+    }
+
+    /// States that an owner may find where so many places of the medium are damaged. What the last
+    /// flush but one covered is there, or missed: groups that were written after it say so.
+    #[must_use]
+    pub fn found_by_owner(&self, places: u64) -> &[Bytes] {
+        match places {
+            0 => &self.history[self.flushes[0]..],
+            1 => &self.history[self.flushes[1]..],
+            _ => &self.history,
+        }
     }
 
     fn size(&self) -> u64 {
@@ -135,9 +163,9 @@ impl ImageModel {
 pub struct Model {
     /// Those that exist.
     pub images: BTreeMap<u8, ImageModel>,
-    /// The medium is damaged, and damage at the end of a log looks like its end: a flush does not
-    /// rule earlier states out, a checkpoint does.
-    pub log_end_may_rot: bool,
+    /// The medium may be damaged, and damage at the end of a log looks like its end: a flush does
+    /// not rule the states before it out, a checkpoint does.
+    pub log_may_rot: bool,
 }
 
 /// What an operation may lead to.
@@ -231,6 +259,11 @@ impl Model {
         self.command(self.clone())
     }
 
+    /// What a flush of the log does to an image.
+    fn flush(&self) -> fn(&mut ImageModel) {
+        if self.log_may_rot { ImageModel::flushed_to_log } else { ImageModel::flushed }
+    }
+
     fn changed(&self, slot: u8, change: impl FnOnce(&mut ImageModel)) -> Option<Plan> {
         self.command(self.with(slot, change))
     }
@@ -251,10 +284,9 @@ impl Model {
                     return None;
                 }
                 let mut done = self.clone();
-                let history = vec![Arc::new(vec![0; *size as usize])];
-                let (pool, name) = (usize::from(*pool), format!("i{slot}"));
-                let (snaps, parent, id) = (Vec::new(), None, None);
-                done.images.insert(*slot, ImageModel { pool, name, id, history, snaps, parent });
+                let content = Arc::new(vec![0; *size as usize]);
+                let image = ImageModel::new(usize::from(*pool), format!("i{slot}"), content, None);
+                done.images.insert(*slot, image);
                 self.command(done)
             }
             Operation::Write { slot, offset, length, salt } => {
@@ -265,9 +297,7 @@ impl Model {
                 let (offset, length) = self.images.get(slot)?.clip(*offset, *length);
                 let mut plan =
                     self.written(*slot, |image| image.write(offset, &data(*salt, length)))?;
-                if !self.log_end_may_rot {
-                    plan.done = plan.done.with(*slot, ImageModel::flushed);
-                }
+                plan.done = plan.done.with(*slot, self.flush());
                 Some(plan)
             }
             Operation::Batch { slot, writes, salt } => {
@@ -289,17 +319,14 @@ impl Model {
                 let (offset, length) = self.images.get(slot)?.clip(*offset, *length);
                 self.written(*slot, |image| image.discard(offset, length))
             }
-            Operation::Flush { slot } if self.log_end_may_rot => {
+            Operation::Flush { slot } => {
                 self.images.get(slot)?;
-                self.same()
+                self.changed(*slot, self.flush())
             }
-            Operation::Flush { slot }
-            | Operation::Checkpoint { slot }
-            | Operation::Close { slot } => {
-                self.images.get(slot)?;
-                self.changed(*slot, ImageModel::flushed)
-            }
-            Operation::Move { slot } | Operation::Reclaim { slot } => {
+            Operation::Checkpoint { slot }
+            | Operation::Close { slot }
+            | Operation::Move { slot }
+            | Operation::Reclaim { slot } => {
                 self.images.get(slot)?;
                 self.changed(*slot, ImageModel::flushed)
             }
@@ -321,7 +348,8 @@ impl Model {
             Operation::Rollback { slot, snap } => {
                 let snap = self.images.get(slot)?.snap(&snap_name(*snap))?.clone();
                 self.changed(*slot, |image| {
-                    image.history = vec![snap.bytes];
+                    image.history.push(snap.bytes);
+                    image.flushed();
                     image.parent = snap.parent;
                 })
             }
@@ -453,10 +481,9 @@ impl Model {
             return self.refused(&[ErrorKind::NotProtected]);
         }
         let link = Link { image: image.id?, snap: snap.id?, format: u32::from(format) };
-        let (name, id, parent) = (format!("i{to}"), None, Some(link));
-        let (history, snaps) = (vec![Arc::clone(&snap.bytes)], Vec::new());
+        let content = Arc::clone(&snap.bytes);
         let mut done = self.clone();
-        done.images.insert(to, ImageModel { pool, name, id, history, snaps, parent });
+        done.images.insert(to, ImageModel::new(pool, format!("i{to}"), content, Some(link)));
         self.command(done)
     }
 

@@ -189,10 +189,7 @@ impl Runner {
             machine,
             processes: (0..PROCESSES).map(|_| process()).collect(),
             homes: BTreeMap::new(),
-            model: Model {
-                log_end_may_rot: settings.profile == Profile::Damage,
-                ..Model::default()
-            },
+            model: Model { log_may_rot: settings.profile == Profile::Damage, ..Model::default() },
             settings,
             expected: Vec::new(),
             tally: Arc::new(Mutex::new(tally)),

@@ -9,8 +9,6 @@ pub struct Scenario {
     pub name: &'static str,
     /// Kinds of trouble.
     pub profile: Profile,
-    /// A crash at one in so many changes.
-    pub crash_one_in: u64,
     /// What happens.
     pub operations: Vec<Operation>,
 }
@@ -26,7 +24,7 @@ fn write(slot: u8, block: u64, blocks: u64) -> Operation {
 }
 
 fn scenario(name: &'static str, operations: Vec<Operation>) -> Scenario {
-    Scenario { name, profile: Profile::Crashes, crash_one_in: 1, operations }
+    Scenario { name, profile: Profile::Crashes, operations }
 }
 
 /// All of them.
@@ -144,7 +142,6 @@ fn family() -> Vec<Operation> {
 
 /// Two processes and one image, and a log that goes over the end of a segment.
 fn owners() -> Vec<Scenario> {
-    let long = |name, operations| Scenario { crash_one_in: 2, ..scenario(name, operations) };
     vec![
         scenario(
             "two processes want one image",
@@ -175,7 +172,7 @@ fn owners() -> Vec<Scenario> {
                 stale(vec![Act::Snapshot], vec![Act::Write(6), Act::Checkpoint]),
             ],
         ),
-        long(
+        scenario(
             "a stale owner goes over the end of its segment",
             vec![
                 create(0, 0, 64),
@@ -208,6 +205,15 @@ fn stale(successor: Vec<Act>, stale: Vec<Act>) -> Operation {
     Stale { slot: 0, successor, stale }
 }
 
+/// A discard that fails, and writes that succeed: what arrived of the one lies where the others go.
+fn no_room() -> Vec<Operation> {
+    let mut all = vec![create(0, 0, 20), write(0, 0, 20), Flush { slot: 0 }];
+    all.push(Arm { fault: Fault::NoSpace, after: 0 });
+    all.push(Discard { slot: 0, offset: 3 * BLOCK, length: 2 * BLOCK });
+    all.extend((0..16).map(|block| write(0, block, 1)));
+    all
+}
+
 /// Media that fail.
 fn media() -> Vec<Scenario> {
     let mut all = Vec::new();
@@ -231,6 +237,12 @@ fn media() -> Vec<Scenario> {
             )
         });
     }
+    for _ in 0..8 {
+        all.push(Scenario {
+            profile: Profile::Space,
+            ..scenario("what found no room does not come back", no_room())
+        });
+    }
     for (fault, after) in [Fault::DropWrite, Fault::MisdirectWrite, Fault::Corrupt]
         .into_iter()
         .flat_map(|fault| (0..8).map(move |after| (fault, after)))
@@ -252,6 +264,24 @@ fn media() -> Vec<Scenario> {
                 ],
             )
         });
+    }
+    for (fault, after) in [Fault::DropWrite, Fault::Corrupt]
+        .into_iter()
+        .flat_map(|fault| (0..5).map(move |after| (fault, after)))
+    {
+        all.push(Scenario {
+            profile: Profile::Damage,
+            ..scenario("damage of the log, of which later groups tell", damaged_log(fault, after))
+        });
+    }
+    all
+}
+
+/// A log with one damaged place, and flushed groups after it.
+fn damaged_log(fault: Fault, after: u64) -> Vec<Operation> {
+    let mut all = vec![create(0, 0, 20), write(0, 0, 12), Arm { fault, after }];
+    for block in 0..4 {
+        all.extend([write(0, 2 * block, 3), Flush { slot: 0 }]);
     }
     all
 }

@@ -212,7 +212,11 @@ impl Image {
             epoch: self.head.epoch,
             segment: log.name.sequence,
             group: self.group_next,
-            durable_below: log.durable_below,
+            durable_below: match () {
+                () if fault::is(Fault::DurableTooFar) => self.group_next,
+                () if fault::is(Fault::DurableUntold) => 0,
+                () => log.durable_below,
+            },
             records: group.records,
             crcs,
         };
@@ -223,9 +227,14 @@ impl Image {
         log.dirty = true;
         let offset = u64::from(log.slot) * BLOCK_BYTES;
         if let Err(error) = log.file.write_at(offset, &parts) {
-            // What arrived must not come back as a group once the file grows again: a header whose
-            // end is zeros is whole with its first bytes.
-            self.poisoned |= log.file.set_length(offset).is_err();
+            // What arrived must not come back as a group once the file grows again, nor after a loss
+            // of power: a header whose end is zeros is whole with its first bytes.
+            let undone = log.file.set_length(offset);
+            let undone = match fault::is(Fault::FailedAppendStays) {
+                true => undone,
+                false => undone.and_then(|()| log.file.sync()),
+            };
+            self.poisoned |= undone.is_err();
             log.ahead = WrittenAhead::default();
             return Err(error).at(|| format!("cannot write to {}", self.label));
         }

@@ -38,6 +38,8 @@ pub struct Faults {
     no_space_calls: u64,
     /// How often a fault has hit.
     pub(super) hits: u64,
+    /// Places that silent ones have damaged.
+    pub(super) places: u64,
 }
 
 impl Faults {
@@ -67,6 +69,11 @@ impl Faults {
             self.no_space_calls = NO_SPACE_CALLS - 1;
         }
         self.hits += 1;
+        self.places += match fault {
+            Fault::DropWrite | Fault::Corrupt => 1,
+            Fault::MisdirectWrite => 2,
+            Fault::FailSync | Fault::NoSpace | Fault::FailRead => 0,
+        };
         true
     }
 }

@@ -163,6 +163,12 @@ impl Machine {
         self.state().faults.hits
     }
 
+    /// Places that silent faults have damaged.
+    #[must_use]
+    pub fn places_damaged(&self) -> u64 {
+        self.state().faults.places
+    }
+
     /// Ends something at the I/O `after` calls from now.
     pub fn cut_after(&self, after: u64, cut: Cut) {
         let mut state = self.state();
