@@ -59,7 +59,7 @@ impl Content for Opened {
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let mut reads = [Read { offset, buf, result: Ok(()) }];
+        let mut reads = [Read::new(offset, buf)];
         self.0.read_batch(&mut reads);
         let [read] = reads;
         read.result

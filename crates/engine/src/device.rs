@@ -1,5 +1,7 @@
 //! The face of an open image that front ends serve: a block device with bytes, not blocks.
 
+use std::os::fd::BorrowedFd;
+
 use crate::command::{Command, Reply};
 use crate::error::Result;
 
@@ -21,6 +23,26 @@ pub struct Read<'a> {
     pub buf: &'a mut [u8],
     /// Outcome of this read alone: a damaged block fails only the reads that touch it.
     pub result: Result<()>,
+    /// The caller's number for it, where it may be finished later, which a device chooses that would
+    /// have to wait for the medium. Still set afterwards: it is under way, `buf` was not filled, and
+    /// [`BlockDevice::take_late`] gives it back. A device that never does so clears it.
+    pub late: Option<u64>,
+}
+
+impl<'a> Read<'a> {
+    /// A read that is finished at once.
+    pub fn new(offset: u64, buf: &'a mut [u8]) -> Self {
+        Self { offset, buf, result: Ok(()), late: None }
+    }
+}
+
+/// A read that was finished later.
+#[derive(Debug)]
+pub struct LateRead {
+    /// The caller's number.
+    pub number: u64,
+    /// What was asked for.
+    pub result: Result<Vec<u8>>,
 }
 
 /// A run of the device that is of one kind.
@@ -53,6 +75,16 @@ pub trait BlockDevice: Send {
 
     /// Performs every read of `reads`, leaving each outcome in its `result`.
     fn read_batch(&mut self, reads: &mut [Read<'_>]);
+
+    /// A read of an earlier batch that has been finished meanwhile.
+    fn take_late(&mut self) -> Option<LateRead> {
+        None
+    }
+
+    /// Readable when there may be one; `None` as long as no read has been late.
+    fn late_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Makes a range read as zeros and gives its space back.
     ///

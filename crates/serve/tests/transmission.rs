@@ -336,3 +336,124 @@ fn background_work_runs_when_idle_and_under_load() {
         assert_eq!(client.write(0, 0, b"load"), 0);
     }
 }
+
+/// A host whose reads are all late until [`Probes::land`].
+fn slow_host() -> (HostHandle, Probes) {
+    let (host, probe) = host();
+    probe.get().late = true;
+    (host, probe)
+}
+
+#[test]
+fn a_read_that_waits_for_the_medium_holds_nobody_up() {
+    let (host, probe) = slow_host();
+    let (mut client, mut other) = (attach(&host), attach(&host));
+    client.send(&request(READ, 0, 1, 0, 4096));
+    client.send(&request(READ, 0, 2, 8192, 512));
+    probe.await_late(2);
+    assert_eq!(client.write(0, 4096, &[5; 4096]), 0);
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    probe.get().late = false;
+    assert_eq!(other.read(4096, 4096).unwrap(), [5; 4096]);
+    // They end in another order than they began.
+    probe.land(1, |_| Ok(2));
+    assert_eq!(client.simple(), (0, 2));
+    assert_eq!(client.bytes(512), [2; 512]);
+    probe.land(1, |_| Ok(1));
+    assert_eq!(client.simple(), (0, 1));
+    assert_eq!(client.bytes(4096), [1; 4096]);
+    assert_eq!(client.read(4096, 1).unwrap(), [5]);
+}
+
+#[test]
+fn late_reads_are_told_in_chunks_and_so_are_their_errors() {
+    let (host, probe) = slow_host();
+    let mut client = attach_structured(&host);
+    client.send(&request(READ, 0, 1, 4096, 4096));
+    client.send(&request(READ, 0, 2, 8192, 4096));
+    probe.await_late(2);
+    probe.land(2, |offset| match offset {
+        4096 => Ok(9),
+        _ => Err(marcot::Error::new(ErrorKind::Corrupt, "block 2 does not match its checksum")),
+    });
+    let mut chunks = [client.chunk(), client.chunk()];
+    chunks.sort_by_key(|chunk| chunk.cookie);
+    let [good, bad] = chunks;
+    assert!(good.done && good.cookie == 1 && good.payload[8..] == [9; 4096]);
+    assert_eq!(good.payload[..8], 4096_u64.to_be_bytes());
+    assert!(bad.done && bad.cookie == 2 && bad.payload[..4] == EIO.to_be_bytes());
+    assert!(bad.payload.ends_with(b"does not match its checksum"));
+}
+
+#[test]
+fn who_leaves_before_a_late_read_ends_leaves_nothing_to_the_next() {
+    let (host, probe) = slow_host();
+    let mut gone = attach(&host);
+    gone.send(&request(READ, 0, 1, 0, 4096));
+    probe.await_late(1);
+    drop(gone);
+    while host.connections() > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The next one has the place of the first.
+    probe.get().late = false;
+    let mut client = attach(&host);
+    probe.land(1, |_| Ok(1));
+    assert_eq!(client.read(0, 4096).unwrap(), [0; 4096]);
+    client.send(&request(DISC, 0, 2, 0, 0));
+    assert!(client.is_closed(), "nothing else has come");
+}
+
+#[test]
+fn a_client_that_says_goodbye_still_gets_its_late_reads() {
+    let (host, probe) = slow_host();
+    let mut client = attach(&host);
+    client.send(&request(READ, 0, 1, 0, 4096));
+    client.send(&request(DISC, 0, 2, 0, 0));
+    probe.await_late(1);
+    probe.land(1, |_| Ok(1));
+    assert_eq!(client.simple(), (0, 1));
+    assert_eq!(client.bytes(4096), [1; 4096]);
+    assert!(client.is_closed());
+}
+
+#[test]
+fn late_reads_of_a_client_are_bounded() {
+    let (host, probe) = slow_host();
+    let mut client = attach(&host);
+    for cookie in 0..10 {
+        client.send(&request(READ, 0, cookie, 0, 1 << 20));
+    }
+    // Replies of 4 MiB are kept for a client, with their headers.
+    probe.await_late(3);
+    std::thread::sleep(Duration::from_millis(50));
+    let mut seen = 0;
+    while seen < 10 {
+        let under_way = probe.get().under_way.len();
+        assert!(under_way <= 3, "{under_way} are under way");
+        probe.land(under_way, |_| Ok(7));
+        for _ in 0..under_way {
+            assert_eq!(client.simple().0, 0);
+            assert_eq!(client.bytes(1 << 20), [7; 1 << 20]);
+        }
+        seen += under_way;
+        probe.await_late((10 - seen).min(3));
+    }
+}
+
+#[test]
+fn a_host_stops_with_reads_under_way() {
+    let (host, probe) = slow_host();
+    let mut client = attach(&host);
+    client.send(&request(READ, 0, 1, 0, 4096));
+    probe.await_late(1);
+    drop(host);
+    assert!(client.is_closed());
+    for _ in 0..1000 {
+        if probe.get().closed {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the device was not closed");
+}

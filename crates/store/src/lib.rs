@@ -63,6 +63,39 @@ pub struct FileRead<'a> {
     pub result: io::Result<usize>,
 }
 
+/// A read that goes on while its owner does other things.
+pub struct LateRead {
+    /// The owner's number for it.
+    pub number: u64,
+    /// From this file.
+    pub file: Arc<dyn DiskFile>,
+    /// First byte.
+    pub offset: u64,
+    /// Filled from its start.
+    pub buf: Vec<u8>,
+    /// Bytes read; may be fewer than asked anywhere.
+    pub result: io::Result<usize>,
+}
+
+/// Reads of one owner that are under way. Dropping it waits for them.
+pub trait LateReads: Send {
+    /// True where another read may be started.
+    fn has_room(&self) -> bool;
+
+    /// Starts a read, at the latest with the next [`Self::submit`]. One that cannot be started ends
+    /// with an error.
+    fn start(&mut self, read: LateRead);
+
+    /// Lets everything started go.
+    fn submit(&mut self);
+
+    /// A read that has ended.
+    fn take(&mut self) -> Option<LateRead>;
+
+    /// A descriptor that is readable when there may be one.
+    fn raw_fd(&self) -> Option<i32>;
+}
+
 /// How a lock is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
@@ -155,6 +188,11 @@ pub trait Disk: Send + Sync {
         }
     }
 
+    /// A place for reads that go on in the background; `None` where there is no such thing.
+    fn late_reads(&self) -> Option<Box<dyn LateReads>> {
+        None
+    }
+
     /// Bytes free on the medium for this user.
     ///
     /// # Errors
@@ -174,6 +212,14 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// What the operating system says.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// As [`Self::read_at`], but reads only what needs no waiting for the medium, which may be less.
+    ///
+    /// # Errors
+    /// `WouldBlock` where that is nothing, or what the operating system says.
+    fn read_cached_at(&self, _offset: u64, _buf: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
 
     /// Writes all of `parts`, one after the other, from `offset` on.
     ///

@@ -1,6 +1,9 @@
 //! The local disk keeps the contract of `Disk`, with and without `io_uring`.
 
-use marcot_store::{Disk, FileRead, LocalDisk, LockMode, publish_new, replace};
+use std::path::Path;
+use std::sync::Arc;
+
+use marcot_store::{Disk, DiskFile, FileRead, LateRead, LocalDisk, LockMode, publish_new, replace};
 
 fn disks() -> [LocalDisk; 2] {
     [LocalDisk::new(), LocalDisk::plain()]
@@ -71,4 +74,79 @@ fn a_punched_range_reads_as_zeros_and_gives_space_back() {
     let mut buf = [1u8; 8192];
     file.read_at(0, &mut buf).unwrap();
     assert!(buf[..4096].iter().all(|b| *b == 7) && buf[4096..].iter().all(|b| *b == 0));
+}
+
+/// A file of 64 blocks, of which nothing is cached where the file system can forget.
+fn cold_file(directory: &Path) -> (LocalDisk, Arc<dyn DiskFile>) {
+    let disk = LocalDisk::new();
+    let file = disk.create_new(&directory.join("file"), 0o600).unwrap();
+    let data: Vec<u8> = (0..64_u8).flat_map(|block| [block; 4096]).collect();
+    file.write_at(0, &[&data]).unwrap();
+    file.sync().unwrap();
+    file.drop_cache();
+    (disk, file)
+}
+
+fn late_read(number: u64, file: &Arc<dyn DiskFile>) -> LateRead {
+    let (file, buf, result) = (Arc::clone(file), vec![0; 4096], Ok(0));
+    LateRead { number, file, offset: number * 4096, buf, result }
+}
+
+#[test]
+fn late_reads_land_and_their_descriptor_tells() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, file) = cold_file(directory.path());
+    // A kernel may refuse rings; then nobody is promised any.
+    let Some(mut reads) = disk.late_reads() else { return };
+    for number in 0..64 {
+        assert!(reads.has_room());
+        reads.start(late_read(number, &file));
+    }
+    // Beyond the end of the file: fewer bytes.
+    reads.start(late_read(64, &file));
+    reads.submit();
+    let mut landed = 0;
+    while landed < 65 {
+        // SAFETY: the descriptor lives as long as `reads`.
+        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(reads.raw_fd().unwrap()) };
+        let mut polled = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+        let timeout = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
+        match rustix::event::poll(&mut polled, Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => assert_eq!(ready.unwrap(), 1, "{landed} have landed, and no more for 30 s"),
+        }
+        while let Some(read) = reads.take() {
+            landed += 1;
+            let want = if read.number < 64 { 4096 } else { 0 };
+            assert_eq!(read.result.unwrap(), want);
+            assert!(read.buf[..want].iter().all(|b| u64::from(*b) == read.number));
+        }
+    }
+    assert!(reads.take().is_none());
+}
+
+#[test]
+fn late_reads_can_be_dropped_under_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, file) = cold_file(directory.path());
+    for submitted in [false, true] {
+        let Some(mut reads) = disk.late_reads() else { return };
+        (0..64).for_each(|number| reads.start(late_read(number, &file)));
+        if submitted {
+            reads.submit();
+        }
+    }
+}
+
+#[test]
+fn what_is_cached_needs_no_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, file) = cold_file(directory.path());
+    let mut buf = vec![0; 4096];
+    file.read_at(8192, &mut buf).unwrap();
+    match file.read_cached_at(8192, &mut buf) {
+        Ok(n) => assert!(n == 4096 && buf.iter().all(|b| *b == 2)),
+        // File systems that cannot tell.
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::Unsupported),
+    }
 }

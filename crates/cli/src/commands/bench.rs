@@ -270,7 +270,7 @@ fn transfer(device: &mut dyn BlockDevice, reads: &[u64], writes: &[u64], data: &
         let mut batch: Vec<Read<'_>> = buffer
             .chunks_mut(data.len())
             .zip(reads)
-            .map(|(buf, offset)| Read { offset: *offset, buf, result: Ok(()) })
+            .map(|(buf, offset)| Read::new(*offset, buf))
             .collect();
         device.read_batch(&mut batch);
         if let Some(error) = batch.iter().find_map(|read| read.result.as_ref().err()) {

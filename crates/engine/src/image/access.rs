@@ -1,8 +1,10 @@
 //! The image as a block device.
 
+use std::os::fd::BorrowedFd;
+
 use super::Image;
 use crate::command::{Command, Reply};
-use crate::device::{BlockDevice, Extent, Read, Write};
+use crate::device::{BlockDevice, Extent, LateRead, Read, Write};
 use crate::error::Result;
 
 impl Image {
@@ -17,7 +19,7 @@ impl Image {
     /// # Errors
     /// `OutOfRange`; `Corrupt` where a block does not match its checksum; `Io`.
     pub fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let mut reads = [Read { offset, buf, result: Ok(()) }];
+        let mut reads = [Read::new(offset, buf)];
         self.read_all(&mut reads);
         let [read] = reads;
         read.result
@@ -67,6 +69,14 @@ impl BlockDevice for Image {
 
     fn read_batch(&mut self, reads: &mut [Read<'_>]) {
         self.read_all(reads);
+    }
+
+    fn take_late(&mut self) -> Option<LateRead> {
+        self.take_late_read()
+    }
+
+    fn late_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.late.fd()
     }
 
     fn discard(&mut self, offset: u64, length: u64) -> Result<()> {

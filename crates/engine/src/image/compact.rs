@@ -318,7 +318,7 @@ impl Image {
         let mut reads: Vec<Read<'_>> = data
             .chunks_exact_mut(BLOCK_BYTES as usize)
             .zip(blocks)
-            .map(|(buf, block)| Read { offset: block * BLOCK_BYTES, buf, result: Ok(()) })
+            .map(|(buf, block)| Read::new(block * BLOCK_BYTES, buf))
             .collect();
         self.read_checked(&mut reads);
         let intact: Vec<bool> = reads.iter().map(|r| r.result.is_ok()).collect();

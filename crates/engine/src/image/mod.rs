@@ -16,6 +16,7 @@ mod compact;
 mod diff;
 mod flatten;
 mod flight;
+mod late;
 mod log;
 mod read;
 mod reclaim;
@@ -100,6 +101,7 @@ pub struct Image {
     unwritten_from: Option<(u32, u32)>,
     compaction: compact::State,
     flattening: flatten::State,
+    late: late::State,
     poisoned: bool,
     /// The owner before did not close the image: it may have left segments that no root names.
     unclean: bool,
@@ -217,6 +219,7 @@ impl Image {
             unwritten_from: None,
             compaction: compact::State::default(),
             flattening: flatten::State::default(),
+            late: late::State::default(),
             poisoned: false,
             unclean: false,
             head,

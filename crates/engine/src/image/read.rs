@@ -6,6 +6,7 @@ use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry, crc32c};
 use marcot_store::{DiskFile, FileRead};
 
 use super::Image;
+use super::late::Candidate;
 use crate::device::{Extent, Read};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
@@ -135,13 +136,19 @@ impl Image {
         Ok(())
     }
 
-    fn perform(&self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)], plan: &Plan) {
+    fn perform(&mut self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)], plan: &Plan) {
+        let disk = Arc::clone(&self.pool.files().world().disk);
         let mut ops: Vec<FileRead<'_>> = Vec::with_capacity(plan.pieces.len());
         let mut of_op: Vec<usize> = Vec::with_capacity(plan.pieces.len());
         let mut failed: Vec<(usize, Error)> = Vec::new();
         let mut pieces = plan.pieces.iter().enumerate().peekable();
         let mut spares = spare.iter_mut().peekable();
+        let mut left = false;
         for (i, read) in reads.iter_mut().enumerate() {
+            // Late ones are whole blocks that lie together.
+            let late = read.late.take();
+            let late = late.filter(|_| spares.peek().is_none_or(|(at, _)| *at != i));
+            let bytes = read.buf.len();
             let mut rest: &mut [u8] = match spares.next_if(|(at, _)| *at == i) {
                 Some((_, buffer)) => buffer,
                 None => read.buf,
@@ -158,11 +165,38 @@ impl Image {
                     continue;
                 };
                 let offset = u64::from(piece.slot) * BLOCK_BYTES;
+                if let Some(late) = late.filter(|_| piece.blocks * BLOCK == bytes)
+                    && self.late.takes(&*disk, bytes)
+                {
+                    let result = file.read_cached_at(offset, buf);
+                    if result.as_ref().is_ok_and(|n| *n == bytes) {
+                        let op = FileRead { file: &**file, offset, buf, result };
+                        if let Err(error) = self.verify(&op, piece, plan) {
+                            failed.push((i, error));
+                        }
+                        continue;
+                    }
+                    if result.is_ok()
+                        || result.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
+                    {
+                        let crcs = &plan.crcs[piece.crc_at..piece.crc_at + piece.blocks];
+                        let (number, place) = (late, offset);
+                        let offset = read.offset;
+                        self.late.start(Candidate { number, offset, file, place, crcs });
+                        (read.late, left) = (Some(late), true);
+                        continue;
+                    }
+                }
                 ops.push(FileRead { file: &**file, offset, buf, result: Ok(0) });
                 of_op.push(number);
             }
         }
-        self.pool.files().world().disk.read_batch(&mut ops);
+        if left {
+            self.late.submit();
+        }
+        if !ops.is_empty() {
+            disk.read_batch(&mut ops);
+        }
         for (op, number) in ops.iter().zip(&of_op) {
             let piece = &plan.pieces[*number];
             if let Err(error) = self.verify(op, piece, plan) {
@@ -208,7 +242,7 @@ impl Image {
     pub(super) fn read_exact_block(&mut self, block: u64, buffer: &mut [u8]) -> Result<()> {
         let mut plan = Plan::default();
         self.plan_one(0, block, buffer, &mut plan)?;
-        let mut reads = [Read { offset: block * BLOCK_BYTES, buf: buffer, result: Ok(()) }];
+        let mut reads = [Read::new(block * BLOCK_BYTES, buffer)];
         self.perform(&mut reads, &mut [], &plan);
         let [read] = reads;
         read.result

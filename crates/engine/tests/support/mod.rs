@@ -1,5 +1,6 @@
 //! A disk that fails when told to, over a real directory; and what must hold of every pool.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 
 use marcot::{CheckOptions, Pool, Store};
 use marcot_store::{
-    Disk, DiskFile, InPlace, LocalDisk, Lock, LockMode, SystemClock, SystemRandom, World,
+    Disk, DiskFile, InPlace, LateRead, LateReads, LocalDisk, Lock, LockMode, SystemClock,
+    SystemRandom, World,
 };
 
 /// What goes wrong.
@@ -21,6 +23,38 @@ pub struct Faults {
     pub head_errno: AtomicI32,
     /// The next removal of a file fails.
     pub fail_remove: AtomicBool,
+    /// Nothing can be read without waiting, and what waits lands when it is let.
+    pub cold: AtomicBool,
+    /// Reads that may land.
+    pub landing: AtomicI64,
+}
+
+/// Reads that wait until they are let.
+struct Waiting {
+    faults: Arc<Faults>,
+    reads: VecDeque<LateRead>,
+}
+
+impl LateReads for Waiting {
+    fn has_room(&self) -> bool {
+        self.reads.len() < 8
+    }
+    fn start(&mut self, read: LateRead) {
+        self.reads.push_back(read);
+    }
+    fn submit(&mut self) {}
+    fn take(&mut self) -> Option<LateRead> {
+        if self.faults.landing.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let mut read = self.reads.pop_front()?;
+        self.faults.landing.fetch_sub(1, Ordering::Relaxed);
+        read.result = read.file.read_at(read.offset, &mut read.buf);
+        Some(read)
+    }
+    fn raw_fd(&self) -> Option<i32> {
+        None
+    }
 }
 
 pub struct FaultyDisk {
@@ -92,6 +126,10 @@ impl Disk for FaultyDisk {
     fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
         self.inner.lock(path, mode, wait)
     }
+    fn late_reads(&self) -> Option<Box<dyn LateReads>> {
+        let faults = Arc::clone(&self.faults);
+        Some(Box::new(Waiting { faults, reads: VecDeque::new() }))
+    }
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.inner.free_bytes(path)
     }
@@ -100,6 +138,12 @@ impl Disk for FaultyDisk {
 impl DiskFile for FaultyFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.inner.read_at(offset, buf)
+    }
+    fn read_cached_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        match self.faults.cold.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::WouldBlock.into()),
+            false => self.inner.read_at(offset, buf),
+        }
     }
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         let length: usize = parts.iter().map(|p| p.len()).sum();

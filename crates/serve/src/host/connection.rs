@@ -5,6 +5,7 @@
 //! receive buffer, and [`REPLY_BYTES_MAX`] or one reply, whichever is more, in the send buffer. A
 //! client that does not take its replies is not read from until it does.
 
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +15,7 @@ use marcot::{BlockDevice, ErrorKind, Read, Result, Write};
 use super::buffer::{Progress, ReceiveBuffer, SendBuffer};
 use super::operation::{Failure, Operation, OperationKind, Stages};
 use super::read_layout;
-use super::round::Lane;
+use super::round::{Lane, ReadEnd};
 use crate::nbd::NbdConnection;
 use crate::nbd::reply;
 use crate::nbd::request::{self, Limits, Parsed, REQUEST_BYTES, Refusal, Request};
@@ -54,7 +55,17 @@ struct Exchange {
     payload: Range<usize>,
     /// Where a successful reply lies in the send buffer; empty for a simple one.
     reply: Range<usize>,
+    /// Its read is under way by this number.
+    late: Option<u64>,
     answered: bool,
+}
+
+/// A READ that is under way.
+struct LateExchange {
+    cookie: u64,
+    /// What goes before the data in the reply.
+    head: Vec<u8>,
+    bytes: usize,
 }
 
 /// A piece of a read whose bytes come from the device.
@@ -76,6 +87,11 @@ pub(super) struct Connection {
     exchanges: Vec<Exchange>,
     pieces: Vec<ReadPiece>,
     stages: Stages,
+    late: HashMap<u64, LateExchange>,
+    /// Bytes that the replies to those will take.
+    late_bytes: usize,
+    /// Number of the next read.
+    next_read: u64,
     /// A refused write whose payload is still to be skipped, and how much of it.
     skipping: Option<(Request, Refusal, u64)>,
     /// Bytes the next complete message needs in the receive buffer.
@@ -90,11 +106,15 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Takes over a socket after the negotiation.
+    /// Takes over a socket after the negotiation. Its reads are numbered from `first_read` on.
     ///
     /// # Errors
     /// When there is no memory, or the socket refuses to be non-blocking.
-    pub(super) fn new(socket: OwnedFd, settings: NbdConnection) -> io::Result<Self> {
+    pub(super) fn new(
+        socket: OwnedFd,
+        settings: NbdConnection,
+        first_read: u64,
+    ) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let receive = ReceiveBuffer::new(&settings.received)?;
         Ok(Self {
@@ -105,6 +125,9 @@ impl Connection {
             exchanges: Vec::new(),
             pieces: Vec::new(),
             stages: Stages::default(),
+            late: HashMap::new(),
+            late_bytes: 0,
+            next_read: first_read,
             skipping: None,
             message_bytes: REQUEST_BYTES,
             planned_reply_bytes: 0,
@@ -119,6 +142,11 @@ impl Connection {
         &self.settings.peer
     }
 
+    /// Number of its next read.
+    pub(super) fn next_read(&self) -> u64 {
+        self.next_read
+    }
+
     /// The socket.
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -126,12 +154,18 @@ impl Connection {
 
     /// True if nothing more will come of it.
     pub(super) fn is_over(&self) -> bool {
-        self.life == Life::Dead || (self.life == Life::Closing && self.send.is_drained())
+        let answered = self.send.is_drained() && self.late.is_empty();
+        self.life == Life::Dead || (self.life == Life::Closing && answered)
     }
 
     /// True if more bytes are wanted from the client.
     pub(super) fn wants_to_receive(&self) -> bool {
-        self.life == Life::Open && self.send.used_bytes() < REPLY_BYTES_MAX && !self.has_request()
+        self.life == Life::Open && self.reply_bytes() < REPLY_BYTES_MAX && !self.has_request()
+    }
+
+    /// Bytes that replies take, or will take.
+    fn reply_bytes(&self) -> usize {
+        self.send.used_bytes() + self.late_bytes
     }
 
     /// True if replies wait for the socket.
@@ -148,7 +182,7 @@ impl Connection {
 
     /// True if [`Self::plan`] would make progress now.
     pub(super) fn can_plan(&self) -> bool {
-        self.has_request() && (!self.lacks_reply_room || self.send.used_bytes() == 0)
+        self.has_request() && (!self.lacks_reply_room || self.reply_bytes() == 0)
     }
 
     /// True if [`Self::plan`] has found something to do.
@@ -160,6 +194,14 @@ impl Connection {
     pub(super) fn close_after_replies(&mut self) {
         if self.life == Life::Open {
             self.life = Life::Closing;
+        }
+    }
+
+    /// The client has closed the socket: of what it has sent the rest is still carried out, and
+    /// then nobody waits for answers.
+    pub(super) fn hung_up(&mut self) {
+        if self.life == Life::Closing {
+            self.life = Life::Dead;
         }
     }
 
@@ -269,7 +311,7 @@ impl Connection {
 
     /// Counts the reply to `request` in, if there is room for it.
     fn takes_reply_room(&mut self, request: &Request) -> bool {
-        let used = self.send.used_bytes() + self.planned_reply_bytes;
+        let used = self.reply_bytes() + self.planned_reply_bytes;
         let bytes = reply_bytes_max(request);
         self.lacks_reply_room = used > 0 && used + bytes > REPLY_BYTES_MAX;
         if self.lacks_reply_room {
@@ -300,6 +342,7 @@ impl Connection {
             refused: refusal.map(|r| r.errno),
             payload,
             reply: 0..0,
+            late: None,
             answered: false,
         });
     }
@@ -323,6 +366,14 @@ impl Connection {
         if std::mem::replace(&mut exchange.answered, true) {
             return;
         }
+        if let (Some(number), Ok(())) = (exchange.late, &exchange.operation.outcome) {
+            let bytes = exchange.operation.length as usize;
+            let head = exchange.reply.start..exchange.reply.end - bytes;
+            let (cookie, head) = (exchange.cookie, self.send.bytes_mut()[head].to_vec());
+            self.late_bytes += head.len() + bytes;
+            self.late.insert(number, LateExchange { cookie, head, bytes });
+            return;
+        }
         let sent = match &exchange.operation.outcome {
             Ok(()) if exchange.reply.is_empty() => {
                 self.send.append(&reply::simple(exchange.cookie, 0))
@@ -333,12 +384,25 @@ impl Connection {
             }
             Err(failure) => {
                 let errno = exchange.refused.unwrap_or_else(|| reply::errno_of(failure.kind));
-                if self.settings.structured_replies {
-                    let chunk = reply::error_chunk(exchange.cookie, errno, &failure.message);
-                    self.send.append(&chunk)
-                } else {
-                    self.send.append(&reply::simple(exchange.cookie, errno))
-                }
+                let structured = self.settings.structured_replies;
+                append_error(&mut self.send, structured, exchange.cookie, errno, &failure.message)
+            }
+        };
+        if let Err(error) = sent {
+            self.fail("no memory for a reply", &error);
+        }
+    }
+
+    /// Answers a read that was under way.
+    pub(super) fn answer_late(&mut self, number: u64, result: Result<Vec<u8>>) {
+        let Some(LateExchange { cookie, head, bytes }) = self.late.remove(&number) else { return };
+        self.late_bytes -= head.len() + bytes;
+        let sent = match result {
+            Ok(data) => self.send.append(&head).and_then(|()| self.send.append(&data)),
+            Err(error) => {
+                let errno = reply::errno_of(error.kind());
+                let structured = self.settings.structured_replies;
+                append_error(&mut self.send, structured, cookie, errno, &error.to_string())
             }
         };
         if let Err(error) = sent {
@@ -386,6 +450,19 @@ impl Connection {
             Err(error) => Err(Failure::from(error)),
         };
         exchange.operation.outcome = outcome;
+    }
+}
+
+fn append_error(
+    send: &mut SendBuffer,
+    structured: bool,
+    cookie: u64,
+    errno: u32,
+    message: &str,
+) -> io::Result<()> {
+    match structured {
+        true => send.append(&reply::error_chunk(cookie, errno, message)),
+        false => send.append(&reply::simple(cookie, errno)),
     }
 }
 
@@ -443,17 +520,25 @@ impl Lane for Connection {
             // Pieces were laid out one after another, so each lies behind the one before.
             let (_, tail) = rest.split_at_mut(piece.place.start - position);
             let (buf, tail) = tail.split_at_mut(piece.place.len());
-            batch.push(Read { offset: piece.offset, buf, result: Ok(()) });
+            // A reply of one piece can follow later.
+            let exchange = &self.exchanges[piece.exchange];
+            let whole = piece.place.len() as u64 == exchange.operation.length;
+            let late = whole.then_some(self.next_read);
+            self.next_read += u64::from(whole);
+            batch.push(Read { late, ..Read::new(piece.offset, buf) });
             rest = tail;
             position = piece.place.end;
         }
     }
 
-    fn reads_done(&mut self, _stage: u32, results: &mut dyn Iterator<Item = Result<()>>) {
-        // The pieces come first: `zip` must not take a result that belongs to another lane.
-        for (piece, result) in self.pieces.iter().zip(results) {
-            if let Err(error) = result {
-                self.exchanges[piece.exchange].operation.outcome = Err(error.into());
+    fn reads_done(&mut self, _stage: u32, ends: &mut dyn Iterator<Item = ReadEnd>) {
+        // The pieces come first: `zip` must not take an end that belongs to another lane.
+        for (piece, end) in self.pieces.iter().zip(ends) {
+            let exchange = &mut self.exchanges[piece.exchange];
+            match end {
+                ReadEnd::Done(Ok(())) => {}
+                ReadEnd::Done(Err(error)) => exchange.operation.outcome = Err(error.into()),
+                ReadEnd::Late(number) => exchange.late = Some(number),
             }
         }
         self.pieces.clear();

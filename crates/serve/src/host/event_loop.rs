@@ -4,6 +4,7 @@
 //! background work its share. Sources that still have complete requests after their turn are
 //! remembered in `again` and keep the next wait from sleeping.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use marcot::command::{READ_BYTES_MAX, Watcher};
-use marcot::{BlockDevice, Command, Error, ErrorKind, Reply, Result};
+use marcot::{BlockDevice, Command, Error, ErrorKind, LateRead, Reply, Result};
 
 use super::HostOptions;
 use super::connection::Connection;
@@ -29,8 +30,12 @@ use crate::wake::Wake;
 
 const TOKEN_WAKE: u64 = 0;
 const TOKEN_CONTROL: u64 = 1;
-/// Then come NBD clients at even and control clients at odd tokens.
-const TOKEN_CLIENTS: u64 = 2;
+const TOKEN_LATE: u64 = 2;
+/// Then come NBD clients at even and control clients at odd distances.
+const TOKEN_CLIENTS: u64 = 3;
+
+/// Of the number of a read, what counts the reads of one client.
+const READ_NUMBER_BITS: u32 = 40;
 
 /// Buffers of a connection that was quiet for this long are given back.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
@@ -75,6 +80,11 @@ pub(super) struct EventLoop {
     commands_left: bool,
     pacer: Pacer,
     eager: Eager,
+    /// Clients that have attached so far: the next one's part of the numbers of its reads.
+    attached: u64,
+    /// Where the clients are, by that.
+    by_number: HashMap<u64, usize>,
+    watches_late: bool,
     tidy_due: Option<Instant>,
     /// Set when a stop was asked for: until when replies are drained.
     stop_deadline: Option<Instant>,
@@ -103,6 +113,9 @@ impl EventLoop {
             commands_left: false,
             pacer: Pacer::new(Instant::now()),
             eager: Eager::default(),
+            attached: 0,
+            by_number: HashMap::new(),
+            watches_late: false,
             tidy_due: None,
             stop_deadline: None,
             fatal: None,
@@ -191,11 +204,16 @@ impl EventLoop {
             match event.token {
                 TOKEN_WAKE => look_into_inbox = true,
                 TOKEN_CONTROL => self.accept_control(),
+                // Looked at in any case.
+                TOKEN_LATE => {}
                 token => self.take_client_event(token - TOKEN_CLIENTS, event),
             }
         }
         if look_into_inbox {
             self.take_messages();
+        }
+        if self.watches_late {
+            self.take_late_reads();
         }
         self.active.sort_unstable();
         self.active.dedup();
@@ -211,10 +229,43 @@ impl EventLoop {
             if event.readable && client.wants_to_receive() {
                 client.receive();
             }
+            if event.hung_up {
+                client.hung_up();
+            }
             self.active.push(index);
         } else {
             self.take_control_event(index, event);
         }
+    }
+
+    /// Answers reads that the device has finished since their round.
+    fn take_late_reads(&mut self) {
+        let mut answered = Vec::new();
+        while let Some(LateRead { number, result }) = self.parts.device.take_late() {
+            let index = self.by_number.get(&(number >> READ_NUMBER_BITS)).copied();
+            let client = index.and_then(|index| self.clients.get_mut(index));
+            // One that has gone does not want it any more.
+            let (Some(index), Some(Client { client, .. })) = (index, client) else { continue };
+            client.answer_late(number, result);
+            answered.push(index);
+        }
+        answered.sort_unstable();
+        answered.dedup();
+        for index in answered {
+            if let Some(Client { client, .. }) = self.clients.get_mut(index) {
+                client.transmit();
+            }
+            self.active.push(index);
+        }
+    }
+
+    /// Watches for the ends of late reads from the first one on.
+    fn watch_late_reads(&mut self) {
+        let Some(fd) = self.parts.device.late_fd() else { return };
+        if let Err(error) = self.poll.add(fd, TOKEN_LATE, Interest::READABLE) {
+            self.fatal = Some(Failure::new(ErrorKind::Io, &error.to_string()));
+        }
+        self.watches_late = true;
     }
 
     fn take_messages(&mut self) {
@@ -252,14 +303,19 @@ impl EventLoop {
     fn attach(&mut self, socket: std::os::fd::OwnedFd, settings: NbdConnection) {
         let peer = settings.peer.clone();
         let image = &self.parts.options.name;
-        let attached = Connection::new(socket, settings).and_then(|connection| {
+        let number = self.attached;
+        self.attached += 1;
+        let first_read = number << READ_NUMBER_BITS;
+        let attached = Connection::new(socket, settings, first_read).and_then(|connection| {
             let client = Box::new(connection);
             let index = self.clients.insert(Client { client, interest: Interest::READABLE });
+            self.by_number.insert(number, index);
             let Some(added) = self.clients.get_mut(index) else { return Ok(index) };
             let token = TOKEN_CLIENTS + 2 * index as u64;
             match self.poll.add(added.client.socket(), token, Interest::READABLE) {
                 Ok(()) => Ok(index),
                 Err(error) => {
+                    self.by_number.remove(&number);
                     self.clients.remove(index);
                     Err(error)
                 }
@@ -301,6 +357,9 @@ impl EventLoop {
             self.clients.put_back(index, client);
             self.settle(index);
         }
+        if !self.watches_late {
+            self.watch_late_reads();
+        }
         served
     }
 
@@ -331,6 +390,7 @@ impl EventLoop {
 
     fn detach(&mut self, index: usize) {
         let Some(client) = self.clients.remove(index) else { return };
+        self.by_number.remove(&(client.client.next_read() >> READ_NUMBER_BITS));
         self.again.retain(|&i| i != index);
         // Closing the socket takes it out of the poll set too.
         tracing::debug!(image = %self.parts.options.name, peer = client.client.peer(), "detached");

@@ -3,7 +3,7 @@
 use marcot::{BlockDevice, Error, ErrorKind, Read, Result, Write};
 
 use super::operation::{Failure, Operation, OperationKind, Stages};
-use super::round::Lane;
+use super::round::{Lane, ReadEnd};
 
 /// Largest read or write of one in-process request, in bytes.
 pub const LOCAL_BYTES_MAX: usize = 32 << 20;
@@ -156,17 +156,16 @@ impl Lane for LocalLane {
     }
 
     fn reads<'a>(&'a mut self, stage: u32, batch: &mut Vec<Read<'a>>) {
-        batch.extend(self.of(stage, OperationKind::Read).map(|entry| Read {
-            offset: entry.operation.offset,
-            buf: &mut entry.data,
-            result: Ok(()),
-        }));
+        let entries = self.of(stage, OperationKind::Read);
+        batch.extend(entries.map(|entry| Read::new(entry.operation.offset, &mut entry.data)));
     }
 
-    fn reads_done(&mut self, stage: u32, results: &mut dyn Iterator<Item = Result<()>>) {
-        // The entries come first: `zip` must not take a result that belongs to another lane.
-        for (entry, result) in self.of(stage, OperationKind::Read).zip(results) {
-            entry.operation.outcome = result.map_err(Failure::from);
+    fn reads_done(&mut self, stage: u32, ends: &mut dyn Iterator<Item = ReadEnd>) {
+        // The entries come first: `zip` must not take an end that belongs to another lane.
+        for (entry, end) in self.of(stage, OperationKind::Read).zip(ends) {
+            if let ReadEnd::Done(result) = end {
+                entry.operation.outcome = result.map_err(Failure::from);
+            }
         }
     }
 

@@ -15,6 +15,14 @@ use marcot::{BlockDevice, Read, Result, Write};
 
 use super::operation::Failure;
 
+/// How a read of a round went.
+pub(crate) enum ReadEnd {
+    /// It has been carried out.
+    Done(Result<()>),
+    /// It is under way, and its lane is told when it has ended.
+    Late(u64),
+}
+
 /// A source of operations: a connection, or the in-process queue.
 pub(crate) trait Lane {
     /// Number of stages needed; 0 if there is nothing to do.
@@ -27,7 +35,7 @@ pub(crate) trait Lane {
     fn reads<'a>(&'a mut self, stage: u32, batch: &mut Vec<Read<'a>>);
 
     /// Takes the outcomes of the reads that [`Self::reads`] added, in the same order.
-    fn reads_done(&mut self, stage: u32, results: &mut dyn Iterator<Item = Result<()>>);
+    fn reads_done(&mut self, stage: u32, ends: &mut dyn Iterator<Item = ReadEnd>);
 
     /// Adds the writes of `stage`.
     fn writes<'a>(&'a self, stage: u32, batch: &mut Vec<Write<'a>>);
@@ -97,10 +105,11 @@ fn read(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) {
         return;
     }
     device.read_batch(&mut batch);
-    let results: Vec<Result<()>> = batch.into_iter().map(|read| read.result).collect();
-    let mut results = results.into_iter();
+    let end = |read: Read<'_>| read.late.map_or(ReadEnd::Done(read.result), ReadEnd::Late);
+    let ends: Vec<ReadEnd> = batch.into_iter().map(end).collect();
+    let mut ends = ends.into_iter();
     for lane in lanes.iter_mut() {
-        lane.reads_done(stage, &mut results);
+        lane.reads_done(stage, &mut ends);
     }
 }
 

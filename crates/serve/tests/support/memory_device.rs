@@ -3,10 +3,13 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use marcot::command::UsageRow;
-use marcot::{BlockDevice, Command, Error, ErrorKind, Extent, Read, Reply, Result, Write};
+use marcot::{
+    BlockDevice, Command, Error, ErrorKind, Extent, LateRead, Read, Reply, Result, Write,
+};
 
 /// Unit of allocation in bytes.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -38,13 +41,42 @@ pub struct Probe {
     pub closed: bool,
     /// Bytes written since the last flush.
     pub unflushed_bytes: u64,
+    /// Reads that may be late are.
+    pub late: bool,
+    /// Numbers of those under way, and what they read.
+    pub under_way: Vec<(u64, u64, usize)>,
+    /// Reads of those under way that have ended.
+    pub landed: Vec<LateRead>,
 }
 
 /// A handle on a device's [`Probe`].
-#[derive(Clone, Default)]
-pub struct Probes(Arc<Mutex<Probe>>);
+#[derive(Clone)]
+pub struct Probes(Arc<Mutex<Probe>>, Arc<OwnedFd>);
 
 impl Probes {
+    /// Ends reads that are under way, from the last on: `data` for each.
+    pub fn land(&self, count: usize, end: impl Fn(u64) -> Result<u8>) {
+        let mut probe = self.get();
+        for _ in 0..count {
+            let (number, offset, bytes) = probe.under_way.pop().unwrap();
+            let result = end(offset).map(|byte| vec![byte; bytes]);
+            probe.landed.push(LateRead { number, result });
+        }
+        drop(probe);
+        rustix::io::write(&*self.1, &1_u64.to_ne_bytes()).unwrap();
+    }
+
+    /// Waits until so many reads are under way.
+    pub fn await_late(&self, count: usize) {
+        for _ in 0..3000 {
+            if self.get().under_way.len() == count {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{} reads are under way, not {count}", self.get().under_way.len());
+    }
+
     /// Looks at it or changes it.
     pub fn get(&self) -> MutexGuard<'_, Probe> {
         self.0.lock().unwrap()
@@ -63,7 +95,8 @@ pub struct MemoryDevice {
 impl MemoryDevice {
     /// A device of holes.
     pub fn new(size_bytes: u64) -> Self {
-        let probe = Probes::default();
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+        let probe = Probes(Arc::default(), Arc::new(event));
         Self { blocks: BTreeMap::new(), size_bytes, read_only: false, probe, record: true }
     }
 
@@ -177,7 +210,24 @@ impl BlockDevice for MemoryDevice {
         }
         for read in reads {
             read.result = self.load_checked(read.offset, read.buf);
+            let mut probe = self.probe.get();
+            match read.late.filter(|_| probe.late) {
+                Some(number) => probe.under_way.push((number, read.offset, read.buf.len())),
+                None => read.late = None,
+            }
         }
+    }
+
+    fn take_late(&mut self) -> Option<LateRead> {
+        let landed = self.probe.get().landed.pop();
+        if landed.is_none() {
+            let _ = rustix::io::read(&*self.probe.1, &mut [0; 8]);
+        }
+        landed
+    }
+
+    fn late_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.probe.1.as_fd())
     }
 
     fn discard(&mut self, offset: u64, length: u64) -> Result<()> {

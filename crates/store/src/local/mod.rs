@@ -1,5 +1,6 @@
 //! A directory of the operating system's.
 
+mod late;
 mod ring;
 
 use std::io;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{self, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 
-use crate::{Disk, DiskFile, FileRead, Lock, LockMode};
+use crate::{Disk, DiskFile, FileRead, LateReads, Lock, LockMode};
 
 /// Most parts of one `pwritev`: the kernel's `UIO_MAXIOV`.
 const PARTS_MAX: usize = 1024;
@@ -149,6 +150,14 @@ impl Disk for LocalDisk {
         }
     }
 
+    fn late_reads(&self) -> Option<Box<dyn LateReads>> {
+        if self.plain_reads {
+            return None;
+        }
+        let ring = late::RingReads::new().ok()?;
+        Some(Box::new(ring))
+    }
+
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         let stat = fs::statvfs(path)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -166,6 +175,12 @@ impl DiskFile for LocalFile {
             }
         }
         Ok(done)
+    }
+
+    fn read_cached_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let mut slices = [io::IoSliceMut::new(buf)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        Ok(rustix::io::retry_on_intr(|| rustix::io::preadv2(&self.0, &mut slices, offset, flags))?)
     }
 
     fn write_at(&self, mut offset: u64, parts: &[&[u8]]) -> io::Result<()> {

@@ -1,0 +1,153 @@
+//! Reads that are left under way while the image goes on.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use marcot::{
+    BlockDevice, Command, CreateOptions, ErrorKind, Image, LateRead, Limits, Pool, Read, Store,
+};
+use support::{Faults, assert_sound, faulty_world};
+
+const BLOCK: usize = 4096;
+const BLOCKS: usize = 64;
+
+struct Bench {
+    store: Store,
+    pool: Pool,
+    image: Image,
+    faults: Arc<Faults>,
+}
+
+fn content(block: usize) -> Vec<u8> {
+    (0..BLOCK).map(|i| (i * 7 + block * 13) as u8).collect()
+}
+
+/// An image with content, of which nothing is cached.
+fn bench(directory: &Path) -> Bench {
+    let (world, faults) = faulty_world();
+    let store = Store::open_with(world, directory, Limits::default()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let size_bytes = (BLOCKS * BLOCK) as u64;
+    let options = CreateOptions { size_bytes, ..CreateOptions::default() };
+    let id = pool.create("", "image", &options).unwrap();
+    let mut image = pool.open(id).unwrap();
+    let data: Vec<u8> = (0..BLOCKS).flat_map(content).collect();
+    image.write_at(0, &data).unwrap();
+    faults.cold.store(true, Ordering::Relaxed);
+    Bench { store, pool, image, faults }
+}
+
+impl Bench {
+    /// Reads a range that may be late; `None` where it is.
+    fn ask(&mut self, number: u64, offset: u64, bytes: usize) -> Option<marcot::Result<Vec<u8>>> {
+        let mut buf = vec![0xEE; bytes];
+        let mut reads = [Read { late: Some(number), ..Read::new(offset, &mut buf) }];
+        self.image.read_batch(&mut reads);
+        let [Read { late, result, .. }] = reads;
+        if let Some(late) = late {
+            assert_eq!(late, number);
+            assert!(buf.iter().all(|b| *b == 0xEE), "the buffer of a late read was touched");
+            return None;
+        }
+        Some(result.map(|()| buf))
+    }
+
+    fn land(&mut self) -> LateRead {
+        assert!(self.image.take_late().is_none(), "nothing has landed yet");
+        self.faults.landing.store(1, Ordering::Relaxed);
+        self.image.take_late().expect("a read that may land")
+    }
+}
+
+#[test]
+fn what_is_not_cached_comes_later_and_everything_else_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    assert!(bench.ask(7, 3 * BLOCK as u64, 2 * BLOCK).is_none());
+    assert!(bench.ask(8, 5 * BLOCK as u64, BLOCK).is_none());
+    let first = bench.land();
+    assert_eq!(first.number, 7);
+    assert!(first.result.unwrap() == [content(3), content(4)].concat());
+
+    // Not whole blocks, and not in one piece: these are waited for.
+    let partial = bench.ask(9, 100, 5000).unwrap().unwrap();
+    assert!(partial[..BLOCK - 100] == content(0)[100..]);
+    bench.image.write_at(BLOCK as u64, &content(40)).unwrap();
+    let pieces = bench.ask(10, 0, 3 * BLOCK).unwrap().unwrap();
+    assert!(pieces == [content(0), content(40), content(2)].concat());
+    // So is a hole, which lies nowhere.
+    bench.image.discard(0, BLOCK as u64).unwrap();
+    assert!(bench.ask(11, 0, BLOCK).unwrap().unwrap().iter().all(|b| *b == 0));
+    // And a caller who is not prepared for it.
+    let mut buf = vec![0; BLOCK];
+    bench.image.read_at(6 * BLOCK as u64, &mut buf).unwrap();
+    assert!(buf == content(6));
+
+    bench.faults.cold.store(false, Ordering::Relaxed);
+    assert!(bench.ask(12, 7 * BLOCK as u64, BLOCK).unwrap().unwrap() == content(7));
+    let second = bench.land();
+    assert!(second.number == 8 && second.result.unwrap() == content(5));
+}
+
+#[test]
+fn a_read_under_way_survives_what_happens_to_its_blocks() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    let execute = |bench: &mut Bench, command| {
+        bench.image.execute(&command, &mut |_, _| {}).unwrap();
+    };
+    execute(&mut bench, Command::SnapCreate { name: "s".to_owned() });
+    // Overwritten, and the snapshot that kept the old ones goes with its segments.
+    assert!(bench.ask(1, 9 * BLOCK as u64, BLOCK).is_none());
+    assert!(bench.ask(2, 10 * BLOCK as u64, BLOCK).is_none());
+    let data: Vec<u8> = (100..100 + BLOCKS).flat_map(content).collect();
+    bench.image.write_at(0, &data).unwrap();
+    execute(&mut bench, Command::SnapRemove { name: "s".to_owned(), force: false });
+    execute(&mut bench, Command::Reclaim);
+    for number in [1, 2] {
+        let read = bench.land();
+        assert_eq!(read.number, number);
+        let got = read.result.unwrap();
+        let block = 8 + number as usize;
+        assert!(got == content(block) || got == content(100 + block), "block {block}");
+    }
+    // One whose place is cut off by a shrink is told so, or has what was there.
+    assert!(bench.ask(3, 60 * BLOCK as u64, BLOCK).is_none());
+    let size_bytes = 8 * BLOCK as u64;
+    execute(&mut bench, Command::Resize { size_bytes, allow_shrink: true });
+    match bench.land().result {
+        Ok(got) => assert!(got == content(160)),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::OutOfRange),
+    }
+    bench.image.close().unwrap();
+    assert_sound(&bench.store, &bench.pool);
+}
+
+#[test]
+fn damage_is_an_error_of_the_late_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    bench.image.flush().unwrap();
+    assert!(bench.ask(1, 9 * BLOCK as u64, BLOCK).is_none());
+    assert!(bench.ask(2, 10 * BLOCK as u64, BLOCK).is_none());
+    let author = std::fs::read_dir(bench.pool.directory().join("segments")).unwrap().next();
+    let segment = author.unwrap().unwrap().path().join("d00000001");
+    let bytes = std::fs::read(&segment).unwrap();
+    let at = bytes.windows(BLOCK).position(|w| w == content(9)).unwrap();
+    let mut damaged = bytes;
+    damaged[at + 5] ^= 1;
+    std::fs::write(&segment, damaged).unwrap();
+    assert_eq!(bench.land().result.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(bench.land().result.unwrap() == content(10));
+}
+
+#[test]
+fn there_is_a_bound_to_what_is_under_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    let late = (0..BLOCKS as u64).filter(|i| bench.ask(*i, i * BLOCK as u64, BLOCK).is_none());
+    assert_eq!(late.count(), 8, "what the disk takes");
+}
