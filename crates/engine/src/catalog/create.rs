@@ -115,10 +115,14 @@ impl Pool {
         if let Err(error) = made {
             // The name may be there, when only the sync of its directory failed. It must be gone for
             // good before what it leads to goes; else the image stays whole, and can be removed.
-            let named = self.find(&head.namespace, &head.name).is_ok_and(|found| found == id);
             let names = self.names_directory(&head.namespace);
-            let unnamed = !named
-                || disk.remove_file(&name_path).and_then(|()| disk.sync_directory(&names)).is_ok();
+            let unnamed = match self.find(&head.namespace, &head.name) {
+                Ok(found) if found == id => {
+                    disk.remove_file(&name_path).and_then(|()| disk.sync_directory(&names)).is_ok()
+                }
+                Ok(_) => true,
+                Err(unknown) => unknown.kind() == ErrorKind::NotFound,
+            };
             if unnamed {
                 self.remove_image_directory(id);
             }
