@@ -33,6 +33,8 @@ const LIVE_PERCENT_PAID: u64 = 77;
 const DEAD_MAP_PART: u64 = 16;
 /// Slots of a segment that one step looks at, unless a group is larger.
 const STEP_SLOTS: usize = 64;
+/// Slots of a segment that the system is asked to read before they are looked at (1 MiB).
+const AHEAD_SLOTS: usize = 256;
 /// Looks at the counts while that much is written which may be dead and left alone.
 const LOOKS: u64 = 8;
 /// The same for large images, while all that they hold is written once.
@@ -47,6 +49,19 @@ struct Victim {
     file: Arc<dyn DiskFile>,
     /// Where the next group to be looked at starts.
     slot: usize,
+    /// Up to there the system has been asked to read.
+    ahead: usize,
+}
+
+impl Victim {
+    /// Keeps the medium ahead of the looks, so that none of them waits for it.
+    fn read_ahead(&mut self) {
+        while self.ahead < self.slot + AHEAD_SLOTS {
+            let bytes = AHEAD_SLOTS as u64 * BLOCK_BYTES;
+            self.file.advise(self.ahead as u64 * BLOCK_BYTES, bytes);
+            self.ahead += AHEAD_SLOTS;
+        }
+    }
 }
 
 /// What compaction is doing.
@@ -186,7 +201,9 @@ impl Image {
         match survey.emptiest {
             Some((index, name, ..)) => {
                 let file = self.pool.files().get(name)?;
-                self.compaction.victim = Some(Victim { index, name, file, slot: 1 });
+                let mut victim = Victim { index, name, file, slot: 1, ahead: 0 };
+                victim.read_ahead();
+                self.compaction.victim = Some(victim);
             }
             None => self.compaction.buffer = Vec::new(),
         }
@@ -250,6 +267,7 @@ impl Image {
         }
         // Whatever fails from here on, the next step goes on behind it.
         victim.slot += at;
+        victim.read_ahead();
         let written = (self.compaction.written, self.compaction.owed);
         let moved = self.append_copies(&live, &bytes);
         (self.compaction.written, self.compaction.owed) = written;

@@ -155,7 +155,10 @@ impl Image {
         unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
         durable_below: u64,
     ) -> Result<()> {
-        let (name, file) = self.create_segment(SegmentKind::Data, epoch)?;
+        let (name, file) = match self.take_prepared(epoch) {
+            Some(prepared) => prepared,
+            None => self.create_segment(SegmentKind::Data, epoch)?,
+        };
         let files = Arc::clone(self.pool.files());
         let index = self.table.add(name, &files)?;
         let header = Vec::new();
@@ -247,7 +250,9 @@ impl Image {
         self.apply(&header, index, data_slot, false).inspect_err(|error| {
             tracing::error!(image = %self.label, %error, "a logged write could not be mapped");
             self.poisoned = true;
-        })
+        })?;
+        self.prepare_segment();
+        Ok(())
     }
 
     fn make_room(&mut self, blocks: u32) -> Result<()> {
@@ -313,6 +318,7 @@ impl Image {
         if let Some(mut log) = self.log.take() {
             log.ahead.cut(&*log.file, log.slot);
         }
+        self.remove_prepared();
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ mod flatten;
 mod flight;
 mod late;
 mod log;
+mod prepared;
 mod read;
 mod reclaim;
 mod replay;
@@ -102,6 +103,7 @@ pub struct Image {
     compaction: compact::State,
     flattening: flatten::State,
     late: late::State,
+    prepared: Option<prepared::Prepared>,
     poisoned: bool,
     /// The owner before did not close the image: it may have left segments that no root names.
     unclean: bool,
@@ -220,6 +222,7 @@ impl Image {
             compaction: compact::State::default(),
             flattening: flatten::State::default(),
             late: late::State::default(),
+            prepared: None,
             poisoned: false,
             unclean: false,
             head,
@@ -315,7 +318,8 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        // A checkpoint must not go on when the lock is somebody else's.
+        // Nothing must go on when the lock is somebody else's.
+        self.forget_prepared();
         if let Err(error) = self.settle() {
             tracing::warn!(image = %self.label, %error, "the last checkpoint failed");
         }
