@@ -10,7 +10,7 @@ use support::assert_sound;
 
 use marcot::{
     BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, Image, ImageId,
-    Pool, PoolOptions, Store, Write,
+    Limits, Pool, PoolOptions, Store, Write,
 };
 
 const MIB: u64 = 1 << 20;
@@ -377,6 +377,25 @@ fn a_creation_cut_off_before_its_name_is_litter_and_a_lost_name_is_damage() {
     store.gc(&pool, &mut |_, _| {}).unwrap();
     let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
     assert_eq!(report.findings, [], "gc has removed the image that never had a name");
+}
+
+#[test]
+fn an_image_whose_name_cannot_be_read_is_no_litter() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    let store = Store::open_with(world, directory.path(), Limits::default()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let options = CreateOptions { size_bytes: MIB, ..CreateOptions::default() };
+    let id = pool.create("", "image", &options).unwrap();
+    // Never written, like a creation that was cut off; but it has a name.
+    faults.name_errno.store(5, Ordering::Relaxed);
+    let _ = store.gc(&pool, &mut |_, _| {});
+    let report = repair(&store, &pool);
+    assert!(report.findings.iter().any(|f| f.serious && !f.repaired), "{report:#?}");
+    faults.name_errno.store(0, Ordering::Relaxed);
+    assert_eq!(pool.images("").unwrap(), [("image".to_owned(), id)]);
+    pool.open(id).unwrap().close().unwrap();
+    assert_sound(&store, &pool);
 }
 
 #[test]

@@ -293,14 +293,15 @@ fn match_snap(name: &str, snap: &Snap, found: &SeenSnap) -> Result<Snap, Violati
 /// # Errors
 /// Why none fits.
 pub fn settle(candidates: &[Model], seen: &Seen) -> Result<(usize, Model), Violation> {
-    let mut first = None;
+    let mut wrong_with = Vec::new();
     for (number, candidate) in candidates.iter().enumerate() {
         match candidate.matching(seen) {
             Ok(model) => return Ok((number, model)),
-            Err(violation) => {
-                first.get_or_insert(violation);
-            }
+            Err(violation) => wrong_with.push(violation),
         }
     }
-    Err(first.unwrap_or_else(|| wrong(Rule::Model, "no candidate")))
+    let rule = wrong_with.first().map_or(Rule::Model, |violation| violation.rule);
+    let mut messages: Vec<String> = wrong_with.into_iter().map(|v| v.message).collect();
+    messages.dedup();
+    Err(wrong(rule, messages.join("; or ")))
 }

@@ -132,8 +132,11 @@ impl Store {
             })
             .and_then(|()| dest.publish_image(id, &child));
         if let Err(error) = published {
-            let snap_id = marcot_format::SnapId(link.snap_id);
-            dest.remove_child_record(link, snap_id, id)?;
+            // Where the child could not be taken back, it stays whole, and so does its record.
+            if dest.read_head(id).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+                let snap_id = marcot_format::SnapId(link.snap_id);
+                dest.remove_child_record(link, snap_id, id)?;
+            }
             return Err(error);
         }
         if late {

@@ -222,9 +222,8 @@ impl Pool {
     pub(crate) fn never_named(&self, head: &HeadRecord) -> bool {
         head.epoch == 0
             && head.snapshots.is_empty()
-            && self.name_of(head).is_none()
-            // A damaged name record must not cost the image.
-            && self.images(&head.namespace).is_ok()
+            // A name that cannot be read must not cost the image.
+            && self.is_nameless(head).is_ok_and(|nameless| nameless)
     }
 
     /// Completes a removal or an aborted creation.

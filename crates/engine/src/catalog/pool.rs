@@ -428,6 +428,20 @@ impl Pool {
         }
     }
 
+    /// True where no name leads to an image.
+    ///
+    /// # Errors
+    /// Where some name cannot be read, which might be its own.
+    pub(crate) fn is_nameless(&self, head: &HeadRecord) -> Result<bool> {
+        let id = ImageId(head.image_id);
+        match self.find(&head.namespace, &head.name) {
+            Ok(found) if found == id => return Ok(false),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        Ok(self.images(&head.namespace)?.iter().all(|(_, image)| *image != id))
+    }
+
     pub(super) fn names_directory(&self, namespace: &str) -> PathBuf {
         let part = match namespace {
             "" => DEFAULT_NAMESPACE.to_owned(),

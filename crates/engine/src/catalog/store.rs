@@ -235,9 +235,12 @@ impl Store {
     /// created or removed, but one that lost its record.
     fn check_no_pool(&self, name: &str) -> Result<()> {
         let directory = self.inner.directory.join("pools").join(escape(name));
-        let images = self.inner.world.disk.list(&directory.join("images")).unwrap_or_default();
-        if images.is_empty() {
-            return Ok(());
+        let images = directory.join("images");
+        match self.inner.world.disk.list(&images) {
+            Ok(images) if images.is_empty() => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error).at(|| format!("cannot list {}", images.display())),
         }
         let message = format!("pool '{name}' has lost its record, and may hold children");
         fail(ErrorKind::Corrupt, message)

@@ -174,8 +174,13 @@ impl Checker<'_> {
             self.find(&head.name, false, message);
             return None;
         }
-        if self.pool.name_of(&head).is_none() {
-            self.nameless(image, &head);
+        match self.pool.is_nameless(&head) {
+            Ok(false) => {}
+            Ok(true) => self.nameless(image, &head),
+            Err(error) => {
+                let message = format!("whether image {image} has a name cannot be told: {error}");
+                self.find(&label, true, message);
+            }
         }
         self.report.images += 1;
         self.parent(&label, &head);
@@ -221,7 +226,14 @@ impl Checker<'_> {
         let mut namespaces = self.pool.namespaces()?;
         namespaces.insert(0, String::new());
         for namespace in namespaces {
-            for (name, image) in self.pool.images(&namespace)? {
+            let images = match self.pool.images(&namespace) {
+                Ok(images) => images,
+                Err(error) => {
+                    self.find("", true, format!("names of images cannot be read: {error}"));
+                    continue;
+                }
+            };
+            for (name, image) in images {
                 if self.pool.read_head(image).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
                     let message =
                         format!("the name '{name}' leads to image {image}, which does not exist");

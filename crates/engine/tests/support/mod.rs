@@ -21,6 +21,8 @@ pub struct Faults {
     pub fail_sync: AtomicBool,
     /// Heads cannot be opened, with this error number; 0: they can.
     pub head_errno: AtomicI32,
+    /// The same for names of images.
+    pub name_errno: AtomicI32,
     /// The next removal of a file fails.
     pub fail_remove: AtomicBool,
     /// Nothing can be read without waiting, and what waits lands when it is let.
@@ -87,9 +89,14 @@ impl Disk for FaultyDisk {
         self.inner.create_new(path, mode).map(|f| self.wrap(f))
     }
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
-        let errno = self.faults.head_errno.load(Ordering::Relaxed);
-        if errno != 0 && path.ends_with("head") {
-            return Err(io::Error::from_raw_os_error(errno));
+        let is_name = path.components().any(|c| c.as_os_str() == "names");
+        let faults =
+            [(&self.faults.head_errno, path.ends_with("head")), (&self.faults.name_errno, is_name)];
+        for (errno, _) in faults.into_iter().filter(|(_, concerned)| *concerned) {
+            match errno.load(Ordering::Relaxed) {
+                0 => {}
+                errno => return Err(io::Error::from_raw_os_error(errno)),
+            }
         }
         self.inner.open(path, write).map(|f| self.wrap(f))
     }
