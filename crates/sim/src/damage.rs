@@ -63,6 +63,11 @@ fn look(store: &Store, candidates: &[Model], how: Look) -> Result<Readable, Viol
         for name in names {
             let Ok(id) = pool.find("", name) else { continue };
             let images: Vec<_> = models().filter(|m| m.pool == number && m.name == *name).collect();
+            if images.iter().all(|m| m.id.is_some_and(|known| known != id)) {
+                // What a name leads to is stored nowhere else; that an image lost its name is told.
+                told(store, &pool, name)?;
+                continue;
+            }
             let states = images.iter().flat_map(|m| match how {
                 Look::Owner { places } => m.found_by_owner(places),
                 Look::Reader => &m.history,
@@ -79,6 +84,17 @@ fn look(store: &Store, candidates: &[Model], how: Look) -> Result<Readable, Viol
         }
     }
     Ok(readable)
+}
+
+fn told(store: &Store, pool: &Pool, name: &str) -> Result<(), Violation> {
+    let report = store.check(pool, &CheckOptions::default(), &mut |_, _| {});
+    match report.is_ok_and(|report| report.findings.iter().all(|f| !f.serious)) {
+        true => {
+            let message = format!("{name} leads to another image, and check finds nothing");
+            Err(Violation { rule: Rule::I2, message })
+        }
+        false => Ok(()),
+    }
 }
 
 fn look_at_snapshots(
