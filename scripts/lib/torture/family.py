@@ -174,7 +174,8 @@ class Protect(Command):
         return found[self.key]["snapshots"][self.snap][1] == ("true" if self.protect else "false")
 
     def again(self, found):
-        return found[self.key]["snapshots"][self.snap][1] not in ("true", "false")
+        # It may be marked, which is shown as protected, and is refused to clones then.
+        return not self.protect and not self.happened(found)
 
 
 class SnapRemove(Command):

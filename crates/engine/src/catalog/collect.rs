@@ -20,6 +20,9 @@ use crate::gc;
 use crate::image::mark;
 use crate::segment::{SegmentName, author_directory};
 
+/// How often a pool is looked at whose images change meanwhile.
+const ATTEMPTS_MAX: u32 = 5;
+
 /// What holds data of a removed state alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PinnedRow {
@@ -72,7 +75,32 @@ impl Store {
         };
         self.open_pools()?;
         pool.tidy_all();
-        let collected = pool.collect()?;
+        let mut report = GcReport::default();
+        for attempt in 1..=ATTEMPTS_MAX {
+            let collected = pool.collect()?;
+            match self.free(pool, &collected, progress) {
+                Ok(freed) => {
+                    report = freed;
+                    break;
+                }
+                // An owner that has published a newer head may have removed what the one before
+                // named.
+                Err(error) if attempt < ATTEMPTS_MAX && pool.have_moved(&collected.heads) => {
+                    tracing::debug!(pool = %pool.name(), %error, "collected again");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        report.allocated_bytes = self.pool_stats(pool)?.allocated_bytes;
+        Ok(report)
+    }
+
+    fn free(
+        &self,
+        pool: &Pool,
+        collected: &Collected,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<GcReport> {
         if let Some(label) = self.any_being_read()? {
             let message =
                 format!("{label} is being read by a head that may be older; collect again later");
@@ -82,12 +110,9 @@ impl Store {
             pool.finish_removal(*image, head)?;
         }
         let roots: Vec<RootRecord> = collected.heads.iter().flat_map(roots_of).collect();
-        let freed = gc::reclaim(pool, &roots, &collected.candidates, progress)?;
+        let freed_bytes = gc::reclaim(pool, &roots, &collected.candidates, progress)?;
         pool.remove_empty_author_directories();
-        let mut report = pool.report(&collected.heads)?;
-        report.freed_bytes = freed;
-        report.allocated_bytes = self.pool_stats(pool)?.allocated_bytes;
-        Ok(report)
+        Ok(GcReport { freed_bytes, ..pool.report(&collected.heads)? })
     }
 }
 
@@ -118,6 +143,15 @@ fn roots_of(head: &HeadRecord) -> Vec<RootRecord> {
 }
 
 impl Pool {
+    /// True where one of these heads is not the one on disk any more.
+    fn have_moved(&self, heads: &[HeadRecord]) -> bool {
+        let moved = |head: &HeadRecord| match self.read_head(ImageId(head.image_id)) {
+            Ok(now) => now.version != head.version,
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        };
+        heads.iter().any(moved)
+    }
+
     /// Every segment in the pool's directory.
     pub(crate) fn all_segments(&self) -> Result<Vec<SegmentName>> {
         let mut all = Vec::new();
