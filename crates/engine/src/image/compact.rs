@@ -70,6 +70,8 @@ pub(super) struct State {
     /// Counts have changed enough to look for a victim.
     pub due: bool,
     victim: Option<Victim>,
+    /// Table index of a map segment, and where the next of its pages is to be looked at.
+    map_at: Option<(u32, u64)>,
     /// Segments that could not be emptied, because a block in them is damaged.
     stuck: HashSet<u32>,
     /// Slots written since the last look at the counts.
@@ -357,7 +359,8 @@ impl Image {
         Ok(unreadable)
     }
 
-    /// Makes the pages of mostly dead map segments dirty, so that the next checkpoint moves them.
+    /// Makes the pages of mostly dead map segments dirty, so that the next checkpoint moves them; as
+    /// many at a time as the memory for the map takes.
     fn compact_map(&mut self) -> Result<()> {
         let survey = self.survey(SegmentKind::Map)?;
         let dead_min = self.limits().dead_bytes_min / DEAD_MAP_PART / MAP_UNIT_BYTES;
@@ -367,9 +370,18 @@ impl Image {
             return Ok(());
         };
         let file = self.pool.files().get(name)?;
-        let mut offset = SEGMENT_HEADER_BYTES as u64;
+        let mut offset = match self.compaction.map_at.take() {
+            Some((segment, offset)) if segment == index => offset,
+            _ => SEGMENT_HEADER_BYTES as u64,
+        };
+        let memory_max = self.limits().map_memory_bytes_soft();
         let mut bytes = vec![0; PAGE_READ_BYTES];
         loop {
+            self.evict(memory_max);
+            if self.map.resident_bytes() > memory_max {
+                self.compaction.map_at = Some((index, offset));
+                return Ok(());
+            }
             let n =
                 file.read_at(offset, &mut bytes).at(|| format!("cannot read segment {name}"))?;
             if n == 0 {
