@@ -1,12 +1,14 @@
 //! A disk that fails when told to, over a real directory; and what must hold of every pool.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::collections::VecDeque;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 
-use marcot::{CheckOptions, Pool, Store};
+use marcot::{BlockDevice, CheckOptions, Command, CreateOptions, Image, ImageId, Pool, Store};
 use marcot_store::{
     Disk, DiskFile, InPlace, LateRead, LateReads, LocalDisk, Lock, LockMode, SystemClock,
     SystemRandom, World,
@@ -187,6 +189,42 @@ impl DiskFile for FaultyFile {
     fn advise(&self, offset: u64, length: u64) {
         self.inner.advise(offset, length);
     }
+}
+
+pub const MIB: u64 = 1 << 20;
+
+/// Runs a command on an open image.
+pub fn execute(image: &mut Image, command: Command) -> marcot::Result<marcot::Reply> {
+    image.execute(&command, &mut |_, _| {})
+}
+
+/// A store whose pool `rbd` holds an image.
+pub fn store_with_image(directory: &Path, size_bytes: u64) -> (Store, Pool, ImageId) {
+    let store = Store::open(directory).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let options = CreateOptions { size_bytes, ..CreateOptions::default() };
+    let id = pool.create("", "image", &options).unwrap();
+    (store, pool, id)
+}
+
+/// Bytes that no other seed gives.
+pub fn pattern(seed: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+}
+
+/// The segment files of a pool, of one kind by its letter.
+pub fn segments(pool: &Pool, letter: char) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for author in std::fs::read_dir(pool.directory().join("segments")).unwrap() {
+        for file in std::fs::read_dir(author.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            if path.file_name().unwrap().to_str().unwrap().starts_with(letter) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 /// Checks a pool, data included, and finds nothing.

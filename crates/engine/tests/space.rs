@@ -1,0 +1,225 @@
+//! Space: what is dead comes back, and nothing goes that somebody needs.
+
+mod support;
+
+use support::{MIB, assert_sound, execute, pattern, segments, store_with_image};
+
+use marcot::{BlockDevice, CheckOptions, CloneOptions, Command, ErrorKind, Store, Write};
+
+#[test]
+fn space_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 256 * MIB);
+    let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
+    let mut image = pool.open(id).unwrap();
+    let data = pattern(3, 4 * MIB as usize);
+    for round in 0..4 {
+        for i in 0..32 {
+            image.write_at(i * 4 * MIB, &data).unwrap();
+        }
+        while image.background_step().unwrap() {}
+        assert!(allocated() < 300 * MIB, "round {round}: {} MiB", allocated() / MIB);
+    }
+    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+    for i in 0..32 {
+        image.write_at(i * 4 * MIB, &data).unwrap();
+    }
+    execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    execute(&mut image, Command::Reclaim).unwrap();
+    assert!(allocated() < 170 * MIB, "{} MiB after the snapshot", allocated() / MIB);
+    image.discard(0, 256 * MIB).unwrap();
+    execute(&mut image, Command::Reclaim).unwrap();
+    assert!(allocated() < 70 * MIB, "{} MiB after the discard", allocated() / MIB);
+    image.write_at(0, &data).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "p".into() }).unwrap();
+    execute(&mut image, Command::SnapProtect { name: "p".into() }).unwrap();
+    image.close().unwrap();
+    let clone = CloneOptions::default();
+    let child = store.clone_image(&pool, id, "p", &pool, "", "child", &clone).unwrap();
+    let mut image = pool.open(child).unwrap();
+    execute(&mut image, Command::Flatten).unwrap();
+    image.close().unwrap();
+    let mut image = pool.open(id).unwrap();
+    execute(&mut image, Command::SnapUnprotect { name: "p".into() }).unwrap();
+    execute(&mut image, Command::SnapRemove { name: "p".into(), force: false }).unwrap();
+    image.close().unwrap();
+    store.remove_image(&pool, id, &mut |_, _| {}).unwrap();
+    let mut image = pool.open(child).unwrap();
+    let mut buf = vec![0; data.len()];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == data, "the flattened child outlives its parent");
+    image.close().unwrap();
+    store.remove_image(&pool, child, &mut |_, _| {}).unwrap();
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    assert_eq!(allocated(), 0);
+}
+
+/// Without it, random overwrites leave every segment a little live, and the disk fills up.
+#[test]
+fn a_writer_that_never_pauses_makes_room_for_what_it_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 128 * MIB);
+    let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
+    let mut image = pool.open(id).unwrap();
+    let mut random = 1_u64;
+    let blocks = 128 * MIB / 4096;
+    for pass in 0..8 {
+        for _ in 0..blocks / 32 {
+            let data = vec![pass; 4096];
+            let writes: Vec<Write<'_>> = (0..32)
+                .map(|_| {
+                    random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                    Write { offset: (random >> 33) % blocks * 4096, data: &data }
+                })
+                .collect();
+            image.write_batch(&writes).unwrap();
+        }
+        // What is live, what may be dead, and the log that writes need not wait for. All that was
+        // ever written would be 1,024 MiB.
+        assert!(allocated() < 640 * MIB, "pass {pass}: {} MiB", allocated() / MIB);
+    }
+    image.close().unwrap();
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+}
+
+#[test]
+fn gc_leaves_alone_what_an_owner_may_still_append_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 8 * MIB);
+    let data = pattern(7, MIB as usize);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+    execute(&mut image, Command::SnapProtect { name: "s".into() }).unwrap();
+    execute(&mut image, Command::SnapUnprotect { name: "s".into() }).unwrap();
+    execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    // Nothing durable names the open segments now, and they count as shared.
+    image.discard(0, 8 * MIB).unwrap();
+    execute(&mut image, Command::Checkpoint).unwrap();
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    image.write_at(MIB, &data).unwrap();
+    image.close().unwrap();
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; MIB as usize];
+    image.read_at(MIB, &mut buf).unwrap();
+    assert!(buf == data);
+    image.close().unwrap();
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn owners_and_gc_keep_what_a_reader_needs() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 256 * MIB);
+    let data = pattern(7, 40 * MIB as usize);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data).unwrap();
+    image.close().unwrap();
+    let before = segments(&pool, 'd').len();
+    let mut reader = pool.open_read_only(id).unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.discard(0, 256 * MIB).unwrap();
+    execute(&mut image, Command::Checkpoint).unwrap();
+    execute(&mut image, Command::Reclaim).unwrap();
+    assert!(segments(&pool, 'd').len() >= before, "the reader's segments stay");
+    assert_eq!(store.gc(&pool, &mut |_, _| {}).unwrap_err().kind(), ErrorKind::Busy);
+    let mut buf = vec![0; data.len()];
+    reader.read_at(0, &mut buf).unwrap();
+    assert!(buf == data);
+    drop(reader);
+    execute(&mut image, Command::Reclaim).unwrap();
+    image.close().unwrap();
+    assert!(segments(&pool, 'd').len() < before, "and go when it has gone");
+}
+
+#[test]
+fn the_next_owner_removes_what_a_crash_left_between_head_and_removal() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), 256 * MIB);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(7, 40 * MIB as usize)).unwrap();
+    execute(&mut image, Command::Checkpoint).unwrap();
+    let dead = segments(&pool, 'd').into_iter().next().unwrap();
+    let copy = std::fs::read(&dead).unwrap();
+    image.discard(0, 64 * MIB).unwrap();
+    execute(&mut image, Command::Checkpoint).unwrap();
+    assert!(!dead.exists());
+    image.write_at(0, &pattern(8, 4096)).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    std::fs::write(&dead, copy).unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.write_at(4096, &pattern(9, 4096)).unwrap();
+    assert!(!dead.exists());
+    let mut buf = vec![0; 4096];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == pattern(8, 4096));
+    image.close().unwrap();
+}
+
+#[test]
+fn gc_does_not_stumble_over_an_owner_that_removes_what_dies() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    // Another image names half of what this one had, so that collecting it takes a walk over all maps.
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, 24 * MIB as usize)).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "s".to_owned() }).unwrap();
+    execute(&mut image, Command::MarkShared { name: "s".to_owned() }).unwrap();
+    image.close().unwrap();
+    let options = CloneOptions { format: 2, ..CloneOptions::default() };
+    let other = store.clone_image(&pool, id, "s", &pool, "", "other", &options).unwrap();
+    let mut other = pool.open(other).unwrap();
+    execute(&mut other, Command::Flatten).unwrap();
+    other.write_at(0, &pattern(2, 12 * MIB as usize)).unwrap();
+    other.close().unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.discard(0, 24 * MIB).unwrap();
+    execute(&mut image, Command::SnapRemove { name: "s".to_owned(), force: false }).unwrap();
+    image.close().unwrap();
+    // Between the first look at the roots and the walk, an owner leaves all map segments of one of
+    // them without a name.
+    let mut rounds = 0;
+    let mut owner = |_, _| {
+        if rounds < 4 {
+            rounds += 1;
+            let mut image = pool.open(id).unwrap();
+            for leaf in 0..32 {
+                image.write_at(leaf * 2 * MIB, &pattern(rounds, 4096)).unwrap();
+            }
+            image.close().unwrap();
+        }
+    };
+    owner(0, 0);
+    let collector = Store::open(store.directory()).unwrap();
+    collector.gc(&collector.pool("rbd").unwrap(), &mut owner).unwrap();
+    assert_eq!(rounds, 4);
+    assert_sound(&store, &pool);
+}
+#[test]
+fn what_is_written_ahead_of_the_log_is_no_data_and_goes_with_the_segment() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let mut image = pool.open(id).unwrap();
+    for i in 0..20u8 {
+        image.write_at(u64::from(i) * 4096, &pattern(i, 4096)).unwrap();
+        image.flush().unwrap();
+    }
+    let log = segments(&pool, 'd').pop().unwrap();
+    let used = (1 + 20 * 2) * 4096;
+    assert!(std::fs::metadata(&log).unwrap().len() > used, "small flushes write ahead");
+    drop(image);
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; 4096];
+    for i in 0..20u8 {
+        image.read_at(u64::from(i) * 4096, &mut buf).unwrap();
+        assert!(buf == pattern(i, 4096));
+    }
+    for i in 0..20u8 {
+        image.write_at(u64::from(i) * 4096, &pattern(i, 4096)).unwrap();
+        image.flush().unwrap();
+    }
+    image.close().unwrap();
+    assert_eq!(std::fs::metadata(segments(&pool, 'd').pop().unwrap()).unwrap().len(), used);
+}
