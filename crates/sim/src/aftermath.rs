@@ -124,7 +124,7 @@ impl Runner {
         observe::check(&store, false)?;
         observe::collect(&store)?;
         let seen = observe::look(&store)?;
-        let (_, model) = observe::settle(&candidates, &seen)?;
+        let model = observe::settle(&candidates, &seen)?;
         let before = std::mem::replace(&mut self.model, model);
         if sync {
             self.machine.sync_all();

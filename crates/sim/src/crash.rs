@@ -142,7 +142,7 @@ fn recover(
     observe::collect(&store)?;
     observe::check(&store, true)?;
     let seen = observe::look(&store)?;
-    let (_, model) = observe::settle(candidates, &seen)?;
+    let model = observe::settle(candidates, &seen)?;
     let Some(rng) = usage else { return Ok(model) };
     for slot in model.images.keys() {
         if rng.one_in(3) {
@@ -169,7 +169,7 @@ fn after_kill_and_removals(
     let seen = observe::look(&store)?;
     // A clone without its name yet, or a removal without it still, counts until it is collected: such
     // states are looked at by the other crashes.
-    let Ok((_, model)) = observe::settle(candidates, &seen) else { return Ok(()) };
+    let Ok(model) = observe::settle(candidates, &seen) else { return Ok(()) };
     let pools = observe::open_pools(&store)?;
     let mut left = candidates.to_vec();
     for (slot, image) in &model.images {

@@ -288,19 +288,21 @@ fn match_snap(name: &str, snap: &Snap, found: &SeenSnap) -> Result<Snap, Violati
     Ok(settled)
 }
 
-/// The first candidate that what was found fits to, with its number.
+/// The first candidate that what was found fits to.
 ///
 /// # Errors
 /// Why none fits.
-pub fn settle(candidates: &[Model], seen: &Seen) -> Result<(usize, Model), Violation> {
+pub fn settle(candidates: &[Model], seen: &Seen) -> Result<Model, Violation> {
     let mut wrong_with = Vec::new();
-    for (number, candidate) in candidates.iter().enumerate() {
+    for candidate in candidates {
         match candidate.matching(seen) {
-            Ok(model) => return Ok((number, model)),
+            Ok(model) => return Ok(model),
             Err(violation) => wrong_with.push(violation),
         }
     }
-    let rule = wrong_with.first().map_or(Rule::Model, |violation| violation.rule);
+    let Some(rule) = wrong_with.first().map(|violation| violation.rule) else {
+        return Err(wrong(Rule::Model, "no candidate"));
+    };
     let mut messages: Vec<String> = wrong_with.into_iter().map(|v| v.message).collect();
     messages.dedup();
     Err(wrong(rule, messages.join("; or ")))

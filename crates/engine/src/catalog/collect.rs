@@ -75,22 +75,19 @@ impl Store {
         };
         self.open_pools()?;
         pool.tidy_all();
-        let mut report = GcReport::default();
-        for attempt in 1..=ATTEMPTS_MAX {
+        let mut attempt = 1;
+        let mut report = loop {
             let collected = pool.collect()?;
             match self.free(pool, &collected, progress) {
-                Ok(freed) => {
-                    report = freed;
-                    break;
-                }
                 // An owner that has published a newer head may have removed what the one before
                 // named.
                 Err(error) if attempt < ATTEMPTS_MAX && pool.have_moved(&collected.heads) => {
                     tracing::debug!(pool = %pool.name(), %error, "collected again");
+                    attempt += 1;
                 }
-                Err(error) => return Err(error),
+                freed => break freed?,
             }
-        }
+        };
         report.allocated_bytes = self.pool_stats(pool)?.allocated_bytes;
         Ok(report)
     }
