@@ -260,13 +260,17 @@ pub trait DiskFile: Send + Sync {
     /// Asks the operating system to read a range ahead.
     fn advise(&self, offset: u64, length: u64);
 
+    /// Asks the operating system to begin with writing a range to the medium. Nothing is waited for,
+    /// nothing is durable before a sync, and only that tells of failures.
+    fn write_out(&self, _offset: u64, _length: u64) {}
+
     /// Forgets what is cached and clean, so that reads show what the medium has. After a sync that
     /// failed in another process the cache may hold what never got there.
     fn drop_cache(&self) {
         self.drop_cached(0, u64::MAX);
     }
 
-    /// As [`Self::drop_cache`], for a range.
+    /// As [`Self::drop_cache`], for a range. What is not clean yet stays, and begins to be written.
     fn drop_cached(&self, _offset: u64, _length: u64) {}
 
     /// The file descriptor, where there is one.

@@ -87,6 +87,24 @@ fn cold_file(directory: &Path) -> (LocalDisk, Arc<dyn DiskFile>) {
     (disk, file)
 }
 
+#[test]
+fn what_is_not_synced_survives_being_written_out_and_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = LocalDisk::new();
+    let file = disk.create_new(&directory.path().join("file"), 0o600).unwrap();
+    let data: Vec<u8> = (0..64_u8).flat_map(|block| [block; 4096]).collect();
+    file.write_at(0, &[&data]).unwrap();
+    file.write_out(0, data.len() as u64 / 2);
+    file.drop_cached(0, data.len() as u64);
+    // Some of it is overwritten while it may be on its way.
+    file.write_at(0, &[&[9; 16 * 4096]]).unwrap();
+    file.drop_cached(0, data.len() as u64);
+    let mut found = vec![0; data.len()];
+    assert_eq!(file.read_at(0, &mut found).unwrap(), data.len());
+    assert!(found[..16 * 4096].iter().all(|byte| *byte == 9));
+    assert!(found[16 * 4096..] == data[16 * 4096..]);
+}
+
 fn late_read(number: u64, file: &Arc<dyn DiskFile>) -> LateRead {
     let (file, buf, result) = (Arc::clone(file), vec![0; 4096], Ok(0));
     LateRead { number, file, offset: number * 4096, buf, result }

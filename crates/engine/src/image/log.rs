@@ -13,6 +13,7 @@ use marcot_store::DiskFile;
 
 use super::Image;
 use super::ahead::WrittenAhead;
+use super::behind::Behind;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::segment::SegmentName;
@@ -103,6 +104,7 @@ impl Image {
         self.pool.keep_reserve();
         self.pool.create_author_directory(self.id)?;
         let epoch = self.head.epoch + 1;
+        self.behind = Behind::default();
         self.open_log(epoch, Vec::new(), self.group_next)?;
         let started = self.publish_start(epoch);
         if let Err(error) = started {
@@ -243,6 +245,11 @@ impl Image {
         }
         let (index, data_slot) = (log.index, log.slot + header.header_blocks() as u32);
         log.slot += blocks as u32;
+        self.behind.appended(&header.records);
+        if self.behind.is_complete(log.slot) {
+            let workers = &*self.pool.files().world().workers;
+            self.behind.end_stretch(&log.file, log.slot, log.slot, workers);
+        }
         self.group_next += 1;
         self.log_bytes += blocks as u64 * BLOCK_BYTES;
         self.compaction.appended(blocks as u32);
@@ -263,6 +270,7 @@ impl Image {
         let Some(mut log) = self.log.take() else { return Ok(()) };
         let mut unsynced = std::mem::take(&mut log.unsynced);
         log.ahead.cut(&*log.file, log.slot);
+        self.behind.end_stretch(&log.file, log.slot, 0, &*self.pool.files().world().workers);
         if log.dirty {
             unsynced.push((log.name, Arc::clone(&log.file)));
         }

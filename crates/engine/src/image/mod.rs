@@ -10,6 +10,7 @@
 
 mod access;
 mod ahead;
+mod behind;
 mod checkpoint;
 mod commands;
 mod compact;
@@ -103,6 +104,7 @@ pub struct Image {
     compaction: compact::State,
     flattening: flatten::State,
     late: late::State,
+    behind: behind::Behind,
     prepared: Option<prepared::Prepared>,
     poisoned: bool,
     /// The owner before did not close the image: it may have left segments that no root names.
@@ -222,6 +224,7 @@ impl Image {
             compaction: compact::State::default(),
             flattening: flatten::State::default(),
             late: late::State::default(),
+            behind: behind::Behind::default(),
             prepared: None,
             poisoned: false,
             unclean: false,
