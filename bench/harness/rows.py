@@ -64,7 +64,7 @@ def one_run(system, workload, settings):
     # What the run before left to write would be written at this one's cost.
     os.sync()
     with system.serve(workload.image, workload.images) as targets:
-        if workload.cache == "warm" and system.name != "null":
+        if workload.cache == "warm" and system.has_content:
             fio.read_all(targets, size, environment)
         if workload.cache != "warm":
             memory.use_once(settings.size_bytes * workload.images)

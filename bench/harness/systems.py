@@ -36,6 +36,8 @@ class System:
     title = ""
     # Ratios are to this system's figure.
     is_peer = True
+    # Reads come from somewhere.
+    has_content = True
 
     def __init__(self, settings):
         self.settings = settings
@@ -168,20 +170,42 @@ def deep_clone(settings):
     return Marcot(settings, "deep", f"marcot, {GENERATIONS} generations deep", parent)
 
 
-class NbdkitNull(System):
-    """A server that stores nothing: what protocol and client can give."""
+class Nothing(System):
+    """A server that stores nothing, one process for each image."""
 
-    name = "null"
-    title = "nbdkit null"
+    has_content = False
+
+    def command(self, socket):
+        """The server."""
+        raise NotImplementedError
 
     @contextlib.contextmanager
     def serve(self, image, count):
         sockets = [self.socket(number) for number in range(count)]
         with contextlib.ExitStack() as stack:
             for socket in sockets:
-                size = f"size={self.settings.size_bytes}"
-                stack.enter_context(server([socket], "nbdkit", "-f", "-U", socket, "null", size))
+                stack.enter_context(server([socket], *self.command(socket)))
             yield [nbd(socket) for socket in sockets]
+
+
+class NbdkitNull(Nothing):
+    """What people would call the limit of protocol and client."""
+
+    name = "null"
+    title = "nbdkit null"
+
+    def command(self, socket):
+        return ["nbdkit", "-f", "-U", socket, "null", f"size={self.settings.size_bytes}"]
+
+
+class ClientLimit(Nothing):
+    """What the client can do: a server of our own that does nothing else than answer at once."""
+
+    name = "client"
+    title = "the client's limit"
+
+    def command(self, socket):
+        return [self.settings.tools / "client_limit", socket, self.settings.size_bytes]
 
 
 class FileSystem(System):
@@ -316,6 +340,7 @@ def peers(settings, names):
     makers = {
         "file": NbdkitFile,
         "null": NbdkitNull,
+        "client": ClientLimit,
         "qemu-raw": QemuRaw,
         "qcow2": lambda s: Qcow2(s, "qcow2", "qemu-nbd, qcow2 overlay", []),
         "qcow2-subclusters": lambda s: Qcow2(
@@ -333,4 +358,4 @@ def peers(settings, names):
     return [makers[name](settings) for name in names]
 
 
-PEERS = ["file", "null", "qemu-raw", "qcow2", "qcow2-subclusters", "xfs-reflink", "rbd"]
+PEERS = ["file", "null", "client", "qemu-raw", "qcow2", "qcow2-subclusters", "xfs-reflink", "rbd"]
