@@ -3,8 +3,8 @@
 /// Limits of every image that is opened through a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory for loaded map pages of one image, in bytes. Clean ones are dropped beyond it; while
-    /// too many are dirty, writes wait for a checkpoint.
+    /// Memory for loaded pages of one image's map and segment table, in bytes. Clean ones are dropped
+    /// beyond it; while too many are dirty, writes wait for a checkpoint.
     pub map_memory_bytes: u64,
     /// Bytes of log after which a checkpoint begins in the background. Writes wait for it at
     /// [`Limits::log_bytes_max`], so this also bounds what a replay has to read.

@@ -4,6 +4,11 @@
 //! - Index 0 is never used; an index is never used twice in the life of a lineage of roots.
 //! - `live` of an entry is the number of slots (units, for map segments) that the root names; an
 //!   entry with none is dropped at the next checkpoint, unless it is still being written.
+//! - Every page above the lowest level is in memory: for an image of 64 TiB that was written
+//!   sequentially, they are a MiB.
+//! - A page of the lowest level leaves memory only in [`SegmentTable::evict`], and only where it is
+//!   as on disk: what was loaded to make a later change certain stays until the image evicts, which
+//!   it does between writes and not within one.
 
 use marcot_format::record::{RootRecord, TablePointer};
 use marcot_format::segment::SegmentKind;
@@ -17,6 +22,9 @@ use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::segment::{Files, SegmentName};
 
 type Entries = Box<[Option<SegmentEntry>]>;
+
+/// Memory of a loaded page of the lowest level, in bytes.
+const LEAF_BYTES: u64 = (TABLE_FANOUT * size_of::<Option<SegmentEntry>>()) as u64 + 16;
 
 /// A page of the lowest level.
 #[derive(Debug, Default)]
@@ -41,6 +49,10 @@ pub(crate) struct SegmentTable {
     leaves: Vec<Leaf>,
     /// Levels above the leaves, lowest first; the last has one page, if there is any.
     upper: Vec<Vec<Upper>>,
+    /// Leaves that are loaded.
+    loaded: usize,
+    /// The leaf that eviction looks at next: it goes round, so that what came last stays longest.
+    evict_at: usize,
 }
 
 /// Takes table pages.
@@ -52,7 +64,14 @@ pub(crate) trait TableSink {
 impl SegmentTable {
     /// A table with no segments.
     pub(crate) fn new() -> Self {
-        Self { pools: Vec::new(), next: 1, leaves: Vec::new(), upper: Vec::new() }
+        Self {
+            pools: Vec::new(),
+            next: 1,
+            leaves: Vec::new(),
+            upper: Vec::new(),
+            loaded: 0,
+            evict_at: 0,
+        }
     }
 
     /// Opens a root's table; reads all pages but those of the lowest level.
@@ -171,6 +190,7 @@ impl SegmentTable {
                 },
             };
             self.leaves[number].entries = Some(entries.into_boxed_slice());
+            self.loaded += 1;
         }
         match &mut self.leaves[number].entries {
             Some(entries) => Ok(entries),
@@ -267,6 +287,7 @@ impl SegmentTable {
             let entries = self.entries(number, files)?.clone();
             if !loaded {
                 self.leaves[number].entries = None;
+                self.loaded -= 1;
             }
             for (i, entry) in entries.iter().enumerate() {
                 if let Some(entry) = entry {
@@ -407,11 +428,23 @@ impl SegmentTable {
         Ok(())
     }
 
-    /// Forgets loaded pages that are as on disk.
-    pub(crate) fn evict(&mut self) {
-        for leaf in &mut self.leaves {
-            if !leaf.dirty && leaf.stored.is_some() {
-                leaf.entries = None;
+    /// Memory of loaded pages of the lowest level, in bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.loaded as u64 * LEAF_BYTES
+    }
+
+    /// Forgets loaded pages that are as on disk, where `on_disk` is sure of it, until at most
+    /// `bytes_max` stay in memory, if it can be done.
+    pub(crate) fn evict(&mut self, bytes_max: u64, on_disk: &dyn Fn(PagePointer) -> bool) {
+        for _ in 0..self.leaves.len() {
+            if self.resident_bytes() <= bytes_max {
+                return;
+            }
+            self.evict_at = (self.evict_at + 1) % self.leaves.len();
+            let leaf = &mut self.leaves[self.evict_at];
+            let clean = !leaf.dirty && leaf.stored.is_some_and(on_disk);
+            if clean && leaf.entries.take().is_some() {
+                self.loaded -= 1;
             }
         }
     }

@@ -111,7 +111,9 @@ impl BlockDevice for Image {
     }
 
     fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
-        self.run_command(command, progress)
+        let outcome = self.run_command(command, progress);
+        self.evict(self.limits().map_memory_bytes);
+        outcome
     }
 
     fn close(self: Box<Self>) -> Result<()> {

@@ -24,6 +24,7 @@ use marcot_store::DiskFile;
 
 use super::Image;
 use super::flight::{self, Cargo, Departure, Flight, Landed};
+use super::memory::Unwritten;
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
 use crate::map::PageSink;
@@ -231,21 +232,6 @@ impl Image {
         Ok(())
     }
 
-    /// Drops clean pages beyond `bytes_max`, but not those that are in memory only.
-    pub(super) fn evict(&mut self, bytes_max: u64) {
-        if self.map.resident_bytes() <= bytes_max {
-            return;
-        }
-        let unwritten = self.unwritten_from;
-        self.map.evict(bytes_max, &|entry| {
-            let address = entry.address;
-            unwritten.is_none_or(|from| (address.segment(), address.slot()) < from)
-        });
-        if unwritten.is_none() {
-            self.table.evict();
-        }
-    }
-
     /// Gives every dirty page its place and returns the root that names them; the pages are
     /// pending afterwards, even where this fails half-way.
     fn place_root(&mut self) -> Result<RootRecord> {
@@ -255,11 +241,15 @@ impl Image {
             ..RootRecord::default()
         };
         if self.unwritten_from.is_none() {
-            // Table indices only grow, and so do units within a segment.
-            self.unwritten_from = Some(match self.map_pages.open_segment() {
+            let map = match self.map_pages.open_segment() {
                 Some((_, end)) => (self.map_index, (end / MAP_UNIT_BYTES) as u32),
                 None => (self.table.next_index(), 0),
-            });
+            };
+            let table = match self.table_pages.open_segment() {
+                Some((name, end)) => (name.sequence, (end / TABLE_PAGE_BYTES as u64) as u32),
+                None => (self.next.table, 0),
+            };
+            self.unwritten_from = Some(Unwritten { map, table });
         }
         let placed = self.place_pages(&mut root);
         let mut pages = self.map_pages.take();

@@ -378,7 +378,7 @@ impl Image {
         let mut bytes = vec![0; PAGE_READ_BYTES];
         loop {
             self.evict(memory_max);
-            if self.map.resident_bytes() > memory_max {
+            if self.memory_bytes() > memory_max {
                 self.compaction.map_at = Some((index, offset));
                 return Ok(());
             }

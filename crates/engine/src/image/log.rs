@@ -206,6 +206,8 @@ impl Image {
         let blocks = header_blocks(group.records.len(), group.data_blocks) + group.data_blocks;
         self.make_room(blocks as u32)?;
         let Some(log) = &mut self.log else { return fail(ErrorKind::Io, "the log is not open") };
+        // Its counts change once the group is written.
+        self.table.get(log.index, self.pool.files())?;
         let crcs: Vec<u32> = group
             .parts
             .iter()

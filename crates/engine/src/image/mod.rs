@@ -19,6 +19,7 @@ mod flatten;
 mod flight;
 mod late;
 mod log;
+mod memory;
 mod prepared;
 mod read;
 mod reclaim;
@@ -99,8 +100,8 @@ pub struct Image {
     pending: Option<WrittenPages>,
     /// A checkpoint in the background.
     flight: Option<flight::Flight>,
-    /// Map pages placed from here on, as (table index, unit), may not be on disk yet.
-    unwritten_from: Option<(u32, u32)>,
+    /// Pages placed from here on may not be on disk yet.
+    unwritten_from: Option<memory::Unwritten>,
     compaction: compact::State,
     flattening: flatten::State,
     late: late::State,

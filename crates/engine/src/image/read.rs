@@ -267,6 +267,7 @@ impl Image {
             push(&mut extents, at, end, false);
         }
         extents.truncate(max);
+        self.evict(self.limits().map_memory_bytes);
         Ok(extents)
     }
 
@@ -286,6 +287,7 @@ impl Image {
                 file.advise(u64::from(piece.slot) * BLOCK_BYTES, (piece.blocks * BLOCK) as u64);
             }
         }
+        self.evict(self.limits().map_memory_bytes);
         Ok(())
     }
 }

@@ -219,13 +219,13 @@ impl Image {
         }
         let limits = self.limits();
         self.evict(limits.map_memory_bytes_soft());
-        let crowded = self.map.resident_bytes() > limits.map_memory_bytes_soft();
+        let crowded = self.memory_bytes() > limits.map_memory_bytes_soft();
         let behind = self.flight.as_ref().map_or(0, Flight::log_bytes);
         let long = self.log_bytes + behind >= limits.log_bytes_max();
         if !crowded && !long {
             return Ok(());
         }
-        let full = self.map.resident_bytes() > limits.map_memory_bytes;
+        let full = self.memory_bytes() > limits.map_memory_bytes;
         if full || (long && self.flight.is_some()) {
             self.settle()?;
             self.evict(limits.map_memory_bytes_soft());
@@ -237,7 +237,7 @@ impl Image {
             }
             begun => begun?,
         }
-        if self.map.resident_bytes() > limits.map_memory_bytes {
+        if self.memory_bytes() > limits.map_memory_bytes {
             self.settle()?;
             self.evict(limits.map_memory_bytes_soft());
         }

@@ -212,11 +212,11 @@ impl Map {
         &self.top
     }
 
-    /// Drops clean nodes until about half of `bytes_max` stay in memory, if there are more than
-    /// that and it can be done; only those whose page `on_disk` is sure of.
+    /// Drops clean nodes until about `bytes_max` stay in memory, if it can be done; only those whose
+    /// page `on_disk` is sure of.
     pub(crate) fn evict(&mut self, bytes_max: u64, on_disk: &dyn Fn(MapEntry) -> bool) {
         if self.resident_bytes > bytes_max {
-            self.resident_bytes = store::evict(&mut self.top, bytes_max / 2, on_disk);
+            self.resident_bytes = store::evict(&mut self.top, bytes_max, on_disk);
         }
     }
 }

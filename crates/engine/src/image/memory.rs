@@ -1,0 +1,168 @@
+//! The memory that an image takes for pages of its map and of its segment table.
+//!
+//! Invariants:
+//! - Pages are dropped between requests, and never between [`Image::prepare`] and the append of what
+//!   was prepared: what a logged group changes is in memory already.
+//! - A page is dropped only where it can be read again: it is clean, and known to be on disk.
+
+use super::Image;
+
+/// Of the memory that pages may take, the segment table's part is one in so many. It is far denser
+/// than the map: a page of it, 3 KiB, tells of 4 GiB of data, a leaf of the map, 6 KiB, of 2 MiB.
+const TABLE_PART: u64 = 4;
+
+/// The first places of pages that may not be on disk yet. Numbers only grow: table indices, an
+/// author's segments, and what lies within one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unwritten {
+    /// Map pages: table index and unit.
+    pub map: (u32, u32),
+    /// Table pages of this image: number of the segment, and page.
+    pub table: (u32, u32),
+}
+
+impl Image {
+    /// Memory of loaded pages in bytes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.map.resident_bytes() + self.table.resident_bytes()
+    }
+
+    /// Where more than `bytes_max` of pages are loaded, drops clean ones until about half of that is
+    /// left.
+    pub(super) fn evict(&mut self, bytes_max: u64) {
+        if self.memory_bytes() <= bytes_max {
+            return;
+        }
+        let (unwritten, author) = (self.unwritten_from, self.id.0);
+        let left_bytes = bytes_max / 2;
+        let part_bytes = left_bytes / TABLE_PART;
+        self.table.evict(part_bytes, &|page| {
+            let place = (page.sequence, page.slot);
+            unwritten.is_none_or(|from| page.author != author || place < from.table)
+        });
+        // While much of the table is dirty, the map has to live with little, but not with nothing.
+        let map_bytes = left_bytes.saturating_sub(self.table.resident_bytes()).max(part_bytes);
+        self.map.evict(map_bytes, &|entry| {
+            let address = entry.address;
+            unwritten.is_none_or(|from| (address.segment(), address.slot()) < from.map)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use marcot_format::segment::SegmentKind;
+    use marcot_format::table::{TABLE_FANOUT, TABLE_PAGE_BYTES, decode_table};
+    use marcot_format::{BLOCK_BYTES, BlockAddress, MAP_FANOUT, MapEntry, crc32c};
+
+    use super::*;
+    use crate::segment::SegmentName;
+    use crate::{CreateOptions, ErrorKind, Limits, Store};
+    use marcot_store::{LocalDisk, SystemClock, SystemRandom, World};
+
+    const MEMORY_BYTES_MAX: u64 = 256 << 10;
+    /// Segments whose table pages take half a MiB.
+    const SEGMENTS: u32 = 170 * TABLE_FANOUT as u32;
+
+    fn world() -> World {
+        World {
+            disk: Arc::new(LocalDisk::plain()),
+            clock: Arc::new(SystemClock),
+            random: Arc::new(SystemRandom),
+            workers: Arc::new(marcot_store::InPlace),
+        }
+    }
+
+    /// An image whose table has [`SEGMENTS`] entries that it has not stored yet. One segment in each
+    /// page of the table is there, with a block of zeros, which is mapped at a leaf of its own.
+    fn image_of_many_segments(directory: &Path) -> Image {
+        let limits = Limits { map_memory_bytes: MEMORY_BYTES_MAX, ..Limits::default() };
+        let store = Store::open_with(world(), directory, limits).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let options = CreateOptions { size_bytes: 1 << 40, ..CreateOptions::default() };
+        let id = pool.create("", "many", &options).unwrap();
+        let mut image = pool.open(id).unwrap();
+        image.begin_writing().unwrap();
+        let files = Arc::clone(pool.files());
+        let zeros = crc32c(&[0; BLOCK_BYTES as usize]);
+        for number in 0..SEGMENTS {
+            let kind = SegmentKind::Data;
+            let sequence = 1000 + number;
+            let name = SegmentName { pool: pool.id(), author: id, kind, sequence };
+            let index = image.table.add(name, &files).unwrap();
+            image.table.count(index, 1, 1, &files).unwrap();
+            if number % TABLE_FANOUT as u32 == 0 {
+                let file = files.create(name, 1, 0o600).unwrap();
+                file.set_length(2 * BLOCK_BYTES).unwrap();
+                let entry = MapEntry { address: BlockAddress::new(index, 1), crc: zeros };
+                let block = u64::from(number / TABLE_FANOUT as u32) * MAP_FANOUT as u64;
+                let (map, mut source) = image.parts();
+                map.set_run(block, &[entry], &mut source).unwrap();
+            }
+        }
+        image.changed = true;
+        image
+    }
+
+    #[test]
+    fn reading_everywhere_keeps_the_segment_table_under_the_cap() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut image = image_of_many_segments(directory.path());
+        image.checkpoint().unwrap();
+        let mut block = [1; BLOCK_BYTES as usize];
+        for leaf in 0..u64::from(SEGMENTS) / TABLE_FANOUT as u64 {
+            image.read_at(leaf * MAP_FANOUT as u64 * BLOCK_BYTES, &mut block).unwrap();
+            assert_eq!(block, [0; BLOCK_BYTES as usize]);
+            let bytes = image.memory_bytes();
+            assert!(bytes <= MEMORY_BYTES_MAX, "{bytes} bytes at leaf {leaf}");
+        }
+    }
+
+    #[test]
+    fn counts_that_are_not_stored_yet_stay_in_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut image = image_of_many_segments(directory.path());
+        image.evict(0);
+        let files = Arc::clone(image.pool.files());
+        for index in [2, SEGMENTS / 2, SEGMENTS] {
+            assert_eq!(image.table.get(index, &files).unwrap().live, 1);
+        }
+        image.checkpoint().unwrap();
+        image.evict(0);
+        assert_eq!(image.table.resident_bytes(), 0, "now they can be read again");
+        assert_eq!(image.table.get(2, &files).unwrap().live, 1);
+    }
+
+    /// Its counts change once the group is written, when it is too late to fail.
+    #[test]
+    fn a_write_fails_unlogged_where_the_table_page_of_the_log_is_damaged() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut image = image_of_many_segments(directory.path());
+        image.checkpoint().unwrap();
+        image.evict(0);
+        let files = Arc::clone(image.pool.files());
+        let mut damaged = 0;
+        for name in image.table.page_segments().unwrap() {
+            let file = files.world().disk.open(&files.path(name).unwrap(), true).unwrap();
+            let mut page = [0; TABLE_PAGE_BYTES];
+            for at in (0..file.length().unwrap()).step_by(TABLE_PAGE_BYTES) {
+                file.read_at(at, &mut page).unwrap();
+                // The first page of the table; the others hold what the map needs.
+                if decode_table(&page, 0, 0).is_ok() {
+                    file.write_at(at, &[&[0x55; TABLE_PAGE_BYTES]]).unwrap();
+                    damaged += 1;
+                }
+            }
+        }
+        assert_eq!(damaged, 1);
+        let group = image.group_next;
+        // Where nothing is mapped, so that no other page is needed.
+        let error = image.write_at(1 << 39, &[1; BLOCK_BYTES as usize]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert_eq!(image.group_next, group, "nothing was logged");
+        image.check_owner().unwrap();
+    }
+}
