@@ -56,6 +56,15 @@ pub struct Extent {
     pub data: bool,
 }
 
+/// What a device gave back when it was told to rest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rested {
+    /// Memory in bytes.
+    pub freed_bytes: u64,
+    /// More can be given back later, when what has been begun is done.
+    pub unfinished: bool,
+}
+
 /// What a front end needs of an open image. Implemented by [`crate::Image`].
 ///
 /// All calls come from the one thread that serves the image.
@@ -116,6 +125,15 @@ pub trait BlockDevice: Send {
     /// # Errors
     /// Those of the work; the device stays usable unless `Poisoned` or `Fenced`.
     fn background_step(&mut self) -> Result<bool>;
+
+    /// Gives memory back, because nobody has asked for anything for a while. What it held is read
+    /// again when it is needed.
+    ///
+    /// # Errors
+    /// As [`Self::background_step`].
+    fn rest(&mut self) -> Result<Rested> {
+        Ok(Rested::default())
+    }
 
     /// Runs a management command on the open image.
     ///

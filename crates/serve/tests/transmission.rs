@@ -3,7 +3,7 @@
 mod support;
 
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use marcot::ErrorKind;
 use marcot_serve::host::{DeviceRequest, HostHandle, HostOptions, ImageHost};
@@ -335,6 +335,21 @@ fn background_work_runs_when_idle_and_under_load() {
     while probe.get().steps < before + 3 {
         assert_eq!(client.write(0, 0, b"load"), 0);
     }
+}
+
+#[test]
+fn an_idle_device_is_told_to_rest_and_then_left_alone() {
+    let (host, probe) = host();
+    let mut client = attach(&host);
+    assert_eq!(client.write(0, 0, b"work"), 0);
+    let start = Instant::now();
+    while probe.get().rests == 0 {
+        assert!(start.elapsed() < Duration::from_secs(30), "nobody told it");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(start.elapsed() > Duration::from_secs(5), "a client that pauses is not idle yet");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(probe.get().rests, 1);
 }
 
 /// A host whose reads are all late until [`Probes::land`].

@@ -66,6 +66,8 @@ impl Runner {
                         violation(Rule::Model, "background work has no end")?;
                     }
                 }
+                // As a server does after a while.
+                image.rest()?;
             }
             Operation::Close { slot } => self.close(*slot)?,
             Operation::Move { slot } => {

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use super::Image;
 use crate::command::{Command, Reply};
-use crate::device::{BlockDevice, Extent, LateRead, Read, Write};
+use crate::device::{BlockDevice, Extent, LateRead, Read, Rested, Write};
 use crate::error::Result;
 
 impl Image {
@@ -108,6 +108,10 @@ impl BlockDevice for Image {
             return Ok(true);
         }
         self.compact_step()
+    }
+
+    fn rest(&mut self) -> Result<Rested> {
+        self.give_memory_back()
     }
 
     fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {

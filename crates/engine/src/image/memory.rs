@@ -6,10 +6,17 @@
 //! - A page is dropped only where it can be read again: it is clean, and known to be on disk.
 
 use super::Image;
+use crate::device::Rested;
+use crate::error::{ErrorKind, Result};
 
 /// Of the memory that pages may take, the segment table's part is one in so many. It is far denser
 /// than the map: a page of it, 3 KiB, tells of 4 GiB of data, a leaf of the map, 6 KiB, of 2 MiB.
 const TABLE_PART: u64 = 4;
+
+/// Of the memory that pages may take, one in so many is left while nobody uses the image: a MiB, if
+/// nothing else was asked for. A thousand idle images then take a GiB at most, and the first request
+/// after the rest may still find the upper levels.
+const REST_PART: u64 = 64;
 
 /// The first places of pages that may not be on disk yet. Numbers only grow: table indices, an
 /// author's segments, and what lies within one.
@@ -47,6 +54,25 @@ impl Image {
             unwritten.is_none_or(|from| (address.segment(), address.slot()) < from.map)
         });
     }
+
+    /// Drops nearly all pages. Where too many are dirty for that, begins a checkpoint first, so that
+    /// they can be dropped once it has landed.
+    pub(super) fn give_memory_back(&mut self) -> Result<Rested> {
+        self.compaction.due |= self.take_landed()?;
+        let before = self.memory_bytes();
+        let bytes_max = self.limits().map_memory_bytes / REST_PART;
+        self.evict(bytes_max);
+        let freed_bytes = before.saturating_sub(self.memory_bytes());
+        if self.memory_bytes() > bytes_max && self.is_owner() && !self.poisoned {
+            match self.begin_checkpoint() {
+                Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
+                    tracing::warn!(image = %self.label, %error, "checkpoint put off");
+                }
+                begun => begun?,
+            }
+        }
+        Ok(Rested { freed_bytes, unfinished: self.flight.is_some() })
+    }
 }
 
 #[cfg(test)]
@@ -60,7 +86,7 @@ mod tests {
 
     use super::*;
     use crate::segment::SegmentName;
-    use crate::{CreateOptions, ErrorKind, Limits, Store};
+    use crate::{BlockDevice, CreateOptions, ErrorKind, Limits, Store};
     use marcot_store::{LocalDisk, SystemClock, SystemRandom, World};
 
     const MEMORY_BYTES_MAX: u64 = 256 << 10;
@@ -119,6 +145,23 @@ mod tests {
             let bytes = image.memory_bytes();
             assert!(bytes <= MEMORY_BYTES_MAX, "{bytes} bytes at leaf {leaf}");
         }
+    }
+
+    #[test]
+    fn an_idle_image_drops_what_it_can_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut image = image_of_many_segments(directory.path());
+        let full = image.memory_bytes();
+        let rested = image.rest().unwrap();
+        assert!(rested.unfinished, "what is dirty goes to disk first");
+        let rested = image.rest().unwrap();
+        assert!(!rested.unfinished);
+        assert!(image.memory_bytes() <= MEMORY_BYTES_MAX / REST_PART, "{}", image.memory_bytes());
+        assert!(rested.freed_bytes > full / 2, "{} of {full}", rested.freed_bytes);
+        assert!(image.head.root.is_some());
+        let mut block = [1; BLOCK_BYTES as usize];
+        image.read_at(0, &mut block).unwrap();
+        assert_eq!(block, [0; BLOCK_BYTES as usize]);
     }
 
     #[test]

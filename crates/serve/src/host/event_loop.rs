@@ -12,15 +12,17 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use marcot::command::{READ_BYTES_MAX, Watcher};
-use marcot::{BlockDevice, Command, Error, ErrorKind, LateRead, Reply, Result};
+use marcot::{BlockDevice, Command, Error, ErrorKind, LateRead, Reply, Rested, Result};
 
 use super::HostOptions;
 use super::connection::Connection;
 use super::eager::Eager;
 use super::handle::{Event, Message, Shared};
+use super::heap;
 use super::local::LocalLane;
 use super::operation::Failure;
 use super::pacer::Pacer;
+use super::rest::Rest;
 use super::round::{self, Lane};
 use crate::control::{ControlConnection, ControlListener};
 use crate::nbd::NbdConnection;
@@ -79,6 +81,7 @@ pub(super) struct EventLoop {
     /// A control client may have sent more than the command that was run.
     commands_left: bool,
     pacer: Pacer,
+    rest: Rest,
     eager: Eager,
     /// Clients that have attached so far: the next one's part of the numbers of its reads.
     attached: u64,
@@ -112,6 +115,7 @@ impl EventLoop {
             messages_left: false,
             commands_left: false,
             pacer: Pacer::new(Instant::now()),
+            rest: Rest::new(Instant::now()),
             eager: Eager::default(),
             attached: 0,
             by_number: HashMap::new(),
@@ -188,7 +192,7 @@ impl EventLoop {
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
-        let timers = [Some(self.pacer.due()), self.tidy_due, self.stop_deadline];
+        let timers = [Some(self.pacer.due()), self.rest.due(), self.tidy_due, self.stop_deadline];
         timers.into_iter().flatten().min().map(|due| due.saturating_duration_since(now))
     }
 
@@ -447,6 +451,7 @@ impl EventLoop {
         let now = Instant::now();
         if served {
             self.pacer.served(now);
+            self.rest.used(now);
             self.tidy_due.get_or_insert(now + TIDY_INTERVAL);
         }
         if self.tidy_due.is_some_and(|due| now >= due) {
@@ -454,6 +459,21 @@ impl EventLoop {
         }
         if now >= self.pacer.due() && self.fatal.is_none() {
             self.background_step(now, served);
+        }
+        if self.rest.due().is_some_and(|due| now >= due) && self.fatal.is_none() {
+            self.rest(now);
+        }
+    }
+
+    /// Nobody has asked for anything for a while: memory is given back.
+    fn rest(&mut self, now: Instant) {
+        let rested = self.parts.device.rest().unwrap_or_else(|error| {
+            tracing::warn!(image = %self.parts.options.name, "cannot rest: {error}");
+            self.note_failure(&Failure::from(&error));
+            Rested::default()
+        });
+        if self.rest.rested(now, rested) {
+            heap::trim();
         }
     }
 
@@ -463,7 +483,11 @@ impl EventLoop {
             self.note_failure(&Failure::from(&error));
             false
         });
-        self.pacer.stepped(start, Instant::now(), more, busy);
+        let end = Instant::now();
+        self.pacer.stepped(start, end, more, busy);
+        if more {
+            self.rest.used(end);
+        }
     }
 
     fn tidy(&mut self, now: Instant) {

@@ -23,11 +23,13 @@ mod connection;
 mod eager;
 mod event_loop;
 mod handle;
+mod heap;
 mod local;
 mod operation;
 mod pacer;
 mod pages;
 mod read_layout;
+mod rest;
 mod round;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

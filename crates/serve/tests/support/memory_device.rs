@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use marcot::command::UsageRow;
 use marcot::{
-    BlockDevice, Command, Error, ErrorKind, Extent, LateRead, Read, Reply, Result, Write,
+    BlockDevice, Command, Error, ErrorKind, Extent, LateRead, Read, Reply, Rested, Result, Write,
 };
 
 /// Unit of allocation in bytes.
@@ -29,6 +29,8 @@ pub struct Probe {
     pub cached: Vec<(u64, u64)>,
     /// Background steps so far.
     pub steps: usize,
+    /// Times it was told to rest.
+    pub rests: usize,
     /// Background steps that say there is more.
     pub steps_with_more: usize,
     /// Every write fails so.
@@ -292,6 +294,11 @@ impl BlockDevice for MemoryDevice {
         let more = probe.steps_with_more > 0;
         probe.steps_with_more = probe.steps_with_more.saturating_sub(1);
         Ok(more)
+    }
+
+    fn rest(&mut self) -> Result<Rested> {
+        self.probe.get().rests += 1;
+        Ok(Rested { freed_bytes: 0, unfinished: false })
     }
 
     fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {

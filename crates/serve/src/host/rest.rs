@@ -1,0 +1,95 @@
+//! When an image that nobody uses gives memory back.
+//!
+//! A few times after the last request, then never until the next one: an idle image is not woken for
+//! this. (Background work has a timer of its own, see `pacer`.)
+
+use std::time::{Duration, Instant};
+
+use marcot::Rested;
+
+/// Time without a request after which memory is given back. Long beside the pauses of a client that
+/// works, whose pages would have to be read again; short beside the idle time after which a server
+/// closes an image that has no client.
+const REST_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Times that a device may ask to be called again: once for a checkpoint that has to end first, and
+/// once for background work that came after it.
+const CALLS_MAX: u32 = 3;
+
+/// Freed bytes from which on it is worth asking the allocator to give them to the system. It keeps
+/// small pieces for itself, and looks at all of its memory to find them.
+const FREED_BYTES_MIN: u64 = 1 << 20;
+
+/// Decides when the device is told to rest.
+pub(super) struct Rest {
+    due: Option<Instant>,
+    calls_left: u32,
+    freed_bytes: u64,
+}
+
+impl Rest {
+    /// Opening an image loads pages as well.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { due: Some(now + REST_INTERVAL), calls_left: CALLS_MAX, freed_bytes: 0 }
+    }
+
+    /// When to tell it, if at all.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// The device did something.
+    pub(super) fn used(&mut self, now: Instant) {
+        (self.due, self.calls_left) = (Some(now + REST_INTERVAL), CALLS_MAX);
+    }
+
+    /// The device was told; true where the allocator should give back what it has.
+    pub(super) fn rested(&mut self, now: Instant, rested: Rested) -> bool {
+        self.calls_left = self.calls_left.saturating_sub(1);
+        let again = rested.unfinished && self.calls_left > 0;
+        self.due = again.then(|| now + REST_INTERVAL);
+        self.freed_bytes += rested.freed_bytes;
+        let worth = self.freed_bytes >= FREED_BYTES_MIN;
+        if worth {
+            self.freed_bytes = 0;
+        }
+        worth
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_device_is_told_once_and_again_only_after_it_was_used() {
+        let now = Instant::now();
+        let mut rest = Rest::new(now);
+        assert_eq!(rest.due(), Some(now + REST_INTERVAL));
+        rest.rested(now, Rested::default());
+        assert_eq!(rest.due(), None);
+        rest.used(now);
+        assert_eq!(rest.due(), Some(now + REST_INTERVAL));
+    }
+
+    #[test]
+    fn a_device_that_never_finishes_is_left_alone_in_the_end() {
+        let now = Instant::now();
+        let mut rest = Rest::new(now);
+        let calls = (0..100).take_while(|_| {
+            rest.rested(now, Rested { unfinished: true, ..Rested::default() });
+            rest.due().is_some()
+        });
+        assert_eq!(calls.count(), CALLS_MAX as usize - 1);
+    }
+
+    #[test]
+    fn the_allocator_is_bothered_for_much_only() {
+        let now = Instant::now();
+        let mut rest = Rest::new(now);
+        let freed = |freed_bytes| Rested { freed_bytes, ..Rested::default() };
+        assert!(!rest.rested(now, freed(FREED_BYTES_MIN - 1)));
+        assert!(rest.rested(now, freed(1)));
+        assert!(!rest.rested(now, freed(1)));
+    }
+}
