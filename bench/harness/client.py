@@ -48,6 +48,15 @@ class Client:
         if magic != REPLY_MAGIC or error:
             raise OSError(f"a write failed with {error}")
 
+    def read(self, offset, length):
+        """Reads and waits for the answer."""
+        head = struct.pack(">IHHQQI", REQUEST_MAGIC, 0, READ, 1, offset, length)
+        self.socket.sendall(head)
+        magic, error, _cookie = struct.unpack(">IIQ", self._receive(16))
+        if magic != REPLY_MAGIC or error:
+            raise OSError(f"a read failed with {error}")
+        return bytes(self._receive(length))
+
     def close(self):
         """Lets go of the export."""
         self.socket.close()

@@ -22,6 +22,12 @@ CLONES = 1000
 # Files of one open image, with room.
 FILES_PER_CLONE = 12
 BLOCK = 4096
+TIB = 1 << 40
+LARGE_TIB = 64
+# Where the image that `large_image` makes can be read.
+LARGE_STRIDE = 4 << 30
+# An image is idle after 10 s (crates/serve, `host::rest`); and some time for the work itself.
+REST_S = 14.0
 QUICK_SCALE = 10
 # Points of a range may lie this far apart and still count as flat: what the machine does beside.
 FLAT_MS = 1.0
@@ -137,10 +143,10 @@ def listing(settings):
     return [shape("ls -l", [point], 1000.0, "below 1 s")]
 
 
-def resident_mib(pid):
-    """Memory of a process."""
+def resident_mib(pid, key="VmRSS"):
+    """Memory of a process: now, or with `VmHWM` at its highest."""
     for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 1024
     raise Failed(f"process {pid} has no memory")
 
@@ -185,6 +191,39 @@ def thousand_clones(settings, count):
     return [shape("clones of one template, each touched, in one server", [point], 1024.0, "below 1 GiB")]
 
 
+def idle(settings, tib):
+    """A server with one image that was written sequentially, and that nobody uses."""
+    store = settings.directory / "shapes-idle"
+    shutil.rmtree(store, ignore_errors=True)
+    run(settings.tools / "large_image", store, tib)
+    socket, log = settings.sockets / "idle", settings.directory / "idle.log"
+    environment = {"MARCOT_STORE": str(store)}
+    reads = tib * TIB // LARGE_STRIDE
+    command = [settings.marcot, "serve", "--socket", socket]
+    with server([socket], *command, env=environment, log=log) as process:
+        client = Client(socket, "large/image")
+        try:
+            client.read(0, BLOCK)
+            opened = resident_mib(process.pid)
+            for number in range(reads):
+                if any(client.read(number * LARGE_STRIDE, BLOCK)):
+                    raise Failed(f"block {number * LARGE_STRIDE // BLOCK} is not zeros")
+            highest = resident_mib(process.pid, "VmHWM")
+            time.sleep(REST_S)
+            rested = resident_mib(process.pid)
+        finally:
+            client.close()
+    shutil.rmtree(store)
+    image = f"an image of {tib} TiB that was written sequentially"
+    points = [("opened", opened, "MiB", ""), ("idle again", rested, "MiB", "")]
+    read = [(f"after {reads:,} reads", highest, "MiB", "")]
+    limit, limit_shown = INSIDE["memory"]["memory under random writes"]
+    return [
+        shape(f"memory of a server with {image}, idle", points, 64.0, "below 64 MiB"),
+        shape(f"memory of a server with {image}, read all over", read, limit, limit_shown),
+    ]
+
+
 def measure(settings, options):
     """All shapes, or those that were asked for."""
     scale = QUICK_SCALE if options.quick else 1
@@ -193,6 +232,7 @@ def measure(settings, options):
     parts["listing"] = lambda: listing(settings)
     parts["start"] = lambda: command_start(settings)
     parts["clones"] = lambda: thousand_clones(settings, clones)
+    parts["idle"] = lambda: idle(settings, LARGE_TIB // scale)
     unknown = sorted(set(options.shape) - set(parts))
     if unknown:
         raise Failed(f"no such shape: {', '.join(unknown)}; there are {', '.join(parts)}")
