@@ -87,18 +87,42 @@ mod tests {
     use super::*;
     use crate::segment::SegmentName;
     use crate::{BlockDevice, CreateOptions, ErrorKind, Limits, Store};
-    use marcot_store::{LocalDisk, SystemClock, SystemRandom, World};
+    use marcot_store::{Job, LocalDisk, Running, SystemClock, SystemRandom, Workers, World};
 
     const MEMORY_BYTES_MAX: u64 = 256 << 10;
     /// Segments whose table pages take half a MiB.
     const SEGMENTS: u32 = 170 * TABLE_FANOUT as u32;
+
+    /// Begins jobs when somebody looks whether they have ended.
+    struct Late;
+
+    struct LateJob(Option<Job>);
+
+    impl Workers for Late {
+        fn start(&self, job: Job) -> Box<dyn Running> {
+            Box::new(LateJob(Some(job)))
+        }
+    }
+
+    impl Running for LateJob {
+        fn is_finished(&mut self) -> bool {
+            if let Some(job) = self.0.take() {
+                job();
+            }
+            true
+        }
+
+        fn wait(mut self: Box<Self>) {
+            self.is_finished();
+        }
+    }
 
     fn world() -> World {
         World {
             disk: Arc::new(LocalDisk::plain()),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
-            workers: Arc::new(marcot_store::InPlace),
+            workers: Arc::new(Late),
         }
     }
 
@@ -176,6 +200,24 @@ mod tests {
         image.checkpoint().unwrap();
         image.evict(0);
         assert_eq!(image.table.resident_bytes(), 0, "now they can be read again");
+        image.table.count(2, 1, 0, &files).unwrap();
+        image.evict(0);
+        assert_eq!(image.table.get(2, &files).unwrap().live, 2);
+    }
+
+    #[test]
+    fn pages_of_a_checkpoint_under_way_stay_in_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut image = image_of_many_segments(directory.path());
+        let before = image.memory_bytes();
+        image.begin_checkpoint().unwrap();
+        image.evict(0);
+        assert!(image.memory_bytes() >= before, "nothing of it is on disk yet");
+        let files = Arc::clone(image.pool.files());
+        assert_eq!(image.table.get(2, &files).unwrap().live, 1);
+        image.settle().unwrap();
+        image.evict(0);
+        assert!(image.memory_bytes() < before / 10, "{} bytes", image.memory_bytes());
         assert_eq!(image.table.get(2, &files).unwrap().live, 1);
     }
 
