@@ -11,12 +11,16 @@ use std::os::unix::net::{UnixListener, UnixStream};
 const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\x00\x03";
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const OPTION_GO: u32 = 7;
+const OPTION_STRUCTURED_REPLY: u32 = 8;
 const REPLY_ACK: u32 = 1;
 const REPLY_INFO: u32 = 3;
 const REPLY_UNSUPPORTED: u32 = 0x8000_0001;
 /// HAS_FLAGS, SEND_FLUSH, SEND_FUA, CAN_MULTI_CONN.
 const EXPORT_FLAGS: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 8;
 const REPLY_MAGIC: u32 = 0x6744_6698;
+const CHUNK_MAGIC: u32 = 0x668e_33ef;
+const CHUNK_DONE: u16 = 1;
+const CHUNK_OFFSET_DATA: u16 = 1;
 const COMMAND_READ: u16 = 0;
 const COMMAND_WRITE: u16 = 1;
 const COMMAND_DISCONNECT: u16 = 2;
@@ -44,14 +48,16 @@ fn main() -> io::Result<()> {
         let (mut stream, _) = listener.accept()?;
         std::thread::spawn(move || {
             // A client that goes away in the middle is no failure of the measurement's.
-            if negotiate(&mut stream, size_bytes).is_ok() {
-                let _ = answer(&mut stream);
+            if let Ok(structured) = negotiate(&mut stream, size_bytes) {
+                let _ = answer(&mut stream, structured);
             }
         });
     }
 }
 
-fn negotiate(stream: &mut UnixStream, size_bytes: u64) -> io::Result<()> {
+/// Until the client wants to begin; true where it wants structured replies, which cost it more.
+fn negotiate(stream: &mut UnixStream, size_bytes: u64) -> io::Result<bool> {
+    let mut structured = false;
     stream.write_all(GREETING)?;
     stream.read_exact(&mut [0; 4])?;
     loop {
@@ -68,20 +74,29 @@ fn negotiate(stream: &mut UnixStream, size_bytes: u64) -> io::Result<()> {
             message.extend(data);
             stream.write_all(&message)
         };
-        if option != OPTION_GO {
-            reply(REPLY_UNSUPPORTED, &[])?;
-            continue;
+        match option {
+            OPTION_GO => {}
+            OPTION_STRUCTURED_REPLY => {
+                structured = true;
+                reply(REPLY_ACK, &[])?;
+                continue;
+            }
+            _ => {
+                reply(REPLY_UNSUPPORTED, &[])?;
+                continue;
+            }
         }
         let mut export = vec![0, 0];
         export.extend(size_bytes.to_be_bytes());
         export.extend(EXPORT_FLAGS.to_be_bytes());
         reply(REPLY_INFO, &export)?;
-        return reply(REPLY_ACK, &[]);
+        reply(REPLY_ACK, &[])?;
+        return Ok(structured);
     }
 }
 
 /// Answers requests until the client leaves.
-fn answer(stream: &mut UnixStream) -> io::Result<()> {
+fn answer(stream: &mut UnixStream, structured: bool) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     let mut received = vec![0; RECEIVE_BYTES];
     let (mut filled, mut replies) = (0, Vec::new());
@@ -108,9 +123,19 @@ fn answer(stream: &mut UnixStream) -> io::Result<()> {
             if filled - at < REQUEST_BYTES + data {
                 break;
             }
-            replies.extend(REPLY_MAGIC.to_be_bytes());
-            replies.extend([0; 4]);
-            replies.extend_from_slice(&request[8..16]);
+            let (cookie, offset) = (&request[8..16], &request[16..24]);
+            if structured && read > 0 {
+                replies.extend(CHUNK_MAGIC.to_be_bytes());
+                replies.extend(CHUNK_DONE.to_be_bytes());
+                replies.extend(CHUNK_OFFSET_DATA.to_be_bytes());
+                replies.extend_from_slice(cookie);
+                replies.extend((offset.len() as u32 + length as u32).to_be_bytes());
+                replies.extend_from_slice(offset);
+            } else {
+                replies.extend(REPLY_MAGIC.to_be_bytes());
+                replies.extend([0; 4]);
+                replies.extend_from_slice(cookie);
+            }
             replies.resize(replies.len() + read, 0);
             at += REQUEST_BYTES + data;
         }
