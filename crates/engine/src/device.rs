@@ -45,6 +45,16 @@ pub struct LateRead {
     pub result: Result<Vec<u8>>,
 }
 
+/// What a device has finished since it was asked for it.
+#[derive(Debug)]
+pub enum Late {
+    /// A read.
+    Read(LateRead),
+    /// Every batch of writes with a smaller number than this is stored; or the device cannot be used
+    /// any more, and none is that was not told of before.
+    Written(Result<u64>),
+}
+
 /// A run of the device that is of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -82,15 +92,27 @@ pub trait BlockDevice: Send {
     /// may or may not be visible; none has been promised.
     fn write_batch(&mut self, writes: &[Write<'_>]) -> Result<()>;
 
+    /// As [`Self::write_batch`], but writes may still be under way: then it returns a number, and
+    /// the batch is stored when [`Self::take_late`] tells of it. A later read sees it all the same,
+    /// and a later flush makes it durable. After such a batch each later one is told of too, as long
+    /// as that one is not stored: what is acknowledged must not depend on what is not.
+    ///
+    /// # Errors
+    /// As [`Self::write_batch`].
+    fn write_batch_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+        self.write_batch(writes).map(|()| None)
+    }
+
     /// Performs every read of `reads`, leaving each outcome in its `result`.
     fn read_batch(&mut self, reads: &mut [Read<'_>]);
 
-    /// A read of an earlier batch that has been finished meanwhile.
-    fn take_late(&mut self) -> Option<LateRead> {
+    /// Something of an earlier batch that has been finished meanwhile.
+    fn take_late(&mut self) -> Option<Late> {
         None
     }
 
-    /// Readable when there may be one; `None` as long as no read has been late.
+    /// Readable when there may be some; `None` as long as nothing has been late. A flush, a read or a
+    /// command may finish things too, and then it does not tell.
     fn late_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }

@@ -52,11 +52,15 @@ pub enum Fault {
     DurableTooFar,
     /// Groups do not say what was durable before them.
     DurableUntold,
+    /// Writers are told that what is still under way is stored.
+    ToldUnderWay,
+    /// A flush does not wait for what is under way.
+    FlushUnderWay,
 }
 
 /// All of them.
 #[cfg(feature = "deliberate-faults")]
-pub const ALL: [Fault; 23] = [
+pub const ALL: [Fault; 25] = [
     Fault::SkipLogSync,
     Fault::FlightSkipsLog,
     Fault::HeadBeforePages,
@@ -80,6 +84,8 @@ pub const ALL: [Fault; 23] = [
     Fault::FailedAppendStays,
     Fault::DurableTooFar,
     Fault::DurableUntold,
+    Fault::ToldUnderWay,
+    Fault::FlushUnderWay,
 ];
 
 #[cfg(feature = "deliberate-faults")]

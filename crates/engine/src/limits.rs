@@ -12,6 +12,10 @@ pub struct Limits {
     /// Dead space in the data segments of one image that is left alone, in bytes, whatever part of
     /// them it is.
     pub dead_bytes_min: u64,
+    /// Bytes that are written in one go, on average, from which on they go past the page cache, where
+    /// the file system has such a way: from 512 KiB on the medium takes as long as it takes for the
+    /// bytes, and not for the request.
+    pub stream_bytes_min: u64,
 }
 
 impl Default for Limits {
@@ -20,6 +24,7 @@ impl Default for Limits {
             map_memory_bytes: 64 << 20,
             checkpoint_log_bytes: 64 << 20,
             dead_bytes_min: 64 << 20,
+            stream_bytes_min: 512 << 10,
         }
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    BlockDevice, Command, CreateOptions, ErrorKind, Image, LateRead, Limits, Pool, Read, Store,
+    BlockDevice, Command, CreateOptions, ErrorKind, Image, Late, LateRead, Limits, Pool, Read,
+    Store,
 };
 use support::{Faults, assert_sound, faulty_world};
 
@@ -58,7 +59,10 @@ impl Bench {
     fn land(&mut self) -> LateRead {
         assert!(self.image.take_late().is_none(), "nothing has landed yet");
         self.faults.landing.store(1, Ordering::Relaxed);
-        self.image.take_late().expect("a read that may land")
+        match self.image.take_late() {
+            Some(Late::Read(read)) => read,
+            other => panic!("a read may land, not {other:?}"),
+        }
     }
 }
 

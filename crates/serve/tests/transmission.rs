@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use marcot::ErrorKind;
-use marcot_serve::host::{DeviceRequest, HostHandle, HostOptions, ImageHost};
+use marcot_serve::host::{Completion, DeviceRequest, HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::NbdConnection;
 use marcot_serve::nbd::wire::command_flag::{DF, FUA, REQ_ONE};
 use support::memory_device::{MemoryDevice, Probes};
@@ -454,6 +454,83 @@ fn late_reads_of_a_client_are_bounded() {
         seen += under_way;
         probe.await_late((10 - seen).min(3));
     }
+}
+
+#[test]
+fn a_write_that_is_under_way_is_answered_when_it_is_stored() {
+    let (host, probe) = host();
+    probe.get().late_writes = true;
+    let (mut client, mut other) = (attach(&host), attach(&host));
+    client.send(&write(0, 1, 0, &[1; 4096]));
+    probe.await_batches(1);
+    other.send(&write(0, 2, 8192, &[2; 512]));
+    probe.await_batches(2);
+    // Neither has been answered: what comes first is the answer to this.
+    assert_eq!(client.read(0, 4096).unwrap(), [1; 4096]);
+    assert_eq!(other.read(8192, 512).unwrap(), [2; 512]);
+    probe.tell_written(Ok(2));
+    assert_eq!(client.simple(), (0, 1));
+    assert_eq!(other.read(8192, 512).unwrap(), [2; 512]);
+    probe.tell_written(Ok(3));
+    assert_eq!(other.simple(), (0, 2));
+}
+
+#[test]
+fn a_write_that_asks_for_a_flush_is_answered_after_it() {
+    let (host, probe) = host();
+    probe.get().late_writes = true;
+    let mut client = attach(&host);
+    client.send(&write(FUA, 1, 0, &[1; 4096]));
+    assert_eq!(client.simple(), (0, 1));
+    assert_eq!(probe.get().flushes, 1);
+    probe.tell_written(Ok(2));
+    assert_eq!(client.read(0, 1).unwrap(), [1], "it is not answered twice");
+}
+
+#[test]
+fn a_client_that_says_goodbye_still_gets_answers_to_its_writes() {
+    let (host, probe) = host();
+    probe.get().late_writes = true;
+    let mut client = attach(&host);
+    client.send(&write(0, 1, 0, &[1; 4096]));
+    client.send(&request(DISC, 0, 2, 0, 0));
+    probe.await_batches(1);
+    probe.tell_written(Ok(2));
+    assert_eq!(client.simple(), (0, 1));
+    assert!(client.is_closed());
+}
+
+#[test]
+fn writes_that_will_never_be_stored_fail_and_the_image_is_given_up() {
+    let (host, probe) = host();
+    probe.get().late_writes = true;
+    let mut client = attach(&host);
+    client.send(&write(0, 1, 0, &[1; 4096]));
+    probe.await_batches(1);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let completion = Completion::new(move |outcome| sender.send(outcome).unwrap());
+    host.submit(DeviceRequest::Write { offset: 0, data: vec![2; 512], fua: false }, completion);
+    probe.await_batches(2);
+    assert!(receiver.try_recv().is_err(), "it is under way");
+    probe.tell_written(Err(marcot::Error::new(ErrorKind::Poisoned, "the medium is gone")));
+    assert_eq!(client.simple(), (EIO, 1));
+    assert!(client.is_closed());
+    let outcome = receiver.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Poisoned);
+}
+
+#[test]
+fn requests_of_the_process_wait_for_what_is_under_way_too() {
+    let (host, probe) = host();
+    probe.get().late_writes = true;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let completion = Completion::new(move |outcome| sender.send(outcome).unwrap());
+    host.submit(DeviceRequest::Write { offset: 0, data: vec![2; 512], fua: false }, completion);
+    probe.await_batches(1);
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(receiver.try_recv().is_err(), "it is under way");
+    probe.tell_written(Ok(2));
+    assert!(receiver.recv_timeout(Duration::from_secs(30)).unwrap().is_ok());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use marcot::{BlockDevice, CloneOptions, Command, CreateOptions, ErrorKind, Write};
+use marcot::{BlockDevice, CloneOptions, Command, CreateOptions, ErrorKind, Late, Write};
 
 use crate::model::{self, Bytes, snap_name};
 use crate::observe;
@@ -23,7 +23,8 @@ impl Runner {
             }
             Operation::Write { slot, offset, length, salt } => {
                 let (offset, length) = self.model.images[slot].clip(*offset, *length);
-                self.image(*slot)?.write_at(offset, &model::data(*salt, length))?;
+                let data = model::data(*salt, length);
+                self.write(*slot, &[Write { offset, data: &data }], *salt)?;
             }
             Operation::Fua { slot, offset, length, salt } => {
                 let (offset, length) = self.model.images[slot].clip(*offset, *length);
@@ -42,7 +43,7 @@ impl Runner {
                     .zip(&data)
                     .map(|((offset, _), data)| Write { offset: *offset, data })
                     .collect();
-                self.image(*slot)?.write_batch(&batch)?;
+                self.write(*slot, &batch, *salt)?;
             }
             Operation::Fill { slot, salt } => {
                 let data = model::data(*salt, model::FILL_BYTES);
@@ -234,6 +235,26 @@ impl Runner {
         drop(old);
         self.read(slot)?;
         self.compare_reader(home, slot)
+    }
+
+    /// Writes, and waits for the acknowledgement as a front end does: other things happen meanwhile.
+    fn write(&mut self, slot: u8, writes: &[Write<'_>], salt: u64) -> Done {
+        let image = self.image(slot)?;
+        let Some(number) = image.write_batch_late(writes)? else { return Ok(()) };
+        match salt % 4 {
+            0 => image.flush()?,
+            1 => image.read_at(writes[0].offset, &mut vec![0; writes[0].data.len()])?,
+            2 => drop(image.background_step()?),
+            _ => {}
+        }
+        // The disk lets something land by and by.
+        loop {
+            if let Some(Late::Written(below)) = image.take_late()
+                && below? > number
+            {
+                return Ok(());
+            }
+        }
     }
 
     fn compare_reader(&mut self, process: usize, slot: u8) -> Done {

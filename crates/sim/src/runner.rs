@@ -150,11 +150,13 @@ pub(crate) fn open_store(
         random: Arc::new(SimRandom::new(Rng::with(seed, 100 + process as u64))),
         workers: Arc::new(SimWorkers::new(Rng::with(seed, 200 + process as u64))),
     };
-    // Small enough for checkpoints in the background, for pages to be dropped, and for compaction.
+    // Small enough for checkpoints in the background, for pages to be dropped, for compaction,
+    // and for streams.
     let limits = Limits {
         map_memory_bytes: 64 << 10,
         checkpoint_log_bytes: 96 << 10,
         dead_bytes_min: 64 << 10,
+        stream_bytes_min: 8 << 10,
     };
     Store::open_with(world, Path::new(STORE), limits)
 }

@@ -11,7 +11,7 @@ const SEEDS: u64 = 16;
 const LENGTH: usize = 50;
 
 fn sequences() -> impl Iterator<Item = (String, Settings, Vec<Operation>)> {
-    let scenarios = (0..2).flat_map(|seed| {
+    let scenarios = (0..4).flat_map(|seed| {
         (0..).zip(all()).map(move |(number, s)| {
             let (profile, crash_one_in) = (s.profile, 1);
             let seed = 1000 * seed + number;

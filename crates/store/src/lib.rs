@@ -11,8 +11,10 @@
 //! - After a failed `sync`, nothing written since the last good one may be assumed stored, nor
 //!   will a second `sync` tell.
 
+mod aligned;
 mod atomic;
 pub mod clock;
+mod late;
 pub mod local;
 pub mod workers;
 
@@ -20,8 +22,10 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use aligned::{ALIGNMENT_BYTES, AlignedBytes};
 pub use atomic::{publish_new, replace};
 pub use clock::{Clock, Random, SystemClock, SystemRandom};
+pub use late::{Landed, LateIo, LateRead, LateWrite};
 pub use local::LocalDisk;
 pub use workers::{InPlace, Job, Running, Threads, Workers};
 
@@ -61,39 +65,6 @@ pub struct FileRead<'a> {
     pub buf: &'a mut [u8],
     /// Bytes read; fewer than asked only at the end of the file.
     pub result: io::Result<usize>,
-}
-
-/// A read that goes on while its owner does other things.
-pub struct LateRead {
-    /// The owner's number for it.
-    pub number: u64,
-    /// From this file.
-    pub file: Arc<dyn DiskFile>,
-    /// First byte.
-    pub offset: u64,
-    /// Filled from its start.
-    pub buf: Vec<u8>,
-    /// Bytes read; may be fewer than asked anywhere.
-    pub result: io::Result<usize>,
-}
-
-/// Reads of one owner that are under way. Dropping it waits for them.
-pub trait LateReads: Send {
-    /// True where another read may be started.
-    fn has_room(&self) -> bool;
-
-    /// Starts a read, at the latest with the next [`Self::submit`]. One that cannot be started ends
-    /// with an error.
-    fn start(&mut self, read: LateRead);
-
-    /// Lets everything started go.
-    fn submit(&mut self);
-
-    /// A read that has ended.
-    fn take(&mut self) -> Option<LateRead>;
-
-    /// A descriptor that is readable when there may be one.
-    fn raw_fd(&self) -> Option<i32>;
 }
 
 /// How a lock is taken.
@@ -188,8 +159,8 @@ pub trait Disk: Send + Sync {
         }
     }
 
-    /// A place for reads that go on in the background; `None` where there is no such thing.
-    fn late_reads(&self) -> Option<Box<dyn LateReads>> {
+    /// A place for reads and writes that go on in the background; `None` where there is no such thing.
+    fn late_io(&self) -> Option<Box<dyn LateIo>> {
         None
     }
 
@@ -251,6 +222,15 @@ pub trait DiskFile: Send + Sync {
     /// What the operating system says.
     fn set_length(&self, length: u64) -> io::Result<()>;
 
+    /// Takes room on the medium for a range, so that writing there cannot lack it. What was not
+    /// written reads as zeros; the file grows to the end of the range.
+    ///
+    /// # Errors
+    /// `Unsupported`, or what the operating system says.
+    fn reserve(&self, _offset: u64, _length: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Gives a range back to the medium; it reads as zeros afterwards.
     ///
     /// # Errors
@@ -273,8 +253,21 @@ pub trait DiskFile: Send + Sync {
     /// As [`Self::drop_cache`], for a range. What is not clean yet stays, and begins to be written.
     fn drop_cached(&self, _offset: u64, _length: u64) {}
 
+    /// Waits, though not for ever, for writes past the page cache that a process left under way when
+    /// it ended.
+    fn await_writers(&self) {}
+
     /// The file descriptor, where there is one.
     fn raw_fd(&self) -> Option<i32> {
         None
+    }
+
+    /// The same file past the page cache, for [`LateIo::start_write`]. As long as it is open, or a
+    /// write under way, [`Self::await_writers`] waits in every other process.
+    ///
+    /// # Errors
+    /// `Unsupported`, or what the operating system says.
+    fn direct(&self) -> io::Result<Arc<dyn DiskFile>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use marcot_store::{Disk, DiskFile, FileRead, LateRead, LocalDisk, LockMode, publish_new, replace};
+use marcot_store::{
+    AlignedBytes, Disk, DiskFile, FileRead, Landed, LateRead, LateWrite, LocalDisk, LockMode,
+    publish_new, replace,
+};
 
 fn disks() -> [LocalDisk; 2] {
     [LocalDisk::new(), LocalDisk::plain()]
@@ -115,7 +118,7 @@ fn late_reads_land_and_their_descriptor_tells() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, file) = cold_file(directory.path());
     // A kernel may refuse rings; then nobody is promised any.
-    let Some(mut reads) = disk.late_reads() else { return };
+    let Some(mut reads) = disk.late_io() else { return };
     for number in 0..64 {
         assert!(reads.has_room());
         reads.start(late_read(number, &file));
@@ -133,7 +136,8 @@ fn late_reads_land_and_their_descriptor_tells() {
             Err(rustix::io::Errno::INTR) => {}
             ready => assert_eq!(ready.unwrap(), 1, "{landed} have landed, and no more for 30 s"),
         }
-        while let Some(read) = reads.take() {
+        while let Some(landing) = reads.take() {
+            let Landed::Read(read) = landing else { panic!("nothing was written") };
             landed += 1;
             let want = if read.number < 64 { 4096 } else { 0 };
             assert_eq!(read.result.unwrap(), want);
@@ -148,7 +152,7 @@ fn late_reads_can_be_dropped_under_way() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, file) = cold_file(directory.path());
     for submitted in [false, true] {
-        let Some(mut reads) = disk.late_reads() else { return };
+        let Some(mut reads) = disk.late_io() else { return };
         (0..64).for_each(|number| reads.start(late_read(number, &file)));
         if submitted {
             reads.submit();
@@ -167,4 +171,61 @@ fn what_is_cached_needs_no_waiting() {
         // File systems that cannot tell.
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::Unsupported),
     }
+}
+
+#[test]
+fn late_writes_go_past_the_page_cache_and_are_seen_by_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, file) = cold_file(directory.path());
+    let Some(mut io) = disk.late_io() else { return };
+    // File systems that have no such thing say so.
+    let Ok(direct) = file.direct() else { return };
+    assert!(io.takes_writes());
+    let mut before = vec![0; 4096];
+    file.read_at(8 * 4096, &mut before).unwrap();
+    file.reserve(0, 128 * 4096).unwrap();
+    assert_eq!(file.length().unwrap(), 128 * 4096);
+    for number in 0..8 {
+        let mut data = AlignedBytes::with_capacity(8 * 4096);
+        data.extend_from_slice(&[100 + number as u8; 8 * 4096]);
+        let (file, offset) = (Arc::clone(&direct), number * 8 * 4096);
+        io.start_write(LateWrite { number, file, offset, data, result: Ok(0) });
+    }
+    io.submit();
+    let mut landed = Vec::new();
+    while landed.len() < 8 {
+        io.wait();
+        let Some(Landed::Write(write)) = io.take() else { panic!("a write that has landed") };
+        assert_eq!(write.result.unwrap(), 8 * 4096);
+        landed.push(write.number);
+    }
+    landed.sort_unstable();
+    assert_eq!(landed, [0, 1, 2, 3, 4, 5, 6, 7]);
+    io.wait();
+    assert!(io.take().is_none(), "waiting for nothing ends at once");
+    let mut found = vec![0xEE; 128 * 4096];
+    assert_eq!(file.read_at(0, &mut found).unwrap(), found.len());
+    for (block, bytes) in found.chunks_exact(4096).enumerate() {
+        let byte = if block < 64 { 100 + block as u8 / 8 } else { 0 };
+        assert!(bytes.iter().all(|b| *b == byte), "block {block}");
+    }
+}
+
+#[test]
+fn who_opens_a_file_waits_for_writes_past_the_page_cache_that_another_left_under_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, file) = cold_file(directory.path());
+    let Ok(direct) = file.direct() else { return };
+    let again = disk.open(&directory.path().join("file"), false).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        again.await_writers();
+        sender.send(()).unwrap();
+    });
+    let moment = std::time::Duration::from_millis(50);
+    assert!(receiver.recv_timeout(moment).is_err(), "a writer has it open");
+    drop(direct);
+    waiting.join().unwrap();
+    // Nobody is kept from writing by one who has waited.
+    file.direct().unwrap();
 }

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use super::Image;
 use crate::command::{Command, Reply};
-use crate::device::{BlockDevice, Extent, LateRead, Read, Rested, Write};
+use crate::device::{BlockDevice, Extent, Late, Read, Rested, Write};
 use crate::error::Result;
 
 impl Image {
@@ -67,12 +67,16 @@ impl BlockDevice for Image {
         self.write_all(writes)
     }
 
+    fn write_batch_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+        self.write_all_late(writes)
+    }
+
     fn read_batch(&mut self, reads: &mut [Read<'_>]) {
         self.read_all(reads);
     }
 
-    fn take_late(&mut self) -> Option<LateRead> {
-        self.take_late_read()
+    fn take_late(&mut self) -> Option<Late> {
+        Image::take_late(self)
     }
 
     fn late_fd(&self) -> Option<BorrowedFd<'_>> {

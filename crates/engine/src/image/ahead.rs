@@ -22,7 +22,7 @@ static ZEROS: [u8; AHEAD_BYTES] = [0; AHEAD_BYTES];
 /// How far the open segment is written.
 #[derive(Default)]
 pub(super) struct WrittenAhead {
-    /// Blocks of the file that are written, or 0 where nothing was written ahead.
+    /// Blocks of the file that are written or have room, or 0 where that is no more than the log.
     end: u32,
     synced_slot: u32,
     small_flushes: u32,
@@ -49,6 +49,16 @@ impl WrittenAhead {
         } else {
             self.small_flushes = 0;
         }
+    }
+
+    /// True where the medium has room for all that lies before `slot`.
+    pub(super) fn covers(&self, slot: u32) -> bool {
+        self.end >= slot
+    }
+
+    /// The medium has it now.
+    pub(super) fn reserved(&mut self, slot: u32) {
+        self.end = self.end.max(slot);
     }
 
     /// Gives back what lies behind the last group, when the segment is left.

@@ -13,6 +13,7 @@
 //! Nothing is promised by this: only a sync makes anything durable, and only a sync hears of errors.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use marcot_format::BLOCK_BYTES;
@@ -67,6 +68,20 @@ impl Behind {
             self.blocks += record.count as u32;
             self.next_block = record.block + record.count;
         }
+    }
+
+    /// To be called with the slots of a group that went past the page cache: the next stretch starts
+    /// behind it.
+    pub(super) fn passed(
+        &mut self,
+        file: &Arc<dyn DiskFile>,
+        slots: Range<u32>,
+        workers: &dyn Workers,
+    ) {
+        if self.blocks > 0 {
+            self.end_stretch(file, slots.start, slots.end, workers);
+        }
+        self.first = slots.end;
     }
 
     /// True where the stretch is complete, now that the log has grown to `slot`.

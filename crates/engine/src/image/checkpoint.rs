@@ -130,6 +130,7 @@ impl Image {
         if self.flight.is_some() {
             return Ok(());
         }
+        self.finish_direct()?;
         self.write_pending()?;
         let log = self.log_to_sync()?;
         let cargo = self.load_cargo(log, |_| {})?;

@@ -15,6 +15,7 @@ impl Image {
         command: &Command,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Reply> {
+        self.finish_direct()?;
         let of_data = matches!(
             command,
             Command::Read { .. } | Command::Write { .. } | Command::Discard { .. } | Command::Flush

@@ -141,6 +141,7 @@ impl Image {
             self.look_for_work()?;
         }
         let Some(mut victim) = self.compaction.victim.take() else { return Ok(false) };
+        self.finish_touching(victim.index, &(0..SEGMENT_SLOTS));
         let files = Arc::clone(self.pool.files());
         // It may be gone by now: overwritten whole, or rolled back.
         let named = self.table.name(victim.index, &files).is_ok_and(|name| name == victim.name);

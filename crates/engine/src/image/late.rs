@@ -11,10 +11,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use marcot_format::{BLOCK_BYTES, crc32c};
-use marcot_store::{Disk, DiskFile, LateReads};
+use marcot_store::{Disk, DiskFile, Landed, LateIo};
 
 use super::Image;
-use crate::device::LateRead;
+use crate::device::{Late, LateRead};
 
 /// Longest read that is left under way, in bytes; longer ones move enough to be worth the wait.
 const LATE_BYTES_MAX: usize = 1 << 20;
@@ -26,10 +26,10 @@ struct Asked {
     crcs: Vec<u32>,
 }
 
-/// Reads under way.
+/// What is under way: reads, and the writes of [`super::direct`].
 #[derive(Default)]
 pub(super) struct State {
-    reads: Option<Box<dyn LateReads>>,
+    io: Option<Box<dyn LateIo>>,
     /// The disk has none.
     refused: bool,
     asked: HashMap<u64, Asked>,
@@ -47,42 +47,73 @@ pub(super) struct Candidate<'a> {
 }
 
 impl State {
+    /// Where reads and writes go on, if the disk has such a place and it takes one more.
+    pub(super) fn io(&mut self, disk: &dyn Disk) -> Option<&mut (dyn LateIo + 'static)> {
+        if self.io.is_none() && !self.refused {
+            self.io = disk.late_io();
+            self.refused = self.io.is_none();
+        }
+        self.io.as_deref_mut().filter(|io| io.has_room())
+    }
+
     /// True where a read of that many bytes could be left under way.
     pub(super) fn takes(&mut self, disk: &dyn Disk, bytes: usize) -> bool {
-        if self.reads.is_none() && !self.refused {
-            self.reads = disk.late_reads();
-            self.refused = self.reads.is_none();
-        }
-        bytes <= LATE_BYTES_MAX && self.reads.as_ref().is_some_and(|reads| reads.has_room())
+        bytes <= LATE_BYTES_MAX && self.io(disk).is_some()
     }
 
     /// Starts a read that [`Self::takes`] has agreed to.
     pub(super) fn start(&mut self, candidate: Candidate<'_>) {
-        let Some(reads) = &mut self.reads else { return };
+        let Some(io) = &mut self.io else { return };
         let Candidate { number, offset, file, place, crcs } = candidate;
         let bytes = crcs.len() * BLOCK_BYTES as usize;
         let (file, buf, result) = (Arc::clone(file), vec![0; bytes], Ok(0));
         self.asked.insert(number, Asked { offset, bytes, crcs: crcs.to_vec() });
-        reads.start(marcot_store::LateRead { number, file, offset: place, buf, result });
+        io.start(marcot_store::LateRead { number, file, offset: place, buf, result });
     }
 
     /// Lets go what was started.
     pub(super) fn submit(&mut self) {
-        if let Some(reads) = &mut self.reads {
-            reads.submit();
+        if let Some(io) = &mut self.io {
+            io.submit();
         }
     }
 
+    /// Waits until something has landed, and takes it.
+    pub(super) fn wait(&mut self) -> Option<Landed> {
+        let io = self.io.as_mut()?;
+        io.wait();
+        io.take()
+    }
+
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        let fd = self.reads.as_ref()?.raw_fd()?;
-        // SAFETY: the descriptor belongs to `reads`, which lives as long as the borrow.
+        let fd = self.io.as_ref()?.raw_fd()?;
+        // SAFETY: the descriptor belongs to `io`, which lives as long as the borrow.
         Some(unsafe { BorrowedFd::borrow_raw(fd) })
     }
 }
 
 impl Image {
-    pub(super) fn take_late_read(&mut self) -> Option<LateRead> {
-        let read = self.late.reads.as_mut()?.take()?;
+    /// Something that has ended since, and that somebody waits for.
+    pub(super) fn take_late(&mut self) -> Option<Late> {
+        loop {
+            if let Some(told) = self.tell_written() {
+                return Some(told);
+            }
+            let landed = match self.direct.take_read() {
+                Some(read) => Landed::Read(read),
+                None => self.late.io.as_mut()?.take()?,
+            };
+            match landed {
+                Landed::Read(read) => match self.finish_read(read) {
+                    Some(read) => return Some(Late::Read(read)),
+                    None => continue,
+                },
+                Landed::Write(write) => self.direct_landed(write),
+            }
+        }
+    }
+
+    fn finish_read(&mut self, read: marcot_store::LateRead) -> Option<LateRead> {
         let number = read.number;
         let asked = self.late.asked.remove(&number)?;
         let blocks = read.buf.chunks_exact(BLOCK_BYTES as usize);

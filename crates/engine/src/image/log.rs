@@ -25,6 +25,8 @@ pub(crate) const SEGMENT_SLOTS: u32 = (SEGMENT_BYTES / BLOCK_BYTES) as u32;
 pub(crate) struct Log {
     pub name: SegmentName,
     pub file: Arc<dyn DiskFile>,
+    /// The same past the page cache, from the first stream on.
+    pub direct: Option<Arc<dyn DiskFile>>,
     /// Its index in the segment table.
     pub index: u32,
     /// Block where the next group starts.
@@ -35,7 +37,7 @@ pub(crate) struct Log {
     pub unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
     /// Groups with smaller numbers are durable; each group says so, see [`GroupHeader`].
     pub durable_below: u64,
-    ahead: WrittenAhead,
+    pub ahead: WrittenAhead,
     header: Vec<u8>,
 }
 
@@ -164,9 +166,19 @@ impl Image {
         let files = Arc::clone(self.pool.files());
         let index = self.table.add(name, &files)?;
         let header = Vec::new();
-        let (slot, dirty, ahead) = (1, false, WrittenAhead::default());
-        self.log =
-            Some(Log { name, file, index, slot, dirty, unsynced, durable_below, ahead, header });
+        let (slot, dirty, direct, ahead) = (1, false, None, WrittenAhead::default());
+        self.log = Some(Log {
+            name,
+            file,
+            direct,
+            index,
+            slot,
+            dirty,
+            unsynced,
+            durable_below,
+            ahead,
+            header,
+        });
         Ok(())
     }
 
@@ -227,31 +239,9 @@ impl Image {
             records: group.records,
             crcs,
         };
-        header.encode_into(&mut log.header);
-        let mut parts: Vec<&[u8]> = Vec::with_capacity(group.parts.len() + 1);
-        parts.push(&log.header);
-        parts.extend(group.parts.iter().map(|p| &**p));
-        log.dirty = true;
-        let offset = u64::from(log.slot) * BLOCK_BYTES;
-        if let Err(error) = log.file.write_at(offset, &parts) {
-            // What arrived must not come back as a group once the file grows again, nor after a loss
-            // of power: a header whose end is zeros is whole with its first bytes.
-            let undone = log.file.set_length(offset);
-            let undone = match fault::is(Fault::FailedAppendStays) {
-                true => undone,
-                false => undone.and_then(|()| log.file.sync()),
-            };
-            self.poisoned |= undone.is_err();
-            log.ahead = WrittenAhead::default();
-            return Err(error).at(|| format!("cannot write to {}", self.label));
-        }
-        let (index, data_slot) = (log.index, log.slot + header.header_blocks() as u32);
-        log.slot += blocks as u32;
-        self.behind.appended(&header.records);
-        if self.behind.is_complete(log.slot) {
-            let workers = &*self.pool.files().world().workers;
-            self.behind.end_stretch(&log.file, log.slot, log.slot, workers);
-        }
+        let index = log.index;
+        let data_slot = log.slot + header.header_blocks() as u32;
+        self.write_group(&header, &group.parts, blocks as u32)?;
         self.group_next += 1;
         self.log_bytes += blocks as u64 * BLOCK_BYTES;
         self.compaction.appended(blocks as u32);
@@ -264,6 +254,57 @@ impl Image {
         Ok(())
     }
 
+    /// Writes a group at the end of the log, which is not longer afterwards where that fails.
+    fn write_group(
+        &mut self,
+        header: &GroupHeader,
+        data: &[Cow<'_, [u8]>],
+        blocks: u32,
+    ) -> Result<()> {
+        let Some(mut log) = self.log.take() else { return Ok(()) };
+        let mut header_bytes = std::mem::take(&mut log.header);
+        header.encode_into(&mut header_bytes);
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(data.len() + 1);
+        parts.push(&header_bytes);
+        parts.extend(data.iter().map(|part| &**part));
+        log.dirty = true;
+        let before = log.slot;
+        let written = match self.start_direct(&mut log, header, &parts) {
+            Ok(false) => self.write_cached(&mut log, &parts).map(|()| false),
+            started => started,
+        };
+        log.header = header_bytes;
+        if let Ok(direct) = written {
+            log.slot += blocks;
+            let workers = &*self.pool.files().world().workers;
+            if direct {
+                self.behind.passed(&log.file, before..log.slot, workers);
+            } else {
+                self.behind.appended(&header.records);
+                if self.behind.is_complete(log.slot) {
+                    self.behind.end_stretch(&log.file, log.slot, log.slot, workers);
+                }
+            }
+        }
+        self.log = Some(log);
+        written.map(drop)
+    }
+
+    fn write_cached(&mut self, log: &mut Log, parts: &[&[u8]]) -> Result<()> {
+        let offset = u64::from(log.slot) * BLOCK_BYTES;
+        let Err(error) = log.file.write_at(offset, parts) else { return Ok(()) };
+        // What arrived must not come back as a group once the file grows again, nor after a loss
+        // of power: a header whose end is zeros is whole with its first bytes.
+        let undone = log.file.set_length(offset);
+        let undone = match fault::is(Fault::FailedAppendStays) {
+            true => undone,
+            false => undone.and_then(|()| log.file.sync()),
+        };
+        self.poisoned |= undone.is_err();
+        log.ahead = WrittenAhead::default();
+        Err(error).at(|| format!("cannot write to {}", self.label))
+    }
+
     fn make_room(&mut self, blocks: u32) -> Result<()> {
         let Some(log) = &self.log else { return Ok(()) };
         if log.slot + blocks <= SEGMENT_SLOTS {
@@ -271,7 +312,7 @@ impl Image {
         }
         let Some(mut log) = self.log.take() else { return Ok(()) };
         let mut unsynced = std::mem::take(&mut log.unsynced);
-        log.ahead.cut(&*log.file, log.slot);
+        self.cut_log(&mut log);
         self.behind.end_stretch(&log.file, log.slot, 0, &*self.pool.files().world().workers);
         if log.dirty {
             unsynced.push((log.name, Arc::clone(&log.file)));
@@ -286,6 +327,9 @@ impl Image {
 
     /// Makes the log durable.
     pub(super) fn sync_log(&mut self) -> Result<()> {
+        if !fault::is(Fault::FlushUnderWay) {
+            self.finish_direct()?;
+        }
         let group_next = self.group_next;
         let Some(log) = &mut self.log else { return Ok(()) };
         log.ahead.before_sync(&*log.file, log.slot);
@@ -308,6 +352,18 @@ impl Image {
         Ok(())
     }
 
+    /// Gives back what lies behind the last group of a segment that is left.
+    fn cut_log(&mut self, log: &mut Log) {
+        let (mut ahead, slot) = (std::mem::take(&mut log.ahead), log.slot);
+        if self.direct.is_idle() {
+            return ahead.cut(&*log.file, slot);
+        }
+        // It waits for what is being written there, which a worker can do.
+        let file = Arc::clone(&log.file);
+        let workers = &*self.pool.files().world().workers;
+        self.cutting = Some(workers.start(Box::new(move || ahead.cut(&*file, slot))));
+    }
+
     /// The segments that [`Self::sync_log`] would sync, opened anew for another thread.
     pub(super) fn log_to_sync(&self) -> Result<Vec<Arc<dyn DiskFile>>> {
         let Some(log) = &self.log else { return Ok(Vec::new()) };
@@ -326,7 +382,7 @@ impl Image {
     pub(super) fn retire_log(&mut self) -> Result<()> {
         self.sync_log()?;
         if let Some(mut log) = self.log.take() {
-            log.ahead.cut(&*log.file, log.slot);
+            self.cut_log(&mut log);
         }
         self.remove_prepared();
         Ok(())

@@ -15,6 +15,7 @@ mod checkpoint;
 mod commands;
 mod compact;
 mod diff;
+mod direct;
 mod flatten;
 mod flight;
 mod late;
@@ -33,7 +34,7 @@ use std::sync::Arc;
 
 use marcot_format::record::{HeadRecord, LogPosition, RootRecord, SegmentMarks, SnapshotRecord};
 use marcot_format::{BlockAddress, ImageId, MapEntry, SnapId};
-use marcot_store::Lock;
+use marcot_store::{Lock, Running};
 
 use crate::catalog::Pool;
 use crate::error::{Error, ErrorKind, Result, fail};
@@ -105,6 +106,9 @@ pub struct Image {
     compaction: compact::State,
     flattening: flatten::State,
     late: late::State,
+    direct: direct::State,
+    /// A segment that was left is being cut.
+    cutting: Option<Box<dyn Running>>,
     behind: behind::Behind,
     prepared: Option<prepared::Prepared>,
     poisoned: bool,
@@ -225,6 +229,8 @@ impl Image {
             compaction: compact::State::default(),
             flattening: flatten::State::default(),
             late: late::State::default(),
+            direct: direct::State::default(),
+            cutting: None,
             behind: behind::Behind::default(),
             prepared: None,
             poisoned: false,
@@ -323,6 +329,10 @@ impl Image {
 impl Drop for Image {
     fn drop(&mut self) {
         // Nothing must go on when the lock is somebody else's.
+        self.abandon_direct();
+        if let Some(cutting) = self.cutting.take() {
+            cutting.wait();
+        }
         self.forget_prepared();
         if let Err(error) = self.settle() {
             tracing::warn!(image = %self.label, %error, "the last checkpoint failed");

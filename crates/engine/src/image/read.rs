@@ -137,6 +137,14 @@ impl Image {
     }
 
     fn perform(&mut self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)], plan: &Plan) {
+        if !self.direct.is_idle() {
+            for piece in &plan.pieces {
+                self.finish_touching(
+                    piece.segment,
+                    &(piece.slot..piece.slot + piece.blocks as u32),
+                );
+            }
+        }
         let disk = Arc::clone(&self.pool.files().world().disk);
         let mut ops: Vec<FileRead<'_>> = Vec::with_capacity(plan.pieces.len());
         let mut of_op: Vec<usize> = Vec::with_capacity(plan.pieces.len());

@@ -216,6 +216,8 @@ impl Image {
             file => file.at(|| format!("cannot open segment {}", path.display()))?,
         };
         if self.is_owner() {
+            // What ends later must not make the log longer than it is now.
+            file.await_writers();
             file.sync().at(|| format!("cannot make segment {name} durable"))?;
             file.drop_cache();
         }

@@ -18,6 +18,18 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 impl Image {
     pub(super) fn write_all(&mut self, writes: &[Write<'_>]) -> Result<()> {
+        self.append_all(writes)?;
+        self.finish_direct()
+    }
+
+    /// As [`Self::write_all`], but what goes past the page cache may still be under way; then it
+    /// returns the number of the last group.
+    pub(super) fn write_all_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+        self.append_all(writes)?;
+        Ok(self.unwritten_group())
+    }
+
+    fn append_all(&mut self, writes: &[Write<'_>]) -> Result<()> {
         self.check_owner()?;
         for write in writes {
             self.check_range(write.offset, write.data.len() as u64)?;
@@ -169,7 +181,7 @@ impl Image {
         };
         let edges: Vec<_> = edges.into_iter().flat_map(|e| self.mapped_parts(e)).collect();
         if !whole && edges.is_empty() {
-            return Ok(());
+            return self.finish_direct();
         }
         self.begin_writing()?;
         // All of it in one group: recovery keeps it or drops it.
@@ -190,7 +202,9 @@ impl Image {
             group.discard(first, last - first);
         }
         self.append(group)?;
-        self.after_write()
+        self.after_write()?;
+        // It is acknowledged now, and so must be what came before it.
+        self.finish_direct()
     }
 
     /// The parts of a range by blocks, without those that are holes: offset and length of each.

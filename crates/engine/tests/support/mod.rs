@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 
 use marcot::{BlockDevice, CheckOptions, Command, CreateOptions, Image, ImageId, Pool, Store};
 use marcot_store::{
-    Disk, DiskFile, InPlace, LateRead, LateReads, LocalDisk, Lock, LockMode, SystemClock,
-    SystemRandom, World,
+    Disk, DiskFile, InPlace, Landed, LateIo, LateRead, LateWrite, LocalDisk, Lock, LockMode,
+    SystemClock, SystemRandom, World,
 };
 
 /// What goes wrong.
@@ -29,32 +29,64 @@ pub struct Faults {
     pub fail_remove: AtomicBool,
     /// Nothing can be read without waiting, and what waits lands when it is let.
     pub cold: AtomicBool,
-    /// Reads that may land.
+    /// Reads, or writes past the page cache, that may land.
     pub landing: AtomicI64,
+    /// Files can be written past the page cache.
+    pub direct: AtomicBool,
+    /// The last of the writes that wait lands first.
+    pub last_first: AtomicBool,
+    /// The next write past the page cache fails, with this error number; 0: it does not.
+    pub direct_errno: AtomicI32,
+    /// Writes past the page cache that have been started.
+    pub direct_writes: AtomicI64,
 }
 
-/// Reads that wait until they are let.
+/// Reads and writes that wait until they are let, or waited for.
 struct Waiting {
     faults: Arc<Faults>,
     reads: VecDeque<LateRead>,
+    writes: VecDeque<LateWrite>,
 }
 
-impl LateReads for Waiting {
+impl LateIo for Waiting {
     fn has_room(&self) -> bool {
-        self.reads.len() < 8
+        self.reads.len() + self.writes.len() < 8
+    }
+    fn takes_writes(&self) -> bool {
+        true
     }
     fn start(&mut self, read: LateRead) {
         self.reads.push_back(read);
     }
+    fn start_write(&mut self, write: LateWrite) {
+        self.faults.direct_writes.fetch_add(1, Ordering::Relaxed);
+        self.writes.push_back(write);
+    }
     fn submit(&mut self) {}
-    fn take(&mut self) -> Option<LateRead> {
+    fn take(&mut self) -> Option<Landed> {
         if self.faults.landing.load(Ordering::Relaxed) == 0 {
             return None;
+        }
+        let write = match self.faults.last_first.load(Ordering::Relaxed) {
+            true => self.writes.pop_back(),
+            false => self.writes.pop_front(),
+        };
+        if let Some(mut write) = write {
+            self.faults.landing.fetch_sub(1, Ordering::Relaxed);
+            write.result = match self.faults.direct_errno.swap(0, Ordering::Relaxed) {
+                0 => write.file.write_at(write.offset, &[write.data.as_slice()]),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            }
+            .map(|()| write.data.as_slice().len());
+            return Some(Landed::Write(write));
         }
         let mut read = self.reads.pop_front()?;
         self.faults.landing.fetch_sub(1, Ordering::Relaxed);
         read.result = read.file.read_at(read.offset, &mut read.buf);
-        Some(read)
+        Some(Landed::Read(read))
+    }
+    fn wait(&mut self) {
+        self.faults.landing.fetch_max(1, Ordering::Relaxed);
     }
     fn raw_fd(&self) -> Option<i32> {
         None
@@ -66,6 +98,7 @@ pub struct FaultyDisk {
     faults: Arc<Faults>,
 }
 
+#[derive(Clone)]
 struct FaultyFile {
     inner: Arc<dyn DiskFile>,
     faults: Arc<Faults>,
@@ -135,9 +168,9 @@ impl Disk for FaultyDisk {
     fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
         self.inner.lock(path, mode, wait)
     }
-    fn late_reads(&self) -> Option<Box<dyn LateReads>> {
+    fn late_io(&self) -> Option<Box<dyn LateIo>> {
         let faults = Arc::clone(&self.faults);
-        Some(Box::new(Waiting { faults, reads: VecDeque::new() }))
+        Some(Box::new(Waiting { faults, reads: VecDeque::new(), writes: VecDeque::new() }))
     }
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.inner.free_bytes(path)
@@ -182,6 +215,18 @@ impl DiskFile for FaultyFile {
     }
     fn set_length(&self, length: u64) -> io::Result<()> {
         self.inner.set_length(length)
+    }
+    fn direct(&self) -> io::Result<Arc<dyn DiskFile>> {
+        match self.faults.direct.load(Ordering::Relaxed) {
+            true => Ok(Arc::new(self.clone())),
+            false => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+    fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {
+        match self.faults.room_bytes.load(Ordering::Relaxed) {
+            room if room >= 0 && room < length as i64 => Err(io::ErrorKind::StorageFull.into()),
+            _ => self.inner.reserve(offset, length),
+        }
     }
     fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
         self.inner.punch(offset, length)

@@ -55,7 +55,7 @@ struct Exchange {
     payload: Range<usize>,
     /// Where a successful reply lies in the send buffer; empty for a simple one.
     reply: Range<usize>,
-    /// Its read is under way by this number.
+    /// Its read is under way by this number, or its write is with the batch of this number.
     late: Option<u64>,
     answered: bool,
 }
@@ -90,6 +90,8 @@ pub(super) struct Connection {
     late: HashMap<u64, LateExchange>,
     /// Bytes that the replies to those will take.
     late_bytes: usize,
+    /// Writes that are under way, by the number of their batch: their cookies.
+    late_writes: Vec<(u64, u64)>,
     /// Number of the next read.
     next_read: u64,
     /// A refused write whose payload is still to be skipped, and how much of it.
@@ -127,6 +129,7 @@ impl Connection {
             stages: Stages::default(),
             late: HashMap::new(),
             late_bytes: 0,
+            late_writes: Vec::new(),
             next_read: first_read,
             skipping: None,
             message_bytes: REQUEST_BYTES,
@@ -154,7 +157,8 @@ impl Connection {
 
     /// True if nothing more will come of it.
     pub(super) fn is_over(&self) -> bool {
-        let answered = self.send.is_drained() && self.late.is_empty();
+        let late = !self.late.is_empty() || !self.late_writes.is_empty();
+        let answered = self.send.is_drained() && !late;
         self.life == Life::Dead || (self.life == Life::Closing && answered)
     }
 
@@ -367,6 +371,10 @@ impl Connection {
             return;
         }
         if let (Some(number), Ok(())) = (exchange.late, &exchange.operation.outcome) {
+            if exchange.operation.kind == OperationKind::Write {
+                self.late_writes.push((number, exchange.cookie));
+                return;
+            }
             let bytes = exchange.operation.length as usize;
             let head = exchange.reply.start..exchange.reply.end - bytes;
             let (cookie, head) = (exchange.cookie, self.send.bytes_mut()[head].to_vec());
@@ -408,6 +416,29 @@ impl Connection {
         if let Err(error) = sent {
             self.fail("no memory for a reply", &error);
         }
+    }
+
+    /// Answers the writes that are stored, or never will be; true if there were any.
+    pub(super) fn answer_written(&mut self, written: &Result<u64, Failure>) -> bool {
+        let before = self.late_writes.len();
+        for (number, cookie) in std::mem::take(&mut self.late_writes) {
+            let sent = match written {
+                Ok(below) if number >= *below => {
+                    self.late_writes.push((number, cookie));
+                    continue;
+                }
+                Ok(_) => self.send.append(&reply::simple(cookie, 0)),
+                Err(failure) => {
+                    let errno = reply::errno_of(failure.kind);
+                    let structured = self.settings.structured_replies;
+                    append_error(&mut self.send, structured, cookie, errno, &failure.message)
+                }
+            };
+            if let Err(error) = sent {
+                self.fail("no memory for a reply", &error);
+            }
+        }
+        self.late_writes.len() < before
     }
 
     fn end_round(&mut self) {
@@ -553,6 +584,14 @@ impl Lane for Connection {
         }
     }
 
+    fn writes_late(&mut self, stage: u32, number: u64) {
+        for exchange in &mut self.exchanges {
+            if exchange.operation.runs_in(stage, OperationKind::Write) {
+                exchange.late = Some(number);
+            }
+        }
+    }
+
     fn writes_failed(&mut self, stage: u32, failure: &Failure) {
         for exchange in &mut self.exchanges {
             if exchange.operation.runs_in(stage, OperationKind::Write) {
@@ -597,6 +636,8 @@ impl Lane for Connection {
         for index in 0..self.exchanges.len() {
             if self.exchanges[index].operation.waits_for_flush() {
                 self.exchanges[index].operation.outcome = outcome.clone();
+                // A flush waits for what is under way.
+                self.exchanges[index].late = None;
             }
             self.answer(index);
         }

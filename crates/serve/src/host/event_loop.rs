@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use marcot::command::{READ_BYTES_MAX, Watcher};
-use marcot::{BlockDevice, Command, Error, ErrorKind, LateRead, Reply, Rested, Result};
+use marcot::{BlockDevice, Command, Error, ErrorKind, Late, LateRead, Reply, Rested, Result};
 
 use super::HostOptions;
 use super::connection::Connection;
@@ -141,6 +141,7 @@ impl EventLoop {
             let served = self.serve_round();
             let commanded = self.run_commands();
             self.after_work(served || commanded);
+            self.answer_finished();
         }
         self.close()
     }
@@ -187,7 +188,7 @@ impl EventLoop {
 
     fn is_drained(&self) -> bool {
         let Some(deadline) = self.stop_deadline else { return false };
-        let idle = self.clients.is_empty() && self.local.is_empty() && !self.messages_left;
+        let idle = self.clients.is_empty() && self.local.is_settled() && !self.messages_left;
         idle || Instant::now() >= deadline
     }
 
@@ -217,7 +218,8 @@ impl EventLoop {
             self.take_messages();
         }
         if self.watches_late {
-            self.take_late_reads();
+            let answered = self.take_late();
+            self.active.extend(answered);
         }
         self.active.sort_unstable();
         self.active.dedup();
@@ -242,29 +244,56 @@ impl EventLoop {
         }
     }
 
-    /// Answers reads that the device has finished since their round.
-    fn take_late_reads(&mut self) {
+    /// Answers what the device has finished since its round; the clients concerned.
+    fn take_late(&mut self) -> Vec<usize> {
         let mut answered = Vec::new();
-        while let Some(LateRead { number, result }) = self.parts.device.take_late() {
-            let index = self.by_number.get(&(number >> READ_NUMBER_BITS)).copied();
-            let client = index.and_then(|index| self.clients.get_mut(index));
-            // One that has gone does not want it any more.
-            let (Some(index), Some(Client { client, .. })) = (index, client) else { continue };
-            client.answer_late(number, result);
-            answered.push(index);
+        while let Some(late) = self.parts.device.take_late() {
+            match late {
+                Late::Read(LateRead { number, result }) => {
+                    let index = self.by_number.get(&(number >> READ_NUMBER_BITS)).copied();
+                    let client = index.and_then(|index| self.clients.get_mut(index));
+                    // One that has gone does not want it any more.
+                    let (Some(index), Some(Client { client, .. })) = (index, client) else {
+                        continue;
+                    };
+                    client.answer_late(number, result);
+                    answered.push(index);
+                }
+                Late::Written(result) => {
+                    let written = result.map_err(Failure::from);
+                    self.local.answer_written(&written);
+                    for index in self.clients.indices() {
+                        let client = self.clients.get_mut(index);
+                        if client.is_some_and(|c| c.client.answer_written(&written)) {
+                            answered.push(index);
+                        }
+                    }
+                    if let Err(failure) = &written {
+                        self.note_failure(failure);
+                    }
+                }
+            }
         }
         answered.sort_unstable();
         answered.dedup();
-        for index in answered {
-            if let Some(Client { client, .. }) = self.clients.get_mut(index) {
+        for index in &answered {
+            if let Some(Client { client, .. }) = self.clients.get_mut(*index) {
                 client.transmit();
             }
-            self.active.push(index);
+        }
+        answered
+    }
+
+    /// A flush, a read or a command may have waited for what was late, and then nothing tells of it.
+    fn answer_finished(&mut self) {
+        if self.watches_late {
+            let answered = self.take_late();
+            self.again.extend(answered);
         }
     }
 
-    /// Watches for the ends of late reads from the first one on.
-    fn watch_late_reads(&mut self) {
+    /// Watches for the ends of what is late from the first one on.
+    fn watch_late(&mut self) {
         let Some(fd) = self.parts.device.late_fd() else { return };
         if let Err(error) = self.poll.add(fd, TOKEN_LATE, Interest::READABLE) {
             self.fatal = Some(Failure::new(ErrorKind::Io, &error.to_string()));
@@ -362,7 +391,7 @@ impl EventLoop {
             self.settle(index);
         }
         if !self.watches_late {
-            self.watch_late_reads();
+            self.watch_late();
         }
         served
     }

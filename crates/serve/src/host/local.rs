@@ -77,14 +77,17 @@ struct Entry {
     operation: Operation,
     /// What to write, or what was read.
     data: Vec<u8>,
+    /// Number of the batch that it was written with, where that is under way.
+    late: Option<u64>,
     done: Option<Completion>,
 }
 
-/// The in-process requests of one round.
+/// The in-process requests of one round, and writes of earlier ones that are under way.
 #[derive(Default)]
 pub(super) struct LocalLane {
     entries: Vec<Entry>,
     stages: Stages,
+    late: Vec<(u64, Completion)>,
 }
 
 impl LocalLane {
@@ -102,11 +105,28 @@ impl LocalLane {
         }
         let mut operation = operation;
         self.stages.place(&mut operation, self.entries.iter().rev().map(|e| &e.operation));
-        self.entries.push(Entry { operation, data, done: Some(done) });
+        self.entries.push(Entry { operation, data, late: None, done: Some(done) });
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Answers the writes of earlier rounds that are stored, or never will be.
+    pub(super) fn answer_written(&mut self, written: &Result<u64, Failure>) {
+        let stored = |number: u64| written.as_ref().map_or(true, |below| number < *below);
+        let (done, left) = std::mem::take(&mut self.late).into_iter().partition(|l| stored(l.0));
+        self.late = left;
+        let done: Vec<(u64, Completion)> = done;
+        for (_, completion) in done {
+            let outcome = written.as_ref().map(|_| Vec::new());
+            completion.call(outcome.map_err(Failure::to_error));
+        }
+    }
+
+    /// True where nobody waits for an answer.
+    pub(super) fn is_settled(&self) -> bool {
+        self.entries.is_empty() && self.late.is_empty()
     }
 
     fn of(&mut self, stage: u32, kind: OperationKind) -> impl Iterator<Item = &mut Entry> {
@@ -175,6 +195,12 @@ impl Lane for LocalLane {
         batch.extend(entries.map(|e| Write { offset: e.operation.offset, data: &e.data }));
     }
 
+    fn writes_late(&mut self, stage: u32, number: u64) {
+        for entry in self.of(stage, OperationKind::Write) {
+            entry.late = Some(number);
+        }
+    }
+
     fn writes_failed(&mut self, stage: u32, failure: &Failure) {
         for entry in self.of(stage, OperationKind::Write) {
             entry.operation.outcome = Err(failure.clone());
@@ -195,7 +221,10 @@ impl Lane for LocalLane {
 
     fn answer_unflushed(&mut self) {
         for entry in self.entries.iter_mut().filter(|e| !e.operation.waits_for_flush()) {
-            entry.answer();
+            match entry.late.filter(|_| entry.operation.outcome.is_ok()) {
+                Some(number) => self.late.extend(entry.done.take().map(|done| (number, done))),
+                None => entry.answer(),
+            }
         }
         self.entries.retain(|e| e.done.is_some());
         if self.entries.is_empty() {

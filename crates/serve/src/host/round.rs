@@ -40,6 +40,10 @@ pub(crate) trait Lane {
     /// Adds the writes of `stage`.
     fn writes<'a>(&'a self, stage: u32, batch: &mut Vec<Write<'a>>);
 
+    /// The batch that held the writes of `stage` is under way: it is stored when the device says so
+    /// of all numbers below one that is larger than this.
+    fn writes_late(&mut self, stage: u32, number: u64);
+
     /// Takes the outcome of the batch that held the writes of `stage`.
     fn writes_failed(&mut self, stage: u32, failure: &Failure);
 
@@ -125,12 +129,14 @@ fn write(
     if batch.is_empty() {
         return Ok(());
     }
-    let outcome = device.write_batch(&batch).map_err(Failure::from);
+    let outcome = device.write_batch_late(&batch).map_err(Failure::from);
     drop(batch);
-    if let Err(failure) = &outcome {
-        for lane in lanes.iter_mut() {
-            lane.writes_failed(stage, failure);
+    for lane in lanes.iter_mut() {
+        match &outcome {
+            Ok(None) => {}
+            Ok(Some(number)) => lane.writes_late(stage, *number),
+            Err(failure) => lane.writes_failed(stage, failure),
         }
     }
-    only_fatal(outcome)
+    only_fatal(outcome.map(drop))
 }

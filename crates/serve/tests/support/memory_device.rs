@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use marcot::command::UsageRow;
 use marcot::{
-    BlockDevice, Command, Error, ErrorKind, Extent, LateRead, Read, Reply, Rested, Result, Write,
+    BlockDevice, Command, Error, ErrorKind, Extent, Late, LateRead, Read, Reply, Rested, Result,
+    Write,
 };
 
 /// Unit of allocation in bytes.
@@ -49,6 +50,12 @@ pub struct Probe {
     pub under_way: Vec<(u64, u64, usize)>,
     /// Reads of those under way that have ended.
     pub landed: Vec<LateRead>,
+    /// Writes are late.
+    pub late_writes: bool,
+    /// Batches of writes so far: the number of each.
+    pub batches: u64,
+    /// What is to be told of those.
+    pub written: Option<Result<u64>>,
 }
 
 /// A handle on a device's [`Probe`].
@@ -66,6 +73,23 @@ impl Probes {
         }
         drop(probe);
         rustix::io::write(&*self.1, &1_u64.to_ne_bytes()).unwrap();
+    }
+
+    /// Tells that batches below a number are stored, or that none will be.
+    pub fn tell_written(&self, written: Result<u64>) {
+        self.get().written = Some(written);
+        rustix::io::write(&*self.1, &1_u64.to_ne_bytes()).unwrap();
+    }
+
+    /// Waits until so many batches of writes have come.
+    pub fn await_batches(&self, count: u64) {
+        for _ in 0..3000 {
+            if self.get().batches == count {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{} batches of writes have come, not {count}", self.get().batches);
     }
 
     /// Waits until so many reads are under way.
@@ -206,6 +230,13 @@ impl BlockDevice for MemoryDevice {
         Ok(())
     }
 
+    fn write_batch_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+        self.write_batch(writes)?;
+        let mut probe = self.probe.get();
+        probe.batches += 1;
+        Ok(probe.late_writes.then_some(probe.batches))
+    }
+
     fn read_batch(&mut self, reads: &mut [Read<'_>]) {
         if self.record {
             self.probe.get().read_batches.push(reads.len());
@@ -220,12 +251,16 @@ impl BlockDevice for MemoryDevice {
         }
     }
 
-    fn take_late(&mut self) -> Option<LateRead> {
-        let landed = self.probe.get().landed.pop();
+    fn take_late(&mut self) -> Option<Late> {
+        let mut probe = self.probe.get();
+        if let Some(written) = probe.written.take() {
+            return Some(Late::Written(written));
+        }
+        let landed = probe.landed.pop();
         if landed.is_none() {
             let _ = rustix::io::read(&*self.probe.1, &mut [0; 8]);
         }
-        landed
+        landed.map(Late::Read)
     }
 
     fn late_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -4,15 +4,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
-use marcot_store::{Disk, DiskFile, Lock, LockMode};
+use marcot_store::{Disk, DiskFile, LateIo, Lock, LockMode};
 
+use super::late::SimLateIo;
 use super::node::{DirectoryNode, Entry, FileNode, Node, NodeId, Pending};
 use super::{Cut, Fault, LINES_MAX, Machine, State, eio, mix, off};
+use crate::random::Rng;
 
 /// Bytes that a simulated disk always reports as free.
 const FREE_BYTES: u64 = 1 << 40;
 /// Number of the first simulated process.
 const PROCESS_ID_FIRST: u32 = 1000;
+/// The use of random numbers that decides how writes past the page cache go.
+const LATE_IO: u64 = 300;
 
 /// The disk of one life of a process.
 #[derive(Clone)]
@@ -240,6 +244,12 @@ impl Disk for SimDisk {
         }
     }
 
+    fn late_io(&self) -> Option<Box<dyn LateIo>> {
+        // What an image is written by in one life is as random as all else.
+        let mut rng = Rng::with(self.machine.state().ios, LATE_IO);
+        (rng.below(2) == 0).then(|| Box::new(SimLateIo::new(rng)) as Box<dyn LateIo>)
+    }
+
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
         Ok(FREE_BYTES)
     }
@@ -339,6 +349,21 @@ impl DiskFile for SimFile {
         let numbers = [offset, length];
         let mut state = self.enter(&Call { numbers, ..change("punch", &self.path) })?;
         state.file_mut(self.node)?.change(Pending::Punch { offset, length });
+        Ok(())
+    }
+
+    fn direct(&self) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.disk.file(&self.path, self.node, true))
+    }
+
+    fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {
+        let numbers = [offset, length];
+        let mut state = self.enter(&Call { numbers, ..change("reserve", &self.path) })?;
+        no_space(&mut state)?;
+        let file = state.file_mut(self.node)?;
+        if offset + length > file.live.length() {
+            file.change(Pending::Length(offset + length));
+        }
         Ok(())
     }
 

@@ -11,6 +11,7 @@
 mod content;
 mod faults;
 mod handle;
+mod late;
 mod locks;
 mod node;
 

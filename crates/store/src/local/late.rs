@@ -1,21 +1,24 @@
-//! Reads that go on while their thread does other things: an `io_uring` whose completions are
-//! looked at now and then, and whose descriptor tells `epoll` when it is worth looking.
+//! Reads and writes that go on while their thread does other things: an `io_uring` whose completions
+//! are looked at now and then, and whose descriptor tells `epoll` when it is worth looking.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::time::Duration;
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, opcode, squeue, types};
 
-use crate::{LateRead, LateReads};
+use crate::{Landed, LateIo, LateRead, LateWrite};
 
-/// Reads under way at once, a power of two.
+/// Operations under way at once, a power of two.
 const RING_ENTRIES: u32 = 128;
+/// Between looks at the completions where the kernel refuses to wait for them.
+const WAIT_STEP: Duration = Duration::from_millis(1);
 
-pub(super) struct RingReads {
+pub(super) struct RingIo {
     ring: IoUring,
-    /// The kernel may write into these buffers until it says that it has ended.
-    under_way: HashMap<u64, LateRead>,
-    landed: VecDeque<LateRead>,
+    /// The kernel may use these buffers until it says that it has ended.
+    under_way: HashMap<u64, Landed>,
+    landed: VecDeque<Landed>,
     /// Keys of what the kernel has not been told of yet, oldest first.
     queued: VecDeque<u64>,
     next_key: u64,
@@ -23,7 +26,16 @@ pub(super) struct RingReads {
     broken: bool,
 }
 
-impl RingReads {
+impl Landed {
+    fn set_result(&mut self, result: io::Result<usize>) {
+        match self {
+            Self::Read(read) => read.result = result,
+            Self::Write(write) => write.result = result,
+        }
+    }
+}
+
+impl RingIo {
     /// # Errors
     /// Where the kernel refuses a ring.
     pub(super) fn new() -> io::Result<Self> {
@@ -39,12 +51,12 @@ impl RingReads {
 
     fn reap(&mut self) {
         for completion in self.ring.completion() {
-            let Some(mut read) = self.under_way.remove(&completion.user_data()) else { continue };
-            read.result = match completion.result() {
+            let Some(mut ended) = self.under_way.remove(&completion.user_data()) else { continue };
+            ended.set_result(match completion.result() {
                 n if n >= 0 => Ok(n as usize),
                 errno => Err(io::Error::from_raw_os_error(-errno)),
-            };
-            self.landed.push_back(read);
+            });
+            self.landed.push_back(ended);
         }
     }
 
@@ -52,41 +64,60 @@ impl RingReads {
     fn give_up(&mut self, error: &io::Error) {
         self.broken = true;
         for key in std::mem::take(&mut self.queued) {
-            if let Some(mut read) = self.under_way.remove(&key) {
-                read.result = Err(io::Error::new(error.kind(), error.to_string()));
-                self.landed.push_back(read);
+            if let Some(mut ended) = self.under_way.remove(&key) {
+                ended.set_result(Err(io::Error::new(error.kind(), error.to_string())));
+                self.landed.push_back(ended);
             }
         }
     }
+
+    /// Queues an operation, which has no entry where it cannot be one of the ring's.
+    fn queue(&mut self, mut operation: Landed, entry: Option<squeue::Entry>) {
+        let Some(entry) = entry.filter(|_| self.has_room()) else {
+            operation.set_result(Err(io::ErrorKind::Unsupported.into()));
+            return self.landed.push_back(operation);
+        };
+        let key = self.next_key;
+        self.next_key += 1;
+        // SAFETY: buffer and file stay in `under_way`, where nothing touches them, until the
+        // completion is here or the entry is known never to be submitted; `drop` waits for the rest.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(key)) };
+        if pushed.is_err() {
+            // Not with room for all of them, as checked above.
+            operation.set_result(Err(io::ErrorKind::QuotaExceeded.into()));
+            return self.landed.push_back(operation);
+        }
+        self.under_way.insert(key, operation);
+        self.queued.push_back(key);
+    }
 }
 
-impl LateReads for RingReads {
+impl LateIo for RingIo {
     fn has_room(&self) -> bool {
         !self.broken && self.under_way.len() < RING_ENTRIES as usize
     }
 
+    fn takes_writes(&self) -> bool {
+        true
+    }
+
     fn start(&mut self, mut read: LateRead) {
-        let length = u32::try_from(read.buf.len());
-        let (Some(fd), Ok(length), true) = (read.file.raw_fd(), length, self.has_room()) else {
-            read.result = Err(io::ErrorKind::Unsupported.into());
-            return self.landed.push_back(read);
-        };
-        let key = self.next_key;
-        self.next_key += 1;
-        let entry = opcode::Read::new(types::Fd(fd), read.buf.as_mut_ptr(), length)
-            .offset(read.offset)
-            .build()
-            .user_data(key);
-        // SAFETY: buffer and file stay in `under_way`, where nothing touches them, until the
-        // completion is here or the entry is known never to be submitted; `drop` waits for the rest.
-        let pushed = unsafe { self.ring.submission().push(&entry) };
-        if pushed.is_err() {
-            // Not with room for all of them, as checked above.
-            read.result = Err(io::ErrorKind::QuotaExceeded.into());
-            return self.landed.push_back(read);
-        }
-        self.under_way.insert(key, read);
-        self.queued.push_back(key);
+        let length = u32::try_from(read.buf.len()).ok();
+        let entry = read.file.raw_fd().zip(length).map(|(fd, length)| {
+            let read_into = opcode::Read::new(types::Fd(fd), read.buf.as_mut_ptr(), length);
+            read_into.offset(read.offset).build()
+        });
+        self.queue(Landed::Read(read), entry);
+    }
+
+    fn start_write(&mut self, write: LateWrite) {
+        let data = write.data.as_slice();
+        let length = u32::try_from(data.len()).ok();
+        let entry = write.file.raw_fd().zip(length).map(|(fd, length)| {
+            let write_from = opcode::Write::new(types::Fd(fd), data.as_ptr(), length);
+            write_from.offset(write.offset).build()
+        });
+        self.queue(Landed::Write(write), entry);
     }
 
     fn submit(&mut self) {
@@ -101,11 +132,26 @@ impl LateReads for RingReads {
         }
     }
 
-    fn take(&mut self) -> Option<LateRead> {
+    fn take(&mut self) -> Option<Landed> {
         if self.landed.is_empty() && !self.under_way.is_empty() {
             self.reap();
         }
         self.landed.pop_front()
+    }
+
+    fn wait(&mut self) {
+        self.submit();
+        while self.landed.is_empty() && !self.under_way.is_empty() {
+            match self.ring.submitter().submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
+                    // Completions come all the same; looking for them is all that is left.
+                    _ => std::thread::sleep(WAIT_STEP),
+                },
+            }
+            self.reap();
+        }
     }
 
     fn raw_fd(&self) -> Option<i32> {
@@ -113,7 +159,7 @@ impl LateReads for RingReads {
     }
 }
 
-impl Drop for RingReads {
+impl Drop for RingIo {
     fn drop(&mut self) {
         self.give_up(&io::ErrorKind::Interrupted.into());
         while !self.under_way.is_empty() {

@@ -7,13 +7,19 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{self, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 
-use crate::{Disk, DiskFile, FileRead, LateReads, Lock, LockMode};
+use crate::{Disk, DiskFile, FileRead, LateIo, Lock, LockMode};
 
 /// Most parts of one `pwritev`: the kernel's `UIO_MAXIOV`.
 const PARTS_MAX: usize = 1024;
+
+/// Between looks whether writers of a file have ended.
+const WRITERS_LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// Looks: a medium that takes longer than this (30 s) for a write fails it.
+const WRITERS_LOOKS_MAX: u32 = 30_000;
 
 /// Files and directories through system calls; batches of reads through `io_uring` where the
 /// kernel lets us, one after the other where not.
@@ -150,11 +156,11 @@ impl Disk for LocalDisk {
         }
     }
 
-    fn late_reads(&self) -> Option<Box<dyn LateReads>> {
+    fn late_io(&self) -> Option<Box<dyn LateIo>> {
         if self.plain_reads {
             return None;
         }
-        let ring = late::RingReads::new().ok()?;
+        let ring = late::RingIo::new().ok()?;
         Some(Box::new(ring))
     }
 
@@ -216,6 +222,10 @@ impl DiskFile for LocalFile {
         Ok(fs::ftruncate(&self.0, length)?)
     }
 
+    fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {
+        Ok(fs::fallocate(&self.0, FallocateFlags::empty(), offset, length)?)
+    }
+
     fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(fs::fallocate(&self.0, flags, offset, length)?)
@@ -241,7 +251,29 @@ impl DiskFile for LocalFile {
         let _ = fs::fadvise(&self.0, offset, length, fs::Advice::DontNeed);
     }
 
+    fn await_writers(&self) {
+        for _ in 0..WRITERS_LOOKS_MAX {
+            match fs::flock(&self.0, FlockOperation::NonBlockingLockShared) {
+                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(WRITERS_LOOK_INTERVAL),
+                Err(rustix::io::Errno::INTR) => {}
+                // Where there are no locks, there are no such writers either.
+                _ => break,
+            }
+        }
+        let _ = fs::flock(&self.0, FlockOperation::Unlock);
+    }
+
     fn raw_fd(&self) -> Option<i32> {
         Some(self.0.as_raw_fd())
+    }
+
+    fn direct(&self) -> io::Result<Arc<dyn DiskFile>> {
+        // Its name may have changed since it was opened.
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        let direct = fs::open(path, flags, Mode::empty())?;
+        // A write under way holds the file open, and so the lock, even when the process has ended.
+        fs::flock(&direct, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Arc::new(LocalFile(direct)))
     }
 }

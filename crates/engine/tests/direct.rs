@@ -1,0 +1,279 @@
+//! Streams that go past the page cache while the image goes on.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use marcot::{
+    BlockDevice, Command, CreateOptions, ErrorKind, Image, ImageId, Late, Limits, Pool, Store,
+    Write,
+};
+use marcot_store::World;
+use support::{Faults, MIB, assert_sound, execute, faulty_world, pattern};
+
+const SIZE_BYTES: u64 = 64 * MIB;
+
+struct Bench {
+    store: Store,
+    pool: Pool,
+    id: ImageId,
+    image: Image,
+    faults: Arc<Faults>,
+}
+
+fn open_store(world: World, directory: &Path) -> (Store, Pool) {
+    let store = Store::open_with(world, directory, Limits::default()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    (store, pool)
+}
+
+/// An image on a disk that can be written past the page cache.
+fn bench(directory: &Path) -> Bench {
+    let (world, faults) = faulty_world();
+    faults.direct.store(true, Ordering::Relaxed);
+    let (store, pool) = open_store(world, directory);
+    let options = CreateOptions { size_bytes: SIZE_BYTES, ..CreateOptions::default() };
+    let id = pool.create("", "image", &options).unwrap();
+    let image = pool.open(id).unwrap();
+    Bench { store, pool, id, image, faults }
+}
+
+impl Bench {
+    fn write_late(&mut self, offset: u64, data: &[u8]) -> Option<u64> {
+        self.image.write_batch_late(&[Write { offset, data }]).unwrap()
+    }
+
+    /// Starts a write of 1 MiB past the page cache.
+    fn stream(&mut self, seed: u8) -> u64 {
+        let before = self.faults.direct_writes.load(Ordering::Relaxed);
+        let number = self.write_late(u64::from(seed) * MIB, &pattern(seed, MIB as usize));
+        let started = self.faults.direct_writes.load(Ordering::Relaxed) - before;
+        assert_eq!(started, 1, "1 MiB in one piece goes past the page cache");
+        number.expect("it is under way")
+    }
+
+    /// Lets so many land; what the writers are told.
+    fn land(&mut self, count: i64) -> Option<marcot::Result<u64>> {
+        self.faults.landing.store(count, Ordering::Relaxed);
+        let told = self.image.take_late();
+        self.faults.landing.store(0, Ordering::Relaxed);
+        match told {
+            None => None,
+            Some(Late::Written(below)) => Some(below),
+            Some(Late::Read(_)) => panic!("nothing was read"),
+        }
+    }
+
+    fn read(&mut self, offset: u64, bytes: usize) -> Vec<u8> {
+        let mut buf = vec![0xEE; bytes];
+        self.image.read_at(offset, &mut buf).unwrap();
+        buf
+    }
+
+    /// Leaves the image as a killed process does, and opens it again on a sound disk.
+    fn killed(self) -> (Store, Pool, Image) {
+        let Bench { store, pool, id, image, .. } = self;
+        let directory = store.directory().to_owned();
+        drop(image);
+        drop((store, pool));
+        let (store, pool) = open_store(World::system(), &directory);
+        let image = pool.open(id).unwrap();
+        (store, pool, image)
+    }
+}
+
+#[test]
+fn only_what_lies_together_goes_past_the_page_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    let short = pattern(1, 256 << 10);
+    assert_eq!(bench.write_late(0, &short), None);
+    let scattered: Vec<Write<'_>> =
+        (0..8).map(|i| Write { offset: i * 2 * MIB, data: &short }).collect();
+    assert_eq!(bench.image.write_batch_late(&scattered).unwrap(), None);
+    assert_eq!(bench.faults.direct_writes.load(Ordering::Relaxed), 0);
+    // Many requests that follow each other are one.
+    let adjacent: Vec<Write<'_>> =
+        (0..8).map(|i| Write { offset: i * (256 << 10), data: &short }).collect();
+    assert!(bench.image.write_batch_late(&adjacent).unwrap().is_some());
+    assert_eq!(bench.faults.direct_writes.load(Ordering::Relaxed), 1);
+    // Who does not ask for less is told when it is done.
+    bench.image.write_at(8 * MIB, &pattern(2, MIB as usize)).unwrap();
+    assert_eq!(bench.faults.direct_writes.load(Ordering::Relaxed), 2);
+    bench.image.close().unwrap();
+    assert_sound(&bench.store, &bench.pool);
+}
+
+#[test]
+fn writes_are_told_of_in_the_order_of_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    let first = bench.stream(1);
+    let second = bench.stream(2);
+    // One that goes through the page cache must not be acknowledged before those it follows.
+    let third = bench.write_late(10 * MIB, &pattern(3, 4096)).expect("it waits for the stream");
+    assert!(first < second && second < third);
+    assert!(bench.land(0).is_none());
+    bench.faults.last_first.store(true, Ordering::Relaxed);
+    assert!(bench.land(1).is_none(), "the first is still under way");
+    let below = bench.land(1).unwrap().unwrap();
+    assert!(below > third, "all have landed");
+    assert!(bench.land(0).is_none(), "nobody is told twice");
+    assert_eq!(bench.write_late(0, &pattern(4, 4096)), None, "nothing is under way any more");
+
+    bench.faults.last_first.store(false, Ordering::Relaxed);
+    let first = bench.stream(5);
+    let second = bench.stream(6);
+    let below = bench.land(1).unwrap().unwrap();
+    assert!(first < below && below <= second);
+    assert!(bench.land(1).unwrap().unwrap() > second);
+    bench.image.close().unwrap();
+    assert_sound(&bench.store, &bench.pool);
+}
+
+#[test]
+fn reads_flushes_and_commands_wait_for_what_is_under_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    bench.stream(1);
+    let middle = bench.read(MIB + 100, 5000);
+    assert!(middle == pattern(1, MIB as usize)[100..5100]);
+    assert!(bench.land(0).is_some(), "waiting for it finished it");
+    // A part of a block keeps what is under way around it.
+    bench.stream(2);
+    bench.write_late(2 * MIB + 10, b"part");
+    let mut expected = pattern(2, 4096);
+    expected[10..14].copy_from_slice(b"part");
+    assert!(bench.read(2 * MIB, 4096) == expected);
+    bench.stream(3);
+    bench.image.discard(3 * MIB, 4096).unwrap();
+    assert!(bench.read(3 * MIB, 4096).iter().all(|b| *b == 0));
+    assert!(bench.read(3 * MIB + 4096, 4096) == pattern(3, MIB as usize)[4096..8192]);
+    bench.stream(4);
+    execute(&mut bench.image, Command::SnapCreate { name: "s".into() }).unwrap();
+    bench.stream(5);
+    bench.image.flush().unwrap();
+    let (store, pool, mut image) = bench.killed();
+    for seed in [4, 5] {
+        let mut buf = vec![0; MIB as usize];
+        image.read_at(u64::from(seed) * MIB, &mut buf).unwrap();
+        assert!(buf == pattern(seed, MIB as usize), "{seed} was flushed");
+    }
+    image.close().unwrap();
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn streams_of_many_segments_are_whole_after_closing_and_leave_no_reserved_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    for seed in 0..SIZE_BYTES / MIB {
+        bench.write_late(seed * MIB, &pattern(seed as u8, MIB as usize));
+        if seed % 7 == 0 {
+            bench.land(3);
+        }
+    }
+    bench.image.close().unwrap();
+    assert_sound(&bench.store, &bench.pool);
+    let files = support::segments(&bench.pool, 'd');
+    let length: u64 = files.iter().map(|f| f.metadata().unwrap().len()).sum();
+    assert!(length < SIZE_BYTES + MIB, "{length} bytes in {} segments", files.len());
+    let mut image = bench.pool.open(bench.id).unwrap();
+    for seed in 0..SIZE_BYTES / MIB {
+        let mut buf = vec![0; MIB as usize];
+        image.read_at(seed * MIB, &mut buf).unwrap();
+        assert!(buf == pattern(seed as u8, MIB as usize), "{seed}");
+    }
+}
+
+#[test]
+fn what_never_landed_is_the_end_of_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    bench.image.write_at(0, &pattern(9, 4096)).unwrap();
+    bench.image.flush().unwrap();
+    bench.stream(1);
+    bench.write_late(0, &pattern(10, 4096));
+    // The process ends with one under way: as if the medium had never been asked.
+    let id = bench.id;
+    let before = tempfile::tempdir().unwrap();
+    copy_tree(directory.path(), before.path());
+    let (_, pool) = open_store(World::system(), before.path());
+    let mut image = pool.open(id).unwrap();
+    let mut block = vec![0; 4096];
+    image.read_at(0, &mut block).unwrap();
+    assert!(block == pattern(9, 4096), "what came behind it is not there either");
+    image.read_at(MIB, &mut block).unwrap();
+    assert!(block.iter().all(|b| *b == 0));
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy_tree(&entry.path(), &target);
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_medium_that_will_not_is_written_through_the_page_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    let number = bench.stream(1);
+    bench.faults.direct_errno.store(22, Ordering::Relaxed);
+    assert!(bench.land(1).unwrap().unwrap() > number);
+    assert!(bench.read(MIB, MIB as usize) == pattern(1, MIB as usize));
+    // It is not asked again.
+    assert_eq!(bench.write_late(2 * MIB, &pattern(2, MIB as usize)), None);
+    bench.image.close().unwrap();
+    assert_sound(&bench.store, &bench.pool);
+}
+
+#[test]
+fn a_write_that_fails_either_way_ends_the_image_and_nothing_flushed_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    bench.image.write_at(0, &pattern(9, 4096)).unwrap();
+    bench.image.flush().unwrap();
+    bench.stream(1);
+    bench.stream(2);
+    bench.faults.direct_errno.store(5, Ordering::Relaxed);
+    bench.faults.room_bytes.store(0, Ordering::Relaxed);
+    let error = bench.land(1).unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Poisoned);
+    assert!(error.to_string().contains("reopen it"), "{error}");
+    let refused = bench.image.write_batch_late(&[Write { offset: 0, data: &[1; 4096] }]);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(bench.image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+    bench.faults.room_bytes.store(-1, Ordering::Relaxed);
+    let (store, pool, mut image) = bench.killed();
+    let mut block = vec![0; 4096];
+    image.read_at(0, &mut block).unwrap();
+    assert!(block == pattern(9, 4096));
+    image.close().unwrap();
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn a_full_medium_is_told_before_anything_is_accepted() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = bench(directory.path());
+    bench.image.write_at(0, &pattern(9, 4096)).unwrap();
+    bench.faults.room_bytes.store(100 << 10, Ordering::Relaxed);
+    let data = pattern(1, MIB as usize);
+    let refused = bench.image.write_batch_late(&[Write { offset: MIB, data: &data }]);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::NoSpace);
+    bench.faults.room_bytes.store(-1, Ordering::Relaxed);
+    bench.image.write_at(MIB, &data).unwrap();
+    assert!(bench.read(0, 4096) == pattern(9, 4096));
+    bench.image.close().unwrap();
+    assert_sound(&bench.store, &bench.pool);
+}

@@ -1,0 +1,70 @@
+//! Writes past the page cache: each waits for its turn, and what waits is lost with the process.
+
+use std::collections::VecDeque;
+use std::io;
+
+use marcot_store::{Landed, LateIo, LateRead, LateWrite};
+
+use crate::random::Rng;
+
+/// Operations under way at once.
+const UNDER_WAY_MAX: usize = 4;
+
+pub(super) struct SimLateIo {
+    rng: Rng,
+    reads: VecDeque<LateRead>,
+    writes: VecDeque<LateWrite>,
+    /// Somebody has waited: something lands now.
+    waited: bool,
+}
+
+impl SimLateIo {
+    pub(super) fn new(rng: Rng) -> Self {
+        Self { rng, reads: VecDeque::new(), writes: VecDeque::new(), waited: false }
+    }
+}
+
+impl LateIo for SimLateIo {
+    fn has_room(&self) -> bool {
+        self.reads.len() + self.writes.len() < UNDER_WAY_MAX
+    }
+
+    fn takes_writes(&self) -> bool {
+        true
+    }
+
+    fn start(&mut self, read: LateRead) {
+        self.reads.push_back(read);
+    }
+
+    fn start_write(&mut self, write: LateWrite) {
+        self.writes.push_back(write);
+    }
+
+    fn submit(&mut self) {}
+
+    fn take(&mut self) -> Option<Landed> {
+        if !std::mem::take(&mut self.waited) && self.rng.below(2) == 0 {
+            return None;
+        }
+        if let Some(mut read) = self.reads.pop_front() {
+            read.result = read.file.read_at(read.offset, &mut read.buf);
+            return Some(Landed::Read(read));
+        }
+        // In any order.
+        let at = self.rng.below(self.writes.len() as u64) as usize;
+        let mut write = self.writes.remove(at)?;
+        let data = write.data.as_slice();
+        let written: io::Result<()> = write.file.write_at(write.offset, &[data]);
+        write.result = written.map(|()| data.len());
+        Some(Landed::Write(write))
+    }
+
+    fn wait(&mut self) {
+        self.waited = true;
+    }
+
+    fn raw_fd(&self) -> Option<i32> {
+        None
+    }
+}
