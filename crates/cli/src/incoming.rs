@@ -71,7 +71,11 @@ impl<'a> Incoming<'a> {
             .into_iter()
             .map(|run| Write { offset: offset + run.start as u64, data: &data[run] })
             .collect();
-        if writes.is_empty() { Ok(()) } else { self.device()?.write_batch(&writes) }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        // What is still under way is waited for by the flush, while more of the source is read.
+        self.device()?.write_batch_late(&writes).map(drop)
     }
 
     /// Stops early if the user asked for it.

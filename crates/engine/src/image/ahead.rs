@@ -22,8 +22,11 @@ static ZEROS: [u8; AHEAD_BYTES] = [0; AHEAD_BYTES];
 /// How far the open segment is written.
 #[derive(Default)]
 pub(super) struct WrittenAhead {
-    /// Blocks of the file that are written or have room, or 0 where that is no more than the log.
+    /// Blocks of the file that are written, or 0 where nothing was written ahead.
     end: u32,
+    /// Blocks that the medium has room for, or 0 where none was taken ahead. Using it costs the file
+    /// system's journal as much as growing does, so it is no reason not to write ahead.
+    room_end: u32,
     synced_slot: u32,
     small_flushes: u32,
 }
@@ -52,20 +55,20 @@ impl WrittenAhead {
     }
 
     /// True where the medium has room for all that lies before `slot`.
-    pub(super) fn covers(&self, slot: u32) -> bool {
-        self.end >= slot
+    pub(super) fn has_room(&self, slot: u32) -> bool {
+        self.end.max(self.room_end) >= slot
     }
 
     /// The medium has it now.
-    pub(super) fn reserved(&mut self, slot: u32) {
-        self.end = self.end.max(slot);
+    pub(super) fn took_room(&mut self, slot: u32) {
+        self.room_end = slot;
     }
 
-    /// Gives back what lies behind the last group, when the segment is left.
-    pub(super) fn cut(&mut self, file: &dyn DiskFile, slot: u32) {
-        if std::mem::take(&mut self.end) > slot {
-            // Zeros at the end of a file do no harm.
-            let _ = file.set_length(u64::from(slot) * BLOCK_BYTES);
-        }
+    /// Gives back what lies behind the last group, where nothing is being written there; true if
+    /// there was anything.
+    pub(super) fn cut(&mut self, file: &dyn DiskFile, slot: u32) -> bool {
+        let end = std::mem::take(&mut self.end).max(std::mem::take(&mut self.room_end));
+        // Zeros at the end of a file do no harm.
+        end > slot && file.set_length(u64::from(slot) * BLOCK_BYTES).is_ok()
     }
 }

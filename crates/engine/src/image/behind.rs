@@ -78,15 +78,20 @@ impl Behind {
         slots: Range<u32>,
         workers: &dyn Workers,
     ) {
-        if self.blocks > 0 {
-            self.end_stretch(file, slots.start, slots.end, workers);
-        }
-        self.first = slots.end;
+        self.end_stretch(file, slots.start, slots.end, workers);
     }
 
     /// True where the stretch is complete, now that the log has grown to `slot`.
     pub(super) fn is_complete(&self, slot: u32) -> bool {
         slot >= self.first + STRETCH_SLOTS
+    }
+
+    /// Has the unfinished stretch, up to `slot`, written out now.
+    pub(super) fn hurry(&self, file: &dyn DiskFile, slot: u32) {
+        let (from, slots) = (u64::from(self.first), u64::from(slot.saturating_sub(self.first)));
+        if slots > 0 {
+            file.write_out(from * BLOCK_BYTES, slots * BLOCK_BYTES);
+        }
     }
 
     /// Ends the stretch at `slot` of `file`; the next one starts at `next`.
@@ -97,6 +102,10 @@ impl Behind {
         next: u32,
         workers: &dyn Workers,
     ) {
+        if slot == self.first {
+            self.first = next;
+            return;
+        }
         let (offset, slots) = (u64::from(self.first), u64::from(slot - self.first));
         let stretch = Stretch {
             file: Arc::clone(file),

@@ -111,13 +111,23 @@ impl Image {
         self.settle()?;
         self.check_not_fenced()?;
         self.write_pending()?;
-        self.sync_log()?;
-        let cargo = self.load_cargo(Vec::new(), change)?;
+        // The medium takes the end of the log while the pages are made and written.
+        self.finish_direct()?;
+        self.write_out_log();
+        let mut cargo = match self.load_cargo(Vec::new(), change) {
+            Ok(cargo) => cargo,
+            // What a command changed before it found no room is there to stay.
+            Err(error) => return self.sync_log().and(Err(error)),
+        };
         if fault::is(Fault::RemoveBeforeHead) {
             self.remove_dead();
         }
         let departure = self.departure();
-        let landed = cargo.fly();
+        let written = cargo.pages.write();
+        let landed = match self.sync_log().and(written) {
+            Ok(()) => cargo.fly(),
+            Err(error) => Landed::Failed { error, pages: Some(cargo.pages) },
+        };
         self.land(landed, departure)
     }
 
@@ -180,8 +190,9 @@ impl Image {
     /// Takes in the outcome of a flight.
     fn land(&mut self, landed: Landed, departure: Departure) -> Result<()> {
         match landed {
-            Landed::Done(head) => {
+            Landed::Done(head, pages) => {
                 self.head = *head;
+                self.map_pages.reuse(pages);
                 self.unwritten_from = None;
                 if let Some(log) = &mut self.log {
                     log.durable_below = log.durable_below.max(departure.group);
@@ -222,11 +233,12 @@ impl Image {
         let pages = self.pending.take().unwrap_or_default();
         let (pool, id, label) = (self.pool.clone(), self.id, self.label.clone());
         let before = (self.head.version, self.head.epoch);
-        Ok(Cargo { pool, id, label, before, log, pages, head })
+        let log_lost = self.log_lost.clone();
+        Ok(Cargo { pool, id, label, before, log, log_lost, pages, head })
     }
 
     fn write_pending(&mut self) -> Result<()> {
-        if let Some(pages) = &self.pending {
+        if let Some(pages) = &mut self.pending {
             pages.write_and_sync()?;
             (self.pending, self.unwritten_from) = (None, None);
         }

@@ -15,7 +15,8 @@ impl Image {
         command: &Command,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Reply> {
-        self.finish_direct()?;
+        // Where that fails, the image is poisoned, and says so to what changes it.
+        let _ = self.finish_direct();
         let of_data = matches!(
             command,
             Command::Read { .. } | Command::Write { .. } | Command::Discard { .. } | Command::Flush

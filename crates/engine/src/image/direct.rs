@@ -8,9 +8,10 @@
 //! Invariants:
 //! - A write is acknowledged when its group and all groups before it are in the page cache or on
 //!   the medium, so that the end of the process loses none that was: in the order of the log.
-//! - The map names a group from its start on, so whatever reads its slots, syncs the log or ends it
-//!   waits for it first: [`Image::finish_direct`].
-//! - Its room was taken before, so that no write that was accepted meets a full medium.
+//! - The map names a group from its start on, so whatever reads its slots, syncs the log, appends to it
+//!   through the page cache, or ends it waits for it first: [`Image::finish_direct`].
+//! - Its room was taken before, so that no write that was accepted meets a full medium, as far as the
+//!   file system keeps its word (one that copies on write may not).
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -28,11 +29,12 @@ use crate::fault::{self, Fault};
 
 /// Room is taken for so many of the shortest groups ahead.
 const RESERVED_GROUPS: u64 = 16;
-/// Bytes under way at once; a writer that is ahead so far waits.
-const UNDER_WAY_BYTES_MAX: usize = 4 << 20;
-/// Bytes of buffers kept for the next groups, until the image is idle: new memory costs as much as
-/// the pages of the cache that this saves.
-const SPARE_BYTES_MAX: usize = 2 * UNDER_WAY_BYTES_MAX;
+/// Memory of what is under way at once, in bytes; a writer that is ahead so far waits. Four requests of
+/// 1 MiB keep the medium busy.
+const UNDER_WAY_BYTES_MAX: usize = 8 << 20;
+/// Memory kept for the next groups, in bytes, until the image is idle: new memory costs as much as the
+/// pages of the cache that this saves. Enough for the longest group.
+const SPARE_BYTES_MAX: usize = 12 << 20;
 
 /// A group that is being written.
 struct UnderWay {
@@ -42,6 +44,8 @@ struct UnderWay {
     slots: Range<u32>,
     /// Its segment through the page cache.
     file: Arc<dyn DiskFile>,
+    /// Memory that it takes, in bytes.
+    bytes: usize,
     /// It is on the medium, and waits for groups before it to be told of.
     landed: bool,
 }
@@ -70,20 +74,29 @@ impl State {
 
     fn touches(&self, segment: u32, slots: &Range<u32>) -> bool {
         let meets = |g: &UnderWay| g.slots.start < slots.end && slots.start < g.slots.end;
-        self.groups.iter().any(|g| g.segment == segment && meets(g))
+        self.groups.iter().any(|g| !g.landed && g.segment == segment && meets(g))
     }
 
-    fn take_spare(&mut self, at: usize) -> AlignedBytes {
+    /// A buffer for so many bytes.
+    fn take_buffer(&mut self, bytes: usize) -> AlignedBytes {
         // The last one used is the one that the processor has.
-        let spare = self.spare.remove(at);
-        self.spare_bytes -= spare.capacity();
-        spare
+        match self.spare.iter().rposition(|spare| spare.capacity() >= bytes) {
+            Some(at) => {
+                let spare = self.spare.remove(at);
+                self.spare_bytes -= spare.capacity();
+                spare
+            }
+            None => AlignedBytes::with_capacity(bytes),
+        }
     }
 
-    fn keep_spare(&mut self, spare: AlignedBytes) {
-        if self.spare_bytes + spare.capacity() <= SPARE_BYTES_MAX {
-            self.spare_bytes += spare.capacity();
-            self.spare.push(spare);
+    fn keep_buffer(&mut self, mut buffer: AlignedBytes) {
+        buffer.clear();
+        self.spare_bytes += buffer.capacity();
+        self.spare.push(buffer);
+        // The oldest go: they are those that nobody has needed for long.
+        while self.spare_bytes > SPARE_BYTES_MAX {
+            self.spare_bytes -= self.spare.remove(0).capacity();
         }
     }
 
@@ -95,7 +108,7 @@ impl State {
 
     /// True where nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.groups.is_empty()
+        self.groups.iter().all(|group| group.landed)
     }
 }
 
@@ -115,43 +128,44 @@ impl Image {
             return Ok(false);
         }
         let disk = Arc::clone(&self.pool.files().world().disk);
-        while self.direct.bytes > UNDER_WAY_BYTES_MAX {
-            self.wait_direct()?;
-        }
         if log.direct.is_none() {
             log.direct = log.file.direct().ok();
         }
-        let io = self.late.io(&*disk).filter(|io| io.takes_writes());
-        let (Some(file), Some(io)) = (log.direct.clone(), io) else {
+        let takes_writes = self.late.io(&*disk).is_some_and(|io| io.takes_writes());
+        let (Some(file), true) = (log.direct.clone(), takes_writes) else {
             self.direct.refused = log.direct.is_none();
             return Ok(false);
         };
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         let end = log.slot + (bytes as u64 / BLOCK_BYTES) as u32;
-        if !log.ahead.covers(end) {
+        if !log.ahead.has_room(end) {
             let ahead = (RESERVED_GROUPS * stream_bytes_min / BLOCK_BYTES) as u32;
             let to = (log.slot + ahead).min(SEGMENT_SLOTS).max(end);
             let room = u64::from(to - log.slot) * BLOCK_BYTES;
             if let Err(error) = log.file.reserve(u64::from(log.slot) * BLOCK_BYTES, room) {
                 // The page cache may still find room, or say why not.
-                self.direct.refused = error.kind() != std::io::ErrorKind::StorageFull;
+                self.direct.refused = error.kind() == std::io::ErrorKind::Unsupported;
                 return Ok(false);
             }
-            log.ahead.reserved(to);
+            log.ahead.took_room(to);
         }
-        let fitting = self.direct.spare.iter().rposition(|spare| spare.capacity() >= bytes);
-        let mut data = match fitting {
-            Some(at) => self.direct.take_spare(at),
-            None => AlignedBytes::with_capacity(bytes),
-        };
+        let mut data = self.direct.take_buffer(bytes);
         parts.iter().for_each(|part| data.extend_from_slice(part));
+        let bytes = data.capacity();
+        while !self.direct.is_idle() && self.direct.bytes + bytes > UNDER_WAY_BYTES_MAX {
+            self.wait_direct()?;
+        }
         let number = header.group;
         let offset = u64::from(log.slot) * BLOCK_BYTES;
+        let Some(io) = self.late.io(&*disk) else {
+            self.direct.keep_buffer(data);
+            return Ok(false);
+        };
         io.start_write(LateWrite { number, file, offset, data, result: Ok(0) });
         io.submit();
         let (segment, slots) = (log.index, log.slot..end);
         let file = Arc::clone(&log.file);
-        let group = UnderWay { group: number, segment, slots, file, landed: false };
+        let group = UnderWay { group: number, segment, slots, file, bytes, landed: false };
         self.direct.groups.push_back(group);
         self.direct.bytes += bytes;
         Ok(true)
@@ -159,11 +173,11 @@ impl Image {
 
     /// Takes in a write that has ended.
     pub(super) fn direct_landed(&mut self, write: LateWrite) {
-        let LateWrite { number, offset, mut data, result, .. } = write;
+        let LateWrite { number, offset, data, result, .. } = write;
         let bytes = data.as_slice().len();
         let Some(group) = self.direct.groups.iter_mut().find(|g| g.group == number) else { return };
         group.landed = true;
-        self.direct.bytes -= bytes;
+        self.direct.bytes -= group.bytes;
         if !result.as_ref().is_ok_and(|n| *n == bytes) {
             // The file system would not, or not just now; the page cache may all the same.
             tracing::debug!(image = %self.label, ?result, "a group goes through the page cache");
@@ -175,8 +189,7 @@ impl Image {
                 self.direct.failed.get_or_insert(message);
             }
         }
-        data.clear();
-        self.direct.keep_spare(data);
+        self.direct.keep_buffer(data);
     }
 
     fn failed_direct(&self) -> Result<()> {
@@ -206,7 +219,7 @@ impl Image {
     /// # Errors
     /// `Poisoned` where one could not be written.
     pub(super) fn finish_direct(&mut self) -> Result<()> {
-        while self.direct.groups.iter().any(|group| !group.landed) {
+        while !self.direct.is_idle() {
             self.wait_direct()?;
         }
         if !self.direct.asked {
@@ -217,12 +230,21 @@ impl Image {
 
     /// Waits until nothing is being written, however it ends: when the image is let go of.
     pub(super) fn abandon_direct(&mut self) {
-        while self.direct.groups.iter().any(|group| !group.landed) {
+        while !self.direct.is_idle() {
             match self.late.wait() {
                 Some(Landed::Write(write)) => self.direct_landed(write),
                 Some(Landed::Read(_)) => {}
                 None => break,
             }
+        }
+    }
+
+    /// Gives back the room that was taken ahead, where nothing is being written there.
+    pub(super) fn give_room_back(&mut self) {
+        if self.direct.is_idle()
+            && let Some(log) = &mut self.log
+        {
+            log.ahead.cut(&*log.file, log.slot);
         }
     }
 
@@ -234,15 +256,19 @@ impl Image {
         }
     }
 
-    /// Number of the last group, where it or one before it has not landed yet. Its writer is told
-    /// by [`Self::tell_written`].
-    pub(super) fn unwritten_group(&mut self) -> Option<u64> {
-        if self.direct.groups.iter().all(|group| group.landed) && !self.direct.asked {
+    /// Number of the last group, where it or one before it has not landed yet, or has not been told
+    /// of. Its writer is told by [`Self::tell_written`].
+    ///
+    /// # Errors
+    /// `Poisoned` where nothing will be told any more.
+    pub(super) fn unwritten_group(&mut self) -> Result<Option<u64>> {
+        self.failed_direct()?;
+        if self.direct.is_idle() && !self.direct.asked {
             self.direct.groups.clear();
-            return None;
+            return Ok(None);
         }
         self.direct.asked = true;
-        Some(self.group_next - 1)
+        Ok(Some(self.group_next - 1))
     }
 
     /// What writers who wait may be told now.
@@ -250,9 +276,10 @@ impl Image {
         if !self.direct.asked {
             return None;
         }
-        if let Some(message) = &self.direct.failed {
+        // Nothing is acknowledged any more, whatever made the image unusable.
+        if let Err(error) = self.failed_direct().and_then(|()| self.check_owner()) {
             self.direct.asked = false;
-            return Some(Late::Written(Err(Error::new(ErrorKind::Poisoned, message.clone()))));
+            return Some(Late::Written(Err(error)));
         }
         let told = |group: &&UnderWay| group.landed || fault::is(Fault::ToldUnderWay);
         let landed = self.direct.groups.iter().take_while(told).count();

@@ -4,6 +4,7 @@
 //! synced through descriptors of its own: the operating system tells a failed write-back once to each
 //! descriptor, and neither the flight nor a flush of the image may miss it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_format::ImageId;
@@ -15,6 +16,26 @@ use crate::error::{Error, ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
 use crate::segment::{SegmentName, WrittenPages};
 
+/// A sync of the log has failed, whoever asked for it: what it should have stored may be gone, and
+/// no later sync tells. Image and flight share it, because neither may take the other's word for the
+/// log's.
+#[derive(Clone, Default)]
+pub(super) struct LogLost(Arc<AtomicBool>);
+
+impl LogLost {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Fails where it is so.
+    pub(super) fn check(&self) -> std::io::Result<()> {
+        match self.0.load(Ordering::SeqCst) && !fault::is(Fault::ForgetPoison) {
+            true => Err(std::io::Error::other("an earlier sync of the log failed")),
+            false => Ok(()),
+        }
+    }
+}
+
 /// What a flight carries.
 pub(super) struct Cargo {
     pub pool: Pool,
@@ -25,14 +46,16 @@ pub(super) struct Cargo {
     pub before: (u64, u64),
     /// Segments of the log that are not known to be durable.
     pub log: Vec<Arc<dyn DiskFile>>,
+    /// See [`LogLost`].
+    pub log_lost: LogLost,
     pub pages: WrittenPages,
     pub head: HeadRecord,
 }
 
 /// How a flight ended.
 pub(super) enum Landed {
-    /// This head is durable.
-    Done(Box<HeadRecord>),
+    /// This head is durable, as are the pages that it names.
+    Done(Box<HeadRecord>, WrittenPages),
     /// The head before is the durable one, unless the error says `Poisoned`.
     Failed {
         error: Error,
@@ -43,24 +66,34 @@ pub(super) enum Landed {
 
 impl Cargo {
     /// Brings everything to stable storage, in the order that is told in `checkpoint`.
-    pub(super) fn fly(self) -> Landed {
-        for file in self.log.iter().filter(|_| !fault::is(Fault::FlightSkipsLog)) {
+    pub(super) fn fly(mut self) -> Landed {
+        let log = self.log.iter().filter(|_| !fault::is(Fault::FlightSkipsLog));
+        for file in log {
             if let Err(error) = file.sync() {
-                let message =
-                    format!("the log of {} cannot be made durable; reopen it", self.label);
-                let error = Error::new(ErrorKind::Poisoned, format!("{message}: {error}"));
-                return Landed::Failed { error, pages: Some(self.pages) };
+                self.log_lost.set();
+                return self.without_log(&error);
             }
         }
         if let Err(error) = self.pages.write_and_sync() {
             return Landed::Failed { error, pages: Some(self.pages) };
         }
+        if let Err(error) = self.log_lost.check() {
+            return self.without_log(&error);
+        }
         let published = check_not_fenced(&self.pool, self.id, self.before.0, self.before.1)
             .and_then(|()| write_head(&self.pool, self.id, &self.label, &self.head));
         match published {
-            Ok(()) => Landed::Done(Box::new(self.head)),
+            Ok(()) => Landed::Done(Box::new(self.head), self.pages),
             Err(error) => Landed::Failed { error, pages: None },
         }
+    }
+}
+
+impl Cargo {
+    fn without_log(self, error: &std::io::Error) -> Landed {
+        let message = format!("the log of {} cannot be made durable; reopen it", self.label);
+        let error = Error::new(ErrorKind::Poisoned, format!("{message}: {error}"));
+        Landed::Failed { error, pages: Some(self.pages) }
     }
 }
 
@@ -97,7 +130,7 @@ impl Flight {
             let (pool, id, label) = (cargo.pool.clone(), cargo.id, cargo.label.clone());
             let landed = cargo.fly();
             let left = match landed {
-                Landed::Done(_) => remove_dead(&pool, id, &label, dead),
+                Landed::Done(..) => remove_dead(&pool, id, &label, dead),
                 Landed::Failed { .. } => dead,
             };
             let outcome = (landed, left);

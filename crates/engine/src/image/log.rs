@@ -270,7 +270,12 @@ impl Image {
         log.dirty = true;
         let before = log.slot;
         let written = match self.start_direct(&mut log, header, &parts) {
-            Ok(false) => self.write_cached(&mut log, &parts).map(|()| false),
+            // Its pages may lie in one folio with the end of what is under way: none of those may be
+            // dirty when the kernel forgets what it has of that.
+            Ok(false) => self
+                .finish_direct()
+                .and_then(|()| self.write_cached(&mut log, &parts))
+                .map(|()| false),
             started => started,
         };
         log.header = header_bytes;
@@ -312,17 +317,33 @@ impl Image {
         }
         let Some(mut log) = self.log.take() else { return Ok(()) };
         let mut unsynced = std::mem::take(&mut log.unsynced);
-        self.cut_log(&mut log);
         self.behind.end_stretch(&log.file, log.slot, 0, &*self.pool.files().world().workers);
         if log.dirty {
             unsynced.push((log.name, Arc::clone(&log.file)));
         }
-        if let Err(error) = self.open_log(self.head.epoch, unsynced.clone(), log.durable_below) {
+        let (epoch, durable_below) = (self.head.epoch, log.durable_below);
+        let mut opened = self.open_log(epoch, unsynced.clone(), durable_below);
+        if opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace)
+            && self.finish_direct().is_ok()
+            && log.ahead.cut(&*log.file, log.slot)
+        {
+            // The room that had been taken ahead may be what the next segment lacks.
+            opened = self.open_log(epoch, unsynced.clone(), durable_below);
+        }
+        if let Err(error) = opened {
             log.unsynced = unsynced;
             self.log = Some(log);
             return Err(error);
         }
+        self.cut_log(log);
         Ok(())
+    }
+
+    /// Asks the medium for what [`Self::sync_log`] will wait for.
+    pub(super) fn write_out_log(&self) {
+        if let Some(log) = &self.log {
+            self.behind.hurry(&*log.file, log.slot);
+        }
     }
 
     /// Makes the log durable.
@@ -340,7 +361,10 @@ impl Image {
         if log.dirty && !fault::is(Fault::SkipLogSync) {
             result = result.and_then(|()| log.file.sync());
         }
-        if let Err(error) = result {
+        if result.is_err() {
+            self.log_lost.set();
+        }
+        if let Err(error) = result.and_then(|()| self.log_lost.check()) {
             self.poisoned = !fault::is(Fault::ForgetPoison);
             tracing::error!(image = %self.label, %error, "flush failed; the image must be reopened");
             let message = format!("flushing {} failed; reopen it", self.label);
@@ -352,16 +376,20 @@ impl Image {
         Ok(())
     }
 
-    /// Gives back what lies behind the last group of a segment that is left.
-    fn cut_log(&mut self, log: &mut Log) {
-        let (mut ahead, slot) = (std::mem::take(&mut log.ahead), log.slot);
+    /// Gives back what lies behind the last group of a segment that was left for good.
+    fn cut_log(&mut self, mut log: Log) {
         if self.direct.is_idle() {
-            return ahead.cut(&*log.file, slot);
+            log.ahead.cut(&*log.file, log.slot);
+            return;
         }
         // It waits for what is being written there, which a worker can do.
-        let file = Arc::clone(&log.file);
         let workers = &*self.pool.files().world().workers;
-        self.cutting = Some(workers.start(Box::new(move || ahead.cut(&*file, slot))));
+        let cut = workers.start(Box::new(move || {
+            log.ahead.cut(&*log.file, log.slot);
+        }));
+        if let Some(before) = self.cutting.replace(cut) {
+            before.wait();
+        }
     }
 
     /// The segments that [`Self::sync_log`] would sync, opened anew for another thread.
@@ -381,8 +409,8 @@ impl Image {
     /// Makes the log durable and leaves the open segment for good.
     pub(super) fn retire_log(&mut self) -> Result<()> {
         self.sync_log()?;
-        if let Some(mut log) = self.log.take() {
-            self.cut_log(&mut log);
+        if let Some(log) = self.log.take() {
+            self.cut_log(log);
         }
         self.remove_prepared();
         Ok(())

@@ -55,14 +55,17 @@ impl Image {
         });
     }
 
-    /// Drops nearly all pages, and the buffers of streams. Where too many are dirty for that, begins a checkpoint first, so that
+    /// Drops nearly all pages, and buffers, and gives back room on the medium that nobody may need.
+    /// Where too many pages are dirty for that, begins a checkpoint first, so that
     /// they can be dropped once it has landed.
     pub(super) fn give_memory_back(&mut self) -> Result<Rested> {
         self.compaction.due |= self.take_landed()?;
         let before = self.memory_bytes();
         let bytes_max = self.limits().map_memory_bytes / REST_PART;
         self.evict(bytes_max);
-        let freed_bytes = before.saturating_sub(self.memory_bytes()) + self.direct.drop_spare();
+        let spare_bytes = self.direct.drop_spare() + self.map_pages.drop_spare();
+        self.give_room_back();
+        let freed_bytes = before.saturating_sub(self.memory_bytes()) + spare_bytes;
         if self.memory_bytes() > bytes_max && self.is_owner() && !self.poisoned {
             match self.begin_checkpoint() {
                 Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {

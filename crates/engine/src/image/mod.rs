@@ -101,6 +101,7 @@ pub struct Image {
     pending: Option<WrittenPages>,
     /// A checkpoint in the background.
     flight: Option<flight::Flight>,
+    log_lost: flight::LogLost,
     /// Pages placed from here on may not be on disk yet.
     unwritten_from: Option<memory::Unwritten>,
     compaction: compact::State,
@@ -225,6 +226,7 @@ impl Image {
             dead: Vec::new(),
             pending: None,
             flight: None,
+            log_lost: flight::LogLost::default(),
             unwritten_from: None,
             compaction: compact::State::default(),
             flattening: flatten::State::default(),

@@ -26,7 +26,7 @@ impl Image {
     /// returns the number of the last group.
     pub(super) fn write_all_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
         self.append_all(writes)?;
-        Ok(self.unwritten_group())
+        self.unwritten_group()
     }
 
     fn append_all(&mut self, writes: &[Write<'_>]) -> Result<()> {

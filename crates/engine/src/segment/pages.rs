@@ -19,7 +19,13 @@ struct Extent {
     file: Arc<dyn DiskFile>,
     offset: u64,
     bytes: Vec<u8>,
+    /// The file has them, though not yet durably.
+    written: bool,
 }
+
+/// A buffer up to this size, in bytes, is kept for the pages of the next checkpoint: where memory is
+/// new, the first use of it takes longer than encoding.
+const SPARE_BYTES_MAX: usize = 4 << 20;
 
 /// Pages that were placed and must reach the disk before a head names them.
 #[derive(Default)]
@@ -33,15 +39,30 @@ impl WrittenPages {
         self.extents.extend(other.extents);
     }
 
-    /// Writes and syncs all pages. May be called again after an error that left the files intact
-    /// (no space): the same bytes go to the same places.
-    pub(crate) fn write_and_sync(&self) -> Result<()> {
-        for extent in &self.extents {
+    /// Writes all pages that have not been. May be called again after an error that left the files
+    /// intact (no space): the same bytes go to the same places.
+    pub(crate) fn write(&mut self) -> Result<()> {
+        for extent in self.extents.iter_mut().filter(|extent| !extent.written) {
             extent
                 .file
                 .write_at(extent.offset, &[&extent.bytes])
                 .at(|| format!("cannot write map pages to segment {}", extent.name))?;
+            extent.written = true;
         }
+        Ok(())
+    }
+
+    /// The same, and syncs them. After a sync that failed, all are written again by the next call.
+    pub(crate) fn write_and_sync(&mut self) -> Result<()> {
+        self.write()?;
+        let synced = self.sync();
+        if synced.is_err() {
+            self.extents.iter_mut().for_each(|extent| extent.written = false);
+        }
+        synced
+    }
+
+    fn sync(&self) -> Result<()> {
         for extent in self.extents.iter().filter(|_| !fault::is(Fault::HeadBeforePages)) {
             extent.file.sync().at(|| format!("cannot sync segment {}", extent.name))?;
         }
@@ -61,6 +82,8 @@ struct OpenSegment {
 pub(crate) struct PageWriter {
     open: Option<OpenSegment>,
     placed: WrittenPages,
+    /// Empty, but with memory.
+    spare: Vec<u8>,
 }
 
 impl PageWriter {
@@ -94,7 +117,8 @@ impl PageWriter {
             .is_some_and(|e| e.name == open.name && e.offset + e.bytes.len() as u64 == open.end);
         if !continues {
             let file = Arc::clone(&open.file);
-            extents.push(Extent { name: open.name, file, offset: open.end, bytes: Vec::new() });
+            let (name, offset, bytes) = (open.name, open.end, std::mem::take(&mut self.spare));
+            extents.push(Extent { name, file, offset, bytes, written: false });
         }
         let bytes = &mut extents.last_mut()?.bytes;
         let before = bytes.len();
@@ -102,6 +126,23 @@ impl PageWriter {
         let offset = open.end;
         open.end += (bytes.len() - before) as u64;
         Some((offset, value))
+    }
+
+    /// Takes the memory of pages that are durable, for the next ones.
+    pub(crate) fn reuse(&mut self, pages: WrittenPages) {
+        let buffers = pages.extents.into_iter().map(|extent| extent.bytes);
+        let fitting = buffers.filter(|bytes| bytes.capacity() <= SPARE_BYTES_MAX);
+        if let Some(mut bytes) = fitting.max_by_key(Vec::capacity)
+            && bytes.capacity() > self.spare.capacity()
+        {
+            bytes.clear();
+            self.spare = bytes;
+        }
+    }
+
+    /// Gives the memory for the next pages back; how much that was, in bytes.
+    pub(crate) fn drop_spare(&mut self) -> u64 {
+        std::mem::take(&mut self.spare).capacity() as u64
     }
 
     /// Hands over what was placed since the last call. The next page starts a sector of its own, so

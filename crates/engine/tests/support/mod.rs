@@ -19,6 +19,8 @@ use marcot_store::{
 pub struct Faults {
     /// Bytes that may still be written before the disk is full; negative: no limit.
     pub room_bytes: AtomicI64,
+    /// No file can be created.
+    pub no_new_files: AtomicBool,
     /// The next sync of a file fails.
     pub fail_sync: AtomicBool,
     /// Heads cannot be opened, with this error number; 0: they can.
@@ -37,6 +39,8 @@ pub struct Faults {
     pub last_first: AtomicBool,
     /// The next write past the page cache fails, with this error number; 0: it does not.
     pub direct_errno: AtomicI32,
+    /// The next write past the page cache ends half-way.
+    pub direct_short: AtomicBool,
     /// Writes past the page cache that have been started.
     pub direct_writes: AtomicI64,
 }
@@ -73,11 +77,15 @@ impl LateIo for Waiting {
         };
         if let Some(mut write) = write {
             self.faults.landing.fetch_sub(1, Ordering::Relaxed);
+            let data = write.data.as_slice();
+            let data = match self.faults.direct_short.swap(false, Ordering::Relaxed) {
+                true => &data[..data.len() / 2],
+                false => data,
+            };
             write.result = match self.faults.direct_errno.swap(0, Ordering::Relaxed) {
-                0 => write.file.write_at(write.offset, &[write.data.as_slice()]),
+                0 => write.file.write_at(write.offset, &[data]).map(|()| data.len()),
                 errno => Err(io::Error::from_raw_os_error(errno)),
-            }
-            .map(|()| write.data.as_slice().len());
+            };
             return Some(Landed::Write(write));
         }
         let mut read = self.reads.pop_front()?;
@@ -121,6 +129,9 @@ impl FaultyDisk {
 
 impl Disk for FaultyDisk {
     fn create_new(&self, path: &Path, mode: u32) -> io::Result<Arc<dyn DiskFile>> {
+        if self.faults.no_new_files.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.inner.create_new(path, mode).map(|f| self.wrap(f))
     }
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {

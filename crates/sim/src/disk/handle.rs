@@ -8,15 +8,13 @@ use marcot_store::{Disk, DiskFile, LateIo, Lock, LockMode};
 
 use super::late::SimLateIo;
 use super::node::{DirectoryNode, Entry, FileNode, Node, NodeId, Pending};
-use super::{Cut, Fault, LINES_MAX, Machine, State, eio, mix, off};
+use super::{Cut, Fault, LATE_IO, LINES_MAX, Machine, State, eio, mix, off};
 use crate::random::Rng;
 
 /// Bytes that a simulated disk always reports as free.
 const FREE_BYTES: u64 = 1 << 40;
 /// Number of the first simulated process.
 const PROCESS_ID_FIRST: u32 = 1000;
-/// The use of random numbers that decides how writes past the page cache go.
-const LATE_IO: u64 = 300;
 
 /// The disk of one life of a process.
 #[derive(Clone)]
@@ -245,9 +243,11 @@ impl Disk for SimDisk {
     }
 
     fn late_io(&self) -> Option<Box<dyn LateIo>> {
-        // What an image is written by in one life is as random as all else.
-        let mut rng = Rng::with(self.machine.state().ios, LATE_IO);
-        (rng.below(2) == 0).then(|| Box::new(SimLateIo::new(rng)) as Box<dyn LateIo>)
+        let state = self.machine.state();
+        state.direct.then(|| {
+            let rng = Rng::with(state.ios, LATE_IO);
+            Box::new(SimLateIo::new(rng)) as Box<dyn LateIo>
+        })
     }
 
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {

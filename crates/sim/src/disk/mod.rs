@@ -30,6 +30,9 @@ use node::{DirectoryNode, Entry, FileNode, Node, NodeId, Pending};
 
 /// The root directory.
 const ROOT: NodeId = 1;
+/// The use of random numbers that decides whether there are writes past the page cache, and how they
+/// go.
+const LATE_IO: u64 = 300;
 /// Lines of the trace that are kept.
 const LINES_MAX: usize = 400;
 
@@ -57,6 +60,8 @@ struct State {
     lives: Vec<u64>,
     locks: Locks,
     faults: Faults,
+    /// Writes past the page cache are possible.
+    direct: bool,
     cut: Option<(u64, Cut)>,
     was_cut: Option<Cut>,
     rng: Rng,
@@ -97,6 +102,7 @@ impl Machine {
             lives: vec![0; processes],
             locks: Locks::default(),
             faults: Faults::default(),
+            direct: Rng::with(seed, LATE_IO).one_in(2),
             cut: None,
             was_cut: None,
             rng: Rng::with(seed, 1),

@@ -2,12 +2,12 @@
 
 mod late;
 mod ring;
+mod writers;
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::fs::{self, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 
@@ -15,11 +15,6 @@ use crate::{Disk, DiskFile, FileRead, LateIo, Lock, LockMode};
 
 /// Most parts of one `pwritev`: the kernel's `UIO_MAXIOV`.
 const PARTS_MAX: usize = 1024;
-
-/// Between looks whether writers of a file have ended.
-const WRITERS_LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// Looks: a medium that takes longer than this (30 s) for a write fails it.
-const WRITERS_LOOKS_MAX: u32 = 30_000;
 
 /// Files and directories through system calls; batches of reads through `io_uring` where the
 /// kernel lets us, one after the other where not.
@@ -252,15 +247,7 @@ impl DiskFile for LocalFile {
     }
 
     fn await_writers(&self) {
-        for _ in 0..WRITERS_LOOKS_MAX {
-            match fs::flock(&self.0, FlockOperation::NonBlockingLockShared) {
-                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(WRITERS_LOOK_INTERVAL),
-                Err(rustix::io::Errno::INTR) => {}
-                // Where there are no locks, there are no such writers either.
-                _ => break,
-            }
-        }
-        let _ = fs::flock(&self.0, FlockOperation::Unlock);
+        writers::wait(self.0.as_fd());
     }
 
     fn raw_fd(&self) -> Option<i32> {
@@ -272,8 +259,7 @@ impl DiskFile for LocalFile {
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
         let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
         let direct = fs::open(path, flags, Mode::empty())?;
-        // A write under way holds the file open, and so the lock, even when the process has ended.
-        fs::flock(&direct, FlockOperation::NonBlockingLockExclusive)?;
+        writers::mark(direct.as_fd())?;
         Ok(Arc::new(LocalFile(direct)))
     }
 }
