@@ -392,13 +392,27 @@ impl Image {
         let mut head = self.head.clone();
         change(&mut head);
         let head = self.next_head(head);
-        // The head alone: this is how snapshots go, also where the disk is full.
+        self.replace_head(head)
+    }
+
+    /// Writes a head that names nothing new: this is how snapshots go, also where the disk is full.
+    fn replace_head(&mut self, head: HeadRecord) -> Result<()> {
         let write = || flight::write_head(&self.pool, self.id, &self.label, &head);
         let written = self.pool.with_reserve(write);
         self.poisoned |= written.as_ref().is_err_and(|e| e.kind() == ErrorKind::Poisoned);
         written?;
         self.head = head;
         Ok(())
+    }
+
+    /// Makes whoever owned the image before fail at its next head. To be called before anything is
+    /// removed that it may have made for one: where locks do not hold, it may still be at work.
+    pub(super) fn fence(&mut self) -> Result<()> {
+        self.settle()?;
+        self.check_not_fenced()?;
+        let mut head = self.head.clone();
+        head.version += 1;
+        self.replace_head(head)
     }
 
     /// A head that is to follow the one on disk.

@@ -139,17 +139,19 @@ impl Image {
     /// Removes segments that a crashed owner created and no head names.
     fn remove_leftovers(&mut self) -> Result<()> {
         let marks = self.next;
-        for name in self.pool.files().list(self.pool.id(), self.id)? {
+        let mut left = self.pool.files().list(self.pool.id(), self.id)?;
+        left.retain(|name| {
             let next = match name.kind {
                 SegmentKind::Data => marks.data,
                 SegmentKind::Map => marks.map,
                 SegmentKind::Table => marks.table,
             };
-            if name.sequence >= next {
-                self.pool.files().remove(name)?;
-            }
+            name.sequence >= next
+        });
+        if !left.is_empty() {
+            self.fence()?;
         }
-        Ok(())
+        left.into_iter().try_for_each(|name| self.pool.files().remove(name).map(drop))
     }
 
     /// Creates the next data segment and goes on in it.
@@ -188,25 +190,30 @@ impl Image {
         kind: SegmentKind,
         epoch: u64,
     ) -> Result<(SegmentName, Arc<dyn DiskFile>)> {
-        let next = match kind {
-            SegmentKind::Data => &mut self.next.data,
-            SegmentKind::Map => &mut self.next.map,
-            SegmentKind::Table => &mut self.next.table,
-        };
-        let name = SegmentName { pool: self.pool.id(), author: self.id, kind, sequence: *next };
+        let sequence = *self.next_of(kind);
+        let name = SegmentName { pool: self.pool.id(), author: self.id, kind, sequence };
         let files = self.pool.files();
         let created = match files.create(name, epoch, self.pool.file_mode()) {
             Err(error) if error.kind() == ErrorKind::Exists => {
                 // Only a stale owner can have made it. If the head is still ours, so is the name.
-                self.pool.check_epoch(self.id, self.head.epoch)?;
+                self.fence()?;
+                let files = self.pool.files();
                 files.remove(name)?;
                 files.create(name, epoch, self.pool.file_mode())
             }
             created => created,
         };
         let file = created?;
-        *next += 1;
+        *self.next_of(kind) += 1;
         Ok((name, file))
+    }
+
+    fn next_of(&mut self, kind: SegmentKind) -> &mut u32 {
+        match kind {
+            SegmentKind::Data => &mut self.next.data,
+            SegmentKind::Map => &mut self.next.map,
+            SegmentKind::Table => &mut self.next.table,
+        }
     }
 
     /// Appends a group and applies it to the map. The pages and table entries it touches must be
