@@ -9,7 +9,8 @@
 //!   its directory. Neither promises any order before that.
 //! - [`Disk::rename`] is atomic: after a crash the old or the new file has the name.
 //! - After a failed `sync`, nothing written since the last good one may be assumed stored, nor
-//!   will a second `sync` tell.
+//!   will a second `sync` tell; but each other open handle of the file is told by its next one, as
+//!   Linux does since 4.13.
 
 mod aligned;
 mod atomic;

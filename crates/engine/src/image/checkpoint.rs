@@ -110,11 +110,11 @@ impl Image {
         self.check_owner()?;
         self.settle()?;
         self.check_not_fenced()?;
-        self.write_pending()?;
         // The medium takes the end of the log while the pages are made and written.
         self.finish_direct()?;
         self.write_out_log();
-        let mut cargo = match self.load_cargo(Vec::new(), change) {
+        let loaded = self.write_pending().and_then(|()| self.load_cargo(Vec::new(), change));
+        let mut cargo = match loaded {
             Ok(cargo) => cargo,
             // What a command changed before it found no room is there to stay.
             Err(error) => return self.sync_log().and(Err(error)),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 
 use marcot_store::{Disk, DiskFile, LateIo, Lock, LockMode};
@@ -103,8 +104,9 @@ impl SimDisk {
         state
     }
 
-    fn file(&self, path: &Path, node: NodeId, write: bool) -> Arc<dyn DiskFile> {
-        Arc::new(SimFile { disk: self.clone(), path: path.to_owned(), node, write })
+    fn file(&self, path: &Path, node: NodeId, write: bool, told: u64) -> Arc<dyn DiskFile> {
+        let (disk, path, told) = (self.clone(), path.to_owned(), AtomicU64::new(told));
+        Arc::new(SimFile { disk, path, node, write, told })
     }
 }
 
@@ -125,14 +127,14 @@ impl Disk for SimDisk {
         no_space(&mut state)?;
         let file = FileNode { mode, ..FileNode::default() };
         let node = state.add(parent, name, Node::File(file))?;
-        Ok(self.file(path, node, true))
+        Ok(self.file(path, node, true, 0))
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.enter(&call("open", path))?;
         let node = state.find(path)?;
-        state.file(node)?;
-        Ok(self.file(path, node, write))
+        let told = state.file(node)?.failed_syncs;
+        Ok(self.file(path, node, write, told))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -278,6 +280,8 @@ struct SimFile {
     path: PathBuf,
     node: NodeId,
     write: bool,
+    /// Failed syncs of the file that this handle needs no telling of.
+    told: AtomicU64,
 }
 
 impl SimFile {
@@ -321,11 +325,15 @@ impl DiskFile for SimFile {
         let file = state.file_mut(self.node)?;
         if failed {
             file.fail_sync(&mut rng);
+            self.told.store(file.failed_syncs, Ordering::Relaxed);
             state.rng = rng;
             return Err(eio());
         }
         file.sync();
-        Ok(())
+        match self.told.swap(file.failed_syncs, Ordering::Relaxed) == file.failed_syncs {
+            true => Ok(()),
+            false => Err(eio()),
+        }
     }
 
     fn length(&self) -> io::Result<u64> {
@@ -353,7 +361,8 @@ impl DiskFile for SimFile {
     }
 
     fn direct(&self) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.disk.file(&self.path, self.node, true))
+        let told = self.told.load(Ordering::Relaxed);
+        Ok(self.disk.file(&self.path, self.node, true, told))
     }
 
     fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {

@@ -40,6 +40,8 @@ pub(super) struct FileNode {
     pub pending: Vec<Pending>,
     /// The cache shows bytes that the medium will never get.
     pub lost: bool,
+    /// Syncs that have failed: each handle is told once of those since it was opened.
+    pub failed_syncs: u64,
 }
 
 /// A change of a directory that is not durable yet.
@@ -116,6 +118,7 @@ impl FileNode {
         self.durable = self.after_power_loss(rng);
         self.pending.clear();
         self.lost = true;
+        self.failed_syncs += 1;
         if rng.one_in(4) {
             self.drop_cache();
         }
