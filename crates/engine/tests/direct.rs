@@ -84,6 +84,13 @@ impl Bench {
     }
 }
 
+/// What [`Bench::stream`] wrote is there.
+fn assert_streamed(image: &mut Image, seed: u8) {
+    let mut buf = vec![0; MIB as usize];
+    image.read_at(u64::from(seed) * MIB, &mut buf).unwrap();
+    assert!(buf == pattern(seed, MIB as usize), "{seed}");
+}
+
 #[test]
 fn only_what_lies_together_goes_past_the_page_cache() {
     let directory = tempfile::tempdir().unwrap();
@@ -164,13 +171,10 @@ fn where_the_next_segment_finds_no_room_the_log_goes_on_where_it_was() {
     assert_eq!(support::segments(&bench.pool, 'd').len(), 1, "the log is where it was");
     bench.faults.no_new_files.store(false, Ordering::Relaxed);
     let (store, pool, mut image) = bench.killed();
-    let mut buf = vec![0; MIB as usize];
-    for seed in 0..31 {
-        image.read_at(seed * MIB, &mut buf).unwrap();
-        assert!(buf == pattern(seed as u8, MIB as usize), "{seed}");
-    }
-    image.read_at(50 * MIB, &mut buf[..4096]).unwrap();
-    assert!(buf[..4096] == pattern(50, 4096));
+    (0..31).for_each(|seed| assert_streamed(&mut image, seed));
+    let mut block = vec![0; 4096];
+    image.read_at(50 * MIB, &mut block).unwrap();
+    assert!(block == pattern(50, 4096));
     image.close().unwrap();
     assert_sound(&store, &pool);
 }
@@ -214,11 +218,8 @@ fn reads_flushes_and_commands_wait_for_what_is_under_way() {
     bench.stream(5);
     bench.image.flush().unwrap();
     let (store, pool, mut image) = bench.killed();
-    for seed in [4, 5] {
-        let mut buf = vec![0; MIB as usize];
-        image.read_at(u64::from(seed) * MIB, &mut buf).unwrap();
-        assert!(buf == pattern(seed, MIB as usize), "{seed} was flushed");
-    }
+    // Both were flushed.
+    [4, 5].into_iter().for_each(|seed| assert_streamed(&mut image, seed));
     image.close().unwrap();
     assert_sound(&store, &pool);
 }
@@ -239,11 +240,7 @@ fn streams_of_many_segments_are_whole_after_closing_and_leave_no_reserved_room()
     let length: u64 = files.iter().map(|f| f.metadata().unwrap().len()).sum();
     assert!(length < SIZE_BYTES + MIB, "{length} bytes in {} segments", files.len());
     let mut image = bench.pool.open(bench.id).unwrap();
-    for seed in 0..SIZE_BYTES / MIB {
-        let mut buf = vec![0; MIB as usize];
-        image.read_at(seed * MIB, &mut buf).unwrap();
-        assert!(buf == pattern(seed as u8, MIB as usize), "{seed}");
-    }
+    (0..SIZE_BYTES / MIB).for_each(|seed| assert_streamed(&mut image, seed as u8));
 }
 
 #[test]

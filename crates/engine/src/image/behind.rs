@@ -13,7 +13,6 @@
 //! Nothing is promised by this: only a sync makes anything durable, and only a sync hears of errors.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 
 use marcot_format::BLOCK_BYTES;
@@ -70,17 +69,6 @@ impl Behind {
         }
     }
 
-    /// To be called with the slots of a group that went past the page cache: the next stretch starts
-    /// behind it.
-    pub(super) fn passed(
-        &mut self,
-        file: &Arc<dyn DiskFile>,
-        slots: Range<u32>,
-        workers: &dyn Workers,
-    ) {
-        self.end_stretch(file, slots.start, slots.end, workers);
-    }
-
     /// True where the stretch is complete, now that the log has grown to `slot`.
     pub(super) fn is_complete(&self, slot: u32) -> bool {
         slot >= self.first + STRETCH_SLOTS
@@ -94,7 +82,8 @@ impl Behind {
         }
     }
 
-    /// Ends the stretch at `slot` of `file`; the next one starts at `next`.
+    /// Ends the stretch at `slot` of `file`; the next one starts at `next`, behind what went past the
+    /// page cache, if anything did.
     pub(super) fn end_stretch(
         &mut self,
         file: &Arc<dyn DiskFile>,

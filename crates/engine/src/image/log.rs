@@ -290,7 +290,7 @@ impl Image {
             log.slot += blocks;
             let workers = &*self.pool.files().world().workers;
             if direct {
-                self.behind.passed(&log.file, before..log.slot, workers);
+                self.behind.end_stretch(&log.file, before, log.slot, workers);
             } else {
                 self.behind.appended(&header.records);
                 if self.behind.is_complete(log.slot) {
