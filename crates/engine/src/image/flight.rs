@@ -87,9 +87,7 @@ impl Cargo {
             Err(error) => Landed::Failed { error, pages: None },
         }
     }
-}
 
-impl Cargo {
     fn without_log(self, error: &std::io::Error) -> Landed {
         let message = format!("the log of {} cannot be made durable; reopen it", self.label);
         let error = Error::new(ErrorKind::Poisoned, format!("{message}: {error}"));

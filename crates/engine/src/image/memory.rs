@@ -56,8 +56,8 @@ impl Image {
     }
 
     /// Drops nearly all pages, and buffers, and gives back room on the medium that nobody may need.
-    /// Where too many pages are dirty for that, begins a checkpoint first, so that
-    /// they can be dropped once it has landed.
+    /// Where too many pages are dirty for that, begins a checkpoint first, so that they can be
+    /// dropped once it has landed.
     pub(super) fn give_memory_back(&mut self) -> Result<Rested> {
         self.compaction.due |= self.take_landed()?;
         let before = self.memory_bytes();
