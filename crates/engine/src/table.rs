@@ -23,6 +23,9 @@ use crate::segment::{Files, SegmentName};
 
 type Entries = Box<[Option<SegmentEntry>]>;
 
+/// In the place of a pool that another user's image names and the store does not know. No pool has it.
+const UNKNOWN_POOL: PoolId = PoolId(0);
+
 /// Memory of a loaded page of the lowest level, in bytes.
 const LEAF_BYTES: u64 = (TABLE_FANOUT * size_of::<Option<SegmentEntry>>()) as u64 + 16;
 
@@ -74,14 +77,23 @@ impl SegmentTable {
         }
     }
 
-    /// Opens a root's table; reads all pages but those of the lowest level.
-    pub(crate) fn open(root: &RootRecord, files: &Files) -> Result<Self> {
+    /// Opens the table of a root that a head of the pool `reader` names; reads all pages but those of
+    /// the lowest level.
+    ///
+    /// # Errors
+    /// `Corrupt`; `PermissionDenied` where the root names what that pool may not.
+    pub(crate) fn open(root: &RootRecord, reader: PoolId, files: &Files) -> Result<Self> {
         let mut table = Self::new();
         table.pools = root.pools.iter().map(|p| PoolId(*p)).collect();
         table.next = root.segment_next.max(1);
         let levels = root.table_levels;
         if levels > TABLE_LEVELS_MAX || table.pools.len() > usize::from(u16::MAX) {
             return fail(ErrorKind::Corrupt, "the head names an impossible segment table");
+        }
+        for pool in &mut table.pools {
+            if !files.check_named(reader, *pool)? {
+                *pool = UNKNOWN_POOL;
+            }
         }
         let Some(top) = root.table.filter(|_| levels > 0) else {
             if table.next as usize >= TABLE_FANOUT {

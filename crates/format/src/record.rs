@@ -68,6 +68,9 @@ pub struct AttachedRecord {
     /// Its number when attached.
     #[prost(fixed64, tag = "2")]
     pub pool_id: u64,
+    /// The user who owned its directory when it was attached; absent in records of earlier versions.
+    #[prost(uint32, optional, tag = "3")]
+    pub owner: Option<u32>,
 }
 
 /// What a name stands for.
@@ -111,6 +114,9 @@ pub struct ChildRecord {
     /// Clone format 1 or 2.
     #[prost(uint32, tag = "10")]
     pub clone_format: u32,
+    /// In a marker: the child's namespace when it was made, for people.
+    #[prost(string, tag = "11")]
+    pub child_namespace: String,
 }
 
 /// Positions in an author's three series of segments: the next number of each.

@@ -15,6 +15,7 @@
 mod aligned;
 mod atomic;
 pub mod clock;
+mod confined;
 mod late;
 pub mod local;
 pub mod workers;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 pub use aligned::{ALIGNMENT_BYTES, AlignedBytes};
 pub use atomic::{publish_new, replace};
 pub use clock::{Clock, Random, SystemClock, SystemRandom};
+pub use confined::{Confined, SHARED_DIRECTORY, Trust};
 pub use late::{Landed, LateIo, LateRead, LateWrite};
 pub use local::LocalDisk;
 pub use workers::{InPlace, Job, Running, Threads, Workers};
@@ -66,6 +68,19 @@ pub struct FileRead<'a> {
     pub buf: &'a mut [u8],
     /// Bytes read; fewer than asked only at the end of the file.
     pub result: io::Result<usize>,
+}
+
+/// What can be told of a file without opening it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileInfo {
+    /// The user who owns it.
+    pub owner_id: u32,
+    /// False for directories, links, devices, FIFOs and sockets.
+    pub plain: bool,
+    /// Bytes from its start to its end.
+    pub length: u64,
+    /// Bytes that it takes on the medium.
+    pub allocated_bytes: u64,
 }
 
 /// How a lock is taken.
@@ -131,6 +146,20 @@ pub trait Disk: Send + Sync {
     /// What the operating system says.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
 
+    /// Shows `each` the names in a directory, in no order, until it returns false: for directories that
+    /// others fill, whose names need not all fit into memory.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn visit(&self, path: &Path, each: &mut dyn FnMut(&str) -> bool) -> io::Result<()> {
+        for name in self.list(path)? {
+            if !each(&name) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the names in a directory durable.
     ///
     /// # Errors
@@ -142,6 +171,24 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// What the operating system says.
     fn mode(&self, path: &Path) -> io::Result<u32>;
+
+    /// What can be told of a file without opening it; of a link, of the link itself.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn file_info(&self, path: &Path) -> io::Result<FileInfo> {
+        let file = self.open(path, false)?;
+        let (length, allocated_bytes) = (file.length()?, file.allocated_bytes()?);
+        Ok(FileInfo { owner_id: self.user_id(), plain: true, length, allocated_bytes })
+    }
+
+    /// The user who owns a file or directory; of a link, the link's own.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn owner_id(&self, path: &Path) -> io::Result<u32> {
+        Ok(self.file_info(path)?.owner_id)
+    }
 
     /// True where this process may create names in the directory.
     fn writable(&self, path: &Path) -> bool;
@@ -170,6 +217,21 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// What the operating system says.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+
+    /// This disk for what lies in a directory, which is held open from now on. Paths are as before, and
+    /// must begin with `directory`; they reach what is in it through no link, and never out of it.
+    ///
+    /// In another user's directory nothing can be changed or locked, see [`Confined::own`], and only
+    /// what the directory's owner owns is opened.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn confine(&self, directory: &Path, trust: Trust) -> io::Result<Confined>;
+
+    /// The user that this process acts as.
+    fn user_id(&self) -> u32 {
+        0
+    }
 
     /// Number by which other users of the disk know this process.
     fn process_id(&self) -> u32 {

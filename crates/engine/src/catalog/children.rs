@@ -1,25 +1,40 @@
 //! Who was cloned from what.
 //!
-//! A child's record lies in the `children` directory of the child's pool. Where the parent's pool
-//! belongs to another store, the same record lies there too, as a marker for its owner.
+//! A child's record lies in the `children` directory of the child's pool. Where the parent's pool is
+//! another one, the same record lies there too, as a marker for its owner.
+//!
+//! Every user may leave files in that directory. What another user's marker says is a claim, so it
+//! costs the owner nothing but a look at its name: that there is a child. What it says of the child is
+//! shown to people, and nothing is looked for where it points to.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord};
+use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord, PoolRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
-use marcot_store::{LockMode, publish_new};
+use marcot_store::{LockMode, Trust, publish_new};
 
-use super::pool::{Pool, read_file};
+use super::names::{check_image_name, check_namespace_name, check_pool_name};
+use super::pool::{Pool, read_file, read_file_up_to};
 use super::store::Store;
-use crate::error::{ErrorKind, IoContext, Result};
+use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 
 /// A marker in somebody else's name whose image is not there is believed to be stale after this
 /// time; a clone takes milliseconds between its marker and its head.
 const MARKER_STALE_S: i64 = 3600;
+
+/// Longest record of a child that is read, in bytes: four names, a path, and some numbers.
+pub(super) const CHILD_RECORD_BYTES_MAX: u64 = 16 << 10;
+
+/// Most files in a directory of children that are looked through. Beyond that, somebody has filled it.
+const CHILDREN_FILES_MAX: u64 = 1 << 20;
+
+/// Most markers that a pool may leave in another user's pool: every user may fill the disk of a
+/// template's owner with them, and `check` tells the owner who has left more.
+pub(super) const MARKERS_MAX: usize = 10_000;
 
 /// How often the parent is tried when its last child goes, and how long apart.
 const TIDY_ATTEMPTS: u32 = 10;
@@ -42,16 +57,19 @@ pub struct ChildInfo {
     pub snap_id: SnapId,
     /// Clone format 1 or 2.
     pub clone_format: u32,
-    /// True where only a marker tells: the child lies in another user's store.
+    /// True where only a marker tells: the child lies in another store.
     pub marker: bool,
+    /// The other user who left the marker. Its names are what that user says.
+    pub user: Option<u32>,
 }
 
 impl fmt::Display for ChildInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.namespace.as_str() {
-            "" => write!(f, "{}/{}", self.pool, self.image),
-            namespace => write!(f, "{}/{namespace}/{}", self.pool, self.image),
+            "" => write!(f, "{}/{}", self.pool, self.image)?,
+            namespace => write!(f, "{}/{namespace}/{}", self.pool, self.image)?,
         }
+        self.user.map_or(Ok(()), |user| write!(f, " (of user {user})"))
     }
 }
 
@@ -69,7 +87,8 @@ fn file_name(record: &ChildRecord) -> String {
     )
 }
 
-fn parse_file_name(name: &str) -> Option<Key> {
+/// The numbers that a record's file name is made of; `None` for other files.
+pub(super) fn parse_file_name(name: &str) -> Option<Key> {
     let mut parts = name.split('.').map(|p| u64::from_str_radix(p, 16).ok());
     let mut next = || parts.next().flatten();
     let key = (next()?, next()?, next()?, next()?, next()?);
@@ -85,36 +104,73 @@ fn clone_format(head: &HeadRecord, key: Key) -> Option<u32> {
 }
 
 impl Pool {
-    fn children_directory(&self) -> PathBuf {
+    pub(super) fn children_directory(&self) -> PathBuf {
         self.directory().join("children")
     }
 
-    fn child_keys(&self) -> Result<Vec<(String, Key)>> {
+    /// Names and numbers of the records here that are `wanted`, sorted.
+    fn child_keys(&self, wanted: impl Fn(&Key) -> bool) -> Result<Vec<(String, Key)>> {
         let directory = self.children_directory();
-        let names = match self.disk().list(&directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            names => names.at(|| format!("cannot list {}", directory.display()))?,
-        };
-        Ok(names.into_iter().filter_map(|n| parse_file_name(&n).map(|key| (n, key))).collect())
+        let (mut found, mut files) = (Vec::new(), 0);
+        let visited = self.disk().visit(&directory, &mut |name| {
+            files += 1;
+            if let Some(key) = parse_file_name(name).filter(&wanted) {
+                found.push((name.to_owned(), key));
+            }
+            files < CHILDREN_FILES_MAX
+        });
+        match visited {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            visited => visited.at(|| format!("cannot list {}", directory.display()))?,
+        }
+        if files >= CHILDREN_FILES_MAX {
+            let message = format!(
+                "{} holds more than {CHILDREN_FILES_MAX} files, so children cannot be told; see 'check', and remove what does not belong there",
+                directory.display()
+            );
+            return fail(ErrorKind::Io, message);
+        }
+        found.sort_unstable();
+        Ok(found)
     }
 
     /// True where an image of this pool was cloned from the pool with that number.
     pub(super) fn has_child_of_pool(&self, parent: PoolId) -> Result<bool> {
-        Ok(self.child_keys()?.iter().any(|(_, key)| key.0 == parent.0 && key.3 == self.id().0))
+        let own = self.id().0;
+        Ok(!self.child_keys(|key| key.0 == parent.0 && key.3 == own)?.is_empty())
     }
 
     /// True where an image of the pool with that number left a marker here.
     pub(super) fn has_marker_of_pool(&self, child: PoolId) -> Result<bool> {
-        Ok(self.child_keys()?.iter().any(|(_, key)| key.0 == self.id().0 && key.3 == child.0))
+        Ok(self.markers_of_pool(child)? > 0)
+    }
+
+    fn markers_of_pool(&self, child: PoolId) -> Result<usize> {
+        let own = self.id().0;
+        Ok(self.child_keys(|key| key.0 == own && key.3 == child.0)?.len())
+    }
+
+    /// Fails where images of `child` have left as many markers here as they may.
+    pub(super) fn check_room_for_marker(&self, child: &Pool) -> Result<()> {
+        if self.markers_of_pool(child.id())? < MARKERS_MAX {
+            return Ok(());
+        }
+        let message = format!(
+            "pool '{}' has {MARKERS_MAX} clones of images in pool '{}' already; flatten or remove some",
+            child.name(),
+            self.name()
+        );
+        fail(ErrorKind::NoSpace, message)
     }
 
     /// The snapshots that an image of this pool is a child of, by its records: for an image whose head
     /// cannot tell any more. Only the numbers are filled in.
     pub(super) fn parents_by_records(&self, image: ImageId) -> Result<Vec<ParentRecord>> {
-        let keys = self.child_keys()?.into_iter().map(|(_, key)| key);
-        let own = keys.filter(|key| (key.3, key.4) == (self.id().0, image.0));
-        Ok(own
-            .map(|key| ParentRecord {
+        let own = (self.id().0, image.0);
+        let keys = self.child_keys(|key| (key.3, key.4) == own)?;
+        Ok(keys
+            .into_iter()
+            .map(|(_, key)| ParentRecord {
                 pool_id: key.0,
                 image_id: key.1,
                 snap_id: key.2,
@@ -131,14 +187,16 @@ impl Pool {
     ) -> Result<Vec<ChildInfo>> {
         let mut found = Vec::new();
         let pools = self.store().pools_of_children()?;
-        for pool in &pools {
-            for (name, key) in pool.child_keys()? {
-                let wanted =
-                    key.0 == self.id().0 && key.1 == image.0 && snap.is_none_or(|s| s.0 == key.2);
+        // Another user's pool tells of a child by its marker here.
+        for pool in pools.iter().filter(|pool| pool.foreign().is_none()) {
+            let wanted = |key: &Key| {
                 let other_pool = key.3 != self.id().0;
-                if !wanted || (other_pool && fault::is(Fault::ChildrenOfOwnPool)) {
-                    continue;
-                }
+                key.0 == self.id().0
+                    && key.1 == image.0
+                    && snap.is_none_or(|s| s.0 == key.2)
+                    && !(other_pool && fault::is(Fault::ChildrenOfOwnPool))
+            };
+            for (name, key) in pool.child_keys(wanted)? {
                 if let Some(child) = pool.look_at_child(&pools, &name, key)? {
                     found.push(child);
                 }
@@ -154,7 +212,8 @@ impl Pool {
     /// The child that a record in this pool speaks of; `None` for a stale record.
     fn look_at_child(&self, pools: &[Pool], name: &str, key: Key) -> Result<Option<ChildInfo>> {
         let (image, snap_id) = (ImageId(key.4), SnapId(key.2));
-        let Some(pool) = pools.iter().find(|p| p.id().0 == key.3) else {
+        let own = |p: &&Pool| p.id().0 == key.3 && p.foreign().is_none();
+        let Some(pool) = pools.iter().find(own) else {
             return self.look_at_marker(name, key);
         };
         match pool.read_head(image) {
@@ -165,7 +224,7 @@ impl Pool {
                         // Flattened, and cut off before the record was removed. Nothing can bring
                         // the link back, once the head that lacks it is durable.
                         let directory = pool.image_directory(image);
-                        match self.disk().sync_directory(&directory) {
+                        match pool.disk().sync_directory(&directory) {
                             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                             synced => {
                                 synced.at(|| format!("cannot sync {}", directory.display()))?
@@ -182,6 +241,7 @@ impl Pool {
                 pool_id: pool.id(),
                 snap_id,
                 marker: false,
+                user: None,
             })),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.clean_stale(pool, name, image);
@@ -197,6 +257,7 @@ impl Pool {
                     pool_id: pool.id(),
                     snap_id,
                     marker: false,
+                    user: None,
                 }))
             }
             Err(error) => Err(error),
@@ -207,7 +268,7 @@ impl Pool {
     /// making it.
     fn clean_stale(&self, pool: &Pool, name: &str, image: ImageId) {
         let path = pool.directory().join("lock");
-        let Ok(Some(_lock)) = self.disk().lock(&path, LockMode::Exclusive, false) else { return };
+        let Ok(Some(_lock)) = pool.disk().lock(&path, LockMode::Exclusive, false) else { return };
         if pool.read_head(image).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
             let _ = self.disk().remove_file(&self.children_directory().join(name));
         }
@@ -215,7 +276,8 @@ impl Pool {
 
     /// What a child's record says; nothing where it cannot be read.
     fn recorded_child(&self, name: &str) -> ChildRecord {
-        read_file(self.disk(), &self.children_directory().join(name))
+        let path = self.children_directory().join(name);
+        read_file_up_to(self.disk(), &path, CHILD_RECORD_BYTES_MAX)
             .ok()
             .and_then(|bytes| decode_message::<ChildRecord>(FrameKind::Child, &bytes).ok())
             .map(|(record, _)| record)
@@ -224,41 +286,57 @@ impl Pool {
 
     fn look_at_marker(&self, name: &str, key: Key) -> Result<Option<ChildInfo>> {
         let path = self.children_directory().join(name);
+        let user = match self.disk().owner_id(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            // What cannot be looked at still counts: a child too many is better than one forgotten.
+            user => user.unwrap_or(u32::MAX),
+        };
+        let user = Some(user).filter(|user| *user != self.owner_id());
         let record = self.recorded_child(name);
-        if record.child_image_id == key.4 && self.marker_is_stale(&record) {
+        if user.is_none() && record.child_image_id == key.4 && self.marker_is_stale(&record) {
             let _ = self.disk().remove_file(&path);
             return Ok(None);
         }
-        // What cannot be read still counts: a child too many is better than one forgotten.
-        let or = |text: String, other: &str| if text.is_empty() { other.to_owned() } else { text };
+        let number = || format!("{:016x}", key.4);
+        let sane = check_pool_name(&record.child_pool_name).is_ok()
+            && check_image_name(&record.child_name).is_ok()
+            && (record.child_namespace.is_empty()
+                || check_namespace_name(&record.child_namespace).is_ok());
+        let (pool, namespace, image) = match sane {
+            true => (record.child_pool_name, record.child_namespace, record.child_name),
+            false => ("(another store)".to_owned(), String::new(), number()),
+        };
         Ok(Some(ChildInfo {
             clone_format: record.clone_format.max(1),
-            pool: or(record.child_pool_name, "(another store)"),
-            namespace: String::new(),
-            image: or(record.child_name, &format!("{:016x}", key.4)),
+            pool,
+            namespace,
+            image,
             image_id: ImageId(key.4),
             pool_id: PoolId(key.3),
             snap_id: SnapId(key.2),
             marker: true,
+            user,
         }))
     }
 
+    /// True for a marker of one's own whose child is gone. It says where the child's pool lies.
     fn marker_is_stale(&self, record: &ChildRecord) -> bool {
         let directory = PathBuf::from(&record.child_pool_directory);
+        let disk = &self.store().inner.world.disk;
+        let Ok(confined) = disk.confine(&directory, Trust::ByOwner) else { return false };
+        let disk = confined.disk;
         let images = directory.join("images");
         let head = images.join(ImageId(record.child_image_id).to_string()).join("head");
-        let is_that_pool = read_file(self.disk(), &directory.join("pool"))
+        let is_that_pool = read_file(&*disk, &directory.join("pool"))
             .ok()
-            .and_then(|b| {
-                decode_message::<marcot_format::record::PoolRecord>(FrameKind::Pool, &b).ok()
-            })
+            .and_then(|b| decode_message::<PoolRecord>(FrameKind::Pool, &b).ok())
             .is_some_and(|(pool, _)| pool.pool_id == record.child_pool_id);
-        let gone = |path: &std::path::Path| {
-            self.disk().mode(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
-        };
-        is_that_pool
-            && self.disk().list(&images).is_ok()
-            && gone(&head)
+        let missing =
+            |path: &Path| disk.mode(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+        confined.own
+            && is_that_pool
+            && disk.mode(&images).is_ok()
+            && missing(&head)
             && self.now_s().saturating_sub(record.created_s) > MARKER_STALE_S
     }
 
@@ -296,7 +374,8 @@ impl Pool {
         };
         if parent_pool.id() != self.id() {
             // The owner takes a marker that stays for stale when the image is gone.
-            let _ = self.disk().remove_file(&parent_pool.children_directory().join(&name));
+            let path = parent_pool.children_directory().join(&name);
+            let _ = parent_pool.disk().remove_file(&path);
         }
         parent_pool.tidy_trash(ImageId(parent.image_id), snap);
         Ok(())
@@ -316,7 +395,7 @@ impl Pool {
                 // Most likely a short command, perhaps the one that moved the snapshot aside.
                 Err(error) if error.kind() == ErrorKind::Owned && attempts < TIDY_ATTEMPTS => {
                     attempts += 1;
-                    std::thread::sleep(TIDY_INTERVAL);
+                    self.store().inner.world.clock.pause(TIDY_INTERVAL);
                 }
                 opened => break opened,
             }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use marcot_format::ImageId;
 use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord, Protection, SnapshotRecord};
+use marcot_format::{ImageId, PoolId};
 use marcot_store::LockMode;
 
 use super::create::first_head;
@@ -58,7 +58,7 @@ fn settled_head(parent: &Pool, image: ImageId, snap: &str) -> Result<HeadRecord>
             // Nobody is at work; but the work may have ended just now.
             return parent.read_head(image);
         }
-        std::thread::sleep(UNPROTECTING_INTERVAL);
+        parent.store().inner.world.clock.pause(UNPROTECTING_INTERVAL);
         waited += UNPROTECTING_INTERVAL;
     }
 }
@@ -112,6 +112,14 @@ impl Store {
         }
         let head = settled_head(parent, image, snap)?;
         let snapshot = snapshot_for_clone(parent, &head, snap, options.format)?;
+        if parent.foreign().is_some() {
+            // The child will be one's own, and may name everything; what it takes over is checked now,
+            // when all pools of the store are known.
+            self.pools_of_children()?;
+            for pool in snapshot.root.iter().flat_map(|root| &root.pools) {
+                parent.files().check_named(parent.id(), PoolId(*pool))?;
+            }
+        }
         ensure_shared(parent, image, &head, &snapshot)?;
         let _lock = dest.lock(LockMode::Exclusive)?;
         dest.check_free(namespace, name)?;
@@ -120,7 +128,7 @@ impl Store {
         let Some(link) = &child.parent else { return fail(ErrorKind::Invalid, "no parent") };
         let late = fault::is(Fault::CloneRecordLate);
         if !late {
-            record_child(parent, dest, link, id, name, options.untracked)?;
+            record_child(parent, dest, link, id, (namespace, name), options.untracked)?;
         }
         // Whoever takes the protection away has marked the snapshot before looking for our record.
         let published = settled_head(parent, image, snap)
@@ -140,7 +148,7 @@ impl Store {
             return Err(error);
         }
         if late {
-            record_child(parent, dest, link, id, name, options.untracked)?;
+            record_child(parent, dest, link, id, (namespace, name), options.untracked)?;
         }
         Ok(id)
     }
@@ -196,13 +204,16 @@ fn child_head(
     child
 }
 
+/// Permission bits of a marker: the names of private images are for its owner, and for root.
+const MARKER_MODE: u32 = 0o600;
+
 /// Records the child in its pool, and as a marker in the parent's.
 fn record_child(
     parent: &Pool,
     dest: &Pool,
     link: &ParentRecord,
     id: ImageId,
-    name: &str,
+    (namespace, name): (&str, &str),
     untracked: bool,
 ) -> Result<()> {
     let record = ChildRecord {
@@ -213,17 +224,26 @@ fn record_child(
         child_image_id: id.0,
         child_pool_name: dest.name().to_owned(),
         child_name: name.to_owned(),
-        child_pool_directory: dest.directory().to_string_lossy().into_owned(),
+        child_pool_directory: String::new(),
         created_s: dest.now_s(),
         clone_format: link.clone_format,
+        child_namespace: namespace.to_owned(),
     };
     dest.write_child_record(&record, dest.file_mode())?;
     if parent.id() == dest.id() {
         return Ok(());
     }
-    // The owner of the parent's pool must be able to read the marker. In a store of our own it also
-    // tells of the child while the child's pool is out of reach.
-    match parent.write_child_record(&record, 0o644) {
+    // In a store of our own the marker also tells of the child while the child's pool is out of reach.
+    let mut marker = record;
+    if parent.foreign().is_none() {
+        marker.child_pool_directory = dest.directory().to_string_lossy().into_owned();
+    }
+    let left = match parent.foreign() {
+        Some(_) => parent.check_room_for_marker(dest),
+        None => Ok(()),
+    };
+    // Everybody may list the directory, so that there is a child is public. Whose names it has is not.
+    match left.and_then(|()| parent.write_child_record(&marker, MARKER_MODE)) {
         Err(error) if parent.attached() && !untracked => {
             dest.remove_child_record(link, marcot_format::SnapId(link.snap_id), id)?;
             let message = format!(

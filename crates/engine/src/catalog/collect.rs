@@ -75,6 +75,10 @@ impl Store {
         };
         self.open_pools()?;
         pool.tidy_all();
+        let strangers = pool.strangers(true)?;
+        for junk in &strangers.junk {
+            tracing::warn!(pool = %pool.name(), user = junk.user, name = %junk.name, "removed from children/");
+        }
         let mut attempt = 1;
         let mut report = loop {
             let collected = pool.collect()?;
@@ -302,7 +306,7 @@ impl Pool {
     }
 
     fn own_data_bytes(&self, root: &RootRecord) -> Result<u64> {
-        let mut table = crate::table::SegmentTable::open(root, self.files())?;
+        let mut table = crate::table::SegmentTable::open(root, self.id(), self.files())?;
         let mut blocks = 0;
         table.for_each(self.files(), |_, entry, name| {
             if name.kind == SegmentKind::Data && name.pool == self.id() {

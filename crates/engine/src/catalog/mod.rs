@@ -32,6 +32,7 @@ pub(crate) mod names;
 mod pool;
 mod remove;
 mod store;
+mod strangers;
 
 pub use children::ChildInfo;
 pub use clone::CloneOptions;

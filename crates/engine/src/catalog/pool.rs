@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{HeadRecord, NameRecord, ParentRecord, PoolRecord, RootRecord};
+use marcot_format::record::{
+    AttachedRecord, HeadRecord, NameRecord, ParentRecord, PoolRecord, RootRecord,
+};
 use marcot_format::{ImageId, PoolId, SnapId};
-use marcot_store::{Disk, DiskFile, Lock, LockMode, replace};
+use marcot_store::{Disk, DiskFile, Lock, LockMode, Trust, replace};
 
 use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, unescape};
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::image::{DamagedLog, Image};
-use crate::segment::{Files, author_directory};
+use crate::segment::{Files, Place, author_directory};
 
 /// Longest record file that is read, in bytes.
 const RECORD_BYTES_MAX: u64 =
@@ -25,12 +27,59 @@ const RESERVE_BYTES: u64 = 256 << 10;
 const LOCK_ATTEMPTS: u32 = 5;
 const LOCK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(2);
 
+/// Permission bits of a directory that everybody may read.
+const PUBLIC_MODE: u32 = 0o005;
+
+/// What the system says of a directory that is not there.
+pub(super) fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+}
+
+fn holds_no_pool(directory: &Path) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{} holds no pool", directory.display()))
+}
+
+/// Fails where a directory holds another pool than the one that was attached: what it says of itself
+/// is a claim.
+fn check_attached(
+    name: &str,
+    attached: &AttachedRecord,
+    record: &PoolRecord,
+    owner_id: u32,
+) -> Result<()> {
+    let remedy = format!(
+        "if that is right, 'pool detach {name}' and attach it again; else ask whom it belongs to"
+    );
+    if record.pool_id != attached.pool_id {
+        let message = format!(
+            "the pool in {} has the number {:016x}, and had {:016x} when it was attached as '{name}': it is another one; {remedy}",
+            attached.directory, record.pool_id, attached.pool_id
+        );
+        return fail(ErrorKind::Invalid, message);
+    }
+    match attached.owner {
+        Some(user) if user != owner_id => {
+            let message = format!(
+                "the pool in {} belongs to user {owner_id}, and belonged to user {user} when it was attached as '{name}'; {remedy}",
+                attached.directory
+            );
+            fail(ErrorKind::Invalid, message)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Reads a small file whole.
 pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>> {
+    read_file_up_to(disk, path, RECORD_BYTES_MAX)
+}
+
+/// As [`read_file`], for records of fewer bytes.
+pub(super) fn read_file_up_to(disk: &dyn Disk, path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
     let context = || format!("cannot read {}", path.display());
     let file = disk.open(path, false).at(context)?;
     let length = file.length().at(context)?;
-    if length > RECORD_BYTES_MAX {
+    if length > bytes_max {
         return fail(ErrorKind::Corrupt, format!("{} is too long to be a record", path.display()));
     }
     let mut bytes = vec![0; length as usize];
@@ -42,11 +91,33 @@ pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>> {
 struct PoolInner {
     store: Store,
     name: String,
+    /// Reaches the pool's directory, and nothing outside.
+    disk: Arc<dyn Disk>,
     directory: PathBuf,
     record: PoolRecord,
     read_only: bool,
     attached: bool,
+    /// The user whom it belongs to, where that is not who runs this process.
+    foreign: Option<u32>,
+    owner_id: u32,
     directory_mode: u32,
+}
+
+/// Where a store has a pool.
+pub(super) enum Whereabouts {
+    /// In the store's own directory.
+    Own(PathBuf),
+    /// Elsewhere, as noted when it was attached.
+    Attached(AttachedRecord),
+}
+
+impl Whereabouts {
+    pub(super) fn directory(&self) -> PathBuf {
+        match self {
+            Self::Own(directory) => directory.clone(),
+            Self::Attached(record) => PathBuf::from(&record.directory),
+        }
+    }
 }
 
 /// An open pool. Cheap to clone.
@@ -54,31 +125,78 @@ struct PoolInner {
 pub struct Pool(Arc<PoolInner>);
 
 impl Pool {
-    pub(super) fn open_directory(
-        store: &Store,
-        name: &str,
-        directory: PathBuf,
-        attached: bool,
-    ) -> Result<Self> {
-        let disk = &*store.inner.world.disk;
-        let path = directory.join("pool");
-        let bytes = match read_file(disk, &path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let message = format!("{} holds no pool", directory.display());
-                return fail(ErrorKind::NotFound, message);
+    /// Opens the pool in a directory, by a descriptor of that directory that everything in it is
+    /// reached from.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none; `Invalid` where it is not the one that was attached, or its
+    /// number is that of another pool; `Corrupt`, `NewerFormat`.
+    pub(super) fn open_directory(store: &Store, name: &str, at: &Whereabouts) -> Result<Self> {
+        let context = || format!("cannot open pool '{name}'");
+        let directory = at.directory();
+        let confined = match at {
+            // What another user's store leads to is that user's claim.
+            Whereabouts::Own(_) if store.is_foreign() => {
+                store.inner.disk.confine(&directory, Trust::Foreign)
             }
-            bytes => bytes.map_err(|e| e.context(format!("cannot open pool '{name}'")))?,
+            Whereabouts::Attached(_) if store.is_foreign() => {
+                store.inner.world.disk.confine(&directory, Trust::Foreign)
+            }
+            Whereabouts::Own(_) | Whereabouts::Attached(_) => {
+                store.inner.world.disk.confine(&directory, Trust::ByOwner)
+            }
+        };
+        let confined = match confined {
+            Err(error) if is_absent(&error) => return Err(holds_no_pool(&directory)),
+            confined => confined.at(context)?,
+        };
+        let disk = confined.disk;
+        let bytes = match read_file(&*disk, &directory.join("pool")) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(holds_no_pool(&directory));
+            }
+            bytes => bytes.map_err(|e| e.context(context()))?,
         };
         let decoded = decode_message::<PoolRecord>(FrameKind::Pool, &bytes);
-        let (record, newer) =
-            decoded.map_err(|e| Error::from_format(format!("cannot open pool '{name}'"), e))?;
-        let read_only = newer || !disk.writable(&directory.join("images"));
-        let directory_mode = disk.mode(&directory).unwrap_or(0o700) & 0o755;
-        store.inner.files.add_pool(PoolId(record.pool_id), &directory)?;
-        let name = name.to_owned();
-        let store = store.clone();
-        let inner =
-            PoolInner { store, name, directory, record, read_only, attached, directory_mode };
+        let (record, newer) = decoded.map_err(|e| Error::from_format(context(), e))?;
+        if record.pool_id == 0 {
+            return fail(ErrorKind::Corrupt, format!("{}: it has no number", context()));
+        }
+        if let Whereabouts::Attached(attached) = at {
+            check_attached(name, attached, &record, confined.owner_id)?;
+        }
+        let read_only = newer || !confined.own || !disk.writable(&directory.join("images"));
+        let mode = disk.mode(&directory).unwrap_or(0o700);
+        let public = mode & PUBLIC_MODE == PUBLIC_MODE;
+        if store.inner.foreign.is_some_and(|user| user != confined.owner_id) && !public {
+            let message = format!(
+                "pool '{name}' belongs to user {}, and is not public; the store of another user does not lead to it",
+                confined.owner_id
+            );
+            return fail(ErrorKind::PermissionDenied, message);
+        }
+        let attached = matches!(at, Whereabouts::Attached(_)) || record.store_id != store.inner.id;
+        let foreign = (!confined.own).then_some(confined.owner_id);
+        let place = Place {
+            directory: directory.clone(),
+            disk: Arc::clone(&disk),
+            foreign,
+            public,
+            attached,
+        };
+        store.inner.files.add_pool(PoolId(record.pool_id), place)?;
+        let inner = PoolInner {
+            store: store.clone(),
+            name: name.to_owned(),
+            disk,
+            directory,
+            record,
+            read_only,
+            attached,
+            foreign,
+            owner_id: confined.owner_id,
+            directory_mode: mode & 0o755,
+        };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -109,7 +227,37 @@ impl Pool {
     /// True where another store owns it.
     #[must_use]
     pub fn attached(&self) -> bool {
-        self.0.attached || self.0.record.store_id != self.store().inner.id
+        self.0.attached
+    }
+
+    /// The user whom it belongs to, where that is another one than who runs this process. Nothing is
+    /// changed in such a pool, whatever its permission bits, and none of its locks and sockets is used.
+    #[must_use]
+    pub fn foreign(&self) -> Option<u32> {
+        self.0.foreign
+    }
+
+    /// The number that the pool in a directory says it has.
+    pub(super) fn number_in(store: &Store, directory: &Path) -> Result<PoolId> {
+        let context = || format!("cannot attach the pool in {}", directory.display());
+        let disk = match store.inner.world.disk.confine(directory, Trust::ByOwner) {
+            Err(error) if is_absent(&error) => return Err(holds_no_pool(directory)),
+            confined => confined.at(context)?.disk,
+        };
+        let bytes = match read_file(&*disk, &directory.join("pool")) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(holds_no_pool(directory));
+            }
+            bytes => bytes.map_err(|e| e.context(context()))?,
+        };
+        let decoded = decode_message::<PoolRecord>(FrameKind::Pool, &bytes);
+        let (record, _) = decoded.map_err(|e| Error::from_format(context(), e))?;
+        Ok(PoolId(record.pool_id))
+    }
+
+    /// The user who owns its directory.
+    pub(crate) fn owner_id(&self) -> u32 {
+        self.0.owner_id
     }
 
     /// The store it was opened from.
@@ -127,7 +275,7 @@ impl Pool {
     }
 
     pub(crate) fn disk(&self) -> &dyn Disk {
-        &*self.0.store.inner.world.disk
+        &*self.0.disk
     }
 
     pub(crate) fn unique(&self) -> u64 {
@@ -149,12 +297,20 @@ impl Pool {
 
     pub(crate) fn check_writable(&self) -> Result<()> {
         if self.read_only() {
-            return fail(
-                ErrorKind::ReadOnly,
-                format!("pool '{}' is read-only for you", self.name()),
-            );
+            return fail(ErrorKind::ReadOnly, self.why_read_only());
         }
         Ok(())
+    }
+
+    /// Why nothing can be changed in it, and who can.
+    pub(crate) fn why_read_only(&self) -> String {
+        match self.foreign() {
+            Some(user) => format!(
+                "pool '{}' belongs to user {user}, so it is read-only for you; run the command as that user",
+                self.name()
+            ),
+            None => format!("pool '{}' is read-only for you", self.name()),
+        }
     }
 
     /// Locks the catalogue.

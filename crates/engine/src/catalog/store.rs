@@ -6,10 +6,10 @@ use std::sync::Arc;
 use marcot_format::PoolId;
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord, StoreRecord};
-use marcot_store::{LockMode, World, publish_new, replace};
+use marcot_store::{Disk, LockMode, Trust, World, publish_new, replace};
 
 use super::names::{DEFAULT_NAMESPACE, check_pool_name, escape, unescape};
-use super::pool::{Pool, read_file};
+use super::pool::{Pool, Whereabouts, is_absent, read_file};
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::limits::Limits;
 use crate::segment::Files;
@@ -38,6 +38,10 @@ pub struct PoolOptions {
 
 pub(crate) struct StoreInner {
     pub directory: PathBuf,
+    /// Reaches the store's directory, and nothing outside.
+    pub disk: Arc<dyn Disk>,
+    /// The user whom the store belongs to, where that is not who runs this process.
+    pub foreign: Option<u32>,
     pub id: u64,
     pub world: World,
     pub limits: Limits,
@@ -50,14 +54,18 @@ pub struct Store {
     pub(crate) inner: Arc<StoreInner>,
 }
 
-fn make_directories(world: &World, path: &Path) -> Result<()> {
+/// Permission bits of a store's directory and of `pools`: others reach the pools that they may read, and
+/// do not see the names of the rest.
+const STORE_MODE: u32 = 0o711;
+
+fn make_directories(world: &World, path: &Path, mode: u32) -> Result<()> {
     if world.disk.mode(path).is_ok() {
         return Ok(());
     }
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        make_directories(world, parent)?;
+        make_directories(world, parent, 0o755)?;
     }
-    match world.disk.create_directory(path, 0o755) {
+    match world.disk.create_directory(path, mode) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
         made => made.at(|| format!("cannot create {}", path.display()))?,
     }
@@ -91,9 +99,20 @@ impl Store {
     pub fn open_with(world: World, directory: &Path, limits: Limits) -> Result<Self> {
         let directory = std::path::absolute(directory)
             .at(|| format!("cannot use {} as a store", directory.display()))?;
+        let (disk, foreign) = match confine(&world, &directory) {
+            Err(error) if is_absent(&error) => {
+                make_directories(&world, &directory, STORE_MODE)?;
+                confine(&world, &directory)
+            }
+            confined => confined,
+        }
+        .at(|| format!("cannot open the store in {}", directory.display()))?;
         let path = directory.join("store");
-        let record: StoreRecord = match read_file(&*world.disk, &path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => create(&world, &directory)?,
+        let record: StoreRecord = match read_file(&*disk, &path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                check_own(&directory, foreign, "create a store there")?;
+                create(&world, &*disk, &directory)?
+            }
             bytes => {
                 let decoded = decode_message(FrameKind::Store, &bytes?);
                 decoded
@@ -102,9 +121,11 @@ impl Store {
             }
         };
         let files = Arc::new(Files::new(world.clone()));
-        let inner = StoreInner { directory, id: record.store_id, world, limits, files };
+        let id = record.store_id;
+        let inner = StoreInner { directory, disk, foreign, id, world, limits, files };
         let store = Self { inner: Arc::new(inner) };
-        if store.pools()?.is_empty() && store.pool_directory(DEFAULT_POOL)?.is_none() {
+        let empty = !store.is_foreign() && store.pools()?.is_empty();
+        if empty && store.find_pool(DEFAULT_POOL)?.is_none() {
             // Another process may be first, and a reader of somebody else's store may not write.
             match store.pool_create(DEFAULT_POOL, &PoolOptions::default()) {
                 Err(e)
@@ -133,46 +154,70 @@ impl Store {
         &self.inner.directory
     }
 
+    /// True where it belongs to another user than who runs this process. Nothing is changed in it or in
+    /// its pools then.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        self.inner.foreign.is_some()
+    }
+
     /// Names of all pools, its own and attached ones, sorted.
     ///
     /// # Errors
     /// What the operating system says.
     pub fn pools(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
+        let mut names = self.pools_own_first()?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Names of all pools, those of the store before the attached ones.
+    fn pools_own_first(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = Vec::new();
         for part in ["pools", "attached"] {
             let directory = self.inner.directory.join(part);
-            match self.inner.world.disk.list(&directory) {
+            match self.inner.disk.list(&directory) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 listed => {
                     let listed = listed.at(|| format!("cannot list {}", directory.display()))?;
-                    names.extend(listed.iter().filter_map(|f| unescape(f)));
+                    let found: Vec<String> = listed
+                        .iter()
+                        .filter_map(|f| unescape(f))
+                        .filter(|name| names.binary_search(name).is_err())
+                        .collect();
+                    names.extend(found);
                 }
             }
         }
-        names.sort_unstable();
-        names.dedup();
         Ok(names)
     }
 
     /// Where a pool lies; `None` where there is no such pool.
-    fn pool_directory(&self, name: &str) -> Result<Option<(PathBuf, bool)>> {
+    fn find_pool(&self, name: &str) -> Result<Option<Whereabouts>> {
         let own = self.inner.directory.join("pools").join(escape(name));
-        match self.inner.world.disk.mode(&own.join("pool")) {
-            Ok(_) => return Ok(Some((own, false))),
+        match self.pool_record_mode(&own.join("pool")) {
+            Ok(_) => return Ok(Some(Whereabouts::Own(own))),
             // It may be there; whoever may not look must not be told that it is not.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 return Err(error).at(|| format!("cannot open pool '{name}'"));
             }
             Err(_) => {}
         }
-        let record = self.attached_record(name)?;
-        Ok(record.map(|record| (PathBuf::from(record.directory), true)))
+        Ok(self.attached_record(name)?.map(Whereabouts::Attached))
+    }
+
+    /// An administrator may have put a pool of one's own store elsewhere, by a link in `pools`.
+    fn pool_record_mode(&self, path: &Path) -> std::io::Result<u32> {
+        match self.is_foreign() {
+            true => self.inner.disk.mode(path),
+            false => self.inner.world.disk.mode(path),
+        }
     }
 
     /// What is noted of an attached pool; `None` where no pool of that name is attached.
     fn attached_record(&self, name: &str) -> Result<Option<AttachedRecord>> {
         let path = self.inner.directory.join("attached").join(escape(name));
-        let bytes = match read_file(&*self.inner.world.disk, &path) {
+        let bytes = match read_file(&*self.inner.disk, &path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             bytes => bytes?,
         };
@@ -186,16 +231,17 @@ impl Store {
     /// # Errors
     /// `NotFound`, `PermissionDenied`, `Corrupt`, `NewerFormat`.
     pub fn pool(&self, name: &str) -> Result<Pool> {
-        match self.pool_directory(name)? {
-            Some((directory, attached)) => Pool::open_directory(self, name, directory, attached),
+        match self.find_pool(name)? {
+            Some(at) => Pool::open_directory(self, name, &at),
             None => fail(ErrorKind::NotFound, format!("pool '{name}' does not exist")),
         }
     }
 
-    /// All pools that can be opened; one that cannot is left out with a warning.
+    /// All pools that can be opened, those of the store first; one that cannot is left out with a
+    /// warning.
     pub(crate) fn open_pools(&self) -> Result<Vec<Pool>> {
         let mut pools = Vec::new();
-        for name in self.pools()? {
+        for name in self.pools_own_first()? {
             match self.pool(&name) {
                 Ok(pool) => pools.push(pool),
                 Err(error) => tracing::warn!(pool = %name, %error, "a pool cannot be opened"),
@@ -211,12 +257,13 @@ impl Store {
     /// Where a pool of this store cannot be opened: a child in it would be forgotten (I7).
     pub(super) fn pools_of_children(&self) -> Result<Vec<Pool>> {
         let mut pools = Vec::new();
-        for name in self.pools()? {
-            let Some((directory, attached)) = self.pool_directory(&name)? else {
+        for name in self.pools_own_first()? {
+            let Some(at) = self.find_pool(&name)? else {
                 self.check_no_pool(&name)?;
                 continue;
             };
-            match Pool::open_directory(self, &name, directory, attached) {
+            let attached = matches!(at, Whereabouts::Attached(_));
+            match Pool::open_directory(self, &name, &at) {
                 Ok(pool) => pools.push(pool),
                 // Its creation was cut off, or it was removed just now.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -236,7 +283,7 @@ impl Store {
     fn check_no_pool(&self, name: &str) -> Result<()> {
         let directory = self.inner.directory.join("pools").join(escape(name));
         let images = directory.join("images");
-        match self.inner.world.disk.list(&images) {
+        match self.inner.disk.list(&images) {
             Ok(images) if images.is_empty() => return Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Ok(_) => {}
@@ -246,12 +293,12 @@ impl Store {
         fail(ErrorKind::Corrupt, message)
     }
 
-    /// The pool with a number.
+    /// The pool with a number; pools of the store have precedence over attached ones.
     ///
     /// # Errors
     /// `NotFound` where no pool of the store has it.
     pub fn pool_by_id(&self, id: PoolId) -> Result<Pool> {
-        for name in self.pools()? {
+        for name in self.pools_own_first()? {
             if let Ok(pool) = self.pool(&name)
                 && pool.id() == id
             {
@@ -267,8 +314,8 @@ impl Store {
     /// `Exists`, `Invalid` for its name, or what the operating system says.
     pub fn pool_create(&self, name: &str, options: &PoolOptions) -> Result<Pool> {
         check_pool_name(name)?;
-        let _lock = self.lock()?;
-        if self.pool_directory(name)?.is_some() {
+        let _lock = self.lock("create a pool in it")?;
+        if self.find_pool(name)?.is_some() {
             return fail(ErrorKind::Exists, format!("pool '{name}' already exists"));
         }
         let mode = match options.readable_by {
@@ -277,7 +324,7 @@ impl Store {
             ReadableBy::All => 0o755,
         };
         let directory = self.inner.directory.join("pools").join(escape(name));
-        let disk = &*self.inner.world.disk;
+        let disk = &*self.inner.disk;
         let make = |path: &Path, mode| match disk.create_directory(path, mode) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
             made => made.at(|| format!("cannot create {}", path.display())),
@@ -321,16 +368,20 @@ impl Store {
             let message = format!("pool '{name}' belongs to another store; use 'pool detach'");
             return fail(ErrorKind::Invalid, message);
         }
-        let _lock = self.lock()?;
+        let _lock = self.lock("remove a pool from it")?;
+        pool.check_writable()?;
         let _catalogue = pool.lock(LockMode::Exclusive)?;
         if let Some(image) = pool.any_image()? {
             return fail(ErrorKind::NotEmpty, format!("pool '{name}' still holds image {image}"));
         }
-        let disk = &*self.inner.world.disk;
         // Without its record it is no pool any more; the rest is litter that may be swept twice.
         let record = pool.directory().join("pool");
-        disk.remove_file(&record).at(|| format!("cannot remove pool '{name}'"))?;
-        sweep(disk, pool.directory());
+        pool.disk().remove_file(&record).at(|| format!("cannot remove pool '{name}'"))?;
+        sweep(pool.disk(), pool.directory());
+        let disk = &*self.inner.disk;
+        // Where the pool lies elsewhere, a link led to it.
+        let own = self.inner.directory.join("pools").join(escape(name));
+        let _ = disk.remove_directory(&own).or_else(|_| disk.remove_file(&own));
         disk.sync_directory(&self.inner.directory.join("pools"))
             .at(|| format!("cannot remove pool '{name}'"))
     }
@@ -346,14 +397,8 @@ impl Store {
         record.application = "rbd".to_owned();
         let bytes = encode_message(FrameKind::Pool, &record);
         let unique = self.inner.world.random.number();
-        replace(
-            &*self.inner.world.disk,
-            &pool.directory().join("pool"),
-            unique,
-            pool.file_mode(),
-            &bytes,
-        )
-        .at(|| format!("cannot initialise pool '{name}'"))
+        replace(pool.disk(), &pool.directory().join("pool"), unique, pool.file_mode(), &bytes)
+            .at(|| format!("cannot initialise pool '{name}'"))
     }
 
     /// Attaches a pool of another store under a name of this one.
@@ -362,26 +407,35 @@ impl Store {
     /// `Exists`; `NotFound` where the directory holds no pool; `Corrupt`, `NewerFormat`.
     pub fn pool_attach(&self, name: &str, directory: &Path) -> Result<Pool> {
         check_pool_name(name)?;
-        let _lock = self.lock()?;
-        if self.pool_directory(name)?.is_some() {
+        let _lock = self.lock("attach a pool to it")?;
+        if self.find_pool(name)?.is_some() {
             return fail(ErrorKind::Exists, format!("pool '{name}' already exists"));
         }
         let directory =
             std::path::absolute(directory).at(|| format!("cannot use {}", directory.display()))?;
-        let pool = Pool::open_directory(self, name, directory.clone(), true)?;
-        if self.open_pools()?.iter().any(|p| p.id() == pool.id()) {
-            let message = format!("{} is already a pool of this store", directory.display());
-            return fail(ErrorKind::Exists, message);
-        }
         let Some(text) = directory.to_str() else {
             return fail(ErrorKind::Invalid, "the pool's directory has a name that is not UTF-8");
         };
-        let record = AttachedRecord { directory: text.to_owned(), pool_id: pool.id().0 };
-        make_directories(&self.inner.world, &self.inner.directory.join("attached"))?;
+        // Its number is what the directory says now; from now on it is what was noted.
+        let pool_id = Pool::number_in(self, &directory)?;
+        if let Some(other) = self.open_pools()?.iter().find(|p| p.id() == pool_id) {
+            let message = format!(
+                "{} is already a pool of this store: it has the number of pool '{}' in {}",
+                directory.display(),
+                other.name(),
+                other.directory().display()
+            );
+            return fail(ErrorKind::Exists, message);
+        }
+        let mut record =
+            AttachedRecord { directory: text.to_owned(), pool_id: pool_id.0, owner: None };
+        let pool = Pool::open_directory(self, name, &Whereabouts::Attached(record.clone()))?;
+        record.owner = Some(pool.owner_id());
+        self.make_attached_directory()?;
         let path = self.inner.directory.join("attached").join(escape(name));
         let bytes = encode_message(FrameKind::Attached, &record);
         let unique = self.inner.world.random.number();
-        publish_new(&*self.inner.world.disk, &path, unique, 0o644, &bytes)
+        publish_new(&*self.inner.disk, &path, unique, 0o600, &bytes)
             .at(|| format!("cannot attach pool '{name}'"))?;
         Ok(pool)
     }
@@ -398,7 +452,7 @@ impl Store {
             return fail(ErrorKind::Invalid, format!("pool '{name}' belongs to this store"));
         };
         let id = PoolId(record.pool_id);
-        let _lock = self.lock()?;
+        let _lock = self.lock("detach a pool from it")?;
         let pool = self.pool(name).ok();
         for other in self.open_pools()?.iter().filter(|p| p.id() != id) {
             let inside = pool.as_ref().map_or(Ok(false), |p| p.has_child_of_pool(other.id()))?;
@@ -418,26 +472,63 @@ impl Store {
             }
         }
         let path = self.inner.directory.join("attached").join(escape(name));
-        self.inner.world.disk.remove_file(&path).at(|| format!("cannot detach pool '{name}'"))
+        self.inner.disk.remove_file(&path).at(|| format!("cannot detach pool '{name}'"))
     }
 
-    fn lock(&self) -> Result<Box<dyn marcot_store::Lock>> {
+    /// Where attached pools are noted. Whom they belong to is nobody else's business.
+    fn make_attached_directory(&self) -> Result<()> {
+        let disk = &*self.inner.disk;
+        let path = self.inner.directory.join("attached");
+        match disk.create_directory(&path, 0o700) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            made => made.at(|| format!("cannot create {}", path.display()))?,
+        }
+        let store = &self.inner.directory;
+        disk.sync_directory(store).at(|| format!("cannot sync {}", store.display()))
+    }
+
+    /// Locks the store, to do in it what is named in the refusal of another user's.
+    fn lock(&self, what: &str) -> Result<Box<dyn marcot_store::Lock>> {
+        check_own(&self.inner.directory, self.inner.foreign, what)?;
         let path = self.inner.directory.join("lock");
-        let lock = self.inner.world.disk.lock(&path, LockMode::Exclusive, true);
+        let lock = self.inner.disk.lock(&path, LockMode::Exclusive, true);
         let lock = lock.at(|| format!("cannot lock {}", path.display()))?;
         lock.ok_or_else(|| Error::new(ErrorKind::Busy, "the store is locked"))
     }
 }
 
-fn create(world: &World, directory: &Path) -> Result<StoreRecord> {
-    make_directories(world, directory)?;
-    make_directories(world, &directory.join("pools"))?;
+/// The disk for a store's directory, and the user whom the store belongs to where that is another.
+fn confine(world: &World, directory: &Path) -> std::io::Result<(Arc<dyn Disk>, Option<u32>)> {
+    let confined = world.disk.confine(directory, Trust::ByOwner)?;
+    if confined.own {
+        return Ok((confined.disk, None));
+    }
+    // A directory that an administrator made, such as a mounted volume, in which one made a store.
+    let pools = confined.disk.owner_id(&directory.join("pools"));
+    if pools.is_ok_and(|owner| owner == world.disk.user_id()) {
+        return Ok((world.disk.confine(directory, Trust::Own)?.disk, None));
+    }
+    Ok((confined.disk, Some(confined.owner_id)))
+}
+
+/// Fails in another user's store, where nothing is changed, whatever the permission bits say.
+fn check_own(directory: &Path, foreign: Option<u32>, what: &str) -> Result<()> {
+    let Some(user) = foreign else { return Ok(()) };
+    let message = format!(
+        "{} belongs to user {user}: you cannot {what}; run the command as that user, or give a store of your own with --store",
+        directory.display()
+    );
+    fail(ErrorKind::PermissionDenied, message)
+}
+
+fn create(world: &World, disk: &dyn Disk, directory: &Path) -> Result<StoreRecord> {
+    make_directories(world, &directory.join("pools"), STORE_MODE)?;
     let record = StoreRecord { store_id: world.random.number() };
     let bytes = encode_message(FrameKind::Store, &record);
     let path = directory.join("store");
-    match publish_new(&*world.disk, &path, world.random.number(), 0o644, &bytes) {
+    match publish_new(disk, &path, world.random.number(), 0o644, &bytes) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let bytes = read_file(&*world.disk, &path)?;
+            let bytes = read_file(disk, &path)?;
             let decoded = decode_message(FrameKind::Store, &bytes);
             Ok(decoded
                 .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?
@@ -450,7 +541,7 @@ fn create(world: &World, directory: &Path) -> Result<StoreRecord> {
 }
 
 /// Removes what is left of a pool. Errors leave litter, nothing worse.
-fn sweep(disk: &dyn marcot_store::Disk, directory: &Path) {
+pub(super) fn sweep(disk: &dyn marcot_store::Disk, directory: &Path) {
     for name in disk.list(directory).unwrap_or_default() {
         let path = directory.join(name);
         if disk.remove_file(&path).is_err() {

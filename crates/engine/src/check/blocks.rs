@@ -53,7 +53,7 @@ pub(super) fn check(
 ) {
     let files = Arc::clone(checker.pool.files());
     // Pages and names come through tables of their own, so that both can be used at once.
-    let Ok(names) = SegmentTable::open(root, &files) else { return };
+    let Ok(names) = SegmentTable::open(root, checker.pool.id(), &files) else { return };
     let mut reader = Reader {
         checker,
         label,

@@ -89,6 +89,10 @@ impl Store {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<CheckReport> {
         self.open_pools()?;
+        // What belongs to others is theirs to repair.
+        let repair = options.repair && !pool.attached() && !pool.read_only();
+        let asked = options;
+        let options = &CheckOptions { repair, ..asked.clone() };
         let mut checker = Checker {
             pool,
             options,
@@ -96,13 +100,22 @@ impl Store {
             verified: HashSet::new(),
             damaged: HashMap::new(),
             above_damage: HashSet::new(),
-            total_bytes: pool.data_bytes()?,
+            // What cannot be listed is found below, where it is needed.
+            total_bytes: pool.data_bytes().unwrap_or_default(),
             progress,
         };
         for image in pool.image_ids()? {
             checker.image(image);
         }
         checker.names()?;
+        checker.strangers()?;
+        if asked.repair && !repair && !checker.report.findings.is_empty() {
+            let message = match pool.foreign() {
+                Some(user) => format!("nothing was repaired: the pool belongs to user {user}"),
+                None => "nothing was repaired: the pool belongs to another store".to_owned(),
+            };
+            checker.find("", false, format!("{message}; run 'check --repair' there"));
+        }
         Ok(checker.report)
     }
 }
@@ -243,6 +256,38 @@ impl Checker<'_> {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// What other users have left where they may leave markers.
+    fn strangers(&mut self) -> Result<()> {
+        let repair = self.options.repair;
+        let found = self.pool.strangers(repair)?;
+        let left = if repair { self.pool.strangers(false)? } else { found.clone() };
+        for junk in &found.junk {
+            let message = format!(
+                "children/{} ({} bytes) was left by user {} and is no marker of a clone; 'gc' removes it",
+                junk.name, junk.bytes, junk.user
+            );
+            self.find("", false, message);
+            if !left.junk.iter().any(|still| still.name == junk.name) {
+                self.repaired();
+            }
+        }
+        if found.junk_more > 0 {
+            let message =
+                format!("{} more files in children/ are no markers of clones", found.junk_more);
+            self.find("", false, message);
+            if left.junk_more == 0 {
+                self.repaired();
+            }
+        }
+        for (user, markers) in &found.over_limit {
+            let message = format!(
+                "user {user} has left {markers} markers of clones in children/: more than a pool may; ask, and remove that user's files there"
+            );
+            self.find("", false, message);
         }
         Ok(())
     }

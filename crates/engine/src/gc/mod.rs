@@ -42,7 +42,7 @@ impl Named {
         if !seen.insert(key) {
             return Ok(());
         }
-        let mut table = SegmentTable::open(root, pool.files())?;
+        let mut table = SegmentTable::open(root, pool.id(), pool.files())?;
         for name in table.page_segments()? {
             self.segments.entry(name).or_default();
         }
@@ -144,7 +144,7 @@ fn live_slots(
     let mut seen = HashSet::new();
     for (i, root) in roots.iter().enumerate() {
         let (map, mut table) = open_root(pool, root)?;
-        let names = SegmentTable::open(root, pool.files())?;
+        let names = SegmentTable::open(root, pool.id(), pool.files())?;
         let mut marker = Marker { wanted, maps: &mut maps, seen: &mut seen, table: names, pool };
         let mut source = Source::new(&mut table, Arc::clone(pool.files()));
         let all = (0, marcot_format::IMAGE_BYTES_MAX / BLOCK_BYTES);
@@ -157,7 +157,7 @@ fn live_slots(
 /// Gives the data slots of a segment back that are not in `live`. Group headers stay.
 fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
     let path = pool.files().path(name)?;
-    let file = match pool.files().world().disk.open(&path, true) {
+    let file = match pool.disk().open(&path, true) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
         file => file.at(|| format!("cannot open segment {}", path.display()))?,
     };

@@ -117,7 +117,7 @@ impl Image {
 
     /// True where a root names data of this pool only.
     fn only_own_pool(&self, root: &RootRecord) -> Result<bool> {
-        let mut table = SegmentTable::open(root, self.pool.files())?;
+        let mut table = SegmentTable::open(root, self.pool.id(), self.pool.files())?;
         let own = self.pool.id();
         let mut only = table.page_segments()?.iter().all(|n| n.pool == own);
         table.for_each(self.pool.files(), |_, entry, name| {
@@ -220,7 +220,7 @@ impl Image {
         let root = self.head.root.clone().unwrap_or_default();
         let pool = self.pool.clone();
         let (map, mut table) = open_root(&pool, &root)?;
-        let names = SegmentTable::open(&root, pool.files())?;
+        let names = SegmentTable::open(&root, pool.id(), pool.files())?;
         let mut foreign = Foreign { table: names, pool: &pool, pages: Vec::new() };
         let mut source = Source::new(&mut table, Arc::clone(pool.files()));
         let all = (0, IMAGE_BYTES_MAX / BLOCK_BYTES);

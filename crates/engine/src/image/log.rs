@@ -406,9 +406,8 @@ impl Image {
         let open = Some(log.name).filter(|_| log.dirty);
         let files = self.pool.files();
         let reopen = |name| {
-            let path = files.path(name)?;
-            let context = || format!("cannot open segment {}", path.display());
-            files.world().disk.open(&path, false).at(context)
+            let (disk, path) = files.locate(name)?;
+            disk.open(&path, false).at(|| format!("cannot open segment {}", path.display()))
         };
         unsynced.chain(open).map(reopen).collect()
     }

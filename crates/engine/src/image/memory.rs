@@ -234,7 +234,7 @@ mod tests {
         let files = Arc::clone(image.pool.files());
         let mut damaged = 0;
         for name in image.table.page_segments().unwrap() {
-            let file = files.world().disk.open(&files.path(name).unwrap(), true).unwrap();
+            let file = image.pool.disk().open(&files.path(name).unwrap(), true).unwrap();
             let mut page = [0; TABLE_PAGE_BYTES];
             for at in (0..file.length().unwrap()).step_by(TABLE_PAGE_BYTES) {
                 file.read_at(at, &mut page).unwrap();

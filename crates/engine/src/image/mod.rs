@@ -130,10 +130,8 @@ impl Image {
         let head = pool.read_head(id)?;
         if pool.read_only() {
             let label = pool.image_label(&head);
-            return fail(
-                ErrorKind::ReadOnly,
-                format!("pool '{}' is read-only, so {label} cannot be changed", pool.name()),
-            );
+            let message = format!("{}; {label} cannot be changed", pool.why_read_only());
+            return fail(ErrorKind::ReadOnly, message);
         }
         let Some(lock) = pool.lock_image(id)? else {
             let label = pool.image_label(&head);
@@ -345,7 +343,7 @@ impl Drop for Image {
 /// Map and table of a root on disk.
 pub(crate) fn open_root(pool: &Pool, root: &RootRecord) -> Result<(Map, SegmentTable)> {
     let entry = MapEntry { address: BlockAddress(root.map_address), crc: root.map_crc };
-    let table = SegmentTable::open(root, pool.files())?;
+    let table = SegmentTable::open(root, pool.id(), pool.files())?;
     Ok((Map::open(entry, root.mapped_blocks), table))
 }
 

@@ -211,7 +211,7 @@ impl Image {
             sequence,
         };
         let path = self.pool.files().path(name)?;
-        let file = match self.pool.files().world().disk.open(&path, false) {
+        let file = match self.pool.disk().open(&path, false) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             file => file.at(|| format!("cannot open segment {}", path.display()))?,
         };

@@ -1,13 +1,13 @@
 //! Open segment files, shared by all images of the process and bounded in number.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GroupHeader};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::{BLOCK_BYTES, FormatError, ImageId, PoolId};
-use marcot_store::{DiskFile, World};
+use marcot_store::{Disk, DiskFile, World};
 
 use super::{SegmentName, author_directory, file_name};
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
@@ -47,50 +47,73 @@ fn read_header(file: &dyn DiskFile, name: SegmentName) -> Result<Option<SegmentH
     }
 }
 
+/// Where a pool lies, and what can be trusted there.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Reaches the directory.
+    pub disk: Arc<dyn Disk>,
+    /// The other user whom it belongs to; `None` for one's own.
+    pub foreign: Option<u32>,
+    /// Everybody on the machine may read it.
+    pub public: bool,
+    /// It belongs to another store.
+    pub attached: bool,
+}
+
 /// Finds and opens segments by name.
 pub(crate) struct Files {
     world: World,
-    directories: Mutex<HashMap<PoolId, PathBuf>>,
+    places: Mutex<HashMap<PoolId, Place>>,
     cache: Mutex<Cache>,
 }
 
 impl Files {
     pub(crate) fn new(world: World) -> Self {
-        Self { world, directories: Mutex::default(), cache: Mutex::default() }
+        Self { world, places: Mutex::default(), cache: Mutex::default() }
     }
 
     pub(crate) fn world(&self) -> &World {
         &self.world
     }
 
-    /// Makes a pool's directory known.
+    /// Makes a pool's place known. A number is a claim: of two pools with one number, the one that
+    /// belongs to the store has it.
     ///
     /// # Errors
     /// `Invalid` where another directory holds a pool of the same number: a copy, whose use would
-    /// write into its original.
-    pub(crate) fn add_pool(&self, pool: PoolId, directory: &Path) -> Result<()> {
-        let mut directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = directories.get(&pool).filter(|known| *known != directory)
-            && self.world.disk.mode(&known.join("pool")).is_ok()
+    /// write into its original, or one that pretends.
+    pub(crate) fn add_pool(&self, pool: PoolId, place: Place) -> Result<()> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = places.get(&pool).filter(|known| known.directory != place.directory);
+        if let Some(known) = taken
+            && (place.attached || !known.attached)
+            && known.disk.mode(&known.directory.join("pool")).is_ok()
         {
             let message = format!(
-                "{} is a copy of the pool in {}; only one of them can be used in a store",
-                directory.display(),
-                known.display()
+                "the pools in {} and in {} have the same number ({pool}), so one is a copy of the other; only one of them can be used in a store",
+                place.directory.display(),
+                known.directory.display()
             );
             return fail(ErrorKind::Invalid, message);
         }
-        directories.insert(pool, directory.to_owned());
+        if taken.is_some() {
+            // Files of the other may be open.
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            cache.open.retain(|name, _| name.pool != pool);
+        }
+        places.insert(pool, place);
         Ok(())
     }
 
-    /// The directory of a pool.
+    /// The place of a pool.
     ///
     /// # Errors
     /// `Io` where the store does not know the pool: then data is out of reach.
-    pub(crate) fn pool_directory(&self, pool: PoolId) -> Result<PathBuf> {
-        let directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
-        directories.get(&pool).cloned().ok_or_else(|| {
+    pub(crate) fn place(&self, pool: PoolId) -> Result<Place> {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.get(&pool).cloned().ok_or_else(|| {
             let message = format!(
                 "pool {pool}, which holds data of this image, is not known to this store; attach it again with 'pool attach'"
             );
@@ -98,9 +121,40 @@ impl Files {
         })
     }
 
+    /// Fails where an image of the pool `reader` may not name data in the pool `named`. False where that
+    /// cannot be said, because the store does not know `named`: it must not be used then, although it
+    /// may become known.
+    ///
+    /// What another user's heads say is a claim: they could name the private images of whoever reads
+    /// them, and so have them served to others. Another user's images may name data of pools of that
+    /// user, and of those that everybody may read.
+    ///
+    /// # Errors
+    /// `PermissionDenied`.
+    pub(crate) fn check_named(&self, reader: PoolId, named: PoolId) -> Result<bool> {
+        let reader_place = self.place(reader)?;
+        let Some(user) = reader_place.foreign else { return Ok(true) };
+        let Ok(place) = self.place(named) else { return Ok(false) };
+        if place.public || place.foreign == Some(user) {
+            return Ok(true);
+        }
+        let message = format!(
+            "an image of the pool in {}, which belongs to user {user}, names data of the pool in {}, which that user may not read",
+            reader_place.directory.display(),
+            place.directory.display()
+        );
+        fail(ErrorKind::PermissionDenied, message)
+    }
+
     pub(crate) fn path(&self, name: SegmentName) -> Result<PathBuf> {
-        let directory = author_directory(&self.pool_directory(name.pool)?, name.author);
-        Ok(directory.join(file_name(name.kind, name.sequence)))
+        Ok(self.locate(name)?.1)
+    }
+
+    /// The disk that reaches a segment, and its path there.
+    pub(crate) fn locate(&self, name: SegmentName) -> Result<(Arc<dyn Disk>, PathBuf)> {
+        let place = self.place(name.pool)?;
+        let directory = author_directory(&place.directory, name.author);
+        Ok((place.disk, directory.join(file_name(name.kind, name.sequence))))
     }
 
     /// Opens a segment for reading, verifying that the file is the one it should be.
@@ -131,8 +185,8 @@ impl Files {
     }
 
     fn open(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
-        let path = self.path(name)?;
-        let file = match self.world.disk.open(&path, false) {
+        let (disk, path) = self.locate(name)?;
+        let file = match disk.open(&path, false) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 // It may come back, with a directory that is mounted or restored.
                 return fail(ErrorKind::Io, format!("segment {} is missing", path.display()));
@@ -157,9 +211,9 @@ impl Files {
     /// # Errors
     /// `Corrupt` where no group starts the segment; what the operating system says.
     pub(crate) fn restore_header(&self, name: SegmentName) -> Result<()> {
-        let path = self.path(name)?;
+        let (disk, path) = self.locate(name)?;
         let context = || format!("cannot restore the header of segment {}", path.display());
-        let file = self.world.disk.open(&path, true).at(context)?;
+        let file = disk.open(&path, true).at(context)?;
         let mut epoch = 0;
         if name.kind == SegmentKind::Data {
             let mut bytes = vec![0; GROUP_HEADER_BLOCKS_MAX * BLOCK_BYTES as usize];
@@ -183,8 +237,7 @@ impl Files {
     /// Removes a segment's file. One that is already gone is no error.
     pub(crate) fn remove(&self, name: SegmentName) -> Result<u64> {
         self.forget(name);
-        let path = self.path(name)?;
-        let disk = &self.world.disk;
+        let (disk, path) = self.locate(name)?;
         let bytes = disk.open(&path, false).and_then(|f| f.allocated_bytes()).unwrap_or(0);
         match disk.remove_file(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
@@ -205,8 +258,7 @@ impl Files {
         epoch: u64,
         mode: u32,
     ) -> Result<Arc<dyn DiskFile>> {
-        let path = self.path(name)?;
-        let disk = &self.world.disk;
+        let (disk, path) = self.locate(name)?;
         let file = disk
             .create_new(&path, mode)
             .at(|| format!("cannot create segment {}", path.display()))?;
@@ -227,8 +279,9 @@ impl Files {
 
     /// Names of the segments that an author has in a pool.
     pub(crate) fn list(&self, pool: PoolId, author: ImageId) -> Result<Vec<SegmentName>> {
-        let directory = author_directory(&self.pool_directory(pool)?, author);
-        let names = match self.world.disk.list(&directory) {
+        let place = self.place(pool)?;
+        let directory = author_directory(&place.directory, author);
+        let names = match place.disk.list(&directory) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             names => names.at(|| format!("cannot list {}", directory.display()))?,
         };

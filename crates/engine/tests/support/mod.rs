@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 
 use marcot::{BlockDevice, CheckOptions, Command, CreateOptions, Image, ImageId, Pool, Store};
 use marcot_store::{
-    Disk, DiskFile, InPlace, Landed, LateIo, LateRead, LateWrite, LocalDisk, Lock, LockMode,
-    SystemClock, SystemRandom, World,
+    Confined, Disk, DiskFile, InPlace, Landed, LateIo, LateRead, LateWrite, LocalDisk, Lock,
+    LockMode, SystemClock, SystemRandom, Trust, World,
 };
 
 /// What goes wrong.
@@ -102,7 +102,7 @@ impl LateIo for Waiting {
 }
 
 pub struct FaultyDisk {
-    inner: LocalDisk,
+    inner: Arc<dyn Disk>,
     faults: Arc<Faults>,
 }
 
@@ -116,7 +116,7 @@ struct FaultyFile {
 pub fn faulty_world() -> (World, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     faults.room_bytes.store(-1, Ordering::Relaxed);
-    let disk = FaultyDisk { inner: LocalDisk::plain(), faults: Arc::clone(&faults) };
+    let disk = FaultyDisk { inner: Arc::new(LocalDisk::plain()), faults: Arc::clone(&faults) };
     let (clock, random) = (Arc::new(SystemClock), Arc::new(SystemRandom));
     (World { disk: Arc::new(disk), clock, random, workers: Arc::new(InPlace) }, faults)
 }
@@ -185,6 +185,11 @@ impl Disk for FaultyDisk {
     }
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.inner.free_bytes(path)
+    }
+    fn confine(&self, directory: &Path, trust: Trust) -> io::Result<Confined> {
+        let confined = self.inner.confine(directory, trust)?;
+        let disk = FaultyDisk { inner: confined.disk, faults: Arc::clone(&self.faults) };
+        Ok(Confined { disk: Arc::new(disk), ..confined })
     }
 }
 

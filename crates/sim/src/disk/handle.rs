@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 
-use marcot_store::{Disk, DiskFile, LateIo, Lock, LockMode};
+use marcot_store::{Confined, Disk, DiskFile, LateIo, Lock, LockMode, Trust};
 
 use super::late::SimLateIo;
 use super::node::{DirectoryNode, Entry, FileNode, Node, NodeId, Pending};
@@ -254,6 +254,13 @@ impl Disk for SimDisk {
 
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
         Ok(FREE_BYTES)
+    }
+
+    /// There are no links and no other users in this world.
+    fn confine(&self, directory: &Path, _: Trust) -> io::Result<Confined> {
+        let state = self.enter(&call("confine", directory))?;
+        state.find(directory)?;
+        Ok(Confined { disk: Arc::new(self.clone()), owner_id: self.user_id(), own: true })
     }
 
     fn process_id(&self) -> u32 {

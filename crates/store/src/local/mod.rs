@@ -1,5 +1,7 @@
 //! A directory of the operating system's.
 
+mod beneath;
+mod confined;
 mod late;
 mod ring;
 mod writers;
@@ -11,14 +13,14 @@ use std::sync::Arc;
 
 use rustix::fs::{self, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 
-use crate::{Disk, DiskFile, FileRead, LateIo, Lock, LockMode};
+use crate::{Confined, Disk, DiskFile, FileInfo, FileRead, LateIo, Lock, LockMode, Trust};
 
 /// Most parts of one `pwritev`: the kernel's `UIO_MAXIOV`.
 const PARTS_MAX: usize = 1024;
 
 /// Files and directories through system calls; batches of reads through `io_uring` where the
 /// kernel lets us, one after the other where not.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct LocalDisk {
     plain_reads: bool,
 }
@@ -43,14 +45,43 @@ struct LocalLock(#[expect(dead_code, reason = "closing it lets go of the lock")]
 
 impl Lock for LocalLock {}
 
+/// What is meant to be shared is shared whatever the umask says.
+fn share(made: &OwnedFd, mode: u32) -> io::Result<()> {
+    if mode & 0o077 != 0 {
+        fs::fchmod(made, Mode::from_raw_mode(mode))?;
+    }
+    Ok(())
+}
+
+fn info_of(stat: &fs::Stat) -> FileInfo {
+    FileInfo {
+        owner_id: stat.st_uid,
+        plain: fs::FileType::from_raw_mode(stat.st_mode) == fs::FileType::RegularFile,
+        length: stat.st_size.cast_unsigned(),
+        allocated_bytes: stat.st_blocks.cast_unsigned() * 512,
+    }
+}
+
+/// Locks an open file; `None` where somebody else holds it and `wait` is false.
+fn flock(file: OwnedFd, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
+    let operation = match (mode, wait) {
+        (LockMode::Shared, true) => FlockOperation::LockShared,
+        (LockMode::Shared, false) => FlockOperation::NonBlockingLockShared,
+        (LockMode::Exclusive, true) => FlockOperation::LockExclusive,
+        (LockMode::Exclusive, false) => FlockOperation::NonBlockingLockExclusive,
+    };
+    match rustix::io::retry_on_intr(|| fs::flock(&file, operation)) {
+        Ok(()) => Ok(Some(Box::new(LocalLock(file)))),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl Disk for LocalDisk {
     fn create_new(&self, path: &Path, mode: u32) -> io::Result<Arc<dyn DiskFile>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = fs::open(path, flags, Mode::from_raw_mode(mode))?;
-        if mode & 0o077 != 0 {
-            // What is meant to be shared is shared whatever the umask says.
-            fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
-        }
+        share(&fd, mode)?;
         Ok(Arc::new(LocalFile(fd)))
     }
 
@@ -114,6 +145,10 @@ impl Disk for LocalDisk {
         Ok(fs::stat(path)?.st_mode & 0o7777)
     }
 
+    fn file_info(&self, path: &Path) -> io::Result<FileInfo> {
+        Ok(info_of(&fs::lstat(path)?))
+    }
+
     fn writable(&self, path: &Path) -> bool {
         let access = fs::Access::WRITE_OK | fs::Access::EXEC_OK;
         fs::accessat(fs::CWD, path, access, fs::AtFlags::EACCESS).is_ok()
@@ -129,17 +164,7 @@ impl Disk for LocalDisk {
             }
             opened => opened?,
         };
-        let operation = match (mode, wait) {
-            (LockMode::Shared, true) => FlockOperation::LockShared,
-            (LockMode::Shared, false) => FlockOperation::NonBlockingLockShared,
-            (LockMode::Exclusive, true) => FlockOperation::LockExclusive,
-            (LockMode::Exclusive, false) => FlockOperation::NonBlockingLockExclusive,
-        };
-        match rustix::io::retry_on_intr(|| fs::flock(&fd, operation)) {
-            Ok(()) => Ok(Some(Box::new(LocalLock(fd)))),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        flock(fd, mode, wait)
     }
 
     fn read_batch(&self, reads: &mut [FileRead<'_>]) {
@@ -162,6 +187,14 @@ impl Disk for LocalDisk {
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         let stat = fs::statvfs(path)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn confine(&self, directory: &Path, trust: Trust) -> io::Result<Confined> {
+        confined::confine(self, None, directory, trust)
+    }
+
+    fn user_id(&self) -> u32 {
+        rustix::process::geteuid().as_raw()
     }
 }
 

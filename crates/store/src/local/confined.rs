@@ -1,0 +1,305 @@
+//! A disk that reaches one directory only, and in it nothing that could be a trap.
+//!
+//! Invariants:
+//! - Nothing is reached through a link, and nothing outside (module `beneath`).
+//! - Only plain files are opened, and only those of the directory's owner; in one's own directory also
+//!   those of root. In the shared directory those of everybody, for reading.
+//! - What another user may have put there is looked at before it is opened: opening a device or a
+//!   FIFO can have effects of its own.
+//! - In another user's directory nothing changes but files of one's own in the shared directory.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
+
+use super::beneath::Beneath;
+use super::{LocalDisk, LocalFile, flock, info_of, share};
+use crate::{
+    Confined, Disk, DiskFile, FileInfo, FileRead, LateIo, Lock, LockMode, SHARED_DIRECTORY, Trust,
+};
+
+/// The user whose files are as good as one's own: root can change anything anyway.
+const ROOT: u32 = 0;
+
+pub(super) struct ConfinedDisk {
+    base: LocalDisk,
+    directory: PathBuf,
+    beneath: Beneath,
+    owner_id: u32,
+    user_id: u32,
+    own: bool,
+}
+
+/// Confines `base`, or what `from` already reaches, to a directory.
+pub(super) fn confine(
+    base: &LocalDisk,
+    from: Option<&ConfinedDisk>,
+    directory: &Path,
+    trust: Trust,
+) -> io::Result<Confined> {
+    let user_id = rustix::process::geteuid().as_raw();
+    let open = |cross_mounts| match from {
+        Some(outer) => outer.beneath.open_beneath(outer.relative(directory)?, cross_mounts),
+        None => Beneath::open_root(directory, cross_mounts),
+    };
+    // An administrator may mount other disks in a directory of one's own; what another user mounts
+    // may be a file system that never answers.
+    let mut beneath = open(true)?;
+    let owner_id = fs::fstat(beneath.root())?.st_uid;
+    let own = match trust {
+        Trust::ByOwner => owner_id == user_id && from.is_none_or(|outer| outer.own),
+        Trust::Own => true,
+        Trust::Foreign => false,
+    };
+    if !own {
+        beneath = open(false)?;
+        if fs::fstat(beneath.root())?.st_uid != owner_id {
+            return Err(io::Error::other("the directory is being exchanged for another"));
+        }
+    }
+    let directory = directory.to_owned();
+    let disk = ConfinedDisk { base: base.clone(), directory, beneath, owner_id, user_id, own };
+    Ok(Confined { disk: Arc::new(disk), owner_id, own })
+}
+
+impl ConfinedDisk {
+    fn relative<'a>(&self, path: &'a Path) -> io::Result<&'a Path> {
+        path.strip_prefix(&self.directory).map_err(|_| {
+            let message = format!("it does not lie in {}", self.directory.display());
+            io::Error::new(io::ErrorKind::InvalidInput, message)
+        })
+    }
+
+    fn is_shared(path: &Path) -> bool {
+        path.parent() == Some(Path::new(SHARED_DIRECTORY))
+    }
+
+    /// The relative path, where this process may change what it leads to.
+    fn changeable<'a>(&self, path: &'a Path) -> io::Result<&'a Path> {
+        let path = self.relative(path)?;
+        if self.own || Self::is_shared(path) {
+            return Ok(path);
+        }
+        Err(self.belongs_to_other())
+    }
+
+    fn belongs_to_other(&self) -> io::Error {
+        let message = format!("the pool belongs to another user (uid {})", self.owner_id);
+        io::Error::new(io::ErrorKind::ReadOnlyFilesystem, message)
+    }
+
+    /// Fails for what is no plain file, and for one of somebody who has no business here.
+    fn check_file(&self, path: &Path, stat: &Stat) -> io::Result<()> {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(io::Error::other("it is not a plain file"));
+        }
+        let rightful = match self.own {
+            true => stat.st_uid == self.user_id || stat.st_uid == ROOT,
+            false => stat.st_uid == self.owner_id,
+        };
+        if !rightful && !Self::is_shared(path) {
+            let message = format!(
+                "it belongs to another user (uid {}) than the pool (uid {})",
+                stat.st_uid, self.owner_id
+            );
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
+        Ok(())
+    }
+
+    fn open_file(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        // NONBLOCK: opening a FIFO would wait for its other end. It means nothing for files.
+        let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if self.own && !Self::is_shared(path) {
+            let file = self.beneath.open(path, flags, Mode::empty())?;
+            self.check_file(path, &fs::fstat(&file)?)?;
+            return Ok(file);
+        }
+        let seen = self.beneath.open(path, OFlags::PATH, Mode::empty())?;
+        self.check_file(path, &fs::fstat(&seen)?)?;
+        // The very file that was looked at, whatever has its name now.
+        Ok(fs::openat(CWD, descriptor_path(&seen), flags, Mode::empty())?)
+    }
+
+    fn open_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.beneath.open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+    }
+}
+
+/// A name for an open file that leads to it and nothing else.
+fn descriptor_path(file: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+impl Disk for ConfinedDisk {
+    fn create_new(&self, path: &Path, mode: u32) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.changeable(path)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let file = self.beneath.open(path, flags, Mode::from_raw_mode(mode))?;
+        share(&file, mode)?;
+        Ok(Arc::new(LocalFile(file)))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let path = if write { self.changeable(path)? } else { self.relative(path)? };
+        if write && Self::is_shared(path) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        Ok(Arc::new(LocalFile(self.open_file(path, access)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = (self.changeable(from)?, self.changeable(to)?);
+        if !self.own {
+            // It might take the place of somebody else's file.
+            return Err(self.belongs_to_other());
+        }
+        let (old, from) = self.beneath.open_parent(from)?;
+        let (new, to) = self.beneath.open_parent(to)?;
+        Ok(fs::renameat(&old, from, &new, to)?)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = (self.changeable(from)?, self.changeable(to)?);
+        let (old, from) = self.beneath.open_parent(from)?;
+        let (new, to) = self.beneath.open_parent(to)?;
+        match fs::renameat_with(&old, from, &new, to, RenameFlags::NOREPLACE) {
+            // File systems without the flag: a second name fails where the name is taken.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                fs::linkat(&old, from, &new, to, AtFlags::empty())?;
+                Ok(fs::unlinkat(&old, from, AtFlags::empty())?)
+            }
+            done => Ok(done?),
+        }
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let path = self.changeable(path)?;
+        let (parent, name) = self.beneath.open_parent(path)?;
+        if !self.own && fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?.st_uid != self.user_id
+        {
+            return Err(self.belongs_to_other());
+        }
+        Ok(fs::unlinkat(&parent, name, AtFlags::empty())?)
+    }
+
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        if !self.own {
+            return Err(self.belongs_to_other());
+        }
+        let (parent, name) = self.beneath.open_parent(self.relative(path)?)?;
+        Ok(fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
+    }
+
+    fn create_directory(&self, path: &Path, mode: u32) -> io::Result<()> {
+        if !self.own {
+            return Err(self.belongs_to_other());
+        }
+        let path = self.relative(path)?;
+        let (parent, name) = self.beneath.open_parent(path)?;
+        fs::mkdirat(&parent, name, Mode::from_raw_mode(mode))?;
+        share(&self.open_directory(path)?, mode)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        self.visit(path, &mut |name| {
+            names.push(name.to_owned());
+            true
+        })?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn visit(&self, path: &Path, each: &mut dyn FnMut(&str) -> bool) -> io::Result<()> {
+        let directory = self.open_directory(self.relative(path)?)?;
+        for entry in fs::Dir::new(directory)? {
+            let entry = entry?;
+            // A name that is not UTF-8 is none of ours.
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if !matches!(name, "." | "..") && !each(name) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        Ok(fs::fsync(self.open_directory(self.relative(path)?)?)?)
+    }
+
+    fn mode(&self, path: &Path) -> io::Result<u32> {
+        let seen = self.beneath.open(self.relative(path)?, OFlags::PATH, Mode::empty())?;
+        Ok(fs::fstat(&seen)?.st_mode & 0o7777)
+    }
+
+    fn file_info(&self, path: &Path) -> io::Result<FileInfo> {
+        let path = self.relative(path)?;
+        if path.as_os_str().is_empty() {
+            return Ok(info_of(&fs::fstat(self.beneath.root())?));
+        }
+        let (parent, name) = self.beneath.open_parent(path)?;
+        Ok(info_of(&fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?))
+    }
+
+    fn writable(&self, path: &Path) -> bool {
+        let Ok(path) = self.relative(path) else { return false };
+        let Ok(seen) = self.beneath.open(path, OFlags::PATH, Mode::empty()) else { return false };
+        let access = fs::Access::WRITE_OK | fs::Access::EXEC_OK;
+        self.own && fs::accessat(CWD, descriptor_path(&seen), access, AtFlags::EACCESS).is_ok()
+    }
+
+    fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
+        if !self.own {
+            // Whoever owns it could hold it for ever.
+            return Err(self.belongs_to_other());
+        }
+        let path = self.relative(path)?;
+        let flags = OFlags::NONBLOCK;
+        let private = Mode::from_raw_mode(0o600);
+        let writing = flags | OFlags::RDWR | OFlags::CREATE;
+        let file = match self.beneath.open(path, writing, private) {
+            // A medium that is mounted read-only.
+            Err(error) if is_refusal(&error) => {
+                self.beneath.open(path, flags | OFlags::RDONLY, Mode::empty())?
+            }
+            opened => opened?,
+        };
+        self.check_file(path, &fs::fstat(&file)?)?;
+        flock(file, mode, wait)
+    }
+
+    fn read_batch(&self, reads: &mut [FileRead<'_>]) {
+        self.base.read_batch(reads);
+    }
+
+    fn late_io(&self) -> Option<Box<dyn LateIo>> {
+        self.base.late_io()
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let seen = self.beneath.open(self.relative(path)?, OFlags::PATH, Mode::empty())?;
+        let stat = fs::fstatvfs(&seen)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn confine(&self, directory: &Path, trust: Trust) -> io::Result<Confined> {
+        confine(&self.base, Some(self), directory, trust)
+    }
+
+    fn user_id(&self) -> u32 {
+        self.user_id
+    }
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EROFS | libc::EPERM))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+
+use super::*;
+
+/// Somebody who is neither root nor who runs the tests.
+const STRANGER: u32 = 64_003;
+
+/// A disk for `directory`, with whole paths resolved by the kernel or part by part.
+fn disks(directory: &Path) -> [ConfinedDisk; 2] {
+    [false, true].map(|parts| {
+        let beneath = Beneath::open_root(directory, true).unwrap();
+        let beneath = if parts { beneath.part_by_part() } else { beneath };
+        let user_id = rustix::process::geteuid().as_raw();
+        let base = LocalDisk::plain();
+        let directory = directory.to_owned();
+        ConfinedDisk { base, directory, beneath, owner_id: user_id, user_id, own: true }
+    })
+}
+
+fn foreign(directory: &Path) -> Confined {
+    LocalDisk::plain().confine(directory, Trust::Foreign).unwrap()
+}
+
+struct Scene {
+    _root: tempfile::TempDir,
+    pool: PathBuf,
+    outside: PathBuf,
+}
+
+/// A pool with a file, a directory of children, and a secret beside it.
+fn scene() -> Scene {
+    let root = tempfile::tempdir().unwrap();
+    let (pool, outside) = (root.path().join("pool"), root.path().join("outside"));
+    for made in [&pool, &outside, &pool.join("images"), &pool.join(SHARED_DIRECTORY)] {
+        std::fs::create_dir(made).unwrap();
+    }
+    std::fs::write(pool.join("images/head"), "own").unwrap();
+    std::fs::write(outside.join("secret"), "secret").unwrap();
+    Scene { _root: root, pool, outside }
+}
+
+fn content(file: &dyn DiskFile) -> String {
+    let mut bytes = vec![0; file.length().unwrap() as usize];
+    file.read_at(0, &mut bytes).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+fn refusal<T>(result: io::Result<T>) -> String {
+    result.err().expect("it should have been refused").to_string()
+}
+
+#[test]
+fn what_lies_in_the_directory_is_reached_and_changed() {
+    let scene = scene();
+    for disk in disks(&scene.pool) {
+        let path = scene.pool.join("images/new");
+        let file = disk.create_new(&path, 0o644).unwrap();
+        file.write_at(0, &[b"text"]).unwrap();
+        assert_eq!(content(&*disk.open(&path, false).unwrap()), "text");
+        assert_eq!(disk.mode(&path).unwrap(), 0o644);
+        assert_eq!(disk.list(&scene.pool.join("images")).unwrap(), ["head", "new"]);
+        let other = scene.pool.join("other");
+        disk.rename_new(&path, &other).unwrap();
+        let taken = disk.rename_new(&other, &scene.pool.join("images/head"));
+        assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        disk.create_directory(&scene.pool.join("made"), 0o750).unwrap();
+        disk.rename(&other, &scene.pool.join("made/other")).unwrap();
+        disk.sync_directory(&scene.pool.join("made")).unwrap();
+        disk.remove_file(&scene.pool.join("made/other")).unwrap();
+        disk.remove_directory(&scene.pool.join("made")).unwrap();
+        let lock = scene.pool.join("lock");
+        let held = disk.lock(&lock, LockMode::Exclusive, false).unwrap();
+        assert!(held.is_some() && disk.lock(&lock, LockMode::Shared, false).unwrap().is_none());
+        assert!(disk.writable(&scene.pool.join("images")));
+        assert!(disk.free_bytes(&scene.pool).unwrap() > 0);
+    }
+}
+
+#[test]
+fn the_directory_is_the_one_that_was_opened_whatever_its_name_is_later() {
+    let scene = scene();
+    for disk in disks(&scene.pool) {
+        let moved = scene.pool.with_file_name("moved");
+        std::fs::rename(&scene.pool, &moved).unwrap();
+        symlink(&scene.outside, &scene.pool).unwrap();
+        assert_eq!(content(&*disk.open(&scene.pool.join("images/head"), false).unwrap()), "own");
+        assert!(disk.open(&scene.pool.join("secret"), false).is_err());
+        std::fs::remove_file(&scene.pool).unwrap();
+        std::fs::rename(&moved, &scene.pool).unwrap();
+    }
+}
+
+#[test]
+fn no_link_is_followed_wherever_it_stands_in_the_path() {
+    let scene = scene();
+    symlink(&scene.outside, scene.pool.join("linked")).unwrap();
+    symlink(scene.outside.join("secret"), scene.pool.join("images/link")).unwrap();
+    for disk in disks(&scene.pool) {
+        for path in ["linked/secret", "images/link"] {
+            let path = scene.pool.join(path);
+            for write in [false, true] {
+                let why = refusal(disk.open(&path, write).map(drop));
+                assert!(why.contains("symbolic link"), "{}: {why}", path.display());
+            }
+            assert!(disk.mode(&path).is_err());
+            assert!(disk.lock(&path, LockMode::Exclusive, false).is_err());
+        }
+        let linked = scene.pool.join("linked");
+        assert!(disk.list(&linked).is_err());
+        assert!(disk.remove_file(&linked.join("secret")).is_err());
+        assert!(disk.create_new(&linked.join("new"), 0o600).is_err());
+        assert!(disk.create_directory(&linked.join("new"), 0o700).is_err());
+        assert!(disk.rename(&scene.pool.join("images/head"), &linked.join("head")).is_err());
+        assert!(disk.sync_directory(&linked).is_err());
+        assert!(!disk.writable(&linked));
+    }
+    assert_eq!(std::fs::read_dir(&scene.outside).unwrap().count(), 1);
+}
+
+#[test]
+fn a_link_itself_can_be_removed() {
+    let scene = scene();
+    for disk in disks(&scene.pool) {
+        let link = scene.pool.join("images/link");
+        symlink(scene.outside.join("secret"), &link).unwrap();
+        disk.remove_file(&link).unwrap();
+        assert!(scene.outside.join("secret").exists());
+    }
+}
+
+#[test]
+fn nothing_outside_is_reached() {
+    let scene = scene();
+    for disk in disks(&scene.pool) {
+        for path in ["../outside/secret", "images/../../outside/secret"] {
+            assert!(disk.open(&scene.pool.join(path), false).is_err(), "{path}");
+        }
+        let why = refusal(disk.open(&scene.outside.join("secret"), false).map(drop));
+        assert!(why.contains("does not lie in"), "{why}");
+    }
+}
+
+#[test]
+fn only_plain_files_are_opened() {
+    let scene = scene();
+    let fifo = scene.pool.join("images/fifo");
+    rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let socket = scene.pool.join("images/socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let confined = foreign(&scene.pool);
+    for path in [&fifo, &socket, &scene.pool.join("images")] {
+        for disk in disks(&scene.pool) {
+            assert!(disk.open(path, false).is_err(), "{}", path.display());
+            assert!(disk.lock(path, LockMode::Shared, false).is_err(), "{}", path.display());
+        }
+        assert!(confined.disk.open(path, false).is_err(), "{}", path.display());
+    }
+}
+
+#[test]
+fn in_another_users_directory_nothing_changes_but_ones_own_files_among_the_shared() {
+    let scene = scene();
+    let confined = foreign(&scene.pool);
+    let disk = &confined.disk;
+    assert!(!confined.own);
+    let head = scene.pool.join("images/head");
+    assert_eq!(content(&*disk.open(&head, false).unwrap()), "own");
+    let new = scene.pool.join("images/new");
+    assert!(disk.open(&head, true).is_err());
+    assert!(disk.create_new(&new, 0o600).is_err());
+    assert!(disk.create_directory(&new, 0o700).is_err());
+    assert!(disk.rename(&head, &new).is_err());
+    assert!(disk.rename_new(&head, &new).is_err());
+    assert!(disk.remove_file(&head).is_err());
+    assert!(disk.remove_directory(&scene.pool.join(SHARED_DIRECTORY)).is_err());
+    assert!(disk.lock(&scene.pool.join("lock"), LockMode::Shared, true).is_err());
+    assert!(!disk.writable(&scene.pool.join("images")));
+    let (marker, named) = (scene.pool.join("children/.m"), scene.pool.join("children/m"));
+    disk.create_new(&marker, 0o600).unwrap().write_at(0, &[b"x"]).unwrap();
+    disk.rename_new(&marker, &named).unwrap();
+    assert!(disk.open(&named, true).is_err());
+    disk.sync_directory(&scene.pool.join(SHARED_DIRECTORY)).unwrap();
+    disk.remove_file(&named).unwrap();
+    assert!(!scene.pool.join("lock").exists() && !new.exists());
+}
+
+#[test]
+fn a_file_of_a_third_user_is_opened_only_among_the_shared() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root may give files away; the tests of this project run as root.
+        return;
+    }
+    let scene = scene();
+    let theirs = scene.pool.join("images/theirs");
+    let shared = scene.pool.join("children/theirs");
+    for path in [&theirs, &shared] {
+        std::fs::write(path, "theirs").unwrap();
+        std::os::unix::fs::chown(path, Some(STRANGER), None).unwrap();
+    }
+    let confined = foreign(&scene.pool);
+    for disk in disks(&scene.pool) {
+        let why = refusal(disk.open(&theirs, false).map(drop));
+        assert!(why.contains(&STRANGER.to_string()), "{why}");
+        assert_eq!(content(&*disk.open(&shared, false).unwrap()), "theirs");
+        assert!(disk.open(&shared, true).is_err());
+        assert_eq!(disk.owner_id(&shared).unwrap(), STRANGER);
+    }
+    assert!(confined.disk.open(&theirs, false).is_err());
+    assert!(confined.disk.remove_file(&shared).is_err(), "it is not one's own");
+    // A directory of that user's is another user's, whatever its bits allow, and for root too.
+    std::os::unix::fs::chown(&scene.pool, Some(STRANGER), None).unwrap();
+    std::fs::set_permissions(&scene.pool, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let confined = LocalDisk::plain().confine(&scene.pool, Trust::ByOwner).unwrap();
+    assert!(!confined.own && confined.owner_id == STRANGER);
+}
+
+#[test]
+fn a_directory_within_is_confined_without_links_on_the_way() {
+    let scene = scene();
+    symlink(&scene.outside, scene.pool.join("linked")).unwrap();
+    for disk in disks(&scene.pool) {
+        let within = disk.confine(&scene.pool.join("images"), Trust::ByOwner).unwrap();
+        let path = scene.pool.join("images/head");
+        assert_eq!(content(&*within.disk.open(&path, false).unwrap()), "own");
+        assert!(within.disk.open(&scene.pool.join("children"), false).is_err());
+        assert!(disk.confine(&scene.pool.join("linked"), Trust::ByOwner).is_err());
+    }
+}
