@@ -170,7 +170,9 @@ clones() {
         "write -P 7 1M 300k" "write -P 8 12M 4k" flush "read -P 7 1M 300k" "read -P 8 12M 4k"
     claim "the template is as it was" same_state
     claim "its snapshot is what was imported, byte for byte" holds templates/debian@12 "$SUM"
-    claim "the owner sees the child of the other user" prints own/vm marcot children templates/debian@12
+    claim "the owner sees the child of the other user, and whose it is" \
+        prints "own/vm (of user $USER_ID)" marcot children templates/debian@12
+    claim "others see that there is a child, and not its name" names_untold
     claim "unprotect is refused, naming it" refuses 16 "marcot: *own/vm*" marcot snap unprotect templates/debian@12
     claim "rm of the snapshot is refused" \
         refuses 16 "marcot: snapshot '12' is protected from removal." marcot snap rm --no-progress templates/debian@12
@@ -180,6 +182,12 @@ clones() {
     claim "unprotect works now" does marcot snap unprotect templates/debian@12
     claim "and clone is refused now" refuses 22 "marcot: *must be protected" user clone templates/debian@12 own/late
     marcot snap protect templates/debian@12
+}
+
+names_untold() {
+    local stranger=(setpriv --reuid=64002 --regid=64002 --clear-groups)
+    test -n "$("${stranger[@]}" ls "$TEMPLATES/children")" &&
+        ! "${stranger[@]}" grep -qa -e own -e vm -r "$TEMPLATES/children" 2>/dev/null
 }
 
 # An image that was served is let go a moment after its last client.

@@ -202,7 +202,7 @@ fn add_descendants(store: &Store, found: &mut Vec<ChildInfo>) -> Outcome {
 }
 
 fn plain_child(child: &ChildInfo) -> String {
-    format!("{}\n", spec::show(&child.pool, &child.namespace, &child.image, ""))
+    format!("{child}\n")
 }
 
 fn child_node(child: &ChildInfo, all: bool) -> Node {

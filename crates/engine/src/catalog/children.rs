@@ -274,6 +274,28 @@ impl Pool {
         }
     }
 
+    /// Removes records of children that are gone, which a removal that was cut off has left, and the
+    /// markers that went with them.
+    pub(super) fn remove_stale_records(&self) -> Result<()> {
+        let own = self.id().0;
+        let stale: Vec<Key> = {
+            // Whoever makes a child holds this lock from before its record until after its head.
+            let _catalogue = self.lock(LockMode::Exclusive)?;
+            let records = self.child_keys(|key| key.3 == own)?.into_iter().map(|(_, key)| key);
+            let gone = |key: &Key| {
+                let head = self.image_directory(ImageId(key.4)).join("head");
+                self.disk().mode(&head).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+            };
+            records.filter(gone).collect()
+        };
+        for key in stale {
+            let parent =
+                ParentRecord { pool_id: key.0, image_id: key.1, ..ParentRecord::default() };
+            self.remove_child_record(&parent, SnapId(key.2), ImageId(key.4))?;
+        }
+        Ok(())
+    }
+
     /// What a child's record says; nothing where it cannot be read.
     fn recorded_child(&self, name: &str) -> ChildRecord {
         let path = self.children_directory().join(name);

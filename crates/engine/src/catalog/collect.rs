@@ -75,6 +75,7 @@ impl Store {
         };
         self.open_pools()?;
         pool.tidy_all();
+        pool.remove_stale_records()?;
         let strangers = pool.strangers(true)?;
         for junk in &strangers.junk {
             tracing::warn!(pool = %pool.name(), user = junk.user, name = %junk.name, "removed from children/");
