@@ -148,6 +148,12 @@ impl Store {
         self.inner.limits
     }
 
+    /// Keeps at most `count` segment files open for reading, of all images together. Files that
+    /// images write to are not counted.
+    pub fn set_segment_files_max(&self, count: usize) {
+        self.inner.files.set_open_max(count);
+    }
+
     /// Its directory.
     #[must_use]
     pub fn directory(&self) -> &Path {

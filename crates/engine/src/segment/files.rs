@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GroupHeader};
@@ -13,7 +14,7 @@ use super::{SegmentName, author_directory, file_name};
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 
-/// Most segment files kept open for reading.
+/// Most segment files kept open for reading, where nobody says otherwise.
 const FILES_OPEN_MAX: usize = 512;
 
 #[derive(Default)]
@@ -67,11 +68,18 @@ pub(crate) struct Files {
     world: World,
     places: Mutex<HashMap<PoolId, Place>>,
     cache: Mutex<Cache>,
+    open_max: AtomicUsize,
 }
 
 impl Files {
     pub(crate) fn new(world: World) -> Self {
-        Self { world, places: Mutex::default(), cache: Mutex::default() }
+        let (places, cache) = (Mutex::default(), Mutex::default());
+        Self { world, places, cache, open_max: FILES_OPEN_MAX.into() }
+    }
+
+    /// Keeps at most so many segment files open for reading from now on, at least one.
+    pub(crate) fn set_open_max(&self, count: usize) {
+        self.open_max.store(count.max(1), Ordering::Relaxed);
     }
 
     pub(crate) fn world(&self) -> &World {
@@ -173,7 +181,7 @@ impl Files {
         }
         let file = self.open(name)?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.open.len() >= FILES_OPEN_MAX {
+        if cache.open.len() >= self.open_max.load(Ordering::Relaxed) {
             let mut ticks: Vec<u64> = cache.open.values().map(|(_, used)| *used).collect();
             let middle = ticks.len() / 2;
             let cut = *ticks.select_nth_unstable(middle).1;
