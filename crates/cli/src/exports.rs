@@ -3,8 +3,6 @@
 //! Names are `pool/image`, `pool/namespace/image`, and `...@snap` for a snapshot, which is
 //! read-only. The pool may be left out for images of the default pool.
 
-use std::sync::Mutex;
-
 use marcot::{BlockDevice, Error, ErrorKind, Pool, Result, Store};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::{ExportName, Exports};
@@ -15,7 +13,7 @@ use crate::spec::{self, Pattern, Spec};
 
 /// The exports of a store.
 pub struct StoreExports {
-    store: Mutex<Store>,
+    store: Store,
     /// Only these pools; all where empty.
     pools: Vec<String>,
     read_only: bool,
@@ -24,23 +22,45 @@ pub struct StoreExports {
 impl StoreExports {
     /// Exports the images of `pools`, or of all pools where that is empty.
     pub fn new(store: Store, pools: Vec<String>, read_only: bool) -> Self {
-        Self { store: Mutex::new(store), pools, read_only }
-    }
-
-    fn with_store<T>(&self, work: impl FnOnce(&Store) -> T) -> T {
-        work(&self.store.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        Self { store, pools, read_only }
     }
 
     fn chosen(&self, pool: &str) -> bool {
         self.pools.is_empty() || self.pools.iter().any(|name| name == pool)
     }
 
-    fn pool(&self, name: &str) -> Result<Pool> {
+    fn pool_of(&self, spec: &Spec) -> Result<Pool> {
+        self.open_pool(spec.pool.as_deref().unwrap_or(DEFAULT_POOL))
+    }
+
+    fn open_pool(&self, name: &str) -> Result<Pool> {
         if !self.chosen(name) {
             let message = format!("pool '{name}' is not served");
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        self.with_store(|store| store.pool(name))
+        self.store.pool(name)
+    }
+
+    /// Adds the images of a pool. What cannot be read is left out, and the log says so: others must
+    /// not be hidden by it.
+    fn list_pool(&self, name: &str, names: &mut Vec<ExportName>) {
+        let left_out = |namespace: &str, error: &Error| {
+            let error = error.to_string();
+            tracing::warn!(pool = name, namespace, error, "left out of the list of exports");
+        };
+        let pool = match self.open_pool(name) {
+            Ok(pool) => pool,
+            Err(error) => return left_out("", &error),
+        };
+        let others = pool.namespaces().unwrap_or_else(|error| {
+            left_out("", &error);
+            Vec::new()
+        });
+        for namespace in std::iter::once(String::new()).chain(others) {
+            if let Err(error) = list_namespace(&pool, &namespace, names) {
+                left_out(&namespace, &error);
+            }
+        }
     }
 }
 
@@ -82,16 +102,8 @@ fn list_namespace(pool: &Pool, namespace: &str, names: &mut Vec<ExportName>) -> 
 impl Exports for StoreExports {
     fn list(&self) -> Result<Vec<ExportName>> {
         let mut names = Vec::new();
-        for pool in self.with_store(Store::pools)? {
-            if !self.chosen(&pool) {
-                continue;
-            }
-            let pool = self.pool(&pool)?;
-            list_namespace(&pool, "", &mut names)?;
-            for namespace in pool.namespaces()? {
-                list_namespace(&pool, &namespace, &mut names)?;
-            }
-        }
+        let pools = self.store.pools()?;
+        pools.iter().filter(|p| self.chosen(p)).for_each(|p| self.list_pool(p, &mut names));
         Ok(names)
     }
 
@@ -99,9 +111,13 @@ impl Exports for StoreExports {
         Ok(ExportName { name: full_name(&parts(name)?), ..ExportName::default() })
     }
 
+    fn pool(&self, name: &str) -> String {
+        parts(name).ok().and_then(|spec| spec.pool).unwrap_or_default()
+    }
+
     fn identify(&self, name: &str) -> Result<String> {
         let spec = parts(name)?;
-        let pool = self.pool(spec.pool.as_deref().unwrap_or(DEFAULT_POOL))?;
+        let pool = self.pool_of(&spec)?;
         let id = pool.find(spec.namespace.as_deref().unwrap_or_default(), &spec.image)?;
         let image = format!("{}/{id}", pool.id());
         let Some(name) = spec.snap else { return Ok(image) };
@@ -114,7 +130,7 @@ impl Exports for StoreExports {
 
     fn open(&self, name: &str) -> Result<HostHandle> {
         let spec = parts(name)?;
-        let pool = self.pool(spec.pool.as_deref().unwrap_or(DEFAULT_POOL))?;
+        let pool = self.pool_of(&spec)?;
         let id = pool.find(spec.namespace.as_deref().unwrap_or_default(), &spec.image)?;
         let mut options = HostOptions { name: name.to_string(), ..HostOptions::default() };
         let device: Box<dyn BlockDevice> = match &spec.snap {

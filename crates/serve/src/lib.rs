@@ -3,6 +3,7 @@
 //! Protocol only. Everything about blocks, snapshots and clones is behind [`marcot::BlockDevice`].
 
 pub mod control;
+mod credentials;
 pub mod descriptors;
 pub mod host;
 pub mod mapping;

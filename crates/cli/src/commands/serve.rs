@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use marcot_serve::descriptors;
-use marcot_serve::nbd::{Address, NbdServer, SOCKET_MODE_DEFAULT, ServerOptions};
+use marcot_serve::descriptors::{self, Shares};
+use marcot_serve::nbd::{
+    Address, CONNECTIONS_DEFAULT, NbdServer, SOCKET_MODE_DEFAULT, ServerOptions,
+};
 
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::exports::StoreExports;
@@ -23,7 +25,12 @@ const SERVE: &[Opt] = &[
     Opt::new(
         "connections-max",
         Kind::Range(1, CONNECTIONS_MAX),
-        "clients at once [default: half of the descriptors the process may have]",
+        "clients at once [default: a quarter of the descriptors the process may have, at most 2048]",
+    ),
+    Opt::new(
+        "images-max",
+        Kind::Range(1, CONNECTIONS_MAX),
+        "images open at once [default: what the descriptors the process may have are enough for]",
     ),
     Opt::new(
         "idle-time-s",
@@ -34,6 +41,8 @@ const SERVE: &[Opt] = &[
 ];
 /// More descriptors than Linux gives to a process.
 const CONNECTIONS_MAX: u64 = 1 << 30;
+/// Too many open files.
+const EMFILE: i32 = 24;
 const SOCKET_NAME: &str = "nbd.sock";
 
 /// The commands of this file.
@@ -67,11 +76,10 @@ fn serve(session: &Session, args: &Args) -> Outcome {
         session.pool(name)?;
     }
     let mut options = ServerOptions { addresses: addresses(session, args)?, ..Default::default() };
-    let descriptors = descriptors::raise_limit();
-    let half = descriptors.map(|limit| limit / 2);
-    if let Some(count) = args.integer("connections-max").or(half) {
-        options.connections_max = usize::try_from(count).unwrap_or(usize::MAX);
-    }
+    let shares = shares(args)?;
+    options.connections_max = count(shares.connections);
+    options.images_max = count(shares.images);
+    store.set_segment_files_max(count(shares.segment_files));
     if let Some(seconds) = args.integer("idle-time-s") {
         options.idle_time = Duration::from_secs(seconds);
     }
@@ -88,6 +96,28 @@ fn serve(session: &Session, args: &Args) -> Outcome {
     });
     server.run()?;
     Ok(())
+}
+
+/// What clients and images may have of the descriptors.
+fn shares(args: &Args) -> Outcome<Shares> {
+    let limit = descriptors::raise_limit();
+    let connections = args.integer("connections-max");
+    let shares = descriptors::divide(limit, connections, CONNECTIONS_DEFAULT as u64);
+    let enough = |shares: &Shares| args.integer("images-max").is_none_or(|n| n <= shares.images);
+    let Some(shares) = shares.filter(enough) else {
+        let limit = limit.map_or("as many as it wants".to_string(), |limit| limit.to_string());
+        let message = format!(
+            "the process may have {limit} descriptors, which is too few: a client takes one, an open \
+             image up to {}; raise the limit (ulimit -n) or lower --connections-max and --images-max",
+            descriptors::IMAGE_DESCRIPTORS_MAX
+        );
+        return Err(Failure::new(EMFILE, message));
+    };
+    Ok(Shares { images: args.integer("images-max").unwrap_or(shares.images), ..shares })
+}
+
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 fn addresses(session: &Session, args: &Args) -> Outcome<Vec<Address>> {

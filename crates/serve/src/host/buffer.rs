@@ -13,11 +13,11 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::pages::Pages;
 
-/// Room offered to every read of a socket: one read takes what a client with 32 requests of
-/// 4 KiB in flight has sent.
-const RECEIVE_BYTES: usize = 256 << 10;
+/// Room offered to a read of a socket whose client has much to say: one read takes what a client
+/// with 32 requests of 4 KiB in flight has sent.
+pub(crate) const RECEIVE_BYTES: usize = 256 << 10;
 
-/// Unread bytes up to this many are moved to the front rather than read around.
+/// Where there is less room than this, unread bytes are moved to the front rather than read around.
 const RECEIVE_ROOM_BYTES_MIN: usize = 128 << 10;
 
 /// Pieces given to one `sendmsg`; far below the kernel's 1024.
@@ -39,6 +39,8 @@ pub(crate) struct ReceiveBuffer {
     pages: Pages,
     start: usize,
     end: usize,
+    /// The last read of the socket took all the room there was.
+    filled: bool,
 }
 
 impl ReceiveBuffer {
@@ -50,7 +52,7 @@ impl ReceiveBuffer {
         let mut pages = Pages::empty();
         pages.grow(unread.len())?;
         pages.as_mut_slice()[..unread.len()].copy_from_slice(unread);
-        Ok(Self { pages, start: 0, end: unread.len() })
+        Ok(Self { pages, start: 0, end: unread.len(), filled: false })
     }
 
     /// What has been received and not consumed.
@@ -79,12 +81,27 @@ impl ReceiveBuffer {
         socket: BorrowedFd<'_>,
         message_bytes: usize,
     ) -> io::Result<Progress> {
-        self.room(message_bytes)?;
-        let room = &mut self.pages.as_mut_slice()[self.end..];
+        self.receive_with(socket, message_bytes.max(RECEIVE_BYTES), usize::MAX)
+    }
+
+    /// Reads once, with room for `room_bytes`, until at most `unread_bytes_max` are unread.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub(crate) fn receive_with(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        room_bytes: usize,
+        unread_bytes_max: usize,
+    ) -> io::Result<Progress> {
+        self.room(room_bytes)?;
+        let end = self.pages.len().min(self.start.saturating_add(unread_bytes_max));
+        let room = &mut self.pages.as_mut_slice()[self.end..end];
         match rustix::net::recv(socket, room, RecvFlags::empty()) {
             Ok((0, _)) => Ok(Progress::Closed),
             Ok((bytes, _)) => {
                 self.end += bytes;
+                self.filled = self.end == self.pages.len();
                 Ok(Progress::Moved)
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(Progress::Blocked),
@@ -92,10 +109,15 @@ impl ReceiveBuffer {
         }
     }
 
-    fn room(&mut self, message_bytes: usize) -> io::Result<()> {
-        self.pages.grow(message_bytes.max(RECEIVE_BYTES))?;
-        let short = self.pages.len() - self.end < RECEIVE_ROOM_BYTES_MIN;
-        let cramped = short || self.pages.len() - self.start < message_bytes;
+    /// True if the client may have sent more than the last read of the socket had room for.
+    pub(crate) fn was_filled(&self) -> bool {
+        self.filled
+    }
+
+    fn room(&mut self, bytes: usize) -> io::Result<()> {
+        self.pages.grow(bytes)?;
+        let short = self.pages.len() - self.end < RECEIVE_ROOM_BYTES_MIN.min(self.pages.len() / 2);
+        let cramped = short || self.pages.len() - self.start < bytes;
         if self.start > 0 && (self.start == self.end || cramped) {
             self.pages.as_mut_slice().copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -111,7 +133,7 @@ impl ReceiveBuffer {
     pub(crate) fn release_if_empty(&mut self) {
         if self.start == self.end {
             self.pages.release();
-            (self.start, self.end) = (0, 0);
+            (self.start, self.end, self.filled) = (0, 0, false);
         }
     }
 

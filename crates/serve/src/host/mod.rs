@@ -27,7 +27,9 @@ mod heap;
 mod local;
 mod operation;
 mod pacer;
+mod padded;
 mod pages;
+mod parts;
 mod read_layout;
 mod rest;
 mod round;
@@ -48,6 +50,7 @@ use crate::wake::Wake;
 use event_loop::EventLoop;
 use handle::Shared;
 use operation::Failure;
+use padded::Padded;
 
 /// Linux cuts thread names at this many bytes.
 const THREAD_NAME_BYTES_MAX: usize = 15;
@@ -75,6 +78,7 @@ impl ImageHost {
     /// out of descriptors or threads. The device is dropped then, not closed.
     pub fn start(device: Box<dyn BlockDevice>, options: HostOptions) -> Result<HostHandle> {
         let control = listen(&options)?;
+        let device: Box<dyn BlockDevice> = Box::new(Padded::new(device, &options.name));
         let wake = Arc::new(Wake::new().map_err(no_resources)?);
         let shared = Arc::new(Shared::default());
         shared.size_bytes.store(device.size_bytes(), Ordering::Release);

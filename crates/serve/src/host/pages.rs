@@ -12,6 +12,15 @@ use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap_anonymous, mremap, munma
 /// Mappings are made in multiples of this; a power of two no smaller than a page.
 const GRAIN_BYTES: usize = 64 << 10;
 
+/// A mapping that grows does so by at least this part of what it will be.
+const GROWTH_PARTS: usize = 32;
+
+/// Bytes that are mapped for `bytes_min`; `None` where no machine has so many.
+pub(crate) fn capacity_for(bytes_min: usize) -> Option<usize> {
+    let step = bytes_min.checked_next_power_of_two()? / GROWTH_PARTS;
+    bytes_min.checked_next_multiple_of(step.max(GRAIN_BYTES))
+}
+
 /// A private anonymous mapping, or nothing.
 ///
 /// Invariant: `start` is the first of `bytes` mapped, readable and writable bytes that nobody else
@@ -43,10 +52,8 @@ impl Pages {
         if bytes_min <= self.bytes {
             return Ok(());
         }
-        let bytes = bytes_min
-            .checked_next_power_of_two()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?
-            .max(GRAIN_BYTES);
+        let bytes =
+            capacity_for(bytes_min).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let start = if self.bytes == 0 {
             // SAFETY: a new private mapping at an address of the kernel's choice touches no
             // memory that exists.
@@ -106,12 +113,22 @@ mod tests {
         let mut pages = Pages::empty();
         assert!(pages.as_slice().is_empty());
         pages.grow(10).unwrap();
+        assert_eq!(pages.len(), GRAIN_BYTES);
         pages.as_mut_slice()[9] = 7;
         pages.grow(3 << 20).unwrap();
         assert_eq!(pages.as_slice()[9], 7);
         assert!(pages.as_slice()[10..].iter().all(|&b| b == 0));
         pages.release();
         assert_eq!(pages.len(), 0);
+    }
+
+    #[test]
+    fn capacities_are_close_to_what_is_asked_for() {
+        for (bytes, capacity) in [(1, 64 << 10), (66 << 10, 128 << 10), (4 << 20, 4 << 20)] {
+            assert_eq!(capacity_for(bytes), Some(capacity));
+        }
+        assert!(capacity_for((32 << 20) + 1).unwrap() <= 34 << 20);
+        assert_eq!(capacity_for(usize::MAX), None);
     }
 
     #[test]

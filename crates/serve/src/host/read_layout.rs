@@ -10,6 +10,7 @@ use marcot::{BlockDevice, Extent};
 
 use super::buffer::SendBuffer;
 use super::connection::ReadPiece;
+use super::parts::Place;
 use crate::nbd::reply;
 
 /// Reads shorter than this are not searched for holes: filling zeros is cheaper than looking.
@@ -31,6 +32,8 @@ pub(super) struct Request {
     pub(super) structured: bool,
     /// The client asked for a single chunk.
     pub(super) whole: bool,
+    /// Which part of the reply it is.
+    pub(super) place: Place,
 }
 
 impl Request {
@@ -46,14 +49,15 @@ impl Request {
         pieces: &mut Vec<ReadPiece>,
     ) -> io::Result<Range<usize>> {
         if !self.structured {
-            let place = write(send, &reply::simple(self.cookie, 0))?;
+            let head = reply::simple(self.cookie, 0);
+            let place = write(send, if self.place.first { &head } else { &[] })?;
             let data = self.piece(self.offset, self.length, send, pieces)?;
             return Ok(place.start..data.end);
         }
         let runs = self.runs(device);
         let mut place = send.used_bytes()..send.used_bytes();
         for (index, run) in runs.iter().enumerate() {
-            let last = index + 1 == runs.len();
+            let last = index + 1 == runs.len() && self.place.last;
             // A run lies inside the request, so its length fits.
             let length = run.length as u32;
             place.end = if run.data {

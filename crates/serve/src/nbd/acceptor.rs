@@ -1,40 +1,41 @@
 //! Accepts clients and negotiates with them, all in one thread and none waiting for another.
 //!
-//! Opening an image can take long, so a few workers do that; what they find comes back through a
-//! channel and the thread's wake event. A client whose negotiation is over goes to the thread of
-//! its image, with the bytes it has already sent.
+//! Opening an image and listing exports can take long, so threads of their own do that (modules
+//! `opens` and `lists` say which and how many); what they find comes back through a channel and the
+//! thread's wake event. A client whose negotiation is over goes to the thread of its image, with the
+//! bytes it has already sent.
 //!
-//! Invariants: a client in negotiation holds at most a few hundred KiB and at most
-//! `handshake_time_max`; a malformed one loses its own connection only; clients that say nothing
-//! keep nobody out (module `seats`).
+//! Invariants: a client in negotiation holds at most 100 KiB and at most `handshake_time_max`,
+//! besides a list that all clients share; a malformed one loses its own connection only; clients that
+//! say nothing keep nobody out (module `seats`); nobody waits longer than [`ANSWER_TIME_MAX`] for an
+//! answer.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marcot::Result;
+use marcot::{Error, ErrorKind, Result};
 
-use super::NbdConnection;
-use super::exports::{ExportName, Lease, OpenExports};
+use super::client::{Asked, Client, Job};
+use super::exports::{Lease, OpenExports};
 use super::listen::Listener;
-use super::negotiation::{Negotiation, Next, OPTION_BYTES_MAX};
+use super::lists::Lists;
+use super::negotiation::list_reply;
+use super::opens::{Asker, Open, Opens};
+use super::peer::Peer;
 use super::seats::{Seat, Seats};
 use super::server::{ServerOptions, StopHandle};
-use crate::host::buffer::{Progress, ReceiveBuffer, SendBuffer};
 use crate::poll::{Interest, Poll, Ready};
 use crate::slab::Slab;
-use crate::wake::Wake;
 
 const TOKEN_WAKE: u64 = 0;
 /// Then come the listeners, then the clients.
 const TOKEN_LISTENERS: u64 = 1;
-
-/// Threads that open, list and close: a slow image delays at most the others in its queue.
-const WORKERS: usize = 4;
 
 /// How often timeouts and idle images are looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -42,48 +43,14 @@ const TICK: Duration = Duration::from_millis(500);
 /// Pause after an accept failed for lack of resources, such as descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Bytes of a client's option that must fit to go on.
-const INPUT_BYTES_MAX: usize = OPTION_BYTES_MAX + 64;
+/// Longest time that a client waits for an export to be opened or listed; then it gets an error.
+/// Long beside the replay of a log, short beside the patience of a guest's disk driver.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(20);
 
-/// What a worker does.
-enum Job {
-    List { client: usize, generation: u64 },
-    Open { client: usize, generation: u64, name: String },
-    CloseIdle,
-}
-
-/// What a worker found.
+/// What a thread found.
 enum Found {
-    List(Result<Vec<ExportName>>),
-    Export(Result<Lease>),
-    Closed,
-}
-
-struct Answer {
-    client: usize,
-    generation: u64,
-    found: Found,
-}
-
-struct Client {
-    socket: OwnedFd,
-    seat: Seat,
-    peer: String,
-    negotiation: Negotiation,
-    receive: ReceiveBuffer,
-    send: SendBuffer,
-    deadline: Instant,
-    /// Tells a client from an earlier one of the same number.
-    generation: u64,
-    interest: Interest,
-    /// A worker is busy for this client.
-    asked: bool,
-    /// Closes once everything is sent.
-    closing: bool,
-    /// The export asked for last; kept open by this.
-    lease: Option<Lease>,
-    /// Settled: goes to its image once everything is sent.
-    settled: Option<NbdConnection>,
+    List { asked: Instant, reply: Result<Vec<u8>> },
+    Export { open: Open, lease: Result<Lease> },
 }
 
 pub(super) struct Acceptor {
@@ -91,24 +58,26 @@ pub(super) struct Acceptor {
     listeners: Vec<Listener>,
     clients: Slab<Client>,
     stop: StopHandle,
-    jobs: Sender<Job>,
-    answers: Receiver<Answer>,
+    exports: Arc<OpenExports>,
+    opens: Opens,
+    lists: Lists,
+    sender: Sender<Found>,
+    answers: Receiver<Found>,
     next_generation: u64,
     handshake_time_max: Duration,
     negotiating_max: usize,
     seats: Seats,
     accepting: bool,
     accept_after: Option<Instant>,
-    closing_idle: bool,
 }
 
 impl Acceptor {
     /// # Errors
-    /// When the process is out of descriptors or threads.
+    /// When the process is out of descriptors.
     pub(super) fn new(
         options: &ServerOptions,
         listeners: Vec<Listener>,
-        open: &Arc<OpenExports>,
+        exports: Arc<OpenExports>,
         stop: StopHandle,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
@@ -116,15 +85,16 @@ impl Acceptor {
         for (token, listener) in (TOKEN_LISTENERS..).zip(&listeners) {
             poll.add(listener, token, Interest::READABLE)?;
         }
-        let (jobs, queue) = mpsc::channel();
         let (sender, answers) = mpsc::channel();
-        start_workers(queue, &sender, open, &stop.0.wake)?;
         Ok(Self {
             poll,
             listeners,
             clients: Slab::new(),
             stop,
-            jobs,
+            exports,
+            opens: Opens::default(),
+            lists: Lists::default(),
+            sender,
             answers,
             next_generation: 0,
             handshake_time_max: options.handshake_time_max,
@@ -132,7 +102,6 @@ impl Acceptor {
             seats: Seats::new(options.connections_max),
             accepting: true,
             accept_after: None,
-            closing_idle: false,
         })
     }
 
@@ -144,8 +113,8 @@ impl Acceptor {
         let mut ready = Vec::new();
         let mut tick_due = Instant::now() + TICK;
         while !self.stop.0.asked.load(Ordering::SeqCst) {
-            let wait = tick_due.saturating_duration_since(Instant::now());
-            self.poll.wait(Some(wait), &mut ready)?;
+            let due = self.lists.due().map_or(tick_due, |due| due.min(tick_due));
+            self.poll.wait(Some(due.saturating_duration_since(Instant::now())), &mut ready)?;
             for event in &ready {
                 self.take_event(event);
             }
@@ -154,6 +123,7 @@ impl Acceptor {
                 tick_due = now + TICK;
                 self.tick(now);
             }
+            self.start_work(now);
             self.regulate_accepting(now)?;
         }
         Ok(())
@@ -166,8 +136,8 @@ impl Acceptor {
     fn take_event(&mut self, event: &Ready) {
         if event.token == TOKEN_WAKE {
             self.stop.0.wake.take();
-            while let Ok(answer) = self.answers.try_recv() {
-                self.take_answer(answer);
+            while let Ok(found) = self.answers.try_recv() {
+                self.take_found(found);
             }
         } else if event.token < self.first_client_token() {
             self.accept((event.token - TOKEN_LISTENERS) as usize);
@@ -176,20 +146,44 @@ impl Acceptor {
         }
     }
 
-    /// Disconnects clients that take too long; has idle images closed.
+    /// Disconnects clients that take too long, tells those that have waited too long, and has idle
+    /// images closed.
     fn tick(&mut self, now: Instant) {
         self.seats.tell(now);
         for index in self.clients.indices() {
             let Some(client) = self.clients.get_mut(index) else { continue };
-            // Waiting for a worker is not the client's fault.
-            if now >= client.deadline && !client.asked {
-                tracing::debug!(peer = client.peer, "negotiation took too long");
-                self.clients.remove(index);
+            match client.asked_at() {
+                // Waiting for an answer is not the client's fault.
+                Some(at) if now.saturating_duration_since(at) >= ANSWER_TIME_MAX => {
+                    self.answer_too_late(index);
+                }
+                None if now >= client.deadline => {
+                    tracing::debug!(peer = client.peer, "negotiation took too long");
+                    self.remove(index);
+                }
+                _ => {}
             }
         }
-        if !self.closing_idle {
-            self.closing_idle = self.jobs.send(Job::CloseIdle).is_ok();
+        self.exports.close_idle(now);
+    }
+
+    fn answer_too_late(&mut self, index: usize) {
+        let Some(client) = self.clients.get_mut(index) else { return };
+        let asker = Asker { index, generation: client.generation };
+        let message = format!("no answer after {} s", ANSWER_TIME_MAX.as_secs());
+        let error = Error::new(ErrorKind::Busy, message);
+        match client.asked() {
+            Some(Asked::List) => client.answer_list(Err(&error)),
+            Some(Asked::Export) => client.answer_export(Err(error)),
+            None => return,
         }
+        // What is found later is for nobody.
+        self.next_generation += 1;
+        client.generation = self.next_generation;
+        self.opens.forget(asker);
+        self.lists.forget(asker);
+        self.negotiate(index);
+        self.settle(index);
     }
 
     /// Stops listening while there are no resources, and resumes after.
@@ -213,9 +207,9 @@ impl Acceptor {
         let accepted = match listener.accept() {
             Ok(None) => return,
             Ok(Some(socket)) => {
-                let peer = format!("{} #{}", listener.address, self.next_generation);
+                let peer = Peer::of(socket.as_fd());
                 // Without a seat the socket is closed here and now.
-                self.seats.take().map_or(Ok(()), |seat| self.greet(socket, peer, seat))
+                self.seats.take(peer.key()).map_or(Ok(()), |seat| self.greet(socket, &peer, seat))
             }
             Err(error) => Err(error),
         };
@@ -235,36 +229,23 @@ impl Acceptor {
             .clients
             .indices()
             .into_iter()
-            .filter_map(|i| self.clients.get_mut(i).filter(|c| !c.asked).map(|c| (c.deadline, i)))
+            .filter_map(|i| {
+                let waits_not = |c: &&mut Client| c.asked().is_none();
+                self.clients.get_mut(i).filter(waits_not).map(|c| (c.deadline, i))
+            })
             .min();
         if let Some((_, index)) = slowest {
             self.seats.note_replaced();
-            self.clients.remove(index);
+            self.remove(index);
         }
     }
 
-    fn greet(&mut self, socket: OwnedFd, peer: String, seat: Seat) -> io::Result<()> {
+    fn greet(&mut self, socket: OwnedFd, peer: &Peer, seat: Seat) -> io::Result<()> {
         self.make_room();
-        let mut greeting = Vec::new();
-        let negotiation = Negotiation::new(&mut greeting);
-        let mut send = SendBuffer::new();
-        send.append(&greeting)?;
         self.next_generation += 1;
-        let index = self.clients.insert(Client {
-            socket,
-            seat,
-            peer,
-            negotiation,
-            receive: ReceiveBuffer::new(&[])?,
-            send,
-            deadline: Instant::now() + self.handshake_time_max,
-            generation: self.next_generation,
-            interest: Interest::READABLE,
-            asked: false,
-            closing: false,
-            lease: None,
-            settled: None,
-        });
+        let deadline = Instant::now() + self.handshake_time_max;
+        let client = Client::greet(socket, peer, seat, self.next_generation, deadline)?;
+        let index = self.clients.insert(client);
         let token = self.first_client_token() + index as u64;
         if let Some(client) = self.clients.get_mut(index) {
             if let Err(error) = self.poll.add(&client.socket, token, Interest::READABLE) {
@@ -279,8 +260,8 @@ impl Acceptor {
     fn take_client_event(&mut self, index: usize, event: &Ready) {
         let Some(client) = self.clients.get_mut(index) else { return };
         if event.hung_up && !client.receives() {
-            // Gone while a worker is busy for it: there is nothing left to wait for.
-            self.clients.remove(index);
+            // Gone while it waits for an answer: there is nothing left to wait for.
+            self.remove(index);
             return;
         }
         if event.readable && client.receives() {
@@ -292,195 +273,147 @@ impl Acceptor {
 
     fn negotiate(&mut self, index: usize) {
         let Some(client) = self.clients.get_mut(index) else { return };
-        if let Some(job) = client.negotiate(index) {
-            client.asked = self.jobs.send(job).is_ok();
+        let asker = Asker { index, generation: client.generation };
+        while let Some(job) = client.negotiate() {
+            match job {
+                Job::List => self.lists.ask(asker),
+                Job::Open(name) => match self.exports.describe(&name) {
+                    Ok((name, pool)) => {
+                        let peer = client.peer_key;
+                        self.opens.ask(Open { asker, peer, pool, name: name.name });
+                    }
+                    Err(error) => client.answer_export(Err(error)),
+                },
+            }
         }
     }
 
-    fn take_answer(&mut self, answer: Answer) {
-        if matches!(answer.found, Found::Closed) {
-            self.closing_idle = false;
-            return;
+    /// Starts what clients wait for, as far as it may be under way now.
+    fn start_work(&mut self, now: Instant) {
+        if self.lists.begins(now) {
+            let exports = Arc::clone(&self.exports);
+            let list = move || exports.list().map(|exports| list_reply(&exports));
+            let found = move |reply| Found::List { asked: now, reply };
+            self.start("nbd-list", list, found);
         }
-        let Some(client) = self.clients.get_mut(answer.client) else { return };
-        if client.generation != answer.generation {
-            return;
+        while let Some(open) = self.opens.next() {
+            let (exports, name, peer) = (Arc::clone(&self.exports), open.name.clone(), open.peer);
+            let found = move |lease| Found::Export { open: open.clone(), lease };
+            self.start("nbd-open", move || exports.open(&name, peer), found);
         }
-        client.asked = false;
-        client.take_answer(answer.found);
-        self.negotiate(answer.client);
-        self.settle(answer.client);
+    }
+
+    /// Does `work` in a thread; what becomes of it is found, whatever happens.
+    fn start<T>(
+        &self,
+        thread: &str,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+        found: impl Fn(Result<T>) -> Found + Clone + Send + 'static,
+    ) {
+        let (sender, wake, finds) =
+            (self.sender.clone(), Arc::clone(&self.stop.0.wake), found.clone());
+        let started = thread::Builder::new().name(thread.to_owned()).spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Io, "a thread of the server has panicked"))
+            });
+            // Fails when the server has been stopped; a lease is given back then.
+            let _ = sender.send(finds(result));
+            wake.raise();
+        });
+        if let Err(error) = started {
+            let _ = self.sender.send(found(Err(Error::from_io("cannot start a thread", error))));
+            self.stop.0.wake.raise();
+        }
+    }
+
+    fn take_found(&mut self, found: Found) {
+        match found {
+            Found::List { asked, reply } => self.take_list(asked, reply),
+            Found::Export { open, lease } => {
+                self.opens.ended(&open.pool, open.peer, &open.name);
+                if self.is_waiting(open.asker) {
+                    let index = open.asker.index;
+                    if let Some(client) = self.clients.get_mut(index) {
+                        client.answer_export(lease);
+                    }
+                    self.negotiate(index);
+                    self.settle(index);
+                }
+            }
+        }
+    }
+
+    fn take_list(&mut self, asked: Instant, reply: Result<Vec<u8>>) {
+        let now = Instant::now();
+        let reply = reply.map(|bytes| self.lists.keep(bytes));
+        if let Err(error) = &reply {
+            tracing::warn!(error = error.to_string(), "cannot list the exports");
+        }
+        for asker in self.lists.ended(now, now - asked) {
+            if self.is_waiting(asker) {
+                if let Some(client) = self.clients.get_mut(asker.index) {
+                    client.answer_list(reply.as_ref());
+                }
+                self.settle(asker.index);
+            }
+        }
+        for index in self.clients.indices() {
+            let lists = &self.lists;
+            let kept = |client: &mut Client| client.list().is_none_or(|list| lists.keeps(list));
+            if self.clients.get_mut(index).is_some_and(|client| !kept(client)) {
+                tracing::debug!("a client that did not take its list was disconnected");
+                self.remove(index);
+            }
+        }
+    }
+
+    fn is_waiting(&mut self, asker: Asker) -> bool {
+        self.clients.get_mut(asker.index).is_some_and(|c| c.generation == asker.generation)
     }
 
     /// Sends what there is and decides what the client waits for.
     fn settle(&mut self, index: usize) {
         let Some(client) = self.clients.get_mut(index) else { return };
+        if client.transmit() {
+            // A list is over; what came after the question may be looked at.
+            self.negotiate(index);
+        }
+        let Some(client) = self.clients.get_mut(index) else { return };
         client.transmit();
         if client.is_over() {
-            self.clients.remove(index);
+            self.remove(index);
             return;
         }
-        if client.settled.is_some() && client.send.is_drained() {
+        if client.is_settled() {
             self.hand_over(index);
             return;
         }
-        let wanted = Interest { readable: client.receives(), writable: !client.send.is_drained() };
+        let wanted = client.interest_wanted();
         if wanted != client.interest {
             client.interest = wanted;
             let token = TOKEN_LISTENERS + self.listeners.len() as u64 + index as u64;
             if self.poll.modify(&client.socket, token, wanted).is_err() {
-                self.clients.remove(index);
+                self.remove(index);
             }
         }
     }
 
+    fn remove(&mut self, index: usize) -> Option<Client> {
+        let client = self.clients.remove(index)?;
+        let asker = Asker { index, generation: client.generation };
+        self.opens.forget(asker);
+        self.lists.forget(asker);
+        Some(client)
+    }
+
     fn hand_over(&mut self, index: usize) {
-        let Some(client) = self.clients.remove(index) else { return };
+        let Some(client) = self.remove(index) else { return };
         let (Some(settled), Some(lease)) = (client.settled, client.lease) else { return };
         // The image's thread watches the socket from now on.
         if self.poll.remove(&client.socket).is_ok()
             && let Err(error) = lease.host.attach_nbd(client.socket, settled)
         {
             tracing::warn!(peer = client.peer, "cannot attach an nbd client: {error}");
-        }
-    }
-}
-
-impl Client {
-    /// True if it may send more now.
-    fn receives(&self) -> bool {
-        !self.asked && !self.closing && self.settled.is_none() && self.send.is_drained()
-    }
-
-    fn is_over(&self) -> bool {
-        self.closing && self.send.is_drained()
-    }
-
-    fn receive(&mut self) {
-        match self.receive.receive(self.socket.as_fd(), INPUT_BYTES_MAX) {
-            Ok(Progress::Moved | Progress::Blocked) => {}
-            Ok(Progress::Closed) => self.closing = true,
-            Err(error) => {
-                tracing::debug!(peer = self.peer, %error, "nbd client lost");
-                self.closing = true;
-            }
-        }
-    }
-
-    fn transmit(&mut self) {
-        match self.send.send(self.socket.as_fd()) {
-            // Most clients that are silent have taken the greeting: that is all they cost.
-            Ok(_) => self.send.release_if_empty(),
-            Err(_) => {
-                self.send = SendBuffer::new();
-                self.closing = true;
-            }
-        }
-    }
-
-    /// Goes on with what has been received; returns what a worker must do for it.
-    fn negotiate(&mut self, index: usize) -> Option<Job> {
-        if self.asked || self.closing || self.settled.is_some() {
-            return None;
-        }
-        let mut output = Vec::new();
-        let (taken, next) = self.negotiation.advance(self.receive.unread(), &mut output);
-        self.receive.consume(taken);
-        self.queue(&output);
-        let (client, generation) = (index, self.generation);
-        match next {
-            Next::List => Some(Job::List { client, generation }),
-            Next::Export(name) => Some(Job::Open { client, generation, name }),
-            Next::Close => {
-                self.closing = true;
-                None
-            }
-            Next::Receive | Next::Transmit { .. } => None,
-        }
-    }
-
-    fn queue(&mut self, output: &[u8]) {
-        if self.send.append(output).is_err() {
-            self.closing = true;
-        }
-    }
-
-    fn take_answer(&mut self, found: Found) {
-        let mut output = Vec::new();
-        match found {
-            Found::List(list) => {
-                self.negotiation.answer_list(list.as_deref(), &mut output);
-            }
-            Found::Export(lease) => {
-                let info = lease.as_ref().map(|lease| &lease.info);
-                let next = self.negotiation.answer_export(info, &mut output);
-                if let Err(error) = &lease {
-                    tracing::info!(peer = self.peer, "export refused: {error}");
-                }
-                self.lease = lease.ok();
-                self.take_outcome(&next);
-            }
-            Found::Closed => {}
-        }
-        self.queue(&output);
-    }
-
-    fn take_outcome(&mut self, next: &Next) {
-        match *next {
-            Next::Transmit { structured_replies, allocation_context } => {
-                self.settled = Some(NbdConnection {
-                    structured_replies,
-                    allocation_context,
-                    received: self.receive.unread().to_vec(),
-                    peer: self.peer.clone(),
-                    seat: Some(self.seat.clone()),
-                });
-            }
-            Next::Close => self.closing = true,
-            _ => {}
-        }
-    }
-}
-
-fn start_workers(
-    queue: Receiver<Job>,
-    answers: &Sender<Answer>,
-    open: &Arc<OpenExports>,
-    wake: &Arc<Wake>,
-) -> io::Result<()> {
-    let queue = Arc::new(Mutex::new(queue));
-    for _ in 0..WORKERS {
-        let (queue, answers) = (Arc::clone(&queue), answers.clone());
-        let (open, wake) = (Arc::clone(open), Arc::clone(wake));
-        thread::Builder::new().name("nbd-worker".to_owned()).spawn(move || {
-            // Ends when the acceptor, which holds the other end, is gone.
-            while let Some(job) = next_job(&queue) {
-                let answer = work(job, &open);
-                if answers.send(answer).is_err() {
-                    return;
-                }
-                wake.raise();
-            }
-        })?;
-    }
-    Ok(())
-}
-
-fn next_job(queue: &Mutex<Receiver<Job>>) -> Option<Job> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
-}
-
-fn work(job: Job, open: &OpenExports) -> Answer {
-    match job {
-        Job::List { client, generation } => {
-            Answer { client, generation, found: Found::List(open.list()) }
-        }
-        Job::Open { client, generation, name } => {
-            Answer { client, generation, found: Found::Export(open.open(&name)) }
-        }
-        Job::CloseIdle => {
-            open.close_idle(Instant::now());
-            Answer { client: 0, generation: 0, found: Found::Closed }
         }
     }
 }

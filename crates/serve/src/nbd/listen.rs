@@ -1,20 +1,27 @@
 //! Where a server listens: unix sockets and TCP.
 
 use std::fmt;
-use std::fs::Permissions;
+use std::fs::{Metadata, Permissions};
 use std::io::{self, ErrorKind as IoErrorKind};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use marcot::{Error, ErrorKind, Result};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Longest path of a unix socket on Linux; the address ends with a zero byte.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Connections to a unix socket that may wait to be accepted; the kernel takes less where it is told
+/// so.
+const BACKLOG: i32 = 4096;
+
+/// The bits of a file's mode that say who has access.
+const MODE_BITS: u32 = 0o777;
 
 /// Access to a new unix socket: its owner.
 pub const SOCKET_MODE_DEFAULT: u32 = 0o600;
@@ -81,14 +88,14 @@ impl Listener {
         let at = |error| cannot_listen(&path.display(), unix_remedy(&error), error);
         check_length(path)?;
         remove_stale(path)?;
-        let listener = UnixListener::bind(path).map_err(at)?;
-        // Between these two calls the mode is that of the umask, and nothing is accepted yet: a
-        // client that slips in has only been queued, by rights that the directory gave it.
-        std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(at)?;
-        listener.set_nonblocking(true).map_err(at)?;
+        let socket = listen_with_mode(path, mode).map_err(|error| at(error.into()))?;
         let file = std::fs::symlink_metadata(path).map_err(at)?;
+        if file.mode() & MODE_BITS != mode {
+            // The umask has taken some of it. Nothing is opened before it may be.
+            set_mode(path, &file, mode).map_err(at)?;
+        }
         Ok(Self {
-            socket: listener.into(),
+            socket,
             address: Address::Unix { path: path.to_owned(), mode },
             file: Some(SocketFile { path: path.to_owned(), device: file.dev(), inode: file.ino() }),
         })
@@ -178,25 +185,68 @@ fn remove_stale(path: &Path) -> Result<()> {
             let message = format!("cannot listen on {shown}: there is a file that is not a socket");
             return Err(Error::new(ErrorKind::Exists, message));
         }
+        Ok(found) if found.uid() != rustix::process::geteuid().as_raw() => {
+            let message = format!(
+                "cannot listen on {shown}: there is a socket of another user (uid {}); give another \
+                 path, or have it removed",
+                found.uid()
+            );
+            return Err(Error::new(ErrorKind::Exists, message));
+        }
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
-        Ok(_) => {
+    match connect(path) {
+        // Without a place in its queue somebody listens all the same.
+        Ok(()) | Err(Errno::AGAIN) => {
             let remedy = " (another server answers on this socket; give another path)";
             Err(cannot_listen(&shown, remedy, Errno::ADDRINUSE.into()))
         }
-        Err(error) if error.kind() == IoErrorKind::ConnectionRefused => std::fs::remove_file(path)
-            .map_err(|error| {
-                Error::from_io(format!("cannot remove the stale socket {shown}"), error)
-            }),
+        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(|error| {
+            Error::from_io(format!("cannot remove the stale socket {shown}"), error)
+        }),
         Err(error) => {
-            Err(Error::from_io(format!("cannot tell whether a server answers on {shown}"), error))
+            let message = format!("cannot tell whether a server answers on {shown}");
+            Err(Error::from_io(message, error.into()))
         }
     }
 }
 
+fn unix_socket() -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+/// Listens on `path`. The file of a new socket has the mode of the socket, less the umask, so it is
+/// closed to others from the first instant.
+fn listen_with_mode(path: &Path, mode: u32) -> rustix::io::Result<OwnedFd> {
+    let socket = unix_socket()?;
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// Sets the mode of `file` at `path`, and of nothing that has taken its place.
+fn set_mode(path: &Path, file: &Metadata, mode: u32) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty())?;
+    let now = rustix::fs::fstat(&opened)?;
+    if (now.st_dev, now.st_ino) != (file.dev(), file.ino()) {
+        return Err(Errno::EXIST.into());
+    }
+    let path = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Sees whether somebody listens, without waiting for him.
+fn connect(path: &Path) -> rustix::io::Result<()> {
+    rustix::net::connect(&unix_socket()?, &SocketAddrUnix::new(path)?)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     fn unix(path: &Path) -> Address {
@@ -217,6 +267,33 @@ mod tests {
         assert_eq!(refusal(&path), ErrorKind::Exists);
         drop(first);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_socket_has_its_mode_whatever_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        for mode in [0o600, 0o660, 0o666, 0o622] {
+            let path = directory.path().join(format!("{mode:o}"));
+            let _listener = Listener::bind(&Address::Unix { path: path.clone(), mode }).unwrap();
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & MODE_BITS, mode);
+        }
+    }
+
+    #[test]
+    fn a_server_whose_queue_is_full_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("full");
+        let socket = unix_socket().unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&*path).unwrap()).unwrap();
+        rustix::net::listen(&socket, 0).unwrap();
+        let waiting: Vec<_> = std::iter::from_fn(|| {
+            let client = unix_socket().unwrap();
+            rustix::net::connect(&client, &SocketAddrUnix::new(&*path).unwrap()).ok()?;
+            Some(client)
+        })
+        .collect();
+        assert!(!waiting.is_empty());
+        assert_eq!(refusal(&path), ErrorKind::Exists);
     }
 
     #[test]

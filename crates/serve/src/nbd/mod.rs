@@ -6,9 +6,15 @@
 //! image's [host](crate::host) from then on.
 
 mod acceptor;
+mod client;
 pub mod exports;
 mod listen;
+mod lists;
+mod memory;
 pub mod negotiation;
+mod opens;
+mod peer;
+mod places;
 pub mod reply;
 pub mod request;
 mod seats;
@@ -17,8 +23,10 @@ pub mod wire;
 
 pub use exports::{ExportName, Exports};
 pub use listen::{Address, SOCKET_MODE_DEFAULT};
+pub(crate) use memory::Grant;
+pub use memory::{CLIENTS_BYTES_MAX, CONNECTION_BYTES_MAX, PEER_BYTES_MAX};
 pub use seats::Seat;
-pub use server::{NbdServer, ServerOptions, StopHandle};
+pub use server::{CONNECTIONS_DEFAULT, NbdServer, ServerOptions, StopHandle};
 
 /// What the negotiation of a client has settled.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -24,14 +24,20 @@ use super::wire::{
     option, option_reply, transmission_flag,
 };
 
-/// Longest data of an option: a name and hundreds of queries or requests.
-pub const OPTION_BYTES_MAX: usize = 64 << 10;
+/// Longest data of an option, in bytes: a name and hundreds of queries or requests.
+pub const OPTION_BYTES_MAX: usize = 16 << 10;
+
+/// Longest reply to LIST, in bytes: about a hundred thousand names. What does not fit is left out.
+pub const LIST_BYTES_MAX: usize = 4 << 20;
 
 /// Options of one negotiation; a client needs about ten.
 const OPTIONS_MAX: u32 = 1024;
 
 /// Bytes before an option's data: magic, option, length.
 const OPTION_HEADER_BYTES: usize = 16;
+
+/// Bytes of a reply to an option besides its data: magic, option, kind, length.
+const OPTION_REPLY_BYTES: usize = 20;
 
 /// What must happen before the negotiation goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -322,17 +328,27 @@ impl Negotiation {
         if self.state != State::AskList {
             return;
         }
-        self.state = State::Option;
         match exports {
             Ok(exports) => {
-                for export in exports {
-                    reply(output, option::LIST, option_reply::SERVER, &server_entry(export));
-                }
-                reply(output, option::LIST, option_reply::ACK, &[]);
+                self.list_is_answered();
+                output.extend(list_reply(exports));
             }
-            Err(error) => {
-                refuse(output, option::LIST, option_reply::ERR_POLICY, &error.to_string());
-            }
+            Err(error) => self.refuse_list(error, output),
+        }
+    }
+
+    /// The caller has answered [`Next::List`] by a [`list_reply`].
+    pub(super) fn list_is_answered(&mut self) {
+        if self.state == State::AskList {
+            self.state = State::Option;
+        }
+    }
+
+    /// Answers [`Next::List`] where there is no list.
+    pub(super) fn refuse_list(&mut self, error: &Error, output: &mut Vec<u8>) {
+        if self.state == State::AskList {
+            self.state = State::Option;
+            refuse(output, option::LIST, option_reply::ERR_POLICY, told(error.kind()));
         }
     }
 
@@ -385,7 +401,7 @@ impl Negotiation {
             ErrorKind::Fenced | ErrorKind::Interrupted => option_reply::ERR_SHUTDOWN,
             _ => option_reply::ERR_POLICY,
         };
-        refuse(output, option, kind, &error.to_string());
+        refuse(output, option, kind, told(error.kind()));
         Next::Receive
     }
 }
@@ -424,6 +440,41 @@ fn tell_infos(asked: &Asked, export: &ExportInfo, output: &mut Vec<u8>) {
     if asked.wants_block_size {
         let sizes = [1, BLOCK_BYTES_PREFERRED, PAYLOAD_BYTES_MAX].map(u32::to_be_bytes);
         tell(info::BLOCK_SIZE, &[sizes.as_flattened()]);
+    }
+}
+
+/// The reply to LIST: the same for every client.
+#[must_use]
+pub fn list_reply(exports: &[ExportName]) -> Vec<u8> {
+    let mut output = Vec::new();
+    let mut told = 0;
+    for export in exports {
+        let entry = server_entry(export);
+        if output.len() + entry.len() + 2 * OPTION_REPLY_BYTES > LIST_BYTES_MAX {
+            let left_out = exports.len() - told;
+            tracing::warn!(told, left_out, "the list of exports is too long for one reply");
+            break;
+        }
+        reply(&mut output, option::LIST, option_reply::SERVER, &entry);
+        told += 1;
+    }
+    reply(&mut output, option::LIST, option_reply::ACK, &[]);
+    output
+}
+
+/// What a client is told of an error. The error itself may name files of this machine and images that
+/// are none of the client's business; it goes to the log.
+fn told(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NotFound => "there is no such export",
+        ErrorKind::Invalid | ErrorKind::NameTooLong => "this is no name of an export",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnly => "the server may not open the export",
+        ErrorKind::Busy | ErrorKind::Owned => {
+            "the export cannot be had now: another process has it, or the server is busy"
+        }
+        ErrorKind::Corrupt | ErrorKind::NewerFormat => "the server cannot read the export",
+        ErrorKind::Fenced | ErrorKind::Interrupted => "the server is being stopped",
+        _ => "the server cannot open the export; its log says why",
     }
 }
 

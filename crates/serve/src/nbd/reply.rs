@@ -32,6 +32,22 @@ pub fn errno_of(kind: ErrorKind) -> u32 {
     }
 }
 
+/// What a client is told of an engine error. The error itself may name files of this machine; it goes
+/// to the log.
+#[must_use]
+pub fn message_of(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::ReadOnly | ErrorKind::PermissionDenied => "the image cannot be written",
+        ErrorKind::NoSpace => "the server has no space left",
+        ErrorKind::Invalid | ErrorKind::OutOfRange => "the range does not lie within the image",
+        ErrorKind::Unsupported => "the server cannot do this",
+        ErrorKind::Fenced => "the image is no longer served",
+        ErrorKind::Poisoned => "an earlier write could not be made durable; connect again",
+        ErrorKind::Corrupt => "a block fails verification: it does not match its checksum",
+        _ => "the server met an input or output error; its log says which",
+    }
+}
+
 /// A simple reply; the data of a successful READ follows it.
 #[must_use]
 pub fn simple(cookie: u64, errno: u32) -> [u8; SIMPLE_BYTES] {

@@ -2,27 +2,75 @@
 //!
 //! A client takes a descriptor for as long as it is connected, and images need descriptors too: a
 //! flood of clients must not take those. So there are `connections_max` seats; who finds none is
-//! disconnected at once. Silence before the end of a negotiation is cheaper to make than to serve:
-//! while `negotiating_max` clients negotiate, a new one takes the place of the one that has been at
-//! it longest.
+//! disconnected at once. One peer never has them all: an eighth is left to others. Silence before the
+//! end of a negotiation is cheaper to make than to serve: while `negotiating_max` clients negotiate,
+//! a new one takes the place of the one that has been at it longest.
+//!
+//! A seat is also where the memory of its client is counted (module `memory`).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+use super::memory::Ledger;
+use super::peer::PeerKey;
 
 /// Log lines about clients that were turned away come no more often than this.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Of the seats, this part is not given to a peer that has all the others.
+const OTHERS_SHARE: usize = 8;
+
 /// A client's place; free again when the last copy is dropped.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Seat(Arc<Place>);
 
-/// One count of those in [`Seats`].
-#[derive(Debug, PartialEq, Eq)]
-struct Place(Arc<()>);
+impl PartialEq for Seat {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Seat {}
+
+impl Seat {
+    pub(super) fn take_bytes(&self, bytes: usize) -> bool {
+        self.0.room.ledger.take(&self.0.peer.bytes, bytes)
+    }
+
+    pub(super) fn give_back_bytes(&self, bytes: usize) {
+        self.0.room.ledger.give_back(&self.0.peer.bytes, bytes);
+    }
+
+    pub(super) fn refusals(&self) -> u64 {
+        self.0.room.ledger.refusals()
+    }
+}
+
+/// One of those counted in [`Seats`]. The references to `room` and to `peer` are the counts.
+#[derive(Debug)]
+struct Place {
+    room: Arc<Room>,
+    peer: Arc<Share>,
+}
+
+/// What all clients have together.
+#[derive(Debug, Default)]
+struct Room {
+    ledger: Ledger,
+}
+
+/// What the clients of one peer have.
+#[derive(Debug, Default)]
+struct Share {
+    bytes: AtomicUsize,
+}
 
 /// All places.
 pub(super) struct Seats {
-    taken: Arc<()>,
+    room: Arc<Room>,
+    peers: HashMap<PeerKey, Weak<Share>>,
     max: usize,
     refused: u64,
     replaced: u64,
@@ -31,21 +79,40 @@ pub(super) struct Seats {
 
 impl Seats {
     pub(super) fn new(max: usize) -> Self {
-        Self { taken: Arc::new(()), max: max.max(1), refused: 0, replaced: 0, tell_after: None }
+        Self {
+            room: Arc::default(),
+            peers: HashMap::new(),
+            max: max.max(1),
+            refused: 0,
+            replaced: 0,
+            tell_after: None,
+        }
     }
 
     /// Seats taken.
     fn count(&self) -> usize {
-        Arc::strong_count(&self.taken) - 1
+        Arc::strong_count(&self.room) - 1
     }
 
-    /// A seat for a new client; `None` if all are taken.
-    pub(super) fn take(&mut self) -> Option<Seat> {
-        if self.count() >= self.max {
+    /// A seat for a new client of `peer`; `None` if there is none for it.
+    pub(super) fn take(&mut self, peer: PeerKey) -> Option<Seat> {
+        let share = self.peers.get(&peer).and_then(Weak::upgrade);
+        // Besides the reference that was just made.
+        let seats_of_peer = share.as_ref().map_or(0, |share| Arc::strong_count(share) - 1);
+        if self.count() >= self.max || seats_of_peer >= self.max - self.max / OTHERS_SHARE {
             self.refused += 1;
             return None;
         }
-        Some(Seat(Arc::new(Place(Arc::clone(&self.taken)))))
+        let share = share.unwrap_or_else(|| self.new_share(peer));
+        Some(Seat(Arc::new(Place { room: Arc::clone(&self.room), peer: share })))
+    }
+
+    fn new_share(&mut self, peer: PeerKey) -> Arc<Share> {
+        // As many as have clients, and none of those that had some once.
+        self.peers.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::default();
+        self.peers.insert(peer, Arc::downgrade(&share));
+        share
     }
 
     /// Notes that a client was disconnected to make room for another.
@@ -62,7 +129,7 @@ impl Seats {
             tracing::warn!(
                 refused = self.refused,
                 connections_max = self.max,
-                "nbd clients refused: as many are connected as this server takes \
+                "nbd clients refused: as many are connected as this server takes, or takes of one peer \
                  (--connections-max, ulimit -n)"
             );
         }
@@ -81,16 +148,30 @@ impl Seats {
 mod tests {
     use super::*;
 
+    const PEER: PeerKey = PeerKey::Uid(1);
+
     #[test]
     fn a_seat_is_free_when_its_last_copy_is_gone() {
         let mut seats = Seats::new(2);
-        let first = seats.take().unwrap();
+        let first = seats.take(PEER).unwrap();
         let copy = first.clone();
         drop(first);
-        let second = seats.take();
+        let second = seats.take(PEER);
         assert!(second.is_some());
-        assert!(seats.take().is_none());
+        assert!(seats.take(PEER).is_none());
         drop(copy);
-        assert!(seats.take().is_some());
+        assert!(seats.take(PEER).is_some());
+    }
+
+    #[test]
+    fn one_peer_never_has_all_seats() {
+        let mut seats = Seats::new(16);
+        let greedy: Vec<Seat> = std::iter::from_fn(|| seats.take(PEER)).collect();
+        assert_eq!(greedy.len(), 14);
+        let others: Vec<Seat> = (2..10).map_while(|uid| seats.take(PeerKey::Uid(uid))).collect();
+        assert_eq!(others.len(), 2);
+        drop(greedy);
+        assert!(seats.take(PEER).is_some());
+        assert_eq!(seats.peers.len(), 3);
     }
 }

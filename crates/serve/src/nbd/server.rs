@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   accept + negotiate      one thread, an epoll of its own (acceptor)
-//!   open, list, close       a few workers, because these may block
+//!   open, list, close       a thread each, because these may block; how many: opens, lists, places
 //!   serve                   the thread of each image (host)
 //! ```
 //!
@@ -10,10 +10,17 @@
 //!
 //! | who | memory | how long | how many |
 //! |---|---|---|---|
-//! | negotiates | less than 1 KiB, 64 KiB for an option | `handshake_time_max` | `negotiating_max`, then the slowest goes |
-//! | has negotiated, is idle | less than 1 KiB | no limit: a guest may be paused | `connections_max` in all, then new ones go |
-//! | is in the midst of a request | what it has sent of it, at most 32 MiB | no limit | |
-//! | takes no replies | 4 MiB, or one reply | no limit | |
+//! | negotiates | less than 1 KiB, 16 KiB for an option, 66 KiB for replies | `handshake_time_max` | `negotiating_max`, then the slowest goes |
+//! | has asked for a list | 4 MiB, shared by all | 20 s | one list at a time |
+//! | has asked for an export | | 20 s | 4 of one pool at a time, 64 in all |
+//! | has negotiated, is idle | less than 1 KiB | no limit: a guest may be paused | `connections_max` in all, 7/8 of them by one peer, then new ones go |
+//! | is in the midst of a request | 64 KiB, and what the clients' memory allows, at most 4 MiB | no limit | |
+//! | takes no replies | 128 KiB, and what the clients' memory allows, at most 4 MiB or one reply | no limit | |
+//! | uses an image | | no limit | `images_max` open in all, 7/8 of them by one peer |
+//!
+//! The clients' memory is [`CLIENTS_BYTES_MAX`](super::CLIENTS_BYTES_MAX) for all together,
+//! [`PEER_BYTES_MAX`](super::PEER_BYTES_MAX) for a peer: a user of this machine, or an address. Who
+//! gets none of it has long requests carried out in parts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +31,10 @@ use super::acceptor::Acceptor;
 use super::exports::{Exports, OpenExports};
 use super::listen::{Address, Listener};
 use crate::wake::Wake;
+
+/// Clients that a server takes where nothing else is asked for. Each may have 192 KiB besides the
+/// memory that all share.
+pub const CONNECTIONS_DEFAULT: usize = 2048;
 
 /// How a server behaves.
 #[derive(Debug, Clone)]
@@ -39,6 +50,9 @@ pub struct ServerOptions {
     pub negotiating_max: usize,
     /// Clients that may be connected; more are disconnected at once. Each takes a descriptor.
     pub connections_max: usize,
+    /// Images that may be open; who asks for one more is refused. Each takes
+    /// [`IMAGE_DESCRIPTORS_MAX`](crate::descriptors::IMAGE_DESCRIPTORS_MAX).
+    pub images_max: usize,
 }
 
 impl Default for ServerOptions {
@@ -48,7 +62,8 @@ impl Default for ServerOptions {
             idle_time: Duration::from_secs(30),
             handshake_time_max: Duration::from_secs(30),
             negotiating_max: 1024,
-            connections_max: 8192,
+            connections_max: CONNECTIONS_DEFAULT,
+            images_max: 1024,
         }
     }
 }
@@ -90,11 +105,12 @@ impl NbdServer {
         let listeners: Vec<Listener> =
             options.addresses.iter().map(Listener::bind).collect::<Result<_>>()?;
         let addresses = listeners.iter().map(|l| l.address.clone()).collect();
-        let open = Arc::new(OpenExports::new(exports, options.idle_time));
+        let open = Arc::new(OpenExports::new(exports, options.idle_time, options.images_max));
         let at = |error| Error::from_io("cannot start the nbd server", error);
         let wake = Arc::new(Wake::new().map_err(at)?);
         let stop = StopHandle(Arc::new(StopState { asked: false.into(), wake }));
-        let acceptor = Acceptor::new(options, listeners, &open, stop.clone()).map_err(at)?;
+        let acceptor =
+            Acceptor::new(options, listeners, Arc::clone(&open), stop.clone()).map_err(at)?;
         Ok(Self { acceptor, addresses, open, stop })
     }
 

@@ -1,0 +1,36 @@
+//! Who is at the other end of a unix socket.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// A process, as it was when it connected or made the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    pub(crate) uid: u32,
+    /// 0 where the process is in a container whose processes this one does not see.
+    pub(crate) pid: i32,
+}
+
+/// Asks the kernel.
+///
+/// # Errors
+/// Where `socket` is no unix socket that is connected.
+pub(crate) fn of_peer(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: both pointers are to values of this frame, and `length` is the size of the first. Any
+    // bytes are a valid `ucred`. (rustix has this call too, with a process number that is never 0.)
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut length,
+        )
+    };
+    match outcome {
+        0 => Ok(Credentials { uid: found.uid, pid: found.pid }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

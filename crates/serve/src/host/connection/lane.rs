@@ -1,0 +1,303 @@
+//! What a connection does in a round, and its answers.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use marcot::{BlockDevice, ErrorKind, Read, Result, Write};
+
+use super::{Connection, Exchange, LateExchange, Life, STATUS_RUNS_MAX};
+use crate::host::operation::{Failure, Operation, OperationKind, Stages};
+use crate::host::parts::Place;
+use crate::host::read_layout;
+use crate::host::round::{Lane, ReadEnd};
+use crate::nbd::reply;
+use crate::nbd::wire::command_flag;
+
+/// Log lines about failed requests of a connection come no more often than this: a guest may try the
+/// same again and again.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Connection {
+    fn answer(&mut self, index: usize) {
+        let exchange = &mut self.exchanges[index];
+        if std::mem::replace(&mut exchange.answered, true) {
+            return;
+        }
+        if exchange.place != Place::WHOLE && !self.note_part(index) {
+            return;
+        }
+        let exchange = &mut self.exchanges[index];
+        if let (Some(number), Ok(())) = (exchange.late, &exchange.operation.outcome) {
+            if exchange.operation.kind == OperationKind::Write {
+                self.late_writes.push((number, exchange.cookie));
+                return;
+            }
+            let bytes = exchange.operation.length as usize;
+            let head = exchange.reply.start..exchange.reply.end - bytes;
+            let (cookie, head) = (exchange.cookie, self.send.bytes_mut()[head].to_vec());
+            self.late_bytes += head.len() + bytes;
+            self.late.insert(number, LateExchange { cookie, head, bytes });
+            return;
+        }
+        let sent = match &exchange.operation.outcome {
+            Ok(()) if exchange.reply.is_empty() => {
+                self.send.append(&reply::simple(exchange.cookie, 0))
+            }
+            Ok(()) => {
+                self.send.commit(exchange.reply.clone());
+                Ok(())
+            }
+            Err(failure) => {
+                let (cookie, failure) = (exchange.cookie, failure.clone());
+                match exchange.refused {
+                    // A sentence of this server's own.
+                    Some(errno) => self.append_error(cookie, errno, &failure.message),
+                    None => self.append_failure(cookie, &failure),
+                }
+            }
+        };
+        if let Err(error) = sent {
+            self.fail("no memory for a reply", &error);
+        }
+    }
+
+    /// Notes how a part went; false if nothing is said of it.
+    fn note_part(&mut self, index: usize) -> bool {
+        let Exchange { operation, place, .. } = &mut self.exchanges[index];
+        if operation.kind == OperationKind::Write {
+            let outcome = self.write_outcome.note(*place, &operation.outcome);
+            return outcome.map(|outcome| operation.outcome = outcome).is_some();
+        }
+        if let Err(failure) = &operation.outcome {
+            // Nothing follows an error.
+            self.reading = None;
+            if !place.first && !self.settings.structured_replies {
+                let (peer, message) = (&self.settings.peer, &*failure.message);
+                tracing::warn!(peer, message, "a reply and its connection are broken off");
+                self.life = Life::Dead;
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Answers a read that was under way.
+    pub(in crate::host) fn answer_late(&mut self, number: u64, result: Result<Vec<u8>>) {
+        let Some(LateExchange { cookie, head, bytes }) = self.late.remove(&number) else { return };
+        self.late_bytes -= head.len() + bytes;
+        let sent = match result {
+            Ok(data) => self.send.append(&head).and_then(|()| self.send.append(&data)),
+            Err(error) => self.append_failure(cookie, &Failure::from(error)),
+        };
+        if let Err(error) = sent {
+            self.fail("no memory for a reply", &error);
+        }
+    }
+
+    /// Answers the writes that are stored, or never will be; true if there were any.
+    pub(in crate::host) fn answer_written(&mut self, written: &Result<u64, Failure>) -> bool {
+        let before = self.late_writes.len();
+        for (number, cookie) in std::mem::take(&mut self.late_writes) {
+            let sent = match written {
+                Ok(below) if number >= *below => {
+                    self.late_writes.push((number, cookie));
+                    continue;
+                }
+                Ok(_) => self.send.append(&reply::simple(cookie, 0)),
+                Err(failure) => self.append_failure(cookie, failure),
+            };
+            if let Err(error) = sent {
+                self.fail("no memory for a reply", &error);
+            }
+        }
+        self.late_writes.len() < before
+    }
+
+    /// Answers with an error of the engine, which goes to the log: the client is told its kind.
+    fn append_failure(&mut self, cookie: u64, failure: &Failure) -> io::Result<()> {
+        let now = Instant::now();
+        if self.tell_after.is_none_or(|after| now >= after) {
+            self.tell_after = Some(now + TELL_INTERVAL);
+            let (peer, error) = (self.peer(), &*failure.message);
+            tracing::warn!(peer, error, "a request of an nbd client failed");
+        }
+        self.append_error(cookie, reply::errno_of(failure.kind), reply::message_of(failure.kind))
+    }
+
+    fn append_error(&mut self, cookie: u64, errno: u32, message: &str) -> io::Result<()> {
+        match self.settings.structured_replies {
+            true => self.send.append(&reply::error_chunk(cookie, errno, message)),
+            false => self.send.append(&reply::simple(cookie, errno)),
+        }
+    }
+
+    fn end_round(&mut self) {
+        self.exchanges.clear();
+        self.stages = Stages::default();
+        self.planned_reply_bytes = 0;
+    }
+
+    fn lay_out_read(&mut self, index: usize, device: &mut dyn BlockDevice) {
+        let exchange = &mut self.exchanges[index];
+        let Operation { offset, length, .. } = exchange.operation;
+        let layout = read_layout::Request {
+            exchange: index,
+            cookie: exchange.cookie,
+            offset,
+            // A READ is at most 32 MiB.
+            length: length as u32,
+            structured: self.settings.structured_replies,
+            whole: exchange.flags & command_flag::DF != 0,
+            place: exchange.place,
+        };
+        match layout.lay_out(device, &mut self.send, &mut self.pieces) {
+            Ok(place) => exchange.reply = place,
+            Err(error) => exchange.operation.outcome = Err(no_memory(&error)),
+        }
+    }
+
+    fn tell_status(&mut self, index: usize, device: &mut dyn BlockDevice) {
+        let exchange = &mut self.exchanges[index];
+        let runs_max =
+            if exchange.flags & command_flag::REQ_ONE != 0 { 1 } else { STATUS_RUNS_MAX };
+        let Operation { offset, length, .. } = exchange.operation;
+        let outcome = match device.extents(offset, length, runs_max) {
+            Ok(extents) => {
+                let chunk = reply::status_chunk(exchange.cookie, &extents, runs_max);
+                self.send.reserve(chunk.len()).map_err(|e| no_memory(&e)).map(|place| {
+                    self.send.bytes_mut()[place.clone()].copy_from_slice(&chunk);
+                    exchange.reply = place;
+                })
+            }
+            Err(error) => Err(Failure::from(error)),
+        };
+        exchange.operation.outcome = outcome;
+    }
+}
+
+fn no_memory(error: &io::Error) -> Failure {
+    Failure::new(ErrorKind::Io, &format!("no memory for a reply: {error}"))
+}
+
+impl Lane for Connection {
+    fn stages(&self) -> u32 {
+        if self.exchanges.is_empty() { 0 } else { self.stages.count() }
+    }
+
+    fn prepare(&mut self, stage: u32, device: &mut dyn BlockDevice) {
+        self.pieces.clear();
+        for index in 0..self.exchanges.len() {
+            let operation = &mut self.exchanges[index].operation;
+            if operation.runs_in(stage, OperationKind::Read) {
+                self.lay_out_read(index, device);
+            } else if operation.runs_in(stage, OperationKind::Status) {
+                self.tell_status(index, device);
+            } else if operation.runs_in(stage, OperationKind::Cache) {
+                let outcome = device.cache(operation.offset, operation.length);
+                operation.outcome = outcome.map_err(Failure::from);
+            }
+        }
+    }
+
+    fn reads<'a>(&'a mut self, _stage: u32, batch: &mut Vec<Read<'a>>) {
+        let mut rest = self.send.bytes_mut();
+        let mut position = 0;
+        for piece in &self.pieces {
+            // Pieces were laid out one after another, so each lies behind the one before.
+            let (_, tail) = rest.split_at_mut(piece.place.start - position);
+            let (buf, tail) = tail.split_at_mut(piece.place.len());
+            // A reply of one piece can follow later.
+            let exchange = &self.exchanges[piece.exchange];
+            let whole = piece.place.len() as u64 == exchange.operation.length
+                && exchange.place == Place::WHOLE;
+            let late = whole.then_some(self.next_read);
+            self.next_read += u64::from(whole);
+            batch.push(Read { late, ..Read::new(piece.offset, buf) });
+            rest = tail;
+            position = piece.place.end;
+        }
+    }
+
+    fn reads_done(&mut self, _stage: u32, ends: &mut dyn Iterator<Item = ReadEnd>) {
+        // The pieces come first: `zip` must not take an end that belongs to another lane.
+        for (piece, end) in self.pieces.iter().zip(ends) {
+            let exchange = &mut self.exchanges[piece.exchange];
+            match end {
+                ReadEnd::Done(Ok(())) => {}
+                ReadEnd::Done(Err(error)) => exchange.operation.outcome = Err(error.into()),
+                ReadEnd::Late(number) => exchange.late = Some(number),
+            }
+        }
+        self.pieces.clear();
+    }
+
+    fn writes<'a>(&'a self, stage: u32, batch: &mut Vec<Write<'a>>) {
+        for exchange in &self.exchanges {
+            if exchange.operation.runs_in(stage, OperationKind::Write) {
+                let data = self.receive.at(exchange.payload.clone());
+                batch.push(Write { offset: exchange.operation.offset, data });
+            }
+        }
+    }
+
+    fn writes_late(&mut self, stage: u32, number: u64) {
+        for exchange in &mut self.exchanges {
+            if exchange.operation.runs_in(stage, OperationKind::Write) {
+                exchange.late = Some(number);
+            }
+        }
+    }
+
+    fn writes_failed(&mut self, stage: u32, failure: &Failure) {
+        for exchange in &mut self.exchanges {
+            if exchange.operation.runs_in(stage, OperationKind::Write) {
+                exchange.operation.outcome = Err(failure.clone());
+            }
+        }
+    }
+
+    fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<(), Failure> {
+        let mut fatal = Ok(());
+        for exchange in &mut self.exchanges {
+            if exchange.operation.runs_in(stage, OperationKind::Discard) {
+                fatal = fatal.and(exchange.operation.discard(device));
+            }
+        }
+        fatal
+    }
+
+    fn waits_for_flush(&self) -> bool {
+        self.exchanges.iter().any(|e| e.operation.waits_for_flush())
+    }
+
+    fn answer_unflushed(&mut self) {
+        let mut waiting = false;
+        for index in 0..self.exchanges.len() {
+            if self.exchanges[index].operation.waits_for_flush() {
+                waiting = true;
+            } else {
+                self.answer(index);
+            }
+        }
+        if !waiting {
+            self.end_round();
+        }
+        self.transmit();
+    }
+
+    fn answer_flushed(&mut self, outcome: &Result<(), Failure>) {
+        if self.exchanges.is_empty() {
+            return;
+        }
+        for index in 0..self.exchanges.len() {
+            if self.exchanges[index].operation.waits_for_flush() {
+                self.exchanges[index].operation.outcome = outcome.clone();
+                // A flush waits for what is under way.
+                self.exchanges[index].late = None;
+            }
+            self.answer(index);
+        }
+        self.end_round();
+        self.transmit();
+    }
+}

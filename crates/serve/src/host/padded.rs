@@ -1,0 +1,197 @@
+//! Images whose size is no multiple of a sector.
+//!
+//! An import keeps the exact number of bytes, but disks consist of sectors: QEMU and the kernel round
+//! the size one way or the other, and their guests cannot use the last sector, or do not see it.
+//! Whoever serves an image for writing therefore shows whole sectors. What lies behind the image's
+//! end reads as zeros, and zeros written there change nothing; the first other byte written there
+//! makes the image grow to whole sectors, so that nothing that was acknowledged is lost. Read-only
+//! images are shown as they are.
+//!
+//! A layer above the device, because each way to reach an image needs the same.
+
+use std::os::fd::BorrowedFd;
+
+use marcot::{BlockDevice, Command, Extent, Late, Read, Reply, Rested, Result, Write};
+
+/// The unit of disks, in bytes.
+const SECTOR_BYTES: u64 = 512;
+
+/// A device of whole sectors.
+pub(super) struct Padded {
+    device: Box<dyn BlockDevice>,
+    /// For logs.
+    name: String,
+}
+
+impl Padded {
+    /// Shows `device`, which logs call `name`.
+    pub(super) fn new(device: Box<dyn BlockDevice>, name: &str) -> Self {
+        let padded = Self { device, name: name.to_owned() };
+        let (size_bytes, shown_bytes) = (padded.device.size_bytes(), padded.size_bytes());
+        if size_bytes != shown_bytes {
+            tracing::info!(
+                image = name,
+                size_bytes,
+                shown_bytes,
+                "the size is no multiple of 512: whole sectors are shown, the rest reads as zeros, \
+                 and the image grows when something is written there"
+            );
+        }
+        padded
+    }
+
+    /// The part of a range of `length` bytes that lies on the device, where the rest lies in the
+    /// padding; `None` where nothing does, and where the range is wrong altogether.
+    fn cut(&self, offset: u64, length: u64) -> Option<u64> {
+        let size_bytes = self.device.size_bytes();
+        let end = offset.checked_add(length)?;
+        if end <= size_bytes || end > self.size_bytes() {
+            return None;
+        }
+        Some(size_bytes.saturating_sub(offset).min(length))
+    }
+
+    /// Makes the image grow where one of `writes` puts something else than zeros behind its end.
+    fn grow_for(&mut self, writes: &[Write<'_>]) -> Result<()> {
+        let says_something = |write: &Write<'_>| {
+            let cut = self.cut(write.offset, write.data.len() as u64);
+            cut.is_some_and(|cut| write.data[cut as usize..].iter().any(|byte| *byte != 0))
+        };
+        if !writes.iter().any(says_something) {
+            return Ok(());
+        }
+        let size_bytes = self.size_bytes();
+        let resize = Command::Resize { size_bytes, allow_shrink: false };
+        self.device.execute(&resize, &mut |_, _| {})?;
+        tracing::info!(image = self.name, size_bytes, "grown to whole sectors");
+        Ok(())
+    }
+
+    /// `writes` as the device takes them; `None` where that is as they are.
+    fn writes_on_device<'a>(&mut self, writes: &[Write<'a>]) -> Result<Option<Vec<Write<'a>>>> {
+        let reaches = |write: &Write<'_>| self.cut(write.offset, write.data.len() as u64).is_some();
+        if !writes.iter().any(reaches) {
+            return Ok(None);
+        }
+        self.grow_for(writes)?;
+        let cut = |write: &Write<'a>| {
+            let bytes = self.cut(write.offset, write.data.len() as u64);
+            let bytes = bytes.map_or(write.data.len(), |bytes| bytes as usize);
+            Write { offset: write.offset, data: &write.data[..bytes] }
+        };
+        Ok(Some(writes.iter().map(cut).filter(|write| !write.data.is_empty()).collect()))
+    }
+}
+
+impl BlockDevice for Padded {
+    fn size_bytes(&self) -> u64 {
+        let size_bytes = self.device.size_bytes();
+        match self.device.read_only() {
+            true => size_bytes,
+            // The largest image is far smaller than the largest number.
+            false => size_bytes.next_multiple_of(SECTOR_BYTES),
+        }
+    }
+
+    fn read_only(&self) -> bool {
+        self.device.read_only()
+    }
+
+    fn write_batch(&mut self, writes: &[Write<'_>]) -> Result<()> {
+        match self.writes_on_device(writes)? {
+            None => self.device.write_batch(writes),
+            Some(writes) if writes.is_empty() => Ok(()),
+            Some(writes) => self.device.write_batch(&writes),
+        }
+    }
+
+    fn write_batch_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+        match self.writes_on_device(writes)? {
+            None => self.device.write_batch_late(writes),
+            Some(writes) if writes.is_empty() => Ok(None),
+            Some(writes) => self.device.write_batch_late(&writes),
+        }
+    }
+
+    fn read_batch(&mut self, reads: &mut [Read<'_>]) {
+        let cut = |read: &Read<'_>| self.cut(read.offset, read.buf.len() as u64);
+        let cuts: Vec<_> = match reads.iter().any(|read| cut(read).is_some()) {
+            true => reads.iter().map(cut).collect(),
+            false => return self.device.read_batch(reads),
+        };
+        let mut inner: Vec<Read<'_>> = Vec::with_capacity(reads.len());
+        for (read, cut) in reads.iter_mut().zip(&cuts) {
+            // One that ends in the padding is finished here.
+            let late = read.late.filter(|_| cut.is_none());
+            let bytes = cut.map_or(read.buf.len(), |bytes| bytes as usize);
+            let (stored, padding) = read.buf.split_at_mut(bytes);
+            padding.fill(0);
+            inner.push(Read { late, ..Read::new(read.offset, stored) });
+        }
+        self.device.read_batch(&mut inner);
+        let ends: Vec<_> = inner.into_iter().map(|read| (read.result, read.late)).collect();
+        for (read, (result, late)) in reads.iter_mut().zip(ends) {
+            (read.result, read.late) = (result, late);
+        }
+    }
+
+    fn take_late(&mut self) -> Option<Late> {
+        self.device.take_late()
+    }
+
+    fn late_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.device.late_fd()
+    }
+
+    fn discard(&mut self, offset: u64, length: u64) -> Result<()> {
+        match self.cut(offset, length) {
+            None => self.device.discard(offset, length),
+            Some(0) => Ok(()),
+            Some(length) => self.device.discard(offset, length),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.device.flush()
+    }
+
+    fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>> {
+        let Some(stored) = self.cut(offset, length) else {
+            return self.device.extents(offset, length, extents_max);
+        };
+        let mut extents = match stored {
+            0 => Vec::new(),
+            _ => self.device.extents(offset, stored, extents_max)?,
+        };
+        let told: u64 = extents.iter().map(|extent| extent.length).sum();
+        if told == stored && extents.len() < extents_max {
+            let padding = length - stored;
+            extents.push(Extent { offset: offset + stored, length: padding, data: false });
+        }
+        Ok(extents)
+    }
+
+    fn cache(&mut self, offset: u64, length: u64) -> Result<()> {
+        match self.cut(offset, length) {
+            None => self.device.cache(offset, length),
+            Some(0) => Ok(()),
+            Some(length) => self.device.cache(offset, length),
+        }
+    }
+
+    fn background_step(&mut self) -> Result<bool> {
+        self.device.background_step()
+    }
+
+    fn rest(&mut self) -> Result<Rested> {
+        self.device.rest()
+    }
+
+    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+        self.device.execute(command, progress)
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        self.device.close()
+    }
+}

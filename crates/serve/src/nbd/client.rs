@@ -1,0 +1,259 @@
+//! A client in negotiation: its socket, what it has sent, what it waits for.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use marcot::{Error, Result};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
+use super::NbdConnection;
+use super::exports::Lease;
+use super::negotiation::{Negotiation, Next, OPTION_BYTES_MAX};
+use super::peer::{Peer, PeerKey};
+use super::seats::Seat;
+use crate::host::buffer::{Progress, ReceiveBuffer, SendBuffer};
+use crate::poll::Interest;
+
+/// Bytes of a client's option that must fit to go on.
+const INPUT_BYTES_MAX: usize = OPTION_BYTES_MAX + 64;
+
+/// What must be done for a client before it goes on.
+pub(super) enum Job {
+    List,
+    /// Open the export that the client calls so.
+    Open(String),
+}
+
+/// What a client waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    List,
+    Export,
+}
+
+pub(super) struct Client {
+    pub(super) socket: OwnedFd,
+    seat: Seat,
+    /// Who it is, for logs.
+    pub(super) peer: String,
+    pub(super) peer_key: PeerKey,
+    negotiation: Negotiation,
+    receive: ReceiveBuffer,
+    send: SendBuffer,
+    /// A list that follows what is in `send`, and how much of it has been sent.
+    list: Option<(Arc<[u8]>, usize)>,
+    pub(super) deadline: Instant,
+    /// Tells a client from an earlier one of the same number.
+    pub(super) generation: u64,
+    pub(super) interest: Interest,
+    asked: Option<(Asked, Instant)>,
+    /// What it calls the export that it waits for.
+    export: String,
+    /// Closes once everything is sent.
+    closing: bool,
+    /// The export that it is going to use; kept open by this.
+    pub(super) lease: Option<Lease>,
+    /// Settled: goes to its image once everything is sent.
+    pub(super) settled: Option<NbdConnection>,
+}
+
+impl Client {
+    /// A client that has just connected.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(super) fn greet(
+        socket: OwnedFd,
+        peer: &Peer,
+        seat: Seat,
+        generation: u64,
+        deadline: Instant,
+    ) -> io::Result<Self> {
+        let mut greeting = Vec::new();
+        let negotiation = Negotiation::new(&mut greeting);
+        let mut send = SendBuffer::new();
+        send.append(&greeting)?;
+        Ok(Self {
+            socket,
+            seat,
+            peer: peer.to_string(),
+            peer_key: peer.key(),
+            negotiation,
+            receive: ReceiveBuffer::new(&[])?,
+            send,
+            list: None,
+            deadline,
+            generation,
+            interest: Interest::READABLE,
+            asked: None,
+            export: String::new(),
+            closing: false,
+            lease: None,
+            settled: None,
+        })
+    }
+
+    /// What it waits for.
+    pub(super) fn asked(&self) -> Option<Asked> {
+        self.asked.map(|(asked, _)| asked)
+    }
+
+    /// Since when it waits.
+    pub(super) fn asked_at(&self) -> Option<Instant> {
+        self.asked.map(|(_, at)| at)
+    }
+
+    /// The list that it has not taken yet.
+    pub(super) fn list(&self) -> Option<&Arc<[u8]>> {
+        self.list.as_ref().map(|(list, _)| list)
+    }
+
+    /// True if it may send more now.
+    pub(super) fn receives(&self) -> bool {
+        self.asked.is_none() && !self.closing && self.settled.is_none() && self.is_drained()
+    }
+
+    fn is_drained(&self) -> bool {
+        self.send.is_drained() && self.list.is_none()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.closing && self.is_drained()
+    }
+
+    /// True if its negotiation is over and it knows.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled.is_some() && self.is_drained()
+    }
+
+    pub(super) fn interest_wanted(&self) -> Interest {
+        Interest { readable: self.receives(), writable: !self.is_drained() }
+    }
+
+    pub(super) fn receive(&mut self) {
+        let socket = self.socket.as_fd();
+        match self.receive.receive_with(socket, INPUT_BYTES_MAX, INPUT_BYTES_MAX) {
+            Ok(Progress::Moved | Progress::Blocked) => {}
+            Ok(Progress::Closed) => self.closing = true,
+            Err(error) => {
+                tracing::debug!(peer = self.peer, %error, "nbd client lost");
+                self.closing = true;
+            }
+        }
+    }
+
+    /// Sends what the socket takes; true if that was the end of a list.
+    pub(super) fn transmit(&mut self) -> bool {
+        let sent = self.send.send(self.socket.as_fd()).and_then(|_| self.transmit_list());
+        match sent {
+            Ok(ended) => {
+                // Most clients that are silent have taken the greeting: that is all they cost.
+                self.send.release_if_empty();
+                ended
+            }
+            Err(_) => {
+                (self.send, self.list) = (SendBuffer::new(), None);
+                self.closing = true;
+                false
+            }
+        }
+    }
+
+    fn transmit_list(&mut self) -> io::Result<bool> {
+        while self.send.is_drained()
+            && let Some((list, sent)) = &mut self.list
+        {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match rustix::net::send(&self.socket, &list[*sent..], flags) {
+                Ok(bytes) => *sent += bytes,
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if *sent == list.len() {
+                self.list = None;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Goes on with what has been received; returns what must be done for it.
+    pub(super) fn negotiate(&mut self) -> Option<Job> {
+        let waits = self.asked.is_some() || self.list.is_some();
+        if waits || self.closing || self.settled.is_some() {
+            return None;
+        }
+        let mut output = Vec::new();
+        let (taken, next) = self.negotiation.advance(self.receive.unread(), &mut output);
+        self.receive.consume(taken);
+        self.queue(&output);
+        match next {
+            Next::List => {
+                self.asked = Some((Asked::List, Instant::now()));
+                Some(Job::List)
+            }
+            Next::Export(name) => {
+                self.asked = Some((Asked::Export, Instant::now()));
+                self.export.clone_from(&name);
+                Some(Job::Open(name))
+            }
+            Next::Close => {
+                self.closing = true;
+                None
+            }
+            Next::Receive | Next::Transmit { .. } => None,
+        }
+    }
+
+    fn queue(&mut self, output: &[u8]) {
+        if self.send.append(output).is_err() {
+            self.closing = true;
+        }
+    }
+
+    /// The list that it waits for.
+    pub(super) fn answer_list(&mut self, list: Result<&Arc<[u8]>, &Error>) {
+        self.asked = None;
+        let mut output = Vec::new();
+        match list {
+            Ok(list) => {
+                self.negotiation.list_is_answered();
+                self.list = Some((Arc::clone(list), 0));
+            }
+            Err(error) => self.negotiation.refuse_list(error, &mut output),
+        }
+        self.queue(&output);
+    }
+
+    /// The export that it waits for.
+    pub(super) fn answer_export(&mut self, lease: Result<Lease>) {
+        self.asked = None;
+        let mut output = Vec::new();
+        let info = lease.as_ref().map(|lease| &lease.info);
+        let next = self.negotiation.answer_export(info, &mut output);
+        if let Err(error) = &lease {
+            // The client is told the kind of error only.
+            let (export, error) = (&*self.export, error.to_string());
+            tracing::info!(peer = self.peer, export, error, "export refused");
+        }
+        self.queue(&output);
+        match next {
+            Next::Transmit { structured_replies, allocation_context } => {
+                self.lease = lease.ok();
+                self.settled = Some(NbdConnection {
+                    structured_replies,
+                    allocation_context,
+                    received: self.receive.unread().to_vec(),
+                    peer: self.peer.clone(),
+                    seat: Some(self.seat.clone()),
+                });
+            }
+            Next::Close => self.closing = true,
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! How much memory the clients of a server take, all together, each peer and each connection.
+//!
+//! A client decides how much a server must keep for it: it asks for 32 MiB in 28 bytes and takes no
+//! reply, or sends all of a write but its last byte. Therefore each connection may always have a
+//! little (the `*_BYTES_MIN` of module `host::connection`), with which it can serve every request,
+//! long ones in parts. What it would have beyond that is asked for here, and is refused when the
+//! clients have too much. So nobody has to wait for what another client keeps: a refusal makes
+//! long requests slower, and nothing else.
+//!
+//! Invariant: the bytes counted are those of all [`Grant`]s, and never more than
+//! [`CLIENTS_BYTES_MAX`]. In the steady state nothing is asked: buffers keep their size while they are
+//! used.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::seats::Seat;
+
+/// Memory that the clients of a server have beyond their minimum, in bytes: enough for thirty that
+/// move 4 MiB each, small beside the memory of a machine that runs virtual machines.
+pub const CLIENTS_BYTES_MAX: usize = 128 << 20;
+
+/// Of that, what the connections of one peer have, in bytes: a quarter is left to the others.
+pub const PEER_BYTES_MAX: usize = CLIENTS_BYTES_MAX / 4 * 3;
+
+/// Of that, what one connection has, in bytes: the largest reply, with its headers, fits.
+pub const CONNECTION_BYTES_MAX: usize = 40 << 20;
+
+/// The count of a server's clients.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    bytes: AtomicUsize,
+    refusals: AtomicU64,
+}
+
+impl Ledger {
+    /// Counts `bytes` more for the server and for a peer; false, and nothing counted, where that
+    /// would be too many.
+    pub(super) fn take(&self, peer: &AtomicUsize, bytes: usize) -> bool {
+        let taken = add(&self.bytes, bytes, CLIENTS_BYTES_MAX);
+        if taken && add(peer, bytes, PEER_BYTES_MAX) {
+            return true;
+        }
+        if taken {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+        false
+    }
+
+    pub(super) fn give_back(&self, peer: &AtomicUsize, bytes: usize) {
+        peer.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// How often memory was refused so far.
+    pub(super) fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+}
+
+/// Adds where the sum stays within `max`.
+fn add(count: &AtomicUsize, bytes: usize, max: usize) -> bool {
+    let sum = |now: usize| now.checked_add(bytes).filter(|sum| *sum <= max);
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).is_ok()
+}
+
+/// What one connection has beyond its minimum; given back when dropped. A connection without a seat,
+/// such as the kernel's, is never refused anything.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    seat: Option<Seat>,
+    bytes: usize,
+    refusals_seen: u64,
+}
+
+impl Grant {
+    pub(crate) fn new(seat: Option<Seat>) -> Self {
+        Self { seat, bytes: 0, refusals_seen: 0 }
+    }
+
+    /// True if the connection may have `bytes` from now on, besides its minimum.
+    pub(crate) fn covers(&mut self, bytes: usize) -> bool {
+        if bytes <= self.bytes {
+            return true;
+        }
+        if let Some(seat) = &self.seat
+            && (bytes > CONNECTION_BYTES_MAX || !seat.take_bytes(bytes - self.bytes))
+        {
+            return false;
+        }
+        self.bytes = bytes;
+        true
+    }
+
+    /// Gives back what is beyond `bytes`.
+    pub(crate) fn keep(&mut self, bytes: usize) {
+        let back = self.bytes.saturating_sub(bytes);
+        if let Some(seat) = &self.seat
+            && back > 0
+        {
+            seat.give_back_bytes(back);
+        }
+        self.bytes -= back;
+    }
+
+    /// True if some connection was refused memory since the last call.
+    pub(crate) fn memory_was_short(&mut self) -> bool {
+        let Some(seat) = &self.seat else { return false };
+        let refusals = seat.refusals();
+        std::mem::replace(&mut self.refusals_seen, refusals) != refusals
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.keep(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::peer::PeerKey;
+    use super::super::seats::Seats;
+    use super::*;
+
+    fn grant(seats: &mut Seats, uid: u32) -> Grant {
+        Grant::new(seats.take(PeerKey::Uid(uid)))
+    }
+
+    #[test]
+    fn connections_peers_and_the_server_each_have_a_limit() {
+        let mut seats = Seats::new(100);
+        let mut first: Vec<Grant> = (0..3).map(|_| grant(&mut seats, 1)).collect();
+        assert!(!first[0].covers(CONNECTION_BYTES_MAX + 1));
+        assert!(first[0].covers(CONNECTION_BYTES_MAX));
+        assert!(first[1].covers(CONNECTION_BYTES_MAX));
+        assert!(!first[2].covers(CONNECTION_BYTES_MAX), "the peer has too much");
+        let mut other = grant(&mut seats, 2);
+        assert!(other.covers(PEER_BYTES_MAX / 3), "a quarter is left to others");
+        assert!(!other.covers(CONNECTION_BYTES_MAX + (16 << 20)), "the server has too much");
+        first.clear();
+        let mut again = grant(&mut seats, 3);
+        assert!(again.covers(CONNECTION_BYTES_MAX), "what was dropped was given back");
+    }
+
+    #[test]
+    fn what_is_not_kept_can_be_had_by_others() {
+        let mut seats = Seats::new(100);
+        let (mut a, mut b) = (grant(&mut seats, 1), grant(&mut seats, 1));
+        let mut c = grant(&mut seats, 1);
+        assert!(a.covers(CONNECTION_BYTES_MAX) && b.covers(CONNECTION_BYTES_MAX));
+        assert!(!c.memory_was_short());
+        assert!(!c.covers(CONNECTION_BYTES_MAX));
+        assert!(a.memory_was_short() && !a.memory_was_short(), "it is told once");
+        a.keep(1000);
+        assert!(c.covers(CONNECTION_BYTES_MAX) && a.covers(1000));
+    }
+
+    #[test]
+    fn who_has_no_seat_is_never_refused() {
+        assert!(Grant::new(None).covers(1 << 40));
+    }
+}
