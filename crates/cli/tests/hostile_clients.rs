@@ -11,17 +11,19 @@
 mod common;
 #[path = "../../serve/tests/support/nbd_client.rs"]
 mod nbd_client;
+#[path = "common/server.rs"]
+mod server;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{World, noise};
 use nbd_client::{NbdClient, READ, TRIM, WRITE, request, write};
+use server::Server;
 
 const IDLE: usize = 1000;
 const MALFORMED: usize = 100;
@@ -39,72 +41,6 @@ const IMAGE_BYTES: u64 = 16 << 20;
 const PIECE_BYTES: usize = 64 << 10;
 /// Threads may end and descriptors close a moment after their clients.
 const SETTLE_TIME: Duration = Duration::from_secs(10);
-
-struct Server {
-    child: Child,
-    socket: PathBuf,
-    log: PathBuf,
-}
-
-impl Server {
-    fn start(world: &World, options: &str) -> Self {
-        let (socket, log) = (world.path("nbd.sock"), world.path("server.log"));
-        let child = world
-            .rbd_command(&format!("serve --socket nbd.sock {options}"))
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !socket.exists() {
-            assert!(Instant::now() < deadline, "the server does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Self { child, socket, log }
-    }
-
-    fn connect(&self) -> UnixStream {
-        UnixStream::connect(&self.socket).unwrap()
-    }
-
-    fn of_proc(&self, name: &str) -> PathBuf {
-        Path::new("/proc").join(self.child.id().to_string()).join(name)
-    }
-
-    fn status(&self, field: &str) -> usize {
-        let status = std::fs::read_to_string(self.of_proc("status")).unwrap();
-        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-
-    fn resident_bytes(&self) -> usize {
-        self.status("VmRSS:") << 10
-    }
-
-    fn threads(&self) -> usize {
-        self.status("Threads:")
-    }
-
-    /// Open sockets; files of the image come and go with what the honest client writes.
-    fn sockets(&self) -> usize {
-        let entries = std::fs::read_dir(self.of_proc("fd")).unwrap().flatten();
-        let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
-    }
-
-    fn stop(&mut self) -> Option<i32> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Waits until `now` is at most `most`.
 fn settles(what: &str, most: usize, now: impl Fn() -> usize) {

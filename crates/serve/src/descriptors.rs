@@ -12,10 +12,11 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that one open image takes at most: its locks, its control socket and directory, its
-/// thread's epoll and events, the segments that it writes, and for a moment those of a checkpoint
-/// and of directories that are synced.
-pub const IMAGE_DESCRIPTORS_MAX: u64 = 20;
+/// Descriptors that one open image takes at most. Seven while it is idle: its locks, its control
+/// socket and directory, its thread's epoll and events. A guest that writes without a flush adds the
+/// segments of its log, up to eight, and a checkpoint those of map and table, the head, and
+/// directories that are synced.
+pub const IMAGE_DESCRIPTORS_MAX: u64 = 24;
 
 /// Descriptors of a server besides those of clients and images: standard streams, listening sockets,
 /// its own threads, directories that are read for a list.

@@ -17,15 +17,18 @@ use marcot_serve::nbd::{Address, ExportName, Exports, NbdServer, ServerOptions, 
 use support::memory_device::{MemoryDevice, Probes};
 use support::nbd_client::{FLUSH, NbdClient, request};
 
-/// Exports with one letter as name; opening "s" is slow.
+/// Exports with one letter as name; opening "s" is slow, and a digit, all of one pool, never ends.
 #[derive(Default)]
 struct Letters {
+    lists: AtomicUsize,
     opened: AtomicUsize,
     probes: Mutex<Vec<Probes>>,
 }
 
 impl Exports for Letters {
     fn list(&self) -> Result<Vec<ExportName>> {
+        std::thread::sleep(Duration::from_millis(100));
+        self.lists.fetch_add(1, Ordering::SeqCst);
         Ok(vec![self.describe("a")?])
     }
 
@@ -37,7 +40,14 @@ impl Exports for Letters {
         Ok(ExportName { name: name.to_owned(), description: String::new() })
     }
 
+    fn pool(&self, name: &str) -> String {
+        if name.starts_with(|c: char| c.is_ascii_digit()) { "hung" } else { "good" }.to_owned()
+    }
+
     fn open(&self, name: &str) -> Result<HostHandle> {
+        while self.pool(name) == "hung" {
+            std::thread::park();
+        }
         if name == "s" {
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -198,5 +208,91 @@ fn tcp_serves_too_and_a_busy_address_is_refused() {
     let options = ServerOptions { addresses: vec![taken], ..ServerOptions::default() };
     let refused = NbdServer::bind(&options, Arc::new(Letters::default())).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Exists);
+    server.stop().unwrap();
+}
+
+/// Client flags and an option.
+fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = 3_u32.to_be_bytes().to_vec();
+    bytes.extend(b"IHAVEOPT");
+    bytes.extend(number.to_be_bytes());
+    bytes.extend((data.len() as u32).to_be_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+/// Asks by GO or INFO.
+fn ask(socket: &Path, number: u32, name: &str) -> NbdClient {
+    let mut client = connect(socket);
+    client.bytes(18);
+    let length = (name.len() as u32).to_be_bytes();
+    client.send(&option(number, &[&length, name.as_bytes(), &[0; 2]].concat()));
+    client
+}
+
+/// Kind and data of a reply to an option.
+fn option_reply(client: &mut NbdClient) -> (u32, Vec<u8>) {
+    let head = client.bytes(20);
+    let length = u32::from_be_bytes(head[16..].try_into().unwrap());
+    (u32::from_be_bytes(head[12..16].try_into().unwrap()), client.bytes(length as usize))
+}
+
+const INFO: u32 = 6;
+const GO: u32 = 7;
+const ERR_POLICY: u32 = (1 << 31) | 2;
+
+#[test]
+fn a_pool_that_hangs_keeps_only_itself_busy_and_its_clients_get_an_error() {
+    let mut server = Running::start(|options| options.answer_time_max = Duration::from_secs(3));
+    let mut waiting: Vec<NbdClient> =
+        (0..40).map(|i| ask(&server.socket, GO, &(i % 10).to_string())).collect();
+    assert_eq!(NbdClient::connect(&server.socket, "a").read(0, 1).unwrap(), [0]);
+    for client in &mut waiting {
+        assert_eq!(option_reply(client).0, ERR_POLICY);
+    }
+    // Such a client is as good as new.
+    waiting[0].send(&option(GO, &[0, 0, 0, 1, b'b', 0, 0])[4..]);
+    assert_eq!(option_reply(&mut waiting[0]).0, 3);
+    server.stop().unwrap();
+}
+
+#[test]
+fn one_list_serves_all_who_wait() {
+    let mut server = Running::start(|_| {});
+    let mut clients: Vec<NbdClient> = (0..100).map(|_| connect(&server.socket)).collect();
+    for client in &mut clients {
+        client.send(&option(3, b""));
+    }
+    for client in &mut clients {
+        client.bytes(18);
+        assert_eq!(option_reply(client), (2, b"\0\0\0\x01a".to_vec()));
+        assert_eq!(option_reply(client), (1, vec![]));
+    }
+    let lists = server.exports.lists.load(Ordering::SeqCst);
+    assert!(lists < 20, "{lists} lists were made");
+    // What was asked behind a LIST is answered behind it.
+    let mut both = connect(&server.socket);
+    both.send(&[option(3, b""), option(INFO, &[0, 0, 0, 1, b'a', 0, 0])[4..].to_vec()].concat());
+    both.bytes(18);
+    let kinds: Vec<u32> = (0..4).map(|_| option_reply(&mut both).0).collect();
+    assert_eq!(kinds, [2, 1, 3, 1]);
+    server.stop().unwrap();
+}
+
+#[test]
+fn one_image_too_many_is_refused_and_an_unused_one_makes_room() {
+    let mut server = Running::start(|options| options.images_max = 2);
+    let mut first = NbdClient::connect(&server.socket, "a");
+    let second = NbdClient::connect(&server.socket, "b");
+    let mut refused = ask(&server.socket, GO, "c");
+    assert_eq!(option_reply(&mut refused).0, ERR_POLICY);
+    assert_eq!(first.write(0, 0, b"goes on"), 0);
+    drop(second);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while option_reply(&mut ask(&server.socket, INFO, "c")).0 == ERR_POLICY {
+        assert!(Instant::now() < deadline, "the unused image does not make room");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(first.read(0, 7).unwrap(), b"goes on");
     server.stop().unwrap();
 }

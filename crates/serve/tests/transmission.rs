@@ -549,3 +549,131 @@ fn a_host_stops_with_reads_under_way() {
     }
     panic!("the device was not closed");
 }
+
+// --- requests in parts ------------------------------------------------------------------------------
+
+/// Longer than what is waited for, or answered, as a whole.
+const LONG_BYTES: u32 = (9 << 20) + 777;
+
+fn pattern(bytes: u32) -> Vec<u8> {
+    (0..bytes).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+/// The data of a structured reply to a READ.
+fn structured_data(client: &mut NbdClient, offset: u64, length: u32) -> Vec<u8> {
+    let mut data = vec![0; length as usize];
+    loop {
+        let chunk = client.chunk();
+        let at = u64::from_be_bytes(chunk.payload[..8].try_into().unwrap()) - offset;
+        if chunk.kind == 1 {
+            data[at as usize..][..chunk.payload.len() - 8].copy_from_slice(&chunk.payload[8..]);
+        }
+        if chunk.done {
+            return data;
+        }
+    }
+}
+
+#[test]
+fn long_requests_in_parts_are_as_good_as_whole_ones() {
+    let (host, probe) = host();
+    let (mut simple, mut structured) = (attach(&host), attach_structured(&host));
+    let data = pattern(LONG_BYTES);
+    let requests = [write(FUA, 1, 1001, &data), request(READ, 0, 2, 1000, 3)].concat();
+    let sender = std::thread::spawn({
+        let mut stream = simple.0.try_clone().unwrap();
+        move || std::io::Write::write_all(&mut stream, &requests).unwrap()
+    });
+    assert_eq!(simple.simple(), (0, 1), "one reply for all parts");
+    assert_eq!(simple.simple(), (0, 2));
+    assert_eq!(simple.bytes(3), [0, data[0], data[1]]);
+    sender.join().unwrap();
+    assert!(probe.get().write_batches.len() > 2, "written in parts");
+    assert_eq!(probe.get().unflushed_bytes, 0, "the flush came after the last part");
+    assert!(simple.read(1001, LONG_BYTES).unwrap() == data);
+    structured.send(&request(READ, 0, 3, 1001, LONG_BYTES));
+    structured.send(&request(READ, 0, 4, 0, 1));
+    assert!(structured_data(&mut structured, 1001, LONG_BYTES) == data);
+    assert_eq!(structured.chunk().cookie, 4);
+    host.stop().unwrap();
+}
+
+#[test]
+fn a_failure_in_a_part_is_the_outcome_of_the_whole() {
+    let (host, probe) = host();
+    let mut client = attach_structured(&host);
+    let data = pattern(LONG_BYTES);
+    probe.get().fail_writes = Some(ErrorKind::NoSpace);
+    client.send(&write(0, 1, 0, &data));
+    let error = client.chunk();
+    assert_eq!(
+        (error.done, error.cookie, &error.payload[..4]),
+        (true, 1, &ENOSPC.to_be_bytes()[..])
+    );
+    probe.get().fail_writes = None;
+    client.send(&write(0, 2, 0, &data));
+    assert_eq!(client.simple(), (0, 2));
+    probe.get().corrupt_at = Some(8 << 20);
+    client.send(&request(READ, 0, 3, 0, LONG_BYTES));
+    let last = loop {
+        let chunk = client.chunk();
+        if chunk.done {
+            break chunk;
+        }
+    };
+    assert_eq!((last.cookie, &last.payload[..4]), (3, &EIO.to_be_bytes()[..]));
+    client.send(&request(READ, 0, 4, 5, 1));
+    assert_eq!(client.chunk().cookie, 4, "the connection is good for more");
+}
+
+// --- images of an odd size --------------------------------------------------------------------------
+
+const ODD_BYTES: u64 = 1_000_001;
+const WHOLE_SECTORS_BYTES: u64 = 1_000_448;
+
+#[test]
+fn an_odd_image_is_shown_in_whole_sectors_and_zeros_change_nothing() {
+    let (host, _) = serve(MemoryDevice::new(ODD_BYTES));
+    assert_eq!(host.size_bytes(), WHOLE_SECTORS_BYTES);
+    let mut client = attach(&host);
+    let last = WHOLE_SECTORS_BYTES - 512;
+    assert_eq!(client.write(0, last, &[&[7; 65][..], &[0; 447]].concat()), 0);
+    assert_eq!(client.write(0, ODD_BYTES, &[0; 447]), 0);
+    assert_eq!(client.read(last, 512).unwrap(), [&[7; 65][..], &[0; 447]].concat());
+    assert_eq!(client.read(ODD_BYTES, 447).unwrap(), [0; 447]);
+    assert_eq!(client.read(WHOLE_SECTORS_BYTES, 1), Err(EINVAL));
+    assert_eq!(client.ask(TRIM, 0, last, 512), 0);
+    assert_eq!(client.ask(WRITE_ZEROES, 0, ODD_BYTES, 447), 0);
+    assert_eq!(client.ask(CACHE, 0, 0, WHOLE_SECTORS_BYTES as u32), 0);
+    let usage = host.execute(marcot::Command::Usage, &mut |_, _| {}).unwrap();
+    let marcot::Reply::Usage { rows } = usage else { panic!() };
+    assert_eq!(rows[0].provisioned_bytes, ODD_BYTES, "it has not grown");
+    let mut structured = attach_structured(&host);
+    structured.send(&request(BLOCK_STATUS, REQ_ONE, 1, ODD_BYTES, 447));
+    assert_eq!(
+        structured.chunk().payload[4..],
+        [447_u32.to_be_bytes(), 3_u32.to_be_bytes()].concat()
+    );
+}
+
+#[test]
+fn an_odd_image_grows_when_something_is_written_behind_its_end() {
+    let (host, probe) = serve(MemoryDevice::new(ODD_BYTES));
+    probe.get().late = true;
+    let mut client = attach(&host);
+    let data = pattern(512);
+    assert_eq!(client.write(0, WHOLE_SECTORS_BYTES - 512, &data), 0);
+    let usage = host.execute(marcot::Command::Usage, &mut |_, _| {}).unwrap();
+    let marcot::Reply::Usage { rows } = usage else { panic!() };
+    assert_eq!(rows[0].provisioned_bytes, WHOLE_SECTORS_BYTES);
+    probe.get().late = false;
+    assert_eq!(client.read(WHOLE_SECTORS_BYTES - 512, 512).unwrap(), data);
+    assert_eq!(client.write(0, WHOLE_SECTORS_BYTES, &[1]), ENOSPC);
+}
+
+#[test]
+fn a_read_only_image_of_an_odd_size_is_shown_as_it_is() {
+    let (host, _) = serve(MemoryDevice::new(ODD_BYTES).read_only());
+    assert_eq!(host.size_bytes(), ODD_BYTES);
+    assert_eq!(attach(&host).read(ODD_BYTES - 1, 2), Err(EINVAL));
+}

@@ -7,7 +7,7 @@
 //!
 //! Invariants: a client in negotiation holds at most 100 KiB and at most `handshake_time_max`,
 //! besides a list that all clients share; a malformed one loses its own connection only; clients that
-//! say nothing keep nobody out (module `seats`); nobody waits longer than [`ANSWER_TIME_MAX`] for an
+//! say nothing keep nobody out (module `seats`); nobody waits longer than `answer_time_max` for an
 //! answer.
 
 use std::io;
@@ -43,10 +43,6 @@ const TICK: Duration = Duration::from_millis(500);
 /// Pause after an accept failed for lack of resources, such as descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Longest time that a client waits for an export to be opened or listed; then it gets an error.
-/// Long beside the replay of a log, short beside the patience of a guest's disk driver.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(20);
-
 /// What a thread found.
 enum Found {
     List { asked: Instant, reply: Result<Vec<u8>> },
@@ -65,6 +61,7 @@ pub(super) struct Acceptor {
     answers: Receiver<Found>,
     next_generation: u64,
     handshake_time_max: Duration,
+    answer_time_max: Duration,
     negotiating_max: usize,
     seats: Seats,
     accepting: bool,
@@ -98,6 +95,7 @@ impl Acceptor {
             answers,
             next_generation: 0,
             handshake_time_max: options.handshake_time_max,
+            answer_time_max: options.answer_time_max,
             negotiating_max: options.negotiating_max.max(1),
             seats: Seats::new(options.connections_max),
             accepting: true,
@@ -154,7 +152,7 @@ impl Acceptor {
             let Some(client) = self.clients.get_mut(index) else { continue };
             match client.asked_at() {
                 // Waiting for an answer is not the client's fault.
-                Some(at) if now.saturating_duration_since(at) >= ANSWER_TIME_MAX => {
+                Some(at) if now.saturating_duration_since(at) >= self.answer_time_max => {
                     self.answer_too_late(index);
                 }
                 None if now >= client.deadline => {
@@ -170,7 +168,7 @@ impl Acceptor {
     fn answer_too_late(&mut self, index: usize) {
         let Some(client) = self.clients.get_mut(index) else { return };
         let asker = Asker { index, generation: client.generation };
-        let message = format!("no answer after {} s", ANSWER_TIME_MAX.as_secs());
+        let message = format!("no answer after {} s", self.answer_time_max.as_secs());
         let error = Error::new(ErrorKind::Busy, message);
         match client.asked() {
             Some(Asked::List) => client.answer_list(Err(&error)),

@@ -11,8 +11,8 @@
 //! | who | memory | how long | how many |
 //! |---|---|---|---|
 //! | negotiates | less than 1 KiB, 16 KiB for an option, 66 KiB for replies | `handshake_time_max` | `negotiating_max`, then the slowest goes |
-//! | has asked for a list | 4 MiB, shared by all | 20 s | one list at a time |
-//! | has asked for an export | | 20 s | 4 of one pool at a time, 64 in all |
+//! | has asked for a list | 4 MiB, shared by all | `answer_time_max` | one list at a time |
+//! | has asked for an export | | `answer_time_max` | 4 of one pool at a time, 64 in all |
 //! | has negotiated, is idle | less than 1 KiB | no limit: a guest may be paused | `connections_max` in all, 7/8 of them by one peer, then new ones go |
 //! | is in the midst of a request | 64 KiB, and what the clients' memory allows, at most 4 MiB | no limit | |
 //! | takes no replies | 128 KiB, and what the clients' memory allows, at most 4 MiB or one reply | no limit | |
@@ -45,6 +45,8 @@ pub struct ServerOptions {
     pub idle_time: Duration,
     /// A client that has not finished its negotiation by then is disconnected.
     pub handshake_time_max: Duration,
+    /// A client that waits so long for an export to be opened or listed gets an error.
+    pub answer_time_max: Duration,
     /// Clients that may negotiate at the same time; one more takes the place of the one that has
     /// been at it longest.
     pub negotiating_max: usize,
@@ -61,6 +63,8 @@ impl Default for ServerOptions {
             addresses: Vec::new(),
             idle_time: Duration::from_secs(30),
             handshake_time_max: Duration::from_secs(30),
+            // Long beside the replay of a log, short beside the patience of a guest's disk driver.
+            answer_time_max: Duration::from_secs(20),
             negotiating_max: 1024,
             connections_max: CONNECTIONS_DEFAULT,
             images_max: 1024,

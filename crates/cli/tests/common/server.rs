@@ -1,0 +1,92 @@
+//! `serve` as a process of its own, watched from outside.
+
+#![allow(dead_code, missing_docs, reason = "each test uses a part of it")]
+
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::World;
+
+/// A server of a world's store.
+pub struct Server {
+    child: Child,
+    pub socket: PathBuf,
+    pub log: PathBuf,
+}
+
+impl Server {
+    /// Starts it, and waits until it listens.
+    pub fn start(world: &World, options: &str) -> Self {
+        Self::run(world, world.rbd_command(&format!("serve --socket nbd.sock {options}")))
+    }
+
+    /// Starts a server that may have so many descriptors.
+    pub fn start_with_descriptors(world: &World, count: u64, options: &str) -> Self {
+        let mut command = world.rbd_command(&format!("serve --socket nbd.sock {options}"));
+        let limit = rustix::process::Rlimit { current: Some(count), maximum: Some(count) };
+        let set = move || Ok(rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?);
+        // SAFETY: the child only makes a system call before it becomes the server.
+        unsafe { command.pre_exec(set) };
+        Self::run(world, command)
+    }
+
+    fn run(world: &World, mut command: Command) -> Self {
+        let (socket, log) = (world.path("nbd.sock"), world.path("server.log"));
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !socket.exists() {
+            assert!(Instant::now() < deadline, "the server does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { child, socket, log }
+    }
+
+    pub fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.socket).unwrap()
+    }
+
+    fn of_proc(&self, name: &str) -> PathBuf {
+        Path::new("/proc").join(self.child.id().to_string()).join(name)
+    }
+
+    fn status(&self, field: &str) -> usize {
+        let status = std::fs::read_to_string(self.of_proc("status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    pub fn resident_bytes(&self) -> usize {
+        self.status("VmRSS:") << 10
+    }
+
+    pub fn threads(&self) -> usize {
+        self.status("Threads:")
+    }
+
+    /// Open sockets; files of the image come and go with what the honest client writes.
+    pub fn sockets(&self) -> usize {
+        let entries = std::fs::read_dir(self.of_proc("fd")).unwrap().flatten();
+        let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    }
+
+    pub fn stop(&mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
