@@ -15,7 +15,9 @@ use marcot::{Error, ErrorKind, Result};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::{Address, ExportName, Exports, NbdServer, ServerOptions, StopHandle};
 use support::memory_device::{MemoryDevice, Probes};
-use support::nbd_client::{FLUSH, NbdClient, request};
+use support::nbd_client::{
+    ERR_POLICY, FLUSH, GO, INFO, LIST, NbdClient, ask, option, option_reply, request,
+};
 
 /// Exports with one letter as name; opening "s" is slow, and a digit, all of one pool, never ends.
 #[derive(Default)]
@@ -211,36 +213,6 @@ fn tcp_serves_too_and_a_busy_address_is_refused() {
     server.stop().unwrap();
 }
 
-/// Client flags and an option.
-fn option(number: u32, data: &[u8]) -> Vec<u8> {
-    let mut bytes = 3_u32.to_be_bytes().to_vec();
-    bytes.extend(b"IHAVEOPT");
-    bytes.extend(number.to_be_bytes());
-    bytes.extend((data.len() as u32).to_be_bytes());
-    bytes.extend(data);
-    bytes
-}
-
-/// Asks by GO or INFO.
-fn ask(socket: &Path, number: u32, name: &str) -> NbdClient {
-    let mut client = connect(socket);
-    client.bytes(18);
-    let length = (name.len() as u32).to_be_bytes();
-    client.send(&option(number, &[&length, name.as_bytes(), &[0; 2]].concat()));
-    client
-}
-
-/// Kind and data of a reply to an option.
-fn option_reply(client: &mut NbdClient) -> (u32, Vec<u8>) {
-    let head = client.bytes(20);
-    let length = u32::from_be_bytes(head[16..].try_into().unwrap());
-    (u32::from_be_bytes(head[12..16].try_into().unwrap()), client.bytes(length as usize))
-}
-
-const INFO: u32 = 6;
-const GO: u32 = 7;
-const ERR_POLICY: u32 = (1 << 31) | 2;
-
 #[test]
 fn a_pool_that_hangs_keeps_only_itself_busy_and_its_clients_get_an_error() {
     let mut server = Running::start(|options| options.answer_time_max = Duration::from_secs(3));
@@ -261,7 +233,7 @@ fn one_list_serves_all_who_wait() {
     let mut server = Running::start(|_| {});
     let mut clients: Vec<NbdClient> = (0..100).map(|_| connect(&server.socket)).collect();
     for client in &mut clients {
-        client.send(&option(3, b""));
+        client.send(&option(LIST, b""));
     }
     for client in &mut clients {
         client.bytes(18);
@@ -272,7 +244,7 @@ fn one_list_serves_all_who_wait() {
     assert!(lists < 20, "{lists} lists were made");
     // What was asked behind a LIST is answered behind it.
     let mut both = connect(&server.socket);
-    both.send(&[option(3, b""), option(INFO, &[0, 0, 0, 1, b'a', 0, 0])[4..].to_vec()].concat());
+    both.send(&[option(LIST, b""), option(INFO, &[0, 0, 0, 1, b'a', 0, 0])[4..].to_vec()].concat());
     both.bytes(18);
     let kinds: Vec<u32> = (0..4).map(|_| option_reply(&mut both).0).collect();
     assert_eq!(kinds, [2, 1, 3, 1]);

@@ -3,7 +3,6 @@
 #![allow(dead_code, missing_docs, reason = "each test uses a part of it")]
 
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,12 +24,13 @@ impl Server {
 
     /// Starts a server that may have so many descriptors.
     pub fn start_with_descriptors(world: &World, count: u64, options: &str) -> Self {
-        let mut command = world.rbd_command(&format!("serve --socket nbd.sock {options}"));
-        let limit = rustix::process::Rlimit { current: Some(count), maximum: Some(count) };
-        let set = move || Ok(rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?);
-        // SAFETY: the child only makes a system call before it becomes the server.
-        unsafe { command.pre_exec(set) };
-        Self::run(world, command)
+        let server = world.rbd_command(&format!("serve --socket nbd.sock {options}"));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &count.to_string()]);
+        shell.arg(server.get_program()).args(server.get_args());
+        shell.envs(server.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.current_dir(world.path("."));
+        Self::run(world, shell)
     }
 
     fn run(world: &World, mut command: Command) -> Self {

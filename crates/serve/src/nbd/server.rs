@@ -13,7 +13,7 @@
 //! | negotiates | less than 1 KiB, 16 KiB for an option, 66 KiB for replies | `handshake_time_max` | `negotiating_max`, then the slowest goes |
 //! | has asked for a list | 4 MiB, shared by all | `answer_time_max` | one list at a time |
 //! | has asked for an export | | `answer_time_max` | 4 of one pool at a time, 64 in all |
-//! | has negotiated, is idle | less than 1 KiB | no limit: a guest may be paused | `connections_max` in all, 7/8 of them by one peer, then new ones go |
+//! | has negotiated, is idle | less than 2 KiB | no limit: a guest may be paused | `connections_max` in all, 7/8 of them by one peer, then new ones go |
 //! | is in the midst of a request | 64 KiB, and what the clients' memory allows, at most 4 MiB | no limit | |
 //! | takes no replies | 128 KiB, and what the clients' memory allows, at most 4 MiB or one reply | no limit | |
 //! | uses an image | | no limit | `images_max` open in all, 7/8 of them by one peer |

@@ -1,6 +1,6 @@
 //! A small NBD client that says exactly what a test wants.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test uses a part of it")]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,6 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use marcot_serve::nbd::wire::command::*;
+pub use marcot_serve::nbd::wire::option::{GO, INFO, LIST};
+pub use marcot_serve::nbd::wire::option_reply::{ACK, ERR_POLICY, ERR_UNKNOWN, SERVER};
 
 /// A chunk of a structured reply.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +38,32 @@ pub fn write(flags: u16, cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
     let mut bytes = request(WRITE, flags, cookie, offset, data.len() as u32);
     bytes.extend(data);
     bytes
+}
+
+/// Client flags and an option.
+pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = 3_u32.to_be_bytes().to_vec();
+    bytes.extend(b"IHAVEOPT");
+    bytes.extend(number.to_be_bytes());
+    bytes.extend((data.len() as u32).to_be_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+/// Connects and asks for an export by GO or INFO; the answer is still to be read.
+pub fn ask(socket: &Path, number: u32, name: &str) -> NbdClient {
+    let mut client = NbdClient::new(UnixStream::connect(socket).unwrap());
+    client.bytes(18);
+    let length = (name.len() as u32).to_be_bytes();
+    client.send(&option(number, &[&length, name.as_bytes(), &[0; 2]].concat()));
+    client
+}
+
+/// Kind and data of a reply to an option.
+pub fn option_reply(client: &mut NbdClient) -> (u32, Vec<u8>) {
+    let head = client.bytes(20);
+    let length = u32::from_be_bytes(head[16..].try_into().unwrap());
+    (u32::from_be_bytes(head[12..16].try_into().unwrap()), client.bytes(length as usize))
 }
 
 impl NbdClient {
