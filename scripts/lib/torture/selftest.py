@@ -2,13 +2,16 @@
 
 usage: PYTHONPATH=scripts/lib python3 -m torture.selftest
 """
+import random
 import tempfile
 import unittest
 
-from . import pattern
+from . import nbd, pattern
 from .disk import Disk
+from .family import Clone, Flatten, Image, SnapCreate, SnapRemove
 from .history import NEVER, History, Request, Violation, fill
-from . import nbd
+from .torture import Torture
+from .writer import Figures
 
 SECTORS = 64
 
@@ -102,6 +105,117 @@ class Pattern(unittest.TestCase):
         data[511] ^= 1
         self.assertEqual(list(pattern.numbers(bytes(data), 100)), [pattern.GARBLED, 7])
         self.assertEqual(list(pattern.numbers(bytes(data[512:]), 100)), [pattern.GARBLED])
+
+
+class Export:
+    """What `nbd.Client` is to a reader: an export with this content."""
+
+    def __init__(self, content):
+        self.data = b"".join(pattern.make(number, sector, 1) if number else bytes(pattern.SECTOR)
+                             for sector, number in enumerate(content))
+        self.size, self.asked = len(self.data), []
+
+    def send(self, _command, offset, length):
+        self.asked.append((offset, length))
+        return len(self.asked)
+
+    def replies(self, _timeout_s):
+        while self.asked:
+            cookie = len(self.asked)
+            offset, length = self.asked.pop()
+            yield cookie, 0, self.data[offset:offset + length]
+
+    def close(self):
+        """Nothing to hang up."""
+
+
+class Exports:
+    """A machine that has exports and nothing else. A crash of it is a kill."""
+
+    keeps_cache = True
+
+    def __init__(self):
+        self.contents = {}
+
+    def connect(self, spec):
+        return Export(self.contents[spec])
+
+
+class OutlivedSnapshot(unittest.TestCase):
+    """In one round an image is written, a snapshot taken of it and cloned, the clone flattened, and the
+    snapshot removed: nobody has read the snapshot, and the clone is all that is left of it."""
+
+    def setUp(self):
+        self.machine = Exports()
+        self.torture = Torture(self.machine, random.Random(1), Figures(), SECTORS, pace=None)
+        self.family = self.torture.family
+        self.image = Image(SECTORS * pattern.SECTOR, History(pattern.nothing(SECTORS)))
+        self.family.images["rbd", "first"] = self.image
+        self.write(1)
+        self.carry_out(SnapCreate(("rbd", "first"), "s", self.image))
+        self.write(2)
+        self.carry_out(Clone(("rbd", "first"), "s", ("rbd", "child"), False))
+        self.carry_out(Clone(("rbd", "first"), "s", ("other", "child"), False))
+        self.carry_out(Flatten(("rbd", "child")))
+        self.carry_out(Flatten(("other", "child")))
+        # What is in the image, and what was in it when the snapshot was taken.
+        self.both, self.one = self.content(1, 2), self.content(1)
+        self.machine.contents = {"rbd/first": self.both, "rbd/child": self.one, "other/child": self.one}
+
+    def write(self, number):
+        """Eight sectors a write, side by side; acknowledged."""
+        request = Request(number, 8 * number, 8, self.torture.clock.tick())
+        self.image.history.add(request)
+        request.acknowledged = self.torture.clock.tick()
+
+    def carry_out(self, command):
+        command.begin(self.family)
+        command.apply(self.family, self.torture.clock.tick())
+
+    @staticmethod
+    def content(*numbers):
+        seen = pattern.nothing(SECTORS)
+        for number in numbers:
+            fill(seen, Request(number, 8 * number, 8, 0))
+        return seen
+
+    def verify(self):
+        for key in sorted(self.family.images):
+            self.torture.verify_image(key)
+
+    def remove_snapshot(self):
+        self.carry_out(SnapRemove(("rbd", "first"), "s"))
+
+    def test_its_clones_hold_what_it_held(self):
+        self.remove_snapshot()
+        self.verify()
+        for key in ("rbd", "child"), ("other", "child"):
+            self.assertEqual(self.family.images[key].history.base, self.one)
+
+    def test_a_write_from_before_it_that_is_gone_is_found(self):
+        self.remove_snapshot()
+        self.machine.contents["rbd/child"] = self.machine.contents["other/child"] = self.content()
+        with self.assertRaisesRegex(Violation, "other/child.*sector 8 is zeros, should be of write 1"):
+            self.verify()
+
+    def test_a_write_from_after_it_is_found(self):
+        self.remove_snapshot()
+        self.machine.contents["rbd/child"] = self.machine.contents["other/child"] = self.both
+        with self.assertRaisesRegex(Violation, "other/child.*sector 16 is of write 2, should be zeros"):
+            self.verify()
+
+    def test_a_clone_that_differs_from_another_is_found(self):
+        self.remove_snapshot()
+        self.write(3)
+        self.machine.contents["rbd/first"] = self.content(1, 2, 3)
+        self.machine.contents["rbd/child"] = self.content(1, 3)
+        with self.assertRaisesRegex(Violation, "rbd/child.*sector 24 is of write 3"):
+            self.verify()
+
+    def test_a_snapshot_that_is_there_is_read_itself(self):
+        self.machine.contents["rbd/first@s"] = self.both
+        with self.assertRaisesRegex(Violation, "rbd/first@s.*sector 16 is of write 2"):
+            self.verify()
 
 
 class ForgettingDisk(unittest.TestCase):
