@@ -5,6 +5,7 @@ import random
 import sys
 import time
 
+from . import xfs
 from .disk import Disk
 from .history import Violation
 from .machine import Dead, Guest, Local
@@ -57,6 +58,8 @@ def killed(options, directory, chance, figures):
 def cut(options, directory, chance, figures, kind):
     make_file_system(kind, f"{directory}/disk.raw")
     disk = Disk(f"{directory}/disk.raw", f"{directory}/disk.sock", CUT_DISK_BYTES, chance.random(), options.lying_disk)
+    if kind == "xfs":
+        disk.stays_whole = xfs.stays_whole
     machine = Guest(directory, options.kernel, options.initramfs, options.job, disk, chance)
     return Torture(machine, chance, figures, CUT_IMAGE_MIB * SECTORS_PER_MIB, CUT_PACE)
 

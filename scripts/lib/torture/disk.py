@@ -1,7 +1,8 @@
 """A disk with a volatile write cache, for a guest, over NBD.
 
 What was written since the last flush may be lost when the power goes: any of it, in any order, in
-part, by sectors of 512 bytes. What a flush covered, and what was written with FUA, stays.
+part, by sectors of 512 bytes, except for blocks that the file system on it needs whole (`xfs`). What
+a flush covered, and what was written with FUA, stays.
 
   live     what the guest reads: everything written
   durable  what a cut leaves, with a random part of `unflushed`
@@ -16,6 +17,8 @@ import threading
 from . import nbd
 
 SECTOR = 512
+# Of the file systems on it.
+BLOCK = 4096
 # HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_WRITE_ZEROES
 FLAGS = 1 | 1 << 2 | 1 << 3 | 1 << 6
 OPTION_ABORT, REPLY_UNSUPPORTED = 2, 1 << 31 | 1
@@ -27,6 +30,8 @@ class Disk:
 
     def __init__(self, path, address, size, seed, lies=False):
         self.path, self.size, self.random = path, size, random.Random(seed)
+        # Of a block of 4096 bytes: does it arrive whole or not at all?
+        self.stays_whole = lambda block: False
         # A disk that acknowledges flushes and carries them out never: the test of the test.
         self.lies = lies
         with open(path, "r+b") as file:
@@ -95,16 +100,25 @@ class Disk:
         self.dead.clear()
 
     def _survive(self, offset, data, chance):
-        whole = self.random.random() < 0.5
+        together = self.random.random() < 0.5
         survives = self.random.random() < chance
-        for at in range(0, len(data), SECTOR):
-            if not whole:
+        for at, end in self._parts(offset, data):
+            if not together:
                 survives = self.random.random() < chance
             if survives:
-                self.durable[offset + at:offset + at + SECTOR] = data[at:at + SECTOR]
-                self.sectors_kept += 1
+                self.durable[offset + at:offset + end] = data[at:end]
+                self.sectors_kept += (end - at) // SECTOR
             else:
-                self.sectors_lost += 1
+                self.sectors_lost += (end - at) // SECTOR
+
+    def _parts(self, offset, data):
+        """Yields (start, end) of each part of a write that arrives or is lost by itself."""
+        at = 0
+        while at < len(data):
+            aligned = (offset + at) % BLOCK == 0 and at + BLOCK <= len(data)
+            end = at + (BLOCK if aligned and self.stays_whole(data[at:at + BLOCK]) else SECTOR)
+            yield at, end
+            at = end
 
     def _accept(self):
         while True:

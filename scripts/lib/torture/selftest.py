@@ -6,7 +6,7 @@ import random
 import tempfile
 import unittest
 
-from . import nbd, pattern
+from . import nbd, pattern, xfs
 from .disk import Disk
 from .family import Clone, Flatten, Image, SnapCreate, SnapRemove
 from .history import NEVER, History, Request, Violation, fill
@@ -253,6 +253,25 @@ class ForgettingDisk(unittest.TestCase):
                 self.assertIn(self.disk.live[at:at + pattern.SECTOR], (old[:512], new[:512]))
                 lost += self.disk.live[at] == turn
         self.assertGreater(lost, 0)
+
+    def test_of_all_blocks_only_those_that_xfs_needs_whole_are_never_torn(self):
+        self.disk.stays_whole = xfs.stays_whole
+        # Two that arrive whole or not at all, and one that does not. Where the first is not at the beginning
+        # of a block, it is only bytes.
+        tree, node, plain = b"AB3B" + bytes(4092), bytes(8) + b"\x3d\xff\0\0" + bytes(4084), bytes(4096)
+        sent = tree + node + plain + bytes(512) + tree + bytes(3584)
+        torn = [0] * (len(sent) // 4096)
+        for turn in range(1, 60):
+            before = bytes([turn]) * len(sent)
+            self.ask((nbd.WRITE, {"offset": 0, "data": before}), (nbd.FLUSH, {}),
+                     (nbd.WRITE, {"offset": 0, "data": sent}))
+            self.disk.cut()
+            self.disk.power_on()
+            for block in range(len(torn)):
+                at = slice(4096 * block, 4096 * block + 4096)
+                torn[block] += self.disk.live[at] not in (before[at], sent[at])
+        self.assertEqual(torn[:2], [0, 0])
+        self.assertTrue(all(torn[2:]), torn)
 
 
 if __name__ == "__main__":
