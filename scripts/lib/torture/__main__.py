@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import time
+import traceback
 
 from . import xfs
 from .disk import Disk
@@ -116,7 +117,10 @@ def main():
         torture = build(options, directory, chance, figures, *more)
         try:
             done[what] = done.get(what, 0) + survive(torture, crashes, what, options.verbose)
-        except (Violation, Dead, OSError, ValueError) as error:
+        except Exception as error:
+            # Anything else than these is a fault of the harness, for which the store is wanted as well.
+            if not isinstance(error, (Violation, Dead, OSError, ValueError)):
+                traceback.print_exc()
             torture.machine.crash()
             print(f"\nafter {torture.crashes} {what}: {error}\nseed {options.seed}; kept: {directory}")
             report(done, figures, time.monotonic() - began)

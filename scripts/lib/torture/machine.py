@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from . import nbd
 
-START_TIMEOUT_S = 60
-# Far beyond what the slowest command takes in an emulated guest.
-COMMAND_TIMEOUT_S = 120
+# Far beyond what they take, also in an emulated guest on a machine that is busy with other things: a hang
+# is found, a slow machine is not.
+START_TIMEOUT_S = 300
+COMMAND_TIMEOUT_S = 300
 # When a crash comes that is to hit the recovery from the one before.
 EARLY_KILL_S = 0.5
 EARLY_CUT_OPERATIONS = 120
@@ -160,7 +161,19 @@ class Guest:
         self.kernel, self.initramfs, self.job = kernel, initramfs, job
         self.qemu = self.control = None
         self.received = b""
-        self.port = 0
+        self.held_port = self._hold_port()
+
+    @staticmethod
+    def _hold_port():
+        """A port of this machine for the guest's server.
+
+        The socket that holds it never listens. QEMU may still bind the port, since both ask for reuse; the
+        kernel gives it to nobody who asks for any.
+        """
+        holder = socket.socket()
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        return holder
 
     def crash_soon(self):
         """The power goes while the machine recovers."""
@@ -176,9 +189,7 @@ class Guest:
 
     def start(self):
         """Boots, mounts the disk, and waits for commands."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        port = self.held_port.getsockname()[1]
         ours, theirs = socket.socketpair()
         self.control, self.received = ours, b""
         with theirs, open(f"{self.directory}/qemu.log", "ab") as log:
@@ -190,7 +201,7 @@ class Guest:
                 "-fw_cfg", f"name=opt/marcot/job,file={self.job}",
                 "-serial", f"file:{self.directory}/console", "-chardev", f"socket,id=control,fd={theirs.fileno()}",
                 "-serial", "chardev:control",
-                "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:{GUEST_PORT}",
+                "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{GUEST_PORT}",
                 "-device", "virtio-net-pci,netdev=net",
                 "-drive", f"file=nbd+unix:///?socket={self.directory}/disk.sock,format=raw,if=none,id=pool",
                 "-device", "virtio-blk-pci,drive=pool,serial=pool",
@@ -203,7 +214,7 @@ class Guest:
             raise Dead(f"the server did not start: {result.err}")
 
     def connect(self, export):
-        return nbd.Client(("127.0.0.1", self.port), export, timeout_s=30)
+        return nbd.Client(self.held_port.getsockname(), export)
 
     def is_dead(self):
         return self.disk.dead.is_set() or self.qemu is None or self.qemu.poll() is not None

@@ -1,6 +1,7 @@
 """Keeps requests in flight to one image and records what was sent and acknowledged, and when."""
 import itertools
 import select
+import time
 from dataclasses import dataclass, field
 
 from . import nbd, pattern
@@ -8,6 +9,8 @@ from .history import Request, Violation
 
 # Bytes of one request at most.
 REQUEST_BYTES_MAX = 1 << 20
+# Longer than any one answer takes, on the slowest machine.
+SILENCE_S_MAX = 300
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Writer:
         # By client: cookie -> request, or the time when a flush was sent.
         self.flying = [{} for _ in clients]
         self.bytes = 0
+        self.heard_at = time.monotonic()
 
     def step(self, timeout_s):
         """Sends what the depth allows and takes the replies that come in time."""
@@ -72,7 +76,14 @@ class Writer:
             if is_dead():
                 return False
             self.collect(0.01)
+            self.check_silence(self.heard_at)
         return True
+
+    @staticmethod
+    def check_silence(since):
+        """Raises Violation if nothing was heard for too long."""
+        if time.monotonic() > since + SILENCE_S_MAX:
+            raise Violation(f"nothing was answered for {SILENCE_S_MAX} s: something hangs")
 
     def last_words(self):
         """Takes what a server that was killed had answered before."""
@@ -86,6 +97,7 @@ class Writer:
             client.socket.close()
 
     def _answered(self, what, error):
+        self.heard_at = time.monotonic()
         if error:
             raise Violation(f"{what} failed with error {error}")
         now = self.clock.tick()
