@@ -23,8 +23,8 @@ GUEST_MODULES_TEST=(nbd xfs loop fuse virtio_net)
 
 GUEST_KERNEL_ARGUMENTS="console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
 
-# Boot takes seconds; these leave room for a loaded host with two cores.
-GUEST_TIMEOUT_S=120
+# Boot takes seconds and a job a minute or two; a host with two cores that does much else may need ten times that.
+GUEST_TIMEOUT_S=900
 GUEST_MEMORY_MIB=256
 # The initramfs lives in memory, with every program under test in it.
 GUEST_KERNEL_MEMORY_MIB=512
@@ -95,7 +95,7 @@ guest_busybox_build() {
 # guest_cached DIR BUILDER : DIR as BUILDER makes it, whole or not at all.
 guest_cached() {
     [[ ! -d $1 ]] || return 0
-    packages_refresh
+    packages_alone packages_refresh
     guest_cached_build "$@"
 }
 

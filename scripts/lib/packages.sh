@@ -5,9 +5,15 @@
 #   * with every package present nothing is started but dpkg-query: no network;
 #   * the package lists are refreshed at most once per shell, and only when
 #     something is missing;
+#   * two of us never install at the same time, and an administrator who does is
+#     waited for;
 #   * no installed package is removed or downgraded to make room for another.
 
 PACKAGES_LISTS_FRESH=${PACKAGES_LISTS_FRESH:-no}
+
+# Held by `flock`, which apt does not see: it locks this file in another way.
+PACKAGES_LOCK=/var/lib/dpkg/lock-frontend
+PACKAGES_LOCK_WAIT_S=1800
 
 packages_fail() {
     printf 'packages: %s\n' "$*" >&2
@@ -22,7 +28,8 @@ package_present() {
 }
 
 packages_apt() {
-    DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" </dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 \
+        -o DPkg::Lock::Timeout="$PACKAGES_LOCK_WAIT_S" "$@" </dev/null
 }
 
 # Old lists often serve as well, so that a failure is told but not fatal here.
@@ -71,14 +78,45 @@ packages_install_backports() (
         --target-release "$release" "$@"
 )
 
+# packages_missing PACKAGE... : those of them that are not installed, a line each.
+packages_missing() {
+    local package
+    for package in "$@"; do
+        package_present "$package" || printf '%s\n' "$package"
+    done
+}
+
+# packages_alone COMMAND... : while no other test run changes packages or lists.
+packages_alone() {
+    local lock status=0
+    if ((EUID != 0)) || [[ ! -e $PACKAGES_LOCK ]]; then
+        "$@"
+        return
+    fi
+    exec {lock}<"$PACKAGES_LOCK"
+    if flock -w "$PACKAGES_LOCK_WAIT_S" "$lock"; then
+        # A service that is installed must not take the lock along.
+        "$@" {lock}<&- || status=$?
+    else
+        packages_fail "another test run installs for ever" || status=1
+    fi
+    exec {lock}<&-
+    return "$status"
+}
+
 # need_packages PACKAGE... : installs what is missing, in one transaction.
 need_packages() {
-    local missing=() package log
-    for package in "$@"; do
-        package_present "$package" || missing+=("$package")
-    done
-    ((${#missing[@]})) || return 0
+    local missing=()
+    mapfile -t missing < <(packages_missing "$@")
+    ((${#missing[@]} == 0)) || packages_alone packages_install_missing "$@"
+}
 
+# packages_install_missing PACKAGE... : by whatever way works here.
+packages_install_missing() {
+    local missing=() log
+    # Another run may have installed them while this one waited.
+    mapfile -t missing < <(packages_missing "$@")
+    ((${#missing[@]})) || return 0
     local remedy="as root: apt-get install ${missing[*]}"
     command -v apt-get >/dev/null || packages_fail "no apt-get here; install: ${missing[*]}" || return 1
     ((EUID == 0)) || packages_fail "missing: ${missing[*]}; $remedy" || return 1
