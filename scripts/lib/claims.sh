@@ -5,8 +5,9 @@
 #   * a claim prints one line, `ok - ...` or `not ok - ...`, and a script that
 #     ends with claims_end exits 1 when any was not kept;
 #   * whatever way the script ends, the processes it gave to `own` are ended and
-#     waited for, by their ids, and its scratch directory is removed (kept when a
-#     claim failed and KEEP=yes).
+#     waited for, by their ids; what is mounted in its scratch directory is
+#     unmounted, and then the directory is removed (kept when a claim failed and
+#     KEEP=yes). Nothing is removed that is still mounted there.
 
 CLAIMS_BROKEN=0
 CLAIMS_OWNED=()
@@ -41,14 +42,31 @@ disown_ended() {
     CLAIMS_OWNED=("${kept[@]}")
 }
 
-claims_clean() {
+# claims_end_owned : they may use what is mounted.
+claims_end_owned() {
     local pid
     for pid in "${CLAIMS_OWNED[@]}"; do kill "$pid" 2>/dev/null || true; done
     for pid in "${CLAIMS_OWNED[@]}"; do wait "$pid" 2>/dev/null || true; done
+    CLAIMS_OWNED=()
+}
+
+# claims_unmount UNDER : everything mounted under that path; the last mount goes first.
+claims_unmount() {
+    local at
+    while read -r at; do
+        umount "$at" 2>/dev/null || umount -l "$at" 2>/dev/null || true
+    done < <(awk -v under="$1" 'index($2, under) == 1 { print $2 }' /proc/mounts | tac)
+}
+
+claims_clean() {
+    # A second signal must not stop this half-way.
+    trap '' INT TERM HUP
+    claims_end_owned
+    claims_unmount "$CLAIMS_SCRATCH/"
     if ((CLAIMS_BROKEN)) && [[ ${KEEP:-no} == yes ]]; then
         printf 'kept: %s\n' "$CLAIMS_SCRATCH" >&2
     else
-        rm -rf "$CLAIMS_SCRATCH"
+        rm -rf --one-file-system "$CLAIMS_SCRATCH"
     fi
 }
 

@@ -15,21 +15,27 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/claims.sh
 . "$HERE/../lib/claims.sh"
 
-WORKLOAD_S=4
+# Files that the workload has written and synced when the snapshot is taken, and so many more at the end.
+FILES=40
+WAIT_TENTHS=1200
 
+# Whoever writes goes first, then what is mounted, then the devices, then the rest. Devices are taken by
+# force: nothing that is interrupted may leave one behind.
 clean_up() {
-    local mount
-    touch "$CLAIMS_SCRATCH/stop"
-    for mount in "$CLAIMS_SCRATCH"/mnt.*; do umount "$mount" 2>/dev/null || true; done
     local device
+    trap '' INT TERM HUP
+    touch "$CLAIMS_SCRATCH/stop"
+    claims_end_owned
+    claims_unmount "$CLAIMS_SCRATCH/mnt."
     for device in $("$MARCOT" device list 2>/dev/null | awk 'NR > 1 { print $NF }'); do
-        "$MARCOT" device unmap "$device" 2>/dev/null || true
+        "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
     done
     claims_clean
 }
 
 # workload DIRECTORY : files are written, synced, renamed over others and deleted. The names of
-# those that were synced go to DIRECTORY.synced with their checksums, in order.
+# those that were synced go to DIRECTORY.synced with their checksums, in order. Of these, the last 30
+# are there; while the file `keep` exists, no other goes either, only nameless ones.
 workload() {
     local directory=$1 i=0 sum
     while [[ ! -e $CLAIMS_SCRATCH/stop ]]; do
@@ -40,7 +46,13 @@ workload() {
         mv "$directory/new" "$directory/file-$i"
         sync "$directory"
         printf '%s %s\n' "file-$i" "$sum" >>"$directory.synced"
-        if ((i > 30)); then rm "$directory/file-$((i - 30))"; fi
+        if [[ -e $CLAIMS_SCRATCH/keep ]]; then
+            rm -f "$directory/passing"
+            mkdir -p "$directory/passing.d" && rmdir "$directory/passing.d"
+            printf 'passing %d\n' "$i" >"$directory/passing"
+        elif ((i > 30)); then
+            rm -f "$directory/file-$((i - 30))"
+        fi
     done
 }
 
@@ -68,6 +80,15 @@ holds() {
     ((found > 0)) && [[ -z ${rest#-} ]]
 }
 
+# await_files DIRECTORY COUNT : the workload has written so many.
+await_files() {
+    local tenths=0
+    until [[ -e $1.synced ]] && (($(wc -l <"$1.synced") >= $2)); do
+        ((tenths++ < WAIT_TENTHS)) || { echo "the workload does not get on" && return 1; }
+        sleep 0.1
+    done
+}
+
 file_system() {
     local fs=$1 device copy directory=$CLAIMS_SCRATCH/mnt.$1 clone_directory=$CLAIMS_SCRATCH/mnt.$1-clone worker
     mkdir "$directory" "$clone_directory"
@@ -79,16 +100,15 @@ file_system() {
     workload "$directory" &
     worker=$!
     own "$worker"
-    sleep $((WORKLOAD_S / 2))
+    await_files "$directory" "$FILES"
+    touch "$CLAIMS_SCRATCH/keep"
     cp "$directory.synced" "$CLAIMS_SCRATCH/before"
     claim "$fs: a snapshot is taken under the workload" "$MARCOT" snap create --no-progress "$fs@mounted"
-    cp "$directory.synced" "$CLAIMS_SCRATCH/after"
-    sleep $((WORKLOAD_S / 2))
+    rm "$CLAIMS_SCRATCH/keep"
+    claim "$fs: and the workload writes on after it" await_files "$directory" $(($(wc -l <"$directory.synced") + FILES))
     touch "$CLAIMS_SCRATCH/stop"
     claim "$fs: the workload goes on unharmed" wait "$worker"
     disown_ended "$worker"
-    claim "$fs: and writes on after the snapshot" \
-        test "$(wc -l <"$directory.synced")" -gt "$(wc -l <"$CLAIMS_SCRATCH/after")"
     "$MARCOT" snap protect "$fs@mounted"
     "$MARCOT" clone "$fs@mounted" "$fs-clone"
     copy=$("$MARCOT" device map "$fs-clone")
@@ -96,7 +116,7 @@ file_system() {
     local options=rw
     [[ $fs != xfs ]] || options=nouuid
     claim "$fs: a clone of the snapshot mounts" mount -o "$options" "$copy" "$clone_directory"
-    claim "$fs: what was synced before the snapshot is in it" holds_before "$clone_directory"
+    claim "$fs: what was synced before the snapshot is in it" holds "$clone_directory" "$CLAIMS_SCRATCH/before"
     umount "$clone_directory"
     claim "$fs: the clone's file system is clean" is_clean "$fs" "$copy"
     "$MARCOT" device unmap "$copy"
@@ -104,14 +124,6 @@ file_system() {
     umount "$directory"
     claim "$fs: the original's file system is clean" is_clean "$fs" "$device"
     claim "$fs: the device is unmapped" "$MARCOT" device unmap "$device"
-}
-
-# Files that were synced before the snapshot and not deleted until after it.
-holds_before() {
-    local count
-    count=$(wc -l <"$CLAIMS_SCRATCH/after")
-    tail -n +$((count > 28 ? count - 28 : 1)) "$CLAIMS_SCRATCH/before" >"$CLAIMS_SCRATCH/wanted"
-    holds "$1" "$CLAIMS_SCRATCH/wanted"
 }
 
 server_of() {
@@ -149,7 +161,7 @@ killed_server() {
 # is_told FILE : writing it and syncing fails, and soon.
 is_told() {
     local status=0
-    timeout 20 dd if=/dev/zero of="$1" bs=1M count=1 conv=fsync status=none 2>/dev/null || status=$?
+    timeout 120 dd if=/dev/zero of="$1" bs=1M count=1 conv=fsync status=none 2>/dev/null || status=$?
     ((status != 0 && status != 124))
 }
 
@@ -170,7 +182,7 @@ terminated_server() {
     claim "SIGTERM while mounted: the file system takes writes" \
         dd if=/dev/urandom of="$directory/file" bs=1M count=8 conv=fsync status=none
     umount "$directory"
-    while kill -0 "$pid" 2>/dev/null && ((tenths++ < 100)); do sleep 0.1; done
+    while kill -0 "$pid" 2>/dev/null && ((tenths++ < WAIT_TENTHS)); do sleep 0.1; done
     claim "SIGTERM while mounted: it ends when it is unmounted" test ! -e "/proc/$pid"
     claim "SIGTERM while mounted: and the device is gone" test -z "$("$MARCOT" device list)"
 }
@@ -189,14 +201,14 @@ forced() {
     pid=$(server_of)
     claim "force: a mounted device is not unmapped without it" not "$MARCOT" device unmap "$device"
     claim "force: nor with an option that is none" not "$MARCOT" device unmap -o farce "$device"
-    claim "force: with it, it is" timeout 20 "$MARCOT" device unmap -o force "$device"
-    while kill -0 "$pid" 2>/dev/null && ((tenths++ < 100)); do sleep 0.1; done
+    claim "force: with it, it is" timeout 120 "$MARCOT" device unmap -o force "$device"
+    while kill -0 "$pid" 2>/dev/null && ((tenths++ < WAIT_TENTHS)); do sleep 0.1; done
     claim "force: its server has ended" test ! -e "/proc/$pid"
     claim "force: it is listed no more" test -z "$("$MARCOT" device list)"
     claim "force: no mount of ours is left" not_mounted
     claim "force: a writer is told at once, and does not hang" is_told "$directory/late"
     umount "$directory" || umount -l "$directory"
-    until [[ ! -e /sys/block/$(basename "$device")/loop ]] || ((tenths++ >= 100)); do sleep 0.1; done
+    until [[ ! -e /sys/block/$(basename "$device")/loop ]] || ((tenths++ >= WAIT_TENTHS)); do sleep 0.1; done
     claim "force: the loop device is free when its last user has gone" \
         test ! -e "/sys/block/$(basename "$device")/loop"
     device=$("$MARCOT" device map -t fuse forced)
