@@ -168,8 +168,8 @@ serve_here() {
 
 servers() {
     local port long
-    port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    serve_here --tcp "127.0.0.1:$port"
+    serve_here --tcp 127.0.0.1:0
+    port=$(sed -n 's/^listening on 127\.0\.0\.1://p' "$CLAIMS_SCRATCH/server.out")
     claim "a port in use is refused" refuses 98 "*give another port*" \
         marcot serve --socket "$CLAIMS_SCRATCH/other" --tcp "127.0.0.1:$port"
     claim "a socket in use is refused" refuses 98 "*another server answers*" marcot serve --socket "$SOCKET"

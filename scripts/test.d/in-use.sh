@@ -21,7 +21,7 @@ at() {
 # A client that writes below 48 MiB until it is told to stop, and verifies what it wrote.
 start_writer() {
     (cd "$CLAIMS_SCRATCH" && exec fio --name=w --ioengine=nbd --uri="$(at "$1")" --rw=randwrite \
-        --bs=4k --iodepth=16 --size=48m --time_based --runtime=300 --verify=crc32c --do_verify=0 \
+        --bs=4k --iodepth=16 --size=48m --time_based --runtime=36000 --verify=crc32c --do_verify=0 \
         >"$CLAIMS_SCRATCH/fio" 2>&1) &
     WRITER=$!
     own "$WRITER"
@@ -145,7 +145,7 @@ tell() {
     before=$(answers)
     printf '%s\n' "$1" >&3
     until (($(answers) > before)); do
-        ((tenths++ < 100)) || { echo "no answer to: $1" && exit 1; }
+        ((tenths++ < 1200)) || { echo "no answer to: $1" && exit 1; }
         sleep 0.1
     done
 }
@@ -174,9 +174,9 @@ second_owner() {
 }
 
 second_server() {
-    start_owned "$MARCOT" serve --socket "$CLAIMS_SCRATCH/sock-2" 2>&1
-    local pid=$! status=0
-    sleep 0.5
+    start_owned "$MARCOT" serve --socket "$CLAIMS_SCRATCH/sock-2" >"$CLAIMS_SCRATCH/second" 2>&1
+    local pid=$! status=0 tenths=0
+    until grep -q "^listening on" "$CLAIMS_SCRATCH/second" || ((tenths++ >= SERVER_WAIT_TENTHS)); do sleep 0.1; done
     qemu-img info "nbd+unix:///rbd/image?socket=$CLAIMS_SCRATCH/sock-2" || status=1
     kill -TERM "$pid"
     wait "$pid" || true

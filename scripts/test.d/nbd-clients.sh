@@ -145,16 +145,16 @@ reads_only() {
   ! qemu-io -f raw -c 'write 0 4k' "$uri" >"$scratch/io" 2>&1 && qemu-io -r -f raw -c 'read 0 1M' "$uri"
 }
 
-await() {
+# serves : starts a server on a unix socket and a free TCP port; sets $server and $port.
+serves() {
   local tenths=0
-  until [[ -S $1 ]]; do
-    ((tenths++ < 100)) || return 1
+  start_owned "$1" serve --socket "$scratch/sock" --tcp 127.0.0.1:0 >"$scratch/listening"
+  server=$!
+  until grep -qF "listening on $scratch/sock" "$scratch/listening"; do
+    kill -0 "$server" 2>/dev/null && ((tenths++ < 600)) || { echo "the server did not start" && exit 1; }
     sleep 0.1
   done
-}
-
-free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+  port=$(sed -n 's/^listening on 127\.0\.0\.1://p' "$scratch/listening")
 }
 
 marcot_test() {
@@ -166,10 +166,7 @@ marcot_test() {
   "$marcot" snap create --no-progress template@s
   "$marcot" snap protect template@s
   "$marcot" clone template@s child
-  port=$(free_port)
-  start_owned "$marcot" serve --socket "$scratch/sock" --tcp "127.0.0.1:$port" >/dev/null
-  server=$!
-  await "$scratch/sock"
+  serves "$marcot"
   local image
   for image in fresh child; do
     where="$image, unix socket" uri="nbd+unix:///rbd/$image?socket=$scratch/sock"

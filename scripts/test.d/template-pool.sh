@@ -193,7 +193,7 @@ names_untold() {
 # An image that was served is let go a moment after its last client.
 eventually() {
     local tries
-    for ((tries = 0; tries < 40; tries++)); do
+    for ((tries = 0; tries < 240; tries++)); do
         "$@" >eventually.out 2>&1 && return 0
         sleep 0.25
     done

@@ -25,7 +25,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 NAMES=(alder birch cedar)
 # Large enough to take many blocks of any layout, small enough for emulation.
 OWN_FILE_BYTES=$((8 * 1024 * 1024 + 512))
-SERVER_WAIT_TENTHS=50
+SERVER_WAIT_TENTHS=600
 
 # The content of NAME's file; the guest and the examiner make it alike.
 own_content() {
@@ -144,9 +144,10 @@ check() {
     claim "the template is unchanged (sha256 ${before:0:16})" test "$before" = "$after"
 }
 
-await_socket() {
+# await_export URI : a socket is there a moment before its server listens.
+await_export() {
     local tenths=0
-    until [[ -S $1 ]]; do
+    until qemu-img info "$1" >"$CLAIMS_SCRATCH/export" 2>&1; do
         ((tenths++ < SERVER_WAIT_TENTHS)) || guest_fail "no server at $1" || return 1
         sleep 0.1
     done
@@ -160,8 +161,8 @@ self_test() {
         qemu-img create -q -f qcow2 -b "$template" -F raw "$base.qcow2"
         start_owned qemu-nbd --persistent --shared=4 --format=qcow2 --discard=unmap \
             --socket="$base.sock" "$base.qcow2"
-        await_socket "$base.sock"
         disks+=("nbd+unix:///?socket=$base.sock")
+        await_export "${disks[-1]}"
     done
     check "$template" "${disks[@]}"
 }
@@ -179,7 +180,7 @@ marcot_test() {
         disks+=("nbd+unix:///rbd/clone-$i?socket=$socket")
     done
     start_owned "$marcot" serve --socket "$socket" >/dev/null
-    await_socket "$socket"
+    await_export "nbd+unix:///rbd/template@s?socket=$socket"
     check "nbd+unix:///rbd/template@s?socket=$socket" "${disks[@]}"
 }
 
