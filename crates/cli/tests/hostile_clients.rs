@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{World, noise};
+use common::{WAIT_MAX, World, await_that, noise};
 use nbd_client::{NbdClient, READ, TRIM, WRITE, request, write};
 use server::Server;
 
@@ -39,12 +39,11 @@ const MEASURE_TIME: Duration = Duration::from_millis(400);
 const ROUNDS: usize = 4;
 const IMAGE_BYTES: u64 = 16 << 20;
 const PIECE_BYTES: usize = 64 << 10;
-/// Threads may end and descriptors close a moment after their clients.
-const SETTLE_TIME: Duration = Duration::from_secs(10);
 
-/// Waits until `now` is at most `most`.
+/// Waits until `now` is at most `most`: threads may end and descriptors close a moment after their
+/// clients.
 fn settles(what: &str, most: usize, now: impl Fn() -> usize) {
-    let deadline = Instant::now() + SETTLE_TIME;
+    let deadline = Instant::now() + WAIT_MAX;
     while now() > most {
         assert!(Instant::now() < deadline, "{} {what}, {most} before", now());
         std::thread::sleep(Duration::from_millis(20));
@@ -242,17 +241,12 @@ fn a_flood_leaves_descriptors_for_images_and_is_told_in_the_log() {
     let crowd: Vec<UnixStream> = (0..60).map(|_| server.connect()).collect();
     assert_eq!(honest.write(1, 0, b"goes on"), 0);
     settles("sockets", 40, || server.sockets());
-    let deadline = Instant::now() + SETTLE_TIME;
-    let told = || std::fs::read_to_string(&server.log).unwrap().contains("--connections-max");
-    while !told() {
-        assert!(Instant::now() < deadline, "the log says nothing of refused clients");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    await_that("the log tells of refused clients", || {
+        std::fs::read_to_string(&server.log).unwrap().contains("--connections-max")
+    });
     drop(crowd);
-    let deadline = Instant::now() + SETTLE_TIME;
-    while NbdClient::new(server.connect()).is_closed() {
-        assert!(Instant::now() < deadline, "nobody is let in after the crowd has left");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    await_that("somebody is let in after the crowd has left", || {
+        !NbdClient::new(server.connect()).is_closed()
+    });
     assert_eq!(server.stop(), Some(0));
 }

@@ -6,24 +6,20 @@ mod common;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{World, noise, prints};
+use common::{WAIT_MAX, World, await_listening, noise, prints};
 
 /// A server that ends with the test.
 struct Server(Child);
 
 impl Server {
     fn start(world: &World) -> Self {
-        let child = world
+        let mut child = world
             .rbd_command("serve --socket nbd.sock")
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !world.path("nbd.sock").exists() {
-            assert!(Instant::now() < deadline, "the server does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        await_listening(&mut child);
         Self(child)
     }
 
@@ -63,7 +59,7 @@ fn a_scrub_keeps_to_its_rate_while_images_are_in_use() {
 fn open_export(world: &World, name: &str) -> std::os::unix::net::UnixStream {
     use std::io::{Read, Write};
     let mut socket = std::os::unix::net::UnixStream::connect(world.path("nbd.sock")).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.set_read_timeout(Some(WAIT_MAX)).unwrap();
     let mut greeting = [0; 18];
     socket.read_exact(&mut greeting).unwrap();
     let mut request = 3u32.to_be_bytes().to_vec();

@@ -6,9 +6,8 @@ mod common;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
-use std::time::Duration;
 
-use common::{World, noise, prints, says};
+use common::{World, await_that, noise, prints, says};
 
 const MIB: usize = 1 << 20;
 
@@ -90,6 +89,12 @@ fn bad_files_are_refused_in_rbds_words() {
     assert_eq!(world.rbd("ls"), prints(""));
 }
 
+/// Waits until the pool has so many images, with those that are not whole yet.
+fn await_images(world: &World, count: usize) {
+    let first = format!("Total Images: {count}\n");
+    await_that(&first, || world.rbd("pool stats").out.starts_with(&first));
+}
+
 #[test]
 fn an_interrupted_import_leaves_nothing() {
     let world = World::new();
@@ -101,7 +106,7 @@ fn an_interrupted_import_leaves_nothing() {
         .unwrap();
     let mut input = import.stdin.take().unwrap();
     input.write_all(&noise(12 * MIB)).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    await_images(&world, 1);
     assert_eq!(world.rbd("ls"), prints(""), "a partial image must not be listed");
     let pid = rustix::process::Pid::from_child(&import);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -118,7 +123,7 @@ fn what_a_killed_import_left_goes_with_the_next() {
         world.rbd_command("import --no-progress - i").stdin(Stdio::piped()).spawn().unwrap();
     let mut input = import.stdin.take().unwrap();
     input.write_all(&noise(8 * MIB)).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    await_images(&world, 1);
     import.kill().unwrap();
     import.wait().unwrap();
     assert!(world.rbd("pool stats").out.starts_with("Total Images: 1\n"));

@@ -2,8 +2,13 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(missing_docs)]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A hang is found, a slow machine is not.
+pub const WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// What a run of the program left.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +73,25 @@ impl World {
             let ran = self.rbd(line);
             assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{line}");
         }
+    }
+}
+
+/// Waits until a server that was started with a pipe as standard output listens: its socket is there
+/// a moment before.
+pub fn await_listening(server: &mut Child) {
+    let mut line = String::new();
+    let said = server.stdout.as_mut().expect("a pipe");
+    // It writes no more than these lines; the pipe stays open for them with the child.
+    BufReader::new(said).read_line(&mut line).unwrap();
+    assert!(line.starts_with("listening on "), "the server does not listen: {line:?}");
+}
+
+/// Waits for a state of things, longer than it takes on the slowest machine.
+pub fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + WAIT_MAX;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

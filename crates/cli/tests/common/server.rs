@@ -5,9 +5,8 @@
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use crate::common::World;
+use crate::common::{World, await_listening};
 
 /// A server of a world's store.
 pub struct Server {
@@ -35,16 +34,12 @@ impl Server {
 
     fn run(world: &World, mut command: Command) -> Self {
         let (socket, log) = (world.path("nbd.sock"), world.path("server.log"));
-        let child = command
-            .stdout(Stdio::null())
+        let mut child = command
+            .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !socket.exists() {
-            assert!(Instant::now() < deadline, "the server does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        await_listening(&mut child);
         Self { child, socket, log }
     }
 

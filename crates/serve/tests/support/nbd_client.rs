@@ -11,6 +11,9 @@ pub use marcot_serve::nbd::wire::command::*;
 pub use marcot_serve::nbd::wire::option::{GO, INFO, LIST};
 pub use marcot_serve::nbd::wire::option_reply::{ACK, ERR_POLICY, ERR_UNKNOWN, SERVER};
 
+/// A server that hangs is found, a slow machine is not.
+const WAIT_MAX: Duration = Duration::from_secs(120);
+
 /// A chunk of a structured reply.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -68,8 +71,8 @@ pub fn option_reply(client: &mut NbdClient) -> (u32, Vec<u8>) {
 
 impl NbdClient {
     pub fn new(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(WAIT_MAX)).unwrap();
+        stream.set_write_timeout(Some(WAIT_MAX)).unwrap();
         Self(stream)
     }
 
