@@ -7,7 +7,7 @@ import time
 import traceback
 
 from . import xfs
-from .disk import Disk
+from .disk import SECTOR, Disk
 from .history import Violation
 from .machine import Dead, Guest, Local
 from .torture import Pace, Torture
@@ -46,7 +46,8 @@ def make_file_system(kind, path):
     """An empty file system in a sparse file."""
     with open(path, "wb") as file:
         file.truncate(CUT_DISK_BYTES)
-    command = f"mkfs.ext4 -q -F {path}" if kind == "ext4" else f"mkfs.xfs -q -f {path}"
+    # Of its own accord, xfs takes the sectors of the file system that the file lies on.
+    command = f"mkfs.ext4 -q -F {path}" if kind == "ext4" else f"mkfs.xfs -q -f -s size={SECTOR} {path}"
     if os.system(command) != 0:
         sys.exit(f"torture: cannot make {kind}")
 
