@@ -2,24 +2,29 @@
 //! ended.
 
 use std::io::Read;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use marcot::{Limits, Pool, Store, World};
-use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
+use marcot::{ErrorKind, ImageId, Limits, Pool, Store, World};
+use marcot_serve::host::{Attendant, HostHandle, HostOptions, ImageHost};
 use marcot_serve::mapping::{
-    self, Driver, MapOptions, Mapped, MappedRecord, Ready, Registry, started_ticks,
+    self, DeviceNames, Driver, Ending, MapOptions, Mapped, MappedRecord, QuiesceHook, Ready, Registry,
+    Reservation, Resizer, Serving,
 };
 
 use crate::args::names::Target;
-use crate::failure::{EBUSY, Failure, Outcome};
+use crate::failure::{EBUSY, EINVAL, EIO, EOPNOTSUPP, Failure, Outcome};
+use crate::output::warn;
 use crate::session::{Found, Session};
 use crate::{logging, signals, spec};
 
 /// How long a server may take to end after it was told to: it makes the image durable first.
 const UNMAP_WAIT: Duration = Duration::from_secs(60);
-/// How often the end of a server, or a change of the image's size, is looked for.
+/// How often a server looks whether it is told to end, and for partitions of its device.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// What the program calls itself with as the default quiesce hook, before device and action.
+const DEFAULT_HOOK: &[&str] = &["device", "quiesce"];
 
 /// What to map.
 pub struct Request<'a> {
@@ -33,91 +38,320 @@ pub struct Request<'a> {
     pub driver: Option<Driver>,
     /// Only this device, whose server has died.
     pub device: Option<&'a str>,
+    /// What the user wants to know the device by.
+    pub cookie: Option<&'a str>,
+    /// Do not ask whether the device has that cookie.
+    pub force: bool,
+    /// What to do around snapshots.
+    pub quiesce: Quiesce,
+    /// How long the kernel waits for a new server, in seconds.
+    pub reattach_timeout_s: u64,
+}
+
+/// How users of a device are quieted while a snapshot is taken.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Quiesce {
+    /// Not at all.
+    No,
+    /// File systems on the device are frozen.
+    Freeze,
+    /// By a program.
+    Hook(PathBuf),
+}
+
+/// A device that was mapped.
+pub struct MappedDevice {
+    /// The kernel's name.
+    pub device: PathBuf,
+    /// The name as a device of RBD's, where it has one.
+    pub node: Option<PathBuf>,
+    /// Its cookie.
+    pub cookie: String,
 }
 
 /// What the serving process is told.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Job {
+    run_directory: PathBuf,
     record: MappedRecord,
     driver: Option<Driver>,
     attach: bool,
     map_memory_bytes: u64,
+    reattach_timeout_s: u64,
+    quiesce: Quiesce,
 }
 
-/// The devices of this machine.
-pub fn list() -> Outcome<Vec<MappedRecord>> {
-    Ok(Registry::open()?.list()?)
+/// The devices of this machine, by the names that their images have now. What is left of devices that
+/// are gone is cleared.
+pub fn list(session: &Session) -> Outcome<Vec<MappedRecord>> {
+    settled(session, &Registry::open()?)
+}
+
+fn settled(session: &Session, registry: &Registry) -> Outcome<Vec<MappedRecord>> {
+    let listing = registry.list()?;
+    for refused in &listing.refused {
+        warn(session.program, &format!("{refused}; left out"));
+    }
+    let mut records = listing.records;
+    records.retain(|record| !cleared(registry, record));
+    for record in &mut records {
+        follow_names(registry, record, session.limits());
+    }
+    let names: Vec<&DeviceNames> = records.iter().map(|r| &r.names).collect();
+    mapping::sweep_names(&names);
+    Ok(records)
+}
+
+/// Clears what is left of a device that is gone, with its server; false where there is a device, or a
+/// process or command that is at work on it.
+fn cleared(registry: &Registry, record: &MappedRecord) -> bool {
+    let gone = || !mapping::is_shown(record, registry);
+    if !gone() || !matches!(registry.server(record.id), Ok(None)) {
+        return false;
+    }
+    let Ok(Some(_held)) = registry.hold(record.id) else { return false };
+    // Looked at once more: another command may have been at work until now.
+    let same = matches!(registry.read(record.id), Ok(Some(now)) if now == *record);
+    if !same || !gone() || !matches!(registry.server(record.id), Ok(None)) {
+        return false;
+    }
+    let cleared = mapping::clear(record, registry, false).is_ok();
+    if cleared {
+        registry.remove(record.id);
+    }
+    cleared
+}
+
+/// Gives a record and the device's link the names that the image has now.
+fn follow_names(registry: &Registry, record: &mut MappedRecord, limits: Limits) {
+    // Where they cannot be told, those of the record are the best there are.
+    let Some((namespace, image, snap)) = names_now(record, limits) else { return };
+    if (&namespace, &image, &snap) == (&record.namespace, &record.image, &record.snap) {
+        return;
+    }
+    (record.namespace, record.image, record.snap) = (namespace, image, snap);
+    let link = mapping::link_of(&record.pool, &record.namespace, &record.image, &record.snap);
+    record.names.link(&record.device, &link);
+    if registry.write(record).is_err() {
+        tracing::debug!(id = record.id, "the record keeps the old name");
+    }
+}
+
+fn names_now(record: &MappedRecord, limits: Limits) -> Option<(String, String, String)> {
+    let store = Store::open_with(World::system(), &record.store, limits).ok()?;
+    let info = store.pool(&record.pool).ok()?.info(ImageId(record.image_number)).ok()?;
+    let snap = match record.snap.is_empty() {
+        true => String::new(),
+        false => info.snapshots.into_iter().find(|s| s.id.0 == record.snap_number)?.name,
+    };
+    Some((info.namespace, info.name, snap))
+}
+
+/// The device that shows what `target` names now, if one does.
+pub fn find(session: &Session, target: &Target) -> Outcome<Option<MappedRecord>> {
+    let records = list(session)?;
+    let pool = target.pool_or_default();
+    let by_name = |r: &MappedRecord| {
+        (r.pool.as_str(), &r.namespace, &r.image, &r.snap)
+            == (pool, &target.namespace, &target.image, &target.snap)
+    };
+    let Ok(store) = session.store().and_then(|store| store_directory(store)) else {
+        return Ok(records.into_iter().find(by_name));
+    };
+    let found = session.store()?.pool(pool).and_then(|p| p.find(&target.namespace, &target.image));
+    let number = match found {
+        Ok(id) => Some(id.0),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        // A pool that cannot be read must not keep its devices here.
+        Err(_) => None,
+    };
+    Ok(records.into_iter().filter(|r| r.store == store).find(|r| match number {
+        Some(number) => r.pool == pool && r.image_number == number && r.snap == target.snap,
+        None => by_name(r),
+    }))
+}
+
+/// The device that a path names: the device itself, one of its other names, a partition of it, or a
+/// link to one of these.
+pub fn find_device(session: &Session, path: &str) -> Outcome<Option<MappedRecord>> {
+    let whole = mapping::whole_device(Path::new(path));
+    let named = |r: &MappedRecord| {
+        r.device.as_os_str() == path || r.names.node().is_some_and(|n| n.as_os_str() == path)
+    };
+    let shows = |r: &MappedRecord| whole.as_ref().map_or_else(|| named(r), |w| r.device == *w);
+    Ok(list(session)?.into_iter().find(shows))
+}
+
+fn store_directory(store: &Store) -> Outcome<PathBuf> {
+    let directory = store.directory();
+    let known = std::fs::canonicalize(directory).or_else(|_| std::path::absolute(directory));
+    known.map_err(|e| Failure::io("error opening the store", &e))
 }
 
 /// Maps an image and returns the device, which stays when this process ends.
-pub fn map(session: &Session, request: &Request<'_>) -> Outcome<String> {
+pub fn map(session: &Session, request: &Request<'_>) -> Outcome<MappedDevice> {
     let registry = Registry::open()?;
-    let job = match request.device {
-        Some(device) => attach_job(session, &registry, request, device)?,
-        None => new_job(session, &registry, request)?,
+    let records = settled(session, &registry)?;
+    let (job, _held) = match request.device {
+        Some(device) => attach_job(session, &registry, records, request, device)?,
+        None => new_job(session, &registry, &records, request)?,
     };
     let id = job.record.id;
     let input = serde_json::to_vec(&job).unwrap_or_default();
-    let ready = mapping::spawn(&["device", "server"], &input, &registry.log_path(id));
-    match ready {
-        Ok(Ready::Device(device)) => Ok(device),
-        Ok(Ready::Failed(errno, why)) => {
-            if request.device.is_none() {
-                registry.remove(id);
-            }
-            Err(Failure::errno("map failed", errno).because(why))
+    let ready = registry.open_log(id).and_then(|log| {
+        mapping::spawn(&["device", "server"], &input, log, &registry.log_path(id))
+    });
+    let failed = match ready {
+        Ok(Ready::Device { device, node }) => {
+            return Ok(MappedDevice { device, node, cookie: job.record.cookie });
         }
-        Err(error) => Err(Failure::engine("map failed", &error)),
+        Ok(Ready::Failed(errno, why)) => Failure::errno("map failed", errno).because(why),
+        Err(error) => Failure::engine("map failed", &error),
+    };
+    if request.device.is_none() && matches!(registry.server(id), Ok(None)) {
+        let _ = mapping::clear_mount(&registry.mount_directory(id));
+        registry.remove(id);
     }
+    Err(failed)
 }
 
-fn new_job(session: &Session, registry: &Registry, request: &Request<'_>) -> Outcome<Job> {
-    if let Some(pid) = request.image.info()?.owned_by.filter(|_| request.target.snap.is_empty()) {
-        let name = shown(request);
-        let why = format!("{name} is open in process {pid}; see 'status'");
-        return Err(Failure::errno("map failed", EBUSY).because(why));
+fn new_job(
+    session: &Session,
+    registry: &Registry,
+    records: &[MappedRecord],
+    request: &Request<'_>,
+) -> Outcome<(Job, Reservation)> {
+    let (target, pool) = (request.target, &request.image.pool);
+    let info = request.image.info()?;
+    let store = store_directory(session.store()?)?;
+    if target.snap.is_empty() && !pool.read_only() {
+        let same = |r: &&MappedRecord| {
+            r.store == store
+                && (r.pool.as_str(), r.image_number) == (pool.name(), request.image.id.0)
+                && r.snap.is_empty()
+        };
+        if let Some(mapped) = records.iter().find(same) {
+            return Err(mapped_already(session, registry, request, mapped));
+        }
+        if let Some(pid) = info.owned_by {
+            let why = format!("{} is open in process {pid}; see 'status'", shown(request));
+            return Err(Failure::errno("map failed", EBUSY).because(why));
+        }
     }
-    let (id, mount_directory) = registry.reserve()?;
+    let snapshot = info.snapshots.iter().find(|s| !target.snap.is_empty() && s.name == target.snap);
+    let held = registry.reserve(mapping::is_free)?;
+    let mount_directory = registry.make_mount_directory(held.id)?;
+    mapping::clear_mount(&mount_directory)?;
     let record = MappedRecord {
-        id,
+        id: held.id,
         pid: 0,
-        started_ticks: 0,
-        store: session.store()?.directory().to_owned(),
-        pool: request.image.pool.name().to_owned(),
-        namespace: request.target.namespace.clone(),
-        image: request.target.image.clone(),
-        snap: request.target.snap.clone(),
+        boot: mapping::boot(),
+        store,
+        pool: pool.name().to_owned(),
+        namespace: target.namespace.clone(),
+        image: target.image.clone(),
+        image_number: request.image.id.0,
+        snap: target.snap.clone(),
+        snap_number: snapshot.map_or(0, |s| s.id.0),
         device: PathBuf::new(),
         driver: Driver::Fuse,
         read_only: request.read_only,
-        mount_directory,
+        label: shown(request),
+        cookie: request.cookie.map_or_else(new_cookie, ToOwned::to_owned),
+        names: DeviceNames::default(),
     };
-    let map_memory_bytes = session.limits().map_memory_bytes;
-    Ok(Job { record, driver: request.driver, attach: false, map_memory_bytes })
+    Ok((job(session, registry, request, record, request.driver), held))
+}
+
+fn job(
+    session: &Session,
+    registry: &Registry,
+    request: &Request<'_>,
+    record: MappedRecord,
+    driver: Option<Driver>,
+) -> Job {
+    Job {
+        run_directory: registry.directory().to_owned(),
+        record,
+        driver,
+        attach: request.device.is_some(),
+        map_memory_bytes: session.limits().map_memory_bytes,
+        reattach_timeout_s: request.reattach_timeout_s,
+        quiesce: request.quiesce.clone(),
+    }
+}
+
+fn mapped_already(
+    session: &Session,
+    registry: &Registry,
+    request: &Request<'_>,
+    mapped: &MappedRecord,
+) -> Failure {
+    let device = shown_device(session.program, None, &mapped.device, mapped.names.node());
+    let name = shown(request);
+    let why = match registry.server(mapped.id) {
+        Ok(None) => format!(
+            "{name} is mapped already as {device}, whose server has died; see 'device attach' and \
+             'device unmap'"
+        ),
+        _ => format!("{name} is mapped already as {device}"),
+    };
+    Failure::errno("map failed", EBUSY).because(why)
+}
+
+/// The name of a device for people who call the program `program` and ask for devices of `driver`:
+/// called as `rbd`, the one that the kernel's RBD driver would give it.
+pub fn shown_device(
+    program: &str,
+    driver: Option<Driver>,
+    device: &Path,
+    node: Option<PathBuf>,
+) -> String {
+    let as_rbd = program == crate::program::RBD && driver.is_none();
+    let shown = node.filter(|_| as_rbd).unwrap_or_else(|| device.to_owned());
+    shown.display().to_string()
+}
+
+/// A random name, in the form that `rbd-nbd` gives to devices.
+fn new_cookie() -> String {
+    let random = World::system().random;
+    let hex = format!("{:016x}{:016x}", random.number(), random.number());
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 fn attach_job(
     session: &Session,
     registry: &Registry,
+    records: Vec<MappedRecord>,
     request: &Request<'_>,
     device: &str,
-) -> Outcome<Job> {
-    let found = registry.list()?.into_iter().find(|r| r.device.as_os_str() == device);
+) -> Outcome<(Job, Reservation)> {
+    let whole = mapping::whole_device(Path::new(device)).unwrap_or_else(|| device.into());
+    let found = records.into_iter().find(|r| r.device == whole);
+    let store = store_directory(session.store()?)?;
     let same = |r: &MappedRecord| {
-        let target = request.target;
-        r.pool == request.image.pool.name()
-            && (&r.namespace, &r.image, &r.snap) == (&target.namespace, &target.image, &target.snap)
+        (&r.store, r.pool.as_str(), r.image_number, &r.snap)
+            == (&store, request.image.pool.name(), request.image.id.0, &request.target.snap)
     };
-    let Some(record) = found.filter(same) else {
+    let Some(mut record) = found.filter(same) else {
         return Err(Failure::invalid(format!("{device} does not show {}", shown(request))));
     };
-    if record.alive() {
-        let why = format!("process {} serves {device} already", record.pid);
-        return Err(Failure::errno("attach failed", EBUSY).because(why));
+    if let Some(cookie) = request.cookie {
+        if record.cookie != cookie && !request.force {
+            let why = format!("{device} has another cookie; '--force' attaches it all the same");
+            return Err(Failure::errno("attach failed", EINVAL).because(why));
+        }
+        cookie.clone_into(&mut record.cookie);
     }
+    let busy = |why: String| Failure::errno("attach failed", EBUSY).because(why);
+    let held = registry.hold(record.id)?;
+    let held = held.ok_or_else(|| busy(format!("another command is at work on {device}")))?;
+    if let Some(server) = registry.server(record.id)? {
+        return Err(busy(format!("process {} serves {device} already", server.pid())));
+    }
+    registry.clear_endings(record.id);
     let driver = Some(record.driver);
-    let map_memory_bytes = session.limits().map_memory_bytes;
-    Ok(Job { record, driver, attach: true, map_memory_bytes })
+    Ok((job(session, registry, request, record, driver), held))
 }
 
 fn shown(request: &Request<'_>) -> String {
@@ -129,6 +363,7 @@ fn shown(request: &Request<'_>) -> String {
 /// `force` also a device that is in use.
 pub fn unmap(record: &MappedRecord, force: bool) -> Outcome {
     let registry = Registry::open()?;
+    let failed = |error: &marcot::Error| Failure::engine("unmap failed", error);
     let busy = || {
         let why = format!(
             "{} is in use (mounted?); '-o force' takes it away all the same",
@@ -136,35 +371,53 @@ pub fn unmap(record: &MappedRecord, force: bool) -> Outcome {
         );
         Failure::errno("unmap failed", EBUSY).because(why)
     };
-    if !force && mapping::is_busy(&record.device) {
+    if !force && mapping::is_shown(record, &registry) && mapping::is_busy(&record.device) {
         return Err(busy());
     }
-    if !record.alive() {
-        mapping::clear(record, force).map_err(|e| Failure::engine("unmap failed", &e))?;
+    let Some(server) = registry.server(record.id).map_err(|e| failed(&e))? else {
+        let held = registry.hold(record.id).map_err(|e| failed(&e))?;
+        let _held = held.ok_or_else(|| at_work(record, "unmap failed"))?;
+        mapping::clear(record, &registry, force).map_err(|e| failed(&e))?;
         registry.remove(record.id);
         return Ok(());
-    }
+    };
     if force {
-        registry.allow_force(record.id).map_err(|e| Failure::engine("unmap failed", &e))?;
+        registry.set_ending(record.id, Ending::Force).map_err(|e| failed(&e))?;
     }
-    let pid = i32::try_from(record.pid).ok().and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid {
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-            .map_err(|e| Failure::io("unmap failed", &e.into()))?;
+    server.terminate().map_err(|e| failed(&e))?;
+    if !server.wait_end(UNMAP_WAIT) {
+        return Err(busy());
     }
-    let deadline = Instant::now() + UNMAP_WAIT;
-    while record.alive() {
-        if Instant::now() > deadline {
-            return Err(busy());
-        }
-        std::thread::sleep(LOOK_INTERVAL / 5);
-    }
-    if registry.list()?.iter().any(|r| r.id == record.id) {
+    if registry.read(record.id).is_ok_and(|left| left.is_some()) {
         let log = registry.log_path(record.id);
         let why = format!("the device did not go away in good order; see {}", log.display());
-        return Err(Failure::errno("unmap failed", crate::failure::EIO).because(why));
+        return Err(Failure::errno("unmap failed", EIO).because(why));
     }
     Ok(())
+}
+
+fn at_work(record: &MappedRecord, what: &str) -> Failure {
+    let why = format!("another command is at work on {}", record.device.display());
+    Failure::errno(what, EBUSY).because(why)
+}
+
+/// Ends the server of a device, and leaves the device to another one.
+pub fn detach(record: &MappedRecord) -> Outcome {
+    let failed = |error: &marcot::Error| Failure::engine("detach failed", error);
+    if record.driver != Driver::Nbd {
+        let why = "only devices of the NBD driver can be detached";
+        return Err(Failure::errno("detach failed", EOPNOTSUPP).because(why));
+    }
+    let registry = Registry::open()?;
+    let Some(server) = registry.server(record.id).map_err(|e| failed(&e))? else {
+        return Ok(());
+    };
+    registry.set_ending(record.id, Ending::Detach).map_err(|e| failed(&e))?;
+    server.terminate().map_err(|e| failed(&e))?;
+    match server.wait_end(UNMAP_WAIT) {
+        true => Ok(()),
+        false => Err(at_work(record, "detach failed")),
+    }
 }
 
 /// The serving process: reads its job, reports, serves until SIGTERM.
@@ -190,11 +443,13 @@ struct Server {
     record: MappedRecord,
     host: HostHandle,
     mapped: Mapped,
+    _serving: Serving,
 }
 
 fn start(job: &Job) -> marcot::Result<Server> {
-    let registry = Registry::open()?;
+    let registry = Registry::open_in(&job.run_directory)?;
     let mut record = job.record.clone();
+    let serving = registry.serve(record.id)?;
     let limits = Limits { map_memory_bytes: job.map_memory_bytes, ..Limits::default() };
     let store = Store::open_with(World::system(), &record.store, limits)?;
     let pool = store.pool(&record.pool)?;
@@ -202,24 +457,42 @@ fn start(job: &Job) -> marcot::Result<Server> {
     let host = open(&pool, &record, &name)?;
     let options = MapOptions {
         driver: job.driver,
-        label: name,
+        label: record.label.clone(),
         read_only: record.read_only,
-        mount_directory: record.mount_directory.clone(),
+        mount_directory: registry.mount_directory(record.id),
         attach: job.attach.then(|| record.device.clone()),
+        reattach_timeout_s: job.reattach_timeout_s,
     };
     let mapped = Mapped::new(&host, &options).inspect_err(|_| drop(host.stop()))?;
     record.pid = std::process::id();
-    record.started_ticks = started_ticks(record.pid).unwrap_or_default();
     record.device = mapped.device().to_owned();
     record.driver = mapped.driver();
-    host.set_usage(Some(format!("device {}", record.device.display())))?;
-    registry.write(&record)?;
-    mapping::report_ready(&record.device)?;
-    Ok(Server { registry, record, host, mapped })
+    // First the record: whatever ends this process from here on, the device is known.
+    let recorded = registry.write(&record).and_then(|()| {
+        let link = mapping::link_of(&record.pool, &record.namespace, &record.image, &record.snap);
+        record.names = DeviceNames::make(record.id, &record.device, &link);
+        registry.write(&record)?;
+        host.set_usage(Some(format!("device {}", record.device.display())))?;
+        host.set_attendant(Arc::new(DeviceAttendant::new(job, &record, &mapped)))
+    });
+    if let Err(error) = recorded {
+        record.names.remove(&record.device);
+        for undone in [mapped.unmap_by_force(), host.stop()] {
+            undone.unwrap_or_else(|error| tracing::error!(%error, "undoing"));
+        }
+        return Err(error);
+    }
+    if job.attach {
+        // The image may have got another size while nobody served the device.
+        let resized = mapped.resizer().resized(host.size_bytes());
+        resized.unwrap_or_else(|error| tracing::error!(%error, "the device keeps its old size"));
+    }
+    mapping::report_ready(&record.device, record.names.node())?;
+    Ok(Server { registry, record, host, mapped, _serving: serving })
 }
 
 fn open(pool: &Pool, record: &MappedRecord, name: &str) -> marcot::Result<HostHandle> {
-    let id = pool.find(&record.namespace, &record.image)?;
+    let id = ImageId(record.image_number);
     let mut options = HostOptions { name: name.to_owned(), ..HostOptions::default() };
     let image = if !record.snap.is_empty() {
         pool.open_snapshot(id, &record.snap)?
@@ -233,15 +506,55 @@ fn open(pool: &Pool, record: &MappedRecord, name: &str) -> marcot::Result<HostHa
     ImageHost::start(Box::new(image), options)
 }
 
+/// Does for a device what belongs to commands on its image.
+struct DeviceAttendant {
+    resizer: Resizer,
+    hook: Option<QuiesceHook>,
+}
+
+impl DeviceAttendant {
+    fn new(job: &Job, record: &MappedRecord, mapped: &Mapped) -> Self {
+        let hook = match &job.quiesce {
+            Quiesce::No => None,
+            Quiesce::Freeze => std::env::current_exe().ok().map(|program| {
+                (program, DEFAULT_HOOK.iter().map(ToString::to_string).collect())
+            }),
+            Quiesce::Hook(program) => Some((program.clone(), Vec::new())),
+        };
+        let device = record.device.clone();
+        let hook = hook.map(|(program, arguments)| QuiesceHook { program, arguments, device });
+        Self { resizer: mapped.resizer(), hook }
+    }
+}
+
+impl Attendant for DeviceAttendant {
+    fn before_snapshot(&self) -> marcot::Result<()> {
+        self.hook.as_ref().map_or(Ok(()), QuiesceHook::quiesce)
+    }
+
+    fn after_snapshot(&self) {
+        if let Some(Err(error)) = self.hook.as_ref().map(QuiesceHook::unquiesce) {
+            tracing::error!(%error, "the device's users may be left quiesced");
+        }
+    }
+
+    fn resized(&self, size_bytes: u64) -> marcot::Result<()> {
+        self.resizer.resized(size_bytes)
+    }
+}
+
 impl Server {
     fn run(self) -> Outcome {
-        let mut size_bytes = self.host.size_bytes();
         let mut told = false;
-        // None: by force.
+        let mut partitions = Vec::new();
+        // None: by force, or not at all.
         let claim = loop {
             std::thread::sleep(LOOK_INTERVAL);
             if signals::stop_asked() {
-                if self.registry.force_allowed(self.record.id) {
+                if self.registry.ends_by(self.record.id, Ending::Detach) {
+                    return self.leave();
+                }
+                if self.registry.ends_by(self.record.id, Ending::Force) {
                     break None;
                 }
                 // Else a device that is mounted is not taken from under its file system.
@@ -257,15 +570,15 @@ impl Server {
                     None => {}
                 }
             }
-            let now = self.host.size_bytes();
-            if now != size_bytes {
-                size_bytes = now;
-                if let Err(error) = self.mapped.resized(now) {
-                    tracing::error!(%error, "the device keeps its old size");
-                }
+            let now = mapping::partitions(&self.record.device);
+            if now != partitions {
+                self.names().follow_partitions(&self.record.device);
+                partitions = now;
             }
         };
         let device = self.record.device.display().to_string();
+        // First the names: from then on the device may become somebody else's.
+        self.names().remove(&self.record.device);
         let unmapped = match claim {
             Some(claim) => self.mapped.unmap(claim),
             None => self.mapped.unmap_by_force(),
@@ -278,4 +591,28 @@ impl Server {
         self.registry.remove(self.record.id);
         Ok(())
     }
+
+    /// The names of the device now: commands change them when its image is renamed.
+    fn names(&self) -> DeviceNames {
+        let record = self.registry.read(self.record.id).ok().flatten();
+        record.map_or_else(|| self.record.names.clone(), |record| record.names)
+    }
+
+    /// Lets go of the image; the device waits for another server.
+    fn leave(self) -> Outcome {
+        self.registry.clear_endings(self.record.id);
+        self.host.stop().map_err(|e| Failure::engine("detach failed", &e))
+    }
 }
+
+/// The default quiesce hook.
+pub fn quiesce(device: &Path, action: &str) -> Outcome {
+    match action {
+        "quiesce" => Ok(mapping::freeze(device)?),
+        "unquiesce" => Ok(mapping::thaw(device)?),
+        _ => Err(Failure::usage("'device quiesce' is called with DEVICE quiesce|unquiesce")),
+    }
+}
+
+/// Seconds that the kernel waits for a new server, where nothing else is asked for.
+pub const REATTACH_TIMEOUT_S: u64 = mapping::REATTACH_TIMEOUT_S;

@@ -8,7 +8,7 @@ pub const GLOBAL: &[Opt] = &[
     Opt::new("store", Kind::Text, "store directory [default: MARCOT_STORE, else per user]"),
     Opt::new("conf", Kind::Text, "accepted and ignored (Ceph configuration)").letter('c'),
     Opt::new("cluster", Kind::Text, "accepted and ignored (Ceph cluster name)"),
-    Opt::new("id", Kind::Text, "accepted and ignored (Ceph client id)"),
+    Opt::new("id", Kind::Text, "accepted and ignored (Ceph client id), also --user"),
     Opt::new("name", Kind::Text, "accepted and ignored (Ceph client name)").letter('n'),
     Opt::new("mon-host", Kind::Text, "accepted and ignored (Ceph monitor host)").letter('m'),
     Opt::new("keyfile", Kind::Text, "accepted and ignored (Ceph secret key)").letter('K'),

@@ -8,6 +8,9 @@ use super::{Args, CommandSpec, Kind, Opt, options};
 use crate::failure::Failure;
 use crate::size;
 
+/// Options that may be given more than once.
+const REPEATED: &[&str] = &["image-feature", "options"];
+
 /// What a command line asks for.
 pub enum Request {
     /// Run a command.
@@ -118,7 +121,11 @@ impl Known {
     }
 
     fn long(&self, name: &str) -> Option<&'static Opt> {
-        let name = if name == "mon_host" { "mon-host" } else { name };
+        let name = match name {
+            "mon_host" => "mon-host",
+            "user" => "id",
+            name => name,
+        };
         self.all.iter().copied().find(|opt| opt.long == name)
     }
 
@@ -274,7 +281,7 @@ fn unrecognised(typed: &str) -> Failure {
 fn check_values(spec: &CommandSpec, args: &Args) -> Result<(), Failure> {
     for (i, (long, value)) in args.values.iter().enumerate() {
         let repeats = args.values[..i].iter().any(|(earlier, _)| earlier == long);
-        if repeats && *long != "image-feature" {
+        if repeats && !REPEATED.contains(long) {
             let message = format!("option '--{long}' cannot be specified more than once");
             return Err(Failure::usage(message));
         }

@@ -1,17 +1,23 @@
-//! `device list`, `map`, `unmap`, `attach`: images as block devices of this machine.
+//! `device list`, `map`, `unmap`, `attach`, `detach`: images as block devices of this machine.
 //!
-//! This file reads the command line and prints; [`crate::devices`] does the work.
+//! This file reads the command line and prints; [`crate::devices`] does the work, and `map_options`
+//! knows the device specific options.
+
+mod map_options;
+
+use std::path::{Path, PathBuf};
 
 use super::IMAGE_OR_SNAP_SPEC;
 use marcot_serve::mapping::{Driver, MappedRecord};
 
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::devices;
+use crate::devices::{self, Quiesce};
 use crate::failure::{EINVAL, EOPNOTSUPP, Failure, Outcome, strerror};
 use crate::output::{Align, Node, Table, out};
 use crate::session::Session;
 use crate::spec;
+use map_options::MapOptions;
 
 /// `krbd` and `ggate` are names that scripts for `rbd` give.
 const TYPE: &[Opt] = &[Opt::new(
@@ -23,15 +29,42 @@ const TYPE: &[Opt] = &[Opt::new(
 const MAP: &[Opt] = &[
     Opt::new("read-only", Kind::Flag, "let nobody write"),
     Opt::new("exclusive", Kind::Flag, "accepted: an image always has one writer"),
-    Opt::new("options", Kind::Text, "device specific options: ro, rw").letter('o'),
+    Opt::new("show-cookie", Kind::Flag, "print the device's cookie too"),
+    Opt::new("cookie", Kind::Text, "what to know the device by [default: a random one]"),
+    Opt::new("quiesce", Kind::Flag, "freeze file systems on the device while a snapshot is taken"),
+    Opt::new(
+        "quiesce-hook",
+        Kind::Text,
+        "with --quiesce: run 'HOOK DEVICE quiesce' before and 'HOOK DEVICE unquiesce' after a snapshot",
+    ),
+    Opt::new("try-netlink", Kind::Flag, "accepted: netlink is always used"),
+    Opt::new(
+        "reattach-timeout",
+        Kind::Integer,
+        "seconds that users of an nbd device wait for 'device attach' [default: 3600]",
+    ),
+    Opt::new("io-timeout", Kind::Integer, "accepted: a request may take as long as it takes"),
+    Opt::new(
+        "options",
+        Kind::Text,
+        "device specific options, comma separated: ro, rw; those of RBD's drivers are accepted",
+    )
+    .letter('o'),
 ];
-const UNMAP: &[Opt] = &[Opt::new(
-    "options",
-    Kind::Text,
-    "device specific options: force (also if it is in use: its users get I/O errors)",
-)
-.letter('o')];
-const DEVICE: &[Opt] = &[Opt::new("device", Kind::Text, "specify device path")];
+const UNMAP: &[Opt] = &[
+    Opt::new("force", Kind::Flag, "also if it is in use: its users get I/O errors"),
+    Opt::new("options", Kind::Text, "device specific options, comma separated: force").letter('o'),
+];
+const DETACH: &[Opt] = &[Opt::new("options", Kind::Text, "accepted and ignored").letter('o')];
+const ATTACH: &[Opt] = &[
+    Opt::new("device", Kind::Text, "specify device path"),
+    Opt::new("force", Kind::Flag, "attach though the device has another cookie"),
+];
+const SPEC_OR_DEVICE: Positional = Positional::one(
+    "image-or-snap-or-device-spec",
+    "image, snapshot, or device specification \
+     ([<pool-name>/[<namespace>/]]<image-name>[@<snap-name>] or <device-path>)",
+);
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
@@ -41,7 +74,10 @@ pub const COMMANDS: &[CommandSpec] = &[
         about: "List mapped rbd images.",
         positionals: &[],
         options: &[TYPE, options::FORMAT],
-        examples: &[("device list", "images, snapshots and their devices")],
+        examples: &[
+            ("device list", "images, snapshots and their devices"),
+            ("device list -t nbd", "those of the NBD driver, with their cookies"),
+        ],
         hidden: false,
         run: list,
     },
@@ -52,8 +88,9 @@ pub const COMMANDS: &[CommandSpec] = &[
         positionals: &[IMAGE_OR_SNAP_SPEC],
         options: &[TYPE, options::SNAP, MAP, &[options::MAP_MEMORY]],
         examples: &[
-            ("device map vm-1", "prints the device"),
+            ("device map vm-1", "prints the device; /dev/rbd/rbd/vm-1 is a link to it"),
             ("device map template@v1", "a snapshot, read-only"),
+            ("device map --quiesce vm-1", "snapshots find its file system clean"),
         ],
         hidden: false,
         run: map,
@@ -62,14 +99,10 @@ pub const COMMANDS: &[CommandSpec] = &[
         words: &["device", "unmap"],
         aliases: &[&["unmap"]],
         about: "Unmap a rbd device.",
-        positionals: &[Positional::one(
-            "image-or-snap-or-device-spec",
-            "image, snapshot, or device specification \
-             ([<pool-name>/[<namespace>/]]<image-name>[@<snap-name>] or <device-path>)",
-        )],
+        positionals: &[SPEC_OR_DEVICE],
         options: &[TYPE, options::SNAP, UNMAP],
         examples: &[
-            ("device unmap /dev/nbd0", ""),
+            ("device unmap /dev/nbd0", "by device, or a partition of it, or a link to it"),
             ("device unmap vm-1", "by image"),
             ("device unmap -o force vm-1", "though it is mounted; what was not synced is lost"),
         ],
@@ -81,10 +114,23 @@ pub const COMMANDS: &[CommandSpec] = &[
         aliases: &[],
         about: "Serve a device again whose server has died.",
         positionals: &[IMAGE_OR_SNAP_SPEC],
-        options: &[TYPE, options::SNAP, DEVICE, MAP, &[options::MAP_MEMORY]],
+        options: &[TYPE, options::SNAP, ATTACH, MAP, &[options::MAP_MEMORY]],
         examples: &[("device attach --device /dev/nbd0 vm-1", "without unmounting it")],
         hidden: false,
         run: attach,
+    },
+    CommandSpec {
+        words: &["device", "detach"],
+        aliases: &[],
+        about: "End the server of a device and keep the device.",
+        positionals: &[SPEC_OR_DEVICE],
+        options: &[TYPE, options::SNAP, DETACH],
+        examples: &[(
+            "device detach /dev/nbd0",
+            "its users wait until 'device attach' gives it another server",
+        )],
+        hidden: false,
+        run: detach,
     },
     CommandSpec {
         words: &["device", "server"],
@@ -96,10 +142,28 @@ pub const COMMANDS: &[CommandSpec] = &[
         hidden: true,
         run: serve_device,
     },
+    CommandSpec {
+        words: &["device", "quiesce"],
+        aliases: &[],
+        about: "Freeze or thaw what is mounted from a device; the default quiesce hook.",
+        positionals: &[
+            Positional::one("device", "device"),
+            Positional::one("action", "quiesce or unquiesce"),
+        ],
+        options: &[],
+        examples: &[],
+        hidden: true,
+        run: quiesce,
+    },
 ];
 
 fn serve_device(_session: &Session, _args: &Args) -> Outcome {
     devices::serve()
+}
+
+fn quiesce(_session: &Session, args: &Args) -> Outcome {
+    let device = args.positional(0).unwrap_or_default();
+    devices::quiesce(Path::new(device), args.positional(1).unwrap_or_default())
 }
 
 /// `nbd` or `fuse`; what other names mean is what the machine has.
@@ -112,12 +176,14 @@ fn kind(args: &Args) -> Outcome<Option<Driver>> {
     }
 }
 
-fn list(_session: &Session, args: &Args) -> Outcome {
+fn list(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
-    kind(args)?;
-    let mapped = devices::list()?;
-    let document = || ("devices", Node::array("device", mapped.iter().map(node)));
-    format.print(|| table(&mapped), document)
+    let kind = kind(args)?;
+    let mut mapped = devices::list(session)?;
+    mapped.retain(|m| kind.is_none_or(|kind| m.driver == kind));
+    let rows = Rows { program: session.program, kind };
+    let document = || ("devices", Node::array("device", mapped.iter().map(|m| rows.node(m))));
+    format.print(|| rows.table(&mapped), document)
 }
 
 /// A dash stands for no snapshot.
@@ -125,31 +191,52 @@ fn shown_snap(mapped: &MappedRecord) -> &str {
     if mapped.snap.is_empty() { "-" } else { &mapped.snap }
 }
 
-fn shown_device(mapped: &MappedRecord) -> String {
-    mapped.device.display().to_string()
+/// How devices are listed.
+struct Rows {
+    program: &'static str,
+    kind: Option<Driver>,
 }
 
-fn table(mapped: &[MappedRecord]) -> String {
-    let headers = ["id", "pool", "namespace", "image", "snap", "device"];
-    let mut table =
-        headers.into_iter().fold(Table::new(), |table, name| table.column(name, Align::Left));
-    for m in mapped {
-        let (id, device) = (m.id.to_string(), shown_device(m));
-        let cells = [&id, &m.pool, &m.namespace, &m.image, shown_snap(m), &device];
-        table.row(cells.map(str::to_string).to_vec());
+impl Rows {
+    fn device(&self, mapped: &MappedRecord) -> String {
+        devices::shown_device(self.program, self.kind, &mapped.device, mapped.names.node())
     }
-    table.render()
-}
 
-fn node(mapped: &MappedRecord) -> Node {
-    Node::Object(vec![
-        ("id", mapped.id.to_string().as_str().into()),
-        ("pool", mapped.pool.as_str().into()),
-        ("namespace", mapped.namespace.as_str().into()),
-        ("name", mapped.image.as_str().into()),
-        ("snap", shown_snap(mapped).into()),
-        ("device", shown_device(mapped).as_str().into()),
-    ])
+    /// `rbd-nbd` lists cookies, the kernel's driver has none.
+    fn shows_cookies(&self) -> bool {
+        self.kind == Some(Driver::Nbd)
+    }
+
+    fn table(&self, mapped: &[MappedRecord]) -> String {
+        let cookie = self.shows_cookies().then_some("cookie");
+        let headers = ["id", "pool", "namespace", "image", "snap", "device"];
+        let mut table = headers
+            .into_iter()
+            .chain(cookie)
+            .fold(Table::new(), |table, name| table.column(name, Align::Left));
+        for m in mapped {
+            let (id, device) = (m.id.to_string(), self.device(m));
+            let cells = [&id, &m.pool, &m.namespace, &m.image, shown_snap(m), &device];
+            let cookie = cookie.map(|_| m.cookie.as_str());
+            table.row(cells.into_iter().chain(cookie).map(str::to_string).collect());
+        }
+        table.render()
+    }
+
+    fn node(&self, mapped: &MappedRecord) -> Node {
+        let mut members: Vec<(&'static str, Node)> = vec![
+            ("id", mapped.id.to_string().as_str().into()),
+            ("pool", mapped.pool.as_str().into()),
+            ("namespace", mapped.namespace.as_str().into()),
+            ("name", mapped.image.as_str().into()),
+            ("snap", shown_snap(mapped).into()),
+            ("device", self.device(mapped).as_str().into()),
+        ];
+        if self.shows_cookies() {
+            members.push(("cookie", mapped.cookie.as_str().into()));
+        }
+        Node::Object(members)
+    }
 }
 
 fn map(session: &Session, args: &Args) -> Outcome {
@@ -163,108 +250,104 @@ fn attach(session: &Session, args: &Args) -> Outcome {
 fn map_to(session: &Session, args: &Args, device: Option<&str>) -> Outcome {
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP)?;
     let kind = kind(args)?;
-    let read_only = read_only(args)?;
+    let given = MapOptions::of(args)?;
     let image = session.find(&target)?;
     if !target.snap.is_empty() {
         image.snapshot(&target.snap)?;
     }
-    let request =
-        devices::Request { image: &image, target: &target, read_only, driver: kind, device };
-    out(&format!("{}\n", devices::map(session, &request)?))
-}
-
-/// `--read-only`, or `ro` among the options.
-fn read_only(args: &Args) -> Outcome<bool> {
-    let mut read_only = args.flag("read-only");
-    let given = args.text("options").unwrap_or_default();
-    for option in given.split(',').filter(|option| !option.is_empty()) {
-        match option {
-            "ro" | "read_only" => read_only = true,
-            "rw" => read_only = false,
-            // Tuning of the Ceph client, of no meaning here.
-            "exclusive" | "noshare" | "share" | "nocrc" | "crc" => {}
-            other => {
-                return Err(Failure::invalid(format!("unknown map option '{other}'"))
-                    .then("couldn't parse map options"));
-            }
-        }
+    let request = devices::Request {
+        image: &image,
+        target: &target,
+        read_only: given.read_only,
+        driver: kind,
+        device,
+        cookie: given.cookie.as_deref(),
+        force: args.flag("force"),
+        quiesce: match (given.quiesce, given.quiesce_hook) {
+            (false, _) => Quiesce::No,
+            (true, None) => Quiesce::Freeze,
+            (true, Some(hook)) => Quiesce::Hook(hook_path(&hook)?),
+        },
+        reattach_timeout_s: given.reattach_timeout_s.unwrap_or(devices::REATTACH_TIMEOUT_S),
+    };
+    let mapped = devices::map(session, &request)?;
+    let mut line = devices::shown_device(session.program, kind, &mapped.device, mapped.node);
+    if given.show_cookie {
+        line.push_str(&format!(" {}", mapped.cookie));
     }
-    Ok(read_only)
+    out(&format!("{line}\n"))
 }
 
-/// `force` among the options.
-fn force(args: &Args) -> Outcome<bool> {
-    let given = args.text("options").unwrap_or_default();
-    match given.split(',').find(|option| !matches!(*option, "" | "force")) {
-        None => Ok(given.contains("force")),
-        Some(other) => Err(Failure::invalid(format!("unknown unmap option '{other}'"))
-            .then("couldn't parse unmap options")),
+/// The server runs in another directory: a hook named by a path is looked for from here.
+fn hook_path(hook: &str) -> Outcome<PathBuf> {
+    if !hook.contains('/') {
+        return Ok(PathBuf::from(hook));
     }
+    std::fs::canonicalize(hook).map_err(|e| Failure::io(format!("cannot find '{hook}'"), &e))
 }
 
-fn unmap(_session: &Session, args: &Args) -> Outcome {
+fn unmap(session: &Session, args: &Args) -> Outcome {
     kind(args)?;
-    let force = force(args)?;
-    let path = args.positional(0).filter(|text| text.starts_with("/dev/"));
-    if let Some(path) = path {
-        let found = devices::list()?.into_iter().find(|m| m.device.as_os_str() == path);
-        let mapped = found.ok_or_else(|| not_a_device(path))?;
-        return devices::unmap(&mapped, force);
+    let force = map_options::force(args)? || args.flag("force");
+    devices::unmap(&mapped(session, args, "unmap")?, force)
+}
+
+fn detach(session: &Session, args: &Args) -> Outcome {
+    kind(args)?;
+    MapOptions::of(args)?;
+    devices::detach(&mapped(session, args, "detach")?)
+}
+
+/// The device that the command line names, by a path or by what it shows.
+fn mapped(session: &Session, args: &Args, command: &str) -> Outcome<MappedRecord> {
+    if let Some(path) = args.positional(0).filter(|text| text.starts_with('/')) {
+        let found = devices::find_device(session, path)?;
+        return found.ok_or_else(|| not_a_device(path, command));
     }
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP.optional())?;
     if target.image.is_empty() {
-        return Err(Failure::invalid("unmap requires either image name or device path"));
+        let message = format!("{command} requires either image name or device path");
+        return Err(Failure::invalid(message));
     }
-    let found = devices::list()?.into_iter().find(|mapped| shows(mapped, &target));
-    let mapped = found.ok_or_else(|| not_mapped(&target))?;
-    devices::unmap(&mapped, force)
+    devices::find(session, &target)?.ok_or_else(|| not_mapped(&target, command))
 }
 
-fn shows(mapped: &MappedRecord, target: &Target) -> bool {
-    let of_device = (&mapped.pool, &mapped.namespace, &mapped.image, &mapped.snap);
-    let pool = target.pool_or_default().to_string();
-    of_device == (&pool, &target.namespace, &target.image, &target.snap)
-}
-
-fn not_a_device(path: &str) -> Failure {
+fn not_a_device(path: &str, command: &str) -> Failure {
     use std::os::unix::fs::FileTypeExt;
     let block = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
     let what = if block { "is not a mapped device" } else { "is not a block device" };
-    unmap_failed(format!("'{path}' {what}"))
+    command_failed(format!("'{path}' {what}"), command)
 }
 
-fn not_mapped(target: &Target) -> Failure {
+fn not_mapped(target: &Target, command: &str) -> Failure {
     let pool = target.pool_or_default();
     let name = spec::show(pool, &target.namespace, &target.image, &target.snap);
-    unmap_failed(format!("{name}: not a mapped image or snapshot"))
+    command_failed(format!("{name}: not a mapped image or snapshot"), command)
 }
 
-fn unmap_failed(why: String) -> Failure {
-    Failure::invalid(why).then(format!("unmap failed: ({EINVAL}) {}", strerror(EINVAL)))
+fn command_failed(why: String, command: &str) -> Failure {
+    Failure::invalid(why).then(format!("{command} failed: ({EINVAL}) {}", strerror(EINVAL)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn record(id: u32, namespace: &str, image: &str, snap: &str) -> MappedRecord {
+        let json = serde_json::json!({
+            "id": id, "pid": 1, "boot": "", "store": "/store", "pool": "rbd", "namespace": namespace,
+            "image": image, "image_number": 1, "snap": snap, "snap_number": 0,
+            "device": format!("/dev/nbd{id}"), "driver": "nbd", "read_only": false, "label": "",
+            "cookie": "vol", "names": {"directory": "/dev", "node": format!("rbd{id}"), "link": null},
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
     #[test]
     fn the_table_is_rbds() {
-        let mapped = |id: u32, namespace: &str, image: &str, snap: &str| MappedRecord {
-            id,
-            pid: 1,
-            started_ticks: 1,
-            store: "/store".into(),
-            pool: "rbd".into(),
-            namespace: namespace.into(),
-            image: image.into(),
-            snap: snap.into(),
-            device: format!("/dev/rbd{id}").into(),
-            driver: Driver::Nbd,
-            read_only: false,
-            mount_directory: "/run/marcot/0.mount".into(),
-        };
+        let rows = Rows { program: "rbd", kind: None };
         assert_eq!(
-            table(&[mapped(0, "", "img", ""), mapped(10, "ns1", "long-name", "snap1")]),
+            rows.table(&[record(0, "", "img", ""), record(10, "ns1", "long-name", "snap1")]),
             "id  pool  namespace  image      snap   device    \n\
              0   rbd              img        -      /dev/rbd0 \n\
              10  rbd   ns1        long-name  snap1  /dev/rbd10\n"
@@ -272,10 +355,18 @@ mod tests {
     }
 
     #[test]
+    fn the_kernels_name_is_shown_by_marcot_and_to_who_asks_for_nbd() {
+        let shown = |program, kind| Rows { program, kind }.table(&[record(0, "", "a", "")]);
+        assert!(shown("marcot", None).contains("/dev/nbd0"));
+        let nbd = shown("rbd", Some(Driver::Nbd));
+        assert!(nbd.contains("/dev/nbd0") && nbd.contains("cookie") && nbd.contains("vol"), "{nbd}");
+    }
+
+    #[test]
     fn what_is_not_mapped_is_said_in_rbds_words() {
         let target = Target { image: "a".into(), ..Target::default() };
         assert_eq!(
-            not_mapped(&target).render("rbd"),
+            not_mapped(&target, "unmap").render("rbd"),
             "rbd: rbd/a: not a mapped image or snapshot\n\
              rbd: unmap failed: (22) Invalid argument\n"
         );

@@ -4,6 +4,8 @@
 //! background work its share. Sources that still have complete requests after their turn are
 //! remembered in `again` and keep the next wait from sleeping.
 
+mod attend;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use marcot::command::{READ_BYTES_MAX, Watcher};
 use marcot::{BlockDevice, Command, Error, ErrorKind, Late, LateRead, Reply, Rested, Result};
 
 use super::HostOptions;
+use super::attendant::Attendant;
 use super::connection::Connection;
 use super::eager::Eager;
 use super::handle::{Event, Message, Shared};
@@ -83,6 +86,7 @@ pub(super) struct EventLoop {
     pacer: Pacer,
     rest: Rest,
     eager: Eager,
+    attendant: Option<Arc<dyn Attendant>>,
     /// Clients that have attached so far: the next one's part of the numbers of its reads.
     attached: u64,
     /// Where the clients are, by that.
@@ -117,6 +121,7 @@ impl EventLoop {
             pacer: Pacer::new(Instant::now()),
             rest: Rest::new(Instant::now()),
             eager: Eager::default(),
+            attendant: None,
             attached: 0,
             by_number: HashMap::new(),
             watches_late: false,
@@ -321,6 +326,7 @@ impl EventLoop {
             Message::AttachNbd(socket, settings) => self.attach(socket, settings),
             Message::Execute(command, sender) => self.commands.push((command, sender)),
             Message::SetUsage(usage) => self.parts.options.usage = usage,
+            Message::SetAttendant(attendant) => self.set_attendant(attendant),
             Message::Stop => self.begin_stop(),
         }
     }
@@ -453,11 +459,15 @@ impl EventLoop {
         {
             return Err(Error::new(ErrorKind::Invalid, "a read of more than 32 MiB at once"));
         }
-        let outcome = self.parts.device.execute(command, progress);
+        let size_bytes = self.parts.device.size_bytes();
+        let outcome = self
+            .attend_before(command)
+            .and_then(|()| self.parts.device.execute(command, progress));
         if let Err(error) = &outcome {
             self.note_failure(&Failure::from(error));
         }
         self.parts.shared.size_bytes.store(self.parts.device.size_bytes(), Ordering::Release);
+        self.attend_after(command, size_bytes);
         outcome
     }
 

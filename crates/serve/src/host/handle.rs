@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use marcot::{Command, Error, ErrorKind, Reply, Result};
 
+use super::attendant::Attendant;
 use super::local::{Completion, DeviceRequest};
 use super::operation::Failure;
 use crate::nbd::NbdConnection;
@@ -23,6 +24,8 @@ pub(super) enum Message {
     Execute(Command, Sender<Event>),
     /// How the image is used, for `status`.
     SetUsage(Option<String>),
+    /// Who is told of commands.
+    SetAttendant(Arc<dyn Attendant>),
     /// Finish what was received, flush, close.
     Stop,
 }
@@ -175,6 +178,14 @@ impl HostHandle {
     /// `Fenced` if the image is no longer served.
     pub fn set_usage(&self, usage: Option<String>) -> Result<()> {
         self.send(Message::SetUsage(usage))
+    }
+
+    /// Sets who is told of commands on the image. A command is answered when that has been done.
+    ///
+    /// # Errors
+    /// `Fenced` if the image is no longer served.
+    pub fn set_attendant(&self, attendant: Arc<dyn Attendant>) -> Result<()> {
+        self.send(Message::SetAttendant(attendant))
     }
 
     /// True once the image is no longer served.

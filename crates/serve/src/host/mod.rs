@@ -18,6 +18,7 @@
 //! - When the image becomes unusable (`Poisoned`, `Fenced`), the requests at hand are answered with
 //!   the error, all clients are disconnected, and the host ends with that error.
 
+mod attendant;
 pub(crate) mod buffer;
 mod connection;
 mod eager;
@@ -42,6 +43,7 @@ use std::thread;
 
 use marcot::{BlockDevice, Error, ErrorKind, Result};
 
+pub use attendant::Attendant;
 pub use handle::HostHandle;
 pub use local::{Completion, DeviceRequest, LOCAL_BYTES_MAX};
 

@@ -9,41 +9,66 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use marcot::{Error, ErrorKind, Result};
+
+/// Where the server finds the programs that it runs (`modprobe`, hooks).
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What of the command's environment means something to the server.
+const VARIABLES: &[&str] = &["MARCOT_DEV_DIR", "MARCOT_IO", "MARCOT_LOG"];
+/// First descriptor after standard input, output and error.
+const DESCRIPTOR_FIRST: libc::c_uint = 3;
+/// Where the kernel cannot mark all descriptors at once: as many as are marked one by one.
+const DESCRIPTORS_MAX: libc::rlim_t = 1 << 20;
 
 /// What the server says when it is ready, or has failed.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub enum Ready {
     /// It serves this device.
-    Device(String),
+    Device {
+        /// The kernel's name, such as `/dev/nbd0`.
+        device: PathBuf,
+        /// The name as a device of RBD's, where it has one.
+        node: Option<PathBuf>,
+    },
     /// It could not: errno and sentence.
     Failed(i32, String),
 }
 
 /// Starts this program again with `arguments` as a process of its own session, gives it `input`,
-/// and waits for its report.
+/// and waits for its report. Its messages go to `log`, whose path is `log_path`.
+///
+/// It lives on for long, so it gets nothing of the command's but this: no descriptors (a lock or a
+/// pipe of a script would be held for as long), no directory, and of the environment what it needs.
 ///
 /// # Errors
 /// `Io` where it cannot be started, or ends without a report; then the log tells why.
-pub fn spawn(arguments: &[&str], input: &[u8], log: &Path) -> Result<Ready> {
+pub fn spawn(arguments: &[&str], input: &[u8], log: OwnedFd, log_path: &Path) -> Result<Ready> {
     let context = |what: &str| format!("cannot {what} the process that serves the device");
     let program = std::env::current_exe().map_err(|e| Error::from_io(context("find"), e))?;
-    let log_file = File::options().create(true).append(true).open(log);
-    let log_file = log_file.map_err(|e| Error::from_io(context("log for"), e))?;
     let mut command = Command::new(program);
+    let kept = VARIABLES.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
     command
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(log_file)
+        .stderr(log)
+        .env_clear()
+        .env("PATH", SEARCH_PATH)
+        .envs(kept)
         .current_dir("/");
-    // SAFETY: between fork and exec only `setsid` is called, which is async-signal-safe.
+    // SAFETY: between fork and exec only `setsid`, `close_range`, `getrlimit` and `fcntl` are called,
+    // which are async-signal-safe system calls.
     unsafe {
-        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            close_descriptors_on_exec();
+            Ok(())
+        });
     }
     let mut child = command.spawn().map_err(|e| Error::from_io(context("start"), e))?;
     if let Some(mut stdin) = child.stdin.take() {
@@ -55,19 +80,40 @@ pub fn spawn(arguments: &[&str], input: &[u8], log: &Path) -> Result<Ready> {
         read.map_err(|e| Error::from_io(context("hear"), e))?;
     }
     serde_json::from_str(&line).map_err(|_| {
-        let message = format!("the process that serves the device ended; see {}", log.display());
+        let message =
+            format!("the process that serves the device ended; see {}", log_path.display());
         Error::new(ErrorKind::Io, message)
     })
+}
+
+/// Marks every descriptor above standard error to be closed by exec. The standard library's own, on
+/// which it tells of a failed exec, is marked so already.
+fn close_descriptors_on_exec() {
+    // SAFETY: the calls take numbers only, and change no more than a mark of descriptors.
+    unsafe {
+        let flags = libc::CLOSE_RANGE_CLOEXEC;
+        if libc::syscall(libc::SYS_close_range, DESCRIPTOR_FIRST, libc::c_uint::MAX, flags) == 0 {
+            return;
+        }
+        let mut limit = libc::rlimit { rlim_cur: DESCRIPTORS_MAX, rlim_max: DESCRIPTORS_MAX };
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        for descriptor in DESCRIPTOR_FIRST as i32..limit.rlim_cur.min(DESCRIPTORS_MAX) as i32 {
+            libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+    }
 }
 
 /// Tells the command that the device is there, and lets go of its terminal.
 ///
 /// # Errors
 /// What the operating system says.
-pub fn report_ready(device: &Path) -> Result<()> {
-    report(&Ready::Device(device.to_string_lossy().into_owned()))?;
-    let null = File::options().write(true).open("/dev/null");
-    let detached = null.and_then(|null| Ok(rustix::stdio::dup2_stdout(&null)?));
+pub fn report_ready(device: &Path, node: Option<PathBuf>) -> Result<()> {
+    report(&Ready::Device { device: device.to_owned(), node })?;
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let detached = null.and_then(|null| {
+        rustix::stdio::dup2_stdin(&null)?;
+        Ok(rustix::stdio::dup2_stdout(&null)?)
+    });
     detached.map_err(|e| Error::from_io("cannot let go of the terminal", e))
 }
 

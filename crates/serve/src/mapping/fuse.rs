@@ -28,6 +28,8 @@ const REQUESTS_MAX: u16 = 128;
 /// The loop driver closes the file a moment after the device is gone.
 const UNMOUNT_WAIT: Duration = Duration::from_millis(20);
 const UNMOUNT_ATTEMPTS: u32 = 250;
+/// A block device counts its size in these.
+const SECTOR_BYTES: u64 = 512;
 /// Bytes of the largest write that the kernel sends.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 
@@ -106,11 +108,21 @@ fn errno(error: &Error) -> Errno {
 }
 
 impl ImageFile {
+    /// Size of the file: the image's in whole sectors.
+    fn file_bytes(&self) -> u64 {
+        self.host.size_bytes().next_multiple_of(SECTOR_BYTES)
+    }
+
+    /// How many of `length` bytes at `offset` are of the image.
+    fn within_image(&self, offset: u64, length: u64) -> u64 {
+        length.min(self.host.size_bytes().saturating_sub(offset))
+    }
+
     fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
         let (kind, perm, size) = match inode {
             INodeNo::ROOT => (FileType::Directory, 0o500, 0),
-            FILE if self.read_only => (FileType::RegularFile, 0o400, self.host.size_bytes()),
-            FILE => (FileType::RegularFile, 0o600, self.host.size_bytes()),
+            FILE if self.read_only => (FileType::RegularFile, 0o400, self.file_bytes()),
+            FILE => (FileType::RegularFile, 0o600, self.file_bytes()),
             _ => return None,
         };
         let time = SystemTime::UNIX_EPOCH;
@@ -194,10 +206,16 @@ impl Filesystem for ImageFile {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let left = self.host.size_bytes().saturating_sub(offset);
-        let length = u64::from(size).min(left) as usize;
+        let asked = u64::from(size).min(self.file_bytes().saturating_sub(offset)) as usize;
+        let length = self.within_image(offset, asked as u64) as usize;
+        if length == 0 {
+            return reply.data(&vec![0; asked]);
+        }
         let done = move |outcome: Result<Vec<u8>>| match outcome {
-            Ok(bytes) => reply.data(&bytes),
+            Ok(mut bytes) => {
+                bytes.resize(asked, 0);
+                reply.data(&bytes);
+            }
             Err(error) => reply.error(errno(&error)),
         };
         self.host.submit(DeviceRequest::Read { offset, length }, Completion::new(done));
@@ -216,6 +234,10 @@ impl Filesystem for ImageFile {
         reply: ReplyWrite,
     ) {
         let length = data.len() as u32;
+        let data = &data[..self.within_image(offset, u64::from(length)) as usize];
+        if data.is_empty() {
+            return reply.written(length);
+        }
         let done = move |outcome: Result<Vec<u8>>| match outcome {
             Ok(_) => reply.written(length),
             Err(error) => reply.error(errno(&error)),
@@ -261,8 +283,11 @@ impl Filesystem for ImageFile {
         if mode & zeroes == 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let left = self.host.size_bytes().saturating_sub(offset);
-        let request = DeviceRequest::Discard { offset, length: length.min(left), fua: false };
+        let length = self.within_image(offset, length);
+        if length == 0 {
+            return reply.ok();
+        }
+        let request = DeviceRequest::Discard { offset, length, fua: false };
         self.submit(request, reply);
     }
 

@@ -137,13 +137,6 @@ impl LoopDevice {
         &self.path
     }
 
-    /// True where the file behind the device lies in `directory`.
-    pub(super) fn backing_file_is_in(&self, directory: &Path) -> bool {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let text = std::fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
-        text.is_ok_and(|t| Path::new(t.trim_end()).starts_with(directory))
-    }
-
     /// Takes over the file's size.
     pub(super) fn update_size(&self) -> io::Result<()> {
         ioctl_plain(&self.fd, LOOP_SET_CAPACITY).map(drop)

@@ -18,8 +18,13 @@ mod busy;
 mod daemon;
 mod fuse;
 mod loop_device;
+mod names;
 mod netlink;
+mod private;
+mod quiesce;
 mod registry;
+mod server_process;
+mod sysfs;
 
 use std::path::{Path, PathBuf};
 
@@ -29,13 +34,20 @@ use crate::host::HostHandle;
 
 pub use busy::{Claim, claim, is_busy};
 pub use daemon::{Ready, report_failure, report_ready, spawn};
+pub use names::{DEVICE_VARIABLE, DeviceNames, is_free, link_of, sweep as sweep_names};
 pub use netlink::available as nbd_available;
-pub use registry::{MappedRecord, Registry, started_ticks};
+pub use quiesce::{QuiesceHook, freeze, thaw};
+pub use registry::{
+    Ending, Listing, MappedRecord, RUN_VARIABLE, Registry, Reservation, Serving, boot,
+};
+pub use server_process::ServerProcess;
+pub use sysfs::{Partition, partitions, whole_device};
 
 /// Connections of a device to its image with the NBD driver.
 const NBD_CONNECTIONS: usize = 2;
-/// How long the kernel keeps requests of a device whose server died, waiting for a new one.
-const DEAD_CONNECTION_TIMEOUT_S: u64 = 3600;
+/// How long the kernel keeps requests of a device whose server died, waiting for a new one, where
+/// nothing else is asked for.
+pub const REATTACH_TIMEOUT_S: u64 = 3600;
 
 /// How a device reaches the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -60,11 +72,51 @@ pub struct MapOptions {
     pub mount_directory: PathBuf,
     /// Give a new server to this device, whose own has died.
     pub attach: Option<PathBuf>,
+    /// How long the kernel waits for a new server, with the NBD driver.
+    pub reattach_timeout_s: u64,
 }
 
 enum Kernel {
     Nbd { index: u32, label: String },
     Loop { device: loop_device::LoopDevice, mount: fuse::Mount },
+}
+
+/// Tells the kernel that an image has another size now. Holds nothing open.
+#[derive(Debug, Clone)]
+pub enum Resizer {
+    /// For a device of the NBD driver.
+    Nbd {
+        /// Its number.
+        index: u32,
+        /// The name that it was connected with.
+        label: String,
+    },
+    /// For a loop device.
+    Loop {
+        /// The device.
+        device: PathBuf,
+        /// The file behind it.
+        file: PathBuf,
+    },
+}
+
+impl Resizer {
+    /// The image has this size now. Waits perhaps for requests of the device, which others must serve.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn resized(&self, size_bytes: u64) -> Result<()> {
+        match self {
+            Self::Nbd { index, label } => netlink::resize(*index, label, size_bytes),
+            Self::Loop { device, file } => {
+                // The kernel learns the file's size when somebody asks for it.
+                let looked = std::fs::metadata(file);
+                looked
+                    .and_then(|_| loop_device::LoopDevice::open(device)?.update_size())
+                    .map_err(|e| Error::from_io("cannot resize the loop device", e))
+            }
+        }
+    }
 }
 
 /// An image that the kernel shows as a block device.
@@ -108,7 +160,7 @@ impl Mapped {
         let config = netlink::Config {
             size_bytes: host.size_bytes(),
             read_only: options.read_only || host.read_only(),
-            dead_connection_timeout_s: DEAD_CONNECTION_TIMEOUT_S,
+            dead_connection_timeout_s: options.reattach_timeout_s,
             label: &options.label,
         };
         let index = match wanted {
@@ -142,19 +194,13 @@ impl Mapped {
         }
     }
 
-    /// Tells the kernel that the image has another size now.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn resized(&self, size_bytes: u64) -> Result<()> {
+    /// What tells the kernel of another size of the image.
+    #[must_use]
+    pub fn resizer(&self) -> Resizer {
         match &self.kernel {
-            Kernel::Nbd { index, label } => netlink::resize(*index, label, size_bytes),
-            Kernel::Loop { device, mount } => {
-                // The kernel learns the file's size when somebody asks for it.
-                let looked = std::fs::metadata(mount.file());
-                looked
-                    .and_then(|_| device.update_size())
-                    .map_err(|e| Error::from_io("cannot resize the loop device", e))
+            Kernel::Nbd { index, label } => Resizer::Nbd { index: *index, label: label.clone() },
+            Kernel::Loop { mount, .. } => {
+                Resizer::Loop { device: self.device.clone(), file: mount.file() }
             }
         }
     }
@@ -191,6 +237,21 @@ impl Mapped {
     }
 }
 
+/// True where the kernel still shows the image of `record` as its device.
+#[must_use]
+pub fn is_shown(record: &MappedRecord, registry: &Registry) -> bool {
+    match record.driver {
+        // Another start of the machine: whatever has the device's number now is not ours.
+        _ if record.boot != boot() => false,
+        Driver::Nbd => {
+            let label = sysfs::nbd_label(&record.device);
+            label.is_some_and(|label| label.is_empty() || label == record.label)
+        }
+        Driver::Fuse => sysfs::backing_file(&record.device)
+            .is_some_and(|file| file.starts_with(registry.mount_directory(record.id))),
+    }
+}
+
 fn nbd_index(device: &Path) -> Result<u32> {
     let digits = device.to_str().and_then(|d| d.strip_prefix("/dev/nbd"));
     digits.and_then(|d| d.parse().ok()).ok_or_else(|| {
@@ -199,30 +260,47 @@ fn nbd_index(device: &Path) -> Result<u32> {
     })
 }
 
-/// Clears up after a server that died: loop device and FUSE mount, or the NBD connection. With
+/// Clears what a server that ended before it wrote its record left in its mount directory.
+///
+/// # Errors
+/// `Io`.
+pub fn clear_mount(mount_directory: &Path) -> Result<()> {
+    for device in sysfs::loop_devices_of(mount_directory) {
+        let detached =
+            loop_device::LoopDevice::open(&device).and_then(|d| d.detach_when_unused());
+        detached.map_err(|e| Error::from_io("cannot detach a loop device", e))?;
+    }
+    fuse::unmount_dead(mount_directory)
+}
+
+/// Clears up after a server that died: names, loop device and FUSE mount, or the NBD connection. With
 /// `force` also where the device is in use; a loop device is free then when its last user has gone.
+/// A device that shows something else by now is left alone.
 ///
 /// # Errors
 /// `Busy` where the device is in use; `Io`.
-pub fn clear(record: &MappedRecord, force: bool) -> Result<()> {
+pub fn clear(record: &MappedRecord, registry: &Registry, force: bool) -> Result<()> {
+    let mount_directory = registry.mount_directory(record.id);
+    if !is_shown(record, registry) {
+        record.names.remove(&record.device);
+        return fuse::unmount_dead(&mount_directory);
+    }
     let claim = claim(&record.device);
     if claim.is_none() && !force {
         let message = format!("{} is in use", record.device.display());
         return Err(Error::new(ErrorKind::Busy, message));
     }
+    record.names.remove(&record.device);
     match record.driver {
         Driver::Nbd => netlink::disconnect(nbd_index(&record.device)?),
         Driver::Fuse => {
-            if let Ok(device) = loop_device::LoopDevice::open(&record.device)
-                && device.backing_file_is_in(&record.mount_directory)
-            {
-                let detached = match claim {
-                    Some(claim) if !force => device.detach(claim),
-                    _ => device.detach_when_unused(),
-                };
-                detached.map_err(|e| Error::from_io("cannot detach the loop device", e))?;
-            }
-            fuse::unmount_dead(&record.mount_directory)
+            let device = loop_device::LoopDevice::open(&record.device);
+            let detached = device.and_then(|device| match claim {
+                Some(claim) if !force => device.detach(claim),
+                _ => device.detach_when_unused(),
+            });
+            detached.map_err(|e| Error::from_io("cannot detach the loop device", e))?;
+            fuse::unmount_dead(&mount_directory)
         }
     }
 }

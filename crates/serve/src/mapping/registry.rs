@@ -1,134 +1,271 @@
-//! Which devices this machine has: one small file a device in a run directory.
+//! Which devices this machine has: one small file a device, in a directory of the user's own.
 //!
-//! A record tells which process serves the device. Its start time goes with its number, so that a
-//! number given to another process is not mistaken.
+//! ```text
+//!   N.json   the device        N.lock   held by the process that serves it, and, by another kind of
+//!   N.log    its messages               lock, by a command that is making, attaching or clearing it
+//!   N.mount  its FUSE mount    N.force, N.detach   how that process is to end
+//! ```
+//!
+//! Invariants:
+//! - Nothing in the directory is believed unless directory and file are this user's alone
+//!   (module `private`), and a record only where it makes sense.
+//! - A process is ended because it holds the lock, never because a record gives its number.
 
-use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use marcot::{Error, Result};
+use marcot::{Error, ErrorKind, Result};
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
 
 use super::Driver;
+use super::names::DeviceNames;
+use super::private::PrivateDirectory;
+use super::server_process::{self, ServerProcess};
 
 /// Overrides the run directory.
-const RUN_VARIABLE: &str = "MARCOT_RUN_DIR";
+pub const RUN_VARIABLE: &str = "MARCOT_RUN_DIR";
+const REMEDY: &str = "remove it, or set MARCOT_RUN_DIR to a directory of your own";
+/// Devices of one user. The kernel has fewer.
+const DEVICES_MAX: u32 = 1 << 16;
+/// A record is a few names and numbers.
+const RECORD_BYTES_MAX: u64 = 64 << 10;
 
 /// A mapped device.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MappedRecord {
     /// Number among the devices of this machine.
     pub id: u32,
-    /// Process that serves it.
+    /// Process that served it when this was written, for people.
     pub pid: u32,
-    /// When that process began, in clock ticks since boot.
-    pub started_ticks: u64,
+    /// Which start of the machine it belongs to.
+    pub boot: String,
     /// The store's directory.
     pub store: PathBuf,
     /// Pool of the image.
     pub pool: String,
     /// Namespace; empty for the default one.
     pub namespace: String,
-    /// Image.
+    /// Image, by the name it had when this was written.
     pub image: String,
+    /// Its number in the pool, which no renaming changes.
+    pub image_number: u64,
     /// Snapshot; empty for the image itself.
     pub snap: String,
+    /// Its number in the image; 0 for the image itself.
+    pub snap_number: u64,
     /// Device.
     pub device: PathBuf,
     /// How it reaches the kernel.
     pub driver: Driver,
     /// Nobody can write through it.
     pub read_only: bool,
-    /// Where the FUSE file is, or would be.
-    pub mount_directory: PathBuf,
+    /// What the kernel calls it; stays when the image is renamed.
+    pub label: String,
+    /// What the user wants to know the device by.
+    pub cookie: String,
+    /// Its names as a device of RBD's.
+    pub names: DeviceNames,
 }
 
 impl MappedRecord {
-    /// True while the process that serves the device lives.
-    #[must_use]
-    pub fn alive(&self) -> bool {
-        started_ticks(self.pid).is_some_and(|ticks| ticks == self.started_ticks)
+    /// Why it cannot be what this program wrote as record `id`.
+    fn nonsense(&self, id: u32) -> Option<&'static str> {
+        let kernel_name = |prefix: &str| {
+            let number = self.device.to_str().and_then(|d| d.strip_prefix(prefix));
+            number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let device = match self.driver {
+            Driver::Nbd => kernel_name("/dev/nbd"),
+            Driver::Fuse => kernel_name("/dev/loop"),
+        };
+        if self.id != id {
+            Some("is the record of another device")
+        } else if !device {
+            Some("names no device of this program")
+        } else if self.pool.is_empty() || self.image.is_empty() {
+            Some("names no image")
+        } else if !self.store.is_absolute() {
+            Some("names no store")
+        } else {
+            None
+        }
     }
 }
 
-/// When a process began; `None` where there is none. Field 22 of `/proc/PID/stat`.
-#[must_use]
-pub fn started_ticks(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything; the state follows it.
-    let (_, rest) = text.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+/// What the registry holds.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The devices, by number.
+    pub records: Vec<MappedRecord>,
+    /// Why files that should be records were left out.
+    pub refused: Vec<Error>,
 }
+
+/// A number that no other command takes while this exists.
+#[derive(Debug)]
+pub struct Reservation {
+    /// The number.
+    pub id: u32,
+    #[expect(dead_code, reason = "closing it gives the number back")]
+    lock: OwnedFd,
+}
+
+/// A device that this process serves; it lets go of it by ending.
+pub struct Serving(#[expect(dead_code, reason = "the lock is held while it is open")] OwnedFd);
 
 /// The records of mapped devices.
 pub struct Registry {
-    directory: PathBuf,
+    directory: PrivateDirectory,
 }
 
 impl Registry {
     /// The run directory: `MARCOT_RUN_DIR`, else `/run/marcot` for root, else below
-    /// `XDG_RUNTIME_DIR`.
+    /// `XDG_RUNTIME_DIR` or `/run/user`, else in the user's state directory.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// `PermissionDenied` for a directory that is not this user's alone; `NotFound` where there is
+    /// no place for one; what the operating system says.
     pub fn open() -> Result<Self> {
-        let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let directory = match set(RUN_VARIABLE) {
-            Some(directory) => directory,
-            None if rustix::process::geteuid().is_root() => PathBuf::from("/run/marcot"),
-            None => set("XDG_RUNTIME_DIR").unwrap_or_else(std::env::temp_dir).join("marcot"),
-        };
+        let directory = run_directory()?;
         let directory = std::path::absolute(&directory).unwrap_or(directory);
-        std::fs::create_dir_all(&directory).map_err(|e| failed(&directory, e))?;
-        Ok(Self { directory })
+        Self::open_in(&directory)
     }
 
-    /// All records, by number. What cannot be read is left out.
+    /// The registry in `directory`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_in(directory: &Path) -> Result<Self> {
+        Ok(Self { directory: PrivateDirectory::open(directory, REMEDY)? })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// All records.
+    ///
+    /// # Errors
+    /// What the operating system says of the directory.
+    pub fn list(&self) -> Result<Listing> {
+        let mut listing = Listing::default();
+        for name in self.directory.names()? {
+            let id = name.strip_suffix(".json").and_then(|n| n.parse().ok());
+            let Some(id) = id.filter(|id| record_name(*id) == name) else { continue };
+            match self.read(id) {
+                Ok(record) => listing.records.extend(record),
+                Err(error) => listing.refused.push(error),
+            }
+        }
+        listing.records.sort_by_key(|r| r.id);
+        Ok(listing)
+    }
+
+    /// The record of a number, if there is one.
+    ///
+    /// # Errors
+    /// `Invalid` where it makes no sense, `PermissionDenied` where it may be somebody else's.
+    pub fn read(&self, id: u32) -> Result<Option<MappedRecord>> {
+        let name = record_name(id);
+        let Some(bytes) = self.directory.read(&name, RECORD_BYTES_MAX)? else { return Ok(None) };
+        let refused = |why: &str| {
+            let path = self.directory.path().join(&name);
+            Error::new(ErrorKind::Invalid, format!("{} {why}", path.display()))
+        };
+        let record: MappedRecord = serde_json::from_slice(&bytes)
+            .map_err(|_| refused("is no record of a mapped device"))?;
+        match record.nonsense(id) {
+            Some(why) => Err(refused(why)),
+            None => Ok(Some(record)),
+        }
+    }
+
+    /// Takes the lowest number that is free, here and by `is_free`.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn list(&self) -> Result<Vec<MappedRecord>> {
-        let mut records = Vec::new();
-        for entry in std::fs::read_dir(&self.directory).map_err(|e| failed(&self.directory, e))? {
-            let path = entry.map_err(|e| failed(&self.directory, e))?.path();
-            if path.extension().is_some_and(|e| e == "json")
-                && let Ok(bytes) = std::fs::read(&path)
-                && let Ok(record) = serde_json::from_slice::<MappedRecord>(&bytes)
-            {
-                records.push(record);
+    pub fn reserve(&self, is_free: impl Fn(u32) -> bool) -> Result<Reservation> {
+        for id in 0..DEVICES_MAX {
+            if self.directory.has(&record_name(id)) || !is_free(id) {
+                continue;
             }
+            let Some(reservation) = self.hold(id)? else { continue };
+            if self.directory.has(&record_name(id)) || self.server(id)?.is_some() {
+                continue;
+            }
+            self.directory.remove(&flag_name(id, Ending::Force));
+            self.directory.remove(&flag_name(id, Ending::Detach));
+            return Ok(reservation);
         }
-        records.sort_by_key(|r| r.id);
-        Ok(records)
+        Err(Error::new(ErrorKind::NoSpace, "no number is free for another device"))
     }
 
-    /// Takes the lowest free number, with an empty directory for its mount.
+    /// Keeps other commands from a number; `None` where one is at work on it.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn reserve(&self) -> Result<(u32, PathBuf)> {
-        for id in 0.. {
-            let directory = self.directory.join(format!("{id}.mount"));
-            match std::fs::create_dir(&directory) {
-                Ok(()) => return Ok((id, directory)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed(&directory, error)),
-            }
+    pub fn hold(&self, id: u32) -> Result<Option<Reservation>> {
+        let lock = self.directory.open_or_create(&lock_name(id), OFlags::empty())?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Reservation { id, lock })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(Error::from_io("cannot lock a device's record", error.into())),
         }
-        unreachable!("the numbers of devices do not run out before the directory is full")
     }
 
-    fn path(&self, id: u32) -> PathBuf {
-        self.directory.join(format!("{id}.json"))
+    /// The process that serves a device. Not to be asked by that process itself, which would lose
+    /// its lock.
+    ///
+    /// # Errors
+    /// `Busy` where it cannot be reached from here; what the operating system says.
+    pub fn server(&self, id: u32) -> Result<Option<ServerProcess>> {
+        match self.directory.open_file(&lock_name(id), OFlags::RDONLY)? {
+            None => Ok(None),
+            Some(lock) => ServerProcess::holding(&lock),
+        }
     }
 
-    /// File for the messages of the process that serves the device.
+    /// Makes this process the one that serves a device.
+    ///
+    /// # Errors
+    /// `Busy` while another one does.
+    pub fn serve(&self, id: u32) -> Result<Serving> {
+        let lock = self.directory.open_or_create(&lock_name(id), OFlags::empty())?;
+        if server_process::hold(&lock)? {
+            return Ok(Serving(lock));
+        }
+        Err(Error::new(ErrorKind::Busy, "another process serves the device"))
+    }
+
+    /// Where the FUSE file of a device is, or would be.
+    #[must_use]
+    pub fn mount_directory(&self, id: u32) -> PathBuf {
+        self.directory.path().join(mount_name(id))
+    }
+
+    /// Makes that directory.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn make_mount_directory(&self, id: u32) -> Result<PathBuf> {
+        self.directory.make_directory(&mount_name(id))
+    }
+
+    /// Path of the file for the messages of the process that serves a device.
     #[must_use]
     pub fn log_path(&self, id: u32) -> PathBuf {
-        self.directory.join(format!("{id}.log"))
+        self.directory.path().join(log_name(id))
+    }
+
+    /// That file, opened for appending.
+    ///
+    /// # Errors
+    /// `PermissionDenied` for what is not a plain file of ours.
+    pub fn open_log(&self, id: u32) -> Result<OwnedFd> {
+        self.directory.open_or_create(&log_name(id), OFlags::APPEND)
     }
 
     /// Writes a record, whole or not at all.
@@ -136,60 +273,109 @@ impl Registry {
     /// # Errors
     /// What the operating system says.
     pub fn write(&self, record: &MappedRecord) -> Result<()> {
-        let path = self.path(record.id);
-        let temporary = path.with_extension("tmp");
         let bytes = serde_json::to_vec_pretty(record).unwrap_or_default();
-        std::fs::write(&temporary, bytes)
-            .and_then(|()| std::fs::rename(&temporary, &path))
-            .map_err(|e| failed(&path, e))
+        self.directory.write(&record_name(record.id), &bytes)
     }
 
-    fn force_path(&self, id: u32) -> PathBuf {
-        self.directory.join(format!("{id}.force"))
-    }
-
-    /// Tells the process that serves a device not to wait until nobody uses it, once it is told to
-    /// end.
+    /// Tells the process that serves a device how to end, once it is told to end.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn allow_force(&self, id: u32) -> Result<()> {
-        let path = self.force_path(id);
-        std::fs::write(&path, b"").map_err(|e| failed(&path, e))
+    pub fn set_ending(&self, id: u32, ending: Ending) -> Result<()> {
+        self.directory.write(&flag_name(id, ending), b"")
     }
 
-    /// True where [`Self::allow_force`] was called.
+    /// True where [`Self::set_ending`] was called.
     #[must_use]
-    pub fn force_allowed(&self, id: u32) -> bool {
-        self.force_path(id).exists()
+    pub fn ends_by(&self, id: u32, ending: Ending) -> bool {
+        self.directory.has(&flag_name(id, ending))
+    }
+
+    /// Takes back what [`Self::set_ending`] told.
+    pub fn clear_endings(&self, id: u32) {
+        self.directory.remove(&flag_name(id, Ending::Force));
+        self.directory.remove(&flag_name(id, Ending::Detach));
     }
 
     /// Gives a number back. The log stays if it says something.
     pub fn remove(&self, id: u32) {
-        // What is missing is removed already.
-        let _ = std::fs::remove_file(self.path(id));
-        let _ = std::fs::remove_file(self.force_path(id));
-        let log = self.log_path(id);
-        if std::fs::metadata(&log).is_ok_and(|m| m.len() == 0) {
-            let _ = std::fs::remove_file(&log);
+        self.clear_endings(id);
+        let log = self.directory.open_file(&log_name(id), OFlags::RDONLY).ok().flatten();
+        if log.is_some_and(|log| rustix::fs::fstat(&log).is_ok_and(|s| s.st_size == 0)) {
+            self.directory.remove(&log_name(id));
         }
-        let _ = std::fs::remove_dir(self.directory.join(format!("{id}.mount")));
+        self.directory.remove_directory(&mount_name(id));
+        // Last: from then on another device may have the number.
+        self.directory.remove(&record_name(id));
     }
 }
 
-fn failed(path: &Path, error: io::Error) -> Error {
-    Error::from_io(format!("cannot use {}", path.display()), error)
+/// How a server ends, if not by waiting until nobody uses its device and taking it away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The device is taken from whoever uses it.
+    Force,
+    /// The device stays, for another server.
+    Detach,
+}
+
+fn record_name(id: u32) -> String {
+    format!("{id}.json")
+}
+
+fn lock_name(id: u32) -> String {
+    format!("{id}.lock")
+}
+
+fn log_name(id: u32) -> String {
+    format!("{id}.log")
+}
+
+fn mount_name(id: u32) -> String {
+    format!("{id}.mount")
+}
+
+fn flag_name(id: u32, ending: Ending) -> String {
+    match ending {
+        Ending::Force => format!("{id}.force"),
+        Ending::Detach => format!("{id}.detach"),
+    }
+}
+
+/// Which start of the machine this is; empty where the kernel does not tell.
+#[must_use]
+pub fn boot() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim_end().to_owned()
+}
+
+fn run_directory() -> Result<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(directory) = set(RUN_VARIABLE) {
+        return Ok(directory);
+    }
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return Ok(PathBuf::from("/run/marcot"));
+    }
+    if let Some(directory) = set("XDG_RUNTIME_DIR").filter(|d| d.is_absolute()) {
+        return Ok(directory.join("marcot"));
+    }
+    let of_user = PathBuf::from(format!("/run/user/{}", user.as_raw()));
+    if of_user.is_dir() {
+        return Ok(of_user.join("marcot"));
+    }
+    // Never a directory that everybody can write to, such as /tmp: another user may come first. A
+    // home directory may be of several machines, and a device is of one.
+    let state = set("XDG_STATE_HOME").filter(|d| d.is_absolute());
+    let state = state.or_else(|| Some(set("HOME")?.join(".local/state")));
+    let host = rustix::system::uname().nodename().to_string_lossy().replace('/', "_");
+    state.map(|state| state.join("marcot").join(format!("devices-{host}"))).ok_or_else(|| {
+        let message = "there is no place for the records of devices: set XDG_RUNTIME_DIR or HOME";
+        Error::new(ErrorKind::NotFound, message)
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_known_by_its_number_and_start() {
-        let own = std::process::id();
-        let ticks = started_ticks(own).expect("this process lives");
-        assert!(ticks > 0);
-        assert_eq!(started_ticks(u32::MAX), None);
-    }
-}
+#[path = "registry_tests.rs"]
+mod tests;

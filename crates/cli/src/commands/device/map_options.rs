@@ -1,0 +1,183 @@
+//! Device specific options (`-o`): those of RBD's kernel driver and of `rbd-nbd`.
+//!
+//! Most tune a client of a cluster and mean nothing here. They are accepted, so that scripts run
+//! unchanged; what nobody knows is refused, as `rbd` does.
+
+use crate::args::Args;
+use crate::failure::{Failure, Outcome};
+
+/// Without a value, and without a meaning here.
+const IGNORED: &[&str] = &[
+    "abort_on_full",
+    "cephx_require_signatures",
+    "cephx_sign_messages",
+    "crc",
+    "exclusive",
+    "lock_on_read",
+    "nocephx_require_signatures",
+    "nocephx_sign_messages",
+    "nocrc",
+    "noshare",
+    "notcp_nodelay",
+    "notrim",
+    "noudev",
+    "rxbounce",
+    "share",
+    "tcp_nodelay",
+    "try-netlink",
+    "udev",
+];
+/// The same with a value.
+const IGNORED_WITH_VALUE: &[&str] = &[
+    "alloc_size",
+    "compression_hint",
+    "crush_location",
+    "fsid",
+    "io-timeout",
+    "ip",
+    "lock_timeout",
+    "max_part",
+    "mount_timeout",
+    "ms_mode",
+    "nbds_max",
+    "osd_idle_ttl",
+    "osd_request_timeout",
+    "osdkeepalive",
+    "queue_depth",
+    "read_from_replica",
+    "timeout",
+];
+/// Settings of the RBD client, with or without a value.
+const IGNORED_PREFIXES: &[&str] = &["rbd_", "norbd_"];
+
+/// What the options of `map` and `attach` come to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct MapOptions {
+    /// Nobody may write.
+    pub read_only: bool,
+    /// Print the cookie.
+    pub show_cookie: bool,
+    /// What to know the device by.
+    pub cookie: Option<String>,
+    /// Quiet the device's users while a snapshot is taken.
+    pub quiesce: bool,
+    /// By this program.
+    pub quiesce_hook: Option<String>,
+    /// Seconds to wait for another server.
+    pub reattach_timeout_s: Option<u64>,
+}
+
+impl MapOptions {
+    /// Those of a command line; what `-o` says counts more than other options.
+    pub fn of(args: &Args) -> Outcome<Self> {
+        let mut options = Self {
+            read_only: args.flag("read-only"),
+            show_cookie: args.flag("show-cookie"),
+            cookie: args.text("cookie").map(ToOwned::to_owned),
+            quiesce: args.flag("quiesce"),
+            quiesce_hook: args.text("quiesce-hook").map(ToOwned::to_owned),
+            reattach_timeout_s: args.integer("reattach-timeout"),
+        };
+        for option in given(args) {
+            options.take(option)?;
+        }
+        Ok(options)
+    }
+
+    fn take(&mut self, option: &str) -> Outcome {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, None),
+        };
+        let text = || {
+            let value = value.filter(|value| !value.is_empty());
+            value.ok_or_else(|| refused(format!("{name} option requires a value")))
+        };
+        match name {
+            "ro" | "read_only" | "read-only" => self.read_only = true,
+            "rw" => self.read_only = false,
+            "show-cookie" => self.show_cookie = true,
+            "cookie" => self.cookie = Some(text()?.to_owned()),
+            "quiesce" => self.quiesce = true,
+            "quiesce-hook" => self.quiesce_hook = Some(text()?.to_owned()),
+            "reattach-timeout" => {
+                let seconds = text()?;
+                let invalid = || refused(format!("invalid {name} value '{seconds}'"));
+                self.reattach_timeout_s = Some(seconds.parse().map_err(|_| invalid())?);
+            }
+            _ if IGNORED.contains(&name) => {}
+            _ if IGNORED_WITH_VALUE.contains(&name) => {
+                text()?;
+            }
+            _ if IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) => {}
+            _ => return Err(refused(format!("unknown map option '{option}'"))),
+        }
+        Ok(())
+    }
+}
+
+fn refused(why: String) -> Failure {
+    Failure::invalid(why).then("couldn't parse map options")
+}
+
+/// Every option of every `-o`.
+fn given(args: &Args) -> impl Iterator<Item = &str> {
+    args.texts("options").flat_map(|list| list.split(',')).filter(|option| !option.is_empty())
+}
+
+/// `force` among the options of `unmap`.
+pub fn force(args: &Args) -> Outcome<bool> {
+    let mut force = false;
+    for option in given(args) {
+        match option {
+            "force" => force = true,
+            // Who makes and removes links: here it is always the same.
+            "udev" | "noudev" => {}
+            other => {
+                return Err(Failure::invalid(format!("unknown unmap option '{other}'"))
+                    .then("couldn't parse unmap options"));
+            }
+        }
+    }
+    Ok(force)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(options: &[&str]) -> Outcome<MapOptions> {
+        let mut taken = MapOptions::default();
+        options.iter().try_for_each(|option| taken.take(option)).map(|()| taken)
+    }
+
+    #[test]
+    fn options_of_rbds_drivers_are_accepted() {
+        for name in ["noudev", "rxbounce", "queue_depth=128", "read_from_replica=balance", "nocrc"] {
+            assert_eq!(taken(&[name]).unwrap(), MapOptions::default(), "{name}");
+        }
+        for name in ["alloc_size=65536", "ms_mode=prefer-crc", "norbd_cache", "rbd_cache=false"] {
+            assert_eq!(taken(&[name]).unwrap(), MapOptions::default(), "{name}");
+        }
+        for name in ["crush_location=host:a|rack:b", "compression_hint=none", "lock_on_read", "udev"] {
+            assert_eq!(taken(&[name]).unwrap(), MapOptions::default(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_ro_and_rw_counts() {
+        assert!(taken(&["rw", "ro"]).unwrap().read_only);
+        assert!(!taken(&["ro", "rw"]).unwrap().read_only);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_refused_in_rbds_words() {
+        assert_eq!(
+            taken(&["bogus"]).unwrap_err().render("rbd"),
+            "rbd: unknown map option 'bogus'\nrbd: couldn't parse map options\n"
+        );
+        assert_eq!(taken(&["bogus=1"]).unwrap_err().status, 22);
+        assert!(taken(&["queue_depth"]).unwrap_err().render("rbd").contains("requires a value"));
+        assert!(taken(&["reattach-timeout=x"]).is_err());
+    }
+}

@@ -1,0 +1,88 @@
+//! Commands with an attendant: what is done around them, while clients are served on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use marcot::{Command, Result};
+
+use super::EventLoop;
+use crate::host::attendant::{Attendance, Attendant, RESIZE_WAIT, SNAPSHOT_WAIT, too_slow};
+
+/// Between two looks at what is ready and cannot be served now.
+const PAUSE: Duration = Duration::from_millis(1);
+
+impl EventLoop {
+    /// What has to be done before `command`. Every call is followed by one of [`Self::attend_after`].
+    ///
+    /// # Errors
+    /// The command is not to be carried out.
+    pub(super) fn attend_before(&mut self, command: &Command) -> Result<()> {
+        match command {
+            Command::SnapCreate { .. } => {
+                self.attend("quiescing", SNAPSHOT_WAIT, |attendant| attendant.before_snapshot())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What has to be done after `command`, when the image had `size_bytes` before it.
+    pub(super) fn attend_after(&mut self, command: &Command, size_bytes: u64) {
+        let image = self.parts.options.name.clone();
+        if let Command::SnapCreate { .. } = command {
+            let thawed = self.attend("unquiescing", SNAPSHOT_WAIT, |attendant| {
+                attendant.after_snapshot();
+                Ok(())
+            });
+            if let Err(error) = thawed {
+                tracing::error!(image, %error, "the device's users may be left quiesced");
+            }
+        }
+        let now = self.parts.device.size_bytes();
+        if now != size_bytes {
+            let resized =
+                self.attend("resizing", RESIZE_WAIT, move |attendant| attendant.resized(now));
+            if let Err(error) = resized {
+                tracing::error!(image, %error, size_bytes = now, "the device keeps its old size");
+            }
+        }
+    }
+
+    /// Has the attendant do something, and serves clients until it is done.
+    fn attend(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        work: impl FnOnce(&dyn Attendant) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let Some(attendant) = &self.attendant else { return Ok(()) };
+        let attendance = Attendance::begin(attendant, &self.parts.wake, work)?;
+        let deadline = Instant::now() + limit;
+        let mut ready = Vec::new();
+        loop {
+            if let Some(outcome) = attendance.take() {
+                return outcome;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.fatal.is_some() {
+                return Err(too_slow(what, limit));
+            }
+            let wait = if self.has_more() { Duration::ZERO } else { left };
+            if let Err(error) = self.poll.wait(Some(wait), &mut ready) {
+                return Err(marcot::Error::from_io("cannot serve the image meanwhile", error));
+            }
+            self.take_events(&ready);
+            // A control client that sent more than one command is looked at again afterwards.
+            self.commands_left = false;
+            if !self.serve_round() && !ready.is_empty() {
+                // One who hung up is ready all the time, and taken note of afterwards.
+                std::thread::sleep(PAUSE);
+            }
+            self.answer_finished();
+        }
+    }
+
+    /// Sets who is told of commands.
+    pub(super) fn set_attendant(&mut self, attendant: Arc<dyn Attendant>) {
+        self.attendant = Some(attendant);
+    }
+}

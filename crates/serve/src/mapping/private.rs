@@ -1,0 +1,276 @@
+//! A directory that nobody else can write to or read, and the files in it.
+//!
+//! What lies in it decides which processes are ended and which files are written, so it is reached
+//! by a descriptor that was checked, never by its path again.
+//!
+//! Invariants:
+//! - The directory is ours, and others have no rights in it. Else it is refused, never mended: what
+//!   is in it may be somebody else's.
+//! - A file in it is opened without following a link, and must be a plain file of ours with one name.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use marcot::{Error, ErrorKind, Result};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::io::Errno;
+
+/// Rights of the directory, and of those above it that are made for it.
+const DIRECTORY_MODE: u32 = 0o700;
+/// Rights of the files in it.
+const FILE_MODE: u32 = 0o600;
+/// Rights that let others write.
+const WRITE_BY_OTHERS: u32 = 0o022;
+/// Rights that others must not have.
+const RIGHTS_OF_OTHERS: u32 = 0o077;
+
+/// A directory of this user alone.
+pub(super) struct PrivateDirectory {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl PrivateDirectory {
+    /// Opens `path`, and makes it where it is missing. `remedy` says what to do where it cannot be
+    /// used.
+    ///
+    /// # Errors
+    /// `PermissionDenied` for a directory that is somebody else's, or that others can write to;
+    /// else what the operating system says.
+    pub(super) fn open(path: &Path, remedy: &str) -> Result<Self> {
+        let made = std::fs::DirBuilder::new().mode(DIRECTORY_MODE).recursive(true).create(path);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match openat(CWD, path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::LOOP | Errno::NOTDIR) => {
+                let message = format!("{} is not a directory; {remedy}", path.display());
+                return Err(Error::new(ErrorKind::PermissionDenied, message));
+            }
+            // Why it could not be made tells more than that it is not there.
+            Err(error) => return Err(failed(path, made.err().unwrap_or_else(|| error.into()))),
+        };
+        let stat = fstat(&fd).map_err(|e| failed(path, e.into()))?;
+        if let Some(fault) = fault_of_directory(&stat) {
+            let message = format!("{} {fault}; {remedy}", path.display());
+            return Err(Error::new(ErrorKind::PermissionDenied, message));
+        }
+        if stat.st_mode & RIGHTS_OF_OTHERS != 0 {
+            let private = Mode::from_raw_mode(DIRECTORY_MODE);
+            rustix::fs::fchmod(&fd, private).map_err(|e| failed(path, e.into()))?;
+        }
+        // What the kernel calls it, for comparing with what the kernel tells of mounts and devices.
+        let known = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        Ok(Self { fd, path: known.unwrap_or_else(|_| path.to_owned()) })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of what is in it.
+    pub(super) fn names(&self) -> Result<Vec<String>> {
+        let failed = |e: Errno| failed(&self.path, e.into());
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if let Ok(name) = entry.file_name().to_str() {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Reads a small file; `None` where there is none.
+    ///
+    /// # Errors
+    /// `PermissionDenied` for what is not a plain file of ours; `Invalid` for one that is too long.
+    pub(super) fn read(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        let Some(fd) = self.open_file(name, OFlags::RDONLY)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let read = std::fs::File::from(fd).take(bytes_max + 1).read_to_end(&mut bytes);
+        read.map_err(|e| failed(&self.path.join(name), e))?;
+        if bytes.len() as u64 > bytes_max {
+            let message = format!("{} is too long", self.path.join(name).display());
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Writes a file, whole or not at all.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let temporary = format!("{name}.tmp");
+        let failed = |e: io::Error| failed(&self.path.join(name), e);
+        self.remove(&temporary);
+        let mut file = std::fs::File::from(self.create(&temporary).map_err(|e| failed(e.into()))?);
+        file.write_all(bytes).map_err(failed)?;
+        rustix::fs::renameat(&self.fd, &temporary, &self.fd, name).map_err(|e| failed(e.into()))
+    }
+
+    /// Opens a file, made where it is missing, with `flags` besides reading and writing.
+    ///
+    /// # Errors
+    /// `PermissionDenied` for what is not a plain file of ours.
+    pub(super) fn open_or_create(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
+        match self.create(name) {
+            Ok(_) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(failed(&self.path.join(name), error.into())),
+        }
+        let opened = self.open_file(name, OFlags::RDWR | flags)?;
+        opened.ok_or_else(|| failed(&self.path.join(name), Errno::NOENT.into()))
+    }
+
+    /// Opens a file that is there.
+    pub(super) fn open_file(&self, name: &str, flags: OFlags) -> Result<Option<OwnedFd>> {
+        let path = || self.path.join(name);
+        // Without NONBLOCK a pipe in its place would be waited for.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(failed(&path(), error.into())),
+        };
+        let stat = fstat(&fd).map_err(|e| failed(&path(), e.into()))?;
+        match fault_of_file(&stat) {
+            None => Ok(Some(fd)),
+            Some(fault) => {
+                let message = format!("{} {fault}", path().display());
+                Err(Error::new(ErrorKind::PermissionDenied, message))
+            }
+        }
+    }
+
+    fn create(&self, name: &str) -> rustix::io::Result<OwnedFd> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&self.fd, name, flags, Mode::from_raw_mode(FILE_MODE))
+    }
+
+    /// True where there is anything of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Removes a file; none is no error.
+    pub(super) fn remove(&self, name: &str) {
+        let _ = rustix::fs::unlinkat(self.fd.as_fd(), name, AtFlags::empty());
+    }
+
+    /// Makes a directory in it; one that is there already is fine.
+    pub(super) fn make_directory(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(failed(&path, error.into())),
+        }
+        let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| failed(&path, e.into()))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Ok(path),
+            _ => Err(failed(&path, Errno::NOTDIR.into())),
+        }
+    }
+
+    /// Removes an empty directory; none is no error.
+    pub(super) fn remove_directory(&self, name: &str) {
+        let _ = rustix::fs::unlinkat(self.fd.as_fd(), name, AtFlags::REMOVEDIR);
+    }
+}
+
+fn fault_of_directory(stat: &Stat) -> Option<String> {
+    let own = rustix::process::geteuid().as_raw();
+    if stat.st_uid != own {
+        return Some(format!("belongs to user {}, not to user {own}", stat.st_uid));
+    }
+    (stat.st_mode & WRITE_BY_OTHERS != 0).then(|| "can be written to by other users".to_owned())
+}
+
+fn fault_of_file(stat: &Stat) -> Option<&'static str> {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        Some("is not a plain file")
+    } else if stat.st_uid != rustix::process::geteuid().as_raw() {
+        Some("belongs to another user")
+    } else if stat.st_nlink != 1 {
+        Some("has another name elsewhere")
+    } else if stat.st_mode & WRITE_BY_OTHERS != 0 {
+        Some("can be written to by other users")
+    } else {
+        None
+    }
+}
+
+fn failed(path: &Path, error: io::Error) -> Error {
+    Error::from_io(format!("cannot use {}", path.display()), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    fn open(path: &Path) -> Result<PrivateDirectory> {
+        PrivateDirectory::open(path, "set MARCOT_RUN_DIR")
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_is_made_for_its_owner_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("a/b");
+        open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+        set_mode(&path, 0o755);
+        open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_or_a_link_to_one_is_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("run");
+        std::fs::create_dir(&path).unwrap();
+        for mode in [0o777, 0o1777, 0o720] {
+            set_mode(&path, mode);
+            let refused = open(&path).err().expect("refused");
+            assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+            assert!(refused.to_string().ends_with("; set MARCOT_RUN_DIR"), "{refused}");
+        }
+        set_mode(&path, 0o700);
+        let link = scratch.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert_eq!(open(&link).err().unwrap().kind(), ErrorKind::PermissionDenied);
+        std::fs::write(scratch.path().join("file"), "").unwrap();
+        assert!(open(&scratch.path().join("file")).is_err());
+    }
+
+    #[test]
+    fn only_plain_files_with_one_name_are_used() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = open(&scratch.path().join("run")).unwrap();
+        let precious = scratch.path().join("precious");
+        std::fs::write(&precious, "precious").unwrap();
+        symlink(&precious, directory.path().join("link")).unwrap();
+        std::fs::hard_link(&precious, directory.path().join("hard")).unwrap();
+        rustix::fs::mkfifoat(&directory.fd, "pipe", Mode::from_raw_mode(0o600)).unwrap();
+        std::fs::write(directory.path().join("loose"), "x").unwrap();
+        set_mode(&directory.path().join("loose"), 0o666);
+        for name in ["link", "hard", "pipe", "loose"] {
+            assert!(directory.read(name, 100).is_err(), "{name}");
+            assert!(directory.open_or_create(name, OFlags::APPEND).is_err(), "{name}");
+            directory.write(name, b"ours").unwrap();
+            assert_eq!(directory.read(name, 100).unwrap().unwrap(), b"ours", "{name}");
+        }
+        assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+        assert_eq!(directory.read("none", 100).unwrap(), None);
+        assert!(directory.read("link", 3).is_err());
+    }
+}
