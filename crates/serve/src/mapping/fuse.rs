@@ -91,10 +91,24 @@ impl Mount {
 pub(super) fn unmount_dead(directory: &Path) -> Result<()> {
     match rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH) {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        // Users are refused before the kernel looks whether there is a mount.
+        Err(rustix::io::Errno::PERM) if !is_mounted(directory) => Ok(()),
         Err(error) => {
             let context = format!("cannot unmount {}", directory.display());
             Err(Error::from_io(context, error.into()))
         }
+    }
+}
+
+fn is_mounted(directory: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let file_system = |path: &Path| std::fs::metadata(path).map(|m| m.dev());
+    let above = directory.parent().map(file_system);
+    // A mount whose server is dead cannot be looked at.
+    match (file_system(directory), above) {
+        (Ok(here), Some(Ok(above))) => here != above,
+        (Err(error), _) => error.kind() != io::ErrorKind::NotFound,
+        _ => true,
     }
 }
 
