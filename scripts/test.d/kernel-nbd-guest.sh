@@ -123,11 +123,12 @@ self_test() {
 marcot_test() {
     # Debug information would only fill the guest's memory.
     strip -o "$CLAIMS_SCRATCH/marcot" "$1"
-    check "$CLAIMS_SCRATCH/marcot" "$HERE/../lib/kernel-nbd-job" "$(PATH=$PATH:/usr/sbin:/sbin command -v blkdiscard)"
+    local PATH=$PATH:/usr/sbin:/sbin
+    check "$CLAIMS_SCRATCH/marcot" "$HERE/../lib/kernel-nbd-job" "$(command -v blkdiscard)" "$(command -v sfdisk)"
 }
 
 main() {
-    need_packages qemu-system-x86 qemu-utils e2fsprogs xfsprogs
+    need_packages qemu-system-x86 qemu-utils e2fsprogs xfsprogs fdisk
     claims_begin
     case "$#:${1-}" in
     1:--self-test) self_test ;;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use marcot::{ErrorKind, ImageId, Limits, Pool, Store, World};
 use marcot_serve::host::{Attendant, HostHandle, HostOptions, ImageHost};
 use marcot_serve::mapping::{
-    self, DeviceNames, Driver, Ending, MapOptions, Mapped, MappedRecord, QuiesceHook, Ready, Registry,
-    Reservation, Resizer, Serving,
+    self, DeviceNames, Driver, Ending, MapOptions, Mapped, MappedRecord, QuiesceHook, Ready,
+    Registry, Reservation, Resizer, Serving,
 };
 
 use crate::args::names::Target;
@@ -90,7 +90,7 @@ pub fn list(session: &Session) -> Outcome<Vec<MappedRecord>> {
 fn settled(session: &Session, registry: &Registry) -> Outcome<Vec<MappedRecord>> {
     let listing = registry.list()?;
     for refused in &listing.refused {
-        warn(session.program, &format!("{refused}; left out"));
+        warn(session.program, &format!("{refused}; it is left out until it is removed"));
     }
     let mut records = listing.records;
     records.retain(|record| !cleared(registry, record));
@@ -198,11 +198,20 @@ pub fn map(session: &Session, request: &Request<'_>) -> Outcome<MappedDevice> {
     };
     let id = job.record.id;
     let input = serde_json::to_vec(&job).unwrap_or_default();
-    let ready = registry.open_log(id).and_then(|log| {
-        mapping::spawn(&["device", "server"], &input, log, &registry.log_path(id))
-    });
+    let ready = registry
+        .open_log(id)
+        .and_then(|log| mapping::spawn(&["device", "server"], &input, log, &registry.log_path(id)));
     let failed = match ready {
-        Ok(Ready::Device { device, node }) => {
+        Ok(Ready::Device { device, node, lacking_bytes }) => {
+            if lacking_bytes > 0 {
+                let why = format!(
+                    "the size of {} is no multiple of 512: {} lacks its last {lacking_bytes} bytes; \
+                     '-t fuse' shows them",
+                    shown(request),
+                    device.display()
+                );
+                warn(session.program, &why);
+            }
             return Ok(MappedDevice { device, node, cookie: job.record.cookie });
         }
         Ok(Ready::Failed(errno, why)) => Failure::errno("map failed", errno).because(why),
@@ -487,7 +496,11 @@ fn start(job: &Job) -> marcot::Result<Server> {
         let resized = mapped.resizer().resized(host.size_bytes());
         resized.unwrap_or_else(|error| tracing::error!(%error, "the device keeps its old size"));
     }
-    mapping::report_ready(&record.device, record.names.node())?;
+    mapping::report_ready(&Ready::Device {
+        device: record.device.clone(),
+        node: record.names.node(),
+        lacking_bytes: mapped.lacking_bytes(host.size_bytes()),
+    })?;
     Ok(Server { registry, record, host, mapped, _serving: serving })
 }
 
@@ -516,9 +529,9 @@ impl DeviceAttendant {
     fn new(job: &Job, record: &MappedRecord, mapped: &Mapped) -> Self {
         let hook = match &job.quiesce {
             Quiesce::No => None,
-            Quiesce::Freeze => std::env::current_exe().ok().map(|program| {
-                (program, DEFAULT_HOOK.iter().map(ToString::to_string).collect())
-            }),
+            Quiesce::Freeze => std::env::current_exe()
+                .ok()
+                .map(|program| (program, DEFAULT_HOOK.iter().map(ToString::to_string).collect())),
             Quiesce::Hook(program) => Some((program.clone(), Vec::new())),
         };
         let device = record.device.clone();

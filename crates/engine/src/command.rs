@@ -16,6 +16,14 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// As [`Command::SnapCreate`], with a word on what quiets the image's users meanwhile, which a plain
+    /// one waits for and needs.
+    SnapCreateWith {
+        /// Its name.
+        name: String,
+        /// What is made of it.
+        quiesce: QuiesceMode,
+    },
     /// Remove a snapshot; with format-2 children it is moved aside instead.
     SnapRemove {
         /// Its name.
@@ -120,6 +128,16 @@ pub enum Command {
     Reclaim,
     /// Who has the image open, for `status`.
     Status,
+}
+
+/// What a snapshot makes of that which quiets the image's users while it is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuiesceMode {
+    /// Does without.
+    Skip,
+    /// Is taken though it fails.
+    IgnoreErrors,
 }
 
 /// Longest [`Command::Read`] in bytes.

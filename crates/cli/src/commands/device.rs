@@ -359,7 +359,10 @@ mod tests {
         let shown = |program, kind| Rows { program, kind }.table(&[record(0, "", "a", "")]);
         assert!(shown("marcot", None).contains("/dev/nbd0"));
         let nbd = shown("rbd", Some(Driver::Nbd));
-        assert!(nbd.contains("/dev/nbd0") && nbd.contains("cookie") && nbd.contains("vol"), "{nbd}");
+        assert!(
+            nbd.contains("/dev/nbd0") && nbd.contains("cookie") && nbd.contains("vol"),
+            "{nbd}"
+        );
     }
 
     #[test]

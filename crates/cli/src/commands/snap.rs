@@ -1,5 +1,6 @@
 //! `snap create`, `list`, `remove`, `purge`, `rename`, `rollback`, `protect`, `unprotect`.
 
+use marcot::command::QuiesceMode;
 use marcot::{Command, ErrorKind, SnapId, SnapInfo};
 
 use super::image::objects;
@@ -14,8 +15,8 @@ use crate::spec::Pattern;
 use crate::{size, time};
 
 const QUIESCE: &[Opt] = &[
-    Opt::new("skip-quiesce", Kind::Flag, "accepted: there are no quiesce hooks"),
-    Opt::new("ignore-quiesce-error", Kind::Flag, "accepted: there are no quiesce hooks"),
+    Opt::new("skip-quiesce", Kind::Flag, "do not run the quiesce hook of a mapped image"),
+    Opt::new("ignore-quiesce-error", Kind::Flag, "take the snapshot though the quiesce hook fails"),
 ];
 const ALL: &[Opt] = &[Opt::new("all", Kind::Flag, "also list snapshots moved aside").letter('a')];
 const FORCE: &[Opt] =
@@ -128,7 +129,12 @@ fn create(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, wanted)?;
     let image = session.find(&target)?;
     let mut progress = session.steps("Creating snap");
-    let command = Command::SnapCreate { name: target.snap };
+    let name = target.snap;
+    let command = match (args.flag("skip-quiesce"), args.flag("ignore-quiesce-error")) {
+        (true, _) => Command::SnapCreateWith { name, quiesce: QuiesceMode::Skip },
+        (false, true) => Command::SnapCreateWith { name, quiesce: QuiesceMode::IgnoreErrors },
+        (false, false) => Command::SnapCreate { name },
+    };
     let outcome = access::run(&image.pool, image.id, &command, &mut |_, _| {});
     if outcome.is_ok() {
         progress.update(10, 100);

@@ -26,7 +26,7 @@ impl Image {
         }
         match command {
             Command::Checkpoint => self.checkpoint()?,
-            Command::SnapCreate { name } => {
+            Command::SnapCreate { name } | Command::SnapCreateWith { name, .. } => {
                 let id = self.snap_create(name)?;
                 return Ok(Reply::Snapshot { id });
             }

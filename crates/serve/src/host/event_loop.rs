@@ -460,9 +460,8 @@ impl EventLoop {
             return Err(Error::new(ErrorKind::Invalid, "a read of more than 32 MiB at once"));
         }
         let size_bytes = self.parts.device.size_bytes();
-        let outcome = self
-            .attend_before(command)
-            .and_then(|()| self.parts.device.execute(command, progress));
+        let outcome =
+            self.attend_before(command).and_then(|()| self.parts.device.execute(command, progress));
         if let Err(error) = &outcome {
             self.note_failure(&Failure::from(error));
         }

@@ -34,6 +34,8 @@ pub enum Ready {
         device: PathBuf,
         /// The name as a device of RBD's, where it has one.
         node: Option<PathBuf>,
+        /// Bytes at the image's end that the device lacks.
+        lacking_bytes: u64,
     },
     /// It could not: errno and sentence.
     Failed(i32, String),
@@ -103,12 +105,12 @@ fn close_descriptors_on_exec() {
     }
 }
 
-/// Tells the command that the device is there, and lets go of its terminal.
+/// Tells the command about the device that is there, and lets go of its terminal.
 ///
 /// # Errors
 /// What the operating system says.
-pub fn report_ready(device: &Path, node: Option<PathBuf>) -> Result<()> {
-    report(&Ready::Device { device: device.to_owned(), node })?;
+pub fn report_ready(ready: &Ready) -> Result<()> {
+    report(ready)?;
     let null = File::options().read(true).write(true).open("/dev/null");
     let detached = null.and_then(|null| {
         rustix::stdio::dup2_stdin(&null)?;

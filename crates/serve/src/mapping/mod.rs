@@ -194,6 +194,16 @@ impl Mapped {
         }
     }
 
+    /// Bytes at the end of an image of `size_bytes` that the device lacks: the kernel's NBD driver leaves
+    /// out a last sector that is not whole.
+    #[must_use]
+    pub fn lacking_bytes(&self, size_bytes: u64) -> u64 {
+        match &self.kernel {
+            Kernel::Nbd { .. } => size_bytes % netlink::BLOCK_SIZE_BYTES,
+            Kernel::Loop { .. } => 0,
+        }
+    }
+
     /// What tells the kernel of another size of the image.
     #[must_use]
     pub fn resizer(&self) -> Resizer {
@@ -266,8 +276,7 @@ fn nbd_index(device: &Path) -> Result<u32> {
 /// `Io`.
 pub fn clear_mount(mount_directory: &Path) -> Result<()> {
     for device in sysfs::loop_devices_of(mount_directory) {
-        let detached =
-            loop_device::LoopDevice::open(&device).and_then(|d| d.detach_when_unused());
+        let detached = loop_device::LoopDevice::open(&device).and_then(|d| d.detach_when_unused());
         detached.map_err(|e| Error::from_io("cannot detach a loop device", e))?;
     }
     fuse::unmount_dead(mount_directory)

@@ -18,9 +18,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, CWD, Dev, Dir, FileType, Mode, OFlags, Stat, makedev, openat, statat,
-};
+use rustix::fs::{AtFlags, CWD, Dev, Dir, FileType, Mode, OFlags, Stat, makedev, openat, statat};
 use rustix::io::Errno;
 
 use super::sysfs::{self, Partition};
@@ -56,12 +54,17 @@ impl DeviceNames {
         self.node.as_ref().map(|node| self.directory.join(node))
     }
 
+    /// True where they can be the names of device number `id`.
+    pub(super) fn are_of(&self, id: u32) -> bool {
+        self.node.as_ref().is_none_or(|node| *node == node_name(id))
+    }
+
     /// Makes the names of device number `id`.
     #[must_use]
     pub fn make(id: u32, device: &Path, link: &[String]) -> Self {
         let mut names = Self { directory: directory(), ..Self::default() };
         let Some(tree) = Tree::open(&names.directory) else { return names };
-        let node = format!("{RBD}{id}");
+        let node = node_name(id);
         match tree.make_node(&node, device) {
             Ok(()) => names.node = Some(node),
             Err(error) => {
@@ -117,11 +120,9 @@ impl DeviceNames {
         }
         for (partition, name) in partitions.iter().zip(&wanted) {
             let linked = match tree.make_node(name, &partition.device) {
-                Ok(()) | Err(Errno::EXIST) => {
-                    self.link.as_ref().map_or(Ok(()), |link| {
-                        tree.make_link(&part_link(link, partition.number), name)
-                    })
-                }
+                Ok(()) | Err(Errno::EXIST) => self.link.as_ref().map_or(Ok(()), |link| {
+                    tree.make_link(&part_link(link, partition.number), name)
+                }),
                 Err(error) => Err(error),
             };
             if let Err(error) = linked {
@@ -157,7 +158,7 @@ impl DeviceNames {
 /// True where no device has the name `rbdN`.
 #[must_use]
 pub fn is_free(id: u32) -> bool {
-    let path = directory().join(format!("{RBD}{id}"));
+    let path = directory().join(node_name(id));
     std::fs::symlink_metadata(path).is_err()
 }
 
@@ -189,6 +190,10 @@ fn directory() -> PathBuf {
     let set = std::env::var_os(DEVICE_VARIABLE).filter(|v| !v.is_empty());
     let directory = set.map_or_else(|| PathBuf::from(DEVICE_DIRECTORY), PathBuf::from);
     std::path::absolute(&directory).unwrap_or(directory)
+}
+
+fn node_name(id: u32) -> String {
+    format!("{RBD}{id}")
 }
 
 fn part_node(node: &str, partition: &Partition) -> String {
@@ -296,7 +301,9 @@ impl Tree {
                 let of_device = std::fs::metadata(device);
                 of_device.is_ok_and(|of| split(of.rdev()) == split(stat.st_rdev))
             }
-            FileType::Symlink => self.target(&self.fd, name).is_some_and(|t| Path::new(&t) == device),
+            FileType::Symlink => {
+                self.target(&self.fd, name).is_some_and(|t| Path::new(&t) == device)
+            }
             _ => false,
         }
     }

@@ -46,7 +46,7 @@ const SERVER_FLAGS: u16 = flag::HAS_FLAGS
     | flag::SEND_WRITE_ZEROES
     | flag::CAN_MULTI_CONN;
 /// Sector of the device: what partition tables of images are made for.
-const BLOCK_SIZE_BYTES: u64 = 512;
+pub(super) const BLOCK_SIZE_BYTES: u64 = 512;
 
 /// What the kernel is told about an image.
 pub(super) struct Config<'a> {

@@ -126,7 +126,9 @@ pub fn thaw(device: &Path) -> Result<()> {
     let mut outcome = Ok(());
     for mount in mounts(device)? {
         let thawed = open(&mount).and_then(|directory| match ioctl(&directory, FITHAW) {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            Err(error)
+                if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) =>
+            {
                 Err(Error::from_io(format!("cannot thaw {}", mount.display()), error))
             }
             _ => Ok(()),
@@ -151,7 +153,8 @@ fn ioctl(directory: &OwnedFd, request: libc::c_ulong) -> std::io::Result<()> {
 /// One place of each file system that is mounted from a device or what is built on it.
 fn mounts(device: &Path) -> Result<Vec<PathBuf>> {
     let path = "/proc/self/mountinfo";
-    let table = std::fs::read(path).map_err(|e| Error::from_io(format!("cannot read {path}"), e))?;
+    let table =
+        std::fs::read(path).map_err(|e| Error::from_io(format!("cannot read {path}"), e))?;
     let devices = sysfs::with_holders(device);
     let numbers: Vec<String> = devices.iter().filter_map(|d| sysfs::number_text(d)).collect();
     // A file system of several devices has a number of its own, and names one of them as its source.

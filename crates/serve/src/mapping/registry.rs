@@ -81,7 +81,7 @@ impl MappedRecord {
         };
         if self.id != id {
             Some("is the record of another device")
-        } else if !device {
+        } else if !device || !self.names.are_of(id) {
             Some("names no device of this program")
         } else if self.pool.is_empty() || self.image.is_empty() {
             Some("names no image")

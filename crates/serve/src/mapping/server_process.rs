@@ -105,9 +105,11 @@ fn holder(lock: &OwnedFd) -> Result<Option<Pid>> {
         .map_err(|e| Error::from_io("cannot tell who serves the device", e.into()))?;
     match found {
         None => Ok(None),
-        Some(held) => held.pid.filter(|pid| pid.as_raw_nonzero().get() > 0).map(Some).ok_or_else(|| {
-            let message = "the device is served from another container; unmap it there";
-            Error::new(ErrorKind::Busy, message)
-        }),
+        Some(held) => {
+            held.pid.filter(|pid| pid.as_raw_nonzero().get() > 0).map(Some).ok_or_else(|| {
+                let message = "the device is served from another container; unmap it there";
+                Error::new(ErrorKind::Busy, message)
+            })
+        }
     }
 }

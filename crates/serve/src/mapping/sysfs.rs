@@ -75,9 +75,8 @@ pub(super) fn backing_file(device: &Path) -> Option<PathBuf> {
 pub(super) fn loop_devices_of(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir("/sys/class/block").into_iter().flatten().flatten();
     let devices = entries.map(|entry| Path::new("/dev").join(entry.file_name()));
-    let shows = |device: &PathBuf| {
-        backing_file(device).is_some_and(|file| file.starts_with(directory))
-    };
+    let shows =
+        |device: &PathBuf| backing_file(device).is_some_and(|file| file.starts_with(directory));
     devices.filter(shows).collect()
 }
 
@@ -88,7 +87,8 @@ pub(super) fn with_holders(device: &Path) -> Vec<PathBuf> {
     while let Some(device) = found.get(next).cloned() {
         next += 1;
         let holders = directory(&device).map(|d| d.join("holders"));
-        let holders = holders.and_then(|d| std::fs::read_dir(d).ok()).into_iter().flatten().flatten();
+        let holders =
+            holders.and_then(|d| std::fs::read_dir(d).ok()).into_iter().flatten().flatten();
         let holders = holders.map(|entry| Path::new("/dev").join(entry.file_name()));
         let above: Vec<_> =
             holders.chain(partitions(&device).into_iter().map(|p| p.device)).collect();

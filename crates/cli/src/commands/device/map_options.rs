@@ -153,13 +153,16 @@ mod tests {
 
     #[test]
     fn options_of_rbds_drivers_are_accepted() {
-        for name in ["noudev", "rxbounce", "queue_depth=128", "read_from_replica=balance", "nocrc"] {
+        for name in ["noudev", "rxbounce", "queue_depth=128", "read_from_replica=balance", "nocrc"]
+        {
             assert_eq!(taken(&[name]).unwrap(), MapOptions::default(), "{name}");
         }
         for name in ["alloc_size=65536", "ms_mode=prefer-crc", "norbd_cache", "rbd_cache=false"] {
             assert_eq!(taken(&[name]).unwrap(), MapOptions::default(), "{name}");
         }
-        for name in ["crush_location=host:a|rack:b", "compression_hint=none", "lock_on_read", "udev"] {
+        for name in
+            ["crush_location=host:a|rack:b", "compression_hint=none", "lock_on_read", "udev"]
+        {
             assert_eq!(taken(&[name]).unwrap(), MapOptions::default(), "{name}");
         }
     }

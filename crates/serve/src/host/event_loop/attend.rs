@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use marcot::command::QuiesceMode;
 use marcot::{Command, Result};
 
 use super::EventLoop;
@@ -17,23 +18,27 @@ impl EventLoop {
     /// # Errors
     /// The command is not to be carried out.
     pub(super) fn attend_before(&mut self, command: &Command) -> Result<()> {
-        match command {
-            Command::SnapCreate { .. } => {
-                self.attend("quiescing", SNAPSHOT_WAIT, |attendant| attendant.before_snapshot())
+        let Some(ignore_errors) = quiesces(command) else { return Ok(()) };
+        let quiet = |attendant: &dyn Attendant| attendant.before_snapshot();
+        match self.attend("quiescing", SNAPSHOT_WAIT, quiet) {
+            Err(error) if ignore_errors => {
+                let image = self.parts.options.name.clone();
+                tracing::warn!(image, %error, "a snapshot is taken all the same");
+                Ok(())
             }
-            _ => Ok(()),
+            quieted => quieted,
         }
     }
 
     /// What has to be done after `command`, when the image had `size_bytes` before it.
     pub(super) fn attend_after(&mut self, command: &Command, size_bytes: u64) {
         let image = self.parts.options.name.clone();
-        if let Command::SnapCreate { .. } = command {
-            let thawed = self.attend("unquiescing", SNAPSHOT_WAIT, |attendant| {
+        if quiesces(command).is_some() {
+            let thaw = |attendant: &dyn Attendant| {
                 attendant.after_snapshot();
                 Ok(())
-            });
-            if let Err(error) = thawed {
+            };
+            if let Err(error) = self.attend("unquiescing", SNAPSHOT_WAIT, thaw) {
                 tracing::error!(image, %error, "the device's users may be left quiesced");
             }
         }
@@ -84,5 +89,15 @@ impl EventLoop {
     /// Sets who is told of commands.
     pub(super) fn set_attendant(&mut self, attendant: Arc<dyn Attendant>) {
         self.attendant = Some(attendant);
+    }
+}
+
+/// Whether users of the image are quieted around `command`, and then whether it is carried out though
+/// that fails.
+fn quiesces(command: &Command) -> Option<bool> {
+    match command {
+        Command::SnapCreate { .. } => Some(false),
+        Command::SnapCreateWith { quiesce: QuiesceMode::IgnoreErrors, .. } => Some(true),
+        _ => None,
     }
 }

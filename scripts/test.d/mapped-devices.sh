@@ -1,0 +1,348 @@
+#!/usr/bin/env bash
+# Mapped devices as programs for RBD know them, and as their neighbours must not touch them: names,
+# sizes, options, quiesce hooks; the private directory of the records, and the process that serves.
+#
+# usage: mapped-devices.sh --marcot BINARY
+#
+# environment: KEEP=yes (keep a failed run's files)
+#
+# shellcheck disable=SC2317 # claims call their checks by name
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/packages.sh
+. "$HERE/../lib/packages.sh"
+# shellcheck source=scripts/lib/claims.sh
+. "$HERE/../lib/claims.sh"
+
+# A user who has no rights in what root makes.
+NOBODY=65534
+
+clean_up() {
+    local device
+    umount "$CLAIMS_SCRATCH/mnt" "$CLAIMS_SCRATCH/mnt2" 2>/dev/null || true
+    for device in $("$MARCOT" device list 2>/dev/null | awk 'NR > 1 { print $NF }'); do
+        "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
+    done
+    claims_clean
+}
+
+not() {
+    ! "$@" 2>"$CLAIMS_SCRATCH/refusal"
+}
+
+# says TEXT : the last refusal has TEXT in it.
+says() {
+    grep -qF -- "$1" "$CLAIMS_SCRATCH/refusal" || { cat "$CLAIMS_SCRATCH/refusal" && return 1; }
+}
+
+mode_of() {
+    stat -c %a "$1"
+}
+
+record_member() {
+    sed -n "s/.*\"$2\": \"\{0,1\}\([^\",]*\)\"\{0,1\},*$/\1/p" "$MARCOT_RUN_DIR/$1.json" | head -n 1
+}
+
+number_of() {
+    stat -Lc '%t:%T' "$1"
+}
+
+# --- the directory of the records -------------------------------------------------------------------
+
+private_directory() {
+    local run=$MARCOT_RUN_DIR device mine=$CLAIMS_SCRATCH/mine
+    device=$("$MARCOT" device map plain)
+    claim "records: their directory is its owner's alone" test "$(mode_of "$run")" = 700
+    claim "records: and so is each file" test "$(find "$run" -type f -not -perm 600)" = ""
+    claim "records: a second map says where the image is mapped" not "$MARCOT" device map plain
+    claim "records: by the device's name" says "mapped already as $device"
+    "$MARCOT" device unmap "$device"
+
+    mkdir "$mine"
+    chmod 777 "$mine"
+    claim "records: a directory that others can write to is refused" \
+        not env MARCOT_RUN_DIR="$mine" "$MARCOT" device map plain
+    claim "records: with what to do about it" says "set MARCOT_RUN_DIR"
+    chmod 700 "$mine"
+    chown "$NOBODY" "$mine"
+    claim "records: one of another user is refused" not env MARCOT_RUN_DIR="$mine" "$MARCOT" device list
+    claim "records: naming the owner" says "belongs to user $NOBODY"
+    ln -s "$run" "$CLAIMS_SCRATCH/link"
+    claim "records: a link to one is refused" \
+        not env MARCOT_RUN_DIR="$CLAIMS_SCRATCH/link" "$MARCOT" device list
+}
+
+# A user without XDG_RUNTIME_DIR, and a directory that somebody else prepared in /tmp's place.
+planted_directory() {
+    local shared=$CLAIMS_SCRATCH/shared home=$CLAIMS_SCRATCH/home
+    mkdir "$shared" "$home"
+    chmod 1777 "$shared"
+    mkdir "$shared/marcot"
+    chmod 777 "$shared/marcot"
+    echo precious >"$home/precious"
+    ln -s "$home/precious" "$shared/marcot/0.log"
+    chown -R "$NOBODY" "$home"
+    chmod 755 "$CLAIMS_SCRATCH"
+    cp "$MARCOT" "$CLAIMS_SCRATCH/marcot"
+    chmod 755 "$CLAIMS_SCRATCH/marcot"
+    as_nobody() {
+        setpriv --reuid "$NOBODY" --regid "$NOBODY" --clear-groups env -i PATH="$PATH" HOME="$home" \
+            TMPDIR="$shared" MARCOT_STORE="$home/store" "$CLAIMS_SCRATCH/marcot" "$@"
+    }
+    as_nobody create --size 1 own
+    as_nobody device map own >/dev/null 2>&1 || true
+    claim "records: a user's are not where others can come first" test "$(ls "$shared/marcot")" = 0.log
+    claim "records: and nothing is written through what others planted" \
+        test "$(cat "$home/precious")" = precious
+}
+
+forged_record() {
+    local device bystander
+    device=$("$MARCOT" device map plain)
+    sed 's/"id": 0/"id": 5/; s/"rbd0"/"rbd5"/' "$MARCOT_RUN_DIR/0.json" >"$CLAIMS_SCRATCH/record"
+    "$MARCOT" device unmap "$device"
+    start_owned sleep 300
+    bystander=$!
+    sed "s/\"pid\": [0-9]*/\"pid\": $bystander/" "$CLAIMS_SCRATCH/record" >"$MARCOT_RUN_DIR/5.json"
+    chmod 600 "$MARCOT_RUN_DIR/5.json"
+    "$MARCOT" device unmap -o force plain 2>/dev/null || true
+    "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
+    claim "records: a process is not ended because a record has its number" kill -0 "$bystander"
+    claim "records: one of a device that shows nothing is cleared" test ! -e "$MARCOT_RUN_DIR/5.json"
+    echo nonsense >"$MARCOT_RUN_DIR/6.json"
+    claim "records: what is none is left out" test -z "$("$MARCOT" device list 2>"$CLAIMS_SCRATCH/refusal")"
+    claim "records: and told of" says "6.json is no record of a mapped device"
+    rm "$MARCOT_RUN_DIR/6.json"
+}
+
+# --- the process that serves ------------------------------------------------------------------------
+
+server_process() {
+    local device pid
+    exec 8>"$CLAIMS_SCRATCH/lock"
+    flock 8
+    device=$(SECRET=of-the-caller "$MARCOT" device map plain)
+    exec 8>&-
+    pid=$(record_member 0 pid)
+    claim "server: a lock of the caller is not held on" flock -n "$CLAIMS_SCRATCH/lock" true
+    claim "server: nothing of the caller's environment is kept" \
+        not grep -qz "SECRET\|HOME=" "/proc/$pid/environ"
+    claim "server: it has a session of its own" test "$(cut -d' ' -f6 "/proc/$pid/stat")" = "$pid"
+    claim "server: and keeps no directory busy" test "$(readlink "/proc/$pid/cwd")" = /
+    "$MARCOT" device unmap "$device"
+}
+
+# --- names ------------------------------------------------------------------------------------------
+
+names() {
+    local dev=$MARCOT_DEV_DIR node device
+    echo "not ours" >"$dev/rbd0"
+    device=$("$MARCOT" device map plain)
+    claim "names: marcot prints the kernel's" test "${device#/dev/rbd}" = "$device"
+    claim "names: what is there is not replaced" grep -q "not ours" "$dev/rbd0"
+    node=$dev/rbd1
+    claim "names: a node of RBD's has the device's number" test "$(number_of "$node")" = "$(number_of "$device")"
+    claim "names: a link names the image" test "$(readlink -f "$dev/rbd/rbd/plain")" = "$node"
+    claim "names: called as rbd, the list has that node" grep -q "$node" <("$RBD" showmapped)
+    claim "names: but not for who asks for another driver" not grep -q "$node" <("$RBD" device list -t fuse)
+    addpart "$device" 1 2048 20480
+    claim "names: a partition gets a node" eventually test -b "${node}p1"
+    claim "names: with the partition's number" test "$(number_of "${node}p1")" = "$(number_of "${device}p1")"
+    claim "names: and a link" test "$(readlink -f "$dev/rbd/rbd/plain-part1")" = "${node}p1"
+    delpart "$device" 1
+    claim "names: which go with it" eventually test ! -e "${node}p1" -a ! -L "$dev/rbd/rbd/plain-part1"
+    claim "unmap: by the node" "$MARCOT" device unmap "$node"
+    claim "names: they go with the device" test "$(ls "$dev")" = rbd0
+    rm "$dev/rbd0"
+
+    device=$("$RBD" map space/inner/image@s)
+    claim "names: called as rbd, map prints RBD's" test "$device" = "$dev/rbd0"
+    claim "names: a link has namespace and snapshot" test -b "$dev/rbd/space/inner/image@s"
+    claim "unmap: by a link" "$RBD" unmap "$dev/rbd/space/inner/image@s"
+    device=$("$MARCOT" device map plain)
+    addpart "$device" 1 2048 20480
+    claim "unmap: by a partition" "$MARCOT" device unmap "${device}p1"
+    "$MARCOT" device map plain >/dev/null
+    ln -s "$dev/rbd0" "$CLAIMS_SCRATCH/elsewhere"
+    claim "unmap: by any link to the device" "$MARCOT" device unmap "$CLAIMS_SCRATCH/elsewhere"
+    claim "unmap: a device of others is refused" not "$MARCOT" device unmap /dev/loop-control
+    claim "unmap: in RBD's words" says "'/dev/loop-control' is not a block device"
+
+    "$MARCOT" create --size 1 rbd/..
+    "$MARCOT" device map rbd/.. >/dev/null
+    claim "names: none leads out of the directory" test "$(ls "$dev")" = rbd0
+    claim "unmap: by a strange name" "$MARCOT" device unmap rbd/..
+}
+
+eventually() {
+    local tenths=0
+    until "$@"; do
+        ((tenths++ < 100)) || return 1
+        sleep 0.1
+    done
+}
+
+# Nodes of a server that was killed, whose device somebody else took away.
+stale_names() {
+    local dev=$MARCOT_DEV_DIR device pid
+    device=$("$MARCOT" device map -t fuse plain)
+    pid=$(record_member 0 pid)
+    kill -9 "$pid"
+    eventually test ! -e "/proc/$pid"
+    claim "stale: a device is listed while the kernel has it" grep -q "$device" <("$MARCOT" device list)
+    claim "stale: a second map says that its server has died" not "$MARCOT" device map plain
+    claim "stale: in those words" says "whose server has died"
+    losetup -d "$device"
+    claim "stale: then it is listed no more" eventually test -z "$("$MARCOT" device list)"
+    claim "stale: and its names and its mount are gone" \
+        test -z "$(ls "$dev")$(grep "$MARCOT_RUN_DIR" /proc/mounts)"
+    ln -s "$device" "$dev/rbd7"
+    mkdir -p "$dev/rbd/rbd"
+    ln -s ../../rbd7 "$dev/rbd/rbd/plain"
+    device=$("$MARCOT" device map plain)
+    claim "stale: names without a record are cleared by the next map" \
+        test ! -L "$dev/rbd7" -a "$(readlink "$dev/rbd/rbd/plain")" = ../../rbd0
+    "$MARCOT" device unmap "$device"
+}
+
+renamed() {
+    local device
+    device=$("$MARCOT" device map plain)
+    "$MARCOT" mv plain other
+    claim "renamed: the list has the new name" grep -q " other " <("$MARCOT" device list)
+    claim "renamed: and so has the link" test -b "$MARCOT_DEV_DIR/rbd/rbd/other"
+    "$MARCOT" create --size 1 plain
+    claim "renamed: the old name does not unmap it" not "$MARCOT" device unmap plain
+    claim "renamed: it is another image's" says "rbd/plain: not a mapped image or snapshot"
+    claim "renamed: the new name does" "$MARCOT" device unmap other
+    "$MARCOT" rm --no-progress plain
+    "$MARCOT" mv other plain
+}
+
+# --- sizes ------------------------------------------------------------------------------------------
+
+size_is() {
+    test "$(blockdev --getsize64 "$device")" = "$1"
+}
+
+sizes() {
+    local device mib bad=0 mount=$CLAIMS_SCRATCH/mnt
+    "$MARCOT" create --size 320 grows
+    device=$("$MARCOT" device map grows)
+    mkfs.xfs -q "$device"
+    mount "$device" "$mount"
+    "$MARCOT" snap create --no-progress grows@small
+    for mib in 400 500 600; do
+        "$MARCOT" resize --no-progress --size "$mib" grows
+        size_is $((mib << 20)) || bad=1
+        xfs_growfs "$mount" >/dev/null
+        (($(df --output=size -m "$mount" | tail -n 1) > mib - 100)) || bad=1
+    done
+    claim "resize: the device has the new size when the command returns, and xfs grows" test "$bad" = 0
+    umount "$mount"
+    "$MARCOT" resize --no-progress --allow-shrink --size 100 grows
+    claim "resize: also a smaller one" size_is $((100 << 20))
+    "$MARCOT" snap rollback --no-progress grows@small
+    claim "rollback: the device has the snapshot's size" size_is $((320 << 20))
+    "$MARCOT" device unmap "$device"
+
+    "$MARCOT" create --size 1048577B odd
+    device=$("$MARCOT" device map -t fuse odd)
+    claim "odd size: the device has the last sector" size_is 1049088
+    printf 'Z' | dd of="$device" bs=1 seek=1048576 conv=notrunc,fsync status=none
+    "$MARCOT" device unmap "$device"
+    claim "odd size: its last byte is written" \
+        test "$("$MARCOT" export --no-progress odd - | tail -c +1048577 | head -c 1)" = Z
+}
+
+# --- options, and quiesce hooks ---------------------------------------------------------------------
+
+options() {
+    local device
+    device=$("$RBD" --user someone map -o noudev --options rxbounce,queue_depth=128 \
+        -o lock_on_read,ms_mode=prefer-crc plain --device-type krbd --options read_from_replica=no)
+    claim "options: those of RBD's drivers are accepted, repeated and in lists" test -b "$device"
+    claim "options: and by unmap" "$RBD" unmap -o noudev plain --device-type krbd
+    claim "options: an unknown one is refused" not "$RBD" map plain -o bogus
+    claim "options: in RBD's words" says "rbd: unknown map option 'bogus'"
+    device=$("$MARCOT" device map -o rw,ro plain)
+    claim "options: the last of ro and rw counts" test "$(blockdev --getro "$device")" = 1
+    "$MARCOT" device unmap "$device"
+    claim "options: a cookie is printed where it is asked for" \
+        grep -q ' volume-7$' <("$MARCOT" device map --cookie volume-7 --show-cookie --try-netlink \
+            --reattach-timeout=300 --io-timeout=0 plain)
+    claim "detach: refused where the device could not wait" not "$MARCOT" device detach plain
+    claim "detach: saying which can" says "only devices of the NBD driver can be detached"
+    "$MARCOT" device unmap plain
+}
+
+quiesced() {
+    local device mount=$CLAIMS_SCRATCH/mnt hook=$CLAIMS_SCRATCH/hook log=$CLAIMS_SCRATCH/hooked
+    printf '#!/bin/sh\necho "$2" >>%s\n[ ! -e %s.fails ] || [ "$2" != quiesce ]\n' "$log" "$log" >"$hook"
+    chmod +x "$hook"
+    device=$("$MARCOT" device map --quiesce --quiesce-hook "$hook" plain)
+    "$MARCOT" snap create --no-progress plain@one
+    claim "quiesce: a hook runs before and after a snapshot" test "$(tr '\n' ' ' <"$log")" = "quiesce unquiesce "
+    touch "$log.fails"
+    claim "quiesce: where it fails there is no snapshot" not "$MARCOT" snap create --no-progress plain@two
+    claim "quiesce: the hook is named" says "$hook $device quiesce"
+    claim "quiesce: and undone all the same" test "$(tail -n 1 "$log")" = unquiesce
+    claim "quiesce: a failure can be ignored" \
+        "$MARCOT" snap create --no-progress --ignore-quiesce-error plain@two
+    rm "$log"
+    claim "quiesce: and the hook skipped" "$MARCOT" snap create --no-progress --skip-quiesce plain@three
+    claim "quiesce: it did not run" test ! -e "$log"
+    "$MARCOT" snap purge --no-progress plain
+    "$MARCOT" device unmap "$device"
+
+    device=$("$MARCOT" device map --quiesce plain)
+    mkfs.ext4 -q -F "$device"
+    mount "$device" "$mount"
+    echo "never synced" >"$mount/file"
+    "$MARCOT" snap create --no-progress plain@frozen
+    claim "quiesce: by itself it freezes the file system, and thaws it" \
+        timeout 20 sh -c "echo after >'$mount/after' && sync '$mount/after'"
+    umount "$mount"
+    "$MARCOT" device unmap "$device"
+    device=$("$MARCOT" device map plain@frozen)
+    claim "quiesce: the snapshot mounts without its journal" mount -o ro,noload "$device" "$mount"
+    claim "quiesce: and holds what was written and not synced" grep -q "never synced" "$mount/file"
+    claim "quiesce: and nothing later" test ! -e "$mount/after"
+    umount "$mount"
+    "$MARCOT" device unmap "$device"
+    "$MARCOT" snap purge --no-progress plain
+}
+
+main() {
+    [[ $#:${1-} == 2:--marcot ]] || { sed -n '/^# usage:/,/^#$/s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+    MARCOT=$(realpath "$2")
+    need_packages e2fsprogs xfsprogs fdisk
+    claims_begin
+    trap clean_up EXIT
+    export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run MARCOT_DEV_DIR=$CLAIMS_SCRATCH/dev
+    mkdir "$MARCOT_DEV_DIR" "$CLAIMS_SCRATCH/mnt" "$CLAIMS_SCRATCH/bin"
+    ln -s "$MARCOT" "$CLAIMS_SCRATCH/bin/rbd"
+    RBD=$CLAIMS_SCRATCH/bin/rbd
+    "$MARCOT" create --size 64 plain
+    "$MARCOT" pool create space
+    "$MARCOT" namespace create space/inner
+    "$MARCOT" create --size 8 space/inner/image
+    "$MARCOT" snap create --no-progress space/inner/image@s
+    private_directory
+    planted_directory
+    forged_record
+    server_process
+    names
+    stale_names
+    renamed
+    sizes
+    options
+    quiesced
+    claim "no device, name or mount is left" \
+        test -z "$("$MARCOT" device list)$(ls "$MARCOT_DEV_DIR")$(grep "$CLAIMS_SCRATCH" /proc/mounts)"
+    claim "check finds the pool in order" "$MARCOT" check rbd --no-progress
+    claims_end
+}
+
+main "$@"
