@@ -1,0 +1,397 @@
+//! What another user wrote is a claim: an attached pool, a store that root looks after, markers.
+//!
+//! The other user is root's own doing here: files are given away after they were made. So these tests
+//! need to be run as root, as the whole suite does.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use marcot::{
+    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool,
+    PoolOptions, ReadableBy, Store,
+};
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::{ChildRecord, HeadRecord, PoolRecord};
+
+const SIZE: u64 = 1 << 20;
+/// The other user, and a third one.
+const OTHER: u32 = 64_003;
+const THIRD: u32 = 64_004;
+const SECRET: u8 = 0x53;
+
+struct Scene {
+    root: tempfile::TempDir,
+    store: Store,
+}
+
+/// A store of one's own, with the private image `rbd/secret`.
+fn scene() -> Scene {
+    let root = tempfile::tempdir().unwrap();
+    assert_eq!(std::fs::metadata(root.path()).unwrap().uid(), 0, "these tests need root");
+    std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let store = Store::open(&root.path().join("own")).unwrap();
+    let rbd = store.pool("rbd").unwrap();
+    image(&rbd, "secret", SECRET);
+    Scene { root, store }
+}
+
+fn image(pool: &Pool, name: &str, byte: u8) -> ImageId {
+    let options = CreateOptions { size_bytes: SIZE, ..CreateOptions::default() };
+    let id = pool.create("", name, &options).unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &vec![byte; SIZE as usize]).unwrap();
+    image.close().unwrap();
+    id
+}
+
+fn run(pool: &Pool, image: ImageId, command: Command) -> marcot::Result<marcot::Reply> {
+    let mut image = pool.open(image)?;
+    let done = image.execute(&command, &mut |_, _| {});
+    image.close()?;
+    done
+}
+
+fn protect(pool: &Pool, id: ImageId) {
+    run(pool, id, Command::SnapCreate { name: "s".into() }).unwrap();
+    run(pool, id, Command::SnapProtect { name: "s".into() }).unwrap();
+}
+
+fn first_byte(pool: &Pool, id: ImageId) -> marcot::Result<u8> {
+    let mut byte = [0];
+    pool.open_read_only(id)?.read_at(0, &mut byte)?;
+    Ok(byte[0])
+}
+
+fn each(directory: &Path, visit: &mut dyn FnMut(&Path)) {
+    visit(directory);
+    let is_directory = std::fs::symlink_metadata(directory).unwrap().is_dir();
+    if is_directory {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            each(&entry.unwrap().path(), visit);
+        }
+    }
+}
+
+fn give(directory: &Path, user: u32) {
+    each(directory, &mut |path| std::os::unix::fs::lchown(path, Some(user), None).unwrap());
+}
+
+/// Everything below a directory, by name: what must not change.
+fn state(directory: &Path) -> BTreeMap<PathBuf, (u32, u32, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    each(directory, &mut |path| {
+        let meta = std::fs::symlink_metadata(path).unwrap();
+        let bytes = if meta.is_file() { std::fs::read(path).unwrap() } else { Vec::new() };
+        found.insert(path.to_owned(), (meta.mode(), meta.uid(), bytes));
+    });
+    found
+}
+
+impl Scene {
+    /// The other user's store with a public pool, which holds the protected snapshot `base@s`.
+    fn others_pool(&self) -> PathBuf {
+        let directory = self.root.path().join("other");
+        let store = Store::open(&directory).unwrap();
+        let options = PoolOptions { readable_by: ReadableBy::All };
+        let pool = store.pool_create("tmpl", &options).unwrap();
+        let base = image(&pool, "base", 1);
+        protect(&pool, base);
+        give(&directory, OTHER);
+        directory.join("pools/tmpl")
+    }
+
+    fn attach(&self) -> Pool {
+        self.store.pool_attach("tmpl", &self.others_pool()).unwrap()
+    }
+
+    fn secret(&self) -> (Pool, ImageId) {
+        let pool = self.store.pool("rbd").unwrap();
+        let id = pool.find("", "secret").unwrap();
+        (pool, id)
+    }
+}
+
+fn rewrite<T: prost::Message + Default>(path: &Path, kind: FrameKind, change: impl FnOnce(&mut T)) {
+    let (mut record, _): (T, _) = decode_message(kind, &std::fs::read(path).unwrap()).unwrap();
+    change(&mut record);
+    let owner = std::fs::metadata(path).unwrap().uid();
+    std::fs::write(path, encode_message(kind, &record)).unwrap();
+    chown(path, Some(owner), None).unwrap();
+}
+
+#[test]
+fn an_image_of_another_user_that_names_ones_own_private_data_is_refused() {
+    let scene = scene();
+    let tmpl = scene.attach();
+    let (rbd, secret) = scene.secret();
+    let base = tmpl.find("", "base").unwrap();
+    // The attacker knows the numbers, and takes over the root of the private image.
+    let head = rbd.image_directory(secret).join("head");
+    let (stolen, _): (HeadRecord, _) =
+        decode_message(FrameKind::Head, &std::fs::read(head).unwrap()).unwrap();
+    rewrite(&tmpl.image_directory(base).join("head"), FrameKind::Head, |head: &mut HeadRecord| {
+        head.root.clone_from(&stolen.root);
+        for snapshot in &mut head.snapshots {
+            snapshot.root.clone_from(&stolen.root);
+        }
+    });
+    // Nobody who has opened no other pool yet is taken in either.
+    let store = Store::open(scene.store.directory()).unwrap();
+    for store in [&scene.store, &store] {
+        let tmpl = store.pool("tmpl").unwrap();
+        let refused = first_byte(&tmpl, base).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+        assert!(tmpl.open_snapshot(base, "s").is_err());
+        let rbd = store.pool("rbd").unwrap();
+        let options = CloneOptions::default();
+        let clone = store.clone_image(&tmpl, base, "s", &rbd, "", "web", &options);
+        assert_eq!(clone.unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert_eq!(first_byte(&rbd, secret).unwrap(), SECRET);
+    }
+}
+
+#[test]
+fn a_pool_that_takes_another_number_is_refused_and_disables_nobody() {
+    let scene = scene();
+    let tmpl = scene.attach();
+    let (rbd, secret) = scene.secret();
+    rewrite(&tmpl.directory().join("pool"), FrameKind::Pool, |record: &mut PoolRecord| {
+        record.pool_id = rbd.id().0;
+    });
+    let store = Store::open(scene.store.directory()).unwrap();
+    let refused = store.pool("tmpl").err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+    assert!(refused.to_string().contains("'pool detach tmpl'"), "{refused}");
+    assert_eq!(store.pool_by_id(rbd.id()).unwrap().directory(), rbd.directory());
+    assert_eq!(first_byte(&store.pool("rbd").unwrap(), secret).unwrap(), SECRET);
+    store.pool_detach("tmpl").unwrap();
+    let again = store.pool_attach("tmpl", tmpl.directory()).err().unwrap();
+    assert!(again.to_string().contains("has the number of pool 'rbd'"), "{again}");
+}
+
+#[test]
+fn a_pool_whose_directory_changed_hands_is_refused() {
+    let scene = scene();
+    let directory = scene.attach().directory().to_owned();
+    give(&directory, THIRD);
+    let refused = scene.store.pool("tmpl").err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    assert!(refused.to_string().contains("belongs to user 64004"), "{refused}");
+}
+
+#[test]
+fn of_two_own_pools_with_one_number_both_are_named() {
+    let scene = scene();
+    let (rbd, _) = scene.secret();
+    let copy = scene.store.directory().join("pools/copy");
+    copy_tree(rbd.directory(), &copy);
+    let store = Store::open(scene.store.directory()).unwrap();
+    store.pool("rbd").unwrap();
+    let refused = store.pool("copy").err().unwrap().to_string();
+    assert!(refused.contains("pools/rbd") && refused.contains("pools/copy"), "{refused}");
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        match from.is_dir() {
+            true => copy_tree(&from, &to),
+            false => drop(std::fs::copy(&from, &to).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn root_changes_nothing_in_another_users_store() {
+    let scene = scene();
+    let pool_directory = scene.others_pool();
+    let directory = scene.root.path().join("other");
+    let before = state(&directory);
+    let store = Store::open(&directory).unwrap();
+    assert!(store.is_foreign());
+    let tmpl = store.pool("tmpl").unwrap();
+    assert_eq!(tmpl.directory(), pool_directory);
+    let base = tmpl.find("", "base").unwrap();
+    assert_eq!(first_byte(&tmpl, base).unwrap(), 1, "reading goes on");
+    let refusals = [
+        tmpl.create("", "new", &CreateOptions::default()).err(),
+        tmpl.rename("", "base", "other").err(),
+        tmpl.namespace_create("ns").err(),
+        tmpl.open(base).err(),
+        store.remove_image(&tmpl, base, &mut |_, _| {}).err(),
+        store.gc(&tmpl, &mut |_, _| {}).err(),
+        store.pool_create("new", &PoolOptions::default()).err(),
+        store.pool_remove("tmpl").err(),
+        store.pool_init("tmpl").err(),
+        store.pool_attach("own", scene.secret().0.directory()).err(),
+        store.clone_image(&tmpl, base, "s", &tmpl, "", "new", &CloneOptions::default()).err(),
+    ];
+    for refused in refusals {
+        let refused = refused.expect("it should have been refused");
+        let kind = refused.kind();
+        assert!(matches!(kind, ErrorKind::ReadOnly | ErrorKind::PermissionDenied), "{refused}");
+        assert!(refused.to_string().contains("user 64003"), "{refused}");
+    }
+    let options = CheckOptions { repair: true, ..CheckOptions::default() };
+    assert!(store.check(&tmpl, &options, &mut |_, _| {}).unwrap().findings.is_empty());
+    assert_eq!(state(&directory), before);
+}
+
+#[test]
+fn a_store_is_not_made_in_another_users_directory() {
+    let scene = scene();
+    let directory = scene.root.path().join("theirs");
+    std::fs::create_dir(&directory).unwrap();
+    give(&directory, OTHER);
+    let refused = Store::open(&directory).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+}
+
+#[test]
+fn no_link_in_a_pool_leads_to_ones_own_images() {
+    let scene = scene();
+    let tmpl = scene.attach();
+    let (rbd, secret) = scene.secret();
+    let before = state(rbd.directory());
+    for part in ["images", "segments"] {
+        let link = tmpl.directory().join(part).join(secret.to_string());
+        symlink(rbd.directory().join(part).join(secret.to_string()), &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(OTHER), None).unwrap();
+    }
+    let refused = first_byte(&tmpl, secret).unwrap_err();
+    assert!(refused.to_string().contains("symbolic link"), "{refused}");
+    assert!(tmpl.info(secret).is_err());
+    let options = CheckOptions { repair: true, ..CheckOptions::default() };
+    let report = scene.store.check(&tmpl, &options, &mut |_, _| {}).unwrap();
+    assert!(report.findings.iter().any(|f| f.serious), "{:?}", report.findings);
+    assert!(report.findings.iter().all(|f| !f.repaired), "{:?}", report.findings);
+    assert_eq!(state(rbd.directory()), before);
+}
+
+#[test]
+fn a_hard_link_to_ones_own_file_is_refused() {
+    let scene = scene();
+    let tmpl = scene.attach();
+    let base = tmpl.find("", "base").unwrap();
+    let head = tmpl.image_directory(base).join("head");
+    let kept = std::fs::read(&head).unwrap();
+    std::fs::remove_file(&head).unwrap();
+    let own = scene.root.path().join("of-root");
+    std::fs::write(&own, kept).unwrap();
+    std::fs::hard_link(&own, &head).unwrap();
+    let refused = tmpl.info(base).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+}
+
+#[test]
+fn a_marker_of_another_user_counts_by_its_name_and_is_not_followed() {
+    let scene = scene();
+    let options = PoolOptions { readable_by: ReadableBy::All };
+    let pool = scene.store.pool_create("golden", &options).unwrap();
+    let base = image(&pool, "base", 1);
+    protect(&pool, base);
+    // Where the marker points to, there is a pool of that number without the image: it looks stale.
+    let bait = scene.root.path().join("bait");
+    std::fs::create_dir_all(bait.join("images")).unwrap();
+    let record = PoolRecord { pool_id: 0xabc, ..PoolRecord::default() };
+    std::fs::write(bait.join("pool"), encode_message(FrameKind::Pool, &record)).unwrap();
+    let marker = |child_image_id, names: [&str; 2]| ChildRecord {
+        parent_pool_id: pool.id().0,
+        parent_image_id: base.0,
+        parent_snap_id: 1,
+        child_pool_id: 0xabc,
+        child_image_id,
+        child_pool_name: names[0].into(),
+        child_name: names[1].into(),
+        child_pool_directory: bait.to_str().unwrap().into(),
+        clone_format: 1,
+        ..ChildRecord::default()
+    };
+    for (child, names) in [(1, ["vms", "web"]), (2, ["vms\u{1b}", "rbd/forged"])] {
+        let name = format!("{}.{base}.1.{:016x}.{child:016x}", pool.id(), 0xabc);
+        let path = pool.directory().join("children").join(name);
+        let bytes = encode_message(FrameKind::Child, &marker(child, names));
+        std::fs::write(&path, bytes).unwrap();
+        give(&path, OTHER);
+    }
+    let refused = run(&pool, base, Command::SnapUnprotect { name: "s".into() }).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::HasChildren);
+    let named = "(another store)/0000000000000002 (of user 64003), vms/web (of user 64003)";
+    assert!(refused.to_string().contains(named), "{refused}");
+    assert!(!refused.to_string().contains("forged"), "{refused}");
+}
+
+#[test]
+fn what_is_no_marker_is_told_and_removed_for_the_owner() {
+    let scene = scene();
+    let options = PoolOptions { readable_by: ReadableBy::All };
+    let pool = scene.store.pool_create("golden", &options).unwrap();
+    let children = pool.directory().join("children");
+    std::fs::write(children.join("junk"), vec![1; 1 << 20]).unwrap();
+    // A name of numbers does not make a marker of it.
+    let fat = children.join(format!("{}.{:016x}.1.{:016x}.{:016x}", pool.id(), 1, 2, 3));
+    std::fs::write(&fat, vec![1; 1 << 20]).unwrap();
+    std::fs::create_dir_all(children.join("tree/of/directories")).unwrap();
+    let marker = children.join(format!("{}.{:016x}.1.{:016x}.{:016x}", pool.id(), 1, 2, 4));
+    std::fs::write(&marker, "small").unwrap();
+    give(&children, OTHER);
+    chown(&children, Some(0), None).unwrap();
+    let told = |repair| {
+        let options = CheckOptions { repair, ..CheckOptions::default() };
+        scene.store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
+    };
+    let found = told(false);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found.iter().all(|f| f.message.contains("user 64003") && !f.repaired), "{found:?}");
+    assert!(told(true).iter().all(|f| f.repaired));
+    assert!(told(false).is_empty());
+    assert!(marker.exists() && std::fs::read_dir(&children).unwrap().count() == 1);
+    std::fs::write(children.join("junk"), "again").unwrap();
+    give(&children.join("junk"), OTHER);
+    scene.store.gc(&pool, &mut |_, _| {}).unwrap();
+    assert_eq!(std::fs::read_dir(&children).unwrap().count(), 1);
+}
+
+#[test]
+fn a_marker_in_another_users_pool_is_small_private_and_goes_with_its_child() {
+    let scene = scene();
+    let tmpl = scene.attach();
+    let base = tmpl.find("", "base").unwrap();
+    let vms = scene.store.pool_create("acquisitions", &PoolOptions::default()).unwrap();
+    let before = state(tmpl.directory());
+    let options = CloneOptions::default();
+    let id = scene.store.clone_image(&tmpl, base, "s", &vms, "", "target", &options).unwrap();
+    assert_eq!(first_byte(&vms, id).unwrap(), 1);
+    let markers: Vec<_> = std::fs::read_dir(tmpl.directory().join("children"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let [marker] = &markers[..] else { panic!("{markers:?}") };
+    assert_eq!(std::fs::metadata(marker).unwrap().mode() & 0o777, 0o600);
+    let (record, _): (ChildRecord, _) =
+        decode_message(FrameKind::Child, &std::fs::read(marker).unwrap()).unwrap();
+    assert_eq!(record.child_pool_directory, "");
+    scene.store.remove_image(&vms, id, &mut |_, _| {}).unwrap();
+    assert_eq!(state(tmpl.directory()), before);
+}
+
+#[test]
+fn gc_removes_the_marker_of_a_child_whose_removal_was_cut_off() {
+    let scene = scene();
+    let tmpl = scene.attach();
+    let base = tmpl.find("", "base").unwrap();
+    let (rbd, _) = scene.secret();
+    let options = CloneOptions::default();
+    let id = scene.store.clone_image(&tmpl, base, "s", &rbd, "", "web", &options).unwrap();
+    std::fs::remove_file(rbd.directory().join("names/@/web")).unwrap();
+    std::fs::remove_dir_all(rbd.image_directory(id)).unwrap();
+    scene.store.gc(&rbd, &mut |_, _| {}).unwrap();
+    for pool in [&rbd, &tmpl] {
+        assert_eq!(std::fs::read_dir(pool.directory().join("children")).unwrap().count(), 0);
+    }
+}
