@@ -28,7 +28,21 @@ fn main() -> Outcome {
     clients(&directory)?;
     control(&directory)?;
     texts(&directory)?;
+    pools(&directory)?;
     Ok(())
+}
+
+/// Kinds of changes to a hostile pool, and changes of each; their numbers go over its files.
+const POOL_CHANGES: [u8; 2] = [13, 8];
+
+fn pools(directory: &Path) -> io::Result<()> {
+    for kind in 0..POOL_CHANGES[0] {
+        let changes: Vec<u8> = (0..POOL_CHANGES[1])
+            .flat_map(|i| [kind, i * 5 + kind, i * 3, i, i * 7 + kind, i, kind, i % 3])
+            .collect();
+        keep(directory, "hostile_pool", &format!("kind-{kind:02}"), &changes)?;
+    }
+    keep(directory, "hostile_pool", "unchanged", &[])
 }
 
 fn keep(directory: &Path, target: &str, name: &str, bytes: &[u8]) -> io::Result<()> {

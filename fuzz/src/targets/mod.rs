@@ -6,6 +6,7 @@ mod command_line;
 mod control;
 mod format;
 mod nbd;
+mod pool;
 
 use std::mem::size_of;
 
@@ -15,8 +16,18 @@ use crate::Target;
 
 const KIB: usize = 1 << 10;
 
+/// Memory for looking at a pool in every way: records of 16 MiB, buffers, the map of an image.
+const HOSTILE_POOL_BYTES_MAX: usize = 160 << 20;
+
 /// Every target.
 pub const ALL: &[Target] = &[
+    Target {
+        name: "hostile_pool",
+        body: pool::hostile_pool,
+        // The pool of an input is not longer for a longer input; its log and its pages are bounded.
+        bytes_per_byte: 0,
+        bytes_besides: HOSTILE_POOL_BYTES_MAX,
+    },
     Target {
         name: "record",
         body: format::record,
