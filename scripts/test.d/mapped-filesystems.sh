@@ -189,10 +189,11 @@ terminated_server() {
 
 # By force a device is taken from under its file system: what was synced is in the image.
 forced() {
-    local device directory=$CLAIMS_SCRATCH/mnt.forced pid sum tenths=0
+    local device directory=$CLAIMS_SCRATCH/mnt.forced pid sum backing tenths=0
     mkdir "$directory"
     "$MARCOT" clone template@s forced
     device=$("$MARCOT" device map -t fuse --map-memory 1M forced)
+    backing=$(backing "$device")
     mkfs.ext4 -q -F "$device"
     mount "$device" "$directory"
     head -c 3000000 /dev/urandom >"$directory/file"
@@ -208,9 +209,8 @@ forced() {
     claim "force: no mount of ours is left" not_mounted
     claim "force: a writer is told at once, and does not hang" is_told "$directory/late"
     umount "$directory" || umount -l "$directory"
-    until [[ ! -e /sys/block/$(basename "$device")/loop ]] || ((tenths++ >= WAIT_TENTHS)); do sleep 0.1; done
-    claim "force: the loop device is free when its last user has gone" \
-        test ! -e "/sys/block/$(basename "$device")/loop"
+    while [[ $(backing "$device") == "$backing" ]] && ((tenths++ < WAIT_TENTHS)); do sleep 0.1; done
+    claim "force: the loop device is free when its last user has gone" test "$(backing "$device")" != "$backing"
     device=$("$MARCOT" device map -t fuse forced)
     claim "force: the image maps and mounts again" mount "$device" "$directory"
     claim "force: what was synced is there" test "$(sha256sum <"$directory/file")" = "$sum"
@@ -221,6 +221,12 @@ forced() {
     claim "force: but by force" "$MARCOT" device unmap -o force "$device"
     umount "$directory" || umount -l "$directory"
     claim "force: nothing is listed or mounted" test -z "$("$MARCOT" device list)$(grep "$MARCOT_RUN_DIR" /proc/mounts)"
+}
+
+# backing LOOP-DEVICE : device and inode of what it shows; nothing if it is free. Once it is free, another
+# program may take it at once.
+backing() {
+    losetup --noheadings --output BACK-MAJ:MIN,BACK-INO "$1" 2>/dev/null || true
 }
 
 not() {
