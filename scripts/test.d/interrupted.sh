@@ -34,7 +34,7 @@ has_store() { [[ -n $(find "$THERE" -path '*/stores/*/store' 2>/dev/null) ]]; }
 nothing() {
     local tenths=0
     while [[ -n $("$1") ]]; do
-        ((tenths++ < 100)) || { "$1" | sed 's/^/#   left: /' && return 1; }
+        ((tenths++ < 600)) || { "$1" | sed 's/^/#   left: /' && return 1; }
         sleep 0.1
     done
 }
