@@ -176,6 +176,8 @@ impl EventLoop {
         // First of all: once the device lets go of the image, the socket's place belongs to the
         // next owner.
         self.parts.control = None;
+        // A client that sees its end may come back at once, and must not be given to this host.
+        self.parts.shared.set_over();
         self.forget_clients();
         let closed = self.parts.device.close().map_err(Failure::from);
         let outcome = self.fatal.map_or(closed, Err);

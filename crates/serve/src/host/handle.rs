@@ -48,13 +48,18 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Nobody is served any more, though closing the image may take a while yet.
+    pub(super) fn set_over(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
     /// Tells everyone who waits that the image is no longer served.
     pub(super) fn set_end(&self, outcome: Result<(), Failure>) {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         if end.is_none() {
             *end = Some(outcome);
         }
-        self.over.store(true, Ordering::Release);
+        self.set_over();
         self.ended.notify_all();
     }
 
@@ -188,7 +193,7 @@ impl HostHandle {
         self.send(Message::SetAttendant(attendant))
     }
 
-    /// True once the image is no longer served.
+    /// True once the image is no longer served. It may still be closing, which [`Self::wait`] waits for.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.0.shared.over.load(Ordering::Acquire)

@@ -42,6 +42,8 @@ pub struct Probe {
     pub corrupt_at: Option<u64>,
     /// Closed properly.
     pub closed: bool,
+    /// Closing lasts so long.
+    pub close_time: std::time::Duration,
     /// Bytes written since the last flush.
     pub unflushed_bytes: u64,
     /// Reads that may be late are.
@@ -358,6 +360,8 @@ impl BlockDevice for MemoryDevice {
 
     fn close(mut self: Box<Self>) -> Result<()> {
         let flushed = self.flush();
+        let close_time = self.probe.get().close_time;
+        std::thread::sleep(close_time);
         self.probe.get().closed = true;
         flushed
     }
