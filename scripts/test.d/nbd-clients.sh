@@ -145,13 +145,13 @@ reads_only() {
   ! qemu-io -f raw -c 'write 0 4k' "$uri" >"$scratch/io" 2>&1 && qemu-io -r -f raw -c 'read 0 1M' "$uri"
 }
 
-# serves : starts a server on a unix socket and a free TCP port; sets $server and $port.
+# serves MARCOT : starts a server on a unix socket and a free TCP port; sets $server and $port.
 serves() {
   local tenths=0
   start_owned "$1" serve --socket "$scratch/sock" --tcp 127.0.0.1:0 >"$scratch/listening"
   server=$!
   until grep -qF "listening on $scratch/sock" "$scratch/listening"; do
-    kill -0 "$server" 2>/dev/null && ((tenths++ < 600)) || { echo "the server did not start" && exit 1; }
+    if ((tenths++ >= 600)) || ! kill -0 "$server" 2>/dev/null; then echo "the server did not start" && exit 1; fi
     sleep 0.1
   done
   port=$(sed -n 's/^listening on 127\.0\.0\.1://p' "$scratch/listening")
