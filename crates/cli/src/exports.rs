@@ -3,13 +3,22 @@
 //! Names are `pool/image`, `pool/namespace/image`, and `...@snap` for a snapshot, which is
 //! read-only. The pool may be left out for images of the default pool.
 
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
 use marcot::{BlockDevice, Error, ErrorKind, Pool, Result, Store};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
+use marcot_serve::nbd::negotiation::LIST_BYTES_MAX;
 use marcot_serve::nbd::{ExportName, Exports};
 
 use crate::args::names::DEFAULT_POOL;
 use crate::incoming;
 use crate::spec::{self, Pattern, Spec};
+
+/// A list leaves out what has not been read by then; shorter than clients wait for an answer.
+const LIST_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// The exports of a store.
 pub struct StoreExports {
@@ -17,12 +26,22 @@ pub struct StoreExports {
     /// Only these pools; all where empty.
     pools: Vec<String>,
     read_only: bool,
+    /// Pools whose names are being read for a list.
+    being_read: Arc<Mutex<HashSet<String>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn time_left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
 }
 
 impl StoreExports {
     /// Exports the images of `pools`, or of all pools where that is empty.
     pub fn new(store: Store, pools: Vec<String>, read_only: bool) -> Self {
-        Self { store, pools, read_only }
+        Self { store, pools, read_only, being_read: Arc::default() }
     }
 
     fn chosen(&self, pool: &str) -> bool {
@@ -40,28 +59,52 @@ impl StoreExports {
         }
         self.store.pool(name)
     }
+}
 
-    /// Adds the images of a pool. What cannot be read is left out, and the log says so: others must
-    /// not be hidden by it.
-    fn list_pool(&self, name: &str, names: &mut Vec<ExportName>) {
-        let left_out = |namespace: &str, error: &Error| {
-            let error = error.to_string();
-            tracing::warn!(pool = name, namespace, error, "left out of the list of exports");
-        };
-        let pool = match self.open_pool(name) {
-            Ok(pool) => pool,
-            Err(error) => return left_out("", &error),
-        };
-        let others = pool.namespaces().unwrap_or_else(|error| {
+/// The names of one pool, as long as they fit into a list.
+#[derive(Default)]
+struct Names {
+    list: Vec<ExportName>,
+    bytes: usize,
+}
+
+impl Names {
+    fn push(&mut self, name: String) {
+        self.bytes += name.len();
+        self.list.push(ExportName { name, ..ExportName::default() });
+    }
+
+    /// The list of a server is no longer than this.
+    fn is_full(&self) -> bool {
+        self.bytes >= LIST_BYTES_MAX
+    }
+}
+
+/// The exports of a pool. What cannot be read is left out, and the log says so: others must not be
+/// hidden by it.
+fn list_pool(store: &Store, name: &str) -> Vec<ExportName> {
+    let left_out = |namespace: &str, error: &Error| {
+        let error = error.to_string();
+        tracing::warn!(pool = name, namespace, error, "left out of the list of exports");
+    };
+    let mut names = Names::default();
+    let pool = match store.pool(name) {
+        Ok(pool) => pool,
+        Err(error) => {
             left_out("", &error);
-            Vec::new()
-        });
-        for namespace in std::iter::once(String::new()).chain(others) {
-            if let Err(error) = list_namespace(&pool, &namespace, names) {
-                left_out(&namespace, &error);
-            }
+            return names.list;
+        }
+    };
+    let others = pool.namespaces().unwrap_or_else(|error| {
+        left_out("", &error);
+        Vec::new()
+    });
+    for namespace in std::iter::once(String::new()).chain(others) {
+        if let Err(error) = list_namespace(&pool, &namespace, &mut names) {
+            left_out(&namespace, &error);
         }
     }
+    names.list
 }
 
 /// The parts of an export's name; the pool is always there.
@@ -82,29 +125,61 @@ fn full_name(spec: &Spec) -> String {
 }
 
 /// Adds the images of one namespace, and their snapshots.
-fn list_namespace(pool: &Pool, namespace: &str, names: &mut Vec<ExportName>) -> Result<()> {
+fn list_namespace(pool: &Pool, namespace: &str, names: &mut Names) -> Result<()> {
     for (image, id) in pool.images(namespace)? {
         if incoming::is_partial(&image) {
             continue;
         }
-        let name = |snap: &str| ExportName {
-            name: spec::show(pool.name(), namespace, &image, snap),
-            ..ExportName::default()
-        };
+        if names.is_full() {
+            let pool = pool.name();
+            tracing::warn!(pool, namespace, "the list of exports is too long for all of a pool");
+            return Ok(());
+        }
+        let name = |snap: &str| spec::show(pool.name(), namespace, &image, snap);
         names.push(name(""));
         // An image that was removed since, or that cannot be read, has no snapshots to show.
         let snapshots = pool.info(id).map(|info| info.snapshots).unwrap_or_default();
-        names.extend(snapshots.iter().filter(|s| !s.trashed).map(|s| name(&s.name)));
+        snapshots.iter().filter(|s| !s.trashed).for_each(|s| names.push(name(&s.name)));
     }
     Ok(())
 }
 
 impl Exports for StoreExports {
+    /// Each pool has a thread, so that one that hangs hides no other.
     fn list(&self) -> Result<Vec<ExportName>> {
-        let mut names = Vec::new();
-        let pools = self.store.pools()?;
-        pools.iter().filter(|p| self.chosen(p)).for_each(|p| self.list_pool(p, &mut names));
-        Ok(names)
+        let deadline = Instant::now() + LIST_TIME_MAX;
+        let pools: Vec<String> =
+            self.store.pools()?.into_iter().filter(|p| self.chosen(p)).collect();
+        let (sender, receiver) = mpsc::channel();
+        let mut lists: BTreeMap<String, Option<Vec<ExportName>>> = BTreeMap::new();
+        for pool in pools {
+            let being_read = Arc::clone(&self.being_read);
+            let (store, sender, name) = (self.store.clone(), sender.clone(), pool.clone());
+            lists.insert(pool.clone(), None);
+            // One that still hangs since an earlier list has its thread.
+            if !lock(&being_read).insert(pool.clone()) {
+                continue;
+            }
+            let thread = thread::Builder::new().name("nbd-list-pool".to_string());
+            let started = thread.spawn(move || {
+                let names = list_pool(&store, &name);
+                lock(&being_read).remove(&name);
+                // Nobody waits for one that is late.
+                let _ = sender.send((name, names));
+            });
+            if let Err(error) = started {
+                lock(&self.being_read).remove(&pool);
+                tracing::warn!(pool, %error, "left out of the list of exports");
+            }
+        }
+        drop(sender);
+        while let Ok((pool, names)) = receiver.recv_timeout(time_left(deadline)) {
+            lists.insert(pool, Some(names));
+        }
+        for (pool, _) in lists.iter().filter(|(_, names)| names.is_none()) {
+            tracing::warn!(pool, "left out of the list of exports: it does not answer");
+        }
+        Ok(lists.into_values().flatten().flatten().collect())
     }
 
     fn describe(&self, name: &str) -> Result<ExportName> {

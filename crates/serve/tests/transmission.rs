@@ -676,4 +676,8 @@ fn a_read_only_image_of_an_odd_size_is_shown_as_it_is() {
     let (host, _) = serve(MemoryDevice::new(ODD_BYTES).read_only());
     assert_eq!(host.size_bytes(), ODD_BYTES);
     assert_eq!(attach(&host).read(ODD_BYTES - 1, 2), Err(EINVAL));
+    let device = Box::new(MemoryDevice::new(ODD_BYTES).read_only());
+    let host = ImageHost::start_for_kernel(device, HostOptions::default()).unwrap();
+    assert_eq!(attach(&host).read(ODD_BYTES - 1, 448).unwrap(), [0; 448]);
+    assert_eq!(attach(&host).write(0, ODD_BYTES, &[1]), EPERM);
 }

@@ -52,7 +52,7 @@ use crate::wake::Wake;
 use event_loop::EventLoop;
 use handle::Shared;
 use operation::Failure;
-use padded::Padded;
+use padded::{Padded, Sectors};
 
 /// Linux cuts thread names at this many bytes.
 const THREAD_NAME_BYTES_MAX: usize = 15;
@@ -79,8 +79,26 @@ impl ImageHost {
     /// If the control socket cannot be made for another reason than a full disk, or the process is
     /// out of descriptors or threads. The device is dropped then, not closed.
     pub fn start(device: Box<dyn BlockDevice>, options: HostOptions) -> Result<HostHandle> {
+        let device = Padded::new(device, &options.name, Sectors::WhereWritable);
+        Self::start_padded(device, options)
+    }
+
+    /// As [`Self::start`], but shows whole sectors of 512 bytes where the image is read-only, too: for
+    /// kernels, whose devices consist of sectors.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_for_kernel(
+        device: Box<dyn BlockDevice>,
+        options: HostOptions,
+    ) -> Result<HostHandle> {
+        let device = Padded::new(device, &options.name, Sectors::Always);
+        Self::start_padded(device, options)
+    }
+
+    fn start_padded(device: Padded, options: HostOptions) -> Result<HostHandle> {
+        let device: Box<dyn BlockDevice> = Box::new(device);
         let control = listen(&options)?;
-        let device: Box<dyn BlockDevice> = Box::new(Padded::new(device, &options.name));
         let wake = Arc::new(Wake::new().map_err(no_resources)?);
         let shared = Arc::new(Shared::default());
         shared.size_bytes.store(device.size_bytes(), Ordering::Release);

@@ -5,7 +5,7 @@
 //! Whoever serves an image for writing therefore shows whole sectors. What lies behind the image's
 //! end reads as zeros, and zeros written there change nothing; the first other byte written there
 //! makes the image grow to whole sectors, so that nothing that was acknowledged is lost. Read-only
-//! images are shown as they are.
+//! images are shown as they are, except to kernels ([`super::ImageHost::start_for_kernel`]).
 //!
 //! A layer above the device, because each way to reach an image needs the same.
 
@@ -21,12 +21,20 @@ pub(super) struct Padded {
     device: Box<dyn BlockDevice>,
     /// For logs.
     name: String,
+    sectors: Sectors,
+}
+
+/// When whole sectors are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sectors {
+    WhereWritable,
+    Always,
 }
 
 impl Padded {
     /// Shows `device`, which logs call `name`.
-    pub(super) fn new(device: Box<dyn BlockDevice>, name: &str) -> Self {
-        let padded = Self { device, name: name.to_owned() };
+    pub(super) fn new(device: Box<dyn BlockDevice>, name: &str, sectors: Sectors) -> Self {
+        let padded = Self { device, name: name.to_owned(), sectors };
         let (size_bytes, shown_bytes) = (padded.device.size_bytes(), padded.size_bytes());
         if size_bytes != shown_bytes {
             tracing::info!(
@@ -51,7 +59,7 @@ impl Padded {
         Some(size_bytes.saturating_sub(offset).min(length))
     }
 
-    /// Makes the image grow where one of `writes` puts something else than zeros behind its end.
+    /// Makes a writable image grow where one of `writes` puts something else than zeros behind its end.
     fn grow_for(&mut self, writes: &[Write<'_>]) -> Result<()> {
         let says_something = |write: &Write<'_>| {
             let cut = self.cut(write.offset, write.data.len() as u64);
@@ -70,7 +78,7 @@ impl Padded {
     /// `writes` as the device takes them; `None` where that is as they are.
     fn writes_on_device<'a>(&mut self, writes: &[Write<'a>]) -> Result<Option<Vec<Write<'a>>>> {
         let reaches = |write: &Write<'_>| self.cut(write.offset, write.data.len() as u64).is_some();
-        if !writes.iter().any(reaches) {
+        if self.device.read_only() || !writes.iter().any(reaches) {
             return Ok(None);
         }
         self.grow_for(writes)?;
@@ -86,7 +94,7 @@ impl Padded {
 impl BlockDevice for Padded {
     fn size_bytes(&self) -> u64 {
         let size_bytes = self.device.size_bytes();
-        match self.device.read_only() {
+        match self.device.read_only() && self.sectors == Sectors::WhereWritable {
             true => size_bytes,
             // The largest image is far smaller than the largest number.
             false => size_bytes.next_multiple_of(SECTOR_BYTES),

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use marcot::{Error, ErrorKind, Result};
 
-use super::client::{Asked, Client, Job};
+use super::client::{Asked, Client, Job, Refusals};
 use super::exports::{Lease, OpenExports};
 use super::listen::Listener;
 use super::lists::Lists;
@@ -59,6 +59,7 @@ pub(super) struct Acceptor {
     lists: Lists,
     sender: Sender<Found>,
     answers: Receiver<Found>,
+    refusals: Refusals,
     next_generation: u64,
     handshake_time_max: Duration,
     answer_time_max: Duration,
@@ -93,6 +94,7 @@ impl Acceptor {
             lists: Lists::default(),
             sender,
             answers,
+            refusals: Refusals::default(),
             next_generation: 0,
             handshake_time_max: options.handshake_time_max,
             answer_time_max: options.answer_time_max,
@@ -148,6 +150,7 @@ impl Acceptor {
     /// images closed.
     fn tick(&mut self, now: Instant) {
         self.seats.tell(now);
+        self.refusals.tell(now);
         for index in self.clients.indices() {
             let Some(client) = self.clients.get_mut(index) else { continue };
             match client.asked_at() {
@@ -172,7 +175,7 @@ impl Acceptor {
         let error = Error::new(ErrorKind::Busy, message);
         match client.asked() {
             Some(Asked::List) => client.answer_list(Err(&error)),
-            Some(Asked::Export) => client.answer_export(Err(error)),
+            Some(Asked::Export) => client.answer_export(Err(error), &mut self.refusals),
             None => return,
         }
         // What is found later is for nobody.
@@ -280,7 +283,7 @@ impl Acceptor {
                         let peer = client.peer_key;
                         self.opens.ask(Open { asker, peer, pool, name: name.name });
                     }
-                    Err(error) => client.answer_export(Err(error)),
+                    Err(error) => client.answer_export(Err(error), &mut self.refusals),
                 },
             }
         }
@@ -294,7 +297,7 @@ impl Acceptor {
             let found = move |reply| Found::List { asked: now, reply };
             self.start("nbd-list", list, found);
         }
-        while let Some(open) = self.opens.next() {
+        while let Some(open) = self.opens.next(now) {
             let (exports, name, peer) = (Arc::clone(&self.exports), open.name.clone(), open.peer);
             let found = move |lease| Found::Export { open: open.clone(), lease };
             self.start("nbd-open", move || exports.open(&name, peer), found);
@@ -332,7 +335,7 @@ impl Acceptor {
                 if self.is_waiting(open.asker) {
                     let index = open.asker.index;
                     if let Some(client) = self.clients.get_mut(index) {
-                        client.answer_export(lease);
+                        client.answer_export(lease, &mut self.refusals);
                     }
                     self.negotiate(index);
                     self.settle(index);

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use marcot::{Error, Result};
 use rustix::io::Errno;
@@ -32,6 +32,38 @@ pub(super) enum Job {
 pub(super) enum Asked {
     List,
     Export,
+}
+
+/// Log lines about refused exports in [`REFUSALS_INTERVAL`]. A client may ask as often as it likes.
+const REFUSALS_TOLD_MAX: u32 = 100;
+
+/// See there.
+const REFUSALS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Keeps clients from filling the log.
+#[derive(Default)]
+pub(super) struct Refusals {
+    count: u32,
+    until: Option<Instant>,
+}
+
+impl Refusals {
+    fn may_be_told(&mut self) -> bool {
+        self.count = self.count.saturating_add(1);
+        self.count <= REFUSALS_TOLD_MAX
+    }
+
+    /// Called now and then: says how many were not told.
+    pub(super) fn tell(&mut self, now: Instant) {
+        if self.until.is_some_and(|until| now < until) {
+            return;
+        }
+        let untold = self.count.saturating_sub(REFUSALS_TOLD_MAX);
+        if untold > 0 {
+            tracing::warn!(untold, "more exports were refused");
+        }
+        (self.count, self.until) = (0, Some(now + REFUSALS_INTERVAL));
+    }
 }
 
 pub(super) struct Client {
@@ -230,12 +262,14 @@ impl Client {
     }
 
     /// The export that it waits for.
-    pub(super) fn answer_export(&mut self, lease: Result<Lease>) {
+    pub(super) fn answer_export(&mut self, lease: Result<Lease>, refusals: &mut Refusals) {
         self.asked = None;
         let mut output = Vec::new();
         let info = lease.as_ref().map(|lease| &lease.info);
         let next = self.negotiation.answer_export(info, &mut output);
-        if let Err(error) = &lease {
+        if let Err(error) = &lease
+            && refusals.may_be_told()
+        {
             // The client is told the kind of error only.
             let (export, error) = (&*self.export, error.to_string());
             tracing::info!(peer = self.peer, export, error, "export refused");
@@ -255,5 +289,22 @@ impl Client {
             Next::Close => self.closing = true,
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_do_not_fill_the_log() {
+        let (mut refusals, now) = (Refusals::default(), Instant::now());
+        refusals.tell(now);
+        let told = |refusals: &mut Refusals| (0..1000).filter(|_| refusals.may_be_told()).count();
+        assert_eq!(told(&mut refusals), REFUSALS_TOLD_MAX as usize);
+        refusals.tell(now);
+        assert_eq!(told(&mut refusals), 0);
+        refusals.tell(now + REFUSALS_INTERVAL);
+        assert_eq!(told(&mut refusals), REFUSALS_TOLD_MAX as usize);
     }
 }

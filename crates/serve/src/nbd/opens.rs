@@ -5,20 +5,30 @@
 //! - one open of an export at a time: whoever asks for it meanwhile waits for that one, because he
 //!   could do nothing else;
 //! - [`PER_POOL_MAX`] in one pool at a time: a pool that hangs keeps only itself busy;
+//! - one that takes longer than [`SLOW_TIME`] does not count among those, because it may hang, and
+//!   others of its pool may not: an image whose parent lies in a pool that hangs. Up to
+//!   [`SLOW_PER_POOL_MAX`] of those;
 //! - [`OPENS_MAX`] in all;
 //! - the peer with the fewest goes first, so that a crowd of one peer's delays nobody else.
 //!
 //! No I/O here: this only decides what is next.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use super::peer::PeerKey;
 
 /// Opens of one pool's exports at a time: what a local disk does well beside each other.
 pub(super) const PER_POOL_MAX: usize = 4;
 
-/// Opens at a time. Each is a thread; so many pools would have to hang before others wait.
-pub(super) const OPENS_MAX: usize = 16 * PER_POOL_MAX;
+/// An open that has taken so long may take for ever.
+pub(super) const SLOW_TIME: Duration = Duration::from_secs(2);
+
+/// Opens of one pool's exports that take so long.
+pub(super) const SLOW_PER_POOL_MAX: usize = 16;
+
+/// Opens at a time. Each is a thread; several pools would have to hang before others wait.
+pub(super) const OPENS_MAX: usize = 128;
 
 /// A client that has asked: its number, and what tells it from an earlier one of the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,19 +47,28 @@ pub(super) struct Open {
     pub(super) name: String,
 }
 
+/// An open that is under way.
+struct Running {
+    peer: PeerKey,
+    name: String,
+    since: Instant,
+}
+
 #[derive(Default)]
 struct Pool {
-    running: Vec<(PeerKey, String)>,
+    running: Vec<Running>,
     waiting: VecDeque<Open>,
 }
 
 impl Pool {
-    fn take(&mut self) -> Option<Open> {
-        if self.running.len() >= PER_POOL_MAX {
+    fn take(&mut self, now: Instant) -> Option<Open> {
+        let is_slow = |r: &&Running| now.saturating_duration_since(r.since) >= SLOW_TIME;
+        let slow = self.running.iter().filter(is_slow).count();
+        if self.running.len() - slow >= PER_POOL_MAX || slow >= SLOW_PER_POOL_MAX {
             return None;
         }
-        let running_of = |peer| self.running.iter().filter(|(p, _)| *p == peer).count();
-        let is_running = |name: &str| self.running.iter().any(|(_, running)| running == name);
+        let running_of = |peer| self.running.iter().filter(|r| r.peer == peer).count();
+        let is_running = |name: &str| self.running.iter().any(|r| r.name == name);
         let next = self
             .waiting
             .iter()
@@ -58,7 +77,7 @@ impl Pool {
             .min_by_key(|(_, open)| running_of(open.peer))
             .map(|(index, _)| index)?;
         let open = self.waiting.remove(next)?;
-        self.running.push((open.peer, open.name.clone()));
+        self.running.push(Running { peer: open.peer, name: open.name.clone(), since: now });
         Some(open)
     }
 }
@@ -87,7 +106,7 @@ impl Opens {
     /// An open that [`Self::next`] has given is over.
     pub(super) fn ended(&mut self, pool: &str, peer: PeerKey, name: &str) {
         if let Some(pool) = self.pools.get_mut(pool)
-            && let Some(place) = pool.running.iter().position(|(p, n)| *p == peer && n == name)
+            && let Some(place) = pool.running.iter().position(|r| r.peer == peer && r.name == name)
         {
             pool.running.swap_remove(place);
             self.running -= 1;
@@ -96,11 +115,11 @@ impl Opens {
     }
 
     /// What is to be opened now, if anything.
-    pub(super) fn next(&mut self) -> Option<Open> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<Open> {
         if self.running >= OPENS_MAX {
             return None;
         }
-        let open = self.pools.values_mut().find_map(Pool::take)?;
+        let open = self.pools.values_mut().find_map(|pool| pool.take(now))?;
         self.running += 1;
         Some(open)
     }
@@ -123,8 +142,12 @@ mod tests {
         }
     }
 
+    fn taken_at(opens: &mut Opens, now: Instant) -> Vec<usize> {
+        std::iter::from_fn(|| opens.next(now)).map(|open| open.asker.index).collect()
+    }
+
     fn taken(opens: &mut Opens) -> Vec<usize> {
-        std::iter::from_fn(|| opens.next()).map(|open| open.asker.index).collect()
+        taken_at(opens, Instant::now())
     }
 
     #[test]
@@ -138,6 +161,20 @@ mod tests {
         assert_eq!(taken(&mut opens), [30]);
         opens.ended("other", PeerKey::Uid(1), "other/a");
         assert_eq!(opens.pools.len(), 1);
+    }
+
+    #[test]
+    fn images_that_hang_do_not_keep_their_whole_pool_busy() {
+        let (mut opens, now) = (Opens::default(), Instant::now());
+        for index in 0..100 {
+            opens.ask(open(index, 1, "p", &format!("p/{index}")));
+        }
+        assert_eq!(taken_at(&mut opens, now).len(), PER_POOL_MAX);
+        let mut all = PER_POOL_MAX;
+        for turn in 1..10 {
+            all += taken_at(&mut opens, now + turn * SLOW_TIME).len();
+        }
+        assert_eq!(all, SLOW_PER_POOL_MAX, "of those that hang there is a limit, too");
     }
 
     #[test]
