@@ -91,7 +91,7 @@ fn whatever_others_open_no_guest_fails_for_lack_of_descriptors() {
     let mut turn = 0;
     let mut works = |honest: &mut NbdClient| {
         for _ in 0..40 {
-            assert_eq!(honest.write(0, turn % 512 << 20, &piece), 0, "piece {turn}");
+            assert_eq!(honest.write(0, (turn % 512) << 20, &piece), 0, "piece {turn}");
             if turn % 16 == 0 {
                 assert_eq!(honest.ask(FLUSH, 0, 0, 0), 0, "flush {turn}");
             }

@@ -447,8 +447,7 @@ fn tell_infos(asked: &Asked, export: &ExportInfo, output: &mut Vec<u8>) {
 #[must_use]
 pub fn list_reply(exports: &[ExportName]) -> Vec<u8> {
     let mut output = Vec::new();
-    let mut told = 0;
-    for export in exports {
+    for (told, export) in exports.iter().enumerate() {
         let entry = server_entry(export);
         if output.len() + entry.len() + 2 * OPTION_REPLY_BYTES > LIST_BYTES_MAX {
             let left_out = exports.len() - told;
@@ -456,7 +455,6 @@ pub fn list_reply(exports: &[ExportName]) -> Vec<u8> {
             break;
         }
         reply(&mut output, option::LIST, option_reply::SERVER, &entry);
-        told += 1;
     }
     reply(&mut output, option::LIST, option_reply::ACK, &[]);
     output

@@ -231,3 +231,13 @@ proptest! {
         prop_assert!(output.len() > 20 || end == Next::Close);
     }
 }
+
+#[test]
+fn a_list_that_is_too_long_ends_properly() {
+    let name = |index: u32| ExportName { name: format!("{index:04000}"), ..ExportName::default() };
+    let exports: Vec<ExportName> = (0..2000).map(name).collect();
+    let reply = list_reply(&exports);
+    assert!(reply.len() <= LIST_BYTES_MAX && reply.len() > LIST_BYTES_MAX - 5000);
+    let end = &reply[reply.len() - 20..];
+    assert_eq!((&end[12..16], &end[16..]), (&[0, 0, 0, 1][..], &[0; 4][..]), "it ends with ACK");
+}
