@@ -26,7 +26,8 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../lib/claims.sh"
 
 GUEST_SCRATCH_MIB=${GUEST_SCRATCH_MIB:-2048}
-GUEST_JOB_TIMEOUT_S=${GUEST_JOB_TIMEOUT_S:-$GUEST_TIMEOUT_S}
+# The guest is emulated, and its job is long.
+GUEST_JOB_TIMEOUT_S=${GUEST_JOB_TIMEOUT_S:-$((3 * GUEST_TIMEOUT_S))}
 
 # What a job needs to make, check and measure file systems on a device.
 TOOLS=(mkfs.ext4 e2fsck mkfs.xfs xfs_repair)

@@ -155,7 +155,7 @@ pub fn find(session: &Session, target: &Target) -> Outcome<Option<MappedRecord>>
         (r.pool.as_str(), &r.namespace, &r.image, &r.snap)
             == (pool, &target.namespace, &target.image, &target.snap)
     };
-    let Ok(store) = session.store().and_then(|store| store_directory(store)) else {
+    let Ok(store) = session.store().and_then(store_directory) else {
         return Ok(records.into_iter().find(by_name));
     };
     let found = session.store()?.pool(pool).and_then(|p| p.find(&target.namespace, &target.image));

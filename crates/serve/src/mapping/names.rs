@@ -14,11 +14,14 @@
 //!   a node or link `rbdN` to a loop or NBD device, or a link below `rbd/` to such a name.
 //! - No name leads out of the directory: a part that is `.` or `..` or holds `/` gets no link.
 
+use std::fs::Metadata;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dev, Dir, FileType, Mode, OFlags, Stat, makedev, openat, statat};
+use rustix::fs::{
+    AtFlags, CWD, Dev, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, makedev, openat, statat,
+};
 use rustix::io::Errno;
 
 use super::sysfs::{self, Partition};
@@ -264,27 +267,7 @@ impl Tree {
             return Ok(());
         }
         let made = match std::fs::metadata(device) {
-            Ok(of) if self.nodes => {
-                let number = split(of.rdev());
-                let mode = Mode::from_raw_mode(of.mode() & 0o666);
-                rustix::fs::mknodat(&self.fd, name, FileType::BlockDevice, Mode::empty(), number)
-                    .and_then(|()| {
-                        let (user, group) = (
-                            rustix::fs::Uid::from_raw(of.uid()),
-                            rustix::fs::Gid::from_raw(of.gid()),
-                        );
-                        // Owner and rights like the device's; where that fails only root can use it.
-                        let _ = rustix::fs::chownat(
-                            &self.fd,
-                            name,
-                            Some(user),
-                            Some(group),
-                            AtFlags::SYMLINK_NOFOLLOW,
-                        );
-                        let _ = rustix::fs::chmodat(&self.fd, name, mode, AtFlags::empty());
-                        Ok(())
-                    })
-            }
+            Ok(of) if self.nodes => self.make_block_device(name, &of),
             _ => Err(Errno::PERM),
         };
         match made {
@@ -293,13 +276,25 @@ impl Tree {
         }
     }
 
+    fn make_block_device(&self, name: &str, of: &Metadata) -> rustix::io::Result<()> {
+        let number = uniform(of.rdev());
+        rustix::fs::mknodat(&self.fd, name, FileType::BlockDevice, Mode::empty(), number)?;
+        // Owner and rights like the device's; where that fails only root can use it.
+        let (user, group) = (Uid::from_raw(of.uid()), Gid::from_raw(of.gid()));
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let _ = rustix::fs::chownat(&self.fd, name, Some(user), Some(group), flags);
+        let mode = Mode::from_raw_mode(of.mode() & 0o666);
+        let _ = rustix::fs::chmodat(&self.fd, name, mode, AtFlags::empty());
+        Ok(())
+    }
+
     /// True where `name` is a node with the number of `device`, or a link to it.
     fn is_ours(&self, name: &str, device: &Path) -> bool {
         let Some(stat) = self.stat(name) else { return false };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => {
                 let of_device = std::fs::metadata(device);
-                of_device.is_ok_and(|of| split(of.rdev()) == split(stat.st_rdev))
+                of_device.is_ok_and(|of| uniform(of.rdev()) == uniform(stat.st_rdev))
             }
             FileType::Symlink => {
                 self.target(&self.fd, name).is_some_and(|t| Path::new(&t) == device)
@@ -312,7 +307,7 @@ impl Tree {
     fn device_is_gone(&self, name: &str) -> bool {
         let Some(stat) = self.stat(name) else { return false };
         let device = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::BlockDevice => sysfs::device_of(split(stat.st_rdev)),
+            FileType::BlockDevice => sysfs::device_of(uniform(stat.st_rdev)),
             FileType::Symlink => self.target(&self.fd, name).map(PathBuf::from),
             _ => None,
         };
@@ -421,7 +416,7 @@ fn target_of(parts: &[String], node: &str) -> String {
 }
 
 /// The same number in one form, whoever told it.
-fn split(number: Dev) -> Dev {
+fn uniform(number: Dev) -> Dev {
     makedev(rustix::fs::major(number), rustix::fs::minor(number))
 }
 
