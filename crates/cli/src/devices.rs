@@ -1,6 +1,7 @@
 //! Mapping images: the command's side, and the process that serves a device after the command has
 //! ended.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,8 +95,9 @@ fn settled(session: &Session, registry: &Registry) -> Outcome<Vec<MappedRecord>>
     }
     let mut records = listing.records;
     records.retain(|record| !cleared(registry, record));
+    let mut stores = Stores::new(session.limits());
     for record in &mut records {
-        follow_names(registry, record, session.limits());
+        follow_names(registry, record, &mut stores);
     }
     let names: Vec<&DeviceNames> = records.iter().map(|r| &r.names).collect();
     mapping::sweep_names(&names);
@@ -123,9 +125,9 @@ fn cleared(registry: &Registry, record: &MappedRecord) -> bool {
 }
 
 /// Gives a record and the device's link the names that the image has now.
-fn follow_names(registry: &Registry, record: &mut MappedRecord, limits: Limits) {
+fn follow_names(registry: &Registry, record: &mut MappedRecord, stores: &mut Stores) {
     // Where they cannot be told, those of the record are the best there are.
-    let Some((namespace, image, snap)) = names_now(record, limits) else { return };
+    let Some((namespace, image, snap)) = stores.names_now(record) else { return };
     if (&namespace, &image, &snap) == (&record.namespace, &record.image, &record.snap) {
         return;
     }
@@ -137,14 +139,29 @@ fn follow_names(registry: &Registry, record: &mut MappedRecord, limits: Limits) 
     }
 }
 
-fn names_now(record: &MappedRecord, limits: Limits) -> Option<(String, String, String)> {
-    let store = Store::open_with(World::system(), &record.store, limits).ok()?;
-    let info = store.pool(&record.pool).ok()?.info(ImageId(record.image_number)).ok()?;
-    let snap = match record.snap.is_empty() {
-        true => String::new(),
-        false => info.snapshots.into_iter().find(|s| s.id.0 == record.snap_number)?.name,
-    };
-    Some((info.namespace, info.name, snap))
+/// The stores that images are mapped from, each opened once.
+struct Stores {
+    limits: Limits,
+    open: HashMap<PathBuf, Option<Store>>,
+}
+
+impl Stores {
+    fn new(limits: Limits) -> Self {
+        Self { limits, open: HashMap::new() }
+    }
+
+    /// Namespace, image and snapshot of a device, as they are called now.
+    fn names_now(&mut self, record: &MappedRecord) -> Option<(String, String, String)> {
+        let limits = self.limits;
+        let open = || Store::open_with(World::system(), &record.store, limits).ok();
+        let store = self.open.entry(record.store.clone()).or_insert_with(open).as_ref()?;
+        let info = store.pool(&record.pool).ok()?.info(ImageId(record.image_number)).ok()?;
+        let snap = match record.snap.is_empty() {
+            true => String::new(),
+            false => info.snapshots.into_iter().find(|s| s.id.0 == record.snap_number)?.name,
+        };
+        Some((info.namespace, info.name, snap))
+    }
 }
 
 /// The device that shows what `target` names now, if one does.
