@@ -2,11 +2,13 @@
 //!
 //! The wording follows `rbd`: `<what>: (<errno>) <strerror>`, and the status is that errno. Where
 //! `rbd`'s own sentence does not tell the cause, the engine's sentence is printed on a line before
-//! it.
+//! it. Each line stays one line, whatever names it holds.
 
 use std::fmt;
 
 use marcot::ErrorKind;
+use marcot::error::system_words;
+use marcot::printable::printable;
 
 /// Result of everything a command does.
 pub type Outcome<T = ()> = std::result::Result<T, Failure>;
@@ -93,7 +95,7 @@ impl Failure {
     pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
         match error.raw_os_error() {
             Some(errno) => Self::errno(what, errno),
-            None => Self::new(EIO, format!("{what}: {error}")),
+            None => Self::new(EIO, format!("{what}: {}", system_words(&error.to_string()))),
         }
     }
 
@@ -141,8 +143,8 @@ impl Failure {
         let mut text = String::new();
         for line in &self.lines {
             match line {
-                Line::Named(m) => text.push_str(&format!("{program}: {m}\n")),
-                Line::Bare(m) => text.push_str(&format!("{m}\n")),
+                Line::Named(m) => text.push_str(&format!("{program}: {}\n", printable(m))),
+                Line::Bare(m) => text.push_str(&format!("{}\n", printable(m))),
                 Line::Cause(m) => text.push_str(&cause_line(program, m)),
             }
         }
@@ -152,7 +154,8 @@ impl Failure {
 
 /// Called as `rbd`, a cause has the form of the Ceph client's log lines, which scripts that
 /// compare `rbd`'s output already drop.
-fn cause_line(program: &str, cause: &str) -> String {
+pub fn cause_line(program: &str, cause: &str) -> String {
+    let cause = printable(cause);
     if program != crate::program::RBD {
         return format!("{program}: {cause}\n");
     }
@@ -168,11 +171,7 @@ impl From<marcot::Error> for Failure {
 
 /// The system's words for an error number.
 pub fn strerror(errno: i32) -> String {
-    let text = std::io::Error::from_raw_os_error(errno).to_string();
-    match text.rfind(" (os error") {
-        Some(end) => text[..end].to_string(),
-        None => text,
-    }
+    system_words(&std::io::Error::from_raw_os_error(errno).to_string()).to_string()
 }
 
 #[cfg(test)]
@@ -184,6 +183,19 @@ mod tests {
         let failure = Failure::errno("create error", EEXIST);
         assert_eq!(failure.render("rbd"), "rbd: create error: (17) File exists\n");
         assert_eq!(failure.status, 17);
+    }
+
+    #[test]
+    fn a_name_in_a_message_cannot_end_its_line() {
+        let name = "a\nmarcot: all is well\u{1b}[1A";
+        let failure = Failure::errno(format!("error opening image {name}"), ENOENT)
+            .because(name)
+            .then_bare(name);
+        for program in ["marcot", "rbd"] {
+            let text = failure.render(program);
+            assert_eq!(text.lines().count(), 3, "{text}");
+            assert!(!text.contains('\u{1b}') && text.contains(r"a\nmarcot"), "{text}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! An image on its way in: it has a temporary name until it is whole.
+//! An image on its way in: it is hidden until it is whole.
 //!
-//! Import and copy write into it. When the data is durable it gets its own name; when anything
-//! fails before, or the user interrupts, it is removed. What a killed process leaves behind is
-//! removed by the next import into the same namespace.
+//! Import and copy write into it. When the data is durable it gets its name; when anything fails
+//! before, or the user interrupts, it is removed. What a killed process leaves behind is removed by
+//! the next import into the same namespace, and by `gc`.
 
 use marcot::{
     BlockDevice, Command, CreateOptions, Error, ErrorKind, ImageId, Pool, Result, Store, Write,
@@ -10,15 +10,8 @@ use marcot::{
 
 use crate::{signals, sparse};
 
-/// Begins the name of an image that is not whole.
-const PARTIAL_PREFIX: &str = ".marcot-partial.";
 /// First size of an image whose size is not known.
 const GROWN_BYTES_MIN: u64 = 64 << 20;
-
-/// True for the name of an image that is not whole.
-pub fn is_partial(name: &str) -> bool {
-    name.starts_with(PARTIAL_PREFIX)
-}
 
 /// An image that is not whole yet.
 pub struct Incoming<'a> {
@@ -26,7 +19,6 @@ pub struct Incoming<'a> {
     pool: &'a Pool,
     namespace: &'a str,
     name: &'a str,
-    partial_name: String,
     id: ImageId,
     device: Option<Box<dyn BlockDevice>>,
     whole: bool,
@@ -47,12 +39,10 @@ impl<'a> Incoming<'a> {
         remove_remains(store, pool, namespace);
         refuse_taken(pool, namespace, name)?;
         signals::catch();
-        let partial_name = format!("{PARTIAL_PREFIX}{}.{name}", std::process::id());
-        let id = pool.create(namespace, &partial_name, options)?;
-        let mut incoming =
-            Self { store, pool, namespace, name, partial_name, id, device: None, whole: false };
-        incoming.device = Some(Box::new(pool.open(id)?));
-        Ok(incoming)
+        let image = pool.create_partial(namespace, name, options)?;
+        let id = image.id();
+        let device: Option<Box<dyn BlockDevice>> = Some(Box::new(image));
+        Ok(Self { store, pool, namespace, name, id, device, whole: false })
     }
 
     fn device(&mut self) -> Result<&mut Box<dyn BlockDevice>> {
@@ -117,11 +107,13 @@ impl<'a> Incoming<'a> {
     pub fn finish(mut self) -> Result<()> {
         self.check_interrupted()?;
         self.device()?.flush()?;
-        if let Some(device) = self.device.take() {
-            device.close()?;
-        }
-        self.pool.rename(self.namespace, &self.partial_name, self.name)?;
+        // Before it is closed: a partial image that nobody has open counts as abandoned.
+        self.pool.publish_partial(self.namespace, self.id, self.name)?;
         self.whole = true;
+        if let Some(Err(error)) = self.device.take().map(BlockDevice::close) {
+            // The data is durable; the next owner does what closing could not.
+            tracing::warn!(image = %self.name, %error, "the last checkpoint failed");
+        }
         Ok(())
     }
 }
@@ -145,31 +137,17 @@ fn refuse_taken(pool: &Pool, namespace: &str, name: &str) -> Result<()> {
     }
 }
 
-/// Removes the partial images of processes that are no more.
-pub fn remove_remains(store: &Store, pool: &Pool, namespace: &str) {
-    let Ok(images) = pool.images(namespace) else { return };
-    for (name, id) in images {
-        if is_partial(&name) && !maker_lives(&name) {
-            let _ = store.remove_image(pool, id, &mut |_, _| {});
-        }
+/// As [`remove_remains`], in every namespace.
+pub fn remove_all_remains(store: &Store, pool: &Pool) {
+    let namespaces = pool.namespaces().unwrap_or_default();
+    for namespace in namespaces.iter().map(String::as_str).chain([""]) {
+        remove_remains(store, pool, namespace);
     }
 }
 
-fn maker_lives(name: &str) -> bool {
-    let pid = name.strip_prefix(PARTIAL_PREFIX).and_then(|rest| rest.split('.').next());
-    let pid = pid.and_then(|pid| pid.parse().ok()).and_then(rustix::process::Pid::from_raw);
-    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn makers_are_told_from_the_name() {
-        let own = format!("{PARTIAL_PREFIX}{}.disk", std::process::id());
-        assert!(is_partial(&own) && maker_lives(&own));
-        assert!(!maker_lives(&format!("{PARTIAL_PREFIX}x.disk")));
-        assert!(!is_partial("disk"));
+/// Removes the partial images of imports that are no more. What fails here is tried again by the next.
+pub fn remove_remains(store: &Store, pool: &Pool, namespace: &str) {
+    if let Err(error) = store.remove_abandoned(pool, namespace) {
+        tracing::debug!(pool = %pool.name(), %error, "a partial image is left");
     }
 }

@@ -30,7 +30,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::parse::{Request, parse};
-use args::{Args, CommandSpec, model};
+use args::{Args, CommandSpec, model, suggest};
 use failure::{Failure, Outcome, STATUS_USAGE};
 use output::{err, out, warn};
 use session::Session;
@@ -93,8 +93,12 @@ fn answer(program: &'static str, request: Request) -> Outcome {
         Request::Run(spec, args) => run(program, spec, &args),
         Request::Unknown(words) => {
             out(&model::command_list(program))?;
-            let message = format!("error: unknown option '{}'\n", words.join(" "));
-            Err(Failure::bare(STATUS_USAGE, message))
+            let message = format!("error: unknown option '{}'", words.join(" "));
+            let failure = Failure::bare(STATUS_USAGE, message).then_bare("");
+            Err(match suggest::hint(commands::ALL, program, &words) {
+                Some(hint) => failure.because(hint),
+                None => failure,
+            })
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::failure::Outcome;
-use crate::output::err;
+use crate::output::err_as_it_is;
 
 /// What a bar counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Progress {
         if percent > self.percent {
             self.percent = percent;
             if matches!(self.face, Face::Lines) {
-                err(&format!("\r{}: {percent}% complete...", self.label));
+                err_as_it_is(&format!("\r{}: {percent}% complete...", self.label));
             }
         }
     }
@@ -125,7 +125,7 @@ impl Progress {
                 ""
             }
         };
-        err(&format!("{start}{}: {percent}% complete...{word}.\n", self.label));
+        err_as_it_is(&format!("{start}{}: {percent}% complete...{word}.\n", self.label));
     }
 }
 

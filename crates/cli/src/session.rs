@@ -9,6 +9,7 @@ use marcot::{ErrorKind, ImageId, ImageInfo, Limits, Pool, SnapInfo, Store, World
 use crate::args::Args;
 use crate::args::names::{DEFAULT_POOL, Target};
 use crate::failure::{ENOENT, Failure, Outcome};
+use crate::logging;
 use crate::progress::{Measure, Progress};
 
 /// Names a store directory where `--store` does not.
@@ -66,6 +67,7 @@ impl Session {
         if let Some(store) = self.store.get() {
             return Ok(store);
         }
+        logging::start_brief(self.program);
         let directory = self.store_directory.as_ref().ok_or_else(|| {
             Failure::new(
                 ENOENT,

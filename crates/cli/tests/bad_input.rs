@@ -96,9 +96,18 @@ fn mistakes_have_rbds_words_and_status() {
 #[test]
 fn an_unknown_command_shows_the_list() {
     let world = World::new();
-    let ran = world.rbd("snap bogus");
+    let ran = without_log(world.rbd("snap bogus"));
     assert_eq!((ran.status, ran.err.as_str()), (1, "error: unknown option 'snap bogus'\n\n"));
     assert_eq!(ran.out, world.rbd("help").out);
+    for (line, hint) in [
+        ("snap creat img@s", "marcot: did you mean 'marcot snap create'?\n"),
+        ("trash mv img", "marcot: 'trash' of rbd is not available here\n"),
+        ("bogus", ""),
+    ] {
+        let ran = world.marcot(line);
+        let said = format!("{hint}error: unknown option '{line}'\n\n");
+        assert_eq!((ran.status, ran.err), (1, said));
+    }
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub enum ErrorKind {
     PermissionDenied,
     /// The medium is full.
     NoSpace,
+    /// There are as many as there may be.
+    TooMany,
     /// Stored bytes fail verification.
     Corrupt,
     /// Written by a newer version, with a feature this one does not know.
@@ -78,6 +80,7 @@ impl ErrorKind {
             Self::HasSnapshots => 39,
             Self::Unsupported | Self::NewerFormat => 95,
             Self::Fenced => 108,
+            Self::TooMany => 122,
         }
     }
 }
@@ -153,10 +156,10 @@ fn kind_of_io(error: &io::Error) -> ErrorKind {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        if let Some(source) = &self.source {
-            write!(f, ": {source}")?;
+        match &self.source {
+            Some(source) => write!(f, ": {}", system_words(&source.to_string())),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -172,6 +175,13 @@ impl std::error::Error for Error {
     }
 }
 
+/// A sentence without the error number that Rust appends to the system's words: it means nothing to
+/// who reads it, and where it is wanted there is [`Error::errno`].
+#[must_use]
+pub fn system_words(sentence: &str) -> &str {
+    sentence.rfind(" (os error ").map_or(sentence, |end| &sentence[..end])
+}
+
 /// Shorthand used all over the engine.
 pub(crate) fn fail<T>(kind: ErrorKind, message: impl Into<String>) -> Result<T> {
     Err(Error::new(kind, message))
@@ -185,5 +195,19 @@ pub(crate) trait IoContext<T> {
 impl<T> IoContext<T> for io::Result<T> {
     fn at(self, context: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|e| Error::from_io(context(), e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_words_come_without_its_number() {
+        let full = Error::from_io("cannot write the head", io::Error::from_raw_os_error(28));
+        assert_eq!(full.to_string(), "cannot write the head: No space left on device");
+        let wider = full.context("cannot rename 'a'");
+        let words = "cannot rename 'a': cannot write the head: No space left on device";
+        assert_eq!((wider.to_string().as_str(), wider.errno()), (words, 28));
     }
 }

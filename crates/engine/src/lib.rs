@@ -45,6 +45,7 @@ mod gc;
 pub mod image;
 mod limits;
 mod map;
+pub mod printable;
 mod segment;
 mod table;
 

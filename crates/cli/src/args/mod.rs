@@ -9,6 +9,7 @@ pub mod model;
 pub mod names;
 pub mod options;
 pub mod parse;
+pub mod suggest;
 
 use crate::failure::{Failure, Outcome};
 use crate::session::Session;

@@ -9,7 +9,7 @@ use crate::args::names;
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EIO, Failure, Outcome};
 use crate::incoming;
-use crate::output::{Align, Node, Table};
+use crate::output::{Align, Node, Table, line};
 use crate::session::Session;
 use crate::size;
 
@@ -76,8 +76,14 @@ fn check(session: &Session, args: &Args) -> Outcome {
     };
     let mut reports = Vec::new();
     for name in names {
-        let pool = session.pool(&name)?;
-        reports.push((name, check_pool(session, &pool, &options, rate_bytes_per_s)?));
+        let checked = session
+            .pool(&name)
+            .and_then(|pool| check_pool(session, &pool, &options, rate_bytes_per_s));
+        match checked {
+            // A pool that cannot be checked does not keep the others from being checked.
+            Err(failure) if args.flag("all") => reports.push((name, unchecked(&failure))),
+            checked => reports.push((name, checked?)),
+        }
     }
     format.print(
         || reports.iter().map(|(name, report)| plain_check(name, report)).collect(),
@@ -88,6 +94,13 @@ fn check(session: &Session, args: &Args) -> Outcome {
         return Err(Failure::new(EIO, "the check found damage"));
     }
     Ok(())
+}
+
+/// The report on a pool that could not be checked, or not to the end.
+fn unchecked(failure: &Failure) -> CheckReport {
+    let message = format!("the pool could not be checked: {}", failure.sentence());
+    let finding = Finding { message, image: String::new(), repaired: false, serious: true };
+    CheckReport { findings: vec![finding], ..CheckReport::default() }
 }
 
 fn check_pool(
@@ -119,16 +132,16 @@ fn plain_check(name: &str, report: &CheckReport) -> String {
     for finding in &report.findings {
         let place =
             if finding.image.is_empty() { format!("pool {name}") } else { finding.image.clone() };
-        text.push_str(&format!("{place}: {}{}\n", finding.message, state(finding)));
+        text.push_str(&line(&format!("{place}: {}{}", finding.message, state(finding))));
     }
     let data = size::show(report.blocks * marcot::BLOCK_BYTES);
-    text.push_str(&format!(
-        "{name}: {} images, {} snapshots, {} map pages, {data} of data: {}\n",
+    text.push_str(&line(&format!(
+        "{name}: {} images, {} snapshots, {} map pages, {data} of data: {}",
         report.images,
         report.snapshots,
         report.pages,
         verdict(&report.findings)
-    ));
+    )));
     text
 }
 
@@ -170,22 +183,12 @@ fn gc(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let pool = session.pool(names::pool_target(args)?.pool_or_default())?;
     let store = session.store()?;
-    remove_partial_images(session, &pool)?;
+    incoming::remove_all_remains(store, &pool);
     let mut progress = session.parts("Collecting garbage");
     let mut report = |done, total| progress.update_before_end(done, total);
     let outcome = store.gc(&pool, &mut report).map_err(|e| Failure::engine("gc failed", &e));
     let found = progress.end(outcome)?;
     format.print(|| plain_gc(&found), || ("gc", gc_node(&found)))
-}
-
-/// What imports that were killed have left.
-fn remove_partial_images(session: &Session, pool: &Pool) -> Outcome {
-    let store = session.store()?;
-    incoming::remove_remains(store, pool, "");
-    for namespace in pool.namespaces()? {
-        incoming::remove_remains(store, pool, &namespace);
-    }
-    Ok(())
 }
 
 fn plain_gc(report: &GcReport) -> String {

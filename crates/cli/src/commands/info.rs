@@ -7,7 +7,7 @@ use super::list::show_parent;
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, options};
 use crate::failure::Outcome;
-use crate::output::Node;
+use crate::output::{Node, line};
 use crate::session::{Session, no_such_snapshot};
 use crate::{size, time};
 
@@ -110,8 +110,8 @@ impl<'a> View<'a> {
             lines.push(format!("parent: {}{}", show_parent(parent), missing(parent)));
             lines.push(format!("overlap: {}", size::show(parent.overlap_bytes)));
         }
-        let body: String = lines.iter().map(|line| format!("\t{line}\n")).collect();
-        format!("rbd image '{}':\n{body}", image.name)
+        let body: String = lines.iter().map(|text| format!("\t{}", line(text))).collect();
+        line(&format!("rbd image '{}':", image.name)) + &body
     }
 
     fn node(&self) -> Node {

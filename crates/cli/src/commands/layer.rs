@@ -10,7 +10,7 @@ use super::{DEST_IMAGE_SPEC, IMAGE_OR_SNAP_SPEC, IMAGE_SPEC};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EINVAL, ENOENT, EXDEV, Failure, Outcome};
-use crate::output::{Node, err, warn};
+use crate::output::{Node, err, line, warn};
 use crate::session::{Found, Session};
 use crate::{access, layout, spec};
 
@@ -138,10 +138,11 @@ fn clone_format(args: &Args) -> u32 {
         None | Some("1" | "auto") => 1,
         Some("2") => 2,
         Some(other) => {
-            err(&format!(
+            let message = format!(
                 "parse error setting 'rbd_default_clone_format' to '{other}' ('{other}' is not \
-                 one of the permitted values: 1, 2, auto)\n\n"
-            ));
+                 one of the permitted values: 1, 2, auto)"
+            );
+            err(&format!("{}\n", line(&message)));
             1
         }
     }
@@ -202,7 +203,7 @@ fn add_descendants(store: &Store, found: &mut Vec<ChildInfo>) -> Outcome {
 }
 
 fn plain_child(child: &ChildInfo) -> String {
-    format!("{child}\n")
+    line(&child.to_string())
 }
 
 fn child_node(child: &ChildInfo, all: bool) -> Node {

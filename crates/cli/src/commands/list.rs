@@ -1,12 +1,12 @@
 //! `list`: the images of a pool.
 
+use marcot::catalog::is_partial;
 use marcot::{ImageId, ImageInfo, ParentInfo, Pool, SnapInfo};
 
 use super::POOL_SPEC;
 use crate::args::{Args, CommandSpec, Kind, Opt, names, options};
 use crate::failure::{Failure, Outcome, strerror};
-use crate::incoming;
-use crate::output::{Align, Node, Table, warn};
+use crate::output::{Align, Node, Table, line, warn};
 use crate::session::Session;
 use crate::{size, spec};
 
@@ -41,7 +41,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
         format.print(|| table(&rows), || ("images", document(&rows)))?;
         return tell_unread(session, unread).map_err(listing_failed);
     }
-    let lines = || images.iter().map(|(name, _)| format!("{name}\n")).collect();
+    let lines = || images.iter().map(|(name, _)| line(name)).collect();
     let names = || Node::array("name", images.iter().map(|(name, _)| name.as_str().into()));
     format.print(lines, || ("images", names()))
 }
@@ -54,7 +54,7 @@ fn listing_failed(failure: Failure) -> Failure {
 /// The images of a namespace, without those that are still being imported.
 pub fn visible_images(pool: &Pool, namespace: &str) -> Outcome<Vec<(String, ImageId)>> {
     let mut images = pool.images(namespace)?;
-    images.retain(|(name, _)| !incoming::is_partial(name));
+    images.retain(|(name, id)| !is_partial(name, *id));
     Ok(images)
 }
 

@@ -8,7 +8,8 @@ use super::{POOL_NAME, POOL_SPEC};
 use crate::args::names::{self, DEFAULT_POOL};
 use crate::args::{Args, CommandSpec, Kind, Opt, options};
 use crate::failure::{Failure, Outcome};
-use crate::output::{Align, Node, Table};
+use crate::incoming;
+use crate::output::{Align, Node, Table, line};
 use crate::session::Session;
 use crate::size;
 
@@ -132,7 +133,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
     let store = session.store()?;
     let names = store.pools()?;
     if !args.flag("long") {
-        let plain = || names.iter().map(|name| format!("{name}\n")).collect();
+        let plain = || names.iter().map(|name| line(name)).collect();
         let document = || Node::array("name", names.iter().map(|name| name.as_str().into()));
         return format.print(plain, || ("pools", document()));
     }
@@ -168,6 +169,9 @@ fn list(session: &Session, args: &Args) -> Outcome {
 
 fn remove(session: &Session, args: &Args) -> Outcome {
     let name = named(args)?;
+    if let Ok(pool) = session.store()?.pool(name) {
+        incoming::remove_all_remains(session.store()?, &pool);
+    }
     session.store()?.pool_remove(name).map_err(|error| match error.kind() {
         ErrorKind::NotFound => Failure::engine(format!("error opening pool '{name}'"), &error),
         _ => Failure::engine(format!("error removing pool '{name}'"), &error),

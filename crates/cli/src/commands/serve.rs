@@ -13,7 +13,7 @@ use marcot_serve::nbd::{
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::exports::StoreExports;
 use crate::failure::{EINVAL, Failure, Outcome};
-use crate::output::out;
+use crate::output::{line, out};
 use crate::session::Session;
 use crate::{logging, signals};
 
@@ -86,7 +86,7 @@ fn serve(session: &Session, args: &Args) -> Outcome {
     let exports = StoreExports::new(store, pools, args.flag("read-only"));
     let server = NbdServer::bind(&options, Arc::new(exports)).map_err(|e| Failure::system(&e))?;
     for address in server.addresses() {
-        out(&format!("listening on {address}\n"))?;
+        out(&line(&format!("listening on {address}")))?;
     }
     signals::catch();
     let stop = server.stop_handle();

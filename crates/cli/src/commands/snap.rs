@@ -9,7 +9,7 @@ use crate::access;
 use crate::args::names::{self, Role, SnapRule, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EBUSY, EINVAL, ENOENT, Failure, Outcome};
-use crate::output::{Align, Node, Table, out};
+use crate::output::{Align, Node, Table, line, out};
 use crate::session::{Found, Session};
 use crate::spec::Pattern;
 use crate::{size, time};
@@ -290,11 +290,11 @@ fn purge(session: &Session, args: &Args) -> Outcome {
 /// `rbd` says this on standard output, and succeeds.
 fn purge_left(program: &str, protected: &[String]) -> String {
     let verb = if protected.len() == 1 { "is" } else { "are" };
-    format!(
+    line(&format!(
         "{program}: error removing snapshot(s) '{}', which {verb} protected - these must be \
-         unprotected with `{program} snap unprotect`.\n",
+         unprotected with `{program} snap unprotect`.",
         protected.join(",")
-    )
+    ))
 }
 
 fn rename(session: &Session, args: &Args) -> Outcome {

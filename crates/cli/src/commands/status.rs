@@ -8,7 +8,7 @@ use super::IMAGE_SPEC;
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, options};
 use crate::failure::Outcome;
-use crate::output::Node;
+use crate::output::{Node, line};
 use crate::session::{Found, Session};
 
 /// The commands of this file.
@@ -54,11 +54,12 @@ fn plain(watchers: &[Watcher]) -> String {
     let mut text = "Watchers:\n".to_string();
     for watcher in watchers {
         let (address, pid) = (address(watcher), watcher.pid);
-        text.push_str(&format!("\twatcher={address} client.{pid} cookie={pid}"));
-        if !watcher.usage.is_empty() {
-            text.push_str(&format!(" ({})", watcher.usage));
-        }
-        text.push('\n');
+        let usage = match watcher.usage.as_str() {
+            "" => String::new(),
+            usage => format!(" ({usage})"),
+        };
+        let watcher = format!("watcher={address} client.{pid} cookie={pid}{usage}");
+        text.push_str(&format!("\t{}", line(&watcher)));
     }
     text
 }

@@ -1,5 +1,7 @@
 //! A tree of named values, and how Ceph's JSON and XML formatters write it.
 
+use marcot::printable::is_control;
+
 /// A value; the names of array items appear in XML only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
@@ -131,9 +133,8 @@ fn push_json_string(text: &mut String, s: &str) {
             '\n' => text.push_str("\\n"),
             '\t' => text.push_str("\\t"),
             '\r' => text.push_str("\\r"),
-            c if u32::from(c) < 0x20 || c == '\u{7f}' => {
-                text.push_str(&format!("\\u{:04x}", u32::from(c)));
-            }
+            // All of them lie below U+10000.
+            c if is_control(c) => text.push_str(&format!("\\u{:04x}", u32::from(c))),
             c => text.push(c),
         }
     }
@@ -148,10 +149,17 @@ fn escape_xml(s: &str) -> String {
             '<' => text.push_str("&lt;"),
             '>' => text.push_str("&gt;"),
             '"' => text.push_str("&quot;"),
+            c if !xml_has(c) => text.extend(c.escape_default()),
+            c if is_control(c) => text.push_str(&format!("&#x{:x};", u32::from(c))),
             c => text.push(c),
         }
     }
     text
+}
+
+/// False for what XML 1.0 can express in no way (section 2.2, `Char`).
+fn xml_has(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..)
 }
 
 #[cfg(test)]
@@ -175,6 +183,18 @@ mod tests {
             sample().to_json(false),
             "{\"name\":\"i<\\\"&\",\"size\":10,\"features\":[\"layering\"],\"flags\":[],\
              \"pool_namespace\":\"\",\"trash\":false}\n"
+        );
+    }
+
+    #[test]
+    fn control_characters_are_written_by_the_rules_of_each_format() {
+        let name = "a\u{1b}[2J\n\u{9b}\u{202e}\u{7f}\u{ffff}é";
+        let json = Node::from(name).to_json(false);
+        assert_eq!(json, "\"a\\u001b[2J\\n\\u009b\\u202e\\u007f\u{ffff}é\"\n");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), name);
+        assert_eq!(
+            Node::from(name).to_xml("n", false),
+            "<n>a\\u{1b}[2J&#xa;&#x9b;&#x202e;&#x7f;\\u{ffff}é</n>\n"
         );
     }
 

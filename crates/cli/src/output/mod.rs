@@ -1,5 +1,9 @@
 //! What commands print on standard output: plain text, tables, JSON and XML, byte for byte in the
 //! layout of Ceph's formatters.
+//!
+//! Nothing that is printed carries control characters of others: [`line`] and [`Table`] escape what
+//! they are given, line breaks included, and [`out`] and [`err`] whatever else is left. JSON and XML
+//! escape by their own rules.
 
 pub mod document;
 pub mod table;
@@ -7,6 +11,7 @@ pub mod table;
 use std::io::{self, Write};
 
 pub use document::Node;
+use marcot::printable::{printable, printable_lines};
 pub use table::{Align, Table};
 
 use crate::failure::{Failure, Outcome};
@@ -58,12 +63,18 @@ impl Format {
     }
 }
 
-/// Writes text to standard output.
+/// A line of plain text, whatever the text holds.
+pub fn line(text: &str) -> String {
+    format!("{}\n", printable(text))
+}
+
+/// Writes text to standard output; its line breaks and tabs are layout.
 pub fn out(text: &str) -> Outcome {
+    let text = printable_lines(text);
     out_bytes(text.as_bytes()).map_err(|e| Failure::io("error writing to standard output", &e))
 }
 
-/// Writes bytes to standard output.
+/// Writes bytes to standard output as they are.
 pub fn out_bytes(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes)?;
@@ -72,11 +83,16 @@ pub fn out_bytes(bytes: &[u8]) -> io::Result<()> {
 
 /// Writes a line to standard error after the program's name. There is nobody to tell if it fails.
 pub fn warn(program: &str, message: &str) {
-    err(&format!("{program}: {message}\n"));
+    err(&line(&format!("{program}: {message}")));
 }
 
-/// Writes text to standard error.
+/// Writes text to standard error; its line breaks and tabs are layout.
 pub fn err(text: &str) {
+    err_as_it_is(&printable_lines(text));
+}
+
+/// Writes text that is this program's own, and may move the cursor, to standard error.
+pub fn err_as_it_is(text: &str) {
     let mut stderr = io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }

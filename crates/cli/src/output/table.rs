@@ -1,6 +1,8 @@
 //! Tables as Ceph lays them out: columns as wide as their widest cell, two blanks between, and
 //! every cell padded, the last one too.
 
+use marcot::printable::printable;
+
 /// Where a cell's text stands in its column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
@@ -50,10 +52,10 @@ impl Table {
         self
     }
 
-    /// Adds a row with one cell a column.
+    /// Adds a row with one cell a column, each on one line whatever it holds.
     pub fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.columns.len());
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| printable(cell).into_owned()).collect());
     }
 
     /// The text; empty when there are no rows.
@@ -120,6 +122,17 @@ mod tests {
         assert_eq!(
             table.render(),
             "SNAPID  NAME  SIZE    PROTECTED\n     8  s1    10 GiB  yes      \n     9  s2    10 GiB           \n"
+        );
+    }
+
+    #[test]
+    fn a_cell_cannot_leave_its_row() {
+        let mut table = Table::new().column("NAME", Align::Left).column("SIZE", Align::Right);
+        table.row(vec!["a\nb\u{1b}[2J".into(), "1".into()]);
+        table.row(vec!["c".into(), "2".into()]);
+        assert_eq!(
+            table.render(),
+            "NAME           SIZE\na\\nb\\u{1b}[2J     1\nc                 2\n"
         );
     }
 

@@ -55,8 +55,12 @@ impl World {
         self.command(&self.path("rbd"), line)
     }
 
+    pub fn marcot_command(&self, line: &str) -> Command {
+        self.command(Path::new(env!("CARGO_BIN_EXE_marcot")), line)
+    }
+
     pub fn marcot(&self, line: &str) -> Ran {
-        ran(self.command(Path::new(env!("CARGO_BIN_EXE_marcot")), line).stdin(Stdio::null()))
+        ran(self.marcot_command(line).stdin(Stdio::null()))
     }
 
     pub fn rbd(&self, line: &str) -> Ran {

@@ -138,7 +138,7 @@ impl Store {
                 let same = again.id == snapshot.id;
                 if same { Ok(()) } else { Err(no_snapshot(&parent.image_label(&head), snap)) }
             })
-            .and_then(|()| dest.publish_image(id, &child));
+            .and_then(|()| dest.publish_image(id, &child, name));
         if let Err(error) = published {
             // Where the child could not be taken back, it stays whole, and so does its record.
             if dest.read_head(id).is_err_and(|e| e.kind() == ErrorKind::NotFound) {

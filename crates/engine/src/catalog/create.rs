@@ -51,13 +51,30 @@ impl Pool {
     /// # Errors
     /// `Exists`; `Invalid` for its name or size; `NotFound` for the namespace; `ReadOnly`.
     pub fn create(&self, namespace: &str, name: &str, options: &CreateOptions) -> Result<ImageId> {
+        self.check_new_image(name, options)?;
+        let _lock = self.lock(LockMode::Exclusive)?;
+        let (id, head) = self.new_head(namespace, name, options)?;
+        self.publish_image(id, &head, name)?;
+        Ok(id)
+    }
+
+    pub(super) fn check_new_image(&self, name: &str, options: &CreateOptions) -> Result<()> {
         check_image_name(name)?;
         self.check_writable()?;
         if options.size_bytes > IMAGE_BYTES_MAX {
             let message = format!("the largest image is {} TiB", IMAGE_BYTES_MAX >> 40);
             return fail(ErrorKind::Invalid, message);
         }
-        let _lock = self.lock(LockMode::Exclusive)?;
+        Ok(())
+    }
+
+    /// The head of an image that reads as zeros, where its name is free. The pool's lock is held.
+    pub(super) fn new_head(
+        &self,
+        namespace: &str,
+        name: &str,
+        options: &CreateOptions,
+    ) -> Result<(ImageId, HeadRecord)> {
         self.check_free(namespace, name)?;
         let id = ImageId(self.unique());
         let mut head = first_head(id, namespace, name, self.now_s());
@@ -68,8 +85,7 @@ impl Pool {
             segment_next: 1,
             ..RootRecord::default()
         });
-        self.publish_image(id, &head)?;
-        Ok(id)
+        Ok((id, head))
     }
 
     /// Fails where the name is taken or the namespace missing.
@@ -94,16 +110,15 @@ impl Pool {
 
     /// Makes an image from its first head: directory, head, then the name, which is the commit.
     /// The pool's lock is held.
-    pub(super) fn publish_image(&self, id: ImageId, head: &HeadRecord) -> Result<()> {
+    pub(super) fn publish_image(&self, id: ImageId, head: &HeadRecord, name: &str) -> Result<()> {
         let directory = self.image_directory(id);
         let disk = self.disk();
         let context = || format!("cannot create image '{}'", head.name);
         // Who made the pool may have been killed before its record was durable.
         disk.sync_directory(self.directory()).at(context)?;
         disk.create_directory(&directory, self.directory_mode()).at(context)?;
-        let name = NameRecord { image_id: id.0 };
-        let name_bytes = encode_message(FrameKind::Name, &name);
-        let name_path = self.name_path(&head.namespace, &head.name);
+        let name_bytes = encode_message(FrameKind::Name, &NameRecord { image_id: id.0 });
+        let name_path = self.name_path(&head.namespace, name);
         let images = self.directory().join("images");
         let bytes = encode_message(FrameKind::Head, head);
         let path = directory.join("head");
@@ -116,7 +131,7 @@ impl Pool {
             // The name may be there, when only the sync of its directory failed. It must be gone for
             // good before what it leads to goes; else the image stays whole, and can be removed.
             let names = self.names_directory(&head.namespace);
-            let unnamed = match self.find(&head.namespace, &head.name) {
+            let unnamed = match self.find(&head.namespace, name) {
                 Ok(found) if found == id => {
                     disk.remove_file(&name_path).and_then(|()| disk.sync_directory(&names)).is_ok()
                 }
@@ -162,7 +177,9 @@ impl Pool {
     /// Gives an image that has lost its name one again: its own, or one made of its number.
     pub(crate) fn restore_name(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         let _lock = self.lock(LockMode::Exclusive)?;
-        let name = match self.check_free(&head.namespace, &head.name) {
+        let usable = check_image_name(&head.name)
+            .and_then(|()| self.check_free(&head.namespace, &head.name));
+        let name = match usable {
             Ok(()) => head.name.clone(),
             Err(_) => format!("found-{image}"),
         };

@@ -20,6 +20,8 @@
 //! Invariants:
 //! - A child's record is durable before its head, and goes after it (I7). A record without a head
 //!   is stale, unless the pool's lock is held.
+//! - An image whose name says that it is partial is locked by its maker from before it has that name
+//!   until after it has its own; see `partial`.
 //! - Who takes protection away marks the snapshot first and looks for children then; who clones
 //!   records the child first and looks at the mark then. So one of them sees the other.
 
@@ -29,6 +31,7 @@ mod collect;
 mod create;
 mod info;
 pub(crate) mod names;
+mod partial;
 mod pool;
 mod remove;
 mod store;
@@ -39,5 +42,6 @@ pub use clone::CloneOptions;
 pub use collect::{GcReport, PinnedRow};
 pub use create::CreateOptions;
 pub use info::{ImageInfo, ParentInfo, PoolStats, SnapInfo};
+pub use partial::is_partial;
 pub use pool::Pool;
 pub use store::{PoolOptions, ReadableBy, Store};

@@ -1,9 +1,15 @@
 //! Names of pools, namespaces, images and snapshots, and how they become file names.
 
+use std::path::Path;
+
 use crate::error::{ErrorKind, Result, fail};
+use crate::printable::printable;
 
 /// Longest name in bytes, after the characters that file names cannot have are escaped.
 pub const NAME_BYTES_MAX: usize = 230;
+
+/// Begins the name of an image that is not whole yet; see [`super::partial`].
+pub(crate) const PARTIAL_PREFIX: &str = ".marcot-partial.";
 
 /// Directory of names of the default namespace; `@` occurs in no namespace's name.
 pub(crate) const DEFAULT_NAMESPACE: &str = "@";
@@ -46,21 +52,47 @@ pub(crate) fn unescape(file: &str) -> Option<String> {
     (escape(&name) == file).then_some(name)
 }
 
-fn check(what: &str, name: &str) -> Result<()> {
+/// The name for a file of `directory`; `None` where it is no name that anybody could have given. A
+/// directory of others may hold such files, and what they lead to is no image, namespace or pool.
+pub(crate) fn read_name(directory: &Path, file: &str) -> Option<String> {
+    let name = unescape(file)?;
+    if let Some((_, why)) = defect(&name) {
+        let (name, directory) = (printable(&name), directory.display());
+        tracing::warn!(%directory, "the name '{name}' is left out: it {why}");
+        return None;
+    }
+    Some(name)
+}
+
+/// True for a name that could be given.
+pub(crate) fn is_acceptable(name: &str) -> bool {
+    defect(name).is_none()
+}
+
+/// What speaks against a name.
+fn defect(name: &str) -> Option<(ErrorKind, String)> {
     if name.is_empty() {
-        return fail(ErrorKind::Invalid, format!("{what} name must not be empty"));
+        return Some((ErrorKind::Invalid, "must not be empty".to_owned()));
     }
     if let Some(bad) = name.chars().find(|c| matches!(c, '/' | '@') || c.is_control()) {
-        let message = format!("{what} name '{}' must not contain {bad:?}", name.escape_debug());
-        return fail(ErrorKind::Invalid, message);
+        let why = format!("must not contain '{}'", printable(bad.encode_utf8(&mut [0; 4])));
+        return Some((ErrorKind::Invalid, why));
     }
     if escape(name).len() > NAME_BYTES_MAX {
-        return fail(
-            ErrorKind::NameTooLong,
-            format!("{what} name is longer than {NAME_BYTES_MAX} bytes"),
-        );
+        let why = format!("is longer than {NAME_BYTES_MAX} bytes");
+        return Some((ErrorKind::NameTooLong, why));
     }
-    Ok(())
+    None
+}
+
+fn check(what: &str, name: &str) -> Result<()> {
+    match defect(name) {
+        None => Ok(()),
+        Some((ErrorKind::NameTooLong, why)) => {
+            fail(ErrorKind::NameTooLong, format!("{what} name {why}"))
+        }
+        Some((kind, why)) => fail(kind, format!("{what} name '{}' {why}", printable(name))),
+    }
 }
 
 /// Accepts a pool's name.
@@ -75,7 +107,16 @@ pub(crate) fn check_namespace_name(name: &str) -> Result<()> {
 
 /// Accepts an image's name.
 pub(crate) fn check_image_name(name: &str) -> Result<()> {
-    check("image", name)
+    check("image", name)?;
+    if name.starts_with(PARTIAL_PREFIX) {
+        let message = format!(
+            "image name '{}' must not begin with '{PARTIAL_PREFIX}', which marks images that are still \
+             being imported",
+            printable(name)
+        );
+        return fail(ErrorKind::Invalid, message);
+    }
+    Ok(())
 }
 
 /// Accepts a snapshot's name.
@@ -109,5 +150,18 @@ mod tests {
         }
         assert!(check_image_name(&"x".repeat(NAME_BYTES_MAX + 1)).is_err());
         assert!(check_image_name("ceph-temp.img").is_ok());
+        assert!(check_image_name(".marcot-partial").is_ok());
+        let refused = check_image_name(".marcot-partial.old-backup").unwrap_err();
+        assert_eq!(refused.errno(), 22, "{refused}");
+    }
+
+    #[test]
+    fn files_that_no_accepted_name_has_are_no_names() {
+        let directory = Path::new("names");
+        for file in ["%1b%5b2J", "a%2fb", "a%0ab", "a%40b", "%7f", "", ".x", "%2", "%2x"] {
+            assert_eq!(read_name(directory, file), None, "{file}");
+        }
+        assert_eq!(read_name(directory, "%2emarcot"), Some(".marcot".to_owned()));
+        assert_eq!(read_name(directory, &"x".repeat(NAME_BYTES_MAX + 1)), None);
     }
 }

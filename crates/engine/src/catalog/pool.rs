@@ -10,7 +10,7 @@ use marcot_format::record::{
 use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::{Disk, DiskFile, Lock, LockMode, Trust, replace};
 
-use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, unescape};
+use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, is_acceptable, read_name};
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::image::{DamagedLog, Image};
@@ -381,11 +381,11 @@ impl Pool {
         let bytes = encode_message(FrameKind::Head, head);
         if bytes.len() as u64 > RECORD_BYTES_MAX {
             let message = format!(
-                "{} has more snapshots and metadata than a head can hold ({} MiB)",
+                "{} has more snapshots and metadata than a head can hold ({} MiB); remove some first",
                 self.image_label(head),
                 RECORD_BYTES_MAX >> 20
             );
-            return fail(ErrorKind::NoSpace, message);
+            return fail(ErrorKind::TooMany, message);
         }
         replace(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
             .at(|| format!("cannot write {}", path.display()))
@@ -623,7 +623,8 @@ impl Pool {
         let directory = self.0.directory.join("names");
         let files =
             self.disk().list(&directory).at(|| format!("cannot list {}", directory.display()))?;
-        Ok(files.iter().filter(|f| *f != DEFAULT_NAMESPACE).filter_map(|f| unescape(f)).collect())
+        let named = files.iter().filter(|f| *f != DEFAULT_NAMESPACE);
+        Ok(named.filter_map(|f| read_name(&directory, f)).collect())
     }
 
     /// Creates a namespace.
@@ -672,7 +673,7 @@ impl Pool {
             files => files.at(|| format!("cannot list {}", directory.display()))?,
         };
         let mut images = Vec::with_capacity(files.len());
-        for name in files.iter().filter_map(|f| unescape(f)) {
+        for name in files.iter().filter_map(|f| read_name(&directory, f)) {
             match self.find(namespace, &name) {
                 Ok(id) => images.push((name, id)),
                 // Removed since the directory was listed.
@@ -690,6 +691,14 @@ impl Pool {
     /// `NotFound`, `Corrupt`.
     pub fn find(&self, namespace: &str, name: &str) -> Result<ImageId> {
         let path = self.name_path(namespace, name);
+        let missing = || {
+            let message = format!("image '{name}' does not exist in pool '{}'", self.name());
+            Error::new(ErrorKind::NotFound, message)
+        };
+        // A file of that name, in a pool of others, is no name; see `read_name`.
+        if !is_acceptable(name) || !(namespace.is_empty() || is_acceptable(namespace)) {
+            return Err(missing());
+        }
         let bytes = match read_file(self.disk(), &path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if !namespace.is_empty()
@@ -697,10 +706,7 @@ impl Pool {
                 {
                     return Err(self.namespace_missing(namespace));
                 }
-                return fail(
-                    ErrorKind::NotFound,
-                    format!("image '{name}' does not exist in pool '{}'", self.name()),
-                );
+                return Err(missing());
             }
             bytes => bytes?,
         };
@@ -768,8 +774,15 @@ impl Pool {
 
     /// Makes the directories of all pools known, for images whose data lies in several.
     fn add_pools(&self) {
-        if let Err(error) = self.store().open_pools() {
-            tracing::warn!(%error, "pools cannot be listed");
+        let names = match self.store().pools() {
+            Ok(names) => names,
+            Err(error) => return tracing::warn!(%error, "pools cannot be listed"),
+        };
+        for name in names {
+            // Of no interest unless this image has data there; then it is told.
+            if let Err(error) = self.store().pool(&name) {
+                tracing::debug!(pool = %name, %error, "a pool cannot be opened");
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord, StoreRecord};
 use marcot_store::{Disk, LockMode, Trust, World, publish_new, replace};
 
-use super::names::{DEFAULT_NAMESPACE, check_pool_name, escape, unescape};
+use super::names::{DEFAULT_NAMESPACE, check_pool_name, escape, read_name};
 use super::pool::{Pool, Whereabouts, is_absent, read_file};
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::limits::Limits;
@@ -188,8 +188,8 @@ impl Store {
                     let listed = listed.at(|| format!("cannot list {}", directory.display()))?;
                     let found: Vec<String> = listed
                         .iter()
-                        .filter_map(|f| unescape(f))
-                        .filter(|name| names.binary_search(name).is_err())
+                        .filter_map(|f| read_name(&directory, f))
+                        .filter(|name| !names.contains(name))
                         .collect();
                     names.extend(found);
                 }

@@ -49,8 +49,11 @@ impl Image {
         }
         if self.head.snapshots.len() >= SNAPSHOTS_MAX {
             return fail(
-                ErrorKind::NoSpace,
-                format!("{} has {SNAPSHOTS_MAX} snapshots, the most there can be", self.label),
+                ErrorKind::TooMany,
+                format!(
+                    "{} has {SNAPSHOTS_MAX} snapshots, the most there can be; remove some first",
+                    self.label
+                ),
             );
         }
         let id = self.head.snap_next.max(1);

@@ -129,6 +129,7 @@ pub fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::ReadOnly => "read_only",
         ErrorKind::PermissionDenied => "permission_denied",
         ErrorKind::NoSpace => "no_space",
+        ErrorKind::TooMany => "too_many",
         ErrorKind::Corrupt => "corrupt",
         ErrorKind::NewerFormat => "newer_format",
         ErrorKind::Poisoned => "poisoned",
@@ -140,7 +141,7 @@ pub fn kind_name(kind: ErrorKind) -> &'static str {
     }
 }
 
-const KINDS: [ErrorKind; 23] = [
+const KINDS: [ErrorKind; 24] = [
     ErrorKind::NotFound,
     ErrorKind::Exists,
     ErrorKind::Busy,
@@ -156,6 +157,7 @@ const KINDS: [ErrorKind; 23] = [
     ErrorKind::ReadOnly,
     ErrorKind::PermissionDenied,
     ErrorKind::NoSpace,
+    ErrorKind::TooMany,
     ErrorKind::Corrupt,
     ErrorKind::NewerFormat,
     ErrorKind::Poisoned,

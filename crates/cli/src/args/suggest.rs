@@ -1,0 +1,203 @@
+//! What somebody may have meant who typed a command that is not there.
+
+use super::CommandSpec;
+
+/// Commands of `rbd` that marcot has not; a single word stands for all commands that begin with it. The
+/// README has the same list, and a test compares both with what `rbd help` prints.
+const MISSING: &[&str] = &[
+    "config",
+    "deep copy",
+    "device detach",
+    "encryption format",
+    "export-diff",
+    "feature",
+    "group",
+    "image-meta",
+    "import-diff",
+    "journal",
+    "lock",
+    "merge-diff",
+    "migration",
+    "mirror",
+    "object-map",
+    "perf",
+    "persistent-cache",
+    "snap limit",
+    "sparsify",
+    "trash",
+    "watch",
+];
+
+/// One letter in so many may be wrong, and one always.
+const LETTERS_A_MISTAKE: usize = 4;
+
+/// A sentence about `typed`, which is no command, where there is something to say.
+pub fn hint(
+    commands: &'static [&'static [CommandSpec]],
+    program: &str,
+    typed: &[String],
+) -> Option<String> {
+    let whole = typed.join(" ");
+    let missing = |name: &&&str| whole == **name || whole.starts_with(&format!("{name} "));
+    if let Some(name) = MISSING.iter().find(missing) {
+        return Some(format!("'{name}' of rbd is not available here"));
+    }
+    if let Some(near) = nearest(commands, typed) {
+        return Some(format!("did you mean '{program} {near}'?"));
+    }
+    let family = typed.first()?;
+    let mut members: Vec<&str> = names(commands)
+        .filter_map(|name| match name {
+            [first, second] if first == family => Some(*second),
+            _ => None,
+        })
+        .collect();
+    members.sort_unstable();
+    members.dedup();
+    let said = format!("the commands that begin with '{family}' are: {}", members.join(", "));
+    (!members.is_empty()).then_some(said)
+}
+
+fn names(
+    commands: &'static [&'static [CommandSpec]],
+) -> impl Iterator<Item = &'static [&'static str]> {
+    commands.iter().copied().flatten().filter(|spec| !spec.hidden).flat_map(CommandSpec::names)
+}
+
+/// The command that the first words are nearest to, if they are near. A first word that several
+/// commands have was meant.
+fn nearest(commands: &'static [&'static [CommandSpec]], typed: &[String]) -> Option<String> {
+    let first = typed.first().map(String::as_str);
+    let family = names(commands).any(|name| name.len() > 1 && name.first().copied() == first);
+    let possible = names(commands).filter(|name| !family || name.first().copied() == first);
+    let near = |name: &'static [&'static str]| {
+        let begin = typed.get(..name.len()).unwrap_or(typed).join(" ");
+        let name = name.join(" ");
+        let mistakes = distance(&begin, &name);
+        (mistakes <= 1 + name.len() / LETTERS_A_MISTAKE && mistakes < name.len() / 2 + 1)
+            .then_some((mistakes, name))
+    };
+    possible.filter_map(near).min().map(|(_, name)| name)
+}
+
+/// Letters that must be inserted, removed, replaced or swapped with the next to make `b` of `a`.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let replaced = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut least = replaced.min(last[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(before[j - 2] + 1);
+            }
+            row.push(least);
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::ALL;
+
+    fn hint_for(line: &str) -> Option<String> {
+        let typed: Vec<String> = line.split(' ').map(str::to_string).collect();
+        hint(ALL, "marcot", &typed)
+    }
+
+    #[test]
+    fn the_nearest_command_is_suggested() {
+        for (typed, meant) in [
+            ("snap creat img@s", "snap create"),
+            ("snpa create img@s", "snap create"),
+            ("snap protct", "snap protect"),
+            ("snap lst img", "snap list"),
+            ("creat img", "create"),
+            ("lst", "list"),
+            ("sl", "ls"),
+            ("clon a@s b", "clone"),
+            ("flaten b", "flatten"),
+            ("resise b", "resize"),
+            ("childs a", "children"),
+            ("pool creat p", "pool create"),
+            ("device mpa x", "device map"),
+            ("namespace crate x", "namespace create"),
+        ] {
+            assert_eq!(hint_for(typed), Some(format!("did you mean 'marcot {meant}'?")), "{typed}");
+        }
+        for typed in ["bogus", "x", "frobnicate the image", "日本"] {
+            assert_eq!(hint_for(typed), None, "{typed}");
+        }
+        assert!(
+            hint_for("snap bogus").unwrap().starts_with("the commands that begin with 'snap' are")
+        );
+        let family = hint_for("namespace frobnicate").unwrap();
+        assert!(family.ends_with("are: create, list, ls, remove, rm"), "{family}");
+    }
+
+    #[test]
+    fn a_command_of_rbd_alone_is_said_to_be_missing() {
+        for (typed, name) in [("trash mv a", "trash"), ("deep copy a b", "deep copy")] {
+            let said = format!("'{name}' of rbd is not available here");
+            assert_eq!(hint_for(typed), Some(said));
+        }
+    }
+
+    /// The names in the list of commands that `rbd help` prints.
+    fn commands_of_rbd() -> Vec<&'static str> {
+        const NAME: std::ops::Range<usize> = 4..38;
+        let help = include_str!("../../../../docs/rbd-help.txt");
+        let (_, list) = help.split_once("  <command>\n").unwrap();
+        let (list, _) = list.split_once("\nOptional arguments").unwrap();
+        let entries = list.lines().filter(|line| !line[NAME.start..].starts_with(' '));
+        entries
+            .map(|line| {
+                let name = line.get(NAME).unwrap_or(&line[NAME.start..]);
+                name.split(" (").next().unwrap_or(name).trim()
+            })
+            .collect()
+    }
+
+    /// Commands without a namesake here, whole families by their first words.
+    fn missing() -> Vec<String> {
+        let there = |name: &str| names(ALL).any(|words| words.join(" ") == name);
+        let all = commands_of_rbd();
+        assert!(
+            all.len() > 100 && all.contains(&"snap create") && all.contains(&"list"),
+            "{all:?}"
+        );
+        let mut missing: Vec<String> = Vec::new();
+        for name in all.iter().copied().filter(|name| !there(name)) {
+            // The shortest beginning that no command of this program has, and several of rbd have.
+            let words: Vec<&str> = name.split(' ').collect();
+            let short = (1..words.len()).map(|n| words[..n].join(" ")).find(|begin| {
+                let of = |name: &str| name.starts_with(&format!("{begin} "));
+                let many = all.iter().filter(|name| of(name)).count() > 1;
+                many && !names(ALL).any(|words| of(&words.join(" ")))
+            });
+            let short = short.unwrap_or_else(|| name.to_string());
+            if missing.last() != Some(&short) {
+                missing.push(short);
+            }
+        }
+        missing
+    }
+
+    #[test]
+    fn code_and_readme_say_which_commands_of_rbd_are_missing() {
+        let missing = missing();
+        assert_eq!(missing, MISSING, "MISSING must be these, and the README must list them");
+        let listed = missing.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let readme = include_str!("../../../../README.md");
+        let readme = readme.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            readme.contains(&format!("are missing: {listed}.")),
+            "the README must say: {listed}"
+        );
+    }
+}

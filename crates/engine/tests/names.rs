@@ -1,0 +1,141 @@
+//! Names that no user can have given: those of others, and those of images that are not whole.
+
+mod support;
+
+use marcot::catalog::is_partial;
+use marcot::{BlockDevice, Command, CreateOptions, ErrorKind, ImageId, Pool, Store};
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::{HeadRecord, SnapshotRecord};
+use support::{MIB, store_with_image};
+
+fn options() -> CreateOptions {
+    CreateOptions { size_bytes: MIB, ..CreateOptions::default() }
+}
+
+fn names(pool: &Pool) -> Vec<String> {
+    pool.images("").unwrap().into_iter().map(|(name, _)| name).collect()
+}
+
+fn change_head(pool: &Pool, image: ImageId, change: impl FnOnce(&mut HeadRecord)) {
+    let path = pool.image_directory(image).join("head");
+    let bytes = std::fs::read(&path).unwrap();
+    let (mut head, _): (HeadRecord, _) = decode_message(FrameKind::Head, &bytes).unwrap();
+    change(&mut head);
+    std::fs::write(&path, encode_message(FrameKind::Head, &head)).unwrap();
+}
+
+#[test]
+fn a_partial_image_is_removed_when_its_maker_is_gone_and_not_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store_with_image(directory.path(), MIB);
+    let maker = pool.create_partial("", "disk", &options()).unwrap();
+    let id = maker.id();
+    // Another process: what is locked through one file is locked for all others.
+    let other = Store::open(directory.path()).unwrap();
+    let other_pool = other.pool("rbd").unwrap();
+    other.remove_abandoned(&other_pool, "").unwrap();
+    let (name, _) = pool.images("").unwrap().remove(0);
+    assert!(is_partial(&name, id), "{name}");
+    drop(maker);
+    other.remove_abandoned(&other_pool, "").unwrap();
+    assert_eq!(names(&pool), ["image"]);
+    assert_eq!(pool.info(id).unwrap_err().kind(), ErrorKind::NotFound);
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    support::assert_sound(&store, &pool);
+}
+
+#[test]
+fn an_image_that_has_got_its_name_is_never_abandoned() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store_with_image(directory.path(), MIB);
+    let mut maker = pool.create_partial("", "disk", &options()).unwrap();
+    let id = maker.id();
+    maker.write_at(0, &[7; 4096]).unwrap();
+    maker.flush().unwrap();
+    pool.publish_partial("", id, "disk").unwrap();
+    Box::new(maker).close().unwrap();
+    store.remove_abandoned(&pool, "").unwrap();
+    assert_eq!(pool.find("", "disk").unwrap(), id);
+    // Without its name it gets that one back, and not one that would have it removed.
+    std::fs::remove_file(pool.directory().join("names/@/disk")).unwrap();
+    let repair = marcot::CheckOptions { repair: true, ..Default::default() };
+    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    store.remove_abandoned(&pool, "").unwrap();
+    assert_eq!(pool.find("", "disk").unwrap(), id);
+    let mut byte = [0];
+    pool.open_read_only(id).unwrap().read_at(0, &mut byte).unwrap();
+    assert_eq!(byte, [7]);
+}
+
+#[test]
+fn a_name_that_only_looks_like_a_partial_one_is_refused_and_was_never_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let own = format!(".marcot-partial.{id}");
+    for name in [".marcot-partial.old-backup", ".marcot-partial.", own.as_str()] {
+        assert_eq!(pool.rename("", "image", name).unwrap_err().errno(), 22, "{name}");
+        assert_eq!(pool.create("", name, &options()).unwrap_err().errno(), 22, "{name}");
+    }
+    // As earlier versions let users call their images, and as they called partial ones.
+    let names_directory = pool.directory().join("names/@");
+    for file in ["%2emarcot-partial.old-backup", "%2emarcot-partial.4711.disk"] {
+        std::fs::rename(names_directory.join("image"), names_directory.join(file)).unwrap();
+        store.remove_abandoned(&pool, "").unwrap();
+        let (name, found) = pool.images("").unwrap().remove(0);
+        assert!(found == id && !is_partial(&name, id), "{name}");
+        pool.rename("", &name, "image").unwrap();
+    }
+    // A lost name does not come back as one that is refused.
+    change_head(&pool, id, |head| head.name = format!(".marcot-partial.{id}"));
+    pool.open(id).unwrap().write_at(0, &[1]).unwrap();
+    std::fs::remove_file(names_directory.join("image")).unwrap();
+    change_head(&pool, id, |head| head.epoch = head.epoch.max(1));
+    let repair = marcot::CheckOptions { repair: true, ..Default::default() };
+    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    assert_eq!(names(&pool), [format!("found-{id}")]);
+}
+
+#[test]
+fn files_in_a_pool_that_no_name_has_are_left_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let all = pool.directory().join("names");
+    for file in ["%1b%5b2J%0arbd%2fforged", "a%0ab", "c%2fd", "e%40f"] {
+        std::fs::copy(all.join("@/image"), all.join("@").join(file)).unwrap();
+        std::fs::create_dir(all.join(file)).unwrap();
+        std::fs::write(directory.path().join("pools").join(file), "").unwrap();
+    }
+    assert_eq!(pool.images("").unwrap(), [("image".to_owned(), id)]);
+    assert_eq!(pool.namespaces().unwrap(), [""; 0]);
+    assert_eq!(store.pools().unwrap(), ["rbd"]);
+    assert_eq!(pool.find("", "c/d").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(pool.find("c/d", "image").unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn the_snapshot_after_the_last_has_the_errno_of_a_limit() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), MIB);
+    let mut image = pool.open(id).unwrap();
+    let create = |name: &str| Command::SnapCreate { name: name.to_owned() };
+    image.execute(&create("first"), &mut |_, _| {}).unwrap();
+    Box::new(image).close().unwrap();
+    change_head(&pool, id, |head| {
+        let first = head.snapshots[0].clone();
+        let more = (1..marcot::image::SNAPSHOTS_MAX as u64).map(|n| SnapshotRecord {
+            id: first.id + n,
+            name: format!("s{n}"),
+            ..first.clone()
+        });
+        head.snapshots.extend(more);
+        head.snap_next = head.snapshots.len() as u64 + 1;
+    });
+    let mut image = pool.open(id).unwrap();
+    let refused = image.execute(&create("one-too-many"), &mut |_, _| {}).unwrap_err();
+    assert_eq!((refused.kind(), refused.errno()), (ErrorKind::TooMany, 122), "{refused}");
+    assert!(refused.to_string().contains("remove some"), "{refused}");
+    image
+        .execute(&Command::SnapRemove { name: "s7".into(), force: false }, &mut |_, _| {})
+        .unwrap();
+    image.execute(&create("one-too-many"), &mut |_, _| {}).unwrap();
+}
