@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marcot::catalog::is_partial;
 use marcot::{BlockDevice, Error, ErrorKind, Pool, Result, Store};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::negotiation::LIST_BYTES_MAX;
 use marcot_serve::nbd::{ExportName, Exports};
 
 use crate::args::names::DEFAULT_POOL;
+use crate::incoming;
 use crate::spec::{self, Pattern, Spec};
 
 /// A list leaves out what has not been read by then; shorter than clients wait for an answer.
@@ -127,7 +127,7 @@ fn full_name(spec: &Spec) -> String {
 /// Adds the images of one namespace, and their snapshots.
 fn list_namespace(pool: &Pool, namespace: &str, names: &mut Names) -> Result<()> {
     for (image, id) in pool.images(namespace)? {
-        if is_partial(&image, id) {
+        if incoming::is_partial(&image) {
             continue;
         }
         if names.is_full() {

@@ -6,7 +6,6 @@
 
 use std::fmt;
 
-use marcot::ErrorKind;
 use marcot::error::system_words;
 use marcot::printable::printable;
 
@@ -83,12 +82,10 @@ impl Failure {
         Self::new(errno, format!("{what}: ({errno}) {}", strerror(errno)))
     }
 
-    /// `<what>: (<errno>) <strerror>` for an engine error, preceded by the engine's sentence
-    /// unless the error number says as much.
+    /// `<what>: (<errno>) <strerror>` for an engine error, preceded by the engine's sentence, which
+    /// names what it is about.
     pub fn engine(what: impl fmt::Display, error: &marcot::Error) -> Self {
-        let told = matches!(error.kind(), ErrorKind::Exists | ErrorKind::NotFound);
-        let failure = Self::errno(what, error.errno());
-        if told { failure } else { failure.because(error) }
+        Self::errno(what, error.errno()).because(error)
     }
 
     /// `<what>: (<errno>) <strerror>` for an operating system error.
@@ -99,11 +96,15 @@ impl Failure {
         }
     }
 
+    /// As [`Self::engine`], with the number that the operating system gave, where it lies below.
+    pub fn lowest(what: impl fmt::Display, error: &marcot::Error) -> Self {
+        Self::errno(what, system_errno(error).unwrap_or_else(|| error.errno())).because(error)
+    }
+
     /// `<what>: (<errno>) <strerror>` with the number that the operating system gave, where it lies
     /// below an engine error: engine errors tell fewer cases apart.
     pub fn system(error: &marcot::Error) -> Self {
-        let below = std::error::Error::source(error).and_then(|s| s.downcast_ref());
-        match below.and_then(std::io::Error::raw_os_error) {
+        match system_errno(error) {
             Some(errno) => Self::errno(error.message(), errno),
             None => Self::new(error.errno(), error.to_string()),
         }
@@ -113,6 +114,14 @@ impl Failure {
     #[must_use]
     pub fn because(mut self, cause: impl fmt::Display) -> Self {
         self.lines.insert(0, Line::Cause(cause.to_string()));
+        self
+    }
+
+    /// The same failure with a line after its causes that tells what to do.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        let causes = self.lines.iter().take_while(|line| matches!(line, Line::Cause(_))).count();
+        self.lines.insert(causes, Line::Cause(remedy.into()));
         self
     }
 
@@ -162,6 +171,12 @@ pub fn cause_line(program: &str, cause: &str) -> String {
     format!("{} {:x} -1 librbd: {cause}\n", crate::time::log_stamp(), std::process::id())
 }
 
+/// What the operating system said, where that is the cause.
+fn system_errno(error: &marcot::Error) -> Option<i32> {
+    let below = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
+    below.raw_os_error()
+}
+
 /// An engine error whose context is the whole message.
 impl From<marcot::Error> for Failure {
     fn from(error: marcot::Error) -> Self {
@@ -177,6 +192,7 @@ pub fn strerror(errno: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use marcot::ErrorKind;
 
     #[test]
     fn errno_lines_have_rbds_form() {

@@ -4,6 +4,7 @@
 //! before, or the user interrupts, it is removed. What a killed process leaves behind is removed by
 //! the next import into the same namespace, and by `gc`.
 
+use marcot::catalog::is_partial_name;
 use marcot::{
     BlockDevice, Command, CreateOptions, Error, ErrorKind, ImageId, Pool, Result, Store, Write,
 };
@@ -12,6 +13,11 @@ use crate::{signals, sparse};
 
 /// First size of an image whose size is not known.
 const GROWN_BYTES_MIN: u64 = 64 << 20;
+
+/// True for the name of an image that is not whole.
+pub fn is_partial(name: &str) -> bool {
+    is_partial_name(name)
+}
 
 /// An image that is not whole yet.
 pub struct Incoming<'a> {

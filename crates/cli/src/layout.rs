@@ -72,8 +72,9 @@ pub fn features(args: &Args, error: &str) -> Outcome<String> {
     if let Some(refused) = asked.iter().find(|name| FEATURES_REFUSED.contains(name)) {
         return Err(Failure::new(EOPNOTSUPP, format!("feature '{refused}' is not available")));
     }
-    if !asked.iter().all(|name| FEATURES.contains(name)) {
-        return Err(parse::invalid_argument("image-feature"));
+    if let Some(unknown) = asked.iter().find(|name| !FEATURES.contains(name)) {
+        let cause = format!("'{unknown}' is none of the features {}", FEATURES.join(", "));
+        return Err(parse::invalid_argument("image-feature").because(cause));
     }
     if asked.is_empty() {
         let shared = args.flag("image-shared");

@@ -9,8 +9,8 @@ use marcot::{ErrorKind, ImageId, ImageInfo, Limits, Pool, SnapInfo, Store, World
 use crate::args::Args;
 use crate::args::names::{DEFAULT_POOL, Target};
 use crate::failure::{ENOENT, Failure, Outcome};
-use crate::logging;
 use crate::progress::{Measure, Progress};
+use crate::{logging, spec};
 
 /// Names a store directory where `--store` does not.
 pub const STORE_VARIABLE: &str = "MARCOT_STORE";
@@ -74,7 +74,10 @@ impl Session {
                 format!("no store: give --store or set {STORE_VARIABLE}, HOME or XDG_DATA_HOME"),
             )
         })?;
-        let store = Store::open_with(World::system(), directory, self.limits)?;
+        let store = Store::open_with(World::system(), directory, self.limits).map_err(|error| {
+            Failure::lowest(format!("error opening the store '{}'", directory.display()), &error)
+                .remedy(format!("choose a store with --store or {STORE_VARIABLE}"))
+        })?;
         Ok(self.store.get_or_init(|| store))
     }
 
@@ -83,6 +86,12 @@ impl Session {
         let store = self.store()?;
         store.pool(name).map_err(|error| match error.kind() {
             ErrorKind::NotFound if name == DEFAULT_POOL => default_pool_missing(),
+            ErrorKind::NotFound => Failure::errno(format!("error opening pool '{name}'"), ENOENT),
+            ErrorKind::PermissionDenied => {
+                let failure = Failure::engine(format!("error opening pool '{name}'"), &error);
+                let store = store.directory().display();
+                failure.remedy(format!("the store is {store}: run as its owner, or give --store"))
+            }
             _ => Failure::engine(format!("error opening pool '{name}'"), &error),
         })
     }
@@ -135,12 +144,20 @@ impl Session {
 impl Found {
     /// What is recorded about the image.
     pub fn info(&self) -> Outcome<ImageInfo> {
-        self.pool.info(self.id).map_err(|e| Failure::engine("error opening image", &e))
+        self.pool.info(self.id).map_err(|error| {
+            let name = self.pool.label_by_names(self.id);
+            Failure::engine(format!("error opening image {name}"), &error)
+        })
     }
 
     /// What is recorded about a snapshot of it.
     pub fn snapshot(&self, name: &str) -> Outcome<SnapInfo> {
-        self.info()?.snapshots.into_iter().find(|s| s.name == name).ok_or_else(no_such_snapshot)
+        let info = self.info()?;
+        let image = spec::show(self.pool.name(), &info.namespace, &info.name, "");
+        let found = info.snapshots.into_iter().find(|s| s.name == name);
+        found.ok_or_else(|| {
+            no_such_snapshot().because(format!("image {image} has no snapshot '{name}'"))
+        })
     }
 }
 

@@ -202,3 +202,40 @@ fn help_has_examples_and_completions_are_made() {
     assert!(world.path("pages/marcot.1").exists());
     assert!(world.path("pages/marcot-snap-create.1").exists());
 }
+
+#[test]
+fn a_message_names_the_thing_and_the_remedy() {
+    let world = World::new();
+    world.silently(&["create a --size 16M", "snap create --no-progress a@s"]);
+    world.silently(&["snap create --no-progress a@p", "snap protect a@p", "clone a@p kid"]);
+    let there = world.file("there", b"x");
+    let file = world.file("file", b"");
+    let export = format!("export a {there}");
+    let store = format!("--store {file} ls");
+    for (line, status, words) in [
+        ("info nosuch", 2, "image 'nosuch' does not exist in pool 'rbd'"),
+        ("create a --size 1G", 17, "image 'a' already exists in pool 'rbd'"),
+        ("snap create a@s", 17, "rbd/a already has a snapshot 's'"),
+        ("info a@nosuch", 2, "image 'a' has no snapshot 'nosuch'"),
+        ("export a@nosuch x", 2, "image rbd/a has no snapshot 'nosuch'"),
+        ("snap rollback a@nosuch", 2, "'nosuch'"),
+        ("diff a --from-snap nosuch", 2, "there is no snapshot 'nosuch'"),
+        ("clone a@s b", 22, "protect it with 'snap protect rbd/a@s'"),
+        ("snap unprotect a@p", 16, "flatten its children, or remove them"),
+        ("snap rm a@p", 16, "'snap unprotect'"),
+        (export.as_str(), 17, "there' exists already; nothing is overwritten"),
+        (store.as_str(), 20, "choose a store with --store or MARCOT_STORE"),
+        ("create b --size 1.5G", 1, "'1.5G' is not a size"),
+        ("create b --size 1 --order 11", 1, "'11' is not a number from 12 to 25"),
+        ("ls --format yaml", 1, "'yaml' is not one of plain, json, xml"),
+        ("create b --size 1 --image-feature x", 1, "'x' is none of the features layering, "),
+    ] {
+        let ran = world.marcot(line);
+        assert_eq!(ran.status, status, "{line}: {ran:?}");
+        assert!(ran.err.contains(words), "{line}: {ran:?}");
+        let mut lines: Vec<&str> = ran.err.lines().collect();
+        lines.dedup();
+        assert_eq!(lines.len(), ran.err.lines().count(), "said twice: {ran:?}");
+        assert!(!ran.err.contains("os error") && !ran.err.contains("Error {"), "{ran:?}");
+    }
+}

@@ -298,7 +298,7 @@ fn a_broken_attached_pool_is_told_of_and_hides_no_other() {
         let lines: Vec<&str> = ran.err.lines().collect();
         assert_eq!(lines.len(), 1, "{ran:?}");
         assert!(
-            lines[0].starts_with("marcot: warning: a pool cannot be opened (pool t)"),
+            lines[0].starts_with("marcot: warning: a pool is left out: cannot open pool 't': "),
             "{ran:?}"
         );
     }
@@ -313,7 +313,16 @@ fn a_broken_attached_pool_is_told_of_and_hides_no_other() {
     assert!(checked.out.contains("rbd: 2 images, 1 snapshots"), "{checked:?}");
     assert!(checked.out.contains("pool t: the pool could not be checked: "), "{checked:?}");
     assert_eq!(told("check t --no-progress", 5, "").out, "");
+    std::fs::rename(&pool, theirs.join("gone")).unwrap();
+    let ran = told("children img@s", 0, "rbd/kid\n");
+    assert!(ran.err.contains("a pool is left out: cannot open pool 't'"), "{ran:?}");
     told("pool detach t", 0, "");
+    // A creation that was cut off is no damage, and is not told of by others.
+    std::fs::create_dir_all(world.path("store/pools/zz/images")).unwrap();
+    assert_eq!(told("children img@s", 0, "rbd/kid\n").err, "");
+    assert_eq!(told("gc rbd --no-progress", 0, "").err, "");
+    told("check --all --no-progress", 0, "pool zz: its creation was cut off");
+    told("pool create zz", 0, "");
     told("check --all --no-progress", 0, "second: 0 images");
 }
 

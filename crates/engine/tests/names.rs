@@ -2,7 +2,7 @@
 
 mod support;
 
-use marcot::catalog::is_partial;
+use marcot::catalog::is_partial_name;
 use marcot::{BlockDevice, Command, CreateOptions, ErrorKind, ImageId, Pool, Store};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{HeadRecord, SnapshotRecord};
@@ -35,7 +35,7 @@ fn a_partial_image_is_removed_when_its_maker_is_gone_and_not_before() {
     let other_pool = other.pool("rbd").unwrap();
     other.remove_abandoned(&other_pool, "").unwrap();
     let (name, _) = pool.images("").unwrap().remove(0);
-    assert!(is_partial(&name, id), "{name}");
+    assert!(is_partial_name(&name) && name.ends_with(&id.to_string()), "{name}");
     drop(maker);
     other.remove_abandoned(&other_pool, "").unwrap();
     assert_eq!(names(&pool), ["image"]);
@@ -78,11 +78,12 @@ fn a_name_that_only_looks_like_a_partial_one_is_refused_and_was_never_one() {
     }
     // As earlier versions let users call their images, and as they called partial ones.
     let names_directory = pool.directory().join("names/@");
-    for file in ["%2emarcot-partial.old-backup", "%2emarcot-partial.4711.disk"] {
-        std::fs::rename(names_directory.join("image"), names_directory.join(file)).unwrap();
+    for file in ["old-backup", "4711.disk", "12345678"] {
+        let file = format!("%2emarcot-partial.{file}");
+        std::fs::rename(names_directory.join("image"), names_directory.join(&file)).unwrap();
         store.remove_abandoned(&pool, "").unwrap();
         let (name, found) = pool.images("").unwrap().remove(0);
-        assert!(found == id && !is_partial(&name, id), "{name}");
+        assert!(found == id && !is_partial_name(&name), "{name}");
         pool.rename("", &name, "image").unwrap();
     }
     // A lost name does not come back as one that is refused.
@@ -138,4 +139,25 @@ fn the_snapshot_after_the_last_has_the_errno_of_a_limit() {
         .execute(&Command::SnapRemove { name: "s7".into(), force: false }, &mut |_, _| {})
         .unwrap();
     image.execute(&create("one-too-many"), &mut |_, _| {}).unwrap();
+}
+
+#[test]
+fn a_pool_that_lost_its_record_is_not_made_anew_over_its_images() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let (record, away) = (pool.directory().join("pool"), directory.path().join("away"));
+    std::fs::rename(&record, &away).unwrap();
+    let store_again = Store::open(directory.path()).unwrap();
+    for refused in [
+        store_again.pool("rbd").map(drop),
+        store_again.pool_create("rbd", &marcot::PoolOptions::default()).map(drop),
+        store.pool_create("rbd", &marcot::PoolOptions::default()).map(drop),
+    ] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt);
+        assert!(refused.to_string().contains("has lost its record"), "{refused}");
+    }
+    assert!(!record.exists() && !store_again.is_unfinished("rbd"));
+    std::fs::rename(&away, &record).unwrap();
+    assert_eq!(store_again.pool("rbd").unwrap().find("", "image").unwrap(), id);
 }

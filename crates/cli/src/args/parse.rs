@@ -291,7 +291,11 @@ fn check_values(spec: &CommandSpec, args: &Args) -> Result<(), Failure> {
             return Err(Failure::usage(message));
         }
         if !acceptable(opt.kind, value) {
-            return Err(invalid_argument(long));
+            let failure = invalid_argument(long);
+            return Err(match wanted(opt.kind) {
+                Some(wanted) => failure.because(format!("'{value}' is not {wanted}")),
+                None => failure,
+            });
         }
     }
     Ok(())
@@ -300,6 +304,19 @@ fn check_values(spec: &CommandSpec, args: &Args) -> Result<(), Failure> {
 /// `rbd`'s sentence for an option whose value is not acceptable.
 pub fn invalid_argument(long: &str) -> Failure {
     Failure::usage(format!("the argument for option '--{long}' is invalid"))
+}
+
+/// What an option takes, for who gave it something else.
+fn wanted(kind: Kind) -> Option<String> {
+    const SIZE: &str = "a whole number with B, K, M, G, T, P or E";
+    match kind {
+        Kind::Flag | Kind::Text => None,
+        Kind::SizeMib => Some(format!("a size, which is {SIZE}; without a letter it counts MiB")),
+        Kind::Bytes => Some(format!("a size, which is {SIZE}; without a letter it counts bytes")),
+        Kind::Integer => Some("a number".to_string()),
+        Kind::Range(first, last) => Some(format!("a number from {first} to {last}")),
+        Kind::Choice(words) => Some(format!("one of {}", words.join(", "))),
+    }
 }
 
 fn acceptable(kind: Kind, value: &str) -> bool {

@@ -80,8 +80,15 @@ fn check(session: &Session, args: &Args) -> Outcome {
             .pool(&name)
             .and_then(|pool| check_pool(session, &pool, &options, rate_bytes_per_s));
         match checked {
+            Err(_) if args.flag("all") && session.store()?.is_unfinished(&name) => {
+                let message = "its creation was cut off; 'pool create' finishes it".to_string();
+                reports.push((name, unchecked(message, false)));
+            }
             // A pool that cannot be checked does not keep the others from being checked.
-            Err(failure) if args.flag("all") => reports.push((name, unchecked(&failure))),
+            Err(failure) if args.flag("all") => {
+                let message = format!("the pool could not be checked: {}", failure.sentence());
+                reports.push((name, unchecked(message, true)));
+            }
             checked => reports.push((name, checked?)),
         }
     }
@@ -97,9 +104,8 @@ fn check(session: &Session, args: &Args) -> Outcome {
 }
 
 /// The report on a pool that could not be checked, or not to the end.
-fn unchecked(failure: &Failure) -> CheckReport {
-    let message = format!("the pool could not be checked: {}", failure.sentence());
-    let finding = Finding { message, image: String::new(), repaired: false, serious: true };
+fn unchecked(message: String, serious: bool) -> CheckReport {
+    let finding = Finding { message, image: String::new(), repaired: false, serious };
     CheckReport { findings: vec![finding], ..CheckReport::default() }
 }
 

@@ -45,9 +45,12 @@ fn diff(session: &Session, args: &Args) -> Outcome {
     let from_snap = args.text("from-snap");
     if let Some(name) = from_snap {
         let from = info.snapshots.iter().find(|s| s.name == name && !s.trashed);
-        let from = from.ok_or_else(|| Failure::errno(ERROR, ENOENT))?;
+        let from = from.ok_or_else(|| {
+            Failure::errno(ERROR, ENOENT).because(format!("there is no snapshot '{name}'"))
+        })?;
         if to_snap.as_ref().is_some_and(|to| to.id < from.id) {
-            return Err(Failure::errno(ERROR, EINVAL));
+            let cause = format!("snapshot '{name}' is not older than the one to compare with");
+            return Err(Failure::errno(ERROR, EINVAL).because(cause));
         }
     }
     let size_bytes = to_snap.as_ref().map_or(info.size_bytes, |s| s.size_bytes);

@@ -53,7 +53,10 @@ fn export(session: &Session, args: &Args) -> Outcome {
         "" => None,
         name => Some(image.snapshot(name)?),
     };
-    let mut sink = Sink::open(&path)?;
+    let mut sink = Sink::open(&path).map_err(|failure| match failure.status {
+        EEXIST => failure.because(format!("'{path}' exists already; nothing is overwritten")),
+        _ => failure.because(format!("cannot write to '{path}'")),
+    })?;
     let mut content = content::open(&image.pool, image.id, snap.as_ref()).map_err(failed)?;
     let mut progress = session.bytes("Exporting image");
     let outcome =

@@ -47,7 +47,9 @@ fn info(session: &Session, args: &Args) -> Outcome {
 
 fn named_snapshot(image: &ImageInfo, name: &str) -> Outcome<SnapInfo> {
     let found = image.snapshots.iter().find(|s| s.name == name && !s.trashed);
-    found.cloned().ok_or_else(no_such_snapshot)
+    found.cloned().ok_or_else(|| {
+        no_such_snapshot().because(format!("image '{}' has no snapshot '{name}'", image.name))
+    })
 }
 
 /// An image as the head or one snapshot shows it.

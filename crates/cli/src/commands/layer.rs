@@ -123,13 +123,15 @@ fn share(pool: &Pool, image: ImageId, snap: &str) {
 
 /// As `rbd` words it, but telling what was not found: there are two names in the command.
 fn clone_failure(source: &Target, error: &marcot::Error) -> Failure {
-    let failure = Failure::engine("clone error", error);
-    if error.kind() != ErrorKind::NotFound {
-        return failure;
-    }
     let pool = source.pool_or_default();
     let name = spec::show(pool, &source.namespace, &source.image, &source.snap);
-    failure.because(format!("parent snapshot '{name}' does not exist"))
+    match error.kind() {
+        ErrorKind::NotFound => Failure::errno("clone error", ENOENT)
+            .because(format!("parent snapshot '{name}' does not exist")),
+        ErrorKind::NotProtected => Failure::engine("clone error", error)
+            .remedy(format!("protect it with 'snap protect {name}'")),
+        _ => Failure::engine("clone error", error),
+    }
 }
 
 /// `--rbd-default-clone-format`: 1 unless 2 is asked for.

@@ -1,11 +1,11 @@
 //! `list`: the images of a pool.
 
-use marcot::catalog::is_partial;
 use marcot::{ImageId, ImageInfo, ParentInfo, Pool, SnapInfo};
 
 use super::POOL_SPEC;
 use crate::args::{Args, CommandSpec, Kind, Opt, names, options};
 use crate::failure::{Failure, Outcome, strerror};
+use crate::incoming;
 use crate::output::{Align, Node, Table, line, warn};
 use crate::session::Session;
 use crate::{size, spec};
@@ -54,7 +54,7 @@ fn listing_failed(failure: Failure) -> Failure {
 /// The images of a namespace, without those that are still being imported.
 pub fn visible_images(pool: &Pool, namespace: &str) -> Outcome<Vec<(String, ImageId)>> {
     let mut images = pool.images(namespace)?;
-    images.retain(|(name, id)| !is_partial(name, *id));
+    images.retain(|(name, _)| !incoming::is_partial(name));
     Ok(images)
 }
 

@@ -237,10 +237,6 @@ fn attach(session: &Session, args: &Args) -> Outcome {
         .pool_attach(name, Path::new(directory))
         .map(drop)
         .map_err(|error| Failure::engine(format!("error attaching pool '{name}'"), &error))
-        .map_err(|failure| match failure.status {
-            crate::failure::ENOENT => failure.because(format!("{directory} holds no pool")),
-            _ => failure,
-        })
 }
 
 fn detach(session: &Session, args: &Args) -> Outcome {

@@ -42,6 +42,6 @@ pub use clone::CloneOptions;
 pub use collect::{GcReport, PinnedRow};
 pub use create::CreateOptions;
 pub use info::{ImageInfo, ParentInfo, PoolStats, SnapInfo};
-pub use partial::is_partial;
+pub use partial::is_partial_name;
 pub use pool::Pool;
 pub use store::{PoolOptions, ReadableBy, Store};

@@ -21,10 +21,13 @@ fn partial_name(image: ImageId) -> String {
     format!("{PARTIAL_PREFIX}{image}")
 }
 
-/// True where the image that has this name is not whole.
+/// True for a name that partial images have, and that nobody can give to another: to be left out of
+/// lists. Only the image's own number shows that it is partial.
 #[must_use]
-pub fn is_partial(name: &str, image: ImageId) -> bool {
-    name.strip_prefix(PARTIAL_PREFIX).is_some_and(|number| number == image.to_string())
+pub fn is_partial_name(name: &str) -> bool {
+    let number = name.strip_prefix(PARTIAL_PREFIX);
+    let number = number.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    number.is_some_and(|number| name == partial_name(ImageId(number)))
 }
 
 impl Pool {
@@ -76,7 +79,7 @@ impl Store {
         pool.check_writable()?;
         let mut outcome = Ok(());
         for (name, image) in pool.images(namespace)? {
-            if !is_partial(&name, image) {
+            if name != partial_name(image) {
                 continue;
             }
             let removed = pool.is_abandoned(namespace, image).and_then(|abandoned| {

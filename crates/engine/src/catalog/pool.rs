@@ -11,6 +11,7 @@ use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::{Disk, DiskFile, Lock, LockMode, Trust, replace};
 
 use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, is_acceptable, read_name};
+use super::partial::is_partial_name;
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::image::{DamagedLog, Image};
@@ -147,13 +148,15 @@ impl Pool {
             }
         };
         let confined = match confined {
-            Err(error) if is_absent(&error) => return Err(holds_no_pool(&directory)),
+            Err(error) if is_absent(&error) => {
+                return Err(holds_no_pool(&directory).context(context()));
+            }
             confined => confined.at(context)?,
         };
         let disk = confined.disk;
         let bytes = match read_file(&*disk, &directory.join("pool")) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(holds_no_pool(&directory));
+                return Err(holds_no_pool(&directory).context(context()));
             }
             bytes => bytes.map_err(|e| e.context(context()))?,
         };
@@ -543,7 +546,9 @@ impl Pool {
 
     /// `pool/image` or `pool/namespace/image`.
     pub(crate) fn image_label(&self, head: &HeadRecord) -> String {
-        let name = self.name_of(head).unwrap_or_else(|| head.name.clone());
+        // A partial image is called what it is going to be called.
+        let name = self.name_of(head).filter(|name| !is_partial_name(name));
+        let name = name.unwrap_or_else(|| head.name.clone());
         match head.namespace.as_str() {
             "" => format!("{}/{name}", self.name()),
             namespace => format!("{}/{namespace}/{name}", self.name()),
@@ -552,7 +557,8 @@ impl Pool {
 
     /// As [`Self::image_label`], for an image whose head cannot be read: by the names alone, else by
     /// its number.
-    pub(crate) fn label_by_names(&self, image: ImageId) -> String {
+    #[must_use]
+    pub fn label_by_names(&self, image: ImageId) -> String {
         let mut namespaces = self.namespaces().unwrap_or_default();
         namespaces.insert(0, String::new());
         let named = namespaces.into_iter().find_map(|namespace| {

@@ -239,7 +239,10 @@ impl Store {
     pub fn pool(&self, name: &str) -> Result<Pool> {
         match self.find_pool(name)? {
             Some(at) => Pool::open_directory(self, name, &at),
-            None => fail(ErrorKind::NotFound, format!("pool '{name}' does not exist")),
+            None => {
+                self.check_no_pool(name)?;
+                fail(ErrorKind::NotFound, format!("pool '{name}' does not exist"))
+            }
         }
     }
 
@@ -250,7 +253,8 @@ impl Store {
         for name in self.pools_own_first()? {
             match self.pool(&name) {
                 Ok(pool) => pools.push(pool),
-                Err(error) => tracing::warn!(pool = %name, %error, "a pool cannot be opened"),
+                Err(_) if self.is_unfinished(&name) => {}
+                Err(error) => tracing::warn!(%error, "a pool is left out"),
             }
         }
         Ok(pools)
@@ -271,17 +275,22 @@ impl Store {
             let attached = matches!(at, Whereabouts::Attached(_));
             match Pool::open_directory(self, &name, &at) {
                 Ok(pool) => pools.push(pool),
+                Err(error) if attached => tracing::warn!(%error, "a pool is left out"),
                 // Its creation was cut off, or it was removed just now.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) if attached => {
-                    tracing::warn!(pool = %name, %error, "a pool cannot be opened");
-                }
                 Err(error) => {
                     return Err(error.context(format!("pool '{name}' may hold children")));
                 }
             }
         }
         Ok(pools)
+    }
+
+    /// True for the name of a pool whose creation or removal was cut off: there is nothing in it.
+    #[must_use]
+    pub fn is_unfinished(&self, name: &str) -> bool {
+        self.find_pool(name).is_ok_and(|found| found.is_none())
+            && self.check_no_pool(name).is_ok()
     }
 
     /// Fails where a directory without a pool's record holds images: it is no pool that is being
@@ -295,7 +304,10 @@ impl Store {
             Ok(_) => {}
             Err(error) => return Err(error).at(|| format!("cannot list {}", images.display())),
         }
-        let message = format!("pool '{name}' has lost its record, and may hold children");
+        let message = format!(
+            "pool '{name}' has lost its record, and may hold images: restore {} from a backup",
+            self.inner.directory.join("pools").join(escape(name)).join("pool").display()
+        );
         fail(ErrorKind::Corrupt, message)
     }
 
@@ -324,6 +336,8 @@ impl Store {
         if self.find_pool(name)?.is_some() {
             return fail(ErrorKind::Exists, format!("pool '{name}' already exists"));
         }
+        // Its images belong to a pool of another number than a new one would have.
+        self.check_no_pool(name)?;
         let mode = match options.readable_by {
             ReadableBy::Owner => 0o700,
             ReadableBy::Group => 0o750,
@@ -498,7 +512,7 @@ impl Store {
         check_own(&self.inner.directory, self.inner.foreign, what)?;
         let path = self.inner.directory.join("lock");
         let lock = self.inner.disk.lock(&path, LockMode::Exclusive, true);
-        let lock = lock.at(|| format!("cannot lock {}", path.display()))?;
+        let lock = lock.at(|| format!("cannot lock the store with {}", path.display()))?;
         lock.ok_or_else(|| Error::new(ErrorKind::Busy, "the store is locked"))
     }
 }

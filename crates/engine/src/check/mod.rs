@@ -168,7 +168,7 @@ impl Checker<'_> {
                 let message = format!(
                     "the head of image {image} cannot be used, so the image cannot be opened: {error}"
                 );
-                self.find(&image.to_string(), true, message);
+                self.find(&self.pool.label_by_names(image), true, message);
                 return None;
             }
         };
