@@ -54,27 +54,52 @@ fn diff(session: &Session, args: &Args) -> Outcome {
         }
     }
     let size_bytes = to_snap.as_ref().map_or(info.size_bytes, |s| s.size_bytes);
-    let command = Command::Diff {
-        from_snap: from_snap.map(str::to_string),
-        to_snap: to_snap.map(|s| s.name),
-        offset: 0,
-        length: size_bytes,
+    let to_snap = to_snap.map(|s| s.name);
+    let compare = |from_snap: Option<&str>, offset: u64, length: u64| {
+        let (from_snap, to_snap) = (from_snap.map(str::to_string), to_snap.clone());
+        let command = Command::Diff { from_snap, to_snap, offset, length };
+        let failed = |error: marcot::Error| Failure::engine(ERROR, &error);
+        match access::inspect(&image.pool, image.id, &command).map_err(failed)? {
+            Reply::Diff { extents } => Ok(extents),
+            _ => Err(failed(strange_reply())),
+        }
     };
-    let failed = |error: marcot::Error| Failure::engine(ERROR, &error);
-    let reply = access::inspect(&image.pool, image.id, &command).map_err(failed)?;
-    let Reply::Diff { mut extents } = reply else { return Err(failed(strange_reply())) };
+    let mut extents = compare(from_snap, 0, size_bytes)?;
     if from_snap.is_none() {
         extents.retain(|extent| extent.data);
     }
     let object_bytes = 1 << info.order;
     if args.flag("whole-object") {
         extents = widen(&extents, object_bytes, size_bytes);
+        if let Some((offset, length)) = hull(extents.iter().filter(|extent| !extent.data)) {
+            let left = compare(None, offset, length)?;
+            keep_objects(&mut extents, &left, object_bytes);
+        }
     }
     let extents = split(&extents, object_bytes);
     format.print(|| plain(&extents), || ("extents", document(&extents)))
 }
 
-/// Grows extents to whole objects; an object with any data is data.
+/// The range from the first to the last of these extents: offset and length.
+fn hull<'a>(extents: impl Iterator<Item = &'a DiffExtent>) -> Option<(u64, u64)> {
+    let ends = extents.map(|extent| (extent.offset, extent.offset + extent.length));
+    let (from, to) = ends.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
+    Some((from, to - from))
+}
+
+/// Calls an object data that still holds some. As with RBD, only one that has gone altogether is
+/// zero: who copies whole objects would drop the rest of it.
+fn keep_objects(objects: &mut [DiffExtent], left: &[DiffExtent], object_bytes: u64) {
+    let left = split(left, object_bytes);
+    let mut left = left.iter().filter(|piece| piece.data).peekable();
+    for object in objects {
+        while left.next_if(|piece| piece.offset < object.offset).is_some() {}
+        let end = object.offset + object.length;
+        object.data |= left.peek().is_some_and(|piece| piece.offset < end);
+    }
+}
+
+/// Grows extents to whole objects; an object with new data is data.
 fn widen(extents: &[DiffExtent], object_bytes: u64, size_bytes: u64) -> Vec<DiffExtent> {
     let mut wide: Vec<DiffExtent> = Vec::new();
     for piece in split(extents, object_bytes) {
@@ -140,6 +165,18 @@ mod tests {
     fn extents_are_cut_at_objects() {
         let pieces = split(&[extent(2, 7, true)], 4);
         assert_eq!(pieces, [extent(2, 2, true), extent(4, 4, true), extent(8, 1, true)]);
+    }
+
+    #[test]
+    fn an_object_that_lost_only_a_part_is_data() {
+        let mut wide = widen(&[extent(1, 1, false), extent(4, 4, false)], 4, 10);
+        assert_eq!(wide, [extent(0, 4, false), extent(4, 4, false)]);
+        assert_eq!(hull(wide.iter()), Some((0, 8)));
+        keep_objects(&mut wide, &[extent(0, 1, true), extent(8, 2, true)], 4);
+        assert_eq!(wide, [extent(0, 4, true), extent(4, 4, false)]);
+        let mut last = [extent(0, 4, false), extent(8, 2, false)];
+        keep_objects(&mut last, &[extent(3, 6, true)], 4);
+        assert_eq!(last, [extent(0, 4, true), extent(8, 2, true)]);
     }
 
     #[test]
