@@ -40,6 +40,10 @@ pub enum Fault {
     ShrinkKeepsEnd,
     /// Flatten leaves blocks in the parent's pool.
     FlattenWithoutCopy,
+    /// Flatten says that copies are there before they are durable.
+    CopiesUnsynced,
+    /// Garbage collection forgets that a flatten is making copies.
+    GcForgetsCopies,
     /// An owner does not look whether it was replaced.
     SkipFence,
     /// An owner goes on after a failed sync as if nothing had been lost.
@@ -60,7 +64,7 @@ pub enum Fault {
 
 /// All of them.
 #[cfg(feature = "deliberate-faults")]
-pub const ALL: [Fault; 25] = [
+pub const ALL: [Fault; 27] = [
     Fault::SkipLogSync,
     Fault::FlightSkipsLog,
     Fault::HeadBeforePages,
@@ -78,6 +82,8 @@ pub const ALL: [Fault; 25] = [
     Fault::ReadUnverified,
     Fault::ShrinkKeepsEnd,
     Fault::FlattenWithoutCopy,
+    Fault::CopiesUnsynced,
+    Fault::GcForgetsCopies,
     Fault::SkipFence,
     Fault::ForgetPoison,
     Fault::CompactDead,

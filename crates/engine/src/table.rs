@@ -10,6 +10,9 @@
 //!   as on disk: what was loaded to make a later change certain stays until the image evicts, which
 //!   it does between writes and not within one.
 
+use std::fmt;
+use std::sync::Arc;
+
 use marcot_format::record::{RootRecord, TablePointer};
 use marcot_format::segment::SegmentKind;
 use marcot_format::table::{
@@ -22,9 +25,6 @@ use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::segment::{Files, SegmentName};
 
 type Entries = Box<[Option<SegmentEntry>]>;
-
-/// In the place of a pool that another user's image names and the store does not know. No pool has it.
-const UNKNOWN_POOL: PoolId = PoolId(0);
 
 /// Memory of a loaded page of the lowest level, in bytes.
 const LEAF_BYTES: u64 = (TABLE_FANOUT * size_of::<Option<SegmentEntry>>()) as u64 + 16;
@@ -44,10 +44,54 @@ struct Upper {
     dirty: bool,
 }
 
+/// Tells in which pools the data of a root lies now: the flatten of an ancestor may have moved what
+/// the root names in some other pool.
+pub(crate) trait Whereabouts: Send + Sync {
+    /// The places by position, as in [`RootRecord::pools`]; `None` where nobody can tell.
+    fn places(&self) -> Option<Vec<Place>>;
+}
+
+/// Where segments lie: in a pool, and there among what its images wrote (0) or in a set of copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub pool: PoolId,
+    pub copies: u64,
+}
+
+impl Place {
+    /// In the place of a pool that another user's image names and the store does not know. No pool has
+    /// this number.
+    pub(crate) const UNKNOWN: Self = Self { pool: PoolId(0), copies: 0 };
+
+    /// Those that a root refers to by position.
+    pub(crate) fn all(root: &RootRecord) -> Vec<Self> {
+        let copies = root.copies.iter().copied().chain(std::iter::repeat(0));
+        root.pools.iter().zip(copies).map(|(p, copies)| Self { pool: PoolId(*p), copies }).collect()
+    }
+
+    /// Puts places into a root, by position.
+    pub(crate) fn put_all(places: &[Self], root: &mut RootRecord) {
+        root.pools = places.iter().map(|place| place.pool.0).collect();
+        let used = places.iter().rposition(|place| place.copies != 0).map_or(0, |last| last + 1);
+        root.copies = places[..used].iter().map(|place| place.copies).collect();
+    }
+}
+
+/// Who can tell where a table's segments have gone.
+#[derive(Clone)]
+pub(crate) struct Guide(pub Arc<dyn Whereabouts>);
+
+impl fmt::Debug for Guide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Guide")
+    }
+}
+
 /// The table of one root.
 #[derive(Debug)]
 pub(crate) struct SegmentTable {
-    pools: Vec<PoolId>,
+    places: Vec<Place>,
+    guide: Option<Guide>,
     next: u32,
     leaves: Vec<Leaf>,
     /// Levels above the leaves, lowest first; the last has one page, if there is any.
@@ -68,7 +112,8 @@ impl SegmentTable {
     /// A table with no segments.
     pub(crate) fn new() -> Self {
         Self {
-            pools: Vec::new(),
+            places: Vec::new(),
+            guide: None,
             next: 1,
             leaves: Vec::new(),
             upper: Vec::new(),
@@ -82,17 +127,23 @@ impl SegmentTable {
     ///
     /// # Errors
     /// `Corrupt`; `PermissionDenied` where the root names what that pool may not.
-    pub(crate) fn open(root: &RootRecord, reader: PoolId, files: &Files) -> Result<Self> {
+    pub(crate) fn open(
+        root: &RootRecord,
+        reader: PoolId,
+        files: &Files,
+        guide: Guide,
+    ) -> Result<Self> {
         let mut table = Self::new();
-        table.pools = root.pools.iter().map(|p| PoolId(*p)).collect();
+        table.guide = Some(guide);
+        table.places = Place::all(root);
         table.next = root.segment_next.max(1);
         let levels = root.table_levels;
-        if levels > TABLE_LEVELS_MAX || table.pools.len() > usize::from(u16::MAX) {
+        if levels > TABLE_LEVELS_MAX || table.places.len() > usize::from(u16::MAX) {
             return fail(ErrorKind::Corrupt, "the head names an impossible segment table");
         }
-        for pool in &mut table.pools {
-            if !files.check_named(reader, *pool)? {
-                *pool = UNKNOWN_POOL;
+        for place in &mut table.places {
+            if !files.check_named(reader, place.pool)? {
+                *place = Place::UNKNOWN;
             }
         }
         let Some(top) = root.table.filter(|_| levels > 0) else {
@@ -126,7 +177,43 @@ impl SegmentTable {
         Ok(table)
     }
 
+    /// Asks where data that cannot be read has gone, and looks there from now on; false where
+    /// everything is where it was.
+    pub(crate) fn follow(&mut self) -> bool {
+        let Some(now) = self.guide.as_ref().and_then(|guide| guide.0.places()) else {
+            return false;
+        };
+        let mut moved = false;
+        for (place, now) in self.places.iter_mut().zip(now) {
+            moved |= *place != now;
+            *place = now;
+        }
+        if moved {
+            tracing::info!("data was moved to another pool by the flatten of an ancestor");
+        }
+        moved
+    }
+
+    /// Says that what lay in other pools has its place here from now on.
+    pub(crate) fn move_to(&mut self, here: Place) {
+        self.places.iter_mut().filter(|p| p.pool != here.pool).for_each(|p| *p = here);
+    }
+
     fn read_page(
+        &mut self,
+        files: &Files,
+        pointer: PagePointer,
+        level: u32,
+        number: u64,
+    ) -> Result<TablePage> {
+        let page = self.read_page_here(files, pointer, level, number);
+        match page {
+            Err(_) if self.follow() => self.read_page_here(files, pointer, level, number),
+            page => page,
+        }
+    }
+
+    fn read_page_here(
         &self,
         files: &Files,
         pointer: PagePointer,
@@ -149,7 +236,7 @@ impl SegmentTable {
     }
 
     fn read_pointers(
-        &self,
+        &mut self,
         files: &Files,
         pointer: Option<PagePointer>,
         level: u32,
@@ -163,26 +250,29 @@ impl SegmentTable {
     }
 
     fn name_of_page(&self, pointer: PagePointer) -> Result<SegmentName> {
+        let Place { pool, copies } = self.place_at(pointer.pool)?;
         Ok(SegmentName {
-            pool: self.pool_at(pointer.pool)?,
+            pool,
+            copies,
             author: ImageId(pointer.author),
             kind: SegmentKind::Table,
             sequence: pointer.sequence,
         })
     }
 
-    fn pool_at(&self, position: u16) -> Result<PoolId> {
-        let pool = self.pools.get(usize::from(position)).copied();
-        pool.ok_or_else(|| {
+    fn place_at(&self, position: u16) -> Result<Place> {
+        let place = self.places.get(usize::from(position)).copied();
+        place.ok_or_else(|| {
             Error::new(ErrorKind::Corrupt, "the head lacks a pool that it refers to")
         })
     }
 
-    /// Position of a pool in the root's list, added if it is new.
+    /// Position of a pool in the root's list, for what is written there; added if it is new.
     pub(crate) fn pool_position(&mut self, pool: PoolId) -> u16 {
-        let at = self.pools.iter().position(|p| *p == pool).unwrap_or_else(|| {
-            self.pools.push(pool);
-            self.pools.len() - 1
+        let place = Place { pool, copies: 0 };
+        let at = self.places.iter().position(|p| *p == place).unwrap_or_else(|| {
+            self.places.push(place);
+            self.places.len() - 1
         });
         at as u16
     }
@@ -243,8 +333,10 @@ impl SegmentTable {
 
     /// The name of an entry's segment.
     pub(crate) fn name_of(&self, entry: &SegmentEntry) -> Result<SegmentName> {
+        let Place { pool, copies } = self.place_at(entry.pool)?;
         Ok(SegmentName {
-            pool: self.pool_at(entry.pool)?,
+            pool,
+            copies,
             author: ImageId(entry.author),
             kind: entry.kind,
             sequence: entry.sequence,
@@ -338,12 +430,16 @@ impl SegmentTable {
         Ok(dead)
     }
 
-    /// Table segments that pages of this table lie in.
-    pub(crate) fn page_segments(&self) -> Result<Vec<SegmentName>> {
+    /// Pages of this table that are on disk: segment, page number and checksum.
+    pub(crate) fn pages(&self) -> Result<Vec<(SegmentName, u32, u32)>> {
         let leaves = self.leaves.iter().filter_map(|l| l.stored);
         let upper = self.upper.iter().flatten().filter_map(|u| u.stored);
-        let mut names =
-            leaves.chain(upper).map(|p| self.name_of_page(p)).collect::<Result<Vec<_>>>()?;
+        leaves.chain(upper).map(|p| Ok((self.name_of_page(p)?, p.slot, p.crc))).collect()
+    }
+
+    /// Table segments that pages of this table lie in.
+    pub(crate) fn page_segments(&self) -> Result<Vec<SegmentName>> {
+        let mut names: Vec<_> = self.pages()?.into_iter().map(|(name, ..)| name).collect();
         names.sort_unstable();
         names.dedup();
         Ok(names)
@@ -402,7 +498,7 @@ impl SegmentTable {
         });
         root.table_levels = if top.is_some() { self.upper.len() as u32 + 1 } else { 0 };
         root.segment_next = self.next;
-        root.pools = self.pools.iter().map(|p| p.0).collect();
+        Place::put_all(&self.places, root);
         Ok(())
     }
 

@@ -43,6 +43,8 @@ struct Model {
     bytes: Vec<u8>,
     snaps: BTreeMap<String, Snap>,
     parent: Link,
+    /// It has the feature `deep-flatten`, which clones take from their parents.
+    deep: bool,
 }
 
 struct Family {
@@ -60,6 +62,7 @@ impl Family {
         let pools = vec![
             store.pool("rbd").expect("a pool"),
             store.pool_create("second", &PoolOptions::default()).expect("a pool"),
+            store.pool_create("third", &PoolOptions::default()).expect("a pool"),
         ];
         let (models, open) = (BTreeMap::new(), BTreeMap::new());
         Self { store, pools, models, open, rng: Rng(seed | 1), counter: 0 }
@@ -109,7 +112,8 @@ impl Family {
             74..76 => self.rollback(&name),
             76..82 => self.clone_snapshot(&name),
             82..84 => self.flatten(&name),
-            84..86 => self.remove_snapshot(&name),
+            84 => self.unprotect(&name),
+            85 => self.remove_snapshot(&name),
             86..88 => self.remove(&name),
             88..90 => self.resize(&name),
             90..92 => self.create(),
@@ -124,17 +128,24 @@ impl Family {
         }
     }
 
+    fn a_pool(&mut self) -> Pool {
+        self.pools[self.rng.below(self.pools.len() as u64) as usize].clone()
+    }
+
     fn create(&mut self) {
         if self.models.len() >= IMAGES_MAX {
             return;
         }
         let name = self.new_name("image-");
         let size_bytes = self.rng.below(SIZE_MAX) + 1;
-        let pool = self.pools[self.rng.below(2) as usize].clone();
-        let options = CreateOptions { size_bytes, ..CreateOptions::default() };
+        let pool = self.a_pool();
+        let deep = self.rng.below(8) > 0;
+        let features = if deep { "layering,deep-flatten" } else { "layering" }.to_owned();
+        let options = CreateOptions { size_bytes, features, ..CreateOptions::default() };
         let id = pool.create("", &name, &options).expect("creates");
         let bytes = vec![0; size_bytes as usize];
-        self.models.insert(name, Model { id, pool, bytes, snaps: BTreeMap::new(), parent: None });
+        let snaps = BTreeMap::new();
+        self.models.insert(name, Model { id, pool, bytes, snaps, parent: None, deep });
     }
 
     fn write(&mut self, name: &str) {
@@ -186,7 +197,8 @@ impl Family {
         let Some(snap) = found else { return };
         let child = self.new_name("clone-");
         let (from, id) = (self.models[name].pool.clone(), self.models[name].id);
-        let to = self.pools[self.rng.below(2) as usize].clone();
+        let to = self.a_pool();
+        let deep = self.models[name].deep;
         let store = self.store.clone();
         let clone =
             || store.clone_image(&from, id, &snap, &to, "", &child, &CloneOptions::default());
@@ -201,7 +213,7 @@ impl Family {
         let bytes = self.models[name].snaps[&snap].bytes.clone();
         let parent = Some((name.to_owned(), snap));
         let snaps = BTreeMap::new();
-        self.models.insert(child, Model { id, pool: to, bytes, snaps, parent });
+        self.models.insert(child, Model { id, pool: to, bytes, snaps, parent, deep });
     }
 
     fn has_children(&self, name: &str, snap: &str) -> bool {
@@ -209,7 +221,7 @@ impl Family {
         self.models.values().any(|m| m.parent == link || m.snaps.values().any(|s| s.parent == link))
     }
 
-    /// Snapshots that need blocks of another pool keep their parent: ask which do.
+    /// Image and snapshots become independent, as with RBD's `deep-flatten`; some images lack that.
     fn flatten(&mut self, name: &str) {
         let result = self.execute(name, Command::Flatten);
         if self.models[name].parent.is_none() {
@@ -217,12 +229,57 @@ impl Family {
             return;
         }
         result.expect("flattens");
-        let info = self.models[name].pool.info(self.models[name].id).expect("info");
-        assert!(info.parent.is_none());
         let model = self.model(name);
         model.parent = None;
-        for snap in info.snapshots.iter().filter(|s| s.parent.is_none()) {
-            model.snaps.get_mut(&snap.name).expect("a known snapshot").parent = None;
+        if model.deep {
+            model.snaps.values_mut().for_each(|snap| snap.parent = None);
+        }
+        let info = model.pool.info(model.id).expect("info");
+        assert!(info.parent.is_none());
+        for snap in &info.snapshots {
+            let expected = model.snaps[&snap.name].parent.is_some();
+            assert_eq!(snap.parent.is_some(), expected, "{name}@{}", snap.name);
+        }
+        self.compare_children();
+    }
+
+    /// The children of every snapshot, in whatever pool, are those that the model has.
+    fn compare_children(&self) {
+        for (name, model) in &self.models {
+            let children = self.store.children(&model.pool, model.id, None).expect("children");
+            let info = model.pool.info(model.id).expect("info");
+            for snap in &info.snapshots {
+                let link = Some((name.clone(), snap.name.clone()));
+                let listed = children.iter().filter(|c| c.snap_id == snap.id);
+                let mut listed: Vec<&str> = listed.map(|c| c.image.as_str()).collect();
+                listed.sort_unstable();
+                let is_child =
+                    |m: &Model| m.parent == link || m.snaps.values().any(|s| s.parent == link);
+                let known = self.models.iter().filter(|(_, m)| is_child(m));
+                let mut known: Vec<&str> = known.map(|(name, _)| name.as_str()).collect();
+                known.sort_unstable();
+                assert_eq!(listed, known, "children of {name}@{}", snap.name);
+            }
+        }
+    }
+
+    /// Takes the protection of a snapshot away, which works where the model has no child of it.
+    fn unprotect(&mut self, name: &str) {
+        let Some(snap) = self.a_snapshot(name) else { return };
+        if !self.models[name].snaps[&snap].protected {
+            return;
+        }
+        let children = self.has_children(name, &snap);
+        let unprotected = self.execute(name, Command::SnapUnprotect { name: snap.clone() });
+        match children {
+            true => {
+                assert_eq!(unprotected.expect_err("children").kind(), ErrorKind::HasChildren);
+            }
+            false => {
+                unprotected.expect("unprotects");
+                let snaps = &mut self.model(name).snaps;
+                snaps.get_mut(&snap).expect("a known snapshot").protected = false;
+            }
         }
     }
 
@@ -303,6 +360,7 @@ impl Family {
     }
 
     fn check(&mut self) {
+        self.compare_children();
         for (_, image) in std::mem::take(&mut self.open) {
             image.close().expect("closes");
         }

@@ -160,6 +160,10 @@ pub struct RootRecord {
     /// Blocks mapped.
     #[prost(uint64, tag = "8")]
     pub mapped_blocks: u64,
+    /// By position in [`Self::pools`]: the number of the set of copies that is meant; 0 or absent:
+    /// what the pool's images wrote themselves.
+    #[prost(fixed64, repeated, tag = "9")]
+    pub copies: Vec<u64>,
 }
 
 /// Where a page of the segment table lies, without help of the table.
@@ -350,4 +354,7 @@ pub struct HeadRecord {
     /// else removes anything, named or not.
     #[prost(message, optional, tag = "19")]
     pub open_from: Option<SegmentMarks>,
+    /// The number of the set of copies that a flatten is making; 0: none.
+    #[prost(fixed64, tag = "20")]
+    pub copying: u64,
 }

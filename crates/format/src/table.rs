@@ -171,6 +171,14 @@ pub fn decode_table(bytes: &[u8], level: u8, base: u64) -> Result<(TablePage, u3
     Ok((page, crc))
 }
 
+/// The checksum of a page, whichever it is; `None` where it does not match its bytes.
+#[must_use]
+pub fn table_page_crc(bytes: &[u8]) -> Option<u32> {
+    let bytes = bytes.get(..TABLE_PAGE_BYTES).filter(|b| b[..4] == TABLE_MAGIC)?;
+    let crc = crc32c_without(bytes, 12);
+    (crc == get_u32(bytes, 12)).then_some(crc)
+}
+
 fn segment_at(bytes: &[u8], at: usize) -> Result<Option<SegmentEntry>, FormatError> {
     let author = get_u64(bytes, at);
     if author == 0 {

@@ -5,9 +5,9 @@
 //! takes its root from a snapshot that was collected. Segments that an owner may still be writing
 //! (its log, and what came after its durable head) are left alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use marcot_format::record::{HeadRecord, RootRecord, SegmentMarks};
+use marcot_format::record::{HeadRecord, SegmentMarks, SnapshotRecord};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, ImageId, SnapId};
 use marcot_store::LockMode;
@@ -17,8 +17,8 @@ use super::store::Store;
 use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::gc;
-use crate::image::mark;
-use crate::segment::{SegmentName, author_directory};
+use crate::image::{OwnedRoot, RootOf, mark};
+use crate::segment::{SegmentName, author_directory, parse_author_directory};
 
 /// How often a pool is looked at whose images change meanwhile.
 const ATTEMPTS_MAX: u32 = 5;
@@ -111,7 +111,8 @@ impl Store {
         for (image, head) in &collected.unfinished {
             pool.finish_removal(*image, head)?;
         }
-        let roots: Vec<RootRecord> = collected.heads.iter().flat_map(roots_of).collect();
+        let roots: Vec<OwnedRoot> =
+            collected.heads.iter().flat_map(|head| roots_of(pool, head)).collect();
         let freed_bytes = gc::reclaim(pool, &roots, &collected.candidates, progress)?;
         pool.remove_empty_author_directories();
         Ok(GcReport { freed_bytes, ..pool.report(&collected.heads)? })
@@ -135,13 +136,13 @@ impl Store {
     }
 }
 
-fn roots_of(head: &HeadRecord) -> Vec<RootRecord> {
+fn roots_of(pool: &Pool, head: &HeadRecord) -> Vec<OwnedRoot> {
     if fault::is(Fault::GcForgetsClones) && head.parent.is_some() {
         return Vec::new();
     }
-    let wanted = !fault::is(Fault::GcForgetsSnapshots);
-    let snapshots = head.snapshots.iter().filter(|_| wanted).filter_map(|s| s.root.clone());
-    head.root.clone().into_iter().chain(snapshots).collect()
+    let mut roots = RootOf::all(pool, head);
+    roots.retain(|root| root.of.snap.is_none() || !fault::is(Fault::GcForgetsSnapshots));
+    roots
 }
 
 impl Pool {
@@ -157,8 +158,8 @@ impl Pool {
     /// Every segment in the pool's directory.
     pub(crate) fn all_segments(&self) -> Result<Vec<SegmentName>> {
         let mut all = Vec::new();
-        for author in self.authors()? {
-            all.extend(self.files().list(self.id(), author)?);
+        for (author, copies) in self.authors()? {
+            all.extend(self.files().list_copies(self.id(), author, copies)?);
         }
         Ok(all)
     }
@@ -176,11 +177,12 @@ impl Pool {
         Ok(bytes)
     }
 
-    fn authors(&self) -> Result<Vec<ImageId>> {
+    /// Who wrote segments of this pool, and the sets of copies of what others wrote elsewhere.
+    fn authors(&self) -> Result<Vec<(ImageId, u64)>> {
         let directory = self.directory().join("segments");
         let names =
             self.disk().list(&directory).at(|| format!("cannot list {}", directory.display()))?;
-        Ok(names.iter().filter_map(|n| u64::from_str_radix(n, 16).ok()).map(ImageId).collect())
+        Ok(names.iter().filter_map(|name| parse_author_directory(name)).collect())
     }
 
     /// Removes trashed snapshots without children from images that nobody has open.
@@ -204,6 +206,8 @@ impl Pool {
         let _catalogue = self.lock(LockMode::Exclusive)?;
         let mut collected =
             Collected { heads: Vec::new(), candidates: Vec::new(), unfinished: Vec::new() };
+        // Before the heads: a set of copies belongs to an image that said so first.
+        let authors = self.authors()?;
         let mut limits: BTreeMap<ImageId, (SegmentMarks, SegmentMarks)> = BTreeMap::new();
         for image in self.image_ids()? {
             let head = match self.read_head(image) {
@@ -236,12 +240,18 @@ impl Pool {
             limits.insert(image, (head.shared_below.unwrap_or_default(), limit));
             collected.heads.push(head);
         }
-        for author in self.authors()? {
-            if collected.unfinished.iter().any(|(image, _)| *image == author) {
+        let copying: HashSet<u64> = collected.heads.iter().map(|head| head.copying).collect();
+        for (author, copies) in authors {
+            let unfinished = collected.unfinished.iter().any(|(image, _)| *image == author);
+            if if copies == 0 {
+                unfinished
+            } else {
+                copying.contains(&copies) && !fault::is(Fault::GcForgetsCopies)
+            } {
                 continue;
             }
-            let range = limits.get(&author);
-            for name in self.files().list(self.id(), author)? {
+            let range = limits.get(&author).filter(|_| copies == 0);
+            for name in self.files().list_copies(self.id(), author, copies)? {
                 // Segments beyond those limits belong to a living owner.
                 let below = range.is_none_or(|(shared, limit)| {
                     name.sequence < mark(shared, name.kind).min(mark(limit, name.kind))
@@ -279,10 +289,12 @@ impl Pool {
     }
 
     fn remove_empty_author_directories(&self) {
-        for author in self.authors().unwrap_or_default() {
-            if self.read_head(author).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+        for (author, copies) in self.authors().unwrap_or_default() {
+            let gone = || self.read_head(author).is_err_and(|e| e.kind() == ErrorKind::NotFound);
+            if copies != 0 || gone() {
                 // Refused while segments are left.
-                let _ = self.disk().remove_directory(&author_directory(self.directory(), author));
+                let directory = author_directory(self.directory(), author, copies);
+                let _ = self.disk().remove_directory(&directory);
             }
         }
     }
@@ -292,22 +304,23 @@ impl Pool {
         let mut report = GcReport::default();
         for head in heads {
             let label = self.image_label(head);
-            if let Some(root) = &head.root {
-                report.live_bytes += self.own_data_bytes(root)?;
-            }
-            for snapshot in &head.snapshots {
-                let Some(root) = &snapshot.root else { continue };
-                let bytes = self.own_data_bytes(root)?;
-                report
-                    .pinned
-                    .push(PinnedRow { holder: format!("{label}@{}", snapshot.name), bytes });
+            for root in RootOf::all(self, head) {
+                let bytes = self.own_data_bytes(&root)?;
+                let named = |s: &&SnapshotRecord| Some(SnapId(s.id)) == root.of.snap;
+                match head.snapshots.iter().find(named) {
+                    None => report.live_bytes += bytes,
+                    Some(snapshot) => {
+                        let holder = format!("{label}@{}", snapshot.name);
+                        report.pinned.push(PinnedRow { holder, bytes });
+                    }
+                }
             }
         }
         Ok(report)
     }
 
-    fn own_data_bytes(&self, root: &RootRecord) -> Result<u64> {
-        let mut table = crate::table::SegmentTable::open(root, self.id(), self.files())?;
+    fn own_data_bytes(&self, OwnedRoot { of, root }: &OwnedRoot) -> Result<u64> {
+        let mut table = of.table(root)?;
         let mut blocks = 0;
         table.for_each(self.files(), |_, entry, name| {
             if name.kind == SegmentKind::Data && name.pool == self.id() {

@@ -447,7 +447,12 @@ impl Pool {
     }
 
     pub(crate) fn create_author_directory(&self, image: ImageId) -> Result<()> {
-        let directory = author_directory(&self.0.directory, image);
+        self.create_copies_directory(image, 0)
+    }
+
+    /// As [`Self::create_author_directory`], for copies that belong to a set.
+    pub(crate) fn create_copies_directory(&self, author: ImageId, copies: u64) -> Result<()> {
+        let directory = author_directory(&self.0.directory, author, copies);
         match self.disk().create_directory(&directory, self.directory_mode()) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
             made => made.at(|| format!("cannot create {}", directory.display()))?,

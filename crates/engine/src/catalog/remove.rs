@@ -158,7 +158,7 @@ impl Store {
             pool.remove_child_record(parent, SnapId(parent.snap_id), image)?;
         }
         pool.remove_private_segments(image, &head, progress)?;
-        if head.shared_below.is_some() && !pool.attached() {
+        if (head.shared_below.is_some() || has_copies(&head)) && !pool.attached() {
             match self.gc(pool, &mut |_, _| {}) {
                 Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
                 _ => {}
@@ -181,6 +181,12 @@ fn is_damaged(pool: &Pool, image: ImageId) -> Result<bool> {
 fn says_medium(error: &Error) -> bool {
     let below = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
     below.and_then(std::io::Error::raw_os_error).is_some_and(|errno| MEDIUM_ERRORS.contains(&errno))
+}
+
+/// True for an image whose flatten copied segments, or was cut off: only pool GC removes them, for
+/// clones may name them.
+fn has_copies(head: &HeadRecord) -> bool {
+    head.copying != 0 || head.root.as_ref().is_some_and(|root| !root.copies.is_empty())
 }
 
 fn check_no_snapshots(label: &str, head: &HeadRecord) -> Result<()> {
@@ -244,7 +250,7 @@ impl Pool {
             progress(i as u64 + 1, names.len() as u64);
         }
         // Stays while segments are left.
-        let _ = self.disk().remove_directory(&author_directory(self.directory(), image));
+        let _ = self.disk().remove_directory(&author_directory(self.directory(), image, 0));
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_LEVELS, MapEntry, crc32c};
 
 use super::Checker;
 use crate::error::{Error, Result};
-use crate::image::Source;
+use crate::image::{RootOf, Source};
 use crate::map::{Link, TOP_LEVEL, Visitor, visit};
 use crate::segment::{Files, SegmentName};
 use crate::table::SegmentTable;
@@ -47,13 +47,14 @@ struct Reader<'a, 'c> {
 pub(super) fn check(
     checker: &mut Checker<'_>,
     label: &str,
-    root: &RootRecord,
+    (of, root): (&RootOf, &RootRecord),
     top: &Link,
     table: &mut SegmentTable,
 ) {
     let files = Arc::clone(checker.pool.files());
     // Pages and names come through tables of their own, so that both can be used at once.
-    let Ok(names) = SegmentTable::open(root, checker.pool.id(), &files) else { return };
+    let Ok(mut names) = of.table(root) else { return };
+    names.follow();
     let mut reader = Reader {
         checker,
         label,

@@ -8,12 +8,12 @@ pub(crate) mod roots;
 
 use std::collections::{HashMap, HashSet};
 
-use marcot_format::ImageId;
 use marcot_format::record::HeadRecord;
+use marcot_format::{ImageId, SnapId};
 
 use crate::catalog::{Pool, Store};
 use crate::error::{ErrorKind, Result};
-use crate::image::{DamagedLog, Image};
+use crate::image::{DamagedLog, Image, RootOf};
 use blocks::{DamagedBlock, PageKey};
 
 /// How often an image is looked at that is changed meanwhile.
@@ -197,14 +197,16 @@ impl Checker<'_> {
         }
         self.report.images += 1;
         self.parent(&label, &head);
+        let of = RootOf { pool: self.pool.clone(), image, snap: None };
         for snapshot in &head.snapshots {
             self.report.snapshots += 1;
             if let Some(root) = &snapshot.root {
-                roots::check(self, &format!("{label}@{}", snapshot.name), root);
+                let of = RootOf { snap: Some(SnapId(snapshot.id)), ..of.clone() };
+                roots::check(self, &format!("{label}@{}", snapshot.name), &of, root);
             }
         }
         if let Some(root) = &head.root {
-            let repairable = roots::check(self, &label, root);
+            let repairable = roots::check(self, &label, &of, root);
             if let Some(from) = repairable.filter(|_| self.options.repair) {
                 self.repair_root(&label, image, from);
             }

@@ -9,7 +9,7 @@ use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX};
 
 use super::{Checker, blocks};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Source, open_root};
+use crate::image::{RootOf, Source};
 use crate::map::{Link, Node, PageSource, TOP_LEVEL, entry_blocks};
 use crate::table::SegmentTable;
 
@@ -42,8 +42,13 @@ fn blocks_below(level: u32) -> u64 {
 
 /// Verifies a root and notes what is wrong under `label`. Where [`Image::recount`](crate::Image)
 /// would change something, counts or pages to give up: the number of the first finding about that.
-pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) -> Option<usize> {
-    let opened = open_root(checker.pool, root);
+pub(super) fn check(
+    checker: &mut Checker<'_>,
+    label: &str,
+    of: &RootOf,
+    root: &RootRecord,
+) -> Option<usize> {
+    let opened = of.open(root);
     let (map, mut table) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -53,6 +58,8 @@ pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) -
             return None;
         }
     };
+    // What an ancestor's flatten has moved is looked at where it is.
+    table.follow();
     let mut counts = Counts::default();
     {
         let mut source = Source::new(&mut table, Arc::clone(checker.pool.files()));
@@ -84,7 +91,7 @@ pub(super) fn check(checker: &mut Checker<'_>, label: &str, root: &RootRecord) -
     }
     let counted_wrong = checker.report.findings[noted..].iter().any(|f| !f.serious);
     if !checker.options.skip_data {
-        blocks::check(checker, label, root, map.top(), &mut table);
+        blocks::check(checker, label, (of, root), map.top(), &mut table);
     }
     let to_give_up = counts.unreadable.iter().any(|(.., e)| e.kind() == ErrorKind::Corrupt);
     (counted_wrong || to_give_up).then_some(noted)

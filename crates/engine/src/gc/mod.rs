@@ -7,13 +7,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use marcot_format::group::GroupHeader;
-use marcot_format::record::RootRecord;
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::{BLOCK_BYTES, MapEntry};
 
 use crate::catalog::Pool;
 use crate::error::{IoContext, Result};
-use crate::image::{Source, open_root};
+use crate::image::{OwnedRoot, Source};
 use crate::map::{TOP_LEVEL, Visitor, visit};
 use crate::segment::SegmentName;
 use crate::table::SegmentTable;
@@ -31,18 +30,19 @@ pub(crate) struct Named {
 }
 
 impl Named {
-    /// Adds what a root names. The same table twice counts once.
+    /// Adds what a root names. The same table twice counts once, unless it speaks of other places.
     pub(crate) fn add(
         &mut self,
         pool: &Pool,
-        root: &RootRecord,
+        OwnedRoot { of, root }: &OwnedRoot,
         seen: &mut HashSet<Vec<u8>>,
     ) -> Result<()> {
-        let key = format!("{:?}", (&root.table, root.map_address)).into_bytes();
+        let places = (&root.pools, &root.copies);
+        let key = format!("{:?}", (&root.table, root.map_address, places)).into_bytes();
         if !seen.insert(key) {
             return Ok(());
         }
-        let mut table = SegmentTable::open(root, pool.id(), pool.files())?;
+        let mut table = of.table(root)?;
         for name in table.page_segments()? {
             self.segments.entry(name).or_default();
         }
@@ -61,7 +61,7 @@ impl Named {
 /// names, punches dead slots out of the others. Returns the bytes given back.
 pub(crate) fn reclaim(
     pool: &Pool,
-    roots: &[RootRecord],
+    roots: &[OwnedRoot],
     candidates: &[SegmentName],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<u64> {
@@ -133,7 +133,7 @@ impl Visitor for Marker<'_> {
 /// Which slots of `wanted` the roots name. Pages that several roots share are read once.
 fn live_slots(
     pool: &Pool,
-    roots: &[RootRecord],
+    roots: &[OwnedRoot],
     wanted: &HashSet<SegmentName>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<BTreeMap<SegmentName, SlotMap>> {
@@ -143,8 +143,8 @@ fn live_slots(
     }
     let mut seen = HashSet::new();
     for (i, root) in roots.iter().enumerate() {
-        let (map, mut table) = open_root(pool, root)?;
-        let names = SegmentTable::open(root, pool.id(), pool.files())?;
+        let (map, mut table) = root.of.open(&root.root)?;
+        let names = root.of.table(&root.root)?;
         let mut marker = Marker { wanted, maps: &mut maps, seen: &mut seen, table: names, pool };
         let mut source = Source::new(&mut table, Arc::clone(pool.files()));
         let all = (0, marcot_format::IMAGE_BYTES_MAX / BLOCK_BYTES);

@@ -325,7 +325,7 @@ impl Image {
 
     /// True where only this image's head can name the segment (I5).
     pub(super) fn is_private(&self, name: &SegmentName) -> bool {
-        let own = name.author == self.id && name.pool == self.pool.id();
+        let own = name.author == self.id && name.pool == self.pool.id() && name.copies == 0;
         own && name.sequence >= self.private_from(name.kind)
     }
 

@@ -2,28 +2,35 @@
 
 use std::sync::Arc;
 
-use marcot_format::record::{ParentRecord, RootRecord};
+use marcot_format::record::ParentRecord;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry};
 
-use super::{Image, Source, empty_root, no_snapshot, open_root};
+use super::{Image, OwnedRoot, RootOf, Source, empty_root, no_snapshot};
 use crate::command::{DiffExtent, UsageRow};
 use crate::error::Result;
 use crate::map::{self, TOP_LEVEL};
 
 impl Image {
     /// A durable root equal to what is in memory.
-    fn current_root(&mut self) -> Result<RootRecord> {
+    fn current_root(&mut self) -> Result<OwnedRoot> {
         if self.changed && self.is_owner() {
             self.checkpoint()?;
         }
-        Ok(self.head.root.clone().unwrap_or_else(empty_root))
+        let root = self.head.root.clone().unwrap_or_else(empty_root);
+        Ok(OwnedRoot { of: self.root_of(None), root })
     }
 
-    fn root_of(&mut self, snap: Option<&str>) -> Result<RootRecord> {
+    /// No content at all.
+    fn no_root(&self) -> OwnedRoot {
+        OwnedRoot { of: self.root_of(None), root: empty_root() }
+    }
+
+    fn state(&mut self, snap: Option<&str>) -> Result<OwnedRoot> {
         let Some(name) = snap else { return self.current_root() };
         let found = self.head.snapshots.iter().find(|s| s.name == name && !s.trashed);
         let snapshot = found.ok_or_else(|| no_snapshot(&self.label, name))?;
-        Ok(snapshot.root.clone().unwrap_or_else(empty_root))
+        let root = snapshot.root.clone().unwrap_or_else(empty_root);
+        Ok(OwnedRoot { of: self.root_of(Some(snapshot.id)), root })
     }
 
     pub(super) fn diff(
@@ -34,11 +41,12 @@ impl Image {
         length: u64,
     ) -> Result<Vec<DiffExtent>> {
         let earlier = match from_snap {
-            Some(name) => self.root_of(Some(name))?,
-            None => empty_root(),
+            Some(name) => self.state(Some(name))?,
+            None => self.no_root(),
         };
-        let later = self.root_of(to_snap)?;
-        let end = offset.saturating_add(length).min(later.size_bytes.max(earlier.size_bytes));
+        let later = self.state(to_snap)?;
+        let end =
+            offset.saturating_add(length).min(later.root.size_bytes.max(earlier.root.size_bytes));
         let range = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         let mut extents: Vec<DiffExtent> = Vec::new();
         self.compare(&earlier, &later, range, &mut |block, _, after| {
@@ -58,13 +66,13 @@ impl Image {
 
     fn compare(
         &self,
-        earlier: &RootRecord,
-        later: &RootRecord,
+        earlier: &OwnedRoot,
+        later: &OwnedRoot,
         range: (u64, u64),
         show: &mut dyn FnMut(u64, Option<MapEntry>, Option<MapEntry>) -> Result<()>,
     ) -> Result<()> {
-        let (map_a, mut table_a) = open_root(&self.pool, earlier)?;
-        let (map_b, mut table_b) = open_root(&self.pool, later)?;
+        let (map_a, mut table_a) = earlier.of.open(&earlier.root)?;
+        let (map_b, mut table_b) = later.of.open(&later.root)?;
         let mut a = Source::new(&mut table_a, Arc::clone(self.pool.files()));
         let mut b = Source::new(&mut table_b, Arc::clone(self.pool.files()));
         let links = (map_a.top(), map_b.top());
@@ -77,9 +85,10 @@ impl Image {
         let head = self.current_root()?;
         let parent = self.head.snapshots.first().map_or(&self.head.parent, |s| &s.parent);
         let mut before = self.parent_root(parent.as_ref());
-        let mut states: Vec<(Option<String>, u64, RootRecord)> = Vec::new();
+        let mut states: Vec<(Option<String>, u64, OwnedRoot)> = Vec::new();
         for snapshot in self.head.snapshots.iter().filter(|s| !s.trashed) {
             let root = snapshot.root.clone().unwrap_or_else(empty_root);
+            let root = OwnedRoot { of: self.root_of(Some(snapshot.id)), root };
             states.push((Some(snapshot.name.clone()), snapshot.id, root));
         }
         states.push((None, 0, head));
@@ -94,8 +103,8 @@ impl Image {
             rows.push(UsageRow {
                 snapshot,
                 snapshot_id,
-                provisioned_bytes: root.size_bytes,
-                used_bytes: (used_blocks * BLOCK_BYTES).min(root.size_bytes),
+                provisioned_bytes: root.root.size_bytes,
+                used_bytes: (used_blocks * BLOCK_BYTES).min(root.root.size_bytes),
             });
             before = root;
         }
@@ -103,8 +112,11 @@ impl Image {
     }
 
     /// The content that the image began with; nothing where the parent is out of reach.
-    fn parent_root(&self, parent: Option<&ParentRecord>) -> RootRecord {
-        let root = parent.and_then(|p| self.pool.snapshot_root(p).ok());
-        root.unwrap_or_else(empty_root)
+    fn parent_root(&self, parent: Option<&ParentRecord>) -> OwnedRoot {
+        let root = parent.and_then(|parent| {
+            let root = self.pool.snapshot_root(parent).ok()?;
+            Some(OwnedRoot { of: RootOf::parent(&self.pool, parent)?, root })
+        });
+        root.unwrap_or_else(|| self.no_root())
     }
 }

@@ -1,37 +1,66 @@
-//! Flatten: making an image independent of its parent.
+//! Flatten: making an image independent of its parent, together with its snapshots.
 //!
-//! In the parent's pool the image's root already names every segment it needs, so only the head
-//! changes. Blocks that lie in other pools are copied first, as ordinary writes of the same
-//! content: an interrupted flatten leaves a valid clone with less left to copy. Copying is done in
-//! parts, between which the image serves its users. Snapshots of the image that need another pool
-//! keep their parent.
+//! In the parent's pool the image's roots already name every segment they need, so only the head
+//! changes. What lies in other pools is copied first, in parts, between which the image serves its
+//! users; an interrupted flatten leaves a valid clone with less left to copy.
+//!
+//! - Without snapshots, blocks are copied as ordinary writes of the same content. They are the image's
+//!   own then, and their space comes back as that of any write does.
+//! - With snapshots, the segments are copied ([`super::copies`]), so that all states go on sharing what
+//!   they share. Snapshots are looked at from the oldest on, each compared with the one before it, then
+//!   the head; a block that ten of them share is copied once.
+//!
+//! Clones of the image's snapshots go on naming what they named, and follow it (`lineage`). An image
+//! without the feature `deep-flatten` leaves its snapshots with the parent, as with RBD.
 
 use std::sync::Arc;
 
-use marcot_format::record::{ParentRecord, RootRecord};
+use marcot_format::record::{HeadRecord, ParentRecord, RootRecord};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry, SnapId};
 
-use super::{Image, Source, open_root};
-use crate::error::{Error, ErrorKind, Result, fail};
+use super::copies::{Copies, runs};
+use super::{Image, OwnedRoot, Source, empty_root};
+use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
-use crate::map::{Link, TOP_LEVEL, Visitor, visit};
-use crate::table::SegmentTable;
+use crate::map::{Link, TOP_LEVEL, Visitor, visit, visit_unshared};
+use crate::table::{Place, SegmentTable};
 
 /// Blocks copied at a time (4 MiB).
 const COPY_BLOCKS: usize = 1024;
 /// Mapped blocks looked at in one walk.
 const STRETCH_BLOCKS: usize = 64 * COPY_BLOCKS;
+/// The same where several states are compared, each walk of which begins at the tops of two maps.
+const COMPARED_BLOCKS: usize = 8 * COPY_BLOCKS;
 
 /// How far flatten has come with copying, in this process.
 #[derive(Default)]
 pub(super) struct State {
     /// Blocks below lie in this pool, but for one that cannot be read.
     own_below: u64,
-    /// The first block that could not be copied.
-    unreadable: Option<u64>,
-    /// Everything was looked at.
+    /// The first block that could not be copied, and of which state.
+    unreadable: Option<(String, u64)>,
+    /// All blocks of the head were looked at.
     done: bool,
+    /// With snapshots: the copies, and where the comparison of states is.
+    deep: Option<Deep>,
+}
+
+/// Copying for an image with snapshots.
+#[derive(Default)]
+struct Deep {
+    copies: Copies,
+    /// Snapshots with numbers up to here are done.
+    done_snap: u64,
+    /// The snapshot that is being looked at; `None`: the head.
+    at: Option<u64>,
+    /// Its blocks below are done.
+    below: u64,
+    /// Everything is copied, durably.
+    done: bool,
+    /// Blocks that there are to copy, about, and that were looked at.
+    total: u64,
+    copied: u64,
 }
 
 impl Image {
@@ -39,7 +68,7 @@ impl Image {
     /// is copied now.
     pub(super) fn flatten(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         self.check_owner()?;
-        let parent = self.parent()?;
+        let parents = self.parents()?;
         let mut total = 0;
         loop {
             let (left, more) = match fault::is(Fault::FlattenWithoutCopy) {
@@ -52,45 +81,53 @@ impl Image {
             }
             progress(total - left, total.max(1));
         }
-        if let Some(block) = std::mem::take(&mut self.flattening).unreadable {
+        let state = std::mem::take(&mut self.flattening);
+        if let Some((label, block)) = state.unreadable {
             let message = format!(
-                "block {block} of {} cannot be read from its parent, so the image still needs it",
-                self.label
+                "block {block} of {label} cannot be read from its parent, so the image still needs it"
             );
             return fail(ErrorKind::Corrupt, message);
         }
-        if self.names_foreign()? && !fault::is(Fault::FlattenWithoutCopy) {
+        let deep = self.flattens_snapshots();
+        let set = match state.deep {
+            Some(Deep { copies, .. }) => copies.set,
+            None if deep && fault::is(Fault::FlattenWithoutCopy) => self.pool.unique(),
+            None => 0,
+        };
+        if set == 0 && self.names_foreign()? && !fault::is(Fault::FlattenWithoutCopy) {
             self.begin_writing()?;
             self.rewrite_foreign_pages()?;
         }
-        let mut free = Vec::new();
-        for snapshot in self.head.snapshots.iter().filter(|_| self.flattens_snapshots()) {
-            let root = snapshot.root.clone().unwrap_or_default();
-            if self.only_own_pool(&root)? {
-                free.push(snapshot.id);
-            }
-        }
+        let here = Place { pool: self.pool.id(), copies: set };
         self.checkpoint_with(|head| {
             head.parent = None;
-            for snapshot in head.snapshots.iter_mut().filter(|s| free.contains(&s.id)) {
-                snapshot.parent = None;
+            if deep {
+                head.copying = 0;
+                move_to(head, here);
             }
         })?;
-        self.leave_parent(&parent)
+        if set != 0 {
+            self.table.move_to(here);
+        }
+        parents.iter().try_for_each(|parent| self.leave_parent(parent))
     }
 
     /// Copies some of what lies in other pools. Returns how many blocks are left, by count, and
     /// whether there is more to look at.
     pub(super) fn flatten_part(&mut self) -> Result<(u64, bool)> {
         self.check_owner()?;
-        self.parent()?;
+        self.parents()?;
+        if self.flattening.deep.is_some() || (self.flattens_snapshots() && self.snapshots_need()?) {
+            return self.deep_part();
+        }
         if self.flattening.done || !self.names_foreign()? {
             return Ok((0, false));
         }
         self.begin_writing()?;
         let (foreign, next) = self.foreign_blocks(self.flattening.own_below)?;
-        let uncopied = self.copy_blocks(&foreign)?;
-        self.flattening.unreadable = self.flattening.unreadable.or(uncopied);
+        if let Some(block) = self.copy_blocks(&foreign)? {
+            self.flattening.unreadable.get_or_insert_with(|| (self.label.clone(), block));
+        }
         match next {
             Some(next) => self.flattening.own_below = next,
             None => self.flattening.done = true,
@@ -102,11 +139,20 @@ impl Image {
         Ok((self.foreign_live()?.0, !self.flattening.done))
     }
 
-    fn parent(&self) -> Result<ParentRecord> {
-        self.head
-            .parent
-            .clone()
-            .ok_or_else(|| Error::new(ErrorKind::NoParent, format!("{} has no parent", self.label)))
+    /// The snapshots that image and, where they are flattened with it, its snapshots were cloned from.
+    fn parents(&self) -> Result<Vec<ParentRecord>> {
+        let mut parents: Vec<ParentRecord> = self.head.parent.iter().cloned().collect();
+        if self.flattens_snapshots() {
+            for parent in self.head.snapshots.iter().filter_map(|s| s.parent.as_ref()) {
+                if !parents.iter().any(|known| same(known, parent)) {
+                    parents.push(parent.clone());
+                }
+            }
+        }
+        match parents.is_empty() {
+            true => fail(ErrorKind::NoParent, format!("{} has no parent", self.label)),
+            false => Ok(parents),
+        }
     }
 
     /// RBD's `deep-flatten` feature, which images have by default.
@@ -115,24 +161,128 @@ impl Image {
         features.is_empty() || features.split(',').any(|f| f == "deep-flatten")
     }
 
-    /// True where a root names data of this pool only.
-    fn only_own_pool(&self, root: &RootRecord) -> Result<bool> {
-        let mut table = SegmentTable::open(root, self.pool.id(), self.pool.files())?;
-        let own = self.pool.id();
-        let mut only = table.page_segments()?.iter().all(|n| n.pool == own);
-        table.for_each(self.pool.files(), |_, entry, name| {
-            only &= entry.live == 0 || name.pool == own;
-            Ok(())
-        })?;
-        Ok(only)
+    /// True where a snapshot may need files of another pool.
+    fn snapshots_need(&self) -> Result<bool> {
+        let own = self.pool.id().0;
+        for snapshot in self.head.snapshots.iter().filter(|s| s.parent.is_some()) {
+            let root = snapshot.root.clone().unwrap_or_else(empty_root);
+            if root.pools.iter().all(|pool| *pool == own) {
+                continue;
+            }
+            let mut table = self.root_of(Some(snapshot.id)).table(&root)?;
+            let (data, pages) = self.foreign_in(&mut table)?;
+            let own = self.pool.id();
+            if data > 0 || pages || table.page_segments()?.iter().any(|n| n.pool != own) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    /// Data blocks in other pools, by the table's counts, and whether pages lie there.
-    fn foreign_live(&mut self) -> Result<(u64, bool)> {
+    /// As [`Self::flatten_part`], for an image with snapshots.
+    fn deep_part(&mut self) -> Result<(u64, bool)> {
+        let mut deep = match self.flattening.deep.take() {
+            Some(deep) => deep,
+            None => self.begin_deep()?,
+        };
+        if !deep.done {
+            // Where that fails, the next part begins anew, and looks at what the medium has.
+            deep.done = self.copy_states(&mut deep)?;
+        }
+        let left = match deep.done {
+            true => 0,
+            false => deep.total.saturating_sub(deep.copied).max(1),
+        };
+        let more = !deep.done;
+        self.flattening.deep = Some(deep);
+        Ok((left, more))
+    }
+
+    /// Says in the head which set of copies is being made, before there is any of it.
+    fn begin_deep(&mut self) -> Result<Deep> {
+        if self.head.copying == 0 {
+            let set = self.pool.unique();
+            self.publish(|head| head.copying = set)?;
+        }
+        let mut deep = Deep::default();
+        deep.copies.set = self.head.copying;
+        // About: what only a state between the first and the last has is not counted.
+        let (in_head, _) = self.foreign_live()?;
+        let oldest = self.head.snapshots.iter().find(|s| s.parent.is_some());
+        let in_oldest = match oldest.map(|s| (s.id, s.root.clone().unwrap_or_else(empty_root))) {
+            Some((id, root)) => self.foreign_in(&mut self.root_of(Some(id)).table(&root)?)?.0,
+            None => 0,
+        };
+        deep.total = in_head.max(in_oldest);
+        Ok(deep)
+    }
+
+    /// Copies some of the next state; true where nothing is left.
+    fn copy_states(&mut self, deep: &mut Deep) -> Result<bool> {
+        let next = self.head.snapshots.iter().map(|s| s.id).find(|id| *id > deep.done_snap);
+        if deep.at != next {
+            (deep.at, deep.below) = (next, 0);
+        }
+        // Any snapshot that is done will do, the last has most in common.
+        let before = self.head.snapshots.iter().rfind(|s| s.id <= deep.done_snap);
+        let before = before.map(|s| (Some(s.id), s.root.clone().unwrap_or_else(empty_root)));
+        let (id, root) = before.unwrap_or_else(|| (None, empty_root()));
+        let before = OwnedRoot { of: self.root_of(id), root };
+        let (state, label) = match next {
+            None => (None, self.label.clone()),
+            Some(id) => {
+                let snapshot = self.head.snapshots.iter().find(|s| s.id == id);
+                let name = snapshot.map(|s| s.name.clone()).unwrap_or_default();
+                let root = snapshot.and_then(|s| s.root.clone()).unwrap_or_else(empty_root);
+                let state = OwnedRoot { of: self.root_of(Some(id)), root };
+                (Some(state), format!("{}@{name}", self.label))
+            }
+        };
+        let mut opened = state.as_ref().map(|state| state.of.open(&state.root)).transpose()?;
+        let pool = self.pool.clone();
+        let (top, table) = match &mut opened {
+            Some((map, table)) => (map.top().clone(), table),
+            None => (self.map.top().clone(), &mut self.table),
+        };
+        let mut found = unshared(&before, (&top, table), deep.below, pool.files())?;
+        for page in &found.pages {
+            deep.copies.copy_map_page(&pool, table, *page)?;
+        }
+        let mut foreign = Vec::new();
+        let mut names = SegmentNames::default();
+        let mut looked_at = found.blocks.len();
+        for (i, (block, entry)) in found.blocks.drain(..).enumerate() {
+            if names.pool_of(table, { entry.address }.segment(), pool.files())? != pool.id() {
+                foreign.push((block, entry));
+                if foreign.len() == COPY_BLOCKS {
+                    (looked_at, found.next) = (i + 1, Some(block + 1));
+                    break;
+                }
+            }
+        }
+        debug_assert!(looked_at <= COMPARED_BLOCKS);
+        deep.copied += foreign.len() as u64;
+        for run in runs(foreign) {
+            if let Some(block) = deep.copies.copy_run(&pool, table, &run)? {
+                self.flattening.unreadable.get_or_insert((label.clone(), block));
+            }
+        }
+        if let Some(next) = found.next {
+            deep.below = next;
+            return Ok(false);
+        }
+        deep.copies.copy_table(&pool, table)?;
+        match deep.at {
+            Some(id) => (deep.done_snap, deep.below) = (id, 0),
+            None => deep.copies.sync()?,
+        }
+        Ok(deep.at.is_none())
+    }
+
+    fn foreign_in(&self, table: &mut SegmentTable) -> Result<(u64, bool)> {
         let own = self.pool.id();
-        let files = Arc::clone(self.pool.files());
         let (mut data, mut pages) = (0u64, false);
-        self.table.for_each(&files, |_, entry, name| {
+        table.for_each(self.pool.files(), |_, entry, name| {
             if name.pool != own && name.kind == SegmentKind::Data {
                 data += u64::from(entry.live);
             }
@@ -140,6 +290,14 @@ impl Image {
             Ok(())
         })?;
         Ok((data, pages))
+    }
+
+    /// Data blocks in other pools, by the table's counts, and whether pages lie there.
+    fn foreign_live(&mut self) -> Result<(u64, bool)> {
+        let mut table = std::mem::replace(&mut self.table, SegmentTable::new());
+        let live = self.foreign_in(&mut table);
+        self.table = table;
+        live
     }
 
     /// True where the image may need files of another pool.
@@ -219,8 +377,9 @@ impl Image {
         self.checkpoint()?;
         let root = self.head.root.clone().unwrap_or_default();
         let pool = self.pool.clone();
-        let (map, mut table) = open_root(&pool, &root)?;
-        let names = SegmentTable::open(&root, pool.id(), pool.files())?;
+        let of = self.root_of(None);
+        let (map, mut table) = of.open(&root)?;
+        let names = of.table(&root)?;
         let mut foreign = Foreign { table: names, pool: &pool, pages: Vec::new() };
         let mut source = Source::new(&mut table, Arc::clone(pool.files()));
         let all = (0, IMAGE_BYTES_MAX / BLOCK_BYTES);
@@ -237,16 +396,76 @@ impl Image {
 
     /// Removes the record of this image as a child, unless a head or snapshot still needs it.
     pub(super) fn leave_parent(&mut self, parent: &ParentRecord) -> Result<()> {
-        let same = |p: &ParentRecord| {
-            (p.pool_id, p.image_id, p.snap_id) == (parent.pool_id, parent.image_id, parent.snap_id)
-        };
-        let needed = self.head.parent.as_ref().is_some_and(same)
-            || self.head.snapshots.iter().filter_map(|s| s.parent.as_ref()).any(same);
+        let links = self.head.snapshots.iter().filter_map(|s| s.parent.as_ref());
+        let needed = links.chain(&self.head.parent).any(|link| same(link, parent));
         if needed {
             return Ok(());
         }
         self.pool.remove_child_record(parent, SnapId(parent.snap_id), self.id)
     }
+}
+
+/// True where two links lead to the same snapshot.
+fn same(a: &ParentRecord, b: &ParentRecord) -> bool {
+    (a.pool_id, a.image_id, a.snap_id) == (b.pool_id, b.image_id, b.snap_id)
+}
+
+/// Says that what the roots of a head name in other pools lies here, and that nothing has a parent.
+fn move_to(head: &mut HeadRecord, here: Place) {
+    let snapshots = head.snapshots.iter_mut().map(|s| {
+        s.parent = None;
+        &mut s.root
+    });
+    let roots = std::iter::once(&mut head.root).chain(snapshots).flatten();
+    roots.filter(|_| here.copies != 0).for_each(|root| move_root(root, here));
+}
+
+fn move_root(root: &mut RootRecord, here: Place) {
+    let mut places = Place::all(root);
+    places.iter_mut().filter(|place| place.pool != here.pool).for_each(|place| *place = here);
+    Place::put_all(&places, root);
+}
+
+/// What a state names and the one before does not, from some block on.
+#[derive(Default)]
+struct Unshared {
+    pages: Vec<MapEntry>,
+    blocks: Vec<(u64, MapEntry)>,
+    /// Where to go on, where that is not all.
+    next: Option<u64>,
+}
+
+impl Visitor for Unshared {
+    fn page(&mut self, entry: MapEntry, _: u32, _: u64) -> Result<bool> {
+        self.pages.push(entry);
+        Ok(true)
+    }
+
+    /// Nothing can be copied, and nothing of the parent is named.
+    fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool> {
+        self.blocks.push((block, entry));
+        self.next = (self.blocks.len() == COMPARED_BLOCKS).then_some(block + 1);
+        Ok(self.next.is_none())
+    }
+}
+
+fn unshared(
+    before: &OwnedRoot,
+    (top, table): (&Link, &mut SegmentTable),
+    from: u64,
+    files: &Arc<crate::segment::Files>,
+) -> Result<Unshared> {
+    let (map, mut earlier) = before.of.open(&before.root)?;
+    let mut earlier = Source::new(&mut earlier, Arc::clone(files));
+    let mut later = Source::new(table, Arc::clone(files));
+    let (tops, range) = ((map.top(), top), (from, IMAGE_BYTES_MAX / BLOCK_BYTES));
+    let mut found = Unshared::default();
+    visit_unshared(&mut earlier, &mut later, tops, TOP_LEVEL, 0, range, &mut found)?;
+    Ok(found)
 }
 
 /// Remembers the pool of the segment asked for last.

@@ -191,7 +191,7 @@ impl Image {
         epoch: u64,
     ) -> Result<(SegmentName, Arc<dyn DiskFile>)> {
         let sequence = *self.next_of(kind);
-        let name = SegmentName { pool: self.pool.id(), author: self.id, kind, sequence };
+        let name = SegmentName { pool: self.pool.id(), copies: 0, author: self.id, kind, sequence };
         let files = self.pool.files();
         let created = match files.create(name, epoch, self.pool.file_mode()) {
             Err(error) if error.kind() == ErrorKind::Exists => {

@@ -144,7 +144,7 @@ mod tests {
         for number in 0..SEGMENTS {
             let kind = SegmentKind::Data;
             let sequence = 1000 + number;
-            let name = SegmentName { pool: pool.id(), author: id, kind, sequence };
+            let name = SegmentName { pool: pool.id(), copies: 0, author: id, kind, sequence };
             let index = image.table.add(name, &files).unwrap();
             image.table.count(index, 1, 1, &files).unwrap();
             if number % TABLE_FANOUT as u32 == 0 {

@@ -14,11 +14,13 @@ mod behind;
 mod checkpoint;
 mod commands;
 mod compact;
+mod copies;
 mod diff;
 mod direct;
 mod flatten;
 mod flight;
 mod late;
+mod lineage;
 mod log;
 mod memory;
 mod prepared;
@@ -33,7 +35,7 @@ mod write;
 use std::sync::Arc;
 
 use marcot_format::record::{HeadRecord, LogPosition, RootRecord, SegmentMarks, SnapshotRecord};
-use marcot_format::{BlockAddress, ImageId, MapEntry, SnapId};
+use marcot_format::{ImageId, SnapId};
 use marcot_store::{Lock, Running};
 
 use crate::catalog::Pool;
@@ -43,6 +45,7 @@ use crate::map::Map;
 use crate::segment::{PageWriter, SegmentName, WrittenPages};
 use crate::table::SegmentTable;
 
+pub(crate) use lineage::{OwnedRoot, RootOf};
 use log::Log;
 pub(crate) use reclaim::mark;
 pub(crate) use replay::DamagedLog;
@@ -203,8 +206,8 @@ impl Image {
             return fail(ErrorKind::Corrupt, format!("{label} has an impossible size"));
         }
         check_counters(&label, &head)?;
-        let (map, table) =
-            open_root(pool, &root).map_err(|e| e.context(format!("cannot open {label}")))?;
+        let of = RootOf { pool: pool.clone(), image: id, snap: snapshot.map(|s| SnapId(s.id)) };
+        let (map, table) = of.open(&root).map_err(|e| e.context(format!("cannot open {label}")))?;
         let next = head.marks.unwrap_or_default();
         Ok(Self {
             pool: pool.clone(),
@@ -297,6 +300,11 @@ impl Image {
         self.pool.store().limits()
     }
 
+    /// Whose root a snapshot's or, with `None`, the head's is.
+    fn root_of(&self, snap: Option<u64>) -> RootOf {
+        RootOf { pool: self.pool.clone(), image: self.id, snap: snap.map(SnapId) }
+    }
+
     fn parts(&mut self) -> (&mut Map, Source<'_>) {
         let files = Arc::clone(self.pool.files());
         (&mut self.map, Source::new(&mut self.table, files))
@@ -338,13 +346,6 @@ impl Drop for Image {
             tracing::warn!(image = %self.label, %error, "the last checkpoint failed");
         }
     }
-}
-
-/// Map and table of a root on disk.
-pub(crate) fn open_root(pool: &Pool, root: &RootRecord) -> Result<(Map, SegmentTable)> {
-    let entry = MapEntry { address: BlockAddress(root.map_address), crc: root.map_crc };
-    let table = SegmentTable::open(root, pool.id(), pool.files())?;
-    Ok((Map::open(entry, root.mapped_blocks), table))
 }
 
 /// Fails where a counter has no room left, as only a hostile head can have it.

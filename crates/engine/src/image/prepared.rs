@@ -41,7 +41,7 @@ impl Image {
             return;
         }
         let (pool, author, sequence) = (self.pool.id(), self.id, self.next.data);
-        let name = SegmentName { pool, author, kind: SegmentKind::Data, sequence };
+        let name = SegmentName { pool, copies: 0, author, kind: SegmentKind::Data, sequence };
         let (epoch, mode) = (self.head.epoch, self.pool.file_mode());
         let created = Arc::new(Mutex::new(None));
         let (place, files) = (Arc::clone(&created), Arc::clone(self.pool.files()));

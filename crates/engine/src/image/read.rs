@@ -37,6 +37,12 @@ struct Plan {
     files: Vec<(u32, SegmentName, Arc<dyn DiskFile>)>,
 }
 
+/// True for a read that failed in a way in which what has moved to another pool does.
+fn may_have_moved(read: &Read<'_>) -> bool {
+    let kind = read.result.as_ref().err().map(Error::kind);
+    matches!(kind, Some(ErrorKind::Corrupt | ErrorKind::Io))
+}
+
 impl Image {
     pub(super) fn read_all(&mut self, reads: &mut [Read<'_>]) {
         for read in reads.iter_mut() {
@@ -60,6 +66,9 @@ impl Image {
         let mut plan = Plan::default();
         self.plan_all(reads, &mut spare, &mut plan);
         self.perform(reads, &mut spare, &plan);
+        if reads.iter().any(may_have_moved) && self.table.follow() {
+            self.read_again(reads, &mut spare);
+        }
         for (i, buffer) in &spare {
             let read = &mut reads[*i];
             let within = (read.offset % BLOCK_BYTES) as usize;
@@ -67,6 +76,23 @@ impl Image {
             read.buf.copy_from_slice(&buffer[within..within + length]);
         }
         self.evict(self.limits().map_memory_bytes);
+    }
+
+    /// Reads anew what could not be read.
+    fn read_again(&mut self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)]) {
+        for (i, read) in reads.iter_mut().enumerate().filter(|(_, read)| may_have_moved(read)) {
+            let whole = spare.iter_mut().find(|(at, _)| *at == i);
+            let buffer = match whole {
+                Some((_, buffer)) => &mut buffer[..],
+                None => &mut *read.buf,
+            };
+            let mut again = [Read::new(read.offset / BLOCK_BYTES * BLOCK_BYTES, buffer)];
+            let mut plan = Plan::default();
+            self.plan_all(&mut again, &mut [], &mut plan);
+            self.perform(&mut again, &mut [], &plan);
+            let [again] = again;
+            read.result = again.result;
+        }
     }
 
     fn plan_all(
@@ -248,10 +274,13 @@ impl Image {
 
     /// Reads one whole block, zeros where nothing is mapped.
     pub(super) fn read_exact_block(&mut self, block: u64, buffer: &mut [u8]) -> Result<()> {
-        let mut plan = Plan::default();
-        self.plan_one(0, block, buffer, &mut plan)?;
         let mut reads = [Read::new(block * BLOCK_BYTES, buffer)];
+        let mut plan = Plan::default();
+        self.plan_all(&mut reads, &mut [], &mut plan);
         self.perform(&mut reads, &mut [], &plan);
+        if may_have_moved(&reads[0]) && self.table.follow() {
+            self.read_again(&mut reads, &mut []);
+        }
         let [read] = reads;
         read.result
     }

@@ -5,10 +5,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use marcot_format::record::{RootRecord, SegmentMarks};
+use marcot_format::record::SegmentMarks;
 use marcot_format::segment::SegmentKind;
 
-use super::{Image, Source, open_root};
+use super::{Image, OwnedRoot, RootOf, Source};
 use crate::error::{ErrorKind, Result};
 use crate::gc;
 use crate::segment::SegmentName;
@@ -38,8 +38,7 @@ impl Image {
                 candidates.push(name);
             }
         }
-        let roots: Vec<RootRecord> = self.own_roots();
-        gc::reclaim(&self.pool, &roots, &candidates, &mut |_, _| {})
+        gc::reclaim(&self.pool, &self.own_roots(), &candidates, &mut |_, _| {})
     }
 
     /// Removes private segments that the owner before left between a head and their removal. The
@@ -70,7 +69,7 @@ impl Image {
     /// can be written again. Nothing of it could be read before.
     fn give_up_damaged(&mut self) -> Result<u64> {
         let root = self.head.root.clone().unwrap_or_default();
-        let (map, mut names) = open_root(&self.pool, &root)?;
+        let (map, mut names) = self.root_of(None).open(&root)?;
         let mut source = Source::new(&mut names, Arc::clone(self.pool.files()));
         let damaged = crate::check::roots::damaged_pages(map.top(), &mut source);
         let mut source = Source::lenient(&mut self.table, Arc::clone(self.pool.files()));
@@ -89,7 +88,7 @@ impl Image {
         let given_up = self.give_up_damaged()?;
         self.checkpoint()?;
         let root = self.head.root.clone().unwrap_or_default();
-        let (map, mut names) = open_root(&self.pool, &root)?;
+        let (map, mut names) = self.root_of(None).open(&root)?;
         let mut source = Source::new(&mut names, Arc::clone(self.pool.files()));
         let (live, mapped) = crate::check::roots::count(map.top(), &mut source)?;
         let files = Arc::clone(self.pool.files());
@@ -110,9 +109,8 @@ impl Image {
     }
 
     /// Durable roots of the image: its head's and its snapshots'.
-    pub(crate) fn own_roots(&self) -> Vec<RootRecord> {
-        let snapshots = self.head.snapshots.iter().filter_map(|s| s.root.clone());
-        self.head.root.clone().into_iter().chain(snapshots).collect()
+    pub(crate) fn own_roots(&self) -> Vec<OwnedRoot> {
+        RootOf::all(&self.pool, &self.head)
     }
 }
 

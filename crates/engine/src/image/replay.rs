@@ -206,6 +206,7 @@ impl Image {
     fn open_cursor(&self, sequence: u32, slot: u32) -> Result<Option<Cursor>> {
         let name = SegmentName {
             pool: self.pool.id(),
+            copies: 0,
             author: self.id,
             kind: SegmentKind::Data,
             sequence,

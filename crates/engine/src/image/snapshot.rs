@@ -4,7 +4,7 @@ use marcot_format::SnapId;
 use marcot_format::record::{HeadRecord, Protection, SegmentMarks, SnapshotRecord};
 use marcot_store::Random;
 
-use super::{Image, empty_root, no_snapshot, open_root};
+use super::{Image, empty_root, no_snapshot};
 use crate::catalog::names::check_snapshot_name;
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
@@ -227,7 +227,7 @@ impl Image {
         self.settle()?;
         let snapshot = self.snapshot(name)?.clone();
         let root = snapshot.root.clone().unwrap_or_else(empty_root);
-        let (map, table) = open_root(&self.pool, &root)?;
+        let (map, table) = self.root_of(Some(snapshot.id)).open(&root)?;
         // What is in memory only must not come back: the next head starts a new log.
         self.retire_log()?;
         self.check_not_fenced()?;

@@ -34,8 +34,8 @@ impl<'a> Source<'a> {
     }
 }
 
-impl PageSource for Source<'_> {
-    fn load(&mut self, entry: MapEntry, level: u32, base: u64) -> Result<Node> {
+impl Source<'_> {
+    fn load_here(&mut self, entry: MapEntry, level: u32, base: u64) -> Result<Node> {
         let address = entry.address;
         self.damaged = address.is_lost();
         if address.is_lost() {
@@ -58,6 +58,18 @@ impl PageSource for Source<'_> {
         }
         self.damaged = false;
         Ok(Node::from_page(page))
+    }
+}
+
+impl PageSource for Source<'_> {
+    fn load(&mut self, entry: MapEntry, level: u32, base: u64) -> Result<Node> {
+        let node = self.load_here(entry, level, base);
+        match node {
+            Err(_) if !{ entry.address }.is_lost() && self.table.follow() => {
+                self.load_here(entry, level, base)
+            }
+            node => node,
+        }
     }
 
     fn touch(&mut self, address: BlockAddress) -> Result<()> {
@@ -93,6 +105,7 @@ impl SideOps for Source<'_> {
         let address = entry.address;
         let name = self.table.name(address.segment(), &self.files)?;
         let series = u64::from(name.sequence) << 8 | name.kind as u64;
-        Ok((name.author.0 ^ name.pool.0.rotate_left(32), series, address.slot()))
+        // Not the pool: a copy that flatten made has the name and place of what it is a copy of.
+        Ok((name.author.0, series, address.slot()))
     }
 }

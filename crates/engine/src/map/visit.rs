@@ -122,6 +122,7 @@ pub(crate) fn diff(
     if let (Some(a), Some(b)) = (links.0.entry(), links.1.entry())
         && !a.is_hole()
         && !b.is_hole()
+        && a.crc == b.crc
         && earlier.place(a)? == later.place(b)?
     {
         return Ok(());
@@ -151,11 +152,74 @@ pub(crate) fn diff(
     Ok(())
 }
 
+/// Shows what the later side names in `[from, to)` and the earlier does not name at the same place:
+/// pages and blocks, in order; returns false where the visitor ended it. What of the earlier side
+/// cannot be read counts as not named by it.
+pub(crate) fn visit_unshared(
+    earlier: &mut dyn SideOps,
+    later: &mut dyn SideOps,
+    links: (&Link, &Link),
+    level: u32,
+    base: u64,
+    range: (u64, u64),
+    visitor: &mut dyn Visitor,
+) -> Result<bool> {
+    let (from, to) = (range.0.max(base), range.1.min(base + entry_blocks(level + 1)));
+    if from >= to || links.1.is_hole() {
+        return Ok(true);
+    }
+    if let Some(b) = links.1.entry() {
+        if b.is_lost() {
+            return visitor.lost(from, to - from);
+        }
+        let same = links.0.entry().is_some_and(|a| is_shared(earlier, later, a, b));
+        if same || !visitor.page(b, level, base)? {
+            return Ok(true);
+        }
+    }
+    let a = node_of(links.0, level, base, earlier.source()).unwrap_or_default();
+    let b = match node_of(links.1, level, base, later.source()) {
+        Ok(node) => node,
+        Err(error) => return visitor.unreadable(error, from, to - from),
+    };
+    if level == 0 {
+        for block in from..to {
+            let i = (block - base) as usize;
+            let (x, y) = (leaf_entry(a.as_deref(), i), leaf_entry(b.as_deref(), i));
+            let Some(y) = y else { continue };
+            let go_on = match y.is_lost() {
+                true => visitor.lost(block, 1)?,
+                false if x.is_some_and(|x| is_shared(earlier, later, x, y)) => true,
+                false => visitor.block(block, y)?,
+            };
+            if !go_on {
+                return Ok(false);
+            }
+        }
+        return Ok(true);
+    }
+    let step = entry_blocks(level);
+    for i in (from - base) / step..=(to - 1 - base) / step {
+        let children = (child(a.as_deref(), i as usize), child(b.as_deref(), i as usize));
+        let start = base + i * step;
+        if !visit_unshared(earlier, later, children, level - 1, start, range, visitor)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// True where two entries name the same bytes, as far as can be told.
+fn is_shared(earlier: &mut dyn SideOps, later: &mut dyn SideOps, a: MapEntry, b: MapEntry) -> bool {
+    let named = !a.is_hole() && !a.is_lost() && a.crc == b.crc;
+    named && matches!((earlier.place(a), later.place(b)), (Ok(a), Ok(b)) if a == b)
+}
+
 /// What a comparison needs of a side.
 pub(crate) trait SideOps {
     /// Reads its pages.
     fn source(&mut self) -> &mut dyn PageSource;
-    /// Where an entry lies: author and pool mixed, segment, slot; equal means the same bytes.
+    /// Where an entry lies: author, segment, slot; equal means the same bytes.
     fn place(&mut self, entry: MapEntry) -> Result<(u64, u64, u32)>;
 }
 

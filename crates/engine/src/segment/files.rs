@@ -161,7 +161,7 @@ impl Files {
     /// The disk that reaches a segment, and its path there.
     pub(crate) fn locate(&self, name: SegmentName) -> Result<(Arc<dyn Disk>, PathBuf)> {
         let place = self.place(name.pool)?;
-        let directory = author_directory(&place.directory, name.author);
+        let directory = author_directory(&place.directory, name.author, name.copies);
         Ok((place.disk, directory.join(file_name(name.kind, name.sequence))))
     }
 
@@ -287,13 +287,25 @@ impl Files {
 
     /// Names of the segments that an author has in a pool.
     pub(crate) fn list(&self, pool: PoolId, author: ImageId) -> Result<Vec<SegmentName>> {
+        self.list_copies(pool, author, 0)
+    }
+
+    /// As [`Self::list`], for the copies that belong to a set.
+    pub(crate) fn list_copies(
+        &self,
+        pool: PoolId,
+        author: ImageId,
+        copies: u64,
+    ) -> Result<Vec<SegmentName>> {
         let place = self.place(pool)?;
-        let directory = author_directory(&place.directory, author);
+        let directory = author_directory(&place.directory, author, copies);
         let names = match place.disk.list(&directory) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             names => names.at(|| format!("cannot list {}", directory.display()))?,
         };
         let parsed = names.iter().filter_map(|n| super::parse_file_name(n));
-        Ok(parsed.map(|(kind, sequence)| SegmentName { pool, author, kind, sequence }).collect())
+        Ok(parsed
+            .map(|(kind, sequence)| SegmentName { pool, copies, author, kind, sequence })
+            .collect())
     }
 }

@@ -17,6 +17,8 @@ pub(crate) use pages::{PageWriter, WrittenPages};
 pub(crate) struct SegmentName {
     /// Where it lies.
     pub pool: PoolId,
+    /// The set of copies that it belongs to; 0: its author wrote it there.
+    pub copies: u64,
     /// Who wrote it.
     pub author: ImageId,
     /// Series.
@@ -31,9 +33,23 @@ impl fmt::Display for SegmentName {
     }
 }
 
-/// Directory of an author's segments in a pool.
-pub(crate) fn author_directory(pool_directory: &Path, author: ImageId) -> PathBuf {
-    pool_directory.join("segments").join(author.to_string())
+/// Directory of an author's segments in a pool; with `copies`, of copies of them that belong to that
+/// set.
+pub(crate) fn author_directory(pool_directory: &Path, author: ImageId, copies: u64) -> PathBuf {
+    let name = match copies {
+        0 => author.to_string(),
+        set => format!("{set:016x}.{author}"),
+    };
+    pool_directory.join("segments").join(name)
+}
+
+/// The author, and the set of copies, that a directory is for; `None` for what is none of ours.
+pub(crate) fn parse_author_directory(name: &str) -> Option<(ImageId, u64)> {
+    let number = |text: &str| u64::from_str_radix(text, 16).ok();
+    match name.split_once('.') {
+        None => Some((ImageId(number(name)?), 0)),
+        Some((set, author)) => Some((ImageId(number(author)?), number(set).filter(|n| *n != 0)?)),
+    }
 }
 
 /// File name of a segment within its author's directory.

@@ -1,0 +1,328 @@
+//! Copies of other pools' segments, which flatten makes for an image with snapshots.
+//!
+//! A copy has the name and the slots of what it is a copy of (author, series, number), and holds only
+//! what the image's roots name: a map then reads the same in either place, so that all roots go on
+//! sharing what they shared, and nothing is rewritten but the list of places in the head. Copies
+//! belong to a *set* of this image's own, because others of the pool may have copies of the same
+//! segments, and what a parent says of a segment must not touch those.
+//!
+//! The head says which set is being made before there is anything of it, and GC leaves that alone. A
+//! slot that is right already, from a flatten that was cut off, is not copied again. What is copied
+//! means nothing before a head says that the data lies there (the commit of the flatten).
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use marcot_format::address::MAP_UNIT_BYTES;
+use marcot_format::page::{PAGE_READ_BYTES, decode_page, peek_page};
+use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
+use marcot_format::table::{TABLE_PAGE_BYTES, table_page_crc};
+use marcot_format::{BLOCK_BYTES, MapEntry, crc32c};
+use marcot_store::DiskFile;
+
+use crate::catalog::Pool;
+use crate::error::{ErrorKind, IoContext, Result, fail};
+use crate::fault::{self, Fault};
+use crate::gc;
+use crate::segment::SegmentName;
+use crate::table::SegmentTable;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// Blocks copied in one go (1 MiB).
+const RUN_BLOCKS_MAX: usize = 256;
+/// Copies kept open before they are synced and closed.
+const OPEN_MAX: usize = 64;
+
+/// Blocks that lie together in a segment of another pool.
+pub(super) struct Run {
+    pub segment: u32,
+    pub slot: u32,
+    pub crcs: Vec<u32>,
+    /// The first block of the image; the others follow it in whatever order.
+    pub blocks: Vec<u64>,
+}
+
+/// Copies under way.
+#[derive(Default)]
+pub(super) struct Copies {
+    /// The set, from the first part on.
+    pub set: u64,
+    /// Written to since they were synced.
+    open: HashMap<SegmentName, Arc<dyn DiskFile>>,
+    /// Table pages that are known to be copied.
+    table_pages: HashSet<(SegmentName, u32)>,
+}
+
+/// A page as it lies in a segment: what follows must match `crc`.
+#[derive(Clone, Copy)]
+enum PageKind {
+    Map,
+    Table,
+}
+
+impl PageKind {
+    fn read_bytes(self) -> usize {
+        match self {
+            Self::Map => PAGE_READ_BYTES,
+            Self::Table => TABLE_PAGE_BYTES,
+        }
+    }
+
+    fn unit_bytes(self) -> u64 {
+        match self {
+            Self::Map => MAP_UNIT_BYTES,
+            Self::Table => TABLE_PAGE_BYTES as u64,
+        }
+    }
+
+    /// The bytes of the page that begins here, where it is the one that is looked for.
+    fn whole(self, bytes: &[u8], crc: u32) -> Option<&[u8]> {
+        match self {
+            Self::Map => {
+                let (_, found) = decode_page(bytes).ok()?;
+                bytes.get(..peek_page(bytes).ok()?).filter(|_| found == crc)
+            }
+            Self::Table => {
+                let page = bytes.get(..TABLE_PAGE_BYTES)?;
+                (table_page_crc(page) == Some(crc)).then_some(page)
+            }
+        }
+    }
+}
+
+/// Gathers entries that lie in other pools into runs.
+pub(super) fn runs(mut blocks: Vec<(u64, MapEntry)>) -> Vec<Run> {
+    blocks
+        .sort_unstable_by_key(|(_, entry)| ({ entry.address }.segment(), { entry.address }.slot()));
+    let mut runs: Vec<Run> = Vec::new();
+    for (block, entry) in blocks {
+        let address = entry.address;
+        match runs.last_mut() {
+            Some(run)
+                if run.segment == address.segment()
+                    && run.slot + run.crcs.len() as u32 == address.slot()
+                    && run.crcs.len() < RUN_BLOCKS_MAX =>
+            {
+                run.crcs.push(entry.crc);
+                run.blocks.push(block);
+            }
+            _ => runs.push(Run {
+                segment: address.segment(),
+                slot: address.slot(),
+                crcs: vec![entry.crc],
+                blocks: vec![block],
+            }),
+        }
+    }
+    runs
+}
+
+/// Reads as much as there is.
+fn read(file: &dyn DiskFile, name: SegmentName, offset: u64, bytes: usize) -> Result<Vec<u8>> {
+    let mut buffer = vec![0; bytes];
+    let n = file.read_at(offset, &mut buffer).at(|| format!("cannot read segment {name}"))?;
+    buffer.truncate(n);
+    Ok(buffer)
+}
+
+impl Copies {
+    /// Copies the blocks of a run, so far as this pool lacks them; returns the first block of the image
+    /// that cannot be read.
+    pub(super) fn copy_run(
+        &mut self,
+        pool: &Pool,
+        table: &mut SegmentTable,
+        run: &Run,
+    ) -> Result<Option<u64>> {
+        let offset = u64::from(run.slot) * BLOCK_BYTES;
+        let bytes = run.crcs.len() * BLOCK;
+        let right = |data: &[u8], i: usize| {
+            data.get(i * BLOCK..(i + 1) * BLOCK).is_some_and(|b| crc32c(b) == run.crcs[i])
+        };
+        let mut lacking: Vec<usize> = (0..run.crcs.len()).collect();
+        for _ in 0..2 {
+            let name = table.name(run.segment, pool.files())?;
+            if name.kind != SegmentKind::Data {
+                return fail(ErrorKind::Corrupt, "a block should lie in a data segment");
+            }
+            if name.pool == pool.id() {
+                // It has moved there meanwhile.
+                return Ok(None);
+            }
+            if let Ok(source) = pool.files().get(name) {
+                let copy = self.open(pool, name, &*source)?;
+                let have = read(&*copy, name, offset, bytes)?;
+                lacking.retain(|i| !right(&have, *i));
+                let data = match lacking.is_empty() {
+                    true => Vec::new(),
+                    false => read(&*source, name, offset, bytes).unwrap_or_default(),
+                };
+                // A damaged block is not copied: that would make the damage look whole.
+                lacking.retain(|i| !right(&data, *i));
+                let mut at = 0;
+                while at < run.crcs.len() {
+                    let copied = |i: &usize| right(&data, *i) && !right(&have, *i);
+                    let count = (at..run.crcs.len()).take_while(copied).count();
+                    if count > 0 {
+                        let part = &data[at * BLOCK..(at + count) * BLOCK];
+                        copy.write_at(offset + (at * BLOCK) as u64, &[part])
+                            .at(|| format!("cannot copy segment {name}"))?;
+                    }
+                    at += count.max(1);
+                }
+            }
+            if lacking.is_empty() || !table.follow() {
+                break;
+            }
+        }
+        Ok(lacking.first().map(|i| run.blocks[*i]))
+    }
+
+    /// Copies a map page, unless it lies in this pool or has a copy here.
+    pub(super) fn copy_map_page(
+        &mut self,
+        pool: &Pool,
+        table: &mut SegmentTable,
+        entry: MapEntry,
+    ) -> Result<()> {
+        let address = entry.address;
+        let name = table.name(address.segment(), pool.files())?;
+        if name.pool == pool.id()
+            || self.copy_page(pool, name, address.slot(), entry.crc, PageKind::Map)?
+        {
+            return Ok(());
+        }
+        if table.follow() {
+            let name = table.name(address.segment(), pool.files())?;
+            if name.pool == pool.id()
+                || self.copy_page(pool, name, address.slot(), entry.crc, PageKind::Map)?
+            {
+                return Ok(());
+            }
+        }
+        fail(ErrorKind::Corrupt, format!("a map page in segment {name} cannot be read"))
+    }
+
+    /// Copies the pages of a segment table that lie in other pools.
+    pub(super) fn copy_table(&mut self, pool: &Pool, table: &mut SegmentTable) -> Result<()> {
+        for second in [false, true] {
+            let mut left = None;
+            for (name, page, crc) in table.pages()? {
+                if name.pool == pool.id() || self.table_pages.contains(&(name, page)) {
+                    continue;
+                }
+                match self.copy_page(pool, name, page, crc, PageKind::Table)? {
+                    true => drop(self.table_pages.insert((name, page))),
+                    false => left = Some(name),
+                }
+            }
+            let Some(name) = left else { break };
+            if second || !table.follow() {
+                let message = format!("a page of table segment {name} cannot be read");
+                return fail(ErrorKind::Corrupt, message);
+            }
+        }
+        Ok(())
+    }
+
+    /// False where the page cannot be read.
+    fn copy_page(
+        &mut self,
+        pool: &Pool,
+        name: SegmentName,
+        at: u32,
+        crc: u32,
+        kind: PageKind,
+    ) -> Result<bool> {
+        let Ok(source) = pool.files().get(name) else { return Ok(false) };
+        let copy = self.open(pool, name, &*source)?;
+        let offset = u64::from(at) * kind.unit_bytes();
+        let have = read(&*copy, name, offset, kind.read_bytes())?;
+        if kind.whole(&have, crc).is_some() {
+            return Ok(true);
+        }
+        let Ok(data) = read(&*source, name, offset, kind.read_bytes()) else { return Ok(false) };
+        let Some(page) = kind.whole(&data, crc) else { return Ok(false) };
+        copy.write_at(offset, &[page]).at(|| format!("cannot copy segment {name}"))?;
+        Ok(true)
+    }
+
+    /// The copy of a segment in this pool, open for writing.
+    fn open(
+        &mut self,
+        pool: &Pool,
+        name: SegmentName,
+        source: &dyn DiskFile,
+    ) -> Result<Arc<dyn DiskFile>> {
+        let copy = SegmentName { pool: pool.id(), copies: self.set, ..name };
+        if let Some(file) = self.open.get(&copy) {
+            return Ok(Arc::clone(file));
+        }
+        if self.open.len() >= OPEN_MAX {
+            self.sync()?;
+        }
+        let path = pool.files().path(copy)?;
+        let disk = pool.disk();
+        let context = || format!("cannot copy segment {name} to {}", path.display());
+        let file = match disk.open(&path, true) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let create = || {
+                    pool.create_copies_directory(copy.author, copy.copies)?;
+                    disk.create_new(&path, pool.file_mode()).at(context)
+                };
+                // GC may just have removed the directory, because it was empty.
+                create().or_else(|_| create())?
+            }
+            opened => {
+                let file = opened.at(context)?;
+                // Whoever made it may have died before it was stored: what is right there must be so
+                // on the medium.
+                file.sync().at(context)?;
+                file.drop_cache();
+                file
+            }
+        };
+        write_headers(&*file, source, copy).map_err(|error| error.context(context()))?;
+        disk.sync_directory(path.parent().unwrap_or(Path::new("/"))).at(context)?;
+        self.open.insert(copy, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Makes everything copied durable.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        if fault::is(Fault::CopiesUnsynced) {
+            self.open.clear();
+            return Ok(());
+        }
+        for (name, file) in std::mem::take(&mut self.open) {
+            file.sync().at(|| format!("cannot make the copy of segment {name} durable"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives a copy its segment's header, and the headers of the groups, so that it can be walked.
+fn write_headers(copy: &dyn DiskFile, source: &dyn DiskFile, name: SegmentName) -> Result<()> {
+    let write = |offset: u64, bytes: &[u8]| {
+        if read(copy, name, offset, bytes.len())? == bytes {
+            return Ok(());
+        }
+        copy.write_at(offset, &[bytes]).at(|| format!("cannot copy segment {name}"))
+    };
+    let mut header = read(source, name, 0, SEGMENT_HEADER_BYTES)?;
+    if SegmentHeader::decode(&header).is_err() {
+        // Damaged where it comes from. Only replay asks for the epoch, and not of a copy.
+        let (author, sequence) = (name.author.0, name.sequence);
+        header = SegmentHeader { kind: name.kind, author, sequence, epoch: 0 }.encode().to_vec();
+    }
+    write(0, &header)?;
+    if name.kind == SegmentKind::Data {
+        let mut bytes = Vec::new();
+        for (slot, group) in gc::groups(source)? {
+            group.encode_into(&mut bytes);
+            write(slot as u64 * BLOCK_BYTES, &bytes)?;
+        }
+    }
+    Ok(())
+}

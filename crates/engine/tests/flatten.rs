@@ -1,0 +1,298 @@
+//! An image that is flattened becomes independent together with its snapshots, and whoever was cloned
+//! from those goes on reading right when everything above is gone.
+
+mod support;
+
+use std::path::Path;
+
+use marcot::{
+    CloneOptions, Command, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Reply,
+    Store,
+};
+use support::{MIB, assert_sound, execute, pattern, segments};
+
+const SIZE: u64 = 8 * MIB;
+
+/// A template in the pool `rbd`, a clone of it in `second`, and a pool `third`.
+struct Family {
+    store: Store,
+    first: Pool,
+    second: Pool,
+    third: Pool,
+    template: ImageId,
+    child: ImageId,
+}
+
+fn snapshot(image: &mut Image, name: &str) {
+    execute(image, Command::SnapCreate { name: name.into() }).unwrap();
+    execute(image, Command::SnapProtect { name: name.into() }).unwrap();
+}
+
+fn clone(
+    store: &Store,
+    (pool, image, snap): (&Pool, ImageId, &str),
+    to: &Pool,
+    name: &str,
+) -> ImageId {
+    store.clone_image(pool, image, snap, to, "", name, &CloneOptions::default()).unwrap()
+}
+
+fn read(image: &mut Image) -> Vec<u8> {
+    let mut content = vec![0xAA; SIZE as usize];
+    image.read_at(0, &mut content).unwrap();
+    content
+}
+
+impl Family {
+    fn new(directory: &Path, features: &str) -> Self {
+        let store = Store::open(directory).unwrap();
+        let first = store.pool("rbd").unwrap();
+        let second = store.pool_create("second", &PoolOptions::default()).unwrap();
+        let third = store.pool_create("third", &PoolOptions::default()).unwrap();
+        let features = features.to_owned();
+        let options = CreateOptions { size_bytes: SIZE, features, ..Default::default() };
+        let template = first.create("", "template", &options).unwrap();
+        let mut image = first.open(template).unwrap();
+        image.write_at(0, &pattern(1, SIZE as usize)).unwrap();
+        snapshot(&mut image, "s");
+        image.close().unwrap();
+        let child = clone(&store, (&first, template, "s"), &second, "child");
+        Self { store, first, second, third, template, child }
+    }
+
+    fn open(&self) -> Image {
+        self.second.open(self.child).unwrap()
+    }
+
+    fn unprotect(&self) -> marcot::Result<Reply> {
+        let mut image = self.first.open(self.template).unwrap();
+        let outcome = execute(&mut image, Command::SnapUnprotect { name: "s".into() });
+        image.close().unwrap();
+        outcome
+    }
+
+    /// The template goes, with all its space.
+    fn remove_template(&self) {
+        assert!(self.store.children(&self.first, self.template, None).unwrap().is_empty());
+        self.unprotect().unwrap();
+        let mut image = self.first.open(self.template).unwrap();
+        execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+        image.close().unwrap();
+        self.store.remove_image(&self.first, self.template, &mut |_, _| {}).unwrap();
+        self.store.gc(&self.first, &mut |_, _| {}).unwrap();
+        assert!(segments(&self.first, 'd').is_empty(), "its data is gone");
+    }
+
+    fn assert_sound(&self) {
+        for pool in [&self.first, &self.second, &self.third] {
+            self.store.gc(pool, &mut |_, _| {}).unwrap();
+            assert_sound(&self.store, pool);
+        }
+    }
+}
+
+/// Bytes on the medium of the copies in a pool.
+fn copied_bytes(pool: &Pool) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let copies = |path: &&std::path::PathBuf| {
+        path.parent().unwrap().file_name().unwrap().to_str().unwrap().contains('.')
+    };
+    let data = segments(pool, 'd');
+    data.iter().filter(copies).map(|path| std::fs::metadata(path).unwrap().blocks() * 512).sum()
+}
+
+#[test]
+fn snapshots_are_independent_with_their_image_and_share_what_they_shared() {
+    let directory = tempfile::tempdir().unwrap();
+    let family = Family::new(directory.path(), "");
+    let mut image = family.open();
+    let mut expected = Vec::new();
+    let mut now = pattern(1, SIZE as usize);
+    for n in 0..10_u8 {
+        image.write_at(u64::from(n) * 4096, &[n; 4096]).unwrap();
+        now[usize::from(n) * 4096..][..4096].fill(n);
+        let name = format!("s{n}");
+        execute(&mut image, Command::SnapCreate { name: name.clone() }).unwrap();
+        expected.push((name, now.clone()));
+    }
+    execute(&mut image, Command::SnapRollback { name: "s2".into() }).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "again".into() }).unwrap();
+    expected.push(("again".to_owned(), expected[2].1.clone()));
+    assert_eq!(family.unprotect().unwrap_err().kind(), ErrorKind::HasChildren);
+    execute(&mut image, Command::Flatten).unwrap();
+    let copied = copied_bytes(&family.second);
+    assert!((SIZE - 10 * 4096..SIZE + MIB).contains(&copied), "{copied} bytes for all states");
+    image.close().unwrap();
+    family.remove_template();
+    let info = family.second.info(family.child).unwrap();
+    assert!(info.parent.is_none() && info.snapshots.iter().all(|s| s.parent.is_none()));
+    for (name, content) in &expected {
+        let mut snapshot = family.second.open_snapshot(family.child, name).unwrap();
+        assert!(read(&mut snapshot) == *content, "{name}");
+    }
+    assert!(read(&mut family.open()) == expected[2].1);
+    family.assert_sound();
+    // What the states share is not counted as changed.
+    let mut image = family.open();
+    let (from_snap, to_snap) = (Some("s0".to_owned()), Some("s1".to_owned()));
+    let command = Command::Diff { from_snap, to_snap, offset: 0, length: SIZE };
+    let Reply::Diff { extents } = execute(&mut image, command).unwrap() else { panic!("no diff") };
+    assert_eq!(extents.iter().map(|e| (e.offset, e.length)).collect::<Vec<_>>(), [(4096, 4096)]);
+    for (name, _) in &expected {
+        execute(&mut image, Command::SnapRemove { name: name.clone(), force: false }).unwrap();
+    }
+    image.close().unwrap();
+    family.store.remove_image(&family.second, family.child, &mut |_, _| {}).unwrap();
+    assert_eq!(copied_bytes(&family.second), 0, "copies go with the image");
+}
+
+#[test]
+fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
+    let directory = tempfile::tempdir().unwrap();
+    let family = Family::new(directory.path(), "");
+    let Family { store, first, second, third, child, .. } = &family;
+    let mut image = family.open();
+    image.write_at(MIB, &pattern(2, MIB as usize)).unwrap();
+    snapshot(&mut image, "middle");
+    image.close().unwrap();
+    let mut content = pattern(1, SIZE as usize);
+    content[MIB as usize..2 * MIB as usize].copy_from_slice(&pattern(2, MIB as usize));
+    // In every pool; and one generation more, which was never written and knows the oldest place.
+    let grandchildren: Vec<(&Pool, ImageId)> = [first, second, third]
+        .map(|pool| (pool, clone(store, (second, *child, "middle"), pool, "grandchild")))
+        .to_vec();
+    let (third_pool, last) = grandchildren[2];
+    let mut image = third_pool.open(last).unwrap();
+    snapshot(&mut image, "deep");
+    image.close().unwrap();
+    let great = clone(store, (third, last, "deep"), second, "great");
+    // Open all the while: a guest of a grandchild, and a reader of the snapshot.
+    // In a store of their own, as in a process of their own: no segment is open there yet.
+    let other = Store::open(directory.path()).unwrap();
+    let of = |pool: &Pool| other.pool(pool.name()).unwrap();
+    let mut guest = of(third).open(last).unwrap();
+    let mut reader = of(second).open_snapshot(*child, "middle").unwrap();
+    let mut image = family.open();
+    execute(&mut image, Command::Flatten).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "later".into() }).unwrap();
+    image.close().unwrap();
+    let listed = store.children(second, *child, None).unwrap();
+    assert_eq!(listed.len(), 3, "{listed:?}");
+    let refused = execute(&mut family.open(), Command::SnapUnprotect { name: "middle".into() });
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::HasChildren);
+    family.unprotect().unwrap();
+    let mut template = first.open(family.template).unwrap();
+    execute(&mut template, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    template.close().unwrap();
+    store.remove_image(first, family.template, &mut |_, _| {}).unwrap();
+    // The clone in the template's own pool still names its segments there; the others must not need
+    // them.
+    let gone = first.directory().join("segments").join(family.template.to_string());
+    let aside = directory.path().join("aside");
+    std::fs::rename(&gone, &aside).unwrap();
+    assert!(read(&mut guest) == content, "a guest that was at work meanwhile");
+    guest.write_at(0, &[9; 4096]).unwrap();
+    assert!(read(&mut reader) == content, "a reader that was at work meanwhile");
+    drop(reader);
+    for (pool, image) in [(second, great), (second, grandchildren[1].1), (second, *child)] {
+        let fresh = Store::open(directory.path()).unwrap();
+        let pool = fresh.pool(pool.name()).unwrap();
+        assert!(read(&mut pool.open_read_only(image).unwrap()) == content);
+        assert!(read(&mut pool.open(image).unwrap()) == content);
+    }
+    std::fs::rename(&aside, &gone).unwrap();
+    guest.close().unwrap();
+    family.assert_sound();
+    assert!(read(&mut first.open(grandchildren[0].1).unwrap()) == content);
+    // Those below are flattened in turn, from where the data is now.
+    for (pool, image) in [(second, great), (third, last), (second, grandchildren[1].1)] {
+        let mut image = pool.open(image).unwrap();
+        execute(&mut image, Command::Flatten).unwrap();
+        image.close().unwrap();
+    }
+    family.assert_sound();
+    content[..4096].fill(9);
+    assert!(read(&mut third.open(last).unwrap()) == content);
+}
+
+#[test]
+fn a_flatten_that_was_cut_off_goes_on_with_what_it_has() {
+    let directory = tempfile::tempdir().unwrap();
+    let family = Family::new(directory.path(), "");
+    let mut image = family.open();
+    execute(&mut image, Command::SnapCreate { name: "before".into() }).unwrap();
+    execute(&mut image, Command::FlattenPart).unwrap();
+    drop(image);
+    let half = copied_bytes(&family.second);
+    assert!(half >= SIZE / 2, "{half}");
+    // GC leaves alone what is being made.
+    family.assert_sound();
+    assert_eq!(copied_bytes(&family.second), half);
+    let copy = segments(&family.second, 'd').into_iter().next().unwrap();
+    let made = std::fs::metadata(&copy).unwrap().modified().unwrap();
+    let mut image = family.open();
+    execute(&mut image, Command::Flatten).unwrap();
+    image.close().unwrap();
+    assert!(std::fs::metadata(&copy).unwrap().modified().unwrap() >= made);
+    assert_eq!(segments(&family.second, 'd').len(), 1, "the same copy was completed");
+    family.remove_template();
+    assert!(read(&mut family.open()) == pattern(1, SIZE as usize));
+    family.assert_sound();
+}
+
+#[test]
+fn copies_of_a_flatten_that_is_never_finished_go_with_their_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let family = Family::new(directory.path(), "");
+    let mut image = family.open();
+    execute(&mut image, Command::SnapCreate { name: "before".into() }).unwrap();
+    execute(&mut image, Command::FlattenPart).unwrap();
+    execute(&mut image, Command::SnapRemove { name: "before".into(), force: false }).unwrap();
+    image.close().unwrap();
+    family.store.remove_image(&family.second, family.child, &mut |_, _| {}).unwrap();
+    assert!(segments(&family.second, 'd').is_empty());
+    family.remove_template();
+}
+
+#[test]
+fn without_deep_flatten_snapshots_stay_with_the_parent() {
+    let directory = tempfile::tempdir().unwrap();
+    let family = Family::new(directory.path(), "layering");
+    let mut image = family.open();
+    execute(&mut image, Command::SnapCreate { name: "before".into() }).unwrap();
+    execute(&mut image, Command::Flatten).unwrap();
+    image.close().unwrap();
+    let info = family.second.info(family.child).unwrap();
+    assert!(info.parent.is_none() && info.snapshots[0].parent.is_some());
+    assert_eq!(family.unprotect().unwrap_err().kind(), ErrorKind::HasChildren);
+    assert_eq!(copied_bytes(&family.second), 0);
+    let mut image = family.open();
+    assert_eq!(execute(&mut image, Command::Flatten).unwrap_err().kind(), ErrorKind::NoParent);
+    execute(&mut image, Command::SnapRemove { name: "before".into(), force: false }).unwrap();
+    image.close().unwrap();
+    family.remove_template();
+    assert!(read(&mut family.open()) == pattern(1, SIZE as usize));
+}
+
+#[test]
+fn a_block_that_cannot_be_read_keeps_the_parent() {
+    let directory = tempfile::tempdir().unwrap();
+    let family = Family::new(directory.path(), "");
+    let path = segments(&family.first, 'd').remove(0);
+    let mut data = std::fs::read(&path).unwrap();
+    let at = data.len() - 4096;
+    data[at] ^= 1;
+    std::fs::write(&path, &data).unwrap();
+    let mut image = family.open();
+    execute(&mut image, Command::SnapCreate { name: "before".into() }).unwrap();
+    let error = execute(&mut image, Command::Flatten).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("second/child@before"), "{error}");
+    assert_eq!(family.unprotect().unwrap_err().kind(), ErrorKind::HasChildren);
+    data[at] ^= 1;
+    std::fs::write(&path, &data).unwrap();
+    execute(&mut image, Command::Flatten).unwrap();
+    image.close().unwrap();
+    family.remove_template();
+    family.assert_sound();
+}
