@@ -46,8 +46,6 @@ pub struct Snap {
     pub trashed: bool,
     /// Parent of the image when it was taken.
     pub parent: Option<Link>,
-    /// The parent may be gone: the image was flattened.
-    pub parent_may_go: bool,
 }
 
 /// An image.
@@ -205,17 +203,13 @@ pub const FILL_BYTES: u64 = 64 * BLOCK;
 
 impl Model {
     /// Links to a snapshot, from heads and snapshots of all images.
-    fn links_to(&self, image: ImageId, snap: SnapId) -> impl Iterator<Item = (Link, bool)> + '_ {
+    fn links_to(&self, image: ImageId, snap: SnapId) -> impl Iterator<Item = Link> + '_ {
         let of = |m: &ImageModel| {
-            let snaps: Vec<(Option<Link>, bool)> =
-                m.snaps.iter().map(|s| (s.parent, s.parent_may_go)).collect();
-            snaps.into_iter().chain([(m.parent, false)])
+            let links: Vec<Option<Link>> = m.snaps.iter().map(|s| s.parent).collect();
+            links.into_iter().chain([m.parent]).flatten()
         };
-        self.images
-            .values()
-            .flat_map(of)
-            .filter_map(|(link, may_go)| link.map(|l| (l, may_go)))
-            .filter(move |(l, _)| l.image == image && l.snap == snap)
+        let links = self.images.values().flat_map(of);
+        links.filter(move |link| link.image == image && link.snap == snap)
     }
 
     /// Children of a snapshot (image numbers), with the format that counts.
@@ -228,7 +222,7 @@ impl Model {
         self.images.values().filter(has).filter_map(|m| m.id).collect()
     }
 
-    fn snap_children(&self, slot: u8, name: &str) -> Vec<(Link, bool)> {
+    fn snap_children(&self, slot: u8, name: &str) -> Vec<Link> {
         let image = &self.images[&slot];
         match (image.id, image.snap(name).and_then(|s| s.id)) {
             (Some(id), Some(snap)) => self.links_to(id, snap).collect(),
@@ -357,6 +351,10 @@ impl Model {
                 self.clone_image(*slot, &snap_name(*snap), *to, usize::from(*pool), *format)
             }
             Operation::Flatten { slot } => self.flatten(*slot),
+            Operation::FlattenPart { slot } => match self.images.get(slot)?.parent {
+                Some(_) => self.same(),
+                None => self.refused(&[ErrorKind::NoParent]),
+            },
             Operation::Resize { slot, size } => self.resize(*slot, *size),
             Operation::Remove { slot } => {
                 let image = self.images.get(slot)?;
@@ -387,16 +385,9 @@ impl Model {
         if found.is_none() {
             return Some(self.clone());
         }
-        // Those of a flattened image have let go, or not.
         let mut model = self.clone();
-        if self.snap_children(slot, name).iter().any(|(_, may_go)| !may_go) {
+        if !self.snap_children(slot, name).is_empty() {
             return None;
-        }
-        let links: Vec<Link> = self.snap_children(slot, name).iter().map(|(l, _)| *l).collect();
-        for snap in model.images.values_mut().flat_map(|m| &mut m.snaps) {
-            if snap.parent.is_some_and(|l| links.contains(&l)) {
-                snap.parent = None;
-            }
         }
         let image = model.images.get_mut(&slot)?;
         image.history.retain(|state| state == now);
@@ -409,7 +400,7 @@ impl Model {
     #[must_use]
     pub fn has_children(&self, image: &ImageModel, snap: &Snap) -> bool {
         let (Some(id), Some(snap)) = (image.id, snap.id) else { return true };
-        self.links_to(id, snap).any(|(_, may_go)| !may_go)
+        self.links_to(id, snap).next().is_some()
     }
 
     fn snapshot(&self, slot: u8, name: &str) -> Option<Plan> {
@@ -425,7 +416,6 @@ impl Model {
                 protected: false,
                 trashed: false,
                 parent: image.parent,
-                parent_may_go: false,
             });
         })
     }
@@ -441,7 +431,7 @@ impl Model {
         if !self.images.get(&slot)?.snap(name)?.protected {
             return self.refused(&[ErrorKind::NotProtected]);
         }
-        if self.snap_children(slot, name).iter().any(|(l, _)| l.format == 1) {
+        if self.snap_children(slot, name).iter().any(|link| link.format == 1) {
             return self.refused(&[ErrorKind::HasChildren]);
         }
         self.changed(slot, |image| image.snap_mut(name).protected = false)
@@ -453,7 +443,7 @@ impl Model {
             return self.refused(&[ErrorKind::Protected]);
         }
         let children = self.snap_children(slot, name);
-        if protected && children.iter().any(|(l, _)| l.format == 1) {
+        if protected && children.iter().any(|link| link.format == 1) {
             return self.refused(&[ErrorKind::HasChildren]);
         }
         let done = self.with(slot, |image| {
@@ -494,9 +484,7 @@ impl Model {
         self.changed(slot, |image| {
             image.flushed();
             image.parent = None;
-            for snap in image.snaps.iter_mut().filter(|s| s.parent.is_some()) {
-                snap.parent_may_go = true;
-            }
+            image.snaps.iter_mut().for_each(|snap| snap.parent = None);
         })
     }
 

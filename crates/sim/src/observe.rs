@@ -279,10 +279,7 @@ fn match_snap(name: &str, snap: &Snap, found: &SeenSnap) -> Result<Snap, Violati
     }
     let mut settled = snap.clone();
     settled.id = Some(found.id);
-    settled.parent_may_go = false;
-    if snap.parent_may_go && found.parent.is_none() {
-        settled.parent = None;
-    } else if !same_link(found.parent, snap.parent) {
+    if !same_link(found.parent, snap.parent) {
         return Err(wrong(Rule::Model, format!("{name} has another parent")));
     }
     Ok(settled)

@@ -65,6 +65,8 @@ pub enum Operation {
     Clone { slot: u8, snap: u8, to: u8, pool: u8, format: u8 },
     /// Flatten.
     Flatten { slot: u8 },
+    /// Copy some of what flatten would.
+    FlattenPart { slot: u8 },
     /// Resize.
     Resize { slot: u8, size: u64 },
     /// Remove an image.
@@ -114,6 +116,7 @@ impl Operation {
             | Self::RemoveSnapshot { slot, .. }
             | Self::Rollback { slot, .. }
             | Self::Flatten { slot }
+            | Self::FlattenPart { slot }
             | Self::Resize { slot, .. }
             | Self::Reclaim { slot }
             | Self::Checkpoint { slot }
@@ -244,7 +247,8 @@ impl Generator {
                 let format = 1 + self.rng.below(2) as u8;
                 Operation::Clone { slot, snap, to, pool, format }
             }
-            68..71 => Operation::Flatten { slot },
+            68..70 => Operation::Flatten { slot },
+            70..71 => Operation::FlattenPart { slot },
             71..74 => Operation::Resize { slot, size: self.size() },
             74..76 => Operation::Remove { slot },
             76..77 => Operation::Rename { slot },

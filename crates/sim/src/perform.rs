@@ -132,6 +132,7 @@ impl Runner {
                 (*slot, Command::SnapRollback { name: snap_name(*snap) })
             }
             Operation::Flatten { slot } => (*slot, Command::Flatten),
+            Operation::FlattenPart { slot } => (*slot, Command::FlattenPart),
             Operation::Resize { slot, size } => {
                 (*slot, Command::Resize { size_bytes: *size, allow_shrink: true })
             }

@@ -400,9 +400,6 @@ impl Runner {
             };
             let Some(found) = info.snapshots.iter().find(same) else { continue };
             snap.id = Some(found.id);
-            if std::mem::take(&mut snap.parent_may_go) && found.parent.is_none() {
-                snap.parent = None;
-            }
         }
         Ok(())
     }

@@ -82,6 +82,7 @@ pub fn all() -> Vec<Scenario> {
             ],
         ),
         scenario("a family in two pools, and the parent goes", family()),
+        scenario("snapshots and a grandchild, flattened from another pool", deep_family()),
         scenario(
             "a family in one pool, and garbage collection",
             vec![
@@ -137,6 +138,38 @@ fn family() -> Vec<Operation> {
         Gc { pool: 0 },
         Read { slot: 1 },
         Rename { slot: 1 },
+    ]
+}
+
+/// A clone with snapshots, one of which has a clone of its own, is flattened into its pool; then
+/// everything it came from goes.
+fn deep_family() -> Vec<Operation> {
+    vec![
+        create(0, 0, 20),
+        write(0, 0, 20),
+        Snapshot { slot: 0, snap: 0 },
+        Protect { slot: 0, snap: 0 },
+        Clone { slot: 0, snap: 0, to: 1, pool: 1, format: 1 },
+        Snapshot { slot: 1, snap: 0 },
+        write(1, 2, 3),
+        Snapshot { slot: 1, snap: 1 },
+        Clone { slot: 1, snap: 1, to: 2, pool: 1, format: 2 },
+        write(1, 8, 2),
+        FlattenPart { slot: 1 },
+        Gc { pool: 1 },
+        write(1, 12, 1),
+        RemoveSnapshot { slot: 1, snap: 1, force: false },
+        Flatten { slot: 1 },
+        Unprotect { slot: 0, snap: 0 },
+        RemoveSnapshot { slot: 0, snap: 0, force: false },
+        Remove { slot: 0 },
+        Gc { pool: 0 },
+        Gc { pool: 1 },
+        Read { slot: 1 },
+        Read { slot: 2 },
+        Flatten { slot: 2 },
+        Gc { pool: 1 },
+        Read { slot: 2 },
     ]
 }
 
