@@ -93,15 +93,30 @@ def escape(name):
     return out.decode()
 
 
+def places(root, parent, own, directories):
+    """(pool, set of copies) by position, as they are now: where an ancestor was flattened, its lists say more."""
+    pools, sets = root.packed(7), root.packed(9)
+    found = list(zip(pools, sets + [0] * (len(pools) - len(sets))))
+    if parent.number(1) in directories:
+        head = record(directories[parent.number(1)] / "images" / f"{parent.number(2):016x}" / "head", 3)
+        for snapshot in map(Message, head.get(13, [])):
+            if snapshot.number(1) == parent.number(3):
+                above = places(snapshot.message(5), snapshot.message(8), parent.number(1), directories)
+                found[:len(above)] = [f if f[0] == own else a for f, a in zip(found, above)]
+    return found
+
+
 class Root:
-    def __init__(self, message, directories):
+    def __init__(self, message, places, directories):
         self.size, self.top, self.crc = message.number(1), message.number(2), message.number(3)
-        self.table, self.levels, self.pools = message.message(4), message.number(5), message.packed(7)
+        self.table, self.levels, self.places = message.message(4), message.number(5), places
         self.directories, self.pages = directories, {}
 
-    def segment(self, pool, author, kind, sequence):
-        need(self.pools[pool] in self.directories, f"name the directory of pool {self.pools[pool]:016x} too")
-        path = self.directories[self.pools[pool]] / "segments" / f"{author:016x}" / f"{KINDS[kind]}{sequence:08x}"
+    def segment(self, position, author, kind, sequence):
+        pool, copies = self.places[position]
+        need(pool in self.directories, f"name the directory of pool {pool:016x} too")
+        name = f"{copies:016x}.{author:016x}" if copies else f"{author:016x}"
+        path = self.directories[pool] / "segments" / name / f"{KINDS[kind]}{sequence:08x}"
         return open_segment(path, kind, author, sequence)
 
     def entry(self, index):
@@ -214,7 +229,8 @@ def main(pool, spec, offset, length, *others):
     head = record(directory / "images" / f"{image:016x}" / "head", 3)
     snapshots = {m.get(2, [b""])[-1].decode(): m for m in map(Message, head.get(13, []))}
     need(not snap or snap in snapshots, f"there is no snapshot '{snap}'")
-    root = Root(snapshots[snap].message(5) if snap else head.message(8), directories)
+    root, parent = (snapshots[snap].message(n) if snap else head.message(m) for n, m in ((5, 8), (8, 12)))
+    root = Root(root, places(root, parent, record(directory / "pool", 2).number(1), directories), directories)
     log = [] if snap else replay(head, directory)
     offset, end = int(offset), min(int(offset) + int(length), root.size)
     for block in range(offset // BLOCK, -(-end // BLOCK)):

@@ -33,6 +33,9 @@ pub const GROUP_FIXED_BYTES: usize = 64;
 pub const GROUP_DATA_BLOCKS_MAX: usize = 2048;
 /// Most records of a group.
 pub const GROUP_RECORDS_MAX: usize = 2048;
+/// Most data segments that a log goes through, from the one in the head's log position on (4 GiB). A
+/// writer whose checkpoints all fail stops there, and nobody replays more.
+pub const LOG_SEGMENTS_MAX: u32 = 128;
 /// Most header blocks of a group: room for all records and checksums.
 pub const GROUP_HEADER_BLOCKS_MAX: usize =
     (GROUP_FIXED_BYTES + GROUP_RECORDS_MAX * RECORD_BYTES + GROUP_DATA_BLOCKS_MAX * 4)

@@ -238,15 +238,15 @@ fn flatten(session: &Session, args: &Args) -> Outcome {
     tell_of_attached_snapshots(session, &image)
 }
 
-/// Says which snapshots still need the parent, because their data lies in its pool.
+/// Says which snapshots still need the parent: those of an image without `deep-flatten`.
 fn tell_of_attached_snapshots(session: &Session, image: &Found) -> Outcome {
     let snapshots = image.info()?.snapshots;
     let attached: Vec<&str> =
         snapshots.iter().filter(|s| s.parent.is_some()).map(|s| s.name.as_str()).collect();
     if !attached.is_empty() {
         let message = format!(
-            "the image no longer needs its parent, but these snapshots of it do, because their data \
-             lies in the parent's pool: {}",
+            "the image no longer needs its parent, but these snapshots of it do, because it lacks the \
+             feature deep-flatten: {}",
             attached.join(", ")
         );
         warn(session.program, &message);

@@ -237,6 +237,53 @@ impl Image {
         Ok(Cargo { pool, id, label, before, log, log_lost, pages, head })
     }
 
+    /// While a log is replayed that touches more of the map than memory is for: writes changed pages to
+    /// new places, which no head names before the next checkpoint, so that they can be dropped. Where
+    /// the medium has no room, they stay.
+    pub(super) fn spill(&mut self) -> Result<()> {
+        let bytes_max = self.limits().map_memory_bytes_soft();
+        self.evict(bytes_max);
+        if self.memory_bytes() <= bytes_max || self.spill_failed {
+            return Ok(());
+        }
+        let spilled = self.pool.create_author_directory(self.id).and_then(|()| {
+            self.note_unwritten();
+            let mut map = std::mem::take(&mut self.map);
+            let stored = map.store(&mut MapSink(self));
+            self.map = map;
+            let pages = self.map_pages.take();
+            self.pending.get_or_insert_default().extend(pages);
+            stored.and_then(|_| self.write_pending())
+        });
+        match spilled {
+            Err(error) if matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::warn!(image = %self.label, %error, "the log is replayed in memory alone");
+                self.spill_failed = true;
+            }
+            Ok(()) => self.evict(bytes_max),
+        }
+        Ok(())
+    }
+
+    /// Notes from where on pages may not be on disk yet.
+    fn note_unwritten(&mut self) {
+        if self.unwritten_from.is_some() {
+            return;
+        }
+        let map = match self.map_pages.open_segment() {
+            Some((_, end)) => (self.map_index, (end / MAP_UNIT_BYTES) as u32),
+            None => (self.table.next_index(), 0),
+        };
+        let table = match self.table_pages.open_segment() {
+            Some((name, end)) => (name.sequence, (end / TABLE_PAGE_BYTES as u64) as u32),
+            None => (self.next.table, 0),
+        };
+        self.unwritten_from = Some(Unwritten { map, table });
+    }
+
     fn write_pending(&mut self) -> Result<()> {
         if let Some(pages) = &mut self.pending {
             pages.write_and_sync()?;
@@ -253,17 +300,7 @@ impl Image {
             mapped_blocks: self.map.mapped_blocks(),
             ..RootRecord::default()
         };
-        if self.unwritten_from.is_none() {
-            let map = match self.map_pages.open_segment() {
-                Some((_, end)) => (self.map_index, (end / MAP_UNIT_BYTES) as u32),
-                None => (self.table.next_index(), 0),
-            };
-            let table = match self.table_pages.open_segment() {
-                Some((name, end)) => (name.sequence, (end / TABLE_PAGE_BYTES as u64) as u32),
-                None => (self.next.table, 0),
-            };
-            self.unwritten_from = Some(Unwritten { map, table });
-        }
+        self.note_unwritten();
         let placed = self.place_pages(&mut root);
         let mut pages = self.map_pages.take();
         pages.extend(self.table_pages.take());

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use marcot_format::group::{
-    GROUP_DATA_BLOCKS_MAX, GROUP_RECORDS_MAX, GroupHeader, Record, RecordKind, header_blocks,
+    GROUP_DATA_BLOCKS_MAX, GROUP_RECORDS_MAX, GroupHeader, LOG_SEGMENTS_MAX, Record, RecordKind,
+    header_blocks,
 };
-use marcot_format::record::LogPosition;
+use marcot_format::record::{HeadRecord, LogPosition};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, SEGMENT_BYTES, crc32c};
 use marcot_store::DiskFile;
@@ -322,6 +323,7 @@ impl Image {
         if log.slot + blocks <= SEGMENT_SLOTS {
             return Ok(());
         }
+        self.check_log_length(log.name.sequence + 1)?;
         let Some(mut log) = self.log.take() else { return Ok(()) };
         let mut unsynced = std::mem::take(&mut log.unsynced);
         self.behind.end_stretch(&log.file, log.slot, 0, &*self.pool.files().world().workers);
@@ -344,6 +346,26 @@ impl Image {
         }
         self.cut_log(log);
         Ok(())
+    }
+
+    /// Fails where the log would go on in a segment that no replay reads: for that long, no checkpoint
+    /// has succeeded.
+    fn check_log_length(&mut self, sequence: u32) -> Result<()> {
+        let too_long = |head: &HeadRecord| {
+            sequence - head.log.unwrap_or_default().segment.min(sequence) >= LOG_SEGMENTS_MAX
+        };
+        if too_long(&self.head) {
+            self.settle()?;
+        }
+        if !too_long(&self.head) {
+            return Ok(());
+        }
+        let message = format!(
+            "the log of {} is as long as a log can be, because no checkpoint succeeds; the log of the \
+             process that serves it says why",
+            self.label
+        );
+        fail(ErrorKind::NoSpace, message)
     }
 
     /// Asks the medium for what [`Self::sync_log`] will wait for.

@@ -23,6 +23,7 @@ mod late;
 mod lineage;
 mod log;
 mod memory;
+mod overlay;
 mod prepared;
 mod read;
 mod reclaim;
@@ -109,6 +110,10 @@ pub struct Image {
     unwritten_from: Option<memory::Unwritten>,
     compaction: compact::State,
     flattening: flatten::State,
+    /// What the log says, of an image that is only read.
+    overlay: Option<overlay::Overlay>,
+    /// Replay found no room for changed pages.
+    spill_failed: bool,
     late: late::State,
     direct: direct::State,
     /// A segment that was left is being cut.
@@ -231,6 +236,8 @@ impl Image {
             unwritten_from: None,
             compaction: compact::State::default(),
             flattening: flatten::State::default(),
+            overlay: None,
+            spill_failed: false,
             late: late::State::default(),
             direct: direct::State::default(),
             cutting: None,

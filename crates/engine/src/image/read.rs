@@ -10,7 +10,7 @@ use super::late::Candidate;
 use crate::device::{Extent, Read};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
-use crate::map::{Visitor, position, visit};
+use crate::map::{Leaf, Visitor, position, visit};
 use crate::segment::SegmentName;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -35,6 +35,20 @@ struct Plan {
     pieces: Vec<Piece>,
     crcs: Vec<u32>,
     files: Vec<(u32, SegmentName, Arc<dyn DiskFile>)>,
+}
+
+/// The entries of a leaf that the log is to be brought into. Where the leaf is damaged, what the log
+/// does not tell is lost.
+fn entries_below(
+    leaf: Result<Option<&Leaf>>,
+    range: std::ops::Range<usize>,
+) -> Result<Vec<MapEntry>> {
+    match leaf {
+        Ok(Some(leaf)) => Ok(leaf[range].to_vec()),
+        Ok(None) => Ok(vec![MapEntry::HOLE; range.len()]),
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(vec![MapEntry::LOST; range.len()]),
+        Err(error) => Err(error),
+    }
 }
 
 /// True for a read that failed in a way in which what has moved to another pool does.
@@ -127,17 +141,23 @@ impl Image {
         let mut at = block;
         while at < end {
             let stop = end.min((at | (MAP_FANOUT as u64 - 1)) + 1);
+            let overlaid = self.overlay_for(at, stop)?.is_some_and(|o| o.tells(at, stop));
             let files = Arc::clone(self.pool.files());
             let mut source = super::Source::new(&mut self.table, files);
-            let leaf = self.map.leaf(at, &mut source)?;
+            let leaf = self.map.leaf(at, &mut source);
             let bytes = &mut buffer[(at - block) as usize * BLOCK..(stop - block) as usize * BLOCK];
-            match leaf {
-                None => bytes.fill(0),
-                Some(leaf) => {
-                    let first = position(at, 0);
-                    let entries = &leaf[first..first + (stop - at) as usize];
-                    plan.add_leaf(target, (at - block) as usize * BLOCK, at, entries, bytes);
+            let place = (at - block) as usize * BLOCK;
+            let range = position(at, 0)..position(at, 0) + (stop - at) as usize;
+            match self.overlay.as_ref().filter(|_| overlaid) {
+                Some(overlay) => {
+                    let mut entries = entries_below(leaf, range)?;
+                    overlay.patch(at, &mut entries);
+                    plan.add_leaf(target, place, at, &entries, bytes);
                 }
+                None => match leaf? {
+                    None => bytes.fill(0),
+                    Some(leaf) => plan.add_leaf(target, place, at, &leaf[range], bytes),
+                },
             }
             at = stop;
         }
@@ -293,12 +313,22 @@ impl Image {
     ) -> Result<Vec<Extent>> {
         self.check_range(offset, length)?;
         let end = offset + length;
-        let range = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
-        let files = Arc::clone(self.pool.files());
-        let mut source = super::Source::new(&mut self.table, files);
+        let (mut at, stop) = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         let mut list = ExtentList { extents: Vec::new(), at: offset, end, max };
-        let top = crate::map::TOP_LEVEL;
-        let whole = visit(self.map.top(), top, 0, range, &mut source, &mut list)?;
+        let mut whole = true;
+        while at < stop && whole {
+            // Up to what the log tells, then that.
+            let overlay = self.overlay_for(at, at + 1)?;
+            let known = overlay.map_or(stop, |o| o.window_end().min(stop));
+            let told = overlay.and_then(|o| o.first_run(at, known));
+            let (from, to, written) = told.unwrap_or((known, known, false));
+            let files = Arc::clone(self.pool.files());
+            let mut source = super::Source::new(&mut self.table, files);
+            let top = crate::map::TOP_LEVEL;
+            whole = visit(self.map.top(), top, 0, (at, from), &mut source, &mut list)?;
+            whole = whole && (!written || list.data(from, to - from));
+            at = to;
+        }
         let ExtentList { mut extents, at, .. } = list;
         if whole {
             push(&mut extents, at, end, false);

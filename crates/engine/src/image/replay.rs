@@ -6,18 +6,21 @@
 
 use std::sync::Arc;
 
-use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GROUP_MAGIC, GroupHeader};
+use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GROUP_MAGIC, GroupHeader, LOG_SEGMENTS_MAX};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::{BLOCK_BYTES, FormatError, crc32c};
 use marcot_store::DiskFile;
 
 use super::Image;
 use super::log::SEGMENT_SLOTS;
+use super::overlay::Overlay;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::segment::SegmentName;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
+/// Of a reader's memory for pages, the log takes one part in so many at the most.
+const OVERLAY_PART: u64 = 2;
 /// Blocks read at a time in search of a later group (1 MiB).
 const SCAN_BLOCKS: usize = 256;
 /// What an operator can do about a damaged log.
@@ -53,6 +56,17 @@ enum Found {
     Nothing,
 }
 
+/// Reads blocks of a segment that is being replayed, as far as it goes.
+fn read_blocks(cursor: &Cursor, slot: u32, blocks: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; blocks * BLOCK];
+    let n = cursor
+        .file
+        .read_at(u64::from(slot) * BLOCK_BYTES, &mut bytes)
+        .at(|| format!("cannot read segment {}", cursor.name))?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
+
 impl Image {
     /// Applies the log after the head's position to the map in memory. Writes nothing.
     pub(super) fn replay(&mut self, damaged_log: DamagedLog) -> Result<()> {
@@ -66,16 +80,26 @@ impl Image {
         self.unclean = true;
         let mut index = None;
         let first = self.group_next;
+        let mut overlay = (!self.is_owner()).then(|| Overlay::new(self.overlay_bytes_max()));
         while let Some(header) = self.next_to_apply(&mut cursor, damaged_log)? {
             let index = match index {
                 Some((sequence, index)) if sequence == cursor.name.sequence => index,
                 _ => index.insert((cursor.name.sequence, self.index_of(cursor.name)?)).1,
             };
-            self.apply(&header, index, cursor.slot + header.header_blocks() as u32, true)?;
+            self.check_length(log.segment, &cursor)?;
+            let data_slot = cursor.slot + header.header_blocks() as u32;
+            match &mut overlay {
+                Some(overlay) => overlay.apply(&header, index, data_slot),
+                None => {
+                    self.apply(&header, index, data_slot, true)?;
+                    self.spill()?;
+                }
+            }
             cursor.slot += header.blocks() as u32;
             self.group_next += 1;
             self.changed = true;
         }
+        self.overlay = overlay;
         self.next.data = self.next.data.max(cursor.name.sequence + 1);
         let groups = self.group_next - first;
         if groups == 0 && !whole && refuse {
@@ -83,6 +107,66 @@ impl Image {
         }
         if groups > 0 {
             tracing::info!(image = %self.label, groups, "replayed the log");
+        }
+        Ok(())
+    }
+
+    /// What the log may take of a reader's memory for pages.
+    fn overlay_bytes_max(&self) -> u64 {
+        self.limits().map_memory_bytes / OVERLAY_PART
+    }
+
+    /// Fails where the log is longer than any writer leaves it.
+    fn check_length(&self, first: u32, cursor: &Cursor) -> Result<()> {
+        if cursor.name.sequence - first < LOG_SEGMENTS_MAX {
+            return Ok(());
+        }
+        let message = format!(
+            "the log of {} is longer than {LOG_SEGMENTS_MAX} segments, which no writer leaves it",
+            self.label
+        );
+        fail(ErrorKind::Corrupt, message)
+    }
+
+    /// Sees to it that the overlay, if there is one, tells everything about `[from, to)`, which lie
+    /// under one leaf.
+    pub(super) fn overlay_for(&mut self, from: u64, to: u64) -> Result<Option<&Overlay>> {
+        let Some(mut overlay) = self.overlay.take() else { return Ok(None) };
+        if !overlay.knows(from, to) {
+            overlay.restart(from);
+            if let Err(error) = self.tell_again(&mut overlay) {
+                // What it tells is not all.
+                overlay.forget();
+                self.overlay = Some(overlay);
+                return Err(error);
+            }
+        }
+        self.overlay = Some(overlay);
+        Ok(self.overlay.as_ref())
+    }
+
+    /// Reads the headers of the groups that were replayed once more.
+    fn tell_again(&mut self, overlay: &mut Overlay) -> Result<()> {
+        let log = self.head.log.unwrap_or_default();
+        let message = format!("the log of {} has changed while it was read", self.label);
+        let gone = || Error::new(ErrorKind::Corrupt, message.clone());
+        let mut cursor = self.open_cursor(log.segment, log.slot)?.ok_or_else(gone)?;
+        let mut index = None;
+        for group in log.group..self.group_next {
+            let header = match self.header_here(&cursor, group)? {
+                Some(header) => header,
+                None => {
+                    let next = cursor.name.sequence + 1;
+                    cursor = self.open_cursor(next, 1)?.ok_or_else(gone)?;
+                    self.header_here(&cursor, group)?.ok_or_else(gone)?
+                }
+            };
+            let index = match index {
+                Some((sequence, index)) if sequence == cursor.name.sequence => index,
+                _ => index.insert((cursor.name.sequence, self.index_of(cursor.name)?)).1,
+            };
+            overlay.apply(&header, index, cursor.slot + header.header_blocks() as u32);
+            cursor.slot += header.blocks() as u32;
         }
         Ok(())
     }
@@ -211,6 +295,10 @@ impl Image {
             kind: SegmentKind::Data,
             sequence,
         };
+        let first = self.head.log.unwrap_or_default().segment;
+        if sequence.saturating_sub(first) > LOG_SEGMENTS_MAX {
+            return Ok(None);
+        }
         let path = self.pool.files().path(name)?;
         let file = match self.pool.disk().open(&path, false) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -242,33 +330,11 @@ impl Image {
 
     /// Looks whether the next group lies at the cursor.
     fn next_group(&self, cursor: &Cursor) -> Result<Found> {
-        if cursor.slot >= SEGMENT_SLOTS {
+        let Some(header) = self.header_here(cursor, self.group_next)? else {
             return Ok(Found::Nothing);
-        }
-        let read = |slot: u32, blocks: usize| -> Result<Vec<u8>> {
-            let mut bytes = vec![0; blocks * BLOCK];
-            let n = cursor
-                .file
-                .read_at(u64::from(slot) * BLOCK_BYTES, &mut bytes)
-                .at(|| format!("cannot read segment {}", cursor.name))?;
-            bytes.truncate(n);
-            Ok(bytes)
         };
-        let mut bytes = read(cursor.slot, 1)?;
-        let Ok(blocks) = GroupHeader::peek(&bytes) else { return Ok(Found::Nothing) };
-        if blocks > 1 {
-            bytes = read(cursor.slot, blocks)?;
-        }
-        let Ok(header) = GroupHeader::decode(&bytes) else { return Ok(Found::Nothing) };
-        let expected = header.author == self.id.0
-            && (header.epoch == self.head.epoch || fault::is(Fault::ReplayStaleEpoch))
-            && header.segment == cursor.name.sequence
-            && (header.group == self.group_next || fault::is(Fault::ReplayGap))
-            && cursor.slot as usize + header.blocks() <= SEGMENT_SLOTS as usize;
-        if !expected {
-            return Ok(Found::Nothing);
-        }
-        let data = match read(cursor.slot + header.header_blocks() as u32, header.crcs.len()) {
+        let data_slot = cursor.slot + header.header_blocks() as u32;
+        let data = match read_blocks(cursor, data_slot, header.crcs.len()) {
             Ok(data) => data,
             Err(error) => return Ok(Found::Torn(header, Some(error))),
         };
@@ -276,6 +342,25 @@ impl Image {
             && (fault::is(Fault::ReplayUnverified)
                 || data.chunks_exact(BLOCK).zip(&header.crcs).all(|(b, crc)| crc32c(b) == *crc));
         Ok(if whole { Found::Group(header) } else { Found::Torn(header, None) })
+    }
+
+    /// The header of a group of this log with that number, if it lies at the cursor.
+    fn header_here(&self, cursor: &Cursor, group: u64) -> Result<Option<GroupHeader>> {
+        if cursor.slot >= SEGMENT_SLOTS {
+            return Ok(None);
+        }
+        let mut bytes = read_blocks(cursor, cursor.slot, 1)?;
+        let Ok(blocks) = GroupHeader::peek(&bytes) else { return Ok(None) };
+        if blocks > 1 {
+            bytes = read_blocks(cursor, cursor.slot, blocks)?;
+        }
+        let Ok(header) = GroupHeader::decode(&bytes) else { return Ok(None) };
+        let expected = header.author == self.id.0
+            && (header.epoch == self.head.epoch || fault::is(Fault::ReplayStaleEpoch))
+            && header.segment == cursor.name.sequence
+            && (header.group == group || fault::is(Fault::ReplayGap))
+            && cursor.slot as usize + header.blocks() <= SEGMENT_SLOTS as usize;
+        Ok(expected.then_some(header))
     }
 
     /// Table index of a segment of the log, which the table has only if a checkpoint saw it.
@@ -292,5 +377,142 @@ impl Image {
             Some(index) => Ok(index),
             None => self.table.add(name, &files),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use marcot_format::ImageId;
+    use marcot_format::group::{Record, RecordKind};
+    use marcot_store::World;
+
+    use super::*;
+    use crate::catalog::Pool;
+    use crate::{CheckOptions, CreateOptions, Extent, Limits, Store};
+
+    const LEAF_BYTES: u64 = 2 << 20;
+    const LEAVES: u64 = 6000;
+    /// Far less than [`LEAVES`] leaves take, 48 MiB.
+    const MEMORY_BYTES: u64 = 1 << 20;
+
+    fn store(directory: &std::path::Path, limits: Limits) -> (Store, Pool) {
+        let store = Store::open_with(World::system(), directory, limits).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        (store, pool)
+    }
+
+    /// An image whose log, since the last checkpoint, has a block under each of many leaves; each
+    /// third was discarded again.
+    fn long_log(directory: &std::path::Path) -> ImageId {
+        let many = Limits {
+            map_memory_bytes: 1 << 30,
+            checkpoint_log_bytes: 1 << 40,
+            ..Limits::default()
+        };
+        let (_, pool) = store(directory, many);
+        let options = CreateOptions { size_bytes: LEAVES * LEAF_BYTES, ..Default::default() };
+        let id = pool.create("", "image", &options).unwrap();
+        let mut image = pool.open(id).unwrap();
+        image.write_at(4096, &[7; 4096]).unwrap();
+        image.checkpoint().unwrap();
+        for leaf in 0..LEAVES {
+            image.write_at(leaf * LEAF_BYTES, &[(leaf % 251) as u8 + 1; 4096]).unwrap();
+        }
+        for leaf in (0..LEAVES).step_by(3) {
+            image.discard_range(leaf * LEAF_BYTES, 4096).unwrap();
+        }
+        image.flush().unwrap();
+        id
+    }
+
+    fn assert_content(image: &mut Image, memory_bytes_max: u64) {
+        for leaf in [0, 1, 2, 3, 2999, 3000, 3001, LEAVES - 1, LEAVES - 2, 0, 5] {
+            let mut block = [0xAA; 8192];
+            image.read_at(leaf * LEAF_BYTES, &mut block).unwrap();
+            let expected = if leaf % 3 == 0 { 0 } else { (leaf % 251) as u8 + 1 };
+            assert!(block[..4096].iter().all(|b| *b == expected), "leaf {leaf}");
+            assert!(block[4096..].iter().all(|b| *b == if leaf == 0 { 7 } else { 0 }));
+            let bytes = image.memory_bytes() + image.overlay.as_ref().map_or(0, Overlay::bytes);
+            assert!(bytes <= memory_bytes_max, "{bytes} bytes at leaf {leaf}");
+        }
+        let extents = image.extents_of(0, LEAVES * LEAF_BYTES, usize::MAX).unwrap();
+        let data: Vec<&Extent> = extents.iter().filter(|e| e.data).collect();
+        assert_eq!(data.len() as u64, 1 + LEAVES / 3 * 2);
+        assert_eq!((data[0].offset, data[0].length), (4096, 4096));
+        for (found, leaf) in data[1..].iter().zip((0..LEAVES).filter(|leaf| leaf % 3 != 0)) {
+            assert_eq!((found.offset, found.length), (leaf * LEAF_BYTES, 4096));
+        }
+    }
+
+    #[test]
+    fn a_log_under_many_leaves_takes_its_reader_no_more_memory_than_it_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = long_log(directory.path());
+        let (_, pool) =
+            store(directory.path(), Limits { map_memory_bytes: MEMORY_BYTES, ..Limits::default() });
+        let mut image = Image::open_reader(&pool, id, DamagedLog::Cut).unwrap();
+        assert_content(&mut image, MEMORY_BYTES);
+    }
+
+    #[test]
+    fn a_log_under_many_leaves_takes_the_next_owner_no_more_memory_than_it_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = long_log(directory.path());
+        let (store, pool) =
+            store(directory.path(), Limits { map_memory_bytes: MEMORY_BYTES, ..Limits::default() });
+        // What is written out is named by nobody, should the owner die.
+        drop(pool.open(id).unwrap());
+        let mut image = pool.open(id).unwrap();
+        assert!(image.memory_bytes() <= MEMORY_BYTES, "{} bytes", image.memory_bytes());
+        assert_content(&mut image, 2 * MEMORY_BYTES);
+        image.write_at(4096, &[7; 4096]).unwrap();
+        assert_content(&mut image, 2 * MEMORY_BYTES);
+        image.close().unwrap();
+        assert_content(&mut pool.open(id).unwrap(), 2 * MEMORY_BYTES);
+        let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+        assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    }
+
+    #[test]
+    fn a_log_that_no_writer_leaves_so_long_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_, pool) = store(directory.path(), Limits::default());
+        let options = CreateOptions { size_bytes: LEAF_BYTES, ..Default::default() };
+        let id = pool.create("", "image", &options).unwrap();
+        let mut image = pool.open(id).unwrap();
+        image.write_at(0, &[1; 4096]).unwrap();
+        image.flush().unwrap();
+        let epoch = image.head.epoch;
+        drop(image);
+        let append = |sequence: u32| {
+            let name = SegmentName {
+                pool: pool.id(),
+                copies: 0,
+                author: id,
+                kind: SegmentKind::Data,
+                sequence,
+            };
+            let file = pool.files().create(name, epoch, 0o600).unwrap();
+            let header = GroupHeader {
+                author: id.0,
+                epoch,
+                segment: sequence,
+                group: u64::from(sequence),
+                durable_below: 0,
+                records: vec![Record { kind: RecordKind::Discard, block: 9, count: 1 }],
+                crcs: Vec::new(),
+            };
+            let mut bytes = Vec::new();
+            header.encode_into(&mut bytes);
+            file.write_at(BLOCK_BYTES, &[&bytes]).unwrap();
+        };
+        let open =
+            || Image::open_reader(&pool, id, DamagedLog::Refuse).map(|image| image.group_next);
+        (2..=LOG_SEGMENTS_MAX).for_each(append);
+        assert_eq!(open().unwrap(), u64::from(LOG_SEGMENTS_MAX) + 1);
+        append(LOG_SEGMENTS_MAX + 1);
+        let refused = open().unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt);
+        assert!(refused.to_string().contains("longer"), "{refused}");
     }
 }
