@@ -334,6 +334,7 @@ fn fill(pool: &Pool, id: ImageId, size_bytes: u64) -> io::Result<()> {
         segment_next: 1 + data + map,
         pools: vec![pool.id().0],
         mapped_blocks: layout.blocks,
+        ..RootRecord::default()
     };
     let head = HeadRecord {
         epoch: head.epoch.max(EPOCH) + 1,

@@ -118,10 +118,12 @@ impl Session {
             return self.find(target);
         };
         let pool = self.pool_of(target)?;
-        let listed = pool.images(&target.namespace)?;
-        match listed.into_iter().find(|(_, id)| id.to_string() == wanted) {
-            Some((_, id)) => Ok(Found { pool, id }),
-            None => Err(Failure::errno(format!("error opening image with id {wanted}"), ENOENT)),
+        let missing = || Failure::errno(format!("error opening image with id {wanted}"), ENOENT);
+        let number = u64::from_str_radix(wanted, 16).map(ImageId);
+        let id = number.ok().filter(|id| id.to_string() == wanted).ok_or_else(missing)?;
+        match pool.name_of_image(&target.namespace, id)? {
+            Some(_) => Ok(Found { pool, id }),
+            None => Err(missing()),
         }
     }
 

@@ -50,8 +50,8 @@ mod segment;
 mod table;
 
 pub use catalog::{
-    ChildInfo, CloneOptions, CreateOptions, GcReport, ImageInfo, ParentInfo, Pool, PoolOptions,
-    PoolStats, ReadableBy, SnapInfo, Store,
+    ChildInfo, CloneOptions, CreateOptions, GcReport, ImageInfo, InfoReader, ParentInfo, Pool,
+    PoolOptions, PoolStats, ReadableBy, SnapInfo, Store,
 };
 pub use check::{CheckOptions, CheckReport, Finding};
 pub use command::{Command, Reply};

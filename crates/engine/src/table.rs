@@ -600,7 +600,7 @@ mod tests {
             pools: vec![pool.id().0],
             ..RootRecord::default()
         };
-        let opened = SegmentTable::open(&root, pool.files(), Guide(Arc::new(Nowhere)));
+        let opened = SegmentTable::open(&root, pool.id(), pool.files(), Guide(Arc::new(Nowhere)));
         let refused = opened.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Corrupt);
         assert!(refused.to_string().contains("in its middle"), "{refused}");

@@ -73,12 +73,18 @@ pub struct AttachedRecord {
     pub owner: Option<u32>,
 }
 
-/// What a name stands for.
+/// What a name stands for; beside a head, the name that the image was given since.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct NameRecord {
     /// The image.
     #[prost(fixed64, tag = "1")]
     pub image_id: u64,
+    /// Beside a head: the namespace.
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    /// Beside a head: the name.
+    #[prost(string, tag = "3")]
+    pub name: String,
 }
 
 /// A child of a snapshot, in the child's pool or, as a marker, in the parent's.

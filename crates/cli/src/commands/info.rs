@@ -35,8 +35,8 @@ fn info(session: &Session, args: &Args) -> Outcome {
     let found = session.find_by(&target, image_id)?;
     let image = found.info()?;
     // What cannot be told now is left out: the rest is wanted all the same.
-    let children = session.store()?.children(&found.pool, found.id, None).unwrap_or_default();
-    let is_parent = children.iter().any(|child| child.clone_format >= 2);
+    let store = session.store()?;
+    let is_parent = store.has_child_of_format_2(&found.pool, found.id, None).unwrap_or_default();
     let snap = match target.snap.as_str() {
         "" => None,
         name => Some(named_snapshot(&image, name)?),

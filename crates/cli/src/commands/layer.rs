@@ -1,8 +1,6 @@
 //! `clone`, `children`, `flatten`: what makes and ends the tie between parent and child.
 
-use std::collections::HashSet;
-
-use marcot::{ChildInfo, CloneOptions, Command, ErrorKind, ImageId, Pool, SnapId, Store};
+use marcot::{ChildInfo, CloneOptions, Command, ErrorKind, ImageId, Pool, SnapId};
 use marcot_serve::control;
 
 use super::image::objects;
@@ -156,10 +154,10 @@ fn children(session: &Session, args: &Args) -> Outcome {
     let image = session.find(&target)?;
     let snap = chosen_snapshot(args, &target, &image)?;
     let store = session.store()?;
-    let mut found = store.children(&image.pool, image.id, snap)?;
-    if args.flag("descendants") {
-        add_descendants(store, &mut found)?;
-    }
+    let mut found = match args.flag("descendants") {
+        true => store.descendants(&image.pool, image.id, snap)?,
+        false => store.children(&image.pool, image.id, snap)?,
+    };
     found.sort_by(|a, b| place(a).cmp(&place(b)));
     let all = args.flag("all");
     let plain = || found.iter().map(plain_child).collect();
@@ -187,21 +185,6 @@ fn chosen_snapshot(args: &Args, target: &Target, image: &Found) -> Outcome<Optio
 
 fn place(child: &ChildInfo) -> (&str, &str, &str) {
     (&child.pool, &child.namespace, &child.image)
-}
-
-/// Appends the children of children, generation by generation.
-fn add_descendants(store: &Store, found: &mut Vec<ChildInfo>) -> Outcome {
-    let mut seen: HashSet<(String, ImageId)> = HashSet::new();
-    let mut next = 0;
-    while let Some(child) = found.get(next) {
-        next += 1;
-        if child.marker || !seen.insert((child.pool.clone(), child.image_id)) {
-            continue;
-        }
-        let pool: Pool = store.pool(&child.pool)?;
-        found.extend(store.children(&pool, child.image_id, None)?);
-    }
-    Ok(())
 }
 
 fn plain_child(child: &ChildInfo) -> String {

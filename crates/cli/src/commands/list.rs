@@ -1,6 +1,8 @@
 //! `list`: the images of a pool.
 
-use marcot::{ImageId, ImageInfo, ParentInfo, Pool, SnapInfo};
+use std::rc::Rc;
+
+use marcot::{ImageId, ImageInfo, InfoReader, ParentInfo, Pool, SnapInfo};
 
 use super::POOL_SPEC;
 use crate::args::{Args, CommandSpec, Kind, Opt, names, options};
@@ -58,10 +60,11 @@ pub fn visible_images(pool: &Pool, namespace: &str) -> Outcome<Vec<(String, Imag
     Ok(images)
 }
 
-/// An image, or a snapshot of it.
+/// An image, or a snapshot of it. All rows of an image share what is known of it.
 struct Row {
-    image: ImageInfo,
-    snap: Option<SnapInfo>,
+    image: Rc<ImageInfo>,
+    /// Its place among the image's snapshots.
+    snap: Option<usize>,
 }
 
 /// Images that cannot be read, by name, and why.
@@ -84,9 +87,10 @@ pub fn tell_unread(session: &Session, unread: Unread) -> Outcome {
 fn rows(pool: &Pool, images: Vec<(String, ImageId)>) -> (Vec<Row>, Unread) {
     let mut rows = Vec::new();
     let mut unread = Vec::new();
+    let mut reader = InfoReader::new(pool);
     for (name, id) in images {
-        let image = match pool.info(id) {
-            Ok(image) => image,
+        let image = match reader.info_of(&name, id) {
+            Ok(image) => Rc::new(image),
             // Removed since the names were read.
             Err(error) if error.kind() == marcot::ErrorKind::NotFound => continue,
             Err(error) => {
@@ -94,20 +98,24 @@ fn rows(pool: &Pool, images: Vec<(String, ImageId)>) -> (Vec<Row>, Unread) {
                 continue;
             }
         };
-        rows.push(Row { image: image.clone(), snap: None });
-        let snaps: Vec<SnapInfo> = image.snapshots.iter().filter(|s| !s.trashed).cloned().collect();
-        rows.extend(snaps.into_iter().map(|s| Row { image: image.clone(), snap: Some(s) }));
+        let shown = |snap: &Option<usize>| snap.is_none_or(|n| !image.snapshots[n].trashed);
+        let snaps = [None].into_iter().chain((0..image.snapshots.len()).map(Some)).filter(shown);
+        rows.extend(snaps.map(|snap| Row { image: Rc::clone(&image), snap }));
     }
     (rows, unread)
 }
 
 impl Row {
+    fn snap(&self) -> Option<&SnapInfo> {
+        self.image.snapshots.get(self.snap?)
+    }
+
     fn size_bytes(&self) -> u64 {
-        self.snap.as_ref().map_or(self.image.size_bytes, |s| s.size_bytes)
+        self.snap().map_or(self.image.size_bytes, |s| s.size_bytes)
     }
 
     fn parent(&self) -> Option<&ParentInfo> {
-        match &self.snap {
+        match self.snap() {
             Some(snap) => snap.parent.as_ref(),
             None => self.image.parent.as_ref(),
         }
@@ -118,11 +126,11 @@ impl Row {
     }
 
     fn cells(&self) -> Vec<String> {
-        let name = match &self.snap {
+        let name = match self.snap() {
             Some(snap) => format!("{}@{}", self.image.name, snap.name),
             None => self.image.name.clone(),
         };
-        let protected = self.snap.as_ref().is_some_and(|s| s.protected);
+        let protected = self.snap().is_some_and(|s| s.protected);
         vec![
             name,
             size::show(self.size_bytes()),
@@ -138,7 +146,7 @@ impl Row {
             ("image", self.image.name.as_str().into()),
             ("id", self.image.id.to_string().into()),
         ];
-        if let Some(snap) = &self.snap {
+        if let Some(snap) = self.snap() {
             members.push(("snapshot", snap.name.as_str().into()));
             members.push(("snapshot_id", snap.id.0.into()));
         }
@@ -147,7 +155,7 @@ impl Row {
             members.push(("parent", parent_node(parent)));
         }
         members.push(("format", 2u64.into()));
-        if let Some(snap) = &self.snap {
+        if let Some(snap) = self.snap() {
             members.push(("protected", Node::quoted_bool(snap.protected)));
         }
         if self.locked() {

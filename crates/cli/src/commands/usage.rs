@@ -1,9 +1,9 @@
 //! `disk-usage`: provisioned and used bytes of images and snapshots.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use marcot::command::UsageRow;
-use marcot::{Command, ErrorKind, ImageId, Pool, Reply};
+use marcot::{Command, ErrorKind, ImageId, InfoReader, Pool, Reply};
 
 use super::IMAGE_OR_SNAP_SPEC;
 use super::list::{Unread, tell_unread, visible_images};
@@ -49,8 +49,9 @@ fn usage(session: &Session, args: &Args) -> Outcome {
     let whole_pool = target.image.is_empty();
     let mut rows = Vec::new();
     let mut unread = Unread::new();
+    let mut reader = InfoReader::new(&pool);
     for (name, id) in chosen_images(&pool, &target)? {
-        match image_rows(&pool, name.clone(), id) {
+        match image_rows(&pool, &mut reader, &name, id) {
             // Removed since the names were read.
             Err(failure) if whole_pool && failure.status == ENOENT => {}
             Err(failure) if whole_pool => unread.push((name, failure)),
@@ -94,15 +95,14 @@ fn chosen_images(pool: &Pool, target: &Target) -> Outcome<Vec<(String, ImageId)>
 }
 
 /// Rows of one image, oldest snapshot first, without snapshots moved aside.
-fn image_rows(pool: &Pool, image: String, id: ImageId) -> Outcome<Vec<Row>> {
+fn image_rows(pool: &Pool, reader: &mut InfoReader, image: &str, id: ImageId) -> Outcome<Vec<Row>> {
     let failed = |error: marcot::Error| Failure::engine("du failed", &error);
     let reply = access::inspect(pool, id, &Command::Usage).map_err(failed)?;
     let Reply::Usage { rows } = reply else { return Err(failed(strange_reply())) };
-    let info = pool.info(id).map_err(failed)?;
-    let trashed =
-        |row: &UsageRow| info.snapshots.iter().any(|s| s.trashed && s.id.0 == row.snapshot_id);
-    let kept = rows.into_iter().filter(|row| !trashed(row));
-    Ok(kept.map(|usage| Row { image: image.clone(), id, usage }).collect())
+    let snapshots = reader.info_of(image, id).map_err(failed)?.snapshots;
+    let trashed: HashSet<u64> = snapshots.iter().filter(|s| s.trashed).map(|s| s.id.0).collect();
+    let kept = rows.into_iter().filter(|row| !trashed.contains(&row.snapshot_id));
+    Ok(kept.map(|usage| Row { image: image.to_owned(), id, usage }).collect())
 }
 
 fn after_snapshot(rows: Vec<Row>, from: &str) -> Outcome<Vec<Row>> {

@@ -7,6 +7,7 @@
 //! costs the owner nothing but a look at its name: that there is a child. What it says of the child is
 //! shown to people, and nothing is looked for where it points to.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,18 +74,64 @@ impl fmt::Display for ChildInfo {
     }
 }
 
+/// Most children that a refusal names.
+const CHILDREN_NAMED_MAX: usize = 8;
+/// Most children that are looked at for a refusal: one more, to know whether there are others.
+pub(crate) const CHILDREN_LOOKED_AT_MAX: usize = CHILDREN_NAMED_MAX + 1;
+
+/// Names of children for a refusal.
+pub(crate) fn named(children: &[ChildInfo]) -> String {
+    let names = children.iter().take(CHILDREN_NAMED_MAX).map(ToString::to_string);
+    let others = (children.len() > CHILDREN_NAMED_MAX).then(|| "and others".to_owned());
+    names.chain(others).collect::<Vec<_>>().join(", ")
+}
+
+/// Which children are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Formats {
+    /// All.
+    All,
+    /// Those that need a protected snapshot.
+    One,
+    /// The others.
+    Two,
+}
+
+impl Formats {
+    fn accept(self, clone_format: u32) -> bool {
+        match self {
+            Self::All => true,
+            Self::One => clone_format < 2,
+            Self::Two => clone_format >= 2,
+        }
+    }
+}
+
 /// The numbers in a record's file name: parent pool, image, snapshot; child pool, image.
 type Key = (u64, u64, u64, u64, u64);
 
-fn file_name(record: &ChildRecord) -> String {
+/// Clone formats that a record's file name can tell, and what comes before the snapshot's number then.
+/// A name of an earlier version has nothing there.
+const FORMAT_MARKS: [(u32, &str); 3] = [(0, ""), (1, "0"), (2, "00")];
+
+/// The file name of a record; `clone_format` 0: as earlier versions wrote it.
+fn file_name(record: &ChildRecord, clone_format: u32) -> String {
+    let mark = FORMAT_MARKS.iter().find(|(format, _)| *format == clone_format).map_or("", |m| m.1);
     format!(
-        "{:016x}.{:016x}.{:x}.{:016x}.{:016x}",
+        "{:016x}.{:016x}.{mark}{:x}.{:016x}.{:016x}",
         record.parent_pool_id,
         record.parent_image_id,
         record.parent_snap_id,
         record.child_pool_id,
         record.child_image_id
     )
+}
+
+/// The clone format that a record's file name tells; 0 where only the child can.
+fn format_in_file_name(name: &str) -> u32 {
+    let number = name.split('.').nth(2).unwrap_or_default();
+    let zeros = number.len() - number.trim_start_matches('0').len();
+    FORMAT_MARKS.iter().find(|(_, mark)| mark.len() == zeros).map_or(0, |m| m.0)
 }
 
 /// The numbers that a record's file name is made of; `None` for other files.
@@ -101,6 +148,81 @@ fn clone_format(head: &HeadRecord, key: Key) -> Option<u32> {
     let links = head.snapshots.iter().filter_map(|s| s.parent.as_ref()).chain(&head.parent);
     let same = |p: &&ParentRecord| (p.pool_id, p.image_id, p.snap_id) == (key.0, key.1, key.2);
     links.filter(same).map(|p| p.clone_format).min()
+}
+
+/// A child's record, or its marker, by its file name alone.
+struct Record {
+    /// The pool that it lies in, by position.
+    pool: usize,
+    name: String,
+    key: Key,
+}
+
+/// Records in all pools of a store, as the directories had them at one time. A child whose record
+/// was durable before is among them.
+pub(crate) struct ChildRecords {
+    pools: Vec<Pool>,
+    records: Vec<Record>,
+}
+
+impl ChildRecords {
+    fn of(store: &Store, wanted: impl Fn(&Key) -> bool) -> Result<Self> {
+        let pools = store.pools_of_children()?;
+        let mut records = Vec::new();
+        for (position, pool) in pools.iter().enumerate() {
+            if pool.foreign().is_some() {
+                // Another user's pool tells of a child by its marker in the parent's.
+                continue;
+            }
+            let wanted = |key: &Key| {
+                let other_pool = key.3 != key.0;
+                wanted(key) && !(other_pool && fault::is(Fault::ChildrenOfOwnPool))
+            };
+            for (name, key) in pool.child_keys(wanted)? {
+                records.push(Record { pool: position, name, key });
+            }
+        }
+        Ok(Self { pools, records })
+    }
+
+    /// Children by these records, up to `limit` of them; those of one snapshot, or of all.
+    pub(crate) fn children(
+        &self,
+        snap: Option<SnapId>,
+        formats: Formats,
+        limit: usize,
+    ) -> Result<Vec<ChildInfo>> {
+        let wanted = |record: &&Record| snap.is_none_or(|snap| snap.0 == record.key.2);
+        self.look_at(self.records.iter().filter(wanted), formats, limit)
+    }
+
+    fn look_at<'a>(
+        &self,
+        records: impl Iterator<Item = &'a Record>,
+        formats: Formats,
+        limit: usize,
+    ) -> Result<Vec<ChildInfo>> {
+        let mut found = Vec::new();
+        // In its pool and as a marker, most likely.
+        let mut seen: HashSet<Key> = HashSet::new();
+        for record in records {
+            let told = format_in_file_name(&record.name);
+            if found.len() >= limit {
+                break;
+            }
+            if seen.contains(&record.key) || (told > 0 && !formats.accept(told)) {
+                continue;
+            }
+            let pool = &self.pools[record.pool];
+            let child = pool.look_at_child(&self.pools, &record.name, record.key)?;
+            if let Some(child) = child.filter(|child| formats.accept(child.clone_format)) {
+                seen.insert(record.key);
+                found.push(child);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
 }
 
 impl Pool {
@@ -185,28 +307,24 @@ impl Pool {
         image: ImageId,
         snap: Option<SnapId>,
     ) -> Result<Vec<ChildInfo>> {
-        let mut found = Vec::new();
-        let pools = self.store().pools_of_children()?;
-        // Another user's pool tells of a child by its marker here.
-        for pool in pools.iter().filter(|pool| pool.foreign().is_none()) {
-            let wanted = |key: &Key| {
-                let other_pool = key.3 != self.id().0;
-                key.0 == self.id().0
-                    && key.1 == image.0
-                    && snap.is_none_or(|s| s.0 == key.2)
-                    && !(other_pool && fault::is(Fault::ChildrenOfOwnPool))
-            };
-            for (name, key) in pool.child_keys(wanted)? {
-                if let Some(child) = pool.look_at_child(&pools, &name, key)? {
-                    found.push(child);
-                }
-            }
-        }
-        found.sort();
-        found.dedup_by(|a, b| {
-            (a.pool_id, a.image_id, a.snap_id) == (b.pool_id, b.image_id, b.snap_id)
-        });
-        Ok(found)
+        self.child_records(image)?.children(snap, Formats::All, usize::MAX)
+    }
+
+    /// As many as `limit` of those children.
+    pub(crate) fn some_children(
+        &self,
+        image: ImageId,
+        snap: Option<SnapId>,
+        formats: Formats,
+        limit: usize,
+    ) -> Result<Vec<ChildInfo>> {
+        self.child_records(image)?.children(snap, formats, limit)
+    }
+
+    /// The records of an image's children, as they are now. None of them is read yet.
+    pub(crate) fn child_records(&self, image: ImageId) -> Result<ChildRecords> {
+        let parent = (self.id().0, image.0);
+        ChildRecords::of(self.store(), |key| (key.0, key.1) == parent)
     }
 
     /// The child that a record in this pool speaks of; `None` for a stale record.
@@ -364,7 +482,7 @@ impl Pool {
 
     /// Writes a child's record into this pool.
     pub(super) fn write_child_record(&self, record: &ChildRecord, mode: u32) -> Result<()> {
-        let path = self.children_directory().join(file_name(record));
+        let path = self.children_directory().join(file_name(record, record.clone_format));
         let bytes = encode_message(FrameKind::Child, record);
         publish_new(self.disk(), &path, self.unique(), mode, &bytes)
             .at(|| format!("cannot record the child in {}", path.display()))
@@ -385,19 +503,23 @@ impl Pool {
             child_image_id: child.0,
             ..ChildRecord::default()
         };
-        let name = file_name(&record);
-        let path = self.children_directory().join(&name);
-        match self.disk().remove_file(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            removed => removed.at(|| format!("cannot remove {}", path.display()))?,
+        let names = FORMAT_MARKS.map(|(format, _)| file_name(&record, format));
+        for name in &names {
+            let path = self.children_directory().join(name);
+            match self.disk().remove_file(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.at(|| format!("cannot remove {}", path.display()))?,
+            }
         }
         let Ok(parent_pool) = self.store().pool_by_id(PoolId(parent.pool_id)) else {
             return Ok(());
         };
         if parent_pool.id() != self.id() {
-            // The owner takes a marker that stays for stale when the image is gone.
-            let path = parent_pool.children_directory().join(&name);
-            let _ = parent_pool.disk().remove_file(&path);
+            for name in &names {
+                // The owner takes a marker that stays for stale when the image is gone.
+                let path = parent_pool.children_directory().join(name);
+                let _ = parent_pool.disk().remove_file(&path);
+            }
         }
         parent_pool.tidy_trash(ImageId(parent.image_id), snap);
         Ok(())
@@ -446,6 +568,51 @@ impl Store {
     ) -> Result<Vec<ChildInfo>> {
         pool.children_everywhere(image, snap)
     }
+
+    /// As [`Self::children`], with the children's children, and so on. A child in another store is
+    /// listed, but not looked into.
+    ///
+    /// # Errors
+    /// As [`Self::children`].
+    pub fn descendants(
+        &self,
+        pool: &Pool,
+        image: ImageId,
+        snap: Option<SnapId>,
+    ) -> Result<Vec<ChildInfo>> {
+        let all = ChildRecords::of(self, |_| true)?;
+        let mut by_parent: HashMap<(u64, u64), Vec<&Record>> = HashMap::new();
+        for record in &all.records {
+            by_parent.entry((record.key.0, record.key.1)).or_default().push(record);
+        }
+        let of = |parent: (u64, u64)| by_parent.get(&parent).into_iter().flatten().copied();
+        let wanted = |record: &&Record| snap.is_none_or(|snap| snap.0 == record.key.2);
+        let first = of((pool.id().0, image.0)).filter(wanted);
+        let mut found = all.look_at(first, Formats::All, usize::MAX)?;
+        let mut seen = HashSet::new();
+        let mut next = 0;
+        while let Some(child) = found.get(next) {
+            next += 1;
+            let key = (child.pool_id.0, child.image_id.0);
+            if !child.marker && seen.insert(key) {
+                found.extend(all.look_at(of(key), Formats::All, usize::MAX)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// True where the image, or the snapshot, has a child of clone format 2.
+    ///
+    /// # Errors
+    /// As [`Self::children`].
+    pub fn has_child_of_format_2(
+        &self,
+        pool: &Pool,
+        image: ImageId,
+        snap: Option<SnapId>,
+    ) -> Result<bool> {
+        Ok(!pool.some_children(image, snap, Formats::Two, 1)?.is_empty())
+    }
 }
 
 #[cfg(test)]
@@ -462,7 +629,11 @@ mod tests {
             child_image_id: u64::MAX,
             ..ChildRecord::default()
         };
-        assert_eq!(parse_file_name(&file_name(&record)), Some((1, 2, 3, 4, u64::MAX)));
+        for format in 0..=2 {
+            let name = file_name(&record, format);
+            assert_eq!(parse_file_name(&name), Some((1, 2, 3, 4, u64::MAX)), "{name}");
+            assert_eq!(format_in_file_name(&name), format, "{name}");
+        }
         for bad in ["", "1.2.3.4", "1.2.3.4.5.6", "x.2.3.4.5", ".1.2.3.4"] {
             assert_eq!(parse_file_name(bad), None, "{bad}");
         }

@@ -12,6 +12,7 @@ use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, ImageId, SnapId};
 use marcot_store::LockMode;
 
+use super::naming::NamedImages;
 use super::pool::Pool;
 use super::store::Store;
 use crate::error::{ErrorKind, IoContext, Result, fail};
@@ -208,6 +209,7 @@ impl Pool {
             Collected { heads: Vec::new(), candidates: Vec::new(), unfinished: Vec::new() };
         // Before the heads: a set of copies belongs to an image that said so first.
         let authors = self.authors()?;
+        let mut named = NamedImages::default();
         let mut limits: BTreeMap<ImageId, (SegmentMarks, SegmentMarks)> = BTreeMap::new();
         for image in self.image_ids()? {
             let head = match self.read_head(image) {
@@ -230,7 +232,7 @@ impl Pool {
             self.disk()
                 .sync_directory(&directory)
                 .at(|| format!("cannot sync {}", directory.display()))?;
-            if head.removing || self.never_named(&head) {
+            if head.removing || self.never_named(&head, &mut named) {
                 collected.unfinished.push((image, head));
                 continue;
             }
@@ -265,11 +267,11 @@ impl Pool {
     }
 
     /// True for an image whose creation was cut off before its name: nobody can have written it.
-    pub(crate) fn never_named(&self, head: &HeadRecord) -> bool {
+    pub(crate) fn never_named(&self, head: &HeadRecord, named: &mut NamedImages) -> bool {
         head.epoch == 0
             && head.snapshots.is_empty()
             // A name that cannot be read must not cost the image.
-            && self.is_nameless(head).is_ok_and(|nameless| nameless)
+            && self.is_nameless(head, named).is_ok_and(|nameless| nameless)
     }
 
     /// Completes a removal or an aborted creation.

@@ -6,6 +6,7 @@ use marcot_format::{IMAGE_BYTES_MAX, ImageId};
 use marcot_store::{LockMode, publish_new};
 
 use super::names::check_image_name;
+use super::naming::NamedImages;
 use super::pool::Pool;
 use crate::error::{ErrorKind, IoContext, Result, fail};
 
@@ -117,7 +118,8 @@ impl Pool {
         // Who made the pool may have been killed before its record was durable.
         disk.sync_directory(self.directory()).at(context)?;
         disk.create_directory(&directory, self.directory_mode()).at(context)?;
-        let name_bytes = encode_message(FrameKind::Name, &NameRecord { image_id: id.0 });
+        let record = NameRecord { image_id: id.0, ..NameRecord::default() };
+        let name_bytes = encode_message(FrameKind::Name, &record);
         let name_path = self.name_path(&head.namespace, name);
         let images = self.directory().join("images");
         let bytes = encode_message(FrameKind::Head, head);
@@ -165,28 +167,38 @@ impl Pool {
         check_image_name(to)?;
         self.check_writable()?;
         let _lock = self.lock(LockMode::Exclusive)?;
-        self.find(namespace, from)?;
+        let image = self.find(namespace, from)?;
         self.check_free(namespace, to)?;
         let (old, new) = (self.name_path(namespace, from), self.name_path(namespace, to));
         let disk = self.disk();
         let context = || format!("cannot rename image '{from}'");
         disk.rename_new(&old, &new).at(context)?;
-        disk.sync_directory(&self.names_directory(namespace)).at(context)
+        let synced = disk.sync_directory(&self.names_directory(namespace)).at(context);
+        // The head is its owner's to write, and keeps the name it was made with.
+        self.note_name(image, namespace, to);
+        synced
     }
 
     /// Gives an image that has lost its name one again: its own, or one made of its number.
     pub(crate) fn restore_name(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         let _lock = self.lock(LockMode::Exclusive)?;
+        // It may have been renamed while the names were read.
+        if !self.is_nameless(head, &mut NamedImages::default())? {
+            return Ok(());
+        }
         let usable = check_image_name(&head.name)
             .and_then(|()| self.check_free(&head.namespace, &head.name));
         let name = match usable {
             Ok(()) => head.name.clone(),
             Err(_) => format!("found-{image}"),
         };
-        let bytes = encode_message(FrameKind::Name, &NameRecord { image_id: image.0 });
+        let record = NameRecord { image_id: image.0, ..NameRecord::default() };
+        let bytes = encode_message(FrameKind::Name, &record);
         let path = self.name_path(&head.namespace, &name);
         publish_new(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
-            .at(|| format!("cannot name image {image}"))
+            .at(|| format!("cannot name image {image}"))?;
+        self.note_name(image, &head.namespace, &name);
+        Ok(())
     }
 
     /// Removes a name that leads nowhere.

@@ -1,6 +1,8 @@
 //! What can be told of an image or pool from its heads alone, while it is in use or not.
 
-use marcot_format::record::{ParentRecord, Protection};
+use std::collections::HashMap;
+
+use marcot_format::record::{HeadRecord, ParentRecord, Protection};
 use marcot_format::{ImageId, PoolId, SnapId};
 
 use super::pool::Pool;
@@ -107,38 +109,93 @@ impl Pool {
     /// # Errors
     /// `NotFound`, `Corrupt`, `NewerFormat`.
     pub fn info(&self, image: ImageId) -> Result<ImageInfo> {
-        let head = self.read_head(image)?;
+        InfoReader::new(self).info(image)
+    }
+}
+
+/// Most names of parents' snapshots that are remembered, so that memory is bounded.
+const PARENT_SNAPSHOTS_MAX: usize = 100_000;
+
+/// What a child wants to know of its parent.
+struct KnownParent {
+    pool: String,
+    image: Option<String>,
+    /// Name, and whether it is trashed, by number.
+    snapshots: HashMap<u64, (String, bool)>,
+}
+
+/// Reads what heads tell of many images of a pool. What it has found out about a parent it need not
+/// find out again for the next child.
+pub struct InfoReader {
+    pool: Pool,
+    pools: HashMap<u64, Option<Pool>>,
+    parents: HashMap<(u64, u64), Option<KnownParent>>,
+    parent_snapshots: usize,
+}
+
+impl InfoReader {
+    /// A reader that knows nothing yet.
+    #[must_use]
+    pub fn new(pool: &Pool) -> Self {
+        Self {
+            pool: pool.clone(),
+            pools: HashMap::from([(pool.id().0, Some(pool.clone()))]),
+            parents: HashMap::new(),
+            parent_snapshots: 0,
+        }
+    }
+
+    /// As [`Pool::info`].
+    ///
+    /// # Errors
+    /// As [`Pool::info`].
+    pub fn info(&mut self, image: ImageId) -> Result<ImageInfo> {
+        let head = self.pool.read_head(image)?;
+        let name = self.pool.name_of(&head).unwrap_or_else(|| head.name.clone());
+        Ok(self.told_by(image, head, name))
+    }
+
+    /// As [`Self::info`], for an image whose name is known.
+    ///
+    /// # Errors
+    /// As [`Pool::info`].
+    pub fn info_of(&mut self, name: &str, image: ImageId) -> Result<ImageInfo> {
+        let head = self.pool.read_head(image)?;
+        Ok(self.told_by(image, head, name.to_owned()))
+    }
+
+    fn told_by(&mut self, image: ImageId, head: HeadRecord, name: String) -> ImageInfo {
         let snapshots = head
             .snapshots
-            .iter()
+            .into_iter()
             .map(|s| SnapInfo {
                 id: SnapId(s.id),
-                name: s.name.clone(),
-                original_name: s.original_name.clone(),
                 size_bytes: s.root.as_ref().map_or(0, |r| r.size_bytes),
                 created_s: s.created_s,
                 protected: s.protection() != Protection::Unprotected,
                 trashed: s.trashed,
                 parent: s.parent.as_ref().map(|p| self.parent_info(p)),
+                name: s.name,
+                original_name: s.original_name,
             })
             .collect();
-        Ok(ImageInfo {
+        ImageInfo {
             id: image,
-            name: self.name_of(&head).unwrap_or_else(|| head.name.clone()),
-            namespace: head.namespace.clone(),
+            name,
+            namespace: head.namespace,
             size_bytes: head.root.as_ref().map_or(0, |r| r.size_bytes),
             order: head.order,
             created_s: head.created_s,
             modified_s: head.modified_s,
-            features: head.features.clone(),
+            features: head.features,
             parent: head.parent.as_ref().map(|p| self.parent_info(p)),
             snapshots,
             metadata: head.metadata.into_iter().map(|m| (m.key, m.value)).collect(),
-            owned_by: self.owner_pid(image),
-        })
+            owned_by: self.pool.owner_pid(image),
+        }
     }
 
-    fn parent_info(&self, parent: &ParentRecord) -> ParentInfo {
+    fn parent_info(&mut self, parent: &ParentRecord) -> ParentInfo {
         let mut info = ParentInfo {
             pool: parent.pool_name.clone(),
             namespace: parent.namespace.clone(),
@@ -152,21 +209,43 @@ impl Pool {
             trashed: false,
             reachable: false,
         };
-        let pool = if parent.pool_id == self.id().0 {
-            Ok(self.clone())
-        } else {
-            self.store().pool_by_id(info.pool_id)
-        };
-        let Ok(pool) = pool else { return info };
-        let Ok(head) = pool.read_head(info.image_id) else { return info };
-        pool.name().clone_into(&mut info.pool);
-        if let Some(name) = pool.name_of(&head) {
-            info.image = name;
+        let Some(known) = self.known_parent(info.pool_id, info.image_id) else { return info };
+        known.pool.clone_into(&mut info.pool);
+        if let Some(name) = &known.image {
+            name.clone_into(&mut info.image);
         }
-        if let Some(s) = head.snapshots.into_iter().find(|s| s.id == parent.snap_id) {
-            (info.snap, info.trashed, info.reachable) = (s.name, s.trashed, true);
+        if let Some((name, trashed)) = known.snapshots.get(&parent.snap_id) {
+            name.clone_into(&mut info.snap);
+            (info.trashed, info.reachable) = (*trashed, true);
         }
         info
+    }
+
+    /// `None` where the parent cannot be found.
+    fn known_parent(&mut self, pool: PoolId, image: ImageId) -> Option<&KnownParent> {
+        let key = (pool.0, image.0);
+        if !self.parents.contains_key(&key) {
+            if self.parent_snapshots > PARENT_SNAPSHOTS_MAX {
+                self.parents.clear();
+                self.parent_snapshots = 0;
+            }
+            let found = self.look_at_parent(pool, image);
+            self.parent_snapshots += 1 + found.as_ref().map_or(0, |known| known.snapshots.len());
+            self.parents.insert(key, found);
+        }
+        self.parents.get(&key)?.as_ref()
+    }
+
+    fn look_at_parent(&mut self, pool: PoolId, image: ImageId) -> Option<KnownParent> {
+        let store = self.pool.store();
+        let pool = self.pools.entry(pool.0).or_insert_with(|| store.pool_by_id(pool).ok());
+        let pool = pool.as_ref()?;
+        let head = pool.read_head(image).ok()?;
+        Some(KnownParent {
+            pool: pool.name().to_owned(),
+            image: pool.name_of(&head),
+            snapshots: head.snapshots.into_iter().map(|s| (s.id, (s.name, s.trashed))).collect(),
+        })
     }
 }
 

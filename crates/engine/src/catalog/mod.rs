@@ -11,6 +11,7 @@
 //! POOL/names/@/NAME                 record: image number (@: default namespace)
 //! POOL/names/NAMESPACE/NAME
 //! POOL/images/NUMBER/head           record: the image
+//! POOL/images/NUMBER/name           record: the name it was given since (a hint)
 //! POOL/images/NUMBER/lock           held by the image's owner
 //! POOL/images/NUMBER/snap-N         held by readers of a snapshot
 //! POOL/segments/NUMBER/             segments, by the image that wrote them
@@ -25,12 +26,13 @@
 //! - Who takes protection away marks the snapshot first and looks for children then; who clones
 //!   records the child first and looks at the mark then. So one of them sees the other.
 
-mod children;
+pub(crate) mod children;
 mod clone;
 mod collect;
 mod create;
 mod info;
 pub(crate) mod names;
+pub(crate) mod naming;
 mod partial;
 mod pool;
 mod remove;
@@ -41,7 +43,7 @@ pub use children::ChildInfo;
 pub use clone::CloneOptions;
 pub use collect::{GcReport, PinnedRow};
 pub use create::CreateOptions;
-pub use info::{ImageInfo, ParentInfo, PoolStats, SnapInfo};
+pub use info::{ImageInfo, InfoReader, ParentInfo, PoolStats, SnapInfo};
 pub use partial::is_partial_name;
 pub use pool::Pool;
 pub use store::{PoolOptions, ReadableBy, Store};

@@ -17,7 +17,7 @@ use super::store::Store;
 use crate::error::{ErrorKind, Result};
 use crate::image::Image;
 
-fn partial_name(image: ImageId) -> String {
+pub(super) fn partial_name(image: ImageId) -> String {
     format!("{PARTIAL_PREFIX}{image}")
 }
 

@@ -1,7 +1,7 @@
 //! A pool: a directory of images.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{
@@ -11,7 +11,7 @@ use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::{Disk, DiskFile, Lock, LockMode, Trust, replace};
 
 use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, is_acceptable, read_name};
-use super::partial::is_partial_name;
+use super::naming::NamesRead;
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::image::{DamagedLog, Image};
@@ -102,6 +102,7 @@ struct PoolInner {
     foreign: Option<u32>,
     owner_id: u32,
     directory_mode: u32,
+    names_read: Mutex<NamesRead>,
 }
 
 /// Where a store has a pool.
@@ -199,6 +200,7 @@ impl Pool {
             foreign,
             owner_id: confined.owner_id,
             directory_mode: mode & 0o755,
+            names_read: Mutex::default(),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -322,6 +324,17 @@ impl Pool {
         let lock = self.disk().lock(&path, mode, true);
         let lock = lock.at(|| format!("cannot lock pool '{}'", self.name()))?;
         lock.ok_or_else(|| Error::new(ErrorKind::Busy, "the pool is locked"))
+    }
+
+    /// Locks the catalogue where nobody else has it locked.
+    pub(super) fn try_lock(&self, mode: LockMode) -> Result<Option<Box<dyn Lock>>> {
+        let path = self.0.directory.join("lock");
+        let lock = self.disk().lock(&path, mode, false);
+        lock.at(|| format!("cannot lock pool '{}'", self.name()))
+    }
+
+    pub(super) fn names_read_lock(&self) -> &Mutex<NamesRead> {
+        &self.0.names_read
     }
 
     /// Directory of an image, where its owner's control socket `owner.sock` lies.
@@ -549,66 +562,6 @@ impl Pool {
         let _ = self.disk().remove_file(&self.pin_path(image, snap));
     }
 
-    /// `pool/image` or `pool/namespace/image`.
-    pub(crate) fn image_label(&self, head: &HeadRecord) -> String {
-        // A partial image is called what it is going to be called.
-        let name = self.name_of(head).filter(|name| !is_partial_name(name));
-        let name = name.unwrap_or_else(|| head.name.clone());
-        match head.namespace.as_str() {
-            "" => format!("{}/{name}", self.name()),
-            namespace => format!("{}/{namespace}/{name}", self.name()),
-        }
-    }
-
-    /// As [`Self::image_label`], for an image whose head cannot be read: by the names alone, else by
-    /// its number.
-    #[must_use]
-    pub fn label_by_names(&self, image: ImageId) -> String {
-        let mut namespaces = self.namespaces().unwrap_or_default();
-        namespaces.insert(0, String::new());
-        let named = namespaces.into_iter().find_map(|namespace| {
-            let images = self.images(&namespace).ok()?;
-            let (name, _) = images.into_iter().find(|(_, id)| *id == image)?;
-            let between = if namespace.is_empty() { "" } else { "/" };
-            Some(format!("{}/{namespace}{between}{name}", self.name()))
-        });
-        named.unwrap_or_else(|| format!("{image} of pool '{}'", self.name()))
-    }
-
-    /// The name of an image now, which may have changed since its head was written.
-    pub(crate) fn name_of(&self, head: &HeadRecord) -> Option<String> {
-        self.find_name_of(head).ok().flatten()
-    }
-
-    /// As [`Self::name_of`], for who must not take a name that cannot be read now for none.
-    pub(crate) fn find_name_of(&self, head: &HeadRecord) -> Result<Option<String>> {
-        let id = ImageId(head.image_id);
-        match self.find(&head.namespace, &head.name) {
-            Ok(found) if found == id => return Ok(Some(head.name.clone())),
-            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
-            _ => {}
-        }
-        match self.images(&head.namespace) {
-            Ok(images) => Ok(images.into_iter().find(|(_, i)| *i == id).map(|(name, _)| name)),
-            Err(error) if error.kind() == ErrorKind::Io => Err(error),
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// True where no name leads to an image.
-    ///
-    /// # Errors
-    /// Where some name cannot be read, which might be its own.
-    pub(crate) fn is_nameless(&self, head: &HeadRecord) -> Result<bool> {
-        let id = ImageId(head.image_id);
-        match self.find(&head.namespace, &head.name) {
-            Ok(found) if found == id => return Ok(false),
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        Ok(self.images(&head.namespace)?.iter().all(|(_, image)| *image != id))
-    }
-
     pub(super) fn names_directory(&self, namespace: &str) -> PathBuf {
         let part = match namespace {
             "" => DEFAULT_NAMESPACE.to_owned(),
@@ -664,18 +617,18 @@ impl Pool {
         check_namespace_name(namespace)?;
         self.check_writable()?;
         let _lock = self.lock(LockMode::Exclusive)?;
-        if !self.images(namespace)?.is_empty() {
+        if !self.image_names(namespace)?.is_empty() {
             return fail(ErrorKind::NotEmpty, format!("namespace '{namespace}' contains images"));
         }
         let path = self.names_directory(namespace);
         self.disk().remove_directory(&path).at(|| format!("cannot remove namespace '{namespace}'"))
     }
 
-    /// Images of a namespace (`""`: the default one), sorted by name.
+    /// Names of the images of a namespace (`""`: the default one). What they lead to is not read.
     ///
     /// # Errors
-    /// `NotFound` for an unknown namespace; `Corrupt` for a damaged name.
-    pub fn images(&self, namespace: &str) -> Result<Vec<(String, ImageId)>> {
+    /// `NotFound` for an unknown namespace, or what the operating system says.
+    pub fn image_names(&self, namespace: &str) -> Result<Vec<String>> {
         let directory = self.names_directory(namespace);
         let files = match self.disk().list(&directory) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -683,8 +636,17 @@ impl Pool {
             }
             files => files.at(|| format!("cannot list {}", directory.display()))?,
         };
-        let mut images = Vec::with_capacity(files.len());
-        for name in files.iter().filter_map(|f| read_name(&directory, f)) {
+        Ok(files.iter().filter_map(|f| read_name(&directory, f)).collect())
+    }
+
+    /// Images of a namespace (`""`: the default one), sorted by name.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown namespace; `Corrupt` for a damaged name.
+    pub fn images(&self, namespace: &str) -> Result<Vec<(String, ImageId)>> {
+        let names = self.image_names(namespace)?;
+        let mut images = Vec::with_capacity(names.len());
+        for name in names {
             match self.find(namespace, &name) {
                 Ok(id) => images.push((name, id)),
                 // Removed since the directory was listed.
@@ -737,7 +699,7 @@ impl Pool {
     /// Any image of the pool, for a refusal.
     pub(super) fn any_image(&self) -> Result<Option<String>> {
         for namespace in self.namespaces()?.iter().map(String::as_str).chain([""]) {
-            if let Some((name, _)) = self.images(namespace)?.into_iter().next() {
+            if let Some(name) = self.image_names(namespace)?.into_iter().next() {
                 return Ok(Some(name));
             }
         }

@@ -4,6 +4,7 @@ use marcot_format::record::HeadRecord;
 use marcot_format::{ImageId, SnapId};
 use marcot_store::LockMode;
 
+use super::children::{CHILDREN_LOOKED_AT_MAX, Formats, named};
 use super::create::first_head;
 use super::pool::Pool;
 use super::store::Store;
@@ -89,12 +90,11 @@ impl Store {
             drop(lock);
             return self.remove_named(pool, namespace, name, progress);
         }
-        let children = pool.children_everywhere(image, None)?;
+        let children = pool.some_children(image, None, Formats::All, CHILDREN_LOOKED_AT_MAX)?;
         if !children.is_empty() {
-            let names: Vec<String> = children.iter().map(ToString::to_string).collect();
             let message = format!(
                 "{label} has children, which may need what it names; flatten or remove them first: {}",
-                names.join(", ")
+                named(&children)
             );
             return fail(ErrorKind::HasChildren, message);
         }

@@ -289,8 +289,7 @@ impl Store {
     /// True for the name of a pool whose creation or removal was cut off: there is nothing in it.
     #[must_use]
     pub fn is_unfinished(&self, name: &str) -> bool {
-        self.find_pool(name).is_ok_and(|found| found.is_none())
-            && self.check_no_pool(name).is_ok()
+        self.find_pool(name).is_ok_and(|found| found.is_none()) && self.check_no_pool(name).is_ok()
     }
 
     /// Fails where a directory without a pool's record holds images: it is no pool that is being

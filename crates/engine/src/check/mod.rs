@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use marcot_format::record::HeadRecord;
 use marcot_format::{ImageId, SnapId};
 
+use crate::catalog::naming::NamedImages;
 use crate::catalog::{Pool, Store};
 use crate::error::{ErrorKind, Result};
 use crate::image::{DamagedLog, Image, RootOf};
@@ -71,6 +72,8 @@ struct Checker<'a> {
     damaged: HashMap<PageKey, Vec<DamagedBlock>>,
     /// Inner pages above those.
     above_damage: HashSet<PageKey>,
+    /// Images that have names.
+    named: NamedImages,
     /// Bytes of data in the pool, about.
     total_bytes: u64,
     progress: &'a mut dyn FnMut(u64, u64),
@@ -100,6 +103,7 @@ impl Store {
             verified: HashSet::new(),
             damaged: HashMap::new(),
             above_damage: HashSet::new(),
+            named: NamedImages::default(),
             // What cannot be listed is found below, where it is needed.
             total_bytes: pool.data_bytes().unwrap_or_default(),
             progress,
@@ -179,7 +183,7 @@ impl Checker<'_> {
             self.find(&label, false, message);
             return None;
         }
-        if self.pool.never_named(&head) {
+        if self.pool.never_named(&head, &mut self.named) {
             let message = format!(
                 "image {image} ('{}') has no name yet: its creation was cut off; 'gc' removes it",
                 head.name
@@ -187,7 +191,7 @@ impl Checker<'_> {
             self.find(&head.name, false, message);
             return None;
         }
-        match self.pool.is_nameless(&head) {
+        match self.pool.is_nameless(&head, &mut self.named) {
             Ok(false) => {}
             Ok(true) => self.nameless(image, &head),
             Err(error) => {

@@ -5,6 +5,7 @@ use marcot_format::record::{HeadRecord, Protection, SegmentMarks, SnapshotRecord
 use marcot_store::Random;
 
 use super::{Image, empty_root, no_snapshot};
+use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named};
 use crate::catalog::names::check_snapshot_name;
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
@@ -120,19 +121,20 @@ impl Image {
         }
         let id = snapshot.id;
         self.update_snapshot(id, |s| s.set_protection(Protection::Unprotecting))?;
-        let mut children = self.pool.children_everywhere(self.id, Some(SnapId(id)));
-        if let Ok(children) = &mut children {
-            // Those of format 2 do without protection.
-            children.retain(|c| c.clone_format < 2);
-        }
+        // Those of format 2 do without protection.
+        let children = self.pool.some_children(
+            self.id,
+            Some(SnapId(id)),
+            Formats::One,
+            CHILDREN_LOOKED_AT_MAX,
+        );
         match children {
             Ok(children) if children.is_empty() => {
                 self.update_snapshot(id, |s| s.set_protection(Protection::Unprotected))
             }
             other => {
                 self.update_snapshot(id, |s| s.set_protection(Protection::Protected))?;
-                let names: Vec<String> = other?.iter().map(ToString::to_string).collect();
-                let message = format!("snapshot '{name}' has children: {}", names.join(", "));
+                let message = format!("snapshot '{name}' has children: {}", named(&other?));
                 fail(ErrorKind::HasChildren, message)
             }
         }
@@ -163,7 +165,7 @@ impl Image {
             return fail(ErrorKind::Busy, format!("snapshot '{name}' of {} is in use", self.label));
         };
         self.update_snapshot(id, |s| s.removing = true)?;
-        match self.pool.children_everywhere(self.id, Some(SnapId(id))) {
+        match self.pool.some_children(self.id, Some(SnapId(id)), Formats::All, 1) {
             Ok(children) if children.is_empty() => self.drop_snapshot(id)?,
             Ok(_) => {
                 let trash = uuid(&*self.pool.files().world().random);
@@ -172,7 +174,7 @@ impl Image {
                     s.original_name = std::mem::replace(&mut s.name, trash);
                 })?;
                 // The last child may have gone before it could see that the snapshot waits for it.
-                let left = self.pool.children_everywhere(self.id, Some(SnapId(id)));
+                let left = self.pool.some_children(self.id, Some(SnapId(id)), Formats::All, 1);
                 if left.is_ok_and(|children| children.is_empty()) {
                     self.drop_snapshot(id)?;
                 }
@@ -191,10 +193,15 @@ impl Image {
     pub(crate) fn tidy_snapshots(&mut self) -> Result<()> {
         let trashed: Vec<u64> =
             self.head.snapshots.iter().filter(|s| s.trashed || s.removing).map(|s| s.id).collect();
+        if trashed.is_empty() {
+            return Ok(());
+        }
+        // They refuse clones, so no record of theirs is to come.
+        let records = self.pool.child_records(self.id)?;
         for id in trashed {
             // Whoever removes or reads it is not disturbed.
             let Some(_pin) = self.pool.lock_snapshot(self.id, SnapId(id))? else { continue };
-            let children = self.pool.children_everywhere(self.id, Some(SnapId(id)))?;
+            let children = records.children(Some(SnapId(id)), Formats::All, 1)?;
             let marked = self.head.snapshots.iter().any(|s| s.id == id && s.trashed);
             if children.is_empty() && marked {
                 self.drop_snapshot(id)?;

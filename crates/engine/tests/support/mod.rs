@@ -43,6 +43,8 @@ pub struct Faults {
     pub direct_short: AtomicBool,
     /// Writes past the page cache that have been started.
     pub direct_writes: AtomicI64,
+    /// Files and directories that have been opened, or looked for.
+    pub opens: AtomicI64,
 }
 
 /// Reads and writes that wait until they are let, or waited for.
@@ -132,6 +134,7 @@ impl Disk for FaultyDisk {
         if self.faults.no_new_files.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.create_new(path, mode).map(|f| self.wrap(f))
     }
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
@@ -144,6 +147,7 @@ impl Disk for FaultyDisk {
                 errno => return Err(io::Error::from_raw_os_error(errno)),
             }
         }
+        self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.open(path, write).map(|f| self.wrap(f))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -165,18 +169,21 @@ impl Disk for FaultyDisk {
         self.inner.create_directory(path, mode)
     }
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.list(path)
     }
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
         self.inner.sync_directory(path)
     }
     fn mode(&self, path: &Path) -> io::Result<u32> {
+        self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.mode(path)
     }
     fn writable(&self, path: &Path) -> bool {
         self.inner.writable(path)
     }
     fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
+        self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.lock(path, mode, wait)
     }
     fn late_io(&self) -> Option<Box<dyn LateIo>> {

@@ -1,0 +1,232 @@
+//! The way from an image's number to its name costs the same whatever the number of images.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use marcot::{CloneOptions, Command, CreateOptions, ImageId, Limits, Pool, Store};
+
+use support::{Faults, faulty_world};
+
+const MIB: u64 = 1 << 20;
+
+struct Place {
+    directory: PathBuf,
+    store: Store,
+    pool: Pool,
+    faults: Arc<Faults>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn place(name: &str) -> Place {
+    let name = format!("marcot-naming-{name}-{}", std::process::id());
+    let directory = std::env::temp_dir().join(name);
+    let (world, faults) = faulty_world();
+    let store = Store::open_with(world, &directory, Limits::default()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    Place { directory, store, pool, faults }
+}
+
+impl Place {
+    fn create(&self, name: &str) -> ImageId {
+        let options = CreateOptions { size_bytes: MIB, ..CreateOptions::default() };
+        self.pool.create("", name, &options).unwrap()
+    }
+
+    /// What `work` returns, and how many files it opened, in a pool that was opened just now.
+    fn opens<T>(&self, work: impl FnOnce(&Store, &Pool) -> T) -> (T, i64) {
+        let pool = self.store.pool("rbd").unwrap();
+        let before = self.faults.opens.load(Ordering::Relaxed);
+        let done = work(&self.store, &pool);
+        (done, self.faults.opens.load(Ordering::Relaxed) - before)
+    }
+
+    fn name_and_opens(&self, image: ImageId) -> (String, i64) {
+        self.opens(|_, pool| pool.info(image).unwrap().name)
+    }
+
+    fn note(&self, image: ImageId) -> PathBuf {
+        self.pool.image_directory(image).join("name")
+    }
+}
+
+#[test]
+fn a_renamed_image_is_found_without_reading_other_names() {
+    let place = place("renamed");
+    let image = place.create("first");
+    for n in 0..50 {
+        place.create(&format!("other-{n}"));
+    }
+    place.pool.rename("", "first", "second").unwrap();
+    let (name, opens) = place.name_and_opens(image);
+    assert_eq!(name, "second");
+    assert!(opens < 10, "{opens} files were opened");
+    place.pool.rename("", "second", "third").unwrap();
+    assert_eq!(place.name_and_opens(image).0, "third");
+    // The name in the head is right again.
+    place.pool.rename("", "third", "first").unwrap();
+    assert_eq!(place.name_and_opens(image).0, "first");
+    assert_eq!(place.pool.name_of_image("", image).unwrap().as_deref(), Some("first"));
+}
+
+/// `spoil` does to the note what a crash or an earlier version may have done.
+fn a_spoilt_note(name: &str, spoil: impl Fn(&Place, &Path)) {
+    let place = place(name);
+    let image = place.create("first");
+    for n in 0..50 {
+        place.create(&format!("other-{n}"));
+    }
+    place.pool.rename("", "first", "second").unwrap();
+    spoil(&place, &place.note(image));
+    let (name, opens) = place.name_and_opens(image);
+    assert_eq!(name, "second");
+    assert!(opens > 50, "{opens} files were opened");
+    let (name, opens) = place.name_and_opens(image);
+    assert_eq!(name, "second", "after the note was mended");
+    assert!(opens < 10, "{opens} files were opened after the note was mended");
+}
+
+#[test]
+fn a_missing_note_is_written_by_whoever_reads_all_names() {
+    a_spoilt_note("missing", |_, note| std::fs::remove_file(note).unwrap());
+}
+
+#[test]
+fn a_torn_note_is_not_believed() {
+    a_spoilt_note("torn", |_, note| {
+        let bytes = std::fs::read(note).unwrap();
+        std::fs::write(note, &bytes[..bytes.len() / 2]).unwrap();
+    });
+}
+
+#[test]
+fn a_note_that_names_another_image_is_not_believed() {
+    a_spoilt_note("other", |place, note| {
+        let other = place.create("elsewhere");
+        place.pool.rename("", "elsewhere", "moved").unwrap();
+        std::fs::copy(place.note(other), note).unwrap();
+    });
+}
+
+#[test]
+fn a_note_whose_name_was_given_to_another_image_is_not_believed() {
+    let place = place("given");
+    let image = place.create("first");
+    place.pool.rename("", "first", "second").unwrap();
+    // As an earlier version renames.
+    let names = place.directory.join("pools/rbd/names/@");
+    std::fs::rename(names.join("second"), names.join("third")).unwrap();
+    let other = place.create("second");
+    assert_eq!(place.name_and_opens(image).0, "third");
+    assert_eq!(place.name_and_opens(other).0, "second");
+}
+
+#[test]
+fn a_renamed_image_is_removed_with_its_name_and_note() {
+    let place = place("removed");
+    let image = place.create("first");
+    place.pool.rename("", "first", "second").unwrap();
+    place.store.remove_named(&place.pool, "", "second", &mut |_, _| {}).unwrap();
+    assert!(place.pool.images("").unwrap().is_empty());
+    assert!(!place.pool.image_directory(image).exists());
+}
+
+fn run(pool: &Pool, image: ImageId, command: &Command) -> marcot::Result<()> {
+    let mut image = pool.open(image)?;
+    let done = marcot::BlockDevice::execute(&mut image, command, &mut |_, _| {});
+    image.close()?;
+    done.map(drop)
+}
+
+/// A snapshot `s` of an image `template`, protected, with that many clones.
+fn template(place: &Place, clones: usize, format: u32) -> ImageId {
+    let image = place.create("template");
+    run(&place.pool, image, &Command::SnapCreate { name: "s".into() }).unwrap();
+    run(&place.pool, image, &Command::SnapProtect { name: "s".into() }).unwrap();
+    add_clones(place, image, "clone", clones, format);
+    image
+}
+
+fn add_clones(place: &Place, image: ImageId, name: &str, clones: usize, format: u32) {
+    let options = CloneOptions { format, ..CloneOptions::default() };
+    for n in 0..clones {
+        let name = format!("{name}-{n}");
+        place.store.clone_image(&place.pool, image, "s", &place.pool, "", &name, &options).unwrap();
+    }
+}
+
+#[test]
+fn a_template_with_many_clones_costs_what_one_with_few_does() {
+    let place = place("clones");
+    let image = template(&place, 4, 1);
+    let measure = || {
+        let unprotect = Command::SnapUnprotect { name: "s".into() };
+        [
+            place.opens(|_, pool| drop(pool.info(image).unwrap())).1,
+            place.opens(|store, pool| store.has_child_of_format_2(pool, image, None).unwrap()).1,
+            place.opens(|_, pool| run(pool, image, &unprotect).unwrap_err()).1,
+            place
+                .opens(|store, pool| {
+                    let options = CloneOptions::default();
+                    let clone = store.clone_image(pool, image, "s", pool, "", "more", &options);
+                    store.remove_image(pool, clone.unwrap(), &mut |_, _| {}).unwrap();
+                })
+                .1,
+        ]
+    };
+    add_clones(&place, image, "some", 16, 1);
+    let few = measure();
+    add_clones(&place, image, "many", 80, 1);
+    assert_eq!(measure(), few);
+}
+
+#[test]
+fn clones_of_format_2_are_told_from_others_without_looking_at_them() {
+    let place = place("formats");
+    let image = template(&place, 30, 2);
+    let (has, opens) =
+        place.opens(|store, pool| store.has_child_of_format_2(pool, image, None).unwrap());
+    assert!(has && opens < 20, "{opens} files were opened");
+    let unprotect = Command::SnapUnprotect { name: "s".into() };
+    let (done, opens) = place.opens(|_, pool| run(pool, image, &unprotect));
+    done.unwrap();
+    assert!(opens < 40, "{opens} files were opened");
+    let (children, opens) = place.opens(|store, pool| store.children(pool, image, None).unwrap());
+    assert!(children.len() == 30 && opens < 30 * 4, "{opens} files were opened");
+}
+
+#[test]
+fn records_of_earlier_versions_are_children_too() {
+    let place = place("earlier");
+    let image = template(&place, 3, 2);
+    let directory = place.directory.join("pools/rbd/children");
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().replacen(".001.", ".1.", 1);
+        std::fs::rename(&path, directory.join(name)).unwrap();
+    }
+    let children = place.store.children(&place.pool, image, None).unwrap();
+    assert!(children.len() == 3 && children.iter().all(|child| child.clone_format == 2));
+    assert!(place.store.has_child_of_format_2(&place.pool, image, None).unwrap());
+    for child in &children {
+        place.store.remove_image(&place.pool, child.image_id, &mut |_, _| {}).unwrap();
+    }
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "a record is left");
+}
+
+#[test]
+fn a_refusal_names_some_of_many_children() {
+    let place = place("refusal");
+    let image = template(&place, 12, 1);
+    let unprotect = Command::SnapUnprotect { name: "s".into() };
+    let refused = run(&place.pool, image, &unprotect).unwrap_err().to_string();
+    assert_eq!(refused.matches("rbd/clone-").count(), 8, "{refused}");
+    assert!(refused.ends_with("and others"), "{refused}");
+}
