@@ -133,3 +133,51 @@ fn check_finds_nothing_after_a_session() {
     assert_eq!(checked.status, 0, "{checked:?}");
     assert_eq!(checked.out.matches("all is well").count(), 2, "{checked:?}");
 }
+
+#[test]
+fn children_in_another_store_are_told_by_their_names_now() {
+    let world = World::new();
+    template(&world);
+    world.silently(&[
+        "snap protect kubernetes/t@temp",
+        "--store other pool attach k --backend store/pools/kubernetes",
+        "--store other namespace create rbd/n",
+        "--store other create rbd/n/unrelated --size 1M",
+        "--store other clone --rbd-default-clone-format 2 k/t@temp rbd/n/inside",
+        "--store other clone k/t@temp rbd/first",
+        "--store other rename rbd/first rbd/second",
+    ]);
+    assert_eq!(world.rbd("children kubernetes/t@temp"), prints("rbd/second\nrbd/n/inside\n"));
+    // Its own store only can flatten it.
+    let refused = world.rbd("snap rm --no-progress --force kubernetes/t@temp");
+    assert!(
+        refused.err.contains("a child in another store") && refused.status == 16,
+        "{refused:?}"
+    );
+    // The pool is out of reach: what the marker says is left.
+    std::fs::rename(world.path("other"), world.path("away")).unwrap();
+    let children = world.rbd("children kubernetes/t@temp");
+    assert_eq!((children.out.lines().count(), children.status), (2, 0), "{children:?}");
+    std::fs::rename(world.path("away"), world.path("other")).unwrap();
+    world.silently(&[
+        "--store other flatten --no-progress rbd/n/inside",
+        "--store other rm --no-progress rbd/second",
+        "snap rm --no-progress --force kubernetes/t@temp",
+    ]);
+}
+
+#[test]
+fn an_image_is_found_by_its_number() {
+    let world = World::new();
+    world.silently(&["create a --size 16M", "rename a b", "namespace create rbd/n"]);
+    let info = world.rbd("info b").out;
+    let id = info.lines().find_map(|line| line.trim().strip_prefix("id: ")).unwrap();
+    assert_eq!(world.rbd(&format!("info --image-id {id}")), prints(&info));
+    for missing in [
+        format!("--image-id 0{id}"),
+        "--image-id b".into(),
+        format!("-p rbd --namespace n --image-id {id}"),
+    ] {
+        assert_eq!(world.rbd(&format!("info {missing}")).status, 2, "{missing}");
+    }
+}

@@ -255,7 +255,15 @@ fn free_snapshot(session: &Session, image: &Found, name: &str) -> marcot::Result
         return Ok(());
     };
     let Ok(store) = session.store() else { return Ok(()) };
-    for child in store.children(&image.pool, image.id, Some(snap.id))? {
+    let children = store.children(&image.pool, image.id, Some(snap.id))?;
+    // Before any is flattened, for nothing.
+    if let Some(child) = children.iter().find(|child| child.marker) {
+        let message = format!(
+            "snapshot '{name}' has a child in another store, where it has to be flattened first: {child}"
+        );
+        return Err(marcot::Error::new(ErrorKind::HasChildren, message));
+    }
+    for child in children {
         let pool = store.pool(&child.pool)?;
         access::flatten(&pool, child.image_id, &mut |_, _| {})?;
     }

@@ -9,23 +9,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord, PoolRecord};
+use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
-use marcot_store::{LockMode, Trust, publish_new};
+use marcot_store::{LockMode, publish_new};
 
+use super::markers::MarkedChild;
 use super::names::{check_image_name, check_namespace_name, check_pool_name};
-use super::pool::{Pool, read_file, read_file_up_to};
+use super::pool::{Pool, read_file_up_to};
 use super::store::Store;
 use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
-
-/// A marker in somebody else's name whose image is not there is believed to be stale after this
-/// time; a clone takes milliseconds between its marker and its head.
-const MARKER_STALE_S: i64 = 3600;
 
 /// Longest record of a child that is read, in bytes: four names, a path, and some numbers.
 pub(super) const CHILD_RECORD_BYTES_MAX: u64 = 16 << 10;
@@ -442,42 +439,31 @@ impl Pool {
             && check_image_name(&record.child_name).is_ok()
             && (record.child_namespace.is_empty()
                 || check_namespace_name(&record.child_namespace).is_ok());
-        let (pool, namespace, image) = match sane {
-            true => (record.child_pool_name, record.child_namespace, record.child_name),
-            false => ("(another store)".to_owned(), String::new(), number()),
-        };
+        // Another user's marker may point anywhere; one's own tells where to look for names of now.
+        let now = if user.is_none() { self.marked_child(&record) } else { None };
+        let child = now.unwrap_or_else(|| match sane {
+            true => MarkedChild {
+                pool: record.child_pool_name,
+                namespace: record.child_namespace,
+                name: record.child_name,
+            },
+            false => MarkedChild {
+                pool: "(another store)".to_owned(),
+                namespace: String::new(),
+                name: number(),
+            },
+        });
         Ok(Some(ChildInfo {
             clone_format: record.clone_format.max(1),
-            pool,
-            namespace,
-            image,
+            pool: child.pool,
+            namespace: child.namespace,
+            image: child.name,
             image_id: ImageId(key.4),
             pool_id: PoolId(key.3),
             snap_id: SnapId(key.2),
             marker: true,
             user,
         }))
-    }
-
-    /// True for a marker of one's own whose child is gone. It says where the child's pool lies.
-    fn marker_is_stale(&self, record: &ChildRecord) -> bool {
-        let directory = PathBuf::from(&record.child_pool_directory);
-        let disk = &self.store().inner.world.disk;
-        let Ok(confined) = disk.confine(&directory, Trust::ByOwner) else { return false };
-        let disk = confined.disk;
-        let images = directory.join("images");
-        let head = images.join(ImageId(record.child_image_id).to_string()).join("head");
-        let is_that_pool = read_file(&*disk, &directory.join("pool"))
-            .ok()
-            .and_then(|b| decode_message::<PoolRecord>(FrameKind::Pool, &b).ok())
-            .is_some_and(|(pool, _)| pool.pool_id == record.child_pool_id);
-        let missing =
-            |path: &Path| disk.mode(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
-        confined.own
-            && is_that_pool
-            && disk.mode(&images).is_ok()
-            && missing(&head)
-            && self.now_s().saturating_sub(record.created_s) > MARKER_STALE_S
     }
 
     /// Writes a child's record into this pool.

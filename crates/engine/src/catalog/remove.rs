@@ -157,8 +157,8 @@ impl Store {
         if let Some(parent) = &head.parent {
             pool.remove_child_record(parent, SnapId(parent.snap_id), image)?;
         }
-        pool.remove_private_segments(image, &head, progress)?;
-        if (head.shared_below.is_some() || has_copies(&head)) && !pool.attached() {
+        let left = pool.remove_private_segments(image, &head, progress)?;
+        if (left > 0 || has_copies(&head)) && !pool.attached() {
             match self.gc(pool, &mut |_, _| {}) {
                 Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
                 _ => {}
@@ -234,23 +234,26 @@ impl Pool {
         }
     }
 
-    /// Removes the segments of a removed image that no clone can name.
+    /// Removes the segments of a removed image that no clone can name; returns how many are left.
     fn remove_private_segments(
         &self,
         image: ImageId,
         head: &HeadRecord,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<()> {
+    ) -> Result<usize> {
         let shared = head.shared_below.unwrap_or_default();
         let names = self.files().list(self.id(), image)?;
+        let mut left = 0;
         for (i, name) in names.iter().enumerate() {
             if name.sequence >= mark(&shared, name.kind) {
                 self.files().remove(*name)?;
+            } else {
+                left += 1;
             }
             progress(i as u64 + 1, names.len() as u64);
         }
         // Stays while segments are left.
         let _ = self.disk().remove_directory(&author_directory(self.directory(), image, 0));
-        Ok(())
+        Ok(left)
     }
 }

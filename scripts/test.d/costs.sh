@@ -1,0 +1,207 @@
+#!/usr/bin/env bash
+# What a command costs as images, clones and snapshots become many: what concerns one image opens as
+# many files among ten thousand as among ten, and a list no more an entry. Nothing here is a time.
+#
+# usage: costs.sh --marcot BINARY
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/packages.sh
+. "$HERE/../lib/packages.sh"
+# shellcheck source=scripts/lib/claims.sh
+. "$HERE/../lib/claims.sh"
+# shellcheck source=scripts/lib/commands.sh
+. "$HERE/../lib/commands.sh"
+
+SIZES=(10 1000 10000)
+# Snapshots that one more can still be added to.
+SNAPSHOTS_MAX=9990
+# A list may open as many files as it would for a few entries more.
+LIST_SLACK_PERCENT=5
+# Files that a command may open more once, when it finds something locked for a moment.
+ONE_SLACK=4
+# Memory of `ls -l` for each row, page cache and program aside.
+ROW_KIB_MAX=6
+
+# fill SIZE : a store whose pool has a template with SIZE clones, and an image with SIZE snapshots.
+fill() {
+    local pool=$CLAIMS_SCRATCH/store-$1/pools/rbd snapshots=$(($1 < SNAPSHOTS_MAX ? $1 : SNAPSHOTS_MAX))
+    export MARCOT_STORE=$CLAIMS_SCRATCH/store-$1
+    # An imported image has another name than its head says.
+    head -c 100000 /dev/urandom >"$CLAIMS_SCRATCH/raw"
+    marcot import --no-progress "$CLAIMS_SCRATCH/raw" template
+    marcot snap create --no-progress template@s
+    marcot snap protect template@s
+    marcot clone template@s clone
+    python3 "$HERE/../lib/big_pool.py" "$pool" clones clone "$1"
+    marcot import --no-progress "$CLAIMS_SCRATCH/raw" many
+    python3 "$HERE/../lib/big_pool.py" "$pool" snapshots many "$snapshots"
+    marcot snap create --no-progress many@last
+}
+
+# opens STATUS ARGUMENT... : files that the command opens, or looks for, go to $OPENS; its status must be that.
+opens() {
+    local want=$1 status=0
+    shift
+    strace -f --seccomp-bpf -qq -e trace=open,openat,openat2,creat -o "$CLAIMS_SCRATCH/calls" \
+        "$MARCOT" "$@" >"$CLAIMS_SCRATCH/out" 2>"$CLAIMS_SCRATCH/err" </dev/null || status=$?
+    OPENS=$(wc -l <"$CLAIMS_SCRATCH/calls")
+    ((status == want)) && return 0
+    commands_show "$@"
+    printf '#   exit status %d, should be %d\n' "$status" "$want"
+    return 1
+}
+
+# one STATUS ARGUMENT... : notes what a command costs that concerns one image.
+one() {
+    if ! opens "$@"; then claim "${*:2}: works in a pool of $SIZE" false; fi
+    COUNTS["one $*"]+=" $OPENS"
+}
+
+# list ARGUMENT... : notes what a list costs.
+list() {
+    if ! opens 0 "$@"; then claim "$*: works in a pool of $SIZE" false; fi
+    COUNTS["list $*"]+=" $OPENS"
+}
+
+commands_on_one() {
+    local raw=$CLAIMS_SCRATCH/raw no=--no-progress
+    one 0 create new --size 1G
+    one 0 rm $no new
+    one 0 import $no "$raw" imported
+    one 0 rm $no imported
+    one 0 clone template@s another
+    one 0 clone --rbd-default-clone-format 2 template@s second
+    one 0 rm $no second
+    one 0 info another
+    one 0 info clone-5
+    one 0 info template
+    one 0 info template@s
+    one 0 info many
+    one 0 info many@s-5
+    one 0 snap ls clone-5
+    one 0 snap ls template
+    one 0 snap ls many
+    one 0 status clone-5
+    one 0 status many
+    one 0 du clone-5
+    one 0 children clone-5
+    one 0 children many@s-5
+    one 0 rename another renamed
+    one 0 info renamed
+    one 0 snap create $no renamed@t
+    one 0 snap rename renamed@t renamed@u
+    one 0 snap protect renamed@u
+    one 0 snap unprotect renamed@u
+    one 0 snap rollback $no renamed@u
+    one 0 snap rm $no renamed@u
+    one 0 resize $no renamed --size 1M
+    one 0 diff renamed
+    one 0 export $no renamed "$CLAIMS_SCRATCH/exported"
+    rm "$CLAIMS_SCRATCH/exported"
+    one 0 cp $no renamed copied
+    one 0 rm $no copied
+    one 0 flatten $no renamed
+    one 0 snap purge $no renamed
+    one 0 rm $no clone-6
+    one 16 snap unprotect template@s
+    one 16 snap rm $no template@s
+    one 39 rm $no template
+    one 39 rm $no many
+    one 0 snap create $no many@more
+    one 0 snap rename many@more many@most
+    one 0 snap protect many@most
+    one 0 clone many@most clone-of-many
+    one 0 info clone-of-many
+    one 0 rm $no clone-of-many
+    one 0 snap unprotect many@most
+    one 0 snap rm $no many@most
+    one 0 export $no many@s-5 "$CLAIMS_SCRATCH/exported"
+    rm "$CLAIMS_SCRATCH/exported"
+    one 0 diff many@s-6 --from-snap s-5
+    one 0 resize $no many --size 1M
+    one 0 namespace create rbd/part
+    one 0 create rbd/part/image --size 1M
+    one 0 rm $no rbd/part/image
+    one 0 namespace ls
+    one 0 namespace rm rbd/part
+    one 0 pool create second
+    one 0 clone template@s second/clone
+    one 0 info second/clone
+    one 0 rm $no second/clone
+    one 0 pool rm second
+    one 0 pool ls
+    one 0 device list
+    one_by_id "$(marcot info --format json clone-5 | jq -r .id)"
+}
+
+# The number is another one in every pool.
+one_by_id() {
+    if ! opens 0 info --image-id "$1"; then claim "info --image-id: works in a pool of $SIZE" false; fi
+    COUNTS["one 0 info --image-id"]+=" $OPENS"
+}
+
+lists() {
+    list ls
+    list ls -l
+    list du
+    list du many
+    list children template
+    list children --descendants template
+    list pool stats
+    list check --no-progress
+    list gc --no-progress
+}
+
+# unchanged COUNT... : among a thousand and ten thousand as among ten.
+unchanged() {
+    (($2 <= $1 + ONE_SLACK && $3 <= $1 + ONE_SLACK))
+}
+
+# no_worse COUNT... : an entry more costs among ten thousand what it costs among a thousand, or less.
+no_worse() {
+    local small=$((${SIZES[1]} - ${SIZES[0]})) large=$((${SIZES[2]} - ${SIZES[0]}))
+    (($3 - $1 <= ($2 - $1) * large / small * (100 + LIST_SLACK_PERCENT) / 100 + 100))
+}
+
+# rss_kib ARGUMENT... : the most memory that the command used.
+rss_kib() {
+    python3 -c 'import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)' "$MARCOT" "$@"
+}
+
+# memory COMMAND... : a row more costs no more than so much.
+memory() {
+    local few many rows=$((SIZES[2] - SIZES[1]))
+    few=$(MARCOT_STORE=$CLAIMS_SCRATCH/store-${SIZES[1]} rss_kib "$@")
+    many=$(MARCOT_STORE=$CLAIMS_SCRATCH/store-${SIZES[2]} rss_kib "$@")
+    printf '#   %s: %d KiB of memory, and %d\n' "$*" "$few" "$many"
+    # As many images as snapshots.
+    ((many - few <= 2 * rows * ROW_KIB_MAX))
+}
+
+main() {
+    need_packages strace python3 jq
+    commands_begin "$@"
+    declare -gA COUNTS=()
+    for SIZE in "${SIZES[@]}"; do
+        fill "$SIZE"
+        commands_on_one
+        lists
+    done
+    local command counts
+    while IFS= read -r command; do
+        read -ra counts <<<"${COUNTS[$command]}"
+        case $command in
+        one*) claim "${command#one * }: as many files among many (${counts[*]})" unchanged "${counts[@]}" ;;
+        list*) claim "${command#list }: no more files an entry (${counts[*]})" no_worse "${counts[@]}" ;;
+        esac
+    done < <(printf '%s\n' "${!COUNTS[@]}" | sort)
+    claim "ls -l: no more memory a row" memory ls -l
+    claim "ls -l --format json: no more memory a row" memory ls -l --format json
+    claim "du: no more memory a row" memory du
+    claims_end
+}
+
+main "$@"
