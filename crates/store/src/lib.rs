@@ -172,6 +172,12 @@ pub trait Disk: Send + Sync {
     /// What the operating system says.
     fn mode(&self, path: &Path) -> io::Result<u32>;
 
+    /// When a file was written last, in seconds since 1970.
+    ///
+    /// # Errors
+    /// `Unsupported`, or what the operating system says.
+    fn modified_s(&self, path: &Path) -> io::Result<i64>;
+
     /// What can be told of a file without opening it; of a link, of the link itself.
     ///
     /// # Errors

@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
@@ -17,6 +17,7 @@ use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::{LockMode, publish_new};
 
+use super::litter::temporary_for;
 use super::markers::MarkedChild;
 use super::names::{check_image_name, check_namespace_name, check_pool_name};
 use super::pool::{Pool, read_file_up_to};
@@ -137,6 +138,12 @@ pub(super) fn parse_file_name(name: &str) -> Option<Key> {
     let mut next = || parts.next().flatten();
     let key = (next()?, next()?, next()?, next()?, next()?);
     parts.next().is_none().then_some(key)
+}
+
+/// True for the temporary file of a record of a child in the pool with that number.
+pub(super) fn temporary_of_pool(path: &Path, child_pool: PoolId) -> bool {
+    let file = path.file_name().and_then(|name| name.to_str()).and_then(temporary_for);
+    file.and_then(parse_file_name).is_some_and(|key| key.3 == child_pool.0)
 }
 
 /// The format in which the image was cloned from the snapshot that the key names; `None` where it

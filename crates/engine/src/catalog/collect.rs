@@ -75,6 +75,9 @@ impl Store {
             );
         };
         self.open_pools()?;
+        if let Err(error) = pool.sweep_litter().and_then(|_| self.sweep_litter()) {
+            tracing::info!(pool = %pool.name(), %error, "what commands left behind stays for now");
+        }
         pool.tidy_all();
         pool.remove_stale_records()?;
         let strangers = pool.strangers(true)?;

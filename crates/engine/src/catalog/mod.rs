@@ -31,6 +31,7 @@ mod clone;
 mod collect;
 mod create;
 mod info;
+mod litter;
 mod markers;
 pub(crate) mod names;
 pub(crate) mod naming;

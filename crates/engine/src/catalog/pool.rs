@@ -621,7 +621,16 @@ impl Pool {
             return fail(ErrorKind::NotEmpty, format!("namespace '{namespace}' contains images"));
         }
         let path = self.names_directory(namespace);
-        self.disk().remove_directory(&path).at(|| format!("cannot remove namespace '{namespace}'"))
+        self.sweep_names(&path);
+        let context = || format!("cannot remove namespace '{namespace}'");
+        if let Some(file) = self.disk().list(&path).at(context)?.first() {
+            let message =
+                format!("{} holds '{file}', which is no name of an image", path.display());
+            return Err(Error::new(ErrorKind::Io, message).context(context()));
+        }
+        self.disk().remove_directory(&path).at(context)?;
+        let parent = self.0.directory.join("names");
+        self.disk().sync_directory(&parent).at(context)
     }
 
     /// Names of the images of a namespace (`""`: the default one). What they lead to is not read.

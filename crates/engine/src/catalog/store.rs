@@ -412,6 +412,7 @@ impl Store {
     pub fn pool_init(&self, name: &str) -> Result<()> {
         let pool = self.pool(name)?;
         pool.check_writable()?;
+        let _lock = pool.lock(LockMode::Exclusive)?;
         let mut record = pool.record().clone();
         record.application = "rbd".to_owned();
         let bytes = encode_message(FrameKind::Pool, &record);
@@ -507,7 +508,7 @@ impl Store {
     }
 
     /// Locks the store, to do in it what is named in the refusal of another user's.
-    fn lock(&self, what: &str) -> Result<Box<dyn marcot_store::Lock>> {
+    pub(super) fn lock(&self, what: &str) -> Result<Box<dyn marcot_store::Lock>> {
         check_own(&self.inner.directory, self.inner.foreign, what)?;
         let path = self.inner.directory.join("lock");
         let lock = self.inner.disk.lock(&path, LockMode::Exclusive, true);

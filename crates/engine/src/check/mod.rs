@@ -113,6 +113,7 @@ impl Store {
         }
         checker.names()?;
         checker.strangers()?;
+        checker.litter()?;
         if asked.repair && !repair && !checker.report.findings.is_empty() {
             let message = match pool.foreign() {
                 Some(user) => format!("nothing was repaired: the pool belongs to user {user}"),
@@ -294,6 +295,24 @@ impl Checker<'_> {
                 "user {user} has left {markers} markers of clones in children/: more than a pool may; ask, and remove that user's files there"
             );
             self.find("", false, message);
+        }
+        Ok(())
+    }
+
+    /// What commands left behind when they were cut off.
+    fn litter(&mut self) -> Result<()> {
+        let removed = if self.options.repair { self.pool.sweep_litter()? } else { 0 };
+        let left = self.pool.abandoned_files()?.len() as u64;
+        for (files, removed) in [(removed, true), (left, false)] {
+            if files > 0 {
+                let message = format!(
+                    "{files} temporary files of commands that were cut off; 'gc' removes them"
+                );
+                self.find("", false, message);
+                if removed {
+                    self.repaired();
+                }
+            }
         }
         Ok(())
     }

@@ -179,6 +179,9 @@ impl Disk for FaultyDisk {
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.mode(path)
     }
+    fn modified_s(&self, path: &Path) -> io::Result<i64> {
+        self.inner.modified_s(path)
+    }
     fn writable(&self, path: &Path) -> bool {
         self.inner.writable(path)
     }

@@ -219,6 +219,10 @@ impl Disk for SimDisk {
         })
     }
 
+    fn modified_s(&self, _path: &Path) -> io::Result<i64> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn writable(&self, path: &Path) -> bool {
         self.enter(&call("access", path)).is_ok_and(|state| state.find(path).is_ok())
     }

@@ -238,6 +238,11 @@ impl Disk for ConfinedDisk {
         Ok(fs::fstat(&seen)?.st_mode & 0o7777)
     }
 
+    fn modified_s(&self, path: &Path) -> io::Result<i64> {
+        let (parent, name) = self.beneath.open_parent(self.relative(path)?)?;
+        Ok(fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mtime)
+    }
+
     fn file_info(&self, path: &Path) -> io::Result<FileInfo> {
         let path = self.relative(path)?;
         if path.as_os_str().is_empty() {

@@ -149,6 +149,10 @@ impl Disk for LocalDisk {
         Ok(info_of(&fs::lstat(path)?))
     }
 
+    fn modified_s(&self, path: &Path) -> io::Result<i64> {
+        Ok(fs::lstat(path)?.st_mtime)
+    }
+
     fn writable(&self, path: &Path) -> bool {
         let access = fs::Access::WRITE_OK | fs::Access::EXEC_OK;
         fs::accessat(fs::CWD, path, access, fs::AtFlags::EACCESS).is_ok()

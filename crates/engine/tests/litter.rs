@@ -1,0 +1,185 @@
+//! What commands leave behind when they are cut off goes away, and what somebody is writing stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use marcot::{CheckOptions, CreateOptions, ErrorKind, ImageId, Pool, PoolOptions, Store};
+
+const TEMPORARY: &str = ".left.0123456789abcdef.tmp";
+/// Long enough that nobody can be at work on a file.
+const LONG_AGO: Duration = Duration::from_secs(2 * 3600);
+
+struct Place {
+    directory: PathBuf,
+    store: Store,
+    pool: Pool,
+    image: ImageId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn place(name: &str) -> Place {
+    let name = format!("marcot-litter-{name}-{}", std::process::id());
+    let directory = std::env::temp_dir().join(name);
+    let store = Store::open(&directory).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    pool.namespace_create("part").unwrap();
+    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
+    let image = pool.create("", "image", &options).unwrap();
+    Place { directory, store, pool, image }
+}
+
+fn leave(directory: &Path, file: &str) -> PathBuf {
+    let path = directory.join(file);
+    fs::write(&path, b"half a rec").unwrap();
+    path
+}
+
+#[allow(clippy::disallowed_methods, reason = "the age of a file is by the system's clock")]
+fn make_old(path: &Path) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - LONG_AGO).unwrap();
+}
+
+impl Place {
+    fn gc(&self) {
+        self.store.gc(&self.pool, &mut |_, _| {}).unwrap();
+    }
+
+    fn check(&self, repair: bool) -> Vec<(String, bool)> {
+        let options = CheckOptions { repair, ..CheckOptions::default() };
+        let report = self.store.check(&self.pool, &options, &mut |_, _| {}).unwrap();
+        assert!(report.findings.iter().all(|f| !f.serious));
+        report.findings.into_iter().map(|f| (f.message, f.repaired)).collect()
+    }
+
+    /// The temporary file of a child's record, made by a command of the pool with that number.
+    fn record_of(&self, child_pool: &str) -> PathBuf {
+        let (pool, image) = (self.pool.id(), self.image);
+        let name = format!(".{pool}.{image}.01.{child_pool}.00000000000000aa.0123456789abcdef.tmp");
+        leave(&self.pool.directory().join("children"), &name)
+    }
+
+    /// Litter that is known to be litter when the locks of image and pool are held.
+    fn leave_in_all_directories(&self) -> Vec<PathBuf> {
+        let pool = self.pool.directory();
+        vec![
+            leave(pool, TEMPORARY),
+            leave(&pool.join("names/@"), TEMPORARY),
+            leave(&pool.join("names/part"), TEMPORARY),
+            leave(&self.pool.image_directory(self.image), ".head.0123456789abcdef.tmp"),
+            self.record_of(&self.pool.id().to_string()),
+        ]
+    }
+}
+
+fn left(files: &[PathBuf]) -> Vec<&PathBuf> {
+    files.iter().filter(|path| path.exists()).collect()
+}
+
+#[test]
+fn gc_removes_temporary_files_of_all_directories() {
+    let place = place("gc");
+    let mut files = place.leave_in_all_directories();
+    fs::create_dir(place.directory.join("attached")).unwrap();
+    files.push(leave(&place.directory.join("attached"), TEMPORARY));
+    let store = leave(&place.directory, ".store.0123456789abcdef.tmp");
+    make_old(&store);
+    files.push(store);
+    place.gc();
+    assert_eq!(left(&files), Vec::<&PathBuf>::new());
+    assert_eq!(place.pool.images("").unwrap(), [("image".to_owned(), place.image)]);
+}
+
+#[test]
+fn repair_removes_them_and_says_so() {
+    let place = place("repair");
+    let files = place.leave_in_all_directories();
+    assert_eq!(place.check(false), [], "they may be in the making");
+    assert_eq!(left(&files).len(), files.len());
+    let found = place.check(true);
+    assert!(
+        found.len() == 1 && found[0].0.starts_with("5 temporary files") && found[0].1,
+        "{found:?}"
+    );
+    assert_eq!(left(&files), Vec::<&PathBuf>::new());
+    assert_eq!(place.check(true), []);
+}
+
+#[test]
+fn check_tells_of_those_that_are_old() {
+    let place = place("check");
+    let files = place.leave_in_all_directories();
+    make_old(&files[1]);
+    make_old(&files[3]);
+    let found = place.check(false);
+    assert!(found.len() == 1 && found[0].0.starts_with("2 temporary files"), "{found:?}");
+    assert_eq!(left(&files).len(), files.len());
+}
+
+#[test]
+fn what_somebody_may_be_writing_stays_until_it_is_old() {
+    let place = place("writing");
+    let open = place.pool.open(place.image).unwrap();
+    let files = [
+        // A head by its owner, and a marker by a cloner into another pool.
+        leave(&place.pool.image_directory(place.image), ".head.0123456789abcdef.tmp"),
+        place.record_of("00000000000000bb"),
+    ];
+    place.gc();
+    place.check(true);
+    assert_eq!(left(&files).len(), files.len());
+    files.iter().for_each(|path| make_old(path));
+    place.gc();
+    assert_eq!(left(&files), Vec::<&PathBuf>::new());
+    open.close().unwrap();
+}
+
+#[test]
+fn what_is_no_temporary_file_stays() {
+    let place = place("other");
+    let pool = place.pool.directory();
+    let files = [
+        leave(pool, "notes"),
+        leave(pool, ".hidden"),
+        leave(&pool.join("names/@"), ".head.tmp"),
+        leave(&pool.join("children"), ".nobody.0123456789abcdef.tmp"),
+    ];
+    place.gc();
+    place.check(true);
+    assert_eq!(left(&files).len(), files.len());
+}
+
+#[test]
+fn a_namespace_is_removed_with_what_a_crash_left_in_it() {
+    let place = place("namespace");
+    leave(&place.pool.directory().join("names/part"), TEMPORARY);
+    place.pool.namespace_remove("part").unwrap();
+    assert!(place.pool.namespaces().unwrap().is_empty());
+    place.pool.namespace_create("part").unwrap();
+    let strange = leave(&place.pool.directory().join("names/part"), "%zz");
+    let refused = place.pool.namespace_remove("part").unwrap_err();
+    assert!(refused.to_string().contains("%zz"), "{refused}");
+    fs::remove_file(strange).unwrap();
+    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
+    place.pool.create("part", "image", &options).unwrap();
+    let refused = place.pool.namespace_remove("part").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotEmpty);
+}
+
+#[test]
+fn litter_does_not_keep_an_image_or_a_pool() {
+    let place = place("kept");
+    let other = place.store.pool_create("other", &PoolOptions::default()).unwrap();
+    leave(&other.directory().join("names/@"), TEMPORARY);
+    place.store.pool_remove("other").unwrap();
+    assert!(!other.directory().exists());
+    leave(&place.pool.image_directory(place.image), TEMPORARY);
+    place.store.remove_named(&place.pool, "", "image", &mut |_, _| {}).unwrap();
+    assert!(!place.pool.image_directory(place.image).exists());
+}
