@@ -40,7 +40,7 @@ fn leave(directory: &Path, file: &str) -> PathBuf {
     path
 }
 
-#[allow(clippy::disallowed_methods, reason = "the age of a file is by the system's clock")]
+#[expect(clippy::disallowed_methods, reason = "the age of a file is by the system's clock")]
 fn make_old(path: &Path) {
     let file = fs::File::options().write(true).open(path).unwrap();
     file.set_modified(SystemTime::now() - LONG_AGO).unwrap();
