@@ -60,11 +60,13 @@ pub enum Fault {
     ToldUnderWay,
     /// A flush does not wait for what is under way.
     FlushUnderWay,
+    /// At rest, slots are punched that the durable head still names.
+    PunchBeforeHead,
 }
 
 /// All of them.
 #[cfg(feature = "deliberate-faults")]
-pub const ALL: [Fault; 27] = [
+pub const ALL: [Fault; 28] = [
     Fault::SkipLogSync,
     Fault::FlightSkipsLog,
     Fault::HeadBeforePages,
@@ -92,6 +94,7 @@ pub const ALL: [Fault; 27] = [
     Fault::DurableUntold,
     Fault::ToldUnderWay,
     Fault::FlushUnderWay,
+    Fault::PunchBeforeHead,
 ];
 
 #[cfg(feature = "deliberate-faults")]

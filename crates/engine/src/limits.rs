@@ -16,6 +16,10 @@ pub struct Limits {
     /// the file system has such a way: from 512 KiB on the medium takes as long as it takes for the
     /// bytes, and not for the request.
     pub stream_bytes_min: u64,
+    /// Bytes that each pool keeps back, so that a full disk can be emptied by removing snapshots, by
+    /// shrinking and by discarding. Such a command first writes the map of the log that a killed owner
+    /// left: 0.9 MiB for [`Limits::log_bytes_max`] of streams, 3.4 MiB for writes all over 1 GiB.
+    pub reserve_bytes: u64,
 }
 
 impl Default for Limits {
@@ -25,6 +29,7 @@ impl Default for Limits {
             checkpoint_log_bytes: 64 << 20,
             dead_bytes_min: 64 << 20,
             stream_bytes_min: 512 << 10,
+            reserve_bytes: 4 << 20,
         }
     }
 }

@@ -22,7 +22,7 @@ use marcot_format::table::{
 use marcot_format::{ImageId, PoolId};
 
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
-use crate::segment::{Files, SegmentName};
+use crate::segment::{Authors, Files, SegmentName};
 
 type Entries = Box<[Option<SegmentEntry>]>;
 
@@ -92,6 +92,9 @@ impl fmt::Debug for Guide {
 pub(crate) struct SegmentTable {
     places: Vec<Place>,
     guide: Option<Guide>,
+    /// Whose segments were asked for, and the last of them.
+    authors: Authors,
+    author: Option<(PoolId, ImageId)>,
     next: u32,
     leaves: Vec<Leaf>,
     /// Levels above the leaves, lowest first; the last has one page, if there is any.
@@ -114,6 +117,8 @@ impl SegmentTable {
         Self {
             places: Vec::new(),
             guide: None,
+            authors: Authors::new(),
+            author: None,
             next: 1,
             leaves: Vec::new(),
             upper: Vec::new(),
@@ -172,10 +177,8 @@ impl SegmentTable {
             }
             pointers = below;
         }
-        table.leaves = pointers
-            .into_iter()
-            .map(|stored| Leaf { stored, entries: None, dirty: false })
-            .collect();
+        table.leaves =
+            pointers.into_iter().map(|stored| Leaf { stored, ..Leaf::default() }).collect();
         if table.next as usize / TABLE_FANOUT > table.leaves.len() {
             return fail(ErrorKind::Corrupt, "the head names an impossible segment table");
         }
@@ -333,7 +336,20 @@ impl SegmentTable {
     /// As [`Self::get`].
     pub(crate) fn name(&mut self, index: u32, files: &Files) -> Result<SegmentName> {
         let entry = self.get(index, files)?;
-        self.name_of(&entry)
+        let name = self.name_of(&entry)?;
+        let author = Some((name.pool, name.author));
+        if self.author != author {
+            self.author = author;
+            self.authors.extend(author);
+        }
+        Ok(name)
+    }
+
+    /// Whose segments may have been opened through this table.
+    pub(crate) fn authors(&self) -> Authors {
+        let pages = self.page_segments().unwrap_or_default();
+        let of_pages = pages.into_iter().map(|name| (name.pool, name.author));
+        self.authors.iter().copied().chain(of_pages).collect()
     }
 
     /// The name of an entry's segment.
@@ -410,7 +426,7 @@ impl SegmentTable {
 
     /// Drops the entries that the root names nothing of, except those that `keep` wants, and
     /// returns the segments. Only pages changed since the last checkpoint are looked at: counts
-    /// fall nowhere else.
+    /// fall nowhere else. An entry that was kept before needs [`Self::look_again`].
     pub(crate) fn drop_dead(
         &mut self,
         keep: impl Fn(&SegmentName) -> bool,
@@ -433,6 +449,22 @@ impl SegmentTable {
             }
         }
         Ok(dead)
+    }
+
+    /// Has the next [`Self::drop_dead`] look at an entry that was kept, if the root names nothing of it.
+    pub(crate) fn look_again(&mut self, index: u32, files: &Files) -> Result<()> {
+        match self.get(index, files)?.live {
+            0 => self.count(index, 0, 0, files),
+            _ => Ok(()),
+        }
+    }
+
+    /// True where [`Self::drop_dead`] would drop a segment that `goes` says yes to.
+    pub(crate) fn has_dead(&self, goes: impl Fn(&SegmentName) -> bool) -> bool {
+        let looked_at = self.leaves.iter().filter(|leaf| leaf.dirty);
+        let entries = looked_at.filter_map(|leaf| leaf.entries.as_ref());
+        let mut dead = entries.flat_map(|e| e.iter().flatten()).filter(|entry| entry.live == 0);
+        dead.any(|entry| self.name_of(entry).is_ok_and(|name| goes(&name)))
     }
 
     /// Pages of this table that are on disk: segment, page number and checksum.

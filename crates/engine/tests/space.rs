@@ -223,3 +223,209 @@ fn what_is_written_ahead_of_the_log_is_no_data_and_goes_with_the_segment() {
     image.close().unwrap();
     assert_eq!(std::fs::metadata(segments(&pool, 'd').pop().unwrap()).unwrap().len(), used);
 }
+
+/// What a server does with an image that nobody uses, until there has been nothing to do for a while:
+/// checkpoints are under way in a thread of their own.
+fn rest(image: &mut marcot::Image) {
+    const QUIET_STEPS: u32 = 100;
+    let mut quiet = 0;
+    while quiet < QUIET_STEPS {
+        if quiet.is_multiple_of(QUIET_STEPS / 2) {
+            image.give_space_back();
+        }
+        quiet = if image.background_step().unwrap() { 0 } else { quiet + 1 };
+        if quiet > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn an_image_at_rest_takes_little_more_than_its_data() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 256 * MIB);
+    let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, 100 * MIB as usize)).unwrap();
+    image.discard(10 * MIB, 70 * MIB).unwrap();
+    rest(&mut image);
+    assert!(allocated() < 33 * MIB, "{} KiB of 30 MiB", allocated() >> 10);
+    let mut buf = vec![0; 10 * MIB as usize];
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == pattern(1, 100 * MIB as usize)[..10 * MIB as usize]);
+    image.discard(0, 256 * MIB).unwrap();
+    rest(&mut image);
+    assert!(allocated() < MIB, "{} KiB of nothing", allocated() >> 10);
+    image.write_at(0, &pattern(2, 4096)).unwrap();
+    image.close().unwrap();
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn at_rest_headers_of_groups_do_not_outweigh_the_data() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
+    let mut image = pool.open(id).unwrap();
+    for i in 0..4096_u64 {
+        image.write_at(i * 4096, &pattern(i as u8, 4096)).unwrap();
+    }
+    image.discard(0, 15 * MIB).unwrap();
+    rest(&mut image);
+    assert!(allocated() < 3 * MIB, "{} KiB of 1 MiB", allocated() >> 10);
+    let mut buf = vec![0; 4096];
+    for i in 15 * 256..4096_u64 {
+        image.read_at(i * 4096, &mut buf).unwrap();
+        assert!(buf == pattern(i as u8, 4096));
+    }
+    image.close().unwrap();
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn at_rest_a_segment_that_a_snapshot_needs_in_part_gives_the_other_part_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, 8 * MIB as usize)).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "s".to_owned() }).unwrap();
+    // These lie in the same segment.
+    image.write_at(32 * MIB, &pattern(2, 16 * MIB as usize)).unwrap();
+    image.discard(0, 64 * MIB).unwrap();
+    rest(&mut image);
+    assert!(allocated() < 10 * MIB, "{} KiB of 8 MiB", allocated() >> 10);
+    let mut snapshot = pool.open_snapshot(id, "s").unwrap();
+    let mut buf = vec![0; 8 * MIB as usize];
+    snapshot.read_at(0, &mut buf).unwrap();
+    assert!(buf == pattern(1, 8 * MIB as usize));
+    drop(snapshot);
+    execute(&mut image, Command::SnapRemove { name: "s".to_owned(), force: false }).unwrap();
+    rest(&mut image);
+    assert!(allocated() < MIB, "{} KiB of nothing", allocated() >> 10);
+    image.close().unwrap();
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn an_image_at_rest_writes_nothing_once_its_space_is_given_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), 256 * MIB);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, 40 * MIB as usize)).unwrap();
+    image.discard(4 * MIB, 20 * MIB).unwrap();
+    rest(&mut image);
+    let head = pool.directory().join("images").join(id.to_string()).join("head");
+    let state = || {
+        let segments = ['d', 'm', 't'].into_iter().flat_map(|kind| segments(&pool, kind));
+        let mut files: Vec<_> = segments.chain([head.clone()]).collect();
+        files.sort();
+        let time = |path: &std::path::PathBuf| std::fs::metadata(path).unwrap().modified().unwrap();
+        files.into_iter().map(|path| (time(&path), path)).collect::<Vec<_>>()
+    };
+    let before = state();
+    rest(&mut image);
+    let mut buf = vec![0; 4096];
+    image.read_at(0, &mut buf).unwrap();
+    rest(&mut image);
+    assert_eq!(state(), before);
+    image.close().unwrap();
+}
+
+#[test]
+fn what_a_reader_needed_is_given_back_when_it_has_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
+    let data = pattern(1, 20 * MIB as usize);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data).unwrap();
+    image.close().unwrap();
+    let mut image = pool.open(id).unwrap();
+    let mut reader = pool.open_read_only(id).unwrap();
+    image.discard(0, 64 * MIB).unwrap();
+    rest(&mut image);
+    let mut buf = vec![0; data.len()];
+    reader.read_at(0, &mut buf).unwrap();
+    assert!(buf == data);
+    drop(reader);
+    // No other request comes.
+    rest(&mut image);
+    assert!(allocated() < MIB, "{} KiB of nothing", allocated() >> 10);
+    image.close().unwrap();
+}
+
+/// The open segment was kept by a checkpoint when nothing in it was live any more.
+#[test]
+fn an_image_without_data_keeps_no_segment_after_its_close() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, 20 * MIB as usize)).unwrap();
+    image.discard(0, 64 * MIB).unwrap();
+    execute(&mut image, Command::Checkpoint).unwrap();
+    image.close().unwrap();
+    assert_eq!(segments(&pool, 'd'), Vec::<std::path::PathBuf>::new());
+    assert_eq!(segments(&pool, 'm'), Vec::<std::path::PathBuf>::new());
+    assert_sound(&store, &pool);
+}
+
+/// Files of this process that have no name any more, in a directory.
+fn removed_and_open(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let files = descriptors.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    let removed = |path: &std::path::PathBuf| {
+        path.starts_with(directory) && path.to_string_lossy().ends_with(" (deleted)")
+    };
+    files.filter(removed).collect()
+}
+
+#[test]
+fn segments_that_another_process_removes_are_not_kept_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let data = pattern(1, 8 * MIB as usize);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &data).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "s".to_owned() }).unwrap();
+    image.close().unwrap();
+    let options = CloneOptions { format: 2, ..CloneOptions::default() };
+    let other = store.clone_image(&pool, id, "s", &pool, "", "other", &options).unwrap();
+    let mut other = pool.open(other).unwrap();
+    let mut image = pool.open(id).unwrap();
+    let mut buf = vec![0; data.len()];
+    other.read_at(0, &mut buf).unwrap();
+    image.read_at(0, &mut buf).unwrap();
+    assert!(buf == data);
+    // Closed by a server; the other one is only told to rest.
+    image.close().unwrap();
+    other.give_space_back();
+    let remover = Store::open(store.directory()).unwrap();
+    let names = segments(&remover.pool("rbd").unwrap(), 'd');
+    names.iter().for_each(|name| std::fs::remove_file(name).unwrap());
+    assert_eq!(removed_and_open(directory.path()), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_busy_image_lets_go_of_segments_that_another_process_removes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), 64 * MIB);
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(1, 8 * MIB as usize)).unwrap();
+    image.close().unwrap();
+    let mut image = pool.open_read_only(id).unwrap();
+    let mut buf = vec![0; 4096];
+    image.read_at(0, &mut buf).unwrap();
+    segments(&pool, 'd').iter().for_each(|name| std::fs::remove_file(name).unwrap());
+    assert_eq!(removed_and_open(directory.path()).len(), 1);
+    let begun = std::time::Instant::now();
+    while !removed_and_open(directory.path()).is_empty() {
+        image.read_at(0, &mut buf).unwrap();
+        image.background_step().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(begun.elapsed().as_secs() < 60, "it is still open");
+        if removed_and_open(directory.path()).is_empty() {
+            break;
+        }
+    }
+}

@@ -11,6 +11,8 @@ use crate::runner::{Done, Rule, Runner, violation};
 
 /// Rounds of background work after which something is wrong.
 const BACKGROUND_ROUNDS_MAX: u32 = 10_000;
+/// Pauses in which an image may rest: one for each checkpoint that its work waits for, and one more.
+const RESTS: u32 = 6;
 
 impl Runner {
     pub(crate) fn perform(&mut self, operation: &Operation) -> Done {
@@ -61,13 +63,16 @@ impl Runner {
             Operation::Background { slot } => {
                 let image = self.image(*slot)?;
                 let mut rounds = 0;
-                while image.background_step()? {
-                    rounds += 1;
-                    if rounds > BACKGROUND_ROUNDS_MAX {
-                        violation(Rule::Model, "background work has no end")?;
+                // As a server does, which waits for checkpoints, and lets the image rest after a while.
+                for _ in 0..RESTS {
+                    while image.background_step()? {
+                        rounds += 1;
+                        if rounds > BACKGROUND_ROUNDS_MAX {
+                            violation(Rule::Model, "background work has no end")?;
+                        }
                     }
+                    image.give_space_back();
                 }
-                // As a server does after a while.
                 image.rest()?;
             }
             Operation::Close { slot } => self.close(*slot)?,

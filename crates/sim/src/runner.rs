@@ -157,6 +157,7 @@ pub(crate) fn open_store(
         checkpoint_log_bytes: 96 << 10,
         dead_bytes_min: 64 << 10,
         stream_bytes_min: 8 << 10,
+        reserve_bytes: 64 << 10,
     };
     Store::open_with(world, Path::new(STORE), limits)
 }

@@ -285,6 +285,14 @@ pub trait DiskFile: Send + Sync {
     /// What the operating system says.
     fn allocated_bytes(&self) -> io::Result<u64>;
 
+    /// True where the file has no name any more: it takes room only because it is open.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn is_removed(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// Cuts or extends the file.
     ///
     /// # Errors

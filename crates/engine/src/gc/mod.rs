@@ -86,7 +86,8 @@ pub(crate) fn reclaim(
     if !partly.is_empty() {
         let maps = live_slots(pool, roots, &partly, progress)?;
         for (name, live) in &maps {
-            freed += punch_dead(pool, *name, live)?;
+            // Cutting an extent in two may take a block of the file system's own.
+            freed += pool.with_reserve(|| punch_dead(pool, *name, live))?;
         }
     }
     progress(1, 1);

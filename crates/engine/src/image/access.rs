@@ -100,18 +100,35 @@ impl BlockDevice for Image {
     }
 
     fn background_step(&mut self) -> Result<bool> {
-        if !self.is_owner() || self.poisoned || self.log.is_none() {
+        self.pool.files().sweep();
+        if !self.is_owner() || self.poisoned {
             return Ok(false);
         }
         if self.flight.is_some() {
             self.compaction.due |= self.take_landed()?;
             return Ok(false);
         }
-        if self.log_bytes >= self.limits().checkpoint_log_bytes {
+        if self.room_wanted {
+            return self.make_room();
+        }
+        if self.log.is_some() && self.log_bytes >= self.limits().checkpoint_log_bytes {
             self.begin_checkpoint()?;
             return Ok(true);
         }
-        self.compact_step()
+        if self.log.is_some() || self.is_emptying() {
+            let more = self.compact_step();
+            if more.is_err() {
+                self.end_rest();
+            }
+            if more? {
+                return Ok(true);
+            }
+        }
+        self.rest_step()
+    }
+
+    fn give_space_back(&mut self) {
+        self.begin_rest();
     }
 
     fn rest(&mut self) -> Result<Rested> {

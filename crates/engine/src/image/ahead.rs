@@ -64,6 +64,16 @@ impl WrittenAhead {
         self.room_end = slot;
     }
 
+    /// Gives back the room that streams have taken ahead, but not what is written, where nothing is being
+    /// written there.
+    pub(super) fn cut_room(&mut self, file: &dyn DiskFile, slot: u32) {
+        let end = self.end.max(slot);
+        if std::mem::take(&mut self.room_end) > end {
+            // Where that fails, it is given back with the segment.
+            let _ = file.set_length(u64::from(end) * BLOCK_BYTES);
+        }
+    }
+
     /// Gives back what lies behind the last group, where nothing is being written there; true if
     /// there was anything.
     pub(super) fn cut(&mut self, file: &dyn DiskFile, slot: u32) -> bool {

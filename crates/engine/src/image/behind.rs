@@ -69,6 +69,11 @@ impl Behind {
         }
     }
 
+    /// Lets go of what was appended before, so that a segment that goes is not kept open.
+    pub(super) fn forget(&mut self) {
+        self.stretches.clear();
+    }
+
     /// True where the stretch is complete, now that the log has grown to `slot`.
     pub(super) fn is_complete(&self, slot: u32) -> bool {
         slot >= self.first + STRETCH_SLOTS

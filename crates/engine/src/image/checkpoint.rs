@@ -51,6 +51,7 @@ impl PageSink for MapSink<'_> {
         let files = Arc::clone(image.pool.files());
         if image.map_pages.needs_segment(PAGE_READ_BYTES as u64, SEGMENT_BYTES) {
             let (name, file) = image.create_segment(SegmentKind::Map, image.head.epoch)?;
+            image.close_map_segment();
             image.map_index = image.table.add(name, &files)?;
             image.map_pages.start_segment(name, file);
         }
@@ -140,6 +141,12 @@ impl Image {
         if self.flight.is_some() {
             return Ok(());
         }
+        let started = self.start_flight();
+        self.note_lack_of_room(started.as_ref().err());
+        started
+    }
+
+    fn start_flight(&mut self) -> Result<()> {
         self.finish_direct()?;
         self.write_pending()?;
         let log = self.log_to_sync()?;
@@ -181,6 +188,7 @@ impl Image {
         match self.land(landed, departure) {
             Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
                 tracing::warn!(image = %self.label, %error, "checkpoint put off");
+                self.note_lack_of_room(Some(&error));
                 Ok(())
             }
             landed => landed,
@@ -315,6 +323,10 @@ impl Image {
         let entry = stored?;
         root.map_address = { entry.address }.0;
         root.map_crc = entry.crc;
+        if entry.is_hole() {
+            // No page is left in its segment, which goes.
+            self.close_map_segment();
+        }
         let open_data = self.log.as_ref().map(|l| l.name);
         let open_map = self.map_pages.open_segment().map(|(name, _)| name);
         let dropped =
@@ -335,6 +347,21 @@ impl Image {
         let gone = before.into_iter().filter(|n| !after.contains(n) && self.is_private(n));
         self.dead.extend(gone.collect::<Vec<_>>());
         Ok(())
+    }
+
+    /// Leaves the open map segment. It goes with the next checkpoint, if nothing in it is live.
+    pub(super) fn close_map_segment(&mut self) {
+        if self.map_pages.open_segment().is_some() {
+            self.map_pages.close_segment();
+            self.leave_segment(self.map_index);
+        }
+    }
+
+    /// A segment is not appended to any more, so that it may go when it is dead.
+    pub(super) fn leave_segment(&mut self, index: u32) {
+        if let Err(error) = self.table.look_again(index, self.pool.files()) {
+            tracing::warn!(image = %self.label, %error, "a segment may be left behind");
+        }
     }
 
     fn own_table_segments(&self) -> Result<Vec<SegmentName>> {
@@ -379,7 +406,7 @@ impl Image {
     }
 
     /// Removes the segments that only a head before named.
-    fn remove_dead(&mut self) {
+    pub(super) fn remove_dead(&mut self) {
         let dead = self.take_dead();
         self.dead = flight::remove_dead(&self.pool, self.id, &self.label, dead);
     }
@@ -412,14 +439,32 @@ impl Image {
         flight::check_not_fenced(&self.pool, self.id, self.head.version, self.head.epoch)
     }
 
-    /// Changes the head, durably.
-    pub(super) fn publish(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
+    /// Changes the head, durably. Where the disk is full, such a change works all the same: see
+    /// [`Self::publish_over_log`].
+    pub(super) fn publish(&mut self, change: impl Fn(&mut HeadRecord)) -> Result<()> {
         self.settle()?;
         if self.log.is_none() && self.changed {
             // The log that was replayed ends with this head, so its content goes with it.
-            return self.checkpoint_with(change);
+            return match self.checkpoint_with(&change) {
+                Err(error) if error.kind() == ErrorKind::NoSpace => self.publish_over_log(change),
+                published => published,
+            };
         }
         self.publish_root(change)
+    }
+
+    /// Changes a head whose log was replayed and finds no room for a checkpoint: root, log and epoch
+    /// stay as they are, so that the log is replayed again by the next owner.
+    ///
+    /// An owner that was replaced cannot publish any more, because the version has changed. What it
+    /// still appends is accepted until the log is left, with the next checkpoint.
+    fn publish_over_log(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
+        self.check_not_fenced()?;
+        let mut head = self.head.clone();
+        change(&mut head);
+        head.version += 1;
+        head.modified_s = self.pool.files().world().clock.now_s();
+        self.replace_head(head)
     }
 
     /// As [`Self::publish`]; what is only in memory is stored, or is to be forgotten.

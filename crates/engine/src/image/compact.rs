@@ -13,6 +13,7 @@ use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::group::{GroupHeader, RecordKind};
 use marcot_format::page::{PAGE_READ_BYTES, decode_page};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentKind};
+use marcot_format::table::SegmentEntry;
 use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, crc32c};
 use marcot_store::DiskFile;
 
@@ -31,6 +32,10 @@ const LIVE_PERCENT_MIN: u64 = 80;
 const LIVE_PERCENT_PAID: u64 = 77;
 /// Dead map pages that are left alone, as a part of the dead data that is.
 const DEAD_MAP_PART: u64 = 16;
+/// The same for an image at rest: a MiB, if nothing else was asked for.
+const DEAD_MAP_REST_PART: u64 = 64;
+/// At rest, live map pages are moved that are a smaller part of their segments than this.
+const LIVE_PERCENT_REST: u64 = 50;
 /// Slots of a segment that one step looks at, unless a group is larger.
 const STEP_SLOTS: usize = 64;
 /// Slots of a segment that the system is asked to read before they are looked at (1 MiB).
@@ -204,9 +209,7 @@ impl Image {
         match survey.emptiest {
             Some((index, name, ..)) => {
                 let file = self.pool.files().get(name)?;
-                let mut victim = Victim { index, name, file, slot: 1, ahead: 0 };
-                victim.read_ahead();
-                self.compaction.victim = Some(victim);
+                self.empty(index, name, file);
             }
             None => self.compaction.buffer = Vec::new(),
         }
@@ -223,24 +226,46 @@ impl Image {
     }
 
     fn survey(&mut self, kind: SegmentKind) -> Result<Survey> {
+        let mut survey = Survey::default();
+        for (index, name, entry) in self.closed_private_segments(kind)? {
+            // Headers of groups take slots too, and go with the groups.
+            let used = if kind == SegmentKind::Data { SEGMENT_SLOTS - 1 } else { entry.used };
+            survey.add(index, name, entry.live, used);
+        }
+        Ok(survey)
+    }
+
+    /// The private segments of a kind that are not appended to, without those that could not be emptied.
+    pub(super) fn closed_private_segments(
+        &mut self,
+        kind: SegmentKind,
+    ) -> Result<Vec<(u32, SegmentName, SegmentEntry)>> {
         let files = Arc::clone(self.pool.files());
         let open_data = self.log.as_ref().map(|l| l.name);
         let open_map = self.map_pages.open_segment().map(|(name, _)| name);
         let mut found = Vec::new();
         self.table.for_each(&files, |index, entry, name| {
             if name.kind == kind && Some(name) != open_data && Some(name) != open_map {
-                found.push((index, entry, name));
+                found.push((index, name, entry));
             }
             Ok(())
         })?;
-        let mut survey = Survey::default();
-        found.retain(|(index, ..)| !self.compaction.stuck.contains(index));
-        for (index, entry, name) in found.into_iter().filter(|(.., n)| self.is_private(n)) {
-            // Headers of groups take slots too, and go with the groups.
-            let used = if kind == SegmentKind::Data { SEGMENT_SLOTS - 1 } else { entry.used };
-            survey.add(index, name, entry.live, used);
-        }
-        Ok(survey)
+        found.retain(|(index, name, _)| {
+            !self.compaction.stuck.contains(index) && self.is_private(name)
+        });
+        Ok(found)
+    }
+
+    /// Begins to empty a segment.
+    pub(super) fn empty(&mut self, index: u32, name: SegmentName, file: Arc<dyn DiskFile>) {
+        let mut victim = Victim { index, name, file, slot: 1, ahead: 0 };
+        victim.read_ahead();
+        self.compaction.victim = Some(victim);
+    }
+
+    /// True while a segment is being emptied.
+    pub(super) fn is_emptying(&self) -> bool {
+        self.compaction.victim.is_some()
     }
 
     /// Writes the live blocks of the next groups of a segment again; false at its end.
@@ -360,16 +385,39 @@ impl Image {
         Ok(unreadable)
     }
 
+    /// Has the next checkpoint move the live pages of map segments that are dead for the most part,
+    /// also of the open one.
+    pub(super) fn compact_map_at_rest(&mut self) -> Result<()> {
+        let dead_min = self.limits().dead_bytes_min / DEAD_MAP_REST_PART / MAP_UNIT_BYTES;
+        if self.map_pages.open_segment().is_some() {
+            let entry = self.table.get(self.map_index, self.pool.files())?;
+            let (live, used) = (u64::from(entry.live), u64::from(entry.used));
+            if used >= (2 * live).max(live + dead_min) {
+                self.close_map_segment();
+            }
+        }
+        let survey = self.survey(SegmentKind::Map)?;
+        if survey.wasteful(dead_min, LIVE_PERCENT_REST) {
+            self.compact_map_segment(&survey)?;
+            self.changed = true;
+        }
+        Ok(())
+    }
+
     /// Makes the pages of mostly dead map segments dirty, so that the next checkpoint moves them; as
     /// many at a time as the memory for the map takes.
     fn compact_map(&mut self) -> Result<()> {
         let survey = self.survey(SegmentKind::Map)?;
         let dead_min = self.limits().dead_bytes_min / DEAD_MAP_PART / MAP_UNIT_BYTES;
-        let Some((index, name, ..)) =
-            survey.emptiest.filter(|_| survey.wasteful(dead_min, LIVE_PERCENT_MIN))
-        else {
-            return Ok(());
-        };
+        match survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
+            true => self.compact_map_segment(&survey),
+            false => Ok(()),
+        }
+    }
+
+    /// The same, for the emptiest segment.
+    fn compact_map_segment(&mut self, survey: &Survey) -> Result<()> {
+        let Some((index, name, ..)) = survey.emptiest else { return Ok(()) };
         let file = self.pool.files().get(name)?;
         let mut offset = match self.compaction.map_at.take() {
             Some((segment, offset)) if segment == index => offset,

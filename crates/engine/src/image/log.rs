@@ -104,7 +104,9 @@ impl Image {
         self.settle()?;
         self.check_not_fenced()?;
         self.remove_leftovers()?;
-        self.pool.keep_reserve();
+        if !self.spends_reserve {
+            self.pool.keep_reserve();
+        }
         self.pool.create_author_directory(self.id)?;
         let epoch = self.head.epoch + 1;
         self.behind = Behind::default();
@@ -224,7 +226,7 @@ impl Image {
             return Ok(());
         }
         let blocks = header_blocks(group.records.len(), group.data_blocks) + group.data_blocks;
-        self.make_room(blocks as u32)?;
+        self.go_on_in_a_segment_with_room(blocks as u32)?;
         let Some(log) = &mut self.log else { return fail(ErrorKind::Io, "the log is not open") };
         // Its counts change once the group is written.
         self.table.get(log.index, self.pool.files())?;
@@ -253,6 +255,7 @@ impl Image {
         self.group_next += 1;
         self.log_bytes += blocks as u64 * BLOCK_BYTES;
         self.compaction.appended(blocks as u32);
+        self.rest.appended(header.crcs.len());
         self.changed = true;
         self.apply(&header, index, data_slot, false).inspect_err(|error| {
             tracing::error!(image = %self.label, %error, "a logged write could not be mapped");
@@ -318,7 +321,7 @@ impl Image {
         Err(error).at(|| format!("cannot write to {}", self.label))
     }
 
-    fn make_room(&mut self, blocks: u32) -> Result<()> {
+    fn go_on_in_a_segment_with_room(&mut self, blocks: u32) -> Result<()> {
         let Some(log) = &self.log else { return Ok(()) };
         if log.slot + blocks <= SEGMENT_SLOTS {
             return Ok(());
@@ -344,6 +347,7 @@ impl Image {
             self.log = Some(log);
             return Err(error);
         }
+        self.leave_segment(log.index);
         self.cut_log(log);
         Ok(())
     }
@@ -438,6 +442,7 @@ impl Image {
     pub(super) fn retire_log(&mut self) -> Result<()> {
         self.sync_log()?;
         if let Some(log) = self.log.take() {
+            self.leave_segment(log.index);
             self.cut_log(log);
         }
         self.remove_prepared();

@@ -29,6 +29,8 @@ mod read;
 mod reclaim;
 mod replay;
 mod resize;
+mod rest;
+mod room;
 mod snapshot;
 mod source;
 mod write;
@@ -116,10 +118,15 @@ pub struct Image {
     spill_failed: bool,
     late: late::State,
     direct: direct::State,
+    rest: rest::State,
     /// A segment that was left is being cut.
     cutting: Option<Box<dyn Running>>,
     behind: behind::Behind,
     prepared: Option<prepared::Prepared>,
+    /// What is being done makes room, so the reserve must not be taken again meanwhile.
+    spends_reserve: bool,
+    /// Something found no room that a checkpoint may make.
+    room_wanted: bool,
     poisoned: bool,
     /// The owner before did not close the image: it may have left segments that no root names.
     unclean: bool,
@@ -214,6 +221,7 @@ impl Image {
         let of = RootOf { pool: pool.clone(), image: id, snap: snapshot.map(|s| SnapId(s.id)) };
         let (map, table) = of.open(&root).map_err(|e| e.context(format!("cannot open {label}")))?;
         let next = head.marks.unwrap_or_default();
+        pool.files().image_opened();
         Ok(Self {
             pool: pool.clone(),
             id,
@@ -240,9 +248,12 @@ impl Image {
             spill_failed: false,
             late: late::State::default(),
             direct: direct::State::default(),
+            rest: rest::State::default(),
             cutting: None,
             behind: behind::Behind::default(),
             prepared: None,
+            spends_reserve: false,
+            room_wanted: false,
             poisoned: false,
             unclean: false,
             head,
@@ -320,7 +331,8 @@ impl Image {
     /// Makes everything durable and lets go of the image.
     ///
     /// # Errors
-    /// `Poisoned`, `NoSpace`, `Io`: what was flushed stays; reopening replays it.
+    /// `Poisoned`, `Io`: what was flushed stays; reopening replays it. A full disk is no error: all is
+    /// durable in the log.
     pub fn close(mut self) -> Result<()> {
         if !self.is_owner() {
             return Ok(());
@@ -328,7 +340,13 @@ impl Image {
         self.check_owner()?;
         if self.changed || self.log.is_some() {
             self.retire_log()?;
-            self.checkpoint()?;
+            match self.after_making_room(Self::checkpoint) {
+                // All of it is in the log, which the next owner replays.
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    tracing::warn!(image = %self.label, %error, "closed without a checkpoint");
+                }
+                stored => stored?,
+            }
         }
         Ok(())
     }
@@ -352,6 +370,7 @@ impl Drop for Image {
         if let Err(error) = self.settle() {
             tracing::warn!(image = %self.label, %error, "the last checkpoint failed");
         }
+        self.pool.files().image_closed(&self.table.authors());
     }
 }
 

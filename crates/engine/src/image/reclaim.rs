@@ -19,7 +19,7 @@ impl Image {
     pub(crate) fn reclaim_unnamed(&mut self) -> Result<u64> {
         if self.changed {
             // What it would make free is found later.
-            self.checkpoint().or_else(|error| match error.kind() {
+            self.checkpoint_for_room(|_| {}).or_else(|error| match error.kind() {
                 ErrorKind::NoSpace => Ok(()),
                 _ => Err(error),
             })?;
@@ -38,7 +38,9 @@ impl Image {
                 candidates.push(name);
             }
         }
-        gc::reclaim(&self.pool, &self.own_roots(), &candidates, &mut |_, _| {})
+        let freed = gc::reclaim(&self.pool, &self.own_roots(), &candidates, &mut |_, _| {});
+        self.pool.keep_reserve();
+        freed
     }
 
     /// Removes private segments that the owner before left between a head and their removal. The

@@ -1,5 +1,6 @@
 //! Growing and shrinking.
 
+use marcot_format::record::HeadRecord;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX};
 
 use super::Image;
@@ -18,7 +19,8 @@ impl Image {
             let message = format!("the largest image is {} TiB", IMAGE_BYTES_MAX >> 40);
             return fail(ErrorKind::Invalid, message);
         }
-        if size_bytes < self.size_bytes {
+        let shrinks = size_bytes < self.size_bytes;
+        if shrinks {
             if !allow_shrink {
                 return fail(
                     ErrorKind::Invalid,
@@ -26,20 +28,28 @@ impl Image {
                 );
             }
             if !fault::is(Fault::ShrinkKeepsEnd) {
-                self.cut(size_bytes)?;
+                self.for_room(|image| image.cut(size_bytes))?;
             }
         }
         let before = self.size_bytes;
         self.size_bytes = size_bytes;
-        let stored = self.checkpoint_with(|head| {
+        let change = |head: &mut HeadRecord| {
             if let Some(parent) = &mut head.parent {
                 parent.overlap_bytes = parent.overlap_bytes.min(size_bytes);
             }
-        });
+        };
+        let stored = match shrinks {
+            true => self.checkpoint_for_room(change),
+            false => self.checkpoint_with(change),
+        };
         if stored.is_err() {
             self.size_bytes = before;
         }
-        stored
+        stored?;
+        if shrinks {
+            self.reclaim_unnamed()?;
+        }
+        Ok(())
     }
 
     /// Drops everything beyond `size_bytes`, so that growing again shows zeros.

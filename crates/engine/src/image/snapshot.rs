@@ -30,7 +30,7 @@ impl Image {
         found.ok_or_else(|| no_snapshot(&self.label, name))
     }
 
-    fn update_snapshot(&mut self, id: u64, change: impl FnOnce(&mut SnapshotRecord)) -> Result<()> {
+    fn update_snapshot(&mut self, id: u64, change: impl Fn(&mut SnapshotRecord)) -> Result<()> {
         self.publish(|head| {
             if let Some(s) = head.snapshots.iter_mut().find(|s| s.id == id) {
                 change(s);
@@ -64,7 +64,7 @@ impl Image {
             head.snap_next = id + 1;
             head.snapshots.push(SnapshotRecord {
                 id,
-                name,
+                name: name.clone(),
                 created_s,
                 protection: Protection::Unprotected as i32,
                 root: Some(head.root.clone().unwrap_or_else(empty_root)),
@@ -171,7 +171,7 @@ impl Image {
                 let trash = uuid(&*self.pool.files().world().random);
                 self.update_snapshot(id, |s| {
                     (s.removing, s.trashed) = (false, true);
-                    s.original_name = std::mem::replace(&mut s.name, trash);
+                    s.original_name = std::mem::replace(&mut s.name, trash.clone());
                 })?;
                 // The last child may have gone before it could see that the snapshot waits for it.
                 let left = self.pool.some_children(self.id, Some(SnapId(id)), Formats::All, 1);

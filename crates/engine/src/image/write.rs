@@ -18,14 +18,14 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 impl Image {
     pub(super) fn write_all(&mut self, writes: &[Write<'_>]) -> Result<()> {
-        self.append_all(writes)?;
+        self.after_making_room(|image| image.append_all(writes))?;
         self.finish_direct()
     }
 
     /// As [`Self::write_all`], but what goes past the page cache may still be under way; then it
     /// returns the number of the last group.
     pub(super) fn write_all_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
-        self.append_all(writes)?;
+        self.after_making_room(|image| image.append_all(writes))?;
         self.unwritten_group()
     }
 
@@ -165,8 +165,14 @@ impl Image {
         Ok(())
     }
 
-    /// Makes a range read as zeros; blocks that are covered whole become holes.
+    /// Makes a range read as zeros; blocks that are covered whole become holes. On a full disk too,
+    /// where this is how a guest makes room.
     pub(super) fn discard_range(&mut self, offset: u64, length: u64) -> Result<()> {
+        let discard = |image: &mut Self| image.discard_once(offset, length);
+        self.after_making_room(|image| image.for_room(discard))
+    }
+
+    fn discard_once(&mut self, offset: u64, length: u64) -> Result<()> {
         self.check_owner()?;
         self.check_range(offset, length)?;
         let end = offset + length;

@@ -1,6 +1,10 @@
 //! Open segment files, shared by all images of the process and bounded in number.
+//!
+//! A file that was removed gives its space back when the last process closes it. So files are closed
+//! when an image that needs them is closed or rests, and those that somebody else has removed are
+//! looked for meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,10 +21,25 @@ use crate::fault::{self, Fault};
 /// Most segment files kept open for reading, where nobody says otherwise.
 const FILES_OPEN_MAX: usize = 512;
 
+/// How often, in seconds, files are looked for that somebody else has removed.
+const SWEEP_INTERVAL_S: i64 = 2;
+
+/// Whose segments: pool and author.
+pub(crate) type Authors = BTreeSet<(PoolId, ImageId)>;
+
 #[derive(Default)]
 struct Cache {
     open: HashMap<SegmentName, (Arc<dyn DiskFile>, u64)>,
     tick: u64,
+    /// Images that are open.
+    images: usize,
+    swept_s: i64,
+}
+
+impl Cache {
+    fn forget_authors(&mut self, authors: &Authors) {
+        self.open.retain(|name, _| !authors.contains(&(name.pool, name.author)));
+    }
 }
 
 fn header_of(name: SegmentName, epoch: u64) -> SegmentHeader {
@@ -171,7 +190,7 @@ impl Files {
     /// `Corrupt`, `NewerFormat`, `Io` (also where it is missing), or what the operating system says.
     pub(crate) fn get(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
         {
-            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut cache = self.cache();
             cache.tick += 1;
             let tick = cache.tick;
             if let Some((file, used)) = cache.open.get_mut(&name) {
@@ -180,7 +199,7 @@ impl Files {
             }
         }
         let file = self.open(name)?;
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache();
         if cache.open.len() >= self.open_max.load(Ordering::Relaxed) {
             let mut ticks: Vec<u64> = cache.open.values().map(|(_, used)| *used).collect();
             let middle = ticks.len() / 2;
@@ -239,7 +258,42 @@ impl Files {
 
     /// Closes a segment that is about to be removed.
     pub(crate) fn forget(&self, name: SegmentName) {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&name);
+        self.cache().open.remove(&name);
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An image is open from now on.
+    pub(crate) fn image_opened(&self) {
+        self.cache().images += 1;
+    }
+
+    /// An image is closed that had segments of these authors. Whoever else needs them opens them again.
+    pub(crate) fn image_closed(&self, authors: &Authors) {
+        let mut cache = self.cache();
+        cache.images = cache.images.saturating_sub(1);
+        if cache.images == 0 {
+            cache.open.clear();
+        } else {
+            cache.forget_authors(authors);
+        }
+    }
+
+    /// Closes the segments of these authors, because an image that has them rests.
+    pub(crate) fn forget_authors(&self, authors: &Authors) {
+        self.cache().forget_authors(authors);
+    }
+
+    /// Closes segments that somebody else has removed; does nothing when that was done just now.
+    pub(crate) fn sweep(&self) {
+        let mut cache = self.cache();
+        let now_s = self.world.clock.now_s();
+        if (now_s - cache.swept_s).abs() >= SWEEP_INTERVAL_S && !cache.open.is_empty() {
+            cache.swept_s = now_s;
+            cache.open.retain(|_, (file, _)| !file.is_removed().unwrap_or(false));
+        }
     }
 
     /// Removes a segment's file. One that is already gone is no error.

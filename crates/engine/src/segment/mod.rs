@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{ImageId, PoolId};
 
-pub(crate) use files::{Files, Place};
+pub(crate) use files::{Authors, Files, Place};
 pub(crate) use pages::{PageWriter, WrittenPages};
 
 /// A segment by what it is called everywhere, not only in one root's table.

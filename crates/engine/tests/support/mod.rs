@@ -239,6 +239,9 @@ impl DiskFile for FaultyFile {
     fn allocated_bytes(&self) -> io::Result<u64> {
         self.inner.allocated_bytes()
     }
+    fn is_removed(&self) -> io::Result<bool> {
+        self.inner.is_removed()
+    }
     fn set_length(&self, length: u64) -> io::Result<()> {
         self.inner.set_length(length)
     }

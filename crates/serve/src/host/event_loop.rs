@@ -200,7 +200,8 @@ impl EventLoop {
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
-        let timers = [Some(self.pacer.due()), self.rest.due(), self.tidy_due, self.stop_deadline];
+        let rest = [self.rest.space_due(), self.rest.due()];
+        let timers = [Some(self.pacer.due()), self.tidy_due, self.stop_deadline, rest[0], rest[1]];
         timers.into_iter().flatten().min().map(|due| due.saturating_duration_since(now))
     }
 
@@ -496,6 +497,11 @@ impl EventLoop {
         }
         if self.tidy_due.is_some_and(|due| now >= due) {
             self.tidy(now);
+        }
+        if self.rest.space_due().is_some_and(|due| now >= due) && self.fatal.is_none() {
+            self.rest.space_given_back();
+            self.parts.device.give_space_back();
+            self.pacer.served(now);
         }
         if now >= self.pacer.due() && self.fatal.is_none() {
             self.background_step(now, served);

@@ -1,4 +1,4 @@
-//! When an image that nobody uses gives memory back.
+//! When an image that nobody uses gives space and memory back.
 //!
 //! A few times after the last request, then never until the next one: an idle image is not woken for
 //! this. (Background work has a timer of its own, see `pacer`.)
@@ -12,6 +12,11 @@ use marcot::Rested;
 /// closes an image that has no client.
 const REST_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Time without a request after which space on the medium is given back. Whoever has just trimmed a
+/// file system, or removed an image, looks after some seconds whether it is there; a client that makes
+/// shorter pauses is not to pay for it.
+const SPACE_REST_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Times that a device may ask to be called again: once for a checkpoint that has to end first, and
 /// once for background work that came after it.
 const CALLS_MAX: u32 = 3;
@@ -22,6 +27,7 @@ const FREED_BYTES_MIN: u64 = 1 << 20;
 
 /// Decides when the device is told to rest.
 pub(super) struct Rest {
+    space_due: Option<Instant>,
     due: Option<Instant>,
     calls_left: u32,
     freed_bytes: u64,
@@ -30,7 +36,22 @@ pub(super) struct Rest {
 impl Rest {
     /// Opening an image loads pages as well.
     pub(super) fn new(now: Instant) -> Self {
-        Self { due: Some(now + REST_INTERVAL), calls_left: CALLS_MAX, freed_bytes: 0 }
+        Self {
+            space_due: Some(now + SPACE_REST_INTERVAL),
+            due: Some(now + REST_INTERVAL),
+            calls_left: CALLS_MAX,
+            freed_bytes: 0,
+        }
+    }
+
+    /// When to have it give space back, if at all.
+    pub(super) fn space_due(&self) -> Option<Instant> {
+        self.space_due
+    }
+
+    /// It has begun with that.
+    pub(super) fn space_given_back(&mut self) {
+        self.space_due = None;
     }
 
     /// When to tell it, if at all.
@@ -40,6 +61,7 @@ impl Rest {
 
     /// The device did something.
     pub(super) fn used(&mut self, now: Instant) {
+        self.space_due = Some(now + SPACE_REST_INTERVAL);
         (self.due, self.calls_left) = (Some(now + REST_INTERVAL), CALLS_MAX);
     }
 
@@ -70,6 +92,18 @@ mod tests {
         assert_eq!(rest.due(), None);
         rest.used(now);
         assert_eq!(rest.due(), Some(now + REST_INTERVAL));
+    }
+
+    #[test]
+    fn space_is_given_back_once_after_each_use() {
+        let now = Instant::now();
+        let mut rest = Rest::new(now);
+        assert_eq!(rest.space_due(), Some(now + SPACE_REST_INTERVAL));
+        rest.space_given_back();
+        rest.rested(now, Rested::default());
+        assert_eq!(rest.space_due(), None);
+        rest.used(now);
+        assert_eq!(rest.space_due(), Some(now + SPACE_REST_INTERVAL));
     }
 
     #[test]

@@ -250,6 +250,10 @@ impl DiskFile for LocalFile {
         Ok(fs::fstat(&self.0)?.st_blocks.cast_unsigned() * 512)
     }
 
+    fn is_removed(&self) -> io::Result<bool> {
+        Ok(fs::fstat(&self.0)?.st_nlink == 0)
+    }
+
     fn set_length(&self, length: u64) -> io::Result<()> {
         Ok(fs::ftruncate(&self.0, length)?)
     }

@@ -1,0 +1,489 @@
+//! Giving space back while nobody uses the image.
+//!
+//! What was overwritten or discarded takes room until a head is durable that does not name it, and a
+//! segment that is dead in part takes all of its room. While an image is in use, both are put off:
+//! checkpoints wait for a length of log, compaction for an amount of dead slots. Once nobody has asked
+//! for anything for a while, the following is done, as far as it gives space back, in small steps
+//! between which the image is served:
+//!
+//! 1. a checkpoint; segments go that it does not name;
+//! 2. the open segment is left, if little in it is live;
+//! 3. segments are emptied that hold more headers of groups than live blocks; another checkpoint;
+//! 4. dead slots are punched out of all others.
+//!
+//! Invariants:
+//! - Slots are punched only while the map in memory is that of the durable head and no log follows it
+//!   (I5).
+//! - Work that has been done is not begun again before the image has changed: an image at rest writes
+//!   nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GroupHeader, RecordKind};
+use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
+use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry};
+use marcot_store::DiskFile;
+
+use super::log::SEGMENT_SLOTS;
+use super::{Image, Source};
+use crate::error::{ErrorKind, IoContext, Result};
+use crate::fault::{self, Fault};
+use crate::map::{Map, position};
+use crate::segment::SegmentName;
+use crate::table::SegmentTable;
+
+/// Of the dead space that a busy image may keep, one in so many is left alone at rest: a MiB, if nothing
+/// else was asked for.
+const REST_PART: u64 = 64;
+/// Slots of a segment that one step looks at, unless a group is larger.
+const STEP_SLOTS: u32 = 256;
+/// Snapshots of an image up to which segments are looked at that snapshots name too: each is asked for
+/// every block.
+const SNAPSHOTS_ASKED_MAX: usize = 16;
+
+/// What there is to do next. The group is the image's next one when the work was begun: if it has
+/// changed, the image is in use again.
+enum Work {
+    /// Looks what there is to do at all.
+    Look,
+    /// Waits for a checkpoint, then leaves the open segment.
+    Seal { group: u64 },
+    /// Looks for a segment to be emptied.
+    Empty,
+    /// Waits for a checkpoint, then looks for segments to punch.
+    Choose { group: u64 },
+    /// Punches.
+    Punch(Box<Punching>),
+}
+
+/// Segments that are being punched.
+struct Punching {
+    group: u64,
+    version: u64,
+    /// With the slots that are live at the least, and those ever written with data; `None` where only
+    /// snapshots name the segment, which do not know what came after them.
+    left: Vec<(SegmentName, u32, Option<u32>)>,
+    open: Option<Opened>,
+    /// The snapshots' roots: where their own segments end, map and table.
+    snapshots: Vec<(u32, Map, SegmentTable)>,
+}
+
+struct Opened {
+    name: SegmentName,
+    /// Index in the table of the head, which may name nothing of it.
+    index: Option<u32>,
+    file: Arc<dyn DiskFile>,
+    /// Where the next group starts, and where the last one ends at the latest.
+    slot: u32,
+    end: u32,
+}
+
+/// What an image at rest is doing.
+#[derive(Default)]
+pub(super) struct State {
+    work: Option<Work>,
+    /// Next group and version of the head when everything was done.
+    done_at: Option<(u64, u64)>,
+    /// Data blocks written since then, and blocks mapped then.
+    appended: u64,
+    mapped: u64,
+    /// Segments that have been punched, and the slots that were live at the least.
+    punched: HashMap<SegmentName, u32>,
+    /// Somebody reads the image by an older head, so that something had to stay.
+    pub waits_for_readers: bool,
+}
+
+impl State {
+    /// Counts what was appended to the log.
+    pub(super) fn appended(&mut self, data_blocks: usize) {
+        self.appended += data_blocks as u64;
+    }
+}
+
+impl Image {
+    /// Begins to give space back, because nobody has asked for anything for a while.
+    pub(super) fn begin_rest(&mut self) {
+        // What somebody else removes from now on is not kept by this process.
+        self.pool.files().forget_authors(&self.table.authors());
+        self.behind.forget();
+        let writes = self.is_owner() && !self.poisoned;
+        if writes && self.rest.work.is_none() && self.rest.done_at != Some(self.state_now()) {
+            self.rest.work = Some(Work::Look);
+        }
+    }
+
+    /// True where the durable head does not name what is in memory.
+    fn is_ahead(&self) -> bool {
+        self.changed && !fault::is(Fault::PunchBeforeHead)
+    }
+
+    fn state_now(&self) -> (u64, u64) {
+        (self.group_next, self.head.version)
+    }
+
+    /// Dead slots that are left alone.
+    fn rest_slots_min(&self) -> u64 {
+        (self.limits().dead_bytes_min / REST_PART / BLOCK_BYTES).max(1)
+    }
+
+    /// Does one piece of what was begun; true if more waits. No checkpoint may be under way.
+    pub(super) fn rest_step(&mut self) -> Result<bool> {
+        if self.rest.waits_for_readers && !self.pool.being_read(self.id).unwrap_or(true) {
+            self.rest.waits_for_readers = false;
+            self.rest.work.get_or_insert(Work::Look);
+        }
+        let Some(work) = self.rest.work.take() else { return Ok(false) };
+        match self.rest_on(work) {
+            Ok(Some(work)) => {
+                self.rest.work = Some(work);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(error) => {
+                self.end_rest();
+                if error.kind() != ErrorKind::NoSpace {
+                    return Err(error);
+                }
+                tracing::warn!(image = %self.label, %error, "space is given back later");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Nothing more is to be done until the image changes.
+    pub(super) fn end_rest(&mut self) {
+        self.rest.work = None;
+        self.rest.done_at = Some(self.state_now());
+        (self.rest.appended, self.rest.mapped) = (0, self.map.mapped_blocks());
+    }
+
+    fn rest_on(&mut self, work: Work) -> Result<Option<Work>> {
+        let next = match work {
+            Work::Look => self.look_at_rest()?,
+            // The checkpoint has failed: it is tried again when there is something new.
+            Work::Seal { group } | Work::Choose { group }
+                if self.is_ahead() && group == self.group_next =>
+            {
+                None
+            }
+            // The image is in use again, and will rest again.
+            Work::Seal { .. } | Work::Choose { .. } if self.is_ahead() => return Ok(None),
+            Work::Seal { .. } => {
+                self.seal()?;
+                Some(Work::Empty)
+            }
+            Work::Empty => self.empty_next()?,
+            Work::Choose { .. } => self.choose_segments()?,
+            Work::Punch(punching) => return self.punch_on(punching),
+        };
+        if next.is_none() {
+            self.end_rest();
+        }
+        Ok(next)
+    }
+
+    fn look_at_rest(&mut self) -> Result<Option<Work>> {
+        if !self.changed && self.pending.is_none() {
+            // What had to stay for a reader.
+            self.remove_dead();
+            if !self.dead.is_empty() {
+                self.rest.waits_for_readers = true;
+            }
+        }
+        if self.direct.is_idle()
+            && let Some(log) = &mut self.log
+        {
+            log.ahead.cut_room(&*log.file, log.slot);
+        }
+        let grown = self.map.mapped_blocks() as i64 - self.rest.mapped as i64;
+        let died = self.rest.appended as i64 - grown;
+        let first = self.rest.done_at.is_none();
+        let worth = first || died >= self.rest_slots_min() as i64 || self.has_dead();
+        if !worth {
+            return Ok(None);
+        }
+        if first {
+            self.find_forgotten()?;
+        }
+        self.compact_map_at_rest()?;
+        let group = self.group_next;
+        if self.is_ahead() {
+            self.begin_checkpoint()?;
+        }
+        Ok(Some(Work::Seal { group }))
+    }
+
+    /// Makes sure that the next checkpoint looks at segments that the table has and that nothing names.
+    fn find_forgotten(&mut self) -> Result<()> {
+        let files = Arc::clone(self.pool.files());
+        let open = [
+            self.log.as_ref().map(|log| log.name),
+            self.map_pages.open_segment().map(|(name, _)| name),
+        ];
+        let mut forgotten = Vec::new();
+        self.table.for_each(&files, |index, entry, name| {
+            if entry.live == 0 && !open.contains(&Some(name)) {
+                forgotten.push(index);
+            }
+            Ok(())
+        })?;
+        for index in forgotten {
+            self.table.count(index, 0, 0, &files)?;
+            self.changed = true;
+        }
+        Ok(())
+    }
+
+    /// Leaves the open segment, where that gives more back than punching it would.
+    fn seal(&mut self) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let (index, written) = (log.index, u64::from(log.slot) - 1);
+        let entry = self.table.get(index, self.pool.files())?;
+        let headers = written.saturating_sub(u64::from(entry.used));
+        let dead = entry.live == 0 && written >= self.rest_slots_min();
+        if dead || self.is_worth_emptying(u64::from(entry.live), headers) {
+            self.retire_log()?;
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Copying the live blocks of a segment must give back more than it takes, and more than punching
+    /// would.
+    fn is_worth_emptying(&self, live: u64, headers: u64) -> bool {
+        live > 0 && headers >= self.rest_slots_min() && live <= headers
+    }
+
+    fn empty_next(&mut self) -> Result<Option<Work>> {
+        for (index, name, entry) in self.closed_private_segments(SegmentKind::Data)? {
+            // What is not known without a look at the file: how long it is.
+            let headers_max = u64::from(SEGMENT_SLOTS - 1).saturating_sub(u64::from(entry.used));
+            if !self.is_worth_emptying(u64::from(entry.live), headers_max) {
+                continue;
+            }
+            let file = self.pool.files().get(name)?;
+            let length = file.length().at(|| format!("cannot look at segment {name}"))?;
+            let slots = (length / BLOCK_BYTES).saturating_sub(1);
+            let headers = slots.saturating_sub(u64::from(entry.used));
+            if self.is_worth_emptying(u64::from(entry.live), headers) {
+                self.empty(index, name, file);
+                return Ok(Some(Work::Empty));
+            }
+        }
+        let group = self.group_next;
+        if self.is_ahead() {
+            self.begin_checkpoint()?;
+        }
+        Ok(Some(Work::Choose { group }))
+    }
+
+    /// The own segments of which slots may be punched: those that no clone can name.
+    fn choose_segments(&mut self) -> Result<Option<Work>> {
+        if self.postponed_for_readers() {
+            self.rest.waits_for_readers = true;
+            return Ok(None);
+        }
+        let files = Arc::clone(self.pool.files());
+        let (own, id) = (self.pool.id(), self.id);
+        // What the root names that names most. What roots name together is more, so that a segment may
+        // be looked at in vain.
+        let mut found: HashMap<SegmentName, (u32, Option<u32>)> = HashMap::new();
+        let mut gather = |table: &mut SegmentTable, is_head: bool| {
+            table.for_each(&files, |_, entry, name| {
+                if name.kind == SegmentKind::Data && name.author == id && name.pool == own {
+                    let (live, used) = found.entry(name).or_default();
+                    *live = (*live).max(entry.live);
+                    *used = if is_head { Some(entry.used) } else { *used };
+                }
+                Ok(())
+            })
+        };
+        gather(&mut self.table, true)?;
+        let mut snapshots = Vec::new();
+        let asked = self.head.snapshots.len() <= SNAPSHOTS_ASKED_MAX;
+        for snapshot in self.head.snapshots.iter().filter(|_| asked) {
+            let root = snapshot.root.clone().unwrap_or_else(super::empty_root);
+            let (map, mut table) = self.root_of(Some(snapshot.id)).open(&root)?;
+            gather(&mut table, false)?;
+            snapshots.push((snapshot.marks.unwrap_or_default().data, map, table));
+        }
+        let shared = self.head.shared_below.unwrap_or_default().data;
+        self.rest.punched.retain(|name, _| found.contains_key(name));
+        let mut left = Vec::new();
+        for (name, (live, used)) in found {
+            let may = name.sequence >= shared && (asked || self.is_private(&name));
+            let dead = used.is_none_or(|u| u64::from(live) + self.rest_slots_min() <= u64::from(u));
+            if may && dead && self.rest.punched.get(&name) != Some(&live) {
+                left.push((name, live, used));
+            }
+        }
+        left.sort_unstable();
+        let (group, version) = self.state_now();
+        let punching = Punching { group, version, left, open: None, snapshots };
+        Ok(Some(Work::Punch(Box::new(punching))))
+    }
+
+    /// Compares what a segment takes on the medium with what it would take without its dead slots.
+    fn is_worth_punching(&self, name: SegmentName, live: u32, used: Option<u32>) -> Result<bool> {
+        let context = || format!("cannot look at segment {name}");
+        let file = self.pool.files().get(name)?;
+        let length = file.length().at(context)? / BLOCK_BYTES;
+        let taken = file.allocated_bytes().at(context)? / BLOCK_BYTES;
+        let (length, taken) = match self.log.as_ref().filter(|log| log.name == name) {
+            // Room that was taken ahead is no part of it.
+            Some(log) => {
+                let end = length.min(u64::from(log.slot));
+                (end, taken.saturating_sub(length - end))
+            }
+            None => (length, taken),
+        };
+        let headers = used.map_or(0, |used| length.saturating_sub(1 + u64::from(used)));
+        let needed = 1 + headers + u64::from(live);
+        Ok(taken >= needed + self.rest_slots_min())
+    }
+
+    fn punch_on(&mut self, mut punching: Box<Punching>) -> Result<Option<Work>> {
+        let same = (punching.group, punching.version) == self.state_now()
+            && self.head.log == Some(self.log_position())
+            && !self.changed;
+        if !same && !fault::is(Fault::PunchBeforeHead) {
+            // In use again, or a command has changed the head.
+            return Ok(None);
+        }
+        if punching.open.is_none() {
+            let Some((name, live, used)) = punching.left.pop() else {
+                self.end_rest();
+                self.pool.keep_reserve();
+                return Ok(None);
+            };
+            if self.is_worth_punching(name, live, used)? {
+                punching.open = self.open_to_punch(name)?;
+            }
+            self.rest.punched.insert(name, live);
+        }
+        if let Some(opened) = &mut punching.open
+            && !self.punch_some(opened, &mut punching.snapshots)?
+        {
+            punching.open = None;
+        }
+        self.evict(self.limits().map_memory_bytes_soft());
+        Ok(Some(Work::Punch(punching)))
+    }
+
+    /// `None` where nothing may be punched out of it.
+    fn open_to_punch(&mut self, name: SegmentName) -> Result<Option<Opened>> {
+        let context = || format!("cannot give space of segment {name} back");
+        let files = Arc::clone(self.pool.files());
+        let file = files.world().disk.open(&files.path(name)?, true).at(context)?;
+        let mut header = vec![0; SEGMENT_HEADER_BYTES];
+        let n = file.read_at(0, &mut header).at(context)?;
+        if SegmentHeader::is_read_only(&header[..n]) {
+            return Ok(None);
+        }
+        let mut index = None;
+        self.table.for_each(&files, |at, _, found| {
+            if found == name {
+                index = Some(at);
+            }
+            Ok(())
+        })?;
+        let log = self.log.as_ref().filter(|log| log.name == name);
+        let end = log.map_or(SEGMENT_SLOTS, |log| log.slot);
+        Ok(Some(Opened { name, index, file, slot: 1, end }))
+    }
+
+    /// Punches the dead slots out of the next groups; false at the end of the segment.
+    fn punch_some(
+        &mut self,
+        opened: &mut Opened,
+        snapshots: &mut [(u32, Map, SegmentTable)],
+    ) -> Result<bool> {
+        let stop = opened.end.min(opened.slot + STEP_SLOTS);
+        while opened.slot < stop {
+            let Some(header) = group_at(&*opened.file, opened.slot)? else { return Ok(false) };
+            let blocks = header.blocks() as u32;
+            if opened.slot + blocks > opened.end {
+                return Ok(false);
+            }
+            let mut slot = opened.slot + header.header_blocks() as u32;
+            let mut dead = slot..slot;
+            for record in header.records.iter().filter(|r| r.kind == RecordKind::Write) {
+                for block in record.block..record.block + record.count {
+                    if self.is_named(opened, block, slot, snapshots)? {
+                        self.punch_slots(opened, &dead)?;
+                        dead = slot + 1..slot + 1;
+                    } else {
+                        dead.end = slot + 1;
+                    }
+                    slot += 1;
+                }
+            }
+            self.punch_slots(opened, &dead)?;
+            opened.slot += blocks;
+        }
+        Ok(opened.slot < opened.end)
+    }
+
+    fn punch_slots(&self, opened: &Opened, slots: &std::ops::Range<u32>) -> Result<()> {
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let at = u64::from(slots.start) * BLOCK_BYTES;
+        let length = u64::from(slots.end - slots.start) * BLOCK_BYTES;
+        let context = || format!("cannot give space of segment {} back", opened.name);
+        // Cutting an extent in two may take a block of the file system's own.
+        self.pool.with_reserve(|| opened.file.punch(at, length).at(context))
+    }
+
+    /// True where the head or a snapshot names a slot of a segment, which holds this block.
+    fn is_named(
+        &mut self,
+        opened: &Opened,
+        block: u64,
+        slot: u32,
+        snapshots: &mut [(u32, Map, SegmentTable)],
+    ) -> Result<bool> {
+        let files = Arc::clone(self.pool.files());
+        let at = |leaf: Option<&[MapEntry]>| leaf.map(|leaf| leaf[position(block, 0)].address);
+        if let Some(index) = opened.index {
+            let (map, mut source) = self.parts();
+            let leaf = map.leaf(block, &mut source)?;
+            if at(leaf.map(|leaf| &leaf[..])) == Some(BlockAddress::new(index, slot)) {
+                return Ok(true);
+            }
+        }
+        for (below, map, table) in snapshots {
+            if opened.name.sequence >= *below {
+                continue;
+            }
+            let leaf = map.leaf(block, &mut Source::new(table, Arc::clone(&files)))?;
+            let address = at(leaf.map(|leaf| &leaf[..]));
+            let named = address.filter(|a| !a.is_hole() && !a.is_lost() && a.slot() == slot);
+            if let Some(address) = named
+                && table.name(address.segment(), &files)? == opened.name
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The header of the group that starts at a slot, if one does.
+fn group_at(file: &dyn DiskFile, slot: u32) -> Result<Option<GroupHeader>> {
+    let read = |blocks: usize| {
+        let mut bytes = vec![0; blocks * BLOCK_BYTES as usize];
+        let n = file
+            .read_at(u64::from(slot) * BLOCK_BYTES, &mut bytes)
+            .at(|| "cannot read a segment".to_owned())?;
+        bytes.truncate(n);
+        Ok(bytes)
+    };
+    let mut bytes = read(1)?;
+    let Ok(blocks) = GroupHeader::peek(&bytes) else { return Ok(None) };
+    if blocks > 1 {
+        bytes = read(blocks.min(GROUP_HEADER_BLOCKS_MAX))?;
+    }
+    Ok(GroupHeader::decode(&bytes).ok())
+}
