@@ -115,10 +115,11 @@ impl BlockDevice for Image {
             self.begin_checkpoint()?;
             return Ok(true);
         }
-        if self.log.is_some() || self.is_emptying() {
+        let compacts = self.log.is_some() || self.is_emptying();
+        if compacts && !self.is_punching() {
             let more = self.compact_step();
             if more.is_err() {
-                self.end_rest();
+                self.end_emptying();
             }
             if more? {
                 return Ok(true);

@@ -8,8 +8,8 @@
 //!
 //! 1. a checkpoint; segments go that it does not name;
 //! 2. the open segment is left, if little in it is live;
-//! 3. segments are emptied that hold more headers of groups than live blocks; another checkpoint;
-//! 4. dead slots are punched out of all others.
+//! 3. dead slots are punched out of all others, which takes no room and so comes first;
+//! 4. segments are emptied that hold more headers of groups than live blocks; another checkpoint.
 //!
 //! Invariants:
 //! - Slots are punched only while the map in memory is that of the durable head and no log follows it
@@ -49,12 +49,14 @@ enum Work {
     Look,
     /// Waits for a checkpoint, then leaves the open segment.
     Seal { group: u64 },
-    /// Looks for a segment to be emptied.
-    Empty,
-    /// Waits for a checkpoint, then looks for segments to punch.
-    Choose { group: u64 },
+    /// Looks for segments to punch.
+    Choose,
     /// Punches.
     Punch(Box<Punching>),
+    /// Looks for a segment to be emptied.
+    Empty,
+    /// Waits for a checkpoint.
+    End,
 }
 
 /// Segments that are being punched.
@@ -158,24 +160,35 @@ impl Image {
         (self.rest.appended, self.rest.mapped) = (0, self.map.mapped_blocks());
     }
 
+    /// True where emptying segments has to wait.
+    pub(super) fn is_punching(&self) -> bool {
+        matches!(self.rest.work, Some(Work::Seal { .. } | Work::Choose | Work::Punch(_)))
+    }
+
+    /// A segment could not be emptied.
+    pub(super) fn end_emptying(&mut self) {
+        if self.rest.work.is_some() {
+            self.end_rest();
+        }
+    }
+
     fn rest_on(&mut self, work: Work) -> Result<Option<Work>> {
         let next = match work {
             Work::Look => self.look_at_rest()?,
-            // The checkpoint has failed: it is tried again when there is something new.
-            Work::Seal { group } | Work::Choose { group }
-                if self.is_ahead() && group == self.group_next =>
-            {
-                None
-            }
             // The image is in use again, and will rest again.
-            Work::Seal { .. } | Work::Choose { .. } if self.is_ahead() => return Ok(None),
+            Work::Seal { group } if self.is_ahead() && group != self.group_next => return Ok(None),
             Work::Seal { .. } => {
+                if self.is_ahead() {
+                    // The checkpoint has failed. Where the disk is full, it makes room.
+                    self.checkpoint_for_room(|_| {})?;
+                }
                 self.seal()?;
-                Some(Work::Empty)
+                Some(Work::Choose)
             }
-            Work::Empty => self.empty_next()?,
-            Work::Choose { .. } => self.choose_segments()?,
+            Work::Choose => self.choose_segments()?,
             Work::Punch(punching) => return self.punch_on(punching),
+            Work::Empty => self.empty_next()?,
+            Work::End => None,
         };
         if next.is_none() {
             self.end_rest();
@@ -208,8 +221,11 @@ impl Image {
         }
         self.compact_map_at_rest()?;
         let group = self.group_next;
-        if self.is_ahead() {
-            self.begin_checkpoint()?;
+        if self.is_ahead()
+            && let Err(error) = self.begin_checkpoint()
+            && error.kind() != ErrorKind::NoSpace
+        {
+            return Err(error);
         }
         Ok(Some(Work::Seal { group }))
     }
@@ -271,18 +287,17 @@ impl Image {
                 return Ok(Some(Work::Empty));
             }
         }
-        let group = self.group_next;
-        if self.is_ahead() {
+        if self.changed {
             self.begin_checkpoint()?;
         }
-        Ok(Some(Work::Choose { group }))
+        Ok(Some(Work::End))
     }
 
     /// The own segments of which slots may be punched: those that no clone can name.
     fn choose_segments(&mut self) -> Result<Option<Work>> {
         if self.postponed_for_readers() {
             self.rest.waits_for_readers = true;
-            return Ok(None);
+            return Ok(Some(Work::Empty));
         }
         let files = Arc::clone(self.pool.files());
         let (own, id) = (self.pool.id(), self.id);
@@ -353,9 +368,8 @@ impl Image {
         }
         if punching.open.is_none() {
             let Some((name, live, used)) = punching.left.pop() else {
-                self.end_rest();
                 self.pool.keep_reserve();
-                return Ok(None);
+                return Ok(Some(Work::Empty));
             };
             if self.is_worth_punching(name, live, used)? {
                 punching.open = self.open_to_punch(name)?;
