@@ -156,7 +156,7 @@ fn clients_are_told_no_paths_and_write_no_lines_of_the_log() {
     let forged = "rbd/no\n2026-01-01T00:00:00.000000Z ERROR marcot: forged \x1b[2J";
     let mut client = ask(&server.socket, INFO, forged);
     let (kind, text) = option_reply(&mut client);
-    assert_eq!((kind, &*text), (ERR_UNKNOWN, &b"there is no such export"[..]));
+    assert_eq!((kind, &*text), (ERR_UNKNOWN, &b"the export does not exist"[..]));
     let mut client = ask(&server.socket, INFO, "broken/x");
     let (kind, text) = option_reply(&mut client);
     let text = String::from_utf8(text).unwrap();

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use marcot::{Error, Result};
+use marcot::{Error, ErrorKind, Result};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
@@ -271,8 +271,14 @@ impl Client {
             && refusals.may_be_told()
         {
             // The client is told the kind of error only.
-            let (export, error) = (&*self.export, error.to_string());
-            tracing::info!(peer = self.peer, export, error, "export refused");
+            let (peer, export, text) = (&*self.peer, &*self.export, error.to_string());
+            match error.kind() {
+                ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Interrupted => {
+                    tracing::info!(peer, export, error = text, "export refused");
+                }
+                // Something that whoever runs the server may have to do something about.
+                _ => tracing::warn!(peer, export, error = text, "export refused"),
+            }
         }
         self.queue(&output);
         match next {

@@ -348,7 +348,7 @@ impl Negotiation {
     pub(super) fn refuse_list(&mut self, error: &Error, output: &mut Vec<u8>) {
         if self.state == State::AskList {
             self.state = State::Option;
-            refuse(output, option::LIST, option_reply::ERR_POLICY, told(error.kind()));
+            refuse(output, option::LIST, option_reply::ERR_POLICY, told(error));
         }
     }
 
@@ -401,7 +401,7 @@ impl Negotiation {
             ErrorKind::Fenced | ErrorKind::Interrupted => option_reply::ERR_SHUTDOWN,
             _ => option_reply::ERR_POLICY,
         };
-        refuse(output, option, kind, told(error.kind()));
+        refuse(output, option, kind, told(error));
         Next::Receive
     }
 }
@@ -462,14 +462,14 @@ pub fn list_reply(exports: &[ExportName]) -> Vec<u8> {
 
 /// What a client is told of an error. The error itself may name files of this machine and images that
 /// are none of the client's business; it goes to the log.
-fn told(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::NotFound => "there is no such export",
+fn told(error: &Error) -> &str {
+    match error.kind() {
+        ErrorKind::NotFound => "the export does not exist",
         ErrorKind::Invalid | ErrorKind::NameTooLong => "this is no name of an export",
         ErrorKind::PermissionDenied | ErrorKind::ReadOnly => "the server may not open the export",
-        ErrorKind::Busy | ErrorKind::Owned => {
-            "the export cannot be had now: another process has it, or the server is busy"
-        }
+        // Names the image that was asked for, and the process that has it.
+        ErrorKind::Owned => error.message(),
+        ErrorKind::Busy => "the server cannot open the export now; try again later",
         ErrorKind::Corrupt | ErrorKind::NewerFormat => "the server cannot read the export",
         ErrorKind::Fenced | ErrorKind::Interrupted => "the server is being stopped",
         _ => "the server cannot open the export; its log says why",
