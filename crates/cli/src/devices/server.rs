@@ -1,0 +1,223 @@
+//! The process that serves a device: it gets a job, reports, and serves until it is told to end.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use marcot::{ImageId, Limits, Pool, Store, World};
+use marcot_serve::host::{Attendant, HostHandle, HostOptions, ImageHost};
+use marcot_serve::mapping::{
+    self, DeviceNames, Driver, Ending, MapOptions, Mapped, MappedRecord, QuiesceHook, Ready,
+    Registry, Resizer, Serving,
+};
+
+use super::Quiesce;
+use crate::failure::{Failure, Outcome};
+use crate::{logging, signals, spec};
+
+/// How often a server looks whether it is told to end, and for partitions of its device.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// What the program calls itself with as the default quiesce hook, before device and action.
+const DEFAULT_HOOK: &[&str] = &["device", "quiesce"];
+
+/// What the serving process is told.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Job {
+    pub(super) run_directory: PathBuf,
+    pub(super) record: MappedRecord,
+    pub(super) driver: Option<Driver>,
+    pub(super) attach: bool,
+    pub(super) map_memory_bytes: u64,
+    pub(super) reattach_timeout_s: u64,
+    pub(super) quiesce: Quiesce,
+}
+
+/// The serving process: reads its job, reports, serves until SIGTERM.
+pub fn serve() -> Outcome {
+    logging::start();
+    let mut input = Vec::new();
+    std::io::stdin().read_to_end(&mut input).map_err(|e| Failure::io("device server", &e))?;
+    let job: Job = serde_json::from_slice(&input)
+        .map_err(|_| Failure::usage("'device server' is started by 'device map'"))?;
+    signals::catch();
+    match start(&job) {
+        Ok(server) => server.run(),
+        Err(error) => {
+            mapping::report_failure(&error)?;
+            Err(Failure::engine("map failed", &error))
+        }
+    }
+}
+
+/// A device being served.
+struct Server {
+    registry: Registry,
+    record: MappedRecord,
+    host: HostHandle,
+    mapped: Mapped,
+    _serving: Serving,
+}
+
+fn start(job: &Job) -> marcot::Result<Server> {
+    let registry = Registry::open_in(&job.run_directory)?;
+    let mut record = job.record.clone();
+    let serving = registry.serve(record.id)?;
+    let limits = Limits { map_memory_bytes: job.map_memory_bytes, ..Limits::default() };
+    let store = Store::open_with(World::system(), &record.store, limits)?;
+    let pool = store.pool(&record.pool)?;
+    let name = spec::show(&record.pool, &record.namespace, &record.image, &record.snap);
+    let host = open(&pool, &record, &name)?;
+    let options = MapOptions {
+        driver: job.driver,
+        label: record.label.clone(),
+        read_only: record.read_only,
+        mount_directory: registry.mount_directory(record.id),
+        attach: job.attach.then(|| record.device.clone()),
+        reattach_timeout_s: job.reattach_timeout_s,
+    };
+    let mapped = Mapped::new(&host, &options).inspect_err(|_| drop(host.stop()))?;
+    record.pid = std::process::id();
+    record.device = mapped.device().to_owned();
+    record.driver = mapped.driver();
+    // First the record: whatever ends this process from here on, the device is known.
+    let recorded = registry.write(&record).and_then(|()| {
+        let link = mapping::link_of(&record.pool, &record.namespace, &record.image, &record.snap);
+        record.names = DeviceNames::make(record.id, &record.device, &link);
+        registry.write(&record)?;
+        host.set_usage(Some(format!("device {}", record.device.display())))?;
+        host.set_attendant(Arc::new(DeviceAttendant::new(job, &record, &mapped)))
+    });
+    if let Err(error) = recorded {
+        record.names.remove(&record.device);
+        for undone in [mapped.unmap_by_force(), host.stop()] {
+            undone.unwrap_or_else(|error| tracing::error!(%error, "undoing"));
+        }
+        return Err(error);
+    }
+    if job.attach {
+        // The image may have got another size while nobody served the device.
+        let resized = mapped.resizer().resized(host.size_bytes());
+        resized.unwrap_or_else(|error| tracing::error!(%error, "the device keeps its old size"));
+    }
+    mapping::report_ready(&Ready::Device {
+        device: record.device.clone(),
+        node: record.names.node(),
+        lacking_bytes: mapped.lacking_bytes(host.size_bytes()),
+    })?;
+    Ok(Server { registry, record, host, mapped, _serving: serving })
+}
+
+fn open(pool: &Pool, record: &MappedRecord, name: &str) -> marcot::Result<HostHandle> {
+    let id = ImageId(record.image_number);
+    let mut options = HostOptions { name: name.to_owned(), ..HostOptions::default() };
+    let image = if !record.snap.is_empty() {
+        pool.open_snapshot(id, &record.snap)?
+    } else if pool.read_only() {
+        pool.open_read_only(id)?
+    } else {
+        // Also for a device that nobody may write to, so that commands can be given to the owner.
+        options.control_directory = Some(pool.image_directory(id));
+        pool.open(id)?
+    };
+    ImageHost::start(Box::new(image), options)
+}
+
+/// Does for a device what belongs to commands on its image.
+struct DeviceAttendant {
+    resizer: Resizer,
+    hook: Option<QuiesceHook>,
+}
+
+impl DeviceAttendant {
+    fn new(job: &Job, record: &MappedRecord, mapped: &Mapped) -> Self {
+        let hook = match &job.quiesce {
+            Quiesce::No => None,
+            Quiesce::Freeze => std::env::current_exe()
+                .ok()
+                .map(|program| (program, DEFAULT_HOOK.iter().map(ToString::to_string).collect())),
+            Quiesce::Hook(program) => Some((program.clone(), Vec::new())),
+        };
+        let device = record.device.clone();
+        let hook = hook.map(|(program, arguments)| QuiesceHook { program, arguments, device });
+        Self { resizer: mapped.resizer(), hook }
+    }
+}
+
+impl Attendant for DeviceAttendant {
+    fn before_snapshot(&self) -> marcot::Result<()> {
+        self.hook.as_ref().map_or(Ok(()), QuiesceHook::quiesce)
+    }
+
+    fn after_snapshot(&self) {
+        if let Some(Err(error)) = self.hook.as_ref().map(QuiesceHook::unquiesce) {
+            tracing::error!(%error, "the device's users may be left quiesced");
+        }
+    }
+
+    fn resized(&self, size_bytes: u64) -> marcot::Result<()> {
+        self.resizer.resized(size_bytes)
+    }
+}
+
+impl Server {
+    fn run(self) -> Outcome {
+        let mut told = false;
+        let mut partitions = Vec::new();
+        // None: by force, or not at all.
+        let claim = loop {
+            std::thread::sleep(LOOK_INTERVAL);
+            if signals::stop_asked() {
+                if self.registry.ends_by(self.record.id, Ending::Detach) {
+                    return self.leave();
+                }
+                if self.registry.ends_by(self.record.id, Ending::Force) {
+                    break None;
+                }
+                // Else a device that is mounted is not taken from under its file system.
+                match mapping::claim(&self.record.device) {
+                    Some(claim) => break Some(claim),
+                    None if !told => {
+                        let device = self.record.device.display();
+                        tracing::warn!(%device, "in use; served until it is unmounted");
+                        told = true;
+                        // A second signal must not end this process either.
+                        signals::catch();
+                    }
+                    None => {}
+                }
+            }
+            let now = mapping::partitions(&self.record.device);
+            if now != partitions {
+                self.names().follow_partitions(&self.record.device);
+                partitions = now;
+            }
+        };
+        let device = self.record.device.display().to_string();
+        // First the names: from then on the device may become somebody else's.
+        self.names().remove(&self.record.device);
+        let unmapped = match claim {
+            Some(claim) => self.mapped.unmap(claim),
+            None => self.mapped.unmap_by_force(),
+        };
+        let closed = self.host.stop();
+        for error in [unmapped.as_ref().err(), closed.as_ref().err()].into_iter().flatten() {
+            tracing::error!(%error, device, "unmapping");
+        }
+        unmapped.and(closed).map_err(|e| Failure::engine("unmap failed", &e))?;
+        self.registry.remove(self.record.id);
+        Ok(())
+    }
+
+    /// The names of the device now: commands change them when its image is renamed.
+    fn names(&self) -> DeviceNames {
+        let record = self.registry.read(self.record.id).ok().flatten();
+        record.map_or_else(|| self.record.names.clone(), |record| record.names)
+    }
+
+    /// Lets go of the image; the device waits for another server.
+    fn leave(self) -> Outcome {
+        self.registry.clear_endings(self.record.id);
+        self.host.stop().map_err(|e| Failure::engine("detach failed", &e))
+    }
+}
