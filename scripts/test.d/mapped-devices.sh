@@ -281,7 +281,7 @@ quiesced() {
     local device mount=$CLAIMS_SCRATCH/mnt hook=$CLAIMS_SCRATCH/hook log=$CLAIMS_SCRATCH/hooked
     printf '#!/bin/sh\necho "$2" >>%s\n[ ! -e %s.fails ] || [ "$2" != quiesce ]\n' "$log" "$log" >"$hook"
     chmod +x "$hook"
-    device=$("$MARCOT" device map --quiesce --quiesce-hook "$hook" plain)
+    device=$("$MARCOT" device map --quiesce-hook "$hook" plain)
     "$MARCOT" snap create --no-progress plain@one
     claim "quiesce: a hook runs before and after a snapshot" test "$(tr '\n' ' ' <"$log")" = "quiesce unquiesce "
     touch "$log.fails"

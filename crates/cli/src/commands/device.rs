@@ -35,7 +35,7 @@ const MAP: &[Opt] = &[
     Opt::new(
         "quiesce-hook",
         Kind::Text,
-        "with --quiesce: run 'HOOK DEVICE quiesce' before and 'HOOK DEVICE unquiesce' after a snapshot",
+        "instead, run 'HOOK DEVICE quiesce' before and 'HOOK DEVICE unquiesce' after a snapshot",
     ),
     Opt::new("try-netlink", Kind::Flag, "accepted: netlink is always used"),
     Opt::new(
@@ -264,9 +264,9 @@ fn map_to(session: &Session, args: &Args, device: Option<&str>) -> Outcome {
         cookie: given.cookie.as_deref(),
         force: args.flag("force"),
         quiesce: match (given.quiesce, given.quiesce_hook) {
-            (false, _) => Quiesce::No,
+            (_, Some(hook)) => Quiesce::Hook(hook_path(&hook)?),
             (true, None) => Quiesce::Freeze,
-            (true, Some(hook)) => Quiesce::Hook(hook_path(&hook)?),
+            (false, None) => Quiesce::No,
         },
         reattach_timeout_s: given.reattach_timeout_s.unwrap_or(devices::REATTACH_TIMEOUT_S),
     };
