@@ -3,6 +3,8 @@
 # many files among ten thousand as among ten, and a list no more an entry. Nothing here is a time.
 #
 # usage: costs.sh --marcot BINARY
+#
+# shellcheck disable=SC2317 # claims call their checks by name
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -160,8 +162,8 @@ unchanged() {
 
 # no_worse COUNT... : an entry more costs among ten thousand what it costs among a thousand, or less.
 no_worse() {
-    local small=$((${SIZES[1]} - ${SIZES[0]})) large=$((${SIZES[2]} - ${SIZES[0]}))
-    (($3 - $1 <= ($2 - $1) * large / small * (100 + LIST_SLACK_PERCENT) / 100 + 100))
+    local small=$((SIZES[1] - SIZES[0])) large=$((SIZES[2] - SIZES[0]))
+    (($3 - $1 <= ($2 - $1) * large * (100 + LIST_SLACK_PERCENT) / small / 100 + 100))
 }
 
 # rss_kib ARGUMENT... : the most memory that the command used.
