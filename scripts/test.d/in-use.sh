@@ -78,15 +78,17 @@ changes() {
     claim "it has no parent any more" test -z "$(marcot info child | grep parent)"
     claim "removing the image is refused (39: it has snapshots)" \
         refuses 39 "*has snapshots*" marcot rm --no-progress image
-    claim "removing a served clone is refused (16)" refuses 16 "*watchers*" marcot rm --no-progress copy
     claim "the image gets another name" marcot rename image renamed
     claim "and its own back" marcot rename renamed image
     claim "a snapshot is unprotected" marcot snap unprotect image@one
     claim "and removed" marcot snap rm --no-progress image@one
-    shows "$(at image@zwei)" 2
-    claim "one that a client reads is not removed (16)" \
-        refuses 16 "*in use*" marcot snap rm --no-progress image@zwei
-    claim "one with a child of format 2 is moved aside" removes_in_time image@zwei
+    stay_connected -r image@zwei
+    tell 'read -P 2 64M 16M'
+    claim "one that a client reads is not removed (16), and who it is is told" \
+        refuses 16 "*in use by process $SERVER*" marcot snap rm --no-progress image@zwei
+    leave
+    claim "with the client gone it is at once: one with a child of format 2 is moved aside" \
+        marcot snap rm --no-progress image@zwei
     claim "where snap ls does not show it" test -z "$(marcot snap ls image)"
     claim "and the child keeps its content" shows "$(at child-2)" 2
 }
@@ -117,11 +119,7 @@ connected() {
     marcot create held --size 32M
     io "$(at held)" 'write -P 1 0 1M'
     marcot snap create --no-progress held@one
-    mkfifo "$CLAIMS_SCRATCH/commands"
-    stdbuf -oL qemu-io -f raw "$(at held)" <"$CLAIMS_SCRATCH/commands" >"$CLAIMS_SCRATCH/held" 2>&1 &
-    local client=$!
-    own "$client"
-    exec 3>"$CLAIMS_SCRATCH/commands"
+    stay_connected held
     tell 'write -P 2 0 1M'
     tell 'read -P 2 0 1M'
     claim "an image with a client is rolled back" marcot snap rollback --no-progress held@one
@@ -134,9 +132,29 @@ connected() {
     claim "the client reads what is left" no_failure
     tell 'read 20M 4k'
     claim "and is refused what is not" grep -q 'read failed: Invalid argument' "$CLAIMS_SCRATCH/held"
+    marcot snap rm --no-progress held@one
+    claim "an image with a client is not removed (16), and who it is is told" \
+        refuses 16 "*in use by process $SERVER*" marcot rm --no-progress held
+    leave
+    claim "with the client gone it is at once, though the server keeps it open" marcot rm --no-progress held
+}
+
+# stay_connected [OPTION] EXPORT : a client that does what it is told until it leaves.
+stay_connected() {
+    local options=("${@:1:$#-1}")
+    rm -f "$CLAIMS_SCRATCH/commands"
+    mkfifo "$CLAIMS_SCRATCH/commands"
+    stdbuf -oL qemu-io "${options[@]}" -f raw "$(at "${*: -1}")" \
+        <"$CLAIMS_SCRATCH/commands" >"$CLAIMS_SCRATCH/held" 2>&1 &
+    CLIENT=$!
+    own "$CLIENT"
+    exec 3>"$CLAIMS_SCRATCH/commands"
+}
+
+leave() {
     exec 3>&-
-    wait "$client" || true
-    disown_ended "$client"
+    wait "$CLIENT" || true
+    disown_ended "$CLIENT"
 }
 
 # tell COMMAND : the connected client does it, and has its answer.
@@ -158,18 +176,90 @@ no_failure() {
     ! grep -i 'fail\|error' "$CLAIMS_SCRATCH/held"
 }
 
-# Snapshots are closed a while after their last client has gone.
-removes_in_time() {
-    local tenths=0
-    until marcot snap rm --no-progress "$1" 2>/dev/null; do
-        ((tenths++ < 100)) || return 1
-        sleep 0.1
+# Images and snapshots that a server only keeps open give way to who needs them for itself.
+gives_way() {
+    local kept
+    marcot create kept --size 16M
+    marcot snap create --no-progress kept@s
+    for kept in kept kept@s; do
+        qemu-img info "$(at $kept)" >"$CLAIMS_SCRATCH/out"
     done
+    claim "what a server keeps open without a client: a snapshot is removed at once" marcot snap rm --no-progress kept@s
+    claim "the image becomes a device" maps kept
+    qemu-img info "$(at kept)" >"$CLAIMS_SCRATCH/out"
+    claim "gc collects" marcot gc rbd --no-progress
+    qemu-img info "$(at kept)" >"$CLAIMS_SCRATCH/out"
+    claim "check repairs" marcot check rbd --repair --no-progress
+    qemu-img info "$(at kept)" >"$CLAIMS_SCRATCH/out"
+    claim "a second server opens it" second_server kept
+    qemu-img info "$(at kept)" >"$CLAIMS_SCRATCH/out"
+    claim "it is removed" marcot rm --no-progress kept
+}
+
+maps() {
+    local device
+    device=$(marcot device map "$1") && marcot device unmap "$device"
+}
+
+# Another user at the control socket of an image that is open, and in its place.
+strangers() {
+    local socket
+    marcot create ours --size 16M
+    stay_connected ours
+    tell 'write -P 1 0 1M'
+    socket=$MARCOT_STORE/pools/rbd/images/$(marcot info ours | sed -n 's/^\tid: //p')/owner.sock
+    chmod 711 "$MARCOT_STORE" "$MARCOT_STORE"/pools{,/rbd{,/images,/images/*}}
+    chmod 666 "$socket"
+    claim "the owner answers root" hears_something python3 "$socket"
+    claim "and no other user, whatever the mode of its socket" hears_nothing \
+        setpriv --reuid 65534 --regid 65534 --clear-groups /usr/bin/python3 "$socket"
+    claim "a socket that belongs to another user is not spoken to (13)" not_spoken_to "$socket" chown 65534
+    chown 0 "$socket"
+    claim "nor is one that a link leads to (13)" not_spoken_to "$socket" linked
+    mv "$socket.away" "$socket"
+    leave
+    marcot rm --no-progress ours
+}
+
+# hears_something PYTHON... SOCKET : whoever runs PYTHON connects there and sends something.
+hears_something() {
+    "${@:1:$#-1}" - "${*: -1}" <<'END'
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(10)
+s.connect(sys.argv[1])
+try:
+    s.sendall(b"\2\0\0\0\0\0\0\0{}")
+    heard = s.recv(1)
+except (BrokenPipeError, ConnectionResetError):
+    heard = b""
+sys.exit(0 if heard else 3)
+END
+}
+
+hears_nothing() {
+    local status=0
+    hears_something "$@" || status=$?
+    ((status == 3))
+}
+
+# not_spoken_to SOCKET COMMAND... : the command changes the socket, and then nothing is sent there.
+not_spoken_to() {
+    local socket=$1
+    shift
+    "$@" "$socket"
+    refuses 13 "*is not used*" marcot resize --no-progress ours --size 32M || return 1
+    marcot info ours | grep -q 'size 16 MiB'
+}
+
+linked() {
+    mv "$1" "$1.away"
+    ln -s "$1.away" "$1"
 }
 
 second_owner() {
     claim "a second server is refused the image, and told who has it" \
-        refuses 1 "*open in process $SERVER*" second_server
+        refuses 1 "*in use by process $SERVER*" second_server image
     claim "so is a device" refuses 16 "*process $SERVER*" marcot device map image
 }
 
@@ -177,7 +267,7 @@ second_server() {
     start_owned "$MARCOT" serve --socket "$CLAIMS_SCRATCH/sock-2" >"$CLAIMS_SCRATCH/second" 2>&1
     local pid=$! status=0 tenths=0
     until grep -q "^listening on" "$CLAIMS_SCRATCH/second" || ((tenths++ >= SERVER_WAIT_TENTHS)); do sleep 0.1; done
-    qemu-img info "nbd+unix:///rbd/image?socket=$CLAIMS_SCRATCH/sock-2" || status=1
+    qemu-img info "nbd+unix:///rbd/$1?socket=$CLAIMS_SCRATCH/sock-2" || status=1
     kill -TERM "$pid"
     wait "$pid" || true
     disown_ended "$pid"
@@ -234,6 +324,8 @@ main() {
     changes
     renames
     connected
+    gives_way
+    strangers
     second_owner
     claim "the client has written on, without an error" writer_is_well
     claim "the server ends in good order" stop_serving "$SERVER"

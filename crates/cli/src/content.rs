@@ -115,8 +115,9 @@ pub fn strange_reply() -> Error {
     Error::new(ErrorKind::Io, "the image's owner gave an answer that does not fit the question")
 }
 
-/// Calls `each` with every piece of `content` in order: `Some(bytes)` for data, `None` for a hole,
-/// none longer than `piece_bytes`, and none across a multiple of it.
+/// Calls `each` with every piece of `content` in order: `Some(bytes)` for data, none longer than
+/// `piece_bytes`, and none across a multiple of it; `None` for a hole, however long. So the cost follows
+/// the data and not the size.
 ///
 /// # Errors
 /// Those of reading, and of `each`.
@@ -134,15 +135,16 @@ pub fn walk<E: From<Error>>(
         for extent in extents {
             let end = (extent.offset + extent.length).min(size_bytes);
             while offset < end {
+                if !extent.data {
+                    each(offset, end - offset, None)?;
+                    offset = end;
+                    continue;
+                }
                 let piece_end = ((offset / piece_bytes + 1) * piece_bytes).min(end);
                 let length = piece_end - offset;
-                if extent.data {
-                    buffer.resize(usize::try_from(length).unwrap_or(0), 0);
-                    content.read(offset, &mut buffer)?;
-                    each(offset, length, Some(&buffer))?;
-                } else {
-                    each(offset, length, None)?;
-                }
+                buffer.resize(usize::try_from(length).unwrap_or(0), 0);
+                content.read(offset, &mut buffer)?;
+                each(offset, length, Some(&buffer))?;
                 offset = piece_end;
             }
         }
@@ -197,10 +199,48 @@ mod tests {
                 (0, 3, None),
                 (3, 1, Some(vec![3])),
                 (4, 2, Some(vec![4, 5])),
-                (6, 2, None),
-                (8, 1, None),
+                (6, 3, None),
                 (9, 2, Some(vec![9, 10])),
             ]
         );
+    }
+
+    /// A block of data in the middle of a pebibyte.
+    struct Sparse;
+
+    const DATA_AT: u64 = 1 << 49;
+
+    impl Content for Sparse {
+        fn size_bytes(&self) -> u64 {
+            1 << 50
+        }
+
+        fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
+            assert_eq!((offset, buf.len()), (DATA_AT, 4096));
+            Ok(())
+        }
+
+        fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>> {
+            assert_eq!((offset, length), (0, 1 << 50));
+            let after = DATA_AT + 4096;
+            let row = |offset, length, data| ExtentRow { offset, length, data };
+            let rest = row(after, (1 << 50) - after, false);
+            Ok(vec![row(0, DATA_AT, false), row(DATA_AT, 4096, true), rest])
+        }
+
+        fn close(self: Box<Self>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_walk_takes_as_many_steps_as_there_is_data_whatever_the_size() {
+        let mut steps = 0;
+        walk::<Error>(&mut Sparse, 4096, |_, _, _| {
+            steps += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(steps, 3);
     }
 }

@@ -16,7 +16,7 @@ use crate::args::names::Target;
 use crate::failure::{EBUSY, EINVAL, EIO, EOPNOTSUPP, Failure, Outcome};
 use crate::output::warn;
 use crate::session::{Found, Session};
-use crate::spec;
+use crate::{access, spec};
 use server::Job;
 pub use server::serve;
 
@@ -232,6 +232,9 @@ fn new_job(
     request: &Request<'_>,
 ) -> Outcome<(Job, Reservation)> {
     let (target, pool) = (request.target, &request.image.pool);
+    if target.snap.is_empty() {
+        access::let_idle_go(pool, request.image.id);
+    }
     let info = request.image.info()?;
     let store = store_directory(session.store()?)?;
     if target.snap.is_empty() && !pool.read_only() {

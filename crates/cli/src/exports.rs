@@ -9,13 +9,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use marcot::{BlockDevice, Error, ErrorKind, Pool, Result, Store};
+use marcot_serve::control::Place;
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::negotiation::LIST_BYTES_MAX;
 use marcot_serve::nbd::{ExportName, Exports};
 
 use crate::args::names::DEFAULT_POOL;
-use crate::incoming;
 use crate::spec::{self, Pattern, Spec};
+use crate::{access, incoming};
 
 /// A list leaves out what has not been read by then; shorter than clients wait for an answer.
 const LIST_TIME_MAX: Duration = Duration::from_secs(15);
@@ -207,14 +208,17 @@ impl Exports for StoreExports {
         let spec = parts(name)?;
         let pool = self.pool_of(&spec)?;
         let id = pool.find(spec.namespace.as_deref().unwrap_or_default(), &spec.image)?;
-        let mut options = HostOptions { name: name.to_string(), ..HostOptions::default() };
+        let options = HostOptions {
+            name: name.to_string(),
+            control: Some(Place::of(&pool, id)),
+            gives_way: true,
+            ..HostOptions::default()
+        };
         let device: Box<dyn BlockDevice> = match &spec.snap {
             Some(snap) => Box::new(pool.open_snapshot(id, snap)?),
             None if self.read_only || pool.read_only() => Box::new(pool.open_read_only(id)?),
-            None => {
-                options.control_directory = Some(pool.image_directory(id));
-                Box::new(pool.open(id)?)
-            }
+            // Another server may keep it open that nobody uses any more.
+            None => Box::new(access::for_itself_at_once(&pool, id, || pool.open(id))?),
         };
         ImageHost::start(device, options)
     }

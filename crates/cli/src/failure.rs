@@ -67,6 +67,11 @@ impl Failure {
         Self { lines: vec![Line::Bare(message.into())], status }
     }
 
+    /// Nothing that anybody has to be told.
+    pub fn quiet(status: i32) -> Self {
+        Self { lines: Vec::new(), status }
+    }
+
     /// A bad command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(STATUS_USAGE, message)

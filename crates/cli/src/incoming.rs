@@ -44,7 +44,7 @@ impl<'a> Incoming<'a> {
     ) -> Result<Self> {
         remove_remains(store, pool, namespace);
         refuse_taken(pool, namespace, name)?;
-        signals::catch();
+        signals::catch_and_watch();
         let image = pool.create_partial(namespace, name, options)?;
         let id = image.id();
         let device: Option<Box<dyn BlockDevice>> = Some(Box::new(image));

@@ -24,6 +24,7 @@ mod signals;
 pub mod size;
 pub mod sparse;
 pub mod spec;
+mod standard;
 mod time;
 
 use std::ffi::OsString;

@@ -82,6 +82,28 @@ impl Progress {
         }
     }
 
+    /// As [`Self::update`] for every multiple of `step` up to `done`, and for the end: but at a cost that
+    /// does not depend on how many there are.
+    pub fn pass(&mut self, done: u64, step: u64, total: u64) {
+        while let Some(part) = self.next_part(step, total).filter(|part| *part <= done) {
+            self.update(part, total);
+        }
+        self.update(if done == total { done } else { done / step * step }, total);
+    }
+
+    /// As [`Self::pass`], except that the end itself is left to [`Self::finish`].
+    pub fn pass_before_end(&mut self, done: u64, step: u64, total: u64) {
+        let last = done.min(total.saturating_sub(1)) / step * step;
+        self.pass(last, step, total);
+    }
+
+    /// Where the percentage grows next: at a multiple of `step`, or at the end.
+    fn next_part(&self, step: u64, total: u64) -> Option<u64> {
+        let percent = u128::from(self.percent + 1);
+        let bytes = u64::try_from((u128::from(total) * percent).div_ceil(100)).ok()?;
+        (percent <= 100 && total > 0).then(|| bytes.next_multiple_of(step).min(total))
+    }
+
     /// Shows what `rbd` shows on its way through parts `first` to `total - 1`, as far as the work
     /// has not shown it: most of what takes `rbd` a step an object is a single step here. On a
     /// terminal there is nothing to catch up with.
@@ -182,6 +204,38 @@ mod tests {
         assert!(percents(0, 0).is_empty());
         assert_eq!(percents(256, 512).first(), Some(&50));
         assert_eq!(percents(0, 2560), (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn passing_many_parts_shows_what_updating_each_of_them_does() {
+        let percents = |parts: &[(u64, u64)], each: bool| {
+            let (step, total) = (4, 1001);
+            let mut progress = Progress::new("", Measure::Steps, true);
+            let mut shown = Vec::new();
+            for (from, to) in parts {
+                let stops = (from / step + 1..=to / step).map(|n| n * step);
+                let stops = stops.chain((*to == total).then_some(total));
+                for stop in if each { stops.collect() } else { vec![*to] } {
+                    if each {
+                        progress.update(stop, total);
+                    } else {
+                        progress.pass(stop, step, total);
+                    }
+                    shown.push(progress.percent);
+                }
+            }
+            shown.last().copied()
+        };
+        for parts in [&[(0, 1001)][..], &[(0, 3), (3, 500), (500, 999)], &[(0, 1000)]] {
+            assert_eq!(percents(parts, true), percents(parts, false), "{parts:?}");
+        }
+        let mut progress = Progress::new("", Measure::Steps, true);
+        let stops = std::iter::from_fn(|| {
+            let part = progress.next_part(1 << 12, 1 << 60)?;
+            progress.update(part, 1 << 60);
+            Some(part)
+        });
+        assert_eq!(stops.count(), 100);
     }
 
     #[test]

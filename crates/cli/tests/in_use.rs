@@ -13,8 +13,12 @@ struct Server(Child);
 
 impl Server {
     fn start(world: &World) -> Self {
+        Self::start_with(world, "")
+    }
+
+    fn start_with(world: &World, options: &str) -> Self {
         let mut child = world
-            .rbd_command("serve --socket nbd.sock")
+            .rbd_command(&format!("serve --socket nbd.sock {options}"))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -132,4 +136,170 @@ fn every_command_works_while_an_image_is_served() {
     assert!(!world.path("nbd.sock").exists());
     assert!(world.rbd("info t").out.contains("size 16 MiB"));
     assert_eq!(world.rbd("status t"), prints("Watchers: none\n"));
+}
+
+/// An export that was asked for, and that nobody uses any more.
+fn leave_open(world: &World, names: &[&str]) {
+    for name in names {
+        drop(open_export(world, name));
+    }
+}
+
+#[test]
+fn what_a_server_keeps_open_without_a_client_gives_way_at_once() {
+    let world = World::new();
+    world.file("f", &noise(1 << 20));
+    world.silently(&["import --no-progress f t", "snap create --no-progress t@s"]);
+    let mut server = Server::start(&world);
+    leave_open(&world, &["rbd/t@s", "rbd/t"]);
+    world.silently(&["snap rm --no-progress t@s"]);
+    leave_open(&world, &["rbd/t"]);
+    world.silently(&["bench --io-type read --io-size 4K --io-total 4K t"]);
+    leave_open(&world, &["rbd/t"]);
+    world.silently(&["check --repair --no-progress", "gc --no-progress"]);
+    leave_open(&world, &["rbd/t"]);
+    world.silently(&["rm --no-progress t", "create -s 1M t"]);
+    leave_open(&world, &["rbd/t"]);
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_server_that_only_reads_gives_way_too() {
+    let world = World::new();
+    world.file("f", &noise(1 << 20));
+    world.silently(&["import --no-progress f t"]);
+    let mut server = Server::start_with(&world, "--read-only");
+    leave_open(&world, &["rbd/t"]);
+    world.silently(&["gc --no-progress"]);
+    leave_open(&world, &["rbd/t"]);
+    world.silently(&["rm --no-progress t"]);
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn what_a_client_uses_is_refused_and_the_user_is_named() {
+    let world = World::new();
+    world.silently(&["create -s 16M t", "create -s 16M u", "snap create --no-progress t@s"]);
+    let mut server = Server::start(&world);
+    let clients = [open_export(&world, "rbd/t@s"), open_export(&world, "rbd/u")];
+    let by = format!("in use by process {}: nbd, 1 connection", server.0.id());
+    for command in ["snap rm --no-progress t@s", "rm --no-progress u"] {
+        let refused = world.rbd(command);
+        assert_eq!(refused.status, 16, "{command}: {}", refused.err);
+        assert!(refused.err.contains(&by), "{command}: {}", refused.err);
+    }
+    drop(clients);
+    world.silently(&["snap rm --no-progress t@s", "rm --no-progress u"]);
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_command_of_another_process_keeps_the_image_open() {
+    let world = World::new();
+    let content = noise(24 << 20);
+    world.file("f", &content);
+    world.silently(&["import --no-progress f t"]);
+    let mut server = Server::start_with(&world, "--idle-time-s 0");
+    leave_open(&world, &["rbd/t"]);
+    // It is read in the midst of several looks for what is idle.
+    let mut export = world
+        .rbd_command("export --no-progress t -")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = export.stdout.take().unwrap();
+    let mut read = vec![0; content.len()];
+    for part in read.chunks_mut(6 << 20) {
+        std::thread::sleep(Duration::from_millis(700));
+        std::io::Read::read_exact(&mut output, part).unwrap();
+    }
+    drop(output);
+    let ended = export.wait_with_output().unwrap();
+    assert_eq!(
+        (ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()),
+        (Some(0), "")
+    );
+    assert!(read == content);
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_command_goes_on_when_the_server_that_it_reads_from_is_stopped() {
+    let world = World::new();
+    let content = noise(24 << 20);
+    world.file("f", &content);
+    world.silently(&["import --no-progress f t"]);
+    let mut server = Server::start(&world);
+    let client = open_export(&world, "rbd/t");
+    let mut export = world
+        .rbd_command("export --no-progress t -")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = export.stdout.take().unwrap();
+    let mut read = vec![0; 1 << 20];
+    std::io::Read::read_exact(&mut output, &mut read).unwrap();
+    drop(client);
+    assert_eq!(server.stop(), Some(0));
+    std::io::Read::read_to_end(&mut output, &mut read).unwrap();
+    let ended = export.wait_with_output().unwrap();
+    assert_eq!(
+        (ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()),
+        (Some(0), "")
+    );
+    assert!(read == content);
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn a_stopped_owner_keeps_nobody_waiting() {
+    use rustix::process::Signal;
+    let world = World::new();
+    world.file("f", &noise(1 << 20));
+    world.silently(&["import --no-progress f t", "import --no-progress f u"]);
+    let mut server = Server::start(&world);
+    let clients = [open_export(&world, "rbd/t"), open_export(&world, "rbd/u")];
+    signal(&server.0, Signal::STOP);
+    let advice = format!("kill -CONT {}", server.0.id());
+    let start = Instant::now();
+    for (command, says) in [
+        ("status t", format!("client.{}", server.0.id())),
+        ("diff t", "1048576  data".to_string()),
+        ("du", "<TOTAL>".to_string()),
+        ("info t", "size 1 MiB".to_string()),
+    ] {
+        let ran = world.rbd(command);
+        assert_eq!(ran.status, 0, "{command}: {}", ran.err);
+        assert!(ran.out.contains(&says), "{command}: {}", ran.out);
+        assert_eq!(ran.err.contains(&advice), command != "info t", "{command}: {}", ran.err);
+    }
+    // Three that wait once each, also that which looks at two images.
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+    let refused = world.rbd("rm --no-progress t");
+    assert_eq!(refused.status, 16, "{}", refused.err);
+    assert!(refused.err.contains(&advice), "{}", refused.err);
+    // A command that needs the owner can be ended, and leaves nothing.
+    for (line, by, status) in [
+        ("export --no-progress t out", Signal::INT, 130),
+        ("cp --no-progress t copy", Signal::TERM, 143),
+    ] {
+        let child = world.rbd_command(line).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        signal(&child, by);
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(status), "{line}: {said}");
+    }
+    let left = std::fs::read_dir(world.path("")).unwrap().map(|e| e.unwrap().file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains("out")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(world.rbd("pool stats").out.starts_with("Total Images: 2\n"));
+    signal(&server.0, Signal::CONT);
+    drop(clients);
+    assert_eq!(server.stop(), Some(0));
 }

@@ -6,6 +6,7 @@ mod common;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
+use std::time::Duration;
 
 use common::{World, await_that, noise, prints, says};
 
@@ -131,4 +132,132 @@ fn what_a_killed_import_left_goes_with_the_next() {
     world.silently(&["import --no-progress f j"]);
     assert_eq!(world.rbd("ls"), prints("j\n"));
     assert!(world.rbd("pool stats").out.starts_with("Total Images: 1\n"));
+}
+
+/// Waits for the end of a process that should end soon; its status as a shell tells it.
+fn status_soon(child: &mut std::process::Child) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code().unwrap_or_else(|| 128 + status.signal().unwrap());
+        }
+        if std::time::Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("it goes on");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn an_export_into_a_pipe_that_nobody_reads_is_ended_by_a_signal() {
+    use rustix::process::Signal;
+    let world = World::new();
+    world.file("f", &noise(4 * MIB));
+    world.silently(&["import --no-progress f i", "create -s 1G hole"]);
+    for (image, signal, status) in
+        [("i", Signal::INT, 130), ("i", Signal::TERM, 143), ("hole", Signal::TERM, 143)]
+    {
+        let line = format!("export --no-progress {image} -");
+        let mut export = world.rbd_command(&line).stdout(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let pid = rustix::process::Pid::from_child(&export);
+        rustix::process::kill_process(pid, signal).unwrap();
+        assert_eq!(status_soon(&mut export), status, "{image} {signal:?}");
+    }
+}
+
+#[test]
+fn an_export_that_is_stuck_is_ended_and_its_file_removed() {
+    let world = World::new();
+    world.file("f", &noise(MIB));
+    world.silently(&["import --no-progress f i"]);
+    // Its partial file is a FIFO that nobody opens for reading.
+    let line = "mkfifo .out.marcot-partial.$$; exec ./rbd export --no-progress i out";
+    let mut export = std::process::Command::new("sh")
+        .args(["-c", line])
+        .current_dir(world.path(""))
+        .env("MARCOT_STORE", world.path("store"))
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = rustix::process::Pid::from_child(&export);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(status_soon(&mut export), 143);
+    let partial = world.path(&format!(".out.marcot-partial.{}", export.id()));
+    assert!(partial.symlink_metadata().is_err());
+}
+
+/// Runs a line of a shell in the world's directory.
+fn shell(world: &World, line: &str) -> (i32, String) {
+    let ran = std::process::Command::new("sh")
+        .args(["-c", line])
+        .current_dir(world.path(""))
+        .env("MARCOT_STORE", world.path("store"))
+        .output()
+        .unwrap();
+    (ran.status.code().unwrap_or(-1), String::from_utf8_lossy(&ran.stderr).into_owned())
+}
+
+#[test]
+fn standard_input_and_output_that_are_closed_are_no_success() {
+    let world = World::new();
+    world.file("f", &noise(MIB));
+    world.silently(&["import --no-progress f i"]);
+    let (status, said) = shell(&world, "./rbd export --no-progress i - >&-");
+    assert_eq!(status, 9, "{said}");
+    assert!(said.contains("standard output is closed"), "{said}");
+    let (status, said) = shell(&world, "./rbd import --no-progress - j <&-");
+    assert_eq!(status, 9, "{said}");
+    assert!(said.contains("standard input is closed"), "{said}");
+    assert_eq!(shell(&world, "./rbd ls >&-").0, 9);
+    assert_eq!(shell(&world, "./rbd ls >/dev/full").0, 28);
+    assert_eq!(shell(&world, "./rbd export --no-progress i - >/dev/full").0, 28);
+    assert_eq!(shell(&world, "./rbd ls >/dev/null"), (0, String::new()));
+    assert_eq!(shell(&world, "./rbd export --no-progress i - >/dev/null"), (0, String::new()));
+    // With all three closed, no file that is opened is taken for one of them.
+    assert_eq!(shell(&world, "./rbd export --no-progress i out <&- >&- 2>&-").0, 0);
+    assert!(std::fs::read(world.path("out")).unwrap() == noise(MIB));
+    assert_eq!(shell(&world, "./rbd create -s 1M k <&- >&- 2>&-").0, 0);
+    assert_eq!(world.rbd("ls"), prints("i\nk\n"));
+    // Nobody reads any more.
+    let (status, said) = shell(&world, "{ ./rbd help; echo $? >&2; } | true");
+    assert!(status == 0 && matches!(said.as_str(), "0\n" | "141\n"), "{said}");
+}
+
+#[test]
+fn holes_cost_nothing_however_large_the_image_and_small_its_objects() {
+    let world = World::new();
+    let block = noise(4096);
+    let sparse = std::fs::File::create(world.path("f")).unwrap();
+    sparse.set_len(8 << 40).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, &block, 4 << 40).unwrap();
+    world.silently(&[
+        "import --no-progress --object-size 4K f i",
+        "cp --no-progress i j",
+        "export --no-progress j out",
+    ]);
+    let (status, said) = shell(&world, "./rbd export --no-progress i - >piped");
+    assert_eq!((status, said.as_str()), (0, ""));
+    for name in ["out", "piped"] {
+        let file = std::fs::File::open(world.path(name)).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 8 << 40, "{name}");
+        assert!(file.metadata().unwrap().blocks() * 512 <= MIB as u64, "{name}");
+        let mut back = vec![0; 4096];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut back, 4 << 40).unwrap();
+        assert!(back == block, "{name}");
+    }
+    // Behind what a file has already, and over it.
+    world.silently(&["create -s 1M hole"]);
+    let (status, said) = shell(&world, "{ printf ab; ./rbd export --no-progress hole -; } >behind");
+    assert_eq!((status, said.as_str()), (0, ""));
+    let behind = std::fs::read(world.path("behind")).unwrap();
+    assert!(behind.len() == MIB + 2 && behind.starts_with(b"ab\0"));
+    world.file("over", &noise(2 * MIB));
+    let (status, said) = shell(&world, "./rbd export --no-progress hole - 1<>over");
+    assert_eq!((status, said.as_str()), (0, ""));
+    let over = std::fs::read(world.path("over")).unwrap();
+    assert!(over[..MIB].iter().all(|byte| *byte == 0) && over[MIB..] == noise(2 * MIB)[MIB..]);
 }

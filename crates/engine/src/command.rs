@@ -128,6 +128,9 @@ pub enum Command {
     Reclaim,
     /// Who has the image open, for `status`.
     Status,
+    /// Close the image if it is only kept open in case somebody comes back. Where somebody uses it that
+    /// is refused as `Busy`, and the message says who: `process 12: nbd, 1 connection`.
+    GiveWay,
 }
 
 /// What a snapshot makes of that which quiets the image's users while it is taken.

@@ -55,6 +55,10 @@ impl<T> Slab<T> {
         (0..self.values.len()).filter(|&i| self.values[i].is_some()).collect()
     }
 
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.values.iter().flatten()
+    }
+
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.values.iter_mut().flatten()
     }

@@ -4,19 +4,36 @@ mod support;
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use marcot::{Command, ErrorKind, Reply};
-use marcot_serve::control::message::{Answer, encode_answer};
-use marcot_serve::control::{Client, SOCKET_NAME, ask};
+use marcot_serve::control::message::{Answer, encode_answer, encode_command};
+use marcot_serve::control::{Client, Patience, Place, SOCKET_NAME, client};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
-use support::memory_device::MemoryDevice;
+use support::memory_device::{MemoryDevice, Probes};
+
+fn place(directory: &Path) -> Place {
+    Place::new(directory, "pool/image")
+}
+
+fn connect(directory: &Path) -> marcot::Result<Client> {
+    Client::connect(&place(directory), Patience::default())
+}
+
+fn ask(
+    directory: &Path,
+    command: &Command,
+    progress: &mut dyn FnMut(u64, u64),
+) -> marcot::Result<Reply> {
+    client::ask(&place(directory), command, Patience::default(), progress)
+}
 
 fn own(directory: &Path) -> HostHandle {
     let options = HostOptions {
         name: "pool/image".to_owned(),
-        control_directory: Some(directory.to_owned()),
+        control: Some(place(directory)),
         ..HostOptions::default()
     };
     ImageHost::start(Box::new(MemoryDevice::new(64 << 20)), options).unwrap()
@@ -28,7 +45,7 @@ fn quiet(_done: u64, _total: u64) {}
 fn commands_reach_the_owner_and_replies_come_back() {
     let directory = tempfile::tempdir().unwrap();
     let host = own(directory.path());
-    let mut client = Client::connect(directory.path()).unwrap();
+    let mut client = connect(directory.path()).unwrap();
     let data: Vec<u8> = (0..20_u32 << 20).map(|i| (i % 249) as u8).collect();
     let write = Command::Write { offset: 99, data: data.clone() };
     assert_eq!(client.ask(&write, &mut quiet).unwrap(), Reply::Done);
@@ -72,13 +89,13 @@ fn progress_arrives_before_the_reply_and_errors_keep_their_kind() {
 #[test]
 fn no_owner_is_told_from_a_dead_one_by_nobody() {
     let directory = tempfile::tempdir().unwrap();
-    let missing = Client::connect(directory.path()).unwrap_err();
+    let missing = connect(directory.path()).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     drop(std::os::unix::net::UnixListener::bind(directory.path().join(SOCKET_NAME)).unwrap());
-    let dead = Client::connect(directory.path()).unwrap_err();
+    let dead = connect(directory.path()).unwrap_err();
     assert_eq!(dead.kind(), ErrorKind::NotFound);
     let _host = own(directory.path());
-    Client::connect(directory.path()).unwrap();
+    connect(directory.path()).unwrap();
 }
 
 #[test]
@@ -103,7 +120,7 @@ fn malformed_frames_close_one_connection_and_unknown_commands_none() {
 
     let mut newer = UnixStream::connect(&path).unwrap();
     for _ in 0..2 {
-        let json = br#"{"command":"from_the_future"}"#;
+        let json = br#"{"image":"pool/image","command":"from_the_future"}"#;
         newer.write_all(&(json.len() as u32).to_le_bytes()).unwrap();
         newer.write_all(&[0; 4]).unwrap();
         newer.write_all(json).unwrap();
@@ -146,10 +163,159 @@ fn a_client_knows_whether_an_owner_that_went_away_had_begun() {
     let ask = |answer: Vec<u8>| {
         let directory = tempfile::tempdir().unwrap();
         let owner = short_lived_owner(directory.path(), answer);
-        let outcome = Client::connect(directory.path()).unwrap().try_ask(&command, &mut |_, _| {});
+        let outcome = connect(directory.path()).unwrap().try_ask(&command, &mut |_, _| {});
         owner.join().unwrap();
         outcome
     };
     assert_eq!(ask(Vec::new()).unwrap(), None);
     assert_eq!(ask(begun).unwrap_err().kind(), ErrorKind::Interrupted);
+}
+
+/// An image that a server keeps open in case somebody comes back.
+fn keep(directory: &Path) -> (HostHandle, Probes) {
+    let device = MemoryDevice::new(64 << 20);
+    let probes = device.probe();
+    let options = HostOptions {
+        name: "pool/image".to_owned(),
+        control: Some(place(directory)),
+        gives_way: true,
+        ..HostOptions::default()
+    };
+    (ImageHost::start(Box::new(device), options).unwrap(), probes)
+}
+
+#[test]
+fn an_image_that_nobody_uses_gives_way_and_the_answer_comes_when_it_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (host, probes) = keep(directory.path());
+    assert_eq!(ask(directory.path(), &Command::GiveWay, &mut quiet).unwrap(), Reply::Done);
+    assert!(probes.get().closed);
+    assert!(host.hold().is_none());
+    host.wait().unwrap();
+}
+
+#[test]
+fn an_image_that_somebody_uses_does_not_give_way_and_says_to_whom() {
+    let directory = tempfile::tempdir().unwrap();
+    let (host, _) = keep(directory.path());
+    let refusal = || {
+        let error = ask(directory.path(), &Command::GiveWay, &mut quiet).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        error.message().to_owned()
+    };
+    let hold = host.hold().unwrap();
+    assert!(refusal().contains("a client that has just come"));
+    drop(hold);
+    let mut session = connect(directory.path()).unwrap();
+    session.ask(&Command::Flush, &mut quiet).unwrap();
+    let by = format!("a command of process {}", std::process::id());
+    assert!(refusal().contains(&by), "{}", refusal());
+    assert!(host.stop_if_unused().is_none());
+    drop(session);
+    assert!(matches!(host.stop_if_unused(), Some(Ok(()))));
+    let other = tempfile::tempdir().unwrap();
+    let _device = own(other.path());
+    let error = ask(other.path(), &Command::GiveWay, &mut quiet).unwrap_err();
+    assert!(error.message().contains("nbd, 0 connections"), "{error}");
+}
+
+#[test]
+fn many_who_want_the_image_for_themselves_are_not_in_each_others_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_host, _) = keep(directory.path());
+    let mut first = connect(directory.path()).unwrap();
+    let hold = _host.hold().unwrap();
+    assert!(first.ask(&Command::GiveWay, &mut quiet).is_err());
+    drop(hold);
+    assert_eq!(ask(directory.path(), &Command::GiveWay, &mut quiet).unwrap(), Reply::Done);
+}
+
+#[test]
+fn a_slow_owner_is_waited_for_and_a_silent_one_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_host, probes) = keep(directory.path());
+    let silence_max = Duration::from_secs(2);
+    let impatient = Patience { silence_max, ..Patience::default() };
+    probes.get().checkpoint_time = 2 * silence_max;
+    let mut first = Client::connect(&place(directory.path()), impatient).unwrap();
+    // One whose turn has not come, and one that has not even been accepted.
+    let others = std::thread::scope(|scope| {
+        let first = scope.spawn(|| first.ask(&Command::Checkpoint, &mut quiet));
+        std::thread::sleep(silence_max / 4);
+        let place = place(directory.path());
+        let other = client::ask(&place, &Command::Flush, impatient, &mut quiet);
+        assert_eq!(first.join().unwrap().unwrap(), Reply::Done);
+        other
+    });
+    assert_eq!(others.unwrap(), Reply::Done);
+
+    let silent = tempfile::tempdir().unwrap();
+    let _listens = UnixListener::bind(silent.path().join(SOCKET_NAME)).unwrap();
+    let start = Instant::now();
+    let error = client::ask(&place(silent.path()), &Command::Flush, impatient, &mut quiet);
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Owned);
+    assert!(error.message().contains("kill -CONT"), "{error}");
+    assert!(start.elapsed() >= silence_max);
+    let hasty = Patience { interrupted: || true, ..Patience::default() };
+    let error = client::ask(&place(silent.path()), &Command::Flush, hasty, &mut quiet);
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Interrupted);
+}
+
+#[test]
+fn a_command_whose_client_is_gone_before_it_begins_is_not_carried_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let (host, probes) = keep(directory.path());
+    probes.get().checkpoint_time = Duration::from_secs(1);
+    let mut busy = connect(directory.path()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| busy.ask(&Command::Checkpoint, &mut quiet).unwrap());
+        std::thread::sleep(Duration::from_millis(200));
+        let mut bytes = Vec::new();
+        let resize = Command::Resize { size_bytes: 1 << 30, allow_shrink: false };
+        encode_command("pool/image", &resize, &mut bytes).unwrap();
+        let mut gone = UnixStream::connect(directory.path().join(SOCKET_NAME)).unwrap();
+        gone.write_all(&bytes).unwrap();
+    });
+    ask(directory.path(), &Command::Flush, &mut quiet).unwrap();
+    assert_eq!(host.size_bytes(), 64 << 20);
+}
+
+#[test]
+fn no_link_is_followed_and_no_other_image_is_spoken_to() {
+    let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let host = own(other.path());
+    let link = ours.path().join(SOCKET_NAME);
+    let resize = Command::Resize { size_bytes: 1 << 30, allow_shrink: false };
+    std::os::unix::fs::symlink(other.path().join(SOCKET_NAME), &link).unwrap();
+    let refused = ask(ours.path(), &resize, &mut quiet).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+    // A hard link is no link to follow: there the owner knows better.
+    std::fs::remove_file(&link).unwrap();
+    std::fs::hard_link(other.path().join(SOCKET_NAME), &link).unwrap();
+    let theirs = Place::new(ours.path(), "pool/another");
+    let refused = client::ask(&theirs, &resize, Patience::default(), &mut quiet).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+    std::fs::remove_file(&link).unwrap();
+    std::fs::write(&link, "no socket").unwrap();
+    assert_eq!(
+        ask(ours.path(), &resize, &mut quiet).unwrap_err().kind(),
+        ErrorKind::PermissionDenied
+    );
+    assert_eq!(host.size_bytes(), 64 << 20);
+}
+
+#[test]
+fn the_sockets_of_another_users_place_are_not_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let host = own(directory.path());
+    let user = rustix::process::geteuid().as_raw() + 1;
+    let theirs = place(directory.path()).of_user(user);
+    let refused = client::ask(&theirs, &Command::Flush, Patience::default(), &mut quiet);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(Client::connect_readers(&theirs, Patience::default()).unwrap().is_empty());
+    let options = HostOptions { control: Some(theirs), ..HostOptions::default() };
+    assert!(ImageHost::start(Box::new(MemoryDevice::new(4096)), options).is_err());
+    ask(directory.path(), &Command::Flush, &mut quiet).unwrap();
+    drop(host);
 }

@@ -187,10 +187,11 @@ fn control(directory: &Path) -> Outcome {
         Command::Diff { from_snap: None, to_snap: Some(name()), offset: 0, length: 1 << 40 },
         Command::Write { offset: 4096, data: vec![1; 100] },
         Command::Status,
+        Command::GiveWay,
     ];
     for (i, command) in commands.iter().enumerate() {
         let mut bytes = Vec::new();
-        encode_command(command, &mut bytes)?;
+        encode_command("pool/image", command, &mut bytes)?;
         keep(directory, "control_command", &format!("{i}"), &bytes)?;
     }
     let row = UsageRow {
@@ -211,6 +212,7 @@ fn control(directory: &Path) -> Outcome {
     let mut answers: Vec<Answer> =
         replies.into_iter().map(|reply| Answer::Reply { reply }).collect();
     answers.push(Answer::Begun);
+    answers.push(Answer::Alive);
     answers.push(Answer::Progress { done: 1, total: 9 });
     answers.push(Answer::LongReply);
     answers.push(Answer::Error { kind: "busy".to_owned(), message: name() });

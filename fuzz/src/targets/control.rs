@@ -19,13 +19,13 @@ fn each_frame(data: &[u8], look: impl Fn(&Frame<'_>)) {
 
 pub fn command(data: &[u8]) {
     each_frame(data, |frame| {
-        let Ok(command) = decode_command(frame) else { return };
+        let Ok(request) = decode_command(frame) else { return };
         let mut again = Vec::new();
-        if encode_command(&command, &mut again).is_err() {
+        if encode_command(&request.image, &request.command, &mut again).is_err() {
             return;
         }
         let Ok(Decoded::Complete(frame)) = decode(&again) else { panic!("no frame") };
-        assert!(decode_command(&frame).is_ok_and(|same| same == command));
+        assert!(decode_command(&frame).is_ok_and(|same| same == request));
     });
 }
 

@@ -10,7 +10,7 @@ use crate::args::{Args, CommandSpec, Kind, Opt, options};
 use crate::failure::{EINVAL, Failure, Outcome, strerror};
 use crate::output::{out, warn};
 use crate::session::Session;
-use crate::{signals, size};
+use crate::{access, signals, size};
 
 const IO_BYTES_DEFAULT: u64 = 4096;
 const IO_THREADS_DEFAULT: u64 = 16;
@@ -104,14 +104,17 @@ fn run(session: &Session, args: &Args, io_type: Option<&str>) -> Outcome {
         "" if reads_only && image.pool.read_only() => {
             Box::new(image.pool.open_read_only(image.id).map_err(failed)?)
         }
-        "" => Box::new(image.pool.open(image.id).map_err(failed)?),
+        "" => {
+            let opened = access::for_itself(&image.pool, image.id, || image.pool.open(image.id));
+            Box::new(opened.map_err(failed)?)
+        }
         name => {
             image.snapshot(name)?;
             Box::new(image.pool.open_snapshot(image.id, name).map_err(failed)?)
         }
     };
     plan.check_fits(device.size_bytes())?;
-    signals::catch();
+    signals::catch_and_watch();
     let outcome = measure(&plan, device.as_mut());
     let closed = device.close().map_err(failed);
     outcome.and(closed)

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use marcot::{CheckOptions, CheckReport, Finding, GcReport, Pool};
 
 use super::POOL_NAME;
+use crate::access;
 use crate::args::names;
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EIO, Failure, Outcome};
@@ -76,9 +77,12 @@ fn check(session: &Session, args: &Args) -> Outcome {
     };
     let mut reports = Vec::new();
     for name in names {
-        let checked = session
-            .pool(&name)
-            .and_then(|pool| check_pool(session, &pool, &options, rate_bytes_per_s));
+        let checked = session.pool(&name).and_then(|pool| {
+            if options.repair {
+                access::let_all_idle_go(&pool)?;
+            }
+            check_pool(session, &pool, &options, rate_bytes_per_s)
+        });
         match checked {
             Err(_) if args.flag("all") && session.store()?.is_unfinished(&name) => {
                 let message = "its creation was cut off; 'pool create' finishes it".to_string();
@@ -190,6 +194,7 @@ fn gc(session: &Session, args: &Args) -> Outcome {
     let pool = session.pool(names::pool_target(args)?.pool_or_default())?;
     let store = session.store()?;
     incoming::remove_all_remains(store, &pool);
+    access::let_all_idle_go(&pool)?;
     let mut progress = session.parts("Collecting garbage");
     let mut report = |done, total| progress.update_before_end(done, total);
     let outcome = store.gc(&pool, &mut report).map_err(|e| Failure::engine("gc failed", &e));

@@ -12,7 +12,7 @@ use crate::incoming::Incoming;
 use crate::layout;
 use crate::progress::Progress;
 use crate::session::Session;
-use crate::signals::STATUS_INTERRUPTED;
+use crate::signals;
 
 const ERROR: &str = "copy failed";
 
@@ -92,10 +92,7 @@ fn transfer(
             Some(data) => incoming.write(offset, data, GRAIN_BYTES as usize)?,
             None => incoming.check_interrupted()?,
         }
-        let end = offset + length;
-        if end.is_multiple_of(piece_bytes) || end == size_bytes {
-            progress.update(end, size_bytes);
-        }
+        progress.pass(offset + length, piece_bytes, size_bytes);
         Ok(())
     })
     .map_err(failed)?;
@@ -104,7 +101,7 @@ fn transfer(
 
 fn failed(error: marcot::Error) -> Failure {
     if error.kind() == marcot::ErrorKind::Interrupted {
-        return Failure::new(STATUS_INTERRUPTED, format!("{ERROR}: interrupted"));
+        return Failure::new(signals::status(), format!("{ERROR}: interrupted"));
     }
     Failure::engine(ERROR, &error)
 }

@@ -1,9 +1,11 @@
 //! `export`: an image or snapshot becomes a file or a stream.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use marcot::ErrorKind;
 
 use super::import::{EXPORT_FORMAT, GRAIN_BYTES, PIPE, path_argument, refuse_export_format};
 use crate::args::names::{self, Wanted};
@@ -13,8 +15,9 @@ use crate::failure::{EEXIST, ENOENT, Failure, Outcome};
 use crate::output::warn;
 use crate::progress::Progress;
 use crate::session::Session;
-use crate::signals::{self, STATUS_INTERRUPTED};
+use crate::signals::{self, HalfDone};
 use crate::sparse;
+use crate::standard::Output;
 
 const ERROR: &str = "export error";
 /// As `rbd` makes the file; the umask applies.
@@ -53,6 +56,7 @@ fn export(session: &Session, args: &Args) -> Outcome {
         "" => None,
         name => Some(image.snapshot(name)?),
     };
+    signals::catch_and_watch();
     let mut sink = Sink::open(&path).map_err(|failure| match failure.status {
         EEXIST => failure.because(format!("'{path}' exists already; nothing is overwritten")),
         _ => failure.because(format!("cannot write to '{path}'")),
@@ -67,7 +71,14 @@ fn export(session: &Session, args: &Args) -> Outcome {
 }
 
 fn failed(error: marcot::Error) -> Failure {
+    if error.kind() == ErrorKind::Interrupted && signals::stop_asked() {
+        return interrupted();
+    }
     Failure::engine(ERROR, &error)
+}
+
+fn interrupted() -> Failure {
+    Failure::new(signals::status(), format!("{ERROR}: interrupted"))
 }
 
 /// Why a piece could not be passed on.
@@ -90,53 +101,61 @@ fn transfer(
     piece_bytes: u64,
     progress: &mut Progress,
 ) -> Outcome {
-    signals::catch();
     let size_bytes = content.size_bytes();
     let mut at = 0;
     content::walk(content, piece_bytes, |offset, length, data| {
         at = offset;
-        if signals::stop_asked() {
-            return Err(Trouble::Interrupted);
-        }
-        sink.write(offset, length, data).map_err(Trouble::Sink)?;
         let end = offset + length;
-        if end.is_multiple_of(piece_bytes) {
-            progress.update_before_end(end, size_bytes);
+        while at < end {
+            if signals::stop_asked() {
+                return Err(Trouble::Interrupted);
+            }
+            let passed = match data {
+                Some(data) => sink.write(at, data).map(|()| length),
+                None => sink.skip(end - at),
+            };
+            at += passed.map_err(Trouble::Sink)?;
+            progress.pass_before_end(at, piece_bytes, size_bytes);
         }
         Ok(())
     })
     .map_err(|trouble| match trouble {
         Trouble::Source(error) => failed(error),
+        Trouble::Sink(error) if error.kind() == io::ErrorKind::Interrupted => interrupted(),
         Trouble::Sink(error) => {
             warn(program, &format!("error writing to destination image at offset {at}"));
             Failure::io(ERROR, &error)
         }
-        Trouble::Interrupted => Failure::new(STATUS_INTERRUPTED, format!("{ERROR}: interrupted")),
+        Trouble::Interrupted => interrupted(),
     })
 }
 
 /// Where an export goes.
 enum Sink {
-    Stdout,
+    Stdout(Output),
     /// Under a temporary name until it is whole.
     File {
         file: File,
         partial: PathBuf,
         path: PathBuf,
         whole: bool,
+        _half_done: HalfDone,
     },
 }
 
 impl Sink {
     fn open(path: &str) -> Outcome<Self> {
         if path == PIPE {
-            return Ok(Self::Stdout);
+            let output = Output::open();
+            let closed = |e| Failure::io(ERROR, &e).because("standard output is closed");
+            return output.map(Self::Stdout).map_err(closed);
         }
         let path = PathBuf::from(path);
         if path.symlink_metadata().is_ok() {
             return Err(Failure::errno(ERROR, EEXIST));
         }
         let partial = partial_path(&path).ok_or_else(|| Failure::errno(ERROR, ENOENT))?;
+        let half_done = HalfDone::file(&partial);
         let file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -144,30 +163,33 @@ impl Sink {
             .mode(FILE_MODE)
             .open(&partial)
             .map_err(|error| Failure::io(ERROR, &error))?;
-        Ok(Self::File { file, partial, path, whole: false })
+        Ok(Self::File { file, partial, path, whole: false, _half_done: half_done })
     }
 
-    fn write(&mut self, offset: u64, length: u64, data: Option<&[u8]>) -> io::Result<()> {
-        match (self, data) {
-            (Self::Stdout, Some(data)) => io::stdout().lock().write_all(data),
-            (Self::Stdout, None) => {
-                io::copy(&mut io::Read::take(io::repeat(0), length), &mut io::stdout().lock())
-                    .map(drop)
-            }
-            (Self::File { file, .. }, Some(data)) => {
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout(output) => output.write(data),
+            Self::File { file, .. } => {
                 for run in sparse::data_runs(data, GRAIN_BYTES as usize) {
                     file.write_all_at(&data[run.clone()], offset + run.start as u64)?;
                 }
                 Ok(())
             }
-            (Self::File { .. }, None) => Ok(()),
+        }
+    }
+
+    /// Goes on by at most `length` zeros; returns how many.
+    fn skip(&mut self, length: u64) -> io::Result<u64> {
+        match self {
+            Self::Stdout(output) => output.skip(length),
+            Self::File { .. } => Ok(length),
         }
     }
 
     fn finish(&mut self, size_bytes: u64) -> Outcome {
         let outcome = match self {
-            Self::Stdout => io::stdout().lock().flush(),
-            Self::File { file, partial, path, whole } => file
+            Self::Stdout(_) => Ok(()),
+            Self::File { file, partial, path, whole, .. } => file
                 .set_len(size_bytes)
                 .and_then(|()| file.sync_all())
                 .and_then(|()| publish(partial, path))

@@ -169,10 +169,11 @@ fn remove(session: &Session, args: &Args) -> Outcome {
             progress.count_in(parts);
             let mut report = |done, total| progress.update_before_end(done, total);
             let store = session.store()?;
-            let removed = match args.flag("force") {
-                true => store.remove_damaged(&pool, &target.namespace, &target.image, &mut report),
-                false => store.remove_named(&pool, &target.namespace, &target.image, &mut report),
-            };
+            let (namespace, name) = (&target.namespace, &target.image);
+            let removed = access::for_itself(&pool, image.id, || match args.flag("force") {
+                true => store.remove_damaged(&pool, namespace, name, &mut report),
+                false => store.remove_named(&pool, namespace, name, &mut report),
+            });
             removed.map_err(|error| removal_failure(session, &image, &error))?;
             progress.catch_up(1, parts);
             access::child_is_gone(session.store()?, info.and_then(|i| i.parent).as_ref());
@@ -199,10 +200,12 @@ fn removal_failure(session: &Session, image: &Found, error: &marcot::Error) -> F
             Failure::new(ENOTEMPTY, message)
         }
         ErrorKind::Owned | ErrorKind::Busy => {
-            Failure::new(EBUSY, "error: image still has watchers").then_bare(
-                "This means the image is still open or the client using it crashed. Try again \
+            Failure::new(EBUSY, "error: image still has watchers")
+                .then_bare(
+                    "This means the image is still open or the client using it crashed. Try again \
                  after closing/unmapping it or waiting 30s for the crashed client to timeout.",
-            )
+                )
+                .because(error)
         }
         ErrorKind::Corrupt if image.info().is_err() => {
             let hint = "restore the head from a backup, or give the image up with 'rm --force'";

@@ -1,7 +1,7 @@
 //! `import`: a file or standard input becomes an image.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::layout;
 use crate::output::warn;
 use crate::progress::Progress;
 use crate::session::Session;
-use crate::signals::STATUS_INTERRUPTED;
+use crate::{signals, standard};
 
 /// Zeros shorter than this are stored: the size of a block.
 pub const GRAIN_BYTES: u64 = 4096;
@@ -88,7 +88,7 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
         let plan = Plan { piece_bytes: 1 << options.order, grain_bytes: grain(args) };
         match (source, size_bytes) {
             (Source::File(file), Some(size)) => plan.file(&file, size, incoming, &mut progress),
-            _ => plan.stream(io::stdin().lock(), incoming),
+            _ => plan.stream(incoming),
         }
     });
     progress.end(outcome)
@@ -146,7 +146,9 @@ enum Source {
 /// `rbd` says what is wrong with the file on a line of its own, before the last progress line.
 fn open_source(session: &Session, path: &str) -> Outcome<Source> {
     if path == PIPE {
-        return Ok(Source::Stdin);
+        let open = standard::check_input().map(|()| Source::Stdin);
+        let closed = |e| Failure::io(ERROR, &e).because("standard input is closed");
+        return open.map_err(closed);
     }
     // Opening a FIFO must not wait for a writer.
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
@@ -192,30 +194,36 @@ impl Plan {
         progress: &mut Progress,
     ) -> Outcome {
         let mut buffer = Vec::new();
-        let mut data_from = 0;
         let mut offset = 0;
         while offset < size_bytes {
+            offset = self.skip_holes(file, offset, size_bytes);
             let length = self.piece_bytes.min(size_bytes - offset);
-            if data_from < offset + length {
-                data_from = next_data(file, offset, size_bytes);
-            }
-            if data_from < offset + length {
-                buffer.resize(usize::try_from(length).unwrap_or(0), 0);
-                file.read_exact_at(&mut buffer, offset).map_err(|e| Failure::io(ERROR, &e))?;
-                incoming.write(offset, &buffer, self.grain_bytes).map_err(failed)?;
-            }
+            buffer.resize(usize::try_from(length).unwrap_or(0), 0);
+            file.read_exact_at(&mut buffer, offset).map_err(|e| Failure::io(ERROR, &e))?;
+            incoming.write(offset, &buffer, self.grain_bytes).map_err(failed)?;
             incoming.check_interrupted().map_err(failed)?;
             offset += length;
-            progress.update_before_end(offset, size_bytes);
+            progress.pass_before_end(offset, self.piece_bytes, size_bytes);
         }
         incoming.finish().map_err(failed)
     }
 
-    fn stream(&self, mut input: impl Read, mut incoming: Incoming<'_>) -> Outcome {
+    /// Where the next piece begins that has data, in one step; `size_bytes` where there is none.
+    fn skip_holes(&self, file: &File, offset: u64, size_bytes: u64) -> u64 {
+        match next_data(file, offset, size_bytes) {
+            data if data >= size_bytes => size_bytes,
+            data => (data / self.piece_bytes * self.piece_bytes).max(offset),
+        }
+    }
+
+    fn stream(&self, mut incoming: Incoming<'_>) -> Outcome {
         let mut buffer = vec![0; usize::try_from(self.piece_bytes).unwrap_or(0)];
         let mut offset = 0;
         loop {
-            let filled = fill(&mut input, &mut buffer).map_err(|e| Failure::io(ERROR, &e))?;
+            let filled = fill(&mut buffer).map_err(|error| match error.kind() {
+                io::ErrorKind::Interrupted => interrupted(),
+                _ => Failure::io(ERROR, &error),
+            })?;
             let end = offset + filled as u64;
             incoming.grow_to_hold(end).map_err(failed)?;
             incoming.write(offset, &buffer[..filled], self.grain_bytes).map_err(failed)?;
@@ -231,9 +239,13 @@ impl Plan {
 
 fn failed(error: marcot::Error) -> Failure {
     if error.kind() == marcot::ErrorKind::Interrupted {
-        return Failure::new(STATUS_INTERRUPTED, format!("{ERROR}: interrupted"));
+        return interrupted();
     }
     Failure::engine(ERROR, &error)
+}
+
+fn interrupted() -> Failure {
+    Failure::new(signals::status(), format!("{ERROR}: interrupted"))
 }
 
 /// Where data begins at or after `offset`; `offset` where the file cannot tell.
@@ -245,21 +257,41 @@ fn next_data(file: &File, offset: u64, size_bytes: u64) -> u64 {
     }
 }
 
-/// Reads until `buffer` is full or the input ends.
-fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+/// Reads standard input until `buffer` is full or the input ends.
+fn fill(buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
-        match input.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(bytes) => filled += bytes,
-            // A signal: let the caller see it.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                if crate::signals::stop_asked() {
-                    break;
-                }
-            }
-            Err(error) => return Err(error),
+        match standard::read(&mut buffer[filled..])? {
+            0 => break,
+            bytes => filled += bytes,
         }
     }
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_of_a_file_are_skipped_in_one_step() {
+        const SIZE: u64 = 1 << 40;
+        const AT: u64 = SIZE / 2 + 5000;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE).unwrap();
+        file.write_all_at(&[1], AT).unwrap();
+        let plan = Plan { piece_bytes: 4096, grain_bytes: 4096 };
+        let (mut offset, mut pieces) = (0, 0);
+        loop {
+            offset = plan.skip_holes(&file, offset, SIZE);
+            if offset == SIZE {
+                break;
+            }
+            pieces += 1;
+            assert!(offset <= AT + (1 << 20) && AT < offset + (1 << 20), "{offset}");
+            offset += plan.piece_bytes;
+        }
+        // As many as the file system takes for one byte.
+        assert!((1..=256).contains(&pieces), "{pieces}");
+    }
 }

@@ -1,7 +1,6 @@
 //! `clone`, `children`, `flatten`: what makes and ends the tie between parent and child.
 
-use marcot::{ChildInfo, CloneOptions, Command, ErrorKind, ImageId, Pool, SnapId};
-use marcot_serve::control;
+use marcot::{ChildInfo, CloneOptions, Command, ErrorKind, SnapId};
 
 use super::image::objects;
 use super::{DEST_IMAGE_SPEC, IMAGE_OR_SNAP_SPEC, IMAGE_SPEC};
@@ -95,9 +94,12 @@ fn clone(session: &Session, args: &Args) -> Outcome {
     let options = CloneOptions { format, untracked: args.flag("untracked"), order, features };
     let store = session.store()?;
     // Another command may have the parent open just now.
-    let cloned = access::when_free(|| {
+    let cloned = access::when_free(&parent_pool, parent, || {
         if format == 2 {
-            share(&parent_pool, parent, &source.snap);
+            // An owner in another process must know that the snapshot is going to be cloned. Cloning
+            // itself finds out whether it does.
+            let command = Command::MarkShared { name: source.snap.clone() };
+            access::tell(&parent_pool, parent, &command);
         }
         store.clone_image(
             &parent_pool,
@@ -110,13 +112,6 @@ fn clone(session: &Session, args: &Args) -> Outcome {
         )
     });
     cloned.map(drop).map_err(|error| clone_failure(&source, &error))
-}
-
-/// An owner in another process must know that the snapshot is going to be cloned. Cloning itself
-/// finds out whether it does.
-fn share(pool: &Pool, image: ImageId, snap: &str) {
-    let command = Command::MarkShared { name: snap.to_string() };
-    let _ = control::ask(&pool.image_directory(image), &command, &mut |_, _| {});
 }
 
 /// As `rbd` words it, but telling what was not found: there are two names in the command.

@@ -35,8 +35,7 @@ const SERVE: &[Opt] = &[
     Opt::new(
         "idle-time-s",
         Kind::Integer,
-        "close images unused for so long; until then 'rm', 'device map' and 'snap rm' of a served \
-         snapshot find them in use [default: 30]",
+        "close images unused for so long, or as soon as a command needs one for itself [default: 30]",
     ),
 ];
 /// More descriptors than Linux gives to a process.
@@ -86,7 +85,8 @@ fn serve(session: &Session, args: &Args) -> Outcome {
     let exports = StoreExports::new(store, pools, args.flag("read-only"));
     let server = NbdServer::bind(&options, Arc::new(exports)).map_err(|e| Failure::system(&e))?;
     for address in server.addresses() {
-        out(&line(&format!("listening on {address}")))?;
+        // A server serves, whether or not anybody can read this.
+        let _ = out(&line(&format!("listening on {address}")));
     }
     signals::catch();
     let stop = server.stop_handle();

@@ -2,9 +2,9 @@
 
 use marcot::command::Watcher;
 use marcot::{Command, Reply};
-use marcot_serve::control;
 
 use super::IMAGE_SPEC;
+use crate::access;
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, options};
 use crate::failure::Outcome;
@@ -32,9 +32,7 @@ fn status(session: &Session, args: &Args) -> Outcome {
 
 /// As the owner tells it, or its process number where it does not answer.
 fn watchers(image: &Found) -> Outcome<Vec<Watcher>> {
-    let directory = image.pool.image_directory(image.id);
-    if let Ok(Reply::Status { watchers }) =
-        control::ask(&directory, &Command::Status, &mut |_, _| {})
+    if let Some(Reply::Status { watchers }) = access::look(&image.pool, image.id, &Command::Status)?
     {
         return Ok(watchers);
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use marcot::{ImageId, Limits, Pool, Store, World};
+use marcot_serve::control::Place;
 use marcot_serve::host::{Attendant, HostHandle, HostOptions, ImageHost};
 use marcot_serve::mapping::{
     self, DeviceNames, Driver, Ending, MapOptions, Mapped, MappedRecord, QuiesceHook, Ready,
@@ -110,17 +111,17 @@ fn start(job: &Job) -> marcot::Result<Server> {
 
 fn open(pool: &Pool, record: &MappedRecord, name: &str) -> marcot::Result<HostHandle> {
     let id = ImageId(record.image_number);
-    let mut options = HostOptions { name: name.to_owned(), ..HostOptions::default() };
+    // Also for a device that nobody may write to, so that commands can be given to its server.
+    let control = Some(Place::of(pool, id));
+    let options = HostOptions { name: name.to_owned(), control, ..HostOptions::default() };
     let image = if !record.snap.is_empty() {
         pool.open_snapshot(id, &record.snap)?
     } else if pool.read_only() {
         pool.open_read_only(id)?
     } else {
-        // Also for a device that nobody may write to, so that commands can be given to the owner.
-        options.control_directory = Some(pool.image_directory(id));
         pool.open(id)?
     };
-    ImageHost::start(Box::new(image), options)
+    ImageHost::start_for_kernel(Box::new(image), options)
 }
 
 /// Does for a device what belongs to commands on its image.

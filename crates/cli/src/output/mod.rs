@@ -15,6 +15,11 @@ use marcot::printable::{printable, printable_lines};
 pub use table::{Align, Table};
 
 use crate::failure::{Failure, Outcome};
+use crate::standard;
+
+/// Exit status when nobody reads standard output any more: what shells tell of programs that the
+/// system ends for that, without a word.
+const STATUS_PIPE: i32 = 141;
 
 /// `--format` and `--pretty-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,12 +75,15 @@ pub fn line(text: &str) -> String {
 
 /// Writes text to standard output; its line breaks and tabs are layout.
 pub fn out(text: &str) -> Outcome {
-    let text = printable_lines(text);
-    out_bytes(text.as_bytes()).map_err(|e| Failure::io("error writing to standard output", &e))
+    out_bytes(printable_lines(text).as_bytes()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::quiet(STATUS_PIPE),
+        _ => Failure::io("error writing to standard output", &error),
+    })
 }
 
 /// Writes bytes to standard output as they are.
 pub fn out_bytes(bytes: &[u8]) -> io::Result<()> {
+    standard::check_output()?;
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes)?;
     stdout.flush()

@@ -16,6 +16,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use marcot::{BlockDevice, ErrorKind, Result, Store};
+use marcot_serve::control::Place;
 use marcot_serve::host::{DeviceRequest, HostOptions, ImageHost};
 
 const WORKER_VARIABLE: &str = "MARCOT_RACES_WORKER";
@@ -185,8 +186,8 @@ fn hold_image(store: &Path, spec: &str, time: Duration) -> Result<()> {
     let device = Box::new(pool.open(id)?);
     let options = HostOptions {
         name: spec.to_owned(),
-        usage: None,
-        control_directory: Some(pool.image_directory(id)),
+        control: Some(Place::of(&pool, id)),
+        ..HostOptions::default()
     };
     let host = ImageHost::start(device, options)?;
     let write = DeviceRequest::Write { offset: 0, data: vec![0xee; BLOCK_BYTES], fua: false };

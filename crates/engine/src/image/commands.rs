@@ -4,8 +4,9 @@ use super::Image;
 use crate::command::{Command, ExtentRow, READ_BYTES_MAX, Reply, Watcher};
 use crate::error::{ErrorKind, Result, fail};
 
-/// Most extents of one answer.
-const EXTENTS_MAX: usize = 1 << 20;
+/// Most extents of one answer. In JSON they take less than 100 bytes each, and an answer that crosses a
+/// control socket has at most 32 MiB.
+const EXTENTS_MAX: usize = 1 << 18;
 /// Longest metadata key or value in bytes.
 const META_BYTES_MAX: usize = 64 << 10;
 
@@ -78,6 +79,10 @@ impl Image {
                 let pid = self.pool.disk().process_id();
                 let watchers = vec![Watcher { pid, usage: "library".to_owned() }];
                 return Ok(Reply::Status { watchers });
+            }
+            // Whoever keeps images open without using them decides before it comes here.
+            Command::GiveWay => {
+                return fail(ErrorKind::Busy, format!("process {}", self.pool.disk().process_id()));
             }
         }
         Ok(Reply::Done)

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use marcot::{Command, Reply, Result};
+use marcot::{Command, Error, ErrorKind, Reply, Result};
 
 use super::frame::{self, Decoded, HEADER_BYTES};
-use super::message::{self, Answer};
+use super::message::{self, Answer, Request};
+use super::peer::Peer;
 use crate::host::buffer::{Progress, ReceiveBuffer, SendBuffer};
 
 /// Progress is told no more often than this.
@@ -15,7 +17,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Invariant: a command is taken only when all answers before it have been sent.
 pub(crate) struct ControlConnection {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
+    peer: Peer,
+    /// Commands for another one are refused.
+    image: String,
+    /// Its last command was to give way: it wants the image for itself, and does not use it.
+    wants_image: bool,
     receive: ReceiveBuffer,
     send: SendBuffer,
     frame_bytes: usize,
@@ -24,9 +31,12 @@ pub(crate) struct ControlConnection {
 }
 
 impl ControlConnection {
-    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(socket: OwnedFd, peer: Peer, image: &str) -> io::Result<Self> {
         Ok(Self {
-            socket,
+            socket: Arc::new(socket),
+            peer,
+            image: image.to_owned(),
+            wants_image: false,
             receive: ReceiveBuffer::new(&[])?,
             send: SendBuffer::new(),
             frame_bytes: HEADER_BYTES,
@@ -39,8 +49,18 @@ impl ControlConnection {
         self.socket.as_fd()
     }
 
+    /// The socket, for signs of life while its thread is busy.
+    pub(crate) fn shared_socket(&self) -> &Arc<OwnedFd> {
+        &self.socket
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// The process that uses the image by this connection; `None` if it is not in use by it.
+    pub(crate) fn user(&self) -> Option<u32> {
+        (!self.over && !self.wants_image).then_some(self.peer.pid)
     }
 
     pub(crate) fn wants_to_receive(&self) -> bool {
@@ -96,8 +116,11 @@ impl ControlConnection {
         self.receive.consume(bytes);
         self.receive.release_if_empty();
         self.frame_bytes = HEADER_BYTES;
-        match command {
-            Ok(command) => Some(command),
+        match command.and_then(|request| self.check(request)) {
+            Ok(command) => {
+                self.wants_image = matches!(command, Command::GiveWay);
+                Some(command)
+            }
             Err(error) => {
                 // Its frame was sound: the client may be of another version and can go on.
                 self.answer(Err(error));
@@ -106,9 +129,24 @@ impl ControlConnection {
         }
     }
 
-    /// Tells that the command taken last is being carried out.
-    pub(crate) fn begin(&mut self) {
+    fn check(&self, request: Request) -> Result<Command> {
+        if request.image == self.image {
+            return Ok(request.command);
+        }
+        let message = format!(
+            "process {} has the image {} open, and not {}, which the command is for",
+            std::process::id(),
+            self.image,
+            if request.image.is_empty() { "a nameless one" } else { &request.image }
+        );
+        Err(Error::new(ErrorKind::PermissionDenied, message))
+    }
+
+    /// Tells that the command taken last is being carried out; false if nobody waits for it any more,
+    /// so that it must not be.
+    pub(crate) fn begin(&mut self) -> bool {
         self.say(&Answer::Begun);
+        !self.over
     }
 
     /// Reports how far a command is, if the last report is old enough.

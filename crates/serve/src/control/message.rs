@@ -1,10 +1,30 @@
-//! What frames say: requests are [`Command`]s, answers are progress, a [`Reply`], or an error that
-//! keeps its kind.
+//! What frames say: requests are [`Command`]s for an image, answers are signs of life, progress, a
+//! [`Reply`], or an error that keeps its kind.
 
 use marcot::{Command, Error, ErrorKind, Reply, Result};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, JSON_BYTES_MAX};
+
+/// What a client sends.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub struct Request {
+    /// The image that it is for: pool and image, by number. Where an owner has another one open, the
+    /// client was led to the wrong place.
+    #[serde(default)]
+    pub image: String,
+    /// What to do.
+    #[serde(flatten)]
+    pub command: Command,
+}
+
+/// As it is written, without copying the command.
+#[derive(Serialize)]
+struct RequestRef<'a> {
+    image: &'a str,
+    #[serde(flatten)]
+    command: &'a Command,
+}
 
 /// What an owner sends. After progress more follows; a reply or an error ends the exchange.
 #[derive(Debug, Serialize, Deserialize)]
@@ -13,6 +33,8 @@ pub enum Answer {
     /// The command is being carried out. Before this it has not been, and will not be once the
     /// connection is lost, so that it can be given to the next owner.
     Begun,
+    /// The owner is busy, with this command or with another one before it.
+    Alive,
     /// How far the command is.
     Progress {
         /// Units done.
@@ -36,25 +58,25 @@ pub enum Answer {
     },
 }
 
-/// Appends a request's frame to `out`.
+/// Appends the frame of a request for `image` to `out`.
 ///
 /// # Errors
 /// `Invalid` if it is too long.
-pub fn encode_command(command: &Command, out: &mut Vec<u8>) -> Result<()> {
+pub fn encode_command(image: &str, command: &Command, out: &mut Vec<u8>) -> Result<()> {
     let payload = if let Command::Write { data, .. } = command { data.as_slice() } else { &[] };
-    Frame { json: &json(command)?, payload }.encode(out)
+    Frame { json: &json(&RequestRef { image, command })?, payload }.encode(out)
 }
 
 /// Reads a request.
 ///
 /// # Errors
 /// `Invalid` if it is not one.
-pub fn decode_command(frame: &Frame<'_>) -> Result<Command> {
-    let mut command = serde_json::from_slice(frame.json).map_err(malformed)?;
-    if let Command::Write { data, .. } = &mut command {
+pub fn decode_command(frame: &Frame<'_>) -> Result<Request> {
+    let mut request: Request = serde_json::from_slice(frame.json).map_err(malformed)?;
+    if let Command::Write { data, .. } = &mut request.command {
         *data = frame.payload.to_vec();
     }
-    Ok(command)
+    Ok(request)
 }
 
 /// Appends an answer's frame to `out`.
@@ -201,9 +223,10 @@ mod tests {
     fn written_and_read_bytes_travel_beside_the_json() {
         let command = Command::Write { offset: 9, data: vec![1, 2, 3] };
         let mut bytes = Vec::new();
-        encode_command(&command, &mut bytes).unwrap();
+        encode_command("pool/image", &command, &mut bytes).unwrap();
         let Decoded::Complete(frame) = decode(&bytes).unwrap() else { panic!() };
-        assert_eq!(decode_command(&frame).unwrap(), command);
+        let image = "pool/image".to_owned();
+        assert_eq!(decode_command(&frame).unwrap(), Request { image, command });
         let reply = Reply::Data { data: vec![4; 100] };
         let Answer::Reply { reply: got } =
             through_the_wire(&Answer::Reply { reply: reply.clone() })

@@ -5,6 +5,7 @@
 //! remembered in `again` and keep the next wait from sleeping.
 
 mod attend;
+mod controls;
 
 use std::collections::HashMap;
 use std::io;
@@ -27,7 +28,7 @@ use super::operation::Failure;
 use super::pacer::Pacer;
 use super::rest::Rest;
 use super::round::{self, Lane};
-use crate::control::{ControlConnection, ControlListener};
+use crate::control::{ControlConnection, ControlListener, Pulse};
 use crate::nbd::NbdConnection;
 use crate::poll::{Interest, Poll, Ready};
 use crate::slab::Slab;
@@ -47,9 +48,6 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time that clients get to take their last replies when the image is stopped.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
-
-/// Control clients served at once.
-const CONTROL_CLIENTS_MAX: usize = 64;
 
 /// Messages taken in one turn, so that a flood of them cannot starve the sockets.
 const MESSAGES_PER_TURN_MAX: usize = 256;
@@ -74,6 +72,9 @@ pub(super) struct EventLoop {
     poll: Poll,
     clients: Slab<Client<Connection>>,
     controls: Slab<Client<ControlConnection>>,
+    /// Control clients that wait for the image to be closed.
+    leave_to: Vec<ControlConnection>,
+    pulse: Pulse,
     local: LocalLane,
     commands: Vec<(Command, Sender<Event>)>,
     /// NBD clients that take part in the coming round.
@@ -112,6 +113,8 @@ impl EventLoop {
             poll,
             clients: Slab::new(),
             controls: Slab::new(),
+            leave_to: Vec::new(),
+            pulse: Pulse::default(),
             local: LocalLane::default(),
             commands: Vec::new(),
             active: Vec::new(),
@@ -178,8 +181,17 @@ impl EventLoop {
         self.parts.control = None;
         // A client that sees its end may come back at once, and must not be given to this host.
         self.parts.shared.set_over();
+        self.parts.shared.end_holds();
         self.forget_clients();
-        let closed = self.parts.device.close().map_err(Failure::from);
+        let waiting = self.leave_to.iter().map(|c| Arc::clone(c.shared_socket())).collect();
+        let beating = self.pulse.begin(None, waiting);
+        let closed = self.parts.device.close();
+        drop(beating);
+        for mut client in self.leave_to {
+            // Closed is closed: what was lost is told to who opens it next.
+            client.answer(Ok(Reply::Done));
+        }
+        let closed = closed.map_err(Failure::from);
         let outcome = self.fatal.map_or(closed, Err);
         if let Err(failure) = &outcome {
             tracing::error!(image = %self.parts.options.name, "no longer served: {}", failure.message);
@@ -196,7 +208,9 @@ impl EventLoop {
     fn is_drained(&self) -> bool {
         let Some(deadline) = self.stop_deadline else { return false };
         let idle = self.clients.is_empty() && self.local.is_settled() && !self.messages_left;
-        idle || Instant::now() >= deadline
+        // Control clients wait for nothing but the rest of their answer.
+        let answered = self.controls.values().all(|control| !control.client.wants_to_send());
+        idle && answered || Instant::now() >= deadline
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
@@ -330,6 +344,10 @@ impl EventLoop {
             Message::Execute(command, sender) => self.commands.push((command, sender)),
             Message::SetUsage(usage) => self.parts.options.usage = usage,
             Message::SetAttendant(attendant) => self.set_attendant(attendant),
+            Message::StopIfUnused(sender) => {
+                let unused = self.stop_if_unused().is_ok();
+                let _ = sender.send(unused);
+            }
             Message::Stop => self.begin_stop(),
         }
     }
@@ -444,10 +462,12 @@ impl EventLoop {
         let commands = std::mem::take(&mut self.commands);
         let ran = !commands.is_empty();
         for (command, sender) in commands {
+            let beating = self.begin_busy(None);
             let outcome = self.execute(&command, &mut |done, total| {
                 // Nobody listens any more: the command goes on all the same.
                 let _ = sender.send(Event::Progress(done, total));
             });
+            self.end_busy(beating);
             let _ = sender.send(Event::Done(outcome));
         }
         self.run_control_commands() || ran
@@ -480,11 +500,14 @@ impl EventLoop {
     }
 
     fn status(&self) -> Reply {
-        let usage = self.parts.options.usage.clone().unwrap_or_else(|| match self.clients.len() {
+        Reply::Status { watchers: vec![Watcher { pid: std::process::id(), usage: self.usage() }] }
+    }
+
+    fn usage(&self) -> String {
+        self.parts.options.usage.clone().unwrap_or_else(|| match self.clients.len() {
             1 => "nbd, 1 connection".to_owned(),
             connections => format!("nbd, {connections} connections"),
-        });
-        Reply::Status { watchers: vec![Watcher { pid: std::process::id(), usage }] }
+        })
     }
 
     /// Background work, and buffers of quiet connections.
@@ -543,75 +566,5 @@ impl EventLoop {
             held |= client.holds_memory();
         }
         self.tidy_due = held.then(|| now + TIDY_INTERVAL);
-    }
-}
-
-/// Control clients.
-impl EventLoop {
-    fn accept_control(&mut self) {
-        let Some(listener) = &self.parts.control else { return };
-        let client = match listener.accept() {
-            Ok(Some(client)) => client,
-            Ok(None) => return,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a control connection");
-                return;
-            }
-        };
-        if self.controls.len() >= CONTROL_CLIENTS_MAX {
-            return;
-        }
-        let client = Box::new(client);
-        let index = self.controls.insert(Client { client, interest: Interest::READABLE });
-        let Some(added) = self.controls.get_mut(index) else { return };
-        let token = TOKEN_CLIENTS + 2 * index as u64 + 1;
-        if self.poll.add(added.client.socket(), token, Interest::READABLE).is_err() {
-            self.controls.remove(index);
-        }
-    }
-
-    fn take_control_event(&mut self, index: usize, event: &Ready) {
-        let Some(Client { client, .. }) = self.controls.get_mut(index) else { return };
-        if event.writable {
-            client.transmit();
-        }
-        if event.readable {
-            client.receive();
-        }
-    }
-
-    /// One command of each control client that has sent one; true if there were any.
-    fn run_control_commands(&mut self) -> bool {
-        let mut ran = false;
-        for index in self.controls.indices() {
-            let Some(mut taken) = self.controls.borrow_out(index) else { continue };
-            if let Some(command) = taken.client.next_command() {
-                ran = true;
-                taken.client.begin();
-                let outcome = self.execute(&command, &mut |done, total| {
-                    taken.client.tell_progress(done, total);
-                });
-                taken.client.answer(outcome);
-            }
-            self.controls.put_back(index, taken);
-            self.settle_control(index);
-        }
-        self.commands_left = ran;
-        ran
-    }
-
-    fn settle_control(&mut self, index: usize) {
-        let Some(Client { client, interest }) = self.controls.get_mut(index) else { return };
-        let wanted =
-            Interest { readable: client.wants_to_receive(), writable: client.wants_to_send() };
-        let mut over = client.is_over();
-        if wanted != *interest && !over {
-            *interest = wanted;
-            let token = TOKEN_CLIENTS + 2 * index as u64 + 1;
-            over = self.poll.modify(client.socket(), token, wanted).is_err();
-        }
-        if over {
-            self.controls.remove(index);
-        }
     }
 }

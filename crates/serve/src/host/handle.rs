@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use marcot::{Command, Error, ErrorKind, Reply, Result};
@@ -26,6 +26,8 @@ pub(super) enum Message {
     SetUsage(Option<String>),
     /// Who is told of commands.
     SetAttendant(Arc<dyn Attendant>),
+    /// As `Stop` if nobody uses the image; the answer tells.
+    StopIfUnused(Sender<bool>),
     /// Finish what was received, flush, close.
     Stop,
 }
@@ -40,17 +42,43 @@ pub(super) enum Event {
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) connections: AtomicUsize,
+    pub(super) control_clients: AtomicUsize,
     pub(super) size_bytes: AtomicU64,
     pub(super) read_only: AtomicBool,
+    /// [`Hold`]s that exist.
+    holds: Mutex<Holds>,
     over: AtomicBool,
     end: Mutex<Option<Result<(), Failure>>>,
     ended: Condvar,
+}
+
+#[derive(Default)]
+struct Holds {
+    count: usize,
+    /// The image is being closed.
+    refused: bool,
 }
 
 impl Shared {
     /// Nobody is served any more, though closing the image may take a while yet.
     pub(super) fn set_over(&self) {
         self.over.store(true, Ordering::Release);
+    }
+
+    fn holds(&self) -> MutexGuard<'_, Holds> {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives no more holds if there is none; false where there is.
+    pub(super) fn refuse_holds(&self) -> bool {
+        let mut holds = self.holds();
+        holds.refused |= holds.count == 0;
+        holds.refused
+    }
+
+    /// Gives no more holds: who wants the image opens it anew, once this is over.
+    pub(super) fn end_holds(&self) {
+        self.holds().refused = true;
     }
 
     /// Tells everyone who waits that the image is no longer served.
@@ -96,6 +124,15 @@ impl Drop for Inner {
     }
 }
 
+/// While this exists, the image is in use and does not give way: a client is on its way to it.
+pub struct Hold(Arc<Shared>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holds().count -= 1;
+    }
+}
+
 /// Reaches an image that is served by its own thread. When the last clone is dropped, the image is
 /// flushed and closed.
 #[derive(Clone)]
@@ -128,6 +165,23 @@ impl HostHandle {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.0.shared.connections.load(Ordering::Acquire)
+    }
+
+    /// Connections of other processes to its control socket.
+    #[must_use]
+    pub fn control_clients(&self) -> usize {
+        self.0.shared.control_clients.load(Ordering::Acquire)
+    }
+
+    /// Keeps the image from giving way; `None` if it is being closed, which [`Self::wait`] waits for.
+    #[must_use]
+    pub fn hold(&self) -> Option<Hold> {
+        let mut holds = self.0.shared.holds();
+        if holds.refused || self.is_over() {
+            return None;
+        }
+        holds.count += 1;
+        Some(Hold(Arc::clone(&self.0.shared)))
     }
 
     /// Hands over a client's socket after the negotiation.
@@ -212,6 +266,19 @@ impl HostHandle {
     #[must_use]
     pub fn wait_timeout(&self, limit: Duration) -> Option<Result<()>> {
         self.0.shared.wait_end(Some(limit))
+    }
+
+    /// As [`Self::stop`], if nobody uses the image: no client, no hold, no process with a connection to
+    /// its control socket. `None` if somebody does.
+    #[must_use]
+    pub fn stop_if_unused(&self) -> Option<Result<()>> {
+        let (sender, receiver) = mpsc::channel();
+        // If it cannot be sent, the end has been recorded or is about to be.
+        let _ = self.send(Message::StopIfUnused(sender));
+        match receiver.recv() {
+            Ok(false) => None,
+            Ok(true) | Err(_) => Some(self.wait()),
+        }
     }
 
     /// Answers what has been received, disconnects every client, makes everything durable, closes

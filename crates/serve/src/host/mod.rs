@@ -36,7 +36,6 @@ mod rest;
 mod round;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -44,10 +43,10 @@ use std::thread;
 use marcot::{BlockDevice, Error, ErrorKind, Result};
 
 pub use attendant::Attendant;
-pub use handle::HostHandle;
+pub use handle::{Hold, HostHandle};
 pub use local::{Completion, DeviceRequest, LOCAL_BYTES_MAX};
 
-use crate::control::ControlListener;
+use crate::control::{ControlListener, Place};
 use crate::wake::Wake;
 use event_loop::EventLoop;
 use handle::Shared;
@@ -64,9 +63,12 @@ pub struct HostOptions {
     pub name: String,
     /// How `status` describes the use; `None` tells the number of NBD connections.
     pub usage: Option<String>,
-    /// Directory in which to listen for commands of other processes. The caller must hold the
-    /// image's lock: a socket found there is taken for the remains of a dead owner.
-    pub control_directory: Option<PathBuf>,
+    /// Where to listen for commands of other processes. For a device that can be written, the caller
+    /// must hold the image's lock: a socket found there is taken for the remains of a dead owner.
+    pub control: Option<Place>,
+    /// The image is only kept open for clients that may come: without any it gives way to a command
+    /// that needs the image for itself.
+    pub gives_way: bool,
 }
 
 /// Starts threads that serve images.
@@ -98,7 +100,7 @@ impl ImageHost {
 
     fn start_padded(device: Padded, options: HostOptions) -> Result<HostHandle> {
         let device: Box<dyn BlockDevice> = Box::new(device);
-        let control = listen(&options)?;
+        let control = listen(&options, device.read_only())?;
         let wake = Arc::new(Wake::new().map_err(no_resources)?);
         let shared = Arc::new(Shared::default());
         shared.size_bytes.store(device.size_bytes(), Ordering::Release);
@@ -118,14 +120,23 @@ impl ImageHost {
 }
 
 /// Listens for commands. A full disk may have no room for the socket's name, and that must not keep
-/// anybody from reading.
-fn listen(options: &HostOptions) -> Result<Option<ControlListener>> {
-    match options.control_directory.as_deref().map(ControlListener::bind).transpose() {
+/// anybody from reading. Readers need nobody's leave to read: where they cannot listen they do without.
+fn listen(options: &HostOptions, reader: bool) -> Result<Option<ControlListener>> {
+    let Some(place) = &options.control else { return Ok(None) };
+    let bound = match reader {
+        true => ControlListener::bind_reader(place),
+        false => ControlListener::bind(place),
+    };
+    match bound {
+        Err(error) if reader => {
+            tracing::debug!(image = %options.name, %error, "read without taking commands");
+            Ok(None)
+        }
         Err(error) if error.kind() == ErrorKind::NoSpace => {
             tracing::warn!(image = %options.name, %error, "served without taking commands");
             Ok(None)
         }
-        control => control,
+        bound => bound.map(Some),
     }
 }
 

@@ -20,7 +20,10 @@ use marcot::{Error, ErrorKind, Result};
 use super::negotiation::ExportInfo;
 use super::peer::PeerKey;
 use super::places::{Place, Places};
-use crate::host::HostHandle;
+use crate::host::{Hold, HostHandle};
+
+/// How often an image is opened that gives way to a command before its client has it.
+const OPEN_ATTEMPTS_MAX: u32 = 10;
 
 /// When everything is closed, an open that is under way is waited for so long. Nothing is lost with
 /// it: no client has the image yet.
@@ -117,19 +120,20 @@ pub(super) struct Lease {
     pub(super) host: HostHandle,
     pub(super) info: ExportInfo,
     _hold: Hold,
+    _lease: SlotLease,
 }
 
-/// Keeps an image from being closed.
-struct Hold(Arc<Slot>);
+/// Keeps a slot from being closed.
+struct SlotLease(Arc<Slot>);
 
-impl Hold {
+impl SlotLease {
     fn new(slot: Arc<Slot>) -> Self {
         slot.leases.fetch_add(1, Ordering::SeqCst);
         Self(slot)
     }
 }
 
-impl Drop for Hold {
+impl Drop for SlotLease {
     fn drop(&mut self) {
         self.0.leases.fetch_sub(1, Ordering::SeqCst);
     }
@@ -173,18 +177,18 @@ impl OpenExports {
     pub(super) fn open(&self, name: &str, peer: PeerKey) -> Result<Lease> {
         let name = self.exports.describe(name)?;
         let identity = self.exports.identify(&name.name)?;
-        let hold = {
+        let lease = {
             let mut slots = lock(&self.slots);
-            Hold::new(Arc::clone(slots.entry(identity.clone()).or_default()))
+            SlotLease::new(Arc::clone(slots.entry(identity.clone()).or_default()))
         };
-        let mut state = lock(&hold.0.state);
-        hold.0.opening.store(true, Ordering::SeqCst);
+        let mut state = lock(&lease.0.state);
+        lease.0.opening.store(true, Ordering::SeqCst);
         let opened = self.open_slot(&name.name, &identity, peer, &mut state);
-        hold.0.opening.store(false, Ordering::SeqCst);
+        lease.0.opening.store(false, Ordering::SeqCst);
         drop(state);
-        let host = opened?;
+        let (host, hold) = opened?;
         let info = ExportInfo { name, size_bytes: host.size_bytes(), read_only: host.read_only() };
-        Ok(Lease { host, info, _hold: hold })
+        Ok(Lease { host, info, _hold: hold, _lease: lease })
     }
 
     fn open_slot(
@@ -193,31 +197,39 @@ impl OpenExports {
         identity: &str,
         peer: PeerKey,
         state: &mut State,
-    ) -> Result<HostHandle> {
+    ) -> Result<(HostHandle, Hold)> {
         self.check_open()?;
         state.unused_since = None;
-        if let Some(over) = state.open.take_if(|open| open.host.is_over()) {
+        if let Some(open) = &state.open
+            && let Some(hold) = open.host.hold()
+        {
+            return Ok((open.host.clone(), hold));
+        }
+        if let Some(over) = state.open.take() {
+            // It has ended, or it is giving way to a command.
             report_close(name, over.host.wait());
         }
-        if let Some(open) = &state.open {
-            return Ok(open.host.clone());
-        }
         let place = self.places.take(peer, |of| self.close_longest_unused(of))?;
-        let host = self.exports.open(name)?;
-        if self.exports.identify(name).is_ok_and(|now| now != identity) {
-            // Another image may have taken the name before it was opened.
-            host.stop()?;
-            let message = format!("{name} was given to another image meanwhile; try again");
-            return Err(Error::new(ErrorKind::Busy, message));
+        for _ in 0..OPEN_ATTEMPTS_MAX {
+            let host = self.exports.open(name)?;
+            if self.exports.identify(name).is_ok_and(|now| now != identity) {
+                // Another image may have taken the name before it was opened.
+                host.stop()?;
+                let message = format!("{name} was given to another image meanwhile; try again");
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+            if let Err(error) = self.check_open() {
+                host.stop()?;
+                return Err(error);
+            }
+            // A command may have wanted the image for itself in between.
+            let Some(hold) = host.hold() else { continue };
+            state.open = Some(Open { host: host.clone(), place });
+            name.clone_into(&mut state.name);
+            tracing::info!(export = name, "opened");
+            return Ok((host, hold));
         }
-        if let Err(error) = self.check_open() {
-            host.stop()?;
-            return Err(error);
-        }
-        state.open = Some(Open { host: host.clone(), place });
-        name.clone_into(&mut state.name);
-        tracing::info!(export = name, "opened");
-        Ok(host)
+        Err(Error::new(ErrorKind::Busy, format!("{name} is wanted by commands; try again")))
     }
 
     fn check_open(&self) -> Result<()> {
@@ -304,7 +316,8 @@ fn unused_for(slot: &Slot, state: &mut State, now: Instant) -> Option<Duration> 
     if open.host.is_over() {
         return Some(Duration::MAX);
     }
-    if slot.leases.load(Ordering::SeqCst) > 0 || open.host.connections() > 0 {
+    let used = open.host.connections() > 0 || open.host.control_clients() > 0;
+    if used || slot.leases.load(Ordering::SeqCst) > 0 {
         state.unused_since = None;
         return None;
     }
@@ -323,9 +336,16 @@ fn close_in_background(slot: &Arc<Slot>) {
         let mut state = lock(&closed.state);
         closed.closing.store(false, Ordering::SeqCst);
         if unused_for(&closed, &mut state, Instant::now()).is_some()
-            && let Some(open) = state.open.take()
+            && let Some(open) = &state.open
         {
-            report_close(&state.name, open.host.stop());
+            // A command of another process may be in its midst.
+            match open.host.stop_if_unused() {
+                None => state.unused_since = None,
+                Some(outcome) => {
+                    report_close(&state.name, outcome);
+                    state.open = None;
+                }
+            }
         }
     });
     if let Err(error) = started {

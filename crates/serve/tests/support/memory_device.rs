@@ -40,6 +40,8 @@ pub struct Probe {
     pub fail_flushes: Option<ErrorKind>,
     /// Reads that touch this byte fail as corrupt.
     pub corrupt_at: Option<u64>,
+    /// A checkpoint takes so long, and tells no progress.
+    pub checkpoint_time: std::time::Duration,
     /// Closed properly.
     pub closed: bool,
     /// Closing lasts so long.
@@ -351,6 +353,10 @@ impl BlockDevice for MemoryDevice {
             Command::Write { offset, data } => self.store(*offset, data),
             Command::SnapProtect { name } => {
                 return Err(Error::new(ErrorKind::NotFound, format!("no snapshot {name}")));
+            }
+            Command::Checkpoint => {
+                let time = self.probe.get().checkpoint_time;
+                std::thread::sleep(time);
             }
             Command::Reclaim => panic!("injected panic"),
             _ => {}
