@@ -202,6 +202,11 @@ impl SegmentTable {
         moved
     }
 
+    /// Lets somebody else tell where data is: the table is that of another root now.
+    pub(crate) fn set_guide(&mut self, guide: Guide) {
+        self.guide = Some(guide);
+    }
+
     /// Says that what lay in other pools has its place here from now on.
     pub(crate) fn move_to(&mut self, here: Place) {
         self.places.iter_mut().filter(|p| p.pool != here.pool).for_each(|p| *p = here);

@@ -171,6 +171,10 @@ fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
     let other = Store::open(directory.path()).unwrap();
     let of = |pool: &Pool| other.pool(pool.name()).unwrap();
     let mut guest = of(third).open(last).unwrap();
+    // Its state comes from a snapshot that is gone.
+    execute(&mut guest, Command::SnapCreate { name: "x".into() }).unwrap();
+    execute(&mut guest, Command::SnapRollback { name: "x".into() }).unwrap();
+    execute(&mut guest, Command::SnapRemove { name: "x".into(), force: false }).unwrap();
     let mut reader = of(second).open_snapshot(*child, "middle").unwrap();
     let mut image = family.open();
     execute(&mut image, Command::Flatten).unwrap();

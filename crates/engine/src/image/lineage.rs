@@ -46,8 +46,12 @@ impl RootOf {
 
     /// The table of the root.
     pub(crate) fn table(&self, root: &RootRecord) -> Result<SegmentTable> {
-        let guide = Guide(Arc::new(self.clone()));
-        SegmentTable::open(root, self.pool.id(), self.pool.files(), guide)
+        SegmentTable::open(root, self.pool.id(), self.pool.files(), self.guide())
+    }
+
+    /// Tells a table of the root where its data is.
+    pub(crate) fn guide(&self) -> Guide {
+        Guide(Arc::new(self.clone()))
     }
 
     /// Map and table of the root on disk.

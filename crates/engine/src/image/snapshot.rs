@@ -247,6 +247,8 @@ impl Image {
             head.parent = snapshot.parent.clone();
         })?;
         (self.map, self.table) = (map, table);
+        // The snapshot may go before the image does.
+        self.table.set_guide(self.root_of(None).guide());
         self.map_pages.close_segment();
         self.table_pages.close_segment();
         self.map_pages.take();
