@@ -7,7 +7,6 @@ use super::CommandSpec;
 const MISSING: &[&str] = &[
     "config",
     "deep copy",
-    "device detach",
     "encryption format",
     "export-diff",
     "feature",
