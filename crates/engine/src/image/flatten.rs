@@ -13,6 +13,7 @@
 //! Clones of the image's snapshots go on naming what they named, and follow it (`lineage`). An image
 //! without the feature `deep-flatten` leaves its snapshots with the parent, as with RBD.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use marcot_format::record::{HeadRecord, ParentRecord, RootRecord};
@@ -24,7 +25,7 @@ use super::{Image, OwnedRoot, Source, empty_root};
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
 use crate::map::{Link, TOP_LEVEL, Visitor, visit, visit_unshared};
-use crate::table::{Place, SegmentTable};
+use crate::table::{Place, SegmentTable, Whereabouts};
 
 /// Blocks copied at a time (4 MiB).
 const COPY_BLOCKS: usize = 1024;
@@ -99,11 +100,16 @@ impl Image {
             self.rewrite_foreign_pages()?;
         }
         let here = Place { pool: self.pool.id(), copies: set };
+        // What an ancestor's flatten has moved into this pool was not copied once more.
+        self.table.follow();
+        let now: HashMap<u64, Vec<Place>> = (self.head.snapshots.iter().map(|s| s.id))
+            .filter_map(|id| Some((id, self.root_of(Some(id)).places()?)))
+            .collect();
         self.checkpoint_with(|head| {
             head.parent = None;
             if deep {
                 head.copying = 0;
-                move_to(head, here);
+                move_to(head, here, &now);
             }
         })?;
         if set != 0 {
@@ -411,18 +417,25 @@ fn same(a: &ParentRecord, b: &ParentRecord) -> bool {
 }
 
 /// Says that what the roots of a head name in other pools lies here, and that nothing has a parent.
-fn move_to(head: &mut HeadRecord, here: Place) {
-    let snapshots = head.snapshots.iter_mut().map(|s| {
-        s.parent = None;
-        &mut s.root
-    });
-    let roots = std::iter::once(&mut head.root).chain(snapshots).flatten();
-    roots.filter(|_| here.copies != 0).for_each(|root| move_root(root, here));
+/// `now` tells where what the snapshots name was found; the head's root is up to date.
+fn move_to(head: &mut HeadRecord, here: Place, now: &HashMap<u64, Vec<Place>>) {
+    for snapshot in &mut head.snapshots {
+        snapshot.parent = None;
+        if let Some(root) = &mut snapshot.root {
+            move_root(root, here, now.get(&snapshot.id).map_or(&[], |places| &places[..]));
+        }
+    }
+    if let Some(root) = &mut head.root {
+        move_root(root, here, &[]);
+    }
 }
 
-fn move_root(root: &mut RootRecord, here: Place) {
+fn move_root(root: &mut RootRecord, here: Place, now: &[Place]) {
     let mut places = Place::all(root);
-    places.iter_mut().filter(|place| place.pool != here.pool).for_each(|place| *place = here);
+    places.iter_mut().zip(now).for_each(|(place, now)| *place = *now);
+    if here.copies != 0 {
+        places.iter_mut().filter(|place| place.pool != here.pool).for_each(|place| *place = here);
+    }
     Place::put_all(&places, root);
 }
 
