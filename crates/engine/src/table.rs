@@ -202,6 +202,11 @@ impl SegmentTable {
         moved
     }
 
+    /// Where its segments lie, by position.
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
+    }
+
     /// Lets somebody else tell where data is: the table is that of another root now.
     pub(crate) fn set_guide(&mut self, guide: Guide) {
         self.guide = Some(guide);

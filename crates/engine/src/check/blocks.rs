@@ -15,8 +15,8 @@ use crate::table::SegmentTable;
 /// Blocks read at a time.
 const RUN_BLOCKS_MAX: usize = 256;
 
-/// A map page.
-pub(super) type PageKey = (SegmentName, u32);
+/// A map page, and the list of places by which it is read: by another it may name other segments.
+pub(super) type PageKey = (usize, SegmentName, u32);
 
 /// A damaged block: its number, and why.
 pub(super) type DamagedBlock = (u64, String);
@@ -35,6 +35,8 @@ struct Reader<'a, 'c> {
     checker: &'a mut Checker<'c>,
     label: &'a str,
     table: SegmentTable,
+    /// Which list of places the root has.
+    places: usize,
     files: Arc<Files>,
     run: Option<Run>,
     /// Pages on the way to what is being looked at, by level.
@@ -55,9 +57,16 @@ pub(super) fn check(
     // Pages and names come through tables of their own, so that both can be used at once.
     let Ok(mut names) = of.table(root) else { return };
     names.follow();
+    let lists = &mut checker.lists;
+    let list = names.places().to_vec();
+    let places = lists.iter().position(|known| *known == list).unwrap_or_else(|| {
+        lists.push(list);
+        lists.len() - 1
+    });
     let mut reader = Reader {
         checker,
         label,
+        places,
         table: names,
         files: Arc::clone(&files),
         run: None,
@@ -75,7 +84,7 @@ impl Visitor for Reader<'_, '_> {
     fn page(&mut self, entry: MapEntry, level: u32, _base: u64) -> Result<bool> {
         let address = entry.address;
         let name = self.table.name(address.segment(), &self.files)?;
-        let key = (name, address.slot());
+        let key = (self.places, name, address.slot());
         self.path[level as usize] = Some(key);
         if self.checker.verified.insert(key) {
             return Ok(true);

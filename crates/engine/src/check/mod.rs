@@ -15,6 +15,7 @@ use crate::catalog::naming::NamedImages;
 use crate::catalog::{Pool, Store};
 use crate::error::{ErrorKind, Result};
 use crate::image::{DamagedLog, Image, RootOf};
+use crate::table::Place;
 use blocks::{DamagedBlock, PageKey};
 
 /// How often an image is looked at that is changed meanwhile.
@@ -66,6 +67,8 @@ struct Checker<'a> {
     pool: &'a Pool,
     options: &'a CheckOptions,
     report: CheckReport,
+    /// Lists of places that roots have.
+    lists: Vec<Vec<Place>>,
     /// Pages whose blocks were verified already.
     verified: HashSet<PageKey>,
     /// Leaves among them that name damaged blocks, and which.
@@ -100,6 +103,7 @@ impl Store {
             pool,
             options,
             report: CheckReport::default(),
+            lists: Vec::new(),
             verified: HashSet::new(),
             damaged: HashMap::new(),
             above_damage: HashSet::new(),

@@ -15,7 +15,7 @@ use crate::error::{IoContext, Result};
 use crate::image::{OwnedRoot, Source};
 use crate::map::{TOP_LEVEL, Visitor, visit};
 use crate::segment::SegmentName;
-use crate::table::SegmentTable;
+use crate::table::{Place, SegmentTable};
 
 /// Slots of a data segment that may stay dead before a walk over all maps is worth it.
 const DEAD_SLOTS_MIN: u64 = 256;
@@ -100,7 +100,11 @@ pub(crate) type SlotMap = Vec<u64>;
 struct Marker<'a> {
     wanted: &'a HashSet<SegmentName>,
     maps: &'a mut BTreeMap<SegmentName, SlotMap>,
-    seen: &'a mut HashSet<(SegmentName, u32)>,
+    /// Pages that were visited by a root of the same places: another may mean other segments by what
+    /// the page says.
+    seen: &'a mut HashSet<(usize, SegmentName, u32)>,
+    /// Which list of places it is.
+    places: usize,
     table: SegmentTable,
     pool: &'a Pool,
 }
@@ -109,7 +113,7 @@ impl Visitor for Marker<'_> {
     fn page(&mut self, entry: MapEntry, _level: u32, _base: u64) -> Result<bool> {
         let address = entry.address;
         let name = self.table.name(address.segment(), self.pool.files())?;
-        Ok(self.seen.insert((name, address.slot())))
+        Ok(self.seen.insert((self.places, name, address.slot())))
     }
 
     /// Names nothing.
@@ -143,10 +147,17 @@ fn live_slots(
         maps.insert(*name, vec![0; SEGMENT_SLOTS / 64]);
     }
     let mut seen = HashSet::new();
+    let mut lists: Vec<Vec<Place>> = Vec::new();
     for (i, root) in roots.iter().enumerate() {
         let (map, mut table) = root.of.open(&root.root)?;
         let names = root.of.table(&root.root)?;
-        let mut marker = Marker { wanted, maps: &mut maps, seen: &mut seen, table: names, pool };
+        let places = Place::all(&root.root);
+        let places = lists.iter().position(|known| *known == places).unwrap_or_else(|| {
+            lists.push(places);
+            lists.len() - 1
+        });
+        let (maps, seen) = (&mut maps, &mut seen);
+        let mut marker = Marker { wanted, maps, seen, places, table: names, pool };
         let mut source = Source::new(&mut table, Arc::clone(pool.files()));
         let all = (0, marcot_format::IMAGE_BYTES_MAX / BLOCK_BYTES);
         visit(map.top(), TOP_LEVEL, 0, all, &mut source, &mut marker)?;
