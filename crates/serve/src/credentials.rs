@@ -1,14 +1,24 @@
-//! Who is at the other end of a unix socket.
+//! Who is at the other end of a unix socket, as the kernel tells it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// A process, as it was when it connected or made the socket.
+/// The user whose processes may do all that others may.
+const ROOT: u32 = 0;
+
+/// A process, as it was when it connected; of a listener, when it began to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Credentials {
     pub(crate) uid: u32,
     /// 0 where the process is in a container whose processes this one does not see.
-    pub(crate) pid: i32,
+    pub(crate) pid: u32,
+}
+
+impl Credentials {
+    /// True for `user` and for root, who may do all that `user` may.
+    pub(crate) fn acts_for(&self, user: u32) -> bool {
+        self.uid == user || self.uid == ROOT
+    }
 }
 
 /// Asks the kernel.
@@ -30,7 +40,7 @@ pub(crate) fn of_peer(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
         )
     };
     match outcome {
-        0 => Ok(Credentials { uid: found.uid, pid: found.pid }),
+        0 => Ok(Credentials { uid: found.uid, pid: u32::try_from(found.pid).unwrap_or(0) }),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -32,12 +32,15 @@ mod collect;
 mod create;
 mod info;
 mod litter;
+mod locks;
 mod markers;
 pub(crate) mod names;
 pub(crate) mod naming;
+mod opening;
 mod partial;
 mod pool;
 mod remove;
+mod reserve;
 mod store;
 mod strangers;
 

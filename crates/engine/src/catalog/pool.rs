@@ -4,72 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{
-    AttachedRecord, HeadRecord, NameRecord, ParentRecord, PoolRecord, RootRecord,
-};
+use marcot_format::record::{HeadRecord, NameRecord, ParentRecord, PoolRecord, RootRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
-use marcot_store::{Disk, DiskFile, Lock, LockMode, Trust, replace};
+use marcot_store::{Disk, Lock, LockMode, replace};
 
 use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, is_acceptable, read_name};
 use super::naming::NamesRead;
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::image::{DamagedLog, Image};
-use crate::segment::{Files, Place, author_directory};
+use crate::segment::{Files, author_directory};
 
 /// Longest record file that is read, in bytes.
 const RECORD_BYTES_MAX: u64 =
     (marcot_format::frame::FRAME_BODY_BYTES_MAX + marcot_format::frame::FRAME_HEADER_BYTES) as u64;
-
-/// Where the whole reserve finds no room, a quarter of it is tried, and so on so many times: the last
-/// is still enough for heads.
-const RESERVE_SHIFTS: [u32; 3] = [0, 2, 4];
-
-/// How often an image's lock is tried, and how long apart.
-const LOCK_ATTEMPTS: u32 = 5;
-const LOCK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(2);
-
-/// Permission bits of a directory that everybody may read.
-const PUBLIC_MODE: u32 = 0o005;
-
-/// What the system says of a directory that is not there.
-pub(super) fn is_absent(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
-}
-
-fn holds_no_pool(directory: &Path) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{} holds no pool", directory.display()))
-}
-
-/// Fails where a directory holds another pool than the one that was attached: what it says of itself
-/// is a claim.
-fn check_attached(
-    name: &str,
-    attached: &AttachedRecord,
-    record: &PoolRecord,
-    owner_id: u32,
-) -> Result<()> {
-    let remedy = format!(
-        "if that is right, 'pool detach {name}' and attach it again; else ask whom it belongs to"
-    );
-    if record.pool_id != attached.pool_id {
-        let message = format!(
-            "the pool in {} has the number {:016x}, and had {:016x} when it was attached as '{name}': it is another one; {remedy}",
-            attached.directory, record.pool_id, attached.pool_id
-        );
-        return fail(ErrorKind::Invalid, message);
-    }
-    match attached.owner {
-        Some(user) if user != owner_id => {
-            let message = format!(
-                "the pool in {} belongs to user {owner_id}, and belonged to user {user} when it was attached as '{name}'; {remedy}",
-                attached.directory
-            );
-            fail(ErrorKind::Invalid, message)
-        }
-        _ => Ok(()),
-    }
-}
 
 /// Reads a small file whole.
 pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>> {
@@ -90,130 +38,27 @@ pub(super) fn read_file_up_to(disk: &dyn Disk, path: &Path, bytes_max: u64) -> R
     Ok(bytes)
 }
 
-/// Makes a reserve longer. It is written, because room that is only promised can be taken by others.
-fn grow_reserve(file: &dyn DiskFile, from: u64, to: u64) -> std::io::Result<()> {
-    let zeros = vec![0; (to - from) as usize];
-    file.write_at(from, &[&zeros]).and_then(|()| file.sync()).inspect_err(|_| {
-        let _ = file.set_length(from);
-    })
-}
-
-struct PoolInner {
-    store: Store,
-    name: String,
+pub(super) struct PoolInner {
+    pub(super) store: Store,
+    pub(super) name: String,
     /// Reaches the pool's directory, and nothing outside.
-    disk: Arc<dyn Disk>,
-    directory: PathBuf,
-    record: PoolRecord,
-    read_only: bool,
-    attached: bool,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) directory: PathBuf,
+    pub(super) record: PoolRecord,
+    pub(super) read_only: bool,
+    pub(super) attached: bool,
     /// The user whom it belongs to, where that is not who runs this process.
-    foreign: Option<u32>,
-    owner_id: u32,
-    directory_mode: u32,
-    names_read: Mutex<NamesRead>,
-}
-
-/// Where a store has a pool.
-pub(super) enum Whereabouts {
-    /// In the store's own directory.
-    Own(PathBuf),
-    /// Elsewhere, as noted when it was attached.
-    Attached(AttachedRecord),
-}
-
-impl Whereabouts {
-    pub(super) fn directory(&self) -> PathBuf {
-        match self {
-            Self::Own(directory) => directory.clone(),
-            Self::Attached(record) => PathBuf::from(&record.directory),
-        }
-    }
+    pub(super) foreign: Option<u32>,
+    pub(super) owner_id: u32,
+    pub(super) directory_mode: u32,
+    pub(super) names_read: Mutex<NamesRead>,
 }
 
 /// An open pool. Cheap to clone.
 #[derive(Clone)]
-pub struct Pool(Arc<PoolInner>);
+pub struct Pool(pub(super) Arc<PoolInner>);
 
 impl Pool {
-    /// Opens the pool in a directory, by a descriptor of that directory that everything in it is
-    /// reached from.
-    ///
-    /// # Errors
-    /// `NotFound` where there is none; `Invalid` where it is not the one that was attached, or its
-    /// number is that of another pool; `Corrupt`, `NewerFormat`.
-    pub(super) fn open_directory(store: &Store, name: &str, at: &Whereabouts) -> Result<Self> {
-        let context = || format!("cannot open pool '{name}'");
-        let directory = at.directory();
-        let confined = match at {
-            // What another user's store leads to is that user's claim.
-            Whereabouts::Own(_) if store.is_foreign() => {
-                store.inner.disk.confine(&directory, Trust::Foreign)
-            }
-            Whereabouts::Attached(_) if store.is_foreign() => {
-                store.inner.world.disk.confine(&directory, Trust::Foreign)
-            }
-            Whereabouts::Own(_) | Whereabouts::Attached(_) => {
-                store.inner.world.disk.confine(&directory, Trust::ByOwner)
-            }
-        };
-        let confined = match confined {
-            Err(error) if is_absent(&error) => {
-                return Err(holds_no_pool(&directory).context(context()));
-            }
-            confined => confined.at(context)?,
-        };
-        let disk = confined.disk;
-        let bytes = match read_file(&*disk, &directory.join("pool")) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(holds_no_pool(&directory).context(context()));
-            }
-            bytes => bytes.map_err(|e| e.context(context()))?,
-        };
-        let decoded = decode_message::<PoolRecord>(FrameKind::Pool, &bytes);
-        let (record, newer) = decoded.map_err(|e| Error::from_format(context(), e))?;
-        if record.pool_id == 0 {
-            return fail(ErrorKind::Corrupt, format!("{}: it has no number", context()));
-        }
-        if let Whereabouts::Attached(attached) = at {
-            check_attached(name, attached, &record, confined.owner_id)?;
-        }
-        let read_only = newer || !confined.own || !disk.writable(&directory.join("images"));
-        let mode = disk.mode(&directory).unwrap_or(0o700);
-        let public = mode & PUBLIC_MODE == PUBLIC_MODE;
-        if store.inner.foreign.is_some_and(|user| user != confined.owner_id) && !public {
-            let message = format!(
-                "pool '{name}' belongs to user {}, and is not public; the store of another user does not lead to it",
-                confined.owner_id
-            );
-            return fail(ErrorKind::PermissionDenied, message);
-        }
-        let attached = matches!(at, Whereabouts::Attached(_)) || record.store_id != store.inner.id;
-        let foreign = (!confined.own).then_some(confined.owner_id);
-        let place = Place {
-            directory: directory.clone(),
-            disk: Arc::clone(&disk),
-            foreign,
-            public,
-            attached,
-        };
-        store.inner.files.add_pool(PoolId(record.pool_id), place)?;
-        let inner = PoolInner {
-            store: store.clone(),
-            name: name.to_owned(),
-            disk,
-            directory,
-            record,
-            read_only,
-            attached,
-            foreign,
-            owner_id: confined.owner_id,
-            directory_mode: mode & 0o755,
-            names_read: Mutex::default(),
-        };
-        Ok(Self(Arc::new(inner)))
-    }
-
     /// Its name in the store it was opened from.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -249,24 +94,6 @@ impl Pool {
     #[must_use]
     pub fn foreign(&self) -> Option<u32> {
         self.0.foreign
-    }
-
-    /// The number that the pool in a directory says it has.
-    pub(super) fn number_in(store: &Store, directory: &Path) -> Result<PoolId> {
-        let context = || format!("cannot attach the pool in {}", directory.display());
-        let disk = match store.inner.world.disk.confine(directory, Trust::ByOwner) {
-            Err(error) if is_absent(&error) => return Err(holds_no_pool(directory)),
-            confined => confined.at(context)?.disk,
-        };
-        let bytes = match read_file(&*disk, &directory.join("pool")) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(holds_no_pool(directory));
-            }
-            bytes => bytes.map_err(|e| e.context(context()))?,
-        };
-        let decoded = decode_message::<PoolRecord>(FrameKind::Pool, &bytes);
-        let (record, _) = decoded.map_err(|e| Error::from_format(context(), e))?;
-        Ok(PoolId(record.pool_id))
     }
 
     /// The user who owns its directory.
@@ -416,60 +243,6 @@ impl Pool {
             .at(|| format!("cannot write {}", path.display()))
     }
 
-    /// Does what is needed to make room; on a full disk, with what was kept back for it.
-    pub(crate) fn with_reserve<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
-        match work() {
-            Err(error) if error.kind() == ErrorKind::NoSpace && self.give_up_reserve() => {
-                let done = work();
-                self.keep_reserve();
-                done
-            }
-            done => done,
-        }
-    }
-
-    fn reserve_path(&self) -> PathBuf {
-        self.0.directory.join("reserve")
-    }
-
-    /// Keeps some room on the medium back, so that a full disk can be emptied again by removing
-    /// snapshots and images, by shrinking and by discarding. Where there is not room for all of it, it
-    /// keeps what it can, and the rest is tried again later.
-    pub(crate) fn keep_reserve(&self) {
-        let path = self.reserve_path();
-        let disk = self.disk();
-        let file = match disk.open(&path, true) {
-            Ok(file) => Ok(file),
-            Err(_) => disk.create_new(&path, self.file_mode()),
-        };
-        let kept = file.and_then(|file| {
-            let kept_bytes = file.length()?;
-            let wanted = RESERVE_SHIFTS.map(|shift| self.store().limits().reserve_bytes >> shift);
-            let mut grown = Ok(());
-            for bytes in wanted.into_iter().take_while(|bytes| *bytes > kept_bytes) {
-                grown = grow_reserve(&*file, kept_bytes, bytes);
-                if grown.is_ok() {
-                    break;
-                }
-            }
-            if kept_bytes > 0 { Ok(()) } else { grown }
-        });
-        if let Err(error) = kept {
-            tracing::debug!(pool = %self.name(), %error, "no room for the reserve");
-            self.give_up_reserve();
-        }
-    }
-
-    /// Gives the reserve to whoever needs it; true if there was one.
-    pub(crate) fn give_up_reserve(&self) -> bool {
-        let path = self.reserve_path();
-        let Ok(file) = self.disk().open(&path, true) else { return false };
-        let held = file.length().is_ok_and(|bytes| bytes > 0);
-        // Cut first: what a removal frees may come free some time later.
-        let cut = file.set_length(0).and_then(|()| file.sync());
-        cut.and_then(|()| self.disk().remove_file(&path)).is_ok() && held
-    }
-
     /// Fails where the head on disk is of another epoch.
     pub(crate) fn check_epoch(&self, image: ImageId, epoch: u64) -> Result<()> {
         if self.read_head(image)?.epoch != epoch {
@@ -494,94 +267,6 @@ impl Pool {
         }
         let parent = self.0.directory.join("segments");
         self.disk().sync_directory(&parent).at(|| format!("cannot sync {}", parent.display()))
-    }
-
-    /// Takes the image's lock for its owner; `None` where somebody has it open.
-    pub(crate) fn lock_image(&self, image: ImageId) -> Result<Option<Box<dyn Lock>>> {
-        let path = self.image_directory(image).join("lock");
-        let mut lock = None;
-        for attempt in 0..LOCK_ATTEMPTS {
-            let tried = self.disk().lock(&path, LockMode::Exclusive, false);
-            lock = tried.at(|| format!("cannot lock {}", path.display()))?;
-            if lock.is_some() {
-                break;
-            }
-            // Whoever looks who the owner is holds the lock for a moment.
-            if attempt + 1 < LOCK_ATTEMPTS {
-                self.0.store.inner.world.clock.pause(LOCK_INTERVAL);
-            }
-        }
-        if lock.is_some()
-            && let Ok(file) = self.disk().open(&path, true)
-        {
-            // For people and for `info`; the lock is what counts.
-            let _ = file.set_length(0);
-            let _ = file.write_at(0, &[format!("{}\n", self.disk().process_id()).as_bytes()]);
-        }
-        Ok(lock)
-    }
-
-    fn readers_path(&self, image: ImageId) -> PathBuf {
-        self.image_directory(image).join("readers")
-    }
-
-    /// Keeps what the head names now from being removed while it is read, where that can be done.
-    /// Taken before the head is read. Owners go on.
-    pub(crate) fn lock_readers(&self, image: ImageId) -> Option<Box<dyn Lock>> {
-        // Whoever asks whether there are readers holds it for a moment.
-        self.disk().lock(&self.readers_path(image), LockMode::Shared, true).ok().flatten()
-    }
-
-    /// True where somebody may read the image by a head that is older than the one on disk. Whoever
-    /// comes later reads that one, so what it does not name can go after this has said no.
-    pub(crate) fn being_read(&self, image: ImageId) -> Result<bool> {
-        let path = self.readers_path(image);
-        if self.disk().mode(&path).is_err() {
-            return Ok(false);
-        }
-        let lock = self.disk().lock(&path, LockMode::Exclusive, false);
-        Ok(lock.at(|| format!("cannot lock {}", path.display()))?.is_none())
-    }
-
-    /// Process that owns the image; `None` where nobody does.
-    pub(crate) fn owner_pid(&self, image: ImageId) -> Option<u32> {
-        let path = self.image_directory(image).join("lock");
-        self.disk().mode(&path).ok()?;
-        match self.disk().lock(&path, LockMode::Shared, false) {
-            Ok(None) => {
-                let text = read_file(self.disk(), &path).unwrap_or_default();
-                Some(String::from_utf8_lossy(&text).trim().parse().unwrap_or(0))
-            }
-            _ => None,
-        }
-    }
-
-    fn pin_path(&self, image: ImageId, snap: SnapId) -> PathBuf {
-        self.image_directory(image).join(format!("snap-{snap}"))
-    }
-
-    /// Keeps a snapshot from being removed while it is read, where that can be done.
-    pub(crate) fn pin_snapshot(&self, image: ImageId, snap: SnapId) -> Option<Box<dyn Lock>> {
-        let path = self.pin_path(image, snap);
-        self.disk().lock(&path, LockMode::Shared, false).ok().flatten()
-    }
-
-    /// Locks a snapshot for its removal; `None` while it is read.
-    pub(crate) fn lock_snapshot(
-        &self,
-        image: ImageId,
-        snap: SnapId,
-    ) -> Result<Option<Box<dyn Lock>>> {
-        let path = self.pin_path(image, snap);
-        self.with_reserve(|| {
-            let lock = self.disk().lock(&path, LockMode::Exclusive, false);
-            lock.at(|| format!("cannot lock {}", path.display()))
-        })
-    }
-
-    pub(crate) fn remove_snapshot_pin(&self, image: ImageId, snap: SnapId) {
-        // Missing where nobody ever read the snapshot.
-        let _ = self.disk().remove_file(&self.pin_path(image, snap));
     }
 
     pub(super) fn names_directory(&self, namespace: &str) -> PathBuf {

@@ -9,7 +9,8 @@ use marcot_format::record::{AttachedRecord, PoolRecord, StoreRecord};
 use marcot_store::{Disk, LockMode, Trust, World, publish_new, replace};
 
 use super::names::{DEFAULT_NAMESPACE, check_pool_name, escape, read_name};
-use super::pool::{Pool, Whereabouts, is_absent, read_file};
+use super::opening::{Whereabouts, is_absent};
+use super::pool::{Pool, read_file};
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::limits::Limits;
 use crate::segment::Files;

@@ -20,8 +20,8 @@ use rustix::net::SocketAddrUnix;
 use super::frame::{self, Decoded};
 use super::listener::{new_socket, open_directory};
 use super::message::{self, Answer};
-use super::peer::Peer;
 use super::{Place, READER_PREFIX, READER_SUFFIX, SOCKET_NAME};
+use crate::credentials::{self, Credentials};
 
 /// Room offered to each read of the socket.
 const RECEIVE_BYTES: usize = 64 << 10;
@@ -69,7 +69,7 @@ pub struct Client {
     stream: UnixStream,
     received: Vec<u8>,
     place: Place,
-    peer: Peer,
+    peer: Credentials,
     patience: Patience,
 }
 
@@ -312,7 +312,7 @@ fn connect(
     directory: &OwnedFd,
     name: &str,
     patience: Patience,
-) -> Result<(OwnedFd, Peer)> {
+) -> Result<(OwnedFd, Credentials)> {
     let at = |errno| cannot_reach(place, errno);
     let stranger = |what: &str| {
         let message = format!(
@@ -347,7 +347,7 @@ fn connect(
             return Err(interrupted());
         }
     }
-    let peer = Peer::of(socket.as_fd())
+    let peer = credentials::of_peer(socket.as_fd())
         .map_err(|error| Error::from_io("cannot tell whose a control socket is", error))?;
     if !peer.acts_for(place.user()) {
         return stranger("is answered by another user's process");

@@ -9,7 +9,7 @@ use marcot::{Command, Error, ErrorKind, Reply, Result};
 
 use super::frame::{self, Decoded, HEADER_BYTES};
 use super::message::{self, Answer, Request};
-use super::peer::Peer;
+use crate::credentials::Credentials;
 use crate::host::buffer::{Progress, ReceiveBuffer, SendBuffer};
 
 /// Progress is told no more often than this.
@@ -18,7 +18,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Invariant: a command is taken only when all answers before it have been sent.
 pub(crate) struct ControlConnection {
     socket: Arc<OwnedFd>,
-    peer: Peer,
+    peer: Credentials,
     /// Commands for another one are refused.
     image: String,
     /// Its last command was to give way: it wants the image for itself, and does not use it.
@@ -31,7 +31,7 @@ pub(crate) struct ControlConnection {
 }
 
 impl ControlConnection {
-    pub(super) fn new(socket: OwnedFd, peer: Peer, image: &str) -> io::Result<Self> {
+    pub(super) fn new(socket: OwnedFd, peer: Credentials, image: &str) -> io::Result<Self> {
         Ok(Self {
             socket: Arc::new(socket),
             peer,

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::connection::ControlConnection;
-use super::peer::Peer;
 use super::{Place, READER_PREFIX, READER_SUFFIX, SOCKET_NAME};
+use crate::credentials;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -106,7 +106,7 @@ impl ControlListener {
     /// Those of the operating system.
     pub(crate) fn connection(&self, socket: OwnedFd) -> Result<Option<ControlConnection>> {
         let at = |error| Error::from_io("cannot serve a control connection", error);
-        let peer = Peer::of(socket.as_fd()).map_err(at)?;
+        let peer = credentials::of_peer(socket.as_fd()).map_err(at)?;
         if !peer.acts_for(self.place.user()) {
             tracing::warn!(?peer, "a control connection of another user is refused");
             return Ok(None);

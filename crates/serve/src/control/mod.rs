@@ -20,7 +20,6 @@ mod connection;
 pub mod frame;
 mod listener;
 pub mod message;
-mod peer;
 mod place;
 mod pulse;
 

@@ -23,7 +23,7 @@ pub(super) enum PeerKey {
 /// A client, as it is named in log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Peer {
-    Local { uid: u32, pid: i32 },
+    Local { uid: u32, pid: u32 },
     Remote(SocketAddr),
     Unknown,
 }
