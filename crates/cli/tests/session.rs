@@ -61,7 +61,6 @@ fn children_keep_a_snapshot_protected_and_are_named() {
         world.marcot("snap unprotect kubernetes/t@temp"),
         says(
             "marcot: snapshot 'temp' has children: kubernetes/c\n\
-             marcot: flatten its children, or remove them\n\
              marcot: unprotecting snap failed: (16) Device or resource busy\n",
             16
         )

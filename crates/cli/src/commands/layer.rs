@@ -121,8 +121,8 @@ fn clone_failure(source: &Target, error: &marcot::Error) -> Failure {
     match error.kind() {
         ErrorKind::NotFound => Failure::errno("clone error", ENOENT)
             .because(format!("parent snapshot '{name}' does not exist")),
-        ErrorKind::NotProtected => Failure::engine("clone error", error)
-            .remedy(format!("protect it with 'snap protect {name}'")),
+        ErrorKind::NotProtected => Failure::errno("clone error", error.errno())
+            .because(format!("{error}; protect it with 'snap protect {name}'")),
         _ => Failure::engine("clone error", error),
     }
 }

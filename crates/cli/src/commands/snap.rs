@@ -231,7 +231,6 @@ fn remove(session: &Session, args: &Args) -> Outcome {
         .map_err(|error| match error.kind() {
             ErrorKind::Protected => {
                 Failure::new(EBUSY, format!("snapshot '{name}' is protected from removal."))
-                    .remedy("take the protection away with 'snap unprotect'")
             }
             _ => Failure::engine(ERROR, &error),
         });
@@ -353,10 +352,6 @@ fn unprotect(session: &Session, args: &Args) -> Outcome {
     match access::run(&image.pool, image.id, &command, &mut |_, _| {}) {
         Err(error) if error.kind() == ErrorKind::NotProtected => {
             Err(Failure::invalid("snap is already unprotected"))
-        }
-        Err(error) if error.kind() == ErrorKind::HasChildren => {
-            let failure = Failure::engine("unprotecting snap failed", &error);
-            Err(failure.remedy("flatten its children, or remove them"))
         }
         outcome => outcome.map(drop).map_err(|e| Failure::engine("unprotecting snap failed", &e)),
     }

@@ -74,19 +74,18 @@ impl Store {
     /// Removes the partial images of a namespace whose makers are no more.
     ///
     /// # Errors
-    /// `ReadOnly`; those of [`Pool::images`] and [`Store::remove_named`], after all were tried.
+    /// `ReadOnly`; those of [`Pool::image_names`] and [`Store::remove_named`], after all were tried.
     pub fn remove_abandoned(&self, pool: &Pool, namespace: &str) -> Result<()> {
         pool.check_writable()?;
         let mut outcome = Ok(());
-        for (name, image) in pool.images(namespace)? {
-            if name != partial_name(image) {
-                continue;
-            }
-            let removed = pool.is_abandoned(namespace, image).and_then(|abandoned| {
-                if !abandoned {
+        // Only names of that form are read: there may be many others.
+        let names = pool.image_names(namespace)?;
+        for name in names.iter().filter(|name| is_partial_name(name)) {
+            let removed = pool.find(namespace, name).and_then(|image| {
+                if *name != partial_name(image) || !pool.is_abandoned(namespace, image)? {
                     return Ok(());
                 }
-                self.remove_named(pool, namespace, &name, &mut |_, _| {})
+                self.remove_named(pool, namespace, name, &mut |_, _| {})
             });
             match removed {
                 // Somebody else was faster.
