@@ -150,7 +150,7 @@ pub trait BlockDevice: Send {
 
     /// Begins to give space back to the medium, because nobody has asked for anything for a moment.
     /// [`Self::background_step`] goes on with it.
-    fn give_space_back(&mut self) {}
+    fn give_space_back(&mut self);
 
     /// Gives memory back, because nobody has asked for anything for a while. What it held is read
     /// again when it is needed.

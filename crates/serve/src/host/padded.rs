@@ -191,6 +191,10 @@ impl BlockDevice for Padded {
         self.device.background_step()
     }
 
+    fn give_space_back(&mut self) {
+        self.device.give_space_back();
+    }
+
     fn rest(&mut self) -> Result<Rested> {
         self.device.rest()
     }

@@ -335,6 +335,8 @@ impl BlockDevice for MemoryDevice {
         Ok(more)
     }
 
+    fn give_space_back(&mut self) {}
+
     fn rest(&mut self) -> Result<Rested> {
         self.probe.get().rests += 1;
         Ok(Rested { freed_bytes: 0, unfinished: false })
