@@ -51,6 +51,23 @@ pub fn all() -> Vec<Scenario> {
             ],
         ),
         scenario(
+            "space comes back at rest, and nothing that the head on disk names",
+            vec![
+                create(0, 0, 60),
+                write(0, 0, 60),
+                Checkpoint { slot: 0 },
+                write(0, 0, 40),
+                Background { slot: 0 },
+                Discard { slot: 0, offset: 10 * BLOCK, length: 40 * BLOCK },
+                Background { slot: 0 },
+                write(0, 5, 10),
+                Snapshot { slot: 0, snap: 0 },
+                write(0, 0, 30),
+                Background { slot: 0 },
+                Read { slot: 0 },
+            ],
+        ),
+        scenario(
             "a shrunk image shows zeros when it grows again",
             vec![
                 create(0, 0, 20),
