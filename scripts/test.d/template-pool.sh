@@ -180,7 +180,7 @@ clones() {
     claim "the user removes the child" eventually does user rm --no-progress own/vm
     claim "and with it its marker" test "$(markers)" -eq 0
     claim "unprotect works now" does marcot snap unprotect templates/debian@12
-    claim "and clone is refused now" refuses 22 "marcot: *must be protected" user clone templates/debian@12 own/late
+    claim "and clone is refused now" refuses 22 "marcot: *must be protected*" user clone templates/debian@12 own/late
     marcot snap protect templates/debian@12
 }
 
