@@ -90,6 +90,10 @@ impl fmt::Debug for Guide {
 /// The table of one root.
 #[derive(Debug)]
 pub(crate) struct SegmentTable {
+    /// As the root has them: what is stored again. What lies in other pools is the root's own only when
+    /// a flatten of its image has copied it.
+    recorded: Vec<Place>,
+    /// Where the segments are read: as recorded, or where an ancestor's flatten has moved them.
     places: Vec<Place>,
     guide: Option<Guide>,
     /// Whose segments were asked for, and the last of them.
@@ -115,6 +119,7 @@ impl SegmentTable {
     /// A table with no segments.
     pub(crate) fn new() -> Self {
         Self {
+            recorded: Vec::new(),
             places: Vec::new(),
             guide: None,
             authors: Authors::new(),
@@ -140,7 +145,8 @@ impl SegmentTable {
     ) -> Result<Self> {
         let mut table = Self::new();
         table.guide = Some(guide);
-        table.places = Place::all(root);
+        table.recorded = Place::all(root);
+        table.places = table.recorded.clone();
         table.next = root.segment_next.max(1);
         let levels = root.table_levels;
         if levels > TABLE_LEVELS_MAX || table.places.len() > usize::from(u16::MAX) {
@@ -214,7 +220,11 @@ impl SegmentTable {
 
     /// Says that what lay in other pools has its place here from now on.
     pub(crate) fn move_to(&mut self, here: Place) {
-        self.places.iter_mut().filter(|p| p.pool != here.pool).for_each(|p| *p = here);
+        for (recorded, place) in self.recorded.iter_mut().zip(&mut self.places) {
+            if recorded.pool != here.pool {
+                (*recorded, *place) = (here, here);
+            }
+        }
     }
 
     fn read_page(
@@ -288,7 +298,8 @@ impl SegmentTable {
     /// Position of a pool in the root's list, for what is written there; added if it is new.
     pub(crate) fn pool_position(&mut self, pool: PoolId) -> u16 {
         let place = Place { pool, copies: 0 };
-        let at = self.places.iter().position(|p| *p == place).unwrap_or_else(|| {
+        let at = self.recorded.iter().position(|p| *p == place).unwrap_or_else(|| {
+            self.recorded.push(place);
             self.places.push(place);
             self.places.len() - 1
         });
@@ -372,6 +383,40 @@ impl SegmentTable {
             kind: entry.kind,
             sequence: entry.sequence,
         })
+    }
+
+    /// The pool that the root itself names for a segment, wherever that is read now.
+    pub(crate) fn recorded_pool(&mut self, index: u32, files: &Files) -> Result<PoolId> {
+        let position = self.get(index, files)?.pool;
+        self.recorded_pool_at(position)
+    }
+
+    /// As [`Self::recorded_pool`], by the position that an entry has.
+    pub(crate) fn recorded_pool_at(&self, position: u16) -> Result<PoolId> {
+        let place = self.recorded.get(usize::from(position));
+        place.map(|place| place.pool).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                "a segment table names a pool that its root does not have",
+            )
+        })
+    }
+
+    /// Pools that the root itself names, by position.
+    pub(crate) fn recorded_pools(&self) -> Vec<PoolId> {
+        self.recorded.iter().map(|place| place.pool).collect()
+    }
+
+    /// True where a page of this table lies in another pool than `own`, as the root has it.
+    pub(crate) fn has_pages_elsewhere(&self, own: PoolId) -> Result<bool> {
+        let leaves = self.leaves.iter().filter_map(|l| l.stored);
+        let upper = self.upper.iter().flatten().filter_map(|u| u.stored);
+        for pointer in leaves.chain(upper) {
+            if self.recorded_pool_at(pointer.pool)? != own {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Adds a segment and returns its index.
@@ -484,6 +529,19 @@ impl SegmentTable {
         leaves.chain(upper).map(|p| Ok((self.name_of_page(p)?, p.slot, p.crc))).collect()
     }
 
+    /// As [`Self::pages`], without those that the root itself has in the pool `own`.
+    pub(crate) fn pages_elsewhere(&self, own: PoolId) -> Result<Vec<(SegmentName, u32, u32)>> {
+        let leaves = self.leaves.iter().filter_map(|l| l.stored);
+        let upper = self.upper.iter().flatten().filter_map(|u| u.stored);
+        let mut found = Vec::new();
+        for pointer in leaves.chain(upper) {
+            if self.recorded_pool_at(pointer.pool)? != own {
+                found.push((self.name_of_page(pointer)?, pointer.slot, pointer.crc));
+            }
+        }
+        Ok(found)
+    }
+
     /// Table segments that pages of this table lie in.
     pub(crate) fn page_segments(&self) -> Result<Vec<SegmentName>> {
         let mut names: Vec<_> = self.pages()?.into_iter().map(|(name, ..)| name).collect();
@@ -545,7 +603,7 @@ impl SegmentTable {
         });
         root.table_levels = if top.is_some() { self.upper.len() as u32 + 1 } else { 0 };
         root.segment_next = self.next;
-        Place::put_all(&self.places, root);
+        Place::put_all(&self.recorded, root);
         Ok(())
     }
 

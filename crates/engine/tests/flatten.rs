@@ -300,3 +300,67 @@ fn a_block_that_cannot_be_read_keeps_the_parent() {
     family.remove_template();
     family.assert_sound();
 }
+
+/// Flattens an image, so that the one it came from can go, and removes that with all its space.
+fn flatten_and_remove_parent(
+    store: &Store,
+    (pool, image): (&Pool, ImageId),
+    (above, parent, snap): (&Pool, ImageId, &str),
+) {
+    let mut flattened = pool.open(image).unwrap();
+    execute(&mut flattened, Command::Flatten).unwrap();
+    flattened.close().unwrap();
+    let mut gone = above.open(parent).unwrap();
+    execute(&mut gone, Command::SnapUnprotect { name: snap.into() }).unwrap();
+    execute(&mut gone, Command::SnapRemove { name: snap.into(), force: false }).unwrap();
+    gone.close().unwrap();
+    store.remove_image(above, parent, &mut |_, _| {}).unwrap();
+    store.gc(above, &mut |_, _| {}).unwrap();
+}
+
+/// An ancestor's flatten has put data into the image's own pool for a while. It is the ancestor's: the
+/// image must not keep to it, and its own flatten must copy it.
+#[test]
+fn what_an_ancestor_has_copied_into_the_images_own_pool_is_not_its_own() {
+    for written in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let family = Family::new(directory.path(), "");
+        // The template in `rbd`, the child in `second`, below it one in `third`, and one in `second`.
+        let Family { store, first, second, third, child: x, template: w } = &family;
+        let (x, w) = (*x, *w);
+        let mut image = family.open();
+        snapshot(&mut image, "x");
+        image.close().unwrap();
+        let b = clone(store, (second, x, "x"), third, "b");
+        let mut image = third.open(b).unwrap();
+        image.write_at(6 * MIB, &pattern(3, 65_536)).unwrap();
+        snapshot(&mut image, "b");
+        image.close().unwrap();
+        let c = clone(store, (third, b, "b"), second, "c");
+        let mut image = second.open(c).unwrap();
+        execute(&mut image, Command::SnapCreate { name: "c0".into() }).unwrap();
+        image.close().unwrap();
+        flatten_and_remove_parent(store, (second, x), (first, w, "s"));
+        let mut expected = pattern(1, SIZE as usize);
+        expected[6 * MIB as usize..][..65_536].copy_from_slice(&pattern(3, 65_536));
+        // It is read from where the ancestor has put it, while the image is used.
+        let mut image = second.open(c).unwrap();
+        assert!(read(&mut image) == expected);
+        if written {
+            image.write_at(MIB, &pattern(4, 65_536)).unwrap();
+            execute(&mut image, Command::SnapCreate { name: "c1".into() }).unwrap();
+            execute(&mut image, Command::SnapRollback { name: "c0".into() }).unwrap();
+            execute(&mut image, Command::SnapRemove { name: "c0".into(), force: false }).unwrap();
+            flatten_and_remove_parent(store, (third, b), (second, x, "x"));
+        } else {
+            flatten_and_remove_parent(store, (third, b), (second, x, "x"));
+            image.write_at(MIB, &pattern(4, 4096)).unwrap();
+            expected[MIB as usize..][..4096].copy_from_slice(&pattern(4, 4096));
+        }
+        image.close().unwrap();
+        assert!(read(&mut second.open_read_only(c).unwrap()) == expected, "{written}: before");
+        flatten_and_remove_parent(store, (second, c), (third, b, "b"));
+        assert!(read(&mut second.open_read_only(c).unwrap()) == expected, "{written}: after");
+        family.assert_sound();
+    }
+}

@@ -146,10 +146,6 @@ impl Copies {
             if name.kind != SegmentKind::Data {
                 return fail(ErrorKind::Corrupt, "a block should lie in a data segment");
             }
-            if name.pool == pool.id() {
-                // It has moved there meanwhile.
-                return Ok(None);
-            }
             if let Ok(source) = pool.files().get(name) {
                 let copy = self.open(pool, name, &*source)?;
                 let have = read(&*copy, name, offset, bytes)?;
@@ -187,17 +183,16 @@ impl Copies {
         entry: MapEntry,
     ) -> Result<()> {
         let address = entry.address;
+        if table.recorded_pool(address.segment(), pool.files())? == pool.id() {
+            return Ok(());
+        }
         let name = table.name(address.segment(), pool.files())?;
-        if name.pool == pool.id()
-            || self.copy_page(pool, name, address.slot(), entry.crc, PageKind::Map)?
-        {
+        if self.copy_page(pool, name, address.slot(), entry.crc, PageKind::Map)? {
             return Ok(());
         }
         if table.follow() {
             let name = table.name(address.segment(), pool.files())?;
-            if name.pool == pool.id()
-                || self.copy_page(pool, name, address.slot(), entry.crc, PageKind::Map)?
-            {
+            if self.copy_page(pool, name, address.slot(), entry.crc, PageKind::Map)? {
                 return Ok(());
             }
         }
@@ -208,8 +203,8 @@ impl Copies {
     pub(super) fn copy_table(&mut self, pool: &Pool, table: &mut SegmentTable) -> Result<()> {
         for second in [false, true] {
             let mut left = None;
-            for (name, page, crc) in table.pages()? {
-                if name.pool == pool.id() || self.table_pages.contains(&(name, page)) {
+            for (name, page, crc) in table.pages_elsewhere(pool.id())? {
+                if self.table_pages.contains(&(name, page)) {
                     continue;
                 }
                 match self.copy_page(pool, name, page, crc, PageKind::Table)? {

@@ -13,7 +13,6 @@
 //! Clones of the image's snapshots go on naming what they named, and follow it (`lineage`). An image
 //! without the feature `deep-flatten` leaves its snapshots with the parent, as with RBD.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use marcot_format::record::{HeadRecord, ParentRecord, RootRecord};
@@ -25,7 +24,7 @@ use super::{Image, OwnedRoot, Source, empty_root};
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
 use crate::map::{Link, TOP_LEVEL, Visitor, visit, visit_unshared};
-use crate::table::{Place, SegmentTable, Whereabouts};
+use crate::table::{Place, SegmentTable};
 
 /// Blocks copied at a time (4 MiB).
 const COPY_BLOCKS: usize = 1024;
@@ -100,16 +99,11 @@ impl Image {
             self.rewrite_foreign_pages()?;
         }
         let here = Place { pool: self.pool.id(), copies: set };
-        // What an ancestor's flatten has moved into this pool was not copied once more.
-        self.table.follow();
-        let now: HashMap<u64, Vec<Place>> = (self.head.snapshots.iter().map(|s| s.id))
-            .filter_map(|id| Some((id, self.root_of(Some(id)).places()?)))
-            .collect();
         self.checkpoint_with(|head| {
             head.parent = None;
             if deep {
                 head.copying = 0;
-                move_to(head, here, &now);
+                move_to(head, here);
             }
         })?;
         if set != 0 {
@@ -177,8 +171,7 @@ impl Image {
             }
             let mut table = self.root_of(Some(snapshot.id)).table(&root)?;
             let (data, pages) = self.foreign_in(&mut table)?;
-            let own = self.pool.id();
-            if data > 0 || pages || table.page_segments()?.iter().any(|n| n.pool != own) {
+            if data > 0 || pages || table.has_pages_elsewhere(self.pool.id())? {
                 return Ok(true);
             }
         }
@@ -285,14 +278,18 @@ impl Image {
         Ok(deep.at.is_none())
     }
 
+    /// By the lists that this image's roots have: what an ancestor's flatten has moved into this pool is
+    /// the ancestor's, and may go with it.
     fn foreign_in(&self, table: &mut SegmentTable) -> Result<(u64, bool)> {
         let own = self.pool.id();
+        let pools = table.recorded_pools();
         let (mut data, mut pages) = (0u64, false);
         table.for_each(self.pool.files(), |_, entry, name| {
-            if name.pool != own && name.kind == SegmentKind::Data {
+            let foreign = pools.get(usize::from(entry.pool)) != Some(&own);
+            if foreign && name.kind == SegmentKind::Data {
                 data += u64::from(entry.live);
             }
-            pages |= name.pool != own && name.kind == SegmentKind::Map && entry.live > 0;
+            pages |= foreign && name.kind == SegmentKind::Map && entry.live > 0;
             Ok(())
         })?;
         Ok((data, pages))
@@ -310,7 +307,7 @@ impl Image {
     fn names_foreign(&mut self) -> Result<bool> {
         let own = self.pool.id();
         let (data, pages) = self.foreign_live()?;
-        Ok(data > 0 || pages || self.table.page_segments()?.iter().any(|n| n.pool != own))
+        Ok(data > 0 || pages || self.table.has_pages_elsewhere(own)?)
     }
 
     /// Some of the next blocks from `from` on that lie in another pool, at most [`COPY_BLOCKS`] and
@@ -367,8 +364,8 @@ impl Image {
                     return Ok(false);
                 }
                 let address = entry.address;
-                let name = self.table.name(address.segment(), self.pool.files())?;
-                if name.pool != self.pool.id() {
+                let pool = self.table.recorded_pool(address.segment(), self.pool.files())?;
+                if pool != self.pool.id() {
                     self.pages.push((entry, level, base));
                 }
                 Ok(level > 0)
@@ -417,22 +414,20 @@ fn same(a: &ParentRecord, b: &ParentRecord) -> bool {
 }
 
 /// Says that what the roots of a head name in other pools lies here, and that nothing has a parent.
-/// `now` tells where what the snapshots name was found; the head's root is up to date.
-fn move_to(head: &mut HeadRecord, here: Place, now: &HashMap<u64, Vec<Place>>) {
+fn move_to(head: &mut HeadRecord, here: Place) {
     for snapshot in &mut head.snapshots {
         snapshot.parent = None;
         if let Some(root) = &mut snapshot.root {
-            move_root(root, here, now.get(&snapshot.id).map_or(&[], |places| &places[..]));
+            move_root(root, here);
         }
     }
     if let Some(root) = &mut head.root {
-        move_root(root, here, &[]);
+        move_root(root, here);
     }
 }
 
-fn move_root(root: &mut RootRecord, here: Place, now: &[Place]) {
+fn move_root(root: &mut RootRecord, here: Place) {
     let mut places = Place::all(root);
-    places.iter_mut().zip(now).for_each(|(place, now)| *place = *now);
     if here.copies != 0 {
         places.iter_mut().filter(|place| place.pool != here.pool).for_each(|place| *place = here);
     }
@@ -497,7 +492,7 @@ impl SegmentNames {
         match self.last {
             Some((known, pool)) if known == segment => Ok(pool),
             _ => {
-                let pool = table.name(segment, files)?.pool;
+                let pool = table.recorded_pool(segment, files)?;
                 self.last = Some((segment, pool));
                 Ok(pool)
             }

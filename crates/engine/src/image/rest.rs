@@ -326,7 +326,12 @@ impl Image {
         let shared = self.head.shared_below.unwrap_or_default().data;
         self.rest.punched.retain(|name, _| found.contains_key(name));
         let mut left = Vec::new();
+        let open = self.log.as_ref().map(|log| log.name);
         for (name, (live, used)) in found {
+            // A closed segment of which nothing is named goes as a whole, and may be gone already.
+            if live == 0 && open != Some(name) {
+                continue;
+            }
             let may = name.sequence >= shared && (asked || self.is_private(&name));
             let dead = used.is_none_or(|u| u64::from(live) + self.rest_slots_min() <= u64::from(u));
             if may && dead && self.rest.punched.get(&name) != Some(&live) {
@@ -389,7 +394,8 @@ impl Image {
     fn open_to_punch(&mut self, name: SegmentName) -> Result<Option<Opened>> {
         let context = || format!("cannot give space of segment {name} back");
         let files = Arc::clone(self.pool.files());
-        let file = files.world().disk.open(&files.path(name)?, true).at(context)?;
+        let (disk, path) = files.locate(name)?;
+        let file = disk.open(&path, true).at(context)?;
         let mut header = vec![0; SEGMENT_HEADER_BYTES];
         let n = file.read_at(0, &mut header).at(context)?;
         if SegmentHeader::is_read_only(&header[..n]) {
