@@ -14,7 +14,7 @@ use marcot::{
     PoolOptions, ReadableBy, Store,
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{ChildRecord, HeadRecord, PoolRecord};
+use marcot_format::record::{AttachedRecord, ChildRecord, HeadRecord, PoolRecord};
 
 const SIZE: u64 = 1 << 20;
 /// The other user, and a third one.
@@ -394,4 +394,87 @@ fn gc_removes_the_marker_of_a_child_whose_removal_was_cut_off() {
     for pool in [&rbd, &tmpl] {
         assert_eq!(std::fs::read_dir(pool.directory().join("children")).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn a_file_of_ones_own_that_a_user_put_into_his_store_does_not_make_it_ones_own() {
+    let scene = scene();
+    scene.others_pool();
+    let directory = scene.root.path().join("other");
+    // As a marker that was left in his pool, and that he may rename from there.
+    std::fs::rename(directory.join("pools"), directory.join("real")).unwrap();
+    std::fs::create_dir(directory.join("pools")).unwrap();
+    assert_eq!(std::fs::metadata(directory.join("pools")).unwrap().uid(), 0);
+    let store = Store::open(&directory).unwrap();
+    assert!(store.is_foreign());
+    assert!(store.pool_create("new", &PoolOptions::default()).is_err());
+}
+
+#[test]
+fn a_store_of_another_user_leads_to_no_pool_of_ones_own() {
+    let scene = scene();
+    scene.others_pool();
+    let options = PoolOptions { readable_by: ReadableBy::All };
+    let own = scene.store.pool_create("vm", &options).unwrap();
+    let record = AttachedRecord {
+        directory: own.directory().to_str().unwrap().into(),
+        pool_id: own.id().0,
+        owner: None,
+    };
+    let attached = scene.root.path().join("other/attached");
+    std::fs::create_dir(&attached).unwrap();
+    std::fs::write(attached.join("vm"), encode_message(FrameKind::Attached, &record)).unwrap();
+    give(&attached, OTHER);
+    let store = Store::open(&scene.root.path().join("other")).unwrap();
+    let refused = store.pool("vm").err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+}
+
+#[test]
+fn a_public_pool_below_a_private_directory_is_not_public() {
+    let scene = scene();
+    let tmpl = scene.attach();
+    let options = PoolOptions { readable_by: ReadableBy::All };
+    let vm = scene.store.pool_create("vm", &options).unwrap();
+    let secret = image(&vm, "web", SECRET);
+    let base = tmpl.find("", "base").unwrap();
+    let head = vm.image_directory(secret).join("head");
+    let (stolen, _): (HeadRecord, _) =
+        decode_message(FrameKind::Head, &std::fs::read(head).unwrap()).unwrap();
+    rewrite(&tmpl.image_directory(base).join("head"), FrameKind::Head, |head: &mut HeadRecord| {
+        head.root.clone_from(&stolen.root);
+    });
+    assert_eq!(first_byte(&tmpl, base).unwrap(), SECRET, "everybody may read it anyway");
+    let home = scene.root.path();
+    std::fs::set_permissions(home, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let store = Store::open(scene.store.directory()).unwrap();
+    store.pool("vm").unwrap();
+    let refused = first_byte(&store.pool("tmpl").unwrap(), base).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+}
+
+#[test]
+fn a_marker_that_was_moved_here_from_another_pool_counts_for_nothing() {
+    let scene = scene();
+    let tmpl = scene.attach();
+    let base = tmpl.find("", "base").unwrap();
+    let (rbd, _) = scene.secret();
+    let options = CloneOptions::default();
+    scene.store.clone_image(&tmpl, base, "s", &rbd, "", "web", &options).unwrap();
+    let options = PoolOptions { readable_by: ReadableBy::All };
+    let golden = scene.store.pool_create("golden", &options).unwrap();
+    let own = image(&golden, "own", 1);
+    protect(&golden, own);
+    let marker = std::fs::read_dir(tmpl.directory().join("children")).unwrap().next().unwrap();
+    let name = format!("{}.{own}.1.{:016x}.{:016x}", golden.id(), 0xabc, 0xdef);
+    let planted = golden.directory().join("children").join(name);
+    std::fs::rename(marker.unwrap().path(), &planted).unwrap();
+    let check = |repair| {
+        let options = CheckOptions { repair, ..CheckOptions::default() };
+        scene.store.check(&golden, &options, &mut |_, _| {}).unwrap().findings
+    };
+    assert_eq!(check(false).len(), 1);
+    run(&golden, own, Command::SnapUnprotect { name: "s".into() }).unwrap();
+    assert!(check(true).iter().all(|finding| finding.repaired));
+    assert!(!planted.exists());
 }

@@ -1,5 +1,6 @@
 //! `list`: the images of a pool.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use marcot::{ImageId, ImageInfo, InfoReader, ParentInfo, Pool, SnapInfo};
@@ -53,10 +54,25 @@ fn listing_failed(failure: Failure) -> Failure {
     failure.then(format!("listing images failed: ({status}) {}", strerror(status)))
 }
 
-/// The images of a namespace, without those that are still being imported.
+/// The images of a namespace, without those that are still being imported. An image has one name: where
+/// more lead to it, as only damage or a hostile pool can have it, the others are left out, so that a
+/// few bytes do not decide how much is shown.
 pub fn visible_images(pool: &Pool, namespace: &str) -> Outcome<Vec<(String, ImageId)>> {
     let mut images = pool.images(namespace)?;
-    images.retain(|(name, _)| !incoming::is_partial(name));
+    let mut seen = HashSet::new();
+    let mut more_names = 0;
+    images.retain(|(name, id)| {
+        let first = seen.insert(*id);
+        more_names += u64::from(!first);
+        first && !incoming::is_partial(name)
+    });
+    if more_names > 0 {
+        tracing::warn!(
+            pool = pool.name(),
+            names = more_names,
+            "names that lead to images that have another name are left out"
+        );
+    }
     Ok(images)
 }
 

@@ -106,7 +106,7 @@ impl Formats {
 }
 
 /// The numbers in a record's file name: parent pool, image, snapshot; child pool, image.
-type Key = (u64, u64, u64, u64, u64);
+pub(super) type Key = (u64, u64, u64, u64, u64);
 
 /// Clone formats that a record's file name can tell, and what comes before the snapshot's number then.
 /// A name of an earlier version has nothing there.
@@ -144,6 +144,18 @@ pub(super) fn parse_file_name(name: &str) -> Option<Key> {
 pub(super) fn temporary_of_pool(path: &Path, child_pool: PoolId) -> bool {
     let file = path.file_name().and_then(|name| name.to_str()).and_then(temporary_for);
     file.and_then(parse_file_name).is_some_and(|key| key.3 == child_pool.0)
+}
+
+/// True for a whole record that was written under another file name.
+pub(super) fn is_of_another_name(record: &ChildRecord, key: Key) -> bool {
+    let told = (
+        record.parent_pool_id,
+        record.parent_image_id,
+        record.parent_snap_id,
+        record.child_pool_id,
+        record.child_image_id,
+    );
+    *record != ChildRecord::default() && told != key
 }
 
 /// The format in which the image was cloned from the snapshot that the key names; `None` where it
@@ -419,7 +431,7 @@ impl Pool {
     }
 
     /// What a child's record says; nothing where it cannot be read.
-    fn recorded_child(&self, name: &str) -> ChildRecord {
+    pub(super) fn recorded_child(&self, name: &str) -> ChildRecord {
         let path = self.children_directory().join(name);
         read_file_up_to(self.disk(), &path, CHILD_RECORD_BYTES_MAX)
             .ok()
@@ -437,6 +449,10 @@ impl Pool {
         };
         let user = Some(user).filter(|user| *user != self.owner_id());
         let record = self.recorded_child(name);
+        if user.is_none() && is_of_another_name(&record, key) {
+            // A file of one's own that somebody moved here from elsewhere.
+            return Ok(None);
+        }
         if user.is_none() && record.child_image_id == key.4 && self.marker_is_stale(&record) {
             let _ = self.disk().remove_file(&path);
             return Ok(None);

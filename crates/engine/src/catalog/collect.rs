@@ -80,9 +80,16 @@ impl Store {
         }
         pool.tidy_all();
         pool.remove_stale_records()?;
-        let strangers = pool.strangers(true)?;
-        for junk in &strangers.junk {
-            tracing::warn!(pool = %pool.name(), user = junk.user, name = %junk.name, "removed from children/");
+        let found = pool.strangers(true)?;
+        let left = pool.strangers(false)?;
+        for junk in &found.junk {
+            let (pool, user, name) = (pool.name(), junk.user, &junk.name);
+            match left.junk.iter().any(|still| still.name == junk.name) {
+                true => {
+                    tracing::warn!(%pool, user, %name, "cannot be removed from children/; remove it by hand")
+                }
+                false => tracing::warn!(%pool, user, %name, "removed from children/"),
+            }
         }
         let mut attempt = 1;
         let mut report = loop {

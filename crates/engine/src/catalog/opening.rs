@@ -21,6 +21,14 @@ pub(super) fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }
 
+/// True where everybody may pass through the directories above: a public pool in a private home is not
+/// public.
+fn is_within_reach(store: &Store, directory: &Path) -> bool {
+    let passable =
+        |path: &Path| store.inner.world.disk.mode(path).is_ok_and(|mode| mode & 0o001 != 0);
+    directory.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).all(passable)
+}
+
 fn holds_no_pool(directory: &Path) -> Error {
     Error::new(ErrorKind::NotFound, format!("{} holds no pool", directory.display()))
 }
@@ -117,10 +125,10 @@ impl Pool {
         }
         let read_only = newer || !confined.own || !disk.writable(&directory.join("images"));
         let mode = disk.mode(&directory).unwrap_or(0o700);
-        let public = mode & PUBLIC_MODE == PUBLIC_MODE;
-        if store.inner.foreign.is_some_and(|user| user != confined.owner_id) && !public {
+        let public = mode & PUBLIC_MODE == PUBLIC_MODE && is_within_reach(store, &directory);
+        if store.inner.foreign.is_some_and(|user| user != confined.owner_id) {
             let message = format!(
-                "pool '{name}' belongs to user {}, and is not public; the store of another user does not lead to it",
+                "pool '{name}' belongs to user {}; the store of another user does not lead to it: open it in its own store",
                 confined.owner_id
             );
             return fail(ErrorKind::PermissionDenied, message);

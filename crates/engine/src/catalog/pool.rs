@@ -262,7 +262,13 @@ impl Pool {
     pub(crate) fn create_copies_directory(&self, author: ImageId, copies: u64) -> Result<()> {
         let directory = author_directory(&self.0.directory, author, copies);
         match self.disk().create_directory(&directory, self.directory_mode()) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            // Whoever made a set may have been killed before its name was durable, and the head that
+            // names it comes later.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                if copies == 0 {
+                    return Ok(());
+                }
+            }
             made => made.at(|| format!("cannot create {}", directory.display()))?,
         }
         let parent = self.0.directory.join("segments");

@@ -518,6 +518,8 @@ impl Store {
     }
 }
 
+const ROOT: u32 = 0;
+
 /// The disk for a store's directory, and the user whom the store belongs to where that is another.
 fn confine(world: &World, directory: &Path) -> std::io::Result<(Arc<dyn Disk>, Option<u32>)> {
     let confined = world.disk.confine(directory, Trust::ByOwner)?;
@@ -525,8 +527,10 @@ fn confine(world: &World, directory: &Path) -> std::io::Result<(Arc<dyn Disk>, O
         return Ok((confined.disk, None));
     }
     // A directory that an administrator made, such as a mounted volume, in which one made a store.
+    // Only root's directories count: anybody else could put there what is one's own.
     let pools = confined.disk.owner_id(&directory.join("pools"));
-    if pools.is_ok_and(|owner| owner == world.disk.user_id()) {
+    let mine = pools.is_ok_and(|owner| owner == world.disk.user_id());
+    if mine && confined.owner_id == ROOT {
         return Ok((world.disk.confine(directory, Trust::Own)?.disk, None));
     }
     Ok((confined.disk, Some(confined.owner_id)))

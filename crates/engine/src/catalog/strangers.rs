@@ -5,10 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use super::children::{CHILD_RECORD_BYTES_MAX, MARKERS_MAX, parse_file_name};
+use marcot_store::FileInfo;
+
+use super::children::{CHILD_RECORD_BYTES_MAX, MARKERS_MAX, is_of_another_name, parse_file_name};
 use super::pool::Pool;
 use super::store::sweep;
 use crate::error::{IoContext, Result};
+
+/// Most bytes that a marker takes on the medium: file systems give room in pieces.
+const MARKER_ROOM_MAX: u64 = 64 << 10;
 
 /// Most strangers' files that are told of one by one.
 const TOLD_MAX: usize = 20;
@@ -44,6 +49,11 @@ fn is_name_of_marker(name: &str) -> bool {
     parse_file_name(name).or_else(temporary).is_some()
 }
 
+/// Also room that was taken and is not part of the file's length takes room.
+fn is_small(info: &FileInfo) -> bool {
+    info.plain && info.length <= CHILD_RECORD_BYTES_MAX && info.allocated_bytes <= MARKER_ROOM_MAX
+}
+
 impl Pool {
     /// Looks for them; with `remove`, removes what is no marker, as far as that can be done.
     ///
@@ -57,9 +67,11 @@ impl Pool {
             let path = directory.join(name);
             let Ok(info) = self.disk().file_info(&path) else { return };
             if info.owner_id == self.owner_id() {
-                return;
-            }
-            if is_name_of_marker(name) && info.plain && info.length <= CHILD_RECORD_BYTES_MAX {
+                let planted = |key| is_of_another_name(&self.recorded_child(name), key);
+                if !parse_file_name(name).is_some_and(planted) {
+                    return;
+                }
+            } else if is_name_of_marker(name) && is_small(&info) {
                 *markers.entry(info.owner_id).or_default() += 1;
                 return;
             }
