@@ -144,6 +144,8 @@ stay_connected() {
     local options=("${@:1:$#-1}")
     rm -f "$CLAIMS_SCRATCH/commands"
     mkfifo "$CLAIMS_SCRATCH/commands"
+    # The client truncates it only after it has a reader: what the one before said must not be counted.
+    : >"$CLAIMS_SCRATCH/held"
     stdbuf -oL qemu-io "${options[@]}" -f raw "$(at "${*: -1}")" \
         <"$CLAIMS_SCRATCH/commands" >"$CLAIMS_SCRATCH/held" 2>&1 &
     CLIENT=$!
