@@ -80,15 +80,13 @@ impl Store {
         }
         pool.tidy_all();
         pool.remove_stale_records()?;
-        let found = pool.strangers(true)?;
-        let left = pool.strangers(false)?;
-        for junk in &found.junk {
+        for junk in &pool.strangers(true)?.junk {
             let (pool, user, name) = (pool.name(), junk.user, &junk.name);
-            match left.junk.iter().any(|still| still.name == junk.name) {
-                true => {
+            match junk.removed {
+                true => tracing::warn!(%pool, user, %name, "removed from children/"),
+                false => {
                     tracing::warn!(%pool, user, %name, "cannot be removed from children/; remove it by hand")
                 }
-                false => tracing::warn!(%pool, user, %name, "removed from children/"),
             }
         }
         let mut attempt = 1;

@@ -25,6 +25,8 @@ pub(crate) struct Strangers {
     pub junk: Vec<Junk>,
     /// Junk beyond those that are listed.
     pub junk_more: u64,
+    /// How many of those are still there.
+    pub junk_more_left: u64,
     /// Users with more markers than a pool may leave, and how many.
     pub over_limit: Vec<(u32, u64)>,
 }
@@ -38,6 +40,8 @@ pub(crate) struct Junk {
     pub user: u32,
     /// Bytes that it takes on the medium.
     pub bytes: u64,
+    /// It was removed.
+    pub removed: bool,
 }
 
 /// A marker has a name of numbers; while it is being written, with a point before and a suffix.
@@ -78,11 +82,13 @@ impl Pool {
             if remove && self.disk().remove_file(&path).is_err() {
                 sweep(self.disk(), &path);
             }
+            let removed = remove && self.disk().file_info(&path).is_err();
             if found.junk.len() < TOLD_MAX {
                 let (user, bytes) = (info.owner_id, info.allocated_bytes);
-                found.junk.push(Junk { name: name.to_owned(), user, bytes });
+                found.junk.push(Junk { name: name.to_owned(), user, bytes, removed });
             } else {
                 found.junk_more += 1;
+                found.junk_more_left += u64::from(!removed);
             }
         };
         let visited = self.disk().visit(&directory, &mut |name| {

@@ -273,16 +273,14 @@ impl Checker<'_> {
 
     /// What other users have left where they may leave markers.
     fn strangers(&mut self) -> Result<()> {
-        let repair = self.options.repair;
-        let found = self.pool.strangers(repair)?;
-        let left = if repair { self.pool.strangers(false)? } else { found.clone() };
+        let found = self.pool.strangers(self.options.repair)?;
         for junk in &found.junk {
             let message = format!(
                 "children/{} ({} bytes) was left by user {} and is no marker of a clone; 'gc' removes it",
                 junk.name, junk.bytes, junk.user
             );
             self.find("", false, message);
-            if !left.junk.iter().any(|still| still.name == junk.name) {
+            if junk.removed {
                 self.repaired();
             }
         }
@@ -290,7 +288,7 @@ impl Checker<'_> {
             let message =
                 format!("{} more files in children/ are no markers of clones", found.junk_more);
             self.find("", false, message);
-            if left.junk_more == 0 {
+            if found.junk_more_left == 0 {
                 self.repaired();
             }
         }
