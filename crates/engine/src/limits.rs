@@ -18,7 +18,8 @@ pub struct Limits {
     pub stream_bytes_min: u64,
     /// Bytes that each pool keeps back, so that a full disk can be emptied by removing snapshots, by
     /// shrinking and by discarding. Such a command first writes the map of the log that a killed owner
-    /// left: 0.9 MiB for [`Limits::log_bytes_max`] of streams, 3.4 MiB for writes all over 1 GiB.
+    /// left: 0.9 MiB for [`Limits::log_bytes_max`] of streams, 3.4 MiB for writes all over 1 GiB. A larger
+    /// one is written in parts.
     pub reserve_bytes: u64,
 }
 

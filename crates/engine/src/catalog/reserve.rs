@@ -64,6 +64,12 @@ impl Pool {
         }
     }
 
+    /// True where something is kept back.
+    pub(crate) fn has_reserve(&self) -> bool {
+        let file = self.disk().open(&self.reserve_path(), false);
+        file.and_then(|file| file.length()).is_ok_and(|bytes| bytes > 0)
+    }
+
     /// Gives the reserve to whoever needs it; true if there was one.
     pub(crate) fn give_up_reserve(&self) -> bool {
         let path = self.reserve_path();

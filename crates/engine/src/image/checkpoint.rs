@@ -329,8 +329,10 @@ impl Image {
         }
         let open_data = self.log.as_ref().map(|l| l.name);
         let open_map = self.map_pages.open_segment().map(|(name, _)| name);
-        let dropped =
-            self.table.drop_dead(|name| Some(*name) == open_data || Some(*name) == open_map)?;
+        let in_log = self.kept_log();
+        let dropped = self.table.drop_dead(|name| {
+            Some(*name) == open_data || Some(*name) == open_map || in_log(name)
+        })?;
         let private: Vec<SegmentName> =
             dropped.into_iter().filter(|name| self.is_private(name)).collect();
         self.dead.extend(private);
@@ -503,7 +505,7 @@ impl Image {
     /// own: what an owner that was replaced still appends to the one before is accepted by nobody
     /// (I6).
     fn next_head(&self, mut head: HeadRecord) -> HeadRecord {
-        if self.log.is_none() {
+        if self.log.is_none() && !self.keeps_log {
             head.epoch += 1;
             head.log = Some(self.log_position());
             head.marks = Some(self.next);

@@ -117,6 +117,14 @@ impl Image {
                 // The number stays used; the file holds nothing.
                 self.dead.push(log.name);
             }
+            if error.kind() == ErrorKind::NoSpace
+                && self.spends_reserve
+                && self.may_store_in_parts()
+            {
+                self.store_log_in_parts()?;
+                self.checkpoint()?;
+                return self.begin_writing();
+            }
             return Err(error);
         }
         if std::mem::take(&mut self.unclean)

@@ -24,6 +24,7 @@ mod lineage;
 mod log;
 mod memory;
 mod overlay;
+mod parts;
 mod prepared;
 mod read;
 mod reclaim;
@@ -127,6 +128,8 @@ pub struct Image {
     spends_reserve: bool,
     /// Something found no room that a checkpoint may make.
     room_wanted: bool,
+    /// Heads that are published keep the log of the one before: see [`parts`].
+    keeps_log: bool,
     poisoned: bool,
     /// The owner before did not close the image: it may have left segments that no root names.
     unclean: bool,
@@ -254,6 +257,7 @@ impl Image {
             prepared: None,
             spends_reserve: false,
             room_wanted: false,
+            keeps_log: false,
             poisoned: false,
             unclean: false,
             head,
@@ -354,6 +358,7 @@ impl Image {
     fn log_position(&self) -> LogPosition {
         match &self.log {
             Some(log) => log.position(self.group_next),
+            None if self.keeps_log => self.head.log.unwrap_or_default(),
             None => LogPosition { segment: self.next.data, slot: 1, group: self.group_next },
         }
     }

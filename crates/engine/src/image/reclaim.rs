@@ -20,10 +20,20 @@ impl Image {
         if self.changed {
             // What it would make free is found later.
             self.checkpoint_for_room(|_| {}).or_else(|error| match error.kind() {
-                ErrorKind::NoSpace => Ok(()),
+                ErrorKind::NoSpace => {
+                    tracing::warn!(image = %self.label, %error, "some space comes back later");
+                    Ok(())
+                }
                 _ => Err(error),
             })?;
         }
+        let freed = self.reclaim_by_durable_head();
+        self.pool.keep_reserve();
+        freed
+    }
+
+    /// The same, whatever there is in memory.
+    pub(super) fn reclaim_by_durable_head(&mut self) -> Result<u64> {
         if self.postponed_for_readers() {
             return Ok(0);
         }
@@ -40,9 +50,7 @@ impl Image {
                 candidates.push(name);
             }
         }
-        let freed = gc::reclaim(&self.pool, &self.own_roots(), &candidates, &mut |_, _| {});
-        self.pool.keep_reserve();
-        freed
+        gc::reclaim(&self.pool, &self.own_roots(), &candidates, &mut |_, _| {})
     }
 
     /// Removes private segments that the owner before left between a head and their removal. The

@@ -4,6 +4,7 @@
 //! damaged since. If only its data was, the group is applied all the same, because the damaged
 //! blocks fail their checksums whenever they are read; if its header was, what it wrote is unknown.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GROUP_MAGIC, GroupHeader, LOG_SEGMENTS_MAX};
@@ -145,13 +146,14 @@ impl Image {
         Ok(self.overlay.as_ref())
     }
 
-    /// Reads the headers of the groups that were replayed once more.
-    fn tell_again(&mut self, overlay: &mut Overlay) -> Result<()> {
+    /// Reads the headers of the groups that were replayed once more. Returns how many slots of data they
+    /// have in each segment, by its index in the table.
+    pub(super) fn tell_again(&mut self, overlay: &mut Overlay) -> Result<HashMap<u32, u32>> {
         let log = self.head.log.unwrap_or_default();
         let message = format!("the log of {} has changed while it was read", self.label);
         let gone = || Error::new(ErrorKind::Corrupt, message.clone());
         let mut cursor = self.open_cursor(log.segment, log.slot)?.ok_or_else(gone)?;
-        let mut index = None;
+        let (mut index, mut slots) = (None, HashMap::new());
         for group in log.group..self.group_next {
             let header = match self.header_here(&cursor, group)? {
                 Some(header) => header,
@@ -166,9 +168,10 @@ impl Image {
                 _ => index.insert((cursor.name.sequence, self.index_of(cursor.name)?)).1,
             };
             overlay.apply(&header, index, cursor.slot + header.header_blocks() as u32);
+            *slots.entry(index).or_default() += header.crcs.len() as u32;
             cursor.slot += header.blocks() as u32;
         }
-        Ok(())
+        Ok(slots)
     }
 
     /// Groups in that segment may have been flushed, so it is no empty log.

@@ -30,9 +30,20 @@ impl Image {
     /// # Errors
     /// As [`Self::checkpoint`].
     pub(super) fn checkpoint_for_room(&mut self, change: impl Fn(&mut HeadRecord)) -> Result<()> {
-        let stored = self.for_room(|image| image.checkpoint_with(&change));
+        let stored = self.for_room(|image| match image.checkpoint_with(&change) {
+            Err(error) if error.kind() == ErrorKind::NoSpace && image.may_store_in_parts() => {
+                image.store_log_in_parts()?;
+                image.checkpoint_with(&change)
+            }
+            stored => stored,
+        });
         self.room_wanted = false;
         stored
+    }
+
+    /// True where a log that finds no room for its map is brought into it in parts: with the reserve.
+    pub(super) fn may_store_in_parts(&self) -> bool {
+        self.has_ended_log() && (self.spends_reserve || !self.pool.has_reserve())
     }
 
     /// True where the next checkpoint makes room: segments go that it does not name.

@@ -4,9 +4,10 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use marcot::{BlockDevice, CheckOptions, Command, CreateOptions, Image, ImageId, Pool, Store};
 use marcot_store::{
@@ -19,6 +20,8 @@ use marcot_store::{
 pub struct Faults {
     /// Bytes that may still be written before the disk is full; negative: no limit.
     pub room_bytes: AtomicI64,
+    /// A directory whose files may take so many bytes on the medium, if there is a limit.
+    pub capacity: Mutex<Option<(PathBuf, u64)>>,
     /// No file can be created.
     pub no_new_files: AtomicBool,
     /// The next sync of a file fails.
@@ -203,6 +206,28 @@ impl Disk for FaultyDisk {
     }
 }
 
+/// Bytes on the medium that the files below a directory take.
+pub fn taken_bytes(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let taken = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => taken_bytes(&entry.path()),
+        metadata => metadata.map_or(0, |metadata| 512 * metadata.blocks()),
+    };
+    entries.map(taken).sum()
+}
+
+impl FaultyFile {
+    fn check_capacity(&self, length: u64) -> io::Result<()> {
+        let capacity = self.faults.capacity.lock().unwrap();
+        match &*capacity {
+            Some((directory, bytes_max)) if taken_bytes(directory) + length > *bytes_max => {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl DiskFile for FaultyFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.inner.read_at(offset, buf)
@@ -215,6 +240,7 @@ impl DiskFile for FaultyFile {
     }
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         let length: usize = parts.iter().map(|p| p.len()).sum();
+        self.check_capacity(length as u64)?;
         let room = self.faults.room_bytes.load(Ordering::Relaxed);
         if room >= 0 {
             if room < length as i64 {
@@ -252,6 +278,7 @@ impl DiskFile for FaultyFile {
         }
     }
     fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.check_capacity(length)?;
         match self.faults.room_bytes.load(Ordering::Relaxed) {
             room if room >= 0 && room < length as i64 => Err(io::ErrorKind::StorageFull.into()),
             _ => self.inner.reserve(offset, length),

@@ -1,0 +1,201 @@
+//! A checkpoint of a long log where there is little room.
+//!
+//! A checkpoint gives nothing back before all pages that the log has changed are written. A log of writes
+//! all over a large image changes more of them than a full disk has room for, and more than any reserve
+//! can hold. So the log is brought into the durable root a few leaves at a time: they become as the whole
+//! log leaves them, a head is published that keeps the log, and what no root names any more goes. That
+//! makes room for the next ones.
+//!
+//! Invariants:
+//! - Each of these heads names a whole state. A log says what blocks are, and not how they change: over a
+//!   root in which some blocks are already as it leaves them, it gives what it gave before.
+//! - Such a head has the epoch and the log position of the one before. Segments of the log stay while a
+//!   head keeps it, also those of which the root names nothing.
+//! - Where this fails, memory holds what the durable head and its log say, as after opening.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use marcot_format::segment::SegmentKind;
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry};
+
+use super::overlay::Overlay;
+use super::replay::DamagedLog;
+use super::{Image, Source, empty_root, mark};
+use crate::error::{ErrorKind, Result};
+use crate::map::position;
+use crate::segment::SegmentName;
+
+/// Room that one leaf takes between two heads, in bytes: itself, and its share of the pages above it, of
+/// the table and of the head.
+const LEAF_ROOM_BYTES: u64 = 16 << 10;
+/// Parts of the reserve that the leaves between two heads may take: as much as may have been kept back.
+const RESERVE_SHIFTS: [u32; 3] = [0, 2, 4];
+/// Memory for what the log says of some of the leaves, in bytes.
+const OVERLAY_BYTES: u64 = 4 << 20;
+const LEAF_BLOCKS: u64 = MAP_FANOUT as u64;
+const BLOCKS_MAX: u64 = IMAGE_BYTES_MAX / BLOCK_BYTES;
+
+impl Image {
+    /// True where a log follows the durable head that no process appends to: memory holds what it says.
+    pub(super) fn has_ended_log(&self) -> bool {
+        self.log.is_none() && self.head.log.is_some_and(|log| log.group < self.group_next)
+    }
+
+    /// Tells which segments are of the log that heads keep.
+    pub(super) fn kept_log(&self) -> impl Fn(&SegmentName) -> bool + use<> {
+        let first = self.head.log.filter(|_| self.keeps_log).map(|log| log.segment);
+        let (id, pool) = (self.id, self.pool.id());
+        move |name| {
+            let own = name.author == id && name.pool == pool && name.copies == 0;
+            own && name.kind == SegmentKind::Data && first.is_some_and(|f| name.sequence >= f)
+        }
+    }
+
+    /// Brings an ended log into the durable root, part by part. What is left for the checkpoint that leaves
+    /// the log is a head and some pages of the table.
+    ///
+    /// # Errors
+    /// `NoSpace` where even a few leaves find no room.
+    pub(super) fn store_log_in_parts(&mut self) -> Result<()> {
+        self.check_owner()?;
+        self.settle()?;
+        self.check_not_fenced()?;
+        tracing::info!(image = %self.label, "the log is brought into the map in parts, because there is little room");
+        let (size_bytes, reserve_bytes) = (self.size_bytes, self.limits().reserve_bytes);
+        let mut stored = Ok(());
+        for shift in RESERVE_SHIFTS {
+            let leaves = ((reserve_bytes >> shift) / LEAF_ROOM_BYTES).max(1);
+            self.keeps_log = true;
+            stored = self.back_to_durable_root().and_then(|()| self.store_leaves(leaves));
+            self.keeps_log = false;
+            if !stored.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace) {
+                break;
+            }
+        }
+        if stored.is_err()
+            && let Err(error) = self.replay_again()
+        {
+            tracing::error!(image = %self.label, %error, "the log cannot be read again");
+            self.poisoned = true;
+        }
+        self.size_bytes = size_bytes;
+        self.changed = true;
+        stored.map_err(|error| match error.kind() {
+            ErrorKind::NoSpace => {
+                let mib = self.map.resident_bytes().div_ceil(1 << 20);
+                error.context(format!(
+                    "{} needs about {mib} MiB of room for the map of what was written last; make so much, or \
+                     remove a snapshot or an image",
+                    self.label
+                ))
+            }
+            _ => error,
+        })
+    }
+
+    /// Takes back what opening and checkpoints without room have done in memory, and on the medium.
+    fn back_to_durable_root(&mut self) -> Result<()> {
+        let root = self.head.root.clone().unwrap_or_else(empty_root);
+        let (map, table) = self.root_of(None).open(&root)?;
+        (self.map, self.table, self.size_bytes) = (map, table, root.size_bytes);
+        self.map_pages.close_segment();
+        self.table_pages.close_segment();
+        self.map_pages.take();
+        self.table_pages.take();
+        (self.pending, self.unwritten_from) = (None, None);
+        self.dead.clear();
+        self.compaction = Default::default();
+        // Pages that no head names. A segment of the log may have any number.
+        let marks = self.head.marks.unwrap_or_default();
+        let mut left = self.pool.files().list(self.pool.id(), self.id)?;
+        left.retain(|name| {
+            name.kind != SegmentKind::Data && name.sequence >= mark(&marks, name.kind)
+        });
+        if !left.is_empty() {
+            self.fence()?;
+        }
+        left.into_iter().try_for_each(|name| self.pool.files().remove(name).map(drop))
+    }
+
+    fn replay_again(&mut self) -> Result<()> {
+        self.back_to_durable_root()?;
+        self.group_next = self.head.log.unwrap_or_default().group;
+        self.replay(DamagedLog::Refuse)
+    }
+
+    /// Brings all leaves up to date, so many between two heads.
+    fn store_leaves(&mut self, leaves_max: u64) -> Result<()> {
+        let mut overlay = Overlay::new(OVERLAY_BYTES);
+        let mut used = HashMap::new();
+        let (mut at, mut leaf_before, mut leaves) = (0, None, 0);
+        while at < BLOCKS_MAX {
+            overlay.restart(at);
+            used = self.tell_again(&mut overlay)?;
+            let end = overlay.window_end();
+            while let Some((from, to, written)) = overlay.first_run(at, end) {
+                let leaf = from / LEAF_BLOCKS;
+                if leaf_before.replace(leaf) != Some(leaf) {
+                    if leaves == leaves_max {
+                        self.publish_leaves()?;
+                        leaves = 0;
+                    }
+                    leaves += 1;
+                }
+                // A hole may be as long as the image.
+                at = if written { to.min((leaf + 1) * LEAF_BLOCKS) } else { to };
+                self.bring_up_to_date(&overlay, from, at, written)?;
+            }
+            at = end;
+        }
+        self.publish_leaves()?;
+        for (index, slots) in used {
+            self.table.count(index, 0, slots, self.pool.files())?;
+        }
+        Ok(())
+    }
+
+    /// Makes blocks what the log leaves them. Those that are written lie under one leaf.
+    fn bring_up_to_date(
+        &mut self,
+        overlay: &Overlay,
+        from: u64,
+        to: u64,
+        written: bool,
+    ) -> Result<()> {
+        let files = Arc::clone(self.pool.files());
+        if !written {
+            let mut source = Source::lenient(&mut self.table, files);
+            return self.map.clear(from, to, &mut source);
+        }
+        let mut entries = vec![MapEntry::HOLE; (to - from) as usize];
+        overlay.patch(from, &mut entries);
+        let mut source = Source::lenient(&mut self.table, Arc::clone(&files));
+        let at = position(from, 0);
+        // It may have come so far before: no page is written twice.
+        if let Ok(Some(leaf)) = self.map.leaf(from, &mut source)
+            && leaf[at..at + entries.len()] == entries[..]
+        {
+            return Ok(());
+        }
+        // A run is a part of one record, and so of one segment.
+        let Some(first) = entries.first() else { return Ok(()) };
+        let index = { first.address }.segment();
+        self.table.count(index, entries.len() as i64, 0, &files)?;
+        let mut source = Source::lenient(&mut self.table, files);
+        self.map.set_run(from, &entries, &mut source)
+    }
+
+    /// A head that names the leaves which are up to date, and keeps the log.
+    fn publish_leaves(&mut self) -> Result<()> {
+        match self.checkpoint_with(|_| {}) {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                self.reclaim_by_durable_head()?;
+                self.checkpoint_with(|_| {})?;
+            }
+            published => published?,
+        }
+        self.evict(self.limits().map_memory_bytes_soft());
+        Ok(())
+    }
+}
