@@ -134,7 +134,27 @@ commands_on_one() {
     one 0 pool rm second
     one 0 pool ls
     one 0 device list
+    golden_images
     one_by_id "$(marcot info --format json clone-5 | jq -r .id)"
+}
+
+# What a removed image shared: nobody names it any more, or a flattened clone does.
+golden_images() {
+    local no=--no-progress image
+    for image in golden gilded; do
+        one 0 import $no "$CLAIMS_SCRATCH/raw" $image
+        one 0 snap create $no $image@s
+        one 0 snap protect $image@s
+        one 0 clone $image@s $image-clone
+    done
+    one 0 rm $no golden-clone
+    one 0 flatten $no gilded-clone
+    for image in golden gilded; do
+        one 0 snap unprotect $image@s
+        one 0 snap rm $no $image@s
+        one 0 rm $no $image
+    done
+    one 0 rm $no gilded-clone
 }
 
 # The number is another one in every pool.

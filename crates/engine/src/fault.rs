@@ -62,11 +62,13 @@ pub enum Fault {
     FlushUnderWay,
     /// At rest, slots are punched that the durable head still names.
     PunchBeforeHead,
+    /// A flatten does not say that the image goes on naming what its parent does.
+    FlattenLeavesNoMark,
 }
 
 /// All of them.
 #[cfg(feature = "deliberate-faults")]
-pub const ALL: [Fault; 28] = [
+pub const ALL: [Fault; 29] = [
     Fault::SkipLogSync,
     Fault::FlightSkipsLog,
     Fault::HeadBeforePages,
@@ -95,6 +97,7 @@ pub const ALL: [Fault; 28] = [
     Fault::ToldUnderWay,
     Fault::FlushUnderWay,
     Fault::PunchBeforeHead,
+    Fault::FlattenLeavesNoMark,
 ];
 
 #[cfg(feature = "deliberate-faults")]

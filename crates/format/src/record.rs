@@ -363,4 +363,8 @@ pub struct HeadRecord {
     /// The number of the set of copies that a flatten is making; 0: none.
     #[prost(fixed64, tag = "20")]
     pub copying: u64,
+    /// Images that were cloned from this one and flattened in its pool have left marks (`heirs`), because
+    /// it was made by a version that knows them.
+    #[prost(bool, tag = "21")]
+    pub leaves_marks: bool,
 }

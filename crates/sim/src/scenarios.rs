@@ -99,6 +99,7 @@ pub fn all() -> Vec<Scenario> {
             ],
         ),
         scenario("a family in two pools, and the parent goes", family()),
+        scenario("flattened clones outlive all that they came from", heirs()),
         scenario("snapshots and a grandchild, flattened from another pool", deep_family()),
         scenario(
             "a family in one pool, and garbage collection",
@@ -136,6 +137,35 @@ pub fn all() -> Vec<Scenario> {
     all.extend(owners());
     all.extend(media());
     all
+}
+
+/// A clone of a clone is flattened in their pool. Then both go that it came from, and nobody collects the pool.
+fn heirs() -> Vec<Operation> {
+    vec![
+        create(0, 0, 20),
+        write(0, 0, 20),
+        Snapshot { slot: 0, snap: 0 },
+        Protect { slot: 0, snap: 0 },
+        Clone { slot: 0, snap: 0, to: 1, pool: 0, format: 1 },
+        write(1, 3, 4),
+        Snapshot { slot: 1, snap: 0 },
+        Clone { slot: 1, snap: 0, to: 2, pool: 0, format: 2 },
+        write(2, 6, 2),
+        Flatten { slot: 2 },
+        RemoveSnapshot { slot: 1, snap: 0, force: false },
+        Remove { slot: 1 },
+        Read { slot: 2 },
+        Unprotect { slot: 0, snap: 0 },
+        RemoveSnapshot { slot: 0, snap: 0, force: false },
+        Remove { slot: 0 },
+        Read { slot: 2 },
+        Snapshot { slot: 2, snap: 0 },
+        Clone { slot: 2, snap: 0, to: 0, pool: 0, format: 2 },
+        Flatten { slot: 0 },
+        RemoveSnapshot { slot: 2, snap: 0, force: false },
+        Remove { slot: 2 },
+        Read { slot: 0 },
+    ]
 }
 
 /// Clones across pools, flattened; then everything they came from goes.

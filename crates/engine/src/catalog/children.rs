@@ -247,7 +247,7 @@ impl Pool {
     }
 
     /// Names and numbers of the records here that are `wanted`, sorted.
-    fn child_keys(&self, wanted: impl Fn(&Key) -> bool) -> Result<Vec<(String, Key)>> {
+    pub(super) fn child_keys(&self, wanted: impl Fn(&Key) -> bool) -> Result<Vec<(String, Key)>> {
         let directory = self.children_directory();
         let (mut found, mut files) = (Vec::new(), 0);
         let visited = self.disk().visit(&directory, &mut |name| {

@@ -126,6 +126,10 @@ impl Store {
         let id = ImageId(dest.unique());
         let child = child_head(parent, &head, &snapshot, dest, id, (namespace, name), options);
         let Some(link) = &child.parent else { return fail(ErrorKind::Invalid, "no parent") };
+        let root = child.root.as_ref();
+        if parent.id() != dest.id() && root.is_some_and(|root| root.pools.contains(&dest.id().0)) {
+            dest.mark_heir(None, id)?;
+        }
         let late = fault::is(Fault::CloneRecordLate);
         if !late {
             record_child(parent, dest, link, id, (namespace, name), options.untracked)?;

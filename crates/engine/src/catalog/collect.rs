@@ -66,9 +66,7 @@ impl Store {
                 format!("pool '{}' belongs to another store, which collects it", pool.name());
             return fail(ErrorKind::Invalid, message);
         }
-        let path = pool.directory().join("gc.lock");
-        let lock = pool.disk().lock(&path, LockMode::Exclusive, false);
-        let Some(_lock) = lock.at(|| format!("cannot lock {}", path.display()))? else {
+        let Some(_lock) = pool.lock_gc()? else {
             return fail(
                 ErrorKind::Busy,
                 format!("pool '{}' is being collected already", pool.name()),
@@ -124,6 +122,7 @@ impl Store {
             collected.heads.iter().flat_map(|head| roots_of(pool, head)).collect();
         let freed_bytes = gc::reclaim(pool, &roots, &collected.candidates, progress)?;
         pool.remove_empty_author_directories();
+        pool.tidy_heirs()?;
         Ok(GcReport { freed_bytes, ..pool.report(&collected.heads)? })
     }
 }
@@ -145,7 +144,7 @@ impl Store {
     }
 }
 
-fn roots_of(pool: &Pool, head: &HeadRecord) -> Vec<OwnedRoot> {
+pub(super) fn roots_of(pool: &Pool, head: &HeadRecord) -> Vec<OwnedRoot> {
     if fault::is(Fault::GcForgetsClones) && head.parent.is_some() {
         return Vec::new();
     }
@@ -187,7 +186,7 @@ impl Pool {
     }
 
     /// Who wrote segments of this pool, and the sets of copies of what others wrote elsewhere.
-    fn authors(&self) -> Result<Vec<(ImageId, u64)>> {
+    pub(super) fn authors(&self) -> Result<Vec<(ImageId, u64)>> {
         let directory = self.directory().join("segments");
         let names =
             self.disk().list(&directory).at(|| format!("cannot list {}", directory.display()))?;

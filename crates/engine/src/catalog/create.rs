@@ -42,6 +42,7 @@ pub(super) fn first_head(id: ImageId, namespace: &str, name: &str, now_s: i64) -
         log: Some(LogPosition { segment: 1, slot: 1, group: 1 }),
         marks: Some(SegmentMarks { data: 1, map: 1, table: 1 }),
         snap_next: 1,
+        leaves_marks: true,
         ..HeadRecord::default()
     }
 }

@@ -1,6 +1,6 @@
 //! Who is at work on an image: its owner, readers of its head, readers of its snapshots.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use marcot_format::{ImageId, SnapId};
 use marcot_store::{Lock, LockMode};
@@ -12,6 +12,14 @@ use crate::error::{IoContext, Result};
 const LOCK_ATTEMPTS: u32 = 5;
 
 const LOCK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(2);
+
+/// What a reader of a head holds.
+struct ReadersLock {
+    _image: Box<dyn Lock>,
+    _any: Option<Box<dyn Lock>>,
+}
+
+impl Lock for ReadersLock {}
 
 impl Pool {
     /// Takes the image's lock for its owner; `None` where somebody has it open.
@@ -47,17 +55,31 @@ impl Pool {
     /// Taken before the head is read. Owners go on.
     pub(crate) fn lock_readers(&self, image: ImageId) -> Option<Box<dyn Lock>> {
         // Whoever asks whether there are readers holds it for a moment.
-        self.disk().lock(&self.readers_path(image), LockMode::Shared, true).ok().flatten()
+        let lock = |path: &Path| self.disk().lock(path, LockMode::Shared, true).ok().flatten();
+        let any = lock(&self.any_reader_path());
+        Some(Box::new(ReadersLock { _image: lock(&self.readers_path(image))?, _any: any }))
+    }
+
+    fn any_reader_path(&self) -> PathBuf {
+        self.directory().join("readers")
+    }
+
+    /// As [`Self::being_read`], of all images of the pool.
+    pub(super) fn any_reader(&self) -> Result<bool> {
+        self.is_locked_by_readers(&self.any_reader_path())
     }
 
     /// True where somebody may read the image by a head that is older than the one on disk. Whoever
     /// comes later reads that one, so what it does not name can go after this has said no.
     pub(crate) fn being_read(&self, image: ImageId) -> Result<bool> {
-        let path = self.readers_path(image);
-        if self.disk().mode(&path).is_err() {
+        self.is_locked_by_readers(&self.readers_path(image))
+    }
+
+    fn is_locked_by_readers(&self, path: &Path) -> Result<bool> {
+        if self.disk().mode(path).is_err() {
             return Ok(false);
         }
-        let lock = self.disk().lock(&path, LockMode::Exclusive, false);
+        let lock = self.disk().lock(path, LockMode::Exclusive, false);
         Ok(lock.at(|| format!("cannot lock {}", path.display()))?.is_none())
     }
 

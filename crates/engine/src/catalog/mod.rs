@@ -16,6 +16,8 @@
 //! POOL/images/NUMBER/snap-N         held by readers of a snapshot
 //! POOL/segments/NUMBER/             segments, by the image that wrote them
 //! POOL/children/                    records of children; may be writable by others
+//! POOL/heirs/                       marks of images that were flattened: see `heirs`
+//! POOL/readers                      held by readers of heads of this pool's images
 //! ```
 //!
 //! Invariants:
@@ -30,6 +32,7 @@ pub(crate) mod children;
 mod clone;
 mod collect;
 mod create;
+mod heirs;
 mod info;
 mod litter;
 mod locks;

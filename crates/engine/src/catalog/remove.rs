@@ -17,8 +17,9 @@ use crate::segment::author_directory;
 const MEDIUM_ERRORS: [i32; 4] = [5, 61, 74, 117];
 
 impl Store {
-    /// Removes an image and the space that only it uses; what others share goes with `gc`, which
-    /// runs by itself where there is something to share.
+    /// Removes an image, the space that only it uses, and what it had shared with images that are gone.
+    /// What images share that may still name some of it is looked at where those are few, and goes with
+    /// `gc` else.
     ///
     /// An interrupted removal is finished by running it again, or by `gc`.
     ///
@@ -109,6 +110,12 @@ impl Store {
             empty.removing = true;
             empty.parent = parents.first().cloned();
             pool.with_reserve(|| pool.write_head(image, &empty))?;
+            for parent in &parents {
+                pool.keep_heirs(
+                    image,
+                    &HeadRecord { parent: Some(parent.clone()), ..empty.clone() },
+                )?;
+            }
             pool.unlink_image(image, &empty)?;
         }
         drop(lock);
@@ -158,13 +165,19 @@ impl Store {
             pool.remove_child_record(parent, SnapId(parent.snap_id), image)?;
         }
         let left = pool.remove_private_segments(image, &head, progress)?;
-        if (left > 0 || has_copies(&head)) && !pool.attached() {
-            match self.gc(pool, &mut |_, _| {}) {
-                Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
-                _ => {}
-            }
+        if pool.attached() {
+            return Ok(());
         }
-        Ok(())
+        let shares = left > 0 || pool.made_copies(&head);
+        let freed = match head.leaves_marks || !shares {
+            true => pool.free_estates(image, &head, shares),
+            // Made by a version before marks: everybody in the pool may name what it shared.
+            false => self.gc(pool, &mut |_, _| {}).map(drop),
+        };
+        match freed {
+            Err(error) if error.kind() != ErrorKind::Busy => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -183,12 +196,6 @@ fn says_medium(error: &Error) -> bool {
     below.and_then(std::io::Error::raw_os_error).is_some_and(|errno| MEDIUM_ERRORS.contains(&errno))
 }
 
-/// True for an image whose flatten copied segments, or was cut off: only pool GC removes them, for
-/// clones may name them.
-fn has_copies(head: &HeadRecord) -> bool {
-    head.copying != 0 || head.root.as_ref().is_some_and(|root| !root.copies.is_empty())
-}
-
 fn check_no_snapshots(label: &str, head: &HeadRecord) -> Result<()> {
     if head.snapshots.iter().any(|s| !s.trashed) {
         return fail(ErrorKind::HasSnapshots, format!("{label} has snapshots"));
@@ -205,6 +212,7 @@ impl Pool {
     ///
     /// 1. the head says that it is being removed; 2. the name goes; 3. the head goes.
     pub(super) fn unlink_image(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
+        self.keep_heirs(image, head)?;
         if !head.removing {
             let mut marked = head.clone();
             marked.removing = true;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use marcot_format::record::{HeadRecord, ParentRecord, RootRecord};
 use marcot_format::segment::SegmentKind;
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry, SnapId};
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, MapEntry, SnapId};
 
 use super::copies::{Copies, runs};
 use super::{Image, OwnedRoot, Source, empty_root};
@@ -99,6 +99,9 @@ impl Image {
             self.rewrite_foreign_pages()?;
         }
         let here = Place { pool: self.pool.id(), copies: set };
+        for parent in &parents {
+            self.mark_heir_of(parent)?;
+        }
         self.checkpoint_with(|head| {
             head.parent = None;
             if deep {
@@ -397,6 +400,15 @@ impl Image {
         Ok(())
     }
 
+    /// Before a head goes out that may let go of the parent: in the same pool, the image goes on naming
+    /// what the parent does.
+    pub(super) fn mark_heir_of(&self, parent: &ParentRecord) -> Result<()> {
+        if parent.pool_id != self.pool.id().0 {
+            return Ok(());
+        }
+        self.pool.mark_heir(Some(ImageId(parent.image_id)), self.id)
+    }
+
     /// Removes the record of this image as a child, unless a head or snapshot still needs it.
     pub(super) fn leave_parent(&mut self, parent: &ParentRecord) -> Result<()> {
         let links = self.head.snapshots.iter().filter_map(|s| s.parent.as_ref());
@@ -409,7 +421,7 @@ impl Image {
 }
 
 /// True where two links lead to the same snapshot.
-fn same(a: &ParentRecord, b: &ParentRecord) -> bool {
+pub(super) fn same(a: &ParentRecord, b: &ParentRecord) -> bool {
     (a.pool_id, a.image_id, a.snap_id) == (b.pool_id, b.image_id, b.snap_id)
 }
 

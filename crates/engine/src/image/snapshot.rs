@@ -4,6 +4,7 @@ use marcot_format::SnapId;
 use marcot_format::record::{HeadRecord, Protection, SegmentMarks, SnapshotRecord};
 use marcot_store::Random;
 
+use super::flatten::same;
 use super::{Image, empty_root, no_snapshot};
 use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named};
 use crate::catalog::names::check_snapshot_name;
@@ -218,6 +219,14 @@ impl Image {
             self.head.snapshots.retain(|s| s.id != id);
             self.reclaim_unnamed()?;
         }
+        let links =
+            self.head.snapshots.iter().filter(|s| s.id != id).filter_map(|s| s.parent.as_ref());
+        let still = links.chain(&self.head.parent);
+        if let Some(parent) = &parent
+            && !still.into_iter().any(|link| same(link, parent))
+        {
+            self.mark_heir_of(parent)?;
+        }
         // The head alone, which takes next to no room: on a full disk this is what makes some. The
         // space that comes free is found by comparing durable roots.
         self.publish(|head| head.snapshots.retain(|s| s.id != id))?;
@@ -240,6 +249,11 @@ impl Image {
         self.check_not_fenced()?;
         let (log, marks) = (self.log_position(), self.next);
         let old_parent = self.head.parent.clone();
+        if let Some(parent) = &old_parent
+            && !snapshot.parent.as_ref().is_some_and(|link| same(link, parent))
+        {
+            self.mark_heir_of(parent)?;
+        }
         self.publish_root(|head| {
             head.root = Some(root.clone());
             head.log = Some(log);

@@ -1,0 +1,241 @@
+//! What a removed image had shared comes back without a collection of the pool, as soon as nobody names it,
+//! and not before. What that costs does not depend on the number of images.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use support::{Faults, MIB, assert_sound, execute, pattern};
+
+use marcot::{CloneOptions, Command, CreateOptions, ImageId, Pool, PoolOptions, Store};
+
+const SIZE_BYTES: u64 = 8 * MIB;
+
+fn store(directory: &Path) -> (Store, Pool, Arc<Faults>) {
+    let (world, faults) = support::faulty_world();
+    let store = Store::open_in(world, directory).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    (store, pool, faults)
+}
+
+fn on(pool: &Pool, image: ImageId, commands: Vec<Command>) {
+    let mut opened = pool.open(image).unwrap();
+    for command in commands {
+        execute(&mut opened, command).unwrap();
+    }
+    opened.close().unwrap();
+}
+
+fn snapshot(pool: &Pool, image: ImageId) {
+    let (create, protect) =
+        (Command::SnapCreate { name: "s".into() }, Command::SnapProtect { name: "s".into() });
+    on(pool, image, vec![create, protect]);
+}
+
+/// An image of random bytes with a protected snapshot.
+fn template(pool: &Pool, name: &str, seed: u8) -> ImageId {
+    let options = CreateOptions { size_bytes: SIZE_BYTES, ..CreateOptions::default() };
+    let id = pool.create("", name, &options).unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &pattern(seed, SIZE_BYTES as usize)).unwrap();
+    image.close().unwrap();
+    snapshot(pool, id);
+    id
+}
+
+fn clone(store: &Store, (parent, image): (&Pool, ImageId), pool: &Pool, name: &str) -> ImageId {
+    store.clone_image(parent, image, "s", pool, "", name, &CloneOptions::default()).unwrap()
+}
+
+fn flatten(pool: &Pool, image: ImageId) {
+    on(pool, image, vec![Command::Flatten]);
+}
+
+/// Removes the snapshot, and the image.
+fn remove(store: &Store, pool: &Pool, image: ImageId) {
+    let unprotect = Command::SnapUnprotect { name: "s".into() };
+    on(pool, image, vec![unprotect, Command::SnapRemove { name: "s".into(), force: false }]);
+    remove_alone(store, pool, image);
+}
+
+fn remove_alone(store: &Store, pool: &Pool, image: ImageId) {
+    store.remove_image(pool, image, &mut |_, _| {}).unwrap();
+}
+
+fn expect(pool: &Pool, image: ImageId, seed: u8) {
+    let mut image = pool.open(image).unwrap();
+    let mut found = vec![0; SIZE_BYTES as usize];
+    image.read_at(0, &mut found).unwrap();
+    assert!(found == pattern(seed, SIZE_BYTES as usize));
+    image.close().unwrap();
+}
+
+fn allocated(store: &Store, pool: &Pool) -> u64 {
+    store.pool_stats(pool).unwrap().allocated_bytes
+}
+
+/// Nothing is left that waits for somebody.
+fn no_marks(pool: &Pool) {
+    let left: Vec<_> = std::fs::read_dir(pool.directory().join("heirs"))
+        .map(|entries| entries.map(|e| e.unwrap().file_name()).collect())
+        .unwrap_or_default();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_template_without_clones_goes_with_all_it_had_and_no_other_head_is_read() {
+    let mut opened = Vec::new();
+    for others in [3, 60] {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, pool, faults) = store(directory.path());
+        let template = template(&pool, "template", 1);
+        for number in 0..others {
+            let id =
+                pool.create("", &format!("other-{number}"), &CreateOptions::default()).unwrap();
+            assert_ne!(id, template);
+        }
+        let child = clone(&store, (&pool, template), &pool, "child");
+        remove_alone(&store, &pool, child);
+        let unprotect = Command::SnapUnprotect { name: "s".into() };
+        let remove = Command::SnapRemove { name: "s".into(), force: false };
+        on(&pool, template, vec![unprotect, remove]);
+        let before = faults.opens.load(Ordering::Relaxed);
+        remove_alone(&store, &pool, template);
+        opened.push(faults.opens.load(Ordering::Relaxed) - before);
+        assert_eq!(allocated(&store, &pool), 0, "all of its space is back");
+        no_marks(&pool);
+    }
+    assert_eq!(opened[0], opened[1], "files opened among few images and among many");
+}
+
+#[test]
+fn a_template_gives_its_space_back_when_the_last_flattened_clone_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let template = template(&pool, "template", 1);
+    let first = clone(&store, (&pool, template), &pool, "first");
+    let second = clone(&store, (&pool, template), &pool, "second");
+    flatten(&pool, first);
+    flatten(&pool, second);
+    remove(&store, &pool, template);
+    expect(&pool, first, 1);
+    remove_alone(&store, &pool, first);
+    expect(&pool, second, 1);
+    assert_sound(&store, &pool);
+    remove_alone(&store, &pool, second);
+    assert_eq!(allocated(&store, &pool), 0);
+    no_marks(&pool);
+}
+
+#[test]
+fn what_few_heirs_name_no_more_comes_back_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let template = template(&pool, "template", 1);
+    let child = clone(&store, (&pool, template), &pool, "child");
+    flatten(&pool, child);
+    // More than the child names.
+    let mut image = pool.open(template).unwrap();
+    image.write_at(0, &pattern(2, SIZE_BYTES as usize)).unwrap();
+    execute(&mut image, Command::SnapCreate { name: "later".into() }).unwrap();
+    execute(&mut image, Command::SnapProtect { name: "later".into() }).unwrap();
+    execute(&mut image, Command::SnapUnprotect { name: "later".into() }).unwrap();
+    execute(&mut image, Command::SnapRemove { name: "later".into(), force: false }).unwrap();
+    image.close().unwrap();
+    assert!(allocated(&store, &pool) > 15 * MIB);
+    remove(&store, &pool, template);
+    assert!(allocated(&store, &pool) < 10 * MIB);
+    expect(&pool, child, 1);
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn heirs_are_found_through_images_that_are_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let template = template(&pool, "template", 1);
+    let middle = clone(&store, (&pool, template), &pool, "middle");
+    snapshot(&pool, middle);
+    let last = clone(&store, (&pool, middle), &pool, "last");
+    flatten(&pool, last);
+    // It goes as a child of the template: its record tells of it no more.
+    remove(&store, &pool, middle);
+    remove(&store, &pool, template);
+    expect(&pool, last, 1);
+    assert_sound(&store, &pool);
+    // A clone of the heir is one too, while it is a child and afterwards.
+    snapshot(&pool, last);
+    let heir = clone(&store, (&pool, last), &pool, "heir");
+    flatten(&pool, heir);
+    remove(&store, &pool, last);
+    expect(&pool, heir, 1);
+    remove_alone(&store, &pool, heir);
+    assert_eq!(allocated(&store, &pool), 0);
+    no_marks(&pool);
+}
+
+#[test]
+fn segments_that_many_heirs_may_name_wait_until_they_are_fewer() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let template = template(&pool, "template", 1);
+    let heirs: Vec<_> = (0..20)
+        .map(|number| {
+            let heir = clone(&store, (&pool, template), &pool, &format!("heir-{number}"));
+            flatten(&pool, heir);
+            heir
+        })
+        .collect();
+    remove(&store, &pool, template);
+    for heir in &heirs {
+        expect(&pool, *heir, 1);
+        remove_alone(&store, &pool, *heir);
+    }
+    assert_eq!(allocated(&store, &pool), 0);
+    no_marks(&pool);
+}
+
+#[test]
+fn an_heir_whose_parent_lies_in_another_pool_is_not_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    let template = template(&pool, "template", 1);
+    let middle = clone(&store, (&pool, template), &other, "middle");
+    snapshot(&other, middle);
+    let back = clone(&store, (&other, middle), &pool, "back");
+    flatten(&other, middle);
+    remove(&store, &pool, template);
+    expect(&pool, back, 1);
+    expect(&other, middle, 1);
+    flatten(&pool, back);
+    remove(&store, &other, middle);
+    expect(&pool, back, 1);
+    assert_sound(&store, &pool);
+    remove_alone(&store, &pool, back);
+    assert_eq!(allocated(&store, &pool), 0);
+    assert_eq!(allocated(&store, &other), 0);
+    no_marks(&pool);
+    no_marks(&other);
+}
+
+#[test]
+fn collecting_a_pool_removes_marks_that_nobody_needs_and_no_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let template = template(&pool, "template", 1);
+    let child = clone(&store, (&pool, template), &pool, "child");
+    flatten(&pool, child);
+    remove(&store, &pool, template);
+    // As a removal that was cut off leaves it.
+    let gone = pool.directory().join("heirs").join(format!("{:016x}.{:016x}", 77, 78));
+    std::fs::write(&gone, "").unwrap();
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    assert!(!gone.exists());
+    expect(&pool, child, 1);
+    remove_alone(&store, &pool, child);
+    assert_eq!(allocated(&store, &pool), 0);
+    no_marks(&pool);
+}
