@@ -107,6 +107,18 @@ pub fn for_itself<T>(pool: &Pool, image: ImageId, attempt: impl FnMut() -> Resul
     for_itself_within(pool, image, FREE_ATTEMPTS_MAX, attempt)
 }
 
+/// True for a refusal of the operating system's, such as a lease on a file: nobody can give way.
+fn is_of_system(error: &Error) -> bool {
+    let mut below = std::error::Error::source(error);
+    while let Some(error) = below {
+        if error.is::<std::io::Error>() {
+            return true;
+        }
+        below = error.source();
+    }
+    false
+}
+
 /// As [`for_itself`], for a server, where others wait meanwhile: an image that cannot be had at once is
 /// not waited for.
 ///
@@ -129,7 +141,12 @@ fn for_itself_within<T>(
     let mut alone = 0;
     for _ in 0..ATTEMPTS_MAX {
         let error = match attempt() {
-            Err(error) if matches!(error.kind(), ErrorKind::Owned | ErrorKind::Busy) => error,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Owned | ErrorKind::Busy)
+                    && !is_of_system(&error) =>
+            {
+                error
+            }
             outcome => return outcome,
         };
         let (holders, attempts_max) = match error.kind() {

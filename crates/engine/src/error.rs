@@ -58,6 +58,8 @@ pub enum ErrorKind {
     Unsupported,
     /// The user or a broken connection ended it.
     Interrupted,
+    /// The process or the machine lacks descriptors or memory.
+    Exhausted,
     /// Any other input or output error.
     Io,
 }
@@ -75,6 +77,7 @@ impl ErrorKind {
             Self::Exists => 17,
             Self::Invalid | Self::NotProtected | Self::NoParent | Self::OutOfRange => 22,
             Self::NoSpace => 28,
+            Self::Exhausted => 24,
             Self::ReadOnly => 30,
             Self::NameTooLong => 36,
             Self::HasSnapshots => 39,
@@ -82,6 +85,30 @@ impl ErrorKind {
             Self::Fenced => 108,
             Self::TooMany => 122,
         }
+    }
+}
+
+/// Kinds that say nothing of what is stored; see [`ErrorKind::is_obstacle`].
+const OBSTACLES: [ErrorKind; 5] = [
+    ErrorKind::Busy,
+    ErrorKind::Owned,
+    ErrorKind::PermissionDenied,
+    ErrorKind::Interrupted,
+    ErrorKind::Exhausted,
+];
+
+impl ErrorKind {
+    /// True where something could not be looked at: another time, or for another user, it may be found
+    /// whole. So it is no damage, nothing is repaired because of it, and nothing is given up.
+    #[must_use]
+    pub fn is_obstacle(self) -> bool {
+        OBSTACLES.contains(&self)
+    }
+
+    /// The obstacle that has this errno.
+    #[must_use]
+    pub fn obstacle_of_errno(errno: i32) -> Option<Self> {
+        OBSTACLES.into_iter().find(|kind| kind.errno() == errno)
     }
 }
 
@@ -138,7 +165,13 @@ impl Error {
     }
 }
 
+/// Linux: too many files are open in the machine (ENFILE), or in the process (EMFILE).
+const TOO_MANY_OPEN: [i32; 2] = [23, 24];
+
 fn kind_of_io(error: &io::Error) -> ErrorKind {
+    if error.raw_os_error().is_some_and(|errno| TOO_MANY_OPEN.contains(&errno)) {
+        return ErrorKind::Exhausted;
+    }
     match error.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
         io::ErrorKind::AlreadyExists | io::ErrorKind::AddrInUse => ErrorKind::Exists,
@@ -147,7 +180,10 @@ fn kind_of_io(error: &io::Error) -> ErrorKind {
         io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
         io::ErrorKind::InvalidInput => ErrorKind::Invalid,
         io::ErrorKind::InvalidFilename => ErrorKind::NameTooLong,
-        io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock => ErrorKind::Busy,
+        io::ErrorKind::ResourceBusy
+        | io::ErrorKind::WouldBlock
+        | io::ErrorKind::ExecutableFileBusy => ErrorKind::Busy,
+        io::ErrorKind::OutOfMemory => ErrorKind::Exhausted,
         io::ErrorKind::Interrupted => ErrorKind::Interrupted,
         _ => ErrorKind::Io,
     }
@@ -201,6 +237,21 @@ impl<T> IoContext<T> for io::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_now_is_no_damage() {
+        let kind = |errno| Error::from_io("", io::Error::from_raw_os_error(errno)).kind();
+        // EAGAIN, ENOMEM, EACCES, EBUSY, ENFILE, EMFILE, ETXTBSY; EPERM.
+        for errno in [11, 12, 13, 16, 23, 24, 26, 1] {
+            assert!(kind(errno).is_obstacle(), "{errno}: {:?}", kind(errno));
+        }
+        // ENOENT, EIO, ENOTDIR, EISDIR, ENODATA, EUCLEAN.
+        for errno in [2, 5, 20, 21, 61, 117] {
+            assert!(!kind(errno).is_obstacle(), "{errno}: {:?}", kind(errno));
+        }
+        assert_eq!(ErrorKind::obstacle_of_errno(24), Some(ErrorKind::Exhausted));
+        assert_eq!(ErrorKind::obstacle_of_errno(5), None);
+    }
 
     #[test]
     fn the_systems_words_come_without_its_number() {

@@ -25,6 +25,8 @@ pub struct Confined {
     /// False for another user's: it can be read, and nothing in it can be changed, created or locked.
     /// Only in the directory [`SHARED_DIRECTORY`] may files be left, and one's own be removed again.
     pub own: bool,
+    /// Device and number of the directory. As long as it is held open, no other directory has them.
+    pub identity: (u64, u64),
 }
 
 /// The directory, in one that a disk is confined to, in which every user may leave files. Those of

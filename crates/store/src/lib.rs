@@ -77,6 +77,8 @@ pub struct FileInfo {
     pub owner_id: u32,
     /// False for directories, links, devices, FIFOs and sockets.
     pub plain: bool,
+    /// True for a symbolic link.
+    pub link: bool,
     /// Bytes from its start to its end.
     pub length: u64,
     /// Bytes that it takes on the medium.
@@ -185,7 +187,8 @@ pub trait Disk: Send + Sync {
     fn file_info(&self, path: &Path) -> io::Result<FileInfo> {
         let file = self.open(path, false)?;
         let (length, allocated_bytes) = (file.length()?, file.allocated_bytes()?);
-        Ok(FileInfo { owner_id: self.user_id(), plain: true, length, allocated_bytes })
+        let owner_id = self.user_id();
+        Ok(FileInfo { owner_id, plain: true, link: false, length, allocated_bytes })
     }
 
     /// The user who owns a file or directory; of a link, the link's own.

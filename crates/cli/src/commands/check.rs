@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use marcot::{CheckOptions, CheckReport, Finding, GcReport, Pool};
+use marcot::{CheckOptions, CheckReport, ErrorKind, Finding, GcReport, Pool};
 
 use super::POOL_NAME;
 use crate::access;
@@ -10,9 +10,9 @@ use crate::args::names;
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EIO, Failure, Outcome};
 use crate::incoming;
-use crate::output::{Align, Node, Table, line};
+use crate::output::{Align, Node, Table, line, output_open};
 use crate::session::Session;
-use crate::size;
+use crate::{signals, size};
 
 /// Rate of a scrub that nobody set: a fraction of what any disk reads, a terabyte in five hours.
 const SCRUB_BYTES_PER_S_DEFAULT: u64 = 64 << 20;
@@ -38,7 +38,10 @@ pub const COMMANDS: &[CommandSpec] = &[
         positionals: &[Positional::one("pool-name", "pool name [default: rbd]")],
         options: &[options::ONE_POOL, CHECK, options::NO_PROGRESS, options::FORMAT],
         examples: &[
-            ("check kubernetes", "status 5 if data is damaged"),
+            (
+                "check kubernetes",
+                "status 5 if data is damaged; another if it could not be looked at",
+            ),
             ("check --all --repair", "every pool; finishes what was cut off"),
             ("check --scrub --rate 20M kubernetes", "in the background, while images are in use"),
         ],
@@ -61,6 +64,10 @@ fn check(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let scrub = args.flag("scrub");
     let (repair, skip_data) = (args.flag("repair"), args.flag("skip-data"));
+    if repair {
+        // What was given up must be told.
+        output_open()?;
+    }
     if scrub && skip_data {
         return Err(Failure::invalid("--scrub reads all data, which --skip-data leaves out"));
     }
@@ -79,7 +86,11 @@ fn check(session: &Session, args: &Args) -> Outcome {
     for name in names {
         let checked = session.pool(&name).and_then(|pool| {
             if options.repair {
-                access::let_all_idle_go(&pool)?;
+                match access::let_all_idle_go(&pool) {
+                    // The check tells what it was.
+                    Err(error) if error.kind().is_obstacle() && !signals::stop_asked() => {}
+                    gone => gone?,
+                }
             }
             check_pool(session, &pool, &options, rate_bytes_per_s)
         });
@@ -91,7 +102,10 @@ fn check(session: &Session, args: &Args) -> Outcome {
             // A pool that cannot be checked does not keep the others from being checked.
             Err(failure) if args.flag("all") => {
                 let message = format!("the pool could not be checked: {}", failure.sentence());
-                reports.push((name, unchecked(message, true)));
+                let unseen = ErrorKind::obstacle_of_errno(failure.status);
+                let mut report = unchecked(message, unseen.is_none());
+                report.findings.iter_mut().for_each(|finding| finding.unseen = unseen);
+                reports.push((name, report));
             }
             checked => reports.push((name, checked?)),
         }
@@ -104,12 +118,17 @@ fn check(session: &Session, args: &Args) -> Outcome {
     if reports.iter().any(|(_, report)| report.findings.iter().any(serious)) {
         return Err(Failure::new(EIO, "the check found damage"));
     }
+    let unseen = reports.iter().flat_map(|(_, report)| &report.findings).find_map(|f| f.unseen);
+    if let Some(kind) = unseen {
+        let message = "the check found no damage, but could not look at everything: check again";
+        return Err(Failure::new(kind.errno(), message));
+    }
     Ok(())
 }
 
 /// The report on a pool that could not be checked, or not to the end.
 fn unchecked(message: String, serious: bool) -> CheckReport {
-    let finding = Finding { message, image: String::new(), repaired: false, serious };
+    let finding = Finding { message, image: String::new(), repaired: false, serious, unseen: None };
     CheckReport { findings: vec![finding], ..CheckReport::default() }
 }
 
@@ -162,6 +181,9 @@ fn state(finding: &Finding) -> &'static str {
 fn verdict(findings: &[Finding]) -> String {
     let left = findings.iter().filter(|f| !f.repaired).count();
     let damage = findings.iter().filter(|f| f.serious && !f.repaired).count();
+    if damage == 0 && findings.iter().any(|f| f.unseen.is_some()) {
+        return format!("{left} findings, no damage in what could be looked at");
+    }
     match (findings.len(), left, damage) {
         (0, ..) => "all is well".to_string(),
         (found, 0, _) => format!("{found} findings, all repaired"),
@@ -177,6 +199,7 @@ fn check_node((name, report): &(String, CheckReport)) -> Node {
             ("message", f.message.as_str().into()),
             ("serious", Node::Bool(f.serious)),
             ("repaired", Node::Bool(f.repaired)),
+            ("unseen", Node::Bool(f.unseen.is_some())),
         ])
     };
     Node::Object(vec![
@@ -191,6 +214,7 @@ fn check_node((name, report): &(String, CheckReport)) -> Node {
 
 fn gc(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
+    output_open()?;
     let pool = session.pool(names::pool_target(args)?.pool_or_default())?;
     let store = session.store()?;
     incoming::remove_all_remains(store, &pool);

@@ -75,10 +75,20 @@ pub fn line(text: &str) -> String {
 
 /// Writes text to standard output; its line breaks and tabs are layout.
 pub fn out(text: &str) -> Outcome {
-    out_bytes(printable_lines(text).as_bytes()).map_err(|error| match error.kind() {
+    out_bytes(printable_lines(text).as_bytes()).map_err(|error| unwritten(&error))
+}
+
+fn unwritten(error: &io::Error) -> Failure {
+    match error.kind() {
         io::ErrorKind::BrokenPipe => Failure::quiet(STATUS_PIPE),
-        _ => Failure::io("error writing to standard output", &error),
-    })
+        _ => Failure::io("error writing to standard output", error),
+    }
+}
+
+/// Fails where nothing can be written to standard output: for commands that change something before they
+/// tell what.
+pub fn output_open() -> Outcome {
+    standard::check_output().map_err(|error| unwritten(&error))
 }
 
 /// Writes bytes to standard output as they are.

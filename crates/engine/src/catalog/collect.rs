@@ -227,6 +227,10 @@ impl Pool {
                     continue;
                 }
                 // Without this head nothing can be said to be dead.
+                Err(error) if error.kind().is_obstacle() => return Err(error.context(format!(
+                    "image {} cannot be looked at now, so nothing is freed",
+                    self.label_by_names(image)
+                ))),
                 Err(error) => return Err(error.context(format!(
                     "image {} cannot be read, so nothing is freed: restore its head from a backup, or \
                      give the image up with 'rm --force'",

@@ -19,7 +19,7 @@ use marcot_store::{LockMode, replace};
 
 use super::partial::{is_partial_name, partial_name};
 use super::pool::{Pool, read_file};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Names that were read because a hint was missing, by image; hints themselves.
 pub(super) type NamesRead = HashMap<ImageId, (String, String)>;
@@ -28,6 +28,11 @@ pub(super) type NamesRead = HashMap<ImageId, (String, String)>;
 /// images of a pool.
 #[derive(Default)]
 pub(crate) struct NamedImages(Option<HashSet<ImageId>>);
+
+/// True where a name could not be read that may be as it should be.
+fn may_be_there(error: &Error) -> bool {
+    error.kind() == ErrorKind::Io || error.kind().is_obstacle()
+}
 
 impl Pool {
     /// `pool/image` or `pool/namespace/image`.
@@ -88,12 +93,12 @@ impl Pool {
         let image = ImageId(head.image_id);
         match self.name_by_hints(head) {
             Ok(Some(name)) => return Ok(Some(name)),
-            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) if may_be_there(&error) => return Err(error),
             _ => {}
         }
         let images = match self.images(&head.namespace) {
             Ok(images) => images,
-            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) if may_be_there(&error) => return Err(error),
             Err(_) => return Ok(None),
         };
         let found = images.iter().find(|(_, id)| *id == image).map(|(name, _)| name.clone());

@@ -80,6 +80,22 @@ impl Whereabouts {
     }
 }
 
+impl Store {
+    /// Fails where another user's store leads to a pool by a link: it could lead anywhere.
+    pub(super) fn check_no_link_of_others(&self, name: &str, own: &Path) -> Result<()> {
+        let Some(user) = self.inner.foreign.filter(|_| self.is_link(own)) else { return Ok(()) };
+        let message = format!(
+            "pool '{name}' lies elsewhere, by the symbolic link {} of user {user}, and links of another user are not followed: run the command as that user, or attach the directory that the link leads to, to a store of your own ('pool attach')",
+            own.display()
+        );
+        fail(ErrorKind::PermissionDenied, message)
+    }
+
+    pub(super) fn is_link(&self, path: &Path) -> bool {
+        self.inner.disk.file_info(path).is_ok_and(|info| info.link)
+    }
+}
+
 impl Pool {
     /// Opens the pool in a directory, by a descriptor of that directory that everything in it is
     /// reached from.

@@ -208,7 +208,7 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 return Err(error).at(|| format!("cannot open pool '{name}'"));
             }
-            Err(_) => {}
+            Err(_) => self.check_no_link_of_others(name, &own)?,
         }
         Ok(self.attached_record(name)?.map(Whereabouts::Attached))
     }
@@ -297,6 +297,13 @@ impl Store {
     /// created or removed, but one that lost its record.
     fn check_no_pool(&self, name: &str) -> Result<()> {
         let directory = self.inner.directory.join("pools").join(escape(name));
+        if self.is_link(&directory) {
+            let message = format!(
+                "pool '{name}' lies elsewhere, by the symbolic link {}, and there is no pool now: is a file system not mounted?",
+                directory.display()
+            );
+            return fail(ErrorKind::Io, message);
+        }
         let images = directory.join("images");
         match self.inner.disk.list(&images) {
             Ok(images) if images.is_empty() => return Ok(()),

@@ -6,7 +6,7 @@ use marcot_format::record::RootRecord;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_LEVELS, MapEntry, crc32c};
 
 use super::Checker;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{RootOf, Source};
 use crate::map::{Link, TOP_LEVEL, Visitor, visit};
 use crate::segment::{Files, SegmentName};
@@ -18,8 +18,15 @@ const RUN_BLOCKS_MAX: usize = 256;
 /// A map page, and the list of places by which it is read: by another it may name other segments.
 pub(super) type PageKey = (usize, SegmentName, u32);
 
+/// Why a block has not the data that it should have; with an obstacle, it may have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reason {
+    sentence: String,
+    obstacle: Option<ErrorKind>,
+}
+
 /// A damaged block: its number, and why.
-pub(super) type DamagedBlock = (u64, String);
+pub(super) type DamagedBlock = (u64, Reason);
 
 /// Blocks that lie together and are named by one leaf.
 struct Run {
@@ -42,7 +49,7 @@ struct Reader<'a, 'c> {
     /// Pages on the way to what is being looked at, by level.
     path: [Option<PageKey>; MAP_LEVELS as usize],
     /// First and last block of a damaged range, with the reason.
-    bad: Vec<(u64, u64, String)>,
+    bad: Vec<(u64, u64, Reason)>,
 }
 
 /// Reads the blocks of a root that no page seen before has named.
@@ -140,11 +147,11 @@ impl Reader<'_, '_> {
         let mut bytes = vec![0; run.crcs.len() * block_bytes];
         let offset = u64::from(run.slot) * BLOCK_BYTES;
         let scrub = self.checker.options.scrub;
-        let read = self.files.get(run.name).map_err(|e| e.to_string()).and_then(|file| {
+        let read = self.files.get(run.name).and_then(|file| {
             if scrub {
                 file.drop_cached(offset, bytes.len() as u64);
             }
-            file.read_at(offset, &mut bytes).map_err(|e| e.to_string())
+            file.read_at(offset, &mut bytes).at(|| "cannot read them".to_owned())
         });
         let (have, error) = match read {
             Ok(n) => (n, None),
@@ -154,8 +161,11 @@ impl Reader<'_, '_> {
             self.checker.report.blocks += 1;
             let end = (i + 1) * block_bytes;
             if have < end || crc32c(&bytes[i * block_bytes..end]) != *crc {
-                let why = error.as_deref().unwrap_or("they do not match their checksums");
-                let reason = format!("in segment {}: {why}", run.name);
+                let why = "they do not match their checksums".to_owned();
+                let why = error.as_ref().map_or(why, Error::to_string);
+                let sentence = format!("in segment {}: {why}", run.name);
+                let obstacle = error.as_ref().map(Error::kind).filter(|kind| kind.is_obstacle());
+                let reason = Reason { sentence, obstacle };
                 self.remember(&run.path, run.block + i as u64, &reason);
                 self.damaged(run.block + i as u64, 1, reason);
             }
@@ -165,15 +175,15 @@ impl Reader<'_, '_> {
     }
 
     /// Notes a damaged block for other roots that name it through the same pages.
-    fn remember(&mut self, path: &[Option<PageKey>], block: u64, reason: &str) {
+    fn remember(&mut self, path: &[Option<PageKey>], block: u64, reason: &Reason) {
         if let Some(leaf) = path[0] {
             let known = self.checker.damaged.entry(leaf).or_default();
-            known.push((block, reason.to_owned()));
+            known.push((block, reason.clone()));
         }
         self.checker.above_damage.extend(path[1..].iter().flatten());
     }
 
-    fn damaged(&mut self, block: u64, count: u64, reason: String) {
+    fn damaged(&mut self, block: u64, count: u64, reason: Reason) {
         match self.bad.last_mut() {
             Some((_, end, last)) if *end == block && *last == reason => *end += count,
             _ => self.bad.push((block, block + count, reason)),
@@ -182,12 +192,13 @@ impl Reader<'_, '_> {
 
     fn finish(&mut self) {
         self.verify_run();
-        for (from, to, reason) in std::mem::take(&mut self.bad) {
-            let message = format!(
-                "bytes {} to {} are damaged and read as errors ({reason})",
-                from * BLOCK_BYTES,
-                to * BLOCK_BYTES
-            );
+        for (from, to, Reason { sentence, obstacle }) in std::mem::take(&mut self.bad) {
+            let range = format!("bytes {} to {}", from * BLOCK_BYTES, to * BLOCK_BYTES);
+            if let Some(kind) = obstacle {
+                self.checker.find_unseen(self.label, &range, kind, &sentence);
+                continue;
+            }
+            let message = format!("{range} are damaged and read as errors ({sentence})");
             self.checker.find(self.label, true, message);
         }
     }

@@ -13,7 +13,7 @@ use marcot_format::{ImageId, SnapId};
 
 use crate::catalog::naming::NamedImages;
 use crate::catalog::{Pool, Store};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::{DamagedLog, Image, RootOf};
 use crate::table::Place;
 use blocks::{DamagedBlock, PageKey};
@@ -45,6 +45,8 @@ pub struct Finding {
     pub repaired: bool,
     /// True where data is lost or in danger; false for litter and wrong counts.
     pub serious: bool,
+    /// Why something was not looked at, which says nothing of it; see [`ErrorKind::is_obstacle`].
+    pub unseen: Option<ErrorKind>,
 }
 
 /// The outcome of a check.
@@ -131,8 +133,25 @@ impl Store {
 
 impl Checker<'_> {
     fn find(&mut self, image: &str, serious: bool, message: String) {
-        let finding = Finding { image: image.to_owned(), message, repaired: false, serious };
+        let image = image.to_owned();
+        let finding = Finding { image, message, repaired: false, serious, unseen: None };
         self.report.findings.push(finding);
+    }
+
+    /// What an error means for `what`: that it was not looked at, or the damage that `damage` tells.
+    fn find_failed(&mut self, image: &str, what: &str, error: &Error, damage: String) {
+        if error.kind().is_obstacle() {
+            self.find_unseen(image, what, error.kind(), &error.to_string());
+        } else {
+            self.find(image, true, damage);
+        }
+    }
+
+    fn find_unseen(&mut self, image: &str, what: &str, kind: ErrorKind, why: &str) {
+        self.find(image, false, format!("{what} could not be looked at: {why}"));
+        if let Some(last) = self.report.findings.last_mut() {
+            last.unseen = Some(kind);
+        }
     }
 
     fn repaired(&mut self) {
@@ -177,7 +196,8 @@ impl Checker<'_> {
                 let message = format!(
                     "the head of image {image} cannot be used, so the image cannot be opened: {error}"
                 );
-                self.find(&self.pool.label_by_names(image), true, message);
+                let label = self.pool.label_by_names(image);
+                self.find_failed(&label, "the head, and so all of the image,", &error, message);
                 return None;
             }
         };
@@ -201,7 +221,7 @@ impl Checker<'_> {
             Ok(true) => self.nameless(image, &head),
             Err(error) => {
                 let message = format!("whether image {image} has a name cannot be told: {error}");
-                self.find(&label, true, message);
+                self.find_failed(&label, "names of images", &error, message);
             }
         }
         self.report.images += 1;
@@ -231,7 +251,8 @@ impl Checker<'_> {
                 "its parent {}/{}@{} is out of reach; blocks that it did not write itself may be lost: {error}",
                 parent.pool_name, parent.image_name, parent.snap_name
             );
-            self.find(label, true, message);
+            let what = format!("{}/{}@{}", parent.pool_name, parent.image_name, parent.snap_name);
+            self.find_failed(label, &format!("its parent {what}"), &error, message);
         }
     }
 
@@ -253,7 +274,8 @@ impl Checker<'_> {
             let images = match self.pool.images(&namespace) {
                 Ok(images) => images,
                 Err(error) => {
-                    self.find("", true, format!("names of images cannot be read: {error}"));
+                    let message = format!("names of images cannot be read: {error}");
+                    self.find_failed("", "names of images", &error, message);
                     continue;
                 }
             };
@@ -322,7 +344,8 @@ impl Checker<'_> {
     /// The log after the durable root must replay.
     fn log_tail(&mut self, label: &str, image: ImageId) {
         let Err(error) = Image::open_reader(self.pool, image, DamagedLog::Refuse) else { return };
-        self.find(label, true, format!("the image cannot be opened: {error}"));
+        let message = format!("the image cannot be opened: {error}");
+        self.find_failed(label, "its log", &error, message);
         if self.options.repair && error.kind() == ErrorKind::Corrupt {
             // The next owner starts a new log, behind the damage.
             let opened = self.pool.open_for_repair(image).and_then(|mut image| {
@@ -343,7 +366,7 @@ impl Checker<'_> {
         match recounted {
             Ok(pages) => {
                 for finding in &mut self.report.findings[from..] {
-                    finding.repaired |= !finding.serious;
+                    finding.repaired |= !finding.serious && finding.unseen.is_none();
                 }
                 if pages > 0 {
                     let message = format!(
@@ -353,7 +376,10 @@ impl Checker<'_> {
                     self.repaired();
                 }
             }
-            Err(error) => self.find(label, true, format!("it could not be repaired: {error}")),
+            Err(error) => {
+                let message = format!("it could not be repaired: {error}");
+                self.find_failed(label, "for repair, it", &error, message);
+            }
         }
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn check(
         Err(error) => {
             let message =
                 format!("its segment table cannot be read, so none of its data can: {error}");
-            checker.find(label, true, message);
+            checker.find_failed(label, "its segment table, and so its data,", &error, message);
             return None;
         }
     };
@@ -72,8 +72,8 @@ pub(super) fn check(
     headers(checker, label, &mut table, &counts);
     let noted = checker.report.findings.len();
     for (level, block, error) in &counts.unreadable {
-        let message = format!("{} cannot be read: {error}", range(*block, blocks_below(*level)));
-        checker.find(label, true, message);
+        let range = range(*block, blocks_below(*level));
+        checker.find_failed(label, &range, error, format!("{range} cannot be read: {error}"));
     }
     for (block, blocks) in &counts.lost {
         let message = format!(
@@ -89,7 +89,8 @@ pub(super) fn check(
             format!("the root counts {} blocks, the map has {}", root.mapped_blocks, counts.mapped);
         checker.find(label, false, message);
     }
-    let counted_wrong = checker.report.findings[noted..].iter().any(|f| !f.serious);
+    let counted_wrong =
+        checker.report.findings[noted..].iter().any(|f| !f.serious && f.unseen.is_none());
     if !checker.options.skip_data {
         blocks::check(checker, label, (of, root), map.top(), &mut table);
     }
@@ -160,7 +161,8 @@ fn compare(
     whole: bool,
 ) {
     let files = Arc::clone(checker.pool.files());
-    let mut wrong: Vec<(bool, String)> = Vec::new();
+    let mut wrong: Vec<String> = Vec::new();
+    let mut missing: Vec<(String, Error, String)> = Vec::new();
     let listed = table.for_each(&files, |index, entry, name| {
         let found = counts.live.get(&index).copied().unwrap_or(0);
         let what = if name.kind == SegmentKind::Data { "blocks" } else { "units of pages" };
@@ -169,20 +171,25 @@ fn compare(
                 "segment {name} is counted with {} live {what}, but {found} are named",
                 entry.live
             );
-            wrong.push((false, message));
+            wrong.push(message);
         }
         if found > 0
             && let Err(error) = files.get(name)
         {
-            wrong.push((true, format!("{found} {what} are lost with segment {name}: {error}")));
+            let message = format!("{found} {what} are lost with segment {name}: {error}");
+            missing.push((format!("segment {name}"), error, message));
         }
         Ok(())
     });
     if let Err(error) = listed {
-        wrong.push((true, format!("the segment table is damaged: {error}")));
+        let message = format!("the segment table is damaged: {error}");
+        missing.push(("the segment table".to_owned(), error, message));
     }
-    for (serious, message) in wrong {
-        checker.find(label, serious, message);
+    for message in wrong {
+        checker.find(label, false, message);
+    }
+    for (what, error, message) in missing {
+        checker.find_failed(label, &what, &error, message);
     }
 }
 

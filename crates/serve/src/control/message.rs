@@ -159,11 +159,12 @@ pub fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::NotEmpty => "not_empty",
         ErrorKind::Unsupported => "unsupported",
         ErrorKind::Interrupted => "interrupted",
+        ErrorKind::Exhausted => "exhausted",
         ErrorKind::Io => "io",
     }
 }
 
-const KINDS: [ErrorKind; 24] = [
+const KINDS: [ErrorKind; 25] = [
     ErrorKind::NotFound,
     ErrorKind::Exists,
     ErrorKind::Busy,
@@ -187,6 +188,7 @@ const KINDS: [ErrorKind; 24] = [
     ErrorKind::NotEmpty,
     ErrorKind::Unsupported,
     ErrorKind::Interrupted,
+    ErrorKind::Exhausted,
     ErrorKind::Io,
 ];
 

@@ -263,8 +263,8 @@ impl Disk for SimDisk {
     /// There are no links and no other users in this world.
     fn confine(&self, directory: &Path, _: Trust) -> io::Result<Confined> {
         let state = self.enter(&call("confine", directory))?;
-        state.find(directory)?;
-        Ok(Confined { disk: Arc::new(self.clone()), owner_id: self.user_id(), own: true })
+        let identity = (0, state.find(directory)?);
+        Ok(Confined { disk: Arc::new(self.clone()), owner_id: self.user_id(), own: true, identity })
     }
 
     fn process_id(&self) -> u32 {

@@ -27,7 +27,9 @@ pub(super) struct Beneath {
 /// What a refusal to go through a link, or out of the directory, is called.
 fn refused(error: Errno) -> io::Error {
     match error {
-        Errno::LOOP => io::Error::other("a symbolic link in a pool is not followed"),
+        Errno::LOOP => io::Error::other(
+            "a symbolic link in a pool or store is not followed; a mount (mount --bind) can take its place",
+        ),
         Errno::XDEV => io::Error::other("it leads out of the directory or to another file system"),
         error => error.into(),
     }

@@ -12,15 +12,28 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::beneath::Beneath;
-use super::{LocalDisk, LocalFile, flock, info_of, share};
+use super::holder::holder_of;
+use super::lock::flock;
+use super::{LocalDisk, LocalFile, info_of, share};
 use crate::{
     Confined, Disk, DiskFile, FileInfo, FileRead, LateIo, Lock, LockMode, SHARED_DIRECTORY, Trust,
 };
+
+/// How often a file is tried to open that somebody holds a lease on, and how long apart: a program that
+/// is asked for its lease gives it up at once.
+const LEASE_ATTEMPTS: u32 = 10;
+const LEASE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How many leases are waited for in vain, in one directory. Whoever takes one on each file of a pool
+/// makes nobody wait for each.
+const LEASES_AWAITED_MAX: u32 = 10;
 
 /// The user whose files are as good as one's own: root can change anything anyway.
 const ROOT: u32 = 0;
@@ -32,6 +45,8 @@ pub(super) struct ConfinedDisk {
     owner_id: u32,
     user_id: u32,
     own: bool,
+    /// Leases that were waited for in vain.
+    leases_met: AtomicU32,
 }
 
 /// Confines `base`, or what `from` already reaches, to a directory.
@@ -62,8 +77,11 @@ pub(super) fn confine(
         }
     }
     let directory = directory.to_owned();
-    let disk = ConfinedDisk { base: base.clone(), directory, beneath, owner_id, user_id, own };
-    Ok(Confined { disk: Arc::new(disk), owner_id, own })
+    let stat = fs::fstat(beneath.root())?;
+    let identity = (stat.st_dev, stat.st_ino);
+    let (base, leases_met) = (base.clone(), AtomicU32::new(0));
+    let disk = ConfinedDisk { base, directory, beneath, owner_id, user_id, own, leases_met };
+    Ok(Confined { disk: Arc::new(disk), owner_id, own, identity })
 }
 
 impl ConfinedDisk {
@@ -111,8 +129,29 @@ impl ConfinedDisk {
         Ok(())
     }
 
+    /// Opens a plain file. A lease that somebody holds on it is waited for, though not for long.
     fn open_file(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        // NONBLOCK: opening a FIFO would wait for its other end. It means nothing for files.
+        let mut attempts = match self.leases_met.load(Ordering::Relaxed) < LEASES_AWAITED_MAX {
+            true => LEASE_ATTEMPTS,
+            false => 1,
+        };
+        loop {
+            attempts -= 1;
+            match self.open_file_once(path, flags) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) if attempts > 0 => std::thread::sleep(LEASE_INTERVAL),
+                Err(_) => {
+                    self.leases_met.fetch_add(1, Ordering::Relaxed);
+                    return Err(self.held_by_lease(path));
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_file_once(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        // NONBLOCK: opening a FIFO would wait for its other end, and opening a file that somebody holds
+        // a lease on for as long as that pleases the holder. Else it means nothing for files.
         let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
         if self.own && !Self::is_shared(path) {
             let file = self.beneath.open(path, flags, Mode::empty())?;
@@ -123,6 +162,15 @@ impl ConfinedDisk {
         self.check_file(path, &fs::fstat(&seen)?)?;
         // The very file that was looked at, whatever has its name now.
         Ok(fs::openat(CWD, descriptor_path(&seen), flags, Mode::empty())?)
+    }
+
+    /// Why a file cannot be opened now: it is as whole as before.
+    fn held_by_lease(&self, path: &Path) -> io::Error {
+        let seen = self.beneath.open(path, OFlags::PATH, Mode::empty());
+        let holder = seen.ok().and_then(|seen| holder_of(&fs::fstat(seen).ok()?, "LEASE"));
+        let who = holder.map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
+        let message = format!("it is held by a lease (F_SETLEASE) of {who}; try again later");
+        io::Error::new(io::ErrorKind::ResourceBusy, message)
     }
 
     fn open_directory(&self, path: &Path) -> io::Result<OwnedFd> {
@@ -264,7 +312,7 @@ impl Disk for ConfinedDisk {
             // Whoever owns it could hold it for ever.
             return Err(self.belongs_to_other());
         }
-        let path = self.relative(path)?;
+        let (whole, path) = (path, self.relative(path)?);
         let flags = OFlags::NONBLOCK;
         let private = Mode::from_raw_mode(0o600);
         let writing = flags | OFlags::RDWR | OFlags::CREATE;
@@ -273,10 +321,13 @@ impl Disk for ConfinedDisk {
             Err(error) if is_refusal(&error) => {
                 self.beneath.open(path, flags | OFlags::RDONLY, Mode::empty())?
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(self.held_by_lease(path));
+            }
             opened => opened?,
         };
         self.check_file(path, &fs::fstat(&file)?)?;
-        flock(file, mode, wait)
+        flock(file, whole, mode, wait)
     }
 
     fn read_batch(&self, reads: &mut [FileRead<'_>]) {

@@ -2,7 +2,9 @@
 
 mod beneath;
 mod confined;
+mod holder;
 mod late;
+mod lock;
 mod ring;
 mod writers;
 
@@ -11,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{self, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{self, FallocateFlags, Mode, OFlags, RenameFlags};
 
 use crate::{Confined, Disk, DiskFile, FileInfo, FileRead, LateIo, Lock, LockMode, Trust};
 
@@ -41,10 +43,6 @@ impl LocalDisk {
 
 struct LocalFile(OwnedFd);
 
-struct LocalLock(#[expect(dead_code, reason = "closing it lets go of the lock")] OwnedFd);
-
-impl Lock for LocalLock {}
-
 /// What is meant to be shared is shared whatever the umask says.
 fn share(made: &OwnedFd, mode: u32) -> io::Result<()> {
     if mode & 0o077 != 0 {
@@ -54,26 +52,13 @@ fn share(made: &OwnedFd, mode: u32) -> io::Result<()> {
 }
 
 fn info_of(stat: &fs::Stat) -> FileInfo {
+    let file_type = fs::FileType::from_raw_mode(stat.st_mode);
     FileInfo {
         owner_id: stat.st_uid,
-        plain: fs::FileType::from_raw_mode(stat.st_mode) == fs::FileType::RegularFile,
+        plain: file_type == fs::FileType::RegularFile,
+        link: file_type == fs::FileType::Symlink,
         length: stat.st_size.cast_unsigned(),
         allocated_bytes: stat.st_blocks.cast_unsigned() * 512,
-    }
-}
-
-/// Locks an open file; `None` where somebody else holds it and `wait` is false.
-fn flock(file: OwnedFd, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
-    let operation = match (mode, wait) {
-        (LockMode::Shared, true) => FlockOperation::LockShared,
-        (LockMode::Shared, false) => FlockOperation::NonBlockingLockShared,
-        (LockMode::Exclusive, true) => FlockOperation::LockExclusive,
-        (LockMode::Exclusive, false) => FlockOperation::NonBlockingLockExclusive,
-    };
-    match rustix::io::retry_on_intr(|| fs::flock(&file, operation)) {
-        Ok(()) => Ok(Some(Box::new(LocalLock(file)))),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -168,7 +153,7 @@ impl Disk for LocalDisk {
             }
             opened => opened?,
         };
-        flock(fd, mode, wait)
+        lock::flock(fd, path, mode, wait)
     }
 
     fn read_batch(&self, reads: &mut [FileRead<'_>]) {

@@ -14,7 +14,9 @@ fn disks(directory: &Path) -> [ConfinedDisk; 2] {
         let user_id = rustix::process::geteuid().as_raw();
         let base = LocalDisk::plain();
         let directory = directory.to_owned();
-        ConfinedDisk { base, directory, beneath, owner_id: user_id, user_id, own: true }
+        let leases_met = AtomicU32::new(0);
+        let owner_id = user_id;
+        ConfinedDisk { base, directory, beneath, owner_id, user_id, own: true, leases_met }
     })
 }
 
@@ -223,4 +225,58 @@ fn a_directory_within_is_confined_without_links_on_the_way() {
         assert!(within.disk.open(&scene.pool.join("children"), false).is_err());
         assert!(disk.confine(&scene.pool.join("linked"), Trust::ByOwner).is_err());
     }
+}
+
+/// Holds a lease on a file, and does not give it up.
+struct Lease(std::fs::File);
+
+impl Lease {
+    fn take(path: &Path) -> Self {
+        // The kernel asks for the lease back by SIGIO, which ends a process that does not want it.
+        // SAFETY: ignoring a signal runs no code of ours.
+        unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+        let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        // SAFETY: the descriptor is open, and the call touches no memory of ours.
+        let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) };
+        assert_eq!(taken, 0, "{}", io::Error::last_os_error());
+        Self(file)
+    }
+}
+
+#[test]
+fn a_file_under_a_lease_is_busy_and_not_waited_for_without_a_bound() {
+    let scene = scene();
+    let path = scene.pool.join("images/head");
+    let lease = Lease::take(&path);
+    let [whole, parts] = disks(&scene.pool);
+    let other = foreign(&scene.pool).disk;
+    for disk in [&whole as &dyn Disk, &parts, &*other] {
+        let refused = disk.open(&path, false).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy, "{refused}");
+        let who = format!("process {}", std::process::id());
+        let said = refused.to_string();
+        assert!(said.contains("lease") && said.contains("try again"), "{said}");
+        // Not every file system has the number of its device in the kernel's table.
+        assert!(said.contains(&who) || said.contains("another process"), "{said}");
+    }
+    // What is only looked at is not held.
+    assert_eq!(whole.mode(&path).unwrap() & 0o400, 0o400);
+    drop(lease.0);
+    assert_eq!(content(&*whole.open(&path, false).unwrap()), "own");
+}
+
+#[test]
+fn many_leases_make_nobody_wait_for_each() {
+    let scene = scene();
+    let path = scene.pool.join("images/head");
+    let _lease = Lease::take(&path);
+    let [disk, _] = disks(&scene.pool);
+    let busy = || disk.open(&path, false).map(drop).unwrap_err().kind();
+    let started = std::time::Instant::now();
+    for _ in 0..20 * LEASES_AWAITED_MAX {
+        assert_eq!(busy(), io::ErrorKind::ResourceBusy);
+    }
+    assert_eq!(disk.leases_met.load(Ordering::Relaxed), 20 * LEASES_AWAITED_MAX);
+    let pauses = 20 * LEASES_AWAITED_MAX * (LEASE_ATTEMPTS - 1);
+    assert!(started.elapsed() < pauses * LEASE_INTERVAL);
 }
