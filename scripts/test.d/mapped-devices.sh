@@ -133,6 +133,27 @@ server_process() {
     "$MARCOT" device unmap "$device"
 }
 
+# untold WHERE : maps an image, with standard output there; its status and what is mapped then.
+untold() {
+    local status=0
+    case $1 in
+        nowhere) "$MARCOT" device map plain >&- 2>"$CLAIMS_SCRATCH/refusal" || status=$? ;;
+        full) "$MARCOT" device map plain >/dev/full 2>"$CLAIMS_SCRATCH/refusal" || status=$? ;;
+    esac
+    echo "$status:$("$MARCOT" device list)"
+}
+
+# A device whose name nobody can be told.
+untold_names() {
+    local device
+    claim "untold: without standard output nothing is mapped" test "$(untold nowhere)" = 9:
+    claim "untold: where its name cannot be written, it is unmapped again" test "$(untold full)" = 28:
+    claim "untold: and that is said" says "unmapped again"
+    device=$("$MARCOT" device map plain)
+    claim "untold: one that is told stays" test "$("$MARCOT" device list | awk 'NR > 1 { print $NF }')" = "$device"
+    "$MARCOT" device unmap "$device"
+}
+
 # --- names ------------------------------------------------------------------------------------------
 
 names() {
@@ -333,6 +354,7 @@ main() {
     planted_directory
     forged_record
     server_process
+    untold_names
     names
     stale_names
     renamed

@@ -5,7 +5,7 @@ mod server;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use marcot::{ErrorKind, ImageId, Limits, Store, World};
 use marcot_serve::mapping::{
@@ -16,12 +16,15 @@ use crate::args::names::Target;
 use crate::failure::{EBUSY, EINVAL, EIO, EOPNOTSUPP, Failure, Outcome};
 use crate::output::warn;
 use crate::session::{Found, Session};
-use crate::{access, spec};
+use crate::{access, signals, spec};
 use server::Job;
 pub use server::serve;
 
 /// How long a server may take to end after it was told to: it makes the image durable first.
 const UNMAP_WAIT: Duration = Duration::from_secs(60);
+
+/// So long may a device be in use that was mapped just now.
+const TAKE_BACK_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What to map.
 pub struct Request<'a> {
@@ -370,6 +373,22 @@ fn attach_job(
 fn shown(request: &Request<'_>) -> String {
     let target = request.target;
     spec::show(request.image.pool.name(), &target.namespace, &target.image, &target.snap)
+}
+
+/// Takes away what was mapped just now. Whoever watches for devices looks at a new one, and has it open
+/// for a moment.
+pub fn take_back(session: &Session, mapped: &MappedDevice) -> Outcome {
+    let device = mapped.device.display().to_string();
+    let Some(record) = find_device(session, &device)? else { return Ok(()) };
+    let deadline = Instant::now() + TAKE_BACK_TIME_MAX;
+    loop {
+        match unmap(&record, false) {
+            Err(failure) if failure.status == EBUSY && Instant::now() < deadline => {
+                std::thread::sleep(signals::POLL_INTERVAL);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Takes a device away: its server ends in good order, or what a dead one left is cleared. With

@@ -14,7 +14,7 @@ use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::devices::{self, Quiesce};
 use crate::failure::{EINVAL, EOPNOTSUPP, Failure, Outcome, strerror};
-use crate::output::{Align, Node, Table, out};
+use crate::output::{Align, Node, Table, out, output_open};
 use crate::session::Session;
 use crate::spec;
 use map_options::MapOptions;
@@ -248,6 +248,8 @@ fn attach(session: &Session, args: &Args) -> Outcome {
 }
 
 fn map_to(session: &Session, args: &Args, device: Option<&str>) -> Outcome {
+    // A device whose name nobody can be told is of no use, and would stay.
+    output_open()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP)?;
     let kind = kind(args)?;
     let given = MapOptions::of(args)?;
@@ -271,11 +273,28 @@ fn map_to(session: &Session, args: &Args, device: Option<&str>) -> Outcome {
         reattach_timeout_s: given.reattach_timeout_s.unwrap_or(devices::REATTACH_TIMEOUT_S),
     };
     let mapped = devices::map(session, &request)?;
-    let mut line = devices::shown_device(session.program, kind, &mapped.device, mapped.node);
+    let mut line =
+        devices::shown_device(session.program, kind, &mapped.device, mapped.node.clone());
     if given.show_cookie {
         line.push_str(&format!(" {}", mapped.cookie));
     }
-    out(&format!("{line}\n"))
+    out(&format!("{line}\n")).map_err(|failure| match device {
+        Some(device) => failure.then(format!("{device} is served again all the same")),
+        None => taken_back(session, &mapped, failure),
+    })
+}
+
+/// Unmaps what was mapped just now, because nobody could be told its name. To a script a status other
+/// than 0 says that nothing is mapped.
+fn taken_back(session: &Session, mapped: &devices::MappedDevice, failure: Failure) -> Failure {
+    match devices::take_back(session, mapped) {
+        Ok(()) => failure.then("the device was unmapped again, for nobody was told its name"),
+        Err(why) => {
+            let device = mapped.device.display();
+            let stays = format!("{device} stays mapped; 'device unmap {device}' takes it away");
+            failure.because(why.sentence()).then(stays)
+        }
+    }
 }
 
 /// The server runs in another directory: a hook named by a path is looked for from here.
