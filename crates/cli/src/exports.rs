@@ -21,6 +21,10 @@ use crate::{access, incoming};
 /// A list leaves out what has not been read by then; shorter than clients wait for an answer.
 const LIST_TIME_MAX: Duration = Duration::from_secs(15);
 
+/// Pools whose names are read at a time: a few, because each takes descriptors. Those that hang stay
+/// among them.
+const POOLS_READ_MAX: usize = 8;
+
 /// The exports of a store.
 pub struct StoreExports {
     store: Store,
@@ -30,6 +34,9 @@ pub struct StoreExports {
     /// Pools whose names are being read for a list.
     being_read: Arc<Mutex<HashSet<String>>>,
 }
+
+/// The names of a pool that were read for a list.
+type Listed = (String, Vec<ExportName>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -51,6 +58,28 @@ impl StoreExports {
 
     fn pool_of(&self, spec: &Spec) -> Result<Pool> {
         self.open_pool(spec.pool.as_deref().unwrap_or(DEFAULT_POOL))
+    }
+
+    /// Has the names of a pool read; false where that is under way since an earlier list, because the
+    /// pool hangs.
+    fn start_listing(&self, pool: String, sender: &mpsc::Sender<Listed>) -> bool {
+        if !lock(&self.being_read).insert(pool.clone()) {
+            return false;
+        }
+        let being_read = Arc::clone(&self.being_read);
+        let (store, sender, name) = (self.store.clone(), sender.clone(), pool.clone());
+        let thread = thread::Builder::new().name("nbd-list-pool".to_string());
+        let started = thread.spawn(move || {
+            let names = list_pool(&store, &name);
+            lock(&being_read).remove(&name);
+            // Nobody waits for one that is late.
+            let _ = sender.send((name, names));
+        });
+        if let Err(error) = &started {
+            lock(&self.being_read).remove(&pool);
+            tracing::warn!(pool, %error, "left out of the list of exports");
+        }
+        started.is_ok()
     }
 
     fn open_pool(&self, name: &str) -> Result<Pool> {
@@ -152,30 +181,22 @@ impl Exports for StoreExports {
         let pools: Vec<String> =
             self.store.pools()?.into_iter().filter(|p| self.chosen(p)).collect();
         let (sender, receiver) = mpsc::channel();
-        let mut lists: BTreeMap<String, Option<Vec<ExportName>>> = BTreeMap::new();
-        for pool in pools {
-            let being_read = Arc::clone(&self.being_read);
-            let (store, sender, name) = (self.store.clone(), sender.clone(), pool.clone());
-            lists.insert(pool.clone(), None);
-            // One that still hangs since an earlier list has its thread.
-            if !lock(&being_read).insert(pool.clone()) {
-                continue;
+        let mut lists: BTreeMap<String, Option<Vec<ExportName>>> =
+            pools.iter().map(|pool| (pool.clone(), None)).collect();
+        let mut waiting = pools.into_iter();
+        let mut running = 0;
+        loop {
+            while lock(&self.being_read).len() < POOLS_READ_MAX
+                && let Some(pool) = waiting.next()
+            {
+                running += usize::from(self.start_listing(pool, &sender));
             }
-            let thread = thread::Builder::new().name("nbd-list-pool".to_string());
-            let started = thread.spawn(move || {
-                let names = list_pool(&store, &name);
-                lock(&being_read).remove(&name);
-                // Nobody waits for one that is late.
-                let _ = sender.send((name, names));
-            });
-            if let Err(error) = started {
-                lock(&self.being_read).remove(&pool);
-                tracing::warn!(pool, %error, "left out of the list of exports");
+            if running == 0 {
+                break;
             }
-        }
-        drop(sender);
-        while let Ok((pool, names)) = receiver.recv_timeout(time_left(deadline)) {
+            let Ok((pool, names)) = receiver.recv_timeout(time_left(deadline)) else { break };
             lists.insert(pool, Some(names));
+            running -= 1;
         }
         for (pool, _) in lists.iter().filter(|(_, names)| names.is_none()) {
             tracing::warn!(pool, "left out of the list of exports: it does not answer");

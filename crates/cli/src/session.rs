@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 use std::path::PathBuf;
 
 use marcot::{ErrorKind, ImageId, ImageInfo, Limits, Pool, SnapInfo, Store, World};
+use marcot_serve::descriptors;
 
 use crate::args::Args;
 use crate::args::names::{DEFAULT_POOL, Target};
@@ -78,6 +79,9 @@ impl Session {
             Failure::lowest(format!("error opening the store '{}'", directory.display()), &error)
                 .remedy(format!("choose a store with --store or {STORE_VARIABLE}"))
         })?;
+        // With many pools and segments a command has many files open, and the soft limit is low.
+        let segment_files = descriptors::segment_files(descriptors::raise_limit());
+        store.set_segment_files_max(usize::try_from(segment_files).unwrap_or(usize::MAX));
         Ok(self.store.get_or_init(|| store))
     }
 

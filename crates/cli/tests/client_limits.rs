@@ -8,6 +8,7 @@ mod nbd_client;
 mod server;
 
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::{World, noise};
@@ -135,6 +136,80 @@ fn whatever_others_open_no_guest_fails_for_lack_of_descriptors() {
     });
     works(&mut honest);
     assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn many_pools_take_one_descriptor_each_and_none_from_a_guest() {
+    const POOLS: usize = 60;
+    const DESCRIPTORS: u64 = 400;
+    let world = World::new();
+    world.silently(&["create -s 1G t"]);
+    let pools: Vec<String> = (0..POOLS).map(|i| format!("p{i}")).collect();
+    for pool in &pools {
+        let directory = world.path(&format!("other/pools/{pool}"));
+        world.silently(&[
+            &format!("--store other pool create {pool}"),
+            &format!("--store other create -s 16M {pool}/x"),
+            &format!("--store other create -s 16M {pool}/y"),
+            &format!("pool attach {pool} --backend {}", directory.display()),
+        ]);
+    }
+    let mut server = Server::start_with_descriptors(&world, DESCRIPTORS, "");
+    let mut honest = NbdClient::connect(&server.socket, "rbd/t");
+    let piece = noise(1 << 20);
+    let mut turn = 0;
+    let mut works = |honest: &mut NbdClient| {
+        for _ in 0..20 {
+            assert_eq!(honest.write(0, (turn % 512) << 20, &piece), 0, "piece {turn}");
+            if turn % 8 == 0 {
+                assert_eq!(honest.ask(FLUSH, 0, 0, 0), 0, "flush {turn}");
+            }
+            turn += 1;
+        }
+    };
+    let mut others = Vec::new();
+    for name in ["p0/x", "p0/y"] {
+        let mut client = ask(&server.socket, GO, name);
+        if option_reply(&mut client).0 == 3 {
+            assert_eq!(option_reply(&mut client).0, ACK);
+            client.send(&nbd_client::write(0, 1, 0, &piece[..4096]));
+            assert_eq!(client.simple(), (0, 1), "{name}");
+            others.push(client);
+        }
+    }
+    assert!(!others.is_empty());
+    // Each pool, from many clients at a time, and all in one list.
+    let mut crowd: Vec<NbdClient> = Vec::new();
+    for pool in &pools {
+        for image in ["x", "y"] {
+            crowd.push(ask(&server.socket, INFO, &format!("{pool}/{image}")));
+            if crowd.len() > 40 {
+                option_reply(&mut crowd.remove(0));
+            }
+        }
+    }
+    works(&mut honest);
+    let mut client = NbdClient::new(server.connect());
+    client.bytes(18);
+    client.send(&option(LIST, b""));
+    let mut listed = 0;
+    while option_reply(&mut client).0 == SERVER {
+        listed += 1;
+    }
+    assert_eq!(listed, 1 + 2 * POOLS);
+    works(&mut honest);
+    let held = server.open_files();
+    let is_pool = |path: &&PathBuf| path.parent().is_some_and(|parent| parent.ends_with("pools"));
+    let mut directories: Vec<&PathBuf> = held.iter().filter(is_pool).collect();
+    let count = directories.len();
+    directories.sort();
+    directories.dedup();
+    assert_eq!((count, directories.len()), (POOLS + 1, POOLS + 1), "{held:?}");
+    assert!(held.len() as u64 <= DESCRIPTORS);
+    drop((crowd, others));
+    assert_eq!(server.stop(), Some(0));
+    let log = std::fs::read_to_string(&server.log).unwrap();
+    assert!(!log.contains("Too many open files"), "{log}");
 }
 
 #[test]

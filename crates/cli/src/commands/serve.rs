@@ -75,10 +75,12 @@ fn serve(session: &Session, args: &Args) -> Outcome {
         session.pool(name)?;
     }
     let mut options = ServerOptions { addresses: addresses(session, args)?, ..Default::default() };
-    let shares = shares(args)?;
+    let shares = shares(args, store.pools()?.len() as u64)?;
     options.connections_max = count(shares.connections);
     options.images_max = count(shares.images);
+    options.opens_max = count(shares.opens);
     store.set_segment_files_max(count(shares.segment_files));
+    store.set_pools_max(count(shares.pools));
     if let Some(seconds) = args.integer("idle-time-s") {
         options.idle_time = Duration::from_secs(seconds);
     }
@@ -99,16 +101,17 @@ fn serve(session: &Session, args: &Args) -> Outcome {
 }
 
 /// What clients and images may have of the descriptors.
-fn shares(args: &Args) -> Outcome<Shares> {
+fn shares(args: &Args, pools: u64) -> Outcome<Shares> {
     let limit = descriptors::raise_limit();
     let connections = args.integer("connections-max");
-    let shares = descriptors::divide(limit, connections, CONNECTIONS_DEFAULT as u64);
+    let shares = descriptors::divide(limit, pools, connections, CONNECTIONS_DEFAULT as u64);
     let enough = |shares: &Shares| args.integer("images-max").is_none_or(|n| n <= shares.images);
     let Some(shares) = shares.filter(enough) else {
         let limit = limit.map_or("as many as it wants".to_string(), |limit| limit.to_string());
         let message = format!(
-            "the process may have {limit} descriptors, which is too few: a client takes one, an open \
-             image up to {}; raise the limit (ulimit -n) or lower --connections-max and --images-max",
+            "the process may have {limit} descriptors, which is too few: a client and each of the \
+             {pools} pools take one, an open image up to {}; raise the limit (ulimit -n) or lower \
+             --connections-max and --images-max",
             descriptors::IMAGE_DESCRIPTORS_MAX
         );
         return Err(Failure::new(EMFILE, message));

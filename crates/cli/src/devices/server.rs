@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use marcot::{ImageId, Limits, Pool, Store, World};
 use marcot_serve::control::Place;
+use marcot_serve::descriptors;
 use marcot_serve::host::{Attendant, HostHandle, HostOptions, ImageHost};
 use marcot_serve::mapping::{
     self, DeviceNames, Driver, Ending, MapOptions, Mapped, MappedRecord, QuiesceHook, Ready,
@@ -65,7 +66,10 @@ fn start(job: &Job) -> marcot::Result<Server> {
     let mut record = job.record.clone();
     let serving = registry.serve(record.id)?;
     let limits = Limits { map_memory_bytes: job.map_memory_bytes, ..Limits::default() };
+    // The caller's soft limit was handed down, and a guest must not be short of descriptors.
+    let segment_files = descriptors::segment_files(descriptors::raise_limit());
     let store = Store::open_with(World::system(), &record.store, limits)?;
+    store.set_segment_files_max(usize::try_from(segment_files).unwrap_or(usize::MAX));
     let pool = store.pool(&record.pool)?;
     let name = spec::show(&record.pool, &record.namespace, &record.image, &record.snap);
     let host = open(&pool, &record, &name)?;

@@ -72,6 +72,12 @@ impl Server {
         links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
     }
 
+    /// What each of its descriptors leads to.
+    pub fn open_files(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.of_proc("fd")).unwrap().flatten();
+        entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+    }
+
     pub fn stop(&mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

@@ -153,12 +153,14 @@ impl Pool {
         let foreign = (!confined.own).then_some(confined.owner_id);
         let place = Place {
             directory: directory.clone(),
-            disk: Arc::clone(&disk),
+            disk,
+            identity: (confined.identity.0, confined.identity.1, confined.owner_id),
             foreign,
             public,
             attached,
         };
-        store.inner.files.add_pool(PoolId(record.pool_id), place)?;
+        let disk = store.inner.files.add_pool(PoolId(record.pool_id), place);
+        let disk = disk.map_err(|e| e.context(context()))?;
         let inner = PoolInner {
             store: store.clone(),
             name: name.to_owned(),

@@ -155,6 +155,11 @@ impl Store {
         self.inner.files.set_open_max(count);
     }
 
+    /// Uses at most `count` pools; each is held open by one descriptor from when it is used first.
+    pub fn set_pools_max(&self, count: usize) {
+        self.inner.files.set_pools_max(count);
+    }
+
     /// Its directory.
     #[must_use]
     pub fn directory(&self) -> &Path {

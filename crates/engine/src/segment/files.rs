@@ -72,8 +72,10 @@ fn read_header(file: &dyn DiskFile, name: SegmentName) -> Result<Option<SegmentH
 pub(crate) struct Place {
     /// Its directory.
     pub directory: PathBuf,
-    /// Reaches the directory.
+    /// Reaches the directory, which it holds open. All who use the pool share it.
     pub disk: Arc<dyn Disk>,
+    /// Device and number of the directory, and who owns it.
+    pub identity: (u64, u64, u32),
     /// The other user whom it belongs to; `None` for one's own.
     pub foreign: Option<u32>,
     /// Everybody on the machine may read it.
@@ -82,18 +84,57 @@ pub(crate) struct Place {
     pub attached: bool,
 }
 
+fn check_pools_max(count: usize, count_max: usize) -> Result<()> {
+    if count < count_max {
+        return Ok(());
+    }
+    let message = format!(
+        "this process holds {count} pools open, which is all that its descriptors are divided for; start it again, or raise the limit (ulimit -n) first"
+    );
+    fail(ErrorKind::Exhausted, message)
+}
+
+/// Fails where `place` may not take the number from the pool that is known by it, in another directory.
+fn check_no_copy(pool: PoolId, known: &Place, place: &Place) -> Result<()> {
+    let stays = place.attached || !known.attached;
+    if !stays || known.disk.mode(&known.directory.join("pool")).is_err() {
+        return Ok(());
+    }
+    let message = format!(
+        "the pools in {} and in {} have the same number ({pool}), so one is a copy of the other; only one of them can be used in a store",
+        place.directory.display(),
+        known.directory.display()
+    );
+    fail(ErrorKind::Invalid, message)
+}
+
+/// What is written through the one directory must not be mixed with what lies in the other.
+fn exchanged(known: &Place) -> String {
+    format!(
+        "{} was exchanged for another directory, or given to another user, while this process uses images in it; it goes on with the one before: close those images first",
+        known.directory.display()
+    )
+}
+
 /// Finds and opens segments by name.
 pub(crate) struct Files {
     world: World,
     places: Mutex<HashMap<PoolId, Place>>,
     cache: Mutex<Cache>,
     open_max: AtomicUsize,
+    pools_max: AtomicUsize,
 }
 
 impl Files {
     pub(crate) fn new(world: World) -> Self {
         let (places, cache) = (Mutex::default(), Mutex::default());
-        Self { world, places, cache, open_max: FILES_OPEN_MAX.into() }
+        let (open_max, pools_max) = (FILES_OPEN_MAX.into(), usize::MAX.into());
+        Self { world, places, cache, open_max, pools_max }
+    }
+
+    /// Makes at most so many pools known. Each is held open, as long as this process runs.
+    pub(crate) fn set_pools_max(&self, count: usize) {
+        self.pools_max.store(count, Ordering::Relaxed);
     }
 
     /// Keeps at most so many segment files open for reading from now on, at least one.
@@ -105,33 +146,41 @@ impl Files {
         &self.world
     }
 
-    /// Makes a pool's place known. A number is a claim: of two pools with one number, the one that
+    /// Makes a pool's place known, and returns the disk that reaches it: the one that is known already,
+    /// where its directory is the same. A number is a claim: of two pools with one number, the one that
     /// belongs to the store has it.
     ///
     /// # Errors
     /// `Invalid` where another directory holds a pool of the same number: a copy, whose use would
-    /// write into its original, or one that pretends.
-    pub(crate) fn add_pool(&self, pool: PoolId, place: Place) -> Result<()> {
+    /// write into its original, or one that pretends. `Busy` where the directory was exchanged for
+    /// another while somebody uses the one before. `Exhausted` where there are too many pools.
+    pub(crate) fn add_pool(&self, pool: PoolId, mut place: Place) -> Result<Arc<dyn Disk>> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = places.get(&pool).filter(|known| known.directory != place.directory);
-        if let Some(known) = taken
-            && (place.attached || !known.attached)
-            && known.disk.mode(&known.directory.join("pool")).is_ok()
-        {
-            let message = format!(
-                "the pools in {} and in {} have the same number ({pool}), so one is a copy of the other; only one of them can be used in a store",
-                place.directory.display(),
-                known.directory.display()
-            );
-            return fail(ErrorKind::Invalid, message);
+        let Some(known) = places.get(&pool) else {
+            check_pools_max(places.len(), self.pools_max.load(Ordering::Relaxed))?;
+            let disk = Arc::clone(&place.disk);
+            places.insert(pool, place);
+            return Ok(disk);
+        };
+        let same_path = known.directory == place.directory;
+        if !same_path {
+            check_no_copy(pool, known, &place)?;
         }
-        if taken.is_some() {
+        if same_path && known.identity == place.identity {
+            place.disk = Arc::clone(&known.disk);
+        } else {
+            // Everybody who uses the pool holds its disk, and nobody can begin to while `places` is
+            // locked.
+            if same_path && Arc::strong_count(&known.disk) > 1 {
+                return fail(ErrorKind::Busy, exchanged(known));
+            }
             // Files of the other may be open.
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             cache.open.retain(|name, _| name.pool != pool);
         }
+        let disk = Arc::clone(&place.disk);
         places.insert(pool, place);
-        Ok(())
+        Ok(disk)
     }
 
     /// The place of a pool.

@@ -90,7 +90,7 @@ impl Acceptor {
             clients: Slab::new(),
             stop,
             exports,
-            opens: Opens::default(),
+            opens: Opens::new(options.opens_max),
             lists: Lists::default(),
             sender,
             answers,

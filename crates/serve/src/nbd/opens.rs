@@ -8,7 +8,7 @@
 //! - one that takes longer than [`SLOW_TIME`] does not count among those, because it may hang, and
 //!   others of its pool may not: an image whose parent lies in a pool that hangs. Up to
 //!   [`SLOW_PER_POOL_MAX`] of those;
-//! - [`OPENS_MAX`] in all;
+//! - in all, as many as there are descriptors for;
 //! - the peer with the fewest goes first, so that a crowd of one peer's delays nobody else.
 //!
 //! No I/O here: this only decides what is next.
@@ -26,9 +26,6 @@ pub(super) const SLOW_TIME: Duration = Duration::from_secs(2);
 
 /// Opens of one pool's exports that take so long.
 pub(super) const SLOW_PER_POOL_MAX: usize = 16;
-
-/// Opens at a time. Each is a thread; several pools would have to hang before others wait.
-pub(super) const OPENS_MAX: usize = 128;
 
 /// A client that has asked: its number, and what tells it from an earlier one of the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,13 +80,18 @@ impl Pool {
 }
 
 /// All opens of a server.
-#[derive(Default)]
 pub(super) struct Opens {
     pools: HashMap<String, Pool>,
     running: usize,
+    running_max: usize,
 }
 
 impl Opens {
+    /// No opens; at most so many at a time.
+    pub(super) fn new(running_max: usize) -> Self {
+        Self { pools: HashMap::new(), running: 0, running_max }
+    }
+
     /// A client asks for an export.
     pub(super) fn ask(&mut self, open: Open) {
         self.pools.entry(open.pool.clone()).or_default().waiting.push_back(open);
@@ -116,7 +118,7 @@ impl Opens {
 
     /// What is to be opened now, if anything.
     pub(super) fn next(&mut self, now: Instant) -> Option<Open> {
-        if self.running >= OPENS_MAX {
+        if self.running >= self.running_max {
             return None;
         }
         let open = self.pools.values_mut().find_map(|pool| pool.take(now))?;
@@ -132,6 +134,8 @@ impl Opens {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const OPENS_MAX: usize = 100;
 
     fn open(index: usize, uid: u32, pool: &str, name: &str) -> Open {
         Open {
@@ -152,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_pool_that_hangs_keeps_only_itself_busy() {
-        let mut opens = Opens::default();
+        let mut opens = Opens::new(OPENS_MAX);
         for index in 0..20 {
             opens.ask(open(index, 1, "hung", &format!("hung/{index}")));
         }
@@ -165,7 +169,7 @@ mod tests {
 
     #[test]
     fn images_that_hang_do_not_keep_their_whole_pool_busy() {
-        let (mut opens, now) = (Opens::default(), Instant::now());
+        let (mut opens, now) = (Opens::new(OPENS_MAX), Instant::now());
         for index in 0..100 {
             opens.ask(open(index, 1, "p", &format!("p/{index}")));
         }
@@ -179,7 +183,7 @@ mod tests {
 
     #[test]
     fn an_export_is_opened_once_at_a_time() {
-        let mut opens = Opens::default();
+        let mut opens = Opens::new(OPENS_MAX);
         for index in 0..9 {
             opens.ask(open(index, 1, "p", "p/hung"));
         }
@@ -192,7 +196,7 @@ mod tests {
 
     #[test]
     fn who_asks_for_little_goes_before_a_crowd() {
-        let mut opens = Opens::default();
+        let mut opens = Opens::new(OPENS_MAX);
         for index in 0..50 {
             opens.ask(open(index, 1, "p", &format!("p/{index}")));
         }
@@ -204,7 +208,7 @@ mod tests {
 
     #[test]
     fn there_is_a_limit_for_all_pools_together() {
-        let mut opens = Opens::default();
+        let mut opens = Opens::new(OPENS_MAX);
         for index in 0..2 * OPENS_MAX {
             let pool = index.to_string();
             opens.ask(open(index, 1, &pool, &pool));

@@ -55,6 +55,9 @@ pub struct ServerOptions {
     /// Images that may be open; who asks for one more is refused. Each takes
     /// [`IMAGE_DESCRIPTORS_MAX`](crate::descriptors::IMAGE_DESCRIPTORS_MAX).
     pub images_max: usize,
+    /// Opens of images that may be under way. Each takes
+    /// [`OPEN_DESCRIPTORS_MAX`](crate::descriptors::OPEN_DESCRIPTORS_MAX).
+    pub opens_max: usize,
 }
 
 impl Default for ServerOptions {
@@ -68,6 +71,7 @@ impl Default for ServerOptions {
             negotiating_max: 1024,
             connections_max: CONNECTIONS_DEFAULT,
             images_max: 1024,
+            opens_max: 128,
         }
     }
 }

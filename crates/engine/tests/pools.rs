@@ -1,0 +1,143 @@
+//! What a process holds of the pools of its store: one descriptor each, and of the right directory.
+#![allow(missing_docs)]
+
+use std::path::{Path, PathBuf};
+
+use marcot::{
+    BlockDevice, Command, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Store,
+};
+
+const SIZE: u64 = 1 << 20;
+
+/// How often this process has each directory or file below `root` open.
+fn open_below(root: &Path) -> Vec<(PathBuf, usize)> {
+    let mut counts = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let Ok(target) = std::fs::read_link(entry.unwrap().path()) else { continue };
+        if target.starts_with(root) {
+            *counts.entry(target).or_default() += 1;
+        }
+    }
+    counts.into_iter().collect()
+}
+
+fn image(pool: &Pool, name: &str) -> ImageId {
+    pool.create("", name, &CreateOptions { size_bytes: SIZE, ..Default::default() }).unwrap()
+}
+
+fn open(store: &Store, pool: &str, name: &str) -> marcot::Result<Image> {
+    let pool = store.pool(pool)?;
+    pool.open(pool.find("", name)?)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        match path.is_dir() {
+            true => copy(&path, &to),
+            false => drop(std::fs::copy(&path, &to).unwrap()),
+        }
+    }
+}
+
+fn files_below(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(files_below(&path)),
+            false => found.push((path.clone(), std::fs::read(&path).unwrap())),
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn all_images_share_one_descriptor_of_each_pool() {
+    let root = tempfile::tempdir().unwrap();
+    let other = Store::open(&root.path().join("other")).unwrap();
+    let store = Store::open(&root.path().join("own")).unwrap();
+    for i in 0..5 {
+        let name = format!("p{i}");
+        let made = other.pool_create(&name, &PoolOptions::default()).unwrap();
+        image(&made, "a");
+        store.pool_attach(&name, made.directory()).unwrap();
+    }
+    drop(other);
+    let rbd = store.pool("rbd").unwrap();
+    for name in ["a", "b", "c"] {
+        image(&rbd, name);
+    }
+    let open = |pool, name| open(&store, pool, name).unwrap();
+    let images = [open("rbd", "a"), open("rbd", "b"), open("rbd", "c"), open("p0", "a")];
+    let held: Vec<_> = (0..3).map(|_| store.pool("p1").unwrap()).collect();
+    let counts = open_below(root.path());
+    let pools: Vec<_> =
+        counts.iter().filter(|(path, _)| path.parent().unwrap().ends_with("pools")).collect();
+    assert_eq!(pools.len(), 6, "{counts:?}");
+    assert!(pools.iter().all(|(_, count)| *count == 1), "{counts:?}");
+    drop((images, held));
+}
+
+#[test]
+fn no_more_pools_are_held_open_than_may_be_and_those_that_are_go_on() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    image(&store.pool("rbd").unwrap(), "a");
+    let mut a = open(&store, "rbd", "a").unwrap();
+    store.set_pools_max(2);
+    store.pool_create("second", &PoolOptions::default()).unwrap();
+    let refused = store.pool_create("third", &PoolOptions::default()).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Exhausted, "{refused}");
+    assert!(refused.to_string().contains("ulimit -n"), "{refused}");
+    a.write_at(0, &[1; 4096]).unwrap();
+    a.close().unwrap();
+    drop(open(&store, "rbd", "a").unwrap());
+}
+
+#[test]
+fn a_directory_that_is_exchanged_for_a_copy_is_noticed_and_nothing_is_mixed() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let rbd = store.pool("rbd").unwrap();
+    for name in ["a", "b"] {
+        image(&rbd, name);
+    }
+    drop(rbd);
+    let mut a = open(&store, "rbd", "a").unwrap();
+    a.write_at(0, &[1; 4096]).unwrap();
+    a.flush().unwrap();
+
+    let pool = root.path().join("pools/rbd");
+    let moved = root.path().join("moved");
+    std::fs::rename(&pool, &moved).unwrap();
+    copy(&moved, &pool);
+    let before = files_below(&pool);
+    let refused = open(&store, "rbd", "b").err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    assert!(refused.to_string().contains("exchanged"), "{refused}");
+    // The image that is open goes on where it was, also in segments that it begins now.
+    a.write_at(4096, &[2; 4096]).unwrap();
+    let snapshot = Command::SnapCreate { name: "s".into() };
+    a.execute(&snapshot, &mut |_, _| {}).unwrap();
+    a.write_at(8192, &[3; 4096]).unwrap();
+    a.close().unwrap();
+    assert!(files_below(&pool) == before, "something was written into the other directory");
+
+    // Now nobody needs the one before.
+    let mut copied = open(&store, "rbd", "a").unwrap();
+    let mut bytes = [0; 8192];
+    copied.read_at(0, &mut bytes).unwrap();
+    assert!(bytes[..4096] == [1; 4096] && bytes[4096..] == [0; 4096]);
+    copied.write_at(4096, &[9; 4096]).unwrap();
+    copied.close().unwrap();
+    std::fs::rename(&pool, root.path().join("copy")).unwrap();
+    std::fs::rename(&moved, &pool).unwrap();
+    let mut a = open(&store, "rbd", "a").unwrap();
+    let mut bytes = [0; 12288];
+    a.read_at(0, &mut bytes).unwrap();
+    assert!(bytes[..4096] == [1; 4096] && bytes[4096..8192] == [2; 4096], "not the first one's");
+    assert!(bytes[8192..] == [3; 4096]);
+}
