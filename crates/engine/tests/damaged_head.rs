@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    BlockDevice, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool, PoolOptions, Store,
+    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool,
+    PoolOptions, Store,
 };
 
 const MIB: usize = 1 << 20;
@@ -164,7 +165,12 @@ fn giving_up_that_is_cut_off_is_finished_by_gc() {
     let Family { store, templates, pool, template, middle } = &family;
     damage(pool, *middle);
     faults.fail_remove.store(true, Ordering::Relaxed);
-    assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Exhausted);
+    assert_eq!(store.gc(pool, &mut |_, _| {}).unwrap_err().kind(), ErrorKind::Exhausted);
+    let options = CheckOptions { repair: true, ..CheckOptions::default() };
+    let findings = store.check(pool, &options, &mut |_, _| {}).unwrap().findings;
+    assert!(!findings.is_empty() && findings.iter().all(|f| !f.serious && !f.repaired));
+    assert!(findings.iter().any(|f| f.unseen == Some(ErrorKind::Exhausted)), "{findings:#?}");
     assert!(pool.find("", "middle").is_ok(), "the first removal is that of the name");
     assert_eq!(pool.open(*middle).err().unwrap().kind(), ErrorKind::NotFound);
     gc(store, pool).unwrap();
@@ -206,7 +212,12 @@ fn a_head_that_is_only_out_of_reach_for_now_is_not_given_up() {
     let family = family(Store::open_in(world, directory.path()).unwrap());
     let Family { store, pool, middle, .. } = &family;
     faults.head_errno.store(TOO_MANY_OPEN_FILES, Ordering::Relaxed);
-    assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Exhausted);
+    assert_eq!(store.gc(pool, &mut |_, _| {}).unwrap_err().kind(), ErrorKind::Exhausted);
+    let options = CheckOptions { repair: true, ..CheckOptions::default() };
+    let findings = store.check(pool, &options, &mut |_, _| {}).unwrap().findings;
+    assert!(!findings.is_empty() && findings.iter().all(|f| !f.serious && !f.repaired));
+    assert!(findings.iter().any(|f| f.unseen == Some(ErrorKind::Exhausted)), "{findings:#?}");
     faults.head_errno.store(0, Ordering::Relaxed);
     assert_eq!(bytes(pool, *middle), [1, 2, 0, 0]);
     family.assert_sound();

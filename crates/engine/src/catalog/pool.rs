@@ -475,8 +475,12 @@ impl Pool {
         };
         for name in names {
             // Of no interest unless this image has data there; then it is told.
-            if let Err(error) = self.store().pool(&name) {
-                tracing::debug!(pool = %name, %error, "a pool cannot be opened");
+            match self.store().pool(&name) {
+                Err(error) if matches!(error.kind(), ErrorKind::Exhausted | ErrorKind::Busy) => {
+                    tracing::warn!(pool = %name, %error, "a pool cannot be opened now");
+                }
+                Err(error) => tracing::debug!(pool = %name, %error, "a pool cannot be opened"),
+                Ok(_) => {}
             }
         }
     }

@@ -302,18 +302,18 @@ impl Store {
     /// created or removed, but one that lost its record.
     fn check_no_pool(&self, name: &str) -> Result<()> {
         let directory = self.inner.directory.join("pools").join(escape(name));
-        if self.is_link(&directory) {
-            let message = format!(
-                "pool '{name}' lies elsewhere, by the symbolic link {}, and there is no pool now: is a file system not mounted?",
-                directory.display()
-            );
-            return fail(ErrorKind::Io, message);
-        }
         let images = directory.join("images");
         match self.inner.disk.list(&images) {
             Ok(images) if images.is_empty() => return Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Ok(_) => {}
+            Err(_) if self.is_link(&directory) => {
+                let message = format!(
+                    "pool '{name}' lies elsewhere, by the symbolic link {}, and there is no pool now: is a file system not mounted?",
+                    directory.display()
+                );
+                return fail(ErrorKind::Io, message);
+            }
             Err(error) => return Err(error).at(|| format!("cannot list {}", images.display())),
         }
         let message = format!(

@@ -96,7 +96,9 @@ fn check_pools_max(count: usize, count_max: usize) -> Result<()> {
 
 /// Fails where `place` may not take the number from the pool that is known by it, in another directory.
 fn check_no_copy(pool: PoolId, known: &Place, place: &Place) -> Result<()> {
-    let stays = place.attached || !known.attached;
+    // What an open image writes must not go on in another pool.
+    let written = known.foreign.is_none() && Arc::strong_count(&known.disk) > 1;
+    let stays = place.attached || !known.attached || written;
     if !stays || known.disk.mode(&known.directory.join("pool")).is_err() {
         return Ok(());
     }
