@@ -18,6 +18,17 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     escape(text, is_control)
 }
 
+/// As [`printable`], for a name that need not be text: bytes that are none are written as `\xff`.
+#[must_use]
+pub fn printable_bytes(name: &[u8]) -> String {
+    let mut out = String::with_capacity(name.len());
+    for chunk in name.utf8_chunks() {
+        out.push_str(&printable(chunk.valid()));
+        out.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    out
+}
+
 /// As [`printable`], but line breaks and tabs stay: for text that has its layout already.
 #[must_use]
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
@@ -45,6 +56,11 @@ mod tests {
         assert_eq!(printable("a\u{1b}[2J\nb\r\u{7f}\u{9b}"), r"a\u{1b}[2J\nb\r\u{7f}\u{9b}");
         assert_eq!(printable("\u{202e}gmi.\u{2066}\u{2028}"), r"\u{202e}gmi.\u{2066}\u{2028}");
         assert_eq!(printable_lines("a\tb\nc\u{1b}\r\n"), "a\tb\nc\\u{1b}\\r\n");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_written_out() {
+        assert_eq!(printable_bytes(b"a\xff\x1b\xc3\xa4\xc3"), "a\\xff\\u{1b}\u{e4}\\xc3");
     }
 
     #[test]

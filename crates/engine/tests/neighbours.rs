@@ -6,6 +6,8 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -355,6 +357,88 @@ fn what_is_no_marker_is_told_and_removed_for_the_owner() {
     give(&children.join("junk"), OTHER);
     scene.store.gc(&pool, &mut |_, _| {}).unwrap();
     assert_eq!(std::fs::read_dir(&children).unwrap().count(), 1);
+}
+
+/// A tree whose paths are several times as long as the system takes; its top is `NAME-LINKS`.
+fn dig(directory: &Path, name: &str, links: usize) {
+    let mut below: Option<PathBuf> = None;
+    for link in 1..=links {
+        let top = directory.join(format!("{name}-{link}"));
+        let bottom = (0..15).fold(top.clone(), |path, _| path.join("d".repeat(200)));
+        std::fs::create_dir_all(&bottom).unwrap();
+        std::fs::write(bottom.join("file"), "junk").unwrap();
+        if let Some(below) = below {
+            std::fs::rename(below, bottom.join("below")).unwrap();
+        }
+        below = Some(top);
+    }
+}
+
+#[test]
+fn names_that_are_no_text_and_trees_of_any_depth_are_told_with_their_user_and_removed() {
+    let scene = scene();
+    let options = PoolOptions { readable_by: ReadableBy::All };
+    let pool = scene.store.pool_create("golden", &options).unwrap();
+    let children = pool.directory().join("children");
+    let outside = scene.root.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("kept"), "kept").unwrap();
+    let fill = || {
+        std::fs::write(children.join(OsStr::from_bytes(b"a\xff\x1b")), "junk").unwrap();
+        let tree = children.join(OsStr::from_bytes(b"t\xfe"));
+        std::fs::create_dir_all(tree.join(OsStr::from_bytes(b"\xfd"))).unwrap();
+        symlink(&outside, tree.join("link")).unwrap();
+        dig(&children, "deep", 4);
+        for entry in std::fs::read_dir(&children).unwrap() {
+            std::os::unix::fs::lchown(entry.unwrap().path(), Some(OTHER), None).unwrap();
+        }
+    };
+    let told = |repair| {
+        let options = CheckOptions { repair, ..CheckOptions::default() };
+        scene.store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
+    };
+    fill();
+    let names =
+        [r"children/a\xff\u{1b} (4096 bytes)", r"children/t\xfe (a dir", "children/deep-4 (a dir"];
+    for repaired in [false, true] {
+        let found = told(repaired);
+        assert_eq!(found.len(), names.len(), "{found:?}");
+        for name in names {
+            let of = |f: &&marcot::Finding| f.message.starts_with(name);
+            let finding = found.iter().find(of).unwrap_or_else(|| panic!("{name}: {found:?}"));
+            assert!(finding.message.contains("left by user 64003"), "{finding:?}");
+            assert_eq!(finding.repaired, repaired, "{finding:?}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(&children).unwrap().count(), 0);
+    fill();
+    scene.store.gc(&pool, &mut |_, _| {}).unwrap();
+    assert_eq!(std::fs::read_dir(&children).unwrap().count(), 0);
+    assert!(outside.join("kept").exists());
+    // A pool that goes takes them with it.
+    fill();
+    scene.store.pool_remove("golden").unwrap();
+    assert!(!pool.directory().exists() && outside.join("kept").exists());
+}
+
+#[test]
+fn what_a_removal_had_to_leave_is_told_of_the_user_who_left_it_and_removed_later() {
+    let scene = scene();
+    let (pool, _) = scene.secret();
+    let children = pool.directory().join("children");
+    let left = children.join(format!(".swept.{OTHER}.00000000000000ff.7"));
+    std::fs::create_dir_all(left.join("3/in")).unwrap();
+    std::fs::set_permissions(&left, std::fs::Permissions::from_mode(0o700)).unwrap();
+    // One's own directories are not taken for it by anything less.
+    std::fs::create_dir_all(children.join(".swept/in")).unwrap();
+    let told = |repair| {
+        let options = CheckOptions { repair, ..CheckOptions::default() };
+        scene.store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
+    };
+    let found = told(false);
+    assert!(found.len() == 1 && found[0].message.contains("left by user 64003"), "{found:?}");
+    assert!(told(true).iter().all(|f| f.repaired));
+    assert!(told(false).is_empty() && !left.exists() && children.join(".swept/in").exists());
 }
 
 #[test]

@@ -18,8 +18,10 @@ pub mod clock;
 mod confined;
 mod late;
 pub mod local;
+mod tree;
 pub mod workers;
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -79,6 +81,8 @@ pub struct FileInfo {
     pub plain: bool,
     /// True for a symbolic link.
     pub link: bool,
+    /// True for directories.
+    pub directory: bool,
     /// Bytes from its start to its end.
     pub length: u64,
     /// Bytes that it takes on the medium.
@@ -149,17 +153,43 @@ pub trait Disk: Send + Sync {
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
 
     /// Shows `each` the names in a directory, in no order, until it returns false: for directories that
-    /// others fill, whose names need not all fit into memory.
+    /// others fill, whose names need not all fit into memory, nor be text.
     ///
     /// # Errors
     /// What the operating system says.
-    fn visit(&self, path: &Path, each: &mut dyn FnMut(&str) -> bool) -> io::Result<()> {
+    fn visit(&self, path: &Path, each: &mut dyn FnMut(&OsStr) -> bool) -> io::Result<()> {
         for name in self.list(path)? {
-            if !each(&name) {
+            if !each(OsStr::new(&name)) {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// As [`Self::visit`], with what can be told of each without opening it. What another file system is
+    /// mounted on is an error of its own.
+    ///
+    /// # Errors
+    /// What the operating system says of the directory.
+    fn look_through(
+        &self,
+        path: &Path,
+        each: &mut dyn FnMut(&OsStr, io::Result<FileInfo>) -> bool,
+    ) -> io::Result<()> {
+        self.visit(path, &mut |name| each(name, self.file_info(&path.join(name))))
+    }
+
+    /// Removes a file, or a directory with all that is in it, however deep that is and whatever others
+    /// do to it meanwhile. No link is followed and no other file system entered.
+    ///
+    /// `aside` is a free name in the same directory, for a private directory into which `path` is moved
+    /// where that is needed. It stays where something cannot be removed, and can be removed later with
+    /// this again. `steps` bounds the files that are removed, and becomes fewer with each.
+    ///
+    /// # Errors
+    /// What the operating system says of what stays.
+    fn remove_tree(&self, path: &Path, _aside: &Path, steps: &mut u64) -> io::Result<()> {
+        tree::remove(self, path, steps)
     }
 
     /// Makes the names in a directory durable.
@@ -188,7 +218,8 @@ pub trait Disk: Send + Sync {
         let file = self.open(path, false)?;
         let (length, allocated_bytes) = (file.length()?, file.allocated_bytes()?);
         let owner_id = self.user_id();
-        Ok(FileInfo { owner_id, plain: true, link: false, length, allocated_bytes })
+        let (link, directory) = (false, false);
+        Ok(FileInfo { owner_id, plain: true, link, directory, length, allocated_bytes })
     }
 
     /// The user who owns a file or directory; of a link, the link's own.

@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
@@ -17,7 +17,9 @@ use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::{LockMode, publish_new};
 
-use super::litter::temporary_for;
+use super::child_names::{
+    FORMAT_MARKS, Key, file_name, format_in_file_name, is_of_another_name, parse_file_name,
+};
 use super::markers::MarkedChild;
 use super::names::{check_image_name, check_namespace_name, check_pool_name};
 use super::pool::{Pool, read_file_up_to};
@@ -103,59 +105,6 @@ impl Formats {
             Self::Two => clone_format >= 2,
         }
     }
-}
-
-/// The numbers in a record's file name: parent pool, image, snapshot; child pool, image.
-pub(super) type Key = (u64, u64, u64, u64, u64);
-
-/// Clone formats that a record's file name can tell, and what comes before the snapshot's number then.
-/// A name of an earlier version has nothing there.
-const FORMAT_MARKS: [(u32, &str); 3] = [(0, ""), (1, "0"), (2, "00")];
-
-/// The file name of a record; `clone_format` 0: as earlier versions wrote it.
-fn file_name(record: &ChildRecord, clone_format: u32) -> String {
-    let mark = FORMAT_MARKS.iter().find(|(format, _)| *format == clone_format).map_or("", |m| m.1);
-    format!(
-        "{:016x}.{:016x}.{mark}{:x}.{:016x}.{:016x}",
-        record.parent_pool_id,
-        record.parent_image_id,
-        record.parent_snap_id,
-        record.child_pool_id,
-        record.child_image_id
-    )
-}
-
-/// The clone format that a record's file name tells; 0 where only the child can.
-fn format_in_file_name(name: &str) -> u32 {
-    let number = name.split('.').nth(2).unwrap_or_default();
-    let zeros = number.len() - number.trim_start_matches('0').len();
-    FORMAT_MARKS.iter().find(|(_, mark)| mark.len() == zeros).map_or(0, |m| m.0)
-}
-
-/// The numbers that a record's file name is made of; `None` for other files.
-pub(super) fn parse_file_name(name: &str) -> Option<Key> {
-    let mut parts = name.split('.').map(|p| u64::from_str_radix(p, 16).ok());
-    let mut next = || parts.next().flatten();
-    let key = (next()?, next()?, next()?, next()?, next()?);
-    parts.next().is_none().then_some(key)
-}
-
-/// True for the temporary file of a record of a child in the pool with that number.
-pub(super) fn temporary_of_pool(path: &Path, child_pool: PoolId) -> bool {
-    let file = path.file_name().and_then(|name| name.to_str()).and_then(temporary_for);
-    file.and_then(parse_file_name).is_some_and(|key| key.3 == child_pool.0)
-}
-
-/// True for a whole record that was written under another file name.
-pub(super) fn is_of_another_name(record: &ChildRecord, key: Key) -> bool {
-    let told = (
-        record.parent_pool_id,
-        record.parent_image_id,
-        record.parent_snap_id,
-        record.child_pool_id,
-        record.child_image_id,
-    );
-    *record != ChildRecord::default() && told != key
 }
 
 /// The format in which the image was cloned from the snapshot that the key names; `None` where it
@@ -252,6 +201,7 @@ impl Pool {
         let (mut found, mut files) = (Vec::new(), 0);
         let visited = self.disk().visit(&directory, &mut |name| {
             files += 1;
+            let name = name.to_str().unwrap_or_default();
             if let Some(key) = parse_file_name(name).filter(&wanted) {
                 found.push((name.to_owned(), key));
             }
@@ -621,30 +571,5 @@ impl Store {
         snap: Option<SnapId>,
     ) -> Result<bool> {
         Ok(!pool.some_children(image, snap, Formats::Two, 1)?.is_empty())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn record_names_survive_the_trip() {
-        let record = ChildRecord {
-            parent_pool_id: 1,
-            parent_image_id: 2,
-            parent_snap_id: 3,
-            child_pool_id: 4,
-            child_image_id: u64::MAX,
-            ..ChildRecord::default()
-        };
-        for format in 0..=2 {
-            let name = file_name(&record, format);
-            assert_eq!(parse_file_name(&name), Some((1, 2, 3, 4, u64::MAX)), "{name}");
-            assert_eq!(format_in_file_name(&name), format, "{name}");
-        }
-        for bad in ["", "1.2.3.4", "1.2.3.4.5.6", "x.2.3.4.5", ".1.2.3.4"] {
-            assert_eq!(parse_file_name(bad), None, "{bad}");
-        }
     }
 }

@@ -78,15 +78,7 @@ impl Store {
         }
         pool.tidy_all();
         pool.remove_stale_records()?;
-        for junk in &pool.strangers(true)?.junk {
-            let (pool, user, name) = (pool.name(), junk.user, &junk.name);
-            match junk.removed {
-                true => tracing::warn!(%pool, user, %name, "removed from children/"),
-                false => {
-                    tracing::warn!(%pool, user, %name, "cannot be removed from children/; remove it by hand")
-                }
-            }
-        }
+        pool.sweep_strangers()?;
         let mut attempt = 1;
         let mut report = loop {
             let collected = pool.collect()?;

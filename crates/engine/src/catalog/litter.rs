@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use marcot_store::{Disk, LockMode};
 
-use super::children::temporary_of_pool;
+use super::child_names::temporary_of_pool;
 use super::pool::Pool;
 use super::store::Store;
 use crate::error::Result;
@@ -35,7 +35,7 @@ fn temporaries(disk: &dyn Disk, directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     // What cannot be listed holds nothing that could be removed.
     let _ = disk.visit(directory, &mut |name| {
-        if temporary_for(name).is_some() {
+        if name.to_str().and_then(temporary_for).is_some() {
             found.push(directory.join(name));
         }
         found.len() < TEMPORARIES_MAX

@@ -28,6 +28,7 @@
 //! - Who takes protection away marks the snapshot first and looks for children then; who clones
 //!   records the child first and looks at the mark then. So one of them sees the other.
 
+mod child_names;
 pub(crate) mod children;
 mod clone;
 mod collect;
@@ -45,7 +46,7 @@ mod pool;
 mod remove;
 mod reserve;
 mod store;
-mod strangers;
+pub(crate) mod strangers;
 
 pub use children::ChildInfo;
 pub use clone::CloneOptions;

@@ -409,6 +409,7 @@ impl Store {
         // Without its record it is no pool any more; the rest is litter that may be swept twice.
         let record = pool.directory().join("pool");
         pool.disk().remove_file(&record).at(|| format!("cannot remove pool '{name}'"))?;
+        pool.clear_children();
         sweep(pool.disk(), pool.directory());
         let disk = &*self.inner.disk;
         // Where the pool lies elsewhere, a link led to it.
@@ -578,7 +579,7 @@ fn create(world: &World, disk: &dyn Disk, directory: &Path) -> Result<StoreRecor
 }
 
 /// Removes what is left of a pool. Errors leave litter, nothing worse.
-pub(super) fn sweep(disk: &dyn marcot_store::Disk, directory: &Path) {
+fn sweep(disk: &dyn marcot_store::Disk, directory: &Path) {
     for name in disk.list(directory).unwrap_or_default() {
         let path = directory.join(name);
         if disk.remove_file(&path).is_err() {

@@ -1,22 +1,37 @@
 //! What other users have left in a pool's directory `children`, which is open to all of them.
 //!
 //! A marker of a clone is a small file whose name is made of numbers. Whatever else lies there, and
-//! whoever leaves more markers than a pool may, takes room from the pool's owner.
+//! whoever leaves more markers than a pool may, takes room from the pool's owner. Names may be any
+//! bytes, and a directory may hold a tree of any depth: nothing here depends on either.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
 
 use marcot_store::FileInfo;
 
-use super::children::{CHILD_RECORD_BYTES_MAX, MARKERS_MAX, is_of_another_name, parse_file_name};
+use super::child_names::{is_of_another_name, parse_file_name};
+use super::children::{CHILD_RECORD_BYTES_MAX, MARKERS_MAX};
 use super::pool::Pool;
-use super::store::sweep;
 use crate::error::{IoContext, Result};
+use crate::printable::printable_bytes;
 
 /// Most bytes that a marker takes on the medium: file systems give room in pieces.
 const MARKER_ROOM_MAX: u64 = 64 << 10;
 
 /// Most strangers' files that are told of one by one.
 const TOLD_MAX: usize = 20;
+
+/// Most files that are looked at or removed in one go: whoever adds files meanwhile must not keep it
+/// going.
+const STEPS_MAX: u64 = 1 << 24;
+
+/// Who may remove what is in other users' directories.
+const ROOT: u32 = 0;
+
+/// First part of the name of a directory of one's own to which strangers' directories are moved to be
+/// removed. The user who left them and two numbers follow.
+const ASIDE: &str = ".swept";
 
 /// Files of other users that do not belong into the directory of children.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,19 +44,28 @@ pub(crate) struct Strangers {
     pub junk_more_left: u64,
     /// Users with more markers than a pool may leave, and how many.
     pub over_limit: Vec<(u32, u64)>,
+    /// There is more than was looked at.
+    pub unfinished: bool,
 }
 
 /// A file that is no marker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Junk {
-    /// Its name.
+    /// Its name, fit for a message.
     pub name: String,
-    /// The user who left it.
-    pub user: u32,
-    /// Bytes that it takes on the medium.
-    pub bytes: u64,
-    /// It was removed.
-    pub removed: bool,
+    /// The user who left it, and what it is; else why that cannot be told.
+    pub what: std::result::Result<(u32, Kind), String>,
+    /// Whether it was removed; where that was tried and failed, why.
+    pub removed: std::result::Result<bool, String>,
+}
+
+/// What a stranger has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A directory with all that is in it.
+    Directory,
+    /// Anything else, with the bytes that it takes on the medium.
+    File { bytes: u64 },
 }
 
 /// A marker has a name of numbers; while it is being written, with a point before and a suffix.
@@ -58,6 +82,28 @@ fn is_small(info: &FileInfo) -> bool {
     info.plain && info.length <= CHILD_RECORD_BYTES_MAX && info.allocated_bytes <= MARKER_ROOM_MAX
 }
 
+/// The user who left what lies in a directory of one's own with that name, and which pass over the
+/// directory of children made it.
+fn parse_aside(name: &str) -> Option<(u32, u64)> {
+    let mut parts = name.strip_prefix(ASIDE)?.strip_prefix('.')?.split('.');
+    let user = parts.next()?.parse().ok()?;
+    let pass = u64::from_str_radix(parts.next()?, 16).ok()?;
+    parts.next()?.parse::<u64>().ok()?;
+    parts.next().is_none().then_some((user, pass))
+}
+
+/// One pass over the directory of children.
+struct Pass<'a> {
+    pool: &'a Pool,
+    remove: bool,
+    /// Tells this pass from others.
+    number: u64,
+    steps: u64,
+    found: Strangers,
+    /// By user.
+    markers: BTreeMap<u32, u64>,
+}
+
 impl Pool {
     /// Looks for them; with `remove`, removes what is no marker, as far as that can be done.
     ///
@@ -65,42 +111,123 @@ impl Pool {
     /// What the operating system says.
     pub(crate) fn strangers(&self, remove: bool) -> Result<Strangers> {
         let directory = self.children_directory();
-        let mut found = Strangers::default();
-        let mut markers: BTreeMap<u32, u64> = BTreeMap::new();
-        let mut look = |name: &str| {
-            let path = directory.join(name);
-            let Ok(info) = self.disk().file_info(&path) else { return };
-            if info.owner_id == self.owner_id() {
-                let planted = |key| is_of_another_name(&self.recorded_child(name), key);
-                if !parse_file_name(name).is_some_and(planted) {
-                    return;
-                }
-            } else if is_name_of_marker(name) && is_small(&info) {
-                *markers.entry(info.owner_id).or_default() += 1;
-                return;
-            }
-            if remove && self.disk().remove_file(&path).is_err() {
-                sweep(self.disk(), &path);
-            }
-            let removed = remove && self.disk().file_info(&path).is_err();
-            if found.junk.len() < TOLD_MAX {
-                let (user, bytes) = (info.owner_id, info.allocated_bytes);
-                found.junk.push(Junk { name: name.to_owned(), user, bytes, removed });
-            } else {
-                found.junk_more += 1;
-                found.junk_more_left += u64::from(!removed);
-            }
+        let mut pass = Pass {
+            pool: self,
+            remove,
+            number: self.unique(),
+            steps: STEPS_MAX,
+            found: Strangers::default(),
+            markers: BTreeMap::new(),
         };
-        let visited = self.disk().visit(&directory, &mut |name| {
-            look(name);
-            true
+        let visited = self.disk().look_through(&directory, &mut |name, info| {
+            pass.steps = pass.steps.saturating_sub(1);
+            pass.look(name, info);
+            pass.steps > 0
         });
         match visited {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             visited => visited.at(|| format!("cannot list {}", directory.display()))?,
         }
+        let Pass { mut found, markers, steps, .. } = pass;
         found.over_limit = markers.into_iter().filter(|(_, n)| *n > MARKERS_MAX as u64).collect();
+        found.unfinished = steps == 0;
         Ok(found)
+    }
+
+    /// Removes what is no marker, and notes in the log what that was.
+    ///
+    /// # Errors
+    /// As [`Self::strangers`].
+    pub(super) fn sweep_strangers(&self) -> Result<()> {
+        for Junk { name, what, removed } in self.strangers(true)?.junk {
+            let pool = self.name();
+            match (what, removed) {
+                (Ok((user, _)), Ok(_)) => {
+                    tracing::warn!(%pool, user, %name, "removed from children/");
+                }
+                (Ok((user, _)), Err(error)) => {
+                    tracing::warn!(%pool, user, %name, %error, "cannot be removed from children/; remove it by hand");
+                }
+                (Err(error), _) => {
+                    tracing::warn!(%pool, %name, %error, "cannot be looked at in children/");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes whatever lies in the directory of children, of a pool that is no pool any more. What
+    /// cannot be removed stays.
+    pub(super) fn clear_children(&self) {
+        let directory = self.children_directory();
+        let (number, mut steps) = (self.unique(), STEPS_MAX);
+        let _ = self.disk().look_through(&directory, &mut |name, _| {
+            let aside =
+                directory.join(format!("{ASIDE}.{}.{number:016x}.{steps}", self.owner_id()));
+            let _ = self.disk().remove_tree(&directory.join(name), &aside, &mut steps);
+            steps > 0
+        });
+    }
+}
+
+impl Pass<'_> {
+    fn look(&mut self, name: &OsStr, info: io::Result<FileInfo>) {
+        let text = name.to_str().unwrap_or_default();
+        let what = match info {
+            Err(error) => Err(error.to_string()),
+            Ok(info) => {
+                let Some(user) = self.user_of_junk(text, &info) else { return };
+                Ok((
+                    user,
+                    match info.directory {
+                        true => Kind::Directory,
+                        false => Kind::File { bytes: info.allocated_bytes },
+                    },
+                ))
+            }
+        };
+        let removed = match &what {
+            Ok((user, _)) if self.remove => self.remove(name, *user).map(|()| true),
+            _ => Ok(false),
+        };
+        if self.found.junk.len() < TOLD_MAX {
+            let name = printable_bytes(name.as_encoded_bytes());
+            self.found.junk.push(Junk { name, what, removed });
+        } else {
+            self.found.junk_more += 1;
+            self.found.junk_more_left += u64::from(removed != Ok(true));
+        }
+    }
+
+    /// The user who left what is no marker; `None` for what belongs here. Markers are counted.
+    fn user_of_junk(&mut self, name: &str, info: &FileInfo) -> Option<u32> {
+        if info.owner_id != self.pool.owner_id() {
+            if is_name_of_marker(name) && is_small(info) {
+                *self.markers.entry(info.owner_id).or_default() += 1;
+                return None;
+            }
+            return Some(info.owner_id);
+        }
+        if info.directory {
+            // What this pass had to leave was told of already.
+            let aside = parse_aside(name).filter(|(_, pass)| *pass != self.number);
+            return aside.map(|(user, _)| user);
+        }
+        let planted = |key| is_of_another_name(&self.pool.recorded_child(name), key);
+        parse_file_name(name).is_some_and(planted).then_some(info.owner_id)
+    }
+
+    fn remove(&mut self, name: &OsStr, user: u32) -> std::result::Result<(), String> {
+        let directory = self.pool.children_directory();
+        let aside = format!("{ASIDE}.{user}.{:016x}.{}", self.number, self.steps);
+        let (path, aside) = (directory.join(name), directory.join(aside));
+        let disk = self.pool.disk();
+        disk.remove_tree(&path, &aside, &mut self.steps).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied if disk.user_id() != ROOT => {
+                format!("{error}; root can, with 'rm -r'")
+            }
+            _ => error.to_string(),
+        })
     }
 }
 
@@ -115,6 +242,14 @@ mod tests {
         }
         for other in ["junk", ".1.2.3.4.5", "1.2.3.4", ".junk.00ff.tmp", "1.2.3.4.5.tmp", ""] {
             assert!(!is_name_of_marker(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_a_pass_had_to_leave_is_known_by_its_name() {
+        assert_eq!(parse_aside(".swept.64003.00000000000000ff.12"), Some((64_003, 255)));
+        for other in [".swept", ".swept.1.2", ".swept.1.x.3", ".swept.1.2.3.4", "swept.1.2.3"] {
+            assert_eq!(parse_aside(other), None, "{other}");
         }
     }
 }

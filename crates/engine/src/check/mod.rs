@@ -12,6 +12,7 @@ use marcot_format::record::HeadRecord;
 use marcot_format::{ImageId, SnapId};
 
 use crate::catalog::naming::NamedImages;
+use crate::catalog::strangers::Kind;
 use crate::catalog::{Pool, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{DamagedLog, Image, RootOf};
@@ -297,12 +298,24 @@ impl Checker<'_> {
     fn strangers(&mut self) -> Result<()> {
         let found = self.pool.strangers(self.options.repair)?;
         for junk in &found.junk {
-            let message = format!(
-                "children/{} ({} bytes) was left by user {} and is no marker of a clone; 'gc' removes it",
-                junk.name, junk.bytes, junk.user
-            );
+            let message = match &junk.what {
+                Ok((user, Kind::File { bytes })) => {
+                    format!("children/{} ({bytes} bytes) was left by user {user}", junk.name)
+                }
+                Ok((user, Kind::Directory)) => {
+                    format!("children/{} (a directory) was left by user {user}", junk.name)
+                }
+                Err(error) => format!("children/{} cannot be looked at: {error}", junk.name),
+            };
+            let message = match (&junk.what, &junk.removed) {
+                (Err(_), _) => message,
+                (Ok(_), Ok(_)) => format!("{message} and is no marker of a clone; 'gc' removes it"),
+                (Ok(_), Err(error)) => {
+                    format!("{message} and is no marker of a clone; it cannot be removed: {error}")
+                }
+            };
             self.find("", false, message);
-            if junk.removed {
+            if junk.removed == Ok(true) {
                 self.repaired();
             }
         }
@@ -313,6 +326,10 @@ impl Checker<'_> {
             if found.junk_more_left == 0 {
                 self.repaired();
             }
+        }
+        if found.unfinished {
+            let message = "there are more files in children/ than are looked at in one go; run 'gc', and this again";
+            self.find("", false, message.to_owned());
         }
         for (user, markers) in &found.over_limit {
             let message = format!(

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 
-use marcot_store::{Confined, Disk, DiskFile, LateIo, Lock, LockMode, Trust};
+use marcot_store::{Confined, Disk, DiskFile, FileInfo, LateIo, Lock, LockMode, Trust};
 
 use super::late::SimLateIo;
 use super::node::{DirectoryNode, Entry, FileNode, Node, NodeId, Pending};
@@ -221,6 +221,24 @@ impl Disk for SimDisk {
 
     fn modified_s(&self, _path: &Path) -> io::Result<i64> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn file_info(&self, path: &Path) -> io::Result<FileInfo> {
+        let state = self.enter(&call("stat", path))?;
+        let node = state.find(path)?;
+        let (directory, length, allocated_bytes) = match state.node(node)? {
+            Node::File(file) => (false, file.live.length(), file.live.allocated()),
+            Node::Directory(_) => (true, 0, 0),
+        };
+        let owner_id = self.user_id();
+        Ok(FileInfo {
+            owner_id,
+            plain: !directory,
+            link: false,
+            directory,
+            length,
+            allocated_bytes,
+        })
     }
 
     fn writable(&self, path: &Path) -> bool {

@@ -71,6 +71,21 @@ impl Beneath {
 
     /// Opens what a relative path leads to. The last part is not followed either where it is a link.
     pub(super) fn open(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        let opened = self.open_itself(path, flags, mode)?;
+        // PATH with NOFOLLOW opens a link itself; for anything else the kernel has refused it.
+        if flags.contains(OFlags::PATH) && is_link(&fs::fstat(&opened)?) {
+            return Err(refused(Errno::LOOP));
+        }
+        Ok(opened)
+    }
+
+    /// What can be told of what a relative path leads to; of a link, of the link itself. Unlike a look
+    /// by name, this asks no file system beyond a mount that may not be crossed.
+    pub(super) fn stat(&self, path: &Path) -> io::Result<fs::Stat> {
+        Ok(fs::fstat(&self.open_itself(path, OFlags::PATH, Mode::empty())?)?)
+    }
+
+    fn open_itself(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = if self.whole_paths {
@@ -78,12 +93,7 @@ impl Beneath {
         } else {
             self.walk(path, flags, mode)
         };
-        let opened = opened.map_err(refused)?;
-        // PATH with NOFOLLOW opens a link itself; for anything else the kernel has refused it.
-        if flags.contains(OFlags::PATH) && is_link(&fs::fstat(&opened)?) {
-            return Err(refused(Errno::LOOP));
-        }
-        Ok(opened)
+        opened.map_err(refused)
     }
 
     /// Opens the directory that a relative path's last part lies in, and tells that part.

@@ -8,8 +8,9 @@
 //!   FIFO can have effects of its own.
 //! - In another user's directory nothing changes but files of one's own in the shared directory.
 
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,7 +22,7 @@ use rustix::io::Errno;
 use super::beneath::Beneath;
 use super::holder::holder_of;
 use super::lock::flock;
-use super::{LocalDisk, LocalFile, info_of, share};
+use super::{LocalDisk, LocalFile, info_of, share, tree};
 use crate::{
     Confined, Disk, DiskFile, FileInfo, FileRead, LateIo, Lock, LockMode, SHARED_DIRECTORY, Trust,
 };
@@ -257,24 +258,46 @@ impl Disk for ConfinedDisk {
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         self.visit(path, &mut |name| {
-            names.push(name.to_owned());
+            // A name that is not UTF-8 is none of ours.
+            names.extend(name.to_str().map(str::to_owned));
             true
         })?;
         names.sort_unstable();
         Ok(names)
     }
 
-    fn visit(&self, path: &Path, each: &mut dyn FnMut(&str) -> bool) -> io::Result<()> {
+    fn visit(&self, path: &Path, each: &mut dyn FnMut(&OsStr) -> bool) -> io::Result<()> {
         let directory = self.open_directory(self.relative(path)?)?;
-        for entry in fs::Dir::new(directory)? {
-            let entry = entry?;
-            // A name that is not UTF-8 is none of ours.
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            if !matches!(name, "." | "..") && !each(name) {
-                break;
-            }
+        tree::each_name(directory.as_fd(), each)
+    }
+
+    fn look_through(
+        &self,
+        path: &Path,
+        each: &mut dyn FnMut(&OsStr, io::Result<FileInfo>) -> bool,
+    ) -> io::Result<()> {
+        // The directory itself may be a file system of its own; what is in it may not.
+        let within = self.beneath.open_beneath(self.relative(path)?, false)?;
+        let directory = within.open(Path::new("."), tree::LISTED, Mode::empty())?;
+        tree::each_name(directory.as_fd(), &mut |name| {
+            let info = within.stat(Path::new(name)).map(|stat| info_of(&stat));
+            let gone = info.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+            gone || each(name, info)
+        })
+    }
+
+    fn remove_tree(&self, path: &Path, aside: &Path, steps: &mut u64) -> io::Result<()> {
+        if !self.own {
+            return Err(self.belongs_to_other());
         }
-        Ok(())
+        let (path, aside) = (self.relative(path)?, self.relative(aside)?);
+        let (Some(name), Some(aside_name)) = (path.file_name(), aside.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let parent = path.parent().filter(|parent| aside.parent() == Some(*parent));
+        let parent = parent.ok_or(io::ErrorKind::InvalidInput)?;
+        let within = self.beneath.open_beneath(parent, false)?;
+        tree::remove(&within, Path::new(name), Path::new(aside_name), steps)
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {

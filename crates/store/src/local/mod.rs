@@ -6,8 +6,10 @@ mod holder;
 mod late;
 mod lock;
 mod ring;
+mod tree;
 mod writers;
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -57,6 +59,7 @@ fn info_of(stat: &fs::Stat) -> FileInfo {
         owner_id: stat.st_uid,
         plain: file_type == fs::FileType::RegularFile,
         link: file_type == fs::FileType::Symlink,
+        directory: file_type == fs::FileType::Directory,
         length: stat.st_size.cast_unsigned(),
         allocated_bytes: stat.st_blocks.cast_unsigned() * 512,
     }
@@ -111,14 +114,27 @@ impl Disk for LocalDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(path)? {
+        self.visit(path, &mut |name| {
             // A name that is not UTF-8 is none of ours.
-            if let Ok(name) = entry?.file_name().into_string() {
-                names.push(name);
-            }
-        }
+            names.extend(name.to_str().map(str::to_owned));
+            true
+        })?;
         names.sort_unstable();
         Ok(names)
+    }
+
+    fn visit(&self, path: &Path, each: &mut dyn FnMut(&OsStr) -> bool) -> io::Result<()> {
+        for entry in std::fs::read_dir(path)? {
+            if !each(&entry?.file_name()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_tree(&self, path: &Path, aside: &Path, steps: &mut u64) -> io::Result<()> {
+        let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        self.confine(parent, Trust::Own)?.disk.remove_tree(path, aside, steps)
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {

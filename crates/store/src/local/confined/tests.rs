@@ -1,5 +1,7 @@
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
@@ -243,6 +245,45 @@ impl Lease {
     }
 }
 
+/// Steps that no test comes near to.
+const STEPS: u64 = 1 << 20;
+/// Room on the stack for what removes a tree of any depth, in bytes.
+const STACK_BYTES: usize = 128 << 10;
+
+/// Directories in directories, each with a file and an empty directory beside the next.
+fn dig(directory: &Path, depth: usize) {
+    let open = |at: &OwnedFd, name: &str| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::openat(at, name, flags, Mode::empty()).unwrap()
+    };
+    let name = "d".repeat(200);
+    std::fs::create_dir(directory).unwrap();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = fs::openat(CWD, directory, flags, Mode::empty()).unwrap();
+    for _ in 0..depth {
+        fs::mkdirat(&at, &name, Mode::RWXU).unwrap();
+        fs::mkdirat(&at, "empty", Mode::RWXU).unwrap();
+        let made = OFlags::WRONLY | OFlags::CREATE;
+        fs::openat(&at, "file", made, Mode::RUSR).unwrap();
+        at = open(&at, &name);
+    }
+}
+
+impl Scene {
+    fn shared(&self) -> PathBuf {
+        self.pool.join(SHARED_DIRECTORY)
+    }
+
+    fn remove(&self, disk: &ConfinedDisk, name: &OsStr) -> io::Result<()> {
+        let aside = self.shared().join("aside");
+        disk.remove_tree(&self.shared().join(name), &aside, &mut STEPS.clone())
+    }
+
+    fn shared_names(&self) -> Vec<std::ffi::OsString> {
+        std::fs::read_dir(self.shared()).unwrap().map(|e| e.unwrap().file_name()).collect()
+    }
+}
+
 #[test]
 fn a_file_under_a_lease_is_busy_and_not_waited_for_without_a_bound() {
     let scene = scene();
@@ -279,4 +320,128 @@ fn many_leases_make_nobody_wait_for_each() {
     assert_eq!(disk.leases_met.load(Ordering::Relaxed), 20 * LEASES_AWAITED_MAX);
     let pauses = 20 * LEASES_AWAITED_MAX * (LEASE_ATTEMPTS - 1);
     assert!(started.elapsed() < pauses * LEASE_INTERVAL);
+}
+
+#[test]
+fn a_tree_is_removed_however_deep_it_is() {
+    let scene = scene();
+    for disk in disks(&scene.pool) {
+        // Its path is a hundred times as long as the system takes.
+        dig(&scene.shared().join("deep"), 2000);
+        std::thread::scope(|scope| {
+            let remove = || scene.remove(&disk, OsStr::new("deep")).unwrap();
+            let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+            thread.spawn_scoped(scope, remove).unwrap().join().unwrap();
+        });
+        assert!(scene.shared_names().is_empty(), "{:?}", scene.shared_names());
+    }
+}
+
+#[test]
+fn names_that_are_no_text_are_seen_and_removed() {
+    let scene = scene();
+    let (file, tree) = (OsStr::from_bytes(b"a\xff\n"), OsStr::from_bytes(b"t\xfe"));
+    for disk in disks(&scene.pool) {
+        std::fs::write(scene.shared().join(file), "abc").unwrap();
+        std::fs::create_dir_all(scene.shared().join(tree).join(file)).unwrap();
+        std::fs::write(scene.shared().join(tree).join(tree), "abc").unwrap();
+        let mut seen = Vec::new();
+        disk.look_through(&scene.shared(), &mut |name, info| {
+            let info = info.unwrap();
+            seen.push((name.to_owned(), info.plain, info.directory));
+            true
+        })
+        .unwrap();
+        seen.sort();
+        assert_eq!(seen, [(file.into(), true, false), (tree.into(), false, true)]);
+        assert!(disk.list(&scene.shared()).unwrap().is_empty());
+        scene.remove(&disk, file).unwrap();
+        scene.remove(&disk, tree).unwrap();
+        assert!(scene.shared_names().is_empty());
+    }
+}
+
+#[test]
+fn links_in_a_tree_go_and_what_they_lead_to_stays() {
+    let scene = scene();
+    for disk in disks(&scene.pool) {
+        let tree = scene.shared().join("tree");
+        std::fs::create_dir_all(tree.join("in")).unwrap();
+        symlink(&scene.outside, tree.join("in/link")).unwrap();
+        symlink(&scene.outside, tree.join("link")).unwrap();
+        symlink("../../outside", scene.shared().join("link")).unwrap();
+        scene.remove(&disk, OsStr::new("link")).unwrap();
+        scene.remove(&disk, OsStr::new("tree")).unwrap();
+        assert!(scene.shared_names().is_empty() && scene.outside.join("secret").exists());
+    }
+}
+
+#[test]
+fn a_tree_in_another_users_directory_is_not_removed() {
+    let scene = scene();
+    std::fs::create_dir_all(scene.shared().join("tree/in")).unwrap();
+    let (tree, aside) = (scene.shared().join("tree"), scene.shared().join("aside"));
+    let refused = foreign(&scene.pool).disk.remove_tree(&tree, &aside, &mut STEPS.clone());
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+    assert!(tree.join("in").exists());
+}
+
+#[test]
+fn whoever_exchanges_directories_meanwhile_leads_nobody_out() {
+    const ROUNDS: usize = 100;
+    let scene = scene();
+    std::fs::create_dir(scene.outside.join("in")).unwrap();
+    std::fs::write(scene.outside.join("in/secret"), "secret").unwrap();
+    let at = |name: &str| scene.shared().join(name);
+    for disk in disks(&scene.pool) {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // A directory and a link to what is not to be touched take each other's place.
+                while !done.load(Ordering::Relaxed) {
+                    let _ = std::fs::create_dir_all(at("tree/in/in"));
+                    let _ = std::fs::write(at("tree/in/file"), "junk");
+                    let _ = symlink(&scene.outside, at("link"));
+                    let flags = RenameFlags::EXCHANGE;
+                    let _ = fs::renameat_with(CWD, at("tree"), CWD, at("link"), flags);
+                    let _ = fs::renameat_with(CWD, at("link/in"), CWD, at("link"), flags);
+                }
+            });
+            for _ in 0..ROUNDS {
+                for name in ["tree", "link"] {
+                    let _ = scene.remove(&disk, OsStr::new(name));
+                }
+                let _ = scene.remove(&disk, OsStr::new("aside"));
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(std::fs::read(scene.outside.join("in/secret")).unwrap(), b"secret");
+        assert_eq!(std::fs::read(scene.outside.join("secret")).unwrap(), b"secret");
+        let _ = scene.remove(&disk, OsStr::new("aside"));
+        for name in scene.shared_names() {
+            scene.remove(&disk, &name).unwrap();
+        }
+        assert!(scene.shared_names().is_empty());
+    }
+}
+
+#[test]
+fn a_removal_has_an_end_and_goes_on_the_next_time() {
+    let scene = scene();
+    for disk in disks(&scene.pool) {
+        dig(&scene.shared().join("deep"), 100);
+        let remove = |name: &str, mut steps| {
+            disk.remove_tree(&scene.shared().join(name), &scene.shared().join("aside"), &mut steps)
+        };
+        let why = refusal(remove("deep", 50));
+        assert!(why.contains("more than is removed in one go"), "{why}");
+        assert_eq!(scene.shared_names(), ["aside"]);
+        let mut rounds = 0;
+        while !scene.shared_names().is_empty() {
+            let _ = remove("aside", 50);
+            rounds += 1;
+            assert!(rounds < 100, "nothing is removed any more");
+        }
+        assert!(rounds > 2);
+    }
 }
