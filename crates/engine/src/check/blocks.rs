@@ -6,6 +6,8 @@ use marcot_format::record::RootRecord;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_LEVELS, MapEntry, crc32c};
 
 use super::Checker;
+use super::count::TABLE_BYTES_MAX;
+use super::seen::PageKey;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{RootOf, Source};
 use crate::map::{Link, TOP_LEVEL, Visitor, visit};
@@ -14,9 +16,6 @@ use crate::table::SegmentTable;
 
 /// Blocks read at a time.
 const RUN_BLOCKS_MAX: usize = 256;
-
-/// A map page, and the list of places by which it is read: by another it may name other segments.
-pub(super) type PageKey = (usize, SegmentName, u32);
 
 /// Why a block has not the data that it should have; with an obstacle, it may have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,15 +60,24 @@ pub(super) fn check(
     table: &mut SegmentTable,
 ) {
     let files = Arc::clone(checker.pool.files());
-    // Pages and names come through tables of their own, so that both can be used at once.
-    let Ok(mut names) = of.table(root) else { return };
-    names.follow();
     let lists = &mut checker.lists;
-    let list = names.places().to_vec();
+    let list = table.places().to_vec();
     let places = lists.iter().position(|known| *known == list).unwrap_or_else(|| {
-        lists.push(list);
+        lists.push(list.clone());
         lists.len() - 1
     });
+    if let Some(entry) = top.entry().filter(|entry| !entry.is_hole() && !entry.is_lost())
+        && let Ok(name) = table.name({ entry.address }.segment(), &files)
+    {
+        let key = (places, name, { entry.address }.slot());
+        if checker.verified.contains(&key) && !checker.above_damage.contains(&key) {
+            // Another root has the same content.
+            return;
+        }
+    }
+    // Pages and names come through tables of their own, so that both can be used at once.
+    let Ok(mut names) = of.table(root) else { return };
+    names.look_in(list);
     let mut reader = Reader {
         checker,
         label,
@@ -91,6 +99,7 @@ impl Visitor for Reader<'_, '_> {
     fn page(&mut self, entry: MapEntry, level: u32, _base: u64) -> Result<bool> {
         let address = entry.address;
         let name = self.table.name(address.segment(), &self.files)?;
+        self.table.evict(TABLE_BYTES_MAX, &|_| true);
         let key = (self.places, name, address.slot());
         self.path[level as usize] = Some(key);
         if self.checker.verified.insert(key) {

@@ -1,52 +1,39 @@
 //! One root: its table, its pages, its counts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
+use marcot_format::BLOCK_BYTES;
 use marcot_format::record::RootRecord;
 use marcot_format::segment::SegmentKind;
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX};
+use marcot_format::table::TABLE_FANOUT;
 
+use super::count::{Change, Counts, TABLE_BYTES_MAX, blocks_below};
 use super::{Checker, blocks};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result, fail};
 use crate::image::{RootOf, Source};
-use crate::map::{Link, Node, PageSource, TOP_LEVEL, entry_blocks};
-use crate::table::SegmentTable;
+use crate::map::Link;
+use crate::table::{Place, SegmentTable};
 
-/// Counts of what a root names.
-#[derive(Default)]
-struct Counts {
-    /// By table index: slots or units.
-    live: HashMap<u32, u64>,
-    mapped: u64,
-    pages: u64,
-    /// Pages that cannot be read: level, first block, and the reason.
-    unreadable: Vec<(u32, u64, Error)>,
-    /// First block and blocks of what was given up with such a page earlier.
-    lost: Vec<(u64, u64)>,
+/// The root that was looked at last, from which the next one of the image differs little.
+pub(super) struct Before {
+    top: Link,
+    table: SegmentTable,
+    counts: Counts,
+    /// Pages of the table, of the lowest level, that something was found about.
+    faulty: BTreeSet<usize>,
 }
 
-impl Counts {
-    fn lost(&mut self, block: u64, blocks: u64) {
-        match self.lost.last_mut() {
-            Some((first, count)) if *first + *count == block => *count += blocks,
-            _ => self.lost.push((block, blocks)),
-        }
-    }
-}
-
-/// Blocks below a page of `level`, within the largest image.
-fn blocks_below(level: u32) -> u64 {
-    entry_blocks(level + 1).min(IMAGE_BYTES_MAX / BLOCK_BYTES)
-}
-
-/// Verifies a root and notes what is wrong under `label`. Where [`Image::recount`](crate::Image)
-/// would change something, counts or pages to give up: the number of the first finding about that.
+/// Verifies a root, whose data lies in `places`, and notes what is wrong under `label`. Where
+/// [`Image::recount`](crate::Image) would change something, counts or pages to give up: the number of
+/// the first finding about that.
 pub(super) fn check(
     checker: &mut Checker<'_>,
     label: &str,
-    of: &RootOf,
-    root: &RootRecord,
+    (of, root): (&RootOf, &RootRecord),
+    places: Vec<Place>,
+    before: &mut Option<Before>,
 ) -> Option<usize> {
     let opened = of.open(root);
     let (map, mut table) = match opened {
@@ -59,31 +46,25 @@ pub(super) fn check(
         }
     };
     // What an ancestor's flatten has moved is looked at where it is.
-    table.follow();
-    let mut counts = Counts::default();
-    {
-        let mut source = Source::new(&mut table, Arc::clone(checker.pool.files()));
-        walk(map.top(), TOP_LEVEL, 0, &mut source, &mut counts);
-    }
-    checker.report.pages += counts.pages;
+    table.look_in(places);
+    let (counts, pages_of_table) = count(checker, map.top(), &mut table, before.take());
     let range = |block: u64, blocks: u64| {
         format!("bytes {} to {}", block * BLOCK_BYTES, (block + blocks) * BLOCK_BYTES)
     };
-    headers(checker, label, &mut table, &counts);
     let noted = checker.report.findings.len();
-    for (level, block, error) in &counts.unreadable {
+    for (block, (level, error)) in &counts.unreadable {
         let range = range(*block, blocks_below(*level));
         checker.find_failed(label, &range, error, format!("{range} cannot be read: {error}"));
     }
-    for (block, blocks) in &counts.lost {
+    for (block, blocks) in counts.lost_ranges() {
         let message = format!(
             "{} were lost with a damaged map page and read as errors until they are written",
-            range(*block, *blocks)
+            range(block, blocks)
         );
         checker.find(label, true, message);
     }
     let whole = counts.unreadable.is_empty();
-    compare(checker, label, &mut table, &counts, whole);
+    let faulty = compare(checker, label, &mut table, (&counts, whole), &pages_of_table);
     if whole && counts.mapped != root.mapped_blocks {
         let message =
             format!("the root counts {} blocks, the map has {}", root.mapped_blocks, counts.mapped);
@@ -91,26 +72,117 @@ pub(super) fn check(
     }
     let counted_wrong =
         checker.report.findings[noted..].iter().any(|f| !f.serious && f.unseen.is_none());
+    headers(checker, label, &mut table, &counts, &pages_of_table);
     if !checker.options.skip_data {
         blocks::check(checker, label, (of, root), map.top(), &mut table);
     }
-    let to_give_up = counts.unreadable.iter().any(|(.., e)| e.kind() == ErrorKind::Corrupt);
+    let to_give_up = counts.unreadable.values().any(|(_, e)| e.kind() == ErrorKind::Corrupt);
+    table.evict(TABLE_BYTES_MAX, &|_| true);
+    *before = Some(Before { top: map.top().clone(), table, counts, faulty });
     (counted_wrong || to_give_up).then_some(noted)
 }
 
-/// Looks at the headers of the segments that are in use.
-fn headers(checker: &mut Checker<'_>, label: &str, table: &mut SegmentTable, counts: &Counts) {
+/// Counts what a root names, and tells which pages of its table, of the lowest level, have to be
+/// looked at: the others are those of the root before, with the same counts, and were looked at then.
+fn count(
+    checker: &mut Checker<'_>,
+    top: &Link,
+    table: &mut SegmentTable,
+    before: Option<Before>,
+) -> (Counts, BTreeSet<usize>) {
     let files = Arc::clone(checker.pool.files());
-    let mut damaged = Vec::new();
-    // A table that is damaged is told of when counts are compared.
-    let _ = table.for_each(&files, |index, _, name| {
-        let named = counts.live.contains_key(&index);
-        if named && files.header_is_damaged(name).is_ok_and(|damaged| damaged) {
-            damaged.push(name);
+    let before = before.filter(|before| before.table.places() == table.places());
+    if let Some(mut before) = before {
+        let change = {
+            let mut earlier = Source::new(&mut before.table, Arc::clone(&files));
+            let mut later = Source::new(table, Arc::clone(&files));
+            let earlier_map = (&before.top, &before.counts);
+            Change::between(earlier_map, top, (&mut earlier, &mut later))
+        };
+        if let Ok(change) = change
+            && let Ok(pages) = changed_pages(checker, &mut before, table, &change)
+        {
+            checker.report.pages += change.pages;
+            before.counts.apply(change);
+            return (before.counts, pages);
         }
-        Ok(())
-    });
-    for name in damaged {
+    }
+    let mut source = Source::new(table, files);
+    let (counts, pages) = Counts::of(top, &mut source);
+    checker.report.pages += pages;
+    let beyond = counts.live.keys().next_back().map_or(0, |last| page_of(*last) + 1);
+    (counts, (0..table.leaf_count().max(beyond)).collect())
+}
+
+/// The page of a table that an index lies in.
+fn page_of(index: u32) -> usize {
+    index as usize / TABLE_FANOUT
+}
+
+fn indices_of(page: usize) -> Range<u32> {
+    let first = u32::try_from(page * TABLE_FANOUT).unwrap_or(u32::MAX);
+    first..first.saturating_add(TABLE_FANOUT as u32)
+}
+
+/// Pages of the table that differ from those of the root before, or whose counts do.
+///
+/// # Errors
+/// Where an index that both roots name something by stands for different segments, or cannot be read:
+/// then what is below shared pages is not the same.
+fn changed_pages(
+    checker: &Checker<'_>,
+    before: &mut Before,
+    table: &mut SegmentTable,
+    change: &Change,
+) -> Result<BTreeSet<usize>> {
+    let files = checker.pool.files();
+    let mut pages: BTreeSet<usize> = change.indices().map(page_of).collect();
+    pages.extend(&before.faulty);
+    let all = 0..table.leaf_count().max(before.table.leaf_count());
+    if !before.counts.unreadable.is_empty() {
+        // Its counts were not compared.
+        pages.extend(all.clone());
+    }
+    for page in all {
+        if table.has_leaf_of(&before.table, page) {
+            continue;
+        }
+        pages.insert(page);
+        for (index, _) in before.counts.live.range(indices_of(page)) {
+            let shared = before.counts.shared(change, *index) > 0;
+            if shared && table.name(*index, files)? != before.table.name(*index, files)? {
+                return fail(ErrorKind::Corrupt, "a table index stands for two segments");
+            }
+        }
+    }
+    Ok(pages)
+}
+
+/// Looks at the headers of the segments that are in use. Those of other roots were looked at with them.
+fn headers(
+    checker: &mut Checker<'_>,
+    label: &str,
+    table: &mut SegmentTable,
+    counts: &Counts,
+    pages: &BTreeSet<usize>,
+) {
+    let files = Arc::clone(checker.pool.files());
+    let mut named = Vec::new();
+    for page in pages {
+        // A table that is damaged is told of when counts are compared.
+        let _ = table.for_each_of(*page, &files, |index, _, name| {
+            if counts.live.contains_key(&index) && !checker.present.contains(&name) {
+                named.push(name);
+            }
+            Ok(())
+        });
+    }
+    for name in named {
+        let Ok(damaged) = files.header_is_damaged(name) else { continue };
+        checker.present.insert(name);
+        if !damaged {
+            continue;
+        }
         let message =
             format!("the header of segment {name} is damaged, and nothing is lost with it");
         checker.find(label, false, message);
@@ -120,93 +192,79 @@ fn headers(checker: &mut Checker<'_>, label: &str, table: &mut SegmentTable, cou
     }
 }
 
-fn walk(link: &Link, level: u32, base: u64, source: &mut Source<'_>, counts: &mut Counts) {
-    let Link::Stored(entry) = link else { return };
-    if entry.is_lost() {
-        return counts.lost(base, blocks_below(level));
-    }
-    let node = match source.load(*entry, level, base) {
-        Ok(node) => node,
-        Err(error) => {
-            return counts.unreadable.push((level, base, error));
-        }
-    };
-    counts.pages += 1;
-    *counts.live.entry({ entry.address }.segment()).or_default() += u64::from(node.units());
-    match node {
-        Node::Leaf(entries) => {
-            for (i, entry) in entries.iter().enumerate().filter(|(_, e)| !e.is_hole()) {
-                if entry.is_lost() {
-                    counts.lost(base + i as u64, 1);
-                    continue;
-                }
-                *counts.live.entry({ entry.address }.segment()).or_default() += 1;
-                counts.mapped += 1;
-            }
-        }
-        Node::Inner(links) => {
-            for (i, link) in links.iter().enumerate() {
-                walk(link, level - 1, base + i as u64 * entry_blocks(level), source, counts);
-            }
-        }
-    }
-}
-
-/// Compares the counts of the table with what was found, and looks whether the files are there.
+/// Compares the counts of pages of the table with what was found, and looks whether the files are there;
+/// returns the pages that something was found about.
 fn compare(
     checker: &mut Checker<'_>,
     label: &str,
     table: &mut SegmentTable,
-    counts: &Counts,
-    whole: bool,
-) {
+    (counts, whole): (&Counts, bool),
+    pages: &BTreeSet<usize>,
+) -> BTreeSet<usize> {
     let files = Arc::clone(checker.pool.files());
-    let mut wrong: Vec<String> = Vec::new();
-    let mut missing: Vec<(String, Error, String)> = Vec::new();
-    let listed = table.for_each(&files, |index, entry, name| {
-        let found = counts.live.get(&index).copied().unwrap_or(0);
-        let what = if name.kind == SegmentKind::Data { "blocks" } else { "units of pages" };
-        if whole && found != u64::from(entry.live) {
-            let message = format!(
-                "segment {name} is counted with {} live {what}, but {found} are named",
-                entry.live
-            );
-            wrong.push(message);
+    let mut faulty = BTreeSet::new();
+    for page in pages {
+        let named = counts.live.range(indices_of(*page));
+        let mut left: BTreeMap<u32, u64> = named.map(|(index, found)| (*index, *found)).collect();
+        let mut wrong: Vec<String> = Vec::new();
+        let mut missing: Vec<(String, Error, String)> = Vec::new();
+        let listed = table.for_each_of(*page, &files, |index, entry, name| {
+            let found = left.remove(&index).unwrap_or(0);
+            let what = if name.kind == SegmentKind::Data { "blocks" } else { "units of pages" };
+            if whole && found != u64::from(entry.live) {
+                let message = format!(
+                    "segment {name} is counted with {} live {what}, but {found} are named",
+                    entry.live
+                );
+                wrong.push(message);
+            }
+            if found > 0
+                && !checker.present.contains(&name)
+                && let Err(error) = files.get(name)
+            {
+                let message = format!("{found} {what} are lost with segment {name}: {error}");
+                missing.push((format!("segment {name}"), error, message));
+            }
+            Ok(())
+        });
+        let mut lost = Vec::new();
+        match listed {
+            Err(error) => {
+                let message = format!("the segment table is damaged: {error}");
+                missing.push(("the segment table".to_owned(), error, message));
+            }
+            Ok(()) => lost.extend(left.into_iter().map(|(index, found)| {
+                format!("{found} blocks are lost: the table lacks segment index {index}")
+            })),
         }
-        if found > 0
-            && let Err(error) = files.get(name)
-        {
-            let message = format!("{found} {what} are lost with segment {name}: {error}");
-            missing.push((format!("segment {name}"), error, message));
+        if !wrong.is_empty() || !missing.is_empty() || !lost.is_empty() {
+            faulty.insert(*page);
         }
-        Ok(())
-    });
-    if let Err(error) = listed {
-        let message = format!("the segment table is damaged: {error}");
-        missing.push(("the segment table".to_owned(), error, message));
+        for message in wrong {
+            checker.find(label, false, message);
+        }
+        for (what, error, message) in missing {
+            checker.find_failed(label, &what, &error, message);
+        }
+        for message in lost {
+            checker.find(label, true, message);
+        }
     }
-    for message in wrong {
-        checker.find(label, false, message);
-    }
-    for (what, error, message) in missing {
-        checker.find_failed(label, &what, &error, message);
-    }
+    faulty
 }
 
 /// Level and first block of the pages of a map that are damaged.
 pub(crate) fn damaged_pages(top: &Link, source: &mut Source<'_>) -> Vec<(u32, u64)> {
-    let mut counts = Counts::default();
-    walk(top, TOP_LEVEL, 0, source, &mut counts);
-    let damaged = counts.unreadable.iter().filter(|(.., e)| e.kind() == ErrorKind::Corrupt);
-    damaged.map(|(level, base, _)| (*level, *base)).collect()
+    let (counts, _) = Counts::of(top, source);
+    let damaged = counts.unreadable.iter().filter(|(_, (_, e))| e.kind() == ErrorKind::Corrupt);
+    damaged.map(|(base, (level, _))| (*level, *base)).collect()
 }
 
 /// The true counts of a map, for repair: slots by table index, and blocks mapped.
-pub(crate) fn count(top: &Link, source: &mut Source<'_>) -> Result<(HashMap<u32, u64>, u64)> {
-    let mut counts = Counts::default();
-    walk(top, TOP_LEVEL, 0, source, &mut counts);
-    if let Some((.., error)) = counts.unreadable.into_iter().next() {
-        return Err(error);
+pub(crate) fn count_all(top: &Link, source: &mut Source<'_>) -> Result<(BTreeMap<u32, u64>, u64)> {
+    let (counts, _) = Counts::of(top, source);
+    match counts.unreadable.into_values().next() {
+        Some((_, error)) => Err(error),
+        None => Ok((counts.live, counts.mapped)),
     }
-    Ok((counts.live, counts.mapped))
 }

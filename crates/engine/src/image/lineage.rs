@@ -9,6 +9,7 @@
 //!
 //! Positions that stand for a root's own pool never move: what lies there is kept by that root.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use marcot_format::record::{HeadRecord, ParentRecord, RootRecord};
@@ -71,6 +72,53 @@ impl RootOf {
     }
 }
 
+impl RootOf {
+    /// The list of a root as its head has it.
+    fn list(&self, root: &RootRecord) -> Vec<Place> {
+        let mut places = Place::all(root);
+        for place in &mut places {
+            // Another user's ancestor may not lead to what that user may not read.
+            if !self.pool.files().check_named(self.pool.id(), place.pool).unwrap_or(false) {
+                *place = Place::UNKNOWN;
+            }
+        }
+        places
+    }
+}
+
+/// What lies in other pools than `own` lies where the list of the ancestor above says.
+fn put_above(own: PoolId, places: &mut [Place], above: &[Place]) {
+    for (place, above) in places.iter_mut().zip(above).filter(|(p, _)| p.pool != own) {
+        *place = *above;
+    }
+}
+
+/// Where data lies that roots of one image have from their ancestors. As [`Whereabouts::places`], but
+/// each ancestor's heads are read once, and those of the image not at all: an image may have thousands
+/// of snapshots, and its head tells of all.
+#[derive(Default)]
+pub(crate) struct AncestorPlaces(HashMap<(u64, u64, u64), Option<Vec<Place>>>);
+
+impl AncestorPlaces {
+    /// The places of a root with that parent.
+    pub(crate) fn places(
+        &mut self,
+        of: &RootOf,
+        root: &RootRecord,
+        parent: Option<&ParentRecord>,
+    ) -> Vec<Place> {
+        let mut places = of.list(root);
+        if let Some(parent) = parent {
+            let key = (parent.pool_id, parent.image_id, parent.snap_id);
+            let of_parent = || RootOf::parent(&of.pool, parent)?.places();
+            if let Some(above) = self.0.entry(key).or_insert_with(of_parent) {
+                put_above(of.pool.id(), &mut places, above);
+            }
+        }
+        places
+    }
+}
+
 impl Whereabouts for RootOf {
     fn places(&self) -> Option<Vec<Place>> {
         let known = self.pool.store().open_pools().unwrap_or_default();
@@ -86,14 +134,7 @@ impl Whereabouts for RootOf {
                     None => break,
                 },
             };
-            let mut places = Place::all(&root.unwrap_or_default());
-            for place in &mut places {
-                // Another user's ancestor may not lead to what that user may not read.
-                if !of.pool.files().check_named(of.pool.id(), place.pool).unwrap_or(false) {
-                    *place = Place::UNKNOWN;
-                }
-            }
-            lists.push((of.pool.id(), places));
+            lists.push((of.pool.id(), of.list(&root.unwrap_or_default())));
             at = parent.and_then(|parent| {
                 let pool = known.iter().find(|pool| pool.id().0 == parent.pool_id)?.clone();
                 let (image, snap) = (ImageId(parent.image_id), Some(SnapId(parent.snap_id)));
@@ -102,9 +143,7 @@ impl Whereabouts for RootOf {
         }
         let eldest_first = lists.into_iter().rev();
         let nearest = eldest_first.reduce(|(_, above), (own, mut places)| {
-            for (place, above) in places.iter_mut().zip(above).filter(|(p, _)| p.pool != own) {
-                *place = above;
-            }
+            put_above(own, &mut places, &above);
             (own, places)
         });
         nearest.map(|(_, places)| places)

@@ -49,7 +49,7 @@ use crate::map::Map;
 use crate::segment::{PageWriter, SegmentName, WrittenPages};
 use crate::table::SegmentTable;
 
-pub(crate) use lineage::{OwnedRoot, RootOf};
+pub(crate) use lineage::{AncestorPlaces, OwnedRoot, RootOf};
 use log::Log;
 pub(crate) use reclaim::mark;
 pub(crate) use replay::DamagedLog;

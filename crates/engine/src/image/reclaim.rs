@@ -102,7 +102,7 @@ impl Image {
         let root = self.head.root.clone().unwrap_or_default();
         let (map, mut names) = self.root_of(None).open(&root)?;
         let mut source = Source::new(&mut names, Arc::clone(self.pool.files()));
-        let (live, mapped) = crate::check::roots::count(map.top(), &mut source)?;
+        let (live, mapped) = crate::check::roots::count_all(map.top(), &mut source)?;
         let files = Arc::clone(self.pool.files());
         let mut wrong = Vec::new();
         self.table.for_each(&files, |index, entry, _| {

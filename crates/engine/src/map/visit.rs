@@ -223,14 +223,16 @@ pub(crate) trait SideOps {
     fn place(&mut self, entry: MapEntry) -> Result<(u64, u64, u32)>;
 }
 
-fn leaf_entry(node: Option<&Node>, i: usize) -> Option<MapEntry> {
+/// An entry of a leaf, if it is no hole.
+pub(crate) fn leaf_entry(node: Option<&Node>, i: usize) -> Option<MapEntry> {
     match node {
         Some(Node::Leaf(entries)) if !entries[i].is_hole() => Some(entries[i]),
         _ => None,
     }
 }
 
-fn child(node: Option<&Node>, i: usize) -> &Link {
+/// What hangs below an entry of an inner node.
+pub(crate) fn child(node: Option<&Node>, i: usize) -> &Link {
     match node {
         Some(Node::Inner(links)) => &links[i],
         _ => &Link::Hole,

@@ -48,6 +48,8 @@ pub struct Faults {
     pub direct_writes: AtomicI64,
     /// Files and directories that have been opened, or looked for.
     pub opens: AtomicI64,
+    /// Bytes that have been read.
+    pub read_bytes: AtomicI64,
 }
 
 /// Reads and writes that wait until they are let, or waited for.
@@ -230,7 +232,10 @@ impl FaultyFile {
 
 impl DiskFile for FaultyFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        self.inner.read_at(offset, buf)
+        let read = self.inner.read_at(offset, buf);
+        let bytes = *read.as_ref().unwrap_or(&0) as i64;
+        self.faults.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        read
     }
     fn read_cached_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         match self.faults.cold.load(Ordering::Relaxed) {

@@ -10,16 +10,19 @@
 //!   as on disk: what was loaded to make a later change certain stays until the image evicts, which
 //!   it does between writes and not within one.
 
-use std::fmt;
-use std::sync::Arc;
+mod places;
+mod store;
 
 use marcot_format::record::{RootRecord, TablePointer};
 use marcot_format::segment::SegmentKind;
 use marcot_format::table::{
     PagePointer, SegmentEntry, TABLE_FANOUT, TABLE_LEVELS_MAX, TABLE_PAGE_BYTES, TablePage,
-    decode_table, encode_pointers, encode_segments,
+    decode_table,
 };
 use marcot_format::{ImageId, PoolId};
+
+pub(crate) use places::{Guide, Place, Whereabouts};
+pub(crate) use store::TableSink;
 
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::segment::{Authors, Files, SegmentName};
@@ -44,49 +47,6 @@ struct Upper {
     dirty: bool,
 }
 
-/// Tells in which pools the data of a root lies now: the flatten of an ancestor may have moved what
-/// the root names in some other pool.
-pub(crate) trait Whereabouts: Send + Sync {
-    /// The places by position, as in [`RootRecord::pools`]; `None` where nobody can tell.
-    fn places(&self) -> Option<Vec<Place>>;
-}
-
-/// Where segments lie: in a pool, and there among what its images wrote (0) or in a set of copies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub pool: PoolId,
-    pub copies: u64,
-}
-
-impl Place {
-    /// In the place of a pool that another user's image names and the store does not know. No pool has
-    /// this number.
-    pub(crate) const UNKNOWN: Self = Self { pool: PoolId(0), copies: 0 };
-
-    /// Those that a root refers to by position.
-    pub(crate) fn all(root: &RootRecord) -> Vec<Self> {
-        let copies = root.copies.iter().copied().chain(std::iter::repeat(0));
-        root.pools.iter().zip(copies).map(|(p, copies)| Self { pool: PoolId(*p), copies }).collect()
-    }
-
-    /// Puts places into a root, by position.
-    pub(crate) fn put_all(places: &[Self], root: &mut RootRecord) {
-        root.pools = places.iter().map(|place| place.pool.0).collect();
-        let used = places.iter().rposition(|place| place.copies != 0).map_or(0, |last| last + 1);
-        root.copies = places[..used].iter().map(|place| place.copies).collect();
-    }
-}
-
-/// Who can tell where a table's segments have gone.
-#[derive(Clone)]
-pub(crate) struct Guide(pub Arc<dyn Whereabouts>);
-
-impl fmt::Debug for Guide {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Guide")
-    }
-}
-
 /// The table of one root.
 #[derive(Debug)]
 pub(crate) struct SegmentTable {
@@ -107,12 +67,6 @@ pub(crate) struct SegmentTable {
     loaded: usize,
     /// The leaf that eviction looks at next: it goes round, so that what came last stays longest.
     evict_at: usize,
-}
-
-/// Takes table pages.
-pub(crate) trait TableSink {
-    /// Places a page, given as what appends its bytes, and tells where.
-    fn place(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>) -> u32) -> Result<PagePointer>;
 }
 
 impl SegmentTable {
@@ -197,13 +151,19 @@ impl SegmentTable {
         let Some(now) = self.guide.as_ref().and_then(|guide| guide.0.places()) else {
             return false;
         };
+        let moved = self.look_in(now);
+        if moved {
+            tracing::info!("data was moved to another pool by the flatten of an ancestor");
+        }
+        moved
+    }
+
+    /// Looks for segments in these places from now on; false where they were looked for there already.
+    pub(crate) fn look_in(&mut self, now: Vec<Place>) -> bool {
         let mut moved = false;
         for (place, now) in self.places.iter_mut().zip(now) {
             moved |= *place != now;
             *place = now;
-        }
-        if moved {
-            tracing::info!("data was moved to another pool by the flatten of an ancestor");
         }
         moved
     }
@@ -462,21 +422,44 @@ impl SegmentTable {
         files: &Files,
         mut show: impl FnMut(u32, SegmentEntry, SegmentName) -> Result<()>,
     ) -> Result<()> {
-        for number in 0..self.leaves.len() {
-            let loaded = self.leaves[number].entries.is_some();
-            let entries = self.entries(number, files)?.clone();
-            if !loaded {
-                self.leaves[number].entries = None;
-                self.loaded -= 1;
-            }
-            for (i, entry) in entries.iter().enumerate() {
-                if let Some(entry) = entry {
-                    let name = self.name_of(entry)?;
-                    show((number * TABLE_FANOUT + i) as u32, *entry, name)?;
-                }
+        (0..self.leaves.len()).try_for_each(|number| self.for_each_of(number, files, &mut show))
+    }
+
+    /// Shows the segments of a page of the lowest level; none where the table has no such page.
+    pub(crate) fn for_each_of(
+        &mut self,
+        number: usize,
+        files: &Files,
+        mut show: impl FnMut(u32, SegmentEntry, SegmentName) -> Result<()>,
+    ) -> Result<()> {
+        let Some(leaf) = self.leaves.get(number) else { return Ok(()) };
+        let loaded = leaf.entries.is_some();
+        let entries = self.entries(number, files)?.clone();
+        if !loaded {
+            self.leaves[number].entries = None;
+            self.loaded -= 1;
+        }
+        for (i, entry) in entries.iter().enumerate() {
+            if let Some(entry) = entry {
+                let name = self.name_of(entry)?;
+                show((number * TABLE_FANOUT + i) as u32, *entry, name)?;
             }
         }
         Ok(())
+    }
+
+    /// Pages of the lowest level.
+    pub(crate) fn leaf_count(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// True where both tables have the same page of the lowest level on disk, and nothing newer.
+    pub(crate) fn has_leaf_of(&self, other: &Self, number: usize) -> bool {
+        let stored = |table: &Self| {
+            let leaf = table.leaves.get(number).filter(|leaf| !leaf.dirty);
+            leaf.and_then(|leaf| leaf.stored)
+        };
+        stored(self).is_some_and(|page| stored(other) == Some(page))
     }
 
     /// Drops the entries that the root names nothing of, except those that `keep` wants, and
@@ -560,87 +543,6 @@ impl SegmentTable {
         self.next
     }
 
-    /// Makes every page dirty, so that the next checkpoint writes the whole table anew.
-    pub(crate) fn rewrite(&mut self, files: &Files) -> Result<()> {
-        for number in 0..self.leaves.len() {
-            self.entries(number, files)?;
-            self.leaves[number].dirty = true;
-        }
-        Ok(())
-    }
-
-    /// Writes the dirty pages to `sink` and puts the table's place into `root`.
-    pub(crate) fn store(
-        &mut self,
-        author: ImageId,
-        sink: &mut dyn TableSink,
-        root: &mut RootRecord,
-    ) -> Result<()> {
-        for (number, leaf) in self.leaves.iter_mut().enumerate() {
-            let Some(entries) = leaf.entries.as_ref().filter(|_| leaf.dirty) else { continue };
-            let base = (number * TABLE_FANOUT) as u64;
-            let pointer = sink.place(&mut |out| encode_segments(author.0, base, entries, out))?;
-            (leaf.stored, leaf.dirty) = (Some(pointer), false);
-            if let Some(uppers) = self.upper.first_mut() {
-                let above = number / TABLE_FANOUT;
-                if uppers.len() <= above {
-                    uppers.resize(above + 1, Upper::default());
-                }
-                uppers[above].dirty = true;
-            }
-        }
-        self.store_upper(author, sink)?;
-        let top = match self.upper.last() {
-            Some(uppers) => uppers.first().and_then(|u| u.stored),
-            None => self.leaves.first().and_then(|l| l.stored),
-        };
-        root.table = top.map(|p| TablePointer {
-            author: p.author,
-            sequence: p.sequence,
-            pool: u32::from(p.pool),
-            slot: p.slot,
-            crc: p.crc,
-        });
-        root.table_levels = if top.is_some() { self.upper.len() as u32 + 1 } else { 0 };
-        root.segment_next = self.next;
-        Place::put_all(&self.recorded, root);
-        Ok(())
-    }
-
-    fn store_upper(&mut self, author: ImageId, sink: &mut dyn TableSink) -> Result<()> {
-        let mut below: Vec<Option<PagePointer>> = self.leaves.iter().map(|l| l.stored).collect();
-        let mut level = 1;
-        while below.len() > 1 {
-            let pages = below.len().div_ceil(TABLE_FANOUT);
-            if self.upper.len() < level {
-                // The table has grown a level: every page of it is new.
-                self.upper.push(vec![Upper { stored: None, dirty: true }; pages]);
-            }
-            self.upper[level - 1].resize(pages, Upper { stored: None, dirty: true });
-            for number in 0..pages {
-                if !self.upper[level - 1][number].dirty {
-                    continue;
-                }
-                let from = number * TABLE_FANOUT;
-                let pointers = &below[from..(from + TABLE_FANOUT).min(below.len())];
-                let base = number as u64 * (TABLE_FANOUT as u64).pow(level as u32 + 1);
-                let pointer = sink.place(&mut |out| {
-                    encode_pointers(level as u8, author.0, base, pointers, out)
-                })?;
-                self.upper[level - 1][number] = Upper { stored: Some(pointer), dirty: false };
-                if let Some(uppers) = self.upper.get_mut(level) {
-                    let above = number / TABLE_FANOUT;
-                    if let Some(upper) = uppers.get_mut(above) {
-                        upper.dirty = true;
-                    }
-                }
-            }
-            below = self.upper[level - 1].iter().map(|u| u.stored).collect();
-            level += 1;
-        }
-        Ok(())
-    }
-
     /// Memory of loaded pages of the lowest level, in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.loaded as u64 * LEAF_BYTES
@@ -664,45 +566,4 @@ impl SegmentTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{CreateOptions, Store};
-
-    struct Nowhere;
-
-    impl Whereabouts for Nowhere {
-        fn places(&self) -> Option<Vec<Place>> {
-            None
-        }
-    }
-
-    #[test]
-    fn a_table_that_consists_of_gaps_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let pool = Store::open(directory.path()).unwrap().pool("rbd").unwrap();
-        let author = pool.create("", "image", &CreateOptions::default()).unwrap();
-        pool.create_author_directory(author).unwrap();
-        let (kind, sequence) = (SegmentKind::Table, 1);
-        let name = SegmentName { pool: pool.id(), copies: 0, author, kind, sequence };
-        let file = pool.files().create(name, 1, 0o600).unwrap();
-        // The top page has only its last entry: what it leaves out stands for 125 pages of the level
-        // below, 15,750 of the next, and so on.
-        let below = PagePointer { author: author.0, sequence, pool: 0, slot: 2, crc: 0 };
-        let mut pointers = vec![None; TABLE_FANOUT];
-        pointers[TABLE_FANOUT - 1] = Some(below);
-        let mut bytes = Vec::new();
-        let crc = encode_pointers(4, author.0, 0, &pointers, &mut bytes);
-        file.write_at(TABLE_PAGE_BYTES as u64, &[&bytes]).unwrap();
-        let root = RootRecord {
-            table: Some(TablePointer { author: author.0, sequence, pool: 0, slot: 1, crc }),
-            table_levels: 5,
-            segment_next: 1,
-            pools: vec![pool.id().0],
-            ..RootRecord::default()
-        };
-        let opened = SegmentTable::open(&root, pool.id(), pool.files(), Guide(Arc::new(Nowhere)));
-        let refused = opened.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Corrupt);
-        assert!(refused.to_string().contains("in its middle"), "{refused}");
-    }
-}
+mod tests;

@@ -1,0 +1,117 @@
+//! What `check` reads grows with what the snapshots of an image differ in, not with their number times the
+//! image. And what it does not read again is none the less checked.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use marcot::{
+    BlockDevice, CheckOptions, CheckReport, Command, CreateOptions, ImageId, Pool, Store,
+};
+use support::{Faults, faulty_world};
+
+/// Data under one leaf of the map.
+const LEAF_BYTES: u64 = 2 << 20;
+const LEAVES: u64 = 200;
+/// Pages from the top of a map to a block.
+const PATH_PAGES: u64 = 4;
+/// Most that is read for a snapshot with one block more: its path twice (as the later and as the earlier of
+/// two), its table, the block, and its part of the head; pages are read at their full length.
+const SNAPSHOT_BYTES_MAX: i64 = 200 << 10;
+
+struct Place {
+    directory: tempfile::TempDir,
+    store: Store,
+    pool: Pool,
+    image: ImageId,
+    faults: Arc<Faults>,
+}
+
+/// A block under each leaf.
+fn place() -> Place {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let options = CreateOptions { size_bytes: LEAVES * LEAF_BYTES, ..CreateOptions::default() };
+    let image = pool.create("", "image", &options).unwrap();
+    let place = Place { directory, store, pool, image, faults };
+    place.change(|image| {
+        for leaf in 0..LEAVES {
+            image.write_at(leaf * LEAF_BYTES, &[7; 4096]).unwrap();
+        }
+    });
+    place
+}
+
+impl Place {
+    fn change(&self, work: impl FnOnce(&mut marcot::Image)) {
+        let mut image = self.pool.open(self.image).unwrap();
+        work(&mut image);
+        image.close().unwrap();
+    }
+
+    /// Snapshots, each after another block was written.
+    fn snapshots(&self, numbers: std::ops::Range<u64>) {
+        self.change(|image| {
+            for number in numbers {
+                let at = number % LEAVES * LEAF_BYTES + (1 + number / LEAVES) * 4096;
+                image.write_at(at, &[number as u8; 4096]).unwrap();
+                let name = format!("s{number}");
+                image.execute(&Command::SnapCreate { name }, &mut |_, _| {}).unwrap();
+            }
+        });
+    }
+
+    fn check(&self, skip_data: bool) -> (CheckReport, i64) {
+        let before = self.faults.read_bytes.load(Ordering::Relaxed);
+        let options = CheckOptions { skip_data, ..CheckOptions::default() };
+        let report = self.store.check(&self.pool, &options, &mut |_, _| {}).unwrap();
+        (report, self.faults.read_bytes.load(Ordering::Relaxed) - before)
+    }
+}
+
+#[test]
+fn a_snapshot_more_costs_what_it_differs_in() {
+    let place = place();
+    place.snapshots(0..20);
+    let (few, few_bytes) = place.check(false);
+    place.snapshots(20..220);
+    let (many, many_bytes) = place.check(false);
+    assert!(few.findings.is_empty() && many.findings.is_empty(), "{few:?} {many:?}");
+    assert_eq!((few.snapshots, many.snapshots), (20, 220));
+    assert!(few.pages >= LEAVES, "{few:?}");
+    // Ten times as many snapshots as are compared: a page more for each level, and no leaf of the rest.
+    assert!(many.pages - few.pages <= 201 * PATH_PAGES, "{} and {}", few.pages, many.pages);
+    // Blocks are read again with a leaf that is new: here there are no more than three under one.
+    assert!(many.blocks - few.blocks <= 201 * 3, "{} and {}", few.blocks, many.blocks);
+    let each = (many_bytes - few_bytes) / 200;
+    assert!(each <= SNAPSHOT_BYTES_MAX, "{each} bytes are read for a snapshot");
+}
+
+#[test]
+fn damage_under_shared_pages_is_told_for_every_snapshot_and_counted_for_each() {
+    let place = place();
+    place.snapshots(0..5);
+    // The first data segment holds what all share; the last block of it belongs to the last snapshots.
+    let author = place.pool.directory().join("segments").join(place.image.to_string());
+    let mut segments: Vec<_> =
+        std::fs::read_dir(author).unwrap().map(|entry| entry.unwrap().path()).collect();
+    segments.sort();
+    let map =
+        segments.iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with('m'));
+    let map = map.unwrap();
+    let whole = std::fs::read(map).unwrap();
+    std::fs::write(map, vec![0xee; whole.len()]).unwrap();
+    let (report, _) = place.check(true);
+    for snapshot in 0..5 {
+        let label = format!("rbd/image@s{snapshot}");
+        let of_it = |f: &&marcot::Finding| f.image == label && f.serious;
+        let told = report.findings.iter().filter(of_it).count();
+        assert!(told > 0, "{label}: {:?}", report.findings);
+    }
+    std::fs::write(map, whole).unwrap();
+    assert!(place.check(false).0.findings.is_empty());
+    drop(place.directory);
+}
