@@ -60,6 +60,13 @@ one() {
     COUNTS["one $*"]+=" $OPENS"
 }
 
+# reads ARGUMENT... : notes how many KiB a command reads that looks at everything.
+reads() {
+    strace -f --seccomp-bpf -qq -e trace=read,pread64,preadv2 -o "$CLAIMS_SCRATCH/calls" \
+        "$MARCOT" "$@" >"$CLAIMS_SCRATCH/out" </dev/null || claim "$*: works in a pool of $SIZE" false
+    COUNTS["reads $*"]+=" $(awk '$NF > 0 { bytes += $NF } END { print int(bytes / 1024) }' "$CLAIMS_SCRATCH/calls")"
+}
+
 # list ARGUMENT... : notes what a list costs.
 list() {
     if ! opens 0 "$@"; then claim "$*: works in a pool of $SIZE" false; fi
@@ -172,6 +179,7 @@ lists() {
     list children --descendants template
     list pool stats
     list check --no-progress
+    reads check --no-progress
     list gc --no-progress
 }
 
@@ -218,11 +226,13 @@ main() {
         case $command in
         one*) claim "${command#one * }: as many files among many (${counts[*]})" unchanged "${counts[@]}" ;;
         list*) claim "${command#list }: no more files an entry (${counts[*]})" no_worse "${counts[@]}" ;;
+        reads*) claim "${command#reads }: reads no more an entry (${counts[*]} KiB)" no_worse "${counts[@]}" ;;
         esac
     done < <(printf '%s\n' "${!COUNTS[@]}" | sort)
     claim "ls -l: no more memory a row" memory ls -l
     claim "ls -l --format json: no more memory a row" memory ls -l --format json
     claim "du: no more memory a row" memory du
+    claim "check: no more memory an image or snapshot" memory check --no-progress
     claims_end
 }
 

@@ -29,8 +29,11 @@ STACK_KIB=512
 # How often everything is removed while the user goes on.
 ROUNDS=20
 
+# What is first on root's path need not be there for others.
+AS_USER=(setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups env PATH=/usr/bin:/bin)
+
 as_user() {
-    setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups "$@"
+    "${AS_USER[@]}" "$@"
 }
 
 # dig DIRECTORY : directories in each other, as the user.
@@ -49,6 +52,11 @@ tight() (
     ulimit -n "$DESCRIPTORS" -s "$STACK_KIB"
     timeout "$COMMAND_TIMEOUT_S" "$MARCOT" "$@"
 )
+
+# collects : what gc removes is told on standard error.
+collects() {
+    tight gc --no-progress golden >/dev/null 2>&1
+}
 
 # empty : nothing lies in children.
 empty() {
@@ -86,7 +94,7 @@ told_and_removed() {
     claim "a repair removes all, with few descriptors and a small stack" says check --repair --no-progress golden -- 'all repaired'
     claim "nothing is left" empty
     leave
-    claim "gc removes all" tight gc --no-progress golden
+    claim "gc removes all" collects
     claim "nothing is left by gc" empty
     claim "what a link in it led to stays" test -e "$KEPT/file"
 }
@@ -111,22 +119,22 @@ mounted() {
     claim "nor one that is mounted right there" says check --repair --no-progress golden -- \
         'children/top cannot be looked at' 'another file system'
     umount "$CHILDREN/top"
-    tight gc --no-progress golden
+    claim "and what it was mounted on goes then" collects
 }
 
 # While the user makes directories and links take each other's place.
 raced() {
-    start_owned setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups \
-        python3 "$HERE/../lib/exchange.py" "$CHILDREN" "$KEPT"
+    install -m 755 "$HERE/../lib/exchange.py" exchange.py
+    start_owned "${AS_USER[@]}" python3 "$CLAIMS_SCRATCH/exchange.py" "$CHILDREN" "$KEPT"
     local exchanger=$! round
     for ((round = 0; round < ROUNDS; round++)); do
-        tight gc --no-progress golden 2>/dev/null || { claim "gc works while somebody is at work there" false && break; }
+        collects || { claim "gc works while somebody is at work there" false && break; }
     done
     kill "$exchanger"
     wait "$exchanger" 2>/dev/null || true
     disown_ended "$exchanger"
     claim "nothing outside was touched in $ROUNDS rounds" test -e "$KEPT/file" -a -e "$KEPT/in/file"
-    claim "and what is left goes" tight gc --no-progress golden
+    claim "and what is left goes" collects
     claim "nothing is left after the race" empty
 }
 

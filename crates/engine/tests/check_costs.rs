@@ -9,6 +9,10 @@ use std::sync::atomic::Ordering;
 use marcot::{
     BlockDevice, CheckOptions, CheckReport, Command, CreateOptions, ImageId, Pool, Store,
 };
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::HeadRecord;
+use marcot_format::segment::SegmentKind;
+use marcot_format::table::{TABLE_PAGE_BYTES, TablePage, decode_table, encode_segments};
 use support::{Faults, faulty_world};
 
 /// Data under one leaf of the map.
@@ -114,4 +118,38 @@ fn damage_under_shared_pages_is_told_for_every_snapshot_and_counted_for_each() {
     std::fs::write(map, whole).unwrap();
     assert!(place.check(false).0.findings.is_empty());
     drop(place.directory);
+}
+
+#[test]
+fn blocks_whose_segment_the_table_lacks_are_told() {
+    let place = place();
+    let head_path = place.pool.image_directory(place.image).join("head");
+    let bytes = std::fs::read(&head_path).unwrap();
+    let (mut head, _): (HeadRecord, _) = decode_message(FrameKind::Head, &bytes).unwrap();
+    let root = head.root.as_mut().unwrap();
+    assert_eq!(root.table_levels, 1);
+    let table = root.table.as_mut().unwrap();
+    // The table as a writer with a mistake would have it, with good checksums.
+    let segments = place.pool.directory().join("segments").join(place.image.to_string());
+    let path = segments.join(format!("t{:08x}", table.sequence));
+    let mut file = std::fs::read(&path).unwrap();
+    let at = table.slot as usize * TABLE_PAGE_BYTES;
+    let end = file.len().min(at + TABLE_PAGE_BYTES);
+    let (TablePage::Segments(mut entries), _) = decode_table(&file[at..end], 0, 0).unwrap() else {
+        panic!("a page of the lowest level")
+    };
+    for entry in &mut entries {
+        if entry.is_some_and(|entry| entry.kind == SegmentKind::Data) {
+            *entry = None;
+        }
+    }
+    let mut page = Vec::new();
+    table.crc = encode_segments(place.image.0, 0, &entries, &mut page);
+    file.truncate(at);
+    file.extend(page);
+    std::fs::write(&path, file).unwrap();
+    std::fs::write(&head_path, encode_message(FrameKind::Head, &head)).unwrap();
+    let (report, _) = place.check(true);
+    let lacks = |f: &&marcot::Finding| f.serious && f.message.contains("the table lacks segment");
+    assert!(report.findings.iter().any(|f| lacks(&f)), "{:?}", report.findings);
 }
