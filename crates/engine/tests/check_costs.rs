@@ -98,7 +98,7 @@ fn a_snapshot_more_costs_what_it_differs_in() {
 fn damage_under_shared_pages_is_told_for_every_snapshot_and_counted_for_each() {
     let place = place();
     place.snapshots(0..5);
-    // The first data segment holds what all share; the last block of it belongs to the last snapshots.
+    // The first map segment holds pages that all snapshots share.
     let author = place.pool.directory().join("segments").join(place.image.to_string());
     let mut segments: Vec<_> =
         std::fs::read_dir(author).unwrap().map(|entry| entry.unwrap().path()).collect();
