@@ -11,7 +11,7 @@ use marcot_format::table::TABLE_FANOUT;
 
 use super::count::{Change, Counts, TABLE_BYTES_MAX, blocks_below};
 use super::{Checker, blocks};
-use crate::error::{ErrorKind, Result, fail};
+use crate::error::{Error, ErrorKind, Result, fail};
 use crate::image::{RootOf, Source};
 use crate::map::Link;
 use crate::table::{Place, SegmentTable};

@@ -24,6 +24,7 @@ use super::eager::Eager;
 use super::handle::{Event, Message, Shared};
 use super::heap;
 use super::local::LocalLane;
+use super::looking::Looking;
 use super::operation::Failure;
 use super::pacer::Pacer;
 use super::rest::Rest;
@@ -81,6 +82,8 @@ pub(super) struct EventLoop {
     active: Vec<usize>,
     /// NBD clients that have complete requests left after their turn.
     again: Vec<usize>,
+    /// Which of them comes first in the coming round: those before have looked through enough.
+    looks_first: usize,
     messages_left: bool,
     /// A control client may have sent more than the command that was run.
     commands_left: bool,
@@ -119,6 +122,7 @@ impl EventLoop {
             commands: Vec::new(),
             active: Vec::new(),
             again: Vec::new(),
+            looks_first: 0,
             messages_left: false,
             commands_left: false,
             pacer: Pacer::new(Instant::now()),
@@ -395,11 +399,18 @@ impl EventLoop {
 
     /// Carries out what the active lanes have; true if that was anything.
     fn serve_round(&mut self) -> bool {
-        let indices = std::mem::take(&mut self.active);
+        let mut indices = std::mem::take(&mut self.active);
+        let before = indices.partition_point(|index| *index < self.looks_first);
+        indices.rotate_left(before);
+        let mut looking = Looking::new();
         let mut taken: Vec<(usize, Client<Connection>)> = Vec::with_capacity(indices.len());
         for index in indices {
             if let Some(mut client) = self.clients.borrow_out(index) {
-                client.client.plan(&*self.parts.device);
+                let was_spent = looking.is_spent();
+                client.client.plan(&*self.parts.device, &mut looking);
+                if looking.is_spent() && !was_spent {
+                    self.looks_first = index + 1;
+                }
                 taken.push((index, client));
             }
         }

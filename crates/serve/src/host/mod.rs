@@ -26,6 +26,7 @@ mod event_loop;
 mod handle;
 mod heap;
 mod local;
+mod looking;
 mod operation;
 mod pacer;
 mod padded;

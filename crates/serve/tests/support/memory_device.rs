@@ -28,6 +28,10 @@ pub struct Probe {
     pub discards: Vec<(u64, u64)>,
     /// Ranges read ahead.
     pub cached: Vec<(u64, u64)>,
+    /// Where what was asked for runs began.
+    pub looked_at: Vec<u64>,
+    /// How many of those there were when a batch of reads came.
+    pub looked_before_reads: Vec<usize>,
     /// Background steps so far.
     pub steps: usize,
     /// Times it was told to rest.
@@ -243,7 +247,10 @@ impl BlockDevice for MemoryDevice {
 
     fn read_batch(&mut self, reads: &mut [Read<'_>]) {
         if self.record {
-            self.probe.get().read_batches.push(reads.len());
+            let mut probe = self.probe.get();
+            probe.read_batches.push(reads.len());
+            let looked = probe.looked_at.len();
+            probe.looked_before_reads.push(looked);
         }
         for read in reads {
             read.result = self.load_checked(read.offset, read.buf);
@@ -301,6 +308,9 @@ impl BlockDevice for MemoryDevice {
 
     fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>> {
         self.check(offset, length)?;
+        if self.record {
+            self.probe.get().looked_at.push(offset);
+        }
         let mut extents: Vec<Extent> = Vec::new();
         let (mut position, end) = (offset, offset + length);
         while position < end {

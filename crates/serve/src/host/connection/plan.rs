@@ -5,6 +5,7 @@ use std::ops::Range;
 use marcot::{BlockDevice, ErrorKind};
 
 use super::{Connection, Exchange, Life, REPLY_BYTES_MAX, REPLY_BYTES_MIN, STATUS_RUNS_MAX};
+use crate::host::looking::{self, Looking};
 use crate::host::operation::{Failure, Operation, OperationKind};
 use crate::host::parts::{self, Parted, Place};
 use crate::nbd::reply;
@@ -36,7 +37,7 @@ enum ReplyRoom {
 
 impl Connection {
     /// Turns what has been received into operations of the coming round.
-    pub(in crate::host) fn plan(&mut self, device: &dyn BlockDevice) {
+    pub(in crate::host) fn plan(&mut self, device: &dyn BlockDevice, looking: &mut Looking) {
         let limits = Limits {
             size_bytes: device.size_bytes(),
             read_only: device.read_only(),
@@ -50,7 +51,7 @@ impl Connection {
             let goes_on = match (&self.reading, &self.writing) {
                 (Some(_), _) => self.plan_read_part(),
                 (None, Some(_)) => self.plan_write_part(),
-                (None, None) => self.plan_one(&limits),
+                (None, None) => self.plan_one(&limits, looking),
             };
             if !goes_on {
                 break;
@@ -58,8 +59,9 @@ impl Connection {
         }
     }
 
-    /// Takes one request; false if there is none, or no room for its reply.
-    fn plan_one(&mut self, limits: &Limits) -> bool {
+    /// Takes one request; false if there is none, or no room for its reply, or if it has to wait for
+    /// the next round.
+    fn plan_one(&mut self, limits: &Limits, looking: &mut Looking) -> bool {
         self.message_bytes = REQUEST_BYTES;
         let request = match request::parse(self.receive.unread()) {
             Parsed::Incomplete => return false,
@@ -80,6 +82,9 @@ impl Connection {
             self.life = Life::Closing;
             return false;
         }
+        if !looking.admits(&request) {
+            return false;
+        }
         // Checked above: at most 32 MiB.
         let payload_bytes = request.payload_bytes() as usize;
         if !self.affords_payload(payload_bytes) {
@@ -96,6 +101,7 @@ impl Connection {
             ReplyRoom::Later => return false,
             ReplyRoom::InParts => return self.begin_read_in_parts(request),
         }
+        looking.take(&request);
         self.receive.consume(REQUEST_BYTES);
         let payload = self.receive.consume(payload_bytes);
         self.message_bytes = REQUEST_BYTES;
@@ -204,7 +210,8 @@ impl Connection {
     ) {
         let fua = request.has(command_flag::FUA) && place.last;
         let kind = kind_of(request.command);
-        let mut operation = Operation::new(kind, request.offset, u64::from(request.length), fua);
+        let length = looking::range_bytes(request);
+        let mut operation = Operation::new(kind, request.offset, length, fua);
         match refusal {
             Some(refusal) => {
                 operation.outcome = Err(Failure::new(ErrorKind::Invalid, refusal.message));
