@@ -41,21 +41,27 @@ impl PrivateDirectory {
     /// else what the operating system says.
     pub(super) fn open(path: &Path, remedy: &str) -> Result<Self> {
         let made = std::fs::DirBuilder::new().mode(DIRECTORY_MODE).recursive(true).create(path);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = match openat(CWD, path, flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::LOOP | Errno::NOTDIR) => {
-                let message = format!("{} is not a directory; {remedy}", path.display());
-                return Err(Error::new(ErrorKind::PermissionDenied, message));
-            }
-            // Why it could not be made tells more than that it is not there.
-            Err(error) => return Err(failed(path, made.err().unwrap_or_else(|| error.into()))),
-        };
+        Self::private(open_own(CWD, path, path, made, remedy)?, path)
+    }
+
+    /// Opens the directory `name` in `parent`, and makes what is missing. The parent may be read by
+    /// others, but has to be this user's too: else somebody could put another of this user's own
+    /// directories in the place of `name`.
+    ///
+    /// # Errors
+    /// As [`Self::open`], also for the parent.
+    pub(super) fn open_below(parent: &Path, name: &str, remedy: &str) -> Result<Self> {
+        let made = std::fs::DirBuilder::new().mode(DIRECTORY_MODE).recursive(true).create(parent);
+        let parent_fd = open_own(CWD, parent, parent, made, remedy)?;
+        let made = rustix::fs::mkdirat(&parent_fd, name, Mode::from_raw_mode(DIRECTORY_MODE));
+        let path = parent.join(name);
+        let fd = open_own(&parent_fd, Path::new(name), &path, made.map_err(Into::into), remedy)?;
+        Self::private(fd, &path)
+    }
+
+    /// Takes the rights of others away, who cannot write to it.
+    fn private(fd: OwnedFd, path: &Path) -> Result<Self> {
         let stat = fstat(&fd).map_err(|e| failed(path, e.into()))?;
-        if let Some(fault) = fault_of_directory(&stat) {
-            let message = format!("{} {fault}; {remedy}", path.display());
-            return Err(Error::new(ErrorKind::PermissionDenied, message));
-        }
         if stat.st_mode & RIGHTS_OF_OTHERS != 0 {
             let private = Mode::from_raw_mode(DIRECTORY_MODE);
             rustix::fs::fchmod(&fd, private).map_err(|e| failed(path, e.into()))?;
@@ -182,6 +188,31 @@ impl PrivateDirectory {
     }
 }
 
+/// Opens a directory that is this user's and that others cannot write to. `name` is where it is from
+/// `parent` on, `path` what it is called, and `made` how it went to make it.
+fn open_own(
+    parent: impl AsFd,
+    name: &Path,
+    path: &Path,
+    made: io::Result<()>,
+    remedy: &str,
+) -> Result<OwnedFd> {
+    let denied = |fault: &str| {
+        let message = format!("{} {fault}; {remedy}", path.display());
+        Error::new(ErrorKind::PermissionDenied, message)
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = match openat(parent, name, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::LOOP | Errno::NOTDIR) => return Err(denied("is not a directory")),
+        Err(Errno::ACCESS) => return Err(denied("cannot be used: permission denied")),
+        // Why it could not be made tells more than that it is not there.
+        Err(error) => return Err(failed(path, made.err().unwrap_or_else(|| error.into()))),
+    };
+    let stat = fstat(&fd).map_err(|e| failed(path, e.into()))?;
+    fault_of_directory(&stat).map_or(Ok(fd), |fault| Err(denied(&fault)))
+}
+
 fn fault_of_directory(stat: &Stat) -> Option<String> {
     let own = rustix::process::geteuid().as_raw();
     if stat.st_uid != own {
@@ -250,6 +281,33 @@ mod tests {
         assert_eq!(open(&link).err().unwrap().kind(), ErrorKind::PermissionDenied);
         std::fs::write(scratch.path().join("file"), "").unwrap();
         assert!(open(&scratch.path().join("file")).is_err());
+    }
+
+    #[test]
+    fn below_a_directory_of_others_or_a_link_nothing_is_opened_or_made() {
+        let scratch = tempfile::tempdir().unwrap();
+        let below = |parent: &Path| PrivateDirectory::open_below(parent, "run", "unset it");
+        let parent = scratch.path().join("parent");
+        below(&parent).unwrap();
+        assert_eq!(std::fs::metadata(parent.join("run")).unwrap().mode() & 0o7777, 0o700);
+        set_mode(&parent, 0o755);
+        below(&parent).unwrap();
+        std::fs::remove_dir(parent.join("run")).unwrap();
+        for mode in [0o777, 0o1777, 0o775] {
+            set_mode(&parent, mode);
+            let refused = below(&parent).err().expect("refused");
+            assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+            assert!(refused.to_string().ends_with("; unset it"), "{refused}");
+        }
+        assert!(!parent.join("run").exists());
+        // One's own directory that others may read stays so, whoever's link leads there.
+        let home = scratch.path().join("home");
+        std::fs::create_dir_all(home.join("run")).unwrap();
+        set_mode(&home.join("run"), 0o755);
+        let link = scratch.path().join("link");
+        symlink(&home, &link).unwrap();
+        assert_eq!(below(&link).err().unwrap().kind(), ErrorKind::PermissionDenied);
+        assert_eq!(std::fs::metadata(home.join("run")).unwrap().mode() & 0o7777, 0o755);
     }
 
     #[test]

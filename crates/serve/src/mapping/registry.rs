@@ -26,6 +26,7 @@ use super::server_process::{self, ServerProcess};
 /// Overrides the run directory.
 pub const RUN_VARIABLE: &str = "MARCOT_RUN_DIR";
 const REMEDY: &str = "remove it, or set MARCOT_RUN_DIR to a directory of your own";
+const SESSION_REMEDY: &str = "set XDG_RUNTIME_DIR or MARCOT_RUN_DIR to a directory of your own";
 /// Devices of one user. The kernel has fewer.
 const DEVICES_MAX: u32 = 1 << 16;
 /// A record is a few names and numbers.
@@ -127,9 +128,16 @@ impl Registry {
     /// `PermissionDenied` for a directory that is not this user's alone; `NotFound` where there is
     /// no place for one; what the operating system says.
     pub fn open() -> Result<Self> {
-        let directory = run_directory()?;
-        let directory = std::path::absolute(&directory).unwrap_or(directory);
-        Self::open_in(&directory)
+        match run_directory()? {
+            RunDirectory::Of(session) => {
+                let directory = PrivateDirectory::open_below(&session, "marcot", SESSION_REMEDY)?;
+                Ok(Self { directory })
+            }
+            RunDirectory::Itself(directory) => {
+                let directory = std::path::absolute(&directory).unwrap_or(directory);
+                Self::open_in(&directory)
+            }
+        }
     }
 
     /// The registry in `directory`.
@@ -349,31 +357,40 @@ pub fn boot() -> String {
     text.trim_end().to_owned()
 }
 
-fn run_directory() -> Result<PathBuf> {
+/// Where the records are.
+enum RunDirectory {
+    /// There.
+    Itself(PathBuf),
+    /// In this directory of the user's session.
+    Of(PathBuf),
+}
+
+fn run_directory() -> Result<RunDirectory> {
     let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(directory) = set(RUN_VARIABLE) {
-        return Ok(directory);
+        return Ok(RunDirectory::Itself(directory));
     }
     let user = rustix::process::geteuid();
     if user.is_root() {
-        return Ok(PathBuf::from("/run/marcot"));
+        return Ok(RunDirectory::Itself(PathBuf::from("/run/marcot")));
     }
     if let Some(directory) = set("XDG_RUNTIME_DIR").filter(|d| d.is_absolute()) {
-        return Ok(directory.join("marcot"));
+        return Ok(RunDirectory::Of(directory));
     }
     let of_user = PathBuf::from(format!("/run/user/{}", user.as_raw()));
     if of_user.is_dir() {
-        return Ok(of_user.join("marcot"));
+        return Ok(RunDirectory::Of(of_user));
     }
     // Never a directory that everybody can write to, such as /tmp: another user may come first. A
     // home directory may be of several machines, and a device is of one.
     let state = set("XDG_STATE_HOME").filter(|d| d.is_absolute());
     let state = state.or_else(|| Some(set("HOME")?.join(".local/state")));
     let host = rustix::system::uname().nodename().to_string_lossy().replace('/', "_");
-    state.map(|state| state.join("marcot").join(format!("devices-{host}"))).ok_or_else(|| {
+    let Some(state) = state else {
         let message = "there is no place for the records of devices: set XDG_RUNTIME_DIR or HOME";
-        Error::new(ErrorKind::NotFound, message)
-    })
+        return Err(Error::new(ErrorKind::NotFound, message));
+    };
+    Ok(RunDirectory::Itself(state.join("marcot").join(format!("devices-{host}"))))
 }
 
 #[cfg(test)]
