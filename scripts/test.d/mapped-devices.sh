@@ -189,6 +189,14 @@ names() {
     claim "unmap: by any link to the device" "$MARCOT" device unmap "$CLAIMS_SCRATCH/elsewhere"
     claim "unmap: a device of others is refused" not "$MARCOT" device unmap /dev/loop-control
     claim "unmap: in RBD's words" says "'/dev/loop-control' is not a block device"
+    device=$("$MARCOT" device map plain)
+    exec 8<"$device"
+    claim "unmap: a device that a program has open is refused" not "$MARCOT" device unmap plain
+    claim "unmap: naming the process" says "open in process"
+    claim "unmap: and the device works on" \
+        dd if="$device" of=/dev/null bs=4096 count=1 iflag=direct status=none
+    exec 8<&-
+    claim "unmap: not after it was closed" "$MARCOT" device unmap plain
 
     "$MARCOT" create --size 1 rbd/..
     "$MARCOT" device map rbd/.. >/dev/null

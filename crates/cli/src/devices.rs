@@ -396,17 +396,22 @@ pub fn take_back(session: &Session, mapped: &MappedDevice) -> Outcome {
 pub fn unmap(record: &MappedRecord, force: bool) -> Outcome {
     let registry = Registry::open()?;
     let failed = |error: &marcot::Error| Failure::engine("unmap failed", error);
-    let busy = || {
-        let why = format!(
-            "{} is in use (mounted?); '-o force' takes it away all the same",
-            record.device.display()
-        );
+    let busy = |who: &str| {
+        let device = record.device.display();
+        let why = format!("{device} is in use ({who}); '-o force' takes it away all the same");
         Failure::errno("unmap failed", EBUSY).because(why)
     };
-    if !force && mapping::is_shown(record, &registry) && mapping::is_busy(&record.device) {
-        return Err(busy());
+    let server = registry.server(record.id).map_err(|e| failed(&e))?;
+    if !force && mapping::is_shown(record, &registry) {
+        if mapping::is_busy(&record.device) {
+            return Err(busy("mounted?"));
+        }
+        let pid = server.as_ref().map_or(0, mapping::ServerProcess::pid);
+        if let Some(opener) = mapping::lasting_opener(&record.device, pid) {
+            return Err(busy(&format!("open in process {}, {}", opener.pid, opener.name)));
+        }
     }
-    let Some(server) = registry.server(record.id).map_err(|e| failed(&e))? else {
+    let Some(server) = server else {
         let held = registry.hold(record.id).map_err(|e| failed(&e))?;
         let _held = held.ok_or_else(|| at_work(record, "unmap failed"))?;
         mapping::clear(record, &registry, force).map_err(|e| failed(&e))?;
@@ -418,7 +423,7 @@ pub fn unmap(record: &MappedRecord, force: bool) -> Outcome {
     }
     server.terminate().map_err(|e| failed(&e))?;
     if !server.wait_end(UNMAP_WAIT) {
-        return Err(busy());
+        return Err(busy("mounted or open?"));
     }
     if registry.read(record.id).is_ok_and(|left| left.is_some()) {
         let log = registry.log_path(record.id);

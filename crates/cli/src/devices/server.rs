@@ -179,12 +179,13 @@ impl Server {
                 if self.registry.ends_by(self.record.id, Ending::Force) {
                     break None;
                 }
-                // Else a device that is mounted is not taken from under its file system.
-                match mapping::claim(&self.record.device) {
+                // Else a device is not taken from under a file system or a program.
+                let unused = mapping::claim(&self.record.device).filter(|_| !self.is_open());
+                match unused {
                     Some(claim) => break Some(claim),
                     None if !told => {
                         let device = self.record.device.display();
-                        tracing::warn!(%device, "in use; served until it is unmounted");
+                        tracing::warn!(%device, "in use; served until it is unmounted and closed");
                         told = true;
                         // A second signal must not end this process either.
                         signals::catch();
@@ -212,6 +213,11 @@ impl Server {
         unmapped.and(closed).map_err(|e| Failure::engine("unmap failed", &e))?;
         self.registry.remove(self.record.id);
         Ok(())
+    }
+
+    /// True while another process has the device open.
+    fn is_open(&self) -> bool {
+        mapping::opener(&self.record.device, std::process::id()).is_some()
     }
 
     /// The names of the device now: commands change them when its image is renamed.

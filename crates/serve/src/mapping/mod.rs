@@ -32,7 +32,7 @@ use marcot::{Error, ErrorKind, Result};
 
 use crate::host::HostHandle;
 
-pub use busy::{Claim, claim, is_busy};
+pub use busy::{Claim, Opener, claim, is_busy, lasting_opener, opener};
 pub use daemon::{Ready, report_failure, report_ready, spawn};
 pub use names::{DEVICE_VARIABLE, DeviceNames, is_free, link_of, sweep as sweep_names};
 pub use netlink::available as nbd_available;
