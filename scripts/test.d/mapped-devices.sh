@@ -180,6 +180,12 @@ names() {
     device=$("$RBD" map space/inner/image@s)
     claim "names: called as rbd, map prints RBD's" test "$device" = "$dev/rbd0"
     claim "names: a link has namespace and snapshot" test -b "$dev/rbd/space/inner/image@s"
+    "$RBD" map space/inner/image@s >/dev/null 2>"$CLAIMS_SCRATCH/refusal"
+    claim "map: of a snapshot that is mapped it tells as what" says "image already mapped as $device"
+    "$RBD" unmap space/inner/image@s 2>"$CLAIMS_SCRATCH/refusal"
+    claim "unmap: of several devices it names the one" says "more than once; $device is meant"
+    "$RBD" map space/inner/image@s >/dev/null 2>&1
+    "$RBD" unmap "$dev/rbd1"
     claim "unmap: by a link" "$RBD" unmap "$dev/rbd/space/inner/image@s"
     device=$("$MARCOT" device map plain)
     addpart "$device" 1 2048 20480

@@ -169,10 +169,18 @@ pub fn find(session: &Session, target: &Target) -> Outcome<Option<MappedRecord>>
         // A pool that cannot be read must not keep its devices here.
         Err(_) => None,
     };
-    Ok(records.into_iter().filter(|r| r.store == store).find(|r| match number {
+    let mut found = records.into_iter().filter(|r| match number {
+        _ if r.store != store => false,
         Some(number) => r.pool == pool && r.image_number == number && r.snap == target.snap,
         None => by_name(r),
-    }))
+    });
+    let first = found.next();
+    if let Some(first) = first.as_ref().filter(|_| found.next().is_some()) {
+        let name = spec::show(pool, &target.namespace, &target.image, &target.snap);
+        let device = shown_device(session.program, None, &first.device, first.names.node());
+        warn(session.program, &format!("{name} is mapped more than once; {device} is meant"));
+    }
+    Ok(first)
 }
 
 /// The device that a path names: the device itself, one of its other names, a partition of it, or a
@@ -240,19 +248,23 @@ fn new_job(
     }
     let info = request.image.info()?;
     let store = store_directory(session.store()?)?;
+    let same = |r: &&MappedRecord| {
+        r.store == store
+            && (r.pool.as_str(), r.image_number) == (pool.name(), request.image.id.0)
+            && r.snap == target.snap
+    };
+    let mapped = records.iter().find(same);
     if target.snap.is_empty() && !pool.read_only() {
-        let same = |r: &&MappedRecord| {
-            r.store == store
-                && (r.pool.as_str(), r.image_number) == (pool.name(), request.image.id.0)
-                && r.snap.is_empty()
-        };
-        if let Some(mapped) = records.iter().find(same) {
+        if let Some(mapped) = mapped {
             return Err(mapped_already(session, registry, request, mapped));
         }
         if let Some(pid) = info.owned_by {
             let why = format!("{} is open in process {pid}; see 'status'", shown(request));
             return Err(Failure::errno("map failed", EBUSY).because(why));
         }
+    } else if let Some(mapped) = mapped {
+        let device = shown_device(session.program, None, &mapped.device, mapped.names.node());
+        warn(session.program, &format!("warning: image already mapped as {device}"));
     }
     let snapshot = info.snapshots.iter().find(|s| !target.snap.is_empty() && s.name == target.snap);
     let held = registry.reserve(mapping::is_free)?;
