@@ -53,22 +53,26 @@ fn log_lines() {
         .with_env_filter(filter)
         .with_writer(|| Line(io::stderr()))
         .with_ansi(false)
+        // Else it tells of what fails by a macro that panics where standard error fails.
+        .log_internal_errors(false)
         .try_init();
 }
 
-/// Writes what it is given at once as one line: an event comes in one piece.
+/// Writes what it is given at once as one line: an event comes in one piece. Where the log cannot be
+/// written, as on a full disk or when its reader has gone, the line is lost, and the server goes on.
 struct Line<W>(W);
 
 impl<W: Write> Write for Line<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let text = text.strip_suffix('\n').unwrap_or(&text);
-        self.0.write_all(format!("{}\n", printable(text)).as_bytes())?;
+        let _ = self.0.write_all(format!("{}\n", printable(text)).as_bytes());
         Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        let _ = self.0.flush();
+        Ok(())
     }
 }
 

@@ -277,3 +277,17 @@ fn the_last_sector_of_an_odd_image_can_be_used_and_info_says_what_is() {
     assert_eq!(exported.len(), 1_000_448);
     assert!(exported[999_936..] == [6; 512] && exported[..999_936] == noise(BYTES)[..999_936]);
 }
+
+#[test]
+fn a_log_that_cannot_be_written_stops_no_server() {
+    let world = World::new();
+    world.silently(&["create -s 1M t"]);
+    let server = Server::start_with_log(&world, "/dev/full".into(), "--idle-time-s 0");
+    let mut client = NbdClient::connect(&server.socket, "rbd/t");
+    assert_eq!(client.write(0, 0, &[1; 4096]), 0);
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    // Lines of the log come where images are closed and opened.
+    drop(client);
+    let mut again = NbdClient::connect(&server.socket, "rbd/t");
+    assert_eq!(again.read(0, 4096).unwrap(), [1; 4096]);
+}

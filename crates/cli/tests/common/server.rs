@@ -18,7 +18,12 @@ pub struct Server {
 impl Server {
     /// Starts it, and waits until it listens.
     pub fn start(world: &World, options: &str) -> Self {
-        Self::run(world, world.rbd_command(&format!("serve --socket nbd.sock {options}")))
+        Self::start_with_log(world, world.path("server.log"), options)
+    }
+
+    /// Starts a server that writes its log there.
+    pub fn start_with_log(world: &World, log: PathBuf, options: &str) -> Self {
+        Self::run(world, log, world.rbd_command(&format!("serve --socket nbd.sock {options}")))
     }
 
     /// Starts a server that may have so many descriptors.
@@ -29,11 +34,11 @@ impl Server {
         shell.arg(server.get_program()).args(server.get_args());
         shell.envs(server.get_envs().filter_map(|(name, value)| Some((name, value?))));
         shell.current_dir(world.path("."));
-        Self::run(world, shell)
+        Self::run(world, world.path("server.log"), shell)
     }
 
-    fn run(world: &World, mut command: Command) -> Self {
-        let (socket, log) = (world.path("nbd.sock"), world.path("server.log"));
+    fn run(world: &World, log: PathBuf, mut command: Command) -> Self {
+        let socket = world.path("nbd.sock");
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).unwrap())
