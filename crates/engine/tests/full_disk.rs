@@ -12,15 +12,21 @@ use marcot::{Command, CreateOptions, ImageId, Limits, Pool, Store};
 /// What one leaf of the map covers.
 const LEAF_BYTES: u64 = 2 * MIB;
 const LEAVES: u64 = 24;
+/// Less than the pages of so many leaves.
+const RESERVE_BYTES: u64 = 64 << 10;
 
 /// A pool that keeps less back than the map of the log takes, in which only the log tells when a
 /// checkpoint is due.
-fn small_reserve(directory: &Path, map_memory_bytes: u64) -> (Store, Pool, Arc<Faults>) {
+fn small_reserve(
+    directory: &Path,
+    map_memory_bytes: u64,
+    reserve_bytes: u64,
+) -> (Store, Pool, Arc<Faults>) {
     let (world, faults) = support::faulty_world();
     let limits = Limits {
         map_memory_bytes,
         checkpoint_log_bytes: 1 << 40,
-        reserve_bytes: 64 << 10,
+        reserve_bytes,
         ..Limits::default()
     };
     let store = Store::open_with(world, directory, limits).unwrap();
@@ -54,7 +60,7 @@ fn expect(image: &mut marcot::Image, seed: u8) {
 #[test]
 fn a_snapshot_gives_its_space_back_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve() {
     let directory = tempfile::tempdir().unwrap();
-    let (store, pool, faults) = small_reserve(directory.path(), 64 * MIB);
+    let (store, pool, faults) = small_reserve(directory.path(), 64 * MIB, RESERVE_BYTES);
     let id = image(&pool);
     let mut opened = pool.open(id).unwrap();
     for seed in [1, 2] {
@@ -89,7 +95,7 @@ fn a_snapshot_gives_its_space_back_on_a_full_disk_though_the_log_needs_more_map_
 #[test]
 fn a_guest_trims_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve() {
     let directory = tempfile::tempdir().unwrap();
-    let (store, pool, faults) = small_reserve(directory.path(), 64 * MIB);
+    let (store, pool, faults) = small_reserve(directory.path(), 64 * MIB, RESERVE_BYTES);
     let id = image(&pool);
     let mut opened = pool.open(id).unwrap();
     for seed in [1, 2] {
@@ -127,10 +133,12 @@ fn a_guest_trims_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve()
 fn a_reclaim_on_a_full_disk_leaves_alone_what_only_memory_names() {
     const MEMORY_BYTES: u64 = 128 << 10;
     const WRITES: u64 = 7000;
+    // Enough for heads, and for nothing else.
+    const HEADS_BYTES: u64 = 16 << 10;
     let directory = tempfile::tempdir().unwrap();
     let data = pattern(7, 4096);
     let id = {
-        let (_, pool, _) = small_reserve(directory.path(), 64 * MIB);
+        let (_, pool, _) = small_reserve(directory.path(), 64 * MIB, HEADS_BYTES);
         let id = image(&pool);
         let mut opened = pool.open(id).unwrap();
         for leaf in 0..LEAVES {
@@ -145,7 +153,7 @@ fn a_reclaim_on_a_full_disk_leaves_alone_what_only_memory_names() {
         opened.flush().unwrap();
         id
     };
-    let (store, pool, faults) = small_reserve(directory.path(), MEMORY_BYTES);
+    let (store, pool, faults) = small_reserve(directory.path(), MEMORY_BYTES, HEADS_BYTES);
     let before = support::segments(&pool, 'm').len();
     let mut opened = pool.open(id).unwrap();
     assert!(support::segments(&pool, 'm').len() >= before + 2, "more than one segment was written");
