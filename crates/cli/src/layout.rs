@@ -9,7 +9,7 @@ use crate::args::{Args, parse};
 use crate::failure::{EDOM, EINVAL, EOPNOTSUPP, Failure, Outcome};
 
 /// Object order where none is asked for: 4 MiB.
-pub const ORDER_DEFAULT: u32 = 22;
+pub use marcot::catalog::ORDER_DEFAULT;
 const OBJECT_BYTES_MIN: u64 = 4 << 10;
 const OBJECT_BYTES_MAX: u64 = 32 << 20;
 

@@ -112,6 +112,14 @@ impl ErrorKind {
     }
 }
 
+impl ErrorKind {
+    /// True where nothing that is written from now on would be kept: the image has to be opened again.
+    #[must_use]
+    pub fn ends_writing(self) -> bool {
+        matches!(self, Self::Poisoned | Self::Fenced)
+    }
+}
+
 /// An engine error.
 pub struct Error {
     kind: ErrorKind,

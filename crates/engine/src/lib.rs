@@ -37,10 +37,6 @@ pub mod check;
 pub mod command;
 pub mod device;
 pub mod error;
-#[cfg(feature = "deliberate-faults")]
-pub mod fault;
-#[cfg(not(feature = "deliberate-faults"))]
-mod fault;
 mod gc;
 pub mod image;
 mod limits;
@@ -59,5 +55,9 @@ pub use device::{BlockDevice, Extent, Late, LateRead, Read, Rested, Write};
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;
 pub use limits::Limits;
+#[cfg(feature = "deliberate-faults")]
+pub use marcot_backend::fault;
+#[cfg(not(feature = "deliberate-faults"))]
+use marcot_backend::fault;
 pub use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, PoolId, SnapId};
 pub use marcot_store::World;

@@ -2,12 +2,17 @@
 //!
 //! `MARCOT_TEST_SEED` repeats a run; `MARCOT_TEST_STEPS` makes it longer.
 
+mod support;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use marcot::{
     BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, Image, ImageId,
-    Pool, PoolOptions, Reply, Store,
+    Limits, Pool, PoolOptions, Reply, Store, World,
 };
+use marcot_backend::memory::MemoryMachine;
+use support::no_disk::NoDisk;
 
 const SIZE_MAX: u64 = 9 << 20;
 const IMAGES_MAX: usize = 12;
@@ -57,8 +62,7 @@ struct Family {
 }
 
 impl Family {
-    fn new(seed: u64, directory: &std::path::Path) -> Self {
-        let store = Store::open(directory).expect("a store");
+    fn new(seed: u64, store: Store) -> Self {
         let pools = vec![
             store.pool("rbd").expect("a pool"),
             store.pool_create("second", &PoolOptions::default()).expect("a pool"),
@@ -372,10 +376,9 @@ impl Family {
     }
 }
 
-fn run(seed: u64, steps: u64) {
+fn run(seed: u64, steps: u64, store: Store) {
     println!("seed {seed}, {steps} steps");
-    let directory = tempfile::tempdir().expect("a directory");
-    let mut family = Family::new(seed, directory.path());
+    let mut family = Family::new(seed, store);
     for step in 0..steps {
         family.step();
         if step % 500 == 499 {
@@ -392,11 +395,32 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
+/// The seeds of a run, and how many steps each takes.
+fn seeds() -> (Vec<u64>, u64) {
+    let steps = number("MARCOT_TEST_STEPS").unwrap_or(2500);
+    let seeds = number("MARCOT_TEST_SEED")
+        .map_or_else(|| (1..=3).map(|seed| seed * 7919).collect(), |seed| vec![seed]);
+    (seeds, steps)
+}
+
 #[test]
 fn a_family_of_images_equals_its_byte_model() {
-    let steps = number("MARCOT_TEST_STEPS").unwrap_or(2500);
-    match number("MARCOT_TEST_SEED") {
-        Some(seed) => run(seed, steps),
-        None => (1..=3).for_each(|seed| run(seed * 7919, steps)),
+    let (seeds, steps) = seeds();
+    for seed in seeds {
+        let directory = tempfile::tempdir().expect("a directory");
+        run(seed, steps, Store::open(directory.path()).expect("a store"));
+    }
+}
+
+/// The engine needs nothing of a back end but what its traits promise: here there is no disk at all.
+#[test]
+fn a_family_of_images_in_memory_equals_its_byte_model() {
+    let (seeds, steps) = seeds();
+    for seed in seeds {
+        let world = World { disk: Arc::new(NoDisk), ..World::system() };
+        let place = std::path::Path::new("/memory");
+        let home = Arc::new(MemoryMachine::default().home(place));
+        let store = Store::open_home(world, home, place, Limits::default()).expect("a store");
+        run(seed, steps, store);
     }
 }

@@ -1,5 +1,7 @@
 //! Space: what is dead comes back, and nothing goes that somebody needs.
 
+#![expect(clippy::disallowed_methods, reason = "these tests wait for threads of the system")]
+
 mod support;
 
 use support::{MIB, assert_sound, execute, pattern, segments, store_with_image};

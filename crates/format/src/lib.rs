@@ -30,6 +30,8 @@ pub const MAP_LEVELS: u32 = 4;
 pub const IMAGE_BYTES_MAX: u64 = BLOCK_BYTES << (MAP_FANOUT_BITS * MAP_LEVELS);
 /// Bytes of a full segment file.
 pub const SEGMENT_BYTES: u64 = 32 << 20;
+/// Blocks of a full data segment, its header included.
+pub const SEGMENT_SLOTS: u32 = (SEGMENT_BYTES / BLOCK_BYTES) as u32;
 
 /// Number of an image, unique among all pools (64 random bits, never 0).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

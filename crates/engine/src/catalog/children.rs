@@ -9,20 +9,18 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use marcot_backend::{ChildKey, Key, Listed, Prefix};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
-use marcot_store::{LockMode, publish_new};
+use marcot_store::LockMode;
 
-use super::child_names::{
-    FORMAT_MARKS, Key, file_name, format_in_file_name, is_of_another_name, parse_file_name,
-};
+use super::child_names::{is_of_another_name, key_of};
 use super::markers::MarkedChild;
 use super::names::{check_image_name, check_namespace_name, check_pool_name};
-use super::pool::{Pool, read_file_up_to};
+use super::pool::Pool;
 use super::store::Store;
 use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
@@ -31,7 +29,7 @@ use crate::fault::{self, Fault};
 pub(super) const CHILD_RECORD_BYTES_MAX: u64 = 16 << 10;
 
 /// Most files in a directory of children that are looked through. Beyond that, somebody has filled it.
-const CHILDREN_FILES_MAX: u64 = 1 << 20;
+const CHILDREN_LISTED_MAX: u64 = 1 << 20;
 
 /// Most markers that a pool may leave in another user's pool: every user may fill the disk of a
 /// template's owner with them, and `check` tells the owner who has left more.
@@ -109,18 +107,18 @@ impl Formats {
 
 /// The format in which the image was cloned from the snapshot that the key names; `None` where it
 /// is no child of it any more.
-fn clone_format(head: &HeadRecord, key: Key) -> Option<u32> {
+fn clone_format(head: &HeadRecord, key: ChildKey) -> Option<u32> {
     let links = head.snapshots.iter().filter_map(|s| s.parent.as_ref()).chain(&head.parent);
-    let same = |p: &&ParentRecord| (p.pool_id, p.image_id, p.snap_id) == (key.0, key.1, key.2);
+    let parent = (key.parent_pool.0, key.parent_image.0, key.snap.0);
+    let same = |p: &&ParentRecord| (p.pool_id, p.image_id, p.snap_id) == parent;
     links.filter(same).map(|p| p.clone_format).min()
 }
 
-/// A child's record, or its marker, by its file name alone.
+/// A child's record, or its marker, by its name alone.
 struct Record {
     /// The pool that it lies in, by position.
     pool: usize,
-    name: String,
-    key: Key,
+    key: ChildKey,
 }
 
 /// Records in all pools of a store, as the directories had them at one time. A child whose record
@@ -131,7 +129,7 @@ pub(crate) struct ChildRecords {
 }
 
 impl ChildRecords {
-    fn of(store: &Store, wanted: impl Fn(&Key) -> bool) -> Result<Self> {
+    fn of(store: &Store, wanted: impl Fn(&ChildKey) -> bool) -> Result<Self> {
         let pools = store.pools_of_children()?;
         let mut records = Vec::new();
         for (position, pool) in pools.iter().enumerate() {
@@ -139,13 +137,12 @@ impl ChildRecords {
                 // Another user's pool tells of a child by its marker in the parent's.
                 continue;
             }
-            let wanted = |key: &Key| {
-                let other_pool = key.3 != key.0;
+            let wanted = |key: &ChildKey| {
+                let other_pool = key.child_pool != key.parent_pool;
                 wanted(key) && !(other_pool && fault::is(Fault::ChildrenOfOwnPool))
             };
-            for (name, key) in pool.child_keys(wanted)? {
-                records.push(Record { pool: position, name, key });
-            }
+            let keys = pool.child_keys(wanted)?;
+            records.extend(keys.into_iter().map(|key| Record { pool: position, key }));
         }
         Ok(Self { pools, records })
     }
@@ -157,7 +154,7 @@ impl ChildRecords {
         formats: Formats,
         limit: usize,
     ) -> Result<Vec<ChildInfo>> {
-        let wanted = |record: &&Record| snap.is_none_or(|snap| snap.0 == record.key.2);
+        let wanted = |record: &&Record| snap.is_none_or(|snap| snap == record.key.snap);
         self.look_at(self.records.iter().filter(wanted), formats, limit)
     }
 
@@ -169,20 +166,20 @@ impl ChildRecords {
     ) -> Result<Vec<ChildInfo>> {
         let mut found = Vec::new();
         // In its pool and as a marker, most likely.
-        let mut seen: HashSet<Key> = HashSet::new();
+        let mut seen: HashSet<ChildKey> = HashSet::new();
         for record in records {
-            let told = format_in_file_name(&record.name);
+            let told = record.key.clone_format;
+            let child = ChildKey { clone_format: 0, ..record.key };
             if found.len() >= limit {
                 break;
             }
-            if seen.contains(&record.key) || (told > 0 && !formats.accept(told)) {
+            if seen.contains(&child) || (told > 0 && !formats.accept(told)) {
                 continue;
             }
-            let pool = &self.pools[record.pool];
-            let child = pool.look_at_child(&self.pools, &record.name, record.key)?;
-            if let Some(child) = child.filter(|child| formats.accept(child.clone_format)) {
-                seen.insert(record.key);
-                found.push(child);
+            let looked_at = self.pools[record.pool].look_at_child(&self.pools, record.key)?;
+            if let Some(info) = looked_at.filter(|info| formats.accept(info.clone_format)) {
+                seen.insert(child);
+                found.push(info);
             }
         }
         found.sort();
@@ -191,30 +188,28 @@ impl ChildRecords {
 }
 
 impl Pool {
-    pub(super) fn children_directory(&self) -> PathBuf {
-        self.directory().join("children")
-    }
-
-    /// Names and numbers of the records here that are `wanted`, sorted.
-    pub(super) fn child_keys(&self, wanted: impl Fn(&Key) -> bool) -> Result<Vec<(String, Key)>> {
-        let directory = self.children_directory();
-        let (mut found, mut files) = (Vec::new(), 0);
-        let visited = self.disk().visit(&directory, &mut |name| {
-            files += 1;
-            let name = name.to_str().unwrap_or_default();
-            if let Some(key) = parse_file_name(name).filter(&wanted) {
-                found.push((name.to_owned(), key));
+    /// The names of the records here that are `wanted`, sorted.
+    pub(super) fn child_keys(&self, wanted: impl Fn(&ChildKey) -> bool) -> Result<Vec<ChildKey>> {
+        let (mut found, mut seen) = (Vec::new(), 0);
+        let listed = self.records().list(&Prefix::Children, &mut |listed| {
+            seen += 1;
+            if let Listed::Key(Key::Child(key)) = listed
+                && wanted(key)
+            {
+                found.push(*key);
             }
-            files < CHILDREN_FILES_MAX
+            seen < CHILDREN_LISTED_MAX
         });
-        match visited {
+        match listed {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            visited => visited.at(|| format!("cannot list {}", directory.display()))?,
+            listed => {
+                listed.at(|| format!("cannot list the children in pool '{}'", self.name()))?
+            }
         }
-        if files >= CHILDREN_FILES_MAX {
+        if seen >= CHILDREN_LISTED_MAX {
             let message = format!(
-                "{} holds more than {CHILDREN_FILES_MAX} files, so children cannot be told; see 'check', and remove what does not belong there",
-                directory.display()
+                "children/ of pool '{}' holds more than {CHILDREN_LISTED_MAX} files, so children cannot be told; see 'check', and remove what does not belong there",
+                self.name()
             );
             return fail(ErrorKind::Io, message);
         }
@@ -224,8 +219,8 @@ impl Pool {
 
     /// True where an image of this pool was cloned from the pool with that number.
     pub(super) fn has_child_of_pool(&self, parent: PoolId) -> Result<bool> {
-        let own = self.id().0;
-        Ok(!self.child_keys(|key| key.0 == parent.0 && key.3 == own)?.is_empty())
+        let own = self.id();
+        Ok(!self.child_keys(|key| key.parent_pool == parent && key.child_pool == own)?.is_empty())
     }
 
     /// True where an image of the pool with that number left a marker here.
@@ -234,8 +229,8 @@ impl Pool {
     }
 
     fn markers_of_pool(&self, child: PoolId) -> Result<usize> {
-        let own = self.id().0;
-        Ok(self.child_keys(|key| key.0 == own && key.3 == child.0)?.len())
+        let own = self.id();
+        Ok(self.child_keys(|key| key.parent_pool == own && key.child_pool == child)?.len())
     }
 
     /// Fails where images of `child` have left as many markers here as they may.
@@ -254,14 +249,14 @@ impl Pool {
     /// The snapshots that an image of this pool is a child of, by its records: for an image whose head
     /// cannot tell any more. Only the numbers are filled in.
     pub(super) fn parents_by_records(&self, image: ImageId) -> Result<Vec<ParentRecord>> {
-        let own = (self.id().0, image.0);
-        let keys = self.child_keys(|key| (key.3, key.4) == own)?;
+        let own = (self.id(), image);
+        let keys = self.child_keys(|key| (key.child_pool, key.child_image) == own)?;
         Ok(keys
             .into_iter()
-            .map(|(_, key)| ParentRecord {
-                pool_id: key.0,
-                image_id: key.1,
-                snap_id: key.2,
+            .map(|key| ParentRecord {
+                pool_id: key.parent_pool.0,
+                image_id: key.parent_image.0,
+                snap_id: key.snap.0,
                 ..ParentRecord::default()
             })
             .collect())
@@ -289,16 +284,16 @@ impl Pool {
 
     /// The records of an image's children, as they are now. None of them is read yet.
     pub(crate) fn child_records(&self, image: ImageId) -> Result<ChildRecords> {
-        let parent = (self.id().0, image.0);
-        ChildRecords::of(self.store(), |key| (key.0, key.1) == parent)
+        let parent = (self.id(), image);
+        ChildRecords::of(self.store(), |key| (key.parent_pool, key.parent_image) == parent)
     }
 
     /// The child that a record in this pool speaks of; `None` for a stale record.
-    fn look_at_child(&self, pools: &[Pool], name: &str, key: Key) -> Result<Option<ChildInfo>> {
-        let (image, snap_id) = (ImageId(key.4), SnapId(key.2));
-        let own = |p: &&Pool| p.id().0 == key.3 && p.foreign().is_none();
+    fn look_at_child(&self, pools: &[Pool], key: ChildKey) -> Result<Option<ChildInfo>> {
+        let (image, snap_id) = (key.child_image, key.snap);
+        let own = |p: &&Pool| p.id() == key.child_pool && p.foreign().is_none();
         let Some(pool) = pools.iter().find(own) else {
-            return self.look_at_marker(name, key);
+            return self.look_at_marker(key);
         };
         match pool.read_head(image) {
             Ok(head) => Ok(Some(ChildInfo {
@@ -307,14 +302,8 @@ impl Pool {
                     None => {
                         // Flattened, and cut off before the record was removed. Nothing can bring
                         // the link back, once the head that lacks it is durable.
-                        let directory = pool.image_directory(image);
-                        match pool.disk().sync_directory(&directory) {
-                            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                            synced => {
-                                synced.at(|| format!("cannot sync {}", directory.display()))?
-                            }
-                        }
-                        let _ = self.disk().remove_file(&self.children_directory().join(name));
+                        pool.settle(&Key::Head(image))?;
+                        let _ = self.records().remove(&Key::Child(key));
                         return Ok(None);
                     }
                 },
@@ -328,12 +317,12 @@ impl Pool {
                 user: None,
             })),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.clean_stale(pool, name, image);
+                self.clean_stale(pool, key);
                 // Not published yet, or gone: while a clone is being made, it counts.
                 let unpublished = pool.read_head(image).is_err()
-                    && self.disk().mode(&self.children_directory().join(name)).is_ok();
+                    && self.records().exists(&Key::Child(key)).unwrap_or(false);
                 Ok(unpublished.then(|| ChildInfo {
-                    clone_format: self.recorded_child(name).clone_format.max(1),
+                    clone_format: self.recorded_child(key).clone_format.max(1),
                     pool: pool.name().to_owned(),
                     namespace: String::new(),
                     image: format!("{image} (being cloned)"),
@@ -350,64 +339,59 @@ impl Pool {
 
     /// Removes a record whose child is gone, unless the child's pool is locked by whoever is
     /// making it.
-    fn clean_stale(&self, pool: &Pool, name: &str, image: ImageId) {
-        let path = pool.directory().join("lock");
-        let Ok(Some(_lock)) = pool.disk().lock(&path, LockMode::Exclusive, false) else { return };
-        if pool.read_head(image).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-            let _ = self.disk().remove_file(&self.children_directory().join(name));
+    fn clean_stale(&self, pool: &Pool, key: ChildKey) {
+        let Ok(Some(_lock)) = pool.try_lock(LockMode::Exclusive) else { return };
+        if pool.read_head(key.child_image).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            let _ = self.records().remove(&Key::Child(key));
         }
     }
 
     /// Removes records of children that are gone, which a removal that was cut off has left, and the
     /// markers that went with them.
     pub(super) fn remove_stale_records(&self) -> Result<()> {
-        let own = self.id().0;
-        let stale: Vec<Key> = {
+        let own = self.id();
+        let stale: Vec<ChildKey> = {
             // Whoever makes a child holds this lock from before its record until after its head.
             let _catalogue = self.lock(LockMode::Exclusive)?;
-            let records = self.child_keys(|key| key.3 == own)?.into_iter().map(|(_, key)| key);
-            let gone = |key: &Key| {
-                let head = self.image_directory(ImageId(key.4)).join("head");
-                self.disk().mode(&head).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
-            };
-            records.filter(gone).collect()
+            let keys = self.child_keys(|key| key.child_pool == own)?.into_iter();
+            let head = |key: &ChildKey| self.records().exists(&Key::Head(key.child_image));
+            keys.filter(|key| matches!(head(key), Ok(false))).collect()
         };
         for key in stale {
-            let parent =
-                ParentRecord { pool_id: key.0, image_id: key.1, ..ParentRecord::default() };
-            self.remove_child_record(&parent, SnapId(key.2), ImageId(key.4))?;
+            let (pool_id, image_id) = (key.parent_pool.0, key.parent_image.0);
+            let parent = ParentRecord { pool_id, image_id, ..ParentRecord::default() };
+            self.remove_child_record(&parent, key.snap, key.child_image)?;
         }
         Ok(())
     }
 
     /// What a child's record says; nothing where it cannot be read.
-    pub(super) fn recorded_child(&self, name: &str) -> ChildRecord {
-        let path = self.children_directory().join(name);
-        read_file_up_to(self.disk(), &path, CHILD_RECORD_BYTES_MAX)
+    pub(super) fn recorded_child(&self, key: ChildKey) -> ChildRecord {
+        self.read_record_up_to(&Key::Child(key), CHILD_RECORD_BYTES_MAX)
             .ok()
             .and_then(|bytes| decode_message::<ChildRecord>(FrameKind::Child, &bytes).ok())
             .map(|(record, _)| record)
             .unwrap_or_default()
     }
 
-    fn look_at_marker(&self, name: &str, key: Key) -> Result<Option<ChildInfo>> {
-        let path = self.children_directory().join(name);
-        let user = match self.disk().owner_id(&path) {
+    fn look_at_marker(&self, key: ChildKey) -> Result<Option<ChildInfo>> {
+        let user = match self.records().owner(&Key::Marker(key)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             // What cannot be looked at still counts: a child too many is better than one forgotten.
             user => user.unwrap_or(u32::MAX),
         };
         let user = Some(user).filter(|user| *user != self.owner_id());
-        let record = self.recorded_child(name);
+        let record = self.recorded_child(key);
         if user.is_none() && is_of_another_name(&record, key) {
             // A file of one's own that somebody moved here from elsewhere.
             return Ok(None);
         }
-        if user.is_none() && record.child_image_id == key.4 && self.marker_is_stale(&record) {
-            let _ = self.disk().remove_file(&path);
+        let its_own = record.child_image_id == key.child_image.0;
+        if user.is_none() && its_own && self.marker_is_stale(&record) {
+            let _ = self.records().remove(&Key::Marker(key));
             return Ok(None);
         }
-        let number = || format!("{:016x}", key.4);
+        let number = || key.child_image.to_string();
         let sane = check_pool_name(&record.child_pool_name).is_ok()
             && check_image_name(&record.child_name).is_ok()
             && (record.child_namespace.is_empty()
@@ -431,20 +415,27 @@ impl Pool {
             pool: child.pool,
             namespace: child.namespace,
             image: child.name,
-            image_id: ImageId(key.4),
-            pool_id: PoolId(key.3),
-            snap_id: SnapId(key.2),
+            image_id: key.child_image,
+            pool_id: key.child_pool,
+            snap_id: key.snap,
             marker: true,
             user,
         }))
     }
 
-    /// Writes a child's record into this pool.
-    pub(super) fn write_child_record(&self, record: &ChildRecord, mode: u32) -> Result<()> {
-        let path = self.children_directory().join(file_name(record, record.clone_format));
-        let bytes = encode_message(FrameKind::Child, record);
-        publish_new(self.disk(), &path, self.unique(), mode, &bytes)
-            .at(|| format!("cannot record the child in {}", path.display()))
+    /// Stores the record of a child of this pool.
+    pub(super) fn record_child(&self, record: &ChildRecord) -> Result<()> {
+        self.store_child(&Key::Child(key_of(record)), record)
+    }
+
+    /// Stores the marker of a child in another pool.
+    pub(super) fn leave_marker(&self, record: &ChildRecord) -> Result<()> {
+        self.store_child(&Key::Marker(key_of(record)), record)
+    }
+
+    fn store_child(&self, key: &Key, record: &ChildRecord) -> Result<()> {
+        let stored = self.records().create(key, &encode_message(FrameKind::Child, record));
+        stored.at(|| format!("cannot record the child in {}", self.records().show(key)))
     }
 
     /// Removes the record of `child`, an image of this pool, and its marker, if it left one.
@@ -454,30 +445,27 @@ impl Pool {
         snap: SnapId,
         child: ImageId,
     ) -> Result<()> {
-        let record = ChildRecord {
-            parent_pool_id: parent.pool_id,
-            parent_image_id: parent.image_id,
-            parent_snap_id: snap.0,
-            child_pool_id: self.id().0,
-            child_image_id: child.0,
-            ..ChildRecord::default()
+        let key = ChildKey {
+            parent_pool: PoolId(parent.pool_id),
+            parent_image: ImageId(parent.image_id),
+            snap,
+            child_pool: self.id(),
+            child_image: child,
+            clone_format: 0,
         };
-        let names = FORMAT_MARKS.map(|(format, _)| file_name(&record, format));
-        for name in &names {
-            let path = self.children_directory().join(name);
-            match self.disk().remove_file(&path) {
+        for key in key.of_all_formats().map(Key::Child) {
+            match self.records().remove(&key) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                removed => removed.at(|| format!("cannot remove {}", path.display()))?,
+                removed => removed.at(|| format!("cannot remove {}", self.records().show(&key)))?,
             }
         }
         let Ok(parent_pool) = self.store().pool_by_id(PoolId(parent.pool_id)) else {
             return Ok(());
         };
         if parent_pool.id() != self.id() {
-            for name in &names {
+            for key in key.of_all_formats().map(Key::Marker) {
                 // The owner takes a marker that stays for stale when the image is gone.
-                let path = parent_pool.children_directory().join(name);
-                let _ = parent_pool.disk().remove_file(&path);
+                let _ = parent_pool.records().remove(&key);
             }
         }
         parent_pool.tidy_trash(ImageId(parent.image_id), snap);
@@ -540,19 +528,20 @@ impl Store {
         snap: Option<SnapId>,
     ) -> Result<Vec<ChildInfo>> {
         let all = ChildRecords::of(self, |_| true)?;
-        let mut by_parent: HashMap<(u64, u64), Vec<&Record>> = HashMap::new();
+        let mut by_parent: HashMap<(PoolId, ImageId), Vec<&Record>> = HashMap::new();
         for record in &all.records {
-            by_parent.entry((record.key.0, record.key.1)).or_default().push(record);
+            let parent = (record.key.parent_pool, record.key.parent_image);
+            by_parent.entry(parent).or_default().push(record);
         }
-        let of = |parent: (u64, u64)| by_parent.get(&parent).into_iter().flatten().copied();
-        let wanted = |record: &&Record| snap.is_none_or(|snap| snap.0 == record.key.2);
-        let first = of((pool.id().0, image.0)).filter(wanted);
+        let of = |parent: (PoolId, ImageId)| by_parent.get(&parent).into_iter().flatten().copied();
+        let wanted = |record: &&Record| snap.is_none_or(|snap| snap == record.key.snap);
+        let first = of((pool.id(), image)).filter(wanted);
         let mut found = all.look_at(first, Formats::All, usize::MAX)?;
         let mut seen = HashSet::new();
         let mut next = 0;
         while let Some(child) = found.get(next) {
             next += 1;
-            let key = (child.pool_id.0, child.image_id.0);
+            let key = (child.pool_id, child.image_id);
             if !child.marker && seen.insert(key) {
                 found.extend(all.look_at(of(key), Formats::All, usize::MAX)?);
             }

@@ -208,9 +208,6 @@ fn child_head(
     child
 }
 
-/// Permission bits of a marker: the names of private images are for its owner, and for root.
-const MARKER_MODE: u32 = 0o600;
-
 /// Records the child in its pool, and as a marker in the parent's.
 fn record_child(
     parent: &Pool,
@@ -233,7 +230,7 @@ fn record_child(
         clone_format: link.clone_format,
         child_namespace: namespace.to_owned(),
     };
-    dest.write_child_record(&record, dest.file_mode())?;
+    dest.record_child(&record)?;
     if parent.id() == dest.id() {
         return Ok(());
     }
@@ -247,7 +244,7 @@ fn record_child(
         None => Ok(()),
     };
     // Everybody may list the directory, so that there is a child is public. Whose names it has is not.
-    match left.and_then(|()| parent.write_child_record(&marker, MARKER_MODE)) {
+    match left.and_then(|()| parent.leave_marker(&marker)) {
         Err(error) if parent.attached() && !untracked => {
             dest.remove_child_record(link, marcot_format::SnapId(link.snap_id), id)?;
             let message = format!(

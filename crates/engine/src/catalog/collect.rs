@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use marcot_backend::{Key, SegmentSet};
 use marcot_format::record::{HeadRecord, SegmentMarks, SnapshotRecord};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, ImageId, SnapId};
@@ -19,7 +20,7 @@ use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::gc;
 use crate::image::{OwnedRoot, RootOf, mark};
-use crate::segment::{SegmentName, author_directory, parse_author_directory};
+use crate::segment::SegmentName;
 
 /// How often a pool is looked at whose images change meanwhile.
 const ATTEMPTS_MAX: u32 = 5;
@@ -158,8 +159,8 @@ impl Pool {
     /// Every segment in the pool's directory.
     pub(crate) fn all_segments(&self) -> Result<Vec<SegmentName>> {
         let mut all = Vec::new();
-        for (author, copies) in self.authors()? {
-            all.extend(self.files().list_copies(self.id(), author, copies)?);
+        for set in self.segment_sets()? {
+            all.extend(self.files().list(self.id(), set)?);
         }
         Ok(all)
     }
@@ -168,21 +169,13 @@ impl Pool {
     pub(crate) fn data_bytes(&self) -> Result<u64> {
         let segments = self.all_segments()?;
         let data = segments.into_iter().filter(|name| name.kind == SegmentKind::Data);
-        let mut bytes = 0;
-        for name in data {
-            let file = self.disk().open(&self.files().path(name)?, false);
-            // One that was removed meanwhile takes none.
-            bytes += file.and_then(|f| f.allocated_bytes()).unwrap_or(0);
-        }
-        Ok(bytes)
+        // One that was removed meanwhile takes none.
+        Ok(data.map(|name| self.files().allocated_bytes(name)).sum())
     }
 
     /// Who wrote segments of this pool, and the sets of copies of what others wrote elsewhere.
-    pub(super) fn authors(&self) -> Result<Vec<(ImageId, u64)>> {
-        let directory = self.directory().join("segments");
-        let names =
-            self.disk().list(&directory).at(|| format!("cannot list {}", directory.display()))?;
-        Ok(names.iter().filter_map(|name| parse_author_directory(name)).collect())
+    pub(super) fn segment_sets(&self) -> Result<Vec<SegmentSet>> {
+        self.segments().sets().at(|| format!("cannot list the segments of pool '{}'", self.name()))
     }
 
     /// Removes trashed snapshots without children from images that nobody has open.
@@ -207,7 +200,7 @@ impl Pool {
         let mut collected =
             Collected { heads: Vec::new(), candidates: Vec::new(), unfinished: Vec::new() };
         // Before the heads: a set of copies belongs to an image that said so first.
-        let authors = self.authors()?;
+        let sets = self.segment_sets()?;
         let mut named = NamedImages::default();
         let mut limits: BTreeMap<ImageId, (SegmentMarks, SegmentMarks)> = BTreeMap::new();
         for image in self.image_ids()? {
@@ -215,7 +208,7 @@ impl Pool {
                 Ok(head) => head,
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     // No head: a creation or removal that was cut off. Nothing names it.
-                    self.remove_image_directory(image);
+                    self.remove_head(image);
                     continue;
                 }
                 // Without this head nothing can be said to be dead.
@@ -231,10 +224,7 @@ impl Pool {
             };
             // Only a durable root may be what lets something go (I5): whoever wrote this head may have
             // been killed, or may still be waiting, between its rename and the sync.
-            let directory = self.image_directory(image);
-            self.disk()
-                .sync_directory(&directory)
-                .at(|| format!("cannot sync {}", directory.display()))?;
+            self.settle(&Key::Head(image))?;
             if head.removing || self.never_named(&head, &mut named) {
                 collected.unfinished.push((image, head));
                 continue;
@@ -246,7 +236,8 @@ impl Pool {
             collected.heads.push(head);
         }
         let copying: HashSet<u64> = collected.heads.iter().map(|head| head.copying).collect();
-        for (author, copies) in authors {
+        for set in sets {
+            let SegmentSet { author, copies } = set;
             let unfinished = collected.unfinished.iter().any(|(image, _)| *image == author);
             if if copies == 0 {
                 unfinished
@@ -256,7 +247,7 @@ impl Pool {
                 continue;
             }
             let range = limits.get(&author).filter(|_| copies == 0);
-            for name in self.files().list_copies(self.id(), author, copies)? {
+            for name in self.files().list(self.id(), set)? {
                 // Segments beyond those limits belong to a living owner.
                 let below = range.is_none_or(|(shared, limit)| {
                     name.sequence < mark(shared, name.kind).min(mark(limit, name.kind))
@@ -294,12 +285,11 @@ impl Pool {
     }
 
     fn remove_empty_author_directories(&self) {
-        for (author, copies) in self.authors().unwrap_or_default() {
-            let gone = || self.read_head(author).is_err_and(|e| e.kind() == ErrorKind::NotFound);
-            if copies != 0 || gone() {
+        for set in self.segment_sets().unwrap_or_default() {
+            let head = || self.read_head(set.author);
+            if set.copies != 0 || head().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
                 // Refused while segments are left.
-                let directory = author_directory(self.directory(), author, copies);
-                let _ = self.disk().remove_directory(&directory);
+                let _ = self.segments().remove_set(set);
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Creating and renaming images.
 
+use marcot_backend::Key;
 use marcot_format::frame::{FrameKind, encode_message};
 use marcot_format::record::{HeadRecord, LogPosition, NameRecord, RootRecord, SegmentMarks};
 use marcot_format::{IMAGE_BYTES_MAX, ImageId};
-use marcot_store::{LockMode, publish_new};
+use marcot_store::LockMode;
 
 use super::names::check_image_name;
 use super::naming::NamedImages;
@@ -45,6 +46,12 @@ pub(super) fn first_head(id: ImageId, namespace: &str, name: &str, now_s: i64) -
         leaves_marks: true,
         ..HeadRecord::default()
     }
+}
+
+/// The bytes of a name.
+fn name_record(image: ImageId) -> Vec<u8> {
+    let record = NameRecord { image_id: image.0, ..NameRecord::default() };
+    encode_message(FrameKind::Name, &record)
 }
 
 impl Pool {
@@ -97,10 +104,7 @@ impl Pool {
                 ErrorKind::Exists,
                 format!("image '{name}' already exists in pool '{}'", self.name()),
             ),
-            Err(_)
-                if !namespace.is_empty()
-                    && self.disk().mode(&self.names_directory(namespace)).is_err() =>
-            {
+            Err(_) if !self.has_namespace(namespace) => {
                 let message =
                     format!("namespace '{namespace}' does not exist in pool '{}'", self.name());
                 fail(ErrorKind::NotFound, message)
@@ -110,54 +114,40 @@ impl Pool {
         }
     }
 
-    /// Makes an image from its first head: directory, head, then the name, which is the commit.
-    /// The pool's lock is held.
+    /// Makes an image from its first head: the head, then the name, which is the commit. The pool's
+    /// lock is held.
     pub(super) fn publish_image(&self, id: ImageId, head: &HeadRecord, name: &str) -> Result<()> {
-        let directory = self.image_directory(id);
-        let disk = self.disk();
+        let records = self.records();
         let context = || format!("cannot create image '{}'", head.name);
         // Who made the pool may have been killed before its record was durable.
-        disk.sync_directory(self.directory()).at(context)?;
-        disk.create_directory(&directory, self.directory_mode()).at(context)?;
-        let record = NameRecord { image_id: id.0, ..NameRecord::default() };
-        let name_bytes = encode_message(FrameKind::Name, &record);
-        let name_path = self.name_path(&head.namespace, name);
-        let images = self.directory().join("images");
-        let bytes = encode_message(FrameKind::Head, head);
-        let path = directory.join("head");
-        let made = publish_new(disk, &path, self.unique(), self.file_mode(), &bytes)
-            .and_then(|()| disk.sync_directory(&images))
-            .and_then(|()| {
-                publish_new(disk, &name_path, self.unique(), self.file_mode(), &name_bytes)
-            });
+        records.settle(&Key::Pool).at(context)?;
+        let name_key = Key::Name { namespace: head.namespace.clone(), name: name.to_owned() };
+        let made = records
+            .create(&Key::Head(id), &self.encode_head(head)?)
+            .and_then(|()| records.create(&name_key, &name_record(id)));
         if let Err(error) = made {
-            // The name may be there, when only the sync of its directory failed. It must be gone for
-            // good before what it leads to goes; else the image stays whole, and can be removed.
-            let names = self.names_directory(&head.namespace);
+            // The name may be there, when only making it durable failed. It must be gone for good before
+            // what it leads to goes; else the image stays whole, and can be removed.
             let unnamed = match self.find(&head.namespace, name) {
                 Ok(found) if found == id => {
-                    disk.remove_file(&name_path).and_then(|()| disk.sync_directory(&names)).is_ok()
+                    records.remove(&name_key).and_then(|()| records.settle(&name_key)).is_ok()
                 }
                 Ok(_) => true,
                 Err(unknown) => unknown.kind() == ErrorKind::NotFound,
             };
             if unnamed {
-                self.remove_image_directory(id);
+                self.remove_head(id);
             }
             return Err(error).at(context);
         }
         Ok(())
     }
 
-    /// Removes the files of an image's directory. Errors leave litter for `gc`.
-    pub(super) fn remove_image_directory(&self, id: ImageId) {
-        let directory = self.image_directory(id);
-        let disk = self.disk();
-        for name in disk.list(&directory).unwrap_or_default() {
-            let _ = disk.remove_file(&directory.join(name));
+    /// Removes an image's head and what lies beside it. Errors leave litter for `gc`.
+    pub(super) fn remove_head(&self, id: ImageId) {
+        if let Err(error) = self.records().remove(&Key::Head(id)) {
+            tracing::debug!(image = %id, %error, "left for gc");
         }
-        let _ = disk.remove_directory(&directory);
-        let _ = disk.sync_directory(&self.directory().join("images"));
     }
 
     /// Gives an image another name. Works while the image is in use.
@@ -170,11 +160,10 @@ impl Pool {
         let _lock = self.lock(LockMode::Exclusive)?;
         let image = self.find(namespace, from)?;
         self.check_free(namespace, to)?;
-        let (old, new) = (self.name_path(namespace, from), self.name_path(namespace, to));
-        let disk = self.disk();
+        let key = |name: &str| Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
         let context = || format!("cannot rename image '{from}'");
-        disk.rename_new(&old, &new).at(context)?;
-        let synced = disk.sync_directory(&self.names_directory(namespace)).at(context);
+        self.records().rename(&key(from), &key(to)).at(context)?;
+        let synced = self.records().settle(&key(to)).at(context);
         // The head is its owner's to write, and keeps the name it was made with.
         self.note_name(image, namespace, to);
         synced
@@ -193,11 +182,9 @@ impl Pool {
             Ok(()) => head.name.clone(),
             Err(_) => format!("found-{image}"),
         };
-        let record = NameRecord { image_id: image.0, ..NameRecord::default() };
-        let bytes = encode_message(FrameKind::Name, &record);
-        let path = self.name_path(&head.namespace, &name);
-        publish_new(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
-            .at(|| format!("cannot name image {image}"))?;
+        let key = Key::Name { namespace: head.namespace.clone(), name: name.clone() };
+        let named = self.records().create(&key, &name_record(image));
+        named.at(|| format!("cannot name image {image}"))?;
         self.note_name(image, &head.namespace, &name);
         Ok(())
     }
@@ -205,7 +192,8 @@ impl Pool {
     /// Removes a name that leads nowhere.
     pub(crate) fn remove_name(&self, namespace: &str, name: &str) -> Result<()> {
         let _lock = self.lock(LockMode::Exclusive)?;
-        let path = self.name_path(namespace, name);
-        self.disk().remove_file(&path).at(|| format!("cannot remove {}", path.display()))
+        let key = Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
+        let removed = self.records().remove(&key);
+        removed.at(|| format!("cannot remove {}", self.records().show(&key)))
     }
 }

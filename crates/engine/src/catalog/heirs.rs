@@ -6,14 +6,7 @@
 //! was cloned from it. An image gains names of old segments only at its creation, from a snapshot of its
 //! parent (I10). So whoever may name a segment of an author is found from the author on, by records and marks.
 //!
-//! ```text
-//! POOL/heirs/PARENT.IMAGE       the image was cloned from the parent, and may have been flattened since
-//! POOL/heirs/0.IMAGE            it was cloned from another pool, and names segments of this one: whoever's
-//! POOL/heirs/AUTHOR             the author is gone, and some of its segments wait for the end of its heirs
-//! POOL/heirs/AUTHOR+SET         the same of a set of copies that it made
-//! ```
-//!
-//! Numbers have 16 hexadecimal digits; the files are empty.
+//! What a mark says is told in [`HeirKey`].
 //!
 //! Invariants:
 //! - A mark is durable before the head that lacks the parent is. Records are listed before marks, so that
@@ -23,9 +16,9 @@
 //!   comparing all heads of the pool.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::time::Duration;
 
+use marcot_backend::{HeirKey, Key, Lease, Listed, Prefix, SegmentSet};
 use marcot_format::ImageId;
 use marcot_format::record::HeadRecord;
 use marcot_store::{Lock, LockMode};
@@ -36,7 +29,7 @@ use crate::error::{IoContext, Result};
 use crate::fault::{self, Fault};
 use crate::gc;
 use crate::image::OwnedRoot;
-use crate::segment::{SegmentName, author_directory};
+use crate::segment::SegmentName;
 
 /// Heads that a removal reads at the most, to free what they do not name. Where an author has more heirs,
 /// its segments wait for `gc`, or until there are fewer.
@@ -46,61 +39,42 @@ const HEADS_MAX: usize = 16;
 const GC_LOCK_ATTEMPTS: u32 = 50;
 const GC_LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Segments of an author: its own (0), or a set of copies.
-type Estate = (ImageId, u64);
-
 /// Who was cloned from whom in a pool, by records and marks.
 #[derive(Default)]
 struct Heirs {
-    below: HashMap<u64, Vec<u64>>,
+    below: HashMap<ImageId, Vec<ImageId>>,
     /// By marks alone.
-    above: HashMap<u64, Vec<u64>>,
-    waiting: Vec<Estate>,
+    above: HashMap<ImageId, Vec<ImageId>>,
+    /// Segments of authors that are gone.
+    waiting: Vec<SegmentSet>,
 }
 
-fn mark_name(parent: u64, image: ImageId) -> String {
-    format!("{parent:016x}.{image}")
-}
-
-fn waiting_name((author, set): Estate) -> String {
-    match set {
-        0 => author.to_string(),
-        set => format!("{author}+{set:016x}"),
-    }
-}
-
-fn number(text: &str) -> Option<u64> {
-    u64::from_str_radix(text, 16).ok()
-}
+/// Stands for a parent in another pool: of its heirs it is not known whose segments they name here.
+const UNKNOWN: ImageId = ImageId(0);
 
 impl Heirs {
-    fn add_mark_file(&mut self, name: &str) {
-        if let Some((parent, image)) = name.split_once('.') {
-            if let (Some(parent), Some(image)) = (number(parent), number(image)) {
+    fn add_mark(&mut self, mark: HeirKey) {
+        match mark {
+            HeirKey::Mark { parent, image } => {
                 self.below.entry(parent).or_default().push(image);
                 self.above.entry(image).or_default().push(parent);
             }
-        } else {
-            let (author, set) = name.split_once('+').unwrap_or((name, "0"));
-            if let (Some(author), Some(set)) = (number(author), number(set)) {
-                self.waiting.push((ImageId(author), set));
-            }
+            HeirKey::Waiting(set) => self.waiting.push(set),
         }
     }
 
     /// The living heirs of an author; `None` where there are more than so many.
     fn living(&self, pool: &Pool, author: ImageId, count_max: usize) -> Option<Vec<ImageId>> {
         let (mut living, mut seen) = (Vec::new(), HashSet::new());
-        // Of whoever was cloned from another pool, it is not known what it names.
-        let mut next = vec![author.0, 0];
+        let mut next = vec![author, UNKNOWN];
         while let Some(at) = next.pop() {
             for image in self.below.get(&at).into_iter().flatten().copied() {
                 if !seen.insert(image) {
                     continue;
                 }
                 next.push(image);
-                if pool.has_head(ImageId(image)) {
-                    living.push(ImageId(image));
+                if pool.has_head(image) {
+                    living.push(image);
                     if living.len() > count_max {
                         return None;
                     }
@@ -116,9 +90,9 @@ impl Heirs {
         let mut at = 0;
         while let Some(image) = line.get(at).copied() {
             at += 1;
-            for parent in self.above.get(&image.0).into_iter().flatten() {
-                if *parent != 0 && !line.contains(&ImageId(*parent)) {
-                    line.push(ImageId(*parent));
+            for parent in self.above.get(&image).into_iter().flatten() {
+                if *parent != UNKNOWN && !line.contains(parent) {
+                    line.push(*parent);
                 }
             }
         }
@@ -128,41 +102,36 @@ impl Heirs {
 
 /// What may be freed, and the heads that may name it.
 struct Freeing {
-    estate: Estate,
+    estate: SegmentSet,
     heads: Vec<HeadRecord>,
 }
 
 impl Pool {
-    fn heirs_directory(&self) -> PathBuf {
-        self.directory().join("heirs")
-    }
-
     fn has_head(&self, image: ImageId) -> bool {
-        let head = self.image_directory(image).join("head");
         // What cannot be looked at is taken to be there.
-        !self.disk().mode(&head).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+        self.records().exists(&Key::Head(image)).unwrap_or(true)
     }
 
-    /// Makes a file durable.
-    fn note_heir(&self, name: &str) -> Result<()> {
-        let directory = self.heirs_directory();
-        let path = directory.join(name);
-        let context = || format!("cannot make {}", path.display());
-        let disk = self.disk();
-        self.with_reserve(|| {
-            match disk.create_directory(&directory, self.directory_mode()) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                made => made.at(context)?,
+    /// Makes a mark, durably.
+    fn note_heir(&self, mark: HeirKey) -> Result<()> {
+        let key = Key::Heir(mark);
+        let context = || format!("cannot make {}", self.records().show(&key));
+        self.with_reserve(|| match self.records().create(&key, &[]) {
+            // Whoever made it may have been killed before it was durable.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                self.records().settle(&key).at(context)
             }
-            match disk.create_new(&path, self.file_mode()) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                made => made.and_then(|file| file.sync()).at(context)?,
-            }
-            // Also where both were there: whoever made them may have been killed before this.
-            disk.sync_directory(&directory)
-                .and_then(|()| disk.sync_directory(self.directory()))
-                .at(context)
+            made => made.at(context),
         })
+    }
+
+    /// Removes a mark. One that is gone is no error.
+    fn remove_mark(&self, mark: HeirKey) -> Result<()> {
+        let key = Key::Heir(mark);
+        match self.records().remove(&key) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.at(|| format!("cannot remove {}", self.records().show(&key))),
+        }
     }
 
     /// Notes that an image of this pool may name what a parent in this pool does, when it is its child no
@@ -171,7 +140,7 @@ impl Pool {
         if fault::is(Fault::FlattenLeavesNoMark) {
             return Ok(());
         }
-        self.note_heir(&mark_name(parent.map_or(0, |parent| parent.0), image))
+        self.note_heir(HeirKey::Mark { parent: parent.unwrap_or(UNKNOWN), image })
     }
 
     /// Before an image goes that heirs of its own lead to: they may name what its parent does.
@@ -179,7 +148,7 @@ impl Pool {
         let Some(parent) = head.parent.as_ref().filter(|p| p.pool_id == self.id().0) else {
             return Ok(());
         };
-        if self.marks()?.below.contains_key(&image.0) {
+        if self.marks()?.below.contains_key(&image) {
             self.mark_heir(Some(ImageId(parent.image_id)), image)?;
         }
         Ok(())
@@ -187,24 +156,26 @@ impl Pool {
 
     fn marks(&self) -> Result<Heirs> {
         let mut heirs = Heirs::default();
-        let directory = self.heirs_directory();
-        match self.disk().list(&directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            names => {
-                let names = names.at(|| format!("cannot list {}", directory.display()))?;
-                names.iter().for_each(|name| heirs.add_mark_file(name));
+        let listed = self.records().list(&Prefix::Heirs, &mut |listed| {
+            if let Listed::Key(Key::Heir(mark)) = listed {
+                heirs.add_mark(*mark);
             }
+            true
+        });
+        match listed {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            listed => listed.at(|| format!("cannot list the heirs in pool '{}'", self.name()))?,
         }
         Ok(heirs)
     }
 
     /// By records first, then by marks. The pool's lock is held, so that no clone appears meanwhile.
     fn heirs(&self) -> Result<Heirs> {
-        let own = self.id().0;
-        let records = self.child_keys(|key| key.0 == own && key.3 == own)?;
+        let own = self.id();
+        let records = self.child_keys(|key| key.parent_pool == own && key.child_pool == own)?;
         let mut heirs = self.marks()?;
-        for (_, key) in records {
-            heirs.below.entry(key.1).or_default().push(key.4);
+        for key in records {
+            heirs.below.entry(key.parent_image).or_default().push(key.child_image);
         }
         Ok(heirs)
     }
@@ -218,15 +189,15 @@ impl Pool {
         head: &HeadRecord,
         shares: bool,
     ) -> Result<()> {
-        if !shares && !self.marks()?.above.contains_key(&image.0) {
+        if !shares && !self.marks()?.above.contains_key(&image) {
             return Ok(());
         }
         let (freeing, heirs) = self.collect_estates(image, head, shares)?;
         for Freeing { estate, heads } in freeing {
             // So that the next removal below the author finds it, where this one is cut off.
-            let noted = self.note_heir(&waiting_name(estate));
+            let noted = self.note_heir(HeirKey::Waiting(estate));
             if let Err(error) = self.free_estate(estate, &heads).and(noted) {
-                tracing::info!(author = %estate.0, %error, "the space of a removed image is left for gc");
+                tracing::info!(author = %estate.author, %error, "the space of a removed image is left for gc");
             }
         }
         self.remove_dead_marks(&heirs, &heirs.line(image))
@@ -240,29 +211,29 @@ impl Pool {
     ) -> Result<(Vec<Freeing>, Heirs)> {
         let _catalogue = self.lock(LockMode::Exclusive)?;
         // Who is gone must not come back after what it named.
-        let images = self.directory().join("images");
-        self.disk().sync_directory(&images).at(|| format!("cannot sync {}", images.display()))?;
+        self.settle(&Key::Head(image))?;
         let heirs = self.heirs()?;
         let line = heirs.line(image);
-        let mut estates: Vec<Estate> = Vec::new();
+        let mut estates: Vec<SegmentSet> = Vec::new();
         if shares {
-            estates.push((image, 0));
-            estates.extend(self.own_sets(head, line.len() > 1).map(|set| (image, set)));
+            let of = |copies| SegmentSet { author: image, copies };
+            estates.push(of(0));
+            estates.extend(self.own_sets(head, line.len() > 1).map(of));
         }
-        let unknown = heirs.above.get(&image.0).is_some_and(|above| above.contains(&0));
-        let above = |estate: &&Estate| unknown || line.contains(&estate.0);
+        let unknown = heirs.above.get(&image).is_some_and(|above| above.contains(&UNKNOWN));
+        let above = |estate: &&SegmentSet| unknown || line.contains(&estate.author);
         estates.extend(heirs.waiting.iter().filter(above));
         estates.sort_unstable();
         estates.dedup();
         let mut freeing = Vec::new();
         for estate in estates {
-            match heirs.living(self, estate.0, HEADS_MAX) {
+            match heirs.living(self, estate.author, HEADS_MAX) {
                 Some(living) => {
                     let heads: Result<_> =
                         living.into_iter().map(|heir| self.durable_head(heir)).collect();
                     freeing.push(Freeing { estate, heads: heads? });
                 }
-                None => self.note_heir(&waiting_name(estate))?,
+                None => self.note_heir(HeirKey::Waiting(estate))?,
             }
         }
         Ok((freeing, heirs))
@@ -291,7 +262,7 @@ impl Pool {
     }
 
     /// Frees what no head of these names. `gc` does nothing meanwhile.
-    fn free_estate(&self, estate: Estate, heads: &[HeadRecord]) -> Result<()> {
+    fn free_estate(&self, estate: SegmentSet, heads: &[HeadRecord]) -> Result<()> {
         let Some(_lock) = self.lock_gc_soon()? else { return Ok(()) };
         for head in heads {
             if self.being_read(ImageId(head.image_id))? {
@@ -303,30 +274,29 @@ impl Pool {
         }
         let roots: Vec<OwnedRoot> = heads.iter().flat_map(|head| roots_of(self, head)).collect();
         let freed = gc::reclaim(self, &roots, &self.estate(estate)?, &mut |_, _| {})?;
-        tracing::info!(author = %estate.0, freed, "freed what a removed image had shared");
+        tracing::info!(author = %estate.author, freed, "freed what a removed image had shared");
         if self.estate(estate)?.is_empty() {
-            let path = self.heirs_directory().join(waiting_name(estate));
-            let _ = self.disk().remove_file(&path);
+            let _ = self.remove_mark(HeirKey::Waiting(estate));
         }
         Ok(())
     }
 
-    fn estate(&self, (author, set): Estate) -> Result<Vec<SegmentName>> {
-        let mut found = Vec::new();
-        if set == 0 {
-            found = self.files().list(self.id(), author)?;
-            if found.is_empty() {
-                // Refused while something is left.
-                let _ =
-                    self.disk().remove_directory(&author_directory(self.directory(), author, 0));
+    /// The segments of an author, or of a set of copies, whoever wrote what was copied.
+    fn estate(&self, estate: SegmentSet) -> Result<Vec<SegmentName>> {
+        let sets = match estate.copies {
+            0 => vec![estate],
+            copies => {
+                let mut sets = self.segment_sets()?;
+                sets.retain(|set| set.copies == copies);
+                sets
             }
-            return Ok(found);
-        }
-        for (of, copies) in self.authors()?.into_iter().filter(|(_, copies)| *copies == set) {
-            let segments = self.files().list_copies(self.id(), of, copies)?;
+        };
+        let mut found = Vec::new();
+        for set in sets {
+            let segments = self.files().list(self.id(), set)?;
             if segments.is_empty() {
-                let directory = author_directory(self.directory(), of, copies);
-                let _ = self.disk().remove_directory(&directory);
+                // Refused while something is left.
+                let _ = self.segments().remove_set(set);
             }
             found.extend(segments);
         }
@@ -341,12 +311,8 @@ impl Pool {
             if below.living(self, *image, 0).is_none() {
                 continue;
             }
-            for parent in heirs.above.get(&image.0).into_iter().flatten() {
-                let path = self.heirs_directory().join(mark_name(*parent, *image));
-                match self.disk().remove_file(&path) {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    removed => removed.at(|| format!("cannot remove {}", path.display()))?,
-                }
+            for parent in heirs.above.get(image).into_iter().flatten() {
+                self.remove_mark(HeirKey::Mark { parent: *parent, image: *image })?;
             }
         }
         Ok(())
@@ -358,19 +324,16 @@ impl Pool {
         let heirs = self.heirs()?;
         for estate in &heirs.waiting {
             if self.estate(*estate)?.is_empty() {
-                let path = self.heirs_directory().join(waiting_name(*estate));
-                let _ = self.disk().remove_file(&path);
+                let _ = self.remove_mark(HeirKey::Waiting(*estate));
             }
         }
-        let marked: Vec<ImageId> = heirs.above.keys().map(|image| ImageId(*image)).collect();
+        let marked: Vec<ImageId> = heirs.above.keys().copied().collect();
         self.remove_dead_marks(&heirs, &marked)
     }
 
     /// Keeps others from collecting the pool; `None` where somebody does.
     pub(super) fn lock_gc(&self) -> Result<Option<Box<dyn Lock>>> {
-        let path = self.directory().join("gc.lock");
-        let lock = self.disk().lock(&path, LockMode::Exclusive, false);
-        lock.at(|| format!("cannot lock {}", path.display()))
+        self.try_lease(Lease::Collection)
     }
 
     /// The same; another removal has it for a moment.
@@ -398,14 +361,11 @@ impl Pool {
     fn durable_head(&self, image: ImageId) -> Result<HeadRecord> {
         let head = self.read_head(image)?;
         // Only a durable root may be what lets something go (I5).
-        let directory = self.image_directory(image);
-        self.disk()
-            .sync_directory(&directory)
-            .at(|| format!("cannot sync {}", directory.display()))?;
+        self.settle(&Key::Head(image))?;
         Ok(head)
     }
 }
 
-fn without_unknown(below: &HashMap<u64, Vec<u64>>) -> HashMap<u64, Vec<u64>> {
-    below.iter().filter(|(parent, _)| **parent != 0).map(|(k, v)| (*k, v.clone())).collect()
+fn without_unknown(below: &HashMap<ImageId, Vec<ImageId>>) -> HashMap<ImageId, Vec<ImageId>> {
+    below.iter().filter(|(parent, _)| **parent != UNKNOWN).map(|(k, v)| (*k, v.clone())).collect()
 }

@@ -270,11 +270,9 @@ impl Store {
             stats.provisioned_max_bytes += sizes.map(|r| r.size_bytes).fold(size, u64::max);
         }
         for name in pool.all_segments()? {
-            let path = pool.files().path(name)?;
-            let file = pool.disk().open(&path, false);
-            stats.allocated_bytes += file.and_then(|f| f.allocated_bytes()).unwrap_or(0);
+            stats.allocated_bytes += pool.files().allocated_bytes(name);
         }
-        stats.free_bytes = pool.disk().free_bytes(pool.directory()).unwrap_or(0);
+        stats.free_bytes = pool.segments().free_bytes().unwrap_or(0);
         Ok(stats)
     }
 }

@@ -1,11 +1,10 @@
 //! Who is at work on an image: its owner, readers of its head, readers of its snapshots.
 
-use std::path::{Path, PathBuf};
-
+use marcot_backend::Lease;
 use marcot_format::{ImageId, SnapId};
 use marcot_store::{Lock, LockMode};
 
-use super::pool::{Pool, read_file};
+use super::pool::Pool;
 use crate::error::{IoContext, Result};
 
 /// How often an image's lock is tried, and how long apart.
@@ -24,11 +23,9 @@ impl Lock for ReadersLock {}
 impl Pool {
     /// Takes the image's lock for its owner; `None` where somebody has it open.
     pub(crate) fn lock_image(&self, image: ImageId) -> Result<Option<Box<dyn Lock>>> {
-        let path = self.image_directory(image).join("lock");
         let mut lock = None;
         for attempt in 0..LOCK_ATTEMPTS {
-            let tried = self.disk().lock(&path, LockMode::Exclusive, false);
-            lock = tried.at(|| format!("cannot lock {}", path.display()))?;
+            lock = self.try_lease(Lease::Owner(image))?;
             if lock.is_some() {
                 break;
             }
@@ -37,73 +34,62 @@ impl Pool {
                 self.0.store.inner.world.clock.pause(LOCK_INTERVAL);
             }
         }
-        if lock.is_some()
-            && let Ok(file) = self.disk().open(&path, true)
-        {
+        if lock.is_some() {
             // For people and for `info`; the lock is what counts.
-            let _ = file.set_length(0);
-            let _ = file.write_at(0, &[format!("{}\n", self.disk().process_id()).as_bytes()]);
+            self.leases().note_holder(Lease::Owner(image), &self.process_id().to_string());
         }
         Ok(lock)
     }
 
-    fn readers_path(&self, image: ImageId) -> PathBuf {
-        self.image_directory(image).join("readers")
+    /// Takes a lease alone, where nobody has it.
+    pub(super) fn try_lease(&self, lease: Lease) -> Result<Option<Box<dyn Lock>>> {
+        let taken = self.leases().take(lease, LockMode::Exclusive, false);
+        taken.at(|| format!("cannot lock {}", self.leases().show(lease)))
     }
 
     /// Keeps what the head names now from being removed while it is read, where that can be done.
     /// Taken before the head is read. Owners go on.
     pub(crate) fn lock_readers(&self, image: ImageId) -> Option<Box<dyn Lock>> {
         // Whoever asks whether there are readers holds it for a moment.
-        let lock = |path: &Path| self.disk().lock(path, LockMode::Shared, true).ok().flatten();
-        let any = lock(&self.any_reader_path());
-        Some(Box::new(ReadersLock { _image: lock(&self.readers_path(image))?, _any: any }))
-    }
-
-    fn any_reader_path(&self) -> PathBuf {
-        self.directory().join("readers")
+        let take = |lease| self.leases().take(lease, LockMode::Shared, true).ok().flatten();
+        let any = take(Lease::AnyReader);
+        Some(Box::new(ReadersLock { _image: take(Lease::Readers(image))?, _any: any }))
     }
 
     /// As [`Self::being_read`], of all images of the pool.
     pub(super) fn any_reader(&self) -> Result<bool> {
-        self.is_locked_by_readers(&self.any_reader_path())
+        self.has_readers(Lease::AnyReader)
     }
 
     /// True where somebody may read the image by a head that is older than the one on disk. Whoever
     /// comes later reads that one, so what it does not name can go after this has said no.
     pub(crate) fn being_read(&self, image: ImageId) -> Result<bool> {
-        self.is_locked_by_readers(&self.readers_path(image))
+        self.has_readers(Lease::Readers(image))
     }
 
-    fn is_locked_by_readers(&self, path: &Path) -> Result<bool> {
-        if self.disk().mode(path).is_err() {
-            return Ok(false);
-        }
-        let lock = self.disk().lock(path, LockMode::Exclusive, false);
-        Ok(lock.at(|| format!("cannot lock {}", path.display()))?.is_none())
+    fn has_readers(&self, lease: Lease) -> Result<bool> {
+        Ok(self.leases().was_taken(lease) && self.try_lease(lease)?.is_none())
     }
 
     /// Process that owns the image; `None` where nobody does.
     pub(crate) fn owner_pid(&self, image: ImageId) -> Option<u32> {
-        let path = self.image_directory(image).join("lock");
-        self.disk().mode(&path).ok()?;
-        match self.disk().lock(&path, LockMode::Shared, false) {
+        let lease = Lease::Owner(image);
+        if !self.leases().was_taken(lease) {
+            return None;
+        }
+        match self.leases().take(lease, LockMode::Shared, false) {
             Ok(None) => {
-                let text = read_file(self.disk(), &path).unwrap_or_default();
-                Some(String::from_utf8_lossy(&text).trim().parse().unwrap_or(0))
+                let holder = self.leases().holder(lease).unwrap_or_default();
+                Some(holder.parse().unwrap_or(0))
             }
             _ => None,
         }
     }
 
-    fn pin_path(&self, image: ImageId, snap: SnapId) -> PathBuf {
-        self.image_directory(image).join(format!("snap-{snap}"))
-    }
-
     /// Keeps a snapshot from being removed while it is read, where that can be done.
     pub(crate) fn pin_snapshot(&self, image: ImageId, snap: SnapId) -> Option<Box<dyn Lock>> {
-        let path = self.pin_path(image, snap);
-        self.disk().lock(&path, LockMode::Shared, false).ok().flatten()
+        let lease = Lease::Snapshot(image, snap);
+        self.leases().take(lease, LockMode::Shared, false).ok().flatten()
     }
 
     /// Locks a snapshot for its removal; `None` while it is read.
@@ -112,15 +98,11 @@ impl Pool {
         image: ImageId,
         snap: SnapId,
     ) -> Result<Option<Box<dyn Lock>>> {
-        let path = self.pin_path(image, snap);
-        self.with_reserve(|| {
-            let lock = self.disk().lock(&path, LockMode::Exclusive, false);
-            lock.at(|| format!("cannot lock {}", path.display()))
-        })
+        self.with_reserve(|| self.try_lease(Lease::Snapshot(image, snap)))
     }
 
     pub(crate) fn remove_snapshot_pin(&self, image: ImageId, snap: SnapId) {
         // Missing where nobody ever read the snapshot.
-        let _ = self.disk().remove_file(&self.pin_path(image, snap));
+        self.leases().forget(Lease::Snapshot(image, snap));
     }
 }

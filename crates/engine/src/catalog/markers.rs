@@ -3,16 +3,15 @@
 //! A marker that one left oneself gives the directory of the child's pool. What lies there is only
 //! looked at, where it is one's own too. Where other users' markers point to nobody looks.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use marcot_backend::{At, Key, Prefix, Records, unescape};
 use marcot_format::ImageId;
 use marcot_format::frame::{FrameKind, decode_message};
 use marcot_format::record::{ChildRecord, HeadRecord, NameRecord, PoolRecord};
-use marcot_store::{Disk, Trust};
 
-use super::names::{DEFAULT_NAMESPACE, escape, unescape};
-use super::pool::{Pool, read_file};
+use super::pool::{Pool, RECORD_BYTES_MAX};
 
 /// A marker whose image is not there is believed to be stale after this time; a clone takes
 /// milliseconds between its marker and its head.
@@ -29,58 +28,54 @@ pub(super) struct MarkedChild {
 }
 
 impl Pool {
-    /// The disk for the pool that a marker of one's own says the child lies in; `None` where no such pool
-    /// of one's own is there.
-    fn marked_pool(&self, marker: &ChildRecord) -> Option<(Arc<dyn Disk>, PathBuf)> {
-        let directory = PathBuf::from(&marker.child_pool_directory);
-        if !directory.is_absolute() {
+    /// The pool that a marker of one's own says the child lies in; `None` where no such pool of one's own
+    /// is there.
+    fn marked_pool(&self, marker: &ChildRecord) -> Option<Arc<dyn Records>> {
+        if !Path::new(&marker.child_pool_directory).is_absolute() {
             return None;
         }
-        let disk = &self.store().inner.world.disk;
-        let confined = disk.confine(&directory, Trust::ByOwner).ok().filter(|made| made.own)?;
-        let bytes = read_file(&*confined.disk, &directory.join("pool")).ok()?;
+        let at = At::Elsewhere(marker.child_pool_directory.clone());
+        let opened = self.store().inner.home.open(&at).ok().filter(|opened| opened.access.own)?;
+        let records = opened.backend.records;
+        let bytes = records.get(&Key::Pool, RECORD_BYTES_MAX).ok()?;
         let (pool, _): (PoolRecord, _) = decode_message(FrameKind::Pool, &bytes).ok()?;
-        (pool.pool_id == marker.child_pool_id).then_some((confined.disk, directory))
+        (pool.pool_id == marker.child_pool_id).then_some(records)
     }
 
     /// True for a marker of one's own whose child is gone.
     pub(super) fn marker_is_stale(&self, marker: &ChildRecord) -> bool {
-        let Some((disk, directory)) = self.marked_pool(marker) else { return false };
-        let images = directory.join("images");
-        let head = images.join(ImageId(marker.child_image_id).to_string()).join("head");
-        disk.mode(&images).is_ok()
-            && disk.mode(&head).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+        let Some(records) = self.marked_pool(marker) else { return false };
+        let gone = records.exists(&Key::Head(ImageId(marker.child_image_id)));
+        // Where its images cannot be listed, nothing can be said of one of them.
+        records.list(&Prefix::Heads, &mut |_| false).is_ok()
+            && matches!(gone, Ok(false))
             && self.now_s().saturating_sub(marker.created_s) > MARKER_STALE_S
     }
 
     /// The child that a marker of one's own speaks of, by its names now; `None` where its pool cannot be
     /// read.
     pub(super) fn marked_child(&self, marker: &ChildRecord) -> Option<MarkedChild> {
-        let (disk, directory) = self.marked_pool(marker)?;
-        let bytes_at = |path: PathBuf| read_file(&*disk, &path).ok();
+        let records = self.marked_pool(marker)?;
         let image = ImageId(marker.child_image_id);
-        let image_directory = directory.join("images").join(image.to_string());
-        let head = bytes_at(image_directory.join("head"))?;
+        let head = records.get(&Key::Head(image), RECORD_BYTES_MAX).ok()?;
         let (head, _): (HeadRecord, _) = decode_message(FrameKind::Head, &head).ok()?;
         if head.image_id != image.0 {
             return None;
         }
-        let name_at = |path: PathBuf| -> Option<NameRecord> {
-            Some(decode_message(FrameKind::Name, &bytes_at(path)?).ok()?.0)
+        let name_at = |key: &Key| -> Option<NameRecord> {
+            let bytes = records.get(key, RECORD_BYTES_MAX).ok()?;
+            Some(decode_message(FrameKind::Name, &bytes).ok()?.0)
         };
-        let note = name_at(image_directory.join("name"));
-        let part = match head.namespace.as_str() {
-            "" => DEFAULT_NAMESPACE.to_owned(),
-            namespace => escape(namespace),
-        };
-        let names = directory.join("names").join(part);
         let leads_here = |name: &String| {
-            name_at(names.join(escape(name))).is_some_and(|record| record.image_id == image.0)
+            let key = Key::Name { namespace: head.namespace.clone(), name: name.clone() };
+            name_at(&key).is_some_and(|record| record.image_id == image.0)
         };
-        let noted = note.map(|note| note.name).filter(|name| !name.is_empty());
+        let hint = name_at(&Key::NameHint(image));
+        let noted = hint.map(|hint| hint.name).filter(|name| !name.is_empty());
         let name = [Some(head.name.clone()), noted].into_iter().flatten().find(leads_here);
+        let directory = Path::new(&marker.child_pool_directory);
         Some(MarkedChild {
-            pool: pool_name(&directory).unwrap_or_else(|| marker.child_pool_name.clone()),
+            pool: pool_name(directory).unwrap_or_else(|| marker.child_pool_name.clone()),
             namespace: head.namespace,
             name: name.unwrap_or(head.name),
         })

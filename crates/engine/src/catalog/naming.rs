@@ -12,13 +12,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
 
+use marcot_backend::Key;
 use marcot_format::ImageId;
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{HeadRecord, NameRecord};
-use marcot_store::{LockMode, replace};
+use marcot_store::LockMode;
 
 use super::partial::{is_partial_name, partial_name};
-use super::pool::{Pool, read_file};
+use super::pool::Pool;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Names that were read because a hint was missing, by image; hints themselves.
@@ -159,13 +160,9 @@ impl Pool {
         self.names_read_lock().lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_path(&self, image: ImageId) -> std::path::PathBuf {
-        self.image_directory(image).join("name")
-    }
-
     /// Namespace and name that are noted beside the head.
     fn noted_name(&self, image: ImageId) -> Option<(String, String)> {
-        let bytes = read_file(self.disk(), &self.note_path(image)).ok()?;
+        let bytes = self.read_record(&Key::NameHint(image)).ok()?;
         let (note, _) = decode_message::<NameRecord>(FrameKind::Name, &bytes).ok()?;
         (note.image_id == image.0).then_some((note.namespace, note.name))
     }
@@ -176,8 +173,7 @@ impl Pool {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         let bytes =
             encode_message(FrameKind::Name, &NameRecord { image_id: image.0, namespace, name });
-        let path = self.note_path(image);
-        if let Err(error) = replace(self.disk(), &path, self.unique(), self.file_mode(), &bytes) {
+        if let Err(error) = self.records().put(&Key::NameHint(image), &bytes) {
             tracing::debug!(%image, %error, "the name could not be noted");
         }
     }

@@ -3,46 +3,31 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use marcot_backend::local::layout;
+use marcot_backend::{
+    Backend, Key, Lease, Leases, Listed, Prefix, Records, SegmentSet, Segments, Stamp, SwapError,
+};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{HeadRecord, NameRecord, ParentRecord, PoolRecord, RootRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
-use marcot_store::{Disk, Lock, LockMode, replace};
+use marcot_store::{Lock, LockMode};
 
-use super::names::{DEFAULT_NAMESPACE, check_namespace_name, escape, is_acceptable, read_name};
+use super::names::{check_namespace_name, could_be_given, is_acceptable};
 use super::naming::NamesRead;
 use super::store::Store;
-use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::error::{Error, ErrorKind, IoContext, Result, fail, system_words};
 use crate::image::{DamagedLog, Image};
-use crate::segment::{Files, author_directory};
+use crate::segment::Files;
 
 /// Longest record file that is read, in bytes.
-const RECORD_BYTES_MAX: u64 =
+pub(super) const RECORD_BYTES_MAX: u64 =
     (marcot_format::frame::FRAME_BODY_BYTES_MAX + marcot_format::frame::FRAME_HEADER_BYTES) as u64;
-
-/// Reads a small file whole.
-pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>> {
-    read_file_up_to(disk, path, RECORD_BYTES_MAX)
-}
-
-/// As [`read_file`], for records of fewer bytes.
-pub(super) fn read_file_up_to(disk: &dyn Disk, path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
-    let context = || format!("cannot read {}", path.display());
-    let file = disk.open(path, false).at(context)?;
-    let length = file.length().at(context)?;
-    if length > bytes_max {
-        return fail(ErrorKind::Corrupt, format!("{} is too long to be a record", path.display()));
-    }
-    let mut bytes = vec![0; length as usize];
-    let n = file.read_at(0, &mut bytes).at(context)?;
-    bytes.truncate(n);
-    Ok(bytes)
-}
 
 pub(super) struct PoolInner {
     pub(super) store: Store,
     pub(super) name: String,
-    /// Reaches the pool's directory, and nothing outside.
-    pub(super) disk: Arc<dyn Disk>,
+    /// Reaches what the pool holds, and nothing outside.
+    pub(super) backend: Backend,
     pub(super) directory: PathBuf,
     pub(super) record: PoolRecord,
     pub(super) read_only: bool,
@@ -50,7 +35,6 @@ pub(super) struct PoolInner {
     /// The user whom it belongs to, where that is not who runs this process.
     pub(super) foreign: Option<u32>,
     pub(super) owner_id: u32,
-    pub(super) directory_mode: u32,
     pub(super) names_read: Mutex<NamesRead>,
 }
 
@@ -115,8 +99,40 @@ impl Pool {
         &self.0.store.inner.files
     }
 
-    pub(crate) fn disk(&self) -> &dyn Disk {
-        &*self.0.disk
+    pub(crate) fn records(&self) -> &dyn Records {
+        &*self.0.backend.records
+    }
+
+    pub(crate) fn segments(&self) -> &dyn Segments {
+        &*self.0.backend.segments
+    }
+
+    pub(crate) fn leases(&self) -> &dyn Leases {
+        &*self.0.backend.leases
+    }
+
+    /// Number by which other processes know this one.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.0.store.inner.world.disk.process_id()
+    }
+
+    /// The bytes of a record.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` where it is too long to be a record.
+    pub(crate) fn read_record(&self, key: &Key) -> Result<Vec<u8>> {
+        self.read_record_up_to(key, RECORD_BYTES_MAX)
+    }
+
+    /// As [`Self::read_record`], for records of fewer bytes.
+    pub(super) fn read_record_up_to(&self, key: &Key, bytes_max: u64) -> Result<Vec<u8>> {
+        match self.records().get(key, bytes_max) {
+            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
+                let shown = self.records().show(key);
+                fail(ErrorKind::Corrupt, format!("{shown} is too long to be a record"))
+            }
+            bytes => bytes.at(|| format!("cannot read {}", self.records().show(key))),
+        }
     }
 
     pub(crate) fn unique(&self) -> u64 {
@@ -125,15 +141,6 @@ impl Pool {
 
     pub(crate) fn now_s(&self) -> i64 {
         self.0.store.inner.world.clock.now_s()
-    }
-
-    /// Permission bits of new files: what the pool's directory lets others read, they may read.
-    pub(crate) fn file_mode(&self) -> u32 {
-        self.0.directory_mode & 0o644
-    }
-
-    pub(crate) fn directory_mode(&self) -> u32 {
-        self.0.directory_mode
     }
 
     pub(crate) fn check_writable(&self) -> Result<()> {
@@ -156,16 +163,14 @@ impl Pool {
 
     /// Locks the catalogue.
     pub(crate) fn lock(&self, mode: LockMode) -> Result<Box<dyn Lock>> {
-        let path = self.0.directory.join("lock");
-        let lock = self.disk().lock(&path, mode, true);
+        let lock = self.leases().take(Lease::Catalogue, mode, true);
         let lock = lock.at(|| format!("cannot lock pool '{}'", self.name()))?;
         lock.ok_or_else(|| Error::new(ErrorKind::Busy, "the pool is locked"))
     }
 
     /// Locks the catalogue where nobody else has it locked.
     pub(super) fn try_lock(&self, mode: LockMode) -> Result<Option<Box<dyn Lock>>> {
-        let path = self.0.directory.join("lock");
-        let lock = self.disk().lock(&path, mode, false);
+        let lock = self.leases().take(Lease::Catalogue, mode, false);
         lock.at(|| format!("cannot lock pool '{}'", self.name()))
     }
 
@@ -176,16 +181,12 @@ impl Pool {
     /// Directory of an image, where its owner's control socket `owner.sock` lies.
     #[must_use]
     pub fn image_directory(&self, image: ImageId) -> PathBuf {
-        self.0.directory.join("images").join(image.to_string())
-    }
-
-    fn head_path(&self, image: ImageId) -> PathBuf {
-        self.image_directory(image).join("head")
+        layout::image(&self.0.directory, image)
     }
 
     fn read_head_flagged(&self, image: ImageId) -> Result<(HeadRecord, bool)> {
-        let path = self.head_path(image);
-        let bytes = match read_file(self.disk(), &path) {
+        let key = Key::Head(image);
+        let bytes = match self.read_record(&key) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return fail(
                     ErrorKind::NotFound,
@@ -195,10 +196,9 @@ impl Pool {
             bytes => bytes?,
         };
         let decoded = decode_message::<HeadRecord>(FrameKind::Head, &bytes);
-        let (head, newer) =
-            decoded.map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?;
+        let (head, newer) = decoded.map_err(|e| Error::from_format(self.cannot_use(&key), e))?;
         if head.image_id != image.0 {
-            let message = format!("{} is the head of another image", path.display());
+            let message = format!("{} is the head of another image", self.records().show(&key));
             return fail(ErrorKind::Corrupt, message);
         }
         Ok((head, newer))
@@ -227,9 +227,15 @@ impl Pool {
         Ok(head)
     }
 
-    /// Replaces the head on disk. The caller holds the image's lock.
-    pub(crate) fn write_head(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
-        let path = self.head_path(image);
+    fn cannot_use(&self, key: &Key) -> String {
+        format!("cannot use {}", self.records().show(key))
+    }
+
+    /// The bytes of a head.
+    ///
+    /// # Errors
+    /// `TooMany` where it holds more than a head can.
+    pub(crate) fn encode_head(&self, head: &HeadRecord) -> Result<Vec<u8>> {
         let bytes = encode_message(FrameKind::Head, head);
         if bytes.len() as u64 > RECORD_BYTES_MAX {
             let message = format!(
@@ -239,8 +245,41 @@ impl Pool {
             );
             return fail(ErrorKind::TooMany, message);
         }
-        replace(self.disk(), &path, self.unique(), self.file_mode(), &bytes)
-            .at(|| format!("cannot write {}", path.display()))
+        Ok(bytes)
+    }
+
+    /// Stores a head over the one with the stamp `from`. The caller holds the image's lease.
+    ///
+    /// # Errors
+    /// `Fenced` where another owner has stored one meanwhile; `Poisoned` where it is not known which of
+    /// the two survives a crash.
+    pub(crate) fn swap_head(&self, image: ImageId, from: Stamp, head: &HeadRecord) -> Result<()> {
+        let bytes = self.encode_head(head)?;
+        let key = Key::Head(image);
+        let label = || self.image_label(head);
+        match self.records().swap(&key, from, &bytes) {
+            Ok(()) => Ok(()),
+            Err(SwapError::Changed) => {
+                let message = format!("{} was taken over by another process", label());
+                fail(ErrorKind::Fenced, message)
+            }
+            Err(SwapError::Unchanged(error)) => {
+                Err(error).at(|| format!("cannot write {}", self.records().show(&key)))
+            }
+            Err(SwapError::Unknown(error)) => {
+                let message = format!("the head of {} may not be durable; reopen it", label());
+                let cause = system_words(&error.to_string()).to_owned();
+                fail(ErrorKind::Poisoned, format!("{message}: {cause}"))
+            }
+        }
+    }
+
+    /// Stores a head over a damaged one. The caller holds the image's lease.
+    pub(super) fn put_head(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
+        let bytes = self.encode_head(head)?;
+        let key = Key::Head(image);
+        let put = self.records().put(&key, &bytes);
+        put.at(|| format!("cannot write {}", self.records().show(&key)))
     }
 
     /// Fails where the head on disk is of another epoch.
@@ -254,37 +293,17 @@ impl Pool {
         Ok(())
     }
 
-    pub(crate) fn create_author_directory(&self, image: ImageId) -> Result<()> {
-        self.create_copies_directory(image, 0)
+    /// Makes durable what is read under a key now.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub(super) fn settle(&self, key: &Key) -> Result<()> {
+        self.records().settle(key).at(|| format!("cannot sync {}", self.records().show(key)))
     }
 
-    /// As [`Self::create_author_directory`], for copies that belong to a set.
-    pub(crate) fn create_copies_directory(&self, author: ImageId, copies: u64) -> Result<()> {
-        let directory = author_directory(&self.0.directory, author, copies);
-        match self.disk().create_directory(&directory, self.directory_mode()) {
-            // Whoever made a set may have been killed before its name was durable, and the head that
-            // names it comes later.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                if copies == 0 {
-                    return Ok(());
-                }
-            }
-            made => made.at(|| format!("cannot create {}", directory.display()))?,
-        }
-        let parent = self.0.directory.join("segments");
-        self.disk().sync_directory(&parent).at(|| format!("cannot sync {}", parent.display()))
-    }
-
-    pub(super) fn names_directory(&self, namespace: &str) -> PathBuf {
-        let part = match namespace {
-            "" => DEFAULT_NAMESPACE.to_owned(),
-            namespace => escape(namespace),
-        };
-        self.0.directory.join("names").join(part)
-    }
-
-    pub(super) fn name_path(&self, namespace: &str, name: &str) -> PathBuf {
-        self.names_directory(namespace).join(escape(name))
+    /// Creates the place of the segments that an image of this pool writes.
+    pub(crate) fn create_own_set(&self, author: ImageId) -> Result<()> {
+        self.files().create_set(self.id(), SegmentSet { author, copies: 0 })
     }
 
     fn namespace_missing(&self, namespace: &str) -> Error {
@@ -292,16 +311,37 @@ impl Pool {
         Error::new(ErrorKind::NotFound, message)
     }
 
+    /// The records of a prefix.
+    fn list_records(&self, prefix: &Prefix) -> std::io::Result<Vec<Key>> {
+        let mut keys = Vec::new();
+        self.records().list(prefix, &mut |listed| {
+            if let Listed::Key(key) = listed {
+                keys.push(key.clone());
+            }
+            true
+        })?;
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
     /// The namespaces besides the default one, sorted.
     ///
     /// # Errors
     /// What the operating system says.
     pub fn namespaces(&self) -> Result<Vec<String>> {
-        let directory = self.0.directory.join("names");
-        let files =
-            self.disk().list(&directory).at(|| format!("cannot list {}", directory.display()))?;
-        let named = files.iter().filter(|f| *f != DEFAULT_NAMESPACE);
-        Ok(named.filter_map(|f| read_name(&directory, f)).collect())
+        let keys = self.list_records(&Prefix::Namespaces);
+        let keys = keys.at(|| format!("cannot list the namespaces of pool '{}'", self.name()))?;
+        let names = keys.into_iter().filter_map(|key| match key {
+            Key::Namespace(name) => Some(name),
+            _ => None,
+        });
+        Ok(names.filter(|name| could_be_given(self.directory(), name)).collect())
+    }
+
+    /// True where there is such a namespace, or where that cannot be told.
+    pub(super) fn has_namespace(&self, namespace: &str) -> bool {
+        namespace.is_empty()
+            || self.records().exists(&Key::Namespace(namespace.to_owned())).unwrap_or(true)
     }
 
     /// Creates a namespace.
@@ -311,15 +351,12 @@ impl Pool {
     pub fn namespace_create(&self, namespace: &str) -> Result<()> {
         check_namespace_name(namespace)?;
         self.check_writable()?;
-        let path = self.names_directory(namespace);
-        match self.disk().create_directory(&path, self.directory_mode()) {
+        match self.records().create(&Key::Namespace(namespace.to_owned()), &[]) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                return fail(ErrorKind::Exists, format!("namespace '{namespace}' already exists"));
+                fail(ErrorKind::Exists, format!("namespace '{namespace}' already exists"))
             }
-            made => made.at(|| format!("cannot create namespace '{namespace}'"))?,
+            made => made.at(|| format!("cannot create namespace '{namespace}'")),
         }
-        let parent = self.0.directory.join("names");
-        self.disk().sync_directory(&parent).at(|| format!("cannot sync {}", parent.display()))
     }
 
     /// Removes an empty namespace.
@@ -333,17 +370,26 @@ impl Pool {
         if !self.image_names(namespace)?.is_empty() {
             return fail(ErrorKind::NotEmpty, format!("namespace '{namespace}' contains images"));
         }
-        let path = self.names_directory(namespace);
-        self.sweep_names(&path);
+        self.sweep_names(namespace);
         let context = || format!("cannot remove namespace '{namespace}'");
-        if let Some(file) = self.disk().list(&path).at(context)?.first() {
-            let message =
-                format!("{} holds '{file}', which is no name of an image", path.display());
+        let mut other = None;
+        let mut note = |listed: Listed<'_>| {
+            other = Some(match listed {
+                Listed::Key(Key::Name { name, .. }) => name.clone(),
+                Listed::Key(key) => self.records().show(key),
+                Listed::Other(file) => file.to_owned(),
+            });
+            false
+        };
+        let prefix = Prefix::Names(namespace.to_owned());
+        self.records().list(&prefix, &mut note).at(context)?;
+        let key = Key::Namespace(namespace.to_owned());
+        if let Some(file) = other {
+            let shown = self.records().show(&key);
+            let message = format!("{shown} holds '{file}', which is no name of an image");
             return Err(Error::new(ErrorKind::Io, message).context(context()));
         }
-        self.disk().remove_directory(&path).at(context)?;
-        let parent = self.0.directory.join("names");
-        self.disk().sync_directory(&parent).at(context)
+        self.records().remove(&key).and_then(|()| self.records().settle(&key)).at(context)
     }
 
     /// Names of the images of a namespace (`""`: the default one). What they lead to is not read.
@@ -351,14 +397,17 @@ impl Pool {
     /// # Errors
     /// `NotFound` for an unknown namespace, or what the operating system says.
     pub fn image_names(&self, namespace: &str) -> Result<Vec<String>> {
-        let directory = self.names_directory(namespace);
-        let files = match self.disk().list(&directory) {
+        let keys = match self.list_records(&Prefix::Names(namespace.to_owned())) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(self.namespace_missing(namespace));
             }
-            files => files.at(|| format!("cannot list {}", directory.display()))?,
+            keys => keys.at(|| format!("cannot list the images of pool '{}'", self.name()))?,
         };
-        Ok(files.iter().filter_map(|f| read_name(&directory, f)).collect())
+        let names = keys.into_iter().filter_map(|key| match key {
+            Key::Name { name, .. } => Some(name),
+            _ => None,
+        });
+        Ok(names.filter(|name| could_be_given(self.directory(), name)).collect())
     }
 
     /// Images of a namespace (`""`: the default one), sorted by name.
@@ -385,7 +434,7 @@ impl Pool {
     /// # Errors
     /// `NotFound`, `Corrupt`.
     pub fn find(&self, namespace: &str, name: &str) -> Result<ImageId> {
-        let path = self.name_path(namespace, name);
+        let key = Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
         let missing = || {
             let message = format!("image '{name}' does not exist in pool '{}'", self.name());
             Error::new(ErrorKind::NotFound, message)
@@ -394,28 +443,28 @@ impl Pool {
         if !is_acceptable(name) || !(namespace.is_empty() || is_acceptable(namespace)) {
             return Err(missing());
         }
-        let bytes = match read_file(self.disk(), &path) {
+        let bytes = match self.read_record(&key) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                if !namespace.is_empty()
-                    && self.disk().mode(&self.names_directory(namespace)).is_err()
-                {
-                    return Err(self.namespace_missing(namespace));
-                }
-                return Err(missing());
+                return Err(match self.has_namespace(namespace) {
+                    true => missing(),
+                    false => self.namespace_missing(namespace),
+                });
             }
             bytes => bytes?,
         };
         let (record, _): (NameRecord, _) = decode_message(FrameKind::Name, &bytes)
-            .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?;
+            .map_err(|e| Error::from_format(self.cannot_use(&key), e))?;
         Ok(ImageId(record.image_id))
     }
 
     /// Numbers of all images that have a directory, whole or not.
     pub(crate) fn image_ids(&self) -> Result<Vec<ImageId>> {
-        let directory = self.0.directory.join("images");
-        let names =
-            self.disk().list(&directory).at(|| format!("cannot list {}", directory.display()))?;
-        Ok(names.iter().filter_map(|n| u64::from_str_radix(n, 16).ok()).map(ImageId).collect())
+        let keys = self.list_records(&Prefix::Heads);
+        let keys = keys.at(|| format!("cannot list the images of pool '{}'", self.name()))?;
+        Ok(keys
+            .into_iter()
+            .filter_map(|k| if let Key::Head(id) = k { Some(id) } else { None })
+            .collect())
     }
 
     /// Any image of the pool, for a refusal.

@@ -1,5 +1,6 @@
 //! Removing images.
 
+use marcot_backend::{Key, SegmentSet, Stamp};
 use marcot_format::record::HeadRecord;
 use marcot_format::{ImageId, SnapId};
 use marcot_store::LockMode;
@@ -10,7 +11,6 @@ use super::pool::Pool;
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::image::mark;
-use crate::segment::author_directory;
 
 /// What Linux says of a sector that cannot be read, and of one whose checksum the file system finds
 /// wrong: EIO, ENODATA, EBADMSG, EUCLEAN.
@@ -109,7 +109,7 @@ impl Store {
             let mut empty = first_head(image, namespace, name, pool.now_s());
             empty.removing = true;
             empty.parent = parents.first().cloned();
-            pool.with_reserve(|| pool.write_head(image, &empty))?;
+            pool.with_reserve(|| pool.put_head(image, &empty))?;
             for parent in &parents {
                 pool.keep_heirs(
                     image,
@@ -217,7 +217,7 @@ impl Pool {
             let mut marked = head.clone();
             marked.removing = true;
             marked.version += 1;
-            match self.with_reserve(|| self.write_head(image, &marked)) {
+            match self.with_reserve(|| self.swap_head(image, Stamp::of(head), &marked)) {
                 // Removing must work on a full disk. Unmarked, a removal that is cut off between
                 // the next two steps leaves an image without a name, which `check` tells.
                 Err(error) if error.kind() == ErrorKind::NoSpace => {}
@@ -226,16 +226,17 @@ impl Pool {
         }
         let context = || format!("cannot remove image '{}'", head.name);
         if let Some(name) = self.find_name_of(head)? {
-            let path = self.name_path(&head.namespace, &name);
-            self.disk().remove_file(&path).at(context)?;
+            let key = Key::Name { namespace: head.namespace.clone(), name };
+            self.records().remove(&key).at(context)?;
         }
         // Also where the name is gone already: whoever took it away may have been killed before that
         // was durable, and a name that comes back must not lead nowhere.
-        match self.disk().sync_directory(&self.names_directory(&head.namespace)) {
+        let name = Key::Name { namespace: head.namespace.clone(), name: head.name.clone() };
+        match self.records().settle(&name) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             synced => synced.at(context)?,
         }
-        self.remove_image_directory(image);
+        self.remove_head(image);
         match self.read_head(image) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             _ => Err(Error::new(ErrorKind::Io, format!("cannot remove the head of image {image}"))),
@@ -250,7 +251,8 @@ impl Pool {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<usize> {
         let shared = head.shared_below.unwrap_or_default();
-        let names = self.files().list(self.id(), image)?;
+        let set = SegmentSet { author: image, copies: 0 };
+        let names = self.files().list(self.id(), set)?;
         let mut left = 0;
         for (i, name) in names.iter().enumerate() {
             if name.sequence >= mark(&shared, name.kind) {
@@ -261,7 +263,7 @@ impl Pool {
             progress(i as u64 + 1, names.len() as u64);
         }
         // Stays while segments are left.
-        let _ = self.disk().remove_directory(&author_directory(self.directory(), image, 0));
+        let _ = self.segments().remove_set(set);
         Ok(left)
     }
 }

@@ -3,32 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use marcot_backend::local::LocalHome;
+use marcot_backend::{Home, Key, Part, ReadableBy};
 use marcot_format::PoolId;
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord, StoreRecord};
-use marcot_store::{Disk, LockMode, Trust, World, publish_new, replace};
+use marcot_store::{LockMode, World};
 
-use super::names::{DEFAULT_NAMESPACE, check_pool_name, escape, read_name};
-use super::opening::{Whereabouts, is_absent};
-use super::pool::{Pool, read_file};
+use super::names::{check_pool_name, could_be_given};
+use super::opening::Whereabouts;
+use super::pool::Pool;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::limits::Limits;
 use crate::segment::Files;
 
 /// The pool that every store has from the start, as with RBD.
 pub const DEFAULT_POOL: &str = "rbd";
-
-/// Who may read a new pool's images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ReadableBy {
-    /// The user who creates it.
-    #[default]
-    Owner,
-    /// The user's group too.
-    Group,
-    /// Everybody on the machine: a template pool.
-    All,
-}
 
 /// How a pool is created.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,10 +29,8 @@ pub struct PoolOptions {
 
 pub(crate) struct StoreInner {
     pub directory: PathBuf,
-    /// Reaches the store's directory, and nothing outside.
-    pub disk: Arc<dyn Disk>,
-    /// The user whom the store belongs to, where that is not who runs this process.
-    pub foreign: Option<u32>,
+    /// Where the store lies.
+    pub home: Arc<dyn Home>,
     pub id: u64,
     pub world: World,
     pub limits: Limits,
@@ -53,26 +41,6 @@ pub(crate) struct StoreInner {
 #[derive(Clone)]
 pub struct Store {
     pub(crate) inner: Arc<StoreInner>,
-}
-
-/// Permission bits of a store's directory and of `pools`: others reach the pools that they may read, and
-/// do not see the names of the rest.
-const STORE_MODE: u32 = 0o711;
-
-fn make_directories(world: &World, path: &Path, mode: u32) -> Result<()> {
-    if world.disk.mode(path).is_ok() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        make_directories(world, parent, 0o755)?;
-    }
-    match world.disk.create_directory(path, mode) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
-        made => made.at(|| format!("cannot create {}", path.display()))?,
-    }
-    // What is made durable in it later must not be lost with its name.
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    world.disk.sync_directory(parent).at(|| format!("cannot sync {}", parent.display()))
 }
 
 impl Store {
@@ -100,30 +68,33 @@ impl Store {
     pub fn open_with(world: World, directory: &Path, limits: Limits) -> Result<Self> {
         let directory = std::path::absolute(directory)
             .at(|| format!("cannot use {} as a store", directory.display()))?;
-        let (disk, foreign) = match confine(&world, &directory) {
-            Err(error) if is_absent(&error) => {
-                make_directories(&world, &directory, STORE_MODE)?;
-                confine(&world, &directory)
+        let home = LocalHome::open(&world, &directory)
+            .at(|| format!("cannot open the store in {}", directory.display()))?;
+        Self::open_home(world, Arc::new(home), &directory, limits)
+    }
+
+    /// As [`Store::open_with`], for a store that does not lie in a directory of this machine. `directory`
+    /// is what it is called.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_home(
+        world: World,
+        home: Arc<dyn Home>,
+        directory: &Path,
+        limits: Limits,
+    ) -> Result<Self> {
+        let directory = directory.to_owned();
+        let record = match home.record() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                check_own(&directory, home.foreign(), "create a store there")?;
+                create(&world, &*home, &directory)?
             }
-            confined => confined,
-        }
-        .at(|| format!("cannot open the store in {}", directory.display()))?;
-        let path = directory.join("store");
-        let record: StoreRecord = match read_file(&*disk, &path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                check_own(&directory, foreign, "create a store there")?;
-                create(&world, &*disk, &directory)?
-            }
-            bytes => {
-                let decoded = decode_message(FrameKind::Store, &bytes?);
-                decoded
-                    .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?
-                    .0
-            }
+            bytes => decode_record(&*home, bytes)?,
         };
         let files = Arc::new(Files::new(world.clone()));
         let id = record.store_id;
-        let inner = StoreInner { directory, disk, foreign, id, world, limits, files };
+        let inner = StoreInner { directory, home, id, world, limits, files };
         let store = Self { inner: Arc::new(inner) };
         let empty = !store.is_foreign() && store.pools()?.is_empty();
         if empty && store.find_pool(DEFAULT_POOL)?.is_none() {
@@ -170,7 +141,12 @@ impl Store {
     /// its pools then.
     #[must_use]
     pub fn is_foreign(&self) -> bool {
-        self.inner.foreign.is_some()
+        self.foreign().is_some()
+    }
+
+    /// The user whom it belongs to, where that is another one than who runs this process.
+    pub(super) fn foreign(&self) -> Option<u32> {
+        self.inner.home.foreign()
     }
 
     /// Names of all pools, its own and attached ones, sorted.
@@ -185,19 +161,14 @@ impl Store {
 
     /// Names of all pools, those of the store before the attached ones.
     fn pools_own_first(&self) -> Result<Vec<String>> {
+        let home = &self.inner.home;
+        let list =
+            || format!("cannot list the pools of the store in {}", self.directory().display());
         let mut names: Vec<String> = Vec::new();
-        for part in ["pools", "attached"] {
-            let directory = self.inner.directory.join(part);
-            match self.inner.disk.list(&directory) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                listed => {
-                    let listed = listed.at(|| format!("cannot list {}", directory.display()))?;
-                    let found: Vec<String> = listed
-                        .iter()
-                        .filter_map(|f| read_name(&directory, f))
-                        .filter(|name| !names.contains(name))
-                        .collect();
-                    names.extend(found);
+        for listed in [home.pools().at(list)?, home.attached().at(list)?] {
+            for name in listed {
+                if !names.contains(&name) && could_be_given(self.directory(), &name) {
+                    names.push(name);
                 }
             }
         }
@@ -206,35 +177,24 @@ impl Store {
 
     /// Where a pool lies; `None` where there is no such pool.
     fn find_pool(&self, name: &str) -> Result<Option<Whereabouts>> {
-        let own = self.inner.directory.join("pools").join(escape(name));
-        match self.pool_record_mode(&own.join("pool")) {
-            Ok(_) => return Ok(Some(Whereabouts::Own(own))),
-            // It may be there; whoever may not look must not be told that it is not.
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                return Err(error).at(|| format!("cannot open pool '{name}'"));
-            }
-            Err(_) => self.check_no_link_of_others(name, &own)?,
+        // It may be there; whoever may not look must not be told that it is not.
+        let own = self.inner.home.has_pool(name).at(|| format!("cannot open pool '{name}'"))?;
+        if own {
+            return Ok(Some(Whereabouts::Own(name.to_owned())));
         }
+        self.check_no_link_of_others(name)?;
         Ok(self.attached_record(name)?.map(Whereabouts::Attached))
-    }
-
-    /// An administrator may have put a pool of one's own store elsewhere, by a link in `pools`.
-    fn pool_record_mode(&self, path: &Path) -> std::io::Result<u32> {
-        match self.is_foreign() {
-            true => self.inner.disk.mode(path),
-            false => self.inner.world.disk.mode(path),
-        }
     }
 
     /// What is noted of an attached pool; `None` where no pool of that name is attached.
     fn attached_record(&self, name: &str) -> Result<Option<AttachedRecord>> {
-        let path = self.inner.directory.join("attached").join(escape(name));
-        let bytes = match read_file(&*self.inner.disk, &path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            bytes => bytes?,
+        let shown = || self.inner.home.show(&Part::Attachment(name.to_owned()));
+        let bytes = match self.inner.home.attachment(name) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.at(|| format!("cannot read {}", shown()))?,
         };
         let (record, _) = decode_message(FrameKind::Attached, &bytes)
-            .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?;
+            .map_err(|e| Error::from_format(format!("cannot use {}", shown()), e))?;
         Ok(Some(record))
     }
 
@@ -244,7 +204,7 @@ impl Store {
     /// `NotFound`, `PermissionDenied`, `Corrupt`, `NewerFormat`.
     pub fn pool(&self, name: &str) -> Result<Pool> {
         match self.find_pool(name)? {
-            Some(at) => Pool::open_directory(self, name, &at),
+            Some(at) => Pool::open_at(self, name, &at),
             None => {
                 self.check_no_pool(name)?;
                 fail(ErrorKind::NotFound, format!("pool '{name}' does not exist"))
@@ -279,7 +239,7 @@ impl Store {
                 continue;
             };
             let attached = matches!(at, Whereabouts::Attached(_));
-            match Pool::open_directory(self, &name, &at) {
+            match Pool::open_at(self, &name, &at) {
                 Ok(pool) => pools.push(pool),
                 Err(error) if attached => tracing::warn!(%error, "a pool is left out"),
                 // Its creation was cut off, or it was removed just now.
@@ -301,24 +261,25 @@ impl Store {
     /// Fails where a directory without a pool's record holds images: it is no pool that is being
     /// created or removed, but one that lost its record.
     fn check_no_pool(&self, name: &str) -> Result<()> {
-        let directory = self.inner.directory.join("pools").join(escape(name));
-        let images = directory.join("images");
-        match self.inner.disk.list(&images) {
-            Ok(images) if images.is_empty() => return Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Ok(_) => {}
-            Err(_) if self.is_link(&directory) => {
+        let home = &self.inner.home;
+        let place = || home.show(&Part::Pool(name.to_owned()));
+        match home.holds_images(name) {
+            Ok(false) => return Ok(()),
+            Ok(true) => {}
+            Err(_) if home.is_link(name) => {
                 let message = format!(
                     "pool '{name}' lies elsewhere, by the symbolic link {}, and there is no pool now: is a file system not mounted?",
-                    directory.display()
+                    place()
                 );
                 return fail(ErrorKind::Io, message);
             }
-            Err(error) => return Err(error).at(|| format!("cannot list {}", images.display())),
+            Err(error) => {
+                return Err(error).at(|| format!("cannot list the images of pool '{name}'"));
+            }
         }
         let message = format!(
-            "pool '{name}' has lost its record, and may hold images: restore {} from a backup",
-            self.inner.directory.join("pools").join(escape(name)).join("pool").display()
+            "pool '{name}' has lost its record, and may hold images: restore {}/pool from a backup",
+            place()
         );
         fail(ErrorKind::Corrupt, message)
     }
@@ -350,43 +311,19 @@ impl Store {
         }
         // Its images belong to a pool of another number than a new one would have.
         self.check_no_pool(name)?;
-        let mode = match options.readable_by {
-            ReadableBy::Owner => 0o700,
-            ReadableBy::Group => 0o750,
-            ReadableBy::All => 0o755,
-        };
-        let directory = self.inner.directory.join("pools").join(escape(name));
-        let disk = &*self.inner.disk;
-        let make = |path: &Path, mode| match disk.create_directory(path, mode) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            made => made.at(|| format!("cannot create {}", path.display())),
-        };
-        make(&directory, mode)?;
-        for part in ["names", "images", "segments"] {
-            make(&directory.join(part), mode)?;
-        }
-        make(&directory.join("names").join(DEFAULT_NAMESPACE), mode)?;
-        // Children of other users leave their markers here (I7).
-        make(&directory.join("children"), 0o1777)?;
+        let context = || format!("cannot create pool '{name}'");
+        let home = &self.inner.home;
+        let backend = home.create_pool(name, options.readable_by).at(context)?;
         let record = PoolRecord {
             pool_id: self.inner.world.random.number(),
             store_id: self.inner.id,
             created_s: self.inner.world.clock.now_s(),
             application: String::new(),
         };
+        // The commit: a place without this record is no pool.
         let bytes = encode_message(FrameKind::Pool, &record);
-        let path = directory.join("pool");
-        // All that the record stands on is durable before it: also the store, whose maker may have
-        // been killed before that.
-        let store = self.inner.directory.clone();
-        for made in [directory.join("names"), directory.clone(), store.join("pools"), store] {
-            disk.sync_directory(&made).at(|| format!("cannot sync {}", made.display()))?;
-        }
-        // The commit: a directory without this record is no pool.
-        publish_new(disk, &path, self.inner.world.random.number(), mode & 0o644, &bytes)
-            .at(|| format!("cannot create pool '{name}'"))?;
-        let parent = self.inner.directory.join("pools");
-        disk.sync_directory(&parent).at(|| format!("cannot sync {}", parent.display()))?;
+        backend.records.create(&Key::Pool, &bytes).at(context)?;
+        home.settle_pools().at(context)?;
         self.pool(name)
     }
 
@@ -407,16 +344,10 @@ impl Store {
             return fail(ErrorKind::NotEmpty, format!("pool '{name}' still holds image {image}"));
         }
         // Without its record it is no pool any more; the rest is litter that may be swept twice.
-        let record = pool.directory().join("pool");
-        pool.disk().remove_file(&record).at(|| format!("cannot remove pool '{name}'"))?;
+        pool.records().remove(&Key::Pool).at(|| format!("cannot remove pool '{name}'"))?;
         pool.clear_children();
-        sweep(pool.disk(), pool.directory());
-        let disk = &*self.inner.disk;
-        // Where the pool lies elsewhere, a link led to it.
-        let own = self.inner.directory.join("pools").join(escape(name));
-        let _ = disk.remove_directory(&own).or_else(|_| disk.remove_file(&own));
-        disk.sync_directory(&self.inner.directory.join("pools"))
-            .at(|| format!("cannot remove pool '{name}'"))
+        self.inner.home.clear_pool(name, pool.directory());
+        self.inner.home.settle_pools().at(|| format!("cannot remove pool '{name}'"))
     }
 
     /// Notes what the pool is for, as `rbd pool init` does.
@@ -430,9 +361,8 @@ impl Store {
         let mut record = pool.record().clone();
         record.application = "rbd".to_owned();
         let bytes = encode_message(FrameKind::Pool, &record);
-        let unique = self.inner.world.random.number();
-        replace(pool.disk(), &pool.directory().join("pool"), unique, pool.file_mode(), &bytes)
-            .at(|| format!("cannot initialise pool '{name}'"))
+        let put = pool.records().put(&Key::Pool, &bytes);
+        put.at(|| format!("cannot initialise pool '{name}'"))
     }
 
     /// Attaches a pool of another store under a name of this one.
@@ -451,7 +381,7 @@ impl Store {
             return fail(ErrorKind::Invalid, "the pool's directory has a name that is not UTF-8");
         };
         // Its number is what the directory says now; from now on it is what was noted.
-        let pool_id = Pool::number_in(self, &directory)?;
+        let pool_id = Pool::number_at(self, text)?;
         if let Some(other) = self.open_pools()?.iter().find(|p| p.id() == pool_id) {
             let message = format!(
                 "{} is already a pool of this store: it has the number of pool '{}' in {}",
@@ -463,14 +393,10 @@ impl Store {
         }
         let mut record =
             AttachedRecord { directory: text.to_owned(), pool_id: pool_id.0, owner: None };
-        let pool = Pool::open_directory(self, name, &Whereabouts::Attached(record.clone()))?;
+        let pool = Pool::open_at(self, name, &Whereabouts::Attached(record.clone()))?;
         record.owner = Some(pool.owner_id());
-        self.make_attached_directory()?;
-        let path = self.inner.directory.join("attached").join(escape(name));
-        let bytes = encode_message(FrameKind::Attached, &record);
-        let unique = self.inner.world.random.number();
-        publish_new(&*self.inner.disk, &path, unique, 0o600, &bytes)
-            .at(|| format!("cannot attach pool '{name}'"))?;
+        let attached = self.inner.home.attach(name, &encode_message(FrameKind::Attached, &record));
+        attached.at(|| format!("cannot attach pool '{name}'"))?;
         Ok(pool)
     }
 
@@ -505,48 +431,15 @@ impl Store {
                 return fail(ErrorKind::Busy, message);
             }
         }
-        let path = self.inner.directory.join("attached").join(escape(name));
-        self.inner.disk.remove_file(&path).at(|| format!("cannot detach pool '{name}'"))
-    }
-
-    /// Where attached pools are noted. Whom they belong to is nobody else's business.
-    fn make_attached_directory(&self) -> Result<()> {
-        let disk = &*self.inner.disk;
-        let path = self.inner.directory.join("attached");
-        match disk.create_directory(&path, 0o700) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
-            made => made.at(|| format!("cannot create {}", path.display()))?,
-        }
-        let store = &self.inner.directory;
-        disk.sync_directory(store).at(|| format!("cannot sync {}", store.display()))
+        self.inner.home.detach(name).at(|| format!("cannot detach pool '{name}'"))
     }
 
     /// Locks the store, to do in it what is named in the refusal of another user's.
     pub(super) fn lock(&self, what: &str) -> Result<Box<dyn marcot_store::Lock>> {
-        check_own(&self.inner.directory, self.inner.foreign, what)?;
-        let path = self.inner.directory.join("lock");
-        let lock = self.inner.disk.lock(&path, LockMode::Exclusive, true);
-        let lock = lock.at(|| format!("cannot lock the store with {}", path.display()))?;
-        lock.ok_or_else(|| Error::new(ErrorKind::Busy, "the store is locked"))
+        check_own(&self.inner.directory, self.foreign(), what)?;
+        let home = &self.inner.home;
+        home.lock().at(|| format!("cannot lock the store with {}", home.show(&Part::Lock)))
     }
-}
-
-const ROOT: u32 = 0;
-
-/// The disk for a store's directory, and the user whom the store belongs to where that is another.
-fn confine(world: &World, directory: &Path) -> std::io::Result<(Arc<dyn Disk>, Option<u32>)> {
-    let confined = world.disk.confine(directory, Trust::ByOwner)?;
-    if confined.own {
-        return Ok((confined.disk, None));
-    }
-    // A directory that an administrator made, such as a mounted volume, in which one made a store.
-    // Only root's directories count: anybody else could put there what is one's own.
-    let pools = confined.disk.owner_id(&directory.join("pools"));
-    let mine = pools.is_ok_and(|owner| owner == world.disk.user_id());
-    if mine && confined.owner_id == ROOT {
-        return Ok((world.disk.confine(directory, Trust::Own)?.disk, None));
-    }
-    Ok((confined.disk, Some(confined.owner_id)))
 }
 
 /// Fails in another user's store, where nothing is changed, whatever the permission bits say.
@@ -559,32 +452,22 @@ fn check_own(directory: &Path, foreign: Option<u32>, what: &str) -> Result<()> {
     fail(ErrorKind::PermissionDenied, message)
 }
 
-fn create(world: &World, disk: &dyn Disk, directory: &Path) -> Result<StoreRecord> {
-    make_directories(world, &directory.join("pools"), STORE_MODE)?;
+fn decode_record(home: &dyn Home, bytes: std::io::Result<Vec<u8>>) -> Result<StoreRecord> {
+    let shown = || home.show(&Part::Record);
+    let bytes = bytes.at(|| format!("cannot read {}", shown()))?;
+    let decoded = decode_message(FrameKind::Store, &bytes);
+    Ok(decoded.map_err(|e| Error::from_format(format!("cannot use {}", shown()), e))?.0)
+}
+
+fn create(world: &World, home: &dyn Home, directory: &Path) -> Result<StoreRecord> {
     let record = StoreRecord { store_id: world.random.number() };
-    let bytes = encode_message(FrameKind::Store, &record);
-    let path = directory.join("store");
-    match publish_new(disk, &path, world.random.number(), 0o644, &bytes) {
+    match home.create(&encode_message(FrameKind::Store, &record)) {
+        // Another process was first.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let bytes = read_file(disk, &path)?;
-            let decoded = decode_message(FrameKind::Store, &bytes);
-            Ok(decoded
-                .map_err(|e| Error::from_format(format!("cannot use {}", path.display()), e))?
-                .0)
+            decode_record(home, home.record())
         }
         made => {
             made.at(|| format!("cannot create a store in {}", directory.display())).map(|()| record)
         }
     }
-}
-
-/// Removes what is left of a pool. Errors leave litter, nothing worse.
-fn sweep(disk: &dyn marcot_store::Disk, directory: &Path) {
-    for name in disk.list(directory).unwrap_or_default() {
-        let path = directory.join(name);
-        if disk.remove_file(&path).is_err() {
-            sweep(disk, &path);
-        }
-    }
-    let _ = disk.remove_directory(directory);
 }

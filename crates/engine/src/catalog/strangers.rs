@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 
+use marcot_backend::{ChildKey, SharedDirectory};
 use marcot_store::FileInfo;
 
-use super::child_names::{is_of_another_name, parse_file_name};
+use super::child_names::is_of_another_name;
 use super::children::{CHILD_RECORD_BYTES_MAX, MARKERS_MAX};
 use super::pool::Pool;
 use crate::error::{IoContext, Result};
@@ -72,9 +73,9 @@ pub(crate) enum Kind {
 fn is_name_of_marker(name: &str) -> bool {
     let temporary = || {
         let name = name.strip_prefix('.')?.strip_suffix(".tmp")?;
-        parse_file_name(name.rsplit_once('.')?.0)
+        ChildKey::parse(name.rsplit_once('.')?.0)
     };
-    parse_file_name(name).or_else(temporary).is_some()
+    ChildKey::parse(name).or_else(temporary).is_some()
 }
 
 /// Also room that was taken and is not part of the file's length takes room.
@@ -95,6 +96,7 @@ fn parse_aside(name: &str) -> Option<(u32, u64)> {
 /// One pass over the directory of children.
 struct Pass<'a> {
     pool: &'a Pool,
+    shared: &'a SharedDirectory,
     remove: bool,
     /// Tells this pass from others.
     number: u64,
@@ -110,23 +112,24 @@ impl Pool {
     /// # Errors
     /// What the operating system says.
     pub(crate) fn strangers(&self, remove: bool) -> Result<Strangers> {
-        let directory = self.children_directory();
+        let Some(shared) = &self.0.backend.shared else { return Ok(Strangers::default()) };
         let mut pass = Pass {
             pool: self,
+            shared,
             remove,
             number: self.unique(),
             steps: STEPS_MAX,
             found: Strangers::default(),
             markers: BTreeMap::new(),
         };
-        let visited = self.disk().look_through(&directory, &mut |name, info| {
+        let visited = shared.disk.look_through(&shared.path, &mut |name, info| {
             pass.steps = pass.steps.saturating_sub(1);
             pass.look(name, info);
             pass.steps > 0
         });
         match visited {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            visited => visited.at(|| format!("cannot list {}", directory.display()))?,
+            visited => visited.at(|| format!("cannot list {}", shared.path.display()))?,
         }
         let Pass { mut found, markers, steps, .. } = pass;
         found.over_limit = markers.into_iter().filter(|(_, n)| *n > MARKERS_MAX as u64).collect();
@@ -159,12 +162,14 @@ impl Pool {
     /// Removes whatever lies in the directory of children, of a pool that is no pool any more. What
     /// cannot be removed stays.
     pub(super) fn clear_children(&self) {
-        let directory = self.children_directory();
+        let Some(SharedDirectory { disk, path: directory }) = &self.0.backend.shared else {
+            return;
+        };
         let (number, mut steps) = (self.unique(), STEPS_MAX);
-        let _ = self.disk().look_through(&directory, &mut |name, _| {
+        let _ = disk.look_through(directory, &mut |name, _| {
             let aside =
                 directory.join(format!("{ASIDE}.{}.{number:016x}.{steps}", self.owner_id()));
-            let _ = self.disk().remove_tree(&directory.join(name), &aside, &mut steps);
+            let _ = disk.remove_tree(&directory.join(name), &aside, &mut steps);
             steps > 0
         });
     }
@@ -213,15 +218,14 @@ impl Pass<'_> {
             let aside = parse_aside(name).filter(|(_, pass)| *pass != self.number);
             return aside.map(|(user, _)| user);
         }
-        let planted = |key| is_of_another_name(&self.pool.recorded_child(name), key);
-        parse_file_name(name).is_some_and(planted).then_some(info.owner_id)
+        let planted = |key| is_of_another_name(&self.pool.recorded_child(key), key);
+        ChildKey::parse(name).is_some_and(planted).then_some(info.owner_id)
     }
 
     fn remove(&mut self, name: &OsStr, user: u32) -> std::result::Result<(), String> {
-        let directory = self.pool.children_directory();
+        let SharedDirectory { disk, path: directory } = self.shared;
         let aside = format!("{ASIDE}.{user}.{:016x}.{}", self.number, self.steps);
         let (path, aside) = (directory.join(name), directory.join(aside));
-        let disk = self.pool.disk();
         disk.remove_tree(&path, &aside, &mut self.steps).map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied if disk.user_id() != ROOT => {
                 format!("{error}; root can, with 'rm -r'")
@@ -237,8 +241,9 @@ mod tests {
 
     #[test]
     fn markers_are_told_from_other_files_by_name() {
-        for marker in ["1.2.3.4.5", ".1.2.3.4.5.00000000000000ff.tmp"] {
-            assert!(is_name_of_marker(marker), "{marker}");
+        let name = "0000000000000001.0000000000000002.03.0000000000000004.0000000000000005";
+        for marker in [name.to_owned(), format!(".{name}.00000000000000ff.tmp")] {
+            assert!(is_name_of_marker(&marker), "{marker}");
         }
         for other in ["junk", ".1.2.3.4.5", "1.2.3.4", ".junk.00ff.tmp", "1.2.3.4.5.tmp", ""] {
             assert!(!is_name_of_marker(other), "{other}");

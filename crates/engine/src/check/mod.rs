@@ -364,7 +364,7 @@ impl Checker<'_> {
     /// What commands left behind when they were cut off.
     fn litter(&mut self) -> Result<()> {
         let removed = if self.options.repair { self.pool.sweep_litter()? } else { 0 };
-        let left = self.pool.abandoned_files()?.len() as u64;
+        let left = self.pool.count_abandoned()?;
         for (files, removed) in [(removed, true), (left, false)] {
             if files > 0 {
                 let message = format!(

@@ -11,7 +11,7 @@ use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::{BLOCK_BYTES, MapEntry};
 
 use crate::catalog::Pool;
-use crate::error::{IoContext, Result};
+use crate::error::{ErrorKind, IoContext, Result};
 use crate::image::{OwnedRoot, Source};
 use crate::map::{TOP_LEVEL, Visitor, visit};
 use crate::segment::SegmentName;
@@ -19,7 +19,8 @@ use crate::table::{Place, SegmentTable};
 
 /// Slots of a data segment that may stay dead before a walk over all maps is worth it.
 const DEAD_SLOTS_MIN: u64 = 256;
-const SEGMENT_SLOTS: usize = (marcot_format::SEGMENT_BYTES / BLOCK_BYTES) as usize;
+/// Words of a [`SlotMap`].
+const SLOT_MAP_WORDS: usize = marcot_format::SEGMENT_SLOTS as usize / 64;
 
 /// What roots together name.
 #[derive(Default)]
@@ -125,7 +126,7 @@ impl Visitor for Marker<'_> {
         let address = entry.address;
         let name = self.table.name(address.segment(), self.pool.files())?;
         if self.wanted.contains(&name) {
-            let map = self.maps.entry(name).or_insert_with(|| vec![0; SEGMENT_SLOTS / 64]);
+            let map = self.maps.entry(name).or_insert_with(|| vec![0; SLOT_MAP_WORDS]);
             let slot = address.slot() as usize;
             if let Some(word) = map.get_mut(slot / 64) {
                 *word |= 1 << (slot % 64);
@@ -144,7 +145,7 @@ fn live_slots(
 ) -> Result<BTreeMap<SegmentName, SlotMap>> {
     let mut maps: BTreeMap<SegmentName, SlotMap> = BTreeMap::new();
     for name in wanted {
-        maps.insert(*name, vec![0; SEGMENT_SLOTS / 64]);
+        maps.insert(*name, vec![0; SLOT_MAP_WORDS]);
     }
     let mut seen = HashSet::new();
     let mut lists: Vec<Vec<Place>> = Vec::new();
@@ -168,10 +169,9 @@ fn live_slots(
 
 /// Gives the data slots of a segment back that are not in `live`. Group headers stay.
 fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
-    let path = pool.files().path(name)?;
-    let file = match pool.disk().open(&path, true) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        file => file.at(|| format!("cannot open segment {}", path.display()))?,
+    let file = match pool.files().open_as_it_is(name, true) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        file => file?,
     };
     let context = || format!("cannot give space of segment {name} back");
     let mut header = vec![0; SEGMENT_HEADER_BYTES];
@@ -203,7 +203,7 @@ fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
 pub(crate) fn groups(file: &dyn marcot_store::DiskFile) -> Result<Vec<(usize, GroupHeader)>> {
     let mut found = Vec::new();
     let mut slot = 1;
-    while slot < SEGMENT_SLOTS {
+    while slot < marcot_format::SEGMENT_SLOTS as usize {
         let mut bytes = vec![0; BLOCK_BYTES as usize];
         let read = |slot: usize, bytes: &mut [u8]| {
             file.read_at(slot as u64 * BLOCK_BYTES, bytes).at(|| "cannot read a segment".to_owned())

@@ -5,10 +5,8 @@
 //! Where flushes follow small writes, the log is therefore kept written a little ahead. Zeros are no
 //! group, so recovery sees the end of the log where it is.
 
-use marcot_format::BLOCK_BYTES;
+use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS};
 use marcot_store::DiskFile;
-
-use super::log::SEGMENT_SLOTS;
 
 /// Bytes written ahead at a time.
 const AHEAD_BYTES: usize = 1 << 20;

@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use marcot_backend::Stamp;
 use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::page::{PAGE_READ_BYTES, encode_page};
 use marcot_format::record::{HeadRecord, RootRecord, SegmentMarks};
@@ -186,7 +187,7 @@ impl Image {
         let Some(flight) = self.flight.take() else { return Ok(()) };
         let (landed, departure) = flight.wait();
         match self.land(landed, departure) {
-            Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
+            Err(error) if !error.kind().ends_writing() => {
                 tracing::warn!(image = %self.label, %error, "checkpoint put off");
                 self.note_lack_of_room(Some(&error));
                 Ok(())
@@ -230,7 +231,7 @@ impl Image {
         log: Vec<Arc<dyn DiskFile>>,
         change: impl FnOnce(&mut HeadRecord),
     ) -> Result<Cargo> {
-        self.pool.create_author_directory(self.id)?;
+        self.pool.create_own_set(self.id)?;
         let root = self.place_root()?;
         let mut head = self.head.clone();
         head.root = Some(root);
@@ -240,7 +241,7 @@ impl Image {
         let head = self.next_head(head);
         let pages = self.pending.take().unwrap_or_default();
         let (pool, id, label) = (self.pool.clone(), self.id, self.label.clone());
-        let before = (self.head.version, self.head.epoch);
+        let before = Stamp::of(&self.head);
         let log_lost = self.log_lost.clone();
         Ok(Cargo { pool, id, label, before, log, log_lost, pages, head })
     }
@@ -254,7 +255,7 @@ impl Image {
         if self.memory_bytes() <= bytes_max || self.spill_failed {
             return Ok(());
         }
-        let spilled = self.pool.create_author_directory(self.id).and_then(|()| {
+        let spilled = self.pool.create_own_set(self.id).and_then(|()| {
             self.note_unwritten();
             let mut map = std::mem::take(&mut self.map);
             let stored = map.store(&mut MapSink(self));
@@ -264,7 +265,7 @@ impl Image {
             stored.and_then(|_| self.write_pending())
         });
         match spilled {
-            Err(error) if matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
+            Err(error) if error.kind().ends_writing() => {
                 return Err(error);
             }
             Err(error) => {
@@ -438,7 +439,7 @@ impl Image {
 
     /// Fails where a later owner has taken the image over (I6).
     pub(super) fn check_not_fenced(&self) -> Result<()> {
-        flight::check_not_fenced(&self.pool, self.id, self.head.version, self.head.epoch)
+        flight::check_not_fenced(&self.pool, self.id, Stamp::of(&self.head))
     }
 
     /// Changes the head, durably. Where the disk is full, such a change works all the same: see
@@ -461,7 +462,6 @@ impl Image {
     /// An owner that was replaced cannot publish any more, because the version has changed. What it
     /// still appends is accepted until the log is left, with the next checkpoint.
     fn publish_over_log(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
-        self.check_not_fenced()?;
         let mut head = self.head.clone();
         change(&mut head);
         head.version += 1;
@@ -472,7 +472,6 @@ impl Image {
     /// As [`Self::publish`]; what is only in memory is stored, or is to be forgotten.
     pub(super) fn publish_root(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
         self.settle()?;
-        self.check_not_fenced()?;
         let mut head = self.head.clone();
         change(&mut head);
         let head = self.next_head(head);
@@ -481,8 +480,8 @@ impl Image {
 
     /// Writes a head that names nothing new: this is how snapshots go, also where the disk is full.
     fn replace_head(&mut self, head: HeadRecord) -> Result<()> {
-        let write = || flight::write_head(&self.pool, self.id, &self.label, &head);
-        let written = self.pool.with_reserve(write);
+        let from = Stamp::of(&self.head);
+        let written = self.pool.with_reserve(|| self.pool.swap_head(self.id, from, &head));
         self.poisoned |= written.as_ref().is_err_and(|e| e.kind() == ErrorKind::Poisoned);
         written?;
         self.head = head;
@@ -493,7 +492,6 @@ impl Image {
     /// removed that it may have made for one: where locks do not hold, it may still be at work.
     pub(super) fn fence(&mut self) -> Result<()> {
         self.settle()?;
-        self.check_not_fenced()?;
         let mut head = self.head.clone();
         head.version += 1;
         self.replace_head(head)

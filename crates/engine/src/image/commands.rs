@@ -76,13 +76,13 @@ impl Image {
                 return Ok(Reply::Reclaimed { bytes });
             }
             Command::Status => {
-                let pid = self.pool.disk().process_id();
+                let pid = self.pool.process_id();
                 let watchers = vec![Watcher { pid, usage: "library".to_owned() }];
                 return Ok(Reply::Status { watchers });
             }
             // Whoever keeps images open without using them decides before it comes here.
             Command::GiveWay => {
-                return fail(ErrorKind::Busy, format!("process {}", self.pool.disk().process_id()));
+                return fail(ErrorKind::Busy, format!("process {}", self.pool.process_id()));
             }
         }
         Ok(Reply::Done)

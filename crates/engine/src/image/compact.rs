@@ -14,11 +14,11 @@ use marcot_format::group::{GroupHeader, RecordKind};
 use marcot_format::page::{PAGE_READ_BYTES, decode_page};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentKind};
 use marcot_format::table::SegmentEntry;
-use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, crc32c};
+use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, SEGMENT_SLOTS, crc32c};
 use marcot_store::DiskFile;
 
 use super::Image;
-use super::log::{Group, SEGMENT_SLOTS};
+use super::log::Group;
 use crate::device::Read;
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::fault::{self, Fault};

@@ -11,7 +11,6 @@
 //! means nothing before a head says that the data lies there (the commit of the flatten).
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use marcot_format::address::MAP_UNIT_BYTES;
@@ -257,20 +256,19 @@ impl Copies {
         if self.open.len() >= OPEN_MAX {
             self.sync()?;
         }
-        let path = pool.files().path(copy)?;
-        let disk = pool.disk();
-        let context = || format!("cannot copy segment {name} to {}", path.display());
-        let file = match disk.open(&path, true) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        let files = pool.files();
+        let context = || format!("cannot copy segment {name} to {}", files.show(copy));
+        let file = match files.open_as_it_is(copy, true) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 let create = || {
-                    pool.create_copies_directory(copy.author, copy.copies)?;
-                    disk.create_new(&path, pool.file_mode()).at(context)
+                    files.create_set(pool.id(), copy.key().set)?;
+                    files.create(copy, 0)
                 };
-                // GC may just have removed the directory, because it was empty.
-                create().or_else(|_| create())?
+                // GC may just have removed the place of the set, because it was empty.
+                create().or_else(|_| create()).map_err(|error| error.context(context()))?
             }
             opened => {
-                let file = opened.at(context)?;
+                let file = opened.map_err(|error| error.context(context()))?;
                 // Whoever made it may have died before it was stored: what is right there must be so
                 // on the medium.
                 file.sync().at(context)?;
@@ -279,7 +277,7 @@ impl Copies {
             }
         };
         write_headers(&*file, source, copy).map_err(|error| error.context(context()))?;
-        disk.sync_directory(path.parent().unwrap_or(Path::new("/"))).at(context)?;
+        pool.segments().settle(copy.key()).at(context)?;
         self.open.insert(copy, Arc::clone(&file));
         Ok(file)
     }

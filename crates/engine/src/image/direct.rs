@@ -17,12 +17,12 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use marcot_format::BLOCK_BYTES;
 use marcot_format::group::GroupHeader;
+use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS};
 use marcot_store::{AlignedBytes, DiskFile, Landed, LateRead, LateWrite};
 
 use super::Image;
-use super::log::{Log, SEGMENT_SLOTS};
+use super::log::Log;
 use crate::device::Late;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fault::{self, Fault};

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use marcot_backend::Stamp;
 use marcot_format::ImageId;
 use marcot_format::record::HeadRecord;
 use marcot_store::{DiskFile, Running, Workers};
@@ -42,8 +43,8 @@ pub(super) struct Cargo {
     pub id: ImageId,
     /// For messages.
     pub label: String,
-    /// Version and epoch of the head that is to be replaced.
-    pub before: (u64, u64),
+    /// The head that is to be replaced.
+    pub before: Stamp,
     /// Segments of the log that are not known to be durable.
     pub log: Vec<Arc<dyn DiskFile>>,
     /// See [`LogLost`].
@@ -80,9 +81,7 @@ impl Cargo {
         if let Err(error) = self.log_lost.check() {
             return self.without_log(&error);
         }
-        let published = check_not_fenced(&self.pool, self.id, self.before.0, self.before.1)
-            .and_then(|()| write_head(&self.pool, self.id, &self.label, &self.head));
-        match published {
+        match self.pool.swap_head(self.id, self.before, &self.head) {
             Ok(()) => Landed::Done(Box::new(self.head), self.pages),
             Err(error) => Landed::Failed { error, pages: None },
         }
@@ -189,23 +188,11 @@ pub(super) fn postponed_for_readers(pool: &Pool, id: ImageId, label: &str) -> bo
 }
 
 /// Fails where the head on disk is not the one that this owner wrote last (I6).
-pub(super) fn check_not_fenced(pool: &Pool, id: ImageId, version: u64, epoch: u64) -> Result<()> {
+pub(super) fn check_not_fenced(pool: &Pool, id: ImageId, last: Stamp) -> Result<()> {
     let found = pool.read_head(id)?;
-    let replaced = found.version != version || found.epoch != epoch;
-    if replaced && !fault::is(Fault::SkipFence) {
+    if Stamp::of(&found) != last && !fault::is(Fault::SkipFence) {
         let message = format!("{} was taken over by another process", pool.image_label(&found));
         return fail(ErrorKind::Fenced, message);
     }
     Ok(())
-}
-
-/// Replaces the head, which was of the version before.
-pub(super) fn write_head(pool: &Pool, id: ImageId, label: &str, head: &HeadRecord) -> Result<()> {
-    let Err(error) = pool.write_head(id, head) else { return Ok(()) };
-    // The rename may have happened: then what comes after a crash is not known.
-    if pool.read_head(id).map_or(true, |found| found.version + 1 != head.version) {
-        let message = format!("the head of {label} may not be durable; reopen it");
-        return Err(Error::new(ErrorKind::Poisoned, format!("{message}: {error}")));
-    }
-    Err(error)
 }

@@ -9,7 +9,7 @@ use marcot_format::group::{
 };
 use marcot_format::record::{HeadRecord, LogPosition};
 use marcot_format::segment::SegmentKind;
-use marcot_format::{BLOCK_BYTES, SEGMENT_BYTES, crc32c};
+use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS, crc32c};
 use marcot_store::DiskFile;
 
 use super::Image;
@@ -18,9 +18,6 @@ use super::behind::Behind;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::segment::SegmentName;
-
-/// Blocks of a data segment, its header included.
-pub(crate) const SEGMENT_SLOTS: u32 = (SEGMENT_BYTES / BLOCK_BYTES) as u32;
 
 /// The data segment that is being written.
 pub(crate) struct Log {
@@ -107,7 +104,7 @@ impl Image {
         if !self.spends_reserve {
             self.pool.keep_reserve();
         }
-        self.pool.create_author_directory(self.id)?;
+        self.pool.create_own_set(self.id)?;
         let epoch = self.head.epoch + 1;
         self.behind = Behind::default();
         self.open_log(epoch, Vec::new(), self.group_next)?;
@@ -150,7 +147,7 @@ impl Image {
     /// Removes segments that a crashed owner created and no head names.
     fn remove_leftovers(&mut self) -> Result<()> {
         let marks = self.next;
-        let mut left = self.pool.files().list(self.pool.id(), self.id)?;
+        let mut left = self.pool.files().list(self.pool.id(), self.own_set())?;
         left.retain(|name| {
             let next = match name.kind {
                 SegmentKind::Data => marks.data,
@@ -204,13 +201,13 @@ impl Image {
         let sequence = *self.next_of(kind);
         let name = SegmentName { pool: self.pool.id(), copies: 0, author: self.id, kind, sequence };
         let files = self.pool.files();
-        let created = match files.create(name, epoch, self.pool.file_mode()) {
+        let created = match files.create(name, epoch) {
             Err(error) if error.kind() == ErrorKind::Exists => {
                 // Only a stale owner can have made it. If the head is still ours, so is the name.
                 self.fence()?;
                 let files = self.pool.files();
                 files.remove(name)?;
-                files.create(name, epoch, self.pool.file_mode())
+                files.create(name, epoch)
             }
             created => created,
         };
@@ -439,11 +436,7 @@ impl Image {
         let unsynced = log.unsynced.iter().map(|(name, _)| *name);
         let open = Some(log.name).filter(|_| log.dirty);
         let files = self.pool.files();
-        let reopen = |name| {
-            let (disk, path) = files.locate(name)?;
-            disk.open(&path, false).at(|| format!("cannot open segment {}", path.display()))
-        };
-        unsynced.chain(open).map(reopen).collect()
+        unsynced.chain(open).map(|name| files.open_as_it_is(name, false)).collect()
     }
 
     /// Makes the log durable and leaves the open segment for good.

@@ -7,7 +7,7 @@
 
 use super::Image;
 use crate::device::Rested;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 
 /// Of the memory that pages may take, the segment table's part is one in so many. It is far denser
 /// than the map: a page of it, 3 KiB, tells of 4 GiB of data, a leaf of the map, 6 KiB, of 2 MiB.
@@ -68,7 +68,7 @@ impl Image {
         let freed_bytes = before.saturating_sub(self.memory_bytes()) + spare_bytes;
         if self.memory_bytes() > bytes_max && self.is_owner() && !self.poisoned {
             match self.begin_checkpoint() {
-                Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
+                Err(error) if !error.kind().ends_writing() => {
                     tracing::warn!(image = %self.label, %error, "checkpoint put off");
                 }
                 begun => begun?,
@@ -148,7 +148,7 @@ mod tests {
             let index = image.table.add(name, &files).unwrap();
             image.table.count(index, 1, 1, &files).unwrap();
             if number % TABLE_FANOUT as u32 == 0 {
-                let file = files.create(name, 1, 0o600).unwrap();
+                let file = files.create(name, 1).unwrap();
                 file.set_length(2 * BLOCK_BYTES).unwrap();
                 let entry = MapEntry { address: BlockAddress::new(index, 1), crc: zeros };
                 let block = u64::from(number / TABLE_FANOUT as u32) * MAP_FANOUT as u64;
@@ -234,7 +234,7 @@ mod tests {
         let files = Arc::clone(image.pool.files());
         let mut damaged = 0;
         for name in image.table.page_segments().unwrap() {
-            let file = image.pool.disk().open(&files.path(name).unwrap(), true).unwrap();
+            let file = files.open_as_it_is(name, true).unwrap();
             let mut page = [0; TABLE_PAGE_BYTES];
             for at in (0..file.length().unwrap()).step_by(TABLE_PAGE_BYTES) {
                 file.read_at(at, &mut page).unwrap();

@@ -38,6 +38,7 @@ mod write;
 
 use std::sync::Arc;
 
+use marcot_backend::SegmentSet;
 use marcot_format::record::{HeadRecord, LogPosition, RootRecord, SegmentMarks, SnapshotRecord};
 use marcot_format::{ImageId, SnapId};
 use marcot_store::{Lock, Running};
@@ -320,6 +321,11 @@ impl Image {
 
     fn limits(&self) -> Limits {
         self.pool.store().limits()
+    }
+
+    /// The segments that the image writes.
+    fn own_set(&self) -> SegmentSet {
+        SegmentSet { author: self.id, copies: 0 }
     }
 
     /// Whose root a snapshot's or, with `None`, the head's is.

@@ -108,7 +108,7 @@ impl Image {
         self.compaction = Default::default();
         // Pages that no head names. A segment of the log may have any number.
         let marks = self.head.marks.unwrap_or_default();
-        let mut left = self.pool.files().list(self.pool.id(), self.id)?;
+        let mut left = self.pool.files().list(self.pool.id(), self.own_set())?;
         left.retain(|name| {
             name.kind != SegmentKind::Data && name.sequence >= mark(&marks, name.kind)
         });

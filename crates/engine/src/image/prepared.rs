@@ -4,13 +4,13 @@
 //! as some thousand requests. Until it is used, its number is the next one of the series, as that of
 //! a segment that a crashed owner left behind: the next owner removes it.
 
+use marcot_format::SEGMENT_SLOTS;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_format::segment::SegmentKind;
 use marcot_store::{DiskFile, Running};
 
 use super::Image;
-use super::log::SEGMENT_SLOTS;
 use crate::error::Result;
 use crate::segment::SegmentName;
 
@@ -42,12 +42,12 @@ impl Image {
         }
         let (pool, author, sequence) = (self.pool.id(), self.id, self.next.data);
         let name = SegmentName { pool, copies: 0, author, kind: SegmentKind::Data, sequence };
-        let (epoch, mode) = (self.head.epoch, self.pool.file_mode());
+        let epoch = self.head.epoch;
         let created = Arc::new(Mutex::new(None));
         let (place, files) = (Arc::clone(&created), Arc::clone(self.pool.files()));
         let workers = Arc::clone(&files.world().workers);
         let running = workers.start(Box::new(move || {
-            let outcome = files.create(name, epoch, mode);
+            let outcome = files.create(name, epoch);
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         }));
         self.prepared = Some(Prepared { name, epoch, running, created });

@@ -44,7 +44,7 @@ impl Image {
         let log = self.head.log.unwrap_or_default().segment;
         let limit = SegmentMarks { data: open.data.min(log), ..open };
         let mut candidates = Vec::new();
-        for name in self.pool.files().list(self.pool.id(), self.id)? {
+        for name in self.pool.files().list(self.pool.id(), self.own_set())? {
             if name.sequence >= mark(&shared, name.kind) && name.sequence < mark(&limit, name.kind)
             {
                 candidates.push(name);
@@ -65,7 +65,7 @@ impl Image {
             named.insert(name);
             Ok(())
         })?;
-        for name in files.list(self.pool.id(), self.id)? {
+        for name in files.list(self.pool.id(), self.own_set())? {
             if name.sequence < mark(&self.next, name.kind)
                 && self.is_private(&name)
                 && !named.contains(&name)

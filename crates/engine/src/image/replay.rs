@@ -9,11 +9,10 @@ use std::sync::Arc;
 
 use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GROUP_MAGIC, GroupHeader, LOG_SEGMENTS_MAX};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
-use marcot_format::{BLOCK_BYTES, FormatError, crc32c};
+use marcot_format::{BLOCK_BYTES, FormatError, SEGMENT_SLOTS, crc32c};
 use marcot_store::DiskFile;
 
 use super::Image;
-use super::log::SEGMENT_SLOTS;
 use super::overlay::Overlay;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
@@ -302,10 +301,9 @@ impl Image {
         if sequence.saturating_sub(first) > LOG_SEGMENTS_MAX {
             return Ok(None);
         }
-        let path = self.pool.files().path(name)?;
-        let file = match self.pool.disk().open(&path, false) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            file => file.at(|| format!("cannot open segment {}", path.display()))?,
+        let file = match self.pool.files().open_as_it_is(name, false) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file?,
         };
         if self.is_owner() {
             // What ends later must not make the log longer than it is now.
@@ -495,7 +493,7 @@ mod tests {
                 kind: SegmentKind::Data,
                 sequence,
             };
-            let file = pool.files().create(name, epoch, 0o600).unwrap();
+            let file = pool.files().create(name, epoch).unwrap();
             let header = GroupHeader {
                 author: id.0,
                 epoch,

@@ -22,10 +22,9 @@ use std::sync::Arc;
 
 use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GroupHeader, RecordKind};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
-use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry};
+use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, SEGMENT_SLOTS};
 use marcot_store::DiskFile;
 
-use super::log::SEGMENT_SLOTS;
 use super::{Image, Source};
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::fault::{self, Fault};
@@ -394,8 +393,7 @@ impl Image {
     fn open_to_punch(&mut self, name: SegmentName) -> Result<Option<Opened>> {
         let context = || format!("cannot give space of segment {name} back");
         let files = Arc::clone(self.pool.files());
-        let (disk, path) = files.locate(name)?;
-        let file = disk.open(&path, true).at(context)?;
+        let file = files.open_as_it_is(name, true).map_err(|error| error.context(context()))?;
         let mut header = vec![0; SEGMENT_HEADER_BYTES];
         let n = file.read_at(0, &mut header).at(context)?;
         if SegmentHeader::is_read_only(&header[..n]) {

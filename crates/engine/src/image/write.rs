@@ -10,7 +10,7 @@ use super::flight::Flight;
 use super::log::Group;
 use super::{Image, Source};
 use crate::device::Write;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::map::{PageSource, position};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -232,7 +232,7 @@ impl Image {
     /// no space is tried again later.
     fn after_write(&mut self) -> Result<()> {
         match self.pay_for_space() {
-            Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
+            Err(error) if !error.kind().ends_writing() => {
                 tracing::warn!(image = %self.label, %error, "compaction put off");
             }
             paid => paid?,
@@ -251,7 +251,7 @@ impl Image {
             self.evict(limits.map_memory_bytes_soft());
         }
         match self.begin_checkpoint() {
-            Err(error) if !matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Fenced) => {
+            Err(error) if !error.kind().ends_writing() => {
                 tracing::warn!(image = %self.label, %error, "checkpoint put off");
                 self.log_bytes = self.log_bytes.min(limits.checkpoint_log_bytes);
             }

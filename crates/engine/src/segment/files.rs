@@ -5,18 +5,17 @@
 //! looked for meanwhile.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use marcot_backend::{Backend, Key, SegmentSet};
 use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GroupHeader};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::{BLOCK_BYTES, FormatError, ImageId, PoolId};
-use marcot_store::{Disk, DiskFile, World};
+use marcot_store::{DiskFile, World};
 
-use super::{SegmentName, author_directory, file_name};
+use super::SegmentName;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
-use crate::fault::{self, Fault};
 
 /// Most segment files kept open for reading, where nobody says otherwise.
 const FILES_OPEN_MAX: usize = 512;
@@ -70,11 +69,11 @@ fn read_header(file: &dyn DiskFile, name: SegmentName) -> Result<Option<SegmentH
 /// Where a pool lies, and what can be trusted there.
 #[derive(Clone)]
 pub(crate) struct Place {
-    /// Its directory.
-    pub directory: PathBuf,
-    /// Reaches the directory, which it holds open. All who use the pool share it.
-    pub disk: Arc<dyn Disk>,
-    /// Device and number of the directory, and who owns it.
+    /// What people call the place.
+    pub shown: String,
+    /// Reaches it. All who use the pool share this.
+    pub backend: Backend,
+    /// Device and number of the directory, and who owns it; see [`marcot_backend::Access`].
     pub identity: (u64, u64, u32),
     /// The other user whom it belongs to; `None` for one's own.
     pub foreign: Option<u32>,
@@ -97,24 +96,28 @@ fn check_pools_max(count: usize, count_max: usize) -> Result<()> {
 /// Fails where `place` may not take the number from the pool that is known by it, in another directory.
 fn check_no_copy(pool: PoolId, known: &Place, place: &Place) -> Result<()> {
     // What an open image writes must not go on in another pool.
-    let written = known.foreign.is_none() && Arc::strong_count(&known.disk) > 1;
+    let written = known.foreign.is_none() && is_used(known);
     let stays = place.attached || !known.attached || written;
-    if !stays || known.disk.mode(&known.directory.join("pool")).is_err() {
+    if !stays || !known.backend.records.exists(&Key::Pool).unwrap_or(false) {
         return Ok(());
     }
     let message = format!(
         "the pools in {} and in {} have the same number ({pool}), so one is a copy of the other; only one of them can be used in a store",
-        place.directory.display(),
-        known.directory.display()
+        place.shown, known.shown
     );
     fail(ErrorKind::Invalid, message)
+}
+
+/// True where somebody uses the pool beside the list of known ones.
+fn is_used(known: &Place) -> bool {
+    Arc::strong_count(&known.backend.records) > 1
 }
 
 /// What is written through the one directory must not be mixed with what lies in the other.
 fn exchanged(known: &Place) -> String {
     format!(
         "{} was exchanged for another directory, or given to another user, while this process uses images in it; it goes on with the one before: close those images first",
-        known.directory.display()
+        known.shown
     )
 }
 
@@ -148,7 +151,7 @@ impl Files {
         &self.world
     }
 
-    /// Makes a pool's place known, and returns the disk that reaches it: the one that is known already,
+    /// Makes a pool's place known, and returns the back end that reaches it: the one that is known already,
     /// where its directory is the same. A number is a claim: of two pools with one number, the one that
     /// belongs to the store has it.
     ///
@@ -156,33 +159,32 @@ impl Files {
     /// `Invalid` where another directory holds a pool of the same number: a copy, whose use would
     /// write into its original, or one that pretends. `Busy` where the directory was exchanged for
     /// another while somebody uses the one before. `Exhausted` where there are too many pools.
-    pub(crate) fn add_pool(&self, pool: PoolId, mut place: Place) -> Result<Arc<dyn Disk>> {
+    pub(crate) fn add_pool(&self, pool: PoolId, mut place: Place) -> Result<Backend> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = places.get(&pool) else {
             check_pools_max(places.len(), self.pools_max.load(Ordering::Relaxed))?;
-            let disk = Arc::clone(&place.disk);
+            let backend = place.backend.clone();
             places.insert(pool, place);
-            return Ok(disk);
+            return Ok(backend);
         };
-        let same_path = known.directory == place.directory;
+        let same_path = known.shown == place.shown;
         if !same_path {
             check_no_copy(pool, known, &place)?;
         }
         if same_path && known.identity == place.identity {
-            place.disk = Arc::clone(&known.disk);
+            place.backend = known.backend.clone();
         } else {
-            // Everybody who uses the pool holds its disk, and nobody can begin to while `places` is
-            // locked.
-            if same_path && Arc::strong_count(&known.disk) > 1 {
+            // Nobody can begin to use the pool while `places` is locked.
+            if same_path && is_used(known) {
                 return fail(ErrorKind::Busy, exchanged(known));
             }
             // Files of the other may be open.
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             cache.open.retain(|name, _| name.pool != pool);
         }
-        let disk = Arc::clone(&place.disk);
+        let backend = place.backend.clone();
         places.insert(pool, place);
-        Ok(disk)
+        Ok(backend)
     }
 
     /// The place of a pool.
@@ -218,21 +220,35 @@ impl Files {
         }
         let message = format!(
             "an image of the pool in {}, which belongs to user {user}, names data of the pool in {}, which that user may not read",
-            reader_place.directory.display(),
-            place.directory.display()
+            reader_place.shown, place.shown
         );
         fail(ErrorKind::PermissionDenied, message)
     }
 
-    pub(crate) fn path(&self, name: SegmentName) -> Result<PathBuf> {
-        Ok(self.locate(name)?.1)
+    /// What people call a segment.
+    pub(crate) fn show(&self, name: SegmentName) -> String {
+        let place = self.place(name.pool);
+        place.map_or_else(|_| name.to_string(), |place| place.backend.segments.show(name.key()))
     }
 
-    /// The disk that reaches a segment, and its path there.
-    pub(crate) fn locate(&self, name: SegmentName) -> Result<(Arc<dyn Disk>, PathBuf)> {
+    /// The segment's file as it is, whatever it holds; for writing too if asked.
+    ///
+    /// # Errors
+    /// `NotFound`, and as [`Self::place`].
+    pub(crate) fn open_as_it_is(
+        &self,
+        name: SegmentName,
+        write: bool,
+    ) -> Result<Arc<dyn DiskFile>> {
         let place = self.place(name.pool)?;
-        let directory = author_directory(&place.directory, name.author, name.copies);
-        Ok((place.disk, directory.join(file_name(name.kind, name.sequence))))
+        let file = place.backend.segments.open(name.key(), write);
+        file.at(|| format!("cannot open segment {}", self.show(name)))
+    }
+
+    /// Bytes that a segment takes on the medium; 0 for one that is gone.
+    pub(crate) fn allocated_bytes(&self, name: SegmentName) -> u64 {
+        let file = self.open_as_it_is(name, false).ok();
+        file.and_then(|file| file.allocated_bytes().ok()).unwrap_or(0)
     }
 
     /// Opens a segment for reading, verifying that the file is the one it should be.
@@ -263,17 +279,16 @@ impl Files {
     }
 
     fn open(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
-        let (disk, path) = self.locate(name)?;
-        let file = match disk.open(&path, false) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        let file = match self.open_as_it_is(name, false) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 // It may come back, with a directory that is mounted or restored.
-                return fail(ErrorKind::Io, format!("segment {} is missing", path.display()));
+                return fail(ErrorKind::Io, format!("segment {} is missing", self.show(name)));
             }
-            file => file.at(|| format!("cannot open segment {}", path.display()))?,
+            file => file?,
         };
         if read_header(&*file, name)?.is_none() {
             // Whoever reads it compares blocks and pages with checksums from elsewhere.
-            tracing::warn!(segment = %path.display(), "the header of a segment is damaged");
+            tracing::warn!(segment = %self.show(name), "the header of a segment is damaged");
         }
         Ok(file)
     }
@@ -289,9 +304,8 @@ impl Files {
     /// # Errors
     /// `Corrupt` where no group starts the segment; what the operating system says.
     pub(crate) fn restore_header(&self, name: SegmentName) -> Result<()> {
-        let (disk, path) = self.locate(name)?;
-        let context = || format!("cannot restore the header of segment {}", path.display());
-        let file = disk.open(&path, true).at(context)?;
+        let context = || format!("cannot restore the header of segment {}", self.show(name));
+        let file = self.open_as_it_is(name, true).map_err(|e| e.context(context()))?;
         let mut epoch = 0;
         if name.kind == SegmentKind::Data {
             let mut bytes = vec![0; GROUP_HEADER_BLOCKS_MAX * BLOCK_BYTES as usize];
@@ -347,70 +361,40 @@ impl Files {
         }
     }
 
-    /// Removes a segment's file. One that is already gone is no error.
+    /// Removes a segment's file; returns the bytes that it took. One that is already gone is no error.
     pub(crate) fn remove(&self, name: SegmentName) -> Result<u64> {
         self.forget(name);
-        let (disk, path) = self.locate(name)?;
-        let bytes = disk.open(&path, false).and_then(|f| f.allocated_bytes()).unwrap_or(0);
-        match disk.remove_file(&path) {
+        match self.place(name.pool)?.backend.segments.remove(name.key()) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-            removed => {
-                removed.at(|| format!("cannot remove segment {}", path.display()))?;
-                Ok(bytes)
-            }
+            removed => removed.at(|| format!("cannot remove segment {}", self.show(name))),
         }
     }
 
-    /// Creates a segment with its header, durably in its directory.
+    /// Creates a segment with its header, durably in its set.
     ///
     /// # Errors
     /// `Exists` where the name is taken; `NoSpace`, or what the operating system says.
-    pub(crate) fn create(
-        &self,
-        name: SegmentName,
-        epoch: u64,
-        mode: u32,
-    ) -> Result<Arc<dyn DiskFile>> {
-        let (disk, path) = self.locate(name)?;
-        let file = disk
-            .create_new(&path, mode)
-            .at(|| format!("cannot create segment {}", path.display()))?;
-        let header = header_of(name, epoch);
-        let written =
-            file.write_at(0, &[&header.encode()]).and_then(|()| file.sync()).and_then(|()| {
-                match fault::is(Fault::SkipNameSync) {
-                    true => Ok(()),
-                    false => disk.sync_directory(path.parent().unwrap_or(&path)),
-                }
-            });
-        if let Err(error) = written {
-            let _ = disk.remove_file(&path);
-            return Err(error).at(|| format!("cannot create segment {}", path.display()));
-        }
-        Ok(file)
+    pub(crate) fn create(&self, name: SegmentName, epoch: u64) -> Result<Arc<dyn DiskFile>> {
+        let place = self.place(name.pool)?;
+        let created = place.backend.segments.create(name.key(), &header_of(name, epoch).encode());
+        created.at(|| format!("cannot create segment {}", self.show(name)))
     }
 
-    /// Names of the segments that an author has in a pool.
-    pub(crate) fn list(&self, pool: PoolId, author: ImageId) -> Result<Vec<SegmentName>> {
-        self.list_copies(pool, author, 0)
-    }
-
-    /// As [`Self::list`], for the copies that belong to a set.
-    pub(crate) fn list_copies(
-        &self,
-        pool: PoolId,
-        author: ImageId,
-        copies: u64,
-    ) -> Result<Vec<SegmentName>> {
+    /// Creates the place for the segments of a set, durably.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub(crate) fn create_set(&self, pool: PoolId, set: SegmentSet) -> Result<()> {
         let place = self.place(pool)?;
-        let directory = author_directory(&place.directory, author, copies);
-        let names = match place.disk.list(&directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            names => names.at(|| format!("cannot list {}", directory.display()))?,
-        };
-        let parsed = names.iter().filter_map(|n| super::parse_file_name(n));
-        Ok(parsed
-            .map(|(kind, sequence)| SegmentName { pool, copies, author, kind, sequence })
-            .collect())
+        let created = place.backend.segments.create_set(set);
+        created.at(|| format!("cannot make room for segments in {}", place.shown))
+    }
+
+    /// Names of the segments that a set has in a pool.
+    pub(crate) fn list(&self, pool: PoolId, set: SegmentSet) -> Result<Vec<SegmentName>> {
+        let place = self.place(pool)?;
+        let listed = place.backend.segments.list(set);
+        let keys = listed.at(|| format!("cannot list the segments in {}", place.shown))?;
+        Ok(keys.into_iter().map(|key| SegmentName::of(pool, key)).collect())
     }
 }

@@ -4,8 +4,8 @@ mod files;
 mod pages;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
+use marcot_backend::{SegmentKey, SegmentSet};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{ImageId, PoolId};
 
@@ -27,47 +27,22 @@ pub(crate) struct SegmentName {
     pub sequence: u32,
 }
 
+impl SegmentName {
+    /// The segment of a pool that this key stands for.
+    pub(crate) fn of(pool: PoolId, key: SegmentKey) -> Self {
+        let SegmentKey { set: SegmentSet { author, copies }, kind, sequence } = key;
+        Self { pool, copies, author, kind, sequence }
+    }
+
+    /// What it is called in its pool.
+    pub(crate) fn key(self) -> SegmentKey {
+        let Self { pool: _, copies, author, kind, sequence } = self;
+        SegmentKey { set: SegmentSet { author, copies }, kind, sequence }
+    }
+}
+
 impl fmt::Display for SegmentName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}{:08x}", self.author, self.kind.letter(), self.sequence)
     }
-}
-
-/// Directory of an author's segments in a pool; with `copies`, of copies of them that belong to that
-/// set.
-pub(crate) fn author_directory(pool_directory: &Path, author: ImageId, copies: u64) -> PathBuf {
-    let name = match copies {
-        0 => author.to_string(),
-        set => format!("{set:016x}.{author}"),
-    };
-    pool_directory.join("segments").join(name)
-}
-
-/// The author, and the set of copies, that a directory is for; `None` for what is none of ours.
-pub(crate) fn parse_author_directory(name: &str) -> Option<(ImageId, u64)> {
-    let number = |text: &str| u64::from_str_radix(text, 16).ok();
-    match name.split_once('.') {
-        None => Some((ImageId(number(name)?), 0)),
-        Some((set, author)) => Some((ImageId(number(author)?), number(set).filter(|n| *n != 0)?)),
-    }
-}
-
-/// File name of a segment within its author's directory.
-pub(crate) fn file_name(kind: SegmentKind, sequence: u32) -> String {
-    format!("{}{sequence:08x}", kind.letter())
-}
-
-/// The segment that a file name stands for; `None` for files of other kinds.
-pub(crate) fn parse_file_name(name: &str) -> Option<(SegmentKind, u32)> {
-    let kind = match name.as_bytes().first()? {
-        b'd' => SegmentKind::Data,
-        b'm' => SegmentKind::Map,
-        b't' => SegmentKind::Table,
-        _ => return None,
-    };
-    let digits = name.get(1..)?;
-    if digits.len() != 8 {
-        return None;
-    }
-    Some((kind, u32::from_str_radix(digits, 16).ok()?))
 }

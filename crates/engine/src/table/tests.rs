@@ -18,10 +18,10 @@ fn a_table_that_consists_of_gaps_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let pool = Store::open(directory.path()).unwrap().pool("rbd").unwrap();
     let author = pool.create("", "image", &CreateOptions::default()).unwrap();
-    pool.create_author_directory(author).unwrap();
+    pool.create_own_set(author).unwrap();
     let (kind, sequence) = (SegmentKind::Table, 1);
     let name = SegmentName { pool: pool.id(), copies: 0, author, kind, sequence };
-    let file = pool.files().create(name, 1, 0o600).unwrap();
+    let file = pool.files().create(name, 1).unwrap();
     // The top page has only its last entry: what it leaves out stands for 125 pages of the level
     // below, 15,750 of the next, and so on.
     let below = PagePointer { author: author.0, sequence, pool: 0, slot: 2, crc: 0 };

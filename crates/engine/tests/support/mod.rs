@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod no_disk;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::MetadataExt;

@@ -47,7 +47,7 @@ impl Failure {
 
     /// True if the image must be given up: nothing can be promised on it any more.
     pub(crate) fn is_fatal(&self) -> bool {
-        matches!(self.kind, ErrorKind::Poisoned | ErrorKind::Fenced)
+        self.kind.ends_writing()
     }
 
     pub(crate) fn to_error(&self) -> Error {

@@ -113,12 +113,14 @@ pub fn make(fault: Option<Fault>) {
 
 /// True where this mistake is to be made.
 #[cfg(feature = "deliberate-faults")]
-pub(crate) fn is(fault: Fault) -> bool {
+#[must_use]
+pub fn is(fault: Fault) -> bool {
     MADE.get() == Some(fault)
 }
 
 /// True where this mistake is to be made: never.
 #[cfg(not(feature = "deliberate-faults"))]
-pub(crate) const fn is(_: Fault) -> bool {
+#[must_use]
+pub const fn is(_: Fault) -> bool {
     false
 }

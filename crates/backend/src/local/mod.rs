@@ -1,0 +1,69 @@
+//! A pool in a directory of this machine.
+//!
+//! [`layout`] says where everything lies. Records are files that are replaced whole, by writing
+//! another file and renaming it; leases are locks on files.
+//!
+//! A swap reads the head, compares its stamp, and renames. What lies between is protected by the
+//! lease that the owner of the image holds. Where locks do not hold, as on some network file systems,
+//! a head that another owner renames in that moment is replaced unseen.
+
+mod home;
+pub mod layout;
+mod leases;
+mod litter;
+mod records;
+mod segments;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use marcot_store::{Disk, Random};
+
+use crate::{Backend, SharedDirectory};
+
+pub use home::LocalHome;
+pub use litter::leftovers_in;
+
+/// Permission bits of a pool's directories that others never get: write.
+const DIRECTORY_MODE_MASK: u32 = 0o755;
+/// As [`DIRECTORY_MODE_MASK`], for files: neither write nor execute.
+const FILE_MODE_MASK: u32 = 0o644;
+
+/// The directory of a pool, and how it is reached.
+pub(crate) struct Place {
+    pub disk: Arc<dyn Disk>,
+    pub directory: PathBuf,
+    pub random: Arc<dyn Random>,
+    /// Permission bits of the directory.
+    pub mode: u32,
+}
+
+impl Place {
+    /// Permission bits of new files: what the pool's directory lets others read, they may read.
+    fn file_mode(&self) -> u32 {
+        self.mode & FILE_MODE_MASK
+    }
+
+    fn directory_mode(&self) -> u32 {
+        self.mode & DIRECTORY_MODE_MASK
+    }
+}
+
+/// The back end for the pool in a directory. `disk` reaches the directory, and `mode` has the
+/// directory's permission bits, from which new files get theirs.
+#[must_use]
+pub fn open(disk: Arc<dyn Disk>, directory: &Path, mode: u32, random: Arc<dyn Random>) -> Backend {
+    backend(Place { disk, directory: directory.to_owned(), random, mode })
+}
+
+fn backend(place: Place) -> Backend {
+    let place = Arc::new(place);
+    let shared =
+        SharedDirectory { disk: Arc::clone(&place.disk), path: layout::children(&place.directory) };
+    Backend {
+        records: Arc::new(records::LocalRecords(Arc::clone(&place))),
+        segments: Arc::new(segments::LocalSegments(Arc::clone(&place))),
+        leases: Arc::new(leases::LocalLeases(place)),
+        shared: Some(shared),
+    }
+}
