@@ -4,7 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use marcot::{CheckOptions, CreateOptions, ErrorKind, ImageId, Pool, PoolOptions, Store};
+use marcot::{
+    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool,
+    PoolOptions, Store,
+};
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::HeadRecord;
 
 const TEMPORARY: &str = ".left.0123456789abcdef.tmp";
 /// Long enough that nobody can be at work on a file.
@@ -182,4 +187,59 @@ fn litter_does_not_keep_an_image_or_a_pool() {
     leave(&place.pool.image_directory(place.image), TEMPORARY);
     place.store.remove_named(&place.pool, "", "image", &mut |_, _| {}).unwrap();
     assert!(!place.pool.image_directory(place.image).exists());
+}
+
+/// A clone of a template in another store, whose creation was cut off between its head and its name,
+/// or whose removal was cut off at the head.
+fn cut_off_clone(place: &Place, removing: bool) -> (Store, PathBuf) {
+    let templates = Store::open(&place.directory.join("templates")).unwrap();
+    let owner = templates.pool("rbd").unwrap();
+    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
+    let golden = owner.create("", "golden", &options).unwrap();
+    let mut image = owner.open(golden).unwrap();
+    for command in [
+        Command::Write { offset: 0, data: vec![7; 8192] },
+        Command::SnapCreate { name: "s".into() },
+        Command::SnapProtect { name: "s".into() },
+    ] {
+        image.execute(&command, &mut |_, _| {}).unwrap();
+    }
+    image.close().unwrap();
+    let attached = place.store.pool_attach("tmpl", owner.directory()).unwrap();
+    let made = CloneOptions::default();
+    let clone =
+        place.store.clone_image(&attached, golden, "s", &place.pool, "", "c", &made).unwrap();
+    if removing {
+        let mut opened = place.pool.open(clone).unwrap();
+        opened.write_at(0, b"its own").unwrap();
+        opened.close().unwrap();
+    }
+    fs::remove_file(place.pool.directory().join("names/@/c")).unwrap();
+    let head = place.pool.image_directory(clone).join("head");
+    if removing {
+        let bytes = fs::read(&head).unwrap();
+        let (mut record, _): (HeadRecord, _) = decode_message(FrameKind::Head, &bytes).unwrap();
+        record.removing = true;
+        fs::write(&head, encode_message(FrameKind::Head, &record)).unwrap();
+    }
+    (templates, head)
+}
+
+#[test]
+fn one_gc_finishes_a_clone_and_a_removal_that_were_cut_off() {
+    for removing in [false, true] {
+        let place = place(if removing { "cut-rm" } else { "cut-clone" });
+        let (templates, head) = cut_off_clone(&place, removing);
+        place.gc();
+        assert!(!head.exists());
+        let owner = templates.pool("rbd").unwrap();
+        let left = |directory: &Path| fs::read_dir(directory).unwrap().count();
+        assert_eq!(left(&place.pool.directory().join("children")), 0, "removing: {removing}");
+        assert_eq!(left(&owner.directory().join("children")), 0, "removing: {removing}");
+        assert_eq!(left(&place.pool.directory().join("segments")), 0, "removing: {removing}");
+        let golden = owner.find("", "golden").unwrap();
+        let mut image = owner.open(golden).unwrap();
+        let unprotect = Command::SnapUnprotect { name: "s".into() };
+        image.execute(&unprotect, &mut |_, _| {}).unwrap();
+    }
 }

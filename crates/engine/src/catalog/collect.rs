@@ -83,6 +83,12 @@ impl Store {
         let mut attempt = 1;
         let mut report = loop {
             let collected = pool.collect()?;
+            self.check_not_read()?;
+            if pool.finish_removals(&collected.unfinished)? && attempt < ATTEMPTS_MAX {
+                // What those images had can go too, now that they are gone.
+                attempt += 1;
+                continue;
+            }
             match self.free(pool, &collected, progress) {
                 // An owner that has published a newer head may have removed what the one before
                 // named.
@@ -103,14 +109,6 @@ impl Store {
         collected: &Collected,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GcReport> {
-        if let Some(label) = self.any_being_read()? {
-            let message =
-                format!("{label} is being read by a head that may be older; collect again later");
-            return fail(ErrorKind::Busy, message);
-        }
-        for (image, head) in &collected.unfinished {
-            pool.finish_removal(*image, head)?;
-        }
         let roots: Vec<OwnedRoot> =
             collected.heads.iter().flat_map(|head| roots_of(pool, head)).collect();
         let freed_bytes = gc::reclaim(pool, &roots, &collected.candidates, progress)?;
@@ -121,6 +119,13 @@ impl Store {
 }
 
 impl Store {
+    fn check_not_read(&self) -> Result<()> {
+        let Some(label) = self.any_being_read()? else { return Ok(()) };
+        let message =
+            format!("{label} is being read by a head that may be older; collect again later");
+        fail(ErrorKind::Busy, message)
+    }
+
     /// An image of any pool that somebody reads by a head, which may be older than the one on disk.
     fn any_being_read(&self) -> Result<Option<String>> {
         for pool in self.open_pools()? {
@@ -268,20 +273,29 @@ impl Pool {
             && self.is_nameless(head, named).is_ok_and(|nameless| nameless)
     }
 
-    /// Completes a removal or an aborted creation.
-    fn finish_removal(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
-        let Some(_lock) = self.lock_image(image)? else { return Ok(()) };
+    /// Completes removals and aborted creations, where nobody has the image open; true if there was one.
+    fn finish_removals(&self, unfinished: &[(ImageId, HeadRecord)]) -> Result<bool> {
+        let mut any = false;
+        for (image, head) in unfinished {
+            any |= self.finish_removal(*image, head)?;
+        }
+        Ok(any)
+    }
+
+    /// True where it was completed.
+    fn finish_removal(&self, image: ImageId, head: &HeadRecord) -> Result<bool> {
+        let Some(_lock) = self.lock_image(image)? else { return Ok(false) };
         let _catalogue = self.lock(LockMode::Exclusive)?;
         match self.read_head(image) {
             Ok(now) if now.version == head.version => {}
             // Somebody has used or removed it since the heads were collected.
-            _ => return Ok(()),
+            _ => return Ok(false),
         }
         self.unlink_image(image, head)?;
         if let Some(parent) = &head.parent {
             self.remove_child_record(parent, SnapId(parent.snap_id), image)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn remove_empty_author_directories(&self) {

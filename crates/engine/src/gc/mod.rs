@@ -69,7 +69,10 @@ pub(crate) fn reclaim(
     let mut named = Named::default();
     let mut seen = HashSet::new();
     for (i, root) in roots.iter().enumerate() {
-        named.add(pool, root, &mut seen)?;
+        named.add(pool, root, &mut seen).map_err(|error| {
+            let label = root.of.pool.label_by_names(root.of.image);
+            error.context(format!("what {label} names cannot be told, so nothing is freed"))
+        })?;
         progress(i as u64, 2 * roots.len() as u64);
     }
     let mut freed = 0;
