@@ -13,7 +13,7 @@ use std::time::Duration;
 use marcot::{
     BlockDevice, Command, Error, ErrorKind, Image, ImageId, ParentInfo, Pool, Reply, Result, Store,
 };
-use marcot_serve::control::{self, Client, Patience, Place};
+use marcot_serve::control::{self, Client, Interrupt, Patience, Place};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 
 use crate::output::warn;
@@ -33,11 +33,11 @@ pub type Report<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// That of commands that only the owner can carry out.
 fn patience() -> Patience {
-    Patience { interrupted: signals::stop_asked, ..Patience::default() }
+    Patience { interrupt: Interrupt::when(signals::stop_asked), ..Patience::default() }
 }
 
 fn patience_to_look() -> Patience {
-    Patience { interrupted: signals::stop_asked, ..Patience::to_look() }
+    Patience { interrupt: Interrupt::when(signals::stop_asked), ..Patience::to_look() }
 }
 
 /// Runs one command on an image, here or at its owner.
@@ -73,7 +73,7 @@ fn ask_owner(
     command: &Command,
     progress: Report<'_>,
 ) -> Result<Option<Reply>> {
-    match Client::connect(&Place::of(pool, image), patience()) {
+    match Client::connect(&Place::of(pool, image), &patience()) {
         Ok(mut client) => client.try_ask(command, progress),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -244,8 +244,8 @@ enum Given {
 fn ask_to_give_way(pool: &Pool, image: ImageId, holders: Holders) -> Result<Given> {
     let place = Place::of(pool, image);
     let found = match holders {
-        Holders::Owner => Client::connect(&place, patience_to_look()).map(|client| vec![client]),
-        Holders::Readers => Client::connect_readers(&place, patience_to_look()),
+        Holders::Owner => Client::connect(&place, &patience_to_look()).map(|client| vec![client]),
+        Holders::Readers => Client::connect_readers(&place, &patience_to_look()),
     };
     let clients = match found {
         Ok(clients) => clients,
@@ -307,7 +307,7 @@ pub fn inspect(pool: &Pool, image: ImageId, command: &Command) -> Result<Reply> 
 /// Those of the command; `Interrupted` by the user.
 pub fn look(pool: &Pool, image: ImageId, command: &Command) -> Result<Option<Reply>> {
     let outcome =
-        Client::connect(&Place::of(pool, image), patience_to_look()).and_then(|mut client| {
+        Client::connect(&Place::of(pool, image), &patience_to_look()).and_then(|mut client| {
             let pid = client.pid();
             if silent().contains(&pid) {
                 return Ok(None);
@@ -420,7 +420,7 @@ fn find_way(pool: &Pool, image: ImageId, usage: &str) -> Result<Way> {
     retry(|| match pool.open(image) {
         Ok(opened) => host(pool, image, opened, usage).map(|host| Some(Way::Here(host))),
         Err(error) if error.kind() == ErrorKind::Owned => {
-            match Client::connect(&Place::of(pool, image), patience()) {
+            match Client::connect(&Place::of(pool, image), &patience()) {
                 Ok(client) => Ok(Some(Way::Owner(client))),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(error),
@@ -453,7 +453,7 @@ pub fn child_is_gone(store: &Store, parent: Option<&ParentInfo>) {
 /// found out by who depends on it, or done by gc.
 pub fn tell(pool: &Pool, image: ImageId, command: &Command) {
     let place = Place::of(pool, image);
-    let _ = control::ask(&place, command, patience_to_look(), &mut |_, _| {});
+    let _ = control::ask(&place, command, &patience_to_look(), &mut |_, _| {});
 }
 
 /// Flattens an image part by part, so that its users are served and other commands can be given to

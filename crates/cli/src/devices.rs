@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use marcot::{ErrorKind, ImageId, Limits, Store, World};
+use marcot_serve::control::message;
 use marcot_serve::mapping::{
     self, DeviceNames, Driver, Ending, MappedRecord, Ready, Registry, Reservation,
 };
@@ -226,7 +227,10 @@ pub fn map(session: &Session, request: &Request<'_>) -> Outcome<MappedDevice> {
             }
             return Ok(MappedDevice { device, node, cookie: job.record.cookie });
         }
-        Ok(Ready::Failed(errno, why)) => Failure::errno("map failed", errno).because(why),
+        Ok(Ready::Failed { kind, message }) => {
+            let error = marcot::Error::new(message::kind_of_name(&kind), message);
+            Failure::engine("map failed", &error)
+        }
         Err(error) => Failure::engine("map failed", &error),
     };
     if request.device.is_none() && matches!(registry.server(id), Ok(None)) {

@@ -20,7 +20,7 @@ use rustix::net::SocketAddrUnix;
 use super::frame::{self, Decoded};
 use super::listener::{new_socket, open_directory};
 use super::message::{self, Answer};
-use super::{Place, READER_PREFIX, READER_SUFFIX, SOCKET_NAME};
+use super::{Interrupt, Place, READER_PREFIX, READER_SUFFIX, SOCKET_NAME};
 use crate::credentials::{self, Credentials};
 
 /// Room offered to each read of the socket.
@@ -41,17 +41,17 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a client waits, and what ends its waiting.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Patience {
     /// Without a sign of life.
     pub silence_max: Duration,
-    /// True once the user wants the command to end.
-    pub interrupted: fn() -> bool,
+    /// What ends the command early.
+    pub interrupt: Interrupt,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { silence_max: SILENCE_MAX, interrupted: || false }
+        Self { silence_max: SILENCE_MAX, interrupt: Interrupt::never() }
     }
 }
 
@@ -80,7 +80,7 @@ impl Client {
     /// `NotFound` if no owner listens there, and in a pool of another user; `PermissionDenied` if
     /// what is there is not a socket of that user; `Owned` if the owner gives no sign of life;
     /// `Interrupted`.
-    pub fn connect(place: &Place, patience: Patience) -> Result<Self> {
+    pub fn connect(place: &Place, patience: &Patience) -> Result<Self> {
         if !place.is_own() {
             let message = format!("{} is another user's", place.directory().display());
             return Err(Error::new(ErrorKind::NotFound, message));
@@ -96,7 +96,7 @@ impl Client {
     ///
     /// # Errors
     /// `Interrupted`; those of reading the directory.
-    pub fn connect_readers(place: &Place, patience: Patience) -> Result<Vec<Self>> {
+    pub fn connect_readers(place: &Place, patience: &Patience) -> Result<Vec<Self>> {
         if !place.is_own() {
             return Ok(Vec::new());
         }
@@ -132,7 +132,7 @@ impl Client {
         place: &Place,
         directory: &OwnedFd,
         name: &str,
-        patience: Patience,
+        patience: &Patience,
     ) -> Result<Self> {
         let (socket, peer) = connect(place, directory, name, patience)?;
         let stream = UnixStream::from(socket);
@@ -140,7 +140,13 @@ impl Client {
         let timed = stream.set_nonblocking(false);
         let timed = timed.and_then(|()| stream.set_write_timeout(Some(patience.silence_max)));
         timed.map_err(|error| Error::from_io("cannot use a control socket", error))?;
-        Ok(Self { stream, received: Vec::new(), place: place.clone(), peer, patience })
+        Ok(Self {
+            stream,
+            received: Vec::new(),
+            place: place.clone(),
+            peer,
+            patience: patience.clone(),
+        })
     }
 
     /// Has the owner run `command`, passing on its progress (done, total).
@@ -217,7 +223,7 @@ impl Client {
     /// Waits until there is something to read, the deadline, or an interruption.
     fn wait_for_bytes(&self, deadline: Instant) -> std::result::Result<(), Lost> {
         loop {
-            if (self.patience.interrupted)() {
+            if self.patience.interrupt.came() {
                 return Err(Lost::Sense(interrupted()));
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -253,16 +259,16 @@ impl Client {
         if begun {
             let message = format!(
                 "{}; it had begun with the command, and may still carry it out",
-                silence(self.peer.pid, self.patience)
+                silence(self.peer.pid, &self.patience)
             );
             return Error::new(ErrorKind::Interrupted, message);
         }
-        Error::new(ErrorKind::Owned, silence(self.peer.pid, self.patience))
+        Error::new(ErrorKind::Owned, silence(self.peer.pid, &self.patience))
     }
 }
 
 /// What is wrong, and what to do.
-fn silence(pid: u32, patience: Patience) -> String {
+fn silence(pid: u32, patience: &Patience) -> String {
     let seconds = patience.silence_max.as_secs();
     match pid {
         0 => format!(
@@ -311,7 +317,7 @@ fn connect(
     place: &Place,
     directory: &OwnedFd,
     name: &str,
-    patience: Patience,
+    patience: &Patience,
 ) -> Result<(OwnedFd, Credentials)> {
     let at = |errno| cannot_reach(place, errno);
     let stranger = |what: &str| {
@@ -343,7 +349,7 @@ fn connect(
             Err(Errno::AGAIN) => return Err(Error::new(ErrorKind::Owned, silence(0, patience))),
             Err(errno) => return Err(at(errno)),
         }
-        if (patience.interrupted)() {
+        if patience.interrupt.came() {
             return Err(interrupted());
         }
     }
@@ -362,7 +368,7 @@ fn connect(
 pub fn ask(
     place: &Place,
     command: &Command,
-    patience: Patience,
+    patience: &Patience,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Reply> {
     Client::connect(place, patience)?.ask(command, progress)

@@ -18,6 +18,7 @@
 pub mod client;
 mod connection;
 pub mod frame;
+mod interrupt;
 mod listener;
 pub mod message;
 mod place;
@@ -25,6 +26,7 @@ mod pulse;
 
 pub use client::{Client, LOOK_SILENCE_MAX, Patience, SILENCE_MAX, ask};
 pub(crate) use connection::ControlConnection;
+pub use interrupt::Interrupt;
 pub use listener::ControlListener;
 pub use place::Place;
 pub(crate) use pulse::{Beating, Pulse};

@@ -16,6 +16,8 @@ use std::process::{Command, Stdio};
 
 use marcot::{Error, ErrorKind, Result};
 
+use crate::control::message;
+
 /// Where the server finds the programs that it runs (`modprobe`, hooks).
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What of the command's environment means something to the server.
@@ -37,8 +39,13 @@ pub enum Ready {
         /// Bytes at the image's end that the device lacks.
         lacking_bytes: u64,
     },
-    /// It could not: errno and sentence.
-    Failed(i32, String),
+    /// It could not.
+    Failed {
+        /// The kind of the error, by its name on the wire.
+        kind: String,
+        /// The sentence.
+        message: String,
+    },
 }
 
 /// Starts this program again with `arguments` as a process of its own session, gives it `input`,
@@ -124,7 +131,8 @@ pub fn report_ready(ready: &Ready) -> Result<()> {
 /// # Errors
 /// What the operating system says.
 pub fn report_failure(error: &Error) -> Result<()> {
-    report(&Ready::Failed(error.errno(), error.to_string()))
+    let kind = message::kind_name(error.kind()).to_owned();
+    report(&Ready::Failed { kind, message: error.to_string() })
 }
 
 fn report(ready: &Ready) -> Result<()> {
