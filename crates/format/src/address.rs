@@ -18,7 +18,7 @@ pub const SLOT_MAX: u32 = 1 << 24;
 /// The entry names a block or page.
 pub const FLAG_MAPPED: u8 = 1;
 
-/// A packed (segment index, slot, flags).
+/// A packed (segment index, slot, flags). Whoever reads one looks at no flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(transparent)]
 pub struct BlockAddress(pub u64);
@@ -60,12 +60,6 @@ impl BlockAddress {
     #[must_use]
     pub fn slot(self) -> u32 {
         (self.0 >> 32) as u32 & (SLOT_MAX - 1)
-    }
-
-    /// Flag bits.
-    #[must_use]
-    pub fn flags(self) -> u8 {
-        (self.0 >> 56) as u8
     }
 }
 

@@ -133,7 +133,9 @@ pub(crate) fn get_u32(bytes: &[u8], at: usize) -> u32 {
 }
 
 pub(crate) fn get_u64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(get_u32(bytes, at)) | u64::from(get_u32(bytes, at + 4)) << 32
+    let mut value = [0; 8];
+    value.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(value)
 }
 
 pub(crate) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {

@@ -169,7 +169,7 @@ fn decode_dense(bytes: &[u8]) -> Result<Box<[MapEntry; MAP_FANOUT]>, FormatError
 fn decode_sparse(bytes: &[u8]) -> Result<Box<[MapEntry; MAP_FANOUT]>, FormatError> {
     let count = get_u32(bytes, 32) as usize;
     let payload = bytes.len() - PAGE_HEADER_BYTES;
-    if count > MAP_FANOUT || payload != count * SPARSE_BYTES {
+    if !payload.is_multiple_of(SPARSE_BYTES) || payload / SPARSE_BYTES != count {
         return Err(FormatError::Malformed { what: WHAT, why: "length of a sparse page" });
     }
     let mut entries = Box::new([MapEntry::HOLE; MAP_FANOUT]);

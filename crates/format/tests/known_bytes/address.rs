@@ -1,0 +1,54 @@
+//! Addresses (section 6).
+
+use marcot_format::{BlockAddress, MapEntry};
+
+/// Segment 0x01020304, slot 0x050607.
+const ADDRESS: u64 = 0x0105_0607_0102_0304;
+/// What a damaged page named.
+const LOST: u64 = 0x0100_0001_0000_0000;
+
+#[test]
+fn an_address_is_packed_as_the_document_says() {
+    assert_eq!(BlockAddress::new(0x0102_0304, 0x05_0607), BlockAddress(ADDRESS));
+    assert_eq!(BlockAddress::new(u32::MAX, 0xFF_FFFF), BlockAddress(0x01FF_FFFF_FFFF_FFFF));
+    assert_eq!(BlockAddress::new(1, 0), BlockAddress(0x0100_0000_0000_0001));
+    assert_eq!(BlockAddress(ADDRESS).segment(), 0x0102_0304);
+    assert_eq!(BlockAddress(ADDRESS).slot(), 0x05_0607);
+    assert_eq!(BlockAddress(0x01FF_FFFF_FFFF_FFFF).segment(), u32::MAX);
+    assert_eq!(BlockAddress(0x01FF_FFFF_FFFF_FFFF).slot(), 0xFF_FFFF);
+}
+
+#[test]
+fn a_reader_looks_at_no_flag() {
+    for flags in 0..=255 {
+        let address = BlockAddress(ADDRESS & u64::MAX >> 8 | flags << 56);
+        assert_eq!((address.segment(), address.slot()), (0x0102_0304, 0x05_0607));
+        assert!(!address.is_hole() && !address.is_lost(), "flags {flags:#x}");
+    }
+}
+
+#[test]
+fn only_zero_is_a_hole_and_segment_0_means_lost() {
+    assert_eq!((BlockAddress::HOLE.0, BlockAddress::LOST.0), (0, LOST));
+    let hole = |address: u64| BlockAddress(address).is_hole();
+    let lost = |address: u64| BlockAddress(address).is_lost();
+    assert!(hole(0) && !lost(0));
+    assert!(lost(LOST) && !hole(LOST));
+    for bit in 0..64 {
+        assert!(!hole(1 << bit), "bit {bit}");
+        assert_eq!(lost(1 << bit), bit >= 32, "bit {bit}");
+    }
+    assert!(!lost(LOST | 1));
+}
+
+#[test]
+fn an_entry_is_what_its_address_is_whatever_its_checksum() {
+    for crc in [0, 1, u32::MAX] {
+        let entry = |address| MapEntry { address: BlockAddress(address), crc };
+        assert!(entry(0).is_hole() && !entry(0).is_lost());
+        assert!(entry(LOST).is_lost() && !entry(LOST).is_hole());
+        assert!(!entry(ADDRESS).is_lost() && !entry(ADDRESS).is_hole());
+    }
+    assert_eq!(MapEntry::HOLE, MapEntry { address: BlockAddress(0), crc: 0 });
+    assert_eq!(MapEntry::LOST, MapEntry { address: BlockAddress(LOST), crc: 0 });
+}

@@ -1,0 +1,356 @@
+//! The messages in records (section 3): every field by its number and type, in whole records.
+
+use marcot_format::frame::{FrameKind, decode_message, encode, encode_message};
+use marcot_format::record::{
+    AttachedRecord, ChildRecord, HeadRecord, LogPosition, MetaRecord, NameRecord, ParentRecord,
+    PoolRecord, Protection, RootRecord, SegmentMarks, SnapshotRecord, StoreRecord, TablePointer,
+};
+
+use crate::bytes::bytes;
+
+/// A record of each kind, with all fields.
+pub const RECORDS: [(FrameKind, &str); 6] = [
+    (FrameKind::Store, STORE),
+    (FrameKind::Pool, POOL),
+    (FrameKind::Head, HEAD),
+    (FrameKind::Name, NAME),
+    (FrameKind::Child, CHILD),
+    (FrameKind::Attached, ATTACHED),
+];
+
+const STORE: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 01 00 00 00 00 00                         | version 1, kind 1: store; no incompatible features
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    09 00 00 00                                     | body: 9 bytes
+    a2 e1 03 fe                                     | checksum
+    09 88 77 66 55 44 33 22  11                     | store_id
+";
+const POOL: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 02 00 00 00 00 00                         | version 1, kind 2: pool; no incompatible features
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    1d 00 00 00                                     | body: 29 bytes
+    29 1e 9c 98                                     | checksum
+    09 88 77 66 55 44 33 22  11                     | pool_id
+    11 01 ff ee dd cc bb aa  99                     | store_id
+    18 80 e2 cf aa 06                               | created_s 1700000000
+    22 03 72 62 64                                  | application
+";
+const NAME: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 04 00 00 00 00 00                         | version 1, kind 4: name; no incompatible features
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    13 00 00 00                                     | body: 19 bytes
+    57 55 89 73                                     | checksum
+    09 88 77 66 55 44 33 22  11                     | image_id
+    12 02 6e 73                                     | namespace
+    1a 04 64 69 73 6b                               | name
+";
+const CHILD: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 05 00 00 00 00 00                         | version 1, kind 5: child; no incompatible features
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    46 00 00 00                                     | body: 70 bytes
+    1e b7 2e 49                                     | checksum
+    09 11 00 00 00 00 00 00  00                     | parent_pool_id
+    11 22 00 00 00 00 00 00  00                     | parent_image_id
+    18 ac 02                                        | parent_snap_id 300
+    21 33 00 00 00 00 00 00  00                     | child_pool_id
+    29 44 00 00 00 00 00 00  00                     | child_image_id
+    32 03 72 62 64                                  | child_pool_name
+    3a 04 64 69 73 6b                               | child_name
+    42 06 2f 73 72 76 2f 70                         | child_pool_directory
+    48 80 e2 cf aa 06                               | created_s 1700000000
+    50 02                                           | clone_format 2
+    5a 02 6e 73                                     | child_namespace
+";
+const ATTACHED: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 06 00 00 00 00 00                         | version 1, kind 6: attached; no incompatible features
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    17 00 00 00                                     | body: 23 bytes
+    a0 d8 af e0                                     | checksum
+    0a 09 2f 73 72 76 2f 70  6f 6f 6c               | directory
+    11 88 77 66 55 44 33 22  11                     | pool_id
+    18 e8 07                                        | owner 1000
+";
+const HEAD: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 03 00 00 00 00 00                         | version 1, kind 3: head; no incompatible features
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    b2 01 00 00                                     | body: 434 bytes
+    9b 60 31 ab                                     | checksum
+    09 08 07 06 05 04 03 02  01                     | image_id
+    12 04 64 69 73 6b                               | name
+    1a 02 6e 73                                     | namespace
+    20 ac 02                                        | epoch 300
+    28 ad 02                                        | version 301
+    30 81 e2 cf aa 06                               | created_s 1700000001
+    38 82 e2 cf aa 06                               | modified_s 1700000002
+    42 54                                           | root:
+    08 80 80 01                                     |   size_bytes 16384
+    11 04 00 00 00 0b 00 00  01                     |   map_address
+    1d 02 6c a9 85                                  |   map_crc
+    22 15                                           |   table:
+    09 a2 00 00 00 00 00 00  00                     |     author
+    10 ae 02                                        |     sequence 302
+    18 01                                           |     pool 1
+    20 05                                           |     slot 5
+    2d 02 00 de c0                                  |     crc
+    28 02                                           |   table_levels 2
+    30 82 01                                        |   segment_next 130
+    3a 10 51 00 00 00 00 00  00 00 52 00 00 00 00 00  00 00 |   pools: 0x51, 0x52
+    40 02                                           |   mapped_blocks 2
+    4a 10 00 00 00 00 00 00  00 00 53 00 00 00 00 00  00 00 |   copies: 0, 0x53
+    4a 06 08 04 10 05 18 06                         | log: segment 4, slot 5, group 6
+    52 06 08 0a 10 0b 18 0c                         | marks: 10, 11, 12
+    5a 06 08 0d 10 0e 18 0f                         | shared_below: 13, 14, 15
+    62 2e                                           | parent:
+    09 63 00 00 00 00 00 00  00                     |   pool_id
+    11 73 00 00 00 00 00 00  00                     |   image_id
+    18 06                                           |   snap_id 6
+    20 80 40                                        |   overlap_bytes 8192
+    2a 03 72 62 64                                  |   pool_name
+    32 02 6e 73                                     |   namespace
+    3a 04 74 6d 70 6c                               |   image_name
+    42 02 76 32                                     |   snap_name
+    48 02                                           |   clone_format 2
+    50 01                                           |   untracked
+    6a a5 01                                        | snapshot:
+    08 03                                           |   id 3
+    12 02 73 33                                     |   name
+    18 83 e2 cf aa 06                               |   created_s 1700000003
+    20 02                                           |   protection 2: unprotecting
+    2a 53                                           |   root:
+    08 80 40                                        |     size_bytes 8192
+    11 03 00 00 00 0b 00 00  01                     |     map_address
+    1d 01 6c a9 85                                  |     map_crc
+    22 15                                           |     table:
+    09 a1 00 00 00 00 00 00  00                     |       author
+    10 ad 02                                        |       sequence 301
+    18 01                                           |       pool 1
+    20 05                                           |       slot 5
+    2d 01 00 de c0                                  |       crc
+    28 02                                           |     table_levels 2
+    30 82 01                                        |     segment_next 130
+    3a 10 51 00 00 00 00 00  00 00 52 00 00 00 00 00  00 00 |     pools: 0x51, 0x52
+    40 01                                           |     mapped_blocks 1
+    4a 10 00 00 00 00 00 00  00 00 53 00 00 00 00 00  00 00 |     copies: 0, 0x53
+    32 06 08 07 10 08 18 09                         |   marks: 7, 8, 9
+    38 01                                           |   trashed
+    42 2e                                           |   parent:
+    09 62 00 00 00 00 00 00  00                     |     pool_id
+    11 72 00 00 00 00 00 00  00                     |     image_id
+    18 05                                           |     snap_id 5
+    20 80 20                                        |     overlap_bytes 4096
+    2a 03 72 62 64                                  |     pool_name
+    32 02 6e 73                                     |     namespace
+    3a 04 74 6d 70 6c                               |     image_name
+    42 02 76 31                                     |     snap_name
+    48 02                                           |     clone_format 2
+    50 01                                           |     untracked
+    48 01                                           |   removing
+    52 04 6f 72 69 67                               |   original_name
+    6a 08                                           | snapshot:
+    08 04                                           |   id 4
+    12 02 73 34                                     |   name
+    20 01                                           |   protection 1: protected
+    70 05                                           | snap_next 5
+    7a 08                                           | metadata:
+    0a 02 6b 31                                     |   key
+    12 02 76 31                                     |   value
+    7a 04                                           | metadata, its value empty:
+    0a 02 6b 32                                     |   key
+    80 01 16                                        | order 22
+    88 01 01                                        | removing
+    92 01 0c 64 65 65 70 2d  66 6c 61 74 74 65 6e   | features
+    9a 01 06 08 10 10 11 18  12                     | open_from: 16, 17, 18
+    a1 01 11 22 33 44 55 66  77 88                  | copying
+    a8 01 01                                        | leaves_marks
+";
+
+/// That the record is these bytes, in both directions.
+fn is<M: prost::Message + Default + PartialEq + Clone + std::fmt::Debug>(
+    kind: FrameKind,
+    known: &str,
+    record: &M,
+) {
+    let known = bytes(known);
+    assert_eq!(encode_message(kind, record), known);
+    assert_eq!(decode_message::<M>(kind, &known).as_ref(), Ok(&(record.clone(), false)));
+}
+
+#[test]
+fn a_store_record_is_these_bytes() {
+    is(FrameKind::Store, STORE, &StoreRecord { store_id: 0x1122_3344_5566_7788 });
+}
+
+#[test]
+fn a_pool_record_is_these_bytes() {
+    let record = PoolRecord {
+        pool_id: 0x1122_3344_5566_7788,
+        store_id: 0x99AA_BBCC_DDEE_FF01,
+        created_s: 1_700_000_000,
+        application: "rbd".into(),
+    };
+    is(FrameKind::Pool, POOL, &record);
+}
+
+#[test]
+fn a_name_record_is_these_bytes() {
+    let record =
+        NameRecord { image_id: 0x1122_3344_5566_7788, namespace: "ns".into(), name: "disk".into() };
+    is(FrameKind::Name, NAME, &record);
+}
+
+#[test]
+fn a_child_record_is_these_bytes() {
+    let record = ChildRecord {
+        parent_pool_id: 0x11,
+        parent_image_id: 0x22,
+        parent_snap_id: 300,
+        child_pool_id: 0x33,
+        child_image_id: 0x44,
+        child_pool_name: "rbd".into(),
+        child_name: "disk".into(),
+        child_pool_directory: "/srv/p".into(),
+        created_s: 1_700_000_000,
+        clone_format: 2,
+        child_namespace: "ns".into(),
+    };
+    is(FrameKind::Child, CHILD, &record);
+}
+
+#[test]
+fn an_attached_record_is_these_bytes() {
+    let record = AttachedRecord {
+        directory: "/srv/pool".into(),
+        pool_id: 0x1122_3344_5566_7788,
+        owner: Some(1000),
+    };
+    is(FrameKind::Attached, ATTACHED, &record);
+}
+
+fn marks(data: u32, map: u32, table: u32) -> SegmentMarks {
+    SegmentMarks { data, map, table }
+}
+
+fn root(n: u32) -> RootRecord {
+    let wide = u64::from(n);
+    RootRecord {
+        size_bytes: 8192 * wide,
+        map_address: 0x0100_000B_0000_0002 + wide,
+        map_crc: 0x85A9_6C00 + n,
+        table: Some(TablePointer {
+            author: 0xA0 + wide,
+            sequence: 300 + n,
+            pool: 1,
+            slot: 5,
+            crc: 0xC0DE_0000 + n,
+        }),
+        table_levels: 2,
+        segment_next: 130,
+        pools: vec![0x51, 0x52],
+        mapped_blocks: wide,
+        copies: vec![0, 0x53],
+    }
+}
+
+fn parent(n: u64) -> ParentRecord {
+    ParentRecord {
+        pool_id: 0x61 + n,
+        image_id: 0x71 + n,
+        snap_id: 4 + n,
+        overlap_bytes: 4096 * n,
+        pool_name: "rbd".into(),
+        namespace: "ns".into(),
+        image_name: "tmpl".into(),
+        snap_name: format!("v{n}"),
+        clone_format: 2,
+        untracked: true,
+    }
+}
+
+fn snapshots() -> Vec<SnapshotRecord> {
+    let full = SnapshotRecord {
+        id: 3,
+        name: "s3".into(),
+        created_s: 1_700_000_003,
+        protection: Protection::Unprotecting as i32,
+        root: Some(root(1)),
+        marks: Some(marks(7, 8, 9)),
+        trashed: true,
+        parent: Some(parent(1)),
+        removing: true,
+        original_name: "orig".into(),
+    };
+    let plain = SnapshotRecord {
+        id: 4,
+        name: "s4".into(),
+        protection: Protection::Protected as i32,
+        ..SnapshotRecord::default()
+    };
+    vec![full, plain]
+}
+
+#[test]
+fn a_head_is_these_bytes() {
+    let meta = |key: &str, value: &str| MetaRecord { key: key.into(), value: value.into() };
+    let record = HeadRecord {
+        image_id: 0x0102_0304_0506_0708,
+        name: "disk".into(),
+        namespace: "ns".into(),
+        epoch: 300,
+        version: 301,
+        created_s: 1_700_000_001,
+        modified_s: 1_700_000_002,
+        root: Some(root(2)),
+        log: Some(LogPosition { segment: 4, slot: 5, group: 6 }),
+        marks: Some(marks(10, 11, 12)),
+        shared_below: Some(marks(13, 14, 15)),
+        parent: Some(parent(2)),
+        snapshots: snapshots(),
+        snap_next: 5,
+        metadata: vec![meta("k1", "v1"), meta("k2", "")],
+        order: 22,
+        removing: true,
+        features: "deep-flatten".into(),
+        open_from: Some(marks(16, 17, 18)),
+        copying: 0x8877_6655_4433_2211,
+        leaves_marks: true,
+    };
+    is(FrameKind::Head, HEAD, &record);
+}
+
+#[test]
+fn what_is_zero_or_empty_is_absent() {
+    let kinds = [FrameKind::Head, FrameKind::Pool, FrameKind::Attached];
+    let empty = [
+        encode_message(kinds[0], &HeadRecord::default()),
+        encode_message(kinds[1], &PoolRecord::default()),
+        encode_message(kinds[2], &AttachedRecord::default()),
+    ];
+    for (kind, record) in kinds.into_iter().zip(empty) {
+        assert_eq!(record, encode(kind, b""));
+    }
+    let (attached, _) =
+        decode_message::<AttachedRecord>(FrameKind::Attached, &encode(FrameKind::Attached, b""))
+            .unwrap();
+    assert_eq!(attached.owner, None);
+}
+
+#[test]
+fn unknown_fields_are_skipped_in_every_record() {
+    let unknown = bytes(
+        "a0 06 ac 02                                     | field 100, a number
+         a9 06 01 02 03 04 05 06 07 08                   | field 101, eight bytes
+         b2 06 02 68 69                                  | field 102, bytes
+         bd 06 01 02 03 04                               | field 103, four bytes",
+    );
+    for kind in RECORDS.map(|(kind, _)| kind) {
+        let record = encode(kind, &unknown);
+        assert_eq!(decode_message(kind, &record), Ok((HeadRecord::default(), false)));
+        assert_eq!(decode_message(kind, &record), Ok((ChildRecord::default(), false)));
+    }
+}
