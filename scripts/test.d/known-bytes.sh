@@ -47,11 +47,11 @@ documents_command() {
 }
 
 reader_reads_all() {
-    cmp expected <(python3 "$DOCS/read_pool.py" "$POOL" tiny 0 8192)
+    cmp expected.raw <(python3 "$DOCS/read_pool.py" "$POOL" tiny 0 8192)
 }
 
 marcot_reads_all() {
-    cmp expected <("$MARCOT" export --no-progress example/tiny -)
+    cmp expected.raw <("$MARCOT" export --no-progress example/tiny -)
 }
 
 damage_is_seen() {
@@ -71,7 +71,7 @@ both_read_what_marcot_adds() {
 commands_begin "$@"
 POOL=$CLAIMS_SCRATCH/pool
 make_pool "$POOL"
-expected >expected
+expected >expected.raw
 "$MARCOT" pool attach example --backend "$POOL"
 
 claim "known bytes: the document's command prints what the document says" documents_command
