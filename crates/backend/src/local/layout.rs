@@ -40,9 +40,6 @@ const IMAGES: &str = "images";
 const SEGMENTS: &str = "segments";
 const HEAD: &str = "head";
 
-/// Hexadecimal digits of a segment's number.
-const SEQUENCE_DIGITS: usize = 8;
-
 /// The pool's record.
 #[must_use]
 pub fn pool(directory: &Path) -> PathBuf {
@@ -161,7 +158,10 @@ pub fn set(directory: &Path, set: SegmentSet) -> PathBuf {
 /// The set that a directory of [`segments`] is for; `None` for what is none of ours.
 #[must_use]
 pub fn parse_set(name: &str) -> Option<SegmentSet> {
-    let number = |text: &str| u64::from_str_radix(text, 16).ok();
+    let number = |text: &str| {
+        let number = u64::from_str_radix(text, 16).ok()?;
+        (format!("{number:016x}") == text).then_some(number)
+    };
     let (author, copies) = match name.split_once('.') {
         None => (number(name)?, 0),
         Some((copies, author)) => (number(author)?, number(copies).filter(|n| *n != 0)?),
@@ -172,7 +172,11 @@ pub fn parse_set(name: &str) -> Option<SegmentSet> {
 /// The file of a segment.
 #[must_use]
 pub fn segment(directory: &Path, key: SegmentKey) -> PathBuf {
-    set(directory, key.set).join(format!("{}{:08x}", key.kind.letter(), key.sequence))
+    set(directory, key.set).join(segment_name(key.kind, key.sequence))
+}
+
+fn segment_name(kind: SegmentKind, sequence: u32) -> String {
+    format!("{}{sequence:08x}", kind.letter())
 }
 
 /// The kind and the number of the segment that a file of a set stands for.
@@ -184,8 +188,8 @@ pub fn parse_segment(file: &str) -> Option<(SegmentKind, u32)> {
         b't' => SegmentKind::Table,
         _ => return None,
     };
-    let digits = file.get(1..).filter(|digits| digits.len() == SEQUENCE_DIGITS)?;
-    Some((kind, u32::from_str_radix(digits, 16).ok()?))
+    let sequence = u32::from_str_radix(file.get(1..)?, 16).ok()?;
+    (segment_name(kind, sequence) == file).then_some((kind, sequence))
 }
 
 /// The file whose lock is a lease.
@@ -314,11 +318,42 @@ mod tests {
             let name = path.file_name().unwrap().to_str().unwrap();
             assert_eq!(parse_set(name), Some(set));
         }
-        for bad in ["", ".", "x", "0.a1", "c0.", ".a1", "c0.a1.b"] {
+        for bad in [
+            "",
+            "ab",
+            "00000000000000AB",
+            "+0000000000000ab",
+            "00000000000000abc",
+            ".",
+            "0000000000000000.00000000000000ab",
+            "cd.00000000000000ab",
+            "00000000000000cd.",
+            "00000000000000cd.00000000000000ab.00000000000000ab",
+            "00000000000000cd.ab",
+        ] {
             assert_eq!(parse_set(bad), None, "{bad}");
         }
-        assert_eq!(parse_segment("m0000002a"), Some((SegmentKind::Map, 42)));
-        for bad in ["", "m", "x0000002a", "d2a", "d000000002a", "d0000002g", "d\u{e9}0000002"] {
+        for kind in [SegmentKind::Data, SegmentKind::Map, SegmentKind::Table] {
+            for sequence in [0, 1, 0xABCD, u32::MAX] {
+                assert_eq!(parse_segment(&segment_name(kind, sequence)), Some((kind, sequence)));
+            }
+        }
+        for bad in [
+            "",
+            "d",
+            "d1",
+            "d0000001",
+            "d000000001",
+            "d0000000g",
+            "D00000001",
+            "x00000001",
+            "d+0000001",
+            "d0000000A",
+            "d00000001 ",
+            "\u{e4}0000001",
+            "d\u{e4}000001",
+            ".d00000001",
+        ] {
             assert_eq!(parse_segment(bad), None, "{bad}");
         }
     }

@@ -12,6 +12,9 @@ mod node;
 mod store;
 mod visit;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use marcot_format::{BlockAddress, MAP_FANOUT, MAP_FANOUT_BITS, MAP_LEVELS, MapEntry};

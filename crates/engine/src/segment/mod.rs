@@ -2,6 +2,8 @@
 
 mod files;
 mod pages;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
