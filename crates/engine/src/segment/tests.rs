@@ -479,7 +479,7 @@ fn of_two_pools_with_one_number_the_stores_own_has_it() {
     let other = fixture.pool.directory().parent().unwrap().join("copy");
     let copy = |attached| Place { attached, ..place_in(&other) };
     for attached in [true, false] {
-        let refused = files.add_pool(fixture.pool.id(), copy(attached)).unwrap_err();
+        let refused = files.add_pool(fixture.pool.id(), copy(attached)).map(drop).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Invalid);
     }
     // The same place again is no conflict.

@@ -1,7 +1,9 @@
 //! Tables on the files of a pool: stored, opened again, damaged, moved.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
+use marcot_format::table::encode_pointers;
 use marcot_store::DiskFile;
 
 use super::*;

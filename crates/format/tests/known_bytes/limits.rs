@@ -22,6 +22,7 @@ fn the_limits_are_those_of_the_document() {
     assert_eq!(group::GROUP_DATA_BLOCKS_MAX, 2048);
     assert_eq!(group::GROUP_RECORDS_MAX, 2048);
     assert_eq!(group::GROUP_HEADER_BLOCKS_MAX, 11);
+    assert_eq!(frame::FRAME_VERSION, 1);
     assert_eq!(frame::FRAME_HEADER_BYTES, 32);
     assert_eq!(frame::FRAME_BODY_BYTES_MAX, 16_777_216);
     assert_eq!(segment::SEGMENT_HEADER_BYTES, 4096);
