@@ -87,13 +87,13 @@ pub fn understand(arguments: &[String]) -> Understood {
 
 fn answer(program: &'static str, request: Request) -> Outcome {
     match request {
-        Request::Help => out(&model::command_list(program)),
+        Request::Help => out(&model::command_list(commands::ALL, program)),
         Request::CommandHelp(spec, typed) => out(&model::command_help(program, spec, &typed)),
         Request::Version => out(&format!("marcot {}\n", env!("CARGO_PKG_VERSION"))),
         Request::Bad(failure) => Err(failure),
         Request::Run(spec, args) => run(program, spec, &args),
         Request::Unknown(words) => {
-            out(&model::command_list(program))?;
+            out(&model::command_list(commands::ALL, program))?;
             let message = format!("error: unknown option '{}'", words.join(" "));
             let failure = Failure::bare(STATUS_USAGE, message).then_bare("");
             Err(match suggest::hint(commands::ALL, program, &words) {

@@ -3,8 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::Extent;
-
 /// A management command on one open image. Snapshots are given by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
@@ -239,10 +237,4 @@ pub struct ExtentRow {
     pub length: u64,
     /// Mapped, or a hole.
     pub data: bool,
-}
-
-impl From<Extent> for ExtentRow {
-    fn from(e: Extent) -> Self {
-        Self { offset: e.offset, length: e.length, data: e.data }
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::command::{Command, Reply};
+use crate::command::{Command, ExtentRow, Reply};
 use crate::error::Result;
 
 /// One write of a batch. `offset` and length are in bytes and need no alignment.
@@ -64,6 +64,12 @@ pub struct Extent {
     pub length: u64,
     /// True where blocks are mapped; false for a hole, which reads as zeros.
     pub data: bool,
+}
+
+impl From<Extent> for ExtentRow {
+    fn from(e: Extent) -> Self {
+        Self { offset: e.offset, length: e.length, data: e.data }
+    }
 }
 
 /// What a device gave back when it was told to rest.

@@ -41,13 +41,15 @@ mod gc;
 pub mod image;
 mod limits;
 mod map;
+pub mod operations;
 pub mod printable;
+mod root;
 mod segment;
 mod table;
 
 pub use catalog::{
-    ChildInfo, CloneOptions, CreateOptions, GcReport, ImageInfo, InfoReader, ParentInfo, Pool,
-    PoolOptions, PoolStats, ReadableBy, SnapInfo, Store,
+    ChildInfo, CreateOptions, ImageInfo, InfoReader, ParentInfo, Pool, PoolOptions, PoolStats,
+    ReadableBy, SnapInfo, Store,
 };
 pub use check::{CheckOptions, CheckReport, Finding};
 pub use command::{Command, Reply};
@@ -61,3 +63,4 @@ pub use marcot_backend::fault;
 use marcot_backend::fault;
 pub use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, PoolId, SnapId};
 pub use marcot_store::World;
+pub use operations::{CloneOptions, GcReport, PinnedRow};

@@ -4,6 +4,7 @@ use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::FormatError;
+use crate::segment::SegmentKind;
 
 /// Most snapshots of a head, removed ones included. A decoder gives each hundreds of bytes, however
 /// short it is, so that without a limit a small file could take all memory.
@@ -137,6 +138,18 @@ pub struct SegmentMarks {
     /// Table segments.
     #[prost(uint32, tag = "3")]
     pub table: u32,
+}
+
+impl SegmentMarks {
+    /// The next number of a series.
+    #[must_use]
+    pub fn of(&self, kind: SegmentKind) -> u32 {
+        match kind {
+            SegmentKind::Data => self.data,
+            SegmentKind::Map => self.map,
+            SegmentKind::Table => self.table,
+        }
+    }
 }
 
 /// All that names an image's content at one instant.

@@ -11,7 +11,8 @@ use crate::disk::Cut;
 use crate::model::Model;
 use crate::observe;
 use crate::operations::{Operation, Profile};
-use crate::runner::{PROCESSES, Rule, Runner, Violation, violation};
+use crate::rules::{PROCESSES, Rule, Violation, violation};
+use crate::runner::Runner;
 
 impl Runner {
     pub(crate) fn tolerate(&self, error: &Error, what: &str) -> Result<(), Violation> {

@@ -15,7 +15,7 @@ use crate::disk::{Cut, Machine, Probe};
 use crate::model::{self, Model};
 use crate::observe;
 use crate::random::Rng;
-use crate::runner::{PROCESSES, Rule, Settings, Violation, open_store};
+use crate::rules::{PROCESSES, Rule, Settings, Violation, open_store};
 
 /// Crashes of a run.
 #[derive(Clone, Default)]

@@ -6,7 +6,7 @@ use marcot::{CheckOptions, Image, Pool, Store};
 
 use crate::model::{Bytes, ImageModel, Model};
 use crate::observe::POOLS;
-use crate::runner::{Rule, Violation};
+use crate::rules::{Rule, Violation};
 
 const BLOCK: usize = 4096;
 

@@ -30,11 +30,13 @@ mod observe;
 pub mod operations;
 mod perform;
 pub mod random;
-pub mod runner;
+pub mod rules;
+mod runner;
 pub mod scenarios;
 pub mod shrink;
 mod workers;
 
 pub use disk::{Fault, Machine};
 pub use operations::{Operation, Profile, generate};
-pub use runner::{Failure, Outcome, Rule, Settings, Violation, run};
+pub use rules::{Rule, Settings, Violation};
+pub use runner::{Failure, Outcome, run};

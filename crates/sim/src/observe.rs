@@ -5,7 +5,7 @@ use std::sync::Arc;
 use marcot::{CheckOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, SnapId, Store};
 
 use crate::model::{Bytes, ImageModel, Link, Model, Snap};
-use crate::runner::{Rule, Violation};
+use crate::rules::{Rule, Violation};
 
 /// The pools of every simulated store.
 pub const POOLS: [&str; 2] = ["rbd", "second"];

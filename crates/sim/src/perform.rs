@@ -7,7 +7,8 @@ use marcot::{BlockDevice, CloneOptions, Command, CreateOptions, ErrorKind, Late,
 use crate::model::{self, Bytes, snap_name};
 use crate::observe;
 use crate::operations::{Act, Operation, Profile};
-use crate::runner::{Done, Rule, Runner, violation};
+use crate::rules::{Rule, violation};
+use crate::runner::{Done, Runner};
 
 /// Rounds of background work after which something is wrong.
 const BACKGROUND_ROUNDS_MAX: u32 = 10_000;

@@ -2,54 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marcot::{BlockDevice, Command, Error, Image, Limits, Pool, Reply, Store, World};
+use marcot::{BlockDevice, Command, Error, Image, Pool, Reply, Store};
 
-use crate::clock::SimClock;
 use crate::crash::{self, Tally};
-use crate::disk::{Cut, Machine, SimDisk};
+use crate::disk::{Cut, Machine};
 use crate::model::{Model, Plan};
 use crate::observe::{self, open_pools};
 use crate::operations::{Operation, Profile};
-use crate::random::{Rng, SimRandom};
-use crate::workers::SimWorkers;
-
-/// Directory of the simulated store.
-pub const STORE: &str = "/store";
-/// Simulated processes.
-pub const PROCESSES: usize = 2;
-
-/// What was violated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
-    /// Durability: a prefix that contains everything flushed.
-    I1,
-    /// Integrity: right bytes or an error.
-    I2,
-    /// Roots keep data alive.
-    I5,
-    /// One writer.
-    I6,
-    /// No child is forgotten.
-    I7,
-    /// `check` finds something.
-    Check,
-    /// A command answers otherwise than the model.
-    Model,
-    /// A panic.
-    Panic,
-}
-
-/// What was violated, and how.
-#[derive(Debug, Clone)]
-pub struct Violation {
-    /// The rule.
-    pub rule: Rule,
-    /// What was found.
-    pub message: String,
-}
+use crate::rules::{PROCESSES, Rule, Settings, Violation, open_store, violation};
 
 /// A run that failed.
 #[derive(Debug, Clone)]
@@ -62,19 +24,6 @@ pub struct Failure {
     pub crash: Option<u64>,
     /// The last I/Os, where they were kept.
     pub lines: Vec<String>,
-}
-
-/// How a sequence is run.
-#[derive(Debug, Clone, Copy)]
-pub struct Settings {
-    /// Of all choices.
-    pub seed: u64,
-    /// Kinds of trouble.
-    pub profile: Profile,
-    /// A crash is tried at one in so many I/Os that change something; 1: at all; 0: at none.
-    pub crash_one_in: u64,
-    /// Keep the lines of the trace.
-    pub lines: bool,
 }
 
 /// What a run came to.
@@ -132,34 +81,6 @@ impl From<Violation> for Ended {
     fn from(violation: Violation) -> Self {
         Self::Violation(violation)
     }
-}
-
-pub(crate) fn violation<T>(rule: Rule, message: impl Into<String>) -> Result<T, Violation> {
-    Err(Violation { rule, message: message.into() })
-}
-
-/// Opens the store of a machine in a new life of a process.
-pub(crate) fn open_store(
-    machine: &Arc<Machine>,
-    process: usize,
-    seed: u64,
-) -> marcot::Result<Store> {
-    let world = World {
-        disk: Arc::new(SimDisk::new(machine, process)),
-        clock: Arc::new(SimClock::new(Arc::clone(machine))),
-        random: Arc::new(SimRandom::new(Rng::with(seed, 100 + process as u64))),
-        workers: Arc::new(SimWorkers::new(Rng::with(seed, 200 + process as u64))),
-    };
-    // Small enough for checkpoints in the background, for pages to be dropped, for compaction,
-    // and for streams.
-    let limits = Limits {
-        map_memory_bytes: 64 << 10,
-        checkpoint_log_bytes: 96 << 10,
-        dead_bytes_min: 64 << 10,
-        stream_bytes_min: 8 << 10,
-        reserve_bytes: 64 << 10,
-    };
-    Store::open_with(world, Path::new(STORE), limits)
 }
 
 /// Runs a sequence.

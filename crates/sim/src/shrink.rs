@@ -1,7 +1,8 @@
 //! From a failing sequence to a small one that still fails.
 
 use crate::operations::Operation;
-use crate::runner::{Failure, Settings, run};
+use crate::rules::Settings;
+use crate::runner::{Failure, run};
 
 /// Runs that are tried before the best so far has to do.
 const TRIES_MAX: u32 = 400;

@@ -4,26 +4,28 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, Command};
 
 use super::{CommandSpec, Kind, Opt, Positional, options};
-use crate::commands::ALL;
 
 /// Column at which descriptions start in the list of commands.
 const LIST_INDENT: usize = 38;
 const LIST_WIDTH: usize = 80;
 const ABOUT: &str = "Layered block images: snapshots, clones, templates.";
 
+/// The command tables.
+pub type Commands = &'static [&'static [CommandSpec]];
+
 /// All commands in alphabetical order, without hidden ones.
-fn visible() -> Vec<&'static CommandSpec> {
-    let mut commands: Vec<_> = ALL.iter().copied().flatten().filter(|spec| !spec.hidden).collect();
+fn visible(all: Commands) -> Vec<&'static CommandSpec> {
+    let mut commands: Vec<_> = all.iter().copied().flatten().filter(|spec| !spec.hidden).collect();
     commands.sort_by_key(|spec| spec.words);
     commands
 }
 
 /// The list of all commands, in `rbd`'s layout.
-pub fn command_list(program: &str) -> String {
+pub fn command_list(all: Commands, program: &str) -> String {
     let mut text = format!(
         "usage: {program} <command> ...\n\n{ABOUT}\n\nPositional arguments:\n  <command>\n"
     );
-    for spec in visible() {
+    for spec in visible(all) {
         push_listed(&mut text, spec);
     }
     text.push_str("\nOptional arguments:\n");
@@ -85,7 +87,7 @@ impl RenderText for Command {
 }
 
 /// The whole program, for completions and manual pages.
-pub fn program(name: &'static str) -> Command {
+pub fn program(all: Commands, name: &'static str) -> Command {
     let mut program = Command::new(name)
         .about(ABOUT)
         .version(env!("CARGO_PKG_VERSION"))
@@ -93,7 +95,7 @@ pub fn program(name: &'static str) -> Command {
         .disable_help_flag(true)
         .disable_version_flag(true)
         .args(options::GLOBAL.iter().map(option));
-    for spec in ALL.iter().copied().flatten() {
+    for spec in all.iter().copied().flatten() {
         for words in spec.names() {
             program = add(program, name, words, spec, words != spec.words);
         }
@@ -189,15 +191,16 @@ fn option(opt: &'static Opt) -> Arg {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::ALL;
 
     #[test]
     fn the_model_is_one_that_clap_accepts() {
-        program("marcot").debug_assert();
+        program(ALL, "marcot").debug_assert();
     }
 
     #[test]
     fn every_command_has_an_example() {
-        for spec in visible() {
+        for spec in visible(ALL) {
             assert!(!spec.examples.is_empty(), "{:?}", spec.words);
         }
     }
@@ -216,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_list_wraps_as_rbds_does() {
-        let text = command_list("rbd");
+        let text = command_list(ALL, "rbd");
         assert!(text.starts_with("usage: rbd <command> ...\n"));
         assert!(text.contains("\n    snap remove (snap rm)             Delete a snapshot.\n"));
         assert!(text.contains(

@@ -244,7 +244,7 @@ fn plain_gc(report: &GcReport) -> String {
 }
 
 fn gc_node(report: &GcReport) -> Node {
-    let row = |row: &marcot::catalog::PinnedRow| {
+    let row = |row: &marcot::PinnedRow| {
         Node::Object(vec![("holder", row.holder.as_str().into()), ("bytes", row.bytes.into())])
     };
     Node::Object(vec![

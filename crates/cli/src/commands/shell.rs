@@ -41,7 +41,7 @@ fn completion(session: &Session, args: &Args) -> Outcome {
         Failure::invalid("shell was not specified: bash, elvish, fish, powershell or zsh")
     })?;
     let mut script = Vec::new();
-    let mut command = model::program(session.program);
+    let mut command = model::program(super::ALL, session.program);
     clap_complete::generate(shell, &mut command, session.program, &mut script);
     out_bytes(&script).map_err(|error| Failure::io("error writing the script", &error))
 }
@@ -51,5 +51,6 @@ fn man(_session: &Session, args: &Args) -> Outcome {
     let directory = directory.ok_or_else(|| Failure::invalid("directory was not specified"))?;
     let failed = |error| Failure::io(format!("error writing to {directory}"), &error);
     std::fs::create_dir_all(directory).map_err(failed)?;
-    clap_mangen::generate_to(model::program(MARCOT), Path::new(directory)).map_err(failed)
+    clap_mangen::generate_to(model::program(super::ALL, MARCOT), Path::new(directory))
+        .map_err(failed)
 }

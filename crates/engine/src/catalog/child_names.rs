@@ -5,12 +5,12 @@ use marcot_format::record::ChildRecord;
 use marcot_format::{ImageId, PoolId, SnapId};
 
 /// True for a whole record that was written under another name.
-pub(super) fn is_of_another_name(record: &ChildRecord, key: ChildKey) -> bool {
+pub(crate) fn is_of_another_name(record: &ChildRecord, key: ChildKey) -> bool {
     *record != ChildRecord::default() && !key_of(record).is_same_child(key)
 }
 
 /// The name of a record.
-pub(super) fn key_of(record: &ChildRecord) -> ChildKey {
+pub(crate) fn key_of(record: &ChildRecord) -> ChildKey {
     ChildKey {
         parent_pool: PoolId(record.parent_pool_id),
         parent_image: ImageId(record.parent_image_id),

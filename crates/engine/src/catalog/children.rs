@@ -9,7 +9,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::time::Duration;
 
 use marcot_backend::{ChildKey, Key, Listed, Prefix};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
@@ -26,18 +25,14 @@ use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 
 /// Longest record of a child that is read, in bytes: four names, a path, and some numbers.
-pub(super) const CHILD_RECORD_BYTES_MAX: u64 = 16 << 10;
+pub(crate) const CHILD_RECORD_BYTES_MAX: u64 = 16 << 10;
 
 /// Most files in a directory of children that are looked through. Beyond that, somebody has filled it.
 const CHILDREN_LISTED_MAX: u64 = 1 << 20;
 
 /// Most markers that a pool may leave in another user's pool: every user may fill the disk of a
 /// template's owner with them, and `check` tells the owner who has left more.
-pub(super) const MARKERS_MAX: usize = 10_000;
-
-/// How often the parent is tried when its last child goes, and how long apart.
-const TIDY_ATTEMPTS: u32 = 10;
-const TIDY_INTERVAL: Duration = Duration::from_millis(10);
+pub(crate) const MARKERS_MAX: usize = 10_000;
 
 /// A child of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -189,7 +184,7 @@ impl ChildRecords {
 
 impl Pool {
     /// The names of the records here that are `wanted`, sorted.
-    pub(super) fn child_keys(&self, wanted: impl Fn(&ChildKey) -> bool) -> Result<Vec<ChildKey>> {
+    pub(crate) fn child_keys(&self, wanted: impl Fn(&ChildKey) -> bool) -> Result<Vec<ChildKey>> {
         let (mut found, mut seen) = (Vec::new(), 0);
         let listed = self.records().list(&Prefix::Children, &mut |listed| {
             seen += 1;
@@ -218,13 +213,13 @@ impl Pool {
     }
 
     /// True where an image of this pool was cloned from the pool with that number.
-    pub(super) fn has_child_of_pool(&self, parent: PoolId) -> Result<bool> {
+    pub(crate) fn has_child_of_pool(&self, parent: PoolId) -> Result<bool> {
         let own = self.id();
         Ok(!self.child_keys(|key| key.parent_pool == parent && key.child_pool == own)?.is_empty())
     }
 
     /// True where an image of the pool with that number left a marker here.
-    pub(super) fn has_marker_of_pool(&self, child: PoolId) -> Result<bool> {
+    pub(crate) fn has_marker_of_pool(&self, child: PoolId) -> Result<bool> {
         Ok(self.markers_of_pool(child)? > 0)
     }
 
@@ -234,7 +229,7 @@ impl Pool {
     }
 
     /// Fails where images of `child` have left as many markers here as they may.
-    pub(super) fn check_room_for_marker(&self, child: &Pool) -> Result<()> {
+    pub(crate) fn check_room_for_marker(&self, child: &Pool) -> Result<()> {
         if self.markers_of_pool(child.id())? < MARKERS_MAX {
             return Ok(());
         }
@@ -248,7 +243,7 @@ impl Pool {
 
     /// The snapshots that an image of this pool is a child of, by its records: for an image whose head
     /// cannot tell any more. Only the numbers are filled in.
-    pub(super) fn parents_by_records(&self, image: ImageId) -> Result<Vec<ParentRecord>> {
+    pub(crate) fn parents_by_records(&self, image: ImageId) -> Result<Vec<ParentRecord>> {
         let own = (self.id(), image);
         let keys = self.child_keys(|key| (key.child_pool, key.child_image) == own)?;
         Ok(keys
@@ -346,27 +341,8 @@ impl Pool {
         }
     }
 
-    /// Removes records of children that are gone, which a removal that was cut off has left, and the
-    /// markers that went with them.
-    pub(super) fn remove_stale_records(&self) -> Result<()> {
-        let own = self.id();
-        let stale: Vec<ChildKey> = {
-            // Whoever makes a child holds this lock from before its record until after its head.
-            let _catalogue = self.lock(LockMode::Exclusive)?;
-            let keys = self.child_keys(|key| key.child_pool == own)?.into_iter();
-            let head = |key: &ChildKey| self.records().exists(&Key::Head(key.child_image));
-            keys.filter(|key| matches!(head(key), Ok(false))).collect()
-        };
-        for key in stale {
-            let (pool_id, image_id) = (key.parent_pool.0, key.parent_image.0);
-            let parent = ParentRecord { pool_id, image_id, ..ParentRecord::default() };
-            self.remove_child_record(&parent, key.snap, key.child_image)?;
-        }
-        Ok(())
-    }
-
     /// What a child's record says; nothing where it cannot be read.
-    pub(super) fn recorded_child(&self, key: ChildKey) -> ChildRecord {
+    pub(crate) fn recorded_child(&self, key: ChildKey) -> ChildRecord {
         self.read_record_up_to(&Key::Child(key), CHILD_RECORD_BYTES_MAX)
             .ok()
             .and_then(|bytes| decode_message::<ChildRecord>(FrameKind::Child, &bytes).ok())
@@ -424,12 +400,12 @@ impl Pool {
     }
 
     /// Stores the record of a child of this pool.
-    pub(super) fn record_child(&self, record: &ChildRecord) -> Result<()> {
+    pub(crate) fn record_child(&self, record: &ChildRecord) -> Result<()> {
         self.store_child(&Key::Child(key_of(record)), record)
     }
 
     /// Stores the marker of a child in another pool.
-    pub(super) fn leave_marker(&self, record: &ChildRecord) -> Result<()> {
+    pub(crate) fn leave_marker(&self, record: &ChildRecord) -> Result<()> {
         self.store_child(&Key::Marker(key_of(record)), record)
     }
 
@@ -438,13 +414,14 @@ impl Pool {
         stored.at(|| format!("cannot record the child in {}", self.records().show(key)))
     }
 
-    /// Removes the record of `child`, an image of this pool, and its marker, if it left one.
+    /// Removes the record of `child`, an image of this pool, and its marker, if it left one. Returns the
+    /// parent's pool, where it is within reach.
     pub(crate) fn remove_child_record(
         &self,
         parent: &ParentRecord,
         snap: SnapId,
         child: ImageId,
-    ) -> Result<()> {
+    ) -> Result<Option<Pool>> {
         let key = ChildKey {
             parent_pool: PoolId(parent.pool_id),
             parent_image: ImageId(parent.image_id),
@@ -460,7 +437,7 @@ impl Pool {
             }
         }
         let Ok(parent_pool) = self.store().pool_by_id(PoolId(parent.pool_id)) else {
-            return Ok(());
+            return Ok(None);
         };
         if parent_pool.id() != self.id() {
             for key in key.of_all_formats().map(Key::Marker) {
@@ -468,36 +445,7 @@ impl Pool {
                 let _ = parent_pool.records().remove(&key);
             }
         }
-        parent_pool.tidy_trash(ImageId(parent.image_id), snap);
-        Ok(())
-    }
-
-    /// Removes a snapshot that was kept for the child that just went, unless its image is in use:
-    /// then its owner or `gc` does it later.
-    fn tidy_trash(&self, image: ImageId, snap: SnapId) {
-        let Ok(head) = self.read_head(image) else { return };
-        let trashed = head.snapshots.iter().any(|s| s.id == snap.0 && s.trashed);
-        if !trashed || self.read_only() {
-            return;
-        }
-        let mut attempts = 0;
-        let opened = loop {
-            match self.open(image) {
-                // Most likely a short command, perhaps the one that moved the snapshot aside.
-                Err(error) if error.kind() == ErrorKind::Owned && attempts < TIDY_ATTEMPTS => {
-                    attempts += 1;
-                    self.store().inner.world.clock.pause(TIDY_INTERVAL);
-                }
-                opened => break opened,
-            }
-        };
-        let tidied = opened.and_then(|mut parent| {
-            parent.tidy_snapshots()?;
-            parent.close()
-        });
-        if let Err(error) = tidied {
-            tracing::info!(%image, %error, "a removed snapshot is left for gc");
-        }
+        Ok(Some(parent_pool))
     }
 }
 

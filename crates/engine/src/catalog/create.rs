@@ -32,7 +32,7 @@ impl Default for CreateOptions {
 }
 
 /// The head of an image that nobody has written yet.
-pub(super) fn first_head(id: ImageId, namespace: &str, name: &str, now_s: i64) -> HeadRecord {
+pub(crate) fn first_head(id: ImageId, namespace: &str, name: &str, now_s: i64) -> HeadRecord {
     HeadRecord {
         image_id: id.0,
         name: name.to_owned(),
@@ -67,7 +67,7 @@ impl Pool {
         Ok(id)
     }
 
-    pub(super) fn check_new_image(&self, name: &str, options: &CreateOptions) -> Result<()> {
+    pub(crate) fn check_new_image(&self, name: &str, options: &CreateOptions) -> Result<()> {
         check_image_name(name)?;
         self.check_writable()?;
         if options.size_bytes > IMAGE_BYTES_MAX {
@@ -78,7 +78,7 @@ impl Pool {
     }
 
     /// The head of an image that reads as zeros, where its name is free. The pool's lock is held.
-    pub(super) fn new_head(
+    pub(crate) fn new_head(
         &self,
         namespace: &str,
         name: &str,
@@ -98,7 +98,7 @@ impl Pool {
     }
 
     /// Fails where the name is taken or the namespace missing.
-    pub(super) fn check_free(&self, namespace: &str, name: &str) -> Result<()> {
+    pub(crate) fn check_free(&self, namespace: &str, name: &str) -> Result<()> {
         match self.find(namespace, name) {
             Ok(_) => fail(
                 ErrorKind::Exists,
@@ -116,7 +116,7 @@ impl Pool {
 
     /// Makes an image from its first head: the head, then the name, which is the commit. The pool's
     /// lock is held.
-    pub(super) fn publish_image(&self, id: ImageId, head: &HeadRecord, name: &str) -> Result<()> {
+    pub(crate) fn publish_image(&self, id: ImageId, head: &HeadRecord, name: &str) -> Result<()> {
         let records = self.records();
         let context = || format!("cannot create image '{}'", head.name);
         // Who made the pool may have been killed before its record was durable.
@@ -144,7 +144,7 @@ impl Pool {
     }
 
     /// Removes an image's head and what lies beside it. Errors leave litter for `gc`.
-    pub(super) fn remove_head(&self, id: ImageId) {
+    pub(crate) fn remove_head(&self, id: ImageId) {
         if let Err(error) = self.records().remove(&Key::Head(id)) {
             tracing::debug!(image = %id, %error, "left for gc");
         }

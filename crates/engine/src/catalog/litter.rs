@@ -29,7 +29,7 @@ impl Pool {
 
     /// Removes what is left of names of a namespace. The pool's lock is held, without which nobody writes
     /// any.
-    pub(super) fn sweep_names(&self, namespace: &str) -> u64 {
+    pub(crate) fn sweep_names(&self, namespace: &str) -> u64 {
         self.sweep(&self.leftovers(&Beside::Names(namespace.to_owned())))
     }
 
@@ -77,7 +77,7 @@ impl Pool {
 
 impl Store {
     /// Removes what attaching and detaching left in the store's directories when it was cut off.
-    pub(super) fn sweep_litter(&self) -> Result<()> {
+    pub(crate) fn sweep_litter(&self) -> Result<()> {
         let _lock = self.lock("collect what was left in it")?;
         let home = &self.inner.home;
         let mut left = home.leftovers(true);

@@ -42,7 +42,7 @@ impl Pool {
     }
 
     /// Takes a lease alone, where nobody has it.
-    pub(super) fn try_lease(&self, lease: Lease) -> Result<Option<Box<dyn Lock>>> {
+    pub(crate) fn try_lease(&self, lease: Lease) -> Result<Option<Box<dyn Lock>>> {
         let taken = self.leases().take(lease, LockMode::Exclusive, false);
         taken.at(|| format!("cannot lock {}", self.leases().show(lease)))
     }
@@ -57,7 +57,7 @@ impl Pool {
     }
 
     /// As [`Self::being_read`], of all images of the pool.
-    pub(super) fn any_reader(&self) -> Result<bool> {
+    pub(crate) fn any_reader(&self) -> Result<bool> {
         self.has_readers(Lease::AnyReader)
     }
 

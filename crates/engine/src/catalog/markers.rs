@@ -21,7 +21,7 @@ const MARKER_STALE_S: i64 = 3600;
 const POOLS: &str = "pools";
 
 /// A child's pool, namespace and name.
-pub(super) struct MarkedChild {
+pub(crate) struct MarkedChild {
     pub pool: String,
     pub namespace: String,
     pub name: String,
@@ -43,7 +43,7 @@ impl Pool {
     }
 
     /// True for a marker of one's own whose child is gone.
-    pub(super) fn marker_is_stale(&self, marker: &ChildRecord) -> bool {
+    pub(crate) fn marker_is_stale(&self, marker: &ChildRecord) -> bool {
         let Some(records) = self.marked_pool(marker) else { return false };
         let gone = records.exists(&Key::Head(ImageId(marker.child_image_id)));
         // Where its images cannot be listed, nothing can be said of one of them.
@@ -54,7 +54,7 @@ impl Pool {
 
     /// The child that a marker of one's own speaks of, by its names now; `None` where its pool cannot be
     /// read.
-    pub(super) fn marked_child(&self, marker: &ChildRecord) -> Option<MarkedChild> {
+    pub(crate) fn marked_child(&self, marker: &ChildRecord) -> Option<MarkedChild> {
         let records = self.marked_pool(marker)?;
         let image = ImageId(marker.child_image_id);
         let head = records.get(&Key::Head(image), RECORD_BYTES_MAX).ok()?;

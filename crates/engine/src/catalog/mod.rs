@@ -1,5 +1,4 @@
-//! Stores, pools and what they hold: names, heads, children; the operations on more than one
-//! image.
+//! Stores, pools and what they hold: names, heads, children.
 //!
 //! ```text
 //! STORE/store                       record
@@ -28,32 +27,28 @@
 //! - Who takes protection away marks the snapshot first and looks for children then; who clones
 //!   records the child first and looks at the mark then. So one of them sees the other.
 
-mod child_names;
+pub(crate) mod child_names;
 pub(crate) mod children;
-mod clone;
-mod collect;
-mod create;
-mod heirs;
-mod info;
-mod litter;
-mod locks;
-mod markers;
+pub(crate) mod create;
+pub(crate) mod heirs;
+pub(crate) mod info;
+pub(crate) mod litter;
+pub(crate) mod locks;
+pub(crate) mod markers;
 pub(crate) mod names;
 pub(crate) mod naming;
-mod opening;
-mod partial;
-mod pool;
-mod remove;
-mod reserve;
-mod store;
+pub(crate) mod opening;
+pub(crate) mod partial;
+pub(crate) mod pool;
+pub(crate) mod reserve;
+pub(crate) mod store;
 pub(crate) mod strangers;
 
 pub use children::ChildInfo;
-pub use clone::CloneOptions;
-pub use collect::{GcReport, PinnedRow};
 pub use create::{CreateOptions, ORDER_DEFAULT};
 pub use info::{ImageInfo, InfoReader, ParentInfo, PoolStats, SnapInfo};
 pub use marcot_backend::ReadableBy;
 pub use partial::is_partial_name;
 pub use pool::Pool;
+pub(crate) use pool::no_snapshot;
 pub use store::{PoolOptions, Store};

@@ -23,7 +23,7 @@ use super::pool::Pool;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Names that were read because a hint was missing, by image; hints themselves.
-pub(super) type NamesRead = HashMap<ImageId, (String, String)>;
+pub(crate) type NamesRead = HashMap<ImageId, (String, String)>;
 
 /// The images that some name leads to, read when first asked for: for commands that look at all
 /// images of a pool.
@@ -169,7 +169,7 @@ impl Pool {
 
     /// Notes a name that an image has been given, beside its head. The pool's lock is held. What
     /// fails here costs whoever looks for the name a reading of all names.
-    pub(super) fn note_name(&self, image: ImageId, namespace: &str, name: &str) {
+    pub(crate) fn note_name(&self, image: ImageId, namespace: &str, name: &str) {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         let bytes =
             encode_message(FrameKind::Name, &NameRecord { image_id: image.0, namespace, name });

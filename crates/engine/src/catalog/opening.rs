@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::segment::Place;
 
 /// What the system says of a directory that is not there.
-pub(super) fn is_absent(error: &std::io::Error) -> bool {
+pub(crate) fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }
 
@@ -48,7 +48,7 @@ fn check_attached(
 }
 
 /// Where a store has a pool.
-pub(super) enum Whereabouts {
+pub(crate) enum Whereabouts {
     /// In the store itself, by its name.
     Own(String),
     /// Elsewhere, as noted when it was attached.
@@ -66,7 +66,7 @@ impl Whereabouts {
 
 impl Store {
     /// Fails where another user's store leads to a pool by a link: it could lead anywhere.
-    pub(super) fn check_no_link_of_others(&self, name: &str) -> Result<()> {
+    pub(crate) fn check_no_link_of_others(&self, name: &str) -> Result<()> {
         let home = &self.inner.home;
         let Some(user) = home.foreign().filter(|_| home.is_link(name)) else { return Ok(()) };
         let message = format!(
@@ -111,7 +111,7 @@ impl Pool {
     /// # Errors
     /// `NotFound` where there is none; `Invalid` where it is not the one that was attached, or its
     /// number is that of another pool; `Corrupt`, `NewerFormat`.
-    pub(super) fn open_at(store: &Store, name: &str, at: &Whereabouts) -> Result<Self> {
+    pub(crate) fn open_at(store: &Store, name: &str, at: &Whereabouts) -> Result<Self> {
         let context = || format!("cannot open pool '{name}'");
         let Claim { opened, record, newer } = read_claim(store, &at.at(), &context)?;
         let Opened { backend, access } = opened;
@@ -156,7 +156,7 @@ impl Pool {
     }
 
     /// The number that the pool at a place says it has.
-    pub(super) fn number_at(store: &Store, place: &str) -> Result<PoolId> {
+    pub(crate) fn number_at(store: &Store, place: &str) -> Result<PoolId> {
         let context = || format!("cannot attach the pool in {place}");
         let claim = read_claim(store, &At::Elsewhere(place.to_owned()), &context)?;
         Ok(PoolId(claim.record.pool_id))

@@ -9,38 +9,37 @@ use marcot_backend::{
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{HeadRecord, NameRecord, ParentRecord, PoolRecord, RootRecord};
-use marcot_format::{ImageId, PoolId, SnapId};
+use marcot_format::{ImageId, PoolId};
 use marcot_store::{Lock, LockMode};
 
 use super::names::{check_namespace_name, could_be_given, is_acceptable};
 use super::naming::NamesRead;
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail, system_words};
-use crate::image::{DamagedLog, Image};
 use crate::segment::Files;
 
 /// Longest record file that is read, in bytes.
-pub(super) const RECORD_BYTES_MAX: u64 =
+pub(crate) const RECORD_BYTES_MAX: u64 =
     (marcot_format::frame::FRAME_BODY_BYTES_MAX + marcot_format::frame::FRAME_HEADER_BYTES) as u64;
 
-pub(super) struct PoolInner {
-    pub(super) store: Store,
-    pub(super) name: String,
+pub(crate) struct PoolInner {
+    pub(crate) store: Store,
+    pub(crate) name: String,
     /// Reaches what the pool holds, and nothing outside.
-    pub(super) backend: Backend,
-    pub(super) directory: PathBuf,
-    pub(super) record: PoolRecord,
-    pub(super) read_only: bool,
-    pub(super) attached: bool,
+    pub(crate) backend: Backend,
+    pub(crate) directory: PathBuf,
+    pub(crate) record: PoolRecord,
+    pub(crate) read_only: bool,
+    pub(crate) attached: bool,
     /// The user whom it belongs to, where that is not who runs this process.
-    pub(super) foreign: Option<u32>,
-    pub(super) owner_id: u32,
-    pub(super) names_read: Mutex<NamesRead>,
+    pub(crate) foreign: Option<u32>,
+    pub(crate) owner_id: u32,
+    pub(crate) names_read: Mutex<NamesRead>,
 }
 
 /// An open pool. Cheap to clone.
 #[derive(Clone)]
-pub struct Pool(pub(super) Arc<PoolInner>);
+pub struct Pool(pub(crate) Arc<PoolInner>);
 
 impl Pool {
     /// Its name in the store it was opened from.
@@ -125,7 +124,7 @@ impl Pool {
     }
 
     /// As [`Self::read_record`], for records of fewer bytes.
-    pub(super) fn read_record_up_to(&self, key: &Key, bytes_max: u64) -> Result<Vec<u8>> {
+    pub(crate) fn read_record_up_to(&self, key: &Key, bytes_max: u64) -> Result<Vec<u8>> {
         match self.records().get(key, bytes_max) {
             Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
                 let shown = self.records().show(key);
@@ -169,12 +168,12 @@ impl Pool {
     }
 
     /// Locks the catalogue where nobody else has it locked.
-    pub(super) fn try_lock(&self, mode: LockMode) -> Result<Option<Box<dyn Lock>>> {
+    pub(crate) fn try_lock(&self, mode: LockMode) -> Result<Option<Box<dyn Lock>>> {
         let lock = self.leases().take(Lease::Catalogue, mode, false);
         lock.at(|| format!("cannot lock pool '{}'", self.name()))
     }
 
-    pub(super) fn names_read_lock(&self) -> &Mutex<NamesRead> {
+    pub(crate) fn names_read_lock(&self) -> &Mutex<NamesRead> {
         &self.0.names_read
     }
 
@@ -275,7 +274,7 @@ impl Pool {
     }
 
     /// Stores a head over a damaged one. The caller holds the image's lease.
-    pub(super) fn put_head(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
+    pub(crate) fn put_head(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         let bytes = self.encode_head(head)?;
         let key = Key::Head(image);
         let put = self.records().put(&key, &bytes);
@@ -297,7 +296,7 @@ impl Pool {
     ///
     /// # Errors
     /// What the operating system says.
-    pub(super) fn settle(&self, key: &Key) -> Result<()> {
+    pub(crate) fn settle(&self, key: &Key) -> Result<()> {
         self.records().settle(key).at(|| format!("cannot sync {}", self.records().show(key)))
     }
 
@@ -339,7 +338,7 @@ impl Pool {
     }
 
     /// True where there is such a namespace, or where that cannot be told.
-    pub(super) fn has_namespace(&self, namespace: &str) -> bool {
+    pub(crate) fn has_namespace(&self, namespace: &str) -> bool {
         namespace.is_empty()
             || self.records().exists(&Key::Namespace(namespace.to_owned())).unwrap_or(true)
     }
@@ -468,7 +467,7 @@ impl Pool {
     }
 
     /// Any image of the pool, for a refusal.
-    pub(super) fn any_image(&self) -> Result<Option<String>> {
+    pub(crate) fn any_image(&self) -> Result<Option<String>> {
         for namespace in self.namespaces()?.iter().map(String::as_str).chain([""]) {
             if let Some(name) = self.image_names(namespace)?.into_iter().next() {
                 return Ok(Some(name));
@@ -477,47 +476,8 @@ impl Pool {
         Ok(None)
     }
 
-    /// Opens an image for writing; this process is its owner until it closes it.
-    ///
-    /// # Errors
-    /// `Owned` while another process has it; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
-    pub fn open(&self, image: ImageId) -> Result<Image> {
-        self.add_pools();
-        Image::open_owner(self, image, DamagedLog::Refuse)
-    }
-
-    /// As [`Pool::open`], for repair: the log ends where it is damaged, and what was written after
-    /// that is given up.
-    pub(crate) fn open_for_repair(&self, image: ImageId) -> Result<Image> {
-        self.add_pools();
-        Image::open_owner(self, image, DamagedLog::Cut)
-    }
-
-    /// Opens an image for reading, as it is on disk now. Where its log is damaged, it ends there.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt`, `NewerFormat`.
-    pub fn open_read_only(&self, image: ImageId) -> Result<Image> {
-        self.add_pools();
-        Image::open_reader(self, image, DamagedLog::Cut)
-    }
-
-    /// Opens a snapshot for reading.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt`, `NewerFormat`.
-    pub fn open_snapshot(&self, image: ImageId, snap: &str) -> Result<Image> {
-        self.add_pools();
-        let head = self.read_head(image)?;
-        let found = head.snapshots.iter().find(|s| s.name == snap);
-        let Some(snapshot) = found else {
-            return Err(crate::image::no_snapshot(&self.image_label(&head), snap));
-        };
-        Image::open_snapshot(self, image, SnapId(snapshot.id))
-    }
-
     /// Makes the directories of all pools known, for images whose data lies in several.
-    fn add_pools(&self) {
+    pub(crate) fn add_pools(&self) {
         let names = match self.store().pools() {
             Ok(names) => names,
             Err(error) => return tracing::warn!(%error, "pools cannot be listed"),
@@ -543,4 +503,9 @@ impl Pool {
             .and_then(|s| s.root)
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "the parent snapshot does not exist"))
     }
+}
+
+/// Fails with the sentence for a snapshot that is not there.
+pub(crate) fn no_snapshot(label: &str, name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{label} has no snapshot '{name}'"))
 }

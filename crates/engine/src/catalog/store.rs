@@ -145,7 +145,7 @@ impl Store {
     }
 
     /// The user whom it belongs to, where that is another one than who runs this process.
-    pub(super) fn foreign(&self) -> Option<u32> {
+    pub(crate) fn foreign(&self) -> Option<u32> {
         self.inner.home.foreign()
     }
 
@@ -231,7 +231,7 @@ impl Store {
     ///
     /// # Errors
     /// Where a pool of this store cannot be opened: a child in it would be forgotten (I7).
-    pub(super) fn pools_of_children(&self) -> Result<Vec<Pool>> {
+    pub(crate) fn pools_of_children(&self) -> Result<Vec<Pool>> {
         let mut pools = Vec::new();
         for name in self.pools_own_first()? {
             let Some(at) = self.find_pool(&name)? else {
@@ -435,7 +435,7 @@ impl Store {
     }
 
     /// Locks the store, to do in it what is named in the refusal of another user's.
-    pub(super) fn lock(&self, what: &str) -> Result<Box<dyn marcot_store::Lock>> {
+    pub(crate) fn lock(&self, what: &str) -> Result<Box<dyn marcot_store::Lock>> {
         check_own(&self.inner.directory, self.foreign(), what)?;
         let home = &self.inner.home;
         home.lock().at(|| format!("cannot lock the store with {}", home.show(&Part::Lock)))

@@ -141,7 +141,7 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Self::strangers`].
-    pub(super) fn sweep_strangers(&self) -> Result<()> {
+    pub(crate) fn sweep_strangers(&self) -> Result<()> {
         for Junk { name, what, removed } in self.strangers(true)?.junk {
             let pool = self.name();
             match (what, removed) {
@@ -161,7 +161,7 @@ impl Pool {
 
     /// Removes whatever lies in the directory of children, of a pool that is no pool any more. What
     /// cannot be removed stays.
-    pub(super) fn clear_children(&self) {
+    pub(crate) fn clear_children(&self) {
         let Some(SharedDirectory { disk, path: directory }) = &self.0.backend.shared else {
             return;
         };

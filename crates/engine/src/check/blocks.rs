@@ -6,11 +6,10 @@ use marcot_format::record::RootRecord;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_LEVELS, MapEntry, crc32c};
 
 use super::Checker;
-use super::count::TABLE_BYTES_MAX;
 use super::seen::PageKey;
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::image::{RootOf, Source};
 use crate::map::{Link, TOP_LEVEL, Visitor, visit};
+use crate::root::{RootOf, Source, TABLE_BYTES_MAX};
 use crate::segment::{Files, SegmentName};
 use crate::table::SegmentTable;
 

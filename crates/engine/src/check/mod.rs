@@ -11,7 +11,6 @@
 //! medium. Besides, what was found.
 
 mod blocks;
-mod count;
 pub(crate) mod roots;
 mod seen;
 
@@ -24,7 +23,8 @@ use crate::catalog::naming::NamedImages;
 use crate::catalog::strangers::Kind;
 use crate::catalog::{Pool, Store};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{AncestorPlaces, DamagedLog, Image, RootOf};
+use crate::image::{DamagedLog, Image};
+use crate::root::{AncestorPlaces, RootOf};
 use crate::segment::SegmentName;
 use crate::table::Place;
 use blocks::DamagedBlock;

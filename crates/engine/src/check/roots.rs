@@ -9,11 +9,10 @@ use marcot_format::record::RootRecord;
 use marcot_format::segment::SegmentKind;
 use marcot_format::table::TABLE_FANOUT;
 
-use super::count::{Change, Counts, TABLE_BYTES_MAX, blocks_below};
 use super::{Checker, blocks};
 use crate::error::{Error, ErrorKind, Result, fail};
-use crate::image::{RootOf, Source};
 use crate::map::Link;
+use crate::root::{Change, Counts, RootOf, Source, TABLE_BYTES_MAX, blocks_below};
 use crate::table::{Place, SegmentTable};
 
 /// The root that was looked at last, from which the next one of the image differs little.
@@ -251,20 +250,4 @@ fn compare(
         }
     }
     faulty
-}
-
-/// Level and first block of the pages of a map that are damaged.
-pub(crate) fn damaged_pages(top: &Link, source: &mut Source<'_>) -> Vec<(u32, u64)> {
-    let (counts, _) = Counts::of(top, source);
-    let damaged = counts.unreadable.iter().filter(|(_, (_, e))| e.kind() == ErrorKind::Corrupt);
-    damaged.map(|(base, (level, _))| (*level, *base)).collect()
-}
-
-/// The true counts of a map, for repair: slots by table index, and blocks mapped.
-pub(crate) fn count_all(top: &Link, source: &mut Source<'_>) -> Result<(BTreeMap<u32, u64>, u64)> {
-    let (counts, _) = Counts::of(top, source);
-    match counts.unreadable.into_values().next() {
-        Some((_, error)) => Err(error),
-        None => Ok((counts.live, counts.mapped)),
-    }
 }

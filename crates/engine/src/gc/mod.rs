@@ -12,8 +12,8 @@ use marcot_format::{BLOCK_BYTES, MapEntry};
 
 use crate::catalog::Pool;
 use crate::error::{ErrorKind, IoContext, Result};
-use crate::image::{OwnedRoot, Source};
 use crate::map::{TOP_LEVEL, Visitor, visit};
+use crate::root::{OwnedRoot, Source};
 use crate::segment::SegmentName;
 use crate::table::{Place, SegmentTable};
 

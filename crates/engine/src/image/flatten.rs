@@ -416,7 +416,7 @@ impl Image {
         if needed {
             return Ok(());
         }
-        self.pool.remove_child_record(parent, SnapId(parent.snap_id), self.id)
+        super::forget_child(&self.pool, parent, SnapId(parent.snap_id), self.id)
     }
 }
 

@@ -20,9 +20,9 @@ mod direct;
 mod flatten;
 mod flight;
 mod late;
-mod lineage;
 mod log;
 mod memory;
+mod orphan;
 mod overlay;
 mod parts;
 mod prepared;
@@ -33,29 +33,27 @@ mod resize;
 mod rest;
 mod room;
 mod snapshot;
-mod source;
 mod write;
 
 use std::sync::Arc;
 
 use marcot_backend::SegmentSet;
-use marcot_format::record::{HeadRecord, LogPosition, RootRecord, SegmentMarks, SnapshotRecord};
+use marcot_format::record::{HeadRecord, LogPosition, SegmentMarks, SnapshotRecord};
 use marcot_format::{ImageId, SnapId};
 use marcot_store::{Lock, Running};
 
-use crate::catalog::Pool;
-use crate::error::{Error, ErrorKind, Result, fail};
+use crate::catalog::{Pool, no_snapshot};
+use crate::error::{ErrorKind, Result, fail};
 use crate::limits::Limits;
 use crate::map::Map;
+use crate::root::{OwnedRoot, RootOf, Source, empty_root};
 use crate::segment::{PageWriter, SegmentName, WrittenPages};
 use crate::table::SegmentTable;
 
-pub(crate) use lineage::{AncestorPlaces, OwnedRoot, RootOf};
 use log::Log;
-pub(crate) use reclaim::mark;
+pub(crate) use orphan::forget_child;
 pub(crate) use replay::DamagedLog;
 pub use snapshot::SNAPSHOTS_MAX;
-pub(crate) use source::Source;
 
 /// Largest number of a segment in a head: 128 PiB of data written, with room for one session more.
 const SEQUENCE_MAX: u32 = u32::MAX - (1 << 20);
@@ -134,10 +132,6 @@ pub struct Image {
     poisoned: bool,
     /// The owner before did not close the image: it may have left segments that no root names.
     unclean: bool,
-}
-
-pub(crate) fn empty_root() -> RootRecord {
-    RootRecord { segment_next: 1, ..RootRecord::default() }
 }
 
 impl Image {
@@ -395,9 +389,4 @@ fn check_counters(label: &str, head: &HeadRecord) -> Result<()> {
         return fail(ErrorKind::Corrupt, format!("the head of {label} has impossible counters"));
     }
     Ok(())
-}
-
-/// Fails with the sentence for a snapshot that is not there.
-pub(crate) fn no_snapshot(label: &str, name: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{label} has no snapshot '{name}'"))
 }

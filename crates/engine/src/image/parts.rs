@@ -21,7 +21,7 @@ use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry};
 
 use super::overlay::Overlay;
 use super::replay::DamagedLog;
-use super::{Image, Source, empty_root, mark};
+use super::{Image, Source, empty_root};
 use crate::error::{ErrorKind, Result};
 use crate::map::position;
 use crate::segment::SegmentName;
@@ -109,9 +109,7 @@ impl Image {
         // Pages that no head names. A segment of the log may have any number.
         let marks = self.head.marks.unwrap_or_default();
         let mut left = self.pool.files().list(self.pool.id(), self.own_set())?;
-        left.retain(|name| {
-            name.kind != SegmentKind::Data && name.sequence >= mark(&marks, name.kind)
-        });
+        left.retain(|name| name.kind != SegmentKind::Data && name.sequence >= marks.of(name.kind));
         if !left.is_empty() {
             self.fence()?;
         }

@@ -6,7 +6,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use marcot_format::record::SegmentMarks;
-use marcot_format::segment::SegmentKind;
 
 use super::{Image, OwnedRoot, RootOf, Source};
 use crate::error::{ErrorKind, Result};
@@ -45,8 +44,7 @@ impl Image {
         let limit = SegmentMarks { data: open.data.min(log), ..open };
         let mut candidates = Vec::new();
         for name in self.pool.files().list(self.pool.id(), self.own_set())? {
-            if name.sequence >= mark(&shared, name.kind) && name.sequence < mark(&limit, name.kind)
-            {
+            if name.sequence >= shared.of(name.kind) && name.sequence < limit.of(name.kind) {
                 candidates.push(name);
             }
         }
@@ -66,7 +64,7 @@ impl Image {
             Ok(())
         })?;
         for name in files.list(self.pool.id(), self.own_set())? {
-            if name.sequence < mark(&self.next, name.kind)
+            if name.sequence < self.next.of(name.kind)
                 && self.is_private(&name)
                 && !named.contains(&name)
             {
@@ -83,7 +81,7 @@ impl Image {
         let root = self.head.root.clone().unwrap_or_default();
         let (map, mut names) = self.root_of(None).open(&root)?;
         let mut source = Source::new(&mut names, Arc::clone(self.pool.files()));
-        let damaged = crate::check::roots::damaged_pages(map.top(), &mut source);
+        let damaged = crate::root::damaged_pages(map.top(), &mut source);
         let mut source = Source::lenient(&mut self.table, Arc::clone(self.pool.files()));
         for (level, base) in &damaged {
             self.map.give_up(*level, *base, &mut source)?;
@@ -102,7 +100,7 @@ impl Image {
         let root = self.head.root.clone().unwrap_or_default();
         let (map, mut names) = self.root_of(None).open(&root)?;
         let mut source = Source::new(&mut names, Arc::clone(self.pool.files()));
-        let (live, mapped) = crate::check::roots::count_all(map.top(), &mut source)?;
+        let (live, mapped) = crate::root::count_all(map.top(), &mut source)?;
         let files = Arc::clone(self.pool.files());
         let mut wrong = Vec::new();
         self.table.for_each(&files, |index, entry, _| {
@@ -123,13 +121,5 @@ impl Image {
     /// Durable roots of the image: its head's and its snapshots'.
     pub(crate) fn own_roots(&self) -> Vec<OwnedRoot> {
         RootOf::all(&self.pool, &self.head)
-    }
-}
-
-pub(crate) fn mark(marks: &SegmentMarks, kind: SegmentKind) -> u32 {
-    match kind {
-        SegmentKind::Data => marks.data,
-        SegmentKind::Map => marks.map,
-        SegmentKind::Table => marks.table,
     }
 }

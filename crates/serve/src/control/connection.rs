@@ -9,8 +9,8 @@ use marcot::{Command, Error, ErrorKind, Reply, Result};
 
 use super::frame::{self, Decoded, HEADER_BYTES};
 use super::message::{self, Answer, Request};
+use crate::buffer::{Progress, ReceiveBuffer, SendBuffer};
 use crate::credentials::Credentials;
-use crate::host::buffer::{Progress, ReceiveBuffer, SendBuffer};
 
 /// Progress is told no more often than this.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);

@@ -16,12 +16,12 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use super::buffer::{Progress, RECEIVE_BYTES, ReceiveBuffer, SendBuffer};
 use super::operation::{Operation, Stages};
-use super::pages::capacity_for;
 use super::parts::{PART_BYTES_MIN, Parted, Place, WriteOutcome};
+use crate::buffer::{Progress, RECEIVE_BYTES, ReceiveBuffer, SendBuffer};
 use crate::nbd::request::{REQUEST_BYTES, Refusal, Request};
 use crate::nbd::{Grant, NbdConnection};
+use crate::pages::capacity_for;
 
 /// Replies kept for a connection before no more requests are taken from it, in bytes.
 const REPLY_BYTES_MAX: usize = 4 << 20;

@@ -19,7 +19,6 @@
 //!   the error, all clients are disconnected, and the host ends with that error.
 
 mod attendant;
-pub(crate) mod buffer;
 mod connection;
 mod eager;
 mod event_loop;
@@ -30,7 +29,6 @@ mod looking;
 mod operation;
 mod pacer;
 mod padded;
-mod pages;
 mod parts;
 mod read_layout;
 mod rest;

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use marcot::{BlockDevice, Extent};
 
-use super::buffer::SendBuffer;
 use super::connection::ReadPiece;
 use super::parts::Place;
+use crate::buffer::SendBuffer;
 use crate::nbd::reply;
 
 /// Reads shorter than this are not searched for holes: filling zeros is cheaper than looking.

@@ -14,7 +14,7 @@ use super::exports::Lease;
 use super::negotiation::{Negotiation, Next, OPTION_BYTES_MAX};
 use super::peer::{Peer, PeerKey};
 use super::seats::Seat;
-use crate::host::buffer::{Progress, ReceiveBuffer, SendBuffer};
+use crate::buffer::{Progress, ReceiveBuffer, SendBuffer};
 use crate::poll::Interest;
 
 /// Bytes of a client's option that must fit to go on.

@@ -1,16 +1,16 @@
 //! Removing images.
 
+use crate::image::forget_child;
 use marcot_backend::{Key, SegmentSet, Stamp};
 use marcot_format::record::HeadRecord;
 use marcot_format::{ImageId, SnapId};
 use marcot_store::LockMode;
 
-use super::children::{CHILDREN_LOOKED_AT_MAX, Formats, named};
-use super::create::first_head;
-use super::pool::Pool;
-use super::store::Store;
+use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named};
+use crate::catalog::create::first_head;
+use crate::catalog::pool::Pool;
+use crate::catalog::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
-use crate::image::mark;
 
 /// What Linux says of a sector that cannot be read, and of one whose checksum the file system finds
 /// wrong: EIO, ENODATA, EBADMSG, EUCLEAN.
@@ -120,7 +120,7 @@ impl Store {
         }
         drop(lock);
         for parent in &parents {
-            pool.remove_child_record(parent, SnapId(parent.snap_id), image)?;
+            forget_child(pool, parent, SnapId(parent.snap_id), image)?;
         }
         match self.gc(pool, progress) {
             // The image is gone; another damaged one only keeps its space from being freed.
@@ -162,7 +162,7 @@ impl Store {
         }
         drop(lock);
         if let Some(parent) = &head.parent {
-            pool.remove_child_record(parent, SnapId(parent.snap_id), image)?;
+            forget_child(pool, parent, SnapId(parent.snap_id), image)?;
         }
         let left = pool.remove_private_segments(image, &head, progress)?;
         if pool.attached() {
@@ -211,7 +211,7 @@ impl Pool {
     /// Takes an image out of the catalogue. Locks of image and pool are held.
     ///
     /// 1. the head says that it is being removed; 2. the name goes; 3. the head goes.
-    pub(super) fn unlink_image(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
+    pub(crate) fn unlink_image(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         self.keep_heirs(image, head)?;
         if !head.removing {
             let mut marked = head.clone();
@@ -255,7 +255,7 @@ impl Pool {
         let names = self.files().list(self.id(), set)?;
         let mut left = 0;
         for (i, name) in names.iter().enumerate() {
-            if name.sequence >= mark(&shared, name.kind) {
+            if name.sequence >= shared.of(name.kind) {
                 self.files().remove(*name)?;
             } else {
                 left += 1;

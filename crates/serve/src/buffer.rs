@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
-use super::pages::Pages;
+use crate::pages::Pages;
 
 /// Room offered to a read of a socket whose client has much to say: one read takes what a client
 /// with 32 requests of 4 KiB in flight has sent.

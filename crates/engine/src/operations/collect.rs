@@ -5,21 +5,22 @@
 //! takes its root from a snapshot that was collected. Segments that an owner may still be writing
 //! (its log, and what came after its durable head) are left alone.
 
+use crate::image::forget_child;
 use std::collections::{BTreeMap, HashSet};
 
-use marcot_backend::{Key, SegmentSet};
-use marcot_format::record::{HeadRecord, SegmentMarks, SnapshotRecord};
+use marcot_backend::{ChildKey, Key, SegmentSet};
+use marcot_format::record::{HeadRecord, ParentRecord, SegmentMarks, SnapshotRecord};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, ImageId, SnapId};
 use marcot_store::LockMode;
 
-use super::naming::NamedImages;
-use super::pool::Pool;
-use super::store::Store;
+use crate::catalog::naming::NamedImages;
+use crate::catalog::pool::Pool;
+use crate::catalog::store::Store;
 use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::gc;
-use crate::image::{OwnedRoot, RootOf, mark};
+use crate::root::{OwnedRoot, RootOf};
 use crate::segment::SegmentName;
 
 /// How often a pool is looked at whose images change meanwhile.
@@ -142,7 +143,7 @@ impl Store {
     }
 }
 
-pub(super) fn roots_of(pool: &Pool, head: &HeadRecord) -> Vec<OwnedRoot> {
+pub(crate) fn roots_of(pool: &Pool, head: &HeadRecord) -> Vec<OwnedRoot> {
     if fault::is(Fault::GcForgetsClones) && head.parent.is_some() {
         return Vec::new();
     }
@@ -152,6 +153,25 @@ pub(super) fn roots_of(pool: &Pool, head: &HeadRecord) -> Vec<OwnedRoot> {
 }
 
 impl Pool {
+    /// Removes records of children that are gone, which a removal that was cut off has left, and the
+    /// markers that went with them.
+    pub(crate) fn remove_stale_records(&self) -> Result<()> {
+        let own = self.id();
+        let stale: Vec<ChildKey> = {
+            // Whoever makes a child holds this lock from before its record until after its head.
+            let _catalogue = self.lock(LockMode::Exclusive)?;
+            let keys = self.child_keys(|key| key.child_pool == own)?.into_iter();
+            let head = |key: &ChildKey| self.records().exists(&Key::Head(key.child_image));
+            keys.filter(|key| matches!(head(key), Ok(false))).collect()
+        };
+        for key in stale {
+            let (pool_id, image_id) = (key.parent_pool.0, key.parent_image.0);
+            let parent = ParentRecord { pool_id, image_id, ..ParentRecord::default() };
+            forget_child(self, &parent, key.snap, key.child_image)?;
+        }
+        Ok(())
+    }
+
     /// True where one of these heads is not the one on disk any more.
     fn have_moved(&self, heads: &[HeadRecord]) -> bool {
         let moved = |head: &HeadRecord| match self.read_head(ImageId(head.image_id)) {
@@ -179,7 +199,7 @@ impl Pool {
     }
 
     /// Who wrote segments of this pool, and the sets of copies of what others wrote elsewhere.
-    pub(super) fn segment_sets(&self) -> Result<Vec<SegmentSet>> {
+    pub(crate) fn segment_sets(&self) -> Result<Vec<SegmentSet>> {
         self.segments().sets().at(|| format!("cannot list the segments of pool '{}'", self.name()))
     }
 
@@ -255,7 +275,7 @@ impl Pool {
             for name in self.files().list(self.id(), set)? {
                 // Segments beyond those limits belong to a living owner.
                 let below = range.is_none_or(|(shared, limit)| {
-                    name.sequence < mark(shared, name.kind).min(mark(limit, name.kind))
+                    name.sequence < shared.of(name.kind).min(limit.of(name.kind))
                 });
                 if below {
                     collected.candidates.push(name);
@@ -293,7 +313,7 @@ impl Pool {
         }
         self.unlink_image(image, head)?;
         if let Some(parent) = &head.parent {
-            self.remove_child_record(parent, SnapId(parent.snap_id), image)?;
+            forget_child(self, parent, SnapId(parent.snap_id), image)?;
         }
         Ok(true)
     }

@@ -9,16 +9,16 @@ use std::collections::BTreeMap;
 
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry};
 
+use super::Source;
 use crate::error::{Error, ErrorKind, Result, fail};
-use crate::image::Source;
 use crate::map::{Link, Node, PageSource, TOP_LEVEL, child, entry_blocks, leaf_entry};
 
 /// Memory that pages of a segment table may take while a map is walked, in bytes.
-pub(super) const TABLE_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const TABLE_BYTES_MAX: u64 = 4 << 20;
 
 /// Counts of what a root names.
 #[derive(Default)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     /// Slots or units, by table index.
     pub live: BTreeMap<u32, u64>,
     /// Blocks.
@@ -31,7 +31,7 @@ pub(super) struct Counts {
 
 /// How the counts of a root differ from those of the one before.
 #[derive(Default)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// What only the root before names, and what only this one does, by table index.
     gone: BTreeMap<u32, u64>,
     added: BTreeMap<u32, u64>,
@@ -46,13 +46,13 @@ pub(super) struct Change {
 }
 
 /// Blocks below a page of `level`, within the largest image.
-pub(super) fn blocks_below(level: u32) -> u64 {
+pub(crate) fn blocks_below(level: u32) -> u64 {
     entry_blocks(level + 1).min(IMAGE_BYTES_MAX / BLOCK_BYTES)
 }
 
 impl Counts {
     /// Counts everything; tells also how many pages were read.
-    pub(super) fn of(top: &Link, source: &mut Source<'_>) -> (Self, u64) {
+    pub(crate) fn of(top: &Link, source: &mut Source<'_>) -> (Self, u64) {
         let mut counts = Self::default();
         let mut walk = Walk { earlier: None, later: source, change: Change::default() };
         // Only the side that there is not could fail.
@@ -64,13 +64,13 @@ impl Counts {
     }
 
     /// How many slots or units of a segment are named by both roots.
-    pub(super) fn shared(&self, change: &Change, index: u32) -> u64 {
+    pub(crate) fn shared(&self, change: &Change, index: u32) -> u64 {
         let of = |counts: &BTreeMap<u32, u64>| counts.get(&index).copied().unwrap_or(0);
         of(&self.live).saturating_sub(of(&change.gone))
     }
 
     /// From here on these are the counts of the later root.
-    pub(super) fn apply(&mut self, change: Change) {
+    pub(crate) fn apply(&mut self, change: Change) {
         for (index, added) in change.added {
             *self.live.entry(index).or_default() += added;
         }
@@ -90,7 +90,7 @@ impl Counts {
     }
 
     /// What was given up, with neighbours taken together: first block and blocks.
-    pub(super) fn lost_ranges(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn lost_ranges(&self) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for (&block, &blocks) in &self.lost {
             match ranges.last_mut() {
@@ -108,7 +108,7 @@ impl Change {
     /// # Errors
     /// Where a page of the earlier map that was read before cannot be read any more, or the maps do
     /// not agree with the counts: then everything is to be counted anew.
-    pub(super) fn between<'s>(
+    pub(crate) fn between<'s>(
         (earlier, counts): (&Link, &Counts),
         later: &Link,
         (before, source): (&mut Source<'s>, &mut Source<'s>),
@@ -126,7 +126,7 @@ impl Change {
     }
 
     /// Table indices whose counts differ.
-    pub(super) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
         self.gone.keys().chain(self.added.keys()).copied()
     }
 }

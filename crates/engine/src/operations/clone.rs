@@ -1,20 +1,22 @@
 //! Cloning a snapshot: the child's head names the snapshot's root. Nothing is copied.
 
+use crate::image::forget_child;
 use std::time::Duration;
 
 use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord, Protection, SnapshotRecord};
 use marcot_format::{ImageId, PoolId};
 use marcot_store::LockMode;
 
-use super::create::first_head;
-use super::names::check_image_name;
-use super::pool::Pool;
-use super::store::Store;
+use crate::catalog::create::first_head;
+use crate::catalog::names::check_image_name;
+use crate::catalog::no_snapshot;
+use crate::catalog::pool::Pool;
+use crate::catalog::store::Store;
 use crate::command::Command;
 use crate::device::BlockDevice;
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
-use crate::image::{empty_root, no_snapshot};
+use crate::root::empty_root;
 
 /// How a clone is made.
 #[derive(Debug, Clone)]
@@ -147,7 +149,7 @@ impl Store {
             // Where the child could not be taken back, it stays whole, and so does its record.
             if dest.read_head(id).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
                 let snap_id = marcot_format::SnapId(link.snap_id);
-                dest.remove_child_record(link, snap_id, id)?;
+                forget_child(dest, link, snap_id, id)?;
             }
             return Err(error);
         }
@@ -246,7 +248,7 @@ fn record_child(
     // Everybody may list the directory, so that there is a child is public. Whose names it has is not.
     match left.and_then(|()| parent.leave_marker(&marker)) {
         Err(error) if parent.attached() && !untracked => {
-            dest.remove_child_record(link, marcot_format::SnapId(link.snap_id), id)?;
+            forget_child(dest, link, marcot_format::SnapId(link.snap_id), id)?;
             let message = format!(
                 "no marker can be left in pool '{}', so its owner would not see this clone; use --untracked to accept that",
                 parent.name()

@@ -1,0 +1,61 @@
+//! What a parent keeps for its children goes with the last of them.
+
+use std::time::Duration;
+
+use marcot_format::record::ParentRecord;
+use marcot_format::{ImageId, SnapId};
+
+use super::{DamagedLog, Image};
+use crate::catalog::Pool;
+use crate::error::{ErrorKind, Result};
+
+/// How often the parent is tried when its last child goes, and how long apart.
+const TIDY_ATTEMPTS: u32 = 10;
+const TIDY_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Removes the record of `child`, an image of `pool`, which is no child of the snapshot any more, and what
+/// the parent kept for it alone.
+pub(crate) fn forget_child(
+    pool: &Pool,
+    parent: &ParentRecord,
+    snap: SnapId,
+    child: ImageId,
+) -> Result<()> {
+    if let Some(parent_pool) = pool.remove_child_record(parent, snap, child)? {
+        tidy_trash(&parent_pool, ImageId(parent.image_id), snap);
+    }
+    Ok(())
+}
+
+/// Removes a snapshot that was kept for the child that just went, unless its image is in use:
+/// then its owner or `gc` does it later.
+fn tidy_trash(pool: &Pool, image: ImageId, snap: SnapId) {
+    let Ok(head) = pool.read_head(image) else { return };
+    let trashed = head.snapshots.iter().any(|s| s.id == snap.0 && s.trashed);
+    if !trashed || pool.read_only() {
+        return;
+    }
+    let mut attempts = 0;
+    let opened = loop {
+        match open_with_pools(pool, image) {
+            // Most likely a short command, perhaps the one that moved the snapshot aside.
+            Err(error) if error.kind() == ErrorKind::Owned && attempts < TIDY_ATTEMPTS => {
+                attempts += 1;
+                pool.store().inner.world.clock.pause(TIDY_INTERVAL);
+            }
+            opened => break opened,
+        }
+    };
+    let tidied = opened.and_then(|mut parent| {
+        parent.tidy_snapshots()?;
+        parent.close()
+    });
+    if let Err(error) = tidied {
+        tracing::info!(%image, %error, "a removed snapshot is left for gc");
+    }
+}
+
+fn open_with_pools(pool: &Pool, image: ImageId) -> Result<Image> {
+    pool.add_pools();
+    Image::open_owner(pool, image, DamagedLog::Refuse)
+}

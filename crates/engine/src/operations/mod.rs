@@ -1,0 +1,11 @@
+//! Operations on more than one image: opening, cloning, removing, collecting what nobody names.
+
+mod clone;
+mod collect;
+mod estates;
+mod incoming;
+mod open;
+mod remove;
+
+pub use clone::CloneOptions;
+pub use collect::{GcReport, PinnedRow};

@@ -1,0 +1,48 @@
+//! Opening images and snapshots.
+
+use marcot_format::{ImageId, SnapId};
+
+use crate::catalog::{Pool, no_snapshot};
+use crate::error::Result;
+use crate::image::{DamagedLog, Image};
+
+impl Pool {
+    /// Opens an image for writing; this process is its owner until it closes it.
+    ///
+    /// # Errors
+    /// `Owned` while another process has it; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
+    pub fn open(&self, image: ImageId) -> Result<Image> {
+        self.add_pools();
+        Image::open_owner(self, image, DamagedLog::Refuse)
+    }
+
+    /// As [`Pool::open`], for repair: the log ends where it is damaged, and what was written after
+    /// that is given up.
+    pub(crate) fn open_for_repair(&self, image: ImageId) -> Result<Image> {
+        self.add_pools();
+        Image::open_owner(self, image, DamagedLog::Cut)
+    }
+
+    /// Opens an image for reading, as it is on disk now. Where its log is damaged, it ends there.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`.
+    pub fn open_read_only(&self, image: ImageId) -> Result<Image> {
+        self.add_pools();
+        Image::open_reader(self, image, DamagedLog::Cut)
+    }
+
+    /// Opens a snapshot for reading.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`.
+    pub fn open_snapshot(&self, image: ImageId, snap: &str) -> Result<Image> {
+        self.add_pools();
+        let head = self.read_head(image)?;
+        let found = head.snapshots.iter().find(|s| s.name == snap);
+        let Some(snapshot) = found else {
+            return Err(no_snapshot(&self.image_label(&head), snap));
+        };
+        Image::open_snapshot(self, image, SnapId(snapshot.id))
+    }
+}

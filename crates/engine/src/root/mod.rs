@@ -1,0 +1,40 @@
+//! Roots: what names an image's content at one moment, read from the medium.
+//!
+//! A root is a block map, a segment table and a size. Here they are opened, and what they name is counted;
+//! nothing is changed.
+
+mod count;
+mod lineage;
+mod source;
+
+use std::collections::BTreeMap;
+
+use marcot_format::record::RootRecord;
+
+use crate::error::{ErrorKind, Result};
+use crate::map::Link;
+
+pub(crate) use count::{Change, Counts, TABLE_BYTES_MAX, blocks_below};
+pub(crate) use lineage::{AncestorPlaces, OwnedRoot, RootOf};
+pub(crate) use source::Source;
+
+/// The root of an image that nobody has written yet, of 0 bytes.
+pub(crate) fn empty_root() -> RootRecord {
+    RootRecord { segment_next: 1, ..RootRecord::default() }
+}
+
+/// Level and first block of the pages of a map that are damaged.
+pub(crate) fn damaged_pages(top: &Link, source: &mut Source<'_>) -> Vec<(u32, u64)> {
+    let (counts, _) = Counts::of(top, source);
+    let damaged = counts.unreadable.iter().filter(|(_, (_, e))| e.kind() == ErrorKind::Corrupt);
+    damaged.map(|(base, (level, _))| (*level, *base)).collect()
+}
+
+/// The true counts of a map, for repair: slots by table index, and blocks mapped.
+pub(crate) fn count_all(top: &Link, source: &mut Source<'_>) -> Result<(BTreeMap<u32, u64>, u64)> {
+    let (counts, _) = Counts::of(top, source);
+    match counts.unreadable.into_values().next() {
+        Some((_, error)) => Err(error),
+        None => Ok((counts.live, counts.mapped)),
+    }
+}
