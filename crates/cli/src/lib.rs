@@ -6,24 +6,18 @@
 //! A library, so that tests can run commands in a process of theirs and fuzz the parsers; the
 //! program is [`main`].
 
-mod access;
 mod args;
 mod commands;
-mod content;
-mod devices;
-mod exports;
 mod failure;
-mod incoming;
 mod layout;
 mod logging;
 mod output;
 mod program;
 mod progress;
 mod session;
+mod shown;
 mod signals;
 pub mod size;
-pub mod sparse;
-pub mod spec;
 mod standard;
 mod time;
 

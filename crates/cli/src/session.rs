@@ -4,14 +4,17 @@
 use std::cell::OnceCell;
 use std::path::PathBuf;
 
-use marcot::{ErrorKind, ImageId, ImageInfo, Limits, Pool, SnapInfo, Store, World};
-use marcot_serve::descriptors;
+use marcot::{ErrorKind, ImageId, ImageInfo, Limits, SnapInfo};
+use marcot_client::devices::{Devices, ProgramWords};
+use marcot_client::{Client, DEFAULT_POOL, Image, ImageSpec, Interrupt, Options, Pool};
 
 use crate::args::Args;
-use crate::args::names::{DEFAULT_POOL, Target};
+use crate::args::names::Target;
 use crate::failure::{ENOENT, Failure, Outcome};
+use crate::output::warn;
 use crate::progress::{Measure, Progress};
-use crate::{logging, spec};
+use crate::shown::worded;
+use crate::{logging, signals};
 
 /// Names a store directory where `--store` does not.
 pub const STORE_VARIABLE: &str = "MARCOT_STORE";
@@ -19,6 +22,9 @@ pub const STORE_VARIABLE: &str = "MARCOT_STORE";
 const SYSTEM_STORE: &str = "/var/lib/marcot";
 /// Less would drop pages faster than a batch of writes needs them.
 const MAP_MEMORY_BYTES_MIN: u64 = 1 << 20;
+/// What this program understands of itself, for the processes that serve devices.
+const DEVICE_WORDS: ProgramWords =
+    ProgramWords { server: &["device", "server"], quiesce: &["device", "quiesce"] };
 
 /// One run of the program.
 pub struct Session {
@@ -27,16 +33,8 @@ pub struct Session {
     /// `--no-progress`.
     pub silent: bool,
     store_directory: Option<PathBuf>,
-    store: OnceCell<Store>,
+    client: OnceCell<Client>,
     limits: Limits,
-}
-
-/// An image in its pool.
-pub struct Found {
-    /// Its pool.
-    pub pool: Pool,
-    /// Its number.
-    pub id: ImageId,
 }
 
 impl Session {
@@ -44,7 +42,7 @@ impl Session {
     pub fn new(program: &'static str, store: Option<&str>, silent: bool) -> Self {
         let store_directory = store.map(PathBuf::from).or_else(default_store);
         let limits = Limits::default();
-        Self { program, silent, store_directory, store: OnceCell::new(), limits }
+        Self { program, silent, store_directory, client: OnceCell::new(), limits }
     }
 
     /// The same session with the limits for open images that the options give.
@@ -58,15 +56,19 @@ impl Session {
         Ok(self)
     }
 
-    /// Limits for open images.
-    pub fn limits(&self) -> Limits {
-        self.limits
+    /// What interrupts the library is a signal, and what it warns of is printed.
+    fn options(&self) -> Options {
+        let program = self.program;
+        Options::new()
+            .limits(self.limits)
+            .interrupt(Interrupt::when(signals::stop_asked))
+            .on_warning(move |warning| warn(program, &worded(program, warning)))
     }
 
-    /// The store, opened when first asked for.
-    pub fn store(&self) -> Outcome<&Store> {
-        if let Some(store) = self.store.get() {
-            return Ok(store);
+    /// The client of the store, opened when first asked for.
+    pub fn client(&self) -> Outcome<&Client> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
         }
         logging::start_brief(self.program);
         let directory = self.store_directory.as_ref().ok_or_else(|| {
@@ -75,25 +77,29 @@ impl Session {
                 format!("no store: give --store or set {STORE_VARIABLE}, HOME or XDG_DATA_HOME"),
             )
         })?;
-        let store = Store::open_with(World::system(), directory, self.limits).map_err(|error| {
+        let client = Client::open(directory, self.options()).map_err(|error| {
             Failure::lowest(format!("error opening the store '{}'", directory.display()), &error)
                 .remedy(format!("choose a store with --store or {STORE_VARIABLE}"))
         })?;
         // With many pools and segments a command has many files open, and the soft limit is low.
-        let segment_files = descriptors::segment_files(descriptors::raise_limit());
-        store.set_segment_files_max(usize::try_from(segment_files).unwrap_or(usize::MAX));
-        Ok(self.store.get_or_init(|| store))
+        client.use_all_descriptors();
+        Ok(self.client.get_or_init(|| client))
+    }
+
+    /// The mapped devices of this machine; they are there without a store.
+    pub fn devices(&self) -> Outcome<Devices> {
+        Ok(Devices::open(self.options(), DEVICE_WORDS)?)
     }
 
     /// The pool of a name, and its existence.
     pub fn pool(&self, name: &str) -> Outcome<Pool> {
-        let store = self.store()?;
-        store.pool(name).map_err(|error| match error.kind() {
+        let client = self.client()?;
+        client.pool(name).map_err(|error| match error.kind() {
             ErrorKind::NotFound if name == DEFAULT_POOL => default_pool_missing(),
             ErrorKind::NotFound => Failure::errno(format!("error opening pool '{name}'"), ENOENT),
             ErrorKind::PermissionDenied => {
                 let failure = Failure::engine(format!("error opening pool '{name}'"), &error);
-                let store = store.directory().display();
+                let store = client.directory().display();
                 failure.remedy(format!("the store is {store}: run as its owner, or give --store"))
             }
             _ => Failure::engine(format!("error opening pool '{name}'"), &error),
@@ -108,16 +114,15 @@ impl Session {
     }
 
     /// The image of a target.
-    pub fn find(&self, target: &Target) -> Outcome<Found> {
+    pub fn find(&self, target: &Target) -> Outcome<Image> {
         let pool = self.pool_of(target)?;
-        let id = pool.find(&target.namespace, &target.image).map_err(|error| {
+        pool.image(&target.namespace, &target.image).map_err(|error| {
             Failure::engine(format!("error opening image {}", target.image), &error)
-        })?;
-        Ok(Found { pool, id })
+        })
     }
 
     /// The image of a target, or of `--image-id` where that is given.
-    pub fn find_by(&self, target: &Target, image_id: Option<&str>) -> Outcome<Found> {
+    pub fn find_by(&self, target: &Target, image_id: Option<&str>) -> Outcome<Image> {
         let Some(wanted) = image_id else {
             return self.find(target);
         };
@@ -125,9 +130,9 @@ impl Session {
         let missing = || Failure::errno(format!("error opening image with id {wanted}"), ENOENT);
         let number = u64::from_str_radix(wanted, 16).map(ImageId);
         let id = number.ok().filter(|id| id.to_string() == wanted).ok_or_else(missing)?;
-        match pool.name_of_image(&target.namespace, id)? {
-            Some(_) => Ok(Found { pool, id }),
-            None => Err(missing()),
+        match pool.image_by_id(&target.namespace, id) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(missing()),
+            found => Ok(found?),
         }
     }
 
@@ -147,24 +152,24 @@ impl Session {
     }
 }
 
-impl Found {
-    /// What is recorded about the image.
-    pub fn info(&self) -> Outcome<ImageInfo> {
-        self.pool.info(self.id).map_err(|error| {
-            let name = self.pool.label_by_names(self.id);
-            Failure::engine(format!("error opening image {name}"), &error)
-        })
-    }
+/// What is recorded about an image.
+pub fn info(image: &Image) -> Outcome<ImageInfo> {
+    image.info().map_err(|error| opening_failed(image, &error))
+}
 
-    /// What is recorded about a snapshot of it.
-    pub fn snapshot(&self, name: &str) -> Outcome<SnapInfo> {
-        let info = self.info()?;
-        let image = spec::show(self.pool.name(), &info.namespace, &info.name, "");
-        let found = info.snapshots.into_iter().find(|s| s.name == name);
-        found.ok_or_else(|| {
-            no_such_snapshot().because(format!("image {image} has no snapshot '{name}'"))
-        })
-    }
+/// `rbd`'s words for an image that was found and cannot be opened.
+pub fn opening_failed(image: &Image, error: &marcot::Error) -> Failure {
+    Failure::engine(format!("error opening image {}", image.label()), error)
+}
+
+/// What is recorded about a snapshot of an image.
+pub fn snapshot(image: &Image, name: &str) -> Outcome<SnapInfo> {
+    let info = info(image)?;
+    let found = info.snapshots.iter().find(|s| s.name == name);
+    found.cloned().ok_or_else(|| {
+        let image = ImageSpec::new(image.pool().name(), info.name).in_namespace(info.namespace);
+        no_such_snapshot().because(format!("image {image} has no snapshot '{name}'"))
+    })
 }
 
 /// `rbd`'s words for a snapshot that does not exist, where it sets a context first.
@@ -181,7 +186,7 @@ fn default_pool_missing() -> Failure {
 
 /// Refuses a namespace that does not exist; the empty one always does.
 pub fn require_namespace(pool: &Pool, namespace: &str) -> Outcome {
-    if namespace.is_empty() || pool.namespaces()?.iter().any(|n| n == namespace) {
+    if pool.has_namespace(namespace)? {
         return Ok(());
     }
     Err(Failure::new(ENOENT, format!("namespace '{namespace}' does not exist.")))

@@ -1,8 +1,9 @@
 //! What users type, and files they import.
 
 use marcot_cli::size::{parse_bytes, parse_mib, show};
-use marcot_cli::spec::{Pattern, Spec, parse_pool};
-use marcot_cli::{Understood, sparse, understand};
+use marcot_cli::{Understood, understand};
+use marcot_client::sparse;
+use marcot_client::spec::{Pattern, Spec, parse_pool};
 
 const MIB: u64 = 1 << 20;
 

@@ -4,12 +4,11 @@
 //! `--image` is itself read as a spec, and then no positional argument is consumed for it. What a
 //! spec says wins over `--pool`, `--namespace` and `--snap`.
 
+use marcot_client::spec::{self, Pattern, Spec};
+use marcot_client::{DEFAULT_POOL, ImageSpec};
+
 use super::Args;
 use crate::failure::{Failure, Outcome};
-use crate::spec::{self, Pattern, Spec};
-
-/// The pool that is meant where none is named.
-pub const DEFAULT_POOL: &str = "rbd";
 
 /// Which options name the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +102,13 @@ impl Target {
     /// The pool, or the default pool.
     pub fn pool_or_default(&self) -> &str {
         if self.pool.is_empty() { DEFAULT_POOL } else { &self.pool }
+    }
+
+    /// The full name.
+    pub fn spec(&self) -> ImageSpec {
+        let snapshot = (!self.snap.is_empty()).then(|| self.snap.clone());
+        let spec = ImageSpec::new(self.pool_or_default(), self.image.as_str());
+        ImageSpec { snapshot, ..spec.in_namespace(self.namespace.as_str()) }
     }
 
     fn apply(&mut self, found: Spec) {

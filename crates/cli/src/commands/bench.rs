@@ -9,8 +9,8 @@ use crate::args::names::{self, SnapRule, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, options};
 use crate::failure::{EINVAL, Failure, Outcome, strerror};
 use crate::output::{out, warn};
-use crate::session::Session;
-use crate::{access, signals, size};
+use crate::session::{self, Session};
+use crate::{signals, size};
 
 const IO_BYTES_DEFAULT: u64 = 4096;
 const IO_THREADS_DEFAULT: u64 = 16;
@@ -101,16 +101,11 @@ fn run(session: &Session, args: &Args, io_type: Option<&str>) -> Outcome {
     let image = session.find(&target)?;
     let failed = |error: marcot::Error| Failure::engine("bench failed", &error);
     let mut device: Box<dyn BlockDevice> = match target.snap.as_str() {
-        "" if reads_only && image.pool.read_only() => {
-            Box::new(image.pool.open_read_only(image.id).map_err(failed)?)
-        }
-        "" => {
-            let opened = access::for_itself(&image.pool, image.id, || image.pool.open(image.id));
-            Box::new(opened.map_err(failed)?)
-        }
+        "" if reads_only && image.pool().read_only() => image.open_read_only().map_err(failed)?,
+        "" => image.open().map_err(failed)?,
         name => {
-            image.snapshot(name)?;
-            Box::new(image.pool.open_snapshot(image.id, name).map_err(failed)?)
+            session::snapshot(&image, name)?;
+            image.snapshot(name).open().map_err(failed)?
         }
     };
     plan.check_fits(device.size_bytes())?;

@@ -2,17 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use marcot::{CheckOptions, CheckReport, ErrorKind, Finding, GcReport, Pool};
+use marcot::{CheckOptions, CheckReport, ErrorKind, Finding, GcReport};
+use marcot_client::Pool;
 
 use super::POOL_NAME;
-use crate::access;
 use crate::args::names;
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EIO, Failure, Outcome};
-use crate::incoming;
 use crate::output::{Align, Node, Table, line, output_open};
 use crate::session::Session;
-use crate::{signals, size};
+use crate::size;
 
 /// Rate of a scrub that nobody set: a fraction of what any disk reads, a terabyte in five hours.
 const SCRUB_BYTES_PER_S_DEFAULT: u64 = 64 << 20;
@@ -78,24 +77,17 @@ fn check(session: &Session, args: &Args) -> Outcome {
     let rate_bytes_per_s = if scrub { rate.unwrap_or(SCRUB_BYTES_PER_S_DEFAULT) } else { 0 };
     let options = CheckOptions { repair, skip_data, scrub };
     let names = if args.flag("all") {
-        session.store()?.pools()?
+        session.client()?.pools()?
     } else {
         vec![names::pool_target(args)?.pool_or_default().to_string()]
     };
     let mut reports = Vec::new();
     for name in names {
-        let checked = session.pool(&name).and_then(|pool| {
-            if options.repair {
-                match access::let_all_idle_go(&pool) {
-                    // The check tells what it was.
-                    Err(error) if error.kind().is_obstacle() && !signals::stop_asked() => {}
-                    gone => gone?,
-                }
-            }
-            check_pool(session, &pool, &options, rate_bytes_per_s)
-        });
+        let checked = session
+            .pool(&name)
+            .and_then(|pool| check_pool(session, &pool, &options, rate_bytes_per_s));
         match checked {
-            Err(_) if args.flag("all") && session.store()?.is_unfinished(&name) => {
+            Err(_) if args.flag("all") && session.client()?.is_unfinished(&name) => {
                 let message = "its creation was cut off; 'pool create' finishes it".to_string();
                 reports.push((name, unchecked(message, false)));
             }
@@ -144,7 +136,7 @@ fn check_pool(
         progress.update_before_end(done, total);
         std::thread::sleep(ahead(done, rate_bytes_per_s, start.elapsed()));
     };
-    let outcome = session.store()?.check(pool, options, &mut report);
+    let outcome = pool.check(options, &mut report);
     progress.end(outcome.map_err(|e| Failure::engine("check failed", &e)))
 }
 
@@ -216,12 +208,9 @@ fn gc(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     output_open()?;
     let pool = session.pool(names::pool_target(args)?.pool_or_default())?;
-    let store = session.store()?;
-    incoming::remove_all_remains(store, &pool);
-    access::let_all_idle_go(&pool)?;
     let mut progress = session.parts("Collecting garbage");
     let mut report = |done, total| progress.update_before_end(done, total);
-    let outcome = store.gc(&pool, &mut report).map_err(|e| Failure::engine("gc failed", &e));
+    let outcome = pool.collect_garbage(&mut report).map_err(|e| Failure::engine("gc failed", &e));
     let found = progress.end(outcome)?;
     format.print(|| plain_gc(&found), || ("gc", gc_node(&found)))
 }

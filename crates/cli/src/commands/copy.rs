@@ -1,17 +1,11 @@
 //! `copy`: a full, independent copy of an image or snapshot.
 
-use marcot::CreateOptions;
-
 use super::DEST_IMAGE_SPEC;
-use super::import::GRAIN_BYTES;
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, Positional, options};
-use crate::content::{self, Content};
-use crate::failure::{EINVAL, Failure, Outcome};
-use crate::incoming::Incoming;
+use crate::failure::{Failure, Outcome};
 use crate::layout;
-use crate::progress::Progress;
-use crate::session::Session;
+use crate::session::{self, Session};
 use crate::signals;
 
 const ERROR: &str = "copy failed";
@@ -51,52 +45,21 @@ fn copy(session: &Session, args: &Args) -> Outcome {
     layout::refuse_what_would_lie(args)?;
     let order = layout::order(args, ERROR)?;
     let image = session.find(&source)?;
-    let info = image.info()?;
-    let snap = match source.snap.as_str() {
-        "" => None,
-        name => Some(image.snapshot(name)?),
-    };
-    let dest_pool = session.pool_of(&dest)?;
-    let mut progress = session.bytes("Image copy");
-    if order.is_some_and(|order| order < info.order) {
-        progress.fail();
-        let cause = "the object size must not be smaller than that of the source";
-        return Err(Failure::errno(ERROR, EINVAL).because(cause));
+    let info = session::info(&image)?;
+    if !source.snap.is_empty() {
+        session::snapshot(&image, &source.snap)?;
     }
-    let outcome = (|| {
-        let options = CreateOptions {
-            size_bytes: snap.as_ref().map_or(info.size_bytes, |s| s.size_bytes),
-            order: order.unwrap_or(info.order),
-            features: info.features.clone(),
-        };
-        let store = session.store()?;
-        let incoming = Incoming::begin(store, &dest_pool, &dest.namespace, &dest.image, &options)
-            .map_err(failed)?;
-        let mut source = content::open(&image.pool, image.id, snap.as_ref()).map_err(failed)?;
-        let piece_bytes = 1 << info.order;
-        transfer(source.as_mut(), incoming, piece_bytes, &mut progress)?;
-        source.close().map_err(failed)
-    })();
-    progress.end(outcome)
-}
-
-fn transfer(
-    source: &mut dyn Content,
-    mut incoming: Incoming<'_>,
-    piece_bytes: u64,
-    progress: &mut Progress,
-) -> Outcome {
-    let size_bytes = source.size_bytes();
-    content::walk::<marcot::Error>(source, piece_bytes, |offset, length, data| {
-        match data {
-            Some(data) => incoming.write(offset, data, GRAIN_BYTES as usize)?,
-            None => incoming.check_interrupted()?,
-        }
-        progress.pass(offset + length, piece_bytes, size_bytes);
-        Ok(())
-    })
-    .map_err(failed)?;
-    incoming.finish().map_err(failed)
+    let pool = session.pool_of(&dest)?;
+    let mut progress = session.bytes("Image copy");
+    let object_bytes = 1 << info.order;
+    let mut report = |done, total| progress.pass(done, object_bytes, total);
+    signals::catch_and_watch();
+    let (namespace, name) = (dest.namespace.as_str(), dest.image.as_str());
+    let copied = match source.snap.as_str() {
+        "" => image.copy_into(&pool, namespace, name, order, &mut report),
+        snap => image.snapshot(snap).copy_into(&pool, namespace, name, order, &mut report),
+    };
+    progress.end(copied.map(drop).map_err(failed))
 }
 
 fn failed(error: marcot::Error) -> Failure {

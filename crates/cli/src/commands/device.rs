@@ -1,22 +1,28 @@
 //! `device list`, `map`, `unmap`, `attach`, `detach`: images as block devices of this machine.
 //!
-//! This file reads the command line and prints; [`crate::devices`] does the work, and `map_options`
-//! knows the device specific options.
+//! This file reads the command line and prints; [`marcot_client::devices`] does the work, and
+//! `map_options` knows the device specific options.
 
 mod map_options;
 
 use std::path::{Path, PathBuf};
 
-use super::IMAGE_OR_SNAP_SPEC;
+use marcot::ErrorKind;
+use marcot_client::devices::server::{DeviceEnding, DeviceServer, Job, Stop};
+use marcot_client::devices::{
+    self, Devices, MapFailure, MapRequest, MappedDevice, QuiesceBy, REATTACH_TIMEOUT_S, Unmapped,
+};
+use marcot_client::{Image, ImageSpec};
 use marcot_serve::mapping::{Driver, MappedRecord};
 
+use super::IMAGE_OR_SNAP_SPEC;
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::devices::{self, Quiesce};
-use crate::failure::{EINVAL, EOPNOTSUPP, Failure, Outcome, strerror};
-use crate::output::{Align, Node, Table, out, output_open};
-use crate::session::Session;
-use crate::spec;
+use crate::failure::{EBUSY, EINVAL, EOPNOTSUPP, Failure, Outcome, strerror};
+use crate::output::{Align, Node, Table, out, output_open, warn};
+use crate::session::{self, Session};
+use crate::shown::shown_device;
+use crate::{logging, signals};
 use map_options::MapOptions;
 
 /// `krbd` and `ggate` are names that scripts for `rbd` give.
@@ -157,13 +163,44 @@ pub const COMMANDS: &[CommandSpec] = &[
     },
 ];
 
+/// The process that serves a device: reads its job, reports, serves until SIGTERM.
 fn serve_device(_session: &Session, _args: &Args) -> Outcome {
-    devices::serve()
+    logging::start();
+    let job = Job::read(&mut std::io::stdin()).map_err(|error| match error.kind() {
+        ErrorKind::Invalid => Failure::usage("'device server' is started by 'device map'"),
+        _ => Failure::engine("device server", &error),
+    })?;
+    signals::catch();
+    let server = DeviceServer::start(&job).map_err(|e| Failure::engine("map failed", &e))?;
+    match server.wait(&Signals) {
+        DeviceEnding::Detach => {
+            server.detach().map_err(|error| Failure::engine("detach failed", &error))
+        }
+        DeviceEnding::Unmap(how) => {
+            server.unmap(how).map_err(|error| Failure::engine("unmap failed", &error))
+        }
+    }
+}
+
+/// SIGINT and SIGTERM.
+struct Signals;
+
+impl Stop for Signals {
+    fn asked(&self) -> bool {
+        signals::stop_asked()
+    }
+
+    fn refused(&self) {
+        signals::catch();
+    }
 }
 
 fn quiesce(_session: &Session, args: &Args) -> Outcome {
-    let device = args.positional(0).unwrap_or_default();
-    devices::quiesce(Path::new(device), args.positional(1).unwrap_or_default())
+    let device = Path::new(args.positional(0).unwrap_or_default());
+    match args.positional(1).unwrap_or_default() {
+        action @ ("quiesce" | "unquiesce") => Ok(devices::quiesce(device, action)?),
+        _ => Err(Failure::usage("'device quiesce' is called with DEVICE quiesce|unquiesce")),
+    }
 }
 
 /// `nbd` or `fuse`; what other names mean is what the machine has.
@@ -179,7 +216,7 @@ fn kind(args: &Args) -> Outcome<Option<Driver>> {
 fn list(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let kind = kind(args)?;
-    let mut mapped = devices::list(session)?;
+    let mut mapped = session.devices()?.list()?;
     mapped.retain(|m| kind.is_none_or(|kind| m.driver == kind));
     let rows = Rows { program: session.program, kind };
     let document = || ("devices", Node::array("device", mapped.iter().map(|m| rows.node(m))));
@@ -199,7 +236,7 @@ struct Rows {
 
 impl Rows {
     fn device(&self, mapped: &MappedRecord) -> String {
-        devices::shown_device(self.program, self.kind, &mapped.device, mapped.names.node())
+        shown_device(self.program, self.kind, &mapped.device, mapped.names.node())
     }
 
     /// `rbd-nbd` lists cookies, the kernel's driver has none.
@@ -254,46 +291,85 @@ fn map_to(session: &Session, args: &Args, device: Option<&str>) -> Outcome {
     let kind = kind(args)?;
     let given = MapOptions::of(args)?;
     let image = session.find(&target)?;
-    if !target.snap.is_empty() {
-        image.snapshot(&target.snap)?;
-    }
-    let request = devices::Request {
-        image: &image,
-        target: &target,
+    let snap = match target.snap.as_str() {
+        "" => None,
+        name => Some(session::snapshot(&image, name)?.name),
+    };
+    let request = MapRequest {
         read_only: given.read_only,
         driver: kind,
-        device,
-        cookie: given.cookie.as_deref(),
-        force: args.flag("force"),
+        cookie: given.cookie,
         quiesce: match (given.quiesce, given.quiesce_hook) {
-            (_, Some(hook)) => Quiesce::Hook(hook_path(&hook)?),
-            (true, None) => Quiesce::Freeze,
-            (false, None) => Quiesce::No,
+            (_, Some(hook)) => QuiesceBy::Hook(hook_path(&hook)?),
+            (true, None) => QuiesceBy::Freeze,
+            (false, None) => QuiesceBy::Nothing,
         },
-        reattach_timeout_s: given.reattach_timeout_s.unwrap_or(devices::REATTACH_TIMEOUT_S),
+        reattach_timeout_s: given.reattach_timeout_s.unwrap_or(REATTACH_TIMEOUT_S),
     };
-    let mapped = devices::map(session, &request)?;
-    let mut line =
-        devices::shown_device(session.program, kind, &mapped.device, mapped.node.clone());
+    let devices = session.devices()?;
+    let mapped = match device {
+        None => devices.map(&image, snap.as_deref(), &request),
+        Some(device) => {
+            devices.attach(&image, snap.as_deref(), device, &request, args.flag("force"))
+        }
+    };
+    let mapped = mapped.map_err(|failure| map_failed(session, &image, failure))?;
+    tell_of_lacking_bytes(session, &target.spec(), &mapped);
+    let mut line = shown_device(session.program, kind, &mapped.device, mapped.node.clone());
     if given.show_cookie {
         line.push_str(&format!(" {}", mapped.cookie));
     }
     out(&format!("{line}\n")).map_err(|failure| match device {
         Some(device) => failure.then(format!("{device} is served again all the same")),
-        None => taken_back(session, &mapped, failure),
+        None => taken_back(&devices, &mapped, failure),
     })
 }
 
 /// Unmaps what was mapped just now, because nobody could be told its name. To a script a status other
 /// than 0 says that nothing is mapped.
-fn taken_back(session: &Session, mapped: &devices::MappedDevice, failure: Failure) -> Failure {
-    match devices::take_back(session, mapped) {
+fn taken_back(devices: &Devices, mapped: &MappedDevice, failure: Failure) -> Failure {
+    match unmapped(&mapped.device, devices.take_back(mapped)) {
         Ok(()) => failure.then("the device was unmapped again, for nobody was told its name"),
         Err(why) => {
             let device = mapped.device.display();
             let stays = format!("{device} stays mapped; 'device unmap {device}' takes it away");
             failure.because(why.sentence()).then(stays)
         }
+    }
+}
+
+fn map_failed(session: &Session, image: &Image, failure: MapFailure) -> Failure {
+    let map = |why: String| Failure::errno("map failed", EBUSY).because(why);
+    let attach = |errno, why: String| Failure::errno("attach failed", errno).because(why);
+    match failure {
+        MapFailure::Mapped { record, served } => {
+            let device = shown_device(session.program, None, &record.device, record.names.node());
+            let dead = "whose server has died; see 'device attach' and 'device unmap'";
+            map(match served {
+                true => format!("{} is mapped already as {device}", image.spec()),
+                false => format!("{} is mapped already as {device}, {dead}", image.spec()),
+            })
+        }
+        MapFailure::Open { .. } => map(format!("{failure}; see 'status'")),
+        MapFailure::NotShown { .. } => Failure::invalid(failure.to_string()),
+        MapFailure::OtherCookie { .. } => {
+            attach(EINVAL, format!("{failure}; '--force' attaches it all the same"))
+        }
+        MapFailure::AtWork { .. } | MapFailure::Served { .. } => attach(EBUSY, failure.to_string()),
+        MapFailure::Server(error) => Failure::engine("map failed", &error),
+        MapFailure::Before(error) => error.into(),
+        failure => marcot::Error::from(failure).into(),
+    }
+}
+
+fn tell_of_lacking_bytes(session: &Session, spec: &ImageSpec, mapped: &MappedDevice) {
+    if mapped.lacking_bytes > 0 {
+        let message = format!(
+            "the size of {spec} is no multiple of 512: {} lacks its last {} bytes; '-t fuse' shows them",
+            mapped.device.display(),
+            mapped.lacking_bytes
+        );
+        warn(session.program, &message);
     }
 }
 
@@ -308,19 +384,40 @@ fn hook_path(hook: &str) -> Outcome<PathBuf> {
 fn unmap(session: &Session, args: &Args) -> Outcome {
     kind(args)?;
     let force = map_options::force(args)? || args.flag("force");
-    devices::unmap(&mapped(session, args, "unmap")?, force)
+    let devices = session.devices()?;
+    let record = mapped(session, &devices, args, "unmap")?;
+    unmapped(&record.device, devices.unmap(&record, force))
+}
+
+/// What is said of how a device was taken away.
+fn unmapped(device: &Path, outcome: marcot::Result<Unmapped>) -> Outcome {
+    match outcome.map_err(|error| Failure::engine("unmap failed", &error))? {
+        Unmapped::Gone => Ok(()),
+        Unmapped::InUse(by) => {
+            let device = device.display();
+            let why = format!("{device} is in use ({by}); '-o force' takes it away all the same");
+            Err(Failure::errno("unmap failed", EBUSY).because(why))
+        }
+    }
 }
 
 fn detach(session: &Session, args: &Args) -> Outcome {
     kind(args)?;
     MapOptions::of(args)?;
-    devices::detach(&mapped(session, args, "detach")?)
+    let devices = session.devices()?;
+    let record = mapped(session, &devices, args, "detach")?;
+    devices.detach(&record).map_err(|error| Failure::engine("detach failed", &error))
 }
 
 /// The device that the command line names, by a path or by what it shows.
-fn mapped(session: &Session, args: &Args, command: &str) -> Outcome<MappedRecord> {
+fn mapped(
+    session: &Session,
+    devices: &Devices,
+    args: &Args,
+    command: &str,
+) -> Outcome<MappedRecord> {
     if let Some(path) = args.positional(0).filter(|text| text.starts_with('/')) {
-        let found = devices::find_device(session, path)?;
+        let found = devices.find_device(path)?;
         return found.ok_or_else(|| not_a_device(path, command));
     }
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP.optional())?;
@@ -328,7 +425,8 @@ fn mapped(session: &Session, args: &Args, command: &str) -> Outcome<MappedRecord
         let message = format!("{command} requires either image name or device path");
         return Err(Failure::invalid(message));
     }
-    devices::find(session, &target)?.ok_or_else(|| not_mapped(&target, command))
+    let found = devices.find(session.client().ok(), &target.spec())?;
+    found.ok_or_else(|| not_mapped(&target, command))
 }
 
 fn not_a_device(path: &str, command: &str) -> Failure {
@@ -339,9 +437,7 @@ fn not_a_device(path: &str, command: &str) -> Failure {
 }
 
 fn not_mapped(target: &Target, command: &str) -> Failure {
-    let pool = target.pool_or_default();
-    let name = spec::show(pool, &target.namespace, &target.image, &target.snap);
-    command_failed(format!("{name}: not a mapped image or snapshot"), command)
+    command_failed(format!("{}: not a mapped image or snapshot", target.spec()), command)
 }
 
 fn command_failed(why: String, command: &str) -> Failure {

@@ -1,20 +1,16 @@
 //! `diff`: where content differs from a snapshot, or from nothing.
 
 use marcot::command::DiffExtent;
-use marcot::{Command, ErrorKind, Reply};
+use marcot_client::inspect::Diff;
 
 use super::IMAGE_OR_SNAP_SPEC;
-use crate::access;
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, options};
-use crate::content::strange_reply;
 use crate::failure::{EINVAL, ENOENT, Failure, Outcome};
 use crate::output::{Align, Node, Table};
-use crate::session::Session;
+use crate::session::{self, Session};
 
 const ERROR: &str = "diff error";
-/// However it differs, an answer for so much fits into a message.
-const PART_BYTES_MIN: u64 = 256 << 20;
 const DIFF: &[Opt] = &[
     Opt::new("from-snap", Kind::Text, "snapshot starting point"),
     Opt::new("whole-object", Kind::Flag, "compare whole object"),
@@ -39,10 +35,10 @@ fn diff(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP)?;
     let image = session.find(&target)?;
-    let info = image.info()?;
+    let info = session::info(&image)?;
     let to_snap = match target.snap.as_str() {
         "" => None,
-        name => Some(image.snapshot(name)?),
+        name => Some(session::snapshot(&image, name)?),
     };
     let from_snap = args.text("from-snap");
     if let Some(name) = from_snap {
@@ -57,16 +53,9 @@ fn diff(session: &Session, args: &Args) -> Outcome {
     }
     let size_bytes = to_snap.as_ref().map_or(info.size_bytes, |s| s.size_bytes);
     let to_snap = to_snap.map(|s| s.name);
-    let compare = |from_snap: Option<&str>, offset: u64, length: u64| {
-        let ask = |offset, length| {
-            let (from_snap, to_snap) = (from_snap.map(str::to_string), to_snap.clone());
-            let command = Command::Diff { from_snap, to_snap, offset, length };
-            match access::inspect(&image.pool, image.id, &command)? {
-                Reply::Diff { extents } => Ok(extents),
-                _ => Err(strange_reply()),
-            }
-        };
-        in_parts(offset, length, &ask).map_err(|error| Failure::engine(ERROR, &error))
+    let compare = |from: Option<&str>, offset: u64, length: u64| {
+        let diff = Diff { from, to: to_snap.as_deref(), offset, length };
+        image.diff(&diff).map_err(|error| Failure::engine(ERROR, &error))
     };
     let mut extents = compare(from_snap, 0, size_bytes)?;
     if from_snap.is_none() {
@@ -100,34 +89,6 @@ fn keep_objects(objects: &mut [DiffExtent], left: &[DiffExtent], object_bytes: u
         while left.next_if(|piece| piece.offset < object.offset).is_some() {}
         let end = object.offset + object.length;
         object.data |= left.peek().is_some_and(|piece| piece.offset < end);
-    }
-}
-
-/// Asks for a range in one go, or in as many as it takes until each answer is short enough for the
-/// owner's socket.
-fn in_parts(
-    offset: u64,
-    length: u64,
-    ask: &dyn Fn(u64, u64) -> marcot::Result<Vec<DiffExtent>>,
-) -> marcot::Result<Vec<DiffExtent>> {
-    match ask(offset, length) {
-        Err(error) if error.kind() == ErrorKind::Invalid && length > PART_BYTES_MIN => {
-            let half = (length / 2).next_multiple_of(PART_BYTES_MIN);
-            let mut extents = in_parts(offset, half, ask)?;
-            for extent in in_parts(offset + half, length - half, ask)? {
-                match extents.last_mut() {
-                    Some(last)
-                        if last.offset + last.length == extent.offset
-                            && last.data == extent.data =>
-                    {
-                        last.length += extent.length;
-                    }
-                    _ => extents.push(extent),
-                }
-            }
-            Ok(extents)
-        }
-        outcome => outcome,
     }
 }
 
@@ -191,24 +152,6 @@ mod tests {
 
     const fn extent(offset: u64, length: u64, data: bool) -> DiffExtent {
         DiffExtent { offset, length, data }
-    }
-
-    #[test]
-    fn what_is_too_much_for_one_answer_is_asked_for_in_parts_and_comes_out_the_same() {
-        let whole = vec![extent(5, PART_BYTES_MIN, true), extent(PART_BYTES_MIN * 3, 9, false)];
-        let size_bytes = PART_BYTES_MIN * 5 + 7;
-        let ask = |offset: u64, length: u64| {
-            if length > PART_BYTES_MIN {
-                return Err(marcot::Error::new(ErrorKind::Invalid, "too long"));
-            }
-            let cut = |e: &DiffExtent| {
-                let start = e.offset.max(offset);
-                let end = (e.offset + e.length).min(offset + length);
-                (start < end).then(|| extent(start, end.saturating_sub(start), e.data))
-            };
-            Ok(whole.iter().filter_map(cut).collect())
-        };
-        assert_eq!(in_parts(0, size_bytes, &ask).unwrap(), whole);
     }
 
     #[test]

@@ -6,17 +6,18 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use marcot::ErrorKind;
+use marcot_client::content::{Content, walk};
+use marcot_client::copy::GRAIN_BYTES;
+use marcot_client::sparse;
 
-use super::import::{EXPORT_FORMAT, GRAIN_BYTES, PIPE, path_argument, refuse_export_format};
+use super::import::{EXPORT_FORMAT, PIPE, path_argument, refuse_export_format};
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, Positional, options};
-use crate::content::{self, Content};
 use crate::failure::{EEXIST, ENOENT, Failure, Outcome};
 use crate::output::warn;
 use crate::progress::Progress;
-use crate::session::Session;
+use crate::session::{self, Session};
 use crate::signals::{self, HalfDone};
-use crate::sparse;
 use crate::standard::Output;
 
 const ERROR: &str = "export error";
@@ -51,17 +52,20 @@ fn export(session: &Session, args: &Args) -> Outcome {
     let path = path_argument(args, &mut cursor)?;
     refuse_export_format(args)?;
     let image = session.find(&target)?;
-    let info = image.info()?;
-    let snap = match target.snap.as_str() {
-        "" => None,
-        name => Some(image.snapshot(name)?),
-    };
+    let info = session::info(&image)?;
+    if !target.snap.is_empty() {
+        session::snapshot(&image, &target.snap)?;
+    }
     signals::catch_and_watch();
     let mut sink = Sink::open(&path).map_err(|failure| match failure.status {
         EEXIST => failure.because(format!("'{path}' exists already; nothing is overwritten")),
         _ => failure.because(format!("cannot write to '{path}'")),
     })?;
-    let mut content = content::open(&image.pool, image.id, snap.as_ref()).map_err(failed)?;
+    let content = match target.snap.as_str() {
+        "" => image.content(),
+        snap => image.snapshot(snap).content(),
+    };
+    let mut content = content.map_err(failed)?;
     let mut progress = session.bytes("Exporting image");
     let outcome =
         transfer(session.program, content.as_mut(), &mut sink, 1 << info.order, &mut progress)
@@ -103,7 +107,7 @@ fn transfer(
 ) -> Outcome {
     let size_bytes = content.size_bytes();
     let mut at = 0;
-    content::walk(content, piece_bytes, |offset, length, data| {
+    walk(content, piece_bytes, |offset, length, data| {
         at = offset;
         let end = offset + length;
         while at < end {
@@ -170,7 +174,7 @@ impl Sink {
         match self {
             Self::Stdout(output) => output.write(data),
             Self::File { file, .. } => {
-                for run in sparse::data_runs(data, GRAIN_BYTES as usize) {
+                for run in sparse::data_runs(data, GRAIN_BYTES) {
                     file.write_all_at(&data[run.clone()], offset + run.start as u64)?;
                 }
                 Ok(())

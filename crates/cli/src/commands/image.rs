@@ -1,14 +1,14 @@
 //! `create`, `resize`, `rename`, `remove`.
 
-use marcot::{Command, ErrorKind};
+use marcot::ErrorKind;
+use marcot_client::Image;
 
 use super::{DEST_IMAGE_SPEC, IMAGE_SPEC};
-use crate::access;
 use crate::args::names::{self, Role, SnapRule, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EBUSY, ENOTEMPTY, Failure, Outcome};
 use crate::layout;
-use crate::session::{Found, Session};
+use crate::session::{self, Session};
 
 const THICK: &[Opt] =
     &[Opt::new("thick-provision", Kind::Flag, "refused: space is taken when data is written")];
@@ -99,16 +99,15 @@ fn resize(session: &Session, args: &Args) -> Outcome {
     let size_bytes = required_size(args)?;
     let image = session.find(&target)?;
     let allow_shrink = args.flag("allow-shrink");
-    let info = image.info()?;
+    let info = session::info(&image)?;
     check_new_size(info.size_bytes, size_bytes, allow_shrink)?;
     let mut progress = session.steps("Resizing image");
-    let command = Command::Resize { size_bytes, allow_shrink };
     let mut report = |done, total| progress.update_before_end(done, total);
-    let outcome = access::run(&image.pool, image.id, &command, &mut report);
+    let outcome = image.resize(size_bytes, allow_shrink, &mut report);
     if outcome.is_ok() && size_bytes < info.size_bytes {
         progress.catch_up(objects(size_bytes, info.order), objects(info.size_bytes, info.order));
     }
-    progress.end(outcome.map(drop).map_err(|e| Failure::engine("resize error", &e)))
+    progress.end(outcome.map_err(|e| Failure::engine("resize error", &e)))
 }
 
 /// How many objects `rbd` would have.
@@ -160,29 +159,25 @@ fn remove(session: &Session, args: &Args) -> Outcome {
     let pool = session.pool_of(&target)?;
     let mut progress = session.parts("Removing image");
     let outcome = pool
-        .find(&target.namespace, &target.image)
-        .map(|id| Found { pool: pool.clone(), id })
+        .image(&target.namespace, &target.image)
         .map_err(|error| Failure::engine("delete error", &error))
         .and_then(|image| {
-            let info = image.pool.info(image.id).ok();
-            let parts = info.as_ref().map_or(0, |i| objects(i.size_bytes, i.order));
+            let info = image.info().ok();
+            let parts = info.map_or(0, |i| objects(i.size_bytes, i.order));
             progress.count_in(parts);
             let mut report = |done, total| progress.update_before_end(done, total);
-            let store = session.store()?;
-            let (namespace, name) = (&target.namespace, &target.image);
-            let removed = access::for_itself(&pool, image.id, || match args.flag("force") {
-                true => store.remove_damaged(&pool, namespace, name, &mut report),
-                false => store.remove_named(&pool, namespace, name, &mut report),
-            });
+            let removed = match args.flag("force") {
+                true => image.give_up(&mut report),
+                false => image.remove(&mut report),
+            };
             removed.map_err(|error| removal_failure(session, &image, &error))?;
             progress.catch_up(1, parts);
-            access::child_is_gone(session.store()?, info.and_then(|i| i.parent).as_ref());
             Ok(())
         });
     progress.end(outcome)
 }
 
-fn removal_failure(session: &Session, image: &Found, error: &marcot::Error) -> Failure {
+fn removal_failure(session: &Session, image: &Image, error: &marcot::Error) -> Failure {
     match error.kind() {
         ErrorKind::HasSnapshots => {
             let program = session.program;

@@ -5,21 +5,20 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
+use marcot_client::copy::GRAIN_BYTES;
+use marcot_client::incoming::Incoming;
 use rustix::fs::SeekFrom;
 
 use super::DEST_IMAGE_SPEC;
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EISDIR, ENOTTY, EOPNOTSUPP, Failure, Outcome};
-use crate::incoming::Incoming;
 use crate::layout;
 use crate::output::warn;
 use crate::progress::Progress;
 use crate::session::Session;
 use crate::{signals, standard};
 
-/// Zeros shorter than this are stored: the size of a block.
-pub const GRAIN_BYTES: u64 = 4096;
 /// Standard input and output.
 pub const PIPE: &str = "-";
 
@@ -80,11 +79,11 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
     let outcome = source_size(session, &source).and_then(|size_bytes| {
         let options = marcot::CreateOptions { size_bytes: size_bytes.unwrap_or(0), ..options };
         let (namespace, name) = (target.namespace.as_str(), target.image.as_str());
-        let incoming = Incoming::begin(session.store()?, &pool, namespace, name, &options)
-            .map_err(|error| {
-                warn(session.program, "image creation failed");
-                failed(error)
-            })?;
+        signals::catch_and_watch();
+        let incoming = pool.begin_image(namespace, name, &options).map_err(|error| {
+            warn(session.program, "image creation failed");
+            failed(error)
+        })?;
         let plan = Plan { piece_bytes: 1 << options.order, grain_bytes: grain(args) };
         match (source, size_bytes) {
             (Source::File(file), Some(size)) => plan.file(&file, size, incoming, &mut progress),
@@ -134,8 +133,8 @@ fn destination(args: &Args, cursor: &mut usize, path: &str) -> Outcome<Target> {
 }
 
 fn grain(args: &Args) -> usize {
-    let bytes = args.bytes("sparse-size").unwrap_or(GRAIN_BYTES).max(GRAIN_BYTES);
-    usize::try_from(bytes).unwrap_or(usize::MAX)
+    let bytes = args.bytes("sparse-size").unwrap_or_default();
+    usize::try_from(bytes).unwrap_or(usize::MAX).max(GRAIN_BYTES)
 }
 
 enum Source {
@@ -190,7 +189,7 @@ impl Plan {
         &self,
         file: &File,
         size_bytes: u64,
-        mut incoming: Incoming<'_>,
+        mut incoming: Incoming,
         progress: &mut Progress,
     ) -> Outcome {
         let mut buffer = Vec::new();
@@ -205,7 +204,7 @@ impl Plan {
             offset += length;
             progress.pass_before_end(offset, self.piece_bytes, size_bytes);
         }
-        incoming.finish().map_err(failed)
+        incoming.finish().map(drop).map_err(failed)
     }
 
     /// Where the next piece begins that has data, in one step; `size_bytes` where there is none.
@@ -216,7 +215,7 @@ impl Plan {
         }
     }
 
-    fn stream(&self, mut incoming: Incoming<'_>) -> Outcome {
+    fn stream(&self, mut incoming: Incoming) -> Outcome {
         let mut buffer = vec![0; usize::try_from(self.piece_bytes).unwrap_or(0)];
         let mut offset = 0;
         loop {
@@ -233,7 +232,7 @@ impl Plan {
             }
         }
         incoming.resize(offset).map_err(failed)?;
-        incoming.finish().map_err(failed)
+        incoming.finish().map(drop).map_err(failed)
     }
 }
 

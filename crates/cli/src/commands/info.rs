@@ -8,7 +8,7 @@ use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, options};
 use crate::failure::Outcome;
 use crate::output::{Node, line};
-use crate::session::{Session, no_such_snapshot};
+use crate::session::{self, Session, no_such_snapshot};
 use crate::{size, time};
 
 /// The commands of this file.
@@ -33,10 +33,9 @@ fn info(session: &Session, args: &Args) -> Outcome {
     wanted.image_required = image_id.is_none();
     let target = names::target(args, &mut 0, wanted)?;
     let found = session.find_by(&target, image_id)?;
-    let image = found.info()?;
+    let image = session::info(&found)?;
     // What cannot be told now is left out: the rest is wanted all the same.
-    let store = session.store()?;
-    let is_parent = store.has_child_of_format_2(&found.pool, found.id, None).unwrap_or_default();
+    let is_parent = found.has_unprotected_child().unwrap_or_default();
     let snap = match target.snap.as_str() {
         "" => None,
         name => Some(named_snapshot(&image, name)?),

@@ -1,15 +1,17 @@
 //! `clone`, `children`, `flatten`: what makes and ends the tie between parent and child.
 
-use marcot::{ChildInfo, CloneOptions, Command, ErrorKind, SnapId};
+use marcot::{ChildInfo, CloneOptions, ErrorKind, SnapId};
+use marcot_client::Image;
+use marcot_client::layering::Children;
 
 use super::image::objects;
 use super::{DEST_IMAGE_SPEC, IMAGE_OR_SNAP_SPEC, IMAGE_SPEC};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EINVAL, ENOENT, EXDEV, Failure, Outcome};
+use crate::layout;
 use crate::output::{Node, err, line, warn};
-use crate::session::{Found, Session};
-use crate::{access, layout, spec};
+use crate::session::{self, Session};
 
 const UNTRACKED: &[Opt] = &[Opt::new(
     "untracked",
@@ -83,41 +85,22 @@ fn clone(session: &Session, args: &Args) -> Outcome {
     if format == 1 && source.namespace != dest.namespace {
         return Err(Failure::new(EXDEV, "clone v2 required for cross-namespace clones."));
     }
-    let parent = parent_pool
-        .find(&source.namespace, &source.image)
-        .map_err(|error| clone_failure(&source, &error))?;
-    let parent_order = parent_pool.info(parent).map_err(|e| clone_failure(&source, &e))?.order;
+    let failed = |error| clone_failure(&source, &error);
+    let parent = parent_pool.image(&source.namespace, &source.image).map_err(failed)?;
+    let parent_order = parent.info().map_err(failed)?.order;
     if order.is_some_and(|order| order != parent_order) {
         let cause = "a clone has the object size of its parent";
         return Err(Failure::errno(ERROR, EINVAL).because(cause));
     }
     let options = CloneOptions { format, untracked: args.flag("untracked"), order, features };
-    let store = session.store()?;
-    // Another command may have the parent open just now.
-    let cloned = access::when_free(&parent_pool, parent, || {
-        if format == 2 {
-            // An owner in another process must know that the snapshot is going to be cloned. Cloning
-            // itself finds out whether it does.
-            let command = Command::MarkShared { name: source.snap.clone() };
-            access::tell(&parent_pool, parent, &command);
-        }
-        store.clone_image(
-            &parent_pool,
-            parent,
-            &source.snap,
-            &dest_pool,
-            &dest.namespace,
-            &dest.image,
-            &options,
-        )
-    });
-    cloned.map(drop).map_err(|error| clone_failure(&source, &error))
+    let snapshot = parent.snapshot(&source.snap);
+    let cloned = snapshot.clone_into(&dest_pool, &dest.namespace, &dest.image, &options);
+    cloned.map(drop).map_err(failed)
 }
 
 /// As `rbd` words it, but telling what was not found: there are two names in the command.
 fn clone_failure(source: &Target, error: &marcot::Error) -> Failure {
-    let pool = source.pool_or_default();
-    let name = spec::show(pool, &source.namespace, &source.image, &source.snap);
+    let name = source.spec();
     match error.kind() {
         ErrorKind::NotFound => Failure::errno("clone error", ENOENT)
             .because(format!("parent snapshot '{name}' does not exist")),
@@ -148,11 +131,11 @@ fn children(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP)?;
     let image = session.find(&target)?;
     let snap = chosen_snapshot(args, &target, &image)?;
-    let store = session.store()?;
-    let mut found = match args.flag("descendants") {
-        true => store.descendants(&image.pool, image.id, snap)?,
-        false => store.children(&image.pool, image.id, snap)?,
+    let which = match args.flag("descendants") {
+        true => Children::Descendants,
+        false => Children::Direct,
     };
+    let mut found = image.children(which, snap)?;
     found.sort_by(|a, b| place(a).cmp(&place(b)));
     let all = args.flag("all");
     let plain = || found.iter().map(plain_child).collect();
@@ -161,8 +144,8 @@ fn children(session: &Session, args: &Args) -> Outcome {
     })
 }
 
-fn chosen_snapshot(args: &Args, target: &Target, image: &Found) -> Outcome<Option<SnapId>> {
-    let snapshots = image.info()?.snapshots;
+fn chosen_snapshot(args: &Args, target: &Target, image: &Image) -> Outcome<Option<SnapId>> {
+    let snapshots = session::info(image)?.snapshots;
     let missing = || Failure::new(ENOENT, "snapshot does not exist.");
     if let Some(id) = args.integer("snap-id").map(SnapId) {
         if !target.snap.is_empty() {
@@ -202,25 +185,23 @@ fn child_node(child: &ChildInfo, all: bool) -> Node {
 fn flatten(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, Wanted::IMAGE)?;
     let image = session.find(&target)?;
-    let info = image.info()?;
+    let info = session::info(&image)?;
     let parts = info.parent.as_ref().map_or(0, |p| objects(p.overlap_bytes, info.order));
     let mut progress = session.parts("Image flatten");
     progress.count_in(parts);
     let mut report = |done, total| progress.update_before_end(done, total);
-    let outcome = access::flatten(&image.pool, image.id, &mut report);
+    let outcome = image.flatten(&mut report);
     if outcome.is_ok() {
         progress.catch_up(1, parts);
     }
     progress.end(outcome.map_err(|e| Failure::engine("flatten error", &e)))?;
-    access::child_is_gone(session.store()?, info.parent.as_ref());
     tell_of_attached_snapshots(session, &image)
 }
 
 /// Says which snapshots still need the parent: those of an image without `deep-flatten`.
-fn tell_of_attached_snapshots(session: &Session, image: &Found) -> Outcome {
-    let snapshots = image.info()?.snapshots;
-    let attached: Vec<&str> =
-        snapshots.iter().filter(|s| s.parent.is_some()).map(|s| s.name.as_str()).collect();
+fn tell_of_attached_snapshots(session: &Session, image: &Image) -> Outcome {
+    let attached =
+        image.attached_snapshots().map_err(|error| session::opening_failed(image, &error))?;
     if !attached.is_empty() {
         let message = format!(
             "the image no longer needs its parent, but these snapshots of it do, because it lacks the \

@@ -1,17 +1,16 @@
 //! `list`: the images of a pool.
 
-use std::collections::HashSet;
 use std::rc::Rc;
 
-use marcot::{ImageId, ImageInfo, InfoReader, ParentInfo, Pool, SnapInfo};
+use marcot::{ImageId, ImageInfo, ParentInfo, SnapInfo};
+use marcot_client::{Pool, spec};
 
 use super::POOL_SPEC;
 use crate::args::{Args, CommandSpec, Kind, Opt, names, options};
 use crate::failure::{Failure, Outcome, strerror};
-use crate::incoming;
 use crate::output::{Align, Node, Table, line, warn};
 use crate::session::Session;
-use crate::{size, spec};
+use crate::size;
 
 const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "long listing format").letter('l')];
 
@@ -36,7 +35,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
     let target = names::pool_target(args)?;
     let listed = session
         .pool_of(&target)
-        .and_then(|pool| Ok((visible_images(&pool, &target.namespace)?, pool)))
+        .and_then(|pool| Ok((pool.images(&target.namespace)?, pool)))
         .map_err(listing_failed)?;
     let (images, pool) = listed;
     if args.flag("long") {
@@ -52,28 +51,6 @@ fn list(session: &Session, args: &Args) -> Outcome {
 fn listing_failed(failure: Failure) -> Failure {
     let status = failure.status;
     failure.then(format!("listing images failed: ({status}) {}", strerror(status)))
-}
-
-/// The images of a namespace, without those that are still being imported. An image has one name: where
-/// more lead to it, as only damage or a hostile pool can have it, the others are left out, so that a
-/// few bytes do not decide how much is shown.
-pub fn visible_images(pool: &Pool, namespace: &str) -> Outcome<Vec<(String, ImageId)>> {
-    let mut images = pool.images(namespace)?;
-    let mut seen = HashSet::new();
-    let mut more_names = 0;
-    images.retain(|(name, id)| {
-        let first = seen.insert(*id);
-        more_names += u64::from(!first);
-        first && !incoming::is_partial(name)
-    });
-    if more_names > 0 {
-        tracing::warn!(
-            pool = pool.name(),
-            names = more_names,
-            "names that lead to images that have another name are left out"
-        );
-    }
-    Ok(images)
 }
 
 /// An image, or a snapshot of it. All rows of an image share what is known of it.
@@ -103,7 +80,7 @@ pub fn tell_unread(session: &Session, unread: Unread) -> Outcome {
 fn rows(pool: &Pool, images: Vec<(String, ImageId)>) -> (Vec<Row>, Unread) {
     let mut rows = Vec::new();
     let mut unread = Vec::new();
-    let mut reader = InfoReader::new(pool);
+    let mut reader = pool.info_reader();
     for (name, id) in images {
         let image = match reader.info_of(&name, id) {
             Ok(image) => Rc::new(image),

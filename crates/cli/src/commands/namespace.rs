@@ -6,7 +6,6 @@ use super::{POOL_NAME, POOL_SPEC};
 use crate::args::names::{self, Target};
 use crate::args::{Args, CommandSpec, options};
 use crate::failure::{EBUSY, ENOENT, Failure, Outcome};
-use crate::incoming;
 use crate::output::{Align, Node, Table};
 use crate::session::Session;
 
@@ -56,7 +55,7 @@ fn create(session: &Session, args: &Args) -> Outcome {
     let target = named(args)?;
     let pool = session.pool(target.pool_or_default())?;
     // The grammar is rbd's.
-    pool.namespace_create(&target.namespace)
+    pool.create_namespace(&target.namespace)
         .map_err(|error| Failure::engine("failed to created namespace", &error))
 }
 
@@ -79,8 +78,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
 fn remove(session: &Session, args: &Args) -> Outcome {
     let target = named(args)?;
     let pool = session.pool(target.pool_or_default())?;
-    incoming::remove_remains(session.store()?, &pool, &target.namespace);
-    pool.namespace_remove(&target.namespace).map_err(|error| match error.kind() {
+    pool.remove_namespace(&target.namespace).map_err(|error| match error.kind() {
         ErrorKind::NotEmpty | ErrorKind::Busy => {
             Failure::new(EBUSY, "namespace contains images which must be deleted first.")
         }

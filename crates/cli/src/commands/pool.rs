@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use marcot::{ErrorKind, PoolOptions, ReadableBy};
+use marcot_client::DEFAULT_POOL;
 
 use super::{POOL_NAME, POOL_SPEC};
-use crate::args::names::{self, DEFAULT_POOL};
+use crate::args::names;
 use crate::args::{Args, CommandSpec, Kind, Opt, options};
 use crate::failure::{Failure, Outcome};
-use crate::incoming;
 use crate::output::{Align, Node, Table, line};
 use crate::session::Session;
 use crate::size;
@@ -122,16 +122,16 @@ fn create(session: &Session, args: &Args) -> Outcome {
         _ => ReadableBy::Owner,
     };
     session
-        .store()?
-        .pool_create(name, &PoolOptions { readable_by })
+        .client()?
+        .create_pool(name, &PoolOptions { readable_by })
         .map(drop)
         .map_err(|error| Failure::engine(format!("error creating pool '{name}'"), &error))
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
-    let store = session.store()?;
-    let names = store.pools()?;
+    let client = session.client()?;
+    let names = client.pools()?;
     if !args.flag("long") {
         let plain = || names.iter().map(|name| line(name)).collect();
         let document = || Node::array("name", names.iter().map(|name| name.as_str().into()));
@@ -140,7 +140,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
     let mut rows = Vec::new();
     for name in names {
         // One pool that cannot be opened must not hide the others.
-        let (access, directory) = match store.pool(&name) {
+        let (access, directory) = match client.pool(&name) {
             Ok(pool) => {
                 let access = if pool.read_only() { "read-only" } else { "read-write" };
                 (access.to_string(), pool.directory().display().to_string())
@@ -169,10 +169,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
 
 fn remove(session: &Session, args: &Args) -> Outcome {
     let name = named(args)?;
-    if let Ok(pool) = session.store()?.pool(name) {
-        incoming::remove_all_remains(session.store()?, &pool);
-    }
-    session.store()?.pool_remove(name).map_err(|error| match error.kind() {
+    session.client()?.remove_pool(name).map_err(|error| match error.kind() {
         ErrorKind::NotFound => Failure::engine(format!("error opening pool '{name}'"), &error),
         _ => Failure::engine(format!("error removing pool '{name}'"), &error),
     })
@@ -183,8 +180,8 @@ fn init(session: &Session, args: &Args) -> Outcome {
     let name = target.pool_or_default();
     session.pool(name)?;
     session
-        .store()?
-        .pool_init(name)
+        .client()?
+        .init_pool(name)
         .map_err(|error| Failure::engine(format!("error initializing pool '{name}'"), &error))
 }
 
@@ -192,7 +189,7 @@ fn stats(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let target = names::pool_target(args)?;
     let pool = session.pool_of(&target)?;
-    let stats = session.store()?.pool_stats(&pool)?;
+    let stats = pool.stats()?;
     let long = args.flag("long");
     let plain = || {
         let mut text = format!(
@@ -233,8 +230,8 @@ fn attach(session: &Session, args: &Args) -> Outcome {
     let name = named(args)?;
     let directory = args.require("backend")?;
     session
-        .store()?
-        .pool_attach(name, Path::new(directory))
+        .client()?
+        .attach_pool(name, Path::new(directory))
         .map(drop)
         .map_err(|error| Failure::engine(format!("error attaching pool '{name}'"), &error))
 }
@@ -245,7 +242,7 @@ fn detach(session: &Session, args: &Args) -> Outcome {
         session.pool(name)?;
     }
     session
-        .store()?
-        .pool_detach(name)
+        .client()?
+        .detach_pool(name)
         .map_err(|error| Failure::engine(format!("error detaching pool '{name}'"), &error))
 }

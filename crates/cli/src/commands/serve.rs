@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use marcot_client::exports::StoreExports;
 use marcot_serve::descriptors::{self, Shares};
 use marcot_serve::nbd::{
     Address, CONNECTIONS_DEFAULT, NbdServer, SOCKET_MODE_DEFAULT, ServerOptions,
 };
 
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::exports::StoreExports;
 use crate::failure::{EINVAL, Failure, Outcome};
 use crate::output::{line, out};
 use crate::session::Session;
@@ -68,23 +68,23 @@ pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
 
 fn serve(session: &Session, args: &Args) -> Outcome {
     logging::start();
-    let store = session.store()?.clone();
+    let client = session.client()?;
     let mut pools = args.positionals().to_vec();
     pools.extend(args.text("pool").map(str::to_string));
     for name in &pools {
         session.pool(name)?;
     }
     let mut options = ServerOptions { addresses: addresses(session, args)?, ..Default::default() };
-    let shares = shares(args, store.pools()?.len() as u64)?;
+    let shares = shares(args, client.pools()?.len() as u64)?;
     options.connections_max = count(shares.connections);
     options.images_max = count(shares.images);
     options.opens_max = count(shares.opens);
-    store.set_segment_files_max(count(shares.segment_files));
-    store.set_pools_max(count(shares.pools));
+    client.store().set_segment_files_max(count(shares.segment_files));
+    client.store().set_pools_max(count(shares.pools));
     if let Some(seconds) = args.integer("idle-time-s") {
         options.idle_time = Duration::from_secs(seconds);
     }
-    let exports = StoreExports::new(store, pools, args.flag("read-only"));
+    let exports = StoreExports::new(client, pools, args.flag("read-only"));
     let server = NbdServer::bind(&options, Arc::new(exports)).map_err(|e| Failure::system(&e))?;
     for address in server.addresses() {
         // A server serves, whether or not anybody can read this.
@@ -132,7 +132,7 @@ fn addresses(session: &Session, args: &Args) -> Outcome<Vec<Address>> {
     if socket.is_some() || addresses.is_empty() {
         let path = match socket {
             Some(path) => path,
-            None => session.store()?.directory().join(SOCKET_NAME),
+            None => session.client()?.directory().join(SOCKET_NAME),
         };
         addresses.push(Address::Unix { path, mode: socket_mode(args)? });
     }

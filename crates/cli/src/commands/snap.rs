@@ -1,17 +1,17 @@
 //! `snap create`, `list`, `remove`, `purge`, `rename`, `rollback`, `protect`, `unprotect`.
 
-use marcot::command::QuiesceMode;
-use marcot::{Command, ErrorKind, SnapId, SnapInfo};
+use marcot::{ErrorKind, SnapId, SnapInfo};
+use marcot_client::Image;
+use marcot_client::snapshot::Quiesce;
+use marcot_client::spec::Pattern;
 
 use super::image::objects;
 use super::{IMAGE_SPEC, SNAP_SPEC};
-use crate::access;
 use crate::args::names::{self, Role, SnapRule, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{EBUSY, EINVAL, ENOENT, Failure, Outcome};
 use crate::output::{Align, Node, Table, line, out};
-use crate::session::{Found, Session};
-use crate::spec::Pattern;
+use crate::session::{self, Session};
 use crate::{size, time};
 
 const QUIESCE: &[Opt] = &[
@@ -129,13 +129,12 @@ fn create(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, wanted)?;
     let image = session.find(&target)?;
     let mut progress = session.steps("Creating snap");
-    let name = target.snap;
-    let command = match (args.flag("skip-quiesce"), args.flag("ignore-quiesce-error")) {
-        (true, _) => Command::SnapCreateWith { name, quiesce: QuiesceMode::Skip },
-        (false, true) => Command::SnapCreateWith { name, quiesce: QuiesceMode::IgnoreErrors },
-        (false, false) => Command::SnapCreate { name },
+    let quiesce = match (args.flag("skip-quiesce"), args.flag("ignore-quiesce-error")) {
+        (true, _) => Quiesce::Skip,
+        (false, true) => Quiesce::IgnoreErrors,
+        (false, false) => Quiesce::Required,
     };
-    let outcome = access::run(&image.pool, image.id, &command, &mut |_, _| {});
+    let outcome = image.create_snapshot(&target.snap, quiesce);
     if outcome.is_ok() {
         progress.update(10, 100);
     }
@@ -146,14 +145,14 @@ fn list(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let image = find_image(session, args, SnapRule::None)?.1;
     let all = args.flag("all");
-    let mut snaps = image.info()?.snapshots;
+    let mut snaps = session::info(&image)?.snapshots;
     snaps.retain(|snap| all || !snap.trashed);
     let node = || Node::array("snapshot", snaps.iter().map(|snap| snap_node(snap, all)));
     format.print(|| snap_table(&snaps, all), || ("snapshots", node()))
 }
 
 /// The image that `--image-id` or a spec names.
-fn find_image(session: &Session, args: &Args, snap: SnapRule) -> Outcome<(Target, Found)> {
+fn find_image(session: &Session, args: &Args, snap: SnapRule) -> Outcome<(Target, Image)> {
     let image_id = args.text("image-id");
     let mut wanted = Wanted { snap, ..Wanted::IMAGE };
     wanted.image_required = image_id.is_none();
@@ -223,18 +222,13 @@ fn remove(session: &Session, args: &Args) -> Outcome {
     let force = args.flag("force");
     let mut progress = session.steps("Removing snap");
     let mut report = |done, total| progress.update_before_end(done, total);
-    let command = Command::SnapRemove { name: name.clone(), force };
-    let freed = if force { free_snapshot(session, &image, &name) } else { Ok(()) };
-    let outcome = freed
-        .and_then(|()| access::run(&image.pool, image.id, &command, &mut report))
-        .map(drop)
-        .map_err(|error| match error.kind() {
-            ErrorKind::Protected => {
-                Failure::new(EBUSY, format!("snapshot '{name}' is protected from removal."))
-            }
-            _ => Failure::engine(ERROR, &error),
-        });
-    progress.end(outcome)
+    let removed = image.snapshot(&name).remove(force, &mut report);
+    progress.end(removed.map_err(|error| match error.kind() {
+        ErrorKind::Protected => {
+            Failure::new(EBUSY, format!("snapshot '{name}' is protected from removal."))
+        }
+        _ => Failure::engine(ERROR, &error),
+    }))
 }
 
 fn both_name_and_id() -> Failure {
@@ -242,51 +236,25 @@ fn both_name_and_id() -> Failure {
 }
 
 /// The name of the snapshot with a number.
-pub fn name_of_id(image: &Found, id: u64) -> Option<String> {
+fn name_of_id(image: &Image, id: u64) -> Option<String> {
     let snapshots = image.info().ok()?.snapshots;
     snapshots.into_iter().find(|s| s.id == SnapId(id)).map(|s| s.name)
 }
 
-/// Flattens the children of a snapshot, so that it can be unprotected and removed.
-fn free_snapshot(session: &Session, image: &Found, name: &str) -> marcot::Result<()> {
-    let info = image.pool.info(image.id)?;
-    let Some(snap) = info.snapshots.iter().find(|s| s.name == name && !s.trashed) else {
-        return Ok(());
-    };
-    let Ok(store) = session.store() else { return Ok(()) };
-    let children = store.children(&image.pool, image.id, Some(snap.id))?;
-    // Before any is flattened, for nothing.
-    if let Some(child) = children.iter().find(|child| child.marker) {
-        let message = format!(
-            "snapshot '{name}' has a child in another store, where it has to be flattened first: {child}"
-        );
-        return Err(marcot::Error::new(ErrorKind::HasChildren, message));
-    }
-    for child in children {
-        let pool = store.pool(&child.pool)?;
-        access::flatten(&pool, child.image_id, &mut |_, _| {})?;
-    }
-    Ok(())
-}
-
 fn purge(session: &Session, args: &Args) -> Outcome {
     let (_, image) = find_image(session, args, SnapRule::None)?;
-    let snaps: Vec<SnapInfo> = image.info()?.snapshots.into_iter().filter(|s| !s.trashed).collect();
-    let total = snaps.len() as u64;
-    if total == 0 {
+    if session::info(&image)?.snapshots.iter().all(|snap| snap.trashed) {
         return Ok(());
     }
-    let (protected, removable): (Vec<_>, Vec<_>) = snaps.into_iter().partition(|s| s.protected);
-    let protected: Vec<String> = protected.into_iter().map(|s| s.name).collect();
     let mut progress = session.parts("Removing all snapshots");
-    for (done, snap) in (1..).zip(removable) {
-        let command = Command::SnapRemove { name: snap.name, force: false };
-        if let Err(error) = access::run(&image.pool, image.id, &command, &mut |_, _| {}) {
+    let purged = image.purge_snapshots(&mut |done, total| progress.update(done, total));
+    let protected = match purged {
+        Ok(purged) => purged.protected,
+        Err(error) => {
             progress.fail();
             return Err(Failure::engine("removing snaps failed", &error));
         }
-        progress.update(done, total);
-    }
+    };
     if protected.is_empty() {
         progress.finish();
         return Ok(());
@@ -317,8 +285,8 @@ fn rename(session: &Session, args: &Args) -> Outcome {
         return Err(Failure::invalid("source and destination image name must be the same"));
     }
     let image = session.find(&from)?;
-    let command = Command::SnapRename { from: from.snap, to: to.snap };
-    silently(&image, &command, "renaming snap failed")
+    let renamed = image.snapshot(&from.snap).rename(&to.snap);
+    renamed.map(drop).map_err(|e| Failure::engine("renaming snap failed", &e))
 }
 
 fn rollback(session: &Session, args: &Args) -> Outcome {
@@ -326,40 +294,32 @@ fn rollback(session: &Session, args: &Args) -> Outcome {
     let image = session.find(&target)?;
     let mut progress = session.parts("Rolling back to snapshot");
     let mut report = |done, total| progress.update_before_end(done, total);
-    let command = Command::SnapRollback { name: target.snap };
-    let outcome = access::run(&image.pool, image.id, &command, &mut report);
+    let outcome = image.snapshot(&target.snap).roll_back(&mut report);
     if let (true, Ok(info)) = (outcome.is_ok(), image.info()) {
         progress.catch_up(1, objects(info.size_bytes, info.order));
     }
-    progress.end(outcome.map(drop).map_err(|e| Failure::engine("rollback failed", &e)))
+    progress.end(outcome.map_err(|e| Failure::engine("rollback failed", &e)))
 }
 
 fn protect(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, Wanted::SNAP)?;
     let image = session.find(&target)?;
-    let command = Command::SnapProtect { name: target.snap };
-    match access::run(&image.pool, image.id, &command, &mut |_, _| {}) {
+    match image.snapshot(&target.snap).protect() {
         Err(error) if error.kind() == ErrorKind::Protected => {
             Err(Failure::new(EBUSY, "snap is already protected"))
         }
-        outcome => outcome.map(drop).map_err(|e| Failure::engine("protecting snap failed", &e)),
+        outcome => outcome.map_err(|e| Failure::engine("protecting snap failed", &e)),
     }
 }
 
 fn unprotect(session: &Session, args: &Args) -> Outcome {
     let (target, image) = find_image(session, args, SnapRule::Required)?;
-    let command = Command::SnapUnprotect { name: target.snap };
-    match access::run(&image.pool, image.id, &command, &mut |_, _| {}) {
+    match image.snapshot(&target.snap).unprotect() {
         Err(error) if error.kind() == ErrorKind::NotProtected => {
             Err(Failure::invalid("snap is already unprotected"))
         }
-        outcome => outcome.map(drop).map_err(|e| Failure::engine("unprotecting snap failed", &e)),
+        outcome => outcome.map_err(|e| Failure::engine("unprotecting snap failed", &e)),
     }
-}
-
-fn silently(image: &Found, command: &Command, error: &str) -> Outcome {
-    let outcome = access::run(&image.pool, image.id, command, &mut |_, _| {});
-    outcome.map(drop).map_err(|e| Failure::engine(error, &e))
 }
 
 #[cfg(test)]

@@ -1,15 +1,13 @@
 //! `status`: who has an image open.
 
 use marcot::command::Watcher;
-use marcot::{Command, Reply};
 
 use super::IMAGE_SPEC;
-use crate::access;
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, options};
 use crate::failure::Outcome;
 use crate::output::{Node, line};
-use crate::session::{Found, Session};
+use crate::session::{Session, opening_failed};
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
@@ -26,18 +24,9 @@ pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
 fn status(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE)?;
-    let watchers = watchers(&session.find(&target)?)?;
+    let image = session.find(&target)?;
+    let watchers = image.status().map_err(|error| opening_failed(&image, &error))?;
     format.print(|| plain(&watchers), || ("status", document(&watchers)))
-}
-
-/// As the owner tells it, or its process number where it does not answer.
-fn watchers(image: &Found) -> Outcome<Vec<Watcher>> {
-    if let Some(Reply::Status { watchers }) = access::look(&image.pool, image.id, &Command::Status)?
-    {
-        return Ok(watchers);
-    }
-    let owner = image.info()?.owned_by;
-    Ok(owner.map(|pid| Watcher { pid, usage: String::new() }).into_iter().collect())
 }
 
 /// In the place of a network address: the watcher is on this host.

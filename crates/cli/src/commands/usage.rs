@@ -1,19 +1,19 @@
 //! `disk-usage`: provisioned and used bytes of images and snapshots.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use marcot::command::UsageRow;
-use marcot::{Command, ErrorKind, ImageId, InfoReader, Pool, Reply};
+use marcot::{ErrorKind, ImageId, InfoReader};
+use marcot_client::{Image, Pool};
 
 use super::IMAGE_OR_SNAP_SPEC;
-use super::list::{Unread, tell_unread, visible_images};
+use super::list::{Unread, tell_unread};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, options};
-use crate::content::strange_reply;
 use crate::failure::{ENOENT, Failure, Outcome, strerror};
 use crate::output::{Align, Node, Table};
 use crate::session::Session;
-use crate::{access, size};
+use crate::size;
 
 const USAGE: &[Opt] = &[
     Opt::new("from-snap", Kind::Text, "snapshot starting point"),
@@ -49,9 +49,10 @@ fn usage(session: &Session, args: &Args) -> Outcome {
     let whole_pool = target.image.is_empty();
     let mut rows = Vec::new();
     let mut unread = Unread::new();
-    let mut reader = InfoReader::new(&pool);
+    let mut reader = pool.info_reader();
     for (name, id) in chosen_images(&pool, &target)? {
-        match image_rows(&pool, &mut reader, &name, id) {
+        let image = pool.known_image(&target.namespace, &name, id);
+        match image_rows(&image, &mut reader, &name) {
             // Removed since the names were read.
             Err(failure) if whole_pool && failure.status == ENOENT => {}
             Err(failure) if whole_pool => unread.push((name, failure)),
@@ -83,10 +84,10 @@ fn not_found(message: String) -> Failure {
 
 fn chosen_images(pool: &Pool, target: &Target) -> Outcome<Vec<(String, ImageId)>> {
     if target.image.is_empty() {
-        return visible_images(pool, &target.namespace);
+        return Ok(pool.images(&target.namespace)?);
     }
-    match pool.find(&target.namespace, &target.image) {
-        Ok(id) => Ok(vec![(target.image.clone(), id)]),
+    match pool.image(&target.namespace, &target.image) {
+        Ok(image) => Ok(vec![(target.image.clone(), image.id())]),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             Err(not_found(format!("specified image {} is not found.", target.image)))
         }
@@ -95,14 +96,10 @@ fn chosen_images(pool: &Pool, target: &Target) -> Outcome<Vec<(String, ImageId)>
 }
 
 /// Rows of one image, oldest snapshot first, without snapshots moved aside.
-fn image_rows(pool: &Pool, reader: &mut InfoReader, image: &str, id: ImageId) -> Outcome<Vec<Row>> {
-    let failed = |error: marcot::Error| Failure::engine("du failed", &error);
-    let reply = access::inspect(pool, id, &Command::Usage).map_err(failed)?;
-    let Reply::Usage { rows } = reply else { return Err(failed(strange_reply())) };
-    let snapshots = reader.info_of(image, id).map_err(failed)?.snapshots;
-    let trashed: HashSet<u64> = snapshots.iter().filter(|s| s.trashed).map(|s| s.id.0).collect();
-    let kept = rows.into_iter().filter(|row| !trashed.contains(&row.snapshot_id));
-    Ok(kept.map(|usage| Row { image: image.to_owned(), id, usage }).collect())
+fn image_rows(image: &Image, reader: &mut InfoReader, name: &str) -> Outcome<Vec<Row>> {
+    let rows = image.usage_by(reader).map_err(|error| Failure::engine("du failed", &error))?;
+    let row = |usage| Row { image: name.to_owned(), id: image.id(), usage };
+    Ok(rows.into_iter().map(row).collect())
 }
 
 fn after_snapshot(rows: Vec<Row>, from: &str) -> Outcome<Vec<Row>> {

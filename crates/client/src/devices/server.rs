@@ -1,59 +1,67 @@
 //! The process that serves a device: it gets a job, reports, and serves until it is told to end.
+//!
+//! ```text
+//!   Job::read(input)  ->  DeviceServer::start(job)  ->  wait(stop)  ->  unmap(how) or detach()
+//! ```
 
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use marcot::{ImageId, Limits, Pool, Store, World};
+use marcot::{Error, ErrorKind, ImageId, Limits, Pool, Result, Store, World};
 use marcot_serve::control::Place;
 use marcot_serve::descriptors;
 use marcot_serve::host::{Attendant, HostHandle, HostOptions, ImageHost};
 use marcot_serve::mapping::{
-    self, DeviceNames, Driver, Ending, MapOptions, Mapped, MappedRecord, QuiesceHook, Ready,
+    self, Claim, DeviceNames, Driver, Ending, MapOptions, Mapped, MappedRecord, QuiesceHook, Ready,
     Registry, Resizer, Serving,
 };
 
-use super::Quiesce;
-use crate::failure::{Failure, Outcome};
-use crate::{logging, signals, spec};
+use super::{QuiesceBy, spec_of};
 
 /// How often a server looks whether it is told to end, and for partitions of its device.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// What the program calls itself with as the default quiesce hook, before device and action.
-const DEFAULT_HOOK: &[&str] = &["device", "quiesce"];
 
 /// What the serving process is told.
 #[derive(serde::Serialize, serde::Deserialize)]
-pub(super) struct Job {
+pub struct Job {
     pub(super) run_directory: PathBuf,
     pub(super) record: MappedRecord,
     pub(super) driver: Option<Driver>,
     pub(super) attach: bool,
     pub(super) map_memory_bytes: u64,
     pub(super) reattach_timeout_s: u64,
-    pub(super) quiesce: Quiesce,
+    pub(super) quiesce: QuiesceBy,
+    /// [`super::ProgramWords::quiesce`].
+    pub(super) quiesce_words: Vec<String>,
 }
 
-/// The serving process: reads its job, reports, serves until SIGTERM.
-pub fn serve() -> Outcome {
-    logging::start();
-    let mut input = Vec::new();
-    std::io::stdin().read_to_end(&mut input).map_err(|e| Failure::io("device server", &e))?;
-    let job: Job = serde_json::from_slice(&input)
-        .map_err(|_| Failure::usage("'device server' is started by 'device map'"))?;
-    signals::catch();
-    match start(&job) {
-        Ok(server) => server.run(),
-        Err(error) => {
-            mapping::report_failure(&error)?;
-            Err(Failure::engine("map failed", &error))
-        }
-    }
+/// What tells the process that it should end.
+pub trait Stop {
+    /// True once it was told to.
+    fn asked(&self) -> bool;
+
+    /// The device is in use, and goes on being served. Telling again must not end the process either.
+    fn refused(&self);
 }
 
-/// A device being served.
-struct Server {
+/// How serving a device ends.
+pub enum DeviceEnding {
+    /// The device stays, and waits for another server.
+    Detach,
+    /// The device goes.
+    Unmap(UnmapHow),
+}
+
+/// How a device is taken away.
+pub struct UnmapHow(
+    /// `None`: by force.
+    Option<Claim>,
+);
+
+/// A device that this process serves.
+pub struct DeviceServer {
     registry: Registry,
     record: MappedRecord,
     host: HostHandle,
@@ -61,7 +69,36 @@ struct Server {
     _serving: Serving,
 }
 
-fn start(job: &Job) -> marcot::Result<Server> {
+impl DeviceServer {
+    /// Serves the device of a job, and reports that, or why not, on standard output: to the process that
+    /// asked for it.
+    ///
+    /// # Errors
+    /// Why the device is not served, or why that could not be reported.
+    pub fn start(job: &Job) -> Result<Self> {
+        start(job).or_else(|error| {
+            mapping::report_failure(&error)?;
+            Err(error)
+        })
+    }
+}
+
+impl Job {
+    /// Reads the job that [`super::Devices::map`] gives to the process that it starts, on its standard
+    /// input.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no job; what the operating system says.
+    pub fn read(input: &mut dyn Read) -> Result<Self> {
+        let mut job = Vec::new();
+        let read = input.read_to_end(&mut job);
+        read.map_err(|error| Error::from_io("cannot read what device to serve", error))?;
+        serde_json::from_slice(&job)
+            .map_err(|_| Error::new(ErrorKind::Invalid, "this is no job for a device's server"))
+    }
+}
+
+fn start(job: &Job) -> Result<DeviceServer> {
     let registry = Registry::open_in(&job.run_directory)?;
     let mut record = job.record.clone();
     let serving = registry.serve(record.id)?;
@@ -71,7 +108,7 @@ fn start(job: &Job) -> marcot::Result<Server> {
     let store = Store::open_with(World::system(), &record.store, limits)?;
     store.set_segment_files_max(usize::try_from(segment_files).unwrap_or(usize::MAX));
     let pool = store.pool(&record.pool)?;
-    let name = spec::show(&record.pool, &record.namespace, &record.image, &record.snap);
+    let name = spec_of(&record).to_string();
     let host = open(&pool, &record, &name)?;
     let options = MapOptions {
         driver: job.driver,
@@ -110,10 +147,10 @@ fn start(job: &Job) -> marcot::Result<Server> {
         node: record.names.node(),
         lacking_bytes: mapped.lacking_bytes(host.size_bytes()),
     })?;
-    Ok(Server { registry, record, host, mapped, _serving: serving })
+    Ok(DeviceServer { registry, record, host, mapped, _serving: serving })
 }
 
-fn open(pool: &Pool, record: &MappedRecord, name: &str) -> marcot::Result<HostHandle> {
+fn open(pool: &Pool, record: &MappedRecord, name: &str) -> Result<HostHandle> {
     let id = ImageId(record.image_number);
     // Also for a device that nobody may write to, so that commands can be given to its server.
     let control = Some(Place::of(pool, id));
@@ -137,11 +174,11 @@ struct DeviceAttendant {
 impl DeviceAttendant {
     fn new(job: &Job, record: &MappedRecord, mapped: &Mapped) -> Self {
         let hook = match &job.quiesce {
-            Quiesce::No => None,
-            Quiesce::Freeze => std::env::current_exe()
-                .ok()
-                .map(|program| (program, DEFAULT_HOOK.iter().map(ToString::to_string).collect())),
-            Quiesce::Hook(program) => Some((program.clone(), Vec::new())),
+            QuiesceBy::Nothing => None,
+            QuiesceBy::Freeze => {
+                std::env::current_exe().ok().map(|program| (program, job.quiesce_words.clone()))
+            }
+            QuiesceBy::Hook(program) => Some((program.clone(), Vec::new())),
         };
         let device = record.device.clone();
         let hook = hook.map(|(program, arguments)| QuiesceHook { program, arguments, device });
@@ -150,7 +187,7 @@ impl DeviceAttendant {
 }
 
 impl Attendant for DeviceAttendant {
-    fn before_snapshot(&self) -> marcot::Result<()> {
+    fn before_snapshot(&self) -> Result<()> {
         self.hook.as_ref().map_or(Ok(()), QuiesceHook::quiesce)
     }
 
@@ -160,35 +197,35 @@ impl Attendant for DeviceAttendant {
         }
     }
 
-    fn resized(&self, size_bytes: u64) -> marcot::Result<()> {
+    fn resized(&self, size_bytes: u64) -> Result<()> {
         self.resizer.resized(size_bytes)
     }
 }
 
-impl Server {
-    fn run(self) -> Outcome {
+impl DeviceServer {
+    /// Serves until the process is told to end, and the device can be let go: one that is in use is not
+    /// taken from under its file system or a program, unless by force.
+    pub fn wait(&self, stop: &dyn Stop) -> DeviceEnding {
         let mut told = false;
         let mut partitions = Vec::new();
-        // None: by force, or not at all.
-        let claim = loop {
+        loop {
             std::thread::sleep(LOOK_INTERVAL);
-            if signals::stop_asked() {
+            if stop.asked() {
                 if self.registry.ends_by(self.record.id, Ending::Detach) {
-                    return self.leave();
+                    return DeviceEnding::Detach;
                 }
                 if self.registry.ends_by(self.record.id, Ending::Force) {
-                    break None;
+                    return DeviceEnding::Unmap(UnmapHow(None));
                 }
                 // Else a device is not taken from under a file system or a program.
                 let unused = mapping::claim(&self.record.device).filter(|_| !self.is_open());
                 match unused {
-                    Some(claim) => break Some(claim),
+                    Some(claim) => return DeviceEnding::Unmap(UnmapHow(Some(claim))),
                     None if !told => {
                         let device = self.record.device.display();
                         tracing::warn!(%device, "in use; served until it is unmounted and closed");
                         told = true;
-                        // A second signal must not end this process either.
-                        signals::catch();
+                        stop.refused();
                     }
                     None => {}
                 }
@@ -198,11 +235,18 @@ impl Server {
                 self.names().follow_partitions(&self.record.device);
                 partitions = now;
             }
-        };
+        }
+    }
+
+    /// Takes the device away, and lets go of the image.
+    ///
+    /// # Errors
+    /// Those of the kernel and of closing the image. Both are done as far as they can be.
+    pub fn unmap(self, how: UnmapHow) -> Result<()> {
         let device = self.record.device.display().to_string();
         // First the names: from then on the device may become somebody else's.
         self.names().remove(&self.record.device);
-        let unmapped = match claim {
+        let unmapped = match how.0 {
             Some(claim) => self.mapped.unmap(claim),
             None => self.mapped.unmap_by_force(),
         };
@@ -210,7 +254,7 @@ impl Server {
         for error in [unmapped.as_ref().err(), closed.as_ref().err()].into_iter().flatten() {
             tracing::error!(%error, device, "unmapping");
         }
-        unmapped.and(closed).map_err(|e| Failure::engine("unmap failed", &e))?;
+        unmapped.and(closed)?;
         self.registry.remove(self.record.id);
         Ok(())
     }
@@ -227,8 +271,11 @@ impl Server {
     }
 
     /// Lets go of the image; the device waits for another server.
-    fn leave(self) -> Outcome {
+    ///
+    /// # Errors
+    /// Those of closing the image.
+    pub fn detach(self) -> Result<()> {
         self.registry.clear_endings(self.record.id);
-        self.host.stop().map_err(|e| Failure::engine("detach failed", &e))
+        self.host.stop()
     }
 }

@@ -8,15 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use marcot::catalog::is_partial_name;
 use marcot::{BlockDevice, Error, ErrorKind, Pool, Result, Store};
 use marcot_serve::control::Place;
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::negotiation::LIST_BYTES_MAX;
 use marcot_serve::nbd::{ExportName, Exports};
 
-use crate::args::names::DEFAULT_POOL;
-use crate::spec::{self, Pattern, Spec};
-use crate::{access, incoming};
+use crate::client::Client;
+use crate::image::Image;
+use crate::image_spec::ImageSpec;
+use crate::operation::Operation;
+use crate::spec;
 
 /// A list leaves out what has not been read by then; shorter than clients wait for an answer.
 const LIST_TIME_MAX: Duration = Duration::from_secs(15);
@@ -27,7 +30,7 @@ const POOLS_READ_MAX: usize = 8;
 
 /// The exports of a store.
 pub struct StoreExports {
-    store: Store,
+    client: Client,
     /// Only these pools; all where empty.
     pools: Vec<String>,
     read_only: bool,
@@ -47,17 +50,15 @@ fn time_left(deadline: Instant) -> Duration {
 }
 
 impl StoreExports {
-    /// Exports the images of `pools`, or of all pools where that is empty.
-    pub fn new(store: Store, pools: Vec<String>, read_only: bool) -> Self {
-        Self { store, pools, read_only, being_read: Arc::default() }
+    /// Exports the images of `pools`, or of all pools where that is empty. With `read_only` nobody can
+    /// write to them.
+    #[must_use]
+    pub fn new(client: &Client, pools: Vec<String>, read_only: bool) -> Self {
+        Self { client: client.clone(), pools, read_only, being_read: Arc::default() }
     }
 
     fn chosen(&self, pool: &str) -> bool {
         self.pools.is_empty() || self.pools.iter().any(|name| name == pool)
-    }
-
-    fn pool_of(&self, spec: &Spec) -> Result<Pool> {
-        self.open_pool(spec.pool.as_deref().unwrap_or(DEFAULT_POOL))
     }
 
     /// Has the names of a pool read; false where that is under way since an earlier list, because the
@@ -67,7 +68,7 @@ impl StoreExports {
             return false;
         }
         let being_read = Arc::clone(&self.being_read);
-        let (store, sender, name) = (self.store.clone(), sender.clone(), pool.clone());
+        let (store, sender, name) = (self.client.store().clone(), sender.clone(), pool.clone());
         let thread = thread::Builder::new().name("nbd-list-pool".to_string());
         let started = thread.spawn(move || {
             let names = list_pool(&store, &name);
@@ -82,12 +83,13 @@ impl StoreExports {
         started.is_ok()
     }
 
-    fn open_pool(&self, name: &str) -> Result<Pool> {
-        if !self.chosen(name) {
-            let message = format!("pool '{name}' is not served");
+    /// The image of an export.
+    fn find(&self, spec: &ImageSpec) -> Result<Image> {
+        if !self.chosen(&spec.pool) {
+            let message = format!("pool '{}' is not served", spec.pool);
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        self.store.pool(name)
+        self.client.pool(&spec.pool)?.image(&spec.namespace, &spec.image)
     }
 }
 
@@ -137,27 +139,10 @@ fn list_pool(store: &Store, name: &str) -> Vec<ExportName> {
     names.list
 }
 
-/// The parts of an export's name; the pool is always there.
-fn parts(name: &str) -> Result<Spec> {
-    let bad = || Error::new(ErrorKind::Invalid, format!("'{name}' names no image"));
-    let mut spec = Spec::parse(name, Pattern::NewImage).ok_or_else(bad)?;
-    spec.pool.get_or_insert_with(|| DEFAULT_POOL.to_string());
-    Ok(spec)
-}
-
-fn full_name(spec: &Spec) -> String {
-    spec::show(
-        spec.pool.as_deref().unwrap_or(DEFAULT_POOL),
-        spec.namespace.as_deref().unwrap_or_default(),
-        &spec.image,
-        spec.snap.as_deref().unwrap_or_default(),
-    )
-}
-
 /// Adds the images of one namespace, and their snapshots.
 fn list_namespace(pool: &Pool, namespace: &str, names: &mut Names) -> Result<()> {
     for (image, id) in pool.images(namespace)? {
-        if incoming::is_partial(&image) {
+        if is_partial_name(&image) {
             continue;
         }
         if names.is_full() {
@@ -179,7 +164,7 @@ impl Exports for StoreExports {
     fn list(&self) -> Result<Vec<ExportName>> {
         let deadline = Instant::now() + LIST_TIME_MAX;
         let pools: Vec<String> =
-            self.store.pools()?.into_iter().filter(|p| self.chosen(p)).collect();
+            self.client.pools()?.into_iter().filter(|p| self.chosen(p)).collect();
         let (sender, receiver) = mpsc::channel();
         let mut lists: BTreeMap<String, Option<Vec<ExportName>>> =
             pools.iter().map(|pool| (pool.clone(), None)).collect();
@@ -205,57 +190,43 @@ impl Exports for StoreExports {
     }
 
     fn describe(&self, name: &str) -> Result<ExportName> {
-        Ok(ExportName { name: full_name(&parts(name)?), ..ExportName::default() })
+        Ok(ExportName { name: ImageSpec::parse(name)?.to_string(), ..ExportName::default() })
     }
 
     fn pool(&self, name: &str) -> String {
-        parts(name).ok().and_then(|spec| spec.pool).unwrap_or_default()
+        ImageSpec::parse(name).map(|spec| spec.pool).unwrap_or_default()
     }
 
     fn identify(&self, name: &str) -> Result<String> {
-        let spec = parts(name)?;
-        let pool = self.pool_of(&spec)?;
-        let id = pool.find(spec.namespace.as_deref().unwrap_or_default(), &spec.image)?;
-        let image = format!("{}/{id}", pool.id());
-        let Some(name) = spec.snap else { return Ok(image) };
-        let snapshots = pool.info(id)?.snapshots;
+        let spec = ImageSpec::parse(name)?;
+        let image = self.find(&spec)?;
+        let number = format!("{}/{}", image.pool().id(), image.id());
+        let Some(name) = spec.snapshot else { return Ok(number) };
+        let snapshots = image.engine_pool().info(image.id())?.snapshots;
         match snapshots.iter().find(|s| s.name == name && !s.trashed) {
-            Some(snap) => Ok(format!("{image}@{}", snap.id)),
+            Some(snap) => Ok(format!("{number}@{}", snap.id)),
             None => Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot '{name}'"))),
         }
     }
 
     fn open(&self, name: &str) -> Result<HostHandle> {
-        let spec = parts(name)?;
-        let pool = self.pool_of(&spec)?;
-        let id = pool.find(spec.namespace.as_deref().unwrap_or_default(), &spec.image)?;
-        let options = HostOptions {
-            name: name.to_string(),
-            control: Some(Place::of(&pool, id)),
-            gives_way: true,
-            ..HostOptions::default()
-        };
-        let device: Box<dyn BlockDevice> = match &spec.snap {
-            Some(snap) => Box::new(pool.open_snapshot(id, snap)?),
-            None if self.read_only || pool.read_only() => Box::new(pool.open_read_only(id)?),
-            // Another server may keep it open that nobody uses any more.
-            None => Box::new(access::for_itself_at_once(&pool, id, || pool.open(id))?),
-        };
-        ImageHost::start(device, options)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_become_canonical() {
-        for (given, full) in [("vm", "rbd/vm"), ("p/vm@s", "p/vm@s"), ("p/n/vm", "p/n/vm")] {
-            assert_eq!(full_name(&parts(given).unwrap()), full);
-        }
-        for bad in ["", "/vm", "p/n/m/vm", "vm@", "a@b@c"] {
-            assert_eq!(parts(bad).unwrap_err().kind(), ErrorKind::Invalid, "{bad}");
-        }
+        let spec = ImageSpec::parse(name)?;
+        let image = self.find(&spec)?;
+        image.operate(Operation::ServeImages, || {
+            let (pool, id) = (image.engine_pool(), image.id());
+            let options = HostOptions {
+                name: name.to_string(),
+                control: Some(Place::of(pool, id)),
+                gives_way: true,
+                ..HostOptions::default()
+            };
+            let device: Box<dyn BlockDevice> = match &spec.snapshot {
+                Some(snap) => Box::new(pool.open_snapshot(id, snap)?),
+                None if self.read_only || pool.read_only() => Box::new(pool.open_read_only(id)?),
+                // Another server may keep it open that nobody uses any more.
+                None => Box::new(image.for_itself_at_once(|| pool.open(id))?),
+            };
+            ImageHost::start(device, options)
+        })
     }
 }

@@ -1,11 +1,12 @@
 //! Reading the content of an image or snapshot from end to end, whoever has it open.
 
 use marcot::command::ExtentRow;
-use marcot::{
-    BlockDevice, Command, Error, ErrorKind, ImageId, Pool, Read, Reply, Result, SnapInfo,
-};
+use marcot::{BlockDevice, Command, Error, Read, Result};
 
-use crate::access::Access;
+use crate::image::Image;
+use crate::operation::Operation;
+use crate::owner::{Access, strange_reply};
+use crate::snapshot::Snapshot;
 
 /// Extents asked for at a time.
 const EXTENTS_MAX: usize = 4096;
@@ -34,20 +35,38 @@ pub trait Content {
     fn close(self: Box<Self>) -> Result<()>;
 }
 
-/// Opens the content of an image's head, or of a snapshot.
-///
-/// # Errors
-/// `NotFound`, `Corrupt`, `Io`, and `Owned` where the owner of the image cannot be reached.
-pub fn open(pool: &Pool, image: ImageId, snap: Option<&SnapInfo>) -> Result<Box<dyn Content>> {
-    if let Some(snap) = snap {
-        return Ok(Box::new(Opened(Box::new(pool.open_snapshot(image, &snap.name)?))));
+impl Image {
+    /// Opens the content of the image: here, or at its owner, and then it is written by others meanwhile.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `Io`; `Owned` for an owner that cannot be reached; `Interrupted`.
+    pub fn content(&self) -> Result<Box<dyn Content>> {
+        self.operate(Operation::ReadImage, || self.open_content(None))
     }
-    if pool.read_only() {
-        return Ok(Box::new(Opened(Box::new(pool.open_read_only(image)?))));
+
+    pub(crate) fn open_content(&self, snap: Option<&str>) -> Result<Box<dyn Content>> {
+        let pool = self.engine_pool();
+        if let Some(snap) = snap {
+            return Ok(Box::new(Opened(Box::new(pool.open_snapshot(self.id(), snap)?))));
+        }
+        if pool.read_only() {
+            return Ok(Box::new(Opened(Box::new(pool.open_read_only(self.id())?))));
+        }
+        let size_bytes = pool.info(self.id())?.size_bytes;
+        let access = Access::open(self, "reading")?;
+        Ok(Box::new(Shared { access, size_bytes }))
     }
-    let size_bytes = pool.info(image)?.size_bytes;
-    let access = Access::open(pool, image, "reading")?;
-    Ok(Box::new(Shared { access, size_bytes }))
+}
+
+impl Snapshot {
+    /// Opens the content of the snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `Io`.
+    pub fn content(&self) -> Result<Box<dyn Content>> {
+        let open = || self.image().open_content(Some(self.name()));
+        self.image().operate(Operation::ReadImage, open)
+    }
 }
 
 /// Open in this process only.
@@ -88,31 +107,22 @@ impl Content for Shared {
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let length = buf.len() as u64;
-        let reply = self.access.execute(&Command::Read { offset, length }, &mut |_, _| {})?;
-        match reply {
-            Reply::Data { data } if data.len() == buf.len() => {
-                buf.copy_from_slice(&data);
-                Ok(())
-            }
-            _ => Err(strange_reply()),
+        let command = Command::Read { offset, length };
+        let data: Vec<u8> = self.access.execute(&command, &mut |_, _| {})?;
+        if data.len() != buf.len() {
+            return Err(strange_reply());
         }
+        buf.copy_from_slice(&data);
+        Ok(())
     }
 
     fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>> {
-        match self.access.execute(&Command::Extents { offset, length }, &mut |_, _| {})? {
-            Reply::Extents { extents } => Ok(extents),
-            _ => Err(strange_reply()),
-        }
+        self.access.execute(&Command::Extents { offset, length }, &mut |_, _| {})
     }
 
     fn close(self: Box<Self>) -> Result<()> {
         self.access.close()
     }
-}
-
-/// The owner answered with something else than what was asked for.
-pub fn strange_reply() -> Error {
-    Error::new(ErrorKind::Io, "the image's owner gave an answer that does not fit the question")
 }
 
 /// Calls `each` with every piece of `content` in order: `Some(bytes)` for data, none longer than

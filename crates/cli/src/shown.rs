@@ -1,0 +1,35 @@
+//! What devices are called by those who call this program, and what the library warns of, in its words.
+
+use std::path::{Path, PathBuf};
+
+use marcot_client::Warning;
+use marcot_serve::mapping::{Driver, MappedRecord};
+
+use crate::program;
+
+/// The name of a device for people who call the program `program` and ask for devices of `driver`:
+/// called as `rbd`, the one that the kernel's RBD driver would give it.
+pub fn shown_device(
+    program: &str,
+    driver: Option<Driver>,
+    device: &Path,
+    node: Option<PathBuf>,
+) -> String {
+    let as_rbd = program == program::RBD && driver.is_none();
+    let shown = node.filter(|_| as_rbd).unwrap_or_else(|| device.to_owned());
+    shown.display().to_string()
+}
+
+/// A warning of the library's.
+pub fn worded(program: &str, warning: &Warning) -> String {
+    let shown = |r: &MappedRecord| shown_device(program, None, &r.device, r.names.node());
+    match warning {
+        Warning::MappedAlready(record) => {
+            format!("warning: image already mapped as {}", shown(record))
+        }
+        Warning::MappedMoreThanOnce { image, record } => {
+            format!("{image} is mapped more than once; {} is meant", shown(record))
+        }
+        warning => warning.to_string(),
+    }
+}

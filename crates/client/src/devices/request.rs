@@ -1,0 +1,197 @@
+//! What is asked for, and what comes of it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use marcot::{Error, ErrorKind};
+use marcot_serve::mapping::{self, Driver, MappedRecord};
+
+use super::spec_of;
+use crate::image_spec::ImageSpec;
+
+/// Seconds that the kernel waits for a new server, where nothing else is asked for.
+pub const REATTACH_TIMEOUT_S: u64 = mapping::REATTACH_TIMEOUT_S;
+
+/// The words with which this program, started again, does what a device needs. A program that maps
+/// devices has to understand them.
+#[derive(Debug, Clone, Copy)]
+pub struct ProgramWords {
+    /// Serves a device: [`super::server::DeviceServer`], with the job on its standard input.
+    pub server: &'static [&'static str],
+    /// Before a device and `quiesce` or `unquiesce`: freezes or thaws what is mounted from it, which
+    /// [`super::quiesce`] does.
+    pub quiesce: &'static [&'static str],
+}
+
+/// How to map.
+#[derive(Debug, Clone)]
+pub struct MapRequest {
+    /// Let nobody write.
+    pub read_only: bool,
+    /// `None`: what the machine has.
+    pub driver: Option<Driver>,
+    /// What the user wants to know the device by; `None`: a random name.
+    pub cookie: Option<String>,
+    /// What to do around snapshots.
+    pub quiesce: QuiesceBy,
+    /// How long the kernel waits for a new server, in seconds.
+    pub reattach_timeout_s: u64,
+}
+
+impl Default for MapRequest {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            driver: None,
+            cookie: None,
+            quiesce: QuiesceBy::Nothing,
+            reattach_timeout_s: REATTACH_TIMEOUT_S,
+        }
+    }
+}
+
+/// How users of a device are quieted while a snapshot is taken.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum QuiesceBy {
+    /// Not at all.
+    Nothing,
+    /// File systems on the device are frozen.
+    Freeze,
+    /// By a program, called with the device and `quiesce` or `unquiesce`.
+    Hook(PathBuf),
+}
+
+/// A device that was mapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappedDevice {
+    /// The kernel's name.
+    pub device: PathBuf,
+    /// The name as a device of RBD's, where it has one.
+    pub node: Option<PathBuf>,
+    /// Its cookie.
+    pub cookie: String,
+    /// Bytes at the image's end that the device lacks, because its size is no multiple of 512.
+    pub lacking_bytes: u64,
+}
+
+/// What came of taking a device away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Unmapped {
+    /// It is gone.
+    Gone,
+    /// It is in use, and stays.
+    InUse(InUse),
+}
+
+/// What keeps a device from being taken away. It reads as a few words in brackets do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InUse {
+    /// The kernel does: most often a file system that is mounted from it.
+    Mounted,
+    /// A process has it open.
+    Open {
+        /// Which one.
+        pid: u32,
+        /// What the process is called.
+        name: String,
+    },
+    /// Its server has not let go of it in time.
+    Kept,
+}
+
+impl fmt::Display for InUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mounted => f.write_str("mounted?"),
+            Self::Open { pid, name } => write!(f, "open in process {pid}, {name}"),
+            Self::Kept => f.write_str("mounted or open?"),
+        }
+    }
+}
+
+/// Why an image was not mapped, or a device not attached: for who words it, or offers a remedy. It
+/// becomes an [`Error`] by `?`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum MapFailure {
+    /// It is mapped already.
+    Mapped {
+        /// As this device.
+        record: Box<MappedRecord>,
+        /// False where the process that served the device has died.
+        served: bool,
+    },
+    /// A process has it open.
+    Open {
+        /// Which one.
+        pid: u32,
+        /// The image.
+        image: ImageSpec,
+    },
+    /// There is no such device, or it shows something else.
+    NotShown {
+        /// The device.
+        device: String,
+        /// What it should show.
+        image: ImageSpec,
+    },
+    /// The device has another cookie than the one given.
+    OtherCookie {
+        /// The device.
+        device: String,
+    },
+    /// Another operation is at work on the device.
+    AtWork {
+        /// The device.
+        device: String,
+    },
+    /// The device has a server.
+    Served {
+        /// The device.
+        device: String,
+        /// Its server.
+        pid: u32,
+    },
+    /// Something before the device's server was started.
+    Before(Error),
+    /// The device's server could not be started, or could not serve.
+    Server(Error),
+}
+
+impl fmt::Display for MapFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mapped { record, served } => {
+                let image = spec_of(record);
+                let dead = if *served { "" } else { ", whose server has died" };
+                write!(f, "{image} is mapped already as {}{dead}", record.device.display())
+            }
+            Self::Open { pid, image } => write!(f, "{image} is open in process {pid}"),
+            Self::NotShown { device, image } => write!(f, "{device} does not show {image}"),
+            Self::OtherCookie { device } => write!(f, "{device} has another cookie"),
+            Self::AtWork { device } => write!(f, "another command is at work on {device}"),
+            Self::Served { device, pid } => write!(f, "process {pid} serves {device} already"),
+            Self::Before(error) | Self::Server(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for MapFailure {}
+
+impl From<Error> for MapFailure {
+    fn from(error: Error) -> Self {
+        Self::Before(error)
+    }
+}
+
+impl From<MapFailure> for Error {
+    fn from(failure: MapFailure) -> Self {
+        let kind = match failure {
+            MapFailure::Before(error) | MapFailure::Server(error) => return error,
+            MapFailure::NotShown { .. } | MapFailure::OtherCookie { .. } => ErrorKind::Invalid,
+            _ => ErrorKind::Busy,
+        };
+        Self::new(kind, failure.to_string())
+    }
+}

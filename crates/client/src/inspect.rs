@@ -1,0 +1,134 @@
+//! What is told of an image without changing it: by its owner where there is one, for that one knows
+//! more than the disk, else by what is on disk.
+
+use std::collections::HashSet;
+
+use marcot::command::{DiffExtent, UsageRow, Watcher};
+use marcot::{Command, ErrorKind, InfoReader, Result};
+
+use crate::image::Image;
+use crate::operation::Operation;
+
+/// However it differs, an answer for so much fits into a message.
+const PART_BYTES_MIN: u64 = 256 << 20;
+
+/// What to compare.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Diff<'a> {
+    /// The earlier side: a snapshot; `None`: an image that has no data.
+    pub from: Option<&'a str>,
+    /// The later side: a snapshot; `None`: the image itself.
+    pub to: Option<&'a str>,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl Image {
+    /// Provisioned and used bytes: a row for each snapshot, oldest first, and one for the image itself.
+    /// Snapshots that were removed and wait for their children are left out.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`; `Interrupted`.
+    pub fn usage(&self) -> Result<Vec<UsageRow>> {
+        self.usage_by(&mut self.pool().info_reader())
+    }
+
+    /// As [`Self::usage`], for who asks for many images of a pool.
+    ///
+    /// # Errors
+    /// As [`Self::usage`].
+    pub fn usage_by(&self, reader: &mut InfoReader) -> Result<Vec<UsageRow>> {
+        self.operate(Operation::ImageUsage, || {
+            let rows: Vec<UsageRow> = self.inspect(&Command::Usage)?;
+            let snapshots = reader.info_of(self.name().1, self.id())?.snapshots;
+            let trashed: HashSet<u64> =
+                snapshots.iter().filter(|s| s.trashed).map(|s| s.id.0).collect();
+            Ok(rows.into_iter().filter(|row| !trashed.contains(&row.snapshot_id)).collect())
+        })
+    }
+
+    /// Who has the image open: as the owner tells it, or its process number where it does not answer.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`; `Interrupted`.
+    pub fn status(&self) -> Result<Vec<Watcher>> {
+        self.operate(Operation::ImageStatus, || {
+            if let Some(watchers) = self.look(&Command::Status)? {
+                return Ok(watchers);
+            }
+            let owner = self.engine_pool().info(self.id())?.owned_by;
+            Ok(owner.map(|pid| Watcher { pid, usage: String::new() }).into_iter().collect())
+        })
+    }
+
+    /// Where two states of the image differ within a range, in order of offset. What reads the same in
+    /// both is left out.
+    ///
+    /// # Errors
+    /// `NotFound` for a snapshot; `OutOfRange`; `Corrupt`; `Interrupted`.
+    pub fn diff(&self, diff: &Diff<'_>) -> Result<Vec<DiffExtent>> {
+        let (from_snap, to_snap) = (diff.from.map(str::to_owned), diff.to.map(str::to_owned));
+        let ask = |offset, length| {
+            let (from_snap, to_snap) = (from_snap.clone(), to_snap.clone());
+            self.inspect(&Command::Diff { from_snap, to_snap, offset, length })
+        };
+        self.operate(Operation::DiffImage, || in_parts(diff.offset, diff.length, &ask))
+    }
+}
+
+/// Asks for a range in one go, or in as many as it takes until each answer is short enough for the
+/// owner's socket.
+fn in_parts(
+    offset: u64,
+    length: u64,
+    ask: &dyn Fn(u64, u64) -> Result<Vec<DiffExtent>>,
+) -> Result<Vec<DiffExtent>> {
+    match ask(offset, length) {
+        Err(error) if error.kind() == ErrorKind::Invalid && length > PART_BYTES_MIN => {
+            let half = (length / 2).next_multiple_of(PART_BYTES_MIN);
+            let mut extents = in_parts(offset, half, ask)?;
+            for extent in in_parts(offset + half, length - half, ask)? {
+                match extents.last_mut() {
+                    Some(last)
+                        if last.offset + last.length == extent.offset
+                            && last.data == extent.data =>
+                    {
+                        last.length += extent.length;
+                    }
+                    _ => extents.push(extent),
+                }
+            }
+            Ok(extents)
+        }
+        outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn extent(offset: u64, length: u64, data: bool) -> DiffExtent {
+        DiffExtent { offset, length, data }
+    }
+
+    #[test]
+    fn what_is_too_much_for_one_answer_is_asked_for_in_parts_and_comes_out_the_same() {
+        let whole = vec![extent(5, PART_BYTES_MIN, true), extent(PART_BYTES_MIN * 3, 9, false)];
+        let size_bytes = PART_BYTES_MIN * 5 + 7;
+        let ask = |offset: u64, length: u64| {
+            if length > PART_BYTES_MIN {
+                return Err(marcot::Error::new(ErrorKind::Invalid, "too long"));
+            }
+            let cut = |e: &DiffExtent| {
+                let start = e.offset.max(offset);
+                let end = (e.offset + e.length).min(offset + length);
+                (start < end).then(|| extent(start, end.saturating_sub(start), e.data))
+            };
+            Ok(whole.iter().filter_map(cut).collect())
+        };
+        assert_eq!(in_parts(0, size_bytes, &ask).unwrap(), whole);
+    }
+}

@@ -1,0 +1,140 @@
+//! Parents and children: what makes, shows and ends the tie between them.
+
+use marcot::{ChildInfo, CloneOptions, Command, Result, SnapId};
+
+use crate::image::Image;
+use crate::image_spec::ImageSpec;
+use crate::operation::Operation;
+use crate::owner::{Access, Copied};
+use crate::pool::Pool;
+use crate::snapshot::Snapshot;
+
+/// The clone format whose parents need no protection.
+const FORMAT_UNPROTECTED: u32 = 2;
+
+/// Which children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Children {
+    /// Those that were cloned from it.
+    Direct,
+    /// And their children, and so on. A child in another store is listed, but not looked into.
+    Descendants,
+}
+
+impl Snapshot {
+    /// Clones the snapshot as `dest`. See [`Self::clone_into`].
+    ///
+    /// # Errors
+    /// Those of [`crate::Client::pool`] and [`Self::clone_into`].
+    pub fn clone_to(&self, dest: &ImageSpec, options: &CloneOptions) -> Result<Image> {
+        dest.refuse_snapshot()?;
+        let pool = self.image().client().pool(&dest.pool)?;
+        self.clone_into(&pool, &dest.namespace, &dest.image, options)
+    }
+
+    /// Clones the snapshot as `name` in a namespace of `dest`. Nothing is copied, and of its own pool
+    /// only read access is needed. An owner of the parent is told of the clone first where it has to
+    /// know, and waited for where it is in the way.
+    ///
+    /// # Errors
+    /// `NotProtected`; `NotFound` for snapshot or namespace; `Exists`; `Invalid` for the name, or a
+    /// snapshot of 0 bytes; `ReadOnly` for `dest`; `PermissionDenied` where no marker can be left for
+    /// the parent's owner (see [`CloneOptions::untracked`]); `Owned` for an owner that cannot be told;
+    /// `Interrupted`.
+    pub fn clone_into(
+        &self,
+        dest: &Pool,
+        namespace: &str,
+        name: &str,
+        options: &CloneOptions,
+    ) -> Result<Image> {
+        let (parent, snap) = (self.image(), self.name());
+        parent.operate(Operation::CloneSnapshot, || {
+            // Another command may have the parent open just now.
+            let id = parent.when_free(|| {
+                if options.format == FORMAT_UNPROTECTED {
+                    // An owner in another process must know that the snapshot is going to be cloned.
+                    // Cloning itself finds out whether it does.
+                    parent.tell(&Command::MarkShared { name: snap.to_owned() });
+                }
+                parent.client().store().clone_image(
+                    parent.engine_pool(),
+                    parent.id(),
+                    snap,
+                    dest.engine(),
+                    namespace,
+                    name,
+                    options,
+                )
+            })?;
+            Ok(dest.known_image(namespace, name, id))
+        })
+    }
+}
+
+impl Image {
+    /// Children of the image, or of the snapshot with that number, in every pool of the store; those in
+    /// other stores through the markers they left.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged head; what the operating system says.
+    pub fn children(&self, which: Children, snap: Option<SnapId>) -> Result<Vec<ChildInfo>> {
+        let (store, pool) = (self.client().store(), self.engine_pool());
+        self.operate(Operation::ListChildren, || match which {
+            Children::Direct => store.children(pool, self.id(), snap),
+            Children::Descendants => store.descendants(pool, self.id(), snap),
+        })
+    }
+
+    /// True where the image has a child of clone format 2, which needs no protected parent.
+    ///
+    /// # Errors
+    /// As [`Self::children`].
+    pub fn has_unprotected_child(&self) -> Result<bool> {
+        let store = self.client().store();
+        let look = || store.has_child_of_format_2(self.engine_pool(), self.id(), None);
+        self.operate(Operation::ListChildren, look)
+    }
+
+    /// Makes the image independent of its parent, while it is in use or not: part by part, so that its
+    /// users are served meanwhile. Interrupted half-way, it leaves a clone with less to copy. The
+    /// parent's owner is told. `progress` gets (done, total).
+    ///
+    /// # Errors
+    /// `NoParent`; `NoSpace`; `Corrupt` for a block that cannot be verified; `Owned` for an owner that
+    /// cannot be reached; `Interrupted`.
+    pub fn flatten(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.operate(Operation::FlattenImage, || {
+            let parent = self.engine_pool().info(self.id()).ok().and_then(|info| info.parent);
+            self.flatten_in_parts(progress)?;
+            self.client().child_is_gone(parent.as_ref());
+            Ok(())
+        })
+    }
+
+    pub(crate) fn flatten_in_parts(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let mut access = Access::open(self, "command")?;
+        let mut total = 0;
+        loop {
+            let Copied { left_blocks, more } =
+                access.execute(&Command::FlattenPart, &mut |_, _| {})?;
+            if !more {
+                break;
+            }
+            total = total.max(left_blocks);
+            progress(total - left_blocks, total.max(1));
+        }
+        access.execute::<()>(&Command::Flatten, progress)?;
+        access.close()
+    }
+
+    /// The snapshots that still need the image's former parent: those of an image without the feature
+    /// `deep-flatten`, after it was flattened.
+    ///
+    /// # Errors
+    /// As [`Self::info`].
+    pub fn attached_snapshots(&self) -> Result<Vec<String>> {
+        let snapshots = self.info()?.snapshots;
+        Ok(snapshots.into_iter().filter(|s| s.parent.is_some()).map(|s| s.name).collect())
+    }
+}

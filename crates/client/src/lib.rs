@@ -1,0 +1,96 @@
+//! What can be done to marcot's images and snapshots: one call an operation, whoever has the image open.
+//!
+//! An image has one owner at a time: the process that has it open for writing. It may be a server, a
+//! mapped device, another command, or nobody. This crate does what is asked for either way: it opens the
+//! image itself, or asks the owner over its control socket, and where the owner changes in between, it
+//! tries again. The command line calls it; so does every other program that manages images.
+//!
+//! # A first image
+//!
+//! A [`Client`] is the way into a store, an [`ImageSpec`] the full name of an image. Images and snapshots
+//! are handles: cheap to clone, nothing is open while they exist, and each call is one operation.
+//!
+//! ```
+//! # fn main() -> marcot_client::Result<()> {
+//! # let directory = tempfile::tempdir().unwrap();
+//! use marcot_client::snapshot::Quiesce;
+//! use marcot_client::{Client, CloneOptions, CreateOptions, ImageSpec, Options};
+//!
+//! let client = Client::open(directory.path(), Options::new())?;
+//! let options = CreateOptions { size_bytes: 1 << 30, ..CreateOptions::default() };
+//! let template = client.create(&ImageSpec::parse("rbd/debian")?, &options)?;
+//!
+//! // Of everything acknowledged until now, also where a guest has the image open.
+//! let v1 = template.create_snapshot("v1", Quiesce::Required)?;
+//! v1.protect()?;
+//!
+//! // A clone costs nothing and owes its parent what it does not write.
+//! let vm = v1.clone_to(&ImageSpec::parse("vm-1")?, &CloneOptions::default())?;
+//! assert_eq!(vm.info()?.parent.unwrap().snap, "v1");
+//! assert_eq!(v1.unprotect().unwrap_err().kind(), marcot_client::ErrorKind::HasChildren);
+//!
+//! // Long operations tell how far they are.
+//! vm.flatten(&mut |done, total| println!("{done} of {total}"))?;
+//! v1.unprotect()?;
+//! v1.remove(false, &mut |_, _| {})?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Reading and writing
+//!
+//! [`Image::open`] gives the block device to this process alone. [`Image::content`] reads an image that
+//! others may write meanwhile, and [`content::walk`] goes through it at a cost that follows the data and
+//! not the size. [`Pool::begin_image`] makes an image that nobody sees before it is whole.
+//!
+//! # Where to look
+//!
+//! | for | see |
+//! |---|---|
+//! | pools as a whole: create, attach, remove | [`Client`] |
+//! | namespaces, lists of images, check, garbage collection | [`Pool`] |
+//! | create, resize, rename, remove, metadata, space | [`Image`] |
+//! | take, protect, rename, remove, roll back | [`Snapshot`] |
+//! | clones, children, flatten | [`layering`] |
+//! | usage, differences, who has it open | [`inspect`] |
+//! | content, in and out | [`content`], [`incoming`], [`copy`] |
+//! | block devices of this machine | [`devices`] |
+//! | exports of a server | [`exports`] |
+//!
+//! # What a caller decides
+//!
+//! [`Options`] say what interrupts an operation, who is warned of what does not end one, and who may do
+//! what. Every operation passes one door before it begins ([`Operation`]), once. Nothing here prints,
+//! and no message names a flag of a command line: an [`Error`] has a kind, and what its remedy is called
+//! is the caller's business.
+//!
+//! `marcot-client -> {marcot-serve, marcot}`; nothing points back.
+
+mod client;
+pub mod content;
+pub mod copy;
+pub mod devices;
+pub mod exports;
+mod image;
+mod image_spec;
+pub mod incoming;
+pub mod inspect;
+pub mod layering;
+mod operation;
+mod options;
+mod owner;
+mod pool;
+mod retry;
+pub mod snapshot;
+pub mod sparse;
+pub mod spec;
+
+pub use client::Client;
+pub use image::Image;
+pub use image_spec::{DEFAULT_POOL, ImageSpec};
+pub use marcot::{CloneOptions, CreateOptions, Error, ErrorKind, PoolOptions, Result};
+pub use marcot_serve::control::Interrupt;
+pub use operation::{Attempt, Operation};
+pub use options::{Options, Warning};
+pub use pool::Pool;
+pub use snapshot::Snapshot;

@@ -1,0 +1,163 @@
+//! The door that every operation passes.
+
+use std::fmt;
+
+use marcot::{ImageId, Result};
+
+use crate::options::Options;
+
+macro_rules! operations {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What can be done, by name.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Operation {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Operation {
+            /// All of them, for who counts them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+operations! {
+    /// [`crate::Client::pools`].
+    ListPools,
+    /// [`crate::Client::create_pool`].
+    CreatePool,
+    /// [`crate::Client::init_pool`].
+    InitPool,
+    /// [`crate::Client::remove_pool`].
+    RemovePool,
+    /// [`crate::Client::attach_pool`].
+    AttachPool,
+    /// [`crate::Client::detach_pool`].
+    DetachPool,
+    /// [`crate::Pool::stats`].
+    PoolStats,
+    /// [`crate::Pool::check`].
+    CheckPool,
+    /// [`crate::Pool::collect_garbage`].
+    CollectGarbage,
+    /// [`crate::Pool::namespaces`].
+    ListNamespaces,
+    /// [`crate::Pool::create_namespace`].
+    CreateNamespace,
+    /// [`crate::Pool::remove_namespace`].
+    RemoveNamespace,
+    /// [`crate::Pool::images`].
+    ListImages,
+    /// [`crate::Client::image`], [`crate::Pool::image`], [`crate::Pool::image_by_id`].
+    FindImage,
+    /// [`crate::Pool::create`].
+    CreateImage,
+    /// [`crate::Pool::rename`].
+    RenameImage,
+    /// [`crate::Image::remove`], [`crate::Image::give_up`].
+    RemoveImage,
+    /// [`crate::Pool::begin_image`].
+    ImportImage,
+    /// [`crate::Image::copy_into`], [`crate::Snapshot::copy_into`].
+    CopyImage,
+    /// [`crate::Image::info`], [`crate::Snapshot::info`].
+    ImageInfo,
+    /// [`crate::Image::status`].
+    ImageStatus,
+    /// [`crate::Image::usage`].
+    ImageUsage,
+    /// [`crate::Image::diff`].
+    DiffImage,
+    /// [`crate::Image::content`], [`crate::Snapshot::content`].
+    ReadImage,
+    /// [`crate::Image::open`], [`crate::Image::open_read_only`], [`crate::Snapshot::open`].
+    OpenImage,
+    /// [`crate::Image::resize`].
+    ResizeImage,
+    /// [`crate::Image::flatten`].
+    FlattenImage,
+    /// [`crate::Image::reclaim`].
+    ReclaimImage,
+    /// [`crate::Image::set_metadata`].
+    SetMetadata,
+    /// [`crate::Image::children`], [`crate::Image::has_unprotected_child`].
+    ListChildren,
+    /// [`crate::Image::create_snapshot`].
+    CreateSnapshot,
+    /// [`crate::Snapshot::remove`].
+    RemoveSnapshot,
+    /// [`crate::Snapshot::rename`].
+    RenameSnapshot,
+    /// [`crate::Snapshot::roll_back`].
+    RollBackSnapshot,
+    /// [`crate::Snapshot::protect`].
+    ProtectSnapshot,
+    /// [`crate::Snapshot::unprotect`].
+    UnprotectSnapshot,
+    /// [`crate::Snapshot::clone_into`].
+    CloneSnapshot,
+    /// [`crate::Image::purge_snapshots`].
+    PurgeSnapshots,
+    /// [`crate::devices::Devices::list`].
+    ListDevices,
+    /// [`crate::devices::Devices::map`].
+    MapDevice,
+    /// [`crate::devices::Devices::attach`].
+    AttachDevice,
+    /// [`crate::devices::Devices::unmap`].
+    UnmapDevice,
+    /// [`crate::devices::Devices::detach`].
+    DetachDevice,
+    /// Opening an image for a client of [`crate::exports::StoreExports`].
+    ServeImages,
+}
+
+/// An operation that somebody is about to begin: what [`crate::Options::admission`] is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Attempt<'a> {
+    /// What is to be done.
+    pub operation: Operation,
+    /// In which pool; empty for what concerns the store as a whole.
+    pub pool: &'a str,
+    /// To which image; `None` for what concerns the pool as a whole.
+    pub image: Option<ImageId>,
+}
+
+impl fmt::Display for Attempt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.operation)?;
+        if !self.pool.is_empty() {
+            write!(f, " in pool '{}'", self.pool)?;
+        }
+        match self.image {
+            Some(image) => write!(f, " on image {image}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Options {
+    /// Carries out an operation. **Every operation passes here, once**, before anything of it is done:
+    /// the place to check a caller's rights, and to count and time operations. What operations have in
+    /// common inside, such as reading a head, does not.
+    ///
+    /// # Errors
+    /// Those of [`Options::admission`], and then those of `work`.
+    pub(crate) fn operate<T>(
+        &self,
+        operation: Operation,
+        pool: &str,
+        image: Option<ImageId>,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let attempt = Attempt { operation, pool, image };
+        self.admit(&attempt)?;
+        let outcome = work();
+        if let Err(error) = &outcome {
+            tracing::trace!(%attempt, %error, "failed");
+        }
+        outcome
+    }
+}

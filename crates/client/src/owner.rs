@@ -1,0 +1,371 @@
+//! The way to an image, whoever has it open.
+//!
+//! An image has one owner. Where there is none, this process becomes it; where another process has it (a
+//! device, a server, a long command), that one is asked over its control socket. Either side may come and
+//! go in between, so both are tried in turn for a while ([`crate::retry`]).
+//!
+//! What needs an image or snapshot for itself asks those who only keep it open, without using it, to
+//! close it ([`Image::for_itself`]).
+//!
+//! The commands of the control socket and its replies stay in this crate: what an operation gives is
+//! typed ([`Answer`]).
+
+use marcot::command::{DiffExtent, ExtentRow, UsageRow, Watcher};
+use marcot::{BlockDevice, Command, Error, ErrorKind, Reply, Result, SnapId};
+use marcot_serve::control::{self, Client as Connection, Patience, Place};
+use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
+
+use crate::image::Image;
+use crate::options::Warning;
+use crate::retry::{Given, Holders, Wait, interrupted};
+
+/// Receives (done, total).
+pub(crate) type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// The owner answered with something else than what was asked for.
+pub(crate) fn strange_reply() -> Error {
+    Error::new(ErrorKind::Io, "the image's owner gave an answer that does not fit the question")
+}
+
+/// What a reply holds, where it is of the kind that was asked for.
+pub(crate) trait Answer: Sized {
+    /// `None`: the reply is of another kind.
+    fn of(reply: Reply) -> Option<Self>;
+
+    /// # Errors
+    /// `Io` for a reply of another kind.
+    fn from_reply(reply: Reply) -> Result<Self> {
+        Self::of(reply).ok_or_else(strange_reply)
+    }
+}
+
+/// To what is done without a result: whatever it is, it is done.
+impl Answer for () {
+    fn of(_: Reply) -> Option<Self> {
+        Some(())
+    }
+}
+
+macro_rules! answers {
+    ($($type:ty: $reply:pat => $value:expr;)*) => {$(
+        impl Answer for $type {
+            fn of(reply: Reply) -> Option<Self> {
+                match reply {
+                    $reply => Some($value),
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+
+/// Blocks that are still to be copied, and whether there are any.
+pub(crate) struct Copied {
+    pub left_blocks: u64,
+    pub more: bool,
+}
+
+/// Bytes that were given back to the file system.
+pub(crate) struct Reclaimed(pub u64);
+
+answers! {
+    SnapId: Reply::Snapshot { id } => SnapId(id);
+    Vec<UsageRow>: Reply::Usage { rows } => rows;
+    Vec<DiffExtent>: Reply::Diff { extents } => extents;
+    Vec<u8>: Reply::Data { data } => data;
+    Vec<ExtentRow>: Reply::Extents { extents } => extents;
+    Vec<Watcher>: Reply::Status { watchers } => watchers;
+    Copied: Reply::Copied { left_blocks, more } => Copied { left_blocks, more };
+    Reclaimed: Reply::Reclaimed { bytes } => Reclaimed(bytes);
+}
+
+impl Image {
+    /// That of commands that only the owner can carry out.
+    fn patience(&self) -> Patience {
+        Patience { interrupt: self.client().options().interrupt.clone(), ..Patience::default() }
+    }
+
+    fn patience_to_look(&self) -> Patience {
+        Patience { interrupt: self.client().options().interrupt.clone(), ..Patience::to_look() }
+    }
+
+    fn place(&self) -> Place {
+        Place::of(self.engine_pool(), self.id())
+    }
+
+    /// Runs one command on the image, here or at its owner.
+    ///
+    /// # Errors
+    /// Those of the command; `Owned` if an owner exists that cannot be reached.
+    pub(crate) fn run<T: Answer>(&self, command: &Command, progress: Progress<'_>) -> Result<T> {
+        // `Busy` tells of somebody who reads the snapshot in question.
+        let reply = self.for_itself(|| self.run_once(command, progress))?;
+        T::from_reply(reply)
+    }
+
+    fn run_once(&self, command: &Command, progress: Progress<'_>) -> Result<Reply> {
+        let outcome =
+            self.client().retry().until_some(|| match self.engine_pool().open(self.id()) {
+                Ok(opened) => run_here(opened, command, progress).map(Some),
+                Err(error) if error.kind() == ErrorKind::Owned => self.ask_owner(command, progress),
+                Err(error) => Err(error),
+            });
+        outcome?.ok_or_else(|| self.unreachable_owner())
+    }
+
+    /// `None` if no owner listens: it has gone, or has not come up yet.
+    fn ask_owner(&self, command: &Command, progress: Progress<'_>) -> Result<Option<Reply>> {
+        match Connection::connect(&self.place(), &self.patience()) {
+            Ok(mut owner) => owner.try_ask(command, progress),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tries what needs the image (`Owned`) or a snapshot of it (`Busy`) for itself. Who keeps that open
+    /// without using it closes it; who is about to close it is waited for.
+    ///
+    /// # Errors
+    /// Those of `attempt`; `Owned` or `Busy`, with who uses it, where somebody does.
+    pub(crate) fn for_itself<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        self.for_itself_within(Wait::ForCommands, attempt)
+    }
+
+    /// As [`Self::for_itself`], for a server, where others wait meanwhile: an image that cannot be had at
+    /// once is not waited for.
+    ///
+    /// # Errors
+    /// As [`Self::for_itself`].
+    pub(crate) fn for_itself_at_once<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        self.for_itself_within(Wait::AtOnce, attempt)
+    }
+
+    fn for_itself_within<T>(&self, wait: Wait, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let in_use = || format!("{} is in use", self.label_now());
+        let ask = |holders| self.ask_to_give_way(holders);
+        let outcome = self.client().retry().for_itself(wait, attempt, ask, in_use);
+        outcome?.ok_or_else(|| self.unreachable_owner())
+    }
+
+    /// Tries what the image's owner can be in the way of, until it is not, for a while. It goes away, or
+    /// it comes to know what is going to be done.
+    ///
+    /// # Errors
+    /// Those of `attempt`.
+    pub(crate) fn when_free<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let ask = || self.ask_to_give_way(Holders::Owner);
+        let outcome = self.client().retry().when_free(attempt, ask);
+        outcome?.ok_or_else(|| self.unreachable_owner())
+    }
+
+    /// Has the image closed that somebody only keeps open, and waits for who is about to close it. Where
+    /// it is in use, it stays so.
+    pub(crate) fn let_idle_go(&self) {
+        let _ = self.for_itself(|| match self.engine_pool().info(self.id())?.owned_by {
+            Some(_) => Err(Error::new(ErrorKind::Owned, "in use")),
+            None => Ok(()),
+        });
+    }
+
+    /// # Errors
+    /// `Interrupted` by the caller.
+    pub(crate) fn ask_to_give_way(&self, holders: Holders) -> Result<Given> {
+        let (place, patience) = (self.place(), self.patience_to_look());
+        let found = match holders {
+            Holders::Owner => Connection::connect(&place, &patience).map(|owner| vec![owner]),
+            Holders::Readers => Connection::connect_readers(&place, &patience),
+        };
+        let others = match found {
+            Ok(others) => others,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Given::Nothing),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => return Ok(Given::Refusal(error.to_string())),
+        };
+        let mut given = Given::Nothing;
+        for mut other in others {
+            match other.try_ask(&Command::GiveWay, &mut |_, _| {}) {
+                Ok(_) => given = Given::Way,
+                Err(_) if patience.interrupt.came() => return Err(interrupted()),
+                Err(error) if matches!(given, Given::Nothing) => {
+                    given = match error.kind() {
+                        ErrorKind::Busy => Given::Use(error.to_string()),
+                        _ => Given::Refusal(error.to_string()),
+                    };
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(given)
+    }
+
+    fn unreachable_owner(&self) -> Error {
+        let pid = self.engine_pool().info(self.id()).ok().and_then(|info| info.owned_by);
+        let who = pid.map_or_else(|| "another process".to_string(), |pid| format!("process {pid}"));
+        Error::new(
+            ErrorKind::Owned,
+            format!("the image is open in {who}, which does not answer commands"),
+        )
+    }
+
+    /// Runs one command that changes nothing: at the owner where there is one, else on what is on disk,
+    /// so that it works in a pool that can only be read.
+    ///
+    /// # Errors
+    /// Those of the command.
+    pub(crate) fn inspect<T: Answer>(&self, command: &Command) -> Result<T> {
+        if let Some(answer) = self.look(command)? {
+            return Ok(answer);
+        }
+        let mut image: Box<dyn BlockDevice> =
+            Box::new(self.engine_pool().open_read_only(self.id())?);
+        T::from_reply(image.execute(command, &mut |_, _| {})?)
+    }
+
+    /// Asks the owner for what can also be seen on disk; `None` where nobody listens, somebody else's
+    /// owner listens, or it does not answer, of which the caller is warned.
+    ///
+    /// # Errors
+    /// Those of the command; `Interrupted` by the caller.
+    pub(crate) fn look<T: Answer>(&self, command: &Command) -> Result<Option<T>> {
+        let (client, patience) = (self.client(), self.patience_to_look());
+        let outcome = Connection::connect(&self.place(), &patience).and_then(|mut owner| {
+            let pid = owner.pid();
+            if client.silent().contains(&pid) {
+                return Ok(None);
+            }
+            let outcome = owner.try_ask(command, &mut |_, _| {});
+            if pid != 0 && outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Owned) {
+                client.silent().push(pid);
+            }
+            outcome
+        });
+        match outcome {
+            Err(error) if patience.interrupt.came() => Err(error),
+            Err(error) if error.kind() == ErrorKind::Owned => {
+                client.options().warn(&Warning::OwnerSilent(error));
+                Ok(None)
+            }
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                client.options().warn(&Warning::OwnerRefused(error));
+                Ok(None)
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Interrupted) => {
+                Ok(None)
+            }
+            outcome => outcome?.map(T::from_reply).transpose(),
+        }
+    }
+
+    /// Gives the owner of the image, if there is one, a command that saves later work. What fails here
+    /// is found out by who depends on it, or done by gc.
+    pub(crate) fn tell(&self, command: &Command) {
+        let _ = control::ask(&self.place(), command, &self.patience_to_look(), &mut |_, _| {});
+    }
+
+    fn find_way(&self, usage: &str) -> Result<Way> {
+        let outcome =
+            self.client().retry().until_some(|| match self.engine_pool().open(self.id()) {
+                Ok(opened) => self.host(opened, usage).map(|host| Some(Way::Here(host))),
+                Err(error) if error.kind() == ErrorKind::Owned => {
+                    match Connection::connect(&self.place(), &self.patience()) {
+                        Ok(owner) => Ok(Some(Way::Owner(owner))),
+                        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                        Err(error) => Err(error),
+                    }
+                }
+                Err(error) => Err(error),
+            });
+        outcome?.ok_or_else(|| self.unreachable_owner())
+    }
+
+    fn host(&self, image: marcot::Image, usage: &str) -> Result<HostHandle> {
+        let options = HostOptions {
+            name: image.label().to_string(),
+            usage: Some(usage.to_string()),
+            control: Some(self.place()),
+            ..HostOptions::default()
+        };
+        ImageHost::start(Box::new(image), options)
+    }
+}
+
+fn run_here(image: marcot::Image, command: &Command, progress: Progress<'_>) -> Result<Reply> {
+    let mut image: Box<dyn BlockDevice> = Box::new(image);
+    let outcome = image.execute(command, progress);
+    // What the command did is durable when it answers; closing only saves the next one time.
+    let closed = image.close();
+    outcome.and_then(|reply| closed.map(|()| reply))
+}
+
+/// An image to which commands can be given one after the other.
+pub(crate) struct Access {
+    image: Image,
+    usage: &'static str,
+    way: Way,
+}
+
+enum Way {
+    /// Open in this process, which answers commands of others meanwhile.
+    Here(HostHandle),
+    /// Open in another process.
+    Owner(Connection),
+}
+
+impl Access {
+    /// Opens an image for a longer stay, or reaches its owner. `usage` is what `status` says of it.
+    ///
+    /// # Errors
+    /// As [`Image::run`].
+    pub fn open(image: &Image, usage: &'static str) -> Result<Self> {
+        Ok(Self { image: image.clone(), usage, way: image.find_way(usage)? })
+    }
+
+    /// Runs one command. Where the owner goes away before it begins, the next one is asked; also where
+    /// it goes away later, if the command changes nothing.
+    ///
+    /// # Errors
+    /// Those of the command.
+    pub fn execute<T: Answer>(&mut self, command: &Command, progress: Progress<'_>) -> Result<T> {
+        let Self { image, usage, way } = self;
+        let client = image.client();
+        let outcome = client.retry().at_once(|| {
+            let owner = match &mut *way {
+                Way::Here(host) => return host.execute(command.clone(), progress).map(Some),
+                Way::Owner(owner) => owner,
+            };
+            match owner.try_ask(command, progress) {
+                Ok(Some(reply)) => return Ok(Some(reply)),
+                Ok(None) => {}
+                Err(error) if may_be_repeated(command, &error) && !client.interrupted() => {}
+                Err(error) => return Err(error),
+            }
+            *way = image.find_way(usage)?;
+            Ok(None)
+        });
+        T::from_reply(outcome?.ok_or_else(|| image.unreachable_owner())?)
+    }
+
+    /// Lets go of the image.
+    ///
+    /// # Errors
+    /// Those of closing it.
+    pub fn close(self) -> Result<()> {
+        match self.way {
+            Way::Here(host) => host.stop(),
+            Way::Owner(_) => Ok(()),
+        }
+    }
+}
+
+/// True where an answer was lost that another owner can give as well.
+fn may_be_repeated(command: &Command, error: &Error) -> bool {
+    let reads = matches!(
+        command,
+        Command::Read { .. }
+            | Command::Extents { .. }
+            | Command::Diff { .. }
+            | Command::Usage
+            | Command::Status
+    );
+    reads && error.kind() == ErrorKind::Interrupted
+}

@@ -1,0 +1,236 @@
+//! A snapshot: taking and removing it, protecting it, going back to it.
+
+use marcot::command::QuiesceMode;
+use marcot::{BlockDevice, Command, Error, ErrorKind, ImageInfo, Result, SnapId, SnapInfo};
+
+use crate::image::Image;
+use crate::operation::Operation;
+
+/// What becomes of those who use an image while a snapshot is taken: a mapped device may have a hook
+/// that quiets its file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Quiesce {
+    /// They are quieted; where that fails, no snapshot is taken.
+    #[default]
+    Required,
+    /// They are quieted; where that fails, the snapshot is taken all the same.
+    IgnoreErrors,
+    /// They are not asked.
+    Skip,
+}
+
+/// What removing an image's snapshots came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// How many were removed.
+    pub removed: usize,
+    /// Names of those that are protected, and stay.
+    pub protected: Vec<String>,
+}
+
+/// A snapshot of an image, by name. Cheap to clone, and nothing is open while it exists.
+///
+/// Every method fails with `NotFound` where the image has no snapshot of that name.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    image: Image,
+    name: String,
+}
+
+impl Image {
+    /// Takes a snapshot of everything acknowledged; durable when it returns.
+    ///
+    /// # Errors
+    /// `Exists`; `Invalid`, `NameTooLong` for the name; `TooMany`; those of quieting the image's users;
+    /// `Owned` for an owner that cannot be reached; `NoSpace`; `Interrupted`.
+    pub fn create_snapshot(&self, name: &str, quiesce: Quiesce) -> Result<Snapshot> {
+        let given = name.to_owned();
+        let command = match quiesce {
+            Quiesce::Required => Command::SnapCreate { name: given },
+            Quiesce::IgnoreErrors => {
+                Command::SnapCreateWith { name: given, quiesce: QuiesceMode::IgnoreErrors }
+            }
+            Quiesce::Skip => Command::SnapCreateWith { name: given, quiesce: QuiesceMode::Skip },
+        };
+        self.operate(Operation::CreateSnapshot, || {
+            let _: SnapId = self.run(&command, &mut |_, _| {})?;
+            Ok(self.snapshot(name))
+        })
+    }
+
+    /// Removes all snapshots that are not protected, oldest first. `progress` gets how many of all
+    /// snapshots are gone, and how many there were.
+    ///
+    /// # Errors
+    /// Those of [`Image::info`] and [`Snapshot::remove`]; the snapshots before that one are gone.
+    pub fn purge_snapshots(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Purged> {
+        self.operate(Operation::PurgeSnapshots, || {
+            let mut snaps = self.engine_pool().info(self.id())?.snapshots;
+            snaps.retain(|snap| !snap.trashed);
+            let total = snaps.len() as u64;
+            let mut purged = Purged::default();
+            for snap in snaps {
+                if snap.protected {
+                    purged.protected.push(snap.name);
+                    continue;
+                }
+                let command = Command::SnapRemove { name: snap.name, force: false };
+                self.run::<()>(&command, &mut |_, _| {})?;
+                purged.removed += 1;
+                progress(purged.removed as u64, total);
+            }
+            Ok(purged)
+        })
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn new(image: Image, name: &str) -> Self {
+        Self { image, name: name.to_owned() }
+    }
+
+    /// The image.
+    #[must_use]
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// The snapshot's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn run(
+        &self,
+        operation: Operation,
+        command: &Command,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        self.image.operate(operation, || self.image.run(command, progress))
+    }
+
+    /// What an image's head tells of it.
+    ///
+    /// # Errors
+    /// `NotFound`, also where it was removed and waits for its children.
+    pub(crate) fn found_in(&self, image: &ImageInfo) -> Result<SnapInfo> {
+        let mut snapshots = image.snapshots.iter();
+        let found = snapshots.find(|snap| snap.name == self.name && !snap.trashed);
+        found.cloned().ok_or_else(|| self.missing_in(image))
+    }
+
+    pub(crate) fn missing_in(&self, image: &ImageInfo) -> Error {
+        let spec = self.image.spec_of(image);
+        Error::new(ErrorKind::NotFound, format!("{spec} has no snapshot '{}'", self.name))
+    }
+
+    fn found(&self) -> Result<SnapInfo> {
+        self.found_in(&self.image.engine_pool().info(self.image.id())?)
+    }
+
+    /// What is recorded about it; works while the image is in use.
+    ///
+    /// # Errors
+    /// `NotFound`; those of [`Image::info`].
+    pub fn info(&self) -> Result<SnapInfo> {
+        self.image.operate(Operation::ImageInfo, || self.found())
+    }
+
+    /// Opens it for reading, in this process.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `NewerFormat`.
+    pub fn open(&self) -> Result<Box<dyn BlockDevice>> {
+        self.image.operate(Operation::OpenImage, || {
+            let opened = self.image.engine_pool().open_snapshot(self.image.id(), &self.name)?;
+            Ok(Box::new(opened) as Box<dyn BlockDevice>)
+        })
+    }
+
+    /// Protects it from removal, so that it can be cloned.
+    ///
+    /// # Errors
+    /// `Protected` where it is already; `NotFound`; `Owned` for an owner that cannot be reached;
+    /// `Interrupted`.
+    pub fn protect(&self) -> Result<()> {
+        let command = Command::SnapProtect { name: self.name.clone() };
+        self.run(Operation::ProtectSnapshot, &command, &mut |_, _| {})
+    }
+
+    /// Takes the protection away.
+    ///
+    /// # Errors
+    /// `HasChildren`, with some of them; `NotProtected`; `NotFound`; `Owned` for an owner that cannot be
+    /// reached; `Interrupted`.
+    pub fn unprotect(&self) -> Result<()> {
+        let command = Command::SnapUnprotect { name: self.name.clone() };
+        self.run(Operation::UnprotectSnapshot, &command, &mut |_, _| {})
+    }
+
+    /// Removes it. With children of clone format 2 it is moved aside instead, and goes with the last of
+    /// them. With `force` its children are flattened and its protection is taken away first. `progress`
+    /// gets (done, total).
+    ///
+    /// # Errors
+    /// `Protected`; `HasChildren` where a child in another store has to be flattened there; `NotFound`;
+    /// `Busy`, with who reads it; `Owned` for an owner that cannot be reached; `Interrupted`.
+    pub fn remove(&self, force: bool, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let command = Command::SnapRemove { name: self.name.clone(), force };
+        self.image.operate(Operation::RemoveSnapshot, || {
+            if force {
+                self.flatten_children()?;
+            }
+            self.image.run(&command, progress)
+        })
+    }
+
+    /// Flattens its children, so that it can be unprotected and removed.
+    fn flatten_children(&self) -> Result<()> {
+        let snap = match self.found() {
+            // Removing it says so.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            found => found?,
+        };
+        let (client, image) = (self.image.client(), &self.image);
+        let store = client.store();
+        let children = store.children(image.engine_pool(), image.id(), Some(snap.id))?;
+        // Before any is flattened, for nothing.
+        if let Some(child) = children.iter().find(|child| child.marker) {
+            let message = format!(
+                "snapshot '{}' has a child in another store, where it has to be flattened first: \
+                 {child}",
+                self.name
+            );
+            return Err(Error::new(ErrorKind::HasChildren, message));
+        }
+        for child in children {
+            let pool = client.pool(&child.pool)?;
+            let child = pool.known_image(&child.namespace, &child.image, child.image_id);
+            child.flatten_in_parts(&mut |_, _| {})?;
+        }
+        Ok(())
+    }
+
+    /// Gives it another name; its children keep their parent.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exists`; `Invalid`, `NameTooLong` for the new name; `Owned` for an owner that cannot
+    /// be reached; `Interrupted`.
+    pub fn rename(&self, name: &str) -> Result<Self> {
+        let command = Command::SnapRename { from: self.name.clone(), to: name.to_owned() };
+        self.run(Operation::RenameSnapshot, &command, &mut |_, _| {})?;
+        Ok(self.image.snapshot(name))
+    }
+
+    /// Brings the image back to the content and size of the snapshot; what came later is lost.
+    /// `progress` gets (done, total).
+    ///
+    /// # Errors
+    /// `NotFound`; `Owned` for an owner that cannot be reached; `Interrupted`.
+    pub fn roll_back(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let command = Command::SnapRollback { name: self.name.clone() };
+        self.run(Operation::RollBackSnapshot, &command, progress)
+    }
+}

@@ -1,0 +1,193 @@
+//! The door that every operation passes.
+#![allow(missing_docs)]
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use marcot::{CheckOptions, CloneOptions, CreateOptions, ErrorKind, PoolOptions, SnapId};
+use marcot_client::devices::{Devices, MapRequest, ProgramWords};
+use marcot_client::exports::StoreExports;
+use marcot_client::inspect::Diff;
+use marcot_client::layering::Children;
+use marcot_client::snapshot::Quiesce;
+use marcot_client::{Client, Error, ImageSpec, Operation, Options, Result};
+use marcot_serve::mapping::MappedRecord;
+use marcot_serve::nbd::Exports;
+
+type Call = (Operation, Box<dyn Fn() -> Result<()>>);
+
+fn quiet(_: u64, _: u64) {}
+
+/// Calls every operation, on the image `a` with the snapshot `s`.
+fn calls(client: &Client) -> Vec<Call> {
+    let mut calls: Vec<Call> = Vec::new();
+    let mut add = |operation, call: Box<dyn Fn() -> Result<()>>| calls.push((operation, call));
+    macro_rules! call {
+        ($operation:ident, $name:ident: $of:expr => $call:expr) => {{
+            let $name = $of;
+            add(Operation::$operation, Box::new(move || ($call).map(drop)));
+        }};
+    }
+    let pool = client.pool("rbd").unwrap();
+    let id = pool.engine().find("", "a").unwrap();
+    let image = || pool.known_image("", "a", id);
+    let snapshot = || image().snapshot("s");
+    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
+    let new = options.clone();
+    call!(ListPools, c: client.clone() => c.pools());
+    call!(CreatePool, c: client.clone() => c.create_pool("p", &PoolOptions::default()));
+    call!(InitPool, c: client.clone() => c.init_pool("rbd"));
+    call!(RemovePool, c: client.clone() => c.remove_pool("p"));
+    call!(AttachPool, c: client.clone() => c.attach_pool("q", c.directory()));
+    call!(DetachPool, c: client.clone() => c.detach_pool("q"));
+    call!(PoolStats, p: pool.clone() => p.stats());
+    call!(CheckPool, p: pool.clone() => p.check(&CheckOptions::default(), &mut quiet));
+    call!(CollectGarbage, p: pool.clone() => p.collect_garbage(&mut quiet));
+    call!(ListNamespaces, p: pool.clone() => p.namespaces());
+    call!(CreateNamespace, p: pool.clone() => p.create_namespace("n"));
+    call!(RemoveNamespace, p: pool.clone() => p.remove_namespace("n"));
+    call!(ListImages, p: pool.clone() => p.images(""));
+    call!(FindImage, p: pool.clone() => p.image("", "a"));
+    call!(FindImage, p: pool.clone() => p.image_by_id("", id));
+    call!(FindImage, c: client.clone() => c.image(&ImageSpec::new("rbd", "a")));
+    call!(CreateImage, p: pool.clone() => p.create("", "b", &new));
+    call!(ImportImage, p: pool.clone() => p.begin_image("", "c", &options));
+    call!(RenameImage, p: pool.clone() => p.rename("", "b", "d"));
+    call!(RenameImage, i: pool.known_image("", "d", id) => i.rename("b"));
+    call!(ImageInfo, i: image() => i.info());
+    call!(ImageInfo, i: image() => i.metadata());
+    call!(ImageInfo, s: snapshot() => s.info());
+    call!(ImageStatus, i: image() => i.status());
+    call!(ImageUsage, i: image() => i.usage());
+    call!(DiffImage, i: image() => i.diff(&Diff { length: 4096, ..Diff::default() }));
+    call!(ReadImage, i: image() => i.content());
+    call!(ReadImage, s: snapshot() => s.content());
+    call!(OpenImage, i: image() => i.open());
+    call!(OpenImage, i: image() => i.open_read_only());
+    call!(OpenImage, s: snapshot() => s.open());
+    call!(ResizeImage, i: image() => i.resize(2 << 20, false, &mut quiet));
+    call!(ReclaimImage, i: image() => i.reclaim());
+    call!(SetMetadata, i: image() => i.set_metadata("k", "v"));
+    call!(CreateSnapshot, i: image() => i.create_snapshot("t", Quiesce::Skip));
+    call!(ProtectSnapshot, s: snapshot() => s.protect());
+    let (p, s) = (pool.clone(), snapshot());
+    call!(CloneSnapshot, x: (p, s) => x.1.clone_into(&x.0, "", "e", &CloneOptions::default()));
+    let (p, i) = (pool.clone(), image());
+    call!(CopyImage, x: (p, i) => x.1.copy_into(&x.0, "", "f", None, &mut quiet));
+    let (p, s) = (pool.clone(), snapshot());
+    call!(CopyImage, x: (p, s) => x.1.copy_into(&x.0, "", "g", None, &mut quiet));
+    call!(ListChildren, i: image() => i.children(Children::Descendants, None::<SnapId>));
+    call!(ListChildren, i: image() => i.has_unprotected_child());
+    call!(FlattenImage, i: image() => i.flatten(&mut quiet));
+    call!(RollBackSnapshot, s: snapshot() => s.roll_back(&mut quiet));
+    call!(UnprotectSnapshot, s: snapshot() => s.unprotect());
+    call!(RenameSnapshot, i: image() => i.snapshot("t").rename("u"));
+    call!(RemoveSnapshot, i: image() => i.snapshot("u").remove(false, &mut quiet));
+    call!(PurgeSnapshots, i: image() => i.purge_snapshots(&mut quiet));
+    call!(RemoveImage, i: image() => i.remove(&mut quiet));
+    call!(RemoveImage, i: image() => i.give_up(&mut quiet));
+    calls
+}
+
+/// What is done with devices and exports, which the first door refuses; past it they need a kernel, or
+/// ask several operations.
+fn refused_only(client: &Client, options: Options) -> Vec<Call> {
+    const WORDS: ProgramWords = ProgramWords { server: &["true"], quiesce: &["true"] };
+    let pool = client.pool("rbd").unwrap();
+    let image = pool.known_image("", "a", pool.engine().find("", "a").unwrap());
+    let request = MapRequest::default;
+    let devices =
+        Arc::new(Devices::open_in(&client.directory().join("run"), options, WORDS).unwrap());
+    let record: MappedRecord = serde_json::from_str(
+        r#"{"id": 65535, "pid": 1, "boot": "", "store": "/", "pool": "rbd", "namespace": "",
+            "image": "a", "image_number": 1, "snap": "", "snap_number": 0, "device": "/dev/nbd65535",
+            "driver": "nbd", "read_only": false, "label": "", "cookie": "",
+            "names": {"directory": "/dev", "node": null, "link": null}}"#,
+    )
+    .unwrap();
+    let (d, i) = (Arc::clone(&devices), image.clone());
+    let map = move || d.map(&i, None, &request()).map(drop).map_err(Error::from);
+    let (d, i) = (Arc::clone(&devices), image);
+    let attach = move || {
+        let attached = d.attach(&i, None, "/dev/nbd65535", &request(), false);
+        attached.map(drop).map_err(Error::from)
+    };
+    let (d, r) = (Arc::clone(&devices), record.clone());
+    let unmap = move || d.unmap(&r, false).map(drop);
+    let (d, r) = (Arc::clone(&devices), record);
+    let detach = move || d.detach(&r);
+    let exports = StoreExports::new(client, Vec::new(), false);
+    vec![
+        (Operation::ListDevices, Box::new(move || devices.list().map(drop))),
+        (Operation::MapDevice, Box::new(map)),
+        (Operation::AttachDevice, Box::new(attach)),
+        (Operation::UnmapDevice, Box::new(unmap)),
+        (Operation::DetachDevice, Box::new(detach)),
+        (Operation::ServeImages, Box::new(move || exports.open("rbd/a").map(drop))),
+    ]
+}
+
+/// A store with an image and a snapshot, a client that asks before each operation, and what it has asked.
+fn asking(
+    admit: impl Fn(Operation) -> bool + Send + Sync + 'static,
+) -> (tempfile::TempDir, Client, Options, Arc<Mutex<Vec<Operation>>>) {
+    let directory = tempfile::tempdir().unwrap();
+    let client = Client::open(directory.path(), Options::new()).unwrap();
+    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
+    let image = client.create(&ImageSpec::new("rbd", "a"), &options).unwrap();
+    image.create_snapshot("s", Quiesce::Skip).unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    let options = Options::new().admission(move |attempt| {
+        log.lock().unwrap().push(attempt.operation);
+        match admit(attempt.operation) {
+            true => Ok(()),
+            false => {
+                Err(Error::new(ErrorKind::PermissionDenied, format!("not allowed: {attempt}")))
+            }
+        }
+    });
+    let client = Client::open(directory.path(), options.clone()).unwrap();
+    (directory, client, options, asked)
+}
+
+#[test]
+fn what_is_not_admitted_is_not_done() {
+    // An export is looked up before it is opened.
+    let looking = Arc::new(AtomicBool::new(false));
+    let may_look = Arc::clone(&looking);
+    let admit =
+        move |operation| operation == Operation::FindImage && may_look.load(Ordering::Relaxed);
+    let (_directory, client, options, asked) = asking(admit);
+    let before = client.pool("rbd").unwrap().engine().images("").unwrap();
+    let mut seen = HashSet::new();
+    let mut all = calls(&client);
+    all.extend(refused_only(&client, options));
+    for (operation, call) in all {
+        looking.store(operation == Operation::ServeImages, Ordering::Relaxed);
+        asked.lock().unwrap().clear();
+        let error = call().expect_err(&format!("{operation:?}"));
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{operation:?}: {error}");
+        assert_eq!(asked.lock().unwrap().last(), Some(&operation));
+        seen.insert(operation);
+    }
+    assert_eq!(seen, Operation::ALL.iter().copied().collect());
+    let pool = client.pool("rbd").unwrap();
+    assert_eq!(pool.engine().images("").unwrap(), before);
+    assert!(!client.directory().join("pools/p").exists());
+    let info = pool.engine().info(before[0].1).unwrap();
+    assert_eq!((info.size_bytes, info.snapshots.len()), (1 << 20, 1));
+    assert!(!info.snapshots[0].protected && info.metadata.is_empty());
+}
+
+#[test]
+fn an_operation_asks_once_whatever_it_takes() {
+    let (_directory, client, _, asked) = asking(|_| true);
+    for (operation, call) in calls(&client) {
+        asked.lock().unwrap().clear();
+        // Some cannot succeed one after the other; that they were asked for is what counts.
+        let _ = call();
+        assert_eq!(*asked.lock().unwrap(), [operation]);
+    }
+}

@@ -1,0 +1,270 @@
+//! Operations on images that somebody has open: an owner in this process, behind its control socket, is
+//! as far away as one in another.
+#![allow(missing_docs)]
+
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use marcot::command::DiffExtent;
+use marcot::{BlockDevice, CloneOptions, CreateOptions, ErrorKind};
+use marcot_client::inspect::Diff;
+use marcot_client::layering::Children;
+use marcot_client::snapshot::Quiesce;
+use marcot_client::{Client, Image, ImageSpec, Interrupt, Options};
+use marcot_serve::control::{Place, SOCKET_NAME};
+use marcot_serve::host::{DeviceRequest, HostHandle, HostOptions, ImageHost};
+use tempfile::TempDir;
+
+const SIZE_BYTES: u64 = 64 << 20;
+
+/// A store of its own, which goes with the test.
+struct World {
+    client: Client,
+    _directory: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(Options::new())
+    }
+
+    fn with(options: Options) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let client = Client::open(directory.path(), options).unwrap();
+        Self { client, _directory: directory }
+    }
+
+    fn create(&self, name: &str) -> Image {
+        let options = CreateOptions { size_bytes: SIZE_BYTES, ..CreateOptions::default() };
+        self.client.create(&ImageSpec::new("rbd", name), &options).unwrap()
+    }
+}
+
+fn quiet(_: u64, _: u64) {}
+
+/// Makes this process the owner of an image, as a server or a device does.
+fn own(image: &Image, gives_way: bool) -> HostHandle {
+    let (pool, id) = (image.pool().engine(), image.id());
+    serve(image, Box::new(pool.open(id).unwrap()), gives_way)
+}
+
+fn serve(image: &Image, device: Box<dyn BlockDevice>, gives_way: bool) -> HostHandle {
+    let control = Some(Place::of(image.pool().engine(), image.id()));
+    let name = image.spec().to_string();
+    let options = HostOptions { name, control, gives_way, ..HostOptions::default() };
+    ImageHost::start(device, options).unwrap()
+}
+
+fn write(host: &HostHandle, offset: u64, data: &[u8]) {
+    let data = data.to_vec();
+    host.submit_and_wait(DeviceRequest::Write { offset, data, fua: false }).unwrap();
+}
+
+#[test]
+fn an_open_image_is_changed_by_its_owner() {
+    let world = World::new();
+    let image = world.create("a");
+    let host = own(&image, false);
+    write(&host, 4096, &[7; 4096]);
+
+    let snapshot = image.create_snapshot("v1", Quiesce::Required).unwrap();
+    snapshot.protect().unwrap();
+    assert_eq!(snapshot.protect().unwrap_err().kind(), ErrorKind::Protected);
+    assert!(snapshot.info().unwrap().protected);
+    let protected = snapshot.remove(false, &mut quiet).unwrap_err();
+    assert_eq!(protected.kind(), ErrorKind::Protected);
+
+    image.resize(2 * SIZE_BYTES, false, &mut quiet).unwrap();
+    assert_eq!(host.size_bytes(), 2 * SIZE_BYTES);
+    let shrunk = image.resize(SIZE_BYTES, false, &mut quiet).unwrap_err();
+    assert_eq!(shrunk.kind(), ErrorKind::Invalid);
+    image.resize(SIZE_BYTES, true, &mut quiet).unwrap();
+
+    image.set_metadata("who", "me").unwrap();
+    assert_eq!(image.metadata().unwrap(), [("who".to_owned(), "me".to_owned())]);
+
+    write(&host, 4096, &[8; 4096]);
+    snapshot.unprotect().unwrap();
+    let renamed = snapshot.rename("v2").unwrap();
+    assert_eq!(snapshot.info().unwrap_err().kind(), ErrorKind::NotFound);
+    renamed.roll_back(&mut quiet).unwrap();
+    let read = DeviceRequest::Read { offset: 4096, length: 4096 };
+    assert_eq!(host.submit_and_wait(read).unwrap(), [7; 4096]);
+    renamed.remove(false, &mut quiet).unwrap();
+    assert!(image.info().unwrap().snapshots.is_empty());
+    image.reclaim().unwrap();
+    host.stop().unwrap();
+}
+
+#[test]
+fn an_open_image_is_looked_at_through_its_owner_who_knows_more_than_the_disk() {
+    let world = World::new();
+    let image = world.create("a");
+    let host = own(&image, false);
+    image.create_snapshot("v1", Quiesce::Required).unwrap();
+    write(&host, 8192, &[7; 4096]);
+
+    let rows = image.usage().unwrap();
+    let used: Vec<_> = rows.iter().map(|r| (r.snapshot.as_deref(), r.used_bytes)).collect();
+    assert_eq!(used, [(Some("v1"), 0), (None, 4096)]);
+    let diff = Diff { from: Some("v1"), to: None, offset: 0, length: SIZE_BYTES };
+    let changed = DiffExtent { offset: 8192, length: 4096, data: true };
+    assert_eq!(image.diff(&diff).unwrap(), [changed]);
+    let watchers = image.status().unwrap();
+    assert_eq!((watchers.len(), watchers[0].pid), (1, std::process::id()));
+    assert_eq!(watchers[0].usage, "nbd, 0 connections");
+    host.stop().unwrap();
+    assert!(image.status().unwrap().is_empty());
+    assert_eq!(image.diff(&diff).unwrap(), [changed]);
+}
+
+#[test]
+fn reading_goes_on_where_the_owner_ends_it() {
+    let world = World::new();
+    let image = world.create("a");
+    let host = own(&image, false);
+    write(&host, 0, &[1; 4096]);
+    let mut content = image.content().unwrap();
+    let mut buf = [0; 4096];
+    content.read(0, &mut buf).unwrap();
+    assert_eq!(buf, [1; 4096]);
+    host.stop().unwrap();
+    // This process has become the owner.
+    buf.fill(0);
+    content.read(0, &mut buf).unwrap();
+    assert_eq!(buf, [1; 4096]);
+    assert_eq!(image.status().unwrap()[0].usage, "reading");
+    content.close().unwrap();
+    assert!(image.status().unwrap().is_empty());
+}
+
+#[test]
+fn an_image_that_is_only_kept_open_gives_way() {
+    let world = World::new();
+    let image = world.create("a");
+    let host = own(&image, true);
+    image.open().unwrap().close().unwrap();
+    assert!(host.is_over());
+    let _again = own(&image, true);
+    image.remove(&mut quiet).unwrap();
+    assert_eq!(image.info().unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn an_image_in_use_is_refused_with_who_uses_it() {
+    let world = World::new();
+    let image = world.create("a");
+    let host = own(&image, false);
+    host.set_usage(Some("device /dev/nbd9".to_owned())).unwrap();
+    let expected = format!("rbd/a is in use by process {}: device /dev/nbd9", std::process::id());
+    for error in [image.remove(&mut quiet).unwrap_err(), image.open().map(drop).unwrap_err()] {
+        assert_eq!((error.kind(), error.to_string()), (ErrorKind::Owned, expected.clone()));
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_read_is_refused_until_its_reader_only_keeps_it_open() {
+    let world = World::new();
+    let image = world.create("a");
+    let snapshot = image.create_snapshot("v1", Quiesce::Required).unwrap();
+    let open = || Box::new(image.pool().engine().open_snapshot(image.id(), "v1").unwrap());
+    let reader = serve(&image, open(), false);
+    let error = snapshot.remove(false, &mut quiet).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains(&format!("by process {}", std::process::id())), "{error}");
+    reader.stop().unwrap();
+    let _idle = serve(&image, open(), true);
+    snapshot.remove(false, &mut quiet).unwrap();
+}
+
+#[test]
+fn the_owner_of_a_parent_is_told_of_clones_that_come_and_go() {
+    let world = World::new();
+    let parent = world.create("parent");
+    let host = own(&parent, false);
+    write(&host, 0, &[3; 4096]);
+    let snapshot = parent.create_snapshot("v1", Quiesce::Required).unwrap();
+    let options = CloneOptions { format: 2, ..CloneOptions::default() };
+    let spec = ImageSpec::new("rbd", "child");
+    let child = snapshot.clone_to(&spec, &options).unwrap();
+    assert_eq!(parent.children(Children::Direct, None).unwrap().len(), 1);
+    assert!(parent.has_unprotected_child().unwrap());
+    // It waits for its child, and goes when the owner hears that the child needs it no more.
+    snapshot.remove(false, &mut quiet).unwrap();
+    assert!(parent.info().unwrap().snapshots[0].trashed);
+    assert!(parent.usage().unwrap().iter().all(|row| row.snapshot.is_none()));
+    child.flatten(&mut quiet).unwrap();
+    assert!(parent.info().unwrap().snapshots.is_empty());
+    assert!(child.info().unwrap().parent.is_none());
+    let mut buf = [0; 4096];
+    child.content().unwrap().read(0, &mut buf).unwrap();
+    assert_eq!(buf, [3; 4096]);
+    host.stop().unwrap();
+}
+
+#[test]
+fn a_forced_removal_flattens_the_children_first_also_those_in_use() {
+    let world = World::new();
+    let parent = world.create("parent");
+    let snapshot = parent.create_snapshot("v1", Quiesce::Required).unwrap();
+    snapshot.protect().unwrap();
+    let spec = ImageSpec::new("rbd", "child");
+    let child = snapshot.clone_to(&spec, &CloneOptions::default()).unwrap();
+    let host = own(&child, false);
+    let refused = snapshot.unprotect().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::HasChildren);
+    snapshot.remove(true, &mut quiet).unwrap();
+    assert!(child.info().unwrap().parent.is_none());
+    assert!(parent.info().unwrap().snapshots.is_empty());
+    host.stop().unwrap();
+}
+
+#[test]
+fn purging_leaves_what_is_protected() {
+    let world = World::new();
+    let image = world.create("a");
+    for name in ["a", "b", "c"] {
+        image.create_snapshot(name, Quiesce::Skip).unwrap();
+    }
+    image.snapshot("b").protect().unwrap();
+    let mut told = Vec::new();
+    let purged = image.purge_snapshots(&mut |done, total| told.push((done, total))).unwrap();
+    assert_eq!((purged.removed, purged.protected), (2, vec!["b".to_owned()]));
+    assert_eq!(told, [(1, 3), (2, 3)]);
+}
+
+#[test]
+fn an_owner_that_says_nothing_is_warned_of_once_and_the_disk_answers() {
+    let warnings = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&warnings);
+    let world = World::with(Options::new().on_warning(move |warning| {
+        heard.lock().unwrap().push(warning.to_string());
+    }));
+    let image = world.create("a");
+    let socket = image.pool().engine().image_directory(image.id()).join(SOCKET_NAME);
+    let _listens = UnixListener::bind(socket).unwrap();
+    assert_eq!(image.usage().unwrap().len(), 1);
+    assert!(image.status().unwrap().is_empty());
+    let warnings = warnings.lock().unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].ends_with("; this is what is on disk"), "{warnings:?}");
+}
+
+#[test]
+fn an_interruption_ends_the_wait_for_an_owner() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    let interrupt = Interrupt::when(move || seen.load(Ordering::Relaxed));
+    let world = World::with(Options::new().interrupt(interrupt));
+    let (silent, deaf) = (world.create("silent"), world.create("deaf"));
+    // One listens and says nothing; the other has the image open and does not listen.
+    let socket = silent.pool().engine().image_directory(silent.id()).join(SOCKET_NAME);
+    let _listens = UnixListener::bind(socket).unwrap();
+    let _open = [&silent, &deaf].map(|image| image.pool().engine().open(image.id()).unwrap());
+    stop.store(true, Ordering::Relaxed);
+    for image in [silent, deaf] {
+        let error = image.create_snapshot("v1", Quiesce::Required).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
+    }
+}
