@@ -1,17 +1,14 @@
-//! A client of a store: the way to pools and images, and what concerns pools as a whole.
+//! A client of a store: what all its operations have in common.
 
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use marcot::{CreateOptions, ImageId, PoolOptions, Result, Store, World};
+use marcot::{ImageId, Result, Store, World};
 use marcot_serve::descriptors;
 
-use crate::image::Image;
-use crate::image_spec::ImageSpec;
 use crate::operation::Operation;
 use crate::options::Options;
-use crate::pool::Pool;
 use crate::retry::Retry;
 
 /// A store, and how things are done in it. Cheap to clone; clones are the same client.
@@ -88,106 +85,5 @@ impl Client {
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         self.0.options.operate(operation, pool, image, work)
-    }
-
-    fn operate_on_pool<T>(
-        &self,
-        operation: Operation,
-        pool: &str,
-        work: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
-        self.operate(operation, pool, None, work)
-    }
-
-    /// A pool of the store.
-    ///
-    /// # Errors
-    /// `NotFound`, `PermissionDenied`, `Invalid` where it is not the pool that was attached, `Corrupt`,
-    /// `NewerFormat`.
-    pub fn pool(&self, name: &str) -> Result<Pool> {
-        let pool = self.0.store.pool(name)?;
-        Ok(Pool::new(self.clone(), pool))
-    }
-
-    /// The image that a name leads to now. It stays the same image when it is renamed.
-    ///
-    /// # Errors
-    /// Those of [`Self::pool`]; `NotFound` for the image or its namespace; `Invalid` where a snapshot is
-    /// named, which [`Image::snapshot`] gives.
-    pub fn image(&self, spec: &ImageSpec) -> Result<Image> {
-        spec.refuse_snapshot()?;
-        self.pool(&spec.pool)?.image(&spec.namespace, &spec.image)
-    }
-
-    /// Creates an image that reads as zeros.
-    ///
-    /// # Errors
-    /// Those of [`Self::pool`] and [`Pool::create`].
-    pub fn create(&self, spec: &ImageSpec, options: &CreateOptions) -> Result<Image> {
-        spec.refuse_snapshot()?;
-        self.pool(&spec.pool)?.create(&spec.namespace, &spec.image, options)
-    }
-
-    /// The names of the store's pools, sorted.
-    ///
-    /// # Errors
-    /// What the operating system says.
-    pub fn pools(&self) -> Result<Vec<String>> {
-        self.operate_on_pool(Operation::ListPools, "", || self.0.store.pools())
-    }
-
-    /// Creates a pool in the store's own directory.
-    ///
-    /// # Errors
-    /// `Exists`; `Invalid`, `NameTooLong` for its name; what the operating system says.
-    pub fn create_pool(&self, name: &str, options: &PoolOptions) -> Result<Pool> {
-        let create = || self.0.store.pool_create(name, options);
-        let pool = self.operate_on_pool(Operation::CreatePool, name, create)?;
-        Ok(Pool::new(self.clone(), pool))
-    }
-
-    /// Makes sure that a pool can be used; harmless, for that is so when it has been created.
-    ///
-    /// # Errors
-    /// `NotFound`, `ReadOnly`; what the operating system says.
-    pub fn init_pool(&self, name: &str) -> Result<()> {
-        self.operate_on_pool(Operation::InitPool, name, || self.0.store.pool_init(name))
-    }
-
-    /// Removes a pool that holds no images; those that were never whole do not count.
-    ///
-    /// # Errors
-    /// `NotFound`, `NotEmpty`, `Busy`; what the operating system says.
-    pub fn remove_pool(&self, name: &str) -> Result<()> {
-        self.operate_on_pool(Operation::RemovePool, name, || {
-            if let Ok(pool) = self.pool(name) {
-                pool.remove_all_remains();
-            }
-            self.0.store.pool_remove(name)
-        })
-    }
-
-    /// Makes the pool of another store, in `directory`, known here as `name`.
-    ///
-    /// # Errors
-    /// `Exists`, `Invalid`; `NotFound` where the directory holds no pool.
-    pub fn attach_pool(&self, name: &str, directory: &Path) -> Result<Pool> {
-        let attach = || self.0.store.pool_attach(name, directory);
-        let pool = self.operate_on_pool(Operation::AttachPool, name, attach)?;
-        Ok(Pool::new(self.clone(), pool))
-    }
-
-    /// Forgets an attached pool.
-    ///
-    /// # Errors
-    /// `NotFound`; `Busy` while there are clones of its images here; `Invalid` for a pool of this store.
-    pub fn detach_pool(&self, name: &str) -> Result<()> {
-        self.operate_on_pool(Operation::DetachPool, name, || self.0.store.pool_detach(name))
-    }
-
-    /// True where the creation of a pool was cut off; creating it again finishes it.
-    #[must_use]
-    pub fn is_unfinished(&self, pool: &str) -> bool {
-        self.0.store.is_unfinished(pool)
     }
 }

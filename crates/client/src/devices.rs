@@ -22,7 +22,7 @@ use crate::options::{Options, Warning};
 use names_now::{Stores, cleared, follow_names};
 pub use request::{
     InUse, MapFailure, MapRequest, MappedDevice, ProgramWords, QuiesceBy, REATTACH_TIMEOUT_S,
-    Unmapped,
+    Unmapped, spec_of,
 };
 use server::Job;
 
@@ -33,17 +33,6 @@ const UNMAP_WAIT: Duration = Duration::from_secs(60);
 const TAKE_BACK_TIME_MAX: Duration = Duration::from_secs(5);
 /// Between two attempts to take it away.
 const TAKE_BACK_INTERVAL: Duration = Duration::from_millis(50);
-
-/// What a device shows, by the names in its record.
-#[must_use]
-pub fn spec_of(record: &MappedRecord) -> ImageSpec {
-    ImageSpec {
-        pool: record.pool.clone(),
-        namespace: record.namespace.clone(),
-        image: record.image.clone(),
-        snapshot: (!record.snap.is_empty()).then(|| record.snap.clone()),
-    }
-}
 
 /// The mapped devices of this machine and user. They do without a store: a device can be taken away whose
 /// store is out of reach.

@@ -1,15 +1,13 @@
-//! An image: what is done to it as a whole.
+//! Images: how they are found and made, and the handle that everything is done by.
 
 use std::fmt;
 
-use marcot::{BlockDevice, Command, ImageId, ImageInfo, ParentInfo, Result};
+use marcot::{BlockDevice, CreateOptions, Error, ErrorKind, ImageId, ImageInfo, Result};
 
 use crate::client::Client;
 use crate::image_spec::ImageSpec;
 use crate::operation::Operation;
-use crate::owner::Reclaimed;
 use crate::pool::Pool;
-use crate::snapshot::Snapshot;
 
 /// An image of a pool, whoever has it open. Cheap to clone, and nothing is open while it exists.
 ///
@@ -25,6 +23,72 @@ pub struct Image {
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Image").field("spec", &self.spec()).field("id", &self.id).finish()
+    }
+}
+
+impl Client {
+    /// The image that a name leads to now. It stays the same image when it is renamed.
+    ///
+    /// # Errors
+    /// Those of [`Self::pool`]; `NotFound` for the image or its namespace; `Invalid` where a snapshot is
+    /// named, which [`Image::snapshot`] gives.
+    pub fn image(&self, spec: &ImageSpec) -> Result<Image> {
+        spec.refuse_snapshot()?;
+        self.pool(&spec.pool)?.image(&spec.namespace, &spec.image)
+    }
+
+    /// Creates an image that reads as zeros.
+    ///
+    /// # Errors
+    /// Those of [`Self::pool`] and [`Pool::create`].
+    pub fn create(&self, spec: &ImageSpec, options: &CreateOptions) -> Result<Image> {
+        spec.refuse_snapshot()?;
+        self.pool(&spec.pool)?.create(&spec.namespace, &spec.image, options)
+    }
+}
+
+impl Pool {
+    /// The image that a name leads to now. It stays the same image when it is renamed.
+    ///
+    /// # Errors
+    /// `NotFound` for the image or its namespace; `Corrupt`.
+    pub fn image(&self, namespace: &str, name: &str) -> Result<Image> {
+        self.operate(Operation::FindImage, || {
+            let id = self.engine().find(namespace, name)?;
+            Ok(self.known_image(namespace, name, id))
+        })
+    }
+
+    /// The image with a number, where it is in this namespace and has a name.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none; `Corrupt`, `NewerFormat` for its head.
+    pub fn image_by_id(&self, namespace: &str, id: ImageId) -> Result<Image> {
+        self.operate(Operation::FindImage, || {
+            let name = self.engine().name_of_image(namespace, id)?.ok_or_else(|| {
+                let message = format!("there is no image with the number {id}");
+                Error::new(ErrorKind::NotFound, message)
+            })?;
+            Ok(self.known_image(namespace, &name, id))
+        })
+    }
+
+    /// An image whose name and number the caller knows, as from [`Self::images`]. Nothing is read.
+    #[must_use]
+    pub fn known_image(&self, namespace: &str, name: &str, id: ImageId) -> Image {
+        Image::new(self.clone(), namespace, name, id)
+    }
+
+    /// Creates an image that reads as zeros.
+    ///
+    /// # Errors
+    /// `Exists`; `Invalid`, `NameTooLong` for its name, `Invalid` for its size; `NotFound` for the
+    /// namespace; `ReadOnly`.
+    pub fn create(&self, namespace: &str, name: &str, options: &CreateOptions) -> Result<Image> {
+        self.operate(Operation::CreateImage, || {
+            let id = self.engine().create(namespace, name, options)?;
+            Ok(self.known_image(namespace, name, id))
+        })
     }
 }
 
@@ -49,13 +113,6 @@ impl Image {
     #[must_use]
     pub fn spec(&self) -> ImageSpec {
         ImageSpec::new(self.pool.name(), self.name.as_str()).in_namespace(self.namespace.as_str())
-    }
-
-    /// A snapshot of it. Nothing is read yet: what is done to a snapshot that does not exist fails with
-    /// `NotFound`.
-    #[must_use]
-    pub fn snapshot(&self, name: &str) -> Snapshot {
-        Snapshot::new(self.clone(), name)
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -127,107 +184,5 @@ impl Image {
             let opened = self.engine_pool().open_read_only(self.id)?;
             Ok(Box::new(opened) as Box<dyn BlockDevice>)
         })
-    }
-
-    /// Changes the size to `size_bytes`, while the image is in use or not; durable when it returns.
-    /// Shrinking needs `allow_shrink`: data beyond the new end is lost. `progress` gets (done, total).
-    ///
-    /// # Errors
-    /// `Invalid` for a size that cannot be, or a smaller one that is not allowed; `NoSpace`; `Owned` for
-    /// an owner that cannot be reached; `Interrupted`.
-    pub fn resize(
-        &self,
-        size_bytes: u64,
-        allow_shrink: bool,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<()> {
-        let command = Command::Resize { size_bytes, allow_shrink };
-        self.operate(Operation::ResizeImage, || self.run(&command, progress))
-    }
-
-    /// Gives the image another name in its namespace, if it is still called as it was when it was looked
-    /// up.
-    ///
-    /// # Errors
-    /// Those of [`Pool::rename`].
-    pub fn rename(&self, name: &str) -> Result<Self> {
-        self.pool.rename(&self.namespace, &self.name, name)?;
-        Ok(Self { name: name.to_owned(), ..self.clone() })
-    }
-
-    /// Removes the image, if it is still called as it was when it was looked up, and the space that only
-    /// it used. Its parent's owner is told, so that a removed snapshot that was kept for this image can
-    /// go. `progress` gets (done, total).
-    ///
-    /// # Errors
-    /// `HasSnapshots`; `Owned` or `Busy`, with who uses it, where somebody does; `NotFound`; `ReadOnly`;
-    /// `Corrupt` for a damaged head, see [`Self::give_up`].
-    pub fn remove(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        self.remove_as(marcot::Store::remove_named, progress)
-    }
-
-    /// As [`Self::remove`], but an image whose head is damaged is given up: its data, its snapshots, and
-    /// whatever else only its head knew. Nothing else is forced.
-    ///
-    /// # Errors
-    /// As [`Self::remove`]; `HasChildren` where it has a child, in any pool.
-    pub fn give_up(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        self.remove_as(marcot::Store::remove_damaged, progress)
-    }
-
-    fn remove_as(&self, remove: RemoveNamed, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        self.operate(Operation::RemoveImage, || {
-            let parent = self.engine_pool().info(self.id).ok().and_then(|info| info.parent);
-            let store = self.client().store();
-            self.for_itself(|| {
-                remove(store, self.engine_pool(), &self.namespace, &self.name, progress)
-            })?;
-            self.client().child_is_gone(parent.as_ref());
-            Ok(())
-        })
-    }
-
-    /// Sets a key of the image's metadata; an empty value removes it.
-    ///
-    /// # Errors
-    /// `Invalid` for an empty or too long key or value; `Owned` for an owner that cannot be reached;
-    /// `Interrupted`.
-    pub fn set_metadata(&self, key: &str, value: &str) -> Result<()> {
-        let command = Command::MetaSet { key: key.to_owned(), value: value.to_owned() };
-        self.operate(Operation::SetMetadata, || self.run(&command, &mut |_, _| {}))
-    }
-
-    /// The image's metadata: keys and values.
-    ///
-    /// # Errors
-    /// As [`Self::info`].
-    pub fn metadata(&self) -> Result<Vec<(String, String)>> {
-        Ok(self.info()?.metadata)
-    }
-
-    /// Gives back now what space of the image nobody needs, and returns how many bytes that was. Owners
-    /// do so by themselves, in time.
-    ///
-    /// # Errors
-    /// `Owned` for an owner that cannot be reached; `NoSpace`, `Io`; `Interrupted`.
-    pub fn reclaim(&self) -> Result<u64> {
-        let reclaim = || self.run(&Command::Reclaim, &mut |_, _| {});
-        let Reclaimed(bytes) = self.operate(Operation::ReclaimImage, reclaim)?;
-        Ok(bytes)
-    }
-}
-
-/// A way of removing the image that has a name.
-type RemoveNamed =
-    fn(&marcot::Store, &marcot::Pool, &str, &str, &mut dyn FnMut(u64, u64)) -> Result<()>;
-
-impl Client {
-    /// Tells the owner of a parent, if it has one, that a child is gone: a removed snapshot that was kept
-    /// for that child can go now. Where nobody has the parent open, the engine has seen to it.
-    pub(crate) fn child_is_gone(&self, parent: Option<&ParentInfo>) {
-        let Some(parent) = parent.filter(|parent| parent.trashed) else { return };
-        let Ok(pool) = self.store().pool_by_id(parent.pool_id) else { return };
-        let pool = Pool::new(self.clone(), pool);
-        pool.known_image(&parent.namespace, &parent.image, parent.image_id).tell(&Command::Tidy);
     }
 }

@@ -66,6 +66,7 @@
 //!
 //! `marcot-client -> {marcot-serve, marcot}`; nothing points back.
 
+mod change;
 mod client;
 pub mod content;
 pub mod copy;
@@ -84,6 +85,7 @@ mod retry;
 pub mod snapshot;
 pub mod sparse;
 pub mod spec;
+mod upkeep;
 
 pub use client::Client;
 pub use image::Image;

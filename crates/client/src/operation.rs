@@ -1,10 +1,9 @@
-//! The door that every operation passes.
+//! What can be done, by name: what the door that every operation passes is told
+//! ([`crate::Options::admission`]).
 
 use std::fmt;
 
-use marcot::{ImageId, Result};
-
-use crate::options::Options;
+use marcot::ImageId;
 
 macro_rules! operations {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -135,29 +134,5 @@ impl fmt::Display for Attempt<'_> {
             Some(image) => write!(f, " on image {image}"),
             None => Ok(()),
         }
-    }
-}
-
-impl Options {
-    /// Carries out an operation. **Every operation passes here, once**, before anything of it is done:
-    /// the place to check a caller's rights, and to count and time operations. What operations have in
-    /// common inside, such as reading a head, does not.
-    ///
-    /// # Errors
-    /// Those of [`Options::admission`], and then those of `work`.
-    pub(crate) fn operate<T>(
-        &self,
-        operation: Operation,
-        pool: &str,
-        image: Option<ImageId>,
-        work: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
-        let attempt = Attempt { operation, pool, image };
-        self.admit(&attempt)?;
-        let outcome = work();
-        if let Err(error) = &outcome {
-            tracing::trace!(%attempt, %error, "failed");
-        }
-        outcome
     }
 }

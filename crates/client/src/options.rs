@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use marcot::{Error, Limits, Result};
+use marcot::{Error, ImageId, Limits, Result};
 use marcot_serve::control::Interrupt;
 use marcot_serve::mapping::MappedRecord;
 
 use crate::image_spec::ImageSpec;
-use crate::operation::Attempt;
+use crate::operation::{Attempt, Operation};
 
 /// What a caller should be told although the operation goes on.
 ///
@@ -127,8 +127,26 @@ impl Options {
         (self.on_warning)(warning);
     }
 
-    pub(crate) fn admit(&self, attempt: &Attempt<'_>) -> Result<()> {
-        (self.admit)(attempt)
+    /// Carries out an operation. **Every operation passes here, once**, before anything of it is done:
+    /// the place to check a caller's rights, and to count and time operations. What operations have in
+    /// common inside, such as reading a head, does not.
+    ///
+    /// # Errors
+    /// Those of [`Self::admission`], and then those of `work`.
+    pub(crate) fn operate<T>(
+        &self,
+        operation: Operation,
+        pool: &str,
+        image: Option<ImageId>,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let attempt = Attempt { operation, pool, image };
+        (self.admit)(&attempt)?;
+        let outcome = work();
+        if let Err(error) = &outcome {
+            tracing::trace!(%attempt, %error, "failed");
+        }
+        outcome
     }
 }
 

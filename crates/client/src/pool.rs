@@ -1,19 +1,14 @@
-//! A pool: its namespaces, what images it has, and what concerns all of them.
+//! The pools of a store; the namespaces of a pool, and which images it has.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
 use marcot::catalog::is_partial_name;
-use marcot::{
-    CheckOptions, CheckReport, CreateOptions, ErrorKind, GcReport, ImageId, InfoReader, PoolId,
-    PoolStats, Result,
-};
+use marcot::{ImageId, InfoReader, PoolId, PoolOptions, PoolStats, Result};
 
 use crate::client::Client;
-use crate::image::Image;
 use crate::operation::Operation;
-use crate::retry::Holders;
 
 /// A pool of the client's store. Cheap to clone.
 #[derive(Clone)]
@@ -25,6 +20,90 @@ pub struct Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Pool").field(&self.name()).finish()
+    }
+}
+
+impl Client {
+    fn operate_on_pool<T>(
+        &self,
+        operation: Operation,
+        pool: &str,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        self.operate(operation, pool, None, work)
+    }
+
+    /// A pool of the store.
+    ///
+    /// # Errors
+    /// `NotFound`, `PermissionDenied`, `Invalid` where it is not the pool that was attached, `Corrupt`,
+    /// `NewerFormat`.
+    pub fn pool(&self, name: &str) -> Result<Pool> {
+        let pool = self.store().pool(name)?;
+        Ok(Pool::new(self.clone(), pool))
+    }
+
+    /// The names of the store's pools, sorted.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn pools(&self) -> Result<Vec<String>> {
+        self.operate_on_pool(Operation::ListPools, "", || self.store().pools())
+    }
+
+    /// Creates a pool in the store's own directory.
+    ///
+    /// # Errors
+    /// `Exists`; `Invalid`, `NameTooLong` for its name; what the operating system says.
+    pub fn create_pool(&self, name: &str, options: &PoolOptions) -> Result<Pool> {
+        let create = || self.store().pool_create(name, options);
+        let pool = self.operate_on_pool(Operation::CreatePool, name, create)?;
+        Ok(Pool::new(self.clone(), pool))
+    }
+
+    /// Makes sure that a pool can be used; harmless, for that is so when it has been created.
+    ///
+    /// # Errors
+    /// `NotFound`, `ReadOnly`; what the operating system says.
+    pub fn init_pool(&self, name: &str) -> Result<()> {
+        self.operate_on_pool(Operation::InitPool, name, || self.store().pool_init(name))
+    }
+
+    /// Removes a pool that holds no images; those that were never whole do not count.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotEmpty`, `Busy`; what the operating system says.
+    pub fn remove_pool(&self, name: &str) -> Result<()> {
+        self.operate_on_pool(Operation::RemovePool, name, || {
+            if let Ok(pool) = self.pool(name) {
+                pool.remove_all_remains();
+            }
+            self.store().pool_remove(name)
+        })
+    }
+
+    /// Makes the pool of another store, in `directory`, known here as `name`.
+    ///
+    /// # Errors
+    /// `Exists`, `Invalid`; `NotFound` where the directory holds no pool.
+    pub fn attach_pool(&self, name: &str, directory: &Path) -> Result<Pool> {
+        let attach = || self.store().pool_attach(name, directory);
+        let pool = self.operate_on_pool(Operation::AttachPool, name, attach)?;
+        Ok(Pool::new(self.clone(), pool))
+    }
+
+    /// Forgets an attached pool.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` while there are clones of its images here; `Invalid` for a pool of this store.
+    pub fn detach_pool(&self, name: &str) -> Result<()> {
+        self.operate_on_pool(Operation::DetachPool, name, || self.store().pool_detach(name))
+    }
+
+    /// True where the creation of a pool was cut off; creating it again finishes it.
+    #[must_use]
+    pub fn is_unfinished(&self, pool: &str) -> bool {
+        self.store().is_unfinished(pool)
     }
 }
 
@@ -69,7 +148,11 @@ impl Pool {
         self.pool.read_only()
     }
 
-    fn operate<T>(&self, operation: Operation, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn operate<T>(
+        &self,
+        operation: Operation,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         self.client.operate(operation, self.name(), None, work)
     }
 
@@ -141,49 +224,6 @@ impl Pool {
         InfoReader::new(&self.pool)
     }
 
-    /// The image that a name leads to now. It stays the same image when it is renamed.
-    ///
-    /// # Errors
-    /// `NotFound` for the image or its namespace; `Corrupt`.
-    pub fn image(&self, namespace: &str, name: &str) -> Result<Image> {
-        self.operate(Operation::FindImage, || {
-            let id = self.pool.find(namespace, name)?;
-            Ok(self.known_image(namespace, name, id))
-        })
-    }
-
-    /// The image with a number, where it is in this namespace and has a name.
-    ///
-    /// # Errors
-    /// `NotFound` where there is none; `Corrupt`, `NewerFormat` for its head.
-    pub fn image_by_id(&self, namespace: &str, id: ImageId) -> Result<Image> {
-        self.operate(Operation::FindImage, || {
-            let name = self.pool.name_of_image(namespace, id)?.ok_or_else(|| {
-                let message = format!("there is no image with the number {id}");
-                marcot::Error::new(ErrorKind::NotFound, message)
-            })?;
-            Ok(self.known_image(namespace, &name, id))
-        })
-    }
-
-    /// An image whose name and number the caller knows, as from [`Self::images`]. Nothing is read.
-    #[must_use]
-    pub fn known_image(&self, namespace: &str, name: &str, id: ImageId) -> Image {
-        Image::new(self.clone(), namespace, name, id)
-    }
-
-    /// Creates an image that reads as zeros.
-    ///
-    /// # Errors
-    /// `Exists`; `Invalid`, `NameTooLong` for its name, `Invalid` for its size; `NotFound` for the
-    /// namespace; `ReadOnly`.
-    pub fn create(&self, namespace: &str, name: &str, options: &CreateOptions) -> Result<Image> {
-        self.operate(Operation::CreateImage, || {
-            let id = self.pool.create(namespace, name, options)?;
-            Ok(self.known_image(namespace, name, id))
-        })
-    }
-
     /// Gives an image another name in the same namespace, while it is in use or not. Its children keep
     /// their parent.
     ///
@@ -199,56 +239,6 @@ impl Pool {
     /// `Corrupt` for a damaged head; what the operating system says.
     pub fn stats(&self) -> Result<PoolStats> {
         self.operate(Operation::PoolStats, || self.client.store().pool_stats(&self.pool))
-    }
-
-    /// Verifies the pool, while images are in use. To repair, images that somebody only keeps open are
-    /// closed first. `progress` gets bytes (done, total), between two reads, and may take its time.
-    ///
-    /// # Errors
-    /// `Interrupted`; what keeps the check from going on. Damage is no error, but a finding.
-    pub fn check(
-        &self,
-        options: &CheckOptions,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<CheckReport> {
-        self.operate(Operation::CheckPool, || {
-            if options.repair {
-                match self.let_all_idle_go() {
-                    // The check tells what it was.
-                    Err(error) if error.kind().is_obstacle() && !self.client.interrupted() => {}
-                    gone => gone?,
-                }
-            }
-            self.client.store().check(&self.pool, options, progress)
-        })
-    }
-
-    /// Gives back the space that no image or snapshot needs; images that were never whole are removed,
-    /// and those that somebody only keeps open are closed first. `progress` gets (done, total).
-    ///
-    /// # Errors
-    /// `Busy`, `ReadOnly`, `Corrupt`; `Interrupted`; what the operating system says.
-    pub fn collect_garbage(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<GcReport> {
-        self.operate(Operation::CollectGarbage, || {
-            self.remove_all_remains();
-            self.let_all_idle_go()?;
-            self.client.store().gc(&self.pool, progress)
-        })
-    }
-
-    /// Has every image and snapshot of the pool closed that somebody only keeps open.
-    fn let_all_idle_go(&self) -> Result<()> {
-        let mut namespaces = self.pool.namespaces()?;
-        namespaces.push(String::new());
-        for namespace in namespaces {
-            for (name, id) in self.pool.images(&namespace)? {
-                let image = self.known_image(&namespace, &name, id);
-                for holders in [Holders::Owner, Holders::Readers] {
-                    image.ask_to_give_way(holders)?;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// As [`Self::remove_remains`], in every namespace.

@@ -39,6 +39,13 @@ pub struct Snapshot {
 }
 
 impl Image {
+    /// A snapshot of it. Nothing is read yet: what is done to a snapshot that does not exist fails with
+    /// `NotFound`.
+    #[must_use]
+    pub fn snapshot(&self, name: &str) -> Snapshot {
+        Snapshot::new(self.clone(), name)
+    }
+
     /// Takes a snapshot of everything acknowledged; durable when it returns.
     ///
     /// # Errors

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use marcot::{Error, ErrorKind};
 use marcot_serve::mapping::{self, Driver, MappedRecord};
 
-use super::spec_of;
 use crate::image_spec::ImageSpec;
 
 /// Seconds that the kernel waits for a new server, where nothing else is asked for.
@@ -193,5 +192,16 @@ impl From<MapFailure> for Error {
             _ => ErrorKind::Busy,
         };
         Self::new(kind, failure.to_string())
+    }
+}
+
+/// What a device shows, by the names in its record.
+#[must_use]
+pub fn spec_of(record: &MappedRecord) -> ImageSpec {
+    ImageSpec {
+        pool: record.pool.clone(),
+        namespace: record.namespace.clone(),
+        image: record.image.clone(),
+        snapshot: (!record.snap.is_empty()).then(|| record.snap.clone()),
     }
 }

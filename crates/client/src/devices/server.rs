@@ -18,7 +18,7 @@ use marcot_serve::mapping::{
     Registry, Resizer, Serving,
 };
 
-use super::{QuiesceBy, spec_of};
+use super::request::{QuiesceBy, spec_of};
 
 /// How often a server looks whether it is told to end, and for partitions of its device.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);

@@ -1,0 +1,112 @@
+//! What changes an image as a whole: size, name, metadata, and its end.
+
+use marcot::{Command, ParentInfo, Result};
+
+use crate::client::Client;
+use crate::image::Image;
+use crate::operation::Operation;
+use crate::owner::Reclaimed;
+use crate::pool::Pool;
+
+impl Image {
+    /// Changes the size to `size_bytes`, while the image is in use or not; durable when it returns.
+    /// Shrinking needs `allow_shrink`: data beyond the new end is lost. `progress` gets (done, total).
+    ///
+    /// # Errors
+    /// `Invalid` for a size that cannot be, or a smaller one that is not allowed; `NoSpace`; `Owned` for
+    /// an owner that cannot be reached; `Interrupted`.
+    pub fn resize(
+        &self,
+        size_bytes: u64,
+        allow_shrink: bool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let command = Command::Resize { size_bytes, allow_shrink };
+        self.operate(Operation::ResizeImage, || self.run(&command, progress))
+    }
+
+    /// Gives the image another name in its namespace, if it is still called as it was when it was looked
+    /// up.
+    ///
+    /// # Errors
+    /// Those of [`Pool::rename`].
+    pub fn rename(&self, name: &str) -> Result<Self> {
+        let (namespace, from) = self.name();
+        self.pool().rename(namespace, from, name)?;
+        Ok(self.pool().known_image(namespace, name, self.id()))
+    }
+
+    /// Removes the image, if it is still called as it was when it was looked up, and the space that only
+    /// it used. Its parent's owner is told, so that a removed snapshot that was kept for this image can
+    /// go. `progress` gets (done, total).
+    ///
+    /// # Errors
+    /// `HasSnapshots`; `Owned` or `Busy`, with who uses it, where somebody does; `NotFound`; `ReadOnly`;
+    /// `Corrupt` for a damaged head, see [`Self::give_up`].
+    pub fn remove(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.remove_as(marcot::Store::remove_named, progress)
+    }
+
+    /// As [`Self::remove`], but an image whose head is damaged is given up: its data, its snapshots, and
+    /// whatever else only its head knew. Nothing else is forced.
+    ///
+    /// # Errors
+    /// As [`Self::remove`]; `HasChildren` where it has a child, in any pool.
+    pub fn give_up(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.remove_as(marcot::Store::remove_damaged, progress)
+    }
+
+    fn remove_as(&self, remove: RemoveNamed, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.operate(Operation::RemoveImage, || {
+            let parent = self.engine_pool().info(self.id()).ok().and_then(|info| info.parent);
+            let (store, (namespace, name)) = (self.client().store(), self.name());
+            self.for_itself(|| remove(store, self.engine_pool(), namespace, name, progress))?;
+            self.client().child_is_gone(parent.as_ref());
+            Ok(())
+        })
+    }
+
+    /// Sets a key of the image's metadata; an empty value removes it.
+    ///
+    /// # Errors
+    /// `Invalid` for an empty or too long key or value; `Owned` for an owner that cannot be reached;
+    /// `Interrupted`.
+    pub fn set_metadata(&self, key: &str, value: &str) -> Result<()> {
+        let command = Command::MetaSet { key: key.to_owned(), value: value.to_owned() };
+        self.operate(Operation::SetMetadata, || self.run(&command, &mut |_, _| {}))
+    }
+
+    /// The image's metadata: keys and values.
+    ///
+    /// # Errors
+    /// As [`Self::info`].
+    pub fn metadata(&self) -> Result<Vec<(String, String)>> {
+        Ok(self.info()?.metadata)
+    }
+
+    /// Gives back now what space of the image nobody needs, and returns how many bytes that was. Owners
+    /// do so by themselves, in time.
+    ///
+    /// # Errors
+    /// `Owned` for an owner that cannot be reached; `NoSpace`, `Io`; `Interrupted`.
+    pub fn reclaim(&self) -> Result<u64> {
+        let reclaim = || self.run(&Command::Reclaim, &mut |_, _| {});
+        let Reclaimed(bytes) = self.operate(Operation::ReclaimImage, reclaim)?;
+        Ok(bytes)
+    }
+}
+
+/// A way of removing the image that has a name.
+type RemoveNamed =
+    fn(&marcot::Store, &marcot::Pool, &str, &str, &mut dyn FnMut(u64, u64)) -> Result<()>;
+
+impl Client {
+    /// Tells the owner of a parent, if it has one, that a child is gone: a removed snapshot that was kept
+    /// for that child can go now. Where nobody has the parent open, the engine has seen to it.
+    pub(crate) fn child_is_gone(&self, parent: Option<&ParentInfo>) {
+        let Some(parent) = parent.filter(|parent| parent.trashed) else { return };
+        let Ok(pool) = self.store().pool_by_id(parent.pool_id) else { return };
+        let pool = Pool::new(self.clone(), pool);
+        pool.known_image(&parent.namespace, &parent.image, parent.image_id).tell(&Command::Tidy);
+    }
+}

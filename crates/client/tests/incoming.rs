@@ -1,0 +1,117 @@
+//! Images on their way in, and copies.
+#![allow(missing_docs)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use marcot::{CloneOptions, CreateOptions, ErrorKind};
+use marcot_client::copy::GRAIN_BYTES;
+use marcot_client::snapshot::Quiesce;
+use marcot_client::{Client, Image, ImageSpec, Interrupt, Options};
+use tempfile::TempDir;
+
+const SIZE_BYTES: u64 = 64 << 20;
+
+fn store(options: Options) -> (TempDir, Client) {
+    let directory = tempfile::tempdir().unwrap();
+    let client = Client::open(directory.path(), options).unwrap();
+    (directory, client)
+}
+
+fn sized(size_bytes: u64) -> CreateOptions {
+    CreateOptions { size_bytes, ..CreateOptions::default() }
+}
+
+fn names(client: &Client) -> Vec<String> {
+    let images = client.pool("rbd").unwrap().images("").unwrap();
+    images.into_iter().map(|(name, _)| name).collect()
+}
+
+/// All names, also those of images that are not whole.
+fn all_names(client: &Client) -> usize {
+    client.pool("rbd").unwrap().engine().image_names("").unwrap().len()
+}
+
+fn write(image: &Image, offset: u64, data: &[u8]) {
+    let mut device = image.open().unwrap();
+    device.write_batch(&[marcot::Write { offset, data }]).unwrap();
+    device.close().unwrap();
+}
+
+fn byte_at(image: &Image, offset: u64) -> u8 {
+    let mut buf = [0];
+    let mut content = image.content().unwrap();
+    content.read(offset, &mut buf).unwrap();
+    content.close().unwrap();
+    buf[0]
+}
+
+#[test]
+fn an_image_is_seen_when_it_is_whole_and_gone_when_it_is_given_up() {
+    let (_directory, client) = store(Options::new());
+    let pool = client.pool("rbd").unwrap();
+    let mut incoming = pool.begin_image("", "a", &sized(0)).unwrap();
+    assert!(names(&client).is_empty() && all_names(&client) == 1);
+    incoming.grow_to_hold(8192).unwrap();
+    incoming.write(4096, &[5; 4096], GRAIN_BYTES).unwrap();
+    drop(incoming);
+    assert_eq!(all_names(&client), 0);
+
+    let mut incoming = pool.begin_image("", "a", &sized(0)).unwrap();
+    incoming.grow_to_hold(8192).unwrap();
+    incoming.write(4096, &[5; 4096], GRAIN_BYTES).unwrap();
+    incoming.resize(8192).unwrap();
+    let image = incoming.finish().unwrap();
+    assert_eq!((image.spec().to_string().as_str(), names(&client).len()), ("rbd/a", 1));
+    assert_eq!((image.info().unwrap().size_bytes, byte_at(&image, 4096)), (8192, 5));
+    let taken = pool.begin_image("", "a", &sized(0)).map(drop).unwrap_err();
+    assert_eq!((taken.kind(), all_names(&client)), (ErrorKind::Exists, 1));
+}
+
+#[test]
+fn a_copy_is_independent_and_has_the_content_of_its_time() {
+    let (_directory, client) = store(Options::new());
+    let parent = client.create(&ImageSpec::new("rbd", "parent"), &sized(SIZE_BYTES)).unwrap();
+    write(&parent, 0, &[1; 4096]);
+    let snapshot = parent.create_snapshot("v1", Quiesce::Required).unwrap();
+    snapshot.protect().unwrap();
+    let child = ImageSpec::new("rbd", "child");
+    let child = snapshot.clone_to(&child, &CloneOptions::default()).unwrap();
+    child.create_snapshot("s", Quiesce::Required).unwrap();
+    write(&child, 0, &[2; 4096]);
+
+    let pool = client.pool("rbd").unwrap();
+    let mut told = (0, 0);
+    let mut progress = |done, total| told = (done, total);
+    let head = child.copy_into(&pool, "", "head", None, &mut progress).unwrap();
+    assert_eq!(told, (SIZE_BYTES, SIZE_BYTES));
+    let old = child.snapshot("s").copy_into(&pool, "", "old", Some(23), &mut |_, _| {}).unwrap();
+    assert_eq!((byte_at(&head, 0), byte_at(&old, 0)), (2, 1));
+    for copy in [&head, &old] {
+        let info = copy.info().unwrap();
+        assert!(info.parent.is_none() && info.snapshots.is_empty());
+        assert_eq!(info.size_bytes, SIZE_BYTES);
+    }
+    assert_eq!(old.info().unwrap().order, 23);
+    let smaller = child.copy_into(&pool, "", "no", Some(12), &mut |_, _| {}).unwrap_err();
+    assert_eq!(smaller.kind(), ErrorKind::Invalid);
+    let missing = child.snapshot("t").copy_into(&pool, "", "no", None, &mut |_, _| {});
+    assert_eq!(missing.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn an_interrupted_copy_leaves_nothing() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    let interrupt = Interrupt::when(move || seen.load(Ordering::Relaxed));
+    let (_directory, client) = store(Options::new().interrupt(interrupt));
+    let image = client.create(&ImageSpec::new("rbd", "a"), &sized(SIZE_BYTES)).unwrap();
+    for offset in [0, SIZE_BYTES / 2] {
+        write(&image, offset, &[1; 4096]);
+    }
+    let pool = client.pool("rbd").unwrap();
+    let mut progress = |_, _| stop.store(true, Ordering::Relaxed);
+    let error = image.copy_into(&pool, "", "b", None, &mut progress).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
+    assert_eq!((names(&client), all_names(&client)), (vec!["a".to_owned()], 1));
+}
