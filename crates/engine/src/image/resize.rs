@@ -24,7 +24,7 @@ impl Image {
             if !allow_shrink {
                 return fail(
                     ErrorKind::Invalid,
-                    "shrinking an image is only allowed with the --allow-shrink flag",
+                    "shrinking loses the data beyond the new end, and was not allowed",
                 );
             }
             if !fault::is(Fault::ShrinkKeepsEnd) {
