@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use marcot_client::Warning;
-use marcot_serve::mapping::{Driver, MappedRecord};
+use marcot_client::devices::{Driver, MappedRecord};
 
 use crate::program;
 

@@ -1,6 +1,6 @@
 //! Reading the content of an image or snapshot from end to end, whoever has it open.
 
-use marcot::command::ExtentRow;
+pub use marcot::command::ExtentRow;
 use marcot::{BlockDevice, Command, Error, Read, Result};
 
 use crate::image::Image;

@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use marcot::{Error, ErrorKind, ImageId, Result, World};
 use marcot_serve::control::message;
-use marcot_serve::mapping::{
-    self, DeviceNames, Driver, Ending, MappedRecord, Ready, Registry, Reservation,
-};
+use marcot_serve::mapping::{self, DeviceNames, Ending, Ready, Registry, Reservation};
+pub use marcot_serve::mapping::{Driver, MappedRecord};
 
 use crate::client::Client;
 use crate::image::Image;

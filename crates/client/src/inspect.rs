@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use marcot::command::{DiffExtent, UsageRow, Watcher};
+pub use marcot::command::{DiffExtent, UsageRow, Watcher};
 use marcot::{Command, ErrorKind, InfoReader, Result};
 
 use crate::image::Image;

@@ -90,7 +90,12 @@ mod upkeep;
 pub use client::Client;
 pub use image::Image;
 pub use image_spec::{DEFAULT_POOL, ImageSpec};
-pub use marcot::{CloneOptions, CreateOptions, Error, ErrorKind, PoolOptions, Result};
+// What stands in the signatures.
+pub use marcot::{
+    BlockDevice, CheckOptions, CheckReport, ChildInfo, CloneOptions, CreateOptions, Error,
+    ErrorKind, GcReport, ImageId, ImageInfo, InfoReader, Limits, PoolId, PoolOptions, PoolStats,
+    Result, SnapId, SnapInfo,
+};
 pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};
 pub use options::{Options, Warning};

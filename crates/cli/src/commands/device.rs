@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use marcot::ErrorKind;
 use marcot_client::devices::server::{DeviceEnding, DeviceServer, Job, Stop};
 use marcot_client::devices::{
-    self, Devices, MapFailure, MapRequest, MappedDevice, QuiesceBy, REATTACH_TIMEOUT_S, Unmapped,
+    self, Devices, Driver, MapFailure, MapRequest, MappedDevice, MappedRecord, QuiesceBy,
+    REATTACH_TIMEOUT_S, Unmapped,
 };
 use marcot_client::{Image, ImageSpec};
-use marcot_serve::mapping::{Driver, MappedRecord};
 
 use super::IMAGE_OR_SNAP_SPEC;
 use crate::args::names::{self, Target, Wanted};

@@ -1,7 +1,6 @@
 //! `diff`: where content differs from a snapshot, or from nothing.
 
-use marcot::command::DiffExtent;
-use marcot_client::inspect::Diff;
+use marcot_client::inspect::{Diff, DiffExtent};
 
 use super::IMAGE_OR_SNAP_SPEC;
 use crate::args::names::{self, Wanted};

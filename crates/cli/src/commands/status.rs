@@ -1,6 +1,6 @@
 //! `status`: who has an image open.
 
-use marcot::command::Watcher;
+use marcot_client::inspect::Watcher;
 
 use super::IMAGE_SPEC;
 use crate::args::names::{self, Wanted};

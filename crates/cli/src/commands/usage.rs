@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use marcot::command::UsageRow;
 use marcot::{ErrorKind, ImageId, InfoReader};
+use marcot_client::inspect::UsageRow;
 use marcot_client::{Image, Pool};
 
 use super::IMAGE_OR_SNAP_SPEC;
