@@ -1,6 +1,6 @@
 //! What changes an image as a whole: size, name, metadata, and its end.
 
-use marcot::{Command, ParentInfo, Result};
+use marcot::{Command, Error, ErrorKind, ImageId, ParentInfo, Result, Store};
 
 use crate::client::Client;
 use crate::image::Image;
@@ -26,13 +26,19 @@ impl Image {
     }
 
     /// Gives the image another name in its namespace, if it is still called as it was when it was looked
-    /// up.
+    /// up. The handle that is returned knows the new name.
     ///
     /// # Errors
-    /// Those of [`Pool::rename`].
+    /// Those of [`Pool::rename`]; `Busy` where another image has its name by now.
     pub fn rename(&self, name: &str) -> Result<Self> {
         let (namespace, from) = self.name();
-        self.pool().rename(namespace, from, name)?;
+        self.operate(Operation::RenameImage, || {
+            if self.engine_pool().find(namespace, from)? != self.id() {
+                let message = format!("the name '{from}' was given to another image meanwhile");
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+            self.engine_pool().rename(namespace, from, name)
+        })?;
         Ok(self.pool().known_image(namespace, name, self.id()))
     }
 
@@ -41,10 +47,10 @@ impl Image {
     /// go. `progress` gets (done, total).
     ///
     /// # Errors
-    /// `HasSnapshots`; `Owned` or `Busy`, with who uses it, where somebody does; `NotFound`; `ReadOnly`;
-    /// `Corrupt` for a damaged head, see [`Self::give_up`].
+    /// `HasSnapshots`; `Owned` or `Busy`, with who uses it, where somebody does; `NotFound`, also where
+    /// it is called otherwise now; `Busy` where another image has its name; `ReadOnly`; `Corrupt` for a damaged head, see [`Self::give_up`].
     pub fn remove(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        self.remove_as(marcot::Store::remove_named, progress)
+        self.remove_as(Store::remove_if_named, progress)
     }
 
     /// As [`Self::remove`], but an image whose head is damaged is given up: its data, its snapshots, and
@@ -53,14 +59,14 @@ impl Image {
     /// # Errors
     /// As [`Self::remove`]; `HasChildren` where it has a child, in any pool.
     pub fn give_up(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        self.remove_as(marcot::Store::remove_damaged, progress)
+        self.remove_as(Store::remove_damaged_if_named, progress)
     }
 
-    fn remove_as(&self, remove: RemoveNamed, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    fn remove_as(&self, remove: RemoveIfNamed, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         self.operate(Operation::RemoveImage, || {
             let parent = self.engine_pool().info(self.id()).ok().and_then(|info| info.parent);
-            let (store, (namespace, name)) = (self.client().store(), self.name());
-            self.for_itself(|| remove(store, self.engine_pool(), namespace, name, progress))?;
+            let (store, pool) = (self.client().store(), self.engine_pool());
+            self.for_itself(|| remove(store, pool, self.id(), self.name(), progress))?;
             self.client().child_is_gone(parent.as_ref());
             Ok(())
         })
@@ -96,9 +102,9 @@ impl Image {
     }
 }
 
-/// A way of removing the image that has a name.
-type RemoveNamed =
-    fn(&marcot::Store, &marcot::Pool, &str, &str, &mut dyn FnMut(u64, u64)) -> Result<()>;
+/// A way of removing an image that still has a name.
+type RemoveIfNamed =
+    fn(&Store, &marcot::Pool, ImageId, (&str, &str), &mut dyn FnMut(u64, u64)) -> Result<()>;
 
 impl Client {
     /// Tells the owner of a parent, if it has one, that a child is gone: a removed snapshot that was kept

@@ -164,6 +164,27 @@ fn an_image_in_use_is_refused_with_who_uses_it() {
 }
 
 #[test]
+fn a_handle_does_nothing_to_another_image_that_has_the_name_by_now() {
+    let world = World::new();
+    let (first, second) = (world.create("a"), world.create("b"));
+    let pool = world.client.pool("rbd").unwrap();
+    pool.rename("", "a", "c").unwrap();
+    assert_eq!(first.remove(&mut quiet).unwrap_err().kind(), ErrorKind::NotFound);
+    second.rename("a").unwrap();
+    for error in [
+        first.remove(&mut quiet).unwrap_err(),
+        first.give_up(&mut quiet).unwrap_err(),
+        first.rename("d").map(drop).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    }
+    // What needs no name still reaches the same image.
+    first.resize(2 * SIZE_BYTES, false, &mut quiet).unwrap();
+    let sizes = ["c", "a"].map(|name| pool.image("", name).unwrap().info().unwrap().size_bytes);
+    assert_eq!(sizes, [2 * SIZE_BYTES, SIZE_BYTES]);
+}
+
+#[test]
 fn a_snapshot_that_is_read_is_refused_until_its_reader_only_keeps_it_open() {
     let world = World::new();
     let image = world.create("a");

@@ -47,7 +47,22 @@ impl Store {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         let image = pool.find(namespace, name)?;
-        self.remove(pool, image, Some((namespace, name)), progress)
+        self.remove_if_named(pool, image, (namespace, name), progress)
+    }
+
+    /// As [`Self::remove_image`], if the image still has this name (namespace and name): for who has
+    /// looked it up before.
+    ///
+    /// # Errors
+    /// As [`Self::remove_image`]; `Busy` where another image has the name by now.
+    pub fn remove_if_named(
+        &self,
+        pool: &Pool,
+        image: ImageId,
+        named: (&str, &str),
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        self.remove(pool, image, Some(named), progress)
     }
 
     /// As [`Self::remove_named`], but an image whose head cannot be read is given up: its data, its
@@ -76,8 +91,24 @@ impl Store {
     ) -> Result<()> {
         pool.check_writable()?;
         let image = pool.find(namespace, name)?;
+        self.remove_damaged_if_named(pool, image, (namespace, name), progress)
+    }
+
+    /// As [`Self::remove_damaged`], if the image still has this name (namespace and name): for who has
+    /// looked it up before.
+    ///
+    /// # Errors
+    /// As [`Self::remove_damaged`]; `Busy` where another image has the name by now.
+    pub fn remove_damaged_if_named(
+        &self,
+        pool: &Pool,
+        image: ImageId,
+        (namespace, name): (&str, &str),
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        pool.check_writable()?;
         if !is_damaged(pool, image)? {
-            return self.remove_named(pool, namespace, name, progress);
+            return self.remove_if_named(pool, image, (namespace, name), progress);
         }
         let label = format!("{}/{name}", pool.name());
         let Some(lock) = pool.lock_image(image)? else {
@@ -89,7 +120,7 @@ impl Store {
         if !is_damaged(pool, image)? {
             // Its owner has written a good one since.
             drop(lock);
-            return self.remove_named(pool, namespace, name, progress);
+            return self.remove_if_named(pool, image, (namespace, name), progress);
         }
         let children = pool.some_children(image, None, Formats::All, CHILDREN_LOOKED_AT_MAX)?;
         if !children.is_empty() {
