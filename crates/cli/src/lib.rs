@@ -1,5 +1,7 @@
 //! The `marcot` command line: RBD's commands on layered images in local pools.
 //!
+//! It reads a command line, calls [`marcot_client`] for what is to be done, and prints what came of it.
+//!
 //! Called as `rbd`, it calls itself `rbd` in its messages, so that scripts written for Ceph run
 //! unchanged. Wording, layout and exit statuses follow `rbd` 16.2.
 //!
