@@ -9,7 +9,7 @@ pub enum Fault {
     /// A flush does not sync the log.
     SkipLogSync,
     /// A checkpoint in the background does not sync the log.
-    FlightSkipsLog,
+    CheckpointSkipsLog,
     /// The head is published before map and table pages are synced.
     HeadBeforePages,
     /// Dead segments are removed before the head that does without them is durable.
@@ -70,7 +70,7 @@ pub enum Fault {
 #[cfg(feature = "deliberate-faults")]
 pub const ALL: [Fault; 29] = [
     Fault::SkipLogSync,
-    Fault::FlightSkipsLog,
+    Fault::CheckpointSkipsLog,
     Fault::HeadBeforePages,
     Fault::RemoveBeforeHead,
     Fault::PunchBeforeRoot,

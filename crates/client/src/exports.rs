@@ -73,7 +73,7 @@ impl StoreExports {
         let started = thread.spawn(move || {
             let names = list_pool(&store, &name);
             lock(&being_read).remove(&name);
-            // Nobody waits for one that is late.
+            // Nobody waits for a pool that hangs.
             let _ = sender.send((name, names));
         });
         if let Err(error) = &started {

@@ -80,7 +80,7 @@ impl Incoming {
             return Ok(());
         }
         // What is still under way is waited for by the flush, while more of the source is read.
-        self.device()?.write_batch_late(&writes).map(drop)
+        self.device()?.write_batch_async(&writes).map(drop)
     }
 
     /// Ends early if the caller wants it.

@@ -23,22 +23,22 @@ pub struct Read<'a> {
     pub buf: &'a mut [u8],
     /// Outcome of this read alone: a damaged block fails only the reads that touch it.
     pub result: Result<()>,
-    /// The caller's number for it, where it may be finished later, which a device chooses that would
-    /// have to wait for the medium. Still set afterwards: it is under way, `buf` was not filled, and
-    /// [`BlockDevice::take_late`] gives it back. A device that never does so clears it.
-    pub late: Option<u64>,
+    /// The caller's number for the read, where the caller can take it later. A device that would have to
+    /// wait for the medium may leave such a read in flight: then the number is still set afterwards, `buf`
+    /// was not filled, and [`BlockDevice::take_completion`] gives the data. Else the device clears it.
+    pub in_flight: Option<u64>,
 }
 
 impl<'a> Read<'a> {
     /// A read that is finished at once.
     pub fn new(offset: u64, buf: &'a mut [u8]) -> Self {
-        Self { offset, buf, result: Ok(()), late: None }
+        Self { offset, buf, result: Ok(()), in_flight: None }
     }
 }
 
 /// A read that was finished later.
 #[derive(Debug)]
-pub struct LateRead {
+pub struct CompletedRead {
     /// The caller's number.
     pub number: u64,
     /// What was asked for.
@@ -47,11 +47,11 @@ pub struct LateRead {
 
 /// What a device has finished since it was asked for it.
 #[derive(Debug)]
-pub enum Late {
+pub enum Completion {
     /// A read.
-    Read(LateRead),
-    /// Every batch of writes with a smaller number than this is stored; or the device cannot be used
-    /// any more, and none is that was not told of before.
+    Read(CompletedRead),
+    /// Every batch of writes with a smaller number than this is stored. With an error the device cannot be
+    /// used any more, and no batch is stored that has not been told of before.
     Written(Result<u64>),
 }
 
@@ -74,7 +74,7 @@ impl From<Extent> for ExtentRow {
 
 /// What a device gave back when it was told to rest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Rested {
+pub struct IdleOutcome {
     /// Memory in bytes.
     pub freed_bytes: u64,
     /// More can be given back later, when what has been begun is done.
@@ -99,13 +99,13 @@ pub trait BlockDevice: Send {
     fn write_batch(&mut self, writes: &[Write<'_>]) -> Result<()>;
 
     /// As [`Self::write_batch`], but writes may still be under way: then it returns a number, and
-    /// the batch is stored when [`Self::take_late`] tells of it. A later read sees it all the same,
+    /// the batch is stored when [`Self::take_completion`] tells of it. A later read sees it all the same,
     /// and a later flush makes it durable. After such a batch each later one is told of too, as long
     /// as that one is not stored: what is acknowledged must not depend on what is not.
     ///
     /// # Errors
     /// As [`Self::write_batch`].
-    fn write_batch_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+    fn write_batch_async(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
         self.write_batch(writes).map(|()| None)
     }
 
@@ -113,13 +113,13 @@ pub trait BlockDevice: Send {
     fn read_batch(&mut self, reads: &mut [Read<'_>]);
 
     /// Something of an earlier batch that has been finished meanwhile.
-    fn take_late(&mut self) -> Option<Late> {
+    fn take_completion(&mut self) -> Option<Completion> {
         None
     }
 
-    /// Readable when there may be some; `None` as long as nothing has been late. A flush, a read or a
+    /// Readable when there may be some; `None` as long as nothing has been left in flight. A flush, a read or a
     /// command may finish things too, and then it does not tell.
-    fn late_fd(&self) -> Option<BorrowedFd<'_>> {
+    fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
@@ -163,8 +163,8 @@ pub trait BlockDevice: Send {
     ///
     /// # Errors
     /// As [`Self::background_step`].
-    fn rest(&mut self) -> Result<Rested> {
-        Ok(Rested::default())
+    fn rest(&mut self) -> Result<IdleOutcome> {
+        Ok(IdleOutcome::default())
     }
 
     /// Runs a management command on the open image.

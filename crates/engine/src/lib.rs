@@ -53,7 +53,7 @@ pub use catalog::{
 };
 pub use check::{CheckOptions, CheckReport, Finding};
 pub use command::{Command, Reply};
-pub use device::{BlockDevice, Extent, Late, LateRead, Read, Rested, Write};
+pub use device::{BlockDevice, CompletedRead, Completion, Extent, IdleOutcome, Read, Write};
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;
 pub use limits::Limits;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    BlockDevice, Command, CreateOptions, ErrorKind, Image, ImageId, Late, Limits, Pool, Store,
-    Write,
+    BlockDevice, Command, Completion, CreateOptions, ErrorKind, Image, ImageId, Limits, Pool,
+    Store, Write,
 };
 use marcot_store::World;
 use support::{Faults, MIB, assert_sound, execute, faulty_world, pattern};
@@ -41,28 +41,28 @@ fn bench(directory: &Path) -> Bench {
 }
 
 impl Bench {
-    fn write_late(&mut self, offset: u64, data: &[u8]) -> Option<u64> {
-        self.image.write_batch_late(&[Write { offset, data }]).unwrap()
+    fn write_async(&mut self, offset: u64, data: &[u8]) -> Option<u64> {
+        self.image.write_batch_async(&[Write { offset, data }]).unwrap()
     }
 
     /// Starts a write of 1 MiB past the page cache.
     fn stream(&mut self, seed: u8) -> u64 {
         let before = self.faults.direct_writes.load(Ordering::Relaxed);
-        let number = self.write_late(u64::from(seed) * MIB, &pattern(seed, MIB as usize));
+        let number = self.write_async(u64::from(seed) * MIB, &pattern(seed, MIB as usize));
         let started = self.faults.direct_writes.load(Ordering::Relaxed) - before;
         assert_eq!(started, 1, "1 MiB in one piece goes past the page cache");
         number.expect("it is under way")
     }
 
-    /// Lets so many land; what the writers are told.
+    /// Completes so many; what the writers are told.
     fn land(&mut self, count: i64) -> Option<marcot::Result<u64>> {
         self.faults.landing.store(count, Ordering::Relaxed);
-        let told = self.image.take_late();
+        let told = self.image.take_completion();
         self.faults.landing.store(0, Ordering::Relaxed);
         match told {
             None => None,
-            Some(Late::Written(below)) => Some(below),
-            Some(Late::Read(_)) => panic!("nothing was read"),
+            Some(Completion::Written(below)) => Some(below),
+            Some(Completion::Read(_)) => panic!("nothing was read"),
         }
     }
 
@@ -96,15 +96,15 @@ fn only_what_lies_together_goes_past_the_page_cache() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     let short = pattern(1, 256 << 10);
-    assert_eq!(bench.write_late(0, &short), None);
+    assert_eq!(bench.write_async(0, &short), None);
     let scattered: Vec<Write<'_>> =
         (0..8).map(|i| Write { offset: i * 2 * MIB, data: &short }).collect();
-    assert_eq!(bench.image.write_batch_late(&scattered).unwrap(), None);
+    assert_eq!(bench.image.write_batch_async(&scattered).unwrap(), None);
     assert_eq!(bench.faults.direct_writes.load(Ordering::Relaxed), 0);
     // Many requests that follow each other are one.
     let adjacent: Vec<Write<'_>> =
         (0..8).map(|i| Write { offset: i * (256 << 10), data: &short }).collect();
-    assert!(bench.image.write_batch_late(&adjacent).unwrap().is_some());
+    assert!(bench.image.write_batch_async(&adjacent).unwrap().is_some());
     assert_eq!(bench.faults.direct_writes.load(Ordering::Relaxed), 1);
     // Who does not ask for less is told when it is done.
     bench.image.write_at(8 * MIB, &pattern(2, MIB as usize)).unwrap();
@@ -126,7 +126,7 @@ fn writes_are_told_of_in_the_order_of_the_log() {
     let below = bench.land(1).unwrap().unwrap();
     assert!(below > second, "both have landed");
     assert!(bench.land(0).is_none(), "nobody is told twice");
-    assert_eq!(bench.write_late(0, &pattern(4, 4096)), None, "nothing is under way any more");
+    assert_eq!(bench.write_async(0, &pattern(4, 4096)), None, "nothing is under way any more");
 
     bench.faults.last_first.store(false, Ordering::Relaxed);
     let first = bench.stream(5);
@@ -134,7 +134,7 @@ fn writes_are_told_of_in_the_order_of_the_log() {
     let below = bench.land(1).unwrap().unwrap();
     assert!(first < below && below <= second);
     // One that goes through the page cache waits for those before it, and is told of with them.
-    let third = bench.write_late(10 * MIB, &pattern(3, 4096)).expect("the second is not told yet");
+    let third = bench.write_async(10 * MIB, &pattern(3, 4096)).expect("the second is not told yet");
     assert!(bench.land(0).unwrap().unwrap() > third);
     bench.image.close().unwrap();
     assert_sound(&bench.store, &bench.pool);
@@ -145,7 +145,7 @@ fn a_flush_that_fails_fails_the_writers_who_wait() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.stream(1);
-    bench.write_late(0, &pattern(2, 4096)).expect("the stream is not told yet");
+    bench.write_async(0, &pattern(2, 4096)).expect("the stream is not told yet");
     bench.faults.fail_sync.store(true, Ordering::Relaxed);
     assert_eq!(bench.image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
     let told = bench.land(0).expect("they are told");
@@ -161,10 +161,10 @@ fn where_the_next_segment_finds_no_room_the_log_goes_on_where_it_was() {
     bench.faults.no_new_files.store(true, Ordering::Relaxed);
     // 257 slots each: 224 are left of the segment.
     for seed in 1..31 {
-        bench.write_late(seed * MIB, &pattern(seed as u8, MIB as usize));
+        bench.write_async(seed * MIB, &pattern(seed as u8, MIB as usize));
     }
     let data = pattern(40, MIB as usize);
-    let refused = bench.image.write_batch_late(&[Write { offset: 40 * MIB, data: &data }]);
+    let refused = bench.image.write_batch_async(&[Write { offset: 40 * MIB, data: &data }]);
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::NoSpace);
     bench.image.write_at(50 * MIB, &pattern(50, 4096)).unwrap();
     bench.image.flush().unwrap();
@@ -205,7 +205,7 @@ fn reads_flushes_and_commands_wait_for_what_is_under_way() {
     assert!(bench.land(0).is_some(), "waiting for it finished it");
     // A part of a block keeps what is under way around it.
     bench.stream(2);
-    bench.write_late(2 * MIB + 10, b"part");
+    bench.write_async(2 * MIB + 10, b"part");
     let mut expected = pattern(2, 4096);
     expected[10..14].copy_from_slice(b"part");
     assert!(bench.read(2 * MIB, 4096) == expected);
@@ -229,7 +229,7 @@ fn streams_of_many_segments_are_whole_after_closing_and_leave_no_reserved_room()
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     for seed in 0..SIZE_BYTES / MIB {
-        bench.write_late(seed * MIB, &pattern(seed as u8, MIB as usize));
+        bench.write_async(seed * MIB, &pattern(seed as u8, MIB as usize));
         if seed % 7 == 0 {
             bench.land(3);
         }
@@ -300,7 +300,7 @@ fn refused_by_the_medium(short: bool) {
     assert!(bench.land(1).unwrap().unwrap() > number);
     assert!(bench.read(MIB, MIB as usize) == pattern(1, MIB as usize));
     // It is not asked again.
-    assert_eq!(bench.write_late(2 * MIB, &pattern(2, MIB as usize)), None);
+    assert_eq!(bench.write_async(2 * MIB, &pattern(2, MIB as usize)), None);
     bench.image.close().unwrap();
     assert_sound(&bench.store, &bench.pool);
 }
@@ -318,7 +318,7 @@ fn a_write_that_fails_either_way_ends_the_image_and_nothing_flushed_is_lost() {
     let error = bench.land(1).unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Poisoned);
     assert!(error.to_string().contains("reopen it"), "{error}");
-    let refused = bench.image.write_batch_late(&[Write { offset: 0, data: &[1; 4096] }]);
+    let refused = bench.image.write_batch_async(&[Write { offset: 0, data: &[1; 4096] }]);
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Poisoned);
     assert_eq!(bench.image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
     bench.faults.room_bytes.store(-1, Ordering::Relaxed);
@@ -337,7 +337,7 @@ fn a_full_medium_is_told_before_anything_is_accepted() {
     bench.image.write_at(0, &pattern(9, 4096)).unwrap();
     bench.faults.room_bytes.store(100 << 10, Ordering::Relaxed);
     let data = pattern(1, MIB as usize);
-    let refused = bench.image.write_batch_late(&[Write { offset: MIB, data: &data }]);
+    let refused = bench.image.write_batch_async(&[Write { offset: MIB, data: &data }]);
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::NoSpace);
     bench.faults.room_bytes.store(-1, Ordering::Relaxed);
     bench.image.write_at(MIB, &data).unwrap();

@@ -352,10 +352,10 @@ fn an_idle_device_is_told_to_rest_and_then_left_alone() {
     assert_eq!(probe.get().rests, 1);
 }
 
-/// A host whose reads are all late until [`Probes::land`].
+/// A host whose reads all stay in flight until [`Probes::land`].
 fn slow_host() -> (HostHandle, Probes) {
     let (host, probe) = host();
-    probe.get().late = true;
+    probe.get().in_flight = true;
     (host, probe)
 }
 
@@ -365,10 +365,10 @@ fn a_read_that_waits_for_the_medium_holds_nobody_up() {
     let (mut client, mut other) = (attach(&host), attach(&host));
     client.send(&request(READ, 0, 1, 0, 4096));
     client.send(&request(READ, 0, 2, 8192, 512));
-    probe.await_late(2);
+    probe.await_completions(2);
     assert_eq!(client.write(0, 4096, &[5; 4096]), 0);
     assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
-    probe.get().late = false;
+    probe.get().in_flight = false;
     assert_eq!(other.read(4096, 4096).unwrap(), [5; 4096]);
     // They end in another order than they began.
     probe.land(1, |_| Ok(2));
@@ -386,7 +386,7 @@ fn late_reads_are_told_in_chunks_and_so_are_their_errors() {
     let mut client = attach_structured(&host);
     client.send(&request(READ, 0, 1, 4096, 4096));
     client.send(&request(READ, 0, 2, 8192, 4096));
-    probe.await_late(2);
+    probe.await_completions(2);
     probe.land(2, |offset| match offset {
         4096 => Ok(9),
         _ => Err(marcot::Error::new(ErrorKind::Corrupt, "block 2 does not match its checksum")),
@@ -405,13 +405,13 @@ fn who_leaves_before_a_late_read_ends_leaves_nothing_to_the_next() {
     let (host, probe) = slow_host();
     let mut gone = attach(&host);
     gone.send(&request(READ, 0, 1, 0, 4096));
-    probe.await_late(1);
+    probe.await_completions(1);
     drop(gone);
     while host.connections() > 0 {
         std::thread::sleep(Duration::from_millis(1));
     }
     // The next one has the place of the first.
-    probe.get().late = false;
+    probe.get().in_flight = false;
     let mut client = attach(&host);
     probe.land(1, |_| Ok(1));
     assert_eq!(client.read(0, 4096).unwrap(), [0; 4096]);
@@ -425,7 +425,7 @@ fn a_client_that_says_goodbye_still_gets_its_late_reads() {
     let mut client = attach(&host);
     client.send(&request(READ, 0, 1, 0, 4096));
     client.send(&request(DISC, 0, 2, 0, 0));
-    probe.await_late(1);
+    probe.await_completions(1);
     probe.land(1, |_| Ok(1));
     assert_eq!(client.simple(), (0, 1));
     assert_eq!(client.bytes(4096), [1; 4096]);
@@ -440,7 +440,7 @@ fn late_reads_of_a_client_are_bounded() {
         client.send(&request(READ, 0, cookie, 0, 1 << 20));
     }
     // Replies of 4 MiB are kept for a client, with their headers.
-    probe.await_late(3);
+    probe.await_completions(3);
     std::thread::sleep(Duration::from_millis(50));
     let mut seen = 0;
     while seen < 10 {
@@ -452,14 +452,14 @@ fn late_reads_of_a_client_are_bounded() {
             assert_eq!(client.bytes(1 << 20), [7; 1 << 20]);
         }
         seen += under_way;
-        probe.await_late((10 - seen).min(3));
+        probe.await_completions((10 - seen).min(3));
     }
 }
 
 #[test]
 fn a_write_that_is_under_way_is_answered_when_it_is_stored() {
     let (host, probe) = host();
-    probe.get().late_writes = true;
+    probe.get().async_writes = true;
     let (mut client, mut other) = (attach(&host), attach(&host));
     client.send(&write(0, 1, 0, &[1; 4096]));
     probe.await_batches(1);
@@ -478,7 +478,7 @@ fn a_write_that_is_under_way_is_answered_when_it_is_stored() {
 #[test]
 fn a_write_that_asks_for_a_flush_is_answered_after_it() {
     let (host, probe) = host();
-    probe.get().late_writes = true;
+    probe.get().async_writes = true;
     let mut client = attach(&host);
     client.send(&write(FUA, 1, 0, &[1; 4096]));
     assert_eq!(client.simple(), (0, 1));
@@ -490,7 +490,7 @@ fn a_write_that_asks_for_a_flush_is_answered_after_it() {
 #[test]
 fn a_client_that_says_goodbye_still_gets_answers_to_its_writes() {
     let (host, probe) = host();
-    probe.get().late_writes = true;
+    probe.get().async_writes = true;
     let mut client = attach(&host);
     client.send(&write(0, 1, 0, &[1; 4096]));
     client.send(&request(DISC, 0, 2, 0, 0));
@@ -503,7 +503,7 @@ fn a_client_that_says_goodbye_still_gets_answers_to_its_writes() {
 #[test]
 fn writes_that_will_never_be_stored_fail_and_the_image_is_given_up() {
     let (host, probe) = host();
-    probe.get().late_writes = true;
+    probe.get().async_writes = true;
     let mut client = attach(&host);
     client.send(&write(0, 1, 0, &[1; 4096]));
     probe.await_batches(1);
@@ -522,7 +522,7 @@ fn writes_that_will_never_be_stored_fail_and_the_image_is_given_up() {
 #[test]
 fn requests_of_the_process_wait_for_what_is_under_way_too() {
     let (host, probe) = host();
-    probe.get().late_writes = true;
+    probe.get().async_writes = true;
     let (sender, receiver) = std::sync::mpsc::channel();
     let completion = Completion::new(move |outcome| sender.send(outcome).unwrap());
     host.submit(DeviceRequest::Write { offset: 0, data: vec![2; 512], fua: false }, completion);
@@ -538,7 +538,7 @@ fn a_host_stops_with_reads_under_way() {
     let (host, probe) = slow_host();
     let mut client = attach(&host);
     client.send(&request(READ, 0, 1, 0, 4096));
-    probe.await_late(1);
+    probe.await_completions(1);
     drop(host);
     assert!(client.is_closed());
     for _ in 0..1000 {
@@ -659,14 +659,14 @@ fn an_odd_image_is_shown_in_whole_sectors_and_zeros_change_nothing() {
 #[test]
 fn an_odd_image_grows_when_something_is_written_behind_its_end() {
     let (host, probe) = serve(MemoryDevice::new(ODD_BYTES));
-    probe.get().late = true;
+    probe.get().in_flight = true;
     let mut client = attach(&host);
     let data = pattern(512);
     assert_eq!(client.write(0, WHOLE_SECTORS_BYTES - 512, &data), 0);
     let usage = host.execute(marcot::Command::Usage, &mut |_, _| {}).unwrap();
     let marcot::Reply::Usage { rows } = usage else { panic!() };
     assert_eq!(rows[0].provisioned_bytes, WHOLE_SECTORS_BYTES);
-    probe.get().late = false;
+    probe.get().in_flight = false;
     assert_eq!(client.read(WHOLE_SECTORS_BYTES - 512, 512).unwrap(), data);
     assert_eq!(client.write(0, WHOLE_SECTORS_BYTES, &[1]), ENOSPC);
 }

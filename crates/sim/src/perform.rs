@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use marcot::{BlockDevice, CloneOptions, Command, CreateOptions, ErrorKind, Late, Write};
+use marcot::{BlockDevice, CloneOptions, Command, Completion, CreateOptions, ErrorKind, Write};
 
 use crate::model::{self, Bytes, snap_name};
 use crate::observe;
@@ -247,7 +247,7 @@ impl Runner {
     /// Writes, and waits for the acknowledgement as a front end does: other things happen meanwhile.
     fn write(&mut self, slot: u8, writes: &[Write<'_>], salt: u64) -> Done {
         let image = self.image(slot)?;
-        let Some(number) = image.write_batch_late(writes)? else { return Ok(()) };
+        let Some(number) = image.write_batch_async(writes)? else { return Ok(()) };
         match salt % 4 {
             0 => image.flush()?,
             1 => image.read_at(writes[0].offset, &mut vec![0; writes[0].data.len()])?,
@@ -256,7 +256,7 @@ impl Runner {
         }
         // The disk lets something land by and by.
         loop {
-            if let Some(Late::Written(below)) = image.take_late()
+            if let Some(Completion::Written(below)) = image.take_completion()
                 && below? > number
             {
                 return Ok(());

@@ -13,10 +13,10 @@
 //!   Linux does since 4.13.
 
 mod aligned;
+mod async_io;
 mod atomic;
 pub mod clock;
 mod confined;
-mod late;
 pub mod local;
 mod tree;
 pub mod workers;
@@ -27,10 +27,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use aligned::{ALIGNMENT_BYTES, AlignedBytes};
+pub use async_io::{AsyncIo, AsyncRead, AsyncWrite, IoCompletion};
 pub use atomic::{publish_new, replace};
 pub use clock::{Clock, Random, SystemClock, SystemRandom};
 pub use confined::{Confined, SHARED_DIRECTORY, Trust};
-pub use late::{Landed, LateIo, LateRead, LateWrite};
 pub use local::LocalDisk;
 pub use workers::{InPlace, Job, Running, Threads, Workers};
 
@@ -248,7 +248,7 @@ pub trait Disk: Send + Sync {
     }
 
     /// A place for reads and writes that go on in the background; `None` where there is no such thing.
-    fn late_io(&self) -> Option<Box<dyn LateIo>> {
+    fn async_io(&self) -> Option<Box<dyn AsyncIo>> {
         None
     }
 
@@ -373,7 +373,7 @@ pub trait DiskFile: Send + Sync {
         None
     }
 
-    /// The same file past the page cache, for [`LateIo::start_write`]. As long as it is open, or a
+    /// The same file past the page cache, for [`AsyncIo::start_write`]. As long as it is open, or a
     /// write under way, [`Self::await_writers`] waits in every other process.
     ///
     /// # Errors

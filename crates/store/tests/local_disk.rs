@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use marcot_store::{
-    AlignedBytes, Disk, DiskFile, FileRead, Landed, LateRead, LateWrite, LocalDisk, LockMode,
-    publish_new, replace,
+    AlignedBytes, AsyncRead, AsyncWrite, Disk, DiskFile, FileRead, IoCompletion, LocalDisk,
+    LockMode, publish_new, replace,
 };
 
 fn disks() -> [LocalDisk; 2] {
@@ -108,9 +108,9 @@ fn what_is_not_synced_survives_being_written_out_and_forgotten() {
     assert!(found[16 * 4096..] == data[16 * 4096..]);
 }
 
-fn late_read(number: u64, file: &Arc<dyn DiskFile>) -> LateRead {
+fn read_in_flight(number: u64, file: &Arc<dyn DiskFile>) -> AsyncRead {
     let (file, buf, result) = (Arc::clone(file), vec![0; 4096], Ok(0));
-    LateRead { number, file, offset: number * 4096, buf, result }
+    AsyncRead { number, file, offset: number * 4096, buf, result }
 }
 
 #[test]
@@ -118,27 +118,29 @@ fn late_reads_land_and_their_descriptor_tells() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, file) = cold_file(directory.path());
     // A kernel may refuse rings; then nobody is promised any.
-    let Some(mut reads) = disk.late_io() else { return };
+    let Some(mut reads) = disk.async_io() else { return };
     for number in 0..64 {
         assert!(reads.has_room());
-        reads.start(late_read(number, &file));
+        reads.start(read_in_flight(number, &file));
     }
     // Beyond the end of the file: fewer bytes.
-    reads.start(late_read(64, &file));
+    reads.start(read_in_flight(64, &file));
     reads.submit();
-    let mut landed = 0;
-    while landed < 65 {
+    let mut completed = 0;
+    while completed < 65 {
         // SAFETY: the descriptor lives as long as `reads`.
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(reads.raw_fd().unwrap()) };
         let mut polled = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
         let timeout = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
         match rustix::event::poll(&mut polled, Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => {}
-            ready => assert_eq!(ready.unwrap(), 1, "{landed} have landed, and no more for 30 s"),
+            ready => {
+                assert_eq!(ready.unwrap(), 1, "{completed} have completed, and no more for 30 s")
+            }
         }
         while let Some(landing) = reads.take() {
-            let Landed::Read(read) = landing else { panic!("nothing was written") };
-            landed += 1;
+            let IoCompletion::Read(read) = landing else { panic!("nothing was written") };
+            completed += 1;
             let want = if read.number < 64 { 4096 } else { 0 };
             assert_eq!(read.result.unwrap(), want);
             assert!(read.buf[..want].iter().all(|b| u64::from(*b) == read.number));
@@ -152,8 +154,8 @@ fn late_reads_can_be_dropped_under_way() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, file) = cold_file(directory.path());
     for submitted in [false, true] {
-        let Some(mut reads) = disk.late_io() else { return };
-        (0..64).for_each(|number| reads.start(late_read(number, &file)));
+        let Some(mut reads) = disk.async_io() else { return };
+        (0..64).for_each(|number| reads.start(read_in_flight(number, &file)));
         if submitted {
             reads.submit();
         }
@@ -177,7 +179,7 @@ fn what_is_cached_needs_no_waiting() {
 fn late_writes_go_past_the_page_cache_and_are_seen_by_all() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, file) = cold_file(directory.path());
-    let Some(mut io) = disk.late_io() else { return };
+    let Some(mut io) = disk.async_io() else { return };
     // File systems that have no such thing say so.
     let Ok(direct) = file.direct() else { return };
     assert!(io.takes_writes());
@@ -189,18 +191,20 @@ fn late_writes_go_past_the_page_cache_and_are_seen_by_all() {
         let mut data = AlignedBytes::with_capacity(8 * 4096);
         data.extend_from_slice(&[100 + number as u8; 8 * 4096]);
         let (file, offset) = (Arc::clone(&direct), number * 8 * 4096);
-        io.start_write(LateWrite { number, file, offset, data, result: Ok(0) });
+        io.start_write(AsyncWrite { number, file, offset, data, result: Ok(0) });
     }
     io.submit();
-    let mut landed = Vec::new();
-    while landed.len() < 8 {
+    let mut completed = Vec::new();
+    while completed.len() < 8 {
         io.wait();
-        let Some(Landed::Write(write)) = io.take() else { panic!("a write that has landed") };
+        let Some(IoCompletion::Write(write)) = io.take() else {
+            panic!("a write that has completed")
+        };
         assert_eq!(write.result.unwrap(), 8 * 4096);
-        landed.push(write.number);
+        completed.push(write.number);
     }
-    landed.sort_unstable();
-    assert_eq!(landed, [0, 1, 2, 3, 4, 5, 6, 7]);
+    completed.sort_unstable();
+    assert_eq!(completed, [0, 1, 2, 3, 4, 5, 6, 7]);
     io.wait();
     assert!(io.take().is_none(), "waiting for nothing ends at once");
     let mut found = vec![0xEE; 128 * 4096];

@@ -62,7 +62,8 @@ impl Pool {
     }
 
     /// True where somebody may read the image by a head that is older than the one on disk. Whoever
-    /// comes later reads that one, so what it does not name can go after this has said no.
+    /// begins to read later reads the stored head. So after the answer "no", what that head does not name can be
+    /// removed.
     pub(crate) fn being_read(&self, image: ImageId) -> Result<bool> {
         self.has_readers(Lease::Readers(image))
     }

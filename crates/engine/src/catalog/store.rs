@@ -404,7 +404,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for a pool of this store; `Busy` while there are clones of its
-    /// snapshots, or in it. That its directory is gone is none.
+    /// snapshots, or in it. A directory that is gone is no error.
     pub fn pool_detach(&self, name: &str) -> Result<()> {
         // It need not be there any more; then the markers of its images tell.
         let Some(record) = self.attached_record(name)? else {

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use super::Image;
 use crate::command::{Command, Reply};
-use crate::device::{BlockDevice, Extent, Late, Read, Rested, Write};
+use crate::device::{BlockDevice, Completion, Extent, IdleOutcome, Read, Write};
 use crate::error::Result;
 
 impl Image {
@@ -67,20 +67,20 @@ impl BlockDevice for Image {
         self.write_all(writes)
     }
 
-    fn write_batch_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
-        self.write_all_late(writes)
+    fn write_batch_async(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+        self.write_all_async(writes)
     }
 
     fn read_batch(&mut self, reads: &mut [Read<'_>]) {
         self.read_all(reads);
     }
 
-    fn take_late(&mut self) -> Option<Late> {
-        Image::take_late(self)
+    fn take_completion(&mut self) -> Option<Completion> {
+        Image::take_completion(self)
     }
 
-    fn late_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.late.fd()
+    fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.in_flight.fd()
     }
 
     fn discard(&mut self, offset: u64, length: u64) -> Result<()> {
@@ -104,8 +104,8 @@ impl BlockDevice for Image {
         if !self.is_owner() || self.poisoned {
             return Ok(false);
         }
-        if self.flight.is_some() {
-            self.compaction.due |= self.take_landed()?;
+        if self.checkpoint_job.is_some() {
+            self.compaction.due |= self.take_finished_checkpoint()?;
             return Ok(false);
         }
         if self.room_wanted {
@@ -132,7 +132,7 @@ impl BlockDevice for Image {
         self.begin_rest();
     }
 
-    fn rest(&mut self) -> Result<Rested> {
+    fn rest(&mut self) -> Result<IdleOutcome> {
         self.give_memory_back()
     }
 

@@ -5,8 +5,8 @@
 //! 4. removal of segments that no head needs any more.
 //!
 //! The image's thread gives every dirty page its place, which needs no I/O but creating segments.
-//! Steps 1 to 3 are the *flight*: a worker does them while the image goes on, or the image's thread
-//! itself where somebody waits for the result. At most one flight is under way, and every change
+//! Steps 1 to 3 are the *checkpoint job*: a worker does them while the image goes on, or the image's
+//! thread itself where somebody waits for the result. At most one is under way, and every change
 //! of the head waits for it.
 //!
 //! A failure before step 3 changes nothing that a reader would see. Pages that found no room are
@@ -24,7 +24,7 @@ use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, SEGMENT_BYTES};
 use marcot_store::DiskFile;
 
 use super::Image;
-use super::flight::{self, Cargo, Departure, Flight, Landed};
+use super::checkpoint_job::{self, CheckpointJob, CheckpointOutcome, CheckpointWork, Covered};
 use super::memory::Unwritten;
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
@@ -115,22 +115,23 @@ impl Image {
         // The medium takes the end of the log while the pages are made and written.
         self.finish_direct()?;
         self.write_out_log();
-        let loaded = self.write_pending().and_then(|()| self.load_cargo(Vec::new(), change));
-        let mut cargo = match loaded {
-            Ok(cargo) => cargo,
+        let loaded =
+            self.write_pending().and_then(|()| self.prepare_checkpoint(Vec::new(), change));
+        let mut work = match loaded {
+            Ok(work) => work,
             // What a command changed before it found no room is there to stay.
             Err(error) => return self.sync_log().and(Err(error)),
         };
         if fault::is(Fault::RemoveBeforeHead) {
             self.remove_dead();
         }
-        let departure = self.departure();
-        let written = cargo.pages.write();
-        let landed = match self.sync_log().and(written) {
-            Ok(()) => cargo.fly(),
-            Err(error) => Landed::Failed { error, pages: Some(cargo.pages) },
+        let covered = self.covered();
+        let written = work.pages.write();
+        let outcome = match self.sync_log().and(written) {
+            Ok(()) => work.run(),
+            Err(error) => CheckpointOutcome::Failed { error, pages: Some(work.pages) },
         };
-        self.land(landed, departure)
+        self.end_checkpoint(outcome, covered)
     }
 
     /// Starts a checkpoint in the background, unless one is under way.
@@ -139,31 +140,31 @@ impl Image {
     /// As [`Self::checkpoint`], as far as they are known by now.
     pub(super) fn begin_checkpoint(&mut self) -> Result<()> {
         self.check_owner()?;
-        if self.flight.is_some() {
+        if self.checkpoint_job.is_some() {
             return Ok(());
         }
-        let started = self.start_flight();
+        let started = self.start_checkpoint_job();
         self.note_lack_of_room(started.as_ref().err());
         started
     }
 
-    fn start_flight(&mut self) -> Result<()> {
+    fn start_checkpoint_job(&mut self) -> Result<()> {
         self.finish_direct()?;
         self.write_pending()?;
         let log = self.log_to_sync()?;
-        let cargo = self.load_cargo(log, |_| {})?;
-        let departure = self.departure();
+        let work = self.prepare_checkpoint(log, |_| {})?;
+        let covered = self.covered();
         let workers = Arc::clone(&self.pool.files().world().workers);
-        self.flight = Some(Flight::start(&*workers, cargo, departure));
+        self.checkpoint_job = Some(CheckpointJob::start(&*workers, work, covered));
         Ok(())
     }
 
-    /// Notes what is behind the checkpoint that is about to fly, and counts anew.
-    fn departure(&mut self) -> Departure {
+    /// Notes what the checkpoint that is about to begin covers, and counts anew.
+    fn covered(&mut self) -> Covered {
         self.changed = false;
         let dead = self.take_dead();
         let unsynced = self.log.iter().flat_map(|log| &log.unsynced);
-        Departure {
+        Covered {
             dead,
             left: unsynced.map(|(name, _)| *name).collect(),
             log_bytes: std::mem::take(&mut self.log_bytes),
@@ -172,8 +173,8 @@ impl Image {
     }
 
     /// Takes in a checkpoint that has ended in the background; true if one had.
-    pub(super) fn take_landed(&mut self) -> Result<bool> {
-        if !self.flight.as_mut().is_some_and(Flight::has_landed) {
+    pub(super) fn take_finished_checkpoint(&mut self) -> Result<bool> {
+        if !self.checkpoint_job.as_mut().is_some_and(CheckpointJob::is_finished) {
             return Ok(false);
         }
         self.settle().map(|()| true)
@@ -184,40 +185,40 @@ impl Image {
     /// # Errors
     /// `Poisoned` and `Fenced`. That it found no space, say, is for the next one to tell.
     pub(super) fn settle(&mut self) -> Result<()> {
-        let Some(flight) = self.flight.take() else { return Ok(()) };
-        let (landed, departure) = flight.wait();
-        match self.land(landed, departure) {
+        let Some(checkpoint_job) = self.checkpoint_job.take() else { return Ok(()) };
+        let (outcome, covered) = checkpoint_job.wait();
+        match self.end_checkpoint(outcome, covered) {
             Err(error) if !error.kind().ends_writing() => {
                 tracing::warn!(image = %self.label, %error, "checkpoint put off");
                 self.note_lack_of_room(Some(&error));
                 Ok(())
             }
-            landed => landed,
+            outcome => outcome,
         }
     }
 
-    /// Takes in the outcome of a flight.
-    fn land(&mut self, landed: Landed, departure: Departure) -> Result<()> {
-        match landed {
-            Landed::Done(head, pages) => {
+    /// Takes in the outcome of a checkpoint.
+    fn end_checkpoint(&mut self, outcome: CheckpointOutcome, covered: Covered) -> Result<()> {
+        match outcome {
+            CheckpointOutcome::Done(head, pages) => {
                 self.head = *head;
                 self.map_pages.reuse(pages);
                 self.unwritten_from = None;
                 if let Some(log) = &mut self.log {
-                    log.durable_below = log.durable_below.max(departure.group);
-                    log.unsynced.retain(|(name, _)| !departure.left.contains(name));
+                    log.durable_below = log.durable_below.max(covered.group);
+                    log.unsynced.retain(|(name, _)| !covered.left.contains(name));
                 }
-                let died_since = std::mem::replace(&mut self.dead, departure.dead);
+                let died_since = std::mem::replace(&mut self.dead, covered.dead);
                 self.remove_dead();
                 self.dead.extend(died_since);
                 Ok(())
             }
-            Landed::Failed { error, pages } => {
+            CheckpointOutcome::Failed { error, pages } => {
                 self.pending = pages;
-                self.dead.extend(departure.dead);
+                self.dead.extend(covered.dead);
                 self.changed = true;
                 // Not so much that every write would try again.
-                let log_bytes = self.log_bytes + departure.log_bytes;
+                let log_bytes = self.log_bytes + covered.log_bytes;
                 self.log_bytes = log_bytes.min(self.limits().checkpoint_log_bytes);
                 self.poisoned |= error.kind() == ErrorKind::Poisoned;
                 Err(error)
@@ -226,11 +227,11 @@ impl Image {
     }
 
     /// Gives every dirty page its place, and gathers what must be written and synced.
-    fn load_cargo(
+    fn prepare_checkpoint(
         &mut self,
         log: Vec<Arc<dyn DiskFile>>,
         change: impl FnOnce(&mut HeadRecord),
-    ) -> Result<Cargo> {
+    ) -> Result<CheckpointWork> {
         self.pool.create_own_set(self.id)?;
         let root = self.place_root()?;
         let mut head = self.head.clone();
@@ -243,7 +244,7 @@ impl Image {
         let (pool, id, label) = (self.pool.clone(), self.id, self.label.clone());
         let before = Stamp::of(&self.head);
         let log_lost = self.log_lost.clone();
-        Ok(Cargo { pool, id, label, before, log, log_lost, pages, head })
+        Ok(CheckpointWork { pool, id, label, before, log, log_lost, pages, head })
     }
 
     /// While a log is replayed that touches more of the map than memory is for: writes changed pages to
@@ -411,7 +412,7 @@ impl Image {
     /// Removes the segments that only a head before named.
     pub(super) fn remove_dead(&mut self) {
         let dead = self.take_dead();
-        self.dead = flight::remove_dead(&self.pool, self.id, &self.label, dead);
+        self.dead = checkpoint_job::remove_dead(&self.pool, self.id, &self.label, dead);
     }
 
     /// Segments to be removed once the next head is durable. A snapshot may have been taken since
@@ -422,9 +423,9 @@ impl Image {
         dead
     }
 
-    /// See [`flight::postponed_for_readers`].
+    /// See [`checkpoint_job::postponed_for_readers`].
     pub(super) fn postponed_for_readers(&self) -> bool {
-        flight::postponed_for_readers(&self.pool, self.id, &self.label)
+        checkpoint_job::postponed_for_readers(&self.pool, self.id, &self.label)
     }
 
     /// The first segment of each series that may still be appended to.
@@ -439,7 +440,7 @@ impl Image {
 
     /// Fails where a later owner has taken the image over (I6).
     pub(super) fn check_not_fenced(&self) -> Result<()> {
-        flight::check_not_fenced(&self.pool, self.id, Stamp::of(&self.head))
+        checkpoint_job::check_not_fenced(&self.pool, self.id, Stamp::of(&self.head))
     }
 
     /// Changes the head, durably. Where the disk is full, such a change works all the same: see

@@ -40,7 +40,7 @@ const LIVE_PERCENT_REST: u64 = 50;
 const STEP_SLOTS: usize = 64;
 /// Slots of a segment that the system is asked to read before they are looked at (1 MiB).
 const AHEAD_SLOTS: usize = 256;
-/// Looks at the counts while that much is written which may be dead and left alone.
+/// How often the counts are looked at while as much is written as may be dead before compaction begins.
 const LOOKS: u64 = 8;
 /// The same for large images, while all that they hold is written once.
 const LOOKS_LARGE: u64 = 256;
@@ -196,7 +196,7 @@ impl Image {
 
     fn look_for_work(&mut self) -> Result<()> {
         let dead_min = self.dead_slots_min();
-        if self.flight.is_none() {
+        if self.checkpoint_job.is_none() {
             self.compact_map()?;
         }
         let survey = self.survey(SegmentKind::Data)?;

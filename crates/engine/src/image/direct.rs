@@ -19,11 +19,11 @@ use std::sync::Arc;
 
 use marcot_format::group::GroupHeader;
 use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS};
-use marcot_store::{AlignedBytes, DiskFile, Landed, LateRead, LateWrite};
+use marcot_store::{AlignedBytes, AsyncRead, AsyncWrite, DiskFile, IoCompletion};
 
 use super::Image;
 use super::log::Log;
-use crate::device::Late;
+use crate::device::Completion;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fault::{self, Fault};
 
@@ -47,7 +47,7 @@ struct UnderWay {
     /// Memory that it takes, in bytes.
     bytes: usize,
     /// It is on the medium, and waits for groups before it to be told of.
-    landed: bool,
+    completed: bool,
 }
 
 /// Groups under way, in the order of the log.
@@ -58,7 +58,7 @@ pub(super) struct State {
     spare: Vec<AlignedBytes>,
     spare_bytes: usize,
     /// Reads that ended while a group was waited for.
-    reads: VecDeque<LateRead>,
+    reads: VecDeque<AsyncRead>,
     /// Somebody waits to be told of groups.
     asked: bool,
     /// What made the image unusable.
@@ -68,13 +68,13 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn take_read(&mut self) -> Option<LateRead> {
+    pub(super) fn take_read(&mut self) -> Option<AsyncRead> {
         self.reads.pop_front()
     }
 
     fn touches(&self, segment: u32, slots: &Range<u32>) -> bool {
         let meets = |g: &UnderWay| g.slots.start < slots.end && slots.start < g.slots.end;
-        self.groups.iter().any(|g| !g.landed && g.segment == segment && meets(g))
+        self.groups.iter().any(|g| !g.completed && g.segment == segment && meets(g))
     }
 
     /// A buffer for so many bytes.
@@ -108,7 +108,7 @@ impl State {
 
     /// True where nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.groups.iter().all(|group| group.landed)
+        self.groups.iter().all(|group| group.completed)
     }
 }
 
@@ -131,14 +131,14 @@ impl Image {
         if log.direct.is_none() {
             log.direct = log.file.direct().ok();
         }
-        let takes_writes = self.late.io(&*disk).is_some_and(|io| io.takes_writes());
+        let takes_writes = self.in_flight.io(&*disk).is_some_and(|io| io.takes_writes());
         let (Some(file), true) = (log.direct.clone(), takes_writes) else {
             self.direct.refused = log.direct.is_none();
             return Ok(false);
         };
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         let end = log.slot + (bytes as u64 / BLOCK_BYTES) as u32;
-        if !log.ahead.has_room(end) {
+        if !log.preallocation.has_room(end) {
             let ahead = (RESERVED_GROUPS * stream_bytes_min / BLOCK_BYTES) as u32;
             let to = (log.slot + ahead).min(SEGMENT_SLOTS).max(end);
             let room = u64::from(to - log.slot) * BLOCK_BYTES;
@@ -147,7 +147,7 @@ impl Image {
                 self.direct.refused = error.kind() == std::io::ErrorKind::Unsupported;
                 return Ok(false);
             }
-            log.ahead.took_room(to);
+            log.preallocation.took_room(to);
         }
         let mut data = self.direct.take_buffer(bytes);
         parts.iter().for_each(|part| data.extend_from_slice(part));
@@ -157,26 +157,26 @@ impl Image {
         }
         let number = header.group;
         let offset = u64::from(log.slot) * BLOCK_BYTES;
-        let Some(io) = self.late.io(&*disk) else {
+        let Some(io) = self.in_flight.io(&*disk) else {
             self.direct.keep_buffer(data);
             return Ok(false);
         };
-        io.start_write(LateWrite { number, file, offset, data, result: Ok(0) });
+        io.start_write(AsyncWrite { number, file, offset, data, result: Ok(0) });
         io.submit();
         let (segment, slots) = (log.index, log.slot..end);
         let file = Arc::clone(&log.file);
-        let group = UnderWay { group: number, segment, slots, file, bytes, landed: false };
+        let group = UnderWay { group: number, segment, slots, file, bytes, completed: false };
         self.direct.groups.push_back(group);
         self.direct.bytes += bytes;
         Ok(true)
     }
 
     /// Takes in a write that has ended.
-    pub(super) fn direct_landed(&mut self, write: LateWrite) {
-        let LateWrite { number, offset, data, result, .. } = write;
+    pub(super) fn direct_completed(&mut self, write: AsyncWrite) {
+        let AsyncWrite { number, offset, data, result, .. } = write;
         let bytes = data.as_slice().len();
         let Some(group) = self.direct.groups.iter_mut().find(|g| g.group == number) else { return };
-        group.landed = true;
+        group.completed = true;
         self.direct.bytes -= group.bytes;
         if !result.as_ref().is_ok_and(|n| *n == bytes) {
             // The file system would not, or not just now; the page cache may all the same.
@@ -201,9 +201,9 @@ impl Image {
 
     /// Waits for one group.
     fn wait_direct(&mut self) -> Result<()> {
-        match self.late.wait() {
-            Some(Landed::Write(write)) => self.direct_landed(write),
-            Some(Landed::Read(read)) => self.direct.reads.push_back(read),
+        match self.in_flight.wait() {
+            Some(IoCompletion::Write(write)) => self.direct_completed(write),
+            Some(IoCompletion::Read(read)) => self.direct.reads.push_back(read),
             None => {
                 // Not what a disk does: what it was given is gone.
                 self.poisoned = true;
@@ -231,9 +231,9 @@ impl Image {
     /// Waits until nothing is being written, however it ends: when the image is let go of.
     pub(super) fn abandon_direct(&mut self) {
         while !self.direct.is_idle() {
-            match self.late.wait() {
-                Some(Landed::Write(write)) => self.direct_landed(write),
-                Some(Landed::Read(_)) => {}
+            match self.in_flight.wait() {
+                Some(IoCompletion::Write(write)) => self.direct_completed(write),
+                Some(IoCompletion::Read(_)) => {}
                 None => break,
             }
         }
@@ -244,7 +244,7 @@ impl Image {
         if self.direct.is_idle()
             && let Some(log) = &mut self.log
         {
-            log.ahead.cut(&*log.file, log.slot);
+            log.preallocation.cut(&*log.file, log.slot);
         }
     }
 
@@ -256,7 +256,7 @@ impl Image {
         }
     }
 
-    /// Number of the last group, where it or one before it has not landed yet, or has not been told
+    /// Number of the last group, where it or one before it has not completed yet, or has not been told
     /// of. Its writer is told by [`Self::tell_written`].
     ///
     /// # Errors
@@ -272,24 +272,24 @@ impl Image {
     }
 
     /// What writers who wait may be told now.
-    pub(super) fn tell_written(&mut self) -> Option<Late> {
+    pub(super) fn tell_written(&mut self) -> Option<Completion> {
         if !self.direct.asked {
             return None;
         }
         // Nothing is acknowledged any more, whatever made the image unusable.
         if let Err(error) = self.failed_direct().and_then(|()| self.check_owner()) {
             self.direct.asked = false;
-            return Some(Late::Written(Err(error)));
+            return Some(Completion::Written(Err(error)));
         }
-        let told = |group: &&UnderWay| group.landed || fault::is(Fault::ToldUnderWay);
-        let landed = self.direct.groups.iter().take_while(told).count();
-        if landed == 0 {
+        let told = |group: &&UnderWay| group.completed || fault::is(Fault::ToldUnderWay);
+        let completed = self.direct.groups.iter().take_while(told).count();
+        if completed == 0 {
             return None;
         }
-        self.direct.groups.drain(..landed);
+        self.direct.groups.drain(..completed);
         // All groups before the next one that is under way.
         let below = self.direct.groups.front().map_or(self.group_next, |group| group.group);
         self.direct.asked = !self.direct.groups.is_empty();
-        Some(Late::Written(Ok(below)))
+        Some(Completion::Written(Ok(below)))
     }
 }

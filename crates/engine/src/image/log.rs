@@ -13,8 +13,8 @@ use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS, crc32c};
 use marcot_store::DiskFile;
 
 use super::Image;
-use super::ahead::WrittenAhead;
-use super::behind::Behind;
+use super::preallocation::Preallocation;
+use super::write_behind::WriteBehind;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::segment::SegmentName;
@@ -35,7 +35,7 @@ pub(crate) struct Log {
     pub unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
     /// Groups with smaller numbers are durable; each group says so, see [`GroupHeader`].
     pub durable_below: u64,
-    pub ahead: WrittenAhead,
+    pub preallocation: Preallocation,
     header: Vec<u8>,
 }
 
@@ -106,7 +106,7 @@ impl Image {
         }
         self.pool.create_own_set(self.id)?;
         let epoch = self.head.epoch + 1;
-        self.behind = Behind::default();
+        self.write_behind = WriteBehind::default();
         self.open_log(epoch, Vec::new(), self.group_next)?;
         let started = self.publish_start(epoch);
         if let Err(error) = started {
@@ -176,7 +176,7 @@ impl Image {
         let files = Arc::clone(self.pool.files());
         let index = self.table.add(name, &files)?;
         let header = Vec::new();
-        let (slot, dirty, direct, ahead) = (1, false, None, WrittenAhead::default());
+        let (slot, dirty, direct, preallocation) = (1, false, None, Preallocation::default());
         self.log = Some(Log {
             name,
             file,
@@ -186,7 +186,7 @@ impl Image {
             dirty,
             unsynced,
             durable_below,
-            ahead,
+            preallocation,
             header,
         });
         Ok(())
@@ -299,11 +299,11 @@ impl Image {
             log.slot += blocks;
             let workers = &*self.pool.files().world().workers;
             if direct {
-                self.behind.end_stretch(&log.file, before, log.slot, workers);
+                self.write_behind.end_stretch(&log.file, before, log.slot, workers);
             } else {
-                self.behind.appended(&header.records);
-                if self.behind.is_complete(log.slot) {
-                    self.behind.end_stretch(&log.file, log.slot, log.slot, workers);
+                self.write_behind.appended(&header.records);
+                if self.write_behind.is_complete(log.slot) {
+                    self.write_behind.end_stretch(&log.file, log.slot, log.slot, workers);
                 }
             }
         }
@@ -322,7 +322,7 @@ impl Image {
             false => undone.and_then(|()| log.file.sync()),
         };
         self.poisoned |= undone.is_err();
-        log.ahead = WrittenAhead::default();
+        log.preallocation = Preallocation::default();
         Err(error).at(|| format!("cannot write to {}", self.label))
     }
 
@@ -334,7 +334,7 @@ impl Image {
         self.check_log_length(log.name.sequence + 1)?;
         let Some(mut log) = self.log.take() else { return Ok(()) };
         let mut unsynced = std::mem::take(&mut log.unsynced);
-        self.behind.end_stretch(&log.file, log.slot, 0, &*self.pool.files().world().workers);
+        self.write_behind.end_stretch(&log.file, log.slot, 0, &*self.pool.files().world().workers);
         if log.dirty {
             unsynced.push((log.name, Arc::clone(&log.file)));
         }
@@ -342,7 +342,7 @@ impl Image {
         let mut opened = self.open_log(epoch, unsynced.clone(), durable_below);
         if opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace)
             && self.finish_direct().is_ok()
-            && log.ahead.cut(&*log.file, log.slot)
+            && log.preallocation.cut(&*log.file, log.slot)
         {
             // The room that had been taken ahead may be what the next segment lacks.
             opened = self.open_log(epoch, unsynced.clone(), durable_below);
@@ -380,7 +380,7 @@ impl Image {
     /// Asks the medium for what [`Self::sync_log`] will wait for.
     pub(super) fn write_out_log(&self) {
         if let Some(log) = &self.log {
-            self.behind.hurry(&*log.file, log.slot);
+            self.write_behind.hurry(&*log.file, log.slot);
         }
     }
 
@@ -391,7 +391,7 @@ impl Image {
         }
         let group_next = self.group_next;
         let Some(log) = &mut self.log else { return Ok(()) };
-        log.ahead.before_sync(&*log.file, log.slot);
+        log.preallocation.before_sync(&*log.file, log.slot);
         let mut result = Ok(());
         for (_, file) in &log.unsynced {
             result = result.and_then(|()| file.sync());
@@ -417,13 +417,13 @@ impl Image {
     /// Gives back what lies behind the last group of a segment that was left for good.
     fn cut_log(&mut self, mut log: Log) {
         if self.direct.is_idle() {
-            log.ahead.cut(&*log.file, log.slot);
+            log.preallocation.cut(&*log.file, log.slot);
             return;
         }
         // It waits for what is being written there, which a worker can do.
         let workers = &*self.pool.files().world().workers;
         let cut = workers.start(Box::new(move || {
-            log.ahead.cut(&*log.file, log.slot);
+            log.preallocation.cut(&*log.file, log.slot);
         }));
         if let Some(before) = self.cutting.replace(cut) {
             before.wait();

@@ -6,7 +6,7 @@
 //! - A page is dropped only where it can be read again: it is clean, and known to be on disk.
 
 use super::Image;
-use crate::device::Rested;
+use crate::device::IdleOutcome;
 use crate::error::Result;
 
 /// Of the memory that pages may take, the segment table's part is one in so many. It is far denser
@@ -57,9 +57,9 @@ impl Image {
 
     /// Drops nearly all pages, and buffers, and gives back room on the medium that nobody may need.
     /// Where too many pages are dirty for that, begins a checkpoint first, so that they can be
-    /// dropped once it has landed.
-    pub(super) fn give_memory_back(&mut self) -> Result<Rested> {
-        self.compaction.due |= self.take_landed()?;
+    /// dropped once it has ended.
+    pub(super) fn give_memory_back(&mut self) -> Result<IdleOutcome> {
+        self.compaction.due |= self.take_finished_checkpoint()?;
         let before = self.memory_bytes();
         let bytes_max = self.limits().map_memory_bytes / REST_PART;
         self.evict(bytes_max);
@@ -74,7 +74,7 @@ impl Image {
                 begun => begun?,
             }
         }
-        Ok(Rested { freed_bytes, unfinished: self.flight.is_some() })
+        Ok(IdleOutcome { freed_bytes, unfinished: self.checkpoint_job.is_some() })
     }
 }
 
@@ -97,17 +97,17 @@ mod tests {
     const SEGMENTS: u32 = 170 * TABLE_FANOUT as u32;
 
     /// Begins jobs when somebody looks whether they have ended.
-    struct Late;
+    struct Completion;
 
-    struct LateJob(Option<Job>);
+    struct AsyncJob(Option<Job>);
 
-    impl Workers for Late {
+    impl Workers for Completion {
         fn start(&self, job: Job) -> Box<dyn Running> {
-            Box::new(LateJob(Some(job)))
+            Box::new(AsyncJob(Some(job)))
         }
     }
 
-    impl Running for LateJob {
+    impl Running for AsyncJob {
         fn is_finished(&mut self) -> bool {
             if let Some(job) = self.0.take() {
                 job();
@@ -125,7 +125,7 @@ mod tests {
             disk: Arc::new(LocalDisk::plain()),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
-            workers: Arc::new(Late),
+            workers: Arc::new(Completion),
         }
     }
 

@@ -9,22 +9,21 @@
 //!   snapshot and no clone can name it (I5); see [`reclaim`].
 
 mod access;
-mod ahead;
-mod behind;
 mod checkpoint;
+mod checkpoint_job;
 mod commands;
 mod compact;
 mod copies;
 mod diff;
 mod direct;
 mod flatten;
-mod flight;
-mod late;
+mod in_flight;
 mod log;
 mod memory;
 mod orphan;
 mod overlay;
 mod parts;
+mod preallocation;
 mod prepared;
 mod read;
 mod reclaim;
@@ -34,6 +33,7 @@ mod rest;
 mod room;
 mod snapshot;
 mod write;
+mod write_behind;
 
 use std::sync::Arc;
 
@@ -106,8 +106,8 @@ pub struct Image {
     /// Pages that a failed checkpoint could not write.
     pending: Option<WrittenPages>,
     /// A checkpoint in the background.
-    flight: Option<flight::Flight>,
-    log_lost: flight::LogLost,
+    checkpoint_job: Option<checkpoint_job::CheckpointJob>,
+    log_lost: checkpoint_job::LogLost,
     /// Pages placed from here on may not be on disk yet.
     unwritten_from: Option<memory::Unwritten>,
     compaction: compact::State,
@@ -116,12 +116,12 @@ pub struct Image {
     overlay: Option<overlay::Overlay>,
     /// Replay found no room for changed pages.
     spill_failed: bool,
-    late: late::State,
+    in_flight: in_flight::State,
     direct: direct::State,
     rest: rest::State,
     /// A segment that was left is being cut.
     cutting: Option<Box<dyn Running>>,
-    behind: behind::Behind,
+    write_behind: write_behind::WriteBehind,
     prepared: Option<prepared::Prepared>,
     /// What is being done makes room, so the reserve must not be taken again meanwhile.
     spends_reserve: bool,
@@ -237,18 +237,18 @@ impl Image {
             changed: false,
             dead: Vec::new(),
             pending: None,
-            flight: None,
-            log_lost: flight::LogLost::default(),
+            checkpoint_job: None,
+            log_lost: checkpoint_job::LogLost::default(),
             unwritten_from: None,
             compaction: compact::State::default(),
             flattening: flatten::State::default(),
             overlay: None,
             spill_failed: false,
-            late: late::State::default(),
+            in_flight: in_flight::State::default(),
             direct: direct::State::default(),
             rest: rest::State::default(),
             cutting: None,
-            behind: behind::Behind::default(),
+            write_behind: write_behind::WriteBehind::default(),
             prepared: None,
             spends_reserve: false,
             room_wanted: false,

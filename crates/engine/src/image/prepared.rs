@@ -73,7 +73,7 @@ impl Image {
     pub(super) fn remove_prepared(&mut self) {
         let Some(prepared) = self.prepared.take() else { return };
         let (name, _, created) = prepared.wait();
-        // Of a successor's, the name may be the same.
+        // A later owner may have created a segment of the same name.
         let ours = self.pool.check_epoch(self.id, self.head.epoch).is_ok();
         if ours
             && matches!(created, Some(Ok(_)))

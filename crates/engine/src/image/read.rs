@@ -6,7 +6,7 @@ use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry, crc32c};
 use marcot_store::{DiskFile, FileRead};
 
 use super::Image;
-use super::late::Candidate;
+use super::in_flight::Candidate;
 use crate::device::{Extent, Read};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
@@ -199,9 +199,9 @@ impl Image {
         let mut spares = spare.iter_mut().peekable();
         let mut left = false;
         for (i, read) in reads.iter_mut().enumerate() {
-            // Late ones are whole blocks that lie together.
-            let late = read.late.take();
-            let late = late.filter(|_| spares.peek().is_none_or(|(at, _)| *at != i));
+            // Only whole blocks that lie together are left in flight.
+            let wanted = read.in_flight.take();
+            let wanted = wanted.filter(|_| spares.peek().is_none_or(|(at, _)| *at != i));
             let bytes = read.buf.len();
             let mut rest: &mut [u8] = match spares.next_if(|(at, _)| *at == i) {
                 Some((_, buffer)) => buffer,
@@ -219,8 +219,8 @@ impl Image {
                     continue;
                 };
                 let offset = u64::from(piece.slot) * BLOCK_BYTES;
-                if let Some(late) = late.filter(|_| piece.blocks * BLOCK == bytes)
-                    && self.late.takes(&*disk, bytes)
+                if let Some(asked) = wanted.filter(|_| piece.blocks * BLOCK == bytes)
+                    && self.in_flight.takes(&*disk, bytes)
                 {
                     let result = file.read_cached_at(offset, buf);
                     if result.as_ref().is_ok_and(|n| *n == bytes) {
@@ -234,10 +234,10 @@ impl Image {
                         || result.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
                     {
                         let crcs = &plan.crcs[piece.crc_at..piece.crc_at + piece.blocks];
-                        let (number, place) = (late, offset);
+                        let (number, place) = (asked, offset);
                         let offset = read.offset;
-                        self.late.start(Candidate { number, offset, file, place, crcs });
-                        (read.late, left) = (Some(late), true);
+                        self.in_flight.start(Candidate { number, offset, file, place, crcs });
+                        (read.in_flight, left) = (Some(asked), true);
                         continue;
                     }
                 }
@@ -246,7 +246,7 @@ impl Image {
             }
         }
         if left {
-            self.late.submit();
+            self.in_flight.submit();
         }
         if !ops.is_empty() {
             disk.read_batch(&mut ops);

@@ -107,7 +107,7 @@ impl Image {
     pub(super) fn begin_rest(&mut self) {
         // What somebody else removes from now on is not kept by this process.
         self.pool.files().forget_authors(&self.table.authors());
-        self.behind.forget();
+        self.write_behind.forget();
         let writes = self.is_owner() && !self.poisoned;
         if writes && self.rest.work.is_none() && self.rest.done_at != Some(self.state_now()) {
             self.rest.work = Some(Work::Look);
@@ -206,7 +206,7 @@ impl Image {
         if self.direct.is_idle()
             && let Some(log) = &mut self.log
         {
-            log.ahead.cut_room(&*log.file, log.slot);
+            log.preallocation.cut_room(&*log.file, log.slot);
         }
         let grown = self.map.mapped_blocks() as i64 - self.rest.mapped as i64;
         let died = self.rest.appended as i64 - grown;

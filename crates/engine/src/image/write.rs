@@ -6,7 +6,7 @@ use std::sync::Arc;
 use marcot_format::group::{GroupHeader, RecordKind};
 use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry};
 
-use super::flight::Flight;
+use super::checkpoint_job::CheckpointJob;
 use super::log::Group;
 use super::{Image, Source};
 use crate::device::Write;
@@ -24,7 +24,7 @@ impl Image {
 
     /// As [`Self::write_all`], but what goes past the page cache may still be under way; then it
     /// returns the number of the last group.
-    pub(super) fn write_all_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+    pub(super) fn write_all_async(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
         self.after_making_room(|image| image.append_all(writes))?;
         self.unwritten_group()
     }
@@ -240,13 +240,13 @@ impl Image {
         let limits = self.limits();
         self.evict(limits.map_memory_bytes_soft());
         let crowded = self.memory_bytes() > limits.map_memory_bytes_soft();
-        let behind = self.flight.as_ref().map_or(0, Flight::log_bytes);
+        let behind = self.checkpoint_job.as_ref().map_or(0, CheckpointJob::log_bytes);
         let long = self.log_bytes + behind >= limits.log_bytes_max();
         if !crowded && !long {
             return Ok(());
         }
         let full = self.memory_bytes() > limits.map_memory_bytes;
-        if full || (long && self.flight.is_some()) {
+        if full || (long && self.checkpoint_job.is_some()) {
             self.settle()?;
             self.evict(limits.map_memory_bytes_soft());
         }

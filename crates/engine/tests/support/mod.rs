@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 
 use marcot::{BlockDevice, CheckOptions, Command, CreateOptions, Image, ImageId, Pool, Store};
 use marcot_store::{
-    Confined, Disk, DiskFile, InPlace, Landed, LateIo, LateRead, LateWrite, LocalDisk, Lock,
-    LockMode, SystemClock, SystemRandom, Trust, World,
+    AsyncIo, AsyncRead, AsyncWrite, Confined, Disk, DiskFile, InPlace, IoCompletion, LocalDisk,
+    Lock, LockMode, SystemClock, SystemRandom, Trust, World,
 };
 
 /// What goes wrong.
@@ -57,26 +57,26 @@ pub struct Faults {
 /// Reads and writes that wait until they are let, or waited for.
 struct Waiting {
     faults: Arc<Faults>,
-    reads: VecDeque<LateRead>,
-    writes: VecDeque<LateWrite>,
+    reads: VecDeque<AsyncRead>,
+    writes: VecDeque<AsyncWrite>,
 }
 
-impl LateIo for Waiting {
+impl AsyncIo for Waiting {
     fn has_room(&self) -> bool {
         self.reads.len() + self.writes.len() < 8
     }
     fn takes_writes(&self) -> bool {
         true
     }
-    fn start(&mut self, read: LateRead) {
+    fn start(&mut self, read: AsyncRead) {
         self.reads.push_back(read);
     }
-    fn start_write(&mut self, write: LateWrite) {
+    fn start_write(&mut self, write: AsyncWrite) {
         self.faults.direct_writes.fetch_add(1, Ordering::Relaxed);
         self.writes.push_back(write);
     }
     fn submit(&mut self) {}
-    fn take(&mut self) -> Option<Landed> {
+    fn take(&mut self) -> Option<IoCompletion> {
         if self.faults.landing.load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -95,12 +95,12 @@ impl LateIo for Waiting {
                 0 => write.file.write_at(write.offset, &[data]).map(|()| data.len()),
                 errno => Err(io::Error::from_raw_os_error(errno)),
             };
-            return Some(Landed::Write(write));
+            return Some(IoCompletion::Write(write));
         }
         let mut read = self.reads.pop_front()?;
         self.faults.landing.fetch_sub(1, Ordering::Relaxed);
         read.result = read.file.read_at(read.offset, &mut read.buf);
-        Some(Landed::Read(read))
+        Some(IoCompletion::Read(read))
     }
     fn wait(&mut self) {
         self.faults.landing.fetch_max(1, Ordering::Relaxed);
@@ -196,7 +196,7 @@ impl Disk for FaultyDisk {
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.lock(path, mode, wait)
     }
-    fn late_io(&self) -> Option<Box<dyn LateIo>> {
+    fn async_io(&self) -> Option<Box<dyn AsyncIo>> {
         let faults = Arc::clone(&self.faults);
         Some(Box::new(Waiting { faults, reads: VecDeque::new(), writes: VecDeque::new() }))
     }

@@ -60,12 +60,12 @@ struct Exchange {
     /// Which part of its request it is.
     place: Place,
     /// Its read is under way by this number, or its write is with the batch of this number.
-    late: Option<u64>,
+    in_flight: Option<u64>,
     answered: bool,
 }
 
 /// A READ that is under way.
-struct LateExchange {
+struct InFlightExchange {
     cookie: u64,
     /// What goes before the data in the reply.
     head: Vec<u8>,
@@ -91,11 +91,11 @@ pub(super) struct Connection {
     exchanges: Vec<Exchange>,
     pieces: Vec<ReadPiece>,
     stages: Stages,
-    late: HashMap<u64, LateExchange>,
+    in_flight: HashMap<u64, InFlightExchange>,
     /// Bytes that the replies to those will take.
-    late_bytes: usize,
+    in_flight_bytes: usize,
     /// Writes that are under way, by the number of their batch: their cookies.
-    late_writes: Vec<(u64, u64)>,
+    async_writes: Vec<(u64, u64)>,
     /// Number of the next read.
     next_read: u64,
     /// A refused write whose payload is still to be skipped, and how much of it.
@@ -132,7 +132,7 @@ impl Connection {
     ) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let receive = ReceiveBuffer::new(&settings.received)?;
-        let grant = Grant::new(settings.seat.clone());
+        let grant = Grant::new(settings.permit.clone());
         Ok(Self {
             socket,
             settings: NbdConnection { received: Vec::new(), ..settings },
@@ -141,9 +141,9 @@ impl Connection {
             exchanges: Vec::new(),
             pieces: Vec::new(),
             stages: Stages::default(),
-            late: HashMap::new(),
-            late_bytes: 0,
-            late_writes: Vec::new(),
+            in_flight: HashMap::new(),
+            in_flight_bytes: 0,
+            async_writes: Vec::new(),
             next_read: first_read,
             skipping: None,
             writing: None,
@@ -176,8 +176,8 @@ impl Connection {
 
     /// True if nothing more will come of it.
     pub(super) fn is_over(&self) -> bool {
-        let late = !self.late.is_empty() || !self.late_writes.is_empty();
-        let answered = self.send.is_drained() && !late;
+        let waiting = !self.in_flight.is_empty() || !self.async_writes.is_empty();
+        let answered = self.send.is_drained() && !waiting;
         self.life == Life::Dead || (self.life == Life::Closing && answered)
     }
 
@@ -191,7 +191,7 @@ impl Connection {
 
     /// Bytes that replies take, or will take.
     fn reply_bytes(&self) -> usize {
-        self.send.used_bytes() + self.late_bytes
+        self.send.used_bytes() + self.in_flight_bytes
     }
 
     /// True if replies wait for the socket.
@@ -216,7 +216,7 @@ impl Connection {
 
     /// True if no reply is on its way, and none will be without another request.
     fn is_answered(&self) -> bool {
-        self.reply_bytes() == 0 && self.late_writes.is_empty() && self.exchanges.is_empty()
+        self.reply_bytes() == 0 && self.async_writes.is_empty() && self.exchanges.is_empty()
     }
 
     /// True if [`Self::plan`] has found something to do.
@@ -316,7 +316,7 @@ impl Connection {
     /// memory more.
     pub(super) fn tidy(&mut self) {
         let short = self.grant.memory_was_short();
-        if (!self.used || short) && self.late.is_empty() {
+        if (!self.used || short) && self.in_flight.is_empty() {
             self.receive.release_if_empty();
             self.send.release_if_empty();
             let receive = self.receive.capacity().saturating_sub(RECEIVE_BYTES_MIN);

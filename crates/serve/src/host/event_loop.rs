@@ -15,12 +15,13 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use marcot::command::{READ_BYTES_MAX, Watcher};
-use marcot::{BlockDevice, Command, Error, ErrorKind, Late, LateRead, Reply, Rested, Result};
+use marcot::{
+    BlockDevice, Command, CompletedRead, Completion, Error, ErrorKind, IdleOutcome, Reply, Result,
+};
 
 use super::HostOptions;
 use super::attendant::Attendant;
 use super::connection::Connection;
-use super::eager::Eager;
 use super::handle::{Event, Message, Shared};
 use super::heap;
 use super::local::LocalLane;
@@ -29,6 +30,7 @@ use super::operation::Failure;
 use super::pacer::Pacer;
 use super::rest::Rest;
 use super::round::{self, Lane};
+use super::spin::Spin;
 use crate::control::{ControlConnection, ControlListener, Pulse};
 use crate::nbd::NbdConnection;
 use crate::poll::{Interest, Poll, Ready};
@@ -37,7 +39,7 @@ use crate::wake::Wake;
 
 const TOKEN_WAKE: u64 = 0;
 const TOKEN_CONTROL: u64 = 1;
-const TOKEN_LATE: u64 = 2;
+const TOKEN_COMPLETION: u64 = 2;
 /// Then come NBD clients at even and control clients at odd distances.
 const TOKEN_CLIENTS: u64 = 3;
 
@@ -89,13 +91,13 @@ pub(super) struct EventLoop {
     commands_left: bool,
     pacer: Pacer,
     rest: Rest,
-    eager: Eager,
+    spin: Spin,
     attendant: Option<Arc<dyn Attendant>>,
     /// Clients that have attached so far: the next one's part of the numbers of its reads.
     attached: u64,
     /// Where the clients are, by that.
     by_number: HashMap<u64, usize>,
-    watches_late: bool,
+    watches_completions: bool,
     tidy_due: Option<Instant>,
     /// Set when a stop was asked for: until when replies are drained.
     stop_deadline: Option<Instant>,
@@ -127,11 +129,11 @@ impl EventLoop {
             commands_left: false,
             pacer: Pacer::new(Instant::now()),
             rest: Rest::new(Instant::now()),
-            eager: Eager::default(),
+            spin: Spin::default(),
             attendant: None,
             attached: 0,
             by_number: HashMap::new(),
-            watches_late: false,
+            watches_completions: false,
             tidy_due: None,
             stop_deadline: None,
             fatal: None,
@@ -164,18 +166,18 @@ impl EventLoop {
         if self.has_more() {
             return self.poll.wait(Some(Duration::ZERO), ready);
         }
-        self.eager.idle(now);
-        while self.eager.looks_again(now) {
+        self.spin.idle(now);
+        while self.spin.looks_again(now) {
             self.poll.wait(Some(Duration::ZERO), ready)?;
             now = Instant::now();
             if !ready.is_empty() {
-                self.eager.woken(now);
+                self.spin.woken(now);
                 return Ok(());
             }
             std::thread::yield_now();
         }
         self.poll.wait(self.timeout(now), ready)?;
-        self.eager.woken(Instant::now());
+        self.spin.woken(Instant::now());
         Ok(())
     }
 
@@ -236,15 +238,15 @@ impl EventLoop {
                 TOKEN_WAKE => look_into_inbox = true,
                 TOKEN_CONTROL => self.accept_control(),
                 // Looked at in any case.
-                TOKEN_LATE => {}
+                TOKEN_COMPLETION => {}
                 token => self.take_client_event(token - TOKEN_CLIENTS, event),
             }
         }
         if look_into_inbox {
             self.take_messages();
         }
-        if self.watches_late {
-            let answered = self.take_late();
+        if self.watches_completions {
+            let answered = self.take_completion();
             self.active.extend(answered);
         }
         self.active.sort_unstable();
@@ -271,21 +273,21 @@ impl EventLoop {
     }
 
     /// Answers what the device has finished since its round; the clients concerned.
-    fn take_late(&mut self) -> Vec<usize> {
+    fn take_completion(&mut self) -> Vec<usize> {
         let mut answered = Vec::new();
-        while let Some(late) = self.parts.device.take_late() {
-            match late {
-                Late::Read(LateRead { number, result }) => {
+        while let Some(completion) = self.parts.device.take_completion() {
+            match completion {
+                Completion::Read(CompletedRead { number, result }) => {
                     let index = self.by_number.get(&(number >> READ_NUMBER_BITS)).copied();
                     let client = index.and_then(|index| self.clients.get_mut(index));
                     // One that has gone does not want it any more.
                     let (Some(index), Some(Client { client, .. })) = (index, client) else {
                         continue;
                     };
-                    client.answer_late(number, result);
+                    client.answer_completed(number, result);
                     answered.push(index);
                 }
-                Late::Written(result) => {
+                Completion::Written(result) => {
                     let written = result.map_err(Failure::from);
                     self.local.answer_written(&written);
                     for index in self.clients.indices() {
@@ -310,21 +312,21 @@ impl EventLoop {
         answered
     }
 
-    /// A flush, a read or a command may have waited for what was late, and then nothing tells of it.
+    /// A flush, a read or a command may have waited for what was in flight, and then nothing tells of it.
     fn answer_finished(&mut self) {
-        if self.watches_late {
-            let answered = self.take_late();
+        if self.watches_completions {
+            let answered = self.take_completion();
             self.again.extend(answered);
         }
     }
 
-    /// Watches for the ends of what is late from the first one on.
-    fn watch_late(&mut self) {
-        let Some(fd) = self.parts.device.late_fd() else { return };
-        if let Err(error) = self.poll.add(fd, TOKEN_LATE, Interest::READABLE) {
+    /// Watches for completions from the first operation in flight on.
+    fn watch_completions(&mut self) {
+        let Some(fd) = self.parts.device.completion_fd() else { return };
+        if let Err(error) = self.poll.add(fd, TOKEN_COMPLETION, Interest::READABLE) {
             self.fatal = Some(Failure::new(ErrorKind::Io, &error.to_string()));
         }
-        self.watches_late = true;
+        self.watches_completions = true;
     }
 
     fn take_messages(&mut self) {
@@ -428,8 +430,8 @@ impl EventLoop {
             self.clients.put_back(index, client);
             self.settle(index);
         }
-        if !self.watches_late {
-            self.watch_late();
+        if !self.watches_completions {
+            self.watch_completions();
         }
         served
     }
@@ -550,7 +552,7 @@ impl EventLoop {
         let rested = self.parts.device.rest().unwrap_or_else(|error| {
             tracing::warn!(image = %self.parts.options.name, "cannot rest: {error}");
             self.note_failure(&Failure::from(&error));
-            Rested::default()
+            IdleOutcome::default()
         });
         if self.rest.rested(now, rested) {
             heap::trim();

@@ -78,7 +78,7 @@ struct Entry {
     /// What to write, or what was read.
     data: Vec<u8>,
     /// Number of the batch that it was written with, where that is under way.
-    late: Option<u64>,
+    in_flight: Option<u64>,
     done: Option<Completion>,
 }
 
@@ -87,7 +87,7 @@ struct Entry {
 pub(super) struct LocalLane {
     entries: Vec<Entry>,
     stages: Stages,
-    late: Vec<(u64, Completion)>,
+    in_flight: Vec<(u64, Completion)>,
 }
 
 impl LocalLane {
@@ -105,7 +105,7 @@ impl LocalLane {
         }
         let mut operation = operation;
         self.stages.place(&mut operation, self.entries.iter().rev().map(|e| &e.operation));
-        self.entries.push(Entry { operation, data, late: None, done: Some(done) });
+        self.entries.push(Entry { operation, data, in_flight: None, done: Some(done) });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -115,8 +115,9 @@ impl LocalLane {
     /// Answers the writes of earlier rounds that are stored, or never will be.
     pub(super) fn answer_written(&mut self, written: &Result<u64, Failure>) {
         let stored = |number: u64| written.as_ref().map_or(true, |below| number < *below);
-        let (done, left) = std::mem::take(&mut self.late).into_iter().partition(|l| stored(l.0));
-        self.late = left;
+        let (done, left) =
+            std::mem::take(&mut self.in_flight).into_iter().partition(|l| stored(l.0));
+        self.in_flight = left;
         let done: Vec<(u64, Completion)> = done;
         for (_, completion) in done {
             let outcome = written.as_ref().map(|_| Vec::new());
@@ -126,7 +127,7 @@ impl LocalLane {
 
     /// True where nobody waits for an answer.
     pub(super) fn is_settled(&self) -> bool {
-        self.entries.is_empty() && self.late.is_empty()
+        self.entries.is_empty() && self.in_flight.is_empty()
     }
 
     fn of(&mut self, stage: u32, kind: OperationKind) -> impl Iterator<Item = &mut Entry> {
@@ -195,9 +196,9 @@ impl Lane for LocalLane {
         batch.extend(entries.map(|e| Write { offset: e.operation.offset, data: &e.data }));
     }
 
-    fn writes_late(&mut self, stage: u32, number: u64) {
+    fn writes_in_flight(&mut self, stage: u32, number: u64) {
         for entry in self.of(stage, OperationKind::Write) {
-            entry.late = Some(number);
+            entry.in_flight = Some(number);
         }
     }
 
@@ -221,8 +222,8 @@ impl Lane for LocalLane {
 
     fn answer_unflushed(&mut self) {
         for entry in self.entries.iter_mut().filter(|e| !e.operation.waits_for_flush()) {
-            match entry.late.filter(|_| entry.operation.outcome.is_ok()) {
-                Some(number) => self.late.extend(entry.done.take().map(|done| (number, done))),
+            match entry.in_flight.filter(|_| entry.operation.outcome.is_ok()) {
+                Some(number) => self.in_flight.extend(entry.done.take().map(|done| (number, done))),
                 None => entry.answer(),
             }
         }

@@ -20,7 +20,6 @@
 
 mod attendant;
 mod connection;
-mod eager;
 mod event_loop;
 mod handle;
 mod heap;
@@ -33,6 +32,7 @@ mod parts;
 mod read_layout;
 mod rest;
 mod round;
+mod spin;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;

@@ -11,7 +11,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use marcot::{BlockDevice, Command, Extent, Late, Read, Reply, Rested, Result, Write};
+use marcot::{BlockDevice, Command, Completion, Extent, IdleOutcome, Read, Reply, Result, Write};
 
 /// The unit of disks, in bytes.
 const SECTOR_BYTES: u64 = 512;
@@ -113,11 +113,11 @@ impl BlockDevice for Padded {
         }
     }
 
-    fn write_batch_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+    fn write_batch_async(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
         match self.writes_on_device(writes)? {
-            None => self.device.write_batch_late(writes),
+            None => self.device.write_batch_async(writes),
             Some(writes) if writes.is_empty() => Ok(None),
-            Some(writes) => self.device.write_batch_late(&writes),
+            Some(writes) => self.device.write_batch_async(&writes),
         }
     }
 
@@ -130,25 +130,25 @@ impl BlockDevice for Padded {
         let mut inner: Vec<Read<'_>> = Vec::with_capacity(reads.len());
         for (read, cut) in reads.iter_mut().zip(&cuts) {
             // One that ends in the padding is finished here.
-            let late = read.late.filter(|_| cut.is_none());
+            let in_flight = read.in_flight.filter(|_| cut.is_none());
             let bytes = cut.map_or(read.buf.len(), |bytes| bytes as usize);
             let (stored, padding) = read.buf.split_at_mut(bytes);
             padding.fill(0);
-            inner.push(Read { late, ..Read::new(read.offset, stored) });
+            inner.push(Read { in_flight, ..Read::new(read.offset, stored) });
         }
         self.device.read_batch(&mut inner);
-        let ends: Vec<_> = inner.into_iter().map(|read| (read.result, read.late)).collect();
-        for (read, (result, late)) in reads.iter_mut().zip(ends) {
-            (read.result, read.late) = (result, late);
+        let ends: Vec<_> = inner.into_iter().map(|read| (read.result, read.in_flight)).collect();
+        for (read, (result, in_flight)) in reads.iter_mut().zip(ends) {
+            (read.result, read.in_flight) = (result, in_flight);
         }
     }
 
-    fn take_late(&mut self) -> Option<Late> {
-        self.device.take_late()
+    fn take_completion(&mut self) -> Option<Completion> {
+        self.device.take_completion()
     }
 
-    fn late_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.device.late_fd()
+    fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.device.completion_fd()
     }
 
     fn discard(&mut self, offset: u64, length: u64) -> Result<()> {
@@ -195,7 +195,7 @@ impl BlockDevice for Padded {
         self.device.give_space_back();
     }
 
-    fn rest(&mut self) -> Result<Rested> {
+    fn rest(&mut self) -> Result<IdleOutcome> {
         self.device.rest()
     }
 

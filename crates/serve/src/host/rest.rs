@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use marcot::Rested;
+use marcot::IdleOutcome;
 
 /// Time without a request after which memory is given back. Long beside the pauses of a client that
 /// works, whose pages would have to be read again; short beside the idle time after which a server
@@ -66,7 +66,7 @@ impl Rest {
     }
 
     /// The device was told; true where the allocator should give back what it has.
-    pub(super) fn rested(&mut self, now: Instant, rested: Rested) -> bool {
+    pub(super) fn rested(&mut self, now: Instant, rested: IdleOutcome) -> bool {
         self.calls_left = self.calls_left.saturating_sub(1);
         let again = rested.unfinished && self.calls_left > 0;
         self.due = again.then(|| now + REST_INTERVAL);
@@ -88,7 +88,7 @@ mod tests {
         let now = Instant::now();
         let mut rest = Rest::new(now);
         assert_eq!(rest.due(), Some(now + REST_INTERVAL));
-        rest.rested(now, Rested::default());
+        rest.rested(now, IdleOutcome::default());
         assert_eq!(rest.due(), None);
         rest.used(now);
         assert_eq!(rest.due(), Some(now + REST_INTERVAL));
@@ -100,7 +100,7 @@ mod tests {
         let mut rest = Rest::new(now);
         assert_eq!(rest.space_due(), Some(now + SPACE_REST_INTERVAL));
         rest.space_given_back();
-        rest.rested(now, Rested::default());
+        rest.rested(now, IdleOutcome::default());
         assert_eq!(rest.space_due(), None);
         rest.used(now);
         assert_eq!(rest.space_due(), Some(now + SPACE_REST_INTERVAL));
@@ -111,7 +111,7 @@ mod tests {
         let now = Instant::now();
         let mut rest = Rest::new(now);
         let calls = (0..100).take_while(|_| {
-            rest.rested(now, Rested { unfinished: true, ..Rested::default() });
+            rest.rested(now, IdleOutcome { unfinished: true, ..IdleOutcome::default() });
             rest.due().is_some()
         });
         assert_eq!(calls.count(), CALLS_MAX as usize - 1);
@@ -121,7 +121,7 @@ mod tests {
     fn the_allocator_is_bothered_for_much_only() {
         let now = Instant::now();
         let mut rest = Rest::new(now);
-        let freed = |freed_bytes| Rested { freed_bytes, ..Rested::default() };
+        let freed = |freed_bytes| IdleOutcome { freed_bytes, ..IdleOutcome::default() };
         assert!(!rest.rested(now, freed(FREED_BYTES_MIN - 1)));
         assert!(rest.rested(now, freed(1)));
         assert!(!rest.rested(now, freed(1)));

@@ -20,7 +20,7 @@ pub(crate) enum ReadEnd {
     /// It has been carried out.
     Done(Result<()>),
     /// It is under way, and its lane is told when it has ended.
-    Late(u64),
+    InFlight(u64),
 }
 
 /// A source of operations: a connection, or the in-process queue.
@@ -42,7 +42,7 @@ pub(crate) trait Lane {
 
     /// The batch that held the writes of `stage` is under way: it is stored when the device says so
     /// of all numbers below one that is larger than this.
-    fn writes_late(&mut self, stage: u32, number: u64);
+    fn writes_in_flight(&mut self, stage: u32, number: u64);
 
     /// Takes the outcome of the batch that held the writes of `stage`.
     fn writes_failed(&mut self, stage: u32, failure: &Failure);
@@ -109,7 +109,7 @@ fn read(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) {
         return;
     }
     device.read_batch(&mut batch);
-    let end = |read: Read<'_>| read.late.map_or(ReadEnd::Done(read.result), ReadEnd::Late);
+    let end = |read: Read<'_>| read.in_flight.map_or(ReadEnd::Done(read.result), ReadEnd::InFlight);
     let ends: Vec<ReadEnd> = batch.into_iter().map(end).collect();
     let mut ends = ends.into_iter();
     for lane in lanes.iter_mut() {
@@ -129,12 +129,12 @@ fn write(
     if batch.is_empty() {
         return Ok(());
     }
-    let outcome = device.write_batch_late(&batch).map_err(Failure::from);
+    let outcome = device.write_batch_async(&batch).map_err(Failure::from);
     drop(batch);
     for lane in lanes.iter_mut() {
         match &outcome {
             Ok(None) => {}
-            Ok(Some(number)) => lane.writes_late(stage, *number),
+            Ok(Some(number)) => lane.writes_in_flight(stage, *number),
             Err(failure) => lane.writes_failed(stage, failure),
         }
     }

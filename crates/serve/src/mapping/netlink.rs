@@ -87,7 +87,7 @@ pub(super) fn connection(host: &HostHandle, label: &str) -> Result<OwnedFd> {
         allocation_context: false,
         received: Vec::new(),
         peer: format!("kernel, {label}"),
-        seat: None,
+        permit: None,
     };
     host.attach_nbd(ours, connection)?;
     Ok(kernels)

@@ -7,7 +7,7 @@
 //!
 //! Invariants: a client in negotiation holds at most 100 KiB and at most `handshake_time_max`,
 //! besides a list that all clients share; a malformed one loses its own connection only; clients that
-//! say nothing keep nobody out (module `seats`); nobody waits longer than `answer_time_max` for an
+//! say nothing keep nobody out (module `permits`); nobody waits longer than `answer_time_max` for an
 //! answer.
 
 use std::io;
@@ -28,7 +28,7 @@ use super::lists::Lists;
 use super::negotiation::list_reply;
 use super::opens::{Asker, Open, Opens};
 use super::peer::Peer;
-use super::seats::{Seat, Seats};
+use super::permits::{Permit, Permits};
 use super::server::{ServerOptions, StopHandle};
 use crate::poll::{Interest, Poll, Ready};
 use crate::slab::Slab;
@@ -64,7 +64,7 @@ pub(super) struct Acceptor {
     handshake_time_max: Duration,
     answer_time_max: Duration,
     negotiating_max: usize,
-    seats: Seats,
+    permits: Permits,
     accepting: bool,
     accept_after: Option<Instant>,
 }
@@ -99,7 +99,7 @@ impl Acceptor {
             handshake_time_max: options.handshake_time_max,
             answer_time_max: options.answer_time_max,
             negotiating_max: options.negotiating_max.max(1),
-            seats: Seats::new(options.connections_max),
+            permits: Permits::new(options.connections_max),
             accepting: true,
             accept_after: None,
         })
@@ -149,7 +149,7 @@ impl Acceptor {
     /// Disconnects clients that take too long, tells those that have waited too long, and has idle
     /// images closed.
     fn tick(&mut self, now: Instant) {
-        self.seats.tell(now);
+        self.permits.tell(now);
         self.refusals.tell(now);
         for index in self.clients.indices() {
             let Some(client) = self.clients.get_mut(index) else { continue };
@@ -209,8 +209,10 @@ impl Acceptor {
             Ok(None) => return,
             Ok(Some(socket)) => {
                 let peer = Peer::of(socket.as_fd());
-                // Without a seat the socket is closed here and now.
-                self.seats.take(peer.key()).map_or(Ok(()), |seat| self.greet(socket, &peer, seat))
+                // Without a permit the socket is closed here and now.
+                self.permits
+                    .take(peer.key())
+                    .map_or(Ok(()), |permit| self.greet(socket, &peer, permit))
             }
             Err(error) => Err(error),
         };
@@ -236,16 +238,16 @@ impl Acceptor {
             })
             .min();
         if let Some((_, index)) = slowest {
-            self.seats.note_replaced();
+            self.permits.note_replaced();
             self.remove(index);
         }
     }
 
-    fn greet(&mut self, socket: OwnedFd, peer: &Peer, seat: Seat) -> io::Result<()> {
+    fn greet(&mut self, socket: OwnedFd, peer: &Peer, permit: Permit) -> io::Result<()> {
         self.make_room();
         self.next_generation += 1;
         let deadline = Instant::now() + self.handshake_time_max;
-        let client = Client::greet(socket, peer, seat, self.next_generation, deadline)?;
+        let client = Client::greet(socket, peer, permit, self.next_generation, deadline)?;
         let index = self.clients.insert(client);
         let token = self.first_client_token() + index as u64;
         if let Some(client) = self.clients.get_mut(index) {

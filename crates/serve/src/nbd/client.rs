@@ -13,7 +13,7 @@ use super::NbdConnection;
 use super::exports::Lease;
 use super::negotiation::{Negotiation, Next, OPTION_BYTES_MAX};
 use super::peer::{Peer, PeerKey};
-use super::seats::Seat;
+use super::permits::Permit;
 use crate::buffer::{Progress, ReceiveBuffer, SendBuffer};
 use crate::poll::Interest;
 
@@ -68,7 +68,7 @@ impl Refusals {
 
 pub(super) struct Client {
     pub(super) socket: OwnedFd,
-    seat: Seat,
+    permit: Permit,
     /// Who it is, for logs.
     pub(super) peer: String,
     pub(super) peer_key: PeerKey,
@@ -100,7 +100,7 @@ impl Client {
     pub(super) fn greet(
         socket: OwnedFd,
         peer: &Peer,
-        seat: Seat,
+        permit: Permit,
         generation: u64,
         deadline: Instant,
     ) -> io::Result<Self> {
@@ -110,7 +110,7 @@ impl Client {
         send.append(&greeting)?;
         Ok(Self {
             socket,
-            seat,
+            permit,
             peer: peer.to_string(),
             peer_key: peer.key(),
             negotiation,
@@ -289,7 +289,7 @@ impl Client {
                     allocation_context,
                     received: self.receive.unread().to_vec(),
                     peer: self.peer.clone(),
-                    seat: Some(self.seat.clone()),
+                    permit: Some(self.permit.clone()),
                 });
             }
             Next::Close => self.closing = true,

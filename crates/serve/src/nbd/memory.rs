@@ -13,7 +13,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::seats::Seat;
+use super::permits::Permit;
 
 /// Memory that the clients of a server have beyond their minimum, in bytes: enough for thirty that
 /// move 4 MiB each, small beside the memory of a machine that runs virtual machines.
@@ -64,18 +64,18 @@ fn add(count: &AtomicUsize, bytes: usize, max: usize) -> bool {
     count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).is_ok()
 }
 
-/// What one connection has beyond its minimum; given back when dropped. A connection without a seat,
+/// What one connection has beyond its minimum; given back when dropped. A connection without a permit,
 /// such as the kernel's, is never refused anything.
 #[derive(Debug)]
 pub(crate) struct Grant {
-    seat: Option<Seat>,
+    permit: Option<Permit>,
     bytes: usize,
     refusals_seen: u64,
 }
 
 impl Grant {
-    pub(crate) fn new(seat: Option<Seat>) -> Self {
-        Self { seat, bytes: 0, refusals_seen: 0 }
+    pub(crate) fn new(permit: Option<Permit>) -> Self {
+        Self { permit, bytes: 0, refusals_seen: 0 }
     }
 
     /// True if the connection may have `bytes` from now on, besides its minimum.
@@ -83,8 +83,8 @@ impl Grant {
         if bytes <= self.bytes {
             return true;
         }
-        if let Some(seat) = &self.seat
-            && (bytes > CONNECTION_BYTES_MAX || !seat.take_bytes(bytes - self.bytes))
+        if let Some(permit) = &self.permit
+            && (bytes > CONNECTION_BYTES_MAX || !permit.take_bytes(bytes - self.bytes))
         {
             return false;
         }
@@ -95,18 +95,18 @@ impl Grant {
     /// Gives back what is beyond `bytes`.
     pub(crate) fn keep(&mut self, bytes: usize) {
         let back = self.bytes.saturating_sub(bytes);
-        if let Some(seat) = &self.seat
+        if let Some(permit) = &self.permit
             && back > 0
         {
-            seat.give_back_bytes(back);
+            permit.give_back_bytes(back);
         }
         self.bytes -= back;
     }
 
     /// True if some connection was refused memory since the last call.
     pub(crate) fn memory_was_short(&mut self) -> bool {
-        let Some(seat) = &self.seat else { return false };
-        let refusals = seat.refusals();
+        let Some(permit) = &self.permit else { return false };
+        let refusals = permit.refusals();
         std::mem::replace(&mut self.refusals_seen, refusals) != refusals
     }
 }
@@ -120,34 +120,34 @@ impl Drop for Grant {
 #[cfg(test)]
 mod tests {
     use super::super::peer::PeerKey;
-    use super::super::seats::Seats;
+    use super::super::permits::Permits;
     use super::*;
 
-    fn grant(seats: &mut Seats, uid: u32) -> Grant {
-        Grant::new(seats.take(PeerKey::Uid(uid)))
+    fn grant(permits: &mut Permits, uid: u32) -> Grant {
+        Grant::new(permits.take(PeerKey::Uid(uid)))
     }
 
     #[test]
     fn connections_peers_and_the_server_each_have_a_limit() {
-        let mut seats = Seats::new(100);
-        let mut first: Vec<Grant> = (0..3).map(|_| grant(&mut seats, 1)).collect();
+        let mut permits = Permits::new(100);
+        let mut first: Vec<Grant> = (0..3).map(|_| grant(&mut permits, 1)).collect();
         assert!(!first[0].covers(CONNECTION_BYTES_MAX + 1));
         assert!(first[0].covers(CONNECTION_BYTES_MAX));
         assert!(first[1].covers(CONNECTION_BYTES_MAX));
         assert!(!first[2].covers(CONNECTION_BYTES_MAX), "the peer has too much");
-        let mut other = grant(&mut seats, 2);
+        let mut other = grant(&mut permits, 2);
         assert!(other.covers(PEER_BYTES_MAX / 3), "a quarter is left to others");
         assert!(!other.covers(CONNECTION_BYTES_MAX + (16 << 20)), "the server has too much");
         first.clear();
-        let mut again = grant(&mut seats, 3);
+        let mut again = grant(&mut permits, 3);
         assert!(again.covers(CONNECTION_BYTES_MAX), "what was dropped was given back");
     }
 
     #[test]
     fn what_is_not_kept_can_be_had_by_others() {
-        let mut seats = Seats::new(100);
-        let (mut a, mut b) = (grant(&mut seats, 1), grant(&mut seats, 1));
-        let mut c = grant(&mut seats, 1);
+        let mut permits = Permits::new(100);
+        let (mut a, mut b) = (grant(&mut permits, 1), grant(&mut permits, 1));
+        let mut c = grant(&mut permits, 1);
         assert!(a.covers(CONNECTION_BYTES_MAX) && b.covers(CONNECTION_BYTES_MAX));
         assert!(!c.memory_was_short());
         assert!(!c.covers(CONNECTION_BYTES_MAX));

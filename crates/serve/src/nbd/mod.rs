@@ -14,10 +14,10 @@ mod memory;
 pub mod negotiation;
 mod opens;
 mod peer;
+mod permits;
 mod places;
 pub mod reply;
 pub mod request;
-mod seats;
 pub mod server;
 pub mod wire;
 
@@ -25,7 +25,7 @@ pub use exports::{ExportName, Exports};
 pub use listen::{Address, SOCKET_MODE_DEFAULT};
 pub(crate) use memory::Grant;
 pub use memory::{CLIENTS_BYTES_MAX, CONNECTION_BYTES_MAX, PEER_BYTES_MAX};
-pub use seats::Seat;
+pub use permits::Permit;
 pub use server::{CONNECTIONS_DEFAULT, NbdServer, ServerOptions, StopHandle};
 
 /// What the negotiation of a client has settled.
@@ -40,5 +40,5 @@ pub struct NbdConnection {
     /// Who it is, for logs.
     pub peer: String,
     /// Its place among the clients of a server, if it has one.
-    pub seat: Option<Seat>,
+    pub permit: Option<Permit>,
 }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use marcot::command::UsageRow;
 use marcot::{
-    BlockDevice, Command, Error, ErrorKind, Extent, Late, LateRead, Read, Reply, Rested, Result,
-    Write,
+    BlockDevice, Command, CompletedRead, Completion, Error, ErrorKind, Extent, IdleOutcome, Read,
+    Reply, Result, Write,
 };
 
 /// Unit of allocation in bytes.
@@ -52,14 +52,14 @@ pub struct Probe {
     pub close_time: std::time::Duration,
     /// Bytes written since the last flush.
     pub unflushed_bytes: u64,
-    /// Reads that may be late are.
-    pub late: bool,
+    /// Reads that may stay in flight do.
+    pub in_flight: bool,
     /// Numbers of those under way, and what they read.
     pub under_way: Vec<(u64, u64, usize)>,
     /// Reads of those under way that have ended.
-    pub landed: Vec<LateRead>,
-    /// Writes are late.
-    pub late_writes: bool,
+    pub completed: Vec<CompletedRead>,
+    /// Writes stay in flight.
+    pub async_writes: bool,
     /// Batches of writes so far: the number of each.
     pub batches: u64,
     /// What is to be told of those.
@@ -77,7 +77,7 @@ impl Probes {
         for _ in 0..count {
             let (number, offset, bytes) = probe.under_way.pop().unwrap();
             let result = end(offset).map(|byte| vec![byte; bytes]);
-            probe.landed.push(LateRead { number, result });
+            probe.completed.push(CompletedRead { number, result });
         }
         drop(probe);
         rustix::io::write(&*self.1, &1_u64.to_ne_bytes()).unwrap();
@@ -101,7 +101,7 @@ impl Probes {
     }
 
     /// Waits until so many reads are under way.
-    pub fn await_late(&self, count: usize) {
+    pub fn await_completions(&self, count: usize) {
         for _ in 0..3000 {
             if self.get().under_way.len() == count {
                 return;
@@ -238,11 +238,11 @@ impl BlockDevice for MemoryDevice {
         Ok(())
     }
 
-    fn write_batch_late(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+    fn write_batch_async(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
         self.write_batch(writes)?;
         let mut probe = self.probe.get();
         probe.batches += 1;
-        Ok(probe.late_writes.then_some(probe.batches))
+        Ok(probe.async_writes.then_some(probe.batches))
     }
 
     fn read_batch(&mut self, reads: &mut [Read<'_>]) {
@@ -255,26 +255,26 @@ impl BlockDevice for MemoryDevice {
         for read in reads {
             read.result = self.load_checked(read.offset, read.buf);
             let mut probe = self.probe.get();
-            match read.late.filter(|_| probe.late) {
+            match read.in_flight.filter(|_| probe.in_flight) {
                 Some(number) => probe.under_way.push((number, read.offset, read.buf.len())),
-                None => read.late = None,
+                None => read.in_flight = None,
             }
         }
     }
 
-    fn take_late(&mut self) -> Option<Late> {
+    fn take_completion(&mut self) -> Option<Completion> {
         let mut probe = self.probe.get();
         if let Some(written) = probe.written.take() {
-            return Some(Late::Written(written));
+            return Some(Completion::Written(written));
         }
-        let landed = probe.landed.pop();
-        if landed.is_none() {
+        let completed = probe.completed.pop();
+        if completed.is_none() {
             let _ = rustix::io::read(&*self.probe.1, &mut [0; 8]);
         }
-        landed.map(Late::Read)
+        completed.map(Completion::Read)
     }
 
-    fn late_fd(&self) -> Option<BorrowedFd<'_>> {
+    fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.probe.1.as_fd())
     }
 
@@ -347,9 +347,9 @@ impl BlockDevice for MemoryDevice {
 
     fn give_space_back(&mut self) {}
 
-    fn rest(&mut self) -> Result<Rested> {
+    fn rest(&mut self) -> Result<IdleOutcome> {
         self.probe.get().rests += 1;
-        Ok(Rested { freed_bytes: 0, unfinished: false })
+        Ok(IdleOutcome { freed_bytes: 0, unfinished: false })
     }
 
     fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {

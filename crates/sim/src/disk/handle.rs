@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 
-use marcot_store::{Confined, Disk, DiskFile, FileInfo, LateIo, Lock, LockMode, Trust};
+use marcot_store::{AsyncIo, Confined, Disk, DiskFile, FileInfo, Lock, LockMode, Trust};
 
-use super::late::SimLateIo;
+use super::async_io::SimAsyncIo;
 use super::node::{DirectoryNode, Entry, FileNode, Node, NodeId, Pending};
-use super::{Cut, Fault, LATE_IO, LINES_MAX, Machine, State, eio, mix, off};
+use super::{ASYNC_IO, Cut, Fault, LINES_MAX, Machine, State, eio, mix, off};
 use crate::random::Rng;
 
 /// Bytes that a simulated disk always reports as free.
@@ -266,11 +266,11 @@ impl Disk for SimDisk {
         }
     }
 
-    fn late_io(&self) -> Option<Box<dyn LateIo>> {
+    fn async_io(&self) -> Option<Box<dyn AsyncIo>> {
         let state = self.machine.state();
         state.direct.then(|| {
-            let rng = Rng::with(state.ios, LATE_IO);
-            Box::new(SimLateIo::new(rng)) as Box<dyn LateIo>
+            let rng = Rng::with(state.ios, ASYNC_IO);
+            Box::new(SimAsyncIo::new(rng)) as Box<dyn AsyncIo>
         })
     }
 

@@ -8,10 +8,10 @@
 //!   the call, never a short read.
 //! - A machine can be copied at any I/O ([`Probe`]); the copy shares pages and nothing else.
 
+mod async_io;
 mod content;
 mod faults;
 mod handle;
-mod late;
 mod locks;
 mod node;
 
@@ -32,7 +32,7 @@ use node::{DirectoryNode, Entry, FileNode, Node, NodeId, Pending};
 const ROOT: NodeId = 1;
 /// The use of random numbers that decides whether there are writes past the page cache, and how they
 /// go.
-const LATE_IO: u64 = 300;
+const ASYNC_IO: u64 = 300;
 /// Lines of the trace that are kept.
 const LINES_MAX: usize = 400;
 
@@ -102,7 +102,7 @@ impl Machine {
             lives: vec![0; processes],
             locks: Locks::default(),
             faults: Faults::default(),
-            direct: Rng::with(seed, LATE_IO).one_in(2),
+            direct: Rng::with(seed, ASYNC_IO).one_in(2),
             cut: None,
             was_cut: None,
             rng: Rng::with(seed, 1),

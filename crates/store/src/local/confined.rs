@@ -24,7 +24,7 @@ use super::holder::holder_of;
 use super::lock::flock;
 use super::{LocalDisk, LocalFile, info_of, share, tree};
 use crate::{
-    Confined, Disk, DiskFile, FileInfo, FileRead, LateIo, Lock, LockMode, SHARED_DIRECTORY, Trust,
+    AsyncIo, Confined, Disk, DiskFile, FileInfo, FileRead, Lock, LockMode, SHARED_DIRECTORY, Trust,
 };
 
 /// How often a file is tried to open that somebody holds a lease on, and how long apart: a program that
@@ -357,8 +357,8 @@ impl Disk for ConfinedDisk {
         self.base.read_batch(reads);
     }
 
-    fn late_io(&self) -> Option<Box<dyn LateIo>> {
-        self.base.late_io()
+    fn async_io(&self) -> Option<Box<dyn AsyncIo>> {
+        self.base.async_io()
     }
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {

@@ -1,9 +1,9 @@
 //! A directory of the operating system's.
 
+mod async_io;
 mod beneath;
 mod confined;
 mod holder;
-mod late;
 mod lock;
 mod ring;
 mod tree;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use rustix::fs::{self, FallocateFlags, Mode, OFlags, RenameFlags};
 
-use crate::{Confined, Disk, DiskFile, FileInfo, FileRead, LateIo, Lock, LockMode, Trust};
+use crate::{AsyncIo, Confined, Disk, DiskFile, FileInfo, FileRead, Lock, LockMode, Trust};
 
 /// Most parts of one `pwritev`: the kernel's `UIO_MAXIOV`.
 const PARTS_MAX: usize = 1024;
@@ -181,11 +181,11 @@ impl Disk for LocalDisk {
         }
     }
 
-    fn late_io(&self) -> Option<Box<dyn LateIo>> {
+    fn async_io(&self) -> Option<Box<dyn AsyncIo>> {
         if self.plain_reads {
             return None;
         }
-        let ring = late::RingIo::new().ok()?;
+        let ring = async_io::RingIo::new().ok()?;
         Some(Box::new(ring))
     }
 

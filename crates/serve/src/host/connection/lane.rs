@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use marcot::{BlockDevice, ErrorKind, Read, Result, Write};
 
-use super::{Connection, Exchange, LateExchange, Life, STATUS_RUNS_MAX};
+use super::{Connection, Exchange, InFlightExchange, Life, STATUS_RUNS_MAX};
 use crate::host::operation::{Failure, Operation, OperationKind, Stages};
 use crate::host::parts::Place;
 use crate::host::read_layout;
@@ -27,16 +27,16 @@ impl Connection {
             return;
         }
         let exchange = &mut self.exchanges[index];
-        if let (Some(number), Ok(())) = (exchange.late, &exchange.operation.outcome) {
+        if let (Some(number), Ok(())) = (exchange.in_flight, &exchange.operation.outcome) {
             if exchange.operation.kind == OperationKind::Write {
-                self.late_writes.push((number, exchange.cookie));
+                self.async_writes.push((number, exchange.cookie));
                 return;
             }
             let bytes = exchange.operation.length as usize;
             let head = exchange.reply.start..exchange.reply.end - bytes;
             let (cookie, head) = (exchange.cookie, self.send.bytes_mut()[head].to_vec());
-            self.late_bytes += head.len() + bytes;
-            self.late.insert(number, LateExchange { cookie, head, bytes });
+            self.in_flight_bytes += head.len() + bytes;
+            self.in_flight.insert(number, InFlightExchange { cookie, head, bytes });
             return;
         }
         let sent = match &exchange.operation.outcome {
@@ -82,9 +82,11 @@ impl Connection {
     }
 
     /// Answers a read that was under way.
-    pub(in crate::host) fn answer_late(&mut self, number: u64, result: Result<Vec<u8>>) {
-        let Some(LateExchange { cookie, head, bytes }) = self.late.remove(&number) else { return };
-        self.late_bytes -= head.len() + bytes;
+    pub(in crate::host) fn answer_completed(&mut self, number: u64, result: Result<Vec<u8>>) {
+        let Some(InFlightExchange { cookie, head, bytes }) = self.in_flight.remove(&number) else {
+            return;
+        };
+        self.in_flight_bytes -= head.len() + bytes;
         let sent = match result {
             Ok(data) => self.send.append(&head).and_then(|()| self.send.append(&data)),
             Err(error) => self.append_failure(cookie, &Failure::from(error)),
@@ -96,11 +98,11 @@ impl Connection {
 
     /// Answers the writes that are stored, or never will be; true if there were any.
     pub(in crate::host) fn answer_written(&mut self, written: &Result<u64, Failure>) -> bool {
-        let before = self.late_writes.len();
-        for (number, cookie) in std::mem::take(&mut self.late_writes) {
+        let before = self.async_writes.len();
+        for (number, cookie) in std::mem::take(&mut self.async_writes) {
             let sent = match written {
                 Ok(below) if number >= *below => {
-                    self.late_writes.push((number, cookie));
+                    self.async_writes.push((number, cookie));
                     continue;
                 }
                 Ok(_) => self.send.append(&reply::simple(cookie, 0)),
@@ -110,7 +112,7 @@ impl Connection {
                 self.fail("no memory for a reply", &error);
             }
         }
-        self.late_writes.len() < before
+        self.async_writes.len() < before
     }
 
     /// Answers with an error of the engine, which goes to the log: the client is told its kind.
@@ -210,9 +212,9 @@ impl Lane for Connection {
             let exchange = &self.exchanges[piece.exchange];
             let whole = piece.place.len() as u64 == exchange.operation.length
                 && exchange.place == Place::WHOLE;
-            let late = whole.then_some(self.next_read);
+            let in_flight = whole.then_some(self.next_read);
             self.next_read += u64::from(whole);
-            batch.push(Read { late, ..Read::new(piece.offset, buf) });
+            batch.push(Read { in_flight, ..Read::new(piece.offset, buf) });
             rest = tail;
             position = piece.place.end;
         }
@@ -225,7 +227,7 @@ impl Lane for Connection {
             match end {
                 ReadEnd::Done(Ok(())) => {}
                 ReadEnd::Done(Err(error)) => exchange.operation.outcome = Err(error.into()),
-                ReadEnd::Late(number) => exchange.late = Some(number),
+                ReadEnd::InFlight(number) => exchange.in_flight = Some(number),
             }
         }
         self.pieces.clear();
@@ -240,10 +242,10 @@ impl Lane for Connection {
         }
     }
 
-    fn writes_late(&mut self, stage: u32, number: u64) {
+    fn writes_in_flight(&mut self, stage: u32, number: u64) {
         for exchange in &mut self.exchanges {
             if exchange.operation.runs_in(stage, OperationKind::Write) {
-                exchange.late = Some(number);
+                exchange.in_flight = Some(number);
             }
         }
     }
@@ -293,7 +295,7 @@ impl Lane for Connection {
             if self.exchanges[index].operation.waits_for_flush() {
                 self.exchanges[index].operation.outcome = outcome.clone();
                 // A flush waits for what is under way.
-                self.exchanges[index].late = None;
+                self.exchanges[index].in_flight = None;
             }
             self.answer(index);
         }

@@ -230,7 +230,7 @@ impl Connection {
             payload,
             reply: 0..0,
             place,
-            late: None,
+            in_flight: None,
             answered: false,
         });
     }

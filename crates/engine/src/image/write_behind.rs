@@ -47,7 +47,7 @@ impl Stretch {
 
 /// What was appended lately.
 #[derive(Default)]
-pub(super) struct Behind {
+pub(super) struct WriteBehind {
     /// The stretch that is being appended: where it starts, its blocks, and how often one did not
     /// follow the block before.
     first: u32,
@@ -59,7 +59,7 @@ pub(super) struct Behind {
     running: Option<Box<dyn Running>>,
 }
 
-impl Behind {
+impl WriteBehind {
     /// To be called with the records of each group.
     pub(super) fn appended(&mut self, records: &[Record]) {
         for record in records.iter().filter(|record| record.kind == RecordKind::Write) {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     /// Appends one stretch of records of so many blocks, each `step` blocks behind the one before.
-    fn append_stretch(behind: &mut Behind, file: &Arc<dyn DiskFile>, count: u32, step: u64) {
+    fn append_stretch(behind: &mut WriteBehind, file: &Arc<dyn DiskFile>, count: u32, step: u64) {
         let (start, mut block) = (behind.first, 1_000_000);
         let mut slot = start;
         while !behind.is_complete(slot) {
@@ -195,7 +195,7 @@ mod tests {
     fn scattered_writes_are_written_out_once_and_stay_in_memory() {
         let told = Arc::new(Told::default());
         let file: Arc<dyn DiskFile> = Arc::clone(&told) as _;
-        let mut behind = Behind::default();
+        let mut behind = WriteBehind::default();
         append_stretch(&mut behind, &file, 1, 77);
         append_stretch(&mut behind, &file, 16, 160);
         assert_eq!(told.take(), [(0, 1, false), (1, 1, false)]);
@@ -205,7 +205,7 @@ mod tests {
     fn a_stream_is_forgotten_and_told_of_until_it_has_been_written() {
         let told = Arc::new(Told::default());
         let file: Arc<dyn DiskFile> = Arc::clone(&told) as _;
-        let mut behind = Behind::default();
+        let mut behind = WriteBehind::default();
         for stretch in 0..STRETCHES_MAX as u64 + 1 {
             append_stretch(&mut behind, &file, 16, 16);
             let oldest = (stretch + 1).saturating_sub(STRETCHES_MAX as u64);
@@ -221,7 +221,7 @@ mod tests {
     fn large_writes_at_random_places_are_streams() {
         let told = Arc::new(Told::default());
         let file: Arc<dyn DiskFile> = Arc::clone(&told) as _;
-        let mut behind = Behind::default();
+        let mut behind = WriteBehind::default();
         append_stretch(&mut behind, &file, 256, 10_000);
         assert_eq!(told.take(), [(0, 1, true)]);
     }

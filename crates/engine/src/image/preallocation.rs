@@ -19,7 +19,7 @@ static ZEROS: [u8; AHEAD_BYTES] = [0; AHEAD_BYTES];
 
 /// How far the open segment is written.
 #[derive(Default)]
-pub(super) struct WrittenAhead {
+pub(super) struct Preallocation {
     /// Blocks of the file that are written, or 0 where nothing was written ahead.
     end: u32,
     /// Blocks that the medium has room for, or 0 where none was taken ahead. Using it costs the file
@@ -29,7 +29,7 @@ pub(super) struct WrittenAhead {
     small_flushes: u32,
 }
 
-impl WrittenAhead {
+impl Preallocation {
     /// To be called before the segment is synced, with the block where the next group will start.
     pub(super) fn before_sync(&mut self, file: &dyn DiskFile, slot: u32) {
         let written = slot - self.synced_slot.min(slot);

@@ -13,12 +13,12 @@ const EAGER_TIME_MAX: Duration = Duration::from_micros(60);
 
 /// Tells whether looking again is worth it.
 #[derive(Default)]
-pub(super) struct Eager {
+pub(super) struct Spin {
     since: Option<Instant>,
     worth: bool,
 }
 
-impl Eager {
+impl Spin {
     /// There is nothing to do from now on.
     pub(super) fn idle(&mut self, now: Instant) {
         self.since = Some(now);
@@ -41,16 +41,16 @@ mod tests {
 
     #[test]
     fn it_looks_again_only_while_requests_follow_each_other_closely() {
-        let mut eager = Eager::default();
+        let mut spin = Spin::default();
         let (start, step) = (Instant::now(), Duration::from_micros(10));
-        eager.idle(start);
-        assert!(!eager.looks_again(start + step), "nothing is known yet");
-        eager.woken(start + step);
-        eager.idle(start + step);
-        assert!(eager.looks_again(start + step + step));
-        assert!(!eager.looks_again(start + step + EAGER_TIME_MAX), "not for long");
-        eager.woken(start + step + EAGER_TIME_MAX);
-        eager.idle(start + step + EAGER_TIME_MAX);
-        assert!(!eager.looks_again(start + 2 * step + EAGER_TIME_MAX), "it was not worth it");
+        spin.idle(start);
+        assert!(!spin.looks_again(start + step), "nothing is known yet");
+        spin.woken(start + step);
+        spin.idle(start + step);
+        assert!(spin.looks_again(start + step + step));
+        assert!(!spin.looks_again(start + step + EAGER_TIME_MAX), "not for long");
+        spin.woken(start + step + EAGER_TIME_MAX);
+        spin.idle(start + step + EAGER_TIME_MAX);
+        assert!(!spin.looks_again(start + 2 * step + EAGER_TIME_MAX), "it was not worth it");
     }
 }

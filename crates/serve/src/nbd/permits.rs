@@ -1,12 +1,12 @@
 //! How many clients a server has, and what becomes of one too many.
 //!
 //! A client takes a descriptor for as long as it is connected, and images need descriptors too: a
-//! flood of clients must not take those. So there are `connections_max` seats; who finds none is
+//! flood of clients must not take those. So there are `connections_max` permits; who finds none is
 //! disconnected at once. One peer never has them all: an eighth is left to others. Silence before the
 //! end of a negotiation is cheaper to make than to serve: while `negotiating_max` clients negotiate,
 //! a new one takes the place of the one that has been at it longest.
 //!
-//! A seat is also where the memory of its client is counted (module `memory`).
+//! A permit is also where the memory of its client is counted (module `memory`).
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
@@ -19,22 +19,22 @@ use super::peer::PeerKey;
 /// Log lines about clients that were turned away come no more often than this.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Of the seats, this part is not given to a peer that has all the others.
+/// Of the permits, this part is not given to a peer that has all the others.
 const OTHERS_SHARE: usize = 8;
 
 /// A client's place; free again when the last copy is dropped.
 #[derive(Debug, Clone)]
-pub struct Seat(Arc<Place>);
+pub struct Permit(Arc<Place>);
 
-impl PartialEq for Seat {
+impl PartialEq for Permit {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Seat {}
+impl Eq for Permit {}
 
-impl Seat {
+impl Permit {
     pub(super) fn take_bytes(&self, bytes: usize) -> bool {
         self.0.room.ledger.take(&self.0.peer.bytes, bytes)
     }
@@ -48,7 +48,7 @@ impl Seat {
     }
 }
 
-/// One of those counted in [`Seats`]. The references to `room` and to `peer` are the counts.
+/// One of those counted in [`Permits`]. The references to `room` and to `peer` are the counts.
 #[derive(Debug)]
 struct Place {
     room: Arc<Room>,
@@ -68,7 +68,7 @@ struct Share {
 }
 
 /// All places.
-pub(super) struct Seats {
+pub(super) struct Permits {
     room: Arc<Room>,
     peers: HashMap<PeerKey, Weak<Share>>,
     max: usize,
@@ -77,7 +77,7 @@ pub(super) struct Seats {
     tell_after: Option<Instant>,
 }
 
-impl Seats {
+impl Permits {
     pub(super) fn new(max: usize) -> Self {
         Self {
             room: Arc::default(),
@@ -89,22 +89,22 @@ impl Seats {
         }
     }
 
-    /// Seats taken.
+    /// Permits taken.
     fn count(&self) -> usize {
         Arc::strong_count(&self.room) - 1
     }
 
-    /// A seat for a new client of `peer`; `None` if there is none for it.
-    pub(super) fn take(&mut self, peer: PeerKey) -> Option<Seat> {
+    /// A permit for a new client of `peer`; `None` if there is none for it.
+    pub(super) fn take(&mut self, peer: PeerKey) -> Option<Permit> {
         let share = self.peers.get(&peer).and_then(Weak::upgrade);
         // Besides the reference that was just made.
-        let seats_of_peer = share.as_ref().map_or(0, |share| Arc::strong_count(share) - 1);
-        if self.count() >= self.max || seats_of_peer >= self.max - self.max / OTHERS_SHARE {
+        let permits_of_peer = share.as_ref().map_or(0, |share| Arc::strong_count(share) - 1);
+        if self.count() >= self.max || permits_of_peer >= self.max - self.max / OTHERS_SHARE {
             self.refused += 1;
             return None;
         }
         let share = share.unwrap_or_else(|| self.new_share(peer));
-        Some(Seat(Arc::new(Place { room: Arc::clone(&self.room), peer: share })))
+        Some(Permit(Arc::new(Place { room: Arc::clone(&self.room), peer: share })))
     }
 
     fn new_share(&mut self, peer: PeerKey) -> Arc<Share> {
@@ -152,26 +152,27 @@ mod tests {
 
     #[test]
     fn a_seat_is_free_when_its_last_copy_is_gone() {
-        let mut seats = Seats::new(2);
-        let first = seats.take(PEER).unwrap();
+        let mut permits = Permits::new(2);
+        let first = permits.take(PEER).unwrap();
         let copy = first.clone();
         drop(first);
-        let second = seats.take(PEER);
+        let second = permits.take(PEER);
         assert!(second.is_some());
-        assert!(seats.take(PEER).is_none());
+        assert!(permits.take(PEER).is_none());
         drop(copy);
-        assert!(seats.take(PEER).is_some());
+        assert!(permits.take(PEER).is_some());
     }
 
     #[test]
     fn one_peer_never_has_all_seats() {
-        let mut seats = Seats::new(16);
-        let greedy: Vec<Seat> = std::iter::from_fn(|| seats.take(PEER)).collect();
+        let mut permits = Permits::new(16);
+        let greedy: Vec<Permit> = std::iter::from_fn(|| permits.take(PEER)).collect();
         assert_eq!(greedy.len(), 14);
-        let others: Vec<Seat> = (2..10).map_while(|uid| seats.take(PeerKey::Uid(uid))).collect();
+        let others: Vec<Permit> =
+            (2..10).map_while(|uid| permits.take(PeerKey::Uid(uid))).collect();
         assert_eq!(others.len(), 2);
         drop(greedy);
-        assert!(seats.take(PEER).is_some());
-        assert_eq!(seats.peers.len(), 3);
+        assert!(permits.take(PEER).is_some());
+        assert_eq!(permits.peers.len(), 3);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use crate::{Landed, LateIo, LateRead, LateWrite};
+use crate::{AsyncIo, AsyncRead, AsyncWrite, IoCompletion};
 
 /// Operations under way at once, a power of two.
 const RING_ENTRIES: u32 = 128;
@@ -17,8 +17,8 @@ const WAIT_STEP: Duration = Duration::from_millis(1);
 pub(super) struct RingIo {
     ring: IoUring,
     /// The kernel may use these buffers until it says that it has ended.
-    under_way: HashMap<u64, Landed>,
-    landed: VecDeque<Landed>,
+    under_way: HashMap<u64, IoCompletion>,
+    completed: VecDeque<IoCompletion>,
     /// Keys of what the kernel has not been told of yet, oldest first.
     queued: VecDeque<u64>,
     next_key: u64,
@@ -26,7 +26,7 @@ pub(super) struct RingIo {
     broken: bool,
 }
 
-impl Landed {
+impl IoCompletion {
     fn set_result(&mut self, result: io::Result<usize>) {
         match self {
             Self::Read(read) => read.result = result,
@@ -42,7 +42,7 @@ impl RingIo {
         Ok(Self {
             ring: IoUring::new(RING_ENTRIES)?,
             under_way: HashMap::new(),
-            landed: VecDeque::new(),
+            completed: VecDeque::new(),
             queued: VecDeque::new(),
             next_key: 0,
             broken: false,
@@ -56,7 +56,7 @@ impl RingIo {
                 n if n >= 0 => Ok(n as usize),
                 errno => Err(io::Error::from_raw_os_error(-errno)),
             });
-            self.landed.push_back(ended);
+            self.completed.push_back(ended);
         }
     }
 
@@ -66,16 +66,16 @@ impl RingIo {
         for key in std::mem::take(&mut self.queued) {
             if let Some(mut ended) = self.under_way.remove(&key) {
                 ended.set_result(Err(io::Error::new(error.kind(), error.to_string())));
-                self.landed.push_back(ended);
+                self.completed.push_back(ended);
             }
         }
     }
 
     /// Queues an operation, which has no entry where it cannot be one of the ring's.
-    fn queue(&mut self, mut operation: Landed, entry: Option<squeue::Entry>) {
+    fn queue(&mut self, mut operation: IoCompletion, entry: Option<squeue::Entry>) {
         let Some(entry) = entry.filter(|_| self.has_room()) else {
             operation.set_result(Err(io::ErrorKind::Unsupported.into()));
-            return self.landed.push_back(operation);
+            return self.completed.push_back(operation);
         };
         let key = self.next_key;
         self.next_key += 1;
@@ -85,14 +85,14 @@ impl RingIo {
         if pushed.is_err() {
             // Not with room for all of them, as checked above.
             operation.set_result(Err(io::ErrorKind::QuotaExceeded.into()));
-            return self.landed.push_back(operation);
+            return self.completed.push_back(operation);
         }
         self.under_way.insert(key, operation);
         self.queued.push_back(key);
     }
 }
 
-impl LateIo for RingIo {
+impl AsyncIo for RingIo {
     fn has_room(&self) -> bool {
         !self.broken && self.under_way.len() < RING_ENTRIES as usize
     }
@@ -101,23 +101,23 @@ impl LateIo for RingIo {
         true
     }
 
-    fn start(&mut self, mut read: LateRead) {
+    fn start(&mut self, mut read: AsyncRead) {
         let length = u32::try_from(read.buf.len()).ok();
         let entry = read.file.raw_fd().zip(length).map(|(fd, length)| {
             let read_into = opcode::Read::new(types::Fd(fd), read.buf.as_mut_ptr(), length);
             read_into.offset(read.offset).build()
         });
-        self.queue(Landed::Read(read), entry);
+        self.queue(IoCompletion::Read(read), entry);
     }
 
-    fn start_write(&mut self, write: LateWrite) {
+    fn start_write(&mut self, write: AsyncWrite) {
         let data = write.data.as_slice();
         let length = u32::try_from(data.len()).ok();
         let entry = write.file.raw_fd().zip(length).map(|(fd, length)| {
             let write_from = opcode::Write::new(types::Fd(fd), data.as_ptr(), length);
             write_from.offset(write.offset).build()
         });
-        self.queue(Landed::Write(write), entry);
+        self.queue(IoCompletion::Write(write), entry);
     }
 
     fn submit(&mut self) {
@@ -132,16 +132,16 @@ impl LateIo for RingIo {
         }
     }
 
-    fn take(&mut self) -> Option<Landed> {
-        if self.landed.is_empty() && !self.under_way.is_empty() {
+    fn take(&mut self) -> Option<IoCompletion> {
+        if self.completed.is_empty() && !self.under_way.is_empty() {
             self.reap();
         }
-        self.landed.pop_front()
+        self.completed.pop_front()
     }
 
     fn wait(&mut self) {
         self.submit();
-        while self.landed.is_empty() && !self.under_way.is_empty() {
+        while self.completed.is_empty() && !self.under_way.is_empty() {
             match self.ring.submitter().submit_and_wait(1) {
                 Ok(_) => {}
                 Err(error) => match error.raw_os_error() {

@@ -2,7 +2,7 @@
 //!
 //! Nothing of the image itself is touched here, so that the image can go on meanwhile. The log is
 //! synced through descriptors of its own: the operating system tells a failed write-back once to each
-//! descriptor, and neither the flight nor a flush of the image may miss it.
+//! descriptor, and neither the checkpoint nor a flush of the image may miss it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use crate::fault::{self, Fault};
 use crate::segment::{SegmentName, WrittenPages};
 
 /// A sync of the log has failed, whoever asked for it: what it should have stored may be gone, and
-/// no later sync tells. Image and flight share it, because neither may take the other's word for the
+/// no later sync tells. Image and checkpoint share it, because neither may take the other's word for the
 /// log's.
 #[derive(Clone, Default)]
 pub(super) struct LogLost(Arc<AtomicBool>);
@@ -37,8 +37,8 @@ impl LogLost {
     }
 }
 
-/// What a flight carries.
-pub(super) struct Cargo {
+/// What a checkpoint has to write.
+pub(super) struct CheckpointWork {
     pub pool: Pool,
     pub id: ImageId,
     /// For messages.
@@ -53,8 +53,8 @@ pub(super) struct Cargo {
     pub head: HeadRecord,
 }
 
-/// How a flight ended.
-pub(super) enum Landed {
+/// How a checkpoint ended.
+pub(super) enum CheckpointOutcome {
     /// This head is durable, as are the pages that it names.
     Done(Box<HeadRecord>, WrittenPages),
     /// The head before is the durable one, unless the error says `Poisoned`.
@@ -65,10 +65,10 @@ pub(super) enum Landed {
     },
 }
 
-impl Cargo {
+impl CheckpointWork {
     /// Brings everything to stable storage, in the order that is told in `checkpoint`.
-    pub(super) fn fly(mut self) -> Landed {
-        let log = self.log.iter().filter(|_| !fault::is(Fault::FlightSkipsLog));
+    pub(super) fn run(mut self) -> CheckpointOutcome {
+        let log = self.log.iter().filter(|_| !fault::is(Fault::CheckpointSkipsLog));
         for file in log {
             if let Err(error) = file.sync() {
                 self.log_lost.set();
@@ -76,27 +76,27 @@ impl Cargo {
             }
         }
         if let Err(error) = self.pages.write_and_sync() {
-            return Landed::Failed { error, pages: Some(self.pages) };
+            return CheckpointOutcome::Failed { error, pages: Some(self.pages) };
         }
         if let Err(error) = self.log_lost.check() {
             return self.without_log(&error);
         }
         match self.pool.swap_head(self.id, self.before, &self.head) {
-            Ok(()) => Landed::Done(Box::new(self.head), self.pages),
-            Err(error) => Landed::Failed { error, pages: None },
+            Ok(()) => CheckpointOutcome::Done(Box::new(self.head), self.pages),
+            Err(error) => CheckpointOutcome::Failed { error, pages: None },
         }
     }
 
-    fn without_log(self, error: &std::io::Error) -> Landed {
+    fn without_log(self, error: &std::io::Error) -> CheckpointOutcome {
         let message = format!("the log of {} cannot be made durable; reopen it", self.label);
         let error = Error::new(ErrorKind::Poisoned, format!("{message}: {error}"));
-        Landed::Failed { error, pages: Some(self.pages) }
+        CheckpointOutcome::Failed { error, pages: Some(self.pages) }
     }
 }
 
-/// What a checkpoint makes true of the log when it lands.
+/// What of the log a checkpoint makes durable when it has ended.
 #[derive(Default)]
-pub(super) struct Departure {
+pub(super) struct Covered {
     /// To be removed once the head is durable.
     pub dead: Vec<SegmentName>,
     /// Segments of the log that had been left already, and are durable then.
@@ -107,54 +107,54 @@ pub(super) struct Departure {
     pub group: u64,
 }
 
-/// How a flight ended, and the dead segments that it did not remove.
-type Outcome = (Landed, Vec<SegmentName>);
+/// How a checkpoint ended, and the dead segments that it did not remove.
+type Outcome = (CheckpointOutcome, Vec<SegmentName>);
 
 /// A checkpoint that a worker has taken over.
-pub(super) struct Flight {
+pub(super) struct CheckpointJob {
     running: Box<dyn Running>,
-    landed: Arc<Mutex<Option<Outcome>>>,
-    departure: Departure,
+    outcome: Arc<Mutex<Option<Outcome>>>,
+    covered: Covered,
 }
 
-impl Flight {
+impl CheckpointJob {
     /// Removing what is dead takes longer than a request may wait, so it is done here as well.
-    pub(super) fn start(workers: &dyn Workers, cargo: Cargo, mut departure: Departure) -> Self {
-        let landed = Arc::new(Mutex::new(None));
-        let place = Arc::clone(&landed);
-        let dead = std::mem::take(&mut departure.dead);
+    pub(super) fn start(workers: &dyn Workers, work: CheckpointWork, mut covered: Covered) -> Self {
+        let outcome = Arc::new(Mutex::new(None));
+        let place = Arc::clone(&outcome);
+        let dead = std::mem::take(&mut covered.dead);
         let running = workers.start(Box::new(move || {
-            let (pool, id, label) = (cargo.pool.clone(), cargo.id, cargo.label.clone());
-            let landed = cargo.fly();
-            let left = match landed {
-                Landed::Done(..) => remove_dead(&pool, id, &label, dead),
-                Landed::Failed { .. } => dead,
+            let (pool, id, label) = (work.pool.clone(), work.id, work.label.clone());
+            let outcome = work.run();
+            let left = match outcome {
+                CheckpointOutcome::Done(..) => remove_dead(&pool, id, &label, dead),
+                CheckpointOutcome::Failed { .. } => dead,
             };
-            let outcome = (landed, left);
+            let outcome = (outcome, left);
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         }));
-        Self { running, landed, departure }
+        Self { running, outcome, covered }
     }
 
-    pub(super) fn has_landed(&mut self) -> bool {
+    pub(super) fn is_finished(&mut self) -> bool {
         self.running.is_finished()
     }
 
-    /// Bytes of log that are not behind a durable head before it has landed.
+    /// Bytes of log that are not behind a durable head before it has ended.
     pub(super) fn log_bytes(&self) -> u64 {
-        self.departure.log_bytes
+        self.covered.log_bytes
     }
 
     /// Waits for the outcome.
-    pub(super) fn wait(mut self) -> (Landed, Departure) {
+    pub(super) fn wait(mut self) -> (CheckpointOutcome, Covered) {
         self.running.wait();
-        let landed = self.landed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (landed, dead) = landed.unwrap_or_else(|| {
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (outcome, dead) = outcome.unwrap_or_else(|| {
             let error = Error::new(ErrorKind::Poisoned, "a checkpoint ended without an outcome");
-            (Landed::Failed { error, pages: None }, Vec::new())
+            (CheckpointOutcome::Failed { error, pages: None }, Vec::new())
         });
-        self.departure.dead = dead;
-        (landed, self.departure)
+        self.covered.dead = dead;
+        (outcome, self.covered)
     }
 }
 

@@ -11,13 +11,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use marcot_format::{BLOCK_BYTES, crc32c};
-use marcot_store::{Disk, DiskFile, Landed, LateIo};
+use marcot_store::{AsyncIo, Disk, DiskFile, IoCompletion};
 
 use super::Image;
-use crate::device::{Late, LateRead};
+use crate::device::{CompletedRead, Completion};
 
 /// Longest read that is left under way, in bytes; longer ones move enough to be worth the wait.
-const LATE_BYTES_MAX: usize = 1 << 20;
+const IN_FLIGHT_BYTES_MAX: usize = 1 << 20;
 
 /// What a read under way has to be.
 struct Asked {
@@ -29,7 +29,7 @@ struct Asked {
 /// What is under way: reads, and the writes of [`super::direct`].
 #[derive(Default)]
 pub(super) struct State {
-    io: Option<Box<dyn LateIo>>,
+    io: Option<Box<dyn AsyncIo>>,
     /// The disk has none.
     refused: bool,
     asked: HashMap<u64, Asked>,
@@ -48,9 +48,9 @@ pub(super) struct Candidate<'a> {
 
 impl State {
     /// Where reads and writes go on, if the disk has such a place and it takes one more.
-    pub(super) fn io(&mut self, disk: &dyn Disk) -> Option<&mut (dyn LateIo + 'static)> {
+    pub(super) fn io(&mut self, disk: &dyn Disk) -> Option<&mut (dyn AsyncIo + 'static)> {
         if self.io.is_none() && !self.refused {
-            self.io = disk.late_io();
+            self.io = disk.async_io();
             self.refused = self.io.is_none();
         }
         self.io.as_deref_mut().filter(|io| io.has_room())
@@ -58,7 +58,7 @@ impl State {
 
     /// True where a read of that many bytes could be left under way.
     pub(super) fn takes(&mut self, disk: &dyn Disk, bytes: usize) -> bool {
-        bytes <= LATE_BYTES_MAX && self.io(disk).is_some()
+        bytes <= IN_FLIGHT_BYTES_MAX && self.io(disk).is_some()
     }
 
     /// Starts a read that [`Self::takes`] has agreed to.
@@ -68,7 +68,7 @@ impl State {
         let bytes = crcs.len() * BLOCK_BYTES as usize;
         let (file, buf, result) = (Arc::clone(file), vec![0; bytes], Ok(0));
         self.asked.insert(number, Asked { offset, bytes, crcs: crcs.to_vec() });
-        io.start(marcot_store::LateRead { number, file, offset: place, buf, result });
+        io.start(marcot_store::AsyncRead { number, file, offset: place, buf, result });
     }
 
     /// Lets go what was started.
@@ -78,8 +78,8 @@ impl State {
         }
     }
 
-    /// Waits until something has landed, and takes it.
-    pub(super) fn wait(&mut self) -> Option<Landed> {
+    /// Waits until something has completed, and takes it.
+    pub(super) fn wait(&mut self) -> Option<IoCompletion> {
         let io = self.io.as_mut()?;
         io.wait();
         io.take()
@@ -94,28 +94,28 @@ impl State {
 
 impl Image {
     /// Something that has ended since, and that somebody waits for.
-    pub(super) fn take_late(&mut self) -> Option<Late> {
+    pub(super) fn take_completion(&mut self) -> Option<Completion> {
         loop {
             if let Some(told) = self.tell_written() {
                 return Some(told);
             }
-            let landed = match self.direct.take_read() {
-                Some(read) => Landed::Read(read),
-                None => self.late.io.as_mut()?.take()?,
+            let completed = match self.direct.take_read() {
+                Some(read) => IoCompletion::Read(read),
+                None => self.in_flight.io.as_mut()?.take()?,
             };
-            match landed {
-                Landed::Read(read) => match self.finish_read(read) {
-                    Some(read) => return Some(Late::Read(read)),
+            match completed {
+                IoCompletion::Read(read) => match self.finish_read(read) {
+                    Some(read) => return Some(Completion::Read(read)),
                     None => continue,
                 },
-                Landed::Write(write) => self.direct_landed(write),
+                IoCompletion::Write(write) => self.direct_completed(write),
             }
         }
     }
 
-    fn finish_read(&mut self, read: marcot_store::LateRead) -> Option<LateRead> {
+    fn finish_read(&mut self, read: marcot_store::AsyncRead) -> Option<CompletedRead> {
         let number = read.number;
-        let asked = self.late.asked.remove(&number)?;
+        let asked = self.in_flight.asked.remove(&number)?;
         let blocks = read.buf.chunks_exact(BLOCK_BYTES as usize);
         let whole = read.result.is_ok_and(|n| n == asked.bytes)
             && blocks.zip(&asked.crcs).all(|(block, crc)| crc32c(block) == *crc);
@@ -124,6 +124,6 @@ impl Image {
             true => Ok(buf),
             false => self.read_at(asked.offset, &mut buf).map(|()| buf),
         };
-        Some(LateRead { number, result })
+        Some(CompletedRead { number, result })
     }
 }

@@ -3,28 +3,28 @@
 use std::collections::VecDeque;
 use std::io;
 
-use marcot_store::{Landed, LateIo, LateRead, LateWrite};
+use marcot_store::{AsyncIo, AsyncRead, AsyncWrite, IoCompletion};
 
 use crate::random::Rng;
 
 /// Operations under way at once.
 const UNDER_WAY_MAX: usize = 4;
 
-pub(super) struct SimLateIo {
+pub(super) struct SimAsyncIo {
     rng: Rng,
-    reads: VecDeque<LateRead>,
-    writes: VecDeque<LateWrite>,
+    reads: VecDeque<AsyncRead>,
+    writes: VecDeque<AsyncWrite>,
     /// Somebody has waited: something lands now.
     waited: bool,
 }
 
-impl SimLateIo {
+impl SimAsyncIo {
     pub(super) fn new(rng: Rng) -> Self {
         Self { rng, reads: VecDeque::new(), writes: VecDeque::new(), waited: false }
     }
 }
 
-impl LateIo for SimLateIo {
+impl AsyncIo for SimAsyncIo {
     fn has_room(&self) -> bool {
         self.reads.len() + self.writes.len() < UNDER_WAY_MAX
     }
@@ -33,23 +33,23 @@ impl LateIo for SimLateIo {
         true
     }
 
-    fn start(&mut self, read: LateRead) {
+    fn start(&mut self, read: AsyncRead) {
         self.reads.push_back(read);
     }
 
-    fn start_write(&mut self, write: LateWrite) {
+    fn start_write(&mut self, write: AsyncWrite) {
         self.writes.push_back(write);
     }
 
     fn submit(&mut self) {}
 
-    fn take(&mut self) -> Option<Landed> {
+    fn take(&mut self) -> Option<IoCompletion> {
         if !std::mem::take(&mut self.waited) && self.rng.below(2) == 0 {
             return None;
         }
         if let Some(mut read) = self.reads.pop_front() {
             read.result = read.file.read_at(read.offset, &mut read.buf);
-            return Some(Landed::Read(read));
+            return Some(IoCompletion::Read(read));
         }
         // In any order.
         let at = self.rng.below(self.writes.len() as u64) as usize;
@@ -57,7 +57,7 @@ impl LateIo for SimLateIo {
         let data = write.data.as_slice();
         let written: io::Result<()> = write.file.write_at(write.offset, &[data]);
         write.result = written.map(|()| data.len());
-        Some(Landed::Write(write))
+        Some(IoCompletion::Write(write))
     }
 
     fn wait(&mut self) {

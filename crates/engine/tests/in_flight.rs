@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    BlockDevice, Command, CreateOptions, ErrorKind, Image, Late, LateRead, Limits, Pool, Read,
-    Store,
+    BlockDevice, Command, CompletedRead, Completion, CreateOptions, ErrorKind, Image, Limits, Pool,
+    Read, Store,
 };
 use support::{Faults, assert_sound, faulty_world};
 
@@ -42,25 +42,25 @@ fn bench(directory: &Path) -> Bench {
 }
 
 impl Bench {
-    /// Reads a range that may be late; `None` where it is.
+    /// Reads a range that may stay in flight; `None` where it does.
     fn ask(&mut self, number: u64, offset: u64, bytes: usize) -> Option<marcot::Result<Vec<u8>>> {
         let mut buf = vec![0xEE; bytes];
-        let mut reads = [Read { late: Some(number), ..Read::new(offset, &mut buf) }];
+        let mut reads = [Read { in_flight: Some(number), ..Read::new(offset, &mut buf) }];
         self.image.read_batch(&mut reads);
-        let [Read { late, result, .. }] = reads;
-        if let Some(late) = late {
-            assert_eq!(late, number);
+        let [Read { in_flight, result, .. }] = reads;
+        if let Some(in_flight) = in_flight {
+            assert_eq!(in_flight, number);
             assert!(buf.iter().all(|b| *b == 0xEE), "the buffer of a late read was touched");
             return None;
         }
         Some(result.map(|()| buf))
     }
 
-    fn land(&mut self) -> LateRead {
-        assert!(self.image.take_late().is_none(), "nothing has landed yet");
+    fn land(&mut self) -> CompletedRead {
+        assert!(self.image.take_completion().is_none(), "nothing has landed yet");
         self.faults.landing.store(1, Ordering::Relaxed);
-        match self.image.take_late() {
-            Some(Late::Read(read)) => read,
+        match self.image.take_completion() {
+            Some(Completion::Read(read)) => read,
             other => panic!("a read may land, not {other:?}"),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::{AlignedBytes, DiskFile};
 
 /// A read that goes on while its owner does other things.
-pub struct LateRead {
+pub struct AsyncRead {
     /// The owner's number for it.
     pub number: u64,
     /// From this file.
@@ -20,7 +20,7 @@ pub struct LateRead {
 }
 
 /// A write past the page cache that goes on while its owner does other things.
-pub struct LateWrite {
+pub struct AsyncWrite {
     /// The owner's number for it.
     pub number: u64,
     /// Into this file, as [`DiskFile::direct`] gives it.
@@ -34,15 +34,15 @@ pub struct LateWrite {
 }
 
 /// What has ended.
-pub enum Landed {
+pub enum IoCompletion {
     /// A read.
-    Read(LateRead),
+    Read(AsyncRead),
     /// A write. It is durable after a sync, as any other.
-    Write(LateWrite),
+    Write(AsyncWrite),
 }
 
 /// Reads and writes of one owner that are under way. Dropping it waits for them.
-pub trait LateIo: Send {
+pub trait AsyncIo: Send {
     /// True where another one may be started.
     fn has_room(&self) -> bool;
 
@@ -53,16 +53,16 @@ pub trait LateIo: Send {
 
     /// Starts a read, at the latest with the next [`Self::submit`]. One that cannot be started ends
     /// with an error.
-    fn start(&mut self, read: LateRead);
+    fn start(&mut self, read: AsyncRead);
 
     /// The same for a write, where [`Self::takes_writes`].
-    fn start_write(&mut self, write: LateWrite);
+    fn start_write(&mut self, write: AsyncWrite);
 
     /// Lets everything started go.
     fn submit(&mut self);
 
     /// One that has ended.
-    fn take(&mut self) -> Option<Landed>;
+    fn take(&mut self) -> Option<IoCompletion>;
 
     /// Waits until there is something to take, if anything is under way.
     fn wait(&mut self);
