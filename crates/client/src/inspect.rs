@@ -1,10 +1,8 @@
 //! What is told of an image without changing it: by its owner where there is one, for that one knows
 //! more than the disk, else by what is on disk.
 
-use std::collections::HashSet;
-
 pub use marcot::command::{DiffExtent, UsageRow, Watcher};
-use marcot::{Command, ErrorKind, InfoReader, Result};
+use marcot::{Command, ErrorKind, Result};
 
 use crate::image::Image;
 use crate::operation::Operation;
@@ -32,21 +30,7 @@ impl Image {
     /// # Errors
     /// `NotFound`, `Corrupt`, `NewerFormat`; `Interrupted`.
     pub fn usage(&self) -> Result<Vec<UsageRow>> {
-        self.usage_by(&mut self.pool().info_reader())
-    }
-
-    /// As [`Self::usage`], for who asks for many images of a pool.
-    ///
-    /// # Errors
-    /// As [`Self::usage`].
-    pub fn usage_by(&self, reader: &mut InfoReader) -> Result<Vec<UsageRow>> {
-        self.operate(Operation::ImageUsage, || {
-            let rows: Vec<UsageRow> = self.inspect(&Command::Usage)?;
-            let snapshots = reader.info_of(self.name().1, self.id())?.snapshots;
-            let trashed: HashSet<u64> =
-                snapshots.iter().filter(|s| s.trashed).map(|s| s.id.0).collect();
-            Ok(rows.into_iter().filter(|row| !trashed.contains(&row.snapshot_id)).collect())
-        })
+        self.operate(Operation::ImageUsage, || self.inspect(&Command::Usage))
     }
 
     /// Who has the image open: as the owner tells it, or its process number where it does not answer.

@@ -2,6 +2,7 @@
 //! as far away as one in another.
 #![allow(missing_docs)]
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,6 +13,7 @@ use marcot_client::inspect::Diff;
 use marcot_client::layering::Children;
 use marcot_client::snapshot::Quiesce;
 use marcot_client::{Client, Image, ImageSpec, Interrupt, Options};
+use marcot_serve::control::message::{Answer, encode_answer};
 use marcot_serve::control::{Place, SOCKET_NAME};
 use marcot_serve::host::{DeviceRequest, HostHandle, HostOptions, ImageHost};
 use tempfile::TempDir;
@@ -137,6 +139,42 @@ fn reading_goes_on_where_the_owner_ends_it() {
     assert_eq!(image.status().unwrap()[0].usage, "reading");
     content.close().unwrap();
     assert!(image.status().unwrap().is_empty());
+}
+
+/// An owner that goes away in the middle of the first command it gets, whatever that is.
+fn goes_away_at_once(image: &Image) -> std::thread::JoinHandle<()> {
+    let (pool, id) = (image.pool().engine(), image.id());
+    let open = pool.open(id).unwrap();
+    let path = pool.image_directory(id).join(SOCKET_NAME);
+    let listener = UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        assert!(socket.read(&mut [0; 4096]).unwrap() > 0);
+        let mut begun = Vec::new();
+        encode_answer(&Answer::Begun, &mut begun).unwrap();
+        std::fs::remove_file(path).unwrap();
+        open.close().unwrap();
+        socket.write_all(&begun).unwrap();
+    })
+}
+
+#[test]
+fn only_what_changes_nothing_is_asked_again_where_an_answer_is_lost() {
+    let world = World::new();
+    let image = world.create("a");
+    let owner = goes_away_at_once(&image);
+    let error = image.create_snapshot("v1", Quiesce::Required).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
+    owner.join().unwrap();
+    assert!(image.info().unwrap().snapshots.is_empty());
+
+    let owner = goes_away_at_once(&image);
+    let mut content = image.content().unwrap();
+    let mut buf = [1; 4096];
+    content.read(0, &mut buf).unwrap();
+    assert_eq!(buf, [0; 4096]);
+    content.close().unwrap();
+    owner.join().unwrap();
 }
 
 #[test]

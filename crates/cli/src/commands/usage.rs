@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use marcot::{ErrorKind, ImageId, InfoReader};
+use marcot::{ErrorKind, ImageId};
 use marcot_client::inspect::UsageRow;
 use marcot_client::{Image, Pool};
 
@@ -49,10 +49,9 @@ fn usage(session: &Session, args: &Args) -> Outcome {
     let whole_pool = target.image.is_empty();
     let mut rows = Vec::new();
     let mut unread = Unread::new();
-    let mut reader = pool.info_reader();
     for (name, id) in chosen_images(&pool, &target)? {
         let image = pool.known_image(&target.namespace, &name, id);
-        match image_rows(&image, &mut reader, &name) {
+        match image_rows(&image, &name) {
             // Removed since the names were read.
             Err(failure) if whole_pool && failure.status == ENOENT => {}
             Err(failure) if whole_pool => unread.push((name, failure)),
@@ -96,8 +95,8 @@ fn chosen_images(pool: &Pool, target: &Target) -> Outcome<Vec<(String, ImageId)>
 }
 
 /// Rows of one image, oldest snapshot first, without snapshots moved aside.
-fn image_rows(image: &Image, reader: &mut InfoReader, name: &str) -> Outcome<Vec<Row>> {
-    let rows = image.usage_by(reader).map_err(|error| Failure::engine("du failed", &error))?;
+fn image_rows(image: &Image, name: &str) -> Outcome<Vec<Row>> {
+    let rows = image.usage().map_err(|error| Failure::engine("du failed", &error))?;
     let row = |usage| Row { image: name.to_owned(), id: image.id(), usage };
     Ok(rows.into_iter().map(row).collect())
 }
