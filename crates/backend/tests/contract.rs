@@ -3,15 +3,17 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use marcot_backend::local::{self, LocalHome};
+use marcot_backend::memory::{Memory, MemoryMachine};
 use marcot_backend::{
-    Backend, ChildKey, Key, Lease, Listed, Prefix, SegmentKey, SegmentSet, Stamp, SwapError, local,
-    memory::Memory,
+    At, Backend, ChildKey, HeirKey, Home, Key, Lease, Listed, Prefix, ReadableBy, SegmentKey,
+    SegmentSet, Stamp, SwapError,
 };
 use marcot_format::frame::{FrameKind, encode_message};
 use marcot_format::record::HeadRecord;
 use marcot_format::segment::SegmentKind;
 use marcot_format::{ImageId, PoolId, SnapId};
-use marcot_store::{Disk, DiskFile, LocalDisk, LockMode, SystemRandom};
+use marcot_store::{Disk, DiskFile, LocalDisk, LockMode, SystemRandom, World};
 
 const IMAGE: ImageId = ImageId(0xA1);
 const BYTES_MAX: u64 = 1 << 20;
@@ -53,6 +55,105 @@ fn head(epoch: u64, version: u64) -> (Stamp, Vec<u8>) {
 
 fn kind<T: std::fmt::Debug>(result: std::io::Result<T>) -> ErrorKind {
     result.unwrap_err().kind()
+}
+
+/// Runs a claim on a store of each kind, empty, and on another one of the same machine.
+fn on_each_home(claim: impl Fn(&dyn Home, &dyn Home)) {
+    let directory = tempfile::tempdir().unwrap();
+    let world = World::system();
+    let open = |name: &str| LocalHome::open(&world, &directory.path().join(name)).unwrap();
+    claim(&open("one"), &open("other"));
+    let machine = MemoryMachine::default();
+    claim(&machine.home("/one".as_ref()), &machine.home("/other".as_ref()));
+}
+
+#[test]
+fn a_store_is_made_once() {
+    on_each_home(|home, other| {
+        assert_eq!(kind(home.record()), ErrorKind::NotFound);
+        home.create(b"record").unwrap();
+        assert_eq!(kind(home.create(b"again")), ErrorKind::AlreadyExists);
+        assert_eq!(home.record().unwrap(), b"record");
+        assert_eq!(kind(other.record()), ErrorKind::NotFound);
+        drop(home.lock().unwrap());
+        drop(home.lock().unwrap());
+        assert!(home.pools().unwrap().is_empty() && home.attached().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_pool_is_there_with_its_record() {
+    on_each_home(|home, _| {
+        home.create(b"record").unwrap();
+        let own = At::Own("a/b".into());
+        assert_eq!(kind(home.open(&own).map(drop)), ErrorKind::NotFound);
+        let made = home.create_pool("a/b", ReadableBy::Owner).unwrap();
+        assert!(!home.has_pool("a/b").unwrap() && !home.holds_images("a/b").unwrap());
+        made.records.create(&Key::Pool, b"pool").unwrap();
+        home.settle_pools().unwrap();
+        assert!(home.has_pool("a/b").unwrap() && !home.is_link("a/b"));
+        assert_eq!(home.pools().unwrap(), ["a/b"]);
+        let opened = home.open(&own).unwrap();
+        assert!(opened.access.own && opened.access.writable);
+        assert_eq!(opened.backend.records.get(&Key::Pool, BYTES_MAX).unwrap(), b"pool");
+        opened.backend.records.create(&Key::Head(IMAGE), b"head").unwrap();
+        assert!(home.holds_images("a/b").unwrap());
+        opened.backend.records.remove(&Key::Pool).unwrap();
+        assert!(!home.has_pool("a/b").unwrap() && home.holds_images("a/b").unwrap());
+        home.clear_pool("a/b", &opened.access.directory);
+        assert!(home.pools().unwrap().is_empty() && !home.holds_images("a/b").unwrap());
+    });
+}
+
+#[test]
+fn a_pool_of_another_store_is_attached_by_its_place() {
+    on_each_home(|home, other| {
+        home.create(b"record").unwrap();
+        other.create(b"record").unwrap();
+        let templates = other.create_pool("templates", ReadableBy::All).unwrap();
+        templates.records.create(&Key::Pool, b"pool").unwrap();
+        let place = other.open(&At::Own("templates".into())).unwrap().access.directory;
+        assert_eq!(kind(home.attachment("tmpl")), ErrorKind::NotFound);
+        home.attach("tmpl", b"noted").unwrap();
+        assert_eq!(kind(home.attach("tmpl", b"again")), ErrorKind::AlreadyExists);
+        assert_eq!(home.attachment("tmpl").unwrap(), b"noted");
+        assert_eq!(home.attached().unwrap(), ["tmpl"]);
+        let at = At::Elsewhere(place.to_str().unwrap().into());
+        let opened = home.open(&at).unwrap();
+        assert_eq!(opened.backend.records.get(&Key::Pool, BYTES_MAX).unwrap(), b"pool");
+        home.detach("tmpl").unwrap();
+        assert_eq!(kind(home.detach("tmpl")), ErrorKind::NotFound);
+        assert!(home.attached().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_mark_is_made_once_and_has_no_bytes() {
+    on_each(|backend| {
+        let records = &backend.records;
+        let mark = Key::Heir(HeirKey::Mark { parent: ImageId(1), image: IMAGE });
+        let set = SegmentSet { author: IMAGE, copies: 0xC0 };
+        let waiting = Key::Heir(HeirKey::Waiting(set));
+        for key in [&mark, &waiting] {
+            records.create(key, &[]).unwrap();
+            assert_eq!(kind(records.create(key, &[])), ErrorKind::AlreadyExists, "{key:?}");
+            records.settle(key).unwrap();
+        }
+        assert_eq!(listed(backend, &Prefix::Heirs), [mark.clone(), waiting.clone()]);
+        records.remove(&mark).unwrap();
+        assert_eq!(kind(records.remove(&mark)), ErrorKind::NotFound);
+        assert_eq!(listed(backend, &Prefix::Heirs), [waiting]);
+    });
+}
+
+#[test]
+fn a_head_that_is_gone_is_settled_too() {
+    on_each(|backend| {
+        backend.records.create(&Key::Head(IMAGE), b"head").unwrap();
+        backend.records.settle(&Key::Head(IMAGE)).unwrap();
+        backend.records.remove(&Key::Head(IMAGE)).unwrap();
+        backend.records.settle(&Key::Head(IMAGE)).unwrap();
+    });
 }
 
 #[test]

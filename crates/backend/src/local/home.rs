@@ -14,7 +14,7 @@ use std::sync::Arc;
 use marcot_store::{Confined, Disk, Lock, LockMode, Random, Trust, World, publish_new};
 
 use super::layout::{self, escape, unescape};
-use super::{Place, leftovers_in};
+use super::{Place, leftovers_in, read_whole};
 use crate::{Access, At, Backend, Home, Leftover, Opened, Part, ReadableBy};
 
 /// Permission bits of a store's directory and of `pools`: others reach the pools that they may read, and
@@ -89,18 +89,6 @@ fn make_directory(disk: &dyn Disk, path: &Path, mode: u32) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         made => made.map(|()| true),
     }
-}
-
-fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
-    let file = disk.open(path, false)?;
-    let length = file.length()?;
-    if length > RECORD_BYTES_MAX {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    let mut bytes = vec![0; length as usize];
-    let n = file.read_at(0, &mut bytes)?;
-    bytes.truncate(n);
-    Ok(bytes)
 }
 
 /// Removes a directory with what is in it. Errors leave litter, nothing worse.
@@ -190,7 +178,7 @@ impl LocalHome {
 
 impl Home for LocalHome {
     fn record(&self) -> io::Result<Vec<u8>> {
-        read(&*self.inside, &self.path(&Part::Record))
+        read_whole(&*self.inside, &self.path(&Part::Record), RECORD_BYTES_MAX)
     }
 
     fn create(&self, record: &[u8]) -> io::Result<()> {
@@ -270,7 +258,7 @@ impl Home for LocalHome {
     }
 
     fn attachment(&self, name: &str) -> io::Result<Vec<u8>> {
-        read(&*self.inside, &self.path(&Part::Attachment(name.to_owned())))
+        read_whole(&*self.inside, &self.path(&Part::Attachment(name.to_owned())), RECORD_BYTES_MAX)
     }
 
     fn attach(&self, name: &str, attachment: &[u8]) -> io::Result<()> {

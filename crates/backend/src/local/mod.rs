@@ -14,6 +14,7 @@ mod litter;
 mod records;
 mod segments;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,6 +48,23 @@ impl Place {
     fn directory_mode(&self) -> u32 {
         self.mode & DIRECTORY_MODE_MASK
     }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
+}
+
+/// The bytes of a small file.
+fn read_whole(disk: &dyn Disk, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, false)?;
+    let length = file.length()?;
+    if length > bytes_max {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut bytes = vec![0; length as usize];
+    let n = file.read_at(0, &mut bytes)?;
+    bytes.truncate(n);
+    Ok(bytes)
 }
 
 /// The back end for the pool in a directory. `disk` reaches the directory, and `mode` has the

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use marcot_store::{publish_new, replace};
 
-use super::{Place, layout, litter};
+use super::{Place, layout, litter, parent, read_whole};
 use crate::fault::{self, Fault};
 use crate::{Beside, Key, Leftover, Listed, Prefix, Records, Stamp, SwapError};
 
@@ -83,21 +83,9 @@ impl LocalRecords {
     }
 }
 
-fn parent(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new("."))
-}
-
 impl Records for LocalRecords {
     fn get(&self, key: &Key, bytes_max: u64) -> io::Result<Vec<u8>> {
-        let file = self.0.disk.open(&self.path(key), false)?;
-        let length = file.length()?;
-        if length > bytes_max {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        let mut bytes = vec![0; length as usize];
-        let n = file.read_at(0, &mut bytes)?;
-        bytes.truncate(n);
-        Ok(bytes)
+        read_whole(&*self.0.disk, &self.path(key), bytes_max)
     }
 
     fn exists(&self, key: &Key) -> io::Result<bool> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use marcot_store::DiskFile;
 
-use super::{Place, layout};
+use super::{Place, layout, parent};
 use crate::fault::{self, Fault};
 use crate::{SegmentKey, SegmentSet, Segments};
 
@@ -57,10 +57,6 @@ fn extend(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
     file.write_at(from, &[&zeros]).and_then(|()| file.sync()).inspect_err(|_| {
         let _ = file.set_length(from);
     })
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new("."))
 }
 
 impl Segments for LocalSegments {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use marcot_store::Lock;
 
 use super::Memory;
-use crate::{Access, At, Backend, Home, Leftover, Opened, Part, ReadableBy};
+use crate::{Access, At, Backend, Home, Leftover, Opened, Part, ReadableBy, escape, unescape};
 
 /// A machine whose stores lie in memory. All clones show the same stores.
 #[derive(Clone, Default)]
@@ -54,7 +54,7 @@ pub struct MemoryHome {
 
 impl MemoryHome {
     fn pool(&self, name: &str) -> PathBuf {
-        self.store.join(name)
+        self.store.join(escape(name))
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Registry) -> T) -> T {
@@ -105,8 +105,7 @@ impl Home for MemoryHome {
     fn pools(&self) -> io::Result<Vec<String>> {
         let state = self.machine.state();
         let own = state.pools.keys().filter(|pool| pool.parent() == Some(&self.store));
-        let names = own.filter_map(|pool| pool.file_name()?.to_str());
-        Ok(names.map(str::to_owned).collect())
+        Ok(own.filter_map(|pool| unescape(pool.file_name()?.to_str()?)).collect())
     }
 
     fn has_pool(&self, name: &str) -> io::Result<bool> {
