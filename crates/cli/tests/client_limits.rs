@@ -7,8 +7,9 @@ mod nbd_client;
 #[path = "common/server.rs"]
 mod server;
 
+use std::io::Read as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{World, noise};
@@ -32,6 +33,15 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Waits until a new client is greeted: the server turns clients away until it has seen that others
+/// have gone.
+fn until_there_is_room(socket: &Path) {
+    until("clients that have gone keep others out", || {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        stream.read_exact(&mut [0; 18]).is_ok()
+    });
 }
 
 /// Asks for the largest READ and takes nothing of it.
@@ -130,6 +140,7 @@ fn whatever_others_open_no_guest_fails_for_lack_of_descriptors() {
     assert!(!log.contains("Too many open files"), "{log}");
     drop(sockets);
     crowd.clear();
+    until_there_is_room(&server.socket);
     until("an unused image does not make room", || {
         let mut client = ask(&server.socket, INFO, refused[0]);
         option_reply(&mut client).0 == 3
