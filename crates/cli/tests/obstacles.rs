@@ -149,6 +149,23 @@ fn a_lack_of_descriptors_is_no_damage() {
     assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{}", ran.out);
 }
 
+/// A command that signals end as they end one that a person has started: whoever runs the tests may ignore
+/// some, and children inherit that.
+fn ended_by_signals(command: &Command) -> Command {
+    let mut with_defaults = Command::new("env");
+    with_defaults.arg("--default-signal").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => with_defaults.env(name, value),
+            None => with_defaults.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        with_defaults.current_dir(directory);
+    }
+    with_defaults
+}
+
 #[test]
 fn who_waits_for_a_lock_is_told_whom_for_and_a_signal_ends_it() {
     let world = world();
@@ -163,7 +180,7 @@ fn who_waits_for_a_lock_is_told_whom_for_and_a_signal_ends_it() {
     holder.signal(Signal::STOP);
     let log = world.path("waiting.log");
     for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15)] {
-        let mut command = world.marcot_command("rename t u");
+        let mut command = ended_by_signals(&world.marcot_command("rename t u"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let mut waiting = Process(command.spawn().unwrap());
         let said = || std::fs::read_to_string(&log).unwrap();
@@ -172,7 +189,12 @@ fn who_waits_for_a_lock_is_told_whom_for_and_a_signal_ends_it() {
         let who = format!("process {pid} (sleep), which is stopped: 'kill -CONT {pid}'");
         assert!(said().contains(&who) && said().contains("pools/rbd/lock"), "{}", said());
         waiting.signal(signal);
-        let ended = waiting.0.wait().unwrap();
+        let mut ended = None;
+        await_that("the signal ends it", || {
+            ended = waiting.0.try_wait().unwrap();
+            ended.is_some()
+        });
+        let ended = ended.unwrap();
         use std::os::unix::process::ExitStatusExt;
         let by = ended.signal().or(ended.code().map(|code| code - 128));
         assert_eq!(by, Some(number), "{ended}: {}", said());
@@ -183,7 +205,12 @@ fn who_waits_for_a_lock_is_told_whom_for_and_a_signal_ends_it() {
     let mut waiting = Process(command.stderr(File::create(&log).unwrap()).spawn().unwrap());
     await_that("it is told", || std::fs::read_to_string(&log).unwrap().contains("waiting for"));
     drop(holder);
-    assert!(waiting.0.wait().unwrap().success());
+    let mut ended = None;
+    await_that("it goes on", || {
+        ended = waiting.0.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert!(ended.unwrap().success());
     assert!(world.marcot("info u").err.is_empty());
 }
 
