@@ -112,6 +112,12 @@ pub trait Home: Send + Sync {
     fn show(&self, part: &Part) -> String;
 }
 
+/// True for what a back end says of a store or pool that is not there.
+#[must_use]
+pub fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// Where a pool is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum At {

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use marcot_store::Disk;
 
-pub use home::{Access, At, Home, Opened, Part, ReadableBy};
+pub use home::{Access, At, Home, Opened, Part, ReadableBy, is_absent};
 pub use key::{ChildKey, HeirKey, Key, Listed, Prefix, SegmentKey, SegmentSet};
 pub use leases::{Lease, Leases};
 pub use local::layout::{escape, unescape};

@@ -109,7 +109,7 @@ pub enum Beside {
 pub struct Leftover {
     /// What people call it.
     pub shown: String,
-    /// The child whose record it was to become.
+    /// The child whose record it was to become, by its name; only that of a child counts.
     pub child: Option<ChildKey>,
     /// When it was written last, in seconds since 1970; `None` where nobody knows.
     pub written_s: Option<i64>,

@@ -15,7 +15,7 @@ use marcot_store::{Confined, Disk, Lock, LockMode, Random, Trust, World, publish
 
 use super::layout::{self, escape, unescape};
 use super::{Place, leftovers_in, read_whole};
-use crate::{Access, At, Backend, Home, Leftover, Opened, Part, ReadableBy};
+use crate::{Access, At, Backend, Home, Leftover, Opened, Part, ReadableBy, is_absent};
 
 /// Permission bits of a store's directory and of `pools`: others reach the pools that they may read, and
 /// do not see the names of the rest.
@@ -45,11 +45,6 @@ pub struct LocalHome {
     inside: Arc<dyn Disk>,
     random: Arc<dyn Random>,
     foreign: Option<u32>,
-}
-
-/// True for what the system says of a directory that is not there.
-fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// The disk for a store's directory, and the user whom the store belongs to where that is another.

@@ -30,11 +30,7 @@ pub(super) fn leftovers(place: &Place, at: &Beside) -> Vec<Leftover> {
         Beside::Head(image) => layout::image(&place.directory, *image),
         Beside::Children => layout::children(&place.directory),
     };
-    let mut found = leftovers_in(&*place.disk, &directory);
-    if *at != Beside::Children {
-        found.iter_mut().for_each(|left| left.child = None);
-    }
-    found
+    leftovers_in(&*place.disk, &directory)
 }
 
 /// Temporary files of any directory, sorted; none where it cannot be listed.

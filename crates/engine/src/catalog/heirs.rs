@@ -165,9 +165,3 @@ impl Pool {
         Ok(heirs)
     }
 }
-
-pub(crate) fn without_unknown(
-    below: &HashMap<ImageId, Vec<ImageId>>,
-) -> HashMap<ImageId, Vec<ImageId>> {
-    below.iter().filter(|(parent, _)| **parent != UNKNOWN).map(|(k, v)| (*k, v.clone())).collect()
-}

@@ -1,23 +1,7 @@
 //! Stores, pools and what they hold: names, heads, children.
 //!
-//! ```text
-//! STORE/store                       record
-//! STORE/pools/NAME/                 a pool of this store, or
-//! STORE/attached/NAME               record that names the directory of another store's pool
-//!
-//! POOL/pool                         record
-//! POOL/lock                         catalogue lock: creating, cloning, removing, collecting roots
-//! POOL/names/@/NAME                 record: image number (@: default namespace)
-//! POOL/names/NAMESPACE/NAME
-//! POOL/images/NUMBER/head           record: the image
-//! POOL/images/NUMBER/name           record: the name it was given since (a hint)
-//! POOL/images/NUMBER/lock           held by the image's owner
-//! POOL/images/NUMBER/snap-N         held by readers of a snapshot
-//! POOL/segments/NUMBER/             segments, by the image that wrote them
-//! POOL/children/                    records of children; may be writable by others
-//! POOL/heirs/                       marks of images that were flattened: see `heirs`
-//! POOL/readers                      held by readers of heads of this pool's images
-//! ```
+//! Where they lie is the business of the back end; for a directory see
+//! [`marcot_backend::local::layout`].
 //!
 //! Invariants:
 //! - A child's record is durable before its head, and goes after it (I7). A record without a head

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use marcot_backend::{At, Key, Opened, Part};
+use marcot_backend::{At, Key, Opened, Part, is_absent};
 use marcot_format::PoolId;
 use marcot_format::frame::{FrameKind, decode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord};
@@ -11,11 +11,6 @@ use super::pool::{Pool, PoolInner, RECORD_BYTES_MAX};
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::segment::Place;
-
-/// What the system says of a directory that is not there.
-pub(crate) fn is_absent(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
-}
 
 /// Fails where a directory holds another pool than the one that was attached: what it says of itself
 /// is a claim.

@@ -294,6 +294,17 @@ impl Image {
         self.unwritten_from = Some(Unwritten { map, table });
     }
 
+    /// Forgets the pages that were placed for a root in memory that is given up for one on the medium, and
+    /// what was to be removed after it.
+    pub(super) fn forget_pages(&mut self) {
+        self.map_pages.close_segment();
+        self.table_pages.close_segment();
+        self.map_pages.take();
+        self.table_pages.take();
+        (self.pending, self.unwritten_from) = (None, None);
+        self.dead.clear();
+    }
+
     fn write_pending(&mut self) -> Result<()> {
         if let Some(pages) = &mut self.pending {
             pages.write_and_sync()?;
@@ -399,11 +410,7 @@ impl Image {
 
     /// First number of a series that no snapshot and no clone names.
     fn private_from(&self, kind: SegmentKind) -> u32 {
-        let of = |marks: &marcot_format::record::SegmentMarks| match kind {
-            SegmentKind::Data => marks.data,
-            SegmentKind::Map => marks.map,
-            SegmentKind::Table => marks.table,
-        };
+        let of = |marks: &SegmentMarks| marks.of(kind);
         let shared = self.head.shared_below.as_ref().map_or(0, of);
         let snapshots = self.head.snapshots.iter().filter_map(|s| s.marks.as_ref()).map(of);
         snapshots.max().unwrap_or(0).max(shared)

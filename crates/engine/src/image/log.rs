@@ -147,15 +147,14 @@ impl Image {
     /// Removes segments that a crashed owner created and no head names.
     fn remove_leftovers(&mut self) -> Result<()> {
         let marks = self.next;
+        self.remove_unnamed(|name| name.sequence >= marks.of(name.kind))
+    }
+
+    /// Removes segments of the image's own that no head names. Whoever owned the image before may have made
+    /// them, and is stopped first.
+    pub(super) fn remove_unnamed(&mut self, unnamed: impl Fn(&SegmentName) -> bool) -> Result<()> {
         let mut left = self.pool.files().list(self.pool.id(), self.own_set())?;
-        left.retain(|name| {
-            let next = match name.kind {
-                SegmentKind::Data => marks.data,
-                SegmentKind::Map => marks.map,
-                SegmentKind::Table => marks.table,
-            };
-            name.sequence >= next
-        });
+        left.retain(unnamed);
         if !left.is_empty() {
             self.fence()?;
         }

@@ -20,6 +20,7 @@ mod flatten;
 mod in_flight;
 mod log;
 mod memory;
+mod open;
 mod orphan;
 mod overlay;
 mod parts;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use marcot_format::record::ParentRecord;
 use marcot_format::{ImageId, SnapId};
 
-use super::{DamagedLog, Image};
 use crate::catalog::Pool;
 use crate::error::{ErrorKind, Result};
 
@@ -37,7 +36,7 @@ fn tidy_trash(pool: &Pool, image: ImageId, snap: SnapId) {
     }
     let mut attempts = 0;
     let opened = loop {
-        match open_with_pools(pool, image) {
+        match pool.open(image) {
             // Most likely a short command, perhaps the one that moved the snapshot aside.
             Err(error) if error.kind() == ErrorKind::Owned && attempts < TIDY_ATTEMPTS => {
                 attempts += 1;
@@ -53,9 +52,4 @@ fn tidy_trash(pool: &Pool, image: ImageId, snap: SnapId) {
     if let Err(error) = tidied {
         tracing::info!(%image, %error, "a removed snapshot is left for gc");
     }
-}
-
-fn open_with_pools(pool: &Pool, image: ImageId) -> Result<Image> {
-    pool.add_pools();
-    Image::open_owner(pool, image, DamagedLog::Refuse)
 }

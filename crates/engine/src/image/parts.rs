@@ -99,21 +99,13 @@ impl Image {
         let root = self.head.root.clone().unwrap_or_else(empty_root);
         let (map, table) = self.root_of(None).open(&root)?;
         (self.map, self.table, self.size_bytes) = (map, table, root.size_bytes);
-        self.map_pages.close_segment();
-        self.table_pages.close_segment();
-        self.map_pages.take();
-        self.table_pages.take();
-        (self.pending, self.unwritten_from) = (None, None);
-        self.dead.clear();
+        self.forget_pages();
         self.compaction = Default::default();
         // Pages that no head names. A segment of the log may have any number.
         let marks = self.head.marks.unwrap_or_default();
-        let mut left = self.pool.files().list(self.pool.id(), self.own_set())?;
-        left.retain(|name| name.kind != SegmentKind::Data && name.sequence >= marks.of(name.kind));
-        if !left.is_empty() {
-            self.fence()?;
-        }
-        left.into_iter().try_for_each(|name| self.pool.files().remove(name).map(drop))
+        self.remove_unnamed(|name| {
+            name.kind != SegmentKind::Data && name.sequence >= marks.of(name.kind)
+        })
     }
 
     fn replay_again(&mut self) -> Result<()> {

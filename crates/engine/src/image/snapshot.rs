@@ -263,12 +263,7 @@ impl Image {
         (self.map, self.table) = (map, table);
         // The snapshot may go before the image does.
         self.table.set_guide(self.root_of(None).guide());
-        self.map_pages.close_segment();
-        self.table_pages.close_segment();
-        self.map_pages.take();
-        self.table_pages.take();
-        (self.pending, self.unwritten_from) = (None, None);
-        self.dead.clear();
+        self.forget_pages();
         self.flattening = Default::default();
         self.size_bytes = root.size_bytes;
         (self.changed, self.log_bytes) = (false, 0);

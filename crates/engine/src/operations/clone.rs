@@ -1,6 +1,5 @@
 //! Cloning a snapshot: the child's head names the snapshot's root. Nothing is copied.
 
-use crate::image::forget_child;
 use std::time::Duration;
 
 use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord, Protection, SnapshotRecord};
@@ -16,6 +15,7 @@ use crate::command::Command;
 use crate::device::BlockDevice;
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
+use crate::image::forget_child;
 use crate::root::empty_root;
 
 /// How a clone is made.

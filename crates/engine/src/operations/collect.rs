@@ -5,7 +5,6 @@
 //! takes its root from a snapshot that was collected. Segments that an owner may still be writing
 //! (its log, and what came after its durable head) are left alone.
 
-use crate::image::forget_child;
 use std::collections::{BTreeMap, HashSet};
 
 use marcot_backend::{ChildKey, Key, SegmentSet};
@@ -20,6 +19,7 @@ use crate::catalog::store::Store;
 use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::gc;
+use crate::image::forget_child;
 use crate::root::{OwnedRoot, RootOf};
 use crate::segment::SegmentName;
 

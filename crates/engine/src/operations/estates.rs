@@ -9,7 +9,7 @@ use marcot_store::{Lock, LockMode};
 
 use super::collect::roots_of;
 use crate::catalog::Pool;
-use crate::catalog::heirs::{Heirs, UNKNOWN, without_unknown};
+use crate::catalog::heirs::{Heirs, UNKNOWN};
 use crate::error::Result;
 use crate::gc;
 use crate::root::OwnedRoot;
@@ -50,7 +50,8 @@ impl Pool {
                 tracing::info!(author = %estate.author, %error, "the space of a removed image is left for gc");
             }
         }
-        self.remove_dead_marks(&heirs, &heirs.line(image))
+        let line = heirs.line(image);
+        self.remove_dead_marks(heirs, &line)
     }
 
     fn collect_estates(
@@ -154,11 +155,11 @@ impl Pool {
     }
 
     /// Removes the marks of those of `line` that are gone and have no living heirs.
-    fn remove_dead_marks(&self, heirs: &Heirs, line: &[ImageId]) -> Result<()> {
+    fn remove_dead_marks(&self, mut heirs: Heirs, line: &[ImageId]) -> Result<()> {
+        // Whoever was cloned from another pool is no heir of theirs alone.
+        heirs.below.remove(&UNKNOWN);
         for image in line.iter().filter(|image| !self.has_head(**image)) {
-            // Whoever was cloned from another pool is no heir of theirs alone.
-            let below = Heirs { below: without_unknown(&heirs.below), ..Heirs::default() };
-            if below.living(self, *image, 0).is_none() {
+            if heirs.living(self, *image, 0).is_none() {
                 continue;
             }
             for parent in heirs.above.get(image).into_iter().flatten() {
@@ -178,7 +179,7 @@ impl Pool {
             }
         }
         let marked: Vec<ImageId> = heirs.above.keys().copied().collect();
-        self.remove_dead_marks(&heirs, &marked)
+        self.remove_dead_marks(heirs, &marked)
     }
 
     /// Keeps others from collecting the pool; `None` where somebody does.

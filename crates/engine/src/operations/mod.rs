@@ -1,10 +1,9 @@
-//! Operations on more than one image: opening, cloning, removing, collecting what nobody names.
+//! Operations on more than one image: cloning, removing, collecting what nobody names.
 
 mod clone;
 mod collect;
 mod estates;
 mod incoming;
-mod open;
 mod remove;
 
 pub use clone::CloneOptions;

@@ -1,16 +1,16 @@
 //! Removing images.
 
-use crate::image::forget_child;
 use marcot_backend::{Key, SegmentSet, Stamp};
 use marcot_format::record::HeadRecord;
 use marcot_format::{ImageId, SnapId};
-use marcot_store::LockMode;
+use marcot_store::{Lock, LockMode};
 
 use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named};
 use crate::catalog::create::first_head;
 use crate::catalog::pool::Pool;
 use crate::catalog::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::image::forget_child;
 
 /// What Linux says of a sector that cannot be read, and of one whose checksum the file system finds
 /// wrong: EIO, ENODATA, EBADMSG, EUCLEAN.
@@ -111,12 +111,7 @@ impl Store {
             return self.remove_if_named(pool, image, (namespace, name), progress);
         }
         let label = format!("{}/{name}", pool.name());
-        let Some(lock) = pool.lock_image(image)? else {
-            return fail(ErrorKind::Owned, format!("{label} is in use"));
-        };
-        if pool.being_read(image)? {
-            return fail(ErrorKind::Busy, format!("{label} is being read"));
-        }
+        let lock = lock_for_removal(pool, image, &label)?;
         if !is_damaged(pool, image)? {
             // Its owner has written a good one since.
             drop(lock);
@@ -133,10 +128,7 @@ impl Store {
         let parents = pool.parents_by_records(image)?;
         {
             let _catalogue = pool.lock(LockMode::Exclusive)?;
-            if pool.find(namespace, name)? != image {
-                let message = format!("the name '{name}' was given to another image meanwhile");
-                return fail(ErrorKind::Busy, message);
-            }
+            check_still_named(pool, image, (namespace, name))?;
             let mut empty = first_head(image, namespace, name, pool.now_s());
             empty.removing = true;
             empty.parent = parents.first().cloned();
@@ -173,21 +165,13 @@ impl Store {
         let label = pool.image_label(&head);
         // Snapshots first, as RBD does: they are what the user has to deal with.
         check_no_snapshots(&label, &head)?;
-        let Some(lock) = pool.lock_image(image)? else {
-            return fail(ErrorKind::Owned, format!("{label} is in use"));
-        };
-        if pool.being_read(image)? {
-            return fail(ErrorKind::Busy, format!("{label} is being read"));
-        }
+        let lock = lock_for_removal(pool, image, &label)?;
         let head = pool.read_head(image)?;
         check_no_snapshots(&label, &head)?;
         {
             let _catalogue = pool.lock(LockMode::Exclusive)?;
-            if let Some((namespace, name)) = named
-                && pool.find(namespace, name)? != image
-            {
-                let message = format!("the name '{name}' was given to another image meanwhile");
-                return fail(ErrorKind::Busy, message);
+            if let Some(named) = named {
+                check_still_named(pool, image, named)?;
             }
             pool.unlink_image(image, &head)?;
         }
@@ -210,6 +194,25 @@ impl Store {
             _ => Ok(()),
         }
     }
+}
+
+/// The image's lock, for whoever removes it, where nobody has the image open or reads it.
+fn lock_for_removal(pool: &Pool, image: ImageId, label: &str) -> Result<Box<dyn Lock>> {
+    let Some(lock) = pool.lock_image(image)? else {
+        return fail(ErrorKind::Owned, format!("{label} is in use"));
+    };
+    if pool.being_read(image)? {
+        return fail(ErrorKind::Busy, format!("{label} is being read"));
+    }
+    Ok(lock)
+}
+
+/// Fails where another image has the name (namespace and name) by now. The pool's lock is held.
+fn check_still_named(pool: &Pool, image: ImageId, (namespace, name): (&str, &str)) -> Result<()> {
+    if pool.find(namespace, name)? == image {
+        return Ok(());
+    }
+    fail(ErrorKind::Busy, format!("the name '{name}' was given to another image meanwhile"))
 }
 
 /// True where the head is there and its bytes are wrong, or the medium does not give them back.

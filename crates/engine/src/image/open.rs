@@ -2,9 +2,9 @@
 
 use marcot_format::{ImageId, SnapId};
 
+use super::{DamagedLog, Image};
 use crate::catalog::{Pool, no_snapshot};
 use crate::error::Result;
-use crate::image::{DamagedLog, Image};
 
 impl Pool {
     /// Opens an image for writing; this process is its owner until it closes it.
