@@ -39,6 +39,8 @@ pub mod device;
 pub mod error;
 mod gc;
 pub mod image;
+mod in_flight;
+mod journal;
 mod limits;
 mod map;
 pub mod operations;

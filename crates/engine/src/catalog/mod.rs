@@ -15,6 +15,7 @@ pub(crate) mod child_names;
 pub(crate) mod children;
 pub(crate) mod create;
 pub(crate) mod heirs;
+mod identity;
 pub(crate) mod info;
 pub(crate) mod litter;
 pub(crate) mod locks;
@@ -30,6 +31,7 @@ pub(crate) mod strangers;
 
 pub use children::ChildInfo;
 pub use create::{CreateOptions, ORDER_DEFAULT};
+pub(crate) use identity::Identity;
 pub use info::{ImageInfo, InfoReader, ParentInfo, PoolStats, SnapInfo};
 pub use marcot_backend::ReadableBy;
 pub use partial::is_partial_name;

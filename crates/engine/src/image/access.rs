@@ -11,7 +11,7 @@ impl Image {
     /// Size in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.state.size_bytes
     }
 
     /// Fills `buf` from `offset` on. Holes read as zeros.
@@ -56,7 +56,7 @@ impl Image {
 
 impl BlockDevice for Image {
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.state.size_bytes
     }
 
     fn read_only(&self) -> bool {
@@ -100,22 +100,22 @@ impl BlockDevice for Image {
     }
 
     fn background_step(&mut self) -> Result<bool> {
-        self.pool.files().sweep();
-        if !self.is_owner() || self.poisoned {
+        self.identity.pool.files().sweep();
+        if !self.is_owner() || self.is_poisoned() {
             return Ok(false);
         }
         if self.checkpoint_job.is_some() {
-            self.compaction.due |= self.take_finished_checkpoint()?;
+            self.state.compaction.due |= self.take_finished_checkpoint()?;
             return Ok(false);
         }
-        if self.room_wanted {
+        if self.room.wanted {
             return self.make_room();
         }
-        if self.log.is_some() && self.log_bytes >= self.limits().checkpoint_log_bytes {
+        if self.journal.is_open() && self.journal.bytes() >= self.limits().checkpoint_log_bytes {
             self.begin_checkpoint()?;
             return Ok(true);
         }
-        let compacts = self.log.is_some() || self.is_emptying();
+        let compacts = self.journal.is_open() || self.is_emptying();
         if compacts && !self.is_punching() {
             let more = self.compact_step();
             if more.is_err() {

@@ -4,45 +4,22 @@
 //! synced through descriptors of its own: the operating system tells a failed write-back once to each
 //! descriptor, and neither the checkpoint nor a flush of the image may miss it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_backend::Stamp;
-use marcot_format::ImageId;
 use marcot_format::record::HeadRecord;
 use marcot_store::{DiskFile, Running, Workers};
 
-use crate::catalog::Pool;
-use crate::error::{Error, ErrorKind, Result, fail};
+use super::pages::Pages;
+use crate::catalog::Identity;
+use crate::error::{Error, ErrorKind};
 use crate::fault::{self, Fault};
+use crate::journal::{CoveredLog, LogLost};
 use crate::segment::{SegmentName, WrittenPages};
-
-/// A sync of the log has failed, whoever asked for it: what it should have stored may be gone, and
-/// no later sync tells. Image and checkpoint share it, because neither may take the other's word for the
-/// log's.
-#[derive(Clone, Default)]
-pub(super) struct LogLost(Arc<AtomicBool>);
-
-impl LogLost {
-    pub(super) fn set(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-
-    /// Fails where it is so.
-    pub(super) fn check(&self) -> std::io::Result<()> {
-        match self.0.load(Ordering::SeqCst) && !fault::is(Fault::ForgetPoison) {
-            true => Err(std::io::Error::other("an earlier sync of the log failed")),
-            false => Ok(()),
-        }
-    }
-}
 
 /// What a checkpoint has to write.
 pub(super) struct CheckpointWork {
-    pub pool: Pool,
-    pub id: ImageId,
-    /// For messages.
-    pub label: String,
+    pub image: Arc<Identity>,
     /// The head that is to be replaced.
     pub before: Stamp,
     /// Segments of the log that are not known to be durable.
@@ -81,30 +58,25 @@ impl CheckpointWork {
         if let Err(error) = self.log_lost.check() {
             return self.without_log(&error);
         }
-        match self.pool.swap_head(self.id, self.before, &self.head) {
+        match self.image.pool.swap_head(self.image.id, self.before, &self.head) {
             Ok(()) => CheckpointOutcome::Done(Box::new(self.head), self.pages),
             Err(error) => CheckpointOutcome::Failed { error, pages: None },
         }
     }
 
     fn without_log(self, error: &std::io::Error) -> CheckpointOutcome {
-        let message = format!("the log of {} cannot be made durable; reopen it", self.label);
+        let message = format!("the log of {} cannot be made durable; reopen it", self.image.label);
         let error = Error::new(ErrorKind::Poisoned, format!("{message}: {error}"));
         CheckpointOutcome::Failed { error, pages: Some(self.pages) }
     }
 }
 
-/// What of the log a checkpoint makes durable when it has ended.
+/// What a checkpoint makes durable, or useless, when it has ended.
 #[derive(Default)]
 pub(super) struct Covered {
     /// To be removed once the head is durable.
     pub dead: Vec<SegmentName>,
-    /// Segments of the log that had been left already, and are durable then.
-    pub left: Vec<SegmentName>,
-    /// Log behind it.
-    pub log_bytes: u64,
-    /// The first group that it does not know.
-    pub group: u64,
+    pub log: CoveredLog,
 }
 
 /// How a checkpoint ended, and the dead segments that it did not remove.
@@ -124,10 +96,10 @@ impl CheckpointJob {
         let place = Arc::clone(&outcome);
         let dead = std::mem::take(&mut covered.dead);
         let running = workers.start(Box::new(move || {
-            let (pool, id, label) = (work.pool.clone(), work.id, work.label.clone());
+            let image = Arc::clone(&work.image);
             let outcome = work.run();
             let left = match outcome {
-                CheckpointOutcome::Done(..) => remove_dead(&pool, id, &label, dead),
+                CheckpointOutcome::Done(..) => remove(&image, dead),
                 CheckpointOutcome::Failed { .. } => dead,
             };
             let outcome = (outcome, left);
@@ -142,7 +114,7 @@ impl CheckpointJob {
 
     /// Bytes of log that are not behind a durable head before it has ended.
     pub(super) fn log_bytes(&self) -> u64 {
-        self.covered.log_bytes
+        self.covered.log.bytes
     }
 
     /// Waits for the outcome.
@@ -158,20 +130,20 @@ impl CheckpointJob {
     }
 }
 
-/// Removes segments that only a head before named; returns those that readers of that head may
-/// still need.
-pub(super) fn remove_dead(
-    pool: &Pool,
-    id: ImageId,
-    label: &str,
-    dead: Vec<SegmentName>,
-) -> Vec<SegmentName> {
-    if dead.is_empty() || postponed_for_readers(pool, id, label) {
+/// Removes segments that only a head before named. Those that readers of that head may still need are
+/// removed after a later head.
+pub(super) fn remove_dead(image: &Identity, dead: Vec<SegmentName>, pages: &mut Pages) {
+    pages.add_all_dead(remove(image, dead));
+}
+
+/// Returns what has to stay for readers.
+fn remove(image: &Identity, dead: Vec<SegmentName>) -> Vec<SegmentName> {
+    if dead.is_empty() || postponed_for_readers(image) {
         return dead;
     }
     for name in dead {
-        if let Err(error) = pool.files().remove(name) {
-            tracing::warn!(image = %label, segment = %name, %error, "left behind; a later reclaim removes it");
+        if let Err(error) = image.pool.files().remove(name) {
+            tracing::warn!(image = %image.label, segment = %name, %error, "left behind; a later reclaim removes it");
         }
     }
     Vec::new()
@@ -179,20 +151,11 @@ pub(super) fn remove_dead(
 
 /// True where somebody reads the image by an older head: what that names has to stay. What a
 /// removal leaves behind is found by the next one, or by `Reclaim`.
-pub(super) fn postponed_for_readers(pool: &Pool, id: ImageId, label: &str) -> bool {
-    let being_read = pool.being_read(id).unwrap_or(true);
+pub(super) fn postponed_for_readers(image: &Identity) -> bool {
+    let being_read = image.pool.being_read(image.id).unwrap_or(true);
     if being_read {
+        let label = &image.label;
         tracing::info!(image = %label, "space is given back later, because the image is being read");
     }
     being_read
-}
-
-/// Fails where the head on disk is not the one that this owner wrote last (I6).
-pub(super) fn check_not_fenced(pool: &Pool, id: ImageId, last: Stamp) -> Result<()> {
-    let found = pool.read_head(id)?;
-    if Stamp::of(&found) != last && !fault::is(Fault::SkipFence) {
-        let message = format!("{} was taken over by another process", pool.image_label(&found));
-        return fail(ErrorKind::Fenced, message);
-    }
-    Ok(())
 }

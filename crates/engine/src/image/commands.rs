@@ -17,7 +17,7 @@ impl Image {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Reply> {
         // Where that fails, the image is poisoned, and says so to what changes it.
-        let _ = self.finish_direct();
+        let _ = self.journal.finish(&mut self.in_flight);
         let of_data = matches!(
             command,
             Command::Read { .. } | Command::Write { .. } | Command::Discard { .. } | Command::Flush
@@ -76,13 +76,16 @@ impl Image {
                 return Ok(Reply::Reclaimed { bytes });
             }
             Command::Status => {
-                let pid = self.pool.process_id();
+                let pid = self.identity.pool.process_id();
                 let watchers = vec![Watcher { pid, usage: "library".to_owned() }];
                 return Ok(Reply::Status { watchers });
             }
             // Whoever keeps images open without using them decides before it comes here.
             Command::GiveWay => {
-                return fail(ErrorKind::Busy, format!("process {}", self.pool.process_id()));
+                return fail(
+                    ErrorKind::Busy,
+                    format!("process {}", self.identity.pool.process_id()),
+                );
             }
         }
         Ok(Reply::Done)

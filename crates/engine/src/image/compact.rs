@@ -18,10 +18,10 @@ use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, SEGMENT_SLOTS, crc32c};
 use marcot_store::DiskFile;
 
 use super::Image;
-use super::log::Group;
 use crate::device::Read;
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::fault::{self, Fault};
+use crate::journal::Group;
 use crate::map::position;
 use crate::segment::SegmentName;
 
@@ -71,7 +71,7 @@ impl Victim {
 
 /// What compaction is doing.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct Compaction {
     /// Counts have changed enough to look for a victim.
     pub due: bool,
     victim: Option<Victim>,
@@ -90,7 +90,7 @@ pub(super) struct State {
     buffer: Vec<u8>,
 }
 
-impl State {
+impl Compaction {
     /// Counts what was appended to the log.
     pub(super) fn appended(&mut self, slots: u32) {
         self.written += u64::from(slots);
@@ -142,30 +142,31 @@ impl Survey {
 impl Image {
     /// Does one piece of compaction; true if more waits.
     pub(super) fn compact_step(&mut self) -> Result<bool> {
-        if std::mem::take(&mut self.compaction.due) {
+        if std::mem::take(&mut self.state.compaction.due) {
             self.look_for_work()?;
         }
-        let Some(mut victim) = self.compaction.victim.take() else { return Ok(false) };
-        self.finish_touching(victim.index, &(0..SEGMENT_SLOTS));
-        let files = Arc::clone(self.pool.files());
+        let Some(mut victim) = self.state.compaction.victim.take() else { return Ok(false) };
+        self.journal.await_slots(victim.index, &(0..SEGMENT_SLOTS), &mut self.in_flight);
+        let files = Arc::clone(self.identity.pool.files());
         // It may be gone by now: overwritten whole, or rolled back.
-        let named = self.table.name(victim.index, &files).is_ok_and(|name| name == victim.name);
+        let named =
+            self.state.table.name(victim.index, &files).is_ok_and(|name| name == victim.name);
         match if named { self.move_some(&mut victim) } else { Ok(false) } {
             Ok(true) => {
-                self.compaction.victim = Some(victim);
+                self.state.compaction.victim = Some(victim);
                 return Ok(true);
             }
             Ok(false) => {}
             Err(error) => {
                 if !matches!(error.kind(), ErrorKind::NoSpace) {
-                    self.compaction.stuck.insert(victim.index);
+                    self.state.compaction.stuck.insert(victim.index);
                 }
                 return Err(error);
             }
         }
-        self.compaction.due = true;
-        if named && self.table.get(victim.index, &files).is_ok_and(|entry| entry.live > 0) {
-            self.compaction.stuck.insert(victim.index);
+        self.state.compaction.due = true;
+        if named && self.state.table.get(victim.index, &files).is_ok_and(|entry| entry.live > 0) {
+            self.state.compaction.stuck.insert(victim.index);
         }
         Ok(true)
     }
@@ -173,17 +174,17 @@ impl Image {
     /// Lets a writer do as much of compaction as keeps what is dead from growing, where background
     /// work has fallen behind.
     pub(super) fn pay_for_space(&mut self) -> Result<()> {
-        let look_after = self.compaction.look_after.max(self.dead_slots_min() / LOOKS);
-        if self.compaction.written >= look_after {
-            self.compaction.written = 0;
+        let look_after = self.state.compaction.look_after.max(self.dead_slots_min() / LOOKS);
+        if self.state.compaction.written >= look_after {
+            self.state.compaction.written = 0;
             self.look_for_work()?;
         }
-        while self.compaction.owed >= STEP_SLOTS as u64 {
-            self.compaction.owed -= STEP_SLOTS as u64;
+        while self.state.compaction.owed >= STEP_SLOTS as u64 {
+            self.state.compaction.owed -= STEP_SLOTS as u64;
             let stepped = self.compact_step();
             if !matches!(stepped, Ok(true)) {
                 // Also where there is no space: not every write is to try again.
-                self.compaction.owed = 0;
+                self.state.compaction.owed = 0;
             }
             stepped?;
         }
@@ -200,18 +201,18 @@ impl Image {
             self.compact_map()?;
         }
         let survey = self.survey(SegmentKind::Data)?;
-        self.compaction.price_percent = survey.price_percent(dead_min);
+        self.state.compaction.price_percent = survey.price_percent(dead_min);
         // A look takes as long as there are segments.
-        self.compaction.look_after = survey.used / LOOKS_LARGE;
-        if self.compaction.victim.is_some() || !survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
+        self.state.compaction.look_after = survey.used / LOOKS_LARGE;
+        if self.state.compaction.victim.is_some() || !survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
             return Ok(());
         }
         match survey.emptiest {
             Some((index, name, ..)) => {
-                let file = self.pool.files().get(name)?;
+                let file = self.identity.pool.files().get(name)?;
                 self.empty(index, name, file);
             }
-            None => self.compaction.buffer = Vec::new(),
+            None => self.state.compaction.buffer = Vec::new(),
         }
         Ok(())
     }
@@ -220,7 +221,7 @@ impl Image {
     pub(super) fn compact_fully(&mut self) -> Result<()> {
         self.begin_writing()?;
         self.checkpoint()?;
-        self.compaction.due = true;
+        self.state.compaction.due = true;
         while self.compact_step()? {}
         self.checkpoint()
     }
@@ -240,18 +241,18 @@ impl Image {
         &mut self,
         kind: SegmentKind,
     ) -> Result<Vec<(u32, SegmentName, SegmentEntry)>> {
-        let files = Arc::clone(self.pool.files());
-        let open_data = self.log.as_ref().map(|l| l.name);
-        let open_map = self.map_pages.open_segment().map(|(name, _)| name);
+        let files = Arc::clone(self.identity.pool.files());
+        let open_data = self.journal.open_segment().map(|open| open.name);
+        let open_map = self.state.pages.open_map();
         let mut found = Vec::new();
-        self.table.for_each(&files, |index, entry, name| {
+        self.state.table.for_each(&files, |index, entry, name| {
             if name.kind == kind && Some(name) != open_data && Some(name) != open_map {
                 found.push((index, name, entry));
             }
             Ok(())
         })?;
         found.retain(|(index, name, _)| {
-            !self.compaction.stuck.contains(index) && self.is_private(name)
+            !self.state.compaction.stuck.contains(index) && self.head.is_private(name)
         });
         Ok(found)
     }
@@ -260,17 +261,17 @@ impl Image {
     pub(super) fn empty(&mut self, index: u32, name: SegmentName, file: Arc<dyn DiskFile>) {
         let mut victim = Victim { index, name, file, slot: 1, ahead: 0 };
         victim.read_ahead();
-        self.compaction.victim = Some(victim);
+        self.state.compaction.victim = Some(victim);
     }
 
     /// True while a segment is being emptied.
     pub(super) fn is_emptying(&self) -> bool {
-        self.compaction.victim.is_some()
+        self.state.compaction.victim.is_some()
     }
 
     /// Writes the live blocks of the next groups of a segment again; false at its end.
     fn move_some(&mut self, victim: &mut Victim) -> Result<bool> {
-        let mut bytes = std::mem::take(&mut self.compaction.buffer);
+        let mut bytes = std::mem::take(&mut self.state.compaction.buffer);
         let (from, file) = (victim.slot as u64 * BLOCK_BYTES, Arc::clone(&victim.file));
         let read = |bytes: &mut Vec<u8>, slots: usize| {
             bytes.resize(slots * BLOCK, 0);
@@ -296,10 +297,10 @@ impl Image {
         // Whatever fails from here on, the next step goes on behind it.
         victim.slot += at;
         victim.read_ahead();
-        let written = (self.compaction.written, self.compaction.owed);
+        let written = (self.state.compaction.written, self.state.compaction.owed);
         let moved = self.append_copies(&live, &bytes);
-        (self.compaction.written, self.compaction.owed) = written;
-        self.compaction.buffer = bytes;
+        (self.state.compaction.written, self.state.compaction.owed) = written;
+        self.state.compaction.buffer = bytes;
         moved.map(|()| at > 0)
     }
 
@@ -316,7 +317,7 @@ impl Image {
         for record in header.records.iter().filter(|r| r.kind == RecordKind::Write) {
             for block in record.block..record.block + record.count {
                 let address = BlockAddress::new(victim.index, (victim.slot + at) as u32);
-                let (map, mut source) = self.parts();
+                let (map, mut source) = self.state.parts();
                 let entry = map.leaf(block, &mut source)?.map(|leaf| leaf[position(block, 0)]);
                 let current =
                     |e: &MapEntry| { e.address } == address || fault::is(Fault::CompactDead);
@@ -326,7 +327,7 @@ impl Image {
                         live.push((block, at * BLOCK));
                     } else {
                         // It stays where it is: a copy would make the damage look whole.
-                        let (image, segment) = (&self.label, &victim.name);
+                        let (image, segment) = (&self.identity.label, &victim.name);
                         let slot = victim.slot + at;
                         tracing::error!(%image, block, %segment, slot, "a block is damaged");
                     }
@@ -347,7 +348,7 @@ impl Image {
             if group.room_blocks() == 0 {
                 self.append(std::mem::take(&mut group))?;
             }
-            self.prepare(*block, 1)?;
+            self.state.prepare(*block, 1)?;
             group.write(*block, Cow::Borrowed(&bytes[*at..*at + BLOCK]));
         }
         self.append(group)
@@ -375,7 +376,7 @@ impl Image {
         {
             // A damaged block stays where it is: a copy would make the damage look whole.
             if intact {
-                self.prepare(*block, 1)?;
+                self.state.prepare(*block, 1)?;
                 group.write(*block, Cow::Borrowed(bytes));
             } else {
                 unreadable = unreadable.or(Some(*block));
@@ -389,17 +390,17 @@ impl Image {
     /// also of the open one.
     pub(super) fn compact_map_at_rest(&mut self) -> Result<()> {
         let dead_min = self.limits().dead_bytes_min / DEAD_MAP_REST_PART / MAP_UNIT_BYTES;
-        if self.map_pages.open_segment().is_some() {
-            let entry = self.table.get(self.map_index, self.pool.files())?;
+        if let Some(index) = self.state.pages.open_map_index() {
+            let entry = self.state.table.get(index, self.identity.pool.files())?;
             let (live, used) = (u64::from(entry.live), u64::from(entry.used));
             if used >= (2 * live).max(live + dead_min) {
-                self.close_map_segment();
+                self.state.close_map_segment(&self.identity);
             }
         }
         let survey = self.survey(SegmentKind::Map)?;
         if survey.wasteful(dead_min, LIVE_PERCENT_REST) {
             self.compact_map_segment(&survey)?;
-            self.changed = true;
+            self.state.changed = true;
         }
         Ok(())
     }
@@ -418,8 +419,8 @@ impl Image {
     /// The same, for the emptiest segment.
     fn compact_map_segment(&mut self, survey: &Survey) -> Result<()> {
         let Some((index, name, ..)) = survey.emptiest else { return Ok(()) };
-        let file = self.pool.files().get(name)?;
-        let mut offset = match self.compaction.map_at.take() {
+        let file = self.identity.pool.files().get(name)?;
+        let mut offset = match self.state.compaction.map_at.take() {
             Some((segment, offset)) if segment == index => offset,
             _ => SEGMENT_HEADER_BYTES as u64,
         };
@@ -427,8 +428,8 @@ impl Image {
         let mut bytes = vec![0; PAGE_READ_BYTES];
         loop {
             self.evict(memory_max);
-            if self.memory_bytes() > memory_max {
-                self.compaction.map_at = Some((index, offset));
+            if self.state.memory_bytes() > memory_max {
+                self.state.compaction.map_at = Some((index, offset));
                 return Ok(());
             }
             let n =
@@ -441,7 +442,7 @@ impl Image {
                 continue;
             };
             let address = BlockAddress::new(index, (offset / MAP_UNIT_BYTES) as u32);
-            let (map, mut source) = self.parts();
+            let (map, mut source) = self.state.parts();
             map.rewrite_page(address, u32::from(page.level), page.base, &mut source)?;
             let length = marcot_format::page::peek_page(&bytes[..n]).unwrap_or(1) as u64;
             offset += length.div_ceil(MAP_UNIT_BYTES) * MAP_UNIT_BYTES;
@@ -454,4 +455,57 @@ fn header_at(bytes: &[u8], at: usize) -> Option<GroupHeader> {
     let rest = bytes.get(at * BLOCK..).filter(|rest| rest.len() >= BLOCK)?;
     let blocks = GroupHeader::peek(&rest[..BLOCK]).ok()?;
     GroupHeader::decode(rest.get(..blocks * BLOCK)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CreateOptions, Limits, Store};
+    use marcot_store::World;
+
+    fn compact_all(image: &mut Image) {
+        image.state.compaction.due = true;
+        while image.compact_step().unwrap() {}
+    }
+
+    /// Ends the log, so that its segment can be emptied; returns the segment's index in the table.
+    fn close_segment(image: &mut Image) -> u32 {
+        let index = image.journal.open_segment().unwrap().index;
+        image.end_log().unwrap();
+        image.checkpoint().unwrap();
+        index
+    }
+
+    /// A rollback brings another table, in which an index may stand for another segment.
+    #[test]
+    fn what_was_known_of_segments_does_not_outlive_a_rollback() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits { dead_bytes_min: 1 << 20, ..Limits::default() };
+        let store = Store::open_with(World::system(), directory.path(), limits).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let options = CreateOptions { size_bytes: 1 << 30, ..CreateOptions::default() };
+        let id = pool.create("", "image", &options).unwrap();
+        let mut image = pool.open(id).unwrap();
+        image.snap_create("empty").unwrap();
+        image.write_at(0, &[1; BLOCK]).unwrap();
+        let index = close_segment(&mut image);
+        let name = image.state.table.name(index, pool.files()).unwrap();
+        let file = pool.files().open_as_it_is(name, true).unwrap();
+        file.write_at(2 * BLOCK_BYTES, &[&[9; BLOCK]]).unwrap();
+        compact_all(&mut image);
+        assert!(image.state.compaction.stuck.contains(&index), "a block in it is damaged");
+
+        image.snap_rollback("empty").unwrap();
+        image.write_at(0, &[2; BLOCK]).unwrap();
+        image.write_at(BLOCK_BYTES, &[3; BLOCK]).unwrap();
+        assert_eq!(close_segment(&mut image), index, "the index is used again");
+        let name = image.state.table.name(index, pool.files()).unwrap();
+        compact_all(&mut image);
+        image.checkpoint().unwrap();
+        let gone = pool.files().open_as_it_is(name, false).err().map(|error| error.kind());
+        assert_eq!(gone, Some(ErrorKind::NotFound), "it was emptied, and removed");
+        let mut blocks = [0; 2 * BLOCK];
+        image.read_at(0, &mut blocks).unwrap();
+        assert!(blocks[..BLOCK].iter().all(|b| *b == 2) && blocks[BLOCK..].iter().all(|b| *b == 3));
+    }
 }

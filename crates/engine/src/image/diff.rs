@@ -13,7 +13,7 @@ use crate::map::{self, TOP_LEVEL};
 impl Image {
     /// A durable root equal to what is in memory.
     fn current_root(&mut self) -> Result<OwnedRoot> {
-        if self.changed && self.is_owner() {
+        if self.state.changed && self.is_owner() {
             self.checkpoint()?;
         }
         let root = self.head.root.clone().unwrap_or_else(empty_root);
@@ -28,7 +28,7 @@ impl Image {
     fn state(&mut self, snap: Option<&str>) -> Result<OwnedRoot> {
         let Some(name) = snap else { return self.current_root() };
         let found = self.head.snapshots.iter().find(|s| s.name == name && !s.trashed);
-        let snapshot = found.ok_or_else(|| no_snapshot(&self.label, name))?;
+        let snapshot = found.ok_or_else(|| no_snapshot(&self.identity.label, name))?;
         let root = snapshot.root.clone().unwrap_or_else(empty_root);
         Ok(OwnedRoot { of: self.root_of(Some(snapshot.id)), root })
     }
@@ -73,8 +73,8 @@ impl Image {
     ) -> Result<()> {
         let (map_a, mut table_a) = earlier.of.open(&earlier.root)?;
         let (map_b, mut table_b) = later.of.open(&later.root)?;
-        let mut a = Source::new(&mut table_a, Arc::clone(self.pool.files()));
-        let mut b = Source::new(&mut table_b, Arc::clone(self.pool.files()));
+        let mut a = Source::new(&mut table_a, Arc::clone(self.identity.pool.files()));
+        let mut b = Source::new(&mut table_b, Arc::clone(self.identity.pool.files()));
         let links = (map_a.top(), map_b.top());
         map::diff(&mut a, &mut b, links, TOP_LEVEL, 0, range, show)
     }
@@ -114,8 +114,8 @@ impl Image {
     /// The content that the image began with; nothing where the parent is out of reach.
     fn parent_root(&self, parent: Option<&ParentRecord>) -> OwnedRoot {
         let root = parent.and_then(|parent| {
-            let root = self.pool.snapshot_root(parent).ok()?;
-            Some(OwnedRoot { of: RootOf::parent(&self.pool, parent)?, root })
+            let root = self.identity.pool.snapshot_root(parent).ok()?;
+            Some(OwnedRoot { of: RootOf::parent(&self.identity.pool, parent)?, root })
         });
         root.unwrap_or_else(|| self.no_root())
     }

@@ -21,6 +21,7 @@ use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, MapEntry, SnapId};
 
 use super::copies::{Copies, runs};
 use super::{Image, OwnedRoot, Source, empty_root};
+use crate::catalog::Pool;
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
 use crate::map::{Link, TOP_LEVEL, Visitor, visit, visit_unshared};
@@ -35,7 +36,7 @@ const COMPARED_BLOCKS: usize = 8 * COPY_BLOCKS;
 
 /// How far flatten has come with copying, in this process.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct Flattening {
     /// Blocks below lie in this pool, but for one that cannot be read.
     own_below: u64,
     /// The first block that could not be copied, and of which state.
@@ -81,7 +82,7 @@ impl Image {
             }
             progress(total - left, total.max(1));
         }
-        let state = std::mem::take(&mut self.flattening);
+        let state = std::mem::take(&mut self.state.flattening);
         if let Some((label, block)) = state.unreadable {
             let message = format!(
                 "block {block} of {label} cannot be read from its parent, so the image still needs it"
@@ -91,14 +92,14 @@ impl Image {
         let deep = self.flattens_snapshots();
         let set = match state.deep {
             Some(Deep { copies, .. }) => copies.set,
-            None if deep && fault::is(Fault::FlattenWithoutCopy) => self.pool.unique(),
+            None if deep && fault::is(Fault::FlattenWithoutCopy) => self.identity.pool.unique(),
             None => 0,
         };
         if set == 0 && self.names_foreign()? && !fault::is(Fault::FlattenWithoutCopy) {
             self.begin_writing()?;
             self.rewrite_foreign_pages()?;
         }
-        let here = Place { pool: self.pool.id(), copies: set };
+        let here = Place { pool: self.identity.pool.id(), copies: set };
         for parent in &parents {
             self.mark_heir_of(parent)?;
         }
@@ -110,7 +111,7 @@ impl Image {
             }
         })?;
         if set != 0 {
-            self.table.move_to(here);
+            self.state.table.move_to(here);
         }
         parents.iter().try_for_each(|parent| self.leave_parent(parent))
     }
@@ -120,26 +121,31 @@ impl Image {
     pub(super) fn flatten_part(&mut self) -> Result<(u64, bool)> {
         self.check_owner()?;
         self.parents()?;
-        if self.flattening.deep.is_some() || (self.flattens_snapshots() && self.snapshots_need()?) {
+        if self.state.flattening.deep.is_some()
+            || (self.flattens_snapshots() && self.snapshots_need()?)
+        {
             return self.deep_part();
         }
-        if self.flattening.done || !self.names_foreign()? {
+        if self.state.flattening.done || !self.names_foreign()? {
             return Ok((0, false));
         }
         self.begin_writing()?;
-        let (foreign, next) = self.foreign_blocks(self.flattening.own_below)?;
+        let (foreign, next) = self.foreign_blocks(self.state.flattening.own_below)?;
         if let Some(block) = self.copy_blocks(&foreign)? {
-            self.flattening.unreadable.get_or_insert_with(|| (self.label.clone(), block));
+            self.state
+                .flattening
+                .unreadable
+                .get_or_insert_with(|| (self.identity.label.clone(), block));
         }
         match next {
-            Some(next) => self.flattening.own_below = next,
-            None => self.flattening.done = true,
+            Some(next) => self.state.flattening.own_below = next,
+            None => self.state.flattening.done = true,
         }
-        if self.log_bytes >= self.limits().checkpoint_log_bytes {
+        if self.journal.bytes() >= self.limits().checkpoint_log_bytes {
             self.checkpoint()?;
             self.evict(self.limits().map_memory_bytes_soft());
         }
-        Ok((self.foreign_live()?.0, !self.flattening.done))
+        Ok((self.foreign_live()?.0, !self.state.flattening.done))
     }
 
     /// The snapshots that image and, where they are flattened with it, its snapshots were cloned from.
@@ -153,7 +159,7 @@ impl Image {
             }
         }
         match parents.is_empty() {
-            true => fail(ErrorKind::NoParent, format!("{} has no parent", self.label)),
+            true => fail(ErrorKind::NoParent, format!("{} has no parent", self.identity.label)),
             false => Ok(parents),
         }
     }
@@ -166,15 +172,15 @@ impl Image {
 
     /// True where a snapshot may need files of another pool.
     fn snapshots_need(&self) -> Result<bool> {
-        let own = self.pool.id().0;
+        let own = self.identity.pool.id().0;
         for snapshot in self.head.snapshots.iter().filter(|s| s.parent.is_some()) {
             let root = snapshot.root.clone().unwrap_or_else(empty_root);
             if root.pools.iter().all(|pool| *pool == own) {
                 continue;
             }
             let mut table = self.root_of(Some(snapshot.id)).table(&root)?;
-            let (data, pages) = self.foreign_in(&mut table)?;
-            if data > 0 || pages || table.has_pages_elsewhere(self.pool.id())? {
+            let (data, pages) = foreign_in(&mut table, &self.identity.pool)?;
+            if data > 0 || pages || table.has_pages_elsewhere(self.identity.pool.id())? {
                 return Ok(true);
             }
         }
@@ -183,7 +189,7 @@ impl Image {
 
     /// As [`Self::flatten_part`], for an image with snapshots.
     fn deep_part(&mut self) -> Result<(u64, bool)> {
-        let mut deep = match self.flattening.deep.take() {
+        let mut deep = match self.state.flattening.deep.take() {
             Some(deep) => deep,
             None => self.begin_deep()?,
         };
@@ -196,14 +202,14 @@ impl Image {
             false => deep.total.saturating_sub(deep.copied).max(1),
         };
         let more = !deep.done;
-        self.flattening.deep = Some(deep);
+        self.state.flattening.deep = Some(deep);
         Ok((left, more))
     }
 
     /// Says in the head which set of copies is being made, before there is any of it.
     fn begin_deep(&mut self) -> Result<Deep> {
         if self.head.copying == 0 {
-            let set = self.pool.unique();
+            let set = self.identity.pool.unique();
             self.publish(|head| head.copying = set)?;
         }
         let mut deep = Deep::default();
@@ -212,7 +218,9 @@ impl Image {
         let (in_head, _) = self.foreign_live()?;
         let oldest = self.head.snapshots.iter().find(|s| s.parent.is_some());
         let in_oldest = match oldest.map(|s| (s.id, s.root.clone().unwrap_or_else(empty_root))) {
-            Some((id, root)) => self.foreign_in(&mut self.root_of(Some(id)).table(&root)?)?.0,
+            Some((id, root)) => {
+                foreign_in(&mut self.root_of(Some(id)).table(&root)?, &self.identity.pool)?.0
+            }
             None => 0,
         };
         deep.total = in_head.max(in_oldest);
@@ -231,20 +239,20 @@ impl Image {
         let (id, root) = before.unwrap_or_else(|| (None, empty_root()));
         let before = OwnedRoot { of: self.root_of(id), root };
         let (state, label) = match next {
-            None => (None, self.label.clone()),
+            None => (None, self.identity.label.clone()),
             Some(id) => {
                 let snapshot = self.head.snapshots.iter().find(|s| s.id == id);
                 let name = snapshot.map(|s| s.name.clone()).unwrap_or_default();
                 let root = snapshot.and_then(|s| s.root.clone()).unwrap_or_else(empty_root);
                 let state = OwnedRoot { of: self.root_of(Some(id)), root };
-                (Some(state), format!("{}@{name}", self.label))
+                (Some(state), format!("{}@{name}", self.identity.label))
             }
         };
         let mut opened = state.as_ref().map(|state| state.of.open(&state.root)).transpose()?;
-        let pool = self.pool.clone();
+        let pool = self.identity.pool.clone();
         let (top, table) = match &mut opened {
             Some((map, table)) => (map.top().clone(), table),
-            None => (self.map.top().clone(), &mut self.table),
+            None => (self.state.map.top().clone(), &mut self.state.table),
         };
         let mut found = unshared(&before, (&top, table), deep.below, pool.files())?;
         for page in &found.pages {
@@ -266,7 +274,7 @@ impl Image {
         deep.copied += foreign.len() as u64;
         for run in runs(foreign) {
             if let Some(block) = deep.copies.copy_run(&pool, table, &run)? {
-                self.flattening.unreadable.get_or_insert((label.clone(), block));
+                self.state.flattening.unreadable.get_or_insert((label.clone(), block));
             }
         }
         if let Some(next) = found.next {
@@ -281,49 +289,29 @@ impl Image {
         Ok(deep.at.is_none())
     }
 
-    /// By the lists that this image's roots have: what an ancestor's flatten has moved into this pool is
-    /// the ancestor's, and may go with it.
-    fn foreign_in(&self, table: &mut SegmentTable) -> Result<(u64, bool)> {
-        let own = self.pool.id();
-        let pools = table.recorded_pools();
-        let (mut data, mut pages) = (0u64, false);
-        table.for_each(self.pool.files(), |_, entry, name| {
-            let foreign = pools.get(usize::from(entry.pool)) != Some(&own);
-            if foreign && name.kind == SegmentKind::Data {
-                data += u64::from(entry.live);
-            }
-            pages |= foreign && name.kind == SegmentKind::Map && entry.live > 0;
-            Ok(())
-        })?;
-        Ok((data, pages))
-    }
-
     /// Data blocks in other pools, by the table's counts, and whether pages lie there.
     fn foreign_live(&mut self) -> Result<(u64, bool)> {
-        let mut table = std::mem::replace(&mut self.table, SegmentTable::new());
-        let live = self.foreign_in(&mut table);
-        self.table = table;
-        live
+        foreign_in(&mut self.state.table, &self.identity.pool)
     }
 
     /// True where the image may need files of another pool.
     fn names_foreign(&mut self) -> Result<bool> {
-        let own = self.pool.id();
+        let own = self.identity.pool.id();
         let (data, pages) = self.foreign_live()?;
-        Ok(data > 0 || pages || self.table.has_pages_elsewhere(own)?)
+        Ok(data > 0 || pages || self.state.table.has_pages_elsewhere(own)?)
     }
 
     /// Some of the next blocks from `from` on that lie in another pool, at most [`COPY_BLOCKS`] and
     /// maybe none, and where to look next; `None` when all were looked at.
     fn foreign_blocks(&mut self, from: u64) -> Result<(Vec<u64>, Option<u64>)> {
-        let own = self.pool.id();
-        let files = Arc::clone(self.pool.files());
-        let top = self.map.top().clone();
+        let own = self.identity.pool.id();
+        let files = Arc::clone(self.identity.pool.files());
+        let top = self.state.map.top().clone();
         let mut names = SegmentNames::default();
         let mut found = Vec::new();
         let stretch = self.mapped_stretch(&top, from)?;
         for (block, segment) in &stretch {
-            if names.pool_of(&mut self.table, *segment, &files)? != own {
+            if names.pool_of(&mut self.state.table, *segment, &files)? != own {
                 found.push(*block);
                 if found.len() == COPY_BLOCKS {
                     return Ok((found, Some(block + 1)));
@@ -347,7 +335,7 @@ impl Image {
                 Ok(self.0.len() < STRETCH_BLOCKS)
             }
         }
-        let mut source = Source::new(&mut self.table, Arc::clone(self.pool.files()));
+        let (_, mut source) = self.state.parts();
         let range = (from, IMAGE_BYTES_MAX / BLOCK_BYTES);
         let mut stretch = Stretch(Vec::new());
         visit(top, TOP_LEVEL, 0, range, &mut source, &mut stretch)?;
@@ -358,7 +346,7 @@ impl Image {
     fn rewrite_foreign_pages(&mut self) -> Result<()> {
         struct Foreign<'a> {
             table: SegmentTable,
-            pool: &'a crate::catalog::Pool,
+            pool: &'a Pool,
             pages: Vec<(MapEntry, u32, u64)>,
         }
         impl Visitor for Foreign<'_> {
@@ -382,7 +370,7 @@ impl Image {
         }
         self.checkpoint()?;
         let root = self.head.root.clone().unwrap_or_default();
-        let pool = self.pool.clone();
+        let pool = self.identity.pool.clone();
         let of = self.root_of(None);
         let (map, mut table) = of.open(&root)?;
         let names = of.table(&root)?;
@@ -391,22 +379,22 @@ impl Image {
         let all = (0, IMAGE_BYTES_MAX / BLOCK_BYTES);
         visit(map.top(), TOP_LEVEL, 0, all, &mut source, &mut foreign)?;
         for (entry, level, base) in foreign.pages {
-            let (map, mut source) = self.parts();
+            let (map, mut source) = self.state.parts();
             map.rewrite_page(entry.address, level, base, &mut source)?;
         }
-        let files = Arc::clone(self.pool.files());
-        self.table.rewrite(&files)?;
-        self.changed = true;
+        let files = Arc::clone(self.identity.pool.files());
+        self.state.table.rewrite(&files)?;
+        self.state.changed = true;
         Ok(())
     }
 
     /// Before a head goes out that may let go of the parent: in the same pool, the image goes on naming
     /// what the parent does.
     pub(super) fn mark_heir_of(&self, parent: &ParentRecord) -> Result<()> {
-        if parent.pool_id != self.pool.id().0 {
+        if parent.pool_id != self.identity.pool.id().0 {
             return Ok(());
         }
-        self.pool.mark_heir(Some(ImageId(parent.image_id)), self.id)
+        self.identity.pool.mark_heir(Some(ImageId(parent.image_id)), self.identity.id)
     }
 
     /// Removes the record of this image as a child, unless a head or snapshot still needs it.
@@ -416,8 +404,27 @@ impl Image {
         if needed {
             return Ok(());
         }
-        super::forget_child(&self.pool, parent, SnapId(parent.snap_id), self.id)
+        super::forget_child(&self.identity.pool, parent, SnapId(parent.snap_id), self.identity.id)
     }
+}
+
+/// Data blocks that lie in other pools than an image's own, by the table's counts, and whether map pages do.
+///
+/// By the lists that the image's roots have: what an ancestor's flatten has moved into the image's pool is
+/// the ancestor's, and may go with it.
+fn foreign_in(table: &mut SegmentTable, pool: &Pool) -> Result<(u64, bool)> {
+    let own = pool.id();
+    let pools = table.recorded_pools();
+    let (mut data, mut pages) = (0u64, false);
+    table.for_each(pool.files(), |_, entry, name| {
+        let foreign = pools.get(usize::from(entry.pool)) != Some(&own);
+        if foreign && name.kind == SegmentKind::Data {
+            data += u64::from(entry.live);
+        }
+        pages |= foreign && name.kind == SegmentKind::Map && entry.live > 0;
+        Ok(())
+    })?;
+    Ok((data, pages))
 }
 
 /// True where two links lead to the same snapshot.

@@ -9,67 +9,26 @@ use super::Image;
 use crate::device::IdleOutcome;
 use crate::error::Result;
 
-/// Of the memory that pages may take, the segment table's part is one in so many. It is far denser
-/// than the map: a page of it, 3 KiB, tells of 4 GiB of data, a leaf of the map, 6 KiB, of 2 MiB.
-const TABLE_PART: u64 = 4;
-
 /// Of the memory that pages may take, one in so many is left while nobody uses the image: a MiB, if
 /// nothing else was asked for. A thousand idle images then take a GiB at most, and the first request
 /// after the rest may still find the upper levels.
 const REST_PART: u64 = 64;
 
-/// The first places of pages that may not be on disk yet. Numbers only grow: table indices, an
-/// author's segments, and what lies within one.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Unwritten {
-    /// Map pages: table index and unit.
-    pub map: (u32, u32),
-    /// Table pages of this image: number of the segment, and page.
-    pub table: (u32, u32),
-}
-
 impl Image {
-    /// Memory of loaded pages in bytes.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        self.map.resident_bytes() + self.table.resident_bytes()
-    }
-
-    /// Where more than `bytes_max` of pages are loaded, drops clean ones until about half of that is
-    /// left.
-    pub(super) fn evict(&mut self, bytes_max: u64) {
-        if self.memory_bytes() <= bytes_max {
-            return;
-        }
-        let (unwritten, author) = (self.unwritten_from, self.id.0);
-        let left_bytes = bytes_max / 2;
-        let part_bytes = left_bytes / TABLE_PART;
-        self.table.evict(part_bytes, &|page| {
-            let place = (page.sequence, page.slot);
-            unwritten.is_none_or(|from| page.author != author || place < from.table)
-        });
-        // While much of the table is dirty, the map has to live with little, but not with nothing.
-        let map_bytes = left_bytes.saturating_sub(self.table.resident_bytes()).max(part_bytes);
-        self.map.evict(map_bytes, &|entry| {
-            let address = entry.address;
-            unwritten.is_none_or(|from| (address.segment(), address.slot()) < from.map)
-        });
-    }
-
     /// Drops nearly all pages, and buffers, and gives back room on the medium that nobody may need.
     /// Where too many pages are dirty for that, begins a checkpoint first, so that they can be
     /// dropped once it has ended.
     pub(super) fn give_memory_back(&mut self) -> Result<IdleOutcome> {
-        self.compaction.due |= self.take_finished_checkpoint()?;
-        let before = self.memory_bytes();
+        self.state.compaction.due |= self.take_finished_checkpoint()?;
+        let before = self.state.memory_bytes();
         let bytes_max = self.limits().map_memory_bytes / REST_PART;
         self.evict(bytes_max);
-        let spare_bytes = self.direct.drop_spare() + self.map_pages.drop_spare();
-        self.give_room_back();
-        let freed_bytes = before.saturating_sub(self.memory_bytes()) + spare_bytes;
-        if self.memory_bytes() > bytes_max && self.is_owner() && !self.poisoned {
+        let spare_bytes = self.journal.give_back() + self.state.pages.drop_spare();
+        let freed_bytes = before.saturating_sub(self.state.memory_bytes()) + spare_bytes;
+        if self.state.memory_bytes() > bytes_max && self.is_owner() && !self.is_poisoned() {
             match self.begin_checkpoint() {
                 Err(error) if !error.kind().ends_writing() => {
-                    tracing::warn!(image = %self.label, %error, "checkpoint put off");
+                    tracing::warn!(image = %self.identity.label, %error, "checkpoint put off");
                 }
                 begun => begun?,
             }
@@ -145,18 +104,18 @@ mod tests {
             let kind = SegmentKind::Data;
             let sequence = 1000 + number;
             let name = SegmentName { pool: pool.id(), copies: 0, author: id, kind, sequence };
-            let index = image.table.add(name, &files).unwrap();
-            image.table.count(index, 1, 1, &files).unwrap();
+            let index = image.state.table.add(name, &files).unwrap();
+            image.state.table.count(index, 1, 1, &files).unwrap();
             if number % TABLE_FANOUT as u32 == 0 {
                 let file = files.create(name, 1).unwrap();
                 file.set_length(2 * BLOCK_BYTES).unwrap();
                 let entry = MapEntry { address: BlockAddress::new(index, 1), crc: zeros };
                 let block = u64::from(number / TABLE_FANOUT as u32) * MAP_FANOUT as u64;
-                let (map, mut source) = image.parts();
+                let (map, mut source) = image.state.parts();
                 map.set_run(block, &[entry], &mut source).unwrap();
             }
         }
-        image.changed = true;
+        image.state.changed = true;
         image
     }
 
@@ -169,7 +128,7 @@ mod tests {
         for leaf in 0..u64::from(SEGMENTS) / TABLE_FANOUT as u64 {
             image.read_at(leaf * MAP_FANOUT as u64 * BLOCK_BYTES, &mut block).unwrap();
             assert_eq!(block, [0; BLOCK_BYTES as usize]);
-            let bytes = image.memory_bytes();
+            let bytes = image.state.memory_bytes();
             assert!(bytes <= MEMORY_BYTES_MAX, "{bytes} bytes at leaf {leaf}");
         }
     }
@@ -178,12 +137,16 @@ mod tests {
     fn an_idle_image_drops_what_it_can_read_again() {
         let directory = tempfile::tempdir().unwrap();
         let mut image = image_of_many_segments(directory.path());
-        let full = image.memory_bytes();
+        let full = image.state.memory_bytes();
         let rested = image.rest().unwrap();
         assert!(rested.unfinished, "what is dirty goes to disk first");
         let rested = image.rest().unwrap();
         assert!(!rested.unfinished);
-        assert!(image.memory_bytes() <= MEMORY_BYTES_MAX / REST_PART, "{}", image.memory_bytes());
+        assert!(
+            image.state.memory_bytes() <= MEMORY_BYTES_MAX / REST_PART,
+            "{}",
+            image.state.memory_bytes()
+        );
         assert!(rested.freed_bytes > full / 2, "{} of {full}", rested.freed_bytes);
         assert!(image.head.root.is_some());
         let mut block = [1; BLOCK_BYTES as usize];
@@ -196,32 +159,32 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut image = image_of_many_segments(directory.path());
         image.evict(0);
-        let files = Arc::clone(image.pool.files());
+        let files = Arc::clone(image.pool().files());
         for index in [2, SEGMENTS / 2, SEGMENTS] {
-            assert_eq!(image.table.get(index, &files).unwrap().live, 1);
+            assert_eq!(image.state.table.get(index, &files).unwrap().live, 1);
         }
         image.checkpoint().unwrap();
         image.evict(0);
-        assert_eq!(image.table.resident_bytes(), 0, "now they can be read again");
-        image.table.count(2, 1, 0, &files).unwrap();
+        assert_eq!(image.state.table.resident_bytes(), 0, "now they can be read again");
+        image.state.table.count(2, 1, 0, &files).unwrap();
         image.evict(0);
-        assert_eq!(image.table.get(2, &files).unwrap().live, 2);
+        assert_eq!(image.state.table.get(2, &files).unwrap().live, 2);
     }
 
     #[test]
     fn pages_of_a_checkpoint_under_way_stay_in_memory() {
         let directory = tempfile::tempdir().unwrap();
         let mut image = image_of_many_segments(directory.path());
-        let before = image.memory_bytes();
+        let before = image.state.memory_bytes();
         image.begin_checkpoint().unwrap();
         image.evict(0);
-        assert!(image.memory_bytes() >= before, "nothing of it is on disk yet");
-        let files = Arc::clone(image.pool.files());
-        assert_eq!(image.table.get(2, &files).unwrap().live, 1);
+        assert!(image.state.memory_bytes() >= before, "nothing of it is on disk yet");
+        let files = Arc::clone(image.pool().files());
+        assert_eq!(image.state.table.get(2, &files).unwrap().live, 1);
         image.settle().unwrap();
         image.evict(0);
-        assert!(image.memory_bytes() < before / 10, "{} bytes", image.memory_bytes());
-        assert_eq!(image.table.get(2, &files).unwrap().live, 1);
+        assert!(image.state.memory_bytes() < before / 10, "{} bytes", image.state.memory_bytes());
+        assert_eq!(image.state.table.get(2, &files).unwrap().live, 1);
     }
 
     /// Its counts change once the group is written, when it is too late to fail.
@@ -231,9 +194,9 @@ mod tests {
         let mut image = image_of_many_segments(directory.path());
         image.checkpoint().unwrap();
         image.evict(0);
-        let files = Arc::clone(image.pool.files());
+        let files = Arc::clone(image.pool().files());
         let mut damaged = 0;
-        for name in image.table.page_segments().unwrap() {
+        for name in image.state.table.page_segments().unwrap() {
             let file = files.open_as_it_is(name, true).unwrap();
             let mut page = [0; TABLE_PAGE_BYTES];
             for at in (0..file.length().unwrap()).step_by(TABLE_PAGE_BYTES) {
@@ -246,11 +209,11 @@ mod tests {
             }
         }
         assert_eq!(damaged, 1);
-        let group = image.group_next;
+        let group = image.journal.group_next();
         // Where nothing is mapped, so that no other page is needed.
         let error = image.write_at(1 << 39, &[1; BLOCK_BYTES as usize]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
-        assert_eq!(image.group_next, group, "nothing was logged");
+        assert_eq!(image.journal.group_next(), group, "nothing was logged");
         image.check_owner().unwrap();
     }
 }

@@ -9,23 +9,22 @@
 //!   snapshot and no clone can name it (I5); see [`reclaim`].
 
 mod access;
+mod append;
 mod checkpoint;
 mod checkpoint_job;
 mod commands;
 mod compact;
 mod copies;
 mod diff;
-mod direct;
 mod flatten;
-mod in_flight;
-mod log;
+mod head;
 mod memory;
 mod open;
 mod orphan;
 mod overlay;
+mod pages;
 mod parts;
-mod preallocation;
-mod prepared;
+mod placing;
 mod read;
 mod reclaim;
 mod replay;
@@ -33,33 +32,31 @@ mod resize;
 mod rest;
 mod room;
 mod snapshot;
+mod state;
 mod write;
-mod write_behind;
 
 use std::sync::Arc;
 
-use marcot_backend::SegmentSet;
-use marcot_format::record::{HeadRecord, LogPosition, SegmentMarks, SnapshotRecord};
+use marcot_format::record::{HeadRecord, LogPosition, SnapshotRecord};
 use marcot_format::{ImageId, SnapId};
-use marcot_store::{Lock, Running};
+use marcot_store::Lock;
 
-use crate::catalog::{Pool, no_snapshot};
+use crate::catalog::{Identity, Pool, no_snapshot};
 use crate::error::{ErrorKind, Result, fail};
+use crate::in_flight::InFlight;
+use crate::journal::Journal;
 use crate::limits::Limits;
-use crate::map::Map;
 use crate::root::{OwnedRoot, RootOf, Source, empty_root};
-use crate::segment::{PageWriter, SegmentName, WrittenPages};
-use crate::table::SegmentTable;
+use crate::segment::Series;
 
-use log::Log;
+use checkpoint_job::CheckpointJob;
+use head::Head;
 pub(crate) use orphan::forget_child;
+use overlay::Overlay;
 pub(crate) use replay::DamagedLog;
+use room::Room;
 pub use snapshot::SNAPSHOTS_MAX;
-
-/// Largest number of a segment in a head: 128 PiB of data written, with room for one session more.
-const SEQUENCE_MAX: u32 = u32::MAX - (1 << 20);
-/// Largest epoch, version, group and snapshot number in a head.
-const COUNTER_MAX: u64 = u64::MAX / 2;
+use state::State;
 
 /// How often a reader looks at the head of an image whose owner changes it meanwhile.
 const READ_ATTEMPTS_MAX: u32 = 10;
@@ -75,61 +72,46 @@ enum Mode {
     Snapshot { _pin: Option<Box<dyn Lock>> },
 }
 
+impl Mode {
+    /// Fails where the image cannot be written.
+    fn check_owner(&self, is_poisoned: bool, image: &Identity) -> Result<()> {
+        let label = &image.label;
+        match self {
+            Self::Owner { .. } if is_poisoned => fail(
+                ErrorKind::Poisoned,
+                format!("{label} lost an earlier write to its medium; close it and open it again"),
+            ),
+            Self::Owner { .. } => Ok(()),
+            Self::Reader { .. } => {
+                fail(ErrorKind::ReadOnly, format!("{label} was opened read-only"))
+            }
+            Self::Snapshot { .. } => {
+                fail(ErrorKind::ReadOnly, format!("{label} is a snapshot and cannot be written"))
+            }
+        }
+    }
+}
+
 /// An open image or snapshot.
 ///
 /// Dropping it without [`Image::close`] loses nothing that was flushed.
 pub struct Image {
-    pool: Pool,
-    id: ImageId,
-    /// As last made durable by, or read by, this process.
-    head: HeadRecord,
+    identity: Arc<Identity>,
     mode: Mode,
-    /// For messages: `pool/image`, `pool/image@snap`.
-    label: String,
-    size_bytes: u64,
-    map: Map,
-    table: SegmentTable,
-    log: Option<Log>,
-    /// Number of the next group.
-    group_next: u64,
-    /// Next number of each series of segments.
-    next: SegmentMarks,
-    map_pages: PageWriter,
-    /// Table index of the open map segment.
-    map_index: u32,
-    table_pages: PageWriter,
-    /// Bytes of the log since the last checkpoint.
-    log_bytes: u64,
-    /// The root in memory is newer than the head's.
-    changed: bool,
-    /// To be removed once the next head is durable.
-    dead: Vec<SegmentName>,
-    /// Pages that a failed checkpoint could not write.
-    pending: Option<WrittenPages>,
+    /// The durable head.
+    head: Head,
+    /// The root in memory, and all that speaks of it.
+    state: State,
+    /// Numbers of the next segments.
+    series: Series,
+    journal: Journal,
+    /// Requests that wait for the medium.
+    in_flight: InFlight,
     /// A checkpoint in the background.
-    checkpoint_job: Option<checkpoint_job::CheckpointJob>,
-    log_lost: checkpoint_job::LogLost,
-    /// Pages placed from here on may not be on disk yet.
-    unwritten_from: Option<memory::Unwritten>,
-    compaction: compact::State,
-    flattening: flatten::State,
+    checkpoint_job: Option<CheckpointJob>,
     /// What the log says, of an image that is only read.
-    overlay: Option<overlay::Overlay>,
-    /// Replay found no room for changed pages.
-    spill_failed: bool,
-    in_flight: in_flight::State,
-    direct: direct::State,
-    rest: rest::State,
-    /// A segment that was left is being cut.
-    cutting: Option<Box<dyn Running>>,
-    write_behind: write_behind::WriteBehind,
-    prepared: Option<prepared::Prepared>,
-    /// What is being done makes room, so the reserve must not be taken again meanwhile.
-    spends_reserve: bool,
-    /// Something found no room that a checkpoint may make.
-    room_wanted: bool,
-    /// Heads that are published keep the log of the one before: see [`parts`].
-    keeps_log: bool,
+    overlay: Option<Overlay>,
+    room: Room,
     poisoned: bool,
     /// The owner before did not close the image: it may have left segments that no root names.
     unclean: bool,
@@ -216,67 +198,46 @@ impl Image {
         if root.size_bytes > marcot_format::IMAGE_BYTES_MAX {
             return fail(ErrorKind::Corrupt, format!("{label} has an impossible size"));
         }
-        check_counters(&label, &head)?;
+        let identity = Arc::new(Identity { pool: pool.clone(), id, label });
+        let head = Head::new(Arc::clone(&identity), head)?;
         let of = RootOf { pool: pool.clone(), image: id, snap: snapshot.map(|s| SnapId(s.id)) };
-        let (map, table) = of.open(&root).map_err(|e| e.context(format!("cannot open {label}")))?;
-        let next = head.marks.unwrap_or_default();
-        pool.files().image_opened();
+        let state = State::open(&of, &root)
+            .map_err(|e| e.context(format!("cannot open {}", identity.label)))?;
+        let files = Arc::clone(pool.files());
+        files.image_opened();
+        let group_next = head.log.unwrap_or_default().group;
         Ok(Self {
-            pool: pool.clone(),
-            id,
-            label,
-            size_bytes: root.size_bytes,
-            map,
-            table,
-            log: None,
-            group_next: head.log.unwrap_or_default().group,
-            next,
-            map_pages: PageWriter::default(),
-            map_index: 0,
-            table_pages: PageWriter::default(),
-            log_bytes: 0,
-            changed: false,
-            dead: Vec::new(),
-            pending: None,
+            series: Series::new(files, pool.id(), id, head.marks.unwrap_or_default()),
+            journal: Journal::new(Arc::clone(&identity), group_next),
+            identity,
+            mode,
+            head,
+            state,
+            in_flight: InFlight::default(),
             checkpoint_job: None,
-            log_lost: checkpoint_job::LogLost::default(),
-            unwritten_from: None,
-            compaction: compact::State::default(),
-            flattening: flatten::State::default(),
             overlay: None,
-            spill_failed: false,
-            in_flight: in_flight::State::default(),
-            direct: direct::State::default(),
-            rest: rest::State::default(),
-            cutting: None,
-            write_behind: write_behind::WriteBehind::default(),
-            prepared: None,
-            spends_reserve: false,
-            room_wanted: false,
-            keeps_log: false,
+            room: Room::default(),
             poisoned: false,
             unclean: false,
-            head,
-            mode,
         })
     }
 
     /// The image's number.
     #[must_use]
     pub fn id(&self) -> ImageId {
-        self.id
+        self.identity.id
     }
 
     /// The pool it lies in.
     #[must_use]
     pub fn pool(&self) -> &Pool {
-        &self.pool
+        &self.identity.pool
     }
 
     /// `pool/image`, or `pool/image@snap`, for messages.
     #[must_use]
     pub fn label(&self) -> &str {
-        &self.label
+        &self.identity.label
     }
 
     fn is_owner(&self) -> bool {
@@ -284,30 +245,19 @@ impl Image {
     }
 
     fn check_owner(&self) -> Result<()> {
-        match self.mode {
-            Mode::Owner { .. } if self.poisoned => fail(
-                ErrorKind::Poisoned,
-                format!(
-                    "{} lost an earlier write to its medium; close it and open it again",
-                    self.label
-                ),
-            ),
-            Mode::Owner { .. } => Ok(()),
-            Mode::Reader { .. } => {
-                fail(ErrorKind::ReadOnly, format!("{} was opened read-only", self.label))
-            }
-            Mode::Snapshot { .. } => fail(
-                ErrorKind::ReadOnly,
-                format!("{} is a snapshot and cannot be written", self.label),
-            ),
-        }
+        self.mode.check_owner(self.is_poisoned(), &self.identity)
+    }
+
+    /// True once something that was acknowledged may be gone.
+    fn is_poisoned(&self) -> bool {
+        self.poisoned || self.journal.is_poisoned()
     }
 
     fn check_range(&self, offset: u64, length: u64) -> Result<()> {
-        if offset.checked_add(length).is_none_or(|end| end > self.size_bytes) {
+        if offset.checked_add(length).is_none_or(|end| end > self.state.size_bytes) {
             let message = format!(
                 "{length} bytes at {offset} lie beyond the end of {} ({} bytes)",
-                self.label, self.size_bytes
+                self.identity.label, self.state.size_bytes
             );
             return fail(ErrorKind::OutOfRange, message);
         }
@@ -315,22 +265,12 @@ impl Image {
     }
 
     fn limits(&self) -> Limits {
-        self.pool.store().limits()
-    }
-
-    /// The segments that the image writes.
-    fn own_set(&self) -> SegmentSet {
-        SegmentSet { author: self.id, copies: 0 }
+        self.identity.pool.store().limits()
     }
 
     /// Whose root a snapshot's or, with `None`, the head's is.
     fn root_of(&self, snap: Option<u64>) -> RootOf {
-        RootOf { pool: self.pool.clone(), image: self.id, snap: snap.map(SnapId) }
-    }
-
-    fn parts(&mut self) -> (&mut Map, Source<'_>) {
-        let files = Arc::clone(self.pool.files());
-        (&mut self.map, Source::new(&mut self.table, files))
+        RootOf { pool: self.identity.pool.clone(), image: self.identity.id, snap: snap.map(SnapId) }
     }
 
     /// Makes everything durable and lets go of the image.
@@ -343,12 +283,12 @@ impl Image {
             return Ok(());
         }
         self.check_owner()?;
-        if self.changed || self.log.is_some() {
-            self.retire_log()?;
+        if self.state.changed || self.journal.is_open() {
+            self.end_log()?;
             match self.after_making_room(Self::checkpoint) {
                 // All of it is in the log, which the next owner replays.
                 Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    tracing::warn!(image = %self.label, %error, "closed without a checkpoint");
+                    tracing::warn!(image = %self.identity.label, %error, "closed without a checkpoint");
                 }
                 stored => stored?,
             }
@@ -356,38 +296,42 @@ impl Image {
         Ok(())
     }
 
+    /// Where the log of the next head begins.
     fn log_position(&self) -> LogPosition {
-        match &self.log {
-            Some(log) => log.position(self.group_next),
-            None if self.keeps_log => self.head.log.unwrap_or_default(),
-            None => LogPosition { segment: self.next.data, slot: 1, group: self.group_next },
+        match self.journal.position() {
+            Some(position) => position,
+            None if self.head.keeps_log => self.head.log.unwrap_or_default(),
+            None => LogPosition {
+                segment: self.series.marks().data,
+                slot: 1,
+                group: self.journal.group_next(),
+            },
         }
+    }
+
+    /// Makes the log durable.
+    fn sync_log(&mut self) -> Result<()> {
+        self.journal.sync(&mut self.in_flight)
+    }
+
+    /// Makes the log durable and ends it.
+    fn end_log(&mut self) -> Result<()> {
+        self.journal.end(&mut self.state.table, &mut self.in_flight)
+    }
+
+    /// Drops pages from memory; see [`State::evict`].
+    fn evict(&mut self, bytes_max: u64) {
+        self.state.evict(bytes_max, self.identity.id);
     }
 }
 
 impl Drop for Image {
     fn drop(&mut self) {
         // Nothing must go on when the lock is somebody else's.
-        self.abandon_direct();
-        if let Some(cutting) = self.cutting.take() {
-            cutting.wait();
-        }
-        self.forget_prepared();
+        self.journal.abandon(&mut self.in_flight);
         if let Err(error) = self.settle() {
-            tracing::warn!(image = %self.label, %error, "the last checkpoint failed");
+            tracing::warn!(image = %self.identity.label, %error, "the last checkpoint failed");
         }
-        self.pool.files().image_closed(&self.table.authors());
+        self.identity.pool.files().image_closed(&self.state.table.authors());
     }
-}
-
-/// Fails where a counter has no room left, as only a hostile head can have it.
-fn check_counters(label: &str, head: &HeadRecord) -> Result<()> {
-    let marks = head.marks.unwrap_or_default();
-    let log = head.log.unwrap_or_default();
-    let series = [marks.data, marks.map, marks.table, log.segment].into_iter().max().unwrap_or(0);
-    let counters = [head.epoch, head.version, head.snap_next, log.group];
-    if series > SEQUENCE_MAX || counters.into_iter().max().unwrap_or(0) > COUNTER_MAX {
-        return fail(ErrorKind::Corrupt, format!("the head of {label} has impossible counters"));
-    }
-    Ok(())
 }

@@ -14,17 +14,16 @@
 //! - Where this fails, memory holds what the durable head and its log say, as after opening.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry};
 
 use super::overlay::Overlay;
 use super::replay::DamagedLog;
-use super::{Image, Source, empty_root};
+use super::state::State;
+use super::{Image, empty_root};
 use crate::error::{ErrorKind, Result};
 use crate::map::position;
-use crate::segment::SegmentName;
 
 /// Room that one leaf takes between two heads, in bytes: itself, and its share of the pages above it, of
 /// the table and of the head.
@@ -39,17 +38,8 @@ const BLOCKS_MAX: u64 = IMAGE_BYTES_MAX / BLOCK_BYTES;
 impl Image {
     /// True where a log follows the durable head that no process appends to: memory holds what it says.
     pub(super) fn has_ended_log(&self) -> bool {
-        self.log.is_none() && self.head.log.is_some_and(|log| log.group < self.group_next)
-    }
-
-    /// Tells which segments are of the log that heads keep.
-    pub(super) fn kept_log(&self) -> impl Fn(&SegmentName) -> bool + use<> {
-        let first = self.head.log.filter(|_| self.keeps_log).map(|log| log.segment);
-        let (id, pool) = (self.id, self.pool.id());
-        move |name| {
-            let own = name.author == id && name.pool == pool && name.copies == 0;
-            own && name.kind == SegmentKind::Data && first.is_some_and(|f| name.sequence >= f)
-        }
+        !self.journal.is_open()
+            && self.head.log.is_some_and(|log| log.group < self.journal.group_next())
     }
 
     /// Brings an ended log into the durable root, part by part. What is left for the checkpoint that leaves
@@ -60,15 +50,15 @@ impl Image {
     pub(super) fn store_log_in_parts(&mut self) -> Result<()> {
         self.check_owner()?;
         self.settle()?;
-        self.check_not_fenced()?;
-        tracing::info!(image = %self.label, "the log is brought into the map in parts, because there is little room");
-        let (size_bytes, reserve_bytes) = (self.size_bytes, self.limits().reserve_bytes);
+        self.head.check_not_fenced()?;
+        tracing::info!(image = %self.identity.label, "the log is brought into the map in parts, because there is little room");
+        let (size_bytes, reserve_bytes) = (self.state.size_bytes, self.limits().reserve_bytes);
         let mut stored = Ok(());
         for shift in RESERVE_SHIFTS {
             let leaves = ((reserve_bytes >> shift) / LEAF_ROOM_BYTES).max(1);
-            self.keeps_log = true;
+            self.head.keeps_log = true;
             stored = self.back_to_durable_root().and_then(|()| self.store_leaves(leaves));
-            self.keeps_log = false;
+            self.head.keeps_log = false;
             if !stored.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace) {
                 break;
             }
@@ -76,18 +66,18 @@ impl Image {
         if stored.is_err()
             && let Err(error) = self.replay_again()
         {
-            tracing::error!(image = %self.label, %error, "the log cannot be read again");
+            tracing::error!(image = %self.identity.label, %error, "the log cannot be read again");
             self.poisoned = true;
         }
-        self.size_bytes = size_bytes;
-        self.changed = true;
+        self.state.size_bytes = size_bytes;
+        self.state.changed = true;
         stored.map_err(|error| match error.kind() {
             ErrorKind::NoSpace => {
-                let mib = self.map.resident_bytes().div_ceil(1 << 20);
+                let mib = self.state.map.resident_bytes().div_ceil(1 << 20);
                 error.context(format!(
                     "{} needs about {mib} MiB of room for the map of what was written last; make so much, or \
                      remove a snapshot or an image",
-                    self.label
+                    self.identity.label
                 ))
             }
             _ => error,
@@ -97,10 +87,7 @@ impl Image {
     /// Takes back what opening and checkpoints without room have done in memory, and on the medium.
     fn back_to_durable_root(&mut self) -> Result<()> {
         let root = self.head.root.clone().unwrap_or_else(empty_root);
-        let (map, table) = self.root_of(None).open(&root)?;
-        (self.map, self.table, self.size_bytes) = (map, table, root.size_bytes);
-        self.forget_pages();
-        self.compaction = Default::default();
+        self.state = State::open(&self.root_of(None), &root)?;
         // Pages that no head names. A segment of the log may have any number.
         let marks = self.head.marks.unwrap_or_default();
         self.remove_unnamed(|name| {
@@ -110,7 +97,7 @@ impl Image {
 
     fn replay_again(&mut self) -> Result<()> {
         self.back_to_durable_root()?;
-        self.group_next = self.head.log.unwrap_or_default().group;
+        self.journal.found_groups(self.head.log.unwrap_or_default().group);
         self.replay(DamagedLog::Refuse)
     }
 
@@ -140,7 +127,7 @@ impl Image {
         }
         self.publish_leaves()?;
         for (index, slots) in used {
-            self.table.count(index, 0, slots, self.pool.files())?;
+            self.state.table.count(index, 0, slots, self.identity.pool.files())?;
         }
         Ok(())
     }
@@ -153,17 +140,16 @@ impl Image {
         to: u64,
         written: bool,
     ) -> Result<()> {
-        let files = Arc::clone(self.pool.files());
         if !written {
-            let mut source = Source::lenient(&mut self.table, files);
-            return self.map.clear(from, to, &mut source);
+            let (map, mut source) = self.state.lenient_parts();
+            return map.clear(from, to, &mut source);
         }
         let mut entries = vec![MapEntry::HOLE; (to - from) as usize];
         overlay.patch(from, &mut entries);
-        let mut source = Source::lenient(&mut self.table, Arc::clone(&files));
+        let (map, mut source) = self.state.lenient_parts();
         let at = position(from, 0);
         // It may have come so far before: no page is written twice.
-        if let Ok(Some(leaf)) = self.map.leaf(from, &mut source)
+        if let Ok(Some(leaf)) = map.leaf(from, &mut source)
             && leaf[at..at + entries.len()] == entries[..]
         {
             return Ok(());
@@ -171,9 +157,9 @@ impl Image {
         // A run is a part of one record, and so of one segment.
         let Some(first) = entries.first() else { return Ok(()) };
         let index = { first.address }.segment();
-        self.table.count(index, entries.len() as i64, 0, &files)?;
-        let mut source = Source::lenient(&mut self.table, files);
-        self.map.set_run(from, &entries, &mut source)
+        self.state.table.count(index, entries.len() as i64, 0, self.identity.pool.files())?;
+        let (map, mut source) = self.state.lenient_parts();
+        map.set_run(from, &entries, &mut source)
     }
 
     /// A head that names the leaves which are up to date, and keeps the log.

@@ -6,10 +6,10 @@ use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry, crc32c};
 use marcot_store::{DiskFile, FileRead};
 
 use super::Image;
-use super::in_flight::Candidate;
 use crate::device::{Extent, Read};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
+use crate::in_flight::Candidate;
 use crate::map::{Leaf, Visitor, position, visit};
 use crate::segment::SegmentName;
 
@@ -80,7 +80,7 @@ impl Image {
         let mut plan = Plan::default();
         self.plan_all(reads, &mut spare, &mut plan);
         self.perform(reads, &mut spare, &plan);
-        if reads.iter().any(may_have_moved) && self.table.follow() {
+        if reads.iter().any(may_have_moved) && self.state.table.follow() {
             self.read_again(reads, &mut spare);
         }
         for (i, buffer) in &spare {
@@ -142,9 +142,8 @@ impl Image {
         while at < end {
             let stop = end.min((at | (MAP_FANOUT as u64 - 1)) + 1);
             let overlaid = self.overlay_for(at, stop)?.is_some_and(|o| o.tells(at, stop));
-            let files = Arc::clone(self.pool.files());
-            let mut source = super::Source::new(&mut self.table, files);
-            let leaf = self.map.leaf(at, &mut source);
+            let (map, mut source) = self.state.parts();
+            let leaf = map.leaf(at, &mut source);
             let bytes = &mut buffer[(at - block) as usize * BLOCK..(stop - block) as usize * BLOCK];
             let place = (at - block) as usize * BLOCK;
             let range = position(at, 0)..position(at, 0) + (stop - at) as usize;
@@ -165,16 +164,18 @@ impl Image {
             let segment = plan.pieces[i].segment;
             if segment == 0 {
                 let block = plan.pieces[i].block;
-                let message =
-                    format!("block {block} of {} was lost with a damaged map page", self.label);
-                tracing::error!(image = %self.label, block, "{message}");
+                let message = format!(
+                    "block {block} of {} was lost with a damaged map page",
+                    self.identity.label
+                );
+                tracing::error!(image = %self.identity.label, block, "{message}");
                 return fail(ErrorKind::Corrupt, message);
             }
             if !plan.files.iter().any(|(s, ..)| *s == segment) {
-                let name = self.table.name(segment, self.pool.files())?;
-                let file = self.pool.files().get(name).inspect_err(|error| {
+                let name = self.state.table.name(segment, self.identity.pool.files())?;
+                let file = self.identity.pool.files().get(name).inspect_err(|error| {
                     let block = plan.pieces[i].block;
-                    tracing::error!(image = %self.label, block, segment = %name, %error, "a block cannot be read");
+                    tracing::error!(image = %self.identity.label, block, segment = %name, %error, "a block cannot be read");
                 })?;
                 plan.files.push((segment, name, file));
             }
@@ -183,15 +184,13 @@ impl Image {
     }
 
     fn perform(&mut self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)], plan: &Plan) {
-        if !self.direct.is_idle() {
+        if !self.journal.is_idle() {
             for piece in &plan.pieces {
-                self.finish_touching(
-                    piece.segment,
-                    &(piece.slot..piece.slot + piece.blocks as u32),
-                );
+                let slots = piece.slot..piece.slot + piece.blocks as u32;
+                self.journal.await_slots(piece.segment, &slots, &mut self.in_flight);
             }
         }
-        let disk = Arc::clone(&self.pool.files().world().disk);
+        let disk = Arc::clone(&self.identity.pool.files().world().disk);
         let mut ops: Vec<FileRead<'_>> = Vec::with_capacity(plan.pieces.len());
         let mut of_op: Vec<usize> = Vec::with_capacity(plan.pieces.len());
         let mut failed: Vec<(usize, Error)> = Vec::new();
@@ -220,7 +219,7 @@ impl Image {
                 };
                 let offset = u64::from(piece.slot) * BLOCK_BYTES;
                 if let Some(asked) = wanted.filter(|_| piece.blocks * BLOCK == bytes)
-                    && self.in_flight.takes(&*disk, bytes)
+                    && self.in_flight.takes_read(&*disk, bytes)
                 {
                     let result = file.read_cached_at(offset, buf);
                     if result.as_ref().is_ok_and(|n| *n == bytes) {
@@ -236,7 +235,7 @@ impl Image {
                         let crcs = &plan.crcs[piece.crc_at..piece.crc_at + piece.blocks];
                         let (number, place) = (asked, offset);
                         let offset = read.offset;
-                        self.in_flight.start(Candidate { number, offset, file, place, crcs });
+                        self.in_flight.start_read(Candidate { number, offset, file, place, crcs });
                         (read.in_flight, left) = (Some(asked), true);
                         continue;
                     }
@@ -286,9 +285,11 @@ impl Image {
         let (block, slot) = (piece.block + i as u64, piece.slot + i as u32);
         let name = plan.files.iter().find(|(s, ..)| *s == piece.segment).map(|(_, name, _)| *name);
         let segment = name.map(|n| n.to_string()).unwrap_or_default();
-        let message =
-            format!("block {block} of {} (segment {segment}, slot {slot}) {what}", self.label);
-        tracing::error!(image = %self.label, block, segment, slot, "{message}");
+        let message = format!(
+            "block {block} of {} (segment {segment}, slot {slot}) {what}",
+            self.identity.label
+        );
+        tracing::error!(image = %self.identity.label, block, segment, slot, "{message}");
         fail(ErrorKind::Corrupt, message)
     }
 
@@ -298,7 +299,7 @@ impl Image {
         let mut plan = Plan::default();
         self.plan_all(&mut reads, &mut [], &mut plan);
         self.perform(&mut reads, &mut [], &plan);
-        if may_have_moved(&reads[0]) && self.table.follow() {
+        if may_have_moved(&reads[0]) && self.state.table.follow() {
             self.read_again(&mut reads, &mut []);
         }
         let [read] = reads;
@@ -322,10 +323,9 @@ impl Image {
             let known = overlay.map_or(stop, |o| o.window_end().min(stop));
             let told = overlay.and_then(|o| o.first_run(at, known));
             let (from, to, written) = told.unwrap_or((known, known, false));
-            let files = Arc::clone(self.pool.files());
-            let mut source = super::Source::new(&mut self.table, files);
+            let (map, mut source) = self.state.parts();
             let top = crate::map::TOP_LEVEL;
-            whole = visit(self.map.top(), top, 0, (at, from), &mut source, &mut list)?;
+            whole = visit(map.top(), top, 0, (at, from), &mut source, &mut list)?;
             whole = whole && (!written || list.data(from, to - from));
             at = to;
         }

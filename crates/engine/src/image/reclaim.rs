@@ -16,18 +16,18 @@ impl Image {
     /// Removes segments that none of this image's roots names, and punches the dead slots out of
     /// those that are named in part. Returns the bytes given back.
     pub(crate) fn reclaim_unnamed(&mut self) -> Result<u64> {
-        if self.changed {
+        if self.state.changed {
             // What it would make free is found later.
             self.checkpoint_for_room(|_| {}).or_else(|error| match error.kind() {
                 ErrorKind::NoSpace => {
-                    tracing::warn!(image = %self.label, %error, "some space comes back later");
+                    tracing::warn!(image = %self.identity.label, %error, "some space comes back later");
                     Ok(())
                 }
                 _ => Err(error),
             })?;
         }
         let freed = self.reclaim_by_durable_head();
-        self.pool.keep_reserve();
+        self.identity.pool.keep_reserve();
         freed
     }
 
@@ -43,12 +43,14 @@ impl Image {
         let log = self.head.log.unwrap_or_default().segment;
         let limit = SegmentMarks { data: open.data.min(log), ..open };
         let mut candidates = Vec::new();
-        for name in self.pool.files().list(self.pool.id(), self.own_set())? {
+        for name in
+            self.identity.pool.files().list(self.identity.pool.id(), self.identity.own_set())?
+        {
             if name.sequence >= shared.of(name.kind) && name.sequence < limit.of(name.kind) {
                 candidates.push(name);
             }
         }
-        gc::reclaim(&self.pool, &self.own_roots(), &candidates, &mut |_, _| {})
+        gc::reclaim(&self.identity.pool, &self.own_roots(), &candidates, &mut |_, _| {})
     }
 
     /// Removes private segments that the owner before left between a head and their removal. The
@@ -57,18 +59,19 @@ impl Image {
         if self.postponed_for_readers() {
             return Ok(());
         }
-        let files = Arc::clone(self.pool.files());
-        let mut named: HashSet<SegmentName> = self.table.page_segments()?.into_iter().collect();
-        self.table.for_each(&files, |_, _, name| {
+        let files = Arc::clone(self.identity.pool.files());
+        let mut named: HashSet<SegmentName> =
+            self.state.table.page_segments()?.into_iter().collect();
+        self.state.table.for_each(&files, |_, _, name| {
             named.insert(name);
             Ok(())
         })?;
-        for name in files.list(self.pool.id(), self.own_set())? {
-            if name.sequence < self.next.of(name.kind)
-                && self.is_private(&name)
+        for name in files.list(self.identity.pool.id(), self.identity.own_set())? {
+            if name.sequence < self.series.marks().of(name.kind)
+                && self.head.is_private(&name)
                 && !named.contains(&name)
             {
-                tracing::info!(image = %self.label, segment = %name, "removed a segment that was left behind");
+                tracing::info!(image = %self.identity.label, segment = %name, "removed a segment that was left behind");
                 files.remove(name)?;
             }
         }
@@ -80,12 +83,12 @@ impl Image {
     fn give_up_damaged(&mut self) -> Result<u64> {
         let root = self.head.root.clone().unwrap_or_default();
         let (map, mut names) = self.root_of(None).open(&root)?;
-        let mut source = Source::new(&mut names, Arc::clone(self.pool.files()));
+        let mut source = Source::new(&mut names, Arc::clone(self.identity.pool.files()));
         let damaged = crate::root::damaged_pages(map.top(), &mut source);
-        let mut source = Source::lenient(&mut self.table, Arc::clone(self.pool.files()));
+        self.state.changed |= !damaged.is_empty();
+        let (map, mut source) = self.state.lenient_parts();
         for (level, base) in &damaged {
-            self.map.give_up(*level, *base, &mut source)?;
-            self.changed = true;
+            map.give_up(*level, *base, &mut source)?;
         }
         Ok(damaged.len() as u64)
     }
@@ -99,11 +102,11 @@ impl Image {
         self.checkpoint()?;
         let root = self.head.root.clone().unwrap_or_default();
         let (map, mut names) = self.root_of(None).open(&root)?;
-        let mut source = Source::new(&mut names, Arc::clone(self.pool.files()));
+        let mut source = Source::new(&mut names, Arc::clone(self.identity.pool.files()));
         let (live, mapped) = crate::root::count_all(map.top(), &mut source)?;
-        let files = Arc::clone(self.pool.files());
+        let files = Arc::clone(self.identity.pool.files());
         let mut wrong = Vec::new();
-        self.table.for_each(&files, |index, entry, _| {
+        self.state.table.for_each(&files, |index, entry, _| {
             let found = live.get(&index).copied().unwrap_or(0);
             if found != u64::from(entry.live) {
                 wrong.push((index, found as i64 - i64::from(entry.live)));
@@ -111,15 +114,15 @@ impl Image {
             Ok(())
         })?;
         for (index, difference) in wrong {
-            self.table.count(index, difference, 0, &files)?;
+            self.state.table.count(index, difference, 0, &files)?;
         }
-        self.map.set_mapped_blocks(mapped);
-        self.changed = true;
+        self.state.map.set_mapped_blocks(mapped);
+        self.state.changed = true;
         Ok(given_up)
     }
 
     /// Durable roots of the image: its head's and its snapshots'.
     pub(crate) fn own_roots(&self) -> Vec<OwnedRoot> {
-        RootOf::all(&self.pool, &self.head)
+        RootOf::all(&self.identity.pool, &self.head)
     }
 }

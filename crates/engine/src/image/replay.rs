@@ -14,8 +14,10 @@ use marcot_store::DiskFile;
 
 use super::Image;
 use super::overlay::Overlay;
+use super::state::DamagedPages;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
+use crate::journal::Placed;
 use crate::segment::SegmentName;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -79,7 +81,7 @@ impl Image {
         let whole = cursor.whole;
         self.unclean = true;
         let mut index = None;
-        let first = self.group_next;
+        let first = self.journal.group_next();
         let mut overlay = (!self.is_owner()).then(|| Overlay::new(self.overlay_bytes_max()));
         while let Some(header) = self.next_to_apply(&mut cursor, damaged_log)? {
             let index = match index {
@@ -88,25 +90,26 @@ impl Image {
             };
             self.check_length(log.segment, &cursor)?;
             let data_slot = cursor.slot + header.header_blocks() as u32;
+            let placed = Placed { header, index, data_slot };
             match &mut overlay {
-                Some(overlay) => overlay.apply(&header, index, data_slot),
+                Some(overlay) => overlay.apply(&placed.header, index, data_slot),
                 None => {
-                    self.apply(&header, index, data_slot, true)?;
+                    self.state.apply(&placed, DamagedPages::GiveUp)?;
                     self.spill()?;
                 }
             }
-            cursor.slot += header.blocks() as u32;
-            self.group_next += 1;
-            self.changed = true;
+            cursor.slot += placed.header.blocks() as u32;
+            self.journal.found_groups(self.journal.group_next() + 1);
+            self.state.changed = true;
         }
         self.overlay = overlay;
-        self.next.data = self.next.data.max(cursor.name.sequence + 1);
-        let groups = self.group_next - first;
+        self.series.used(cursor.name);
+        let groups = self.journal.group_next() - first;
         if groups == 0 && !whole && refuse {
             return self.lost_log(log.segment);
         }
         if groups > 0 {
-            tracing::info!(image = %self.label, groups, "replayed the log");
+            tracing::info!(image = %self.identity.label, groups, "replayed the log");
         }
         Ok(())
     }
@@ -123,7 +126,7 @@ impl Image {
         }
         let message = format!(
             "the log of {} is longer than {LOG_SEGMENTS_MAX} segments, which no writer leaves it",
-            self.label
+            self.identity.label
         );
         fail(ErrorKind::Corrupt, message)
     }
@@ -149,11 +152,11 @@ impl Image {
     /// have in each segment, by its index in the table.
     pub(super) fn tell_again(&mut self, overlay: &mut Overlay) -> Result<HashMap<u32, u32>> {
         let log = self.head.log.unwrap_or_default();
-        let message = format!("the log of {} has changed while it was read", self.label);
+        let message = format!("the log of {} has changed while it was read", self.identity.label);
         let gone = || Error::new(ErrorKind::Corrupt, message.clone());
         let mut cursor = self.open_cursor(log.segment, log.slot)?.ok_or_else(gone)?;
         let (mut index, mut slots) = (None, HashMap::new());
-        for group in log.group..self.group_next {
+        for group in log.group..self.journal.group_next() {
             let header = match self.header_here(&cursor, group)? {
                 Some(header) => header,
                 None => {
@@ -177,7 +180,7 @@ impl Image {
     fn lost_log(&self, sequence: u32) -> Result<()> {
         let message = format!(
             "data segment {sequence} of {}, where its log begins, is missing or damaged{REMEDY}",
-            self.label
+            self.identity.label
         );
         fail(ErrorKind::Corrupt, message)
     }
@@ -224,7 +227,7 @@ impl Image {
                     let message = format!(
                         "the log of {} is damaged at slot {} of segment {}, and goes on behind \
                          it{REMEDY}",
-                        self.label, cursor.slot, cursor.name
+                        self.identity.label, cursor.slot, cursor.name
                     );
                     fail(ErrorKind::Corrupt, message)
                 }
@@ -233,9 +236,9 @@ impl Image {
     }
 
     fn tell_damage(&self, cursor: &Cursor, what: &str) {
-        let (slot, group) = (cursor.slot, self.group_next);
+        let (slot, group) = (cursor.slot, self.journal.group_next());
         tracing::error!(
-            image = %self.label, segment = %cursor.name, slot, group,
+            image = %self.identity.label, segment = %cursor.name, slot, group,
             "{what} next group of the log is damaged, though it was durable"
         );
     }
@@ -276,11 +279,11 @@ impl Image {
         let mut bytes = vec![0; GROUP_HEADER_BLOCKS_MAX * BLOCK];
         let Ok(n) = file.read_at(slot * BLOCK_BYTES, &mut bytes) else { return false };
         GroupHeader::decode(&bytes[..n]).is_ok_and(|header| {
-            header.author == self.id.0
+            header.author == self.identity.id.0
                 && header.epoch == self.head.epoch
                 && header.segment == sequence
-                && header.group > self.group_next
-                && header.durable_below > self.group_next
+                && header.group > self.journal.group_next()
+                && header.durable_below > self.journal.group_next()
         })
     }
 
@@ -291,9 +294,9 @@ impl Image {
     /// or after a sync that failed.
     fn open_cursor(&self, sequence: u32, slot: u32) -> Result<Option<Cursor>> {
         let name = SegmentName {
-            pool: self.pool.id(),
+            pool: self.identity.pool.id(),
             copies: 0,
-            author: self.id,
+            author: self.identity.id,
             kind: SegmentKind::Data,
             sequence,
         };
@@ -301,7 +304,7 @@ impl Image {
         if sequence.saturating_sub(first) > LOG_SEGMENTS_MAX {
             return Ok(None);
         }
-        let file = match self.pool.files().open_as_it_is(name, false) {
+        let file = match self.identity.pool.files().open_as_it_is(name, false) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
@@ -318,7 +321,7 @@ impl Image {
             Ok(h) if h.epoch != self.head.epoch && !fault::is(Fault::ReplayStaleEpoch) => {
                 return Ok(None);
             }
-            Ok(header) => (header.author, header.sequence) == (self.id.0, sequence),
+            Ok(header) => (header.author, header.sequence) == (self.identity.id.0, sequence),
             Err(error @ FormatError::NewerFormat { .. }) => {
                 return Err(Error::from_format(format!("cannot read segment {name}"), error));
             }
@@ -331,7 +334,7 @@ impl Image {
 
     /// Looks whether the next group lies at the cursor.
     fn next_group(&self, cursor: &Cursor) -> Result<Found> {
-        let Some(header) = self.header_here(cursor, self.group_next)? else {
+        let Some(header) = self.header_here(cursor, self.journal.group_next())? else {
             return Ok(Found::Nothing);
         };
         let data_slot = cursor.slot + header.header_blocks() as u32;
@@ -356,7 +359,7 @@ impl Image {
             bytes = read_blocks(cursor, cursor.slot, blocks)?;
         }
         let Ok(header) = GroupHeader::decode(&bytes) else { return Ok(None) };
-        let expected = header.author == self.id.0
+        let expected = header.author == self.identity.id.0
             && (header.epoch == self.head.epoch || fault::is(Fault::ReplayStaleEpoch))
             && header.segment == cursor.name.sequence
             && (header.group == group || fault::is(Fault::ReplayGap))
@@ -366,9 +369,9 @@ impl Image {
 
     /// Table index of a segment of the log, which the table has only if a checkpoint saw it.
     fn index_of(&mut self, name: SegmentName) -> Result<u32> {
-        let files = Arc::clone(self.pool.files());
+        let files = Arc::clone(self.identity.pool.files());
         let mut found = None;
-        self.table.for_each(&files, |index, _, n| {
+        self.state.table.for_each(&files, |index, _, n| {
             if n == name {
                 found = Some(index);
             }
@@ -376,7 +379,7 @@ impl Image {
         })?;
         match found {
             Some(index) => Ok(index),
-            None => self.table.add(name, &files),
+            None => self.state.table.add(name, &files),
         }
     }
 }
@@ -433,7 +436,8 @@ mod tests {
             let expected = if leaf % 3 == 0 { 0 } else { (leaf % 251) as u8 + 1 };
             assert!(block[..4096].iter().all(|b| *b == expected), "leaf {leaf}");
             assert!(block[4096..].iter().all(|b| *b == if leaf == 0 { 7 } else { 0 }));
-            let bytes = image.memory_bytes() + image.overlay.as_ref().map_or(0, Overlay::bytes);
+            let bytes =
+                image.state.memory_bytes() + image.overlay.as_ref().map_or(0, Overlay::bytes);
             assert!(bytes <= memory_bytes_max, "{bytes} bytes at leaf {leaf}");
         }
         let extents = image.extents_of(0, LEAVES * LEAF_BYTES, usize::MAX).unwrap();
@@ -464,7 +468,7 @@ mod tests {
         // What is written out is named by nobody, should the owner die.
         drop(pool.open(id).unwrap());
         let mut image = pool.open(id).unwrap();
-        assert!(image.memory_bytes() <= MEMORY_BYTES, "{} bytes", image.memory_bytes());
+        assert!(image.state.memory_bytes() <= MEMORY_BYTES, "{} bytes", image.state.memory_bytes());
         assert_content(&mut image, 2 * MEMORY_BYTES);
         image.write_at(4096, &[7; 4096]).unwrap();
         assert_content(&mut image, 2 * MEMORY_BYTES);
@@ -507,8 +511,10 @@ mod tests {
             header.encode_into(&mut bytes);
             file.write_at(BLOCK_BYTES, &[&bytes]).unwrap();
         };
-        let open =
-            || Image::open_reader(&pool, id, DamagedLog::Refuse).map(|image| image.group_next);
+        let open = || {
+            Image::open_reader(&pool, id, DamagedLog::Refuse)
+                .map(|image| image.journal.group_next())
+        };
         (2..=LOG_SEGMENTS_MAX).for_each(append);
         assert_eq!(open().unwrap(), u64::from(LOG_SEGMENTS_MAX) + 1);
         append(LOG_SEGMENTS_MAX + 1);

@@ -19,7 +19,7 @@ impl Image {
             let message = format!("the largest image is {} TiB", IMAGE_BYTES_MAX >> 40);
             return fail(ErrorKind::Invalid, message);
         }
-        let shrinks = size_bytes < self.size_bytes;
+        let shrinks = size_bytes < self.state.size_bytes;
         if shrinks {
             if !allow_shrink {
                 return fail(
@@ -31,8 +31,8 @@ impl Image {
                 self.for_room(|image| image.cut(size_bytes))?;
             }
         }
-        let before = self.size_bytes;
-        self.size_bytes = size_bytes;
+        let before = self.state.size_bytes;
+        self.state.size_bytes = size_bytes;
         let change = |head: &mut HeadRecord| {
             if let Some(parent) = &mut head.parent {
                 parent.overlap_bytes = parent.overlap_bytes.min(size_bytes);
@@ -43,7 +43,7 @@ impl Image {
             false => self.checkpoint_with(change),
         };
         if stored.is_err() {
-            self.size_bytes = before;
+            self.state.size_bytes = before;
         }
         stored?;
         if shrinks {
@@ -56,15 +56,15 @@ impl Image {
     fn cut(&mut self, size_bytes: u64) -> Result<()> {
         let within = size_bytes % BLOCK_BYTES;
         let block = size_bytes / BLOCK_BYTES;
-        if within != 0 && self.map.may_map(block, block + 1) {
-            let end = self.size_bytes.min((block + 1) * BLOCK_BYTES);
+        if within != 0 && self.state.map.may_map(block, block + 1) {
+            let end = self.state.size_bytes.min((block + 1) * BLOCK_BYTES);
             let zeros = vec![0; (end - size_bytes) as usize];
             self.write_all(&[Write { offset: size_bytes, data: &zeros }])?;
         }
         let first = size_bytes.div_ceil(BLOCK_BYTES);
-        let last = self.size_bytes.div_ceil(BLOCK_BYTES);
-        if first < last && self.map.may_map(first, last) {
-            self.discard_range(first * BLOCK_BYTES, self.size_bytes - first * BLOCK_BYTES)?;
+        let last = self.state.size_bytes.div_ceil(BLOCK_BYTES);
+        if first < last && self.state.map.may_map(first, last) {
+            self.discard_range(first * BLOCK_BYTES, self.state.size_bytes - first * BLOCK_BYTES)?;
         }
         Ok(())
     }

@@ -82,7 +82,7 @@ struct Opened {
 
 /// What an image at rest is doing.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct Idle {
     work: Option<Work>,
     /// Next group and version of the head when everything was done.
     done_at: Option<(u64, u64)>,
@@ -95,7 +95,7 @@ pub(super) struct State {
     pub waits_for_readers: bool,
 }
 
-impl State {
+impl Idle {
     /// Counts what was appended to the log.
     pub(super) fn appended(&mut self, data_blocks: usize) {
         self.appended += data_blocks as u64;
@@ -106,21 +106,24 @@ impl Image {
     /// Begins to give space back, because nobody has asked for anything for a while.
     pub(super) fn begin_rest(&mut self) {
         // What somebody else removes from now on is not kept by this process.
-        self.pool.files().forget_authors(&self.table.authors());
-        self.write_behind.forget();
-        let writes = self.is_owner() && !self.poisoned;
-        if writes && self.rest.work.is_none() && self.rest.done_at != Some(self.state_now()) {
-            self.rest.work = Some(Work::Look);
+        self.identity.pool.files().forget_authors(&self.state.table.authors());
+        self.journal.forget_write_behind();
+        let writes = self.is_owner() && !self.is_poisoned();
+        if writes
+            && self.state.idle.work.is_none()
+            && self.state.idle.done_at != Some(self.state_now())
+        {
+            self.state.idle.work = Some(Work::Look);
         }
     }
 
     /// True where the durable head does not name what is in memory.
     fn is_ahead(&self) -> bool {
-        self.changed && !fault::is(Fault::PunchBeforeHead)
+        self.state.changed && !fault::is(Fault::PunchBeforeHead)
     }
 
     fn state_now(&self) -> (u64, u64) {
-        (self.group_next, self.head.version)
+        (self.journal.group_next(), self.head.version)
     }
 
     /// Dead slots that are left alone.
@@ -130,14 +133,16 @@ impl Image {
 
     /// Does one piece of what was begun; true if more waits. No checkpoint may be under way.
     pub(super) fn rest_step(&mut self) -> Result<bool> {
-        if self.rest.waits_for_readers && !self.pool.being_read(self.id).unwrap_or(true) {
-            self.rest.waits_for_readers = false;
-            self.rest.work.get_or_insert(Work::Look);
+        if self.state.idle.waits_for_readers
+            && !self.identity.pool.being_read(self.identity.id).unwrap_or(true)
+        {
+            self.state.idle.waits_for_readers = false;
+            self.state.idle.work.get_or_insert(Work::Look);
         }
-        let Some(work) = self.rest.work.take() else { return Ok(false) };
+        let Some(work) = self.state.idle.work.take() else { return Ok(false) };
         match self.rest_on(work) {
             Ok(Some(work)) => {
-                self.rest.work = Some(work);
+                self.state.idle.work = Some(work);
                 Ok(true)
             }
             Ok(None) => Ok(false),
@@ -146,7 +151,7 @@ impl Image {
                 if error.kind() != ErrorKind::NoSpace {
                     return Err(error);
                 }
-                tracing::warn!(image = %self.label, %error, "space is given back later");
+                tracing::warn!(image = %self.identity.label, %error, "space is given back later");
                 Ok(false)
             }
         }
@@ -154,19 +159,19 @@ impl Image {
 
     /// Nothing more is to be done until the image changes.
     pub(super) fn end_rest(&mut self) {
-        self.rest.work = None;
-        self.rest.done_at = Some(self.state_now());
-        (self.rest.appended, self.rest.mapped) = (0, self.map.mapped_blocks());
+        self.state.idle.work = None;
+        self.state.idle.done_at = Some(self.state_now());
+        (self.state.idle.appended, self.state.idle.mapped) = (0, self.state.map.mapped_blocks());
     }
 
     /// True where emptying segments has to wait.
     pub(super) fn is_punching(&self) -> bool {
-        matches!(self.rest.work, Some(Work::Seal { .. } | Work::Choose | Work::Punch(_)))
+        matches!(self.state.idle.work, Some(Work::Seal { .. } | Work::Choose | Work::Punch(_)))
     }
 
     /// A segment could not be emptied.
     pub(super) fn end_emptying(&mut self) {
-        if self.rest.work.is_some() {
+        if self.state.idle.work.is_some() {
             self.end_rest();
         }
     }
@@ -175,7 +180,9 @@ impl Image {
         let next = match work {
             Work::Look => self.look_at_rest()?,
             // The image is in use again, and will rest again.
-            Work::Seal { group } if self.is_ahead() && group != self.group_next => return Ok(None),
+            Work::Seal { group } if self.is_ahead() && group != self.journal.group_next() => {
+                return Ok(None);
+            }
             Work::Seal { .. } => {
                 if self.is_ahead() {
                     // The checkpoint has failed. Where the disk is full, it makes room.
@@ -196,21 +203,17 @@ impl Image {
     }
 
     fn look_at_rest(&mut self) -> Result<Option<Work>> {
-        if !self.changed && self.pending.is_none() {
+        if !self.state.changed && !self.state.pages.has_pending() {
             // What had to stay for a reader.
             self.remove_dead();
-            if !self.dead.is_empty() {
-                self.rest.waits_for_readers = true;
+            if self.state.pages.has_dead() {
+                self.state.idle.waits_for_readers = true;
             }
         }
-        if self.direct.is_idle()
-            && let Some(log) = &mut self.log
-        {
-            log.preallocation.cut_room(&*log.file, log.slot);
-        }
-        let grown = self.map.mapped_blocks() as i64 - self.rest.mapped as i64;
-        let died = self.rest.appended as i64 - grown;
-        let first = self.rest.done_at.is_none();
+        self.journal.give_back_reserved_room();
+        let grown = self.state.map.mapped_blocks() as i64 - self.state.idle.mapped as i64;
+        let died = self.state.idle.appended as i64 - grown;
+        let first = self.state.idle.done_at.is_none();
         let worth = first || died >= self.rest_slots_min() as i64 || self.has_dead();
         if !worth {
             return Ok(None);
@@ -219,7 +222,7 @@ impl Image {
             self.find_forgotten()?;
         }
         self.compact_map_at_rest()?;
-        let group = self.group_next;
+        let group = self.journal.group_next();
         if self.is_ahead()
             && let Err(error) = self.begin_checkpoint()
             && error.kind() != ErrorKind::NoSpace
@@ -231,34 +234,31 @@ impl Image {
 
     /// Makes sure that the next checkpoint looks at segments that the table has and that nothing names.
     fn find_forgotten(&mut self) -> Result<()> {
-        let files = Arc::clone(self.pool.files());
-        let open = [
-            self.log.as_ref().map(|log| log.name),
-            self.map_pages.open_segment().map(|(name, _)| name),
-        ];
+        let files = Arc::clone(self.identity.pool.files());
+        let open = [self.journal.open_segment().map(|open| open.name), self.state.pages.open_map()];
         let mut forgotten = Vec::new();
-        self.table.for_each(&files, |index, entry, name| {
+        self.state.table.for_each(&files, |index, entry, name| {
             if entry.live == 0 && !open.contains(&Some(name)) {
                 forgotten.push(index);
             }
             Ok(())
         })?;
         for index in forgotten {
-            self.table.count(index, 0, 0, &files)?;
-            self.changed = true;
+            self.state.table.count(index, 0, 0, &files)?;
+            self.state.changed = true;
         }
         Ok(())
     }
 
     /// Leaves the open segment, where that gives more back than punching it would.
     fn seal(&mut self) -> Result<()> {
-        let Some(log) = &self.log else { return Ok(()) };
+        let Some(log) = self.journal.open_segment() else { return Ok(()) };
         let (index, written) = (log.index, u64::from(log.slot) - 1);
-        let entry = self.table.get(index, self.pool.files())?;
+        let entry = self.state.table.get(index, self.identity.pool.files())?;
         let headers = written.saturating_sub(u64::from(entry.used));
         let dead = entry.live == 0 && written >= self.rest_slots_min();
         if dead || self.is_worth_emptying(u64::from(entry.live), headers) {
-            self.retire_log()?;
+            self.end_log()?;
             self.checkpoint()?;
         }
         Ok(())
@@ -277,7 +277,7 @@ impl Image {
             if !self.is_worth_emptying(u64::from(entry.live), headers_max) {
                 continue;
             }
-            let file = self.pool.files().get(name)?;
+            let file = self.identity.pool.files().get(name)?;
             let length = file.length().at(|| format!("cannot look at segment {name}"))?;
             let slots = (length / BLOCK_BYTES).saturating_sub(1);
             let headers = slots.saturating_sub(u64::from(entry.used));
@@ -286,7 +286,7 @@ impl Image {
                 return Ok(Some(Work::Empty));
             }
         }
-        if self.changed {
+        if self.state.changed {
             self.begin_checkpoint()?;
         }
         Ok(Some(Work::End))
@@ -295,11 +295,11 @@ impl Image {
     /// The own segments of which slots may be punched: those that no clone can name.
     fn choose_segments(&mut self) -> Result<Option<Work>> {
         if self.postponed_for_readers() {
-            self.rest.waits_for_readers = true;
+            self.state.idle.waits_for_readers = true;
             return Ok(Some(Work::Empty));
         }
-        let files = Arc::clone(self.pool.files());
-        let (own, id) = (self.pool.id(), self.id);
+        let files = Arc::clone(self.identity.pool.files());
+        let (own, id) = (self.identity.pool.id(), self.identity.id);
         // What the root names that names most. What roots name together is more, so that a segment may
         // be looked at in vain.
         let mut found: HashMap<SegmentName, (u32, Option<u32>)> = HashMap::new();
@@ -313,7 +313,7 @@ impl Image {
                 Ok(())
             })
         };
-        gather(&mut self.table, true)?;
+        gather(&mut self.state.table, true)?;
         let mut snapshots = Vec::new();
         let asked = self.head.snapshots.len() <= SNAPSHOTS_ASKED_MAX;
         for snapshot in self.head.snapshots.iter().filter(|_| asked) {
@@ -323,17 +323,17 @@ impl Image {
             snapshots.push((snapshot.marks.unwrap_or_default().data, map, table));
         }
         let shared = self.head.shared_below.unwrap_or_default().data;
-        self.rest.punched.retain(|name, _| found.contains_key(name));
+        self.state.idle.punched.retain(|name, _| found.contains_key(name));
         let mut left = Vec::new();
-        let open = self.log.as_ref().map(|log| log.name);
+        let open = self.journal.open_segment().map(|open| open.name);
         for (name, (live, used)) in found {
             // A closed segment of which nothing is named goes as a whole, and may be gone already.
             if live == 0 && open != Some(name) {
                 continue;
             }
-            let may = name.sequence >= shared && (asked || self.is_private(&name));
+            let may = name.sequence >= shared && (asked || self.head.is_private(&name));
             let dead = used.is_none_or(|u| u64::from(live) + self.rest_slots_min() <= u64::from(u));
-            if may && dead && self.rest.punched.get(&name) != Some(&live) {
+            if may && dead && self.state.idle.punched.get(&name) != Some(&live) {
                 left.push((name, live, used));
             }
         }
@@ -346,10 +346,10 @@ impl Image {
     /// Compares what a segment takes on the medium with what it would take without its dead slots.
     fn is_worth_punching(&self, name: SegmentName, live: u32, used: Option<u32>) -> Result<bool> {
         let context = || format!("cannot look at segment {name}");
-        let file = self.pool.files().get(name)?;
+        let file = self.identity.pool.files().get(name)?;
         let length = file.length().at(context)? / BLOCK_BYTES;
         let taken = file.allocated_bytes().at(context)? / BLOCK_BYTES;
-        let (length, taken) = match self.log.as_ref().filter(|log| log.name == name) {
+        let (length, taken) = match self.journal.open_segment().filter(|log| log.name == name) {
             // Room that was taken ahead is no part of it.
             Some(log) => {
                 let end = length.min(u64::from(log.slot));
@@ -365,20 +365,20 @@ impl Image {
     fn punch_on(&mut self, mut punching: Box<Punching>) -> Result<Option<Work>> {
         let same = (punching.group, punching.version) == self.state_now()
             && self.head.log == Some(self.log_position())
-            && !self.changed;
+            && !self.state.changed;
         if !same && !fault::is(Fault::PunchBeforeHead) {
             // In use again, or a command has changed the head.
             return Ok(None);
         }
         if punching.open.is_none() {
             let Some((name, live, used)) = punching.left.pop() else {
-                self.pool.keep_reserve();
+                self.identity.pool.keep_reserve();
                 return Ok(Some(Work::Empty));
             };
             if self.is_worth_punching(name, live, used)? {
                 punching.open = self.open_to_punch(name)?;
             }
-            self.rest.punched.insert(name, live);
+            self.state.idle.punched.insert(name, live);
         }
         if let Some(opened) = &mut punching.open
             && !self.punch_some(opened, &mut punching.snapshots)?
@@ -392,7 +392,7 @@ impl Image {
     /// `None` where nothing may be punched out of it.
     fn open_to_punch(&mut self, name: SegmentName) -> Result<Option<Opened>> {
         let context = || format!("cannot give space of segment {name} back");
-        let files = Arc::clone(self.pool.files());
+        let files = Arc::clone(self.identity.pool.files());
         let file = files.open_as_it_is(name, true).map_err(|error| error.context(context()))?;
         let mut header = vec![0; SEGMENT_HEADER_BYTES];
         let n = file.read_at(0, &mut header).at(context)?;
@@ -400,13 +400,13 @@ impl Image {
             return Ok(None);
         }
         let mut index = None;
-        self.table.for_each(&files, |at, _, found| {
+        self.state.table.for_each(&files, |at, _, found| {
             if found == name {
                 index = Some(at);
             }
             Ok(())
         })?;
-        let log = self.log.as_ref().filter(|log| log.name == name);
+        let log = self.journal.open_segment().filter(|log| log.name == name);
         let end = log.map_or(SEGMENT_SLOTS, |log| log.slot);
         Ok(Some(Opened { name, index, file, slot: 1, end }))
     }
@@ -451,7 +451,7 @@ impl Image {
         let length = u64::from(slots.end - slots.start) * BLOCK_BYTES;
         let context = || format!("cannot give space of segment {} back", opened.name);
         // Cutting an extent in two may take a block of the file system's own.
-        self.pool.with_reserve(|| opened.file.punch(at, length).at(context))
+        self.identity.pool.with_reserve(|| opened.file.punch(at, length).at(context))
     }
 
     /// True where the head or a snapshot names a slot of a segment, which holds this block.
@@ -462,10 +462,10 @@ impl Image {
         slot: u32,
         snapshots: &mut [(u32, Map, SegmentTable)],
     ) -> Result<bool> {
-        let files = Arc::clone(self.pool.files());
+        let files = Arc::clone(self.identity.pool.files());
         let at = |leaf: Option<&[MapEntry]>| leaf.map(|leaf| leaf[position(block, 0)].address);
         if let Some(index) = opened.index {
-            let (map, mut source) = self.parts();
+            let (map, mut source) = self.state.parts();
             let leaf = map.leaf(block, &mut source)?;
             if at(leaf.map(|leaf| &leaf[..])) == Some(BlockAddress::new(index, slot)) {
                 return Ok(true);

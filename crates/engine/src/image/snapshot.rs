@@ -5,6 +5,7 @@ use marcot_format::record::{HeadRecord, Protection, SegmentMarks, SnapshotRecord
 use marcot_store::Random;
 
 use super::flatten::same;
+use super::state::State;
 use super::{Image, empty_root, no_snapshot};
 use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named};
 use crate::catalog::names::check_snapshot_name;
@@ -28,7 +29,7 @@ fn share(head: &mut HeadRecord, snap: u64) {
 impl Image {
     fn snapshot(&self, name: &str) -> Result<&SnapshotRecord> {
         let found = self.head.snapshots.iter().find(|s| s.name == name && !s.trashed);
-        found.ok_or_else(|| no_snapshot(&self.label, name))
+        found.ok_or_else(|| no_snapshot(&self.identity.label, name))
     }
 
     fn update_snapshot(&mut self, id: u64, change: impl Fn(&mut SnapshotRecord)) -> Result<()> {
@@ -46,7 +47,7 @@ impl Image {
         if self.snapshot(name).is_ok() {
             return fail(
                 ErrorKind::Exists,
-                format!("{} already has a snapshot '{name}'", self.label),
+                format!("{} already has a snapshot '{name}'", self.identity.label),
             );
         }
         if self.head.snapshots.len() >= SNAPSHOTS_MAX {
@@ -54,12 +55,12 @@ impl Image {
                 ErrorKind::TooMany,
                 format!(
                     "{} has {SNAPSHOTS_MAX} snapshots, the most there can be; remove some first",
-                    self.label
+                    self.identity.label
                 ),
             );
         }
         let id = self.head.snap_next.max(1);
-        let created_s = self.pool.files().world().clock.now_s();
+        let created_s = self.identity.pool.files().world().clock.now_s();
         let name = name.to_owned();
         let take = move |head: &mut HeadRecord| {
             head.snap_next = id + 1;
@@ -77,7 +78,7 @@ impl Image {
             });
         };
         let stored = fault::is(Fault::SnapshotWithoutCheckpoint);
-        if (self.changed && !stored) || self.head.root.is_none() {
+        if (self.state.changed && !stored) || self.head.root.is_none() {
             self.checkpoint_with(take)?;
         } else {
             self.publish(take)?;
@@ -92,7 +93,7 @@ impl Image {
         if self.snapshot(to).is_ok() {
             return fail(
                 ErrorKind::Exists,
-                format!("{} already has a snapshot '{to}'", self.label),
+                format!("{} already has a snapshot '{to}'", self.identity.label),
             );
         }
         self.update_snapshot(id, |s| s.name = to.to_owned())
@@ -123,8 +124,8 @@ impl Image {
         let id = snapshot.id;
         self.update_snapshot(id, |s| s.set_protection(Protection::Unprotecting))?;
         // Those of format 2 do without protection.
-        let children = self.pool.some_children(
-            self.id,
+        let children = self.identity.pool.some_children(
+            self.identity.id,
             Some(SnapId(id)),
             Formats::One,
             CHILDREN_LOOKED_AT_MAX,
@@ -162,20 +163,29 @@ impl Image {
             self.snap_unprotect(name)?;
         }
         let id = self.snapshot(name)?.id;
-        let Some(pin) = self.pool.lock_snapshot(self.id, SnapId(id))? else {
-            return fail(ErrorKind::Busy, format!("snapshot '{name}' of {} is in use", self.label));
+        let Some(pin) = self.identity.pool.lock_snapshot(self.identity.id, SnapId(id))? else {
+            return fail(
+                ErrorKind::Busy,
+                format!("snapshot '{name}' of {} is in use", self.identity.label),
+            );
         };
         self.update_snapshot(id, |s| s.removing = true)?;
-        match self.pool.some_children(self.id, Some(SnapId(id)), Formats::All, 1) {
+        match self.identity.pool.some_children(self.identity.id, Some(SnapId(id)), Formats::All, 1)
+        {
             Ok(children) if children.is_empty() => self.drop_snapshot(id)?,
             Ok(_) => {
-                let trash = uuid(&*self.pool.files().world().random);
+                let trash = uuid(&*self.identity.pool.files().world().random);
                 self.update_snapshot(id, |s| {
                     (s.removing, s.trashed) = (false, true);
                     s.original_name = std::mem::replace(&mut s.name, trash.clone());
                 })?;
                 // The last child may have gone before it could see that the snapshot waits for it.
-                let left = self.pool.some_children(self.id, Some(SnapId(id)), Formats::All, 1);
+                let left = self.identity.pool.some_children(
+                    self.identity.id,
+                    Some(SnapId(id)),
+                    Formats::All,
+                    1,
+                );
                 if left.is_ok_and(|children| children.is_empty()) {
                     self.drop_snapshot(id)?;
                 }
@@ -198,10 +208,12 @@ impl Image {
             return Ok(());
         }
         // They refuse clones, so no record of theirs is to come.
-        let records = self.pool.child_records(self.id)?;
+        let records = self.identity.pool.child_records(self.identity.id)?;
         for id in trashed {
             // Whoever removes or reads it is not disturbed.
-            let Some(_pin) = self.pool.lock_snapshot(self.id, SnapId(id))? else { continue };
+            let Some(_pin) = self.identity.pool.lock_snapshot(self.identity.id, SnapId(id))? else {
+                continue;
+            };
             let children = records.children(Some(SnapId(id)), Formats::All, 1)?;
             let marked = self.head.snapshots.iter().any(|s| s.id == id && s.trashed);
             if children.is_empty() && marked {
@@ -216,7 +228,7 @@ impl Image {
     fn drop_snapshot(&mut self, id: u64) -> Result<()> {
         let parent = self.head.snapshots.iter().find(|s| s.id == id).and_then(|s| s.parent.clone());
         if fault::is(Fault::PunchBeforeRoot) {
-            self.head.snapshots.retain(|s| s.id != id);
+            self.head.forget_snapshot(id);
             self.reclaim_unnamed()?;
         }
         let links =
@@ -230,7 +242,7 @@ impl Image {
         // The head alone, which takes next to no room: on a full disk this is what makes some. The
         // space that comes free is found by comparing durable roots.
         self.publish(|head| head.snapshots.retain(|s| s.id != id))?;
-        self.pool.remove_snapshot_pin(self.id, SnapId(id));
+        self.identity.pool.remove_snapshot_pin(self.identity.id, SnapId(id));
         if let Some(parent) = parent {
             self.leave_parent(&parent)?;
         }
@@ -243,11 +255,11 @@ impl Image {
         self.settle()?;
         let snapshot = self.snapshot(name)?.clone();
         let root = snapshot.root.clone().unwrap_or_else(empty_root);
-        let (map, table) = self.root_of(Some(snapshot.id)).open(&root)?;
+        let mut state = State::open(&self.root_of(Some(snapshot.id)), &root)?;
         // What is in memory only must not come back: the next head starts a new log.
-        self.retire_log()?;
-        self.check_not_fenced()?;
-        let (log, marks) = (self.log_position(), self.next);
+        self.end_log()?;
+        self.head.check_not_fenced()?;
+        let (log, marks) = (self.log_position(), self.series.marks());
         let old_parent = self.head.parent.clone();
         if let Some(parent) = &old_parent
             && !snapshot.parent.as_ref().is_some_and(|link| same(link, parent))
@@ -260,13 +272,10 @@ impl Image {
             head.marks = Some(marks);
             head.parent = snapshot.parent.clone();
         })?;
-        (self.map, self.table) = (map, table);
         // The snapshot may go before the image does.
-        self.table.set_guide(self.root_of(None).guide());
-        self.forget_pages();
-        self.flattening = Default::default();
-        self.size_bytes = root.size_bytes;
-        (self.changed, self.log_bytes) = (false, 0);
+        state.table.set_guide(self.root_of(None).guide());
+        self.state = state;
+        self.journal.count_anew();
         if let Some(parent) = old_parent {
             self.leave_parent(&parent)?;
         }

@@ -1,17 +1,14 @@
 //! Writing and discarding: splitting at block edges, gathering groups, changing the map.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
-use marcot_format::group::{GroupHeader, RecordKind};
-use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry};
+use marcot_format::{BLOCK_BYTES, MAP_FANOUT};
 
+use super::Image;
 use super::checkpoint_job::CheckpointJob;
-use super::log::Group;
-use super::{Image, Source};
 use crate::device::Write;
 use crate::error::Result;
-use crate::map::{PageSource, position};
+use crate::journal::Group;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
@@ -19,14 +16,14 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 impl Image {
     pub(super) fn write_all(&mut self, writes: &[Write<'_>]) -> Result<()> {
         self.after_making_room(|image| image.append_all(writes))?;
-        self.finish_direct()
+        self.journal.finish(&mut self.in_flight)
     }
 
     /// As [`Self::write_all`], but what goes past the page cache may still be under way; then it
     /// returns the number of the last group.
     pub(super) fn write_all_async(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
         self.after_making_room(|image| image.append_all(writes))?;
-        self.unwritten_group()
+        self.journal.unstored_group()
     }
 
     fn append_all(&mut self, writes: &[Write<'_>]) -> Result<()> {
@@ -81,7 +78,7 @@ impl Image {
                 let mut bytes = vec![0; BLOCK];
                 self.read_exact_block(offset / BLOCK_BYTES, &mut bytes)?;
                 bytes[within..within + n].copy_from_slice(&data[..n]);
-                self.prepare(offset / BLOCK_BYTES, 1)?;
+                self.state.prepare(offset / BLOCK_BYTES, 1)?;
                 group.write(offset / BLOCK_BYTES, Cow::Owned(bytes));
                 (offset, data) = (offset + n as u64, &data[n..]);
                 continue;
@@ -91,78 +88,11 @@ impl Image {
             }
             let blocks = whole.min(group.room_blocks());
             let (now, rest) = data.split_at(blocks * BLOCK);
-            self.prepare(offset / BLOCK_BYTES, blocks as u64)?;
+            self.state.prepare(offset / BLOCK_BYTES, blocks as u64)?;
             group.write(offset / BLOCK_BYTES, Cow::Borrowed(now));
             (offset, data) = (offset + now.len() as u64, rest);
         }
         Ok(group)
-    }
-
-    /// Loads what changing the map of these blocks will touch, so that a damaged page fails the
-    /// write before anything is logged.
-    pub(super) fn prepare(&mut self, block: u64, count: u64) -> Result<()> {
-        let (map, mut source) = self.parts();
-        let mut at = block;
-        while at < block + count {
-            let end = (block + count).min((at | (MAP_FANOUT as u64 - 1)) + 1);
-            map.prepare(at, 0, &mut source)?;
-            if let Some(leaf) = map.leaf(at, &mut source)? {
-                let first = position(at, 0);
-                let mut last = 0;
-                for entry in &leaf[first..first + (end - at) as usize] {
-                    let address = entry.address;
-                    let named = !address.is_hole() && !address.is_lost();
-                    if named && address.segment() != last {
-                        last = address.segment();
-                        source.touch(address)?;
-                    }
-                }
-            }
-            at = end;
-        }
-        Ok(())
-    }
-
-    /// Changes the map as a group says; its data starts at `data_slot` of the segment at `index`.
-    /// Damaged pages that `replaying` meets are given up, because the group must not be.
-    pub(super) fn apply(
-        &mut self,
-        header: &GroupHeader,
-        index: u32,
-        data_slot: u32,
-        replaying: bool,
-    ) -> Result<()> {
-        let data_blocks = header.crcs.len();
-        let files = Arc::clone(self.pool.files());
-        // Before they are named: a block written twice in a group is released again at once.
-        self.table.count(index, data_blocks as i64, data_blocks as u32, &files)?;
-        let map = &mut self.map;
-        let mut source = match replaying {
-            true => Source::lenient(&mut self.table, files),
-            false => Source::new(&mut self.table, files),
-        };
-        let mut entries = Vec::with_capacity(MAP_FANOUT);
-        let mut done = 0usize;
-        for record in &header.records {
-            let end = record.block + record.count;
-            if record.kind == RecordKind::Discard {
-                map.clear(record.block, end, &mut source)?;
-                continue;
-            }
-            let mut block = record.block;
-            while block < end {
-                let stop = end.min((block | (MAP_FANOUT as u64 - 1)) + 1);
-                entries.clear();
-                for _ in block..stop {
-                    let address = marcot_format::BlockAddress::new(index, data_slot + done as u32);
-                    entries.push(MapEntry { address, crc: header.crcs[done] });
-                    done += 1;
-                }
-                map.set_run(block, &entries, &mut source)?;
-                block = stop;
-            }
-        }
-        Ok(())
     }
 
     /// Makes a range read as zeros; blocks that are covered whole become holes. On a full disk too,
@@ -178,16 +108,19 @@ impl Image {
         let end = offset + length;
         let first = offset.div_ceil(BLOCK_BYTES);
         // The last block of the image is whole when the range reaches the image's end.
-        let last =
-            if end == self.size_bytes { end.div_ceil(BLOCK_BYTES) } else { end / BLOCK_BYTES };
-        let whole = first < last && self.map.may_map(first, last);
+        let last = if end == self.state.size_bytes {
+            end.div_ceil(BLOCK_BYTES)
+        } else {
+            end / BLOCK_BYTES
+        };
+        let whole = first < last && self.state.map.may_map(first, last);
         let edges = match first < last {
             true => [offset..first * BLOCK_BYTES, last * BLOCK_BYTES..end],
             false => [offset..end, end..end],
         };
-        let edges: Vec<_> = edges.into_iter().flat_map(|e| self.mapped_parts(e)).collect();
+        let edges: Vec<_> = edges.into_iter().flat_map(|e| self.state.mapped_parts(e)).collect();
         if !whole && edges.is_empty() {
-            return self.finish_direct();
+            return self.journal.finish(&mut self.in_flight);
         }
         self.begin_writing()?;
         // All of it in one group: recovery keeps it or drops it.
@@ -199,10 +132,10 @@ impl Image {
             // Only leaves at the ends keep other entries: those must load before it is logged.
             for (block, edge) in [(first, first), (last - 1, last)] {
                 if edge.is_multiple_of(MAP_FANOUT as u64) {
-                    let (map, mut source) = self.parts();
+                    let (map, mut source) = self.state.parts();
                     map.prepare(block, 1, &mut source)?;
                 } else {
-                    self.prepare(block, 1)?;
+                    self.state.prepare(block, 1)?;
                 }
             }
             group.discard(first, last - first);
@@ -210,22 +143,7 @@ impl Image {
         self.append(group)?;
         self.after_write()?;
         // It is acknowledged now, and so must be what came before it.
-        self.finish_direct()
-    }
-
-    /// The parts of a range by blocks, without those that are holes: offset and length of each.
-    fn mapped_parts(&self, range: std::ops::Range<u64>) -> Vec<(u64, usize)> {
-        let mut parts = Vec::new();
-        let mut at = range.start;
-        while at < range.end {
-            let block = at / BLOCK_BYTES;
-            let stop = range.end.min((block + 1) * BLOCK_BYTES);
-            if self.map.may_map(block, block + 1) {
-                parts.push((at, (stop - at) as usize));
-            }
-            at = stop;
-        }
-        parts
+        self.journal.finish(&mut self.in_flight)
     }
 
     /// Keeps log and memory within their bounds. The write itself is done: a checkpoint that finds
@@ -233,31 +151,31 @@ impl Image {
     fn after_write(&mut self) -> Result<()> {
         match self.pay_for_space() {
             Err(error) if !error.kind().ends_writing() => {
-                tracing::warn!(image = %self.label, %error, "compaction put off");
+                tracing::warn!(image = %self.identity.label, %error, "compaction put off");
             }
             paid => paid?,
         }
         let limits = self.limits();
         self.evict(limits.map_memory_bytes_soft());
-        let crowded = self.memory_bytes() > limits.map_memory_bytes_soft();
+        let crowded = self.state.memory_bytes() > limits.map_memory_bytes_soft();
         let behind = self.checkpoint_job.as_ref().map_or(0, CheckpointJob::log_bytes);
-        let long = self.log_bytes + behind >= limits.log_bytes_max();
+        let long = self.journal.bytes() + behind >= limits.log_bytes_max();
         if !crowded && !long {
             return Ok(());
         }
-        let full = self.memory_bytes() > limits.map_memory_bytes;
+        let full = self.state.memory_bytes() > limits.map_memory_bytes;
         if full || (long && self.checkpoint_job.is_some()) {
             self.settle()?;
             self.evict(limits.map_memory_bytes_soft());
         }
         match self.begin_checkpoint() {
             Err(error) if !error.kind().ends_writing() => {
-                tracing::warn!(image = %self.label, %error, "checkpoint put off");
-                self.log_bytes = self.log_bytes.min(limits.checkpoint_log_bytes);
+                tracing::warn!(image = %self.identity.label, %error, "checkpoint put off");
+                self.journal.count_at_most(limits.checkpoint_log_bytes);
             }
             begun => begun?,
         }
-        if self.memory_bytes() > limits.map_memory_bytes {
+        if self.state.memory_bytes() > limits.map_memory_bytes {
             self.settle()?;
             self.evict(limits.map_memory_bytes_soft());
         }

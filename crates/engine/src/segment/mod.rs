@@ -2,6 +2,7 @@
 
 mod files;
 mod pages;
+mod series;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use marcot_format::{ImageId, PoolId};
 
 pub(crate) use files::{Authors, Files, Place};
 pub(crate) use pages::{PageWriter, WrittenPages};
+pub(crate) use series::Series;
 
 /// A segment by what it is called everywhere, not only in one root's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,0 +1,21 @@
+//! Which image an open image is, for all its parts.
+
+use marcot_backend::SegmentSet;
+use marcot_format::ImageId;
+
+use super::Pool;
+
+/// The pool and the number of an open image, and how messages name it.
+pub(crate) struct Identity {
+    pub pool: Pool,
+    pub id: ImageId,
+    /// `pool/image`, or `pool/image@snap`.
+    pub label: String,
+}
+
+impl Identity {
+    /// The segments that the image writes.
+    pub(crate) fn own_set(&self) -> SegmentSet {
+        SegmentSet { author: self.id, copies: 0 }
+    }
+}

@@ -1,0 +1,159 @@
+//! Appending to the journal: making the image ready for it, and taking in what was written.
+
+use marcot_format::group::LOG_SEGMENTS_MAX;
+
+use marcot_format::segment::SegmentKind;
+
+use super::Image;
+use super::state::DamagedPages;
+use crate::device::{CompletedRead, Completion};
+use crate::error::{ErrorKind, Result, fail};
+use crate::in_flight::{Ended, EndedRead};
+use crate::journal::Group;
+use crate::segment::SegmentName;
+
+impl Image {
+    /// Makes the image ready to append: a new epoch, a fresh data segment, and a head that names
+    /// both, durable before the first group.
+    pub(super) fn begin_writing(&mut self) -> Result<()> {
+        self.check_owner()?;
+        if self.journal.is_open() {
+            return Ok(());
+        }
+        self.settle()?;
+        self.head.check_not_fenced()?;
+        self.remove_leftovers()?;
+        if !self.room.spends_reserve {
+            self.identity.pool.keep_reserve();
+        }
+        self.identity.pool.create_own_set(self.identity.id)?;
+        let epoch = self.head.epoch + 1;
+        self.with_free_names(&[SegmentKind::Data], |image| {
+            image.journal.start(epoch, &mut image.series, &mut image.state.table)
+        })?;
+        let started = self.publish_start(epoch);
+        if let Err(error) = started {
+            self.state.pages.add_all_dead(self.journal.abandon_start());
+            if error.kind() == ErrorKind::NoSpace
+                && self.room.spends_reserve
+                && self.may_store_in_parts()
+            {
+                self.store_log_in_parts()?;
+                self.checkpoint()?;
+                return self.begin_writing();
+            }
+            return Err(error);
+        }
+        if std::mem::take(&mut self.unclean)
+            && let Err(error) = self.remove_strays()
+        {
+            tracing::warn!(image = %self.identity.label, %error, "segments may be left behind; 'gc' removes them");
+        }
+        Ok(())
+    }
+
+    fn publish_start(&mut self, epoch: u64) -> Result<()> {
+        if self.state.changed {
+            return self.checkpoint_with(|head| head.epoch = epoch);
+        }
+        let (log, marks) = (self.log_position(), self.series.marks());
+        self.publish(|head| {
+            head.epoch = epoch;
+            head.log = Some(log);
+            head.marks = Some(marks);
+        })
+    }
+
+    /// Removes segments that a crashed owner created and no head names.
+    fn remove_leftovers(&mut self) -> Result<()> {
+        let marks = self.series.marks();
+        self.remove_unnamed(|name| name.sequence >= marks.of(name.kind))
+    }
+
+    /// Removes segments of the image's own that no head names. Whoever owned the image before may have made
+    /// them, and is stopped first.
+    pub(super) fn remove_unnamed(&mut self, unnamed: impl Fn(&SegmentName) -> bool) -> Result<()> {
+        let files = self.identity.pool.files();
+        let mut left = files.list(self.identity.pool.id(), self.identity.own_set())?;
+        left.retain(unnamed);
+        if !left.is_empty() {
+            self.fence()?;
+        }
+        left.into_iter().try_for_each(|name| self.identity.pool.files().remove(name).map(drop))
+    }
+
+    /// Appends a group and applies it to the map. The pages and table entries it touches must be
+    /// loaded (see [`super::state::State::prepare`]), so that nothing but the append itself can fail.
+    pub(super) fn append(&mut self, group: Group<'_>) -> Result<()> {
+        if group.is_empty() {
+            return Ok(());
+        }
+        let slots = group.slots();
+        if self.journal.needs_segment(slots) {
+            self.check_log_length()?;
+        }
+        // The counts of its segment change once the group is written, when it is too late to fail.
+        self.with_free_names(&[SegmentKind::Data], |image| {
+            let Self { journal, series, state, in_flight, .. } = image;
+            journal.find_room(slots, series, &mut state.table, in_flight)
+        })?;
+        let placed = self.journal.append(group, &mut self.in_flight)?;
+        self.state.compaction.appended(slots);
+        self.state.idle.appended(placed.header.crcs.len());
+        self.state.changed = true;
+        self.state.apply(&placed, DamagedPages::Refuse).inspect_err(|error| {
+            tracing::error!(image = %self.identity.label, %error, "a logged write could not be mapped");
+            self.poisoned = true;
+        })?;
+        self.journal.prepare_segment(&self.series);
+        Ok(())
+    }
+
+    /// Fails where the log would go on in a segment that no replay reads: for that long, no checkpoint
+    /// has succeeded.
+    fn check_log_length(&mut self) -> Result<()> {
+        if self.is_log_too_long() {
+            self.settle()?;
+        }
+        if !self.is_log_too_long() {
+            return Ok(());
+        }
+        let message = format!(
+            "the log of {} is as long as a log can be, because no checkpoint succeeds; the log of the \
+             process that serves it says why",
+            self.identity.label
+        );
+        fail(ErrorKind::NoSpace, message)
+    }
+
+    fn is_log_too_long(&self) -> bool {
+        let next = self.series.marks().data;
+        let first = self.head.log.unwrap_or_default().segment;
+        next - first.min(next) >= LOG_SEGMENTS_MAX
+    }
+
+    /// Something that has ended since, and that somebody waits for.
+    pub(super) fn take_completion(&mut self) -> Option<Completion> {
+        loop {
+            let Self { journal, mode, poisoned, identity, .. } = self;
+            let is_poisoned = *poisoned || journal.is_poisoned();
+            if let Some(stored) = journal.newly_stored(|| mode.check_owner(is_poisoned, identity)) {
+                return Some(Completion::Written(stored));
+            }
+            match self.in_flight.take()? {
+                Ended::Read(read) => return Some(Completion::Read(self.finish_read(read))),
+                Ended::Write(write) => self.journal.completed(write),
+            }
+        }
+    }
+
+    /// What lay elsewhere when it was read is read again.
+    fn finish_read(&mut self, read: EndedRead) -> CompletedRead {
+        let EndedRead { number, offset, mut buf, is_whole } = read;
+        let result = match is_whole {
+            true => Ok(buf),
+            false => self.read_at(offset, &mut buf).map(|()| buf),
+        };
+        CompletedRead { number, result }
+    }
+}

@@ -1,0 +1,142 @@
+//! The pages of a root in memory: the segments that they go to, and those that still have to be written.
+//!
+//! Pages that found no room are kept and written first at the next try, because nodes in memory already point
+//! to them.
+
+use marcot_format::address::MAP_UNIT_BYTES;
+use marcot_format::table::TABLE_PAGE_BYTES;
+
+use super::head::Head;
+use crate::error::Result;
+use crate::segment::{PageWriter, SegmentName, Series, WrittenPages};
+use crate::table::SegmentTable;
+
+/// The first places of pages that may not be on disk yet. Numbers only grow: table indices, an
+/// author's segments, and what lies within one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unwritten {
+    /// Map pages: table index and unit.
+    pub map: (u32, u32),
+    /// Table pages of this image: number of the segment, and page.
+    pub table: (u32, u32),
+}
+
+/// Where the pages of a root in memory go.
+#[derive(Default)]
+pub(super) struct Pages {
+    pub map: PageWriter,
+    /// Table index of the open map segment.
+    pub map_index: u32,
+    pub table: PageWriter,
+    /// Pages that were placed and still have to be written.
+    pending: Option<WrittenPages>,
+    /// Pages placed from here on may not be on disk yet.
+    unwritten_from: Option<Unwritten>,
+    /// Segments to be removed once the next head is durable.
+    dead: Vec<SegmentName>,
+    /// There was no room to spill pages, so that it is not tried again.
+    pub spill_failed: bool,
+}
+
+impl Pages {
+    /// Where pages begin that may not be on disk yet; `None`: all are.
+    pub(super) fn unwritten_from(&self) -> Option<Unwritten> {
+        self.unwritten_from
+    }
+
+    /// The map segment that is being written.
+    pub(super) fn open_map(&self) -> Option<SegmentName> {
+        self.map.open_segment().map(|(name, _)| name)
+    }
+
+    /// The table segment that is being written.
+    pub(super) fn open_table(&self) -> Option<SegmentName> {
+        self.table.open_segment().map(|(name, _)| name)
+    }
+
+    /// Table index of the map segment that is being written.
+    pub(super) fn open_map_index(&self) -> Option<u32> {
+        self.map.open_segment().map(|_| self.map_index)
+    }
+
+    /// True where pages were placed that no checkpoint has taken.
+    pub(super) fn has_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Writes and syncs the pages that a checkpoint before could not write.
+    pub(super) fn write_pending(&mut self) -> Result<()> {
+        if let Some(pages) = &mut self.pending {
+            pages.write_and_sync()?;
+            (self.pending, self.unwritten_from) = (None, None);
+        }
+        Ok(())
+    }
+
+    /// Hands over the pages that a checkpoint has to write.
+    pub(super) fn take_pending(&mut self) -> WrittenPages {
+        self.pending.take().unwrap_or_default()
+    }
+
+    /// All pages are on disk; their memory is for the next ones.
+    pub(super) fn written(&mut self, pages: WrittenPages) {
+        self.map.reuse(pages);
+        self.unwritten_from = None;
+    }
+
+    /// A checkpoint has failed, and these pages still have to be written.
+    pub(super) fn not_written(&mut self, pages: Option<WrittenPages>) {
+        self.pending = pages;
+    }
+
+    /// A segment is to be removed once the next head is durable.
+    pub(super) fn add_dead(&mut self, name: SegmentName) {
+        self.dead.push(name);
+    }
+
+    /// As [`Self::add_dead`], for several.
+    pub(super) fn add_all_dead(&mut self, names: impl IntoIterator<Item = SegmentName>) {
+        self.dead.extend(names);
+    }
+
+    /// True where segments are to be removed once the next head is durable.
+    pub(super) fn has_dead(&self) -> bool {
+        !self.dead.is_empty()
+    }
+
+    /// Segments to be removed once the next head is durable. A snapshot may have been taken since
+    /// they died: then they stay.
+    pub(super) fn take_dead(&mut self, head: &Head) -> Vec<SegmentName> {
+        let mut dead = std::mem::take(&mut self.dead);
+        dead.retain(|name| head.is_private(name));
+        dead
+    }
+
+    /// Gives the memory for the next pages back; how much that was, in bytes.
+    pub(super) fn drop_spare(&mut self) -> u64 {
+        self.map.drop_spare()
+    }
+
+    /// Takes over what was placed since the last call.
+    pub(super) fn gather(&mut self) {
+        let mut pages = self.map.take();
+        pages.extend(self.table.take());
+        self.pending.get_or_insert_default().extend(pages);
+    }
+
+    /// Notes from where on pages may not be on disk yet.
+    pub(super) fn note_unwritten(&mut self, table: &SegmentTable, series: &Series) {
+        if self.unwritten_from.is_some() {
+            return;
+        }
+        let map = match self.map.open_segment() {
+            Some((_, end)) => (self.map_index, (end / MAP_UNIT_BYTES) as u32),
+            None => (table.next_index(), 0),
+        };
+        let table = match self.table.open_segment() {
+            Some((name, end)) => (name.sequence, (end / TABLE_PAGE_BYTES as u64) as u32),
+            None => (series.marks().table, 0),
+        };
+        self.unwritten_from = Some(Unwritten { map, table });
+    }
+}

@@ -1,0 +1,164 @@
+//! Requests that wait for the medium while the image goes on: reads, and the direct writes of the journal.
+//!
+//! A read whose data is not in the page cache is left in flight, if it lies in one piece and the caller is
+//! prepared for that. Meanwhile anything may happen: its blocks may be overwritten or copied elsewhere, and
+//! their old place may be punched or removed. The read gives what the image held when it began, or what it
+//! holds later: bytes that do not match the checksums of the beginning are read again, as things are then.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use marcot_format::{BLOCK_BYTES, crc32c};
+use marcot_store::{AsyncIo, AsyncRead, AsyncWrite, Disk, DiskFile, IoCompletion};
+
+/// Longest read that is left in flight, in bytes; longer ones move enough to be worth the wait.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// What a read in flight has to be.
+struct Asked {
+    offset: u64,
+    bytes: usize,
+    crcs: Vec<u32>,
+}
+
+/// A read that may be left in flight.
+pub(crate) struct Candidate<'a> {
+    /// The caller's number for it.
+    pub number: u64,
+    /// First byte of the image.
+    pub offset: u64,
+    /// Where its blocks lie: the file, and the first byte there.
+    pub file: &'a Arc<dyn DiskFile>,
+    pub place: u64,
+    /// What each block must match.
+    pub crcs: &'a [u32],
+}
+
+/// A read that has ended.
+pub(crate) struct EndedRead {
+    pub number: u64,
+    /// First byte of the image.
+    pub offset: u64,
+    pub buf: Vec<u8>,
+    /// All of it was read, and matches the checksums of the beginning.
+    pub is_whole: bool,
+}
+
+/// What has ended.
+pub(crate) enum Ended {
+    Read(EndedRead),
+    Write(AsyncWrite),
+}
+
+/// The requests of an open image that are in flight. Its front end waits for all of them by one descriptor.
+#[derive(Default)]
+pub(crate) struct InFlight {
+    io: Option<Box<dyn AsyncIo>>,
+    /// The disk has no asynchronous I/O.
+    refused: bool,
+    asked: HashMap<u64, Asked>,
+    /// Reads that ended while a write was waited for.
+    reads: VecDeque<AsyncRead>,
+}
+
+impl InFlight {
+    /// `None` where the disk has no asynchronous I/O, or as much is in flight as can be.
+    fn io(&mut self, disk: &dyn Disk) -> Option<&mut (dyn AsyncIo + 'static)> {
+        if self.io.is_none() && !self.refused {
+            self.io = disk.async_io();
+            self.refused = self.io.is_none();
+        }
+        self.io.as_deref_mut().filter(|io| io.has_room())
+    }
+
+    /// True where a read of that many bytes could be left in flight.
+    pub(crate) fn takes_read(&mut self, disk: &dyn Disk, bytes: usize) -> bool {
+        bytes <= READ_BYTES_MAX && self.io(disk).is_some()
+    }
+
+    /// Starts a read that [`Self::takes_read`] has agreed to.
+    pub(crate) fn start_read(&mut self, candidate: Candidate<'_>) {
+        let Some(io) = &mut self.io else { return };
+        let Candidate { number, offset, file, place, crcs } = candidate;
+        let bytes = crcs.len() * BLOCK_BYTES as usize;
+        let (file, buf, result) = (Arc::clone(file), vec![0; bytes], Ok(0));
+        self.asked.insert(number, Asked { offset, bytes, crcs: crcs.to_vec() });
+        io.start(AsyncRead { number, file, offset: place, buf, result });
+    }
+
+    /// True where a write could be started now.
+    pub(crate) fn takes_writes(&mut self, disk: &dyn Disk) -> bool {
+        self.io(disk).is_some_and(|io| io.takes_writes())
+    }
+
+    /// Starts a write.
+    ///
+    /// # Errors
+    /// Gives it back where it cannot be started now.
+    pub(crate) fn start_write(
+        &mut self,
+        disk: &dyn Disk,
+        write: AsyncWrite,
+    ) -> Result<(), AsyncWrite> {
+        let Some(io) = self.io(disk) else { return Err(write) };
+        io.start_write(write);
+        io.submit();
+        Ok(())
+    }
+
+    /// Hands the reads that were started to the operating system.
+    pub(crate) fn submit(&mut self) {
+        if let Some(io) = &mut self.io {
+            io.submit();
+        }
+    }
+
+    /// Waits until a write has ended, and takes it; reads that end meanwhile are kept. `None`: there is
+    /// nothing to wait for.
+    pub(crate) fn wait_for_write(&mut self) -> Option<AsyncWrite> {
+        let io = self.io.as_mut()?;
+        loop {
+            io.wait();
+            match io.take()? {
+                IoCompletion::Write(write) => return Some(write),
+                IoCompletion::Read(read) => self.reads.push_back(read),
+            }
+        }
+    }
+
+    /// Takes what has ended by now.
+    pub(crate) fn take(&mut self) -> Option<Ended> {
+        loop {
+            let ended = match self.reads.pop_front() {
+                Some(read) => IoCompletion::Read(read),
+                None => self.io.as_mut()?.take()?,
+            };
+            match ended {
+                IoCompletion::Write(write) => return Some(Ended::Write(write)),
+                IoCompletion::Read(read) => {
+                    if let Some(asked) = self.asked.remove(&read.number) {
+                        return Some(Ended::Read(asked.compare(read)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Readable when something may have ended.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        let fd = self.io.as_ref()?.raw_fd()?;
+        // SAFETY: the descriptor belongs to `io`, which lives as long as the borrow.
+        Some(unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+}
+
+impl Asked {
+    fn compare(self, read: AsyncRead) -> EndedRead {
+        let AsyncRead { number, buf, result, .. } = read;
+        let blocks = buf.chunks_exact(BLOCK_BYTES as usize);
+        let is_whole = result.is_ok_and(|n| n == self.bytes)
+            && blocks.zip(&self.crcs).all(|(block, crc)| crc32c(block) == *crc);
+        EndedRead { number, offset: self.offset, buf, is_whole }
+    }
+}

@@ -1,0 +1,709 @@
+//! The journal of an image: the open data segment, to which groups of writes are appended.
+//!
+//! The journal knows how a group reaches the medium: through the page cache or past it ([`direct`]), written
+//! behind ([`write_behind`]) and into room that was taken ahead ([`preallocation`]). It waits for its own
+//! writes wherever that is needed. Methods that may wait for the medium take [`InFlight`].
+//!
+//! What the groups mean is not its business: it gives back where a group was placed, and the image changes
+//! its map.
+//!
+//! Invariants:
+//! - Where an append fails, the log is not longer than before.
+//! - A number is given to one group only, and groups lie in the log in the order of their numbers.
+//! - A sync that has failed is never followed by one that says all is well ([`LogLost`]).
+
+mod direct;
+mod group;
+mod preallocation;
+mod prepared;
+mod write_behind;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use marcot_format::group::GroupHeader;
+use marcot_format::record::LogPosition;
+use marcot_format::segment::SegmentKind;
+use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS, crc32c};
+use marcot_store::{AsyncWrite, DiskFile, Running, Workers};
+
+use crate::catalog::Identity;
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::fault::{self, Fault};
+use crate::in_flight::InFlight;
+use crate::segment::{SegmentName, Series};
+use crate::table::SegmentTable;
+
+use direct::{DirectWrites, GroupInFlight};
+pub(crate) use group::Group;
+use preallocation::Preallocation;
+use prepared::Prepared;
+use write_behind::WriteBehind;
+
+/// Room is taken for so many of the shortest direct writes ahead.
+const RESERVED_GROUPS: u64 = 16;
+
+/// Set once a sync of the log has failed, whoever asked for it: what it should have stored may be gone, and
+/// no later sync tells. The journal and checkpoint jobs share it, because neither may take the other's word
+/// for the log's.
+#[derive(Clone, Default)]
+pub(crate) struct LogLost(Arc<AtomicBool>);
+
+impl LogLost {
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// # Errors
+    /// Where a sync of the log has failed before.
+    pub(crate) fn check(&self) -> std::io::Result<()> {
+        match self.0.load(Ordering::SeqCst) && !fault::is(Fault::ForgetPoison) {
+            true => Err(std::io::Error::other("an earlier sync of the log failed")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The data segment that is being written.
+struct Log {
+    name: SegmentName,
+    epoch: u64,
+    file: Arc<dyn DiskFile>,
+    /// The same past the page cache, from the first stream on.
+    direct: Option<Arc<dyn DiskFile>>,
+    /// Its index in the segment table.
+    index: u32,
+    /// Slot where the next group starts.
+    slot: u32,
+    /// Written since the last sync.
+    dirty: bool,
+    /// Earlier segments that are not durable yet.
+    unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
+    /// Groups with smaller numbers are durable; each group says so, see [`GroupHeader`].
+    durable_below: u64,
+    preallocation: Preallocation,
+    header: Vec<u8>,
+}
+
+/// Where a group was placed.
+pub(crate) struct Placed {
+    pub header: GroupHeader,
+    /// Its segment's index in the table.
+    pub index: u32,
+    /// Slot of its first data block.
+    pub data_slot: u32,
+}
+
+/// The open segment, for those who decide about segments.
+#[derive(Clone, Copy)]
+pub(crate) struct OpenSegment {
+    pub name: SegmentName,
+    /// Its index in the table.
+    pub index: u32,
+    /// Slot where the next group will start.
+    pub slot: u32,
+}
+
+/// What of the log a checkpoint makes durable.
+#[derive(Default)]
+pub(crate) struct CoveredLog {
+    /// Segments that had been left already.
+    left: Vec<SegmentName>,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// The first group that the checkpoint does not know.
+    group: u64,
+}
+
+/// See the module. An image that only reads has one too, which is never opened.
+pub(crate) struct Journal {
+    image: Arc<Identity>,
+    /// `None` until the image is written for the first time, and after the log was ended.
+    log: Option<Log>,
+    /// Number of the next group.
+    group_next: u64,
+    /// Bytes of the log since the last checkpoint.
+    bytes: u64,
+    lost: LogLost,
+    write_behind: WriteBehind,
+    direct: DirectWrites,
+    /// The next segment, which a worker creates.
+    prepared: Option<Prepared>,
+    /// A worker cuts a segment that was left.
+    cutting: Option<Box<dyn Running>>,
+    poisoned: bool,
+}
+
+impl Journal {
+    /// A journal that is not open. `group_next`: the number of the first group.
+    pub(crate) fn new(image: Arc<Identity>, group_next: u64) -> Self {
+        Self {
+            image,
+            log: None,
+            group_next,
+            bytes: 0,
+            lost: LogLost::default(),
+            write_behind: WriteBehind::default(),
+            direct: DirectWrites::default(),
+            prepared: None,
+            cutting: None,
+            poisoned: false,
+        }
+    }
+
+    /// True while groups can be appended.
+    pub(crate) fn is_open(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// The segment that is being written.
+    pub(crate) fn open_segment(&self) -> Option<OpenSegment> {
+        let Log { name, index, slot, .. } = self.log.as_ref()?;
+        Some(OpenSegment { name: *name, index: *index, slot: *slot })
+    }
+
+    /// Where the next group will start, while the journal is open.
+    pub(crate) fn position(&self) -> Option<LogPosition> {
+        let Log { name, slot, .. } = self.log.as_ref()?;
+        Some(LogPosition { segment: name.sequence, slot: *slot, group: self.group_next })
+    }
+
+    /// Number of the next group.
+    pub(crate) fn group_next(&self) -> u64 {
+        self.group_next
+    }
+
+    /// Groups with smaller numbers were found in the log, which this process has not opened.
+    pub(crate) fn found_groups(&mut self, below: u64) {
+        self.group_next = below;
+    }
+
+    /// Bytes of the log since the last checkpoint.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Counts the bytes of the log as no more than that, so that the next checkpoint is not tried at once.
+    pub(crate) fn count_at_most(&mut self, bytes_max: u64) {
+        self.bytes = self.bytes.min(bytes_max);
+    }
+
+    /// Shared with checkpoint jobs, which sync the log too.
+    pub(crate) fn lost(&self) -> &LogLost {
+        &self.lost
+    }
+
+    /// True once something that was acknowledged may be gone: the image has to be opened again.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
+    fn workers(&self) -> Arc<dyn Workers> {
+        Arc::clone(&self.image.pool.files().world().workers)
+    }
+
+    /// Opens the journal in a segment of its own.
+    ///
+    /// # Errors
+    /// Those of [`Series::create`].
+    pub(crate) fn start(
+        &mut self,
+        epoch: u64,
+        series: &mut Series,
+        table: &mut SegmentTable,
+    ) -> Result<()> {
+        self.write_behind = WriteBehind::default();
+        self.open_log(epoch, Vec::new(), self.group_next, series, table)
+    }
+
+    /// Takes back [`Self::start`], because no head names the segment. Its number stays used.
+    pub(crate) fn abandon_start(&mut self) -> Option<SegmentName> {
+        self.log.take().map(|log| log.name)
+    }
+
+    /// Creates the next data segment and goes on in it.
+    fn open_log(
+        &mut self,
+        epoch: u64,
+        unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
+        durable_below: u64,
+        series: &mut Series,
+        table: &mut SegmentTable,
+    ) -> Result<()> {
+        let name = series.next_name(SegmentKind::Data);
+        let prepared = self.prepared.take().and_then(|p| p.take(&self.image, name, epoch));
+        let (name, file) = match prepared {
+            Some(file) => {
+                series.used(name);
+                (name, file)
+            }
+            None => series.create(SegmentKind::Data, epoch)?,
+        };
+        let index = table.add(name, self.image.pool.files())?;
+        self.log = Some(Log {
+            name,
+            epoch,
+            file,
+            direct: None,
+            index,
+            slot: 1,
+            dirty: false,
+            unsynced,
+            durable_below,
+            preallocation: Preallocation::default(),
+            header: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// True where a group of so many slots needs a segment of its own.
+    pub(crate) fn needs_segment(&self, slots: u32) -> bool {
+        self.log.as_ref().is_some_and(|log| log.slot + slots > SEGMENT_SLOTS)
+    }
+
+    /// Sees to it that a group of so many slots has a segment with room, and that this segment can be counted
+    /// in the table.
+    ///
+    /// # Errors
+    /// Those of [`Series::create`]; the journal goes on in the segment before.
+    pub(crate) fn find_room(
+        &mut self,
+        slots: u32,
+        series: &mut Series,
+        table: &mut SegmentTable,
+        in_flight: &mut InFlight,
+    ) -> Result<()> {
+        if self.needs_segment(slots) {
+            self.next_segment(series, table, in_flight)?;
+        }
+        match &self.log {
+            Some(log) => table.get(log.index, self.image.pool.files()).map(drop),
+            None => fail(ErrorKind::Io, "the log is not open"),
+        }
+    }
+
+    fn next_segment(
+        &mut self,
+        series: &mut Series,
+        table: &mut SegmentTable,
+        in_flight: &mut InFlight,
+    ) -> Result<()> {
+        let Some(mut log) = self.log.take() else { return Ok(()) };
+        let mut unsynced = std::mem::take(&mut log.unsynced);
+        self.write_behind.end_stretch(&log.file, log.slot, 0, &*self.workers());
+        if log.dirty {
+            unsynced.push((log.name, Arc::clone(&log.file)));
+        }
+        let (epoch, durable_below) = (log.epoch, log.durable_below);
+        let mut opened = self.open_log(epoch, unsynced.clone(), durable_below, series, table);
+        if opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace)
+            && self.finish(in_flight).is_ok()
+            && log.preallocation.cut(&*log.file, log.slot)
+        {
+            // The room that had been taken ahead may be what the next segment lacks.
+            opened = self.open_log(epoch, unsynced.clone(), durable_below, series, table);
+        }
+        if let Err(error) = opened {
+            unsynced.retain(|(name, _)| *name != log.name);
+            log.unsynced = unsynced;
+            self.log = Some(log);
+            return Err(error);
+        }
+        self.leave(log, table);
+        Ok(())
+    }
+
+    /// A segment is not appended to any more, so that it may go when it is dead.
+    fn leave(&mut self, log: Log, table: &mut SegmentTable) {
+        if let Err(error) = table.look_again(log.index, self.image.pool.files()) {
+            tracing::warn!(image = %self.image.label, %error, "a segment may be left behind");
+        }
+        self.cut(log);
+    }
+
+    /// Appends a group. The caller has found room for it ([`Self::find_room`]).
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`, `Poisoned`: the group is not in the log.
+    pub(crate) fn append(&mut self, group: Group<'_>, in_flight: &mut InFlight) -> Result<Placed> {
+        let Some(mut log) = self.log.take() else {
+            return fail(ErrorKind::Io, "the log is not open");
+        };
+        let slots = group.slots();
+        let crcs: Vec<u32> = group
+            .parts
+            .iter()
+            .flat_map(|part| part.chunks_exact(BLOCK_BYTES as usize))
+            .map(crc32c)
+            .collect();
+        let header = GroupHeader {
+            author: self.image.id.0,
+            epoch: log.epoch,
+            segment: log.name.sequence,
+            group: self.group_next,
+            durable_below: match () {
+                () if fault::is(Fault::DurableTooFar) => self.group_next,
+                () if fault::is(Fault::DurableUntold) => 0,
+                () => log.durable_below,
+            },
+            records: group.records,
+            crcs,
+        };
+        let data_slot = log.slot + header.header_blocks() as u32;
+        let mut header_bytes = std::mem::take(&mut log.header);
+        header.encode_into(&mut header_bytes);
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(group.parts.len() + 1);
+        parts.push(&header_bytes);
+        parts.extend(group.parts.iter().map(|part| &**part));
+        let written = self.write(&mut log, &header, &parts, in_flight);
+        log.header = header_bytes;
+        let index = log.index;
+        self.log = Some(log);
+        written?;
+        self.group_next += 1;
+        self.bytes += u64::from(slots) * BLOCK_BYTES;
+        Ok(Placed { header, index, data_slot })
+    }
+
+    /// Writes a group at the end of the log, which is not longer afterwards where that fails. `parts` are
+    /// whole blocks: the header, then the data.
+    fn write(
+        &mut self,
+        log: &mut Log,
+        header: &GroupHeader,
+        parts: &[&[u8]],
+        in_flight: &mut InFlight,
+    ) -> Result<()> {
+        log.dirty = true;
+        let before = log.slot;
+        let after = before + header.blocks() as u32;
+        if self.start_direct(log, header, parts, in_flight)? {
+            log.slot = after;
+            self.write_behind.end_stretch(&log.file, before, after, &*self.workers());
+            return Ok(());
+        }
+        // The group's pages may lie in one folio with the end of a direct write: none of those may be dirty
+        // when the kernel forgets what it has of that.
+        self.finish(in_flight)?;
+        self.write_cached(log, parts)?;
+        log.slot = after;
+        self.write_behind.appended(&header.records);
+        if self.write_behind.is_complete(after) {
+            self.write_behind.end_stretch(&log.file, after, after, &*self.workers());
+        }
+        Ok(())
+    }
+
+    fn write_cached(&mut self, log: &mut Log, parts: &[&[u8]]) -> Result<()> {
+        let offset = u64::from(log.slot) * BLOCK_BYTES;
+        let Err(error) = log.file.write_at(offset, parts) else { return Ok(()) };
+        // What arrived must not come back as a group once the file grows again, nor after a loss
+        // of power: a header whose end is zeros is whole with its first bytes.
+        let undone = log.file.set_length(offset);
+        let undone = match fault::is(Fault::FailedAppendStays) {
+            true => undone,
+            false => undone.and_then(|()| log.file.sync()),
+        };
+        self.poisoned |= undone.is_err();
+        log.preallocation = Preallocation::default();
+        Err(error).at(|| format!("cannot write to {}", self.image.label))
+    }
+
+    /// Starts writing a group past the page cache; false where it has to go through it.
+    fn start_direct(
+        &mut self,
+        log: &mut Log,
+        header: &GroupHeader,
+        parts: &[&[u8]],
+        in_flight: &mut InFlight,
+    ) -> Result<bool> {
+        let stream_bytes_min = self.image.pool.store().limits().stream_bytes_min;
+        // Blocks that lie together are one record.
+        let bytes_min = header.records.len() as u64 * stream_bytes_min;
+        if self.direct.refused || (header.crcs.len() as u64 * BLOCK_BYTES) < bytes_min {
+            return Ok(false);
+        }
+        let disk = Arc::clone(&self.image.pool.files().world().disk);
+        if log.direct.is_none() {
+            log.direct = log.file.direct().ok();
+        }
+        let (Some(file), true) = (log.direct.clone(), in_flight.takes_writes(&*disk)) else {
+            self.direct.refused = log.direct.is_none();
+            return Ok(false);
+        };
+        let slots = log.slot..log.slot + header.blocks() as u32;
+        if !log.preallocation.has_room(slots.end) {
+            let ahead = (RESERVED_GROUPS * stream_bytes_min / BLOCK_BYTES) as u32;
+            let to = (slots.start + ahead).min(SEGMENT_SLOTS).max(slots.end);
+            let room = u64::from(to - slots.start) * BLOCK_BYTES;
+            if let Err(error) = log.file.reserve(u64::from(slots.start) * BLOCK_BYTES, room) {
+                // The page cache may still find room, or say why not.
+                self.direct.refused = error.kind() == std::io::ErrorKind::Unsupported;
+                return Ok(false);
+            }
+            log.preallocation.took_room(to);
+        }
+        let mut data = self.direct.take_buffer(header.blocks() * BLOCK_BYTES as usize);
+        parts.iter().for_each(|part| data.extend_from_slice(part));
+        let bytes = data.capacity();
+        while self.direct.is_full(bytes) {
+            self.wait_for_one(in_flight)?;
+        }
+        let (number, index) = (header.group, log.index);
+        let offset = u64::from(slots.start) * BLOCK_BYTES;
+        let write = AsyncWrite { number, file, offset, data, result: Ok(0) };
+        if let Err(AsyncWrite { data, .. }) = in_flight.start_write(&*disk, write) {
+            self.direct.keep_buffer(data);
+            return Ok(false);
+        }
+        let file = Arc::clone(&log.file);
+        let group = GroupInFlight { group: number, index, slots, file, bytes, completed: false };
+        self.direct.started(group);
+        Ok(true)
+    }
+
+    /// Has the next data segment created, once the open one is half full.
+    pub(crate) fn prepare_segment(&mut self, series: &Series) {
+        let Some(log) = self.log.as_ref().filter(|log| log.slot >= SEGMENT_SLOTS / 2) else {
+            return;
+        };
+        if self.prepared.is_none() {
+            let name = series.next_name(SegmentKind::Data);
+            self.prepared = Some(Prepared::start(&self.image, name, log.epoch));
+        }
+    }
+
+    /// Takes in a write that has ended.
+    pub(crate) fn completed(&mut self, write: AsyncWrite) {
+        self.direct.completed(write, &self.image.label);
+        self.poisoned |= self.direct.check().is_err();
+    }
+
+    /// Waits until one direct write has ended.
+    fn wait_for_one(&mut self, in_flight: &mut InFlight) -> Result<()> {
+        match in_flight.wait_for_write() {
+            Some(write) => self.completed(write),
+            None => {
+                // Not what a disk does: what it was given is gone.
+                self.poisoned = true;
+                let label = &self.image.label;
+                self.direct.fail(format!("writes to {label} came to no end; reopen it"));
+            }
+        }
+        self.direct.check()
+    }
+
+    /// Waits until all groups are in the page cache or on the medium.
+    ///
+    /// # Errors
+    /// `Poisoned` where one could not be written.
+    pub(crate) fn finish(&mut self, in_flight: &mut InFlight) -> Result<()> {
+        while !self.direct.is_idle() {
+            self.wait_for_one(in_flight)?;
+        }
+        self.direct.forget_completed();
+        self.direct.check()
+    }
+
+    /// Waits until these slots of a segment can be read. `index`: that of the segment in the table.
+    pub(crate) fn await_slots(&mut self, index: u32, slots: &Range<u32>, in_flight: &mut InFlight) {
+        if self.direct.touch(index, slots) {
+            // Where that failed, checksums tell.
+            let _ = self.finish(in_flight);
+        }
+    }
+
+    /// True where no direct write is in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.direct.is_idle()
+    }
+
+    /// Number of the last group, where its writer has to wait: it or one before it is in flight, or completed
+    /// without its writer having been told. [`Self::newly_stored`] tells.
+    ///
+    /// # Errors
+    /// `Poisoned` where nothing will be told any more.
+    pub(crate) fn unstored_group(&mut self) -> Result<Option<u64>> {
+        self.direct.check()?;
+        Ok(self.direct.begin_to_await().then(|| self.group_next - 1))
+    }
+
+    /// What writers who wait may be told now: the number below which all groups are stored. `usable`: whether
+    /// the image can be used at all.
+    pub(crate) fn newly_stored(
+        &mut self,
+        usable: impl FnOnce() -> Result<()>,
+    ) -> Option<Result<u64>> {
+        if !self.direct.is_awaited() {
+            return None;
+        }
+        // Nothing is acknowledged any more, whatever made the image unusable.
+        if let Err(error) = self.direct.check().and_then(|()| usable()) {
+            self.direct.end_awaiting();
+            return Some(Err(error));
+        }
+        self.direct.newly_stored_below(self.group_next).map(Ok)
+    }
+
+    /// Asks the medium for what [`Self::sync`] will wait for.
+    ///
+    /// # Errors
+    /// `Poisoned` where a group could not be written.
+    pub(crate) fn hurry(&mut self, in_flight: &mut InFlight) -> Result<()> {
+        self.finish(in_flight)?;
+        if let Some(log) = &self.log {
+            self.write_behind.hurry(&*log.file, log.slot);
+        }
+        Ok(())
+    }
+
+    /// Makes the log durable.
+    ///
+    /// # Errors
+    /// `Poisoned`: what was appended since the last sync may be gone.
+    pub(crate) fn sync(&mut self, in_flight: &mut InFlight) -> Result<()> {
+        if !fault::is(Fault::FlushUnderWay) {
+            self.finish(in_flight)?;
+        }
+        let group_next = self.group_next;
+        let Some(log) = &mut self.log else { return Ok(()) };
+        log.preallocation.before_sync(&*log.file, log.slot);
+        let mut result = Ok(());
+        for (_, file) in &log.unsynced {
+            result = result.and_then(|()| file.sync());
+        }
+        if log.dirty && !fault::is(Fault::SkipLogSync) {
+            result = result.and_then(|()| log.file.sync());
+        }
+        if result.is_err() {
+            self.lost.set();
+        }
+        if let Err(error) = result.and_then(|()| self.lost.check()) {
+            self.poisoned = !fault::is(Fault::ForgetPoison);
+            let label = &self.image.label;
+            tracing::error!(image = %label, %error, "flush failed; the image must be reopened");
+            let message = format!("flushing {label} failed; reopen it");
+            return Err(Error::new(ErrorKind::Poisoned, format!("{message}: {error}")));
+        }
+        log.unsynced.clear();
+        log.dirty = false;
+        log.durable_below = group_next;
+        Ok(())
+    }
+
+    /// The segments that [`Self::sync`] would sync, opened anew for another thread.
+    ///
+    /// # Errors
+    /// `Poisoned` where a group could not be written; those of opening files.
+    pub(crate) fn files_to_sync(
+        &mut self,
+        in_flight: &mut InFlight,
+    ) -> Result<Vec<Arc<dyn DiskFile>>> {
+        self.finish(in_flight)?;
+        let Some(log) = &self.log else { return Ok(Vec::new()) };
+        let unsynced = log.unsynced.iter().map(|(name, _)| *name);
+        let open = Some(log.name).filter(|_| log.dirty);
+        let files = self.image.pool.files();
+        unsynced.chain(open).map(|name| files.open_as_it_is(name, false)).collect()
+    }
+
+    /// Notes what a checkpoint that is about to begin covers, and counts anew.
+    pub(crate) fn begin_to_cover(&mut self) -> CoveredLog {
+        let unsynced = self.log.iter().flat_map(|log| &log.unsynced);
+        CoveredLog {
+            left: unsynced.map(|(name, _)| *name).collect(),
+            bytes: std::mem::take(&mut self.bytes),
+            group: self.group_next,
+        }
+    }
+
+    /// A checkpoint has made this part of the log durable, and it is not needed any more.
+    pub(crate) fn covered(&mut self, covered: &CoveredLog) {
+        if let Some(log) = &mut self.log {
+            log.durable_below = log.durable_below.max(covered.group);
+            log.unsynced.retain(|(name, _)| !covered.left.contains(name));
+        }
+    }
+
+    /// A checkpoint has failed. Its part of the log is counted again, as `bytes_max` at the most with what
+    /// came since, so that not every write tries the next checkpoint.
+    pub(crate) fn not_covered(&mut self, covered: &CoveredLog, bytes_max: u64) {
+        self.bytes = (self.bytes + covered.bytes).min(bytes_max);
+    }
+
+    /// The root in memory was replaced by one on the medium: no log belongs to it.
+    pub(crate) fn count_anew(&mut self) {
+        self.bytes = 0;
+    }
+
+    /// Gives back what lies behind the last group of a segment that was left for good.
+    fn cut(&mut self, mut log: Log) {
+        if self.direct.is_idle() {
+            log.preallocation.cut(&*log.file, log.slot);
+            return;
+        }
+        // It waits for what is being written there, which a worker can do.
+        let cut = self.workers().start(Box::new(move || {
+            log.preallocation.cut(&*log.file, log.slot);
+        }));
+        if let Some(before) = self.cutting.replace(cut) {
+            before.wait();
+        }
+    }
+
+    /// Makes the log durable and ends it: what is appended next goes to another segment.
+    ///
+    /// # Errors
+    /// `Poisoned`, as [`Self::sync`].
+    pub(crate) fn end(&mut self, table: &mut SegmentTable, in_flight: &mut InFlight) -> Result<()> {
+        self.sync(in_flight)?;
+        if let Some(log) = self.log.take() {
+            self.leave(log, table);
+        }
+        if let Some(prepared) = self.prepared.take() {
+            prepared.remove(&self.image);
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is being written, created or cut, however it ends: the image is let go of.
+    pub(crate) fn abandon(&mut self, in_flight: &mut InFlight) {
+        while !self.direct.is_idle() {
+            match in_flight.wait_for_write() {
+                Some(write) => self.completed(write),
+                None => break,
+            }
+        }
+        if let Some(cutting) = self.cutting.take() {
+            cutting.wait();
+        }
+        if let Some(prepared) = self.prepared.take() {
+            prepared.wait();
+        }
+    }
+
+    /// The image is idle: lets go of files that are written behind.
+    pub(crate) fn forget_write_behind(&mut self) {
+        self.write_behind.forget();
+    }
+
+    /// Gives back room that streams have taken ahead and not written, where nothing is being written there.
+    pub(crate) fn give_back_reserved_room(&mut self) {
+        if self.direct.is_idle()
+            && let Some(log) = &mut self.log
+        {
+            log.preallocation.cut_room(&*log.file, log.slot);
+        }
+    }
+
+    /// Gives back memory and all room that was taken or written ahead. Returns the bytes of memory.
+    pub(crate) fn give_back(&mut self) -> u64 {
+        if self.direct.is_idle()
+            && let Some(log) = &mut self.log
+        {
+            log.preallocation.cut(&*log.file, log.slot);
+        }
+        self.direct.drop_spare()
+    }
+}
