@@ -1,15 +1,15 @@
-//! Names of the records of children: they tell who was cloned from what, in numbers.
+//! Names of the records of children. A name says in numbers which image was cloned from which snapshot.
 
 use marcot_backend::ChildKey;
 use marcot_format::record::ChildRecord;
 use marcot_format::{ImageId, PoolId, SnapId};
 
-/// True for a whole record that was written under another name.
+/// True for an intact record that was written under another name.
 pub(crate) fn is_of_another_name(record: &ChildRecord, key: ChildKey) -> bool {
     *record != ChildRecord::default() && !key_of(record).is_same_child(key)
 }
 
-/// The name of a record.
+/// The key under which a record belongs.
 pub(crate) fn key_of(record: &ChildRecord) -> ChildKey {
     ChildKey {
         parent_pool: PoolId(record.parent_pool_id),

@@ -1,11 +1,11 @@
-//! Who was cloned from what.
+//! Records of children: which image was cloned from which snapshot.
 //!
-//! A child's record lies in the `children` directory of the child's pool. Where the parent's pool is
-//! another one, the same record lies there too, as a marker for its owner.
+//! A child's record lies in the `children` directory of the child's pool. Where the parent lies in
+//! another pool, the same record lies in that pool too, as a marker for its owner.
 //!
-//! Every user may leave files in that directory. What another user's marker says is a claim, so it
-//! costs the owner nothing but a look at its name: that there is a child. What it says of the child is
-//! shown to people, and nothing is looked for where it points to.
+//! Every user may leave files in that directory, so another user's marker is only a claim. Its name
+//! counts: it says that there is a child. What the marker says about the child is shown to people, but
+//! no path in it is followed.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -24,14 +24,15 @@ use super::store::Store;
 use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 
-/// Longest record of a child that is read, in bytes: four names, a path, and some numbers.
+/// Limit on the size of a child's record that is read, in bytes: four names, a path, and some numbers.
 pub(crate) const CHILD_RECORD_BYTES_MAX: u64 = 16 << 10;
 
-/// Most files in a directory of children that are looked through. Beyond that, somebody has filled it.
+/// Limit on the files that are listed in a directory of children. With more, somebody has filled it on
+/// purpose.
 const CHILDREN_LISTED_MAX: u64 = 1 << 20;
 
-/// Most markers that a pool may leave in another user's pool: every user may fill the disk of a
-/// template's owner with them, and `check` tells the owner who has left more.
+/// Limit on the markers that a pool leaves in another user's pool. Markers take space from a template's
+/// owner, and every user may leave some. `check` tells the owner which user has left more than this.
 pub(crate) const MARKERS_MAX: usize = 10_000;
 
 /// A child of a snapshot.
@@ -51,9 +52,9 @@ pub struct ChildInfo {
     pub snap_id: SnapId,
     /// Clone format 1 or 2.
     pub clone_format: u32,
-    /// True where only a marker tells: the child lies in another store.
+    /// True where the child lies in another store and is known only by its marker.
     pub marker: bool,
-    /// The other user who left the marker. Its names are what that user says.
+    /// The other user who left the marker, if any. The names are only that user's claim.
     pub user: Option<u32>,
 }
 
@@ -67,26 +68,27 @@ impl fmt::Display for ChildInfo {
     }
 }
 
-/// Most children that a refusal names.
+/// Limit on the children that an error message names.
 const CHILDREN_NAMED_MAX: usize = 8;
-/// Most children that are looked at for a refusal: one more, to know whether there are others.
+/// Children that are looked up for an error message: one more than it names, to know whether there are
+/// others.
 pub(crate) const CHILDREN_LOOKED_AT_MAX: usize = CHILDREN_NAMED_MAX + 1;
 
-/// Names of children for a refusal.
+/// Names of children for an error message.
 pub(crate) fn named(children: &[ChildInfo]) -> String {
     let names = children.iter().take(CHILDREN_NAMED_MAX).map(ToString::to_string);
     let others = (children.len() > CHILDREN_NAMED_MAX).then(|| "and others".to_owned());
     names.chain(others).collect::<Vec<_>>().join(", ")
 }
 
-/// Which children are meant.
+/// Selects children by clone format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Formats {
-    /// All.
+    /// All children.
     All,
-    /// Those that need a protected snapshot.
+    /// Clone format 1: children that need a protected snapshot.
     One,
-    /// The others.
+    /// Clone format 2.
     Two,
 }
 
@@ -100,8 +102,8 @@ impl Formats {
     }
 }
 
-/// The format in which the image was cloned from the snapshot that the key names; `None` where it
-/// is no child of it any more.
+/// The format in which the image was cloned from the snapshot in the key; `None` where the image is no
+/// longer a child of that snapshot.
 fn clone_format(head: &HeadRecord, key: ChildKey) -> Option<u32> {
     let links = head.snapshots.iter().filter_map(|s| s.parent.as_ref()).chain(&head.parent);
     let parent = (key.parent_pool.0, key.parent_image.0, key.snap.0);
@@ -109,15 +111,15 @@ fn clone_format(head: &HeadRecord, key: ChildKey) -> Option<u32> {
     links.filter(same).map(|p| p.clone_format).min()
 }
 
-/// A child's record, or its marker, by its name alone.
+/// A child's record or marker, known by its name only.
 struct Record {
-    /// The pool that it lies in, by position.
+    /// The position of the pool that it lies in.
     pool: usize,
     key: ChildKey,
 }
 
-/// Records in all pools of a store, as the directories had them at one time. A child whose record
-/// was durable before is among them.
+/// Records in all pools of a store, listed once. A child whose record was durable before the listing
+/// began is among them.
 pub(crate) struct ChildRecords {
     pools: Vec<Pool>,
     records: Vec<Record>,
@@ -129,7 +131,7 @@ impl ChildRecords {
         let mut records = Vec::new();
         for (position, pool) in pools.iter().enumerate() {
             if pool.foreign().is_some() {
-                // Another user's pool tells of a child by its marker in the parent's.
+                // A child in another user's pool has left a marker in the parent's pool.
                 continue;
             }
             let wanted = |key: &ChildKey| {
@@ -142,7 +144,7 @@ impl ChildRecords {
         Ok(Self { pools, records })
     }
 
-    /// Children by these records, up to `limit` of them; those of one snapshot, or of all.
+    /// The children of one snapshot, or of all snapshots, by these records. At most `limit` of them.
     pub(crate) fn children(
         &self,
         snap: Option<SnapId>,
@@ -160,7 +162,7 @@ impl ChildRecords {
         limit: usize,
     ) -> Result<Vec<ChildInfo>> {
         let mut found = Vec::new();
-        // In its pool and as a marker, most likely.
+        // A child may be listed twice: by the record in its own pool, and by a marker.
         let mut seen: HashSet<ChildKey> = HashSet::new();
         for record in records {
             let told = record.key.clone_format;
@@ -183,7 +185,7 @@ impl ChildRecords {
 }
 
 impl Pool {
-    /// The names of the records here that are `wanted`, sorted.
+    /// The keys of the records in this pool for which `wanted` is true, sorted.
     pub(crate) fn child_keys(&self, wanted: impl Fn(&ChildKey) -> bool) -> Result<Vec<ChildKey>> {
         let (mut found, mut seen) = (Vec::new(), 0);
         let listed = self.records().list(&Prefix::Children, &mut |listed| {
@@ -212,13 +214,13 @@ impl Pool {
         Ok(found)
     }
 
-    /// True where an image of this pool was cloned from the pool with that number.
+    /// True where an image of this pool was cloned from an image in the pool `parent`.
     pub(crate) fn has_child_of_pool(&self, parent: PoolId) -> Result<bool> {
         let own = self.id();
         Ok(!self.child_keys(|key| key.parent_pool == parent && key.child_pool == own)?.is_empty())
     }
 
-    /// True where an image of the pool with that number left a marker here.
+    /// True where an image of the pool `child` left a marker in this pool.
     pub(crate) fn has_marker_of_pool(&self, child: PoolId) -> Result<bool> {
         Ok(self.markers_of_pool(child)? > 0)
     }
@@ -228,7 +230,7 @@ impl Pool {
         Ok(self.child_keys(|key| key.parent_pool == own && key.child_pool == child)?.len())
     }
 
-    /// Fails where images of `child` have left as many markers here as they may.
+    /// Fails where images of the pool `child` have left as many markers in this pool as they may.
     pub(crate) fn check_room_for_marker(&self, child: &Pool) -> Result<()> {
         if self.markers_of_pool(child.id())? < MARKERS_MAX {
             return Ok(());
@@ -241,8 +243,8 @@ impl Pool {
         fail(ErrorKind::NoSpace, message)
     }
 
-    /// The snapshots that an image of this pool is a child of, by its records: for an image whose head
-    /// cannot tell any more. Only the numbers are filled in.
+    /// The parents of an image of this pool, taken from its records as a child. This is for an image
+    /// whose head is damaged. Only the numbers are filled in.
     pub(crate) fn parents_by_records(&self, image: ImageId) -> Result<Vec<ParentRecord>> {
         let own = (self.id(), image);
         let keys = self.child_keys(|key| (key.child_pool, key.child_image) == own)?;
@@ -266,7 +268,7 @@ impl Pool {
         self.child_records(image)?.children(snap, Formats::All, usize::MAX)
     }
 
-    /// As many as `limit` of those children.
+    /// At most `limit` children of an image of this pool, of the given clone formats.
     pub(crate) fn some_children(
         &self,
         image: ImageId,
@@ -277,13 +279,13 @@ impl Pool {
         self.child_records(image)?.children(snap, formats, limit)
     }
 
-    /// The records of an image's children, as they are now. None of them is read yet.
+    /// Lists the records of an image's children. None of the records is read yet.
     pub(crate) fn child_records(&self, image: ImageId) -> Result<ChildRecords> {
         let parent = (self.id(), image);
         ChildRecords::of(self.store(), |key| (key.parent_pool, key.parent_image) == parent)
     }
 
-    /// The child that a record in this pool speaks of; `None` for a stale record.
+    /// The child that a record in this pool stands for; `None` for a stale record.
     fn look_at_child(&self, pools: &[Pool], key: ChildKey) -> Result<Option<ChildInfo>> {
         let (image, snap_id) = (key.child_image, key.snap);
         let own = |p: &&Pool| p.id() == key.child_pool && p.foreign().is_none();
@@ -295,8 +297,9 @@ impl Pool {
                 clone_format: match clone_format(&head, key) {
                     Some(format) => format,
                     None => {
-                        // Flattened, and cut off before the record was removed. Nothing can bring
-                        // the link back, once the head that lacks it is durable.
+                        // The child was flattened, and the flatten was interrupted before it removed
+                        // the record. Once the head without the link is durable, the link cannot
+                        // come back.
                         pool.settle(&Key::Head(image))?;
                         let _ = self.records().remove(&Key::Child(key));
                         return Ok(None);
@@ -313,7 +316,7 @@ impl Pool {
             })),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.clean_stale(pool, key);
-                // Not published yet, or gone: while a clone is being made, it counts.
+                // The child is not published yet, or it is gone. A clone that is being made counts.
                 let unpublished = pool.read_head(image).is_err()
                     && self.records().exists(&Key::Child(key)).unwrap_or(false);
                 Ok(unpublished.then(|| ChildInfo {
@@ -332,8 +335,8 @@ impl Pool {
         }
     }
 
-    /// Removes a record whose child is gone, unless the child's pool is locked by whoever is
-    /// making it.
+    /// Removes a record whose child is gone. Does nothing while the child's pool is locked, because the
+    /// child may be in the making.
     fn clean_stale(&self, pool: &Pool, key: ChildKey) {
         let Ok(Some(_lock)) = pool.try_lock(LockMode::Exclusive) else { return };
         if pool.read_head(key.child_image).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
@@ -341,7 +344,7 @@ impl Pool {
         }
     }
 
-    /// What a child's record says; nothing where it cannot be read.
+    /// The content of a child's record; the default where it cannot be read.
     pub(crate) fn recorded_child(&self, key: ChildKey) -> ChildRecord {
         self.read_record_up_to(&Key::Child(key), CHILD_RECORD_BYTES_MAX)
             .ok()
@@ -353,13 +356,13 @@ impl Pool {
     fn look_at_marker(&self, key: ChildKey) -> Result<Option<ChildInfo>> {
         let user = match self.records().owner(&Key::Marker(key)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            // What cannot be looked at still counts: a child too many is better than one forgotten.
+            // A marker that cannot be read still counts: a child too many is better than one forgotten.
             user => user.unwrap_or(u32::MAX),
         };
         let user = Some(user).filter(|user| *user != self.owner_id());
         let record = self.recorded_child(key);
         if user.is_none() && is_of_another_name(&record, key) {
-            // A file of one's own that somebody moved here from elsewhere.
+            // A file of this user that somebody moved here from elsewhere.
             return Ok(None);
         }
         let its_own = record.child_image_id == key.child_image.0;
@@ -372,7 +375,8 @@ impl Pool {
             && check_image_name(&record.child_name).is_ok()
             && (record.child_namespace.is_empty()
                 || check_namespace_name(&record.child_namespace).is_ok());
-        // Another user's marker may point anywhere; one's own tells where to look for names of now.
+        // The marker of this user says where the child's present names are. Another user's marker
+        // could point anywhere.
         let now = if user.is_none() { self.marked_child(&record) } else { None };
         let child = now.unwrap_or_else(|| match sane {
             true => MarkedChild {
@@ -415,7 +419,7 @@ impl Pool {
     }
 
     /// Removes the record of `child`, an image of this pool, and its marker, if it left one. Returns the
-    /// parent's pool, where it is within reach.
+    /// parent's pool, if that can be opened.
     pub(crate) fn remove_child_record(
         &self,
         parent: &ParentRecord,
@@ -441,7 +445,7 @@ impl Pool {
         };
         if parent_pool.id() != self.id() {
             for key in key.of_all_formats().map(Key::Marker) {
-                // The owner takes a marker that stays for stale when the image is gone.
+                // A marker that cannot be removed counts as stale once the image is gone.
                 let _ = parent_pool.records().remove(&key);
             }
         }
@@ -450,8 +454,8 @@ impl Pool {
 }
 
 impl Store {
-    /// Children of an image, or of one of its snapshots, in every pool of the store; those in other
-    /// stores through the markers they left.
+    /// Children of an image, or of one of its snapshots, in every pool of the store. Children in other
+    /// stores are found by the markers that they left.
     ///
     /// # Errors
     /// What the operating system says; `Corrupt` for a damaged head.
@@ -465,7 +469,7 @@ impl Store {
     }
 
     /// As [`Self::children`], with the children's children, and so on. A child in another store is
-    /// listed, but not looked into.
+    /// listed, but its own children are not looked for.
     ///
     /// # Errors
     /// As [`Self::children`].

@@ -19,7 +19,7 @@ pub const ORDER_DEFAULT: u32 = 22;
 pub struct CreateOptions {
     /// Size in bytes; 0 is allowed, as with RBD.
     pub size_bytes: u64,
-    /// log2 of the object size that `info` shows; of no meaning to the layout.
+    /// log2 of the object size that `info` shows. It does not change the layout.
     pub order: u32,
     /// Feature names that `info` shows, comma separated.
     pub features: String,
@@ -31,7 +31,7 @@ impl Default for CreateOptions {
     }
 }
 
-/// The head of an image that nobody has written yet.
+/// The first head of a new image.
 pub(crate) fn first_head(id: ImageId, namespace: &str, name: &str, now_s: i64) -> HeadRecord {
     HeadRecord {
         image_id: id.0,
@@ -48,7 +48,7 @@ pub(crate) fn first_head(id: ImageId, namespace: &str, name: &str, now_s: i64) -
     }
 }
 
-/// The bytes of a name.
+/// The record that a name leads to an image.
 fn name_record(image: ImageId) -> Vec<u8> {
     let record = NameRecord { image_id: image.0, ..NameRecord::default() };
     encode_message(FrameKind::Name, &record)
@@ -77,7 +77,8 @@ impl Pool {
         Ok(())
     }
 
-    /// The head of an image that reads as zeros, where its name is free. The pool's lock is held.
+    /// Makes the head of an image that reads as zeros. Fails where its name is taken. The pool's lock is
+    /// held.
     pub(crate) fn new_head(
         &self,
         namespace: &str,
@@ -97,7 +98,7 @@ impl Pool {
         Ok((id, head))
     }
 
-    /// Fails where the name is taken or the namespace missing.
+    /// Fails where the name is taken or the namespace does not exist.
     pub(crate) fn check_free(&self, namespace: &str, name: &str) -> Result<()> {
         match self.find(namespace, name) {
             Ok(_) => fail(
@@ -114,20 +115,20 @@ impl Pool {
         }
     }
 
-    /// Makes an image from its first head: the head, then the name, which is the commit. The pool's
-    /// lock is held.
+    /// Creates an image from its first head: stores the head, then the name, which is the commit. The
+    /// pool's lock is held.
     pub(crate) fn publish_image(&self, id: ImageId, head: &HeadRecord, name: &str) -> Result<()> {
         let records = self.records();
         let context = || format!("cannot create image '{}'", head.name);
-        // Who made the pool may have been killed before its record was durable.
+        // The process that made the pool may have been killed before the pool's record was durable.
         records.settle(&Key::Pool).at(context)?;
         let name_key = Key::Name { namespace: head.namespace.clone(), name: name.to_owned() };
         let made = records
             .create(&Key::Head(id), &self.encode_head(head)?)
             .and_then(|()| records.create(&name_key, &name_record(id)));
         if let Err(error) = made {
-            // The name may be there, when only making it durable failed. It must be gone for good before
-            // what it leads to goes; else the image stays whole, and can be removed.
+            // The name may exist, if only the sync of it failed. The head is removed only after the name
+            // is gone for good. Otherwise the image stays complete, and can be removed later.
             let unnamed = match self.find(&head.namespace, name) {
                 Ok(found) if found == id => {
                     records.remove(&name_key).and_then(|()| records.settle(&name_key)).is_ok()
@@ -143,7 +144,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Removes an image's head and what lies beside it. Errors leave litter for `gc`.
+    /// Removes an image's head and what lies beside it. Where that fails, `gc` removes the rest.
     pub(crate) fn remove_head(&self, id: ImageId) {
         if let Err(error) = self.records().remove(&Key::Head(id)) {
             tracing::debug!(image = %id, %error, "left for gc");
@@ -164,15 +165,15 @@ impl Pool {
         let context = || format!("cannot rename image '{from}'");
         self.records().rename(&key(from), &key(to)).at(context)?;
         let synced = self.records().settle(&key(to)).at(context);
-        // The head is its owner's to write, and keeps the name it was made with.
+        // Only its owner writes the head, so the head keeps the name that the image was made with.
         self.note_name(image, namespace, to);
         synced
     }
 
-    /// Gives an image that has lost its name one again: its own, or one made of its number.
+    /// Gives an image without a name a name again: the one in its head, or one made of its number.
     pub(crate) fn restore_name(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         let _lock = self.lock(LockMode::Exclusive)?;
-        // It may have been renamed while the names were read.
+        // The image may have been renamed while the names were read.
         if !self.is_nameless(head, &mut NamedImages::default())? {
             return Ok(());
         }
@@ -189,7 +190,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Removes a name that leads nowhere.
+    /// Removes a name whose image does not exist.
     pub(crate) fn remove_name(&self, namespace: &str, name: &str) -> Result<()> {
         let _lock = self.lock(LockMode::Exclusive)?;
         let key = Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };

@@ -1,19 +1,21 @@
-//! Who may name an author's segments: its *heirs*, found without looking at all heads of a pool.
+//! The *heirs* of an author: the images that may name its segments. They are found without reading all
+//! heads of a pool.
 //!
-//! A clone names segments of its ancestors, and goes on doing so when it has been flattened in their pool.
-//! While it is a child, its record tells (see `children`). Before its head lets go of a parent in the same
-//! pool, a mark of the same relation is made, which stays for as long as the image lives or anybody does who
-//! was cloned from it. An image gains names of old segments only at its creation, from a snapshot of its
-//! parent (I10). So whoever may name a segment of an author is found from the author on, by records and marks.
+//! A clone names segments of its ancestors. It goes on doing so after a flatten, if the ancestor lies in
+//! the same pool. While the clone is a child, its record shows the relation (see `children`). Before its
+//! head drops a parent in the same pool, a mark of the same relation is made. The mark stays as long as
+//! the image lives, or any image that was cloned from it. An image gains names of old segments only at its
+//! creation, from a snapshot of its parent (I10). So all images that may name a segment of an author can be
+//! found by following records and marks from the author.
 //!
-//! What a mark says is told in [`HeirKey`].
+//! [`HeirKey`] describes the marks.
 //!
 //! Invariants:
-//! - A mark is durable before the head that lacks the parent is. Records are listed before marks, so that
-//!   whoever turns from one into the other meanwhile is seen.
+//! - A mark is durable before the head without the parent is durable. Records are listed before marks, so
+//!   a relation that changes from a record to a mark meanwhile is seen.
 //! - The mark of an image that is gone stays while an heir of that image lives.
-//! - An image whose head does not say `leaves_marks` is older than marks are: what it shared is freed by
-//!   comparing all heads of the pool.
+//! - An image whose head does not say `leaves_marks` was made before there were marks. What it shared is
+//!   freed by comparing all heads of the pool.
 
 use std::collections::{HashMap, HashSet};
 
@@ -25,17 +27,18 @@ use super::pool::Pool;
 use crate::error::{IoContext, Result};
 use crate::fault::{self, Fault};
 
-/// Who was cloned from whom in a pool, by records and marks.
+/// Which images of a pool were cloned from which, by records and marks.
 #[derive(Default)]
 pub(crate) struct Heirs {
+    /// The images cloned from an image.
     pub below: HashMap<ImageId, Vec<ImageId>>,
-    /// By marks alone.
+    /// The images that an image was cloned from, by marks alone.
     pub above: HashMap<ImageId, Vec<ImageId>>,
-    /// Segments of authors that are gone.
+    /// Sets of segments whose author is gone, and that wait to be freed.
     pub waiting: Vec<SegmentSet>,
 }
 
-/// Stands for a parent in another pool: of its heirs it is not known whose segments they name here.
+/// Stands for a parent in another pool. Its heirs may name segments of any author of this pool.
 pub(crate) const UNKNOWN: ImageId = ImageId(0);
 
 impl Heirs {
@@ -49,7 +52,7 @@ impl Heirs {
         }
     }
 
-    /// The living heirs of an author; `None` where there are more than so many.
+    /// The living heirs of an author; `None` where there are more than `count_max`.
     pub(crate) fn living(
         &self,
         pool: &Pool,
@@ -75,7 +78,7 @@ impl Heirs {
         Some(living)
     }
 
-    /// The image and those it was cloned from, as far as marks tell.
+    /// The image and its ancestors, as far as marks show them.
     pub(crate) fn line(&self, image: ImageId) -> Vec<ImageId> {
         let mut line = vec![image];
         let mut at = 0;
@@ -93,7 +96,7 @@ impl Heirs {
 
 impl Pool {
     pub(crate) fn has_head(&self, image: ImageId) -> bool {
-        // What cannot be looked at is taken to be there.
+        // Where that cannot be found out, the head counts as present.
         self.records().exists(&Key::Head(image)).unwrap_or(true)
     }
 
@@ -102,7 +105,7 @@ impl Pool {
         let key = Key::Heir(mark);
         let context = || format!("cannot make {}", self.records().show(&key));
         self.with_reserve(|| match self.records().create(&key, &[]) {
-            // Whoever made it may have been killed before it was durable.
+            // The process that made it may have been killed before the mark was durable.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 self.records().settle(&key).at(context)
             }
@@ -119,8 +122,8 @@ impl Pool {
         }
     }
 
-    /// Notes that an image of this pool may name what a parent in this pool does, when it is its child no
-    /// more. `None`: a parent in another pool, whose snapshots name segments of this one.
+    /// Notes that an image of this pool may name segments of `parent` even when it is no longer its child.
+    /// `None` stands for a parent in another pool whose snapshot names segments of this pool.
     pub(crate) fn mark_heir(&self, parent: Option<ImageId>, image: ImageId) -> Result<()> {
         if fault::is(Fault::FlattenLeavesNoMark) {
             return Ok(());
@@ -128,7 +131,8 @@ impl Pool {
         self.note_heir(HeirKey::Mark { parent: parent.unwrap_or(UNKNOWN), image })
     }
 
-    /// Before an image goes that heirs of its own lead to: they may name what its parent does.
+    /// Called before an image is removed. If the image has heirs, these may name segments of the image's
+    /// parent, so a mark keeps the relation.
     pub(crate) fn keep_heirs(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         let Some(parent) = head.parent.as_ref().filter(|p| p.pool_id == self.id().0) else {
             return Ok(());
@@ -154,7 +158,8 @@ impl Pool {
         Ok(heirs)
     }
 
-    /// By records first, then by marks. The pool's lock is held, so that no clone appears meanwhile.
+    /// The relations by records and by marks. Records are listed first. The pool's lock is held, so no clone
+    /// appears meanwhile.
     pub(crate) fn heirs(&self) -> Result<Heirs> {
         let own = self.id();
         let records = self.child_keys(|key| key.parent_pool == own && key.child_pool == own)?;

@@ -1,4 +1,4 @@
-//! What can be told of an image or pool from its heads alone, while it is in use or not.
+//! What the heads alone say about an image or a pool. They can be read while the image is in use.
 
 use std::collections::HashMap;
 
@@ -12,11 +12,11 @@ use crate::error::Result;
 /// The parent of a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParentInfo {
-    /// Its pool, by its name now if the store knows it.
+    /// Its pool: the present name, if the store knows the pool.
     pub pool: String,
     /// Its namespace.
     pub namespace: String,
-    /// Its name now, or when it was cloned if it is out of reach.
+    /// Its present name; the name when it was cloned, if the parent cannot be found.
     pub image: String,
     /// The snapshot.
     pub snap: String,
@@ -26,7 +26,7 @@ pub struct ParentInfo {
     pub image_id: ImageId,
     /// The snapshot's number.
     pub snap_id: SnapId,
-    /// Bytes from the start that came from it and were never cut off.
+    /// Bytes from the start that the clone took from its parent and that no resize has cut off.
     pub overlap_bytes: u64,
     /// Clone format 1 or 2.
     pub clone_format: u32,
@@ -104,7 +104,7 @@ pub struct PoolStats {
 }
 
 impl Pool {
-    /// What the head of an image tells; works while the image is in use.
+    /// What the head of an image says. Works while the image is in use.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `NewerFormat`.
@@ -113,19 +113,18 @@ impl Pool {
     }
 }
 
-/// Most names of parents' snapshots that are remembered, so that memory is bounded.
+/// Limit on the names of parents' snapshots that are kept in memory.
 const PARENT_SNAPSHOTS_MAX: usize = 100_000;
 
-/// What a child wants to know of its parent.
+/// What is known of a parent.
 struct KnownParent {
     pool: String,
     image: Option<String>,
-    /// Name, and whether it is trashed, by number.
+    /// By number: the snapshot's name, and whether it is trashed.
     snapshots: HashMap<u64, (String, bool)>,
 }
 
-/// Reads what heads tell of many images of a pool. What it has found out about a parent it need not
-/// find out again for the next child.
+/// Reads the heads of many images of a pool. It keeps what it has read of a parent for the next child.
 pub struct InfoReader {
     pool: Pool,
     pools: HashMap<u64, Option<Pool>>,
@@ -134,7 +133,7 @@ pub struct InfoReader {
 }
 
 impl InfoReader {
-    /// A reader that knows nothing yet.
+    /// A reader that has read nothing yet.
     #[must_use]
     pub fn new(pool: &Pool) -> Self {
         Self {
@@ -152,7 +151,7 @@ impl InfoReader {
     pub fn info(&mut self, image: ImageId) -> Result<ImageInfo> {
         let head = self.pool.read_head(image)?;
         let name = self.pool.name_of(&head).unwrap_or_else(|| head.name.clone());
-        Ok(self.told_by(image, head, name))
+        Ok(self.info_from(image, head, name))
     }
 
     /// As [`Self::info`], for an image whose name is known.
@@ -161,10 +160,10 @@ impl InfoReader {
     /// As [`Pool::info`].
     pub fn info_of(&mut self, name: &str, image: ImageId) -> Result<ImageInfo> {
         let head = self.pool.read_head(image)?;
-        Ok(self.told_by(image, head, name.to_owned()))
+        Ok(self.info_from(image, head, name.to_owned()))
     }
 
-    fn told_by(&mut self, image: ImageId, head: HeadRecord, name: String) -> ImageInfo {
+    fn info_from(&mut self, image: ImageId, head: HeadRecord, name: String) -> ImageInfo {
         let snapshots = head
             .snapshots
             .into_iter()
@@ -221,7 +220,7 @@ impl InfoReader {
         info
     }
 
-    /// `None` where the parent cannot be found.
+    /// The parent, read at most once; `None` where it cannot be found.
     fn known_parent(&mut self, pool: PoolId, image: ImageId) -> Option<&KnownParent> {
         let key = (pool.0, image.0);
         if !self.parents.contains_key(&key) {

@@ -1,7 +1,7 @@
-//! What writes of records have left that were cut off.
+//! Leftovers: temporary files of record writes that were interrupted.
 //!
-//! Invariant: a leftover goes only where nobody can be writing it: whoever could is locked out, or it
-//! has not been written to for an hour, when writing it takes milliseconds.
+//! Invariant: a leftover is removed only where nobody can be writing it. Either the lock of its writers is
+//! held, or it has not changed for an hour. Writing it takes milliseconds.
 
 use marcot_backend::{Beside, Leftover};
 use marcot_store::LockMode;
@@ -10,7 +10,7 @@ use super::pool::Pool;
 use super::store::Store;
 use crate::error::Result;
 
-/// Nobody is writing what was not changed for so long.
+/// A leftover that has not changed for this time, in seconds, is abandoned.
 const ABANDONED_S: i64 = 3600;
 
 fn is_abandoned(left: &Leftover, now_s: i64) -> bool {
@@ -22,13 +22,12 @@ impl Pool {
         self.records().leftovers(at)
     }
 
-    /// Removes leftovers; returns how many. Those that cannot be removed stay.
+    /// Removes leftovers and returns how many. Leftovers that cannot be removed stay.
     fn sweep(&self, leftovers: &[Leftover]) -> u64 {
         leftovers.iter().filter(|left| self.records().remove_leftover(left)).count() as u64
     }
 
-    /// Removes what is left of names of a namespace. The pool's lock is held, without which nobody writes
-    /// any.
+    /// Removes leftovers of names in a namespace. The pool's lock is held; names are written only with it.
     pub(crate) fn sweep_names(&self, namespace: &str) -> u64 {
         self.sweep(&self.leftovers(&Beside::Names(namespace.to_owned())))
     }
@@ -38,7 +37,7 @@ impl Pool {
         named.into_iter().chain([String::new()]).collect()
     }
 
-    /// How many leftovers were abandoned long ago.
+    /// The number of abandoned leftovers.
     pub(crate) fn count_abandoned(&self) -> Result<u64> {
         let mut places: Vec<Beside> = vec![Beside::Pool, Beside::Children];
         places.extend(self.all_namespaces().into_iter().map(Beside::Names));
@@ -48,11 +47,12 @@ impl Pool {
         Ok(all.filter(|left| is_abandoned(left, now_s)).count() as u64)
     }
 
-    /// Removes what commands left in this pool when they were cut off; returns how many there were.
+    /// Removes what interrupted commands left in this pool. Returns how many files that were.
     pub(crate) fn sweep_litter(&self) -> Result<u64> {
         let _catalogue = self.lock(LockMode::Exclusive)?;
         let now_s = self.now_s();
-        // The pool's own record, names, and records of children here are written under this lock.
+        // The pool's own record, names, and records of this pool's children are written under this
+        // lock.
         let mut removed = self.sweep(&self.leftovers(&Beside::Pool));
         for namespace in self.all_namespaces() {
             removed += self.sweep_names(&namespace);
@@ -66,7 +66,7 @@ impl Pool {
             if left.is_empty() {
                 continue;
             }
-            // Its owner writes heads.
+            // Only the image's owner writes heads.
             let lock = self.lock_image(image).ok().flatten();
             left.retain(|left| lock.is_some() || is_abandoned(left, now_s));
             removed += self.sweep(&left);
@@ -76,13 +76,13 @@ impl Pool {
 }
 
 impl Store {
-    /// Removes what attaching and detaching left in the store's directories when it was cut off.
+    /// Removes what interrupted commands have left in the store's own directories.
     pub(crate) fn sweep_litter(&self) -> Result<()> {
         let _lock = self.lock("collect what was left in it")?;
         let home = &self.inner.home;
         let mut left = home.leftovers(true);
         let now_s = self.inner.world.clock.now_s();
-        // Who makes a store holds no lock yet.
+        // A process that creates a store holds no lock yet, so only abandoned files of it are removed.
         left.extend(home.leftovers(false).into_iter().filter(|left| is_abandoned(left, now_s)));
         left.iter().for_each(|left| home.remove_leftover(left));
         Ok(())

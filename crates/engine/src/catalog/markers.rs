@@ -1,7 +1,7 @@
-//! What can be told of a child in a pool of another store, whose marker lies in ours.
+//! Children in pools of other stores, known by the markers that they left in a pool of this store.
 //!
-//! A marker that one left oneself gives the directory of the child's pool. What lies there is only
-//! looked at, where it is one's own too. Where other users' markers point to nobody looks.
+//! A marker of this user names the directory of the child's pool. That pool is read, and not changed, if it
+//! belongs to this user too. A directory that another user's marker names is never looked at.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use marcot_format::record::{ChildRecord, HeadRecord, NameRecord, PoolRecord};
 
 use super::pool::{Pool, RECORD_BYTES_MAX};
 
-/// A marker whose image is not there is believed to be stale after this time; a clone takes
-/// milliseconds between its marker and its head.
+/// Age in seconds from which a marker without an image is stale. A clone takes milliseconds between its
+/// marker and its head.
 const MARKER_STALE_S: i64 = 3600;
 
-/// Directory of a store's own pools.
+/// Name of the directory that holds a store's own pools.
 const POOLS: &str = "pools";
 
 /// A child's pool, namespace and name.
@@ -28,8 +28,8 @@ pub(crate) struct MarkedChild {
 }
 
 impl Pool {
-    /// The pool that a marker of one's own says the child lies in; `None` where no such pool of one's own
-    /// is there.
+    /// The pool that a marker of this user names; `None` where it cannot be opened, belongs to another
+    /// user, or has another number.
     fn marked_pool(&self, marker: &ChildRecord) -> Option<Arc<dyn Records>> {
         if !Path::new(&marker.child_pool_directory).is_absolute() {
             return None;
@@ -42,18 +42,18 @@ impl Pool {
         (pool.pool_id == marker.child_pool_id).then_some(records)
     }
 
-    /// True for a marker of one's own whose child is gone.
+    /// True for a marker of this user whose child is gone.
     pub(crate) fn marker_is_stale(&self, marker: &ChildRecord) -> bool {
         let Some(records) = self.marked_pool(marker) else { return false };
         let gone = records.exists(&Key::Head(ImageId(marker.child_image_id)));
-        // Where its images cannot be listed, nothing can be said of one of them.
+        // Where the pool's images cannot be listed, a missing head proves nothing.
         records.list(&Prefix::Heads, &mut |_| false).is_ok()
             && matches!(gone, Ok(false))
             && self.now_s().saturating_sub(marker.created_s) > MARKER_STALE_S
     }
 
-    /// The child that a marker of one's own speaks of, by its names now; `None` where its pool cannot be
-    /// read.
+    /// The child that a marker of this user stands for, by its present names; `None` where its pool cannot
+    /// be read.
     pub(crate) fn marked_child(&self, marker: &ChildRecord) -> Option<MarkedChild> {
         let records = self.marked_pool(marker)?;
         let image = ImageId(marker.child_image_id);
@@ -82,7 +82,7 @@ impl Pool {
     }
 }
 
-/// What its own store calls the pool in a directory.
+/// The name that a pool has in its own store, by its directory.
 fn pool_name(directory: &Path) -> Option<String> {
     let in_store = directory.parent()?.file_name()? == POOLS;
     unescape(directory.file_name()?.to_str()?).filter(|_| in_store)

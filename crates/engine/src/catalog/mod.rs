@@ -1,15 +1,14 @@
 //! Stores, pools and what they hold: names, heads, children.
 //!
-//! Where they lie is the business of the back end; for a directory see
-//! [`marcot_backend::local::layout`].
+//! The back end decides where they lie; for a local directory see [`marcot_backend::local::layout`].
 //!
 //! Invariants:
-//! - A child's record is durable before its head, and goes after it (I7). A record without a head
-//!   is stale, unless the pool's lock is held.
-//! - An image whose name says that it is partial is locked by its maker from before it has that name
-//!   until after it has its own; see `partial`.
-//! - Who takes protection away marks the snapshot first and looks for children then; who clones
-//!   records the child first and looks at the mark then. So one of them sees the other.
+//! - A child's record is durable before the child's head, and is removed after it (I7). A record without a
+//!   head is stale, unless somebody holds the pool's lock.
+//! - The process that makes a partial image holds the image's lock from before the image has its partial
+//!   name until after it has its final name; see `partial`.
+//! - An unprotect marks the snapshot first and then looks for children. A clone records the child first and
+//!   then looks at the mark. So one of the two sees the other.
 
 pub(crate) mod child_names;
 pub(crate) mod children;

@@ -7,14 +7,14 @@ use marcot_backend::escape;
 use crate::error::{ErrorKind, Result, fail};
 use crate::printable::printable;
 
-/// Longest name in bytes, after the characters that file names cannot have are escaped.
+/// Longest name in bytes, after escaping the characters that file names cannot have.
 pub const NAME_BYTES_MAX: usize = 230;
 
-/// Begins the name of an image that is not whole yet; see [`super::partial`].
+/// Prefix of the name of an image that is not complete yet; see [`super::partial`].
 pub(crate) const PARTIAL_PREFIX: &str = ".marcot-partial.";
 
-/// True for a name that anybody could have given. A place of others may hold such names, and what they
-/// lead to is no image, namespace or pool.
+/// True for a name that this program accepts. A directory of another user may hold other names. They are
+/// left out with a warning: what they lead to is no image, namespace or pool.
 pub(crate) fn could_be_given(place: &Path, name: &str) -> bool {
     let why = why_not(name);
     if let Some(why) = &why {
@@ -24,17 +24,17 @@ pub(crate) fn could_be_given(place: &Path, name: &str) -> bool {
     why.is_none()
 }
 
-/// True for a name that could be given.
+/// True for a name that this program accepts.
 pub(crate) fn is_acceptable(name: &str) -> bool {
     defect(name).is_none()
 }
 
-/// Why nobody can give a name; `None` for one that can be given.
+/// Why a name is not accepted; `None` where it is.
 pub(crate) fn why_not(name: &str) -> Option<String> {
     defect(name).map(|(_, why)| why)
 }
 
-/// What speaks against a name.
+/// What is wrong with a name.
 fn defect(name: &str) -> Option<(ErrorKind, String)> {
     if name.is_empty() {
         return Some((ErrorKind::Invalid, "must not be empty".to_owned()));
@@ -60,17 +60,17 @@ fn check(what: &str, name: &str) -> Result<()> {
     }
 }
 
-/// Accepts a pool's name.
+/// Fails where a pool cannot have this name.
 pub(crate) fn check_pool_name(name: &str) -> Result<()> {
     check("pool", name)
 }
 
-/// Accepts a namespace's name.
+/// Fails where a namespace cannot have this name.
 pub(crate) fn check_namespace_name(name: &str) -> Result<()> {
     check("namespace", name)
 }
 
-/// Accepts an image's name.
+/// Fails where an image cannot have this name.
 pub(crate) fn check_image_name(name: &str) -> Result<()> {
     check("image", name)?;
     if name.starts_with(PARTIAL_PREFIX) {
@@ -84,7 +84,7 @@ pub(crate) fn check_image_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Accepts a snapshot's name.
+/// Fails where a snapshot cannot have this name.
 pub(crate) fn check_snapshot_name(name: &str) -> Result<()> {
     check("snapshot", name)
 }

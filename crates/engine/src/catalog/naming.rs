@@ -1,13 +1,13 @@
 //! From an image's number to its name.
 //!
-//! `names/` leads from names to numbers, and only it counts. The way back must not read all of
-//! `names/`, or every command would cost by the number of images. So there are two hints: the name
-//! in the head, and where the image was renamed since, `images/NUMBER/name`.
+//! `names/` leads from names to numbers, and only it counts. The way back must not read all of `names/`,
+//! or the cost of every command would grow with the number of images. So there are two hints: the name in
+//! the head, and `images/NUMBER/name` where the image was renamed later.
 //!
 //! Invariants:
-//! - A hint is never believed: the name that it gives must lead to the image. So it does no harm when
-//!   it is old, torn, or missing; then all names are read, once, and the hint is written anew.
-//! - A hint is written under the pool's lock, after the name that it gives is there.
+//! - A hint is verified: the name in it must lead to the image. So an old, torn or missing hint does no
+//!   harm. All names are read then, once, and the hint is written again.
+//! - A hint is written under the pool's lock, after the name in it exists.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
@@ -22,15 +22,15 @@ use super::partial::{is_partial_name, partial_name};
 use super::pool::Pool;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Names that were read because a hint was missing, by image; hints themselves.
+/// Namespace and name of images, read because a hint was missing. They are hints too.
 pub(crate) type NamesRead = HashMap<ImageId, (String, String)>;
 
-/// The images that some name leads to, read when first asked for: for commands that look at all
-/// images of a pool.
+/// The images that have a name. They are read on first use, by commands that go through all images of a
+/// pool.
 #[derive(Default)]
 pub(crate) struct NamedImages(Option<HashSet<ImageId>>);
 
-/// True where a name could not be read that may be as it should be.
+/// True for an error that says nothing about the name, which may exist.
 fn may_be_there(error: &Error) -> bool {
     error.kind() == ErrorKind::Io || error.kind().is_obstacle()
 }
@@ -38,7 +38,7 @@ fn may_be_there(error: &Error) -> bool {
 impl Pool {
     /// `pool/image` or `pool/namespace/image`.
     pub(crate) fn image_label(&self, head: &HeadRecord) -> String {
-        // A partial image is called what it is going to be called.
+        // A partial image is shown by its final name, which its head has.
         let name = self.name_of(head).filter(|name| !is_partial_name(name));
         let name = name.unwrap_or_else(|| head.name.clone());
         self.label(&head.namespace, &name)
@@ -51,7 +51,7 @@ impl Pool {
         }
     }
 
-    /// As [`Self::image_label`], for an image whose head cannot be read: by the names alone, else by
+    /// As [`Self::image_label`], for an image whose head cannot be read: its name by the names alone, or
     /// its number.
     #[must_use]
     pub fn label_by_names(&self, image: ImageId) -> String {
@@ -70,8 +70,8 @@ impl Pool {
         named.unwrap_or_else(|| format!("{image} of pool '{}'", self.name()))
     }
 
-    /// The name of an image of that namespace; `None` where there is no such image, or no name leads
-    /// to it.
+    /// The name of an image in a namespace; `None` where the namespace has no such image, or the image
+    /// has no name.
     ///
     /// # Errors
     /// `Corrupt`, `NewerFormat` for its head; what the operating system says.
@@ -84,12 +84,12 @@ impl Pool {
         }
     }
 
-    /// The name of an image now, which may have changed since its head was written.
+    /// The present name of an image. It may have changed since the head was written.
     pub(crate) fn name_of(&self, head: &HeadRecord) -> Option<String> {
         self.find_name_of(head).ok().flatten()
     }
 
-    /// As [`Self::name_of`], for who must not take a name that cannot be read now for none.
+    /// As [`Self::name_of`], but fails where a name cannot be read now that the image may have.
     pub(crate) fn find_name_of(&self, head: &HeadRecord) -> Result<Option<String>> {
         let image = ImageId(head.image_id);
         match self.name_by_hints(head) {
@@ -111,10 +111,10 @@ impl Pool {
         Ok(found)
     }
 
-    /// True where no name leads to an image.
+    /// True where no name leads to the image.
     ///
     /// # Errors
-    /// Where some name cannot be read, which might be its own.
+    /// Where a name cannot be read, because it might be the image's own.
     pub(crate) fn is_nameless(&self, head: &HeadRecord, all: &mut NamedImages) -> Result<bool> {
         if self.name_by_hints(head)?.is_some() {
             return Ok(false);
@@ -133,8 +133,8 @@ impl Pool {
         Ok(named)
     }
 
-    /// The image's name by its head, else by the note beside it, else by what was read before. `None`:
-    /// only all names can tell.
+    /// The image's name by its head, by the note beside the head, or by names read before. `None` where
+    /// none of them leads to the image; then all names have to be read.
     fn name_by_hints(&self, head: &HeadRecord) -> Result<Option<String>> {
         let image = ImageId(head.image_id);
         let leads_here = |name: &str| match self.find(&head.namespace, name) {
@@ -160,15 +160,15 @@ impl Pool {
         self.names_read_lock().lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Namespace and name that are noted beside the head.
+    /// The namespace and name noted beside the head.
     fn noted_name(&self, image: ImageId) -> Option<(String, String)> {
         let bytes = self.read_record(&Key::NameHint(image)).ok()?;
         let (note, _) = decode_message::<NameRecord>(FrameKind::Name, &bytes).ok()?;
         (note.image_id == image.0).then_some((note.namespace, note.name))
     }
 
-    /// Notes a name that an image has been given, beside its head. The pool's lock is held. What
-    /// fails here costs whoever looks for the name a reading of all names.
+    /// Notes a name that an image was given, beside its head. The pool's lock is held. Where this fails,
+    /// the next search for the name reads all names.
     pub(crate) fn note_name(&self, image: ImageId, namespace: &str, name: &str) {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         let bytes =
@@ -178,8 +178,8 @@ impl Pool {
         }
     }
 
-    /// Notes the name of an image that an earlier version, or a command that was cut off, has renamed;
-    /// unless somebody is at work, or the pool is not ours.
+    /// Notes the name of an image that was renamed by an earlier version or by an interrupted command.
+    /// Does nothing where the pool is locked, read-only, or of another store.
     fn mend_hint(&self, image: ImageId, namespace: &str, name: &str) {
         if self.read_only() || self.attached() {
             return;

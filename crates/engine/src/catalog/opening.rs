@@ -1,4 +1,4 @@
-//! Opening a pool: what its place says of itself is a claim until it is checked.
+//! Opening a pool. What a directory says about itself is only a claim until it is checked.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,8 +12,7 @@ use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::segment::Place;
 
-/// Fails where a directory holds another pool than the one that was attached: what it says of itself
-/// is a claim.
+/// Fails where a directory holds another pool than the one that was attached.
 fn check_attached(
     name: &str,
     attached: &AttachedRecord,
@@ -42,7 +41,7 @@ fn check_attached(
     }
 }
 
-/// Where a store has a pool.
+/// Where the store looks for a pool.
 pub(crate) enum Whereabouts {
     /// In the store itself, by its name.
     Own(String),
@@ -60,7 +59,7 @@ impl Whereabouts {
 }
 
 impl Store {
-    /// Fails where another user's store leads to a pool by a link: it could lead anywhere.
+    /// Fails where another user's store leads to a pool by a symbolic link, which could point anywhere.
     pub(crate) fn check_no_link_of_others(&self, name: &str) -> Result<()> {
         let home = &self.inner.home;
         let Some(user) = home.foreign().filter(|_| home.is_link(name)) else { return Ok(()) };
@@ -72,11 +71,11 @@ impl Store {
     }
 }
 
-/// The place of a pool, and what its record says.
+/// An opened pool's place, with the record that it holds.
 struct Claim {
     opened: Opened,
     record: PoolRecord,
-    /// It was written by a newer version.
+    /// The record was written by a newer version.
     newer: bool,
 }
 
@@ -101,7 +100,7 @@ fn read_claim(store: &Store, at: &At, context: &dyn Fn() -> String) -> Result<Cl
 }
 
 impl Pool {
-    /// Opens a pool by its place, which everything in it is reached from.
+    /// Opens the pool at a place. Everything in the pool is reached from this one opening.
     ///
     /// # Errors
     /// `NotFound` where there is none; `Invalid` where it is not the one that was attached, or its
@@ -150,7 +149,7 @@ impl Pool {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// The number that the pool at a place says it has.
+    /// The number in the record of the pool at a place.
     pub(crate) fn number_at(store: &Store, place: &str) -> Result<PoolId> {
         let context = || format!("cannot attach the pool in {place}");
         let claim = read_claim(store, &At::Elsewhere(place.to_owned()), &context)?;

@@ -1,7 +1,7 @@
-//! Names of images on their way in, which users do not see before they are whole.
+//! Names of partial images: images that are still being imported or copied. Users do not see them.
 //!
-//! Such an image has a name made of its own number, which no user can give to an image. An image whose
-//! name only looks like one of those is somebody's, and stays.
+//! A partial image has a name made of its own number. Users cannot give such names. An image whose
+//! name has this form, but with another number, is a user's image and stays.
 
 use marcot_format::ImageId;
 
@@ -11,8 +11,8 @@ pub(crate) fn partial_name(image: ImageId) -> String {
     format!("{PARTIAL_PREFIX}{image}")
 }
 
-/// True for a name that partial images have, and that nobody can give to another: to be left out of
-/// lists. Only the image's own number shows that it is partial.
+/// True for a name of the form that partial images have. Users cannot give such names, and lists leave
+/// them out. An image is partial only if the number in the name is its own.
 #[must_use]
 pub fn is_partial_name(name: &str) -> bool {
     let number = name.strip_prefix(PARTIAL_PREFIX);

@@ -18,20 +18,20 @@ use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail, system_words};
 use crate::segment::Files;
 
-/// Longest record file that is read, in bytes.
+/// Limit on the size of a record that is read, in bytes.
 pub(crate) const RECORD_BYTES_MAX: u64 =
     (marcot_format::frame::FRAME_BODY_BYTES_MAX + marcot_format::frame::FRAME_HEADER_BYTES) as u64;
 
 pub(crate) struct PoolInner {
     pub(crate) store: Store,
     pub(crate) name: String,
-    /// Reaches what the pool holds, and nothing outside.
+    /// Reaches everything in the pool, and nothing outside it.
     pub(crate) backend: Backend,
     pub(crate) directory: PathBuf,
     pub(crate) record: PoolRecord,
     pub(crate) read_only: bool,
     pub(crate) attached: bool,
-    /// The user whom it belongs to, where that is not who runs this process.
+    /// The user who owns it, where that is another user than the one of this process.
     pub(crate) foreign: Option<u32>,
     pub(crate) owner_id: u32,
     pub(crate) names_read: Mutex<NamesRead>,
@@ -60,7 +60,7 @@ impl Pool {
         &self.0.directory
     }
 
-    /// True where this process may not write its images: a template pool.
+    /// True where this process may not change the pool, as for a template pool of another user.
     #[must_use]
     pub fn read_only(&self) -> bool {
         self.0.read_only
@@ -72,8 +72,8 @@ impl Pool {
         self.0.attached
     }
 
-    /// The user whom it belongs to, where that is another one than who runs this process. Nothing is
-    /// changed in such a pool, whatever its permission bits, and none of its locks and sockets is used.
+    /// The user who owns it, where that is another user than the one of this process. Such a pool is not
+    /// changed, whatever its permission bits, and none of its locks and sockets is used.
     #[must_use]
     pub fn foreign(&self) -> Option<u32> {
         self.0.foreign
@@ -110,7 +110,7 @@ impl Pool {
         &*self.0.backend.leases
     }
 
-    /// Number by which other processes know this one.
+    /// The number of this process.
     pub(crate) fn process_id(&self) -> u32 {
         self.0.store.inner.world.disk.process_id()
     }
@@ -123,7 +123,7 @@ impl Pool {
         self.read_record_up_to(key, RECORD_BYTES_MAX)
     }
 
-    /// As [`Self::read_record`], for records of fewer bytes.
+    /// As [`Self::read_record`], with a smaller limit.
     pub(crate) fn read_record_up_to(&self, key: &Key, bytes_max: u64) -> Result<Vec<u8>> {
         match self.records().get(key, bytes_max) {
             Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
@@ -149,7 +149,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Why nothing can be changed in it, and who can.
+    /// The message that says why the pool cannot be changed, and who can change it.
     pub(crate) fn why_read_only(&self) -> String {
         match self.foreign() {
             Some(user) => format!(
@@ -167,7 +167,7 @@ impl Pool {
         lock.ok_or_else(|| Error::new(ErrorKind::Busy, "the pool is locked"))
     }
 
-    /// Locks the catalogue where nobody else has it locked.
+    /// Locks the catalogue without waiting; `None` where somebody else has it locked.
     pub(crate) fn try_lock(&self, mode: LockMode) -> Result<Option<Box<dyn Lock>>> {
         let lock = self.leases().take(Lease::Catalogue, mode, false);
         lock.at(|| format!("cannot lock pool '{}'", self.name()))
@@ -208,7 +208,7 @@ impl Pool {
         Ok(self.read_head_flagged(image)?.0)
     }
 
-    /// The head, if this version may change it.
+    /// The head. Fails where this version must not change it.
     pub(crate) fn read_head_for_writing(&self, image: ImageId) -> Result<HeadRecord> {
         let (head, newer) = self.read_head_flagged(image)?;
         let label = self.image_label(&head);
@@ -233,7 +233,7 @@ impl Pool {
     /// The bytes of a head.
     ///
     /// # Errors
-    /// `TooMany` where it holds more than a head can.
+    /// `TooMany` where it is larger than a head may be.
     pub(crate) fn encode_head(&self, head: &HeadRecord) -> Result<Vec<u8>> {
         let bytes = encode_message(FrameKind::Head, head);
         if bytes.len() as u64 > RECORD_BYTES_MAX {
@@ -247,11 +247,11 @@ impl Pool {
         Ok(bytes)
     }
 
-    /// Stores a head over the one with the stamp `from`. The caller holds the image's lease.
+    /// Replaces the head that has the stamp `from`. The caller holds the image's lease.
     ///
     /// # Errors
-    /// `Fenced` where another owner has stored one meanwhile; `Poisoned` where it is not known which of
-    /// the two survives a crash.
+    /// `Fenced` where another owner has stored a head meanwhile; `Poisoned` where it is not known which
+    /// of the two heads survives a crash.
     pub(crate) fn swap_head(&self, image: ImageId, from: Stamp, head: &HeadRecord) -> Result<()> {
         let bytes = self.encode_head(head)?;
         let key = Key::Head(image);
@@ -273,7 +273,7 @@ impl Pool {
         }
     }
 
-    /// Stores a head over a damaged one. The caller holds the image's lease.
+    /// Replaces a damaged head. The caller holds the image's lease.
     pub(crate) fn put_head(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         let bytes = self.encode_head(head)?;
         let key = Key::Head(image);
@@ -281,7 +281,7 @@ impl Pool {
         put.at(|| format!("cannot write {}", self.records().show(&key)))
     }
 
-    /// Fails where the head on disk is of another epoch.
+    /// Fails where the head on disk has another epoch.
     pub(crate) fn check_epoch(&self, image: ImageId, epoch: u64) -> Result<()> {
         if self.read_head(image)?.epoch != epoch {
             return fail(
@@ -292,7 +292,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Makes durable what is read under a key now.
+    /// Makes the present content of a record durable.
     ///
     /// # Errors
     /// What the operating system says.
@@ -300,7 +300,7 @@ impl Pool {
         self.records().settle(key).at(|| format!("cannot sync {}", self.records().show(key)))
     }
 
-    /// Creates the place of the segments that an image of this pool writes.
+    /// Creates the set for the segments that an image of this pool writes.
     pub(crate) fn create_own_set(&self, author: ImageId) -> Result<()> {
         self.files().create_set(self.id(), SegmentSet { author, copies: 0 })
     }
@@ -310,7 +310,7 @@ impl Pool {
         Error::new(ErrorKind::NotFound, message)
     }
 
-    /// The records of a prefix.
+    /// The keys with a prefix, sorted.
     fn list_records(&self, prefix: &Prefix) -> std::io::Result<Vec<Key>> {
         let mut keys = Vec::new();
         self.records().list(prefix, &mut |listed| {
@@ -337,7 +337,7 @@ impl Pool {
         Ok(names.filter(|name| could_be_given(self.directory(), name)).collect())
     }
 
-    /// True where there is such a namespace, or where that cannot be told.
+    /// True where the namespace exists, or where that cannot be found out.
     pub(crate) fn has_namespace(&self, namespace: &str) -> bool {
         namespace.is_empty()
             || self.records().exists(&Key::Namespace(namespace.to_owned())).unwrap_or(true)
@@ -391,7 +391,7 @@ impl Pool {
         self.records().remove(&key).and_then(|()| self.records().settle(&key)).at(context)
     }
 
-    /// Names of the images of a namespace (`""`: the default one). What they lead to is not read.
+    /// Names of the images of a namespace (`""`: the default one). The images are not read.
     ///
     /// # Errors
     /// `NotFound` for an unknown namespace, or what the operating system says.
@@ -419,7 +419,7 @@ impl Pool {
         for name in names {
             match self.find(namespace, &name) {
                 Ok(id) => images.push((name, id)),
-                // Removed since the directory was listed.
+                // The name was removed since the directory was listed.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -428,7 +428,7 @@ impl Pool {
         Ok(images)
     }
 
-    /// The image that has a name.
+    /// The image with a name.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`.
@@ -438,7 +438,8 @@ impl Pool {
             let message = format!("image '{name}' does not exist in pool '{}'", self.name());
             Error::new(ErrorKind::NotFound, message)
         };
-        // A file of that name, in a pool of others, is no name; see `read_name`.
+        // In another user's pool a file may have this name, but it is no name of an image; see
+        // `could_be_given`.
         if !is_acceptable(name) || !(namespace.is_empty() || is_acceptable(namespace)) {
             return Err(missing());
         }
@@ -456,7 +457,7 @@ impl Pool {
         Ok(ImageId(record.image_id))
     }
 
-    /// Numbers of all images that have a directory, whole or not.
+    /// Numbers of all images that have a directory, even if it holds no head.
     pub(crate) fn image_ids(&self) -> Result<Vec<ImageId>> {
         let keys = self.list_records(&Prefix::Heads);
         let keys = keys.at(|| format!("cannot list the images of pool '{}'", self.name()))?;
@@ -466,7 +467,7 @@ impl Pool {
             .collect())
     }
 
-    /// Any image of the pool, for a refusal.
+    /// The name of any image in the pool, for an error message.
     pub(crate) fn any_image(&self) -> Result<Option<String>> {
         for namespace in self.namespaces()?.iter().map(String::as_str).chain([""]) {
             if let Some(name) = self.image_names(namespace)?.into_iter().next() {
@@ -476,14 +477,14 @@ impl Pool {
         Ok(None)
     }
 
-    /// Makes the directories of all pools known, for images whose data lies in several.
+    /// Opens all pools of the store, so that data in them is found. An image's data may lie in several.
     pub(crate) fn add_pools(&self) {
         let names = match self.store().pools() {
             Ok(names) => names,
             Err(error) => return tracing::warn!(%error, "pools cannot be listed"),
         };
         for name in names {
-            // Of no interest unless this image has data there; then it is told.
+            // An error matters only if the image has data in that pool; then it is reported later.
             match self.store().pool(&name) {
                 Err(error) if matches!(error.kind(), ErrorKind::Exhausted | ErrorKind::Busy) => {
                     tracing::warn!(pool = %name, %error, "a pool cannot be opened now");
@@ -505,7 +506,7 @@ impl Pool {
     }
 }
 
-/// Fails with the sentence for a snapshot that is not there.
+/// The error for a snapshot that does not exist.
 pub(crate) fn no_snapshot(label: &str, name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("{label} has no snapshot '{name}'"))
 }

@@ -20,7 +20,7 @@ use crate::segment::Files;
 /// The pool that every store has from the start, as with RBD.
 pub const DEFAULT_POOL: &str = "rbd";
 
-/// How a pool is created.
+/// Options of a new pool.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PoolOptions {
     /// Who may read it.
@@ -44,8 +44,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in a directory of this machine; it comes into being on first use, with the
-    /// pool `rbd`.
+    /// Opens the store in a directory of this machine. The first use creates the store, with the pool
+    /// `rbd`.
     ///
     /// # Errors
     /// `PermissionDenied`, `Corrupt`, `NewerFormat`, or what the operating system says.
@@ -73,8 +73,8 @@ impl Store {
         Self::open_home(world, Arc::new(home), &directory, limits)
     }
 
-    /// As [`Store::open_with`], for a store that does not lie in a directory of this machine. `directory`
-    /// is what it is called.
+    /// As [`Store::open_with`], for a store that does not lie in a directory of this machine. Messages name
+    /// it by `directory`.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -98,7 +98,7 @@ impl Store {
         let store = Self { inner: Arc::new(inner) };
         let empty = !store.is_foreign() && store.pools()?.is_empty();
         if empty && store.find_pool(DEFAULT_POOL)?.is_none() {
-            // Another process may be first, and a reader of somebody else's store may not write.
+            // Another process may be first, and this one may lack the permission to write.
             match store.pool_create(DEFAULT_POOL, &PoolOptions::default()) {
                 Err(e)
                     if !matches!(
@@ -114,19 +114,19 @@ impl Store {
         Ok(store)
     }
 
-    /// Limits of the images that are opened through it.
+    /// Limits for the images that are opened through this store.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.inner.limits
     }
 
-    /// Keeps at most `count` segment files open for reading, of all images together. Files that
+    /// Keeps at most `count` segment files open for reading, for all images together. Files that
     /// images write to are not counted.
     pub fn set_segment_files_max(&self, count: usize) {
         self.inner.files.set_open_max(count);
     }
 
-    /// Uses at most `count` pools; each is held open by one descriptor from when it is used first.
+    /// Uses at most `count` pools. Each pool takes one descriptor from its first use on.
     pub fn set_pools_max(&self, count: usize) {
         self.inner.files.set_pools_max(count);
     }
@@ -137,14 +137,14 @@ impl Store {
         &self.inner.directory
     }
 
-    /// True where it belongs to another user than who runs this process. Nothing is changed in it or in
-    /// its pools then.
+    /// True where it belongs to another user than the one of this process. Then neither the store nor its
+    /// pools are changed.
     #[must_use]
     pub fn is_foreign(&self) -> bool {
         self.foreign().is_some()
     }
 
-    /// The user whom it belongs to, where that is another one than who runs this process.
+    /// The user who owns it, where that is another user than the one of this process.
     pub(crate) fn foreign(&self) -> Option<u32> {
         self.inner.home.foreign()
     }
@@ -159,7 +159,7 @@ impl Store {
         Ok(names)
     }
 
-    /// Names of all pools, those of the store before the attached ones.
+    /// Names of all pools, the store's own before the attached ones.
     fn pools_own_first(&self) -> Result<Vec<String>> {
         let home = &self.inner.home;
         let list =
@@ -177,7 +177,7 @@ impl Store {
 
     /// Where a pool lies; `None` where there is no such pool.
     fn find_pool(&self, name: &str) -> Result<Option<Whereabouts>> {
-        // It may be there; whoever may not look must not be told that it is not.
+        // An error must not read as "does not exist": the pool may exist, but be out of reach.
         let own = self.inner.home.has_pool(name).at(|| format!("cannot open pool '{name}'"))?;
         if own {
             return Ok(Some(Whereabouts::Own(name.to_owned())));
@@ -186,7 +186,7 @@ impl Store {
         Ok(self.attached_record(name)?.map(Whereabouts::Attached))
     }
 
-    /// What is noted of an attached pool; `None` where no pool of that name is attached.
+    /// The record of an attached pool; `None` where no pool of this name is attached.
     fn attached_record(&self, name: &str) -> Result<Option<AttachedRecord>> {
         let shown = || self.inner.home.show(&Part::Attachment(name.to_owned()));
         let bytes = match self.inner.home.attachment(name) {
@@ -212,8 +212,8 @@ impl Store {
         }
     }
 
-    /// All pools that can be opened, those of the store first; one that cannot is left out with a
-    /// warning.
+    /// All pools that can be opened, the store's own first. A pool that cannot be opened is left out
+    /// with a warning.
     pub(crate) fn open_pools(&self) -> Result<Vec<Pool>> {
         let mut pools = Vec::new();
         for name in self.pools_own_first()? {
@@ -226,8 +226,8 @@ impl Store {
         Ok(pools)
     }
 
-    /// All pools that may hold children: those of this store, and what attached ones can be opened.
-    /// Children in another store's pool are known by the marker that they left with their parent.
+    /// All pools that may hold children: those of this store, and the attached ones that can be opened.
+    /// A child in another store's pool is known by the marker that it left in its parent's pool.
     ///
     /// # Errors
     /// Where a pool of this store cannot be opened: a child in it would be forgotten (I7).
@@ -242,7 +242,7 @@ impl Store {
             match Pool::open_at(self, &name, &at) {
                 Ok(pool) => pools.push(pool),
                 Err(error) if attached => tracing::warn!(%error, "a pool is left out"),
-                // Its creation was cut off, or it was removed just now.
+                // Its creation was interrupted, or it was removed just now.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
                     return Err(error.context(format!("pool '{name}' may hold children")));
@@ -252,14 +252,14 @@ impl Store {
         Ok(pools)
     }
 
-    /// True for the name of a pool whose creation or removal was cut off: there is nothing in it.
+    /// True for the name of a pool whose creation or removal was interrupted. It holds nothing.
     #[must_use]
     pub fn is_unfinished(&self, name: &str) -> bool {
         self.find_pool(name).is_ok_and(|found| found.is_none()) && self.check_no_pool(name).is_ok()
     }
 
-    /// Fails where a directory without a pool's record holds images: it is no pool that is being
-    /// created or removed, but one that lost its record.
+    /// Fails where a directory without a pool's record holds images. Such a pool has lost its record; it
+    /// is not just being created or removed.
     fn check_no_pool(&self, name: &str) -> Result<()> {
         let home = &self.inner.home;
         let place = || home.show(&Part::Pool(name.to_owned()));
@@ -284,7 +284,7 @@ impl Store {
         fail(ErrorKind::Corrupt, message)
     }
 
-    /// The pool with a number; pools of the store have precedence over attached ones.
+    /// The pool with a number. The store's own pools come before attached ones.
     ///
     /// # Errors
     /// `NotFound` where no pool of the store has it.
@@ -309,7 +309,7 @@ impl Store {
         if self.find_pool(name)?.is_some() {
             return fail(ErrorKind::Exists, format!("pool '{name}' already exists"));
         }
-        // Its images belong to a pool of another number than a new one would have.
+        // Images in the directory would belong to a pool with another number.
         self.check_no_pool(name)?;
         let context = || format!("cannot create pool '{name}'");
         let home = &self.inner.home;
@@ -343,14 +343,14 @@ impl Store {
         if let Some(image) = pool.any_image()? {
             return fail(ErrorKind::NotEmpty, format!("pool '{name}' still holds image {image}"));
         }
-        // Without its record it is no pool any more; the rest is litter that may be swept twice.
+        // Without its record it is no longer a pool. The rest is litter, and may be removed later.
         pool.records().remove(&Key::Pool).at(|| format!("cannot remove pool '{name}'"))?;
         pool.clear_children();
         self.inner.home.clear_pool(name, pool.directory());
         self.inner.home.settle_pools().at(|| format!("cannot remove pool '{name}'"))
     }
 
-    /// Notes what the pool is for, as `rbd pool init` does.
+    /// Notes the application of the pool, as `rbd pool init` does.
     ///
     /// # Errors
     /// `NotFound`, `ReadOnly`, or what the operating system says.
@@ -380,7 +380,7 @@ impl Store {
         let Some(text) = directory.to_str() else {
             return fail(ErrorKind::Invalid, "the pool's directory has a name that is not UTF-8");
         };
-        // Its number is what the directory says now; from now on it is what was noted.
+        // The number that the directory has now is noted. Later openings compare it.
         let pool_id = Pool::number_at(self, text)?;
         if let Some(other) = self.open_pools()?.iter().find(|p| p.id() == pool_id) {
             let message = format!(
@@ -400,13 +400,13 @@ impl Store {
         Ok(pool)
     }
 
-    /// Forgets an attached pool.
+    /// Detaches an attached pool.
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for a pool of this store; `Busy` while there are clones of its
     /// snapshots, or in it. A directory that is gone is no error.
     pub fn pool_detach(&self, name: &str) -> Result<()> {
-        // It need not be there any more; then the markers of its images tell.
+        // Its directory may be gone. The markers of its images are known all the same.
         let Some(record) = self.attached_record(name)? else {
             self.pool(name)?;
             return fail(ErrorKind::Invalid, format!("pool '{name}' belongs to this store"));
@@ -434,7 +434,7 @@ impl Store {
         self.inner.home.detach(name).at(|| format!("cannot detach pool '{name}'"))
     }
 
-    /// Locks the store, to do in it what is named in the refusal of another user's.
+    /// Locks the store. `what` says in the error message what cannot be done in another user's store.
     pub(crate) fn lock(&self, what: &str) -> Result<Box<dyn marcot_store::Lock>> {
         check_own(&self.inner.directory, self.foreign(), what)?;
         let home = &self.inner.home;
@@ -442,7 +442,7 @@ impl Store {
     }
 }
 
-/// Fails in another user's store, where nothing is changed, whatever the permission bits say.
+/// Fails in another user's store. It is not changed, whatever its permission bits say.
 fn check_own(directory: &Path, foreign: Option<u32>, what: &str) -> Result<()> {
     let Some(user) = foreign else { return Ok(()) };
     let message = format!(

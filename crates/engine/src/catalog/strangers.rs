@@ -1,8 +1,8 @@
-//! What other users have left in a pool's directory `children`, which is open to all of them.
+//! Files of other users in a pool's directory `children`, where every user may create files.
 //!
-//! A marker of a clone is a small file whose name is made of numbers. Whatever else lies there, and
-//! whoever leaves more markers than a pool may, takes room from the pool's owner. Names may be any
-//! bytes, and a directory may hold a tree of any depth: nothing here depends on either.
+//! A marker of a clone is a small file whose name is made of numbers. Other files, and more markers than a
+//! pool may leave, take space from the pool's owner. A name may be any bytes, and a directory may hold a
+//! tree of any depth. The code here copes with both.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,35 +17,36 @@ use super::pool::Pool;
 use crate::error::{IoContext, Result};
 use crate::printable::printable_bytes;
 
-/// Most bytes that a marker takes on the medium: file systems give room in pieces.
+/// Limit on the bytes that a marker takes on the medium. It is above its length, because file systems
+/// allocate in larger units.
 const MARKER_ROOM_MAX: u64 = 64 << 10;
 
-/// Most strangers' files that are told of one by one.
+/// Limit on the files that are reported one by one.
 const TOLD_MAX: usize = 20;
 
-/// Most files that are looked at or removed in one go: whoever adds files meanwhile must not keep it
-/// going.
+/// Limit on the files that are looked at or removed in one pass, so that a user who adds files meanwhile
+/// cannot keep the pass going.
 const STEPS_MAX: u64 = 1 << 24;
 
-/// Who may remove what is in other users' directories.
+/// The user who may remove files in other users' directories.
 const ROOT: u32 = 0;
 
-/// First part of the name of a directory of one's own to which strangers' directories are moved to be
-/// removed. The user who left them and two numbers follow.
+/// Prefix of the name of a directory of the pool's owner, to which another user's directory is moved
+/// before it is removed. The number of that user and two more numbers follow.
 const ASIDE: &str = ".swept";
 
-/// Files of other users that do not belong into the directory of children.
+/// Files of other users that do not belong in the directory of children.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Strangers {
-    /// What is no marker.
+    /// Files that are no markers.
     pub junk: Vec<Junk>,
-    /// Junk beyond those that are listed.
+    /// How many more such files there are than `junk` lists.
     pub junk_more: u64,
     /// How many of those are still there.
     pub junk_more_left: u64,
     /// Users with more markers than a pool may leave, and how many.
     pub over_limit: Vec<(u32, u64)>,
-    /// There is more than was looked at.
+    /// There are more files than were looked at.
     pub unfinished: bool,
 }
 
@@ -54,13 +55,13 @@ pub(crate) struct Strangers {
 pub(crate) struct Junk {
     /// Its name, fit for a message.
     pub name: String,
-    /// The user who left it, and what it is; else why that cannot be told.
+    /// The user who left it, and what it is; or why that cannot be found out.
     pub what: std::result::Result<(u32, Kind), String>,
-    /// Whether it was removed; where that was tried and failed, why.
+    /// Whether it was removed; or why removing it failed.
     pub removed: std::result::Result<bool, String>,
 }
 
-/// What a stranger has left.
+/// What another user has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A directory with all that is in it.
@@ -69,7 +70,8 @@ pub(crate) enum Kind {
     File { bytes: u64 },
 }
 
-/// A marker has a name of numbers; while it is being written, with a point before and a suffix.
+/// A marker's name is made of numbers. While it is being written, the name has a point before them and a
+/// suffix.
 fn is_name_of_marker(name: &str) -> bool {
     let temporary = || {
         let name = name.strip_prefix('.')?.strip_suffix(".tmp")?;
@@ -78,13 +80,12 @@ fn is_name_of_marker(name: &str) -> bool {
     ChildKey::parse(name).or_else(temporary).is_some()
 }
 
-/// Also room that was taken and is not part of the file's length takes room.
+/// Space may be allocated beyond a file's length, so both are limited.
 fn is_small(info: &FileInfo) -> bool {
     info.plain && info.length <= CHILD_RECORD_BYTES_MAX && info.allocated_bytes <= MARKER_ROOM_MAX
 }
 
-/// The user who left what lies in a directory of one's own with that name, and which pass over the
-/// directory of children made it.
+/// For a directory that a pass has moved another user's files to: that user, and the number of the pass.
 fn parse_aside(name: &str) -> Option<(u32, u64)> {
     let mut parts = name.strip_prefix(ASIDE)?.strip_prefix('.')?.split('.');
     let user = parts.next()?.parse().ok()?;
@@ -98,16 +99,17 @@ struct Pass<'a> {
     pool: &'a Pool,
     shared: &'a SharedDirectory,
     remove: bool,
-    /// Tells this pass from others.
+    /// The number that tells this pass from others.
     number: u64,
+    /// How many more files may be looked at or removed.
     steps: u64,
     found: Strangers,
-    /// By user.
+    /// The number of markers by user.
     markers: BTreeMap<u32, u64>,
 }
 
 impl Pool {
-    /// Looks for them; with `remove`, removes what is no marker, as far as that can be done.
+    /// Looks for files of other users that are no markers. With `remove`, removes them, as far as possible.
     ///
     /// # Errors
     /// What the operating system says.
@@ -137,7 +139,7 @@ impl Pool {
         Ok(found)
     }
 
-    /// Removes what is no marker, and notes in the log what that was.
+    /// Removes files of other users that are no markers, and logs which.
     ///
     /// # Errors
     /// As [`Self::strangers`].
@@ -159,8 +161,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Removes whatever lies in the directory of children, of a pool that is no pool any more. What
-    /// cannot be removed stays.
+    /// Removes everything in the directory of children of a pool that was removed. What cannot be removed
+    /// stays.
     pub(crate) fn clear_children(&self) {
         let Some(SharedDirectory { disk, path: directory }) = &self.0.backend.shared else {
             return;
@@ -204,7 +206,7 @@ impl Pass<'_> {
         }
     }
 
-    /// The user who left what is no marker; `None` for what belongs here. Markers are counted.
+    /// The user who left a file that is no marker; `None` for a file that belongs here. Counts markers.
     fn user_of_junk(&mut self, name: &str, info: &FileInfo) -> Option<u32> {
         if info.owner_id != self.pool.owner_id() {
             if is_name_of_marker(name) && is_small(info) {
@@ -214,7 +216,7 @@ impl Pass<'_> {
             return Some(info.owner_id);
         }
         if info.directory {
-            // What this pass had to leave was told of already.
+            // A directory that this pass could not remove was reported already.
             let aside = parse_aside(name).filter(|(_, pass)| *pass != self.number);
             return aside.map(|(user, _)| user);
         }
@@ -251,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pass_had_to_leave_is_known_by_its_name() {
+    fn a_directory_that_a_pass_could_not_remove_is_known_by_its_name() {
         assert_eq!(parse_aside(".swept.64003.00000000000000ff.12"), Some((64_003, 255)));
         for other in [".swept", ".swept.1.2", ".swept.1.x.3", ".swept.1.2.3.4", "swept.1.2.3"] {
             assert_eq!(parse_aside(other), None, "{other}");

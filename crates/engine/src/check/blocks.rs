@@ -1,4 +1,4 @@
-//! The data that a root names: every block read once and compared with its checksum.
+//! The data that a root names. Every block is read once and compared with its checksum.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::table::SegmentTable;
 /// Blocks read at a time.
 const RUN_BLOCKS_MAX: usize = 256;
 
-/// Why a block has not the data that it should have; with an obstacle, it may have it.
+/// Why a block is damaged, or why it could not be read. With an obstacle its data may be intact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reason {
     sentence: String,
@@ -26,13 +26,13 @@ pub(super) struct Reason {
 /// A damaged block: its number, and why.
 pub(super) type DamagedBlock = (u64, Reason);
 
-/// Blocks that lie together and are named by one leaf.
+/// Blocks that lie one after the other in a segment and are named by one leaf.
 struct Run {
     name: SegmentName,
     slot: u32,
     block: u64,
     crcs: Vec<u32>,
-    /// The pages on the way to the leaf, by level.
+    /// The pages from the top to the leaf, by level.
     path: [Option<PageKey>; MAP_LEVELS as usize],
 }
 
@@ -40,17 +40,17 @@ struct Reader<'a, 'c> {
     checker: &'a mut Checker<'c>,
     label: &'a str,
     table: SegmentTable,
-    /// Which list of places the root has.
+    /// The number of the root's list of places.
     places: usize,
     files: Arc<Files>,
     run: Option<Run>,
-    /// Pages on the way to what is being looked at, by level.
+    /// The pages from the top to the block being visited, by level.
     path: [Option<PageKey>; MAP_LEVELS as usize],
-    /// First and last block of a damaged range, with the reason.
+    /// Damaged ranges: first block, the block after the last, and the reason.
     bad: Vec<(u64, u64, Reason)>,
 }
 
-/// Reads the blocks of a root that no page seen before has named.
+/// Reads the blocks of a root, except those below pages that were verified with another root.
 pub(super) fn check(
     checker: &mut Checker<'_>,
     label: &str,
@@ -74,7 +74,7 @@ pub(super) fn check(
             return;
         }
     }
-    // Pages and names come through tables of their own, so that both can be used at once.
+    // The source borrows one table, so the names come from a second one.
     let Ok(mut names) = of.table(root) else { return };
     names.look_in(list);
     let mut reader = Reader {
@@ -89,7 +89,7 @@ pub(super) fn check(
     };
     let all = (0, IMAGE_BYTES_MAX / BLOCK_BYTES);
     let mut source = Source::new(table, files);
-    // Pages that cannot be read were reported when they were counted.
+    // Unreadable pages were reported when pages were counted.
     let _ = visit(top, TOP_LEVEL, 0, all, &mut source, &mut reader);
     reader.finish();
 }
@@ -104,7 +104,7 @@ impl Visitor for Reader<'_, '_> {
         if self.checker.verified.insert(key) {
             return Ok(true);
         }
-        // Seen with another root. What is damaged there is damaged here.
+        // The page was verified with another root. Damage found there is damage of this root too.
         if level > 0 {
             return Ok(self.checker.above_damage.contains(&key));
         }
@@ -116,12 +116,12 @@ impl Visitor for Reader<'_, '_> {
         Ok(false)
     }
 
-    /// Reported when pages were counted.
+    /// Such pages were reported when pages were counted.
     fn unreadable(&mut self, _: Error, _: u64, _: u64) -> Result<bool> {
         Ok(true)
     }
 
-    /// Reported when pages were counted.
+    /// Lost ranges were reported when pages were counted.
     fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
         Ok(true)
     }

@@ -1,14 +1,15 @@
 //! Verifying a pool: every head, page, count and block.
 //!
-//! Heads, tables and maps are read as they are on disk, so a pool can be checked while images are
-//! in use; what an owner has not made durable yet is not looked at.
+//! Heads, tables and maps are read as they are on disk. So a pool can be checked while images are in use.
+//! What an owner has not made durable yet is not checked.
 //!
-//! Time: a page of a map or table is looked at once for all roots of an image that share it, and the
-//! blocks under a leaf with the leaf. So an image with many snapshots costs what their pages differ in.
+//! Time: a page of a map or table is checked once for all roots of an image that share it, and so are the
+//! blocks below a leaf. The time for an image with many snapshots grows with the pages in which they
+//! differ, not with their number.
 //!
-//! Memory: counts for each segment that one image names, parts of two of its segment tables, and for the
-//! whole pool a bit for each unit of map segments, which is a four-thousandth of what maps take on the
-//! medium. Besides, what was found.
+//! Memory: counts for each segment that one image names; parts of two of its segment tables; for the
+//! whole pool, one bit for each unit of the map segments, which is 1/4096 of what maps take on the medium;
+//! and the findings.
 
 mod blocks;
 pub(crate) mod roots;
@@ -30,45 +31,45 @@ use crate::table::Place;
 use blocks::DamagedBlock;
 use seen::{PageKey, PageSet};
 
-/// How often an image is looked at that is changed meanwhile.
+/// How often an image is checked at most, where its owner changes it meanwhile.
 const ATTEMPTS_MAX: u32 = 5;
 
-/// What is looked at.
+/// Options of a check.
 #[derive(Debug, Clone, Default)]
 pub struct CheckOptions {
-    /// Set right what can be: wrong counts, stale records, removals that were cut off. Damaged map
-    /// pages are given up, so that what they covered can be written again, and a log ends where it
-    /// is damaged.
+    /// Repair what can be repaired: wrong counts, stale records, removals that were interrupted.
+    /// Damaged map pages are given up, so that the blocks below them can be written again. A damaged
+    /// log ends before the damage.
     pub repair: bool,
-    /// Leave out reading every block of data.
+    /// Do not read the blocks of data.
     pub skip_data: bool,
-    /// Read data from the medium, not from what the system has cached of it.
+    /// Read data from the medium, not from the page cache.
     pub scrub: bool,
 }
 
 /// Something that is wrong, in plain words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The image it means something for; empty where it is the pool.
+    /// The image that it concerns; empty where it concerns the pool.
     pub image: String,
     /// What is wrong, and what that means.
     pub message: String,
-    /// True where it was set right.
+    /// True where it was repaired.
     pub repaired: bool,
     /// True where data is lost or in danger; false for litter and wrong counts.
     pub serious: bool,
-    /// Why something was not looked at, which says nothing of it; see [`ErrorKind::is_obstacle`].
+    /// Why something could not be checked; see [`ErrorKind::is_obstacle`]. It may be intact.
     pub unseen: Option<ErrorKind>,
 }
 
 /// The outcome of a check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckReport {
-    /// Images looked at.
+    /// Images checked.
     pub images: u64,
-    /// Snapshots looked at.
+    /// Snapshots checked.
     pub snapshots: u64,
-    /// Map pages read; what roots of an image share counts once.
+    /// Map pages read. A page that several roots of an image share counts once.
     pub pages: u64,
     /// Blocks of data read and compared with their checksums.
     pub blocks: u64,
@@ -81,15 +82,15 @@ struct Checker<'a> {
     pool: &'a Pool,
     options: &'a CheckOptions,
     report: CheckReport,
-    /// Lists of places that roots have.
+    /// The different lists of places that roots have. A [`PageKey`] refers to one by its number.
     lists: Vec<Vec<Place>>,
-    /// Segments of the image whose files are there, and whose headers were looked at.
+    /// Segments of the image whose files exist and whose headers were checked.
     present: HashSet<SegmentName>,
     /// Pages whose blocks were verified already.
     verified: PageSet,
-    /// Leaves among them that name damaged blocks, and which.
+    /// The verified leaves that name damaged blocks, with those blocks.
     damaged: HashMap<PageKey, Vec<DamagedBlock>>,
-    /// Inner pages above those.
+    /// The inner pages above those leaves.
     above_damage: HashSet<PageKey>,
     /// Images that have names.
     named: NamedImages,
@@ -99,11 +100,11 @@ struct Checker<'a> {
 }
 
 impl Store {
-    /// Verifies a pool. `progress` is told bytes of data, read and in all; it may take its time, to
-    /// bound the rate.
+    /// Verifies a pool. `progress` is called with the bytes of data that were read and the bytes in
+    /// all. It may sleep, to limit the rate.
     ///
     /// # Errors
-    /// Only where the pool cannot be looked at; what is wrong with it is in the report.
+    /// Only where the pool cannot be checked at all. What is wrong with it is in the report.
     pub fn check(
         &self,
         pool: &Pool,
@@ -111,7 +112,7 @@ impl Store {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<CheckReport> {
         self.open_pools()?;
-        // What belongs to others is theirs to repair.
+        // Another store or another user repairs its own pool.
         let repair = options.repair && !pool.attached() && !pool.read_only();
         let asked = options;
         let options = &CheckOptions { repair, ..asked.clone() };
@@ -125,7 +126,7 @@ impl Store {
             damaged: HashMap::new(),
             above_damage: HashSet::new(),
             named: NamedImages::default(),
-            // What cannot be listed is found below, where it is needed.
+            // A directory that cannot be listed is reported below, where it is needed.
             total_bytes: pool.data_bytes().unwrap_or_default(),
             progress,
         };
@@ -153,7 +154,8 @@ impl Checker<'_> {
         self.report.findings.push(finding);
     }
 
-    /// What an error means for `what`: that it was not looked at, or the damage that `damage` tells.
+    /// Notes what an error means for `what`: an obstacle means that it could not be checked, every other
+    /// error the damage described by `damage`.
     fn find_failed(&mut self, image: &str, what: &str, error: &Error, damage: String) {
         if error.kind().is_obstacle() {
             self.find_unseen(image, what, error.kind(), &error.to_string());
@@ -175,8 +177,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Checks an image by its head as it is now. While its owner changes it, what the head named may
-    /// be gone before it is looked at: damage counts only where the head is still the same.
+    /// Checks an image by its present head. While its owner changes it, a segment that the head named
+    /// may go before it is checked. So damage counts only where the head is still the same afterwards.
     fn image(&mut self, image: ImageId) {
         self.present.clear();
         for attempt in 1..=ATTEMPTS_MAX {
@@ -192,14 +194,14 @@ impl Checker<'_> {
             self.report.findings.truncate(noted);
             let report = &mut self.report;
             (report.images, report.snapshots, report.pages) = (images, snapshots, pages);
-            // What was whole need not be read again, for it cannot change.
+            // Pages without damage are not read again: a page never changes.
             let above = std::mem::take(&mut self.above_damage);
             let damaged = std::mem::take(&mut self.damaged);
             above.iter().chain(damaged.keys()).for_each(|page| self.verified.remove(page));
         }
     }
 
-    /// Returns the version of the head that was checked, where there is one.
+    /// Checks an image once. Returns the version of the head that was checked, if there is one.
     fn image_once(&mut self, image: ImageId) -> Option<u64> {
         let head = match self.pool.read_head(image) {
             Ok(head) => head,
@@ -278,7 +280,7 @@ impl Checker<'_> {
         }
     }
 
-    /// An image that no name leads to: give it one.
+    /// Reports an image that has no name, and repairs it by giving it one.
     fn nameless(&mut self, image: ImageId, head: &HeadRecord) {
         let message =
             format!("image {image} ('{}') has no name, so no command can reach it", head.name);
@@ -288,7 +290,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Names that lead nowhere.
+    /// Reports names whose images do not exist, and repairs that by removing them.
     fn names(&mut self) -> Result<()> {
         let mut namespaces = self.pool.namespaces()?;
         namespaces.insert(0, String::new());
@@ -315,7 +317,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// What other users have left where they may leave markers.
+    /// Reports files of other users in the directory for markers that are no markers.
     fn strangers(&mut self) -> Result<()> {
         let found = self.pool.strangers(self.options.repair)?;
         for junk in &found.junk {
@@ -361,7 +363,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// What commands left behind when they were cut off.
+    /// Reports temporary files of interrupted commands.
     fn litter(&mut self) -> Result<()> {
         let removed = if self.options.repair { self.pool.sweep_litter()? } else { 0 };
         let left = self.pool.count_abandoned()?;
@@ -379,13 +381,13 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// The log after the durable root must replay.
+    /// Checks that the log behind the durable root can be replayed.
     fn log_tail(&mut self, label: &str, image: ImageId) {
         let Err(error) = Image::open_reader(self.pool, image, DamagedLog::Refuse) else { return };
         let message = format!("the image cannot be opened: {error}");
         self.find_failed(label, "its log", &error, message);
         if self.options.repair && error.kind() == ErrorKind::Corrupt {
-            // The next owner starts a new log, behind the damage.
+            // Opening for repair ends the log before the damage and starts a new one.
             let opened = self.pool.open_for_repair(image).and_then(|mut image| {
                 image.recount()?;
                 image.close()

@@ -15,18 +15,18 @@ use crate::map::Link;
 use crate::root::{Change, Counts, RootOf, Source, TABLE_BYTES_MAX, blocks_below};
 use crate::table::{Place, SegmentTable};
 
-/// The root that was looked at last, from which the next one of the image differs little.
+/// The root that was checked last. The next root of the same image differs from it only a little.
 pub(super) struct Before {
     top: Link,
     table: SegmentTable,
     counts: Counts,
-    /// Pages of the table, of the lowest level, that something was found about.
+    /// Pages of the lowest level of the table that have findings.
     faulty: BTreeSet<usize>,
 }
 
-/// Verifies a root, whose data lies in `places`, and notes what is wrong under `label`. Where
-/// [`Image::recount`](crate::Image) would change something, counts or pages to give up: the number of
-/// the first finding about that.
+/// Verifies a root whose data lies in `places`, and notes what is wrong under `label`. Where
+/// [`Image::recount`](crate::Image) can repair something, because counts are wrong or damaged pages can
+/// be given up, returns the number of the first finding that this may concern.
 pub(super) fn check(
     checker: &mut Checker<'_>,
     label: &str,
@@ -44,7 +44,7 @@ pub(super) fn check(
             return None;
         }
     };
-    // What an ancestor's flatten has moved is looked at where it is.
+    // Data that an ancestor's flatten has copied is read where it lies now.
     table.look_in(places);
     let (counts, pages_of_table) = count(checker, map.top(), &mut table, before.take());
     let range = |block: u64, blocks: u64| {
@@ -81,8 +81,9 @@ pub(super) fn check(
     (counted_wrong || to_give_up).then_some(noted)
 }
 
-/// Counts what a root names, and tells which pages of its table, of the lowest level, have to be
-/// looked at: the others are those of the root before, with the same counts, and were looked at then.
+/// Counts what a root names. Returns also the pages of the lowest level of its table that have to be
+/// checked. The other pages are the same as those of the root before, with the same counts, and were
+/// checked with that root.
 fn count(
     checker: &mut Checker<'_>,
     top: &Link,
@@ -123,11 +124,11 @@ fn indices_of(page: usize) -> Range<u32> {
     first..first.saturating_add(TABLE_FANOUT as u32)
 }
 
-/// Pages of the table that differ from those of the root before, or whose counts do.
+/// The pages of the table that differ from those of the root before, or whose counts differ.
 ///
 /// # Errors
-/// Where an index that both roots name something by stands for different segments, or cannot be read:
-/// then what is below shared pages is not the same.
+/// Where an index that both roots use stands for different segments, or cannot be read. Then shared map
+/// pages do not name the same blocks.
 fn changed_pages(
     checker: &Checker<'_>,
     before: &mut Before,
@@ -139,7 +140,7 @@ fn changed_pages(
     pages.extend(&before.faulty);
     let all = 0..table.leaf_count().max(before.table.leaf_count());
     if !before.counts.unreadable.is_empty() {
-        // Its counts were not compared.
+        // The counts of the root before were not compared.
         pages.extend(all.clone());
     }
     for page in all {
@@ -157,7 +158,7 @@ fn changed_pages(
     Ok(pages)
 }
 
-/// Looks at the headers of the segments that are in use. Those of other roots were looked at with them.
+/// Checks the headers of the segments in use. Each header is checked once for all roots of an image.
 fn headers(
     checker: &mut Checker<'_>,
     label: &str,
@@ -168,7 +169,7 @@ fn headers(
     let files = Arc::clone(checker.pool.files());
     let mut named = Vec::new();
     for page in pages {
-        // A table that is damaged is told of when counts are compared.
+        // A damaged table is reported by `compare`.
         let _ = table.for_each_of(*page, &files, |index, _, name| {
             if counts.live.contains_key(&index) && !checker.present.contains(&name) {
                 named.push(name);
@@ -191,8 +192,8 @@ fn headers(
     }
 }
 
-/// Compares the counts of pages of the table with what was found, and looks whether the files are there;
-/// returns the pages that something was found about.
+/// Compares the counts in `pages` of the table with those found in the map, and checks that the segment
+/// files exist. Returns the pages that have findings.
 fn compare(
     checker: &mut Checker<'_>,
     label: &str,

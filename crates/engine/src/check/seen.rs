@@ -1,21 +1,21 @@
-//! Which map pages were seen, at a bit for each unit of a map segment.
+//! The set of map pages that were seen, with one bit for each unit of a map segment.
 
 use std::collections::HashMap;
 
 use crate::segment::SegmentName;
 
-/// A map page: the list of places by which it is read, because by another it may name other segments;
-/// its segment, and its first unit there.
+/// A map page: the number of the list of places by which it is read, its segment, and its first unit
+/// there. By another list of places the same page may name other segments.
 pub(super) type PageKey = (usize, SegmentName, u32);
 
-/// Units that lie together in memory, so that a page that lies alone costs little.
+/// Units whose bits lie together in memory. It is small, so that a lone page takes little memory.
 const CHUNK_UNITS: u32 = 512;
 
 /// A set of pages.
 #[derive(Default)]
 pub(super) struct PageSet(HashMap<PageKey, [u64; (CHUNK_UNITS / u64::BITS) as usize]>);
 
-/// Chunk, word in it, and bit.
+/// The chunk of a page, the word in the chunk, and the bit in the word.
 fn place((list, name, unit): PageKey) -> (PageKey, usize, u64) {
     let within = unit % CHUNK_UNITS;
     let chunk = (list, name, unit / CHUNK_UNITS);
@@ -23,7 +23,7 @@ fn place((list, name, unit): PageKey) -> (PageKey, usize, u64) {
 }
 
 impl PageSet {
-    /// Adds a page; false where it was there.
+    /// Adds a page. Returns false where it was there already.
     pub(super) fn insert(&mut self, page: PageKey) -> bool {
         let (chunk, word, bit) = place(page);
         let words = self.0.entry(chunk).or_default();
@@ -38,7 +38,7 @@ impl PageSet {
         self.0.get(&chunk).is_some_and(|words| words[word] & bit != 0)
     }
 
-    /// Takes a page out.
+    /// Removes a page.
     pub(super) fn remove(&mut self, page: &PageKey) {
         let (chunk, word, bit) = place(*page);
         if let Some(words) = self.0.get_mut(&chunk) {

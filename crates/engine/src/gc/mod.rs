@@ -1,7 +1,7 @@
 //! Finding and freeing what no durable root names (I5).
 //!
-//! A segment named by no root is removed. A data segment whose roots together name fewer slots
-//! than were written has the others punched out; their addresses stay what they were (I4).
+//! A segment that no root names is removed. Where all roots together name fewer slots of a data segment
+//! than were written, the other slots are punched out. The addresses of the rest stay the same (I4).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -17,21 +17,22 @@ use crate::root::{OwnedRoot, Source};
 use crate::segment::SegmentName;
 use crate::table::{Place, SegmentTable};
 
-/// Slots of a data segment that may stay dead before a walk over all maps is worth it.
+/// Dead slots that a data segment must have at least before a walk over all maps is worth it.
 const DEAD_SLOTS_MIN: u64 = 256;
 /// Words of a [`SlotMap`].
 const SLOT_MAP_WORDS: usize = marcot_format::SEGMENT_SLOTS as usize / 64;
 
-/// What roots together name.
+/// What several roots together name.
 #[derive(Default)]
 pub(crate) struct Named {
-    /// Segments, with the live counts of all roots summed (an upper bound of the slots named) and
-    /// the slots ever written.
+    /// For each segment: the sum of the live counts of all roots, which is an upper bound of the slots
+    /// named; and the slots ever written.
     pub segments: HashMap<SegmentName, (u64, u64)>,
 }
 
 impl Named {
-    /// Adds what a root names. The same table twice counts once, unless it speaks of other places.
+    /// Adds what a root names. A table that was added before, with the same map and the same places,
+    /// is skipped.
     pub(crate) fn add(
         &mut self,
         pool: &Pool,
@@ -58,8 +59,8 @@ impl Named {
     }
 }
 
-/// Frees what it can of `candidates`, which must be closed for writing: removes those that no root
-/// names, punches dead slots out of the others. Returns the bytes given back.
+/// Frees space of `candidates`, which nobody may write any more: removes the segments that no root
+/// names, and punches dead slots out of the others. Returns the bytes given back.
 pub(crate) fn reclaim(
     pool: &Pool,
     roots: &[OwnedRoot],
@@ -90,7 +91,7 @@ pub(crate) fn reclaim(
     if !partly.is_empty() {
         let maps = live_slots(pool, roots, &partly, progress)?;
         for (name, live) in &maps {
-            // Cutting an extent in two may take a block of the file system's own.
+            // Splitting an extent may need a block for the file system's own metadata.
             freed += pool.with_reserve(|| punch_dead(pool, *name, live))?;
         }
     }
@@ -98,16 +99,16 @@ pub(crate) fn reclaim(
     Ok(freed)
 }
 
-/// One bit a slot.
+/// One bit for each slot of a segment.
 pub(crate) type SlotMap = Vec<u64>;
 
 struct Marker<'a> {
     wanted: &'a HashSet<SegmentName>,
     maps: &'a mut BTreeMap<SegmentName, SlotMap>,
-    /// Pages that were visited by a root of the same places: another may mean other segments by what
-    /// the page says.
+    /// Pages visited already, by list of places. For a root with another list, the same page may name
+    /// other segments.
     seen: &'a mut HashSet<(usize, SegmentName, u32)>,
-    /// Which list of places it is.
+    /// The number of this root's list of places.
     places: usize,
     table: SegmentTable,
     pool: &'a Pool,
@@ -120,7 +121,7 @@ impl Visitor for Marker<'_> {
         Ok(self.seen.insert((self.places, name, address.slot())))
     }
 
-    /// Names nothing.
+    /// A lost range names nothing.
     fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
         Ok(true)
     }
@@ -139,7 +140,7 @@ impl Visitor for Marker<'_> {
     }
 }
 
-/// Which slots of `wanted` the roots name. Pages that several roots share are read once.
+/// The slots of the segments `wanted` that the roots name. Pages that several roots share are read once.
 fn live_slots(
     pool: &Pool,
     roots: &[OwnedRoot],
@@ -170,7 +171,8 @@ fn live_slots(
     Ok(maps)
 }
 
-/// Gives the data slots of a segment back that are not in `live`. Group headers stay.
+/// Punches the data slots out of a segment that are not in `live`. Group headers stay. Returns the bytes
+/// given back.
 fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
     let file = match pool.files().open_as_it_is(name, true) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
@@ -201,8 +203,7 @@ fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
     Ok(before.saturating_sub(after))
 }
 
-/// The groups of a data segment from its start, with the slot of each, up to the first slot that
-/// holds none.
+/// The groups of a data segment, each with its first slot. Stops at the first slot where no group starts.
 pub(crate) fn groups(file: &dyn marcot_store::DiskFile) -> Result<Vec<(usize, GroupHeader)>> {
     let mut found = Vec::new();
     let mut slot = 1;

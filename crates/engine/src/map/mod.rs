@@ -48,7 +48,7 @@ pub(crate) fn base_of(block: u64, level: u32) -> u64 {
 pub(crate) struct Map {
     top: Link,
     mapped_blocks: u64,
-    /// Memory of loaded nodes, roughly: grows as nodes load, set anew by eviction.
+    /// Memory of loaded nodes in bytes, about. It grows as nodes load; eviction counts it again.
     resident_bytes: u64,
 }
 
@@ -171,7 +171,8 @@ impl Map {
         Ok(())
     }
 
-    /// True where a block of `[from, to)` may be mapped; false is certain. Loads nothing.
+    /// False where no block of `[from, to)` is mapped. True where one is, or where the pages that
+    /// tell are not loaded. Loads nothing.
     pub(crate) fn may_map(&self, from: u64, to: u64) -> bool {
         may_map(&self.top, TOP_LEVEL, 0, from, to)
     }
@@ -199,8 +200,8 @@ impl Map {
         Ok(true)
     }
 
-    /// Replaces a page that `source` cannot load, and is willing to give up, by one that says that
-    /// all it named is lost.
+    /// Replaces a page that cannot be loaded by one whose entries are all lost, where `source` agrees
+    /// to give the page up.
     pub(crate) fn give_up(
         &mut self,
         level: u32,
@@ -210,13 +211,13 @@ impl Map {
         node_mut(&mut self.top, level, base, source, &mut self.resident_bytes).map(drop)
     }
 
-    /// A handle on the content as it is now, for visits.
+    /// The link to the top node, where visits start.
     pub(crate) fn top(&self) -> &Link {
         &self.top
     }
 
-    /// Drops clean nodes until about `bytes_max` stay in memory, if it can be done; only those whose
-    /// page `on_disk` is sure of.
+    /// Drops clean nodes until about `bytes_max` stay in memory, or no more can be dropped. A node
+    /// goes only where `on_disk` says that its page has reached the disk.
     pub(crate) fn evict(&mut self, bytes_max: u64, on_disk: &dyn Fn(MapEntry) -> bool) {
         if self.resident_bytes > bytes_max {
             self.resident_bytes = store::evict(&mut self.top, bytes_max, on_disk);
@@ -271,7 +272,7 @@ fn make_dirty<'a>(
         if !source.give_up(&error, level, base) {
             return Err(error);
         }
-        // The page stays counted as live: how much of its segment it took is not known.
+        // The page stays counted as live, because nobody knows how many units it took.
         let node = Node::lost(level);
         *resident_bytes += node.memory_bytes();
         *link = Link::Dirty(Arc::new(node));
@@ -350,8 +351,8 @@ fn clear_link(
     let whole = (from, to) == (base, base + entry_blocks(level + 1));
     let node = match make_dirty(link, level, base, source, resident_bytes) {
         Err(error) if whole => {
-            // All of it goes away: a damaged page is no reason to keep it. Its counts are lost
-            // until `check` sets them right.
+            // The whole range of the page is cleared, so its content is not needed. What it named
+            // stays counted until `check` corrects the counts.
             tracing::warn!(%error, "a damaged map page was discarded");
             *link = Link::Hole;
             return Ok(0);

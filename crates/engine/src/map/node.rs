@@ -5,7 +5,7 @@ use std::sync::Arc;
 use marcot_format::page::{Page, page_units};
 use marcot_format::{MAP_FANOUT, MapEntry};
 
-/// What hangs below an entry of an inner node, or is the whole map.
+/// The child below an entry of an inner node, or the top of a map.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Link {
     /// Nothing mapped.
@@ -59,7 +59,7 @@ impl Node {
         }
     }
 
-    /// A node of `level` in the place of a damaged page: all that it named is lost.
+    /// A node of `level` that replaces a damaged page: all its entries are lost.
     pub(crate) fn lost(level: u32) -> Self {
         if level == 0 {
             Self::Leaf(Box::new([MapEntry::LOST; MAP_FANOUT]))

@@ -7,7 +7,7 @@ use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry};
 use super::{Link, Node, entry_blocks};
 use crate::error::{Error, Result};
 
-/// Where pages come from, and who keeps count of what the root names.
+/// Loads pages, and counts what the root names.
 pub(crate) trait PageSource {
     /// Reads and verifies the page at `entry`, which must be of `level` and start at `base`.
     fn load(&mut self, entry: MapEntry, level: u32, base: u64) -> Result<Node>;
@@ -15,8 +15,9 @@ pub(crate) trait PageSource {
     /// Makes sure that [`Self::release`] at `address` needs no I/O.
     fn touch(&mut self, address: BlockAddress) -> Result<()>;
 
-    /// True where a page that could not be loaded, with this error, is to be given up for good:
-    /// replay has to change what lies below it. Else the error stands.
+    /// Says whether a page that could not be loaded is given up for good. Replay gives up damaged
+    /// pages, because it has to change entries below them. Where this is false, the error is
+    /// returned.
     fn give_up(&mut self, _error: &Error, _level: u32, _base: u64) -> bool {
         false
     }
@@ -25,9 +26,9 @@ pub(crate) trait PageSource {
     fn release(&mut self, address: BlockAddress, slots: u32) -> Result<()>;
 }
 
-/// Where dirty pages go.
+/// Takes dirty pages.
 pub(crate) trait PageSink {
-    /// Takes a page and tells its entry.
+    /// Takes a page and returns its entry.
     fn write(
         &mut self,
         level: u32,
@@ -65,7 +66,7 @@ pub(super) fn store_link(
     Ok(entry)
 }
 
-/// Drops clean nodes, deepest first, until about `bytes_max` are left; returns what is left.
+/// Drops clean nodes, deepest first, until about `bytes_max` are left. Returns the bytes left.
 pub(super) fn evict(top: &mut Link, bytes_max: u64, on_disk: &dyn Fn(MapEntry) -> bool) -> u64 {
     let mut left = resident(top);
     if left > bytes_max {

@@ -1,4 +1,4 @@
-//! Walks over a map that leave nothing in memory: what is not loaded is read, looked at and
+//! Visits of a map. They leave nothing in memory: a page that is not loaded is read, looked at and
 //! dropped.
 
 use std::sync::Arc;
@@ -21,22 +21,22 @@ fn node_of(
     }
 }
 
-/// What a visit tells.
+/// Receives what a visit finds.
 pub(crate) trait Visitor {
-    /// A page that is on disk; false leaves out what is below.
+    /// A page that is on disk. False skips everything below it.
     fn page(&mut self, _entry: MapEntry, _level: u32, _base: u64) -> Result<bool> {
         Ok(true)
     }
 
-    /// Blocks whose content was lost with a damaged page. Whoever does not expect them must not
-    /// take them for a hole.
+    /// Blocks whose content was lost with a damaged page. They are no holes, so they are an error
+    /// unless a visitor handles them. False ends the visit.
     fn lost(&mut self, first: u64, blocks: u64) -> Result<bool> {
         let (from, to) = (first * BLOCK_BYTES, (first + blocks) * BLOCK_BYTES);
         let message = format!("bytes {from} to {to} were lost with a damaged map page");
         fail(ErrorKind::Corrupt, message)
     }
 
-    /// Blocks below a page that cannot be read.
+    /// Blocks below a page that cannot be read. False ends the visit.
     fn unreadable(&mut self, error: Error, _first: u64, _blocks: u64) -> Result<bool> {
         Err(error)
     }
@@ -51,8 +51,8 @@ impl<F: FnMut(u64, MapEntry) -> Result<bool>> Visitor for F {
     }
 }
 
-/// Shows every mapped block of `[from, to)` to `visitor`, in order; returns false where the
-/// visitor ended it.
+/// Shows every mapped block of `range` to `visitor`, in order. Returns false where the visitor ended
+/// the visit.
 pub(crate) fn visit(
     link: &Link,
     level: u32,
@@ -104,8 +104,9 @@ pub(crate) fn visit(
     Ok(true)
 }
 
-/// Shows every block of `[from, to)` whose address differs between the sides to `show`, in order:
-/// its number, and whether the later side maps it. Shared subtrees are not entered.
+/// Calls `show`, in order, for every block of `range` whose place or checksum differs between the two
+/// sides: with its number, and its entry on the earlier and on the later side. Subtrees that both sides
+/// share are not read.
 pub(crate) fn diff(
     earlier: &mut dyn SideOps,
     later: &mut dyn SideOps,
@@ -152,9 +153,9 @@ pub(crate) fn diff(
     Ok(())
 }
 
-/// Shows what the later side names in `[from, to)` and the earlier does not name at the same place:
-/// pages and blocks, in order; returns false where the visitor ended it. What of the earlier side
-/// cannot be read counts as not named by it.
+/// Shows the pages and blocks of `range` that the later side names and the earlier side does not name
+/// at the same position, in order. A page of the earlier side that cannot be read counts as naming
+/// nothing. Returns false where the visitor ended the visit.
 pub(crate) fn visit_unshared(
     earlier: &mut dyn SideOps,
     later: &mut dyn SideOps,
@@ -209,17 +210,17 @@ pub(crate) fn visit_unshared(
     Ok(true)
 }
 
-/// True where two entries name the same bytes, as far as can be told.
+/// True where two entries are known to name the same bytes.
 fn is_shared(earlier: &mut dyn SideOps, later: &mut dyn SideOps, a: MapEntry, b: MapEntry) -> bool {
     let named = !a.is_hole() && !a.is_lost() && a.crc == b.crc;
     named && matches!((earlier.place(a), later.place(b)), (Ok(a), Ok(b)) if a == b)
 }
 
-/// What a comparison needs of a side.
+/// One side of a comparison.
 pub(crate) trait SideOps {
     /// Reads its pages.
     fn source(&mut self) -> &mut dyn PageSource;
-    /// Where an entry lies: author, segment, slot; equal means the same bytes.
+    /// Where an entry lies: author, segment and slot. Equal places hold the same bytes.
     fn place(&mut self, entry: MapEntry) -> Result<(u64, u64, u32)>;
 }
 
@@ -231,7 +232,7 @@ pub(crate) fn leaf_entry(node: Option<&Node>, i: usize) -> Option<MapEntry> {
     }
 }
 
-/// What hangs below an entry of an inner node.
+/// The child below an entry of an inner node.
 pub(crate) fn child(node: Option<&Node>, i: usize) -> &Link {
     match node {
         Some(Node::Inner(links)) => &links[i],

@@ -18,10 +18,10 @@ use crate::fault::{self, Fault};
 use crate::image::forget_child;
 use crate::root::empty_root;
 
-/// How a clone is made.
+/// Options of a clone.
 #[derive(Debug, Clone)]
 pub struct CloneOptions {
-    /// 1: the snapshot must be protected. 2: it need not be.
+    /// The clone format: with 1 the snapshot must be protected, with 2 it need not be.
     pub format: u32,
     /// Accept that the owner of the parent's pool cannot see this child.
     pub untracked: bool,
@@ -37,14 +37,15 @@ impl Default for CloneOptions {
     }
 }
 
-/// How long a clone waits for an unprotect that is looking for children, and how long between looks.
-/// Looking takes milliseconds, more where a store has many pools.
+/// How long a clone waits at most for an unprotect that is looking for children. The search takes
+/// milliseconds, or more where a store has many pools.
 const UNPROTECTING_WAIT: Duration = Duration::from_secs(5);
+/// The time between two looks at the head meanwhile.
 const UNPROTECTING_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The head of a parent whose snapshot is not in the middle of being unprotected. Whoever does that
-/// may yet find children and protect the snapshot again, and then nothing spoke against the clone.
-/// A mark that somebody left who is gone stays; it refuses clones.
+/// Reads the head of a parent, and waits while its snapshot is being unprotected. The unprotect may find
+/// children and protect the snapshot again; then the clone can be made. Where the process that was
+/// unprotecting is gone, its mark stays in the head and the clone is refused.
 fn settled_head(parent: &Pool, image: ImageId, snap: &str) -> Result<HeadRecord> {
     let mut waited = Duration::ZERO;
     loop {
@@ -57,7 +58,7 @@ fn settled_head(parent: &Pool, image: ImageId, snap: &str) -> Result<HeadRecord>
             return Ok(head);
         }
         if parent.owner_pid(image).is_none() {
-            // Nobody is at work; but the work may have ended just now.
+            // Nobody has the parent open. The unprotect may have ended just now, so read again.
             return parent.read_head(image);
         }
         parent.store().inner.world.clock.pause(UNPROTECTING_INTERVAL);
@@ -78,7 +79,7 @@ fn snapshot_for_clone(
     if !protected && (format == 1 || parent.read_only()) {
         return fail(ErrorKind::NotProtected, "parent snapshot must be protected");
     }
-    // As with RBD: there is nothing that such a parent could give to a child.
+    // As with RBD: an empty parent has nothing to share.
     if snapshot.root.as_ref().is_none_or(|root| root.size_bytes == 0) {
         return fail(
             ErrorKind::Invalid,
@@ -89,8 +90,8 @@ fn snapshot_for_clone(
 }
 
 impl Store {
-    /// Clones a snapshot of `image` in `parent` as `name` in `dest`. Needs read access only to
-    /// `parent`.
+    /// Clones a snapshot of `image` in `parent` as `name` in `dest`. For `parent`, read access is
+    /// enough.
     ///
     /// # Errors
     /// `NotProtected`; `Invalid` for a snapshot of 0 bytes; `NotFound`; `Exists`; `ReadOnly` for `dest`; `PermissionDenied` where the
@@ -115,8 +116,8 @@ impl Store {
         let head = settled_head(parent, image, snap)?;
         let snapshot = snapshot_for_clone(parent, &head, snap, options.format)?;
         if parent.foreign().is_some() {
-            // The child will be one's own, and may name everything; what it takes over is checked now,
-            // when all pools of the store are known.
+            // The child will belong to this user, and may then name any pool. So the pools that it takes
+            // over from another user's snapshot are checked now, after all pools of the store are known.
             self.pools_of_children()?;
             for pool in snapshot.root.iter().flat_map(|root| &root.pools) {
                 parent.files().check_named(parent.id(), PoolId(*pool))?;
@@ -136,7 +137,7 @@ impl Store {
         if !late {
             record_child(parent, dest, link, id, (namespace, name), options.untracked)?;
         }
-        // Whoever takes the protection away has marked the snapshot before looking for our record.
+        // An unprotect marks the snapshot before it looks for our record. So read the head again.
         let published = settled_head(parent, image, snap)
             .and_then(|head| {
                 let again = snapshot_for_clone(parent, &head, snap, options.format)?;
@@ -146,7 +147,7 @@ impl Store {
             })
             .and_then(|()| dest.publish_image(id, &child, name));
         if let Err(error) = published {
-            // Where the child could not be taken back, it stays whole, and so does its record.
+            // Where the child could not be removed again, it stays complete, and so does its record.
             if dest.read_head(id).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
                 let snap_id = marcot_format::SnapId(link.snap_id);
                 forget_child(dest, link, snap_id, id)?;
@@ -160,7 +161,7 @@ impl Store {
     }
 }
 
-/// Makes sure that the parent's owner will not reclaim what the snapshot names.
+/// Makes sure that the parent's owner does not free segments that the snapshot names.
 fn ensure_shared(
     parent: &Pool,
     image: ImageId,
@@ -210,7 +211,7 @@ fn child_head(
     child
 }
 
-/// Records the child in its pool, and as a marker in the parent's.
+/// Records the child in its own pool, and leaves a marker in the parent's pool if that is another one.
 fn record_child(
     parent: &Pool,
     dest: &Pool,
@@ -236,7 +237,7 @@ fn record_child(
     if parent.id() == dest.id() {
         return Ok(());
     }
-    // In a store of our own the marker also tells of the child while the child's pool is out of reach.
+    // Where the parent's pool belongs to this user, the marker also says where the child's pool lies.
     let mut marker = record;
     if parent.foreign().is_none() {
         marker.child_pool_directory = dest.directory().to_string_lossy().into_owned();
@@ -245,7 +246,8 @@ fn record_child(
         Some(_) => parent.check_room_for_marker(dest),
         None => Ok(()),
     };
-    // Everybody may list the directory, so that there is a child is public. Whose names it has is not.
+    // Everybody may list the directory of markers. So the fact that there is a child is public, but its
+    // names are not.
     match left.and_then(|()| parent.leave_marker(&marker)) {
         Err(error) if parent.attached() && !untracked => {
             forget_child(dest, link, marcot_format::SnapId(link.snap_id), id)?;

@@ -1,9 +1,9 @@
-//! Pool GC: freeing segments that clones shared, when no durable root names them any more (I5).
+//! Pool GC: freeing shared segments that no durable root names any more (I5).
 //!
-//! Roots are collected under the pool's lock, so that no clone can appear unseen in between.
-//! What is freed afterwards was named by no root then, and nothing can name it anew: a new clone
-//! takes its root from a snapshot that was collected. Segments that an owner may still be writing
-//! (its log, and what came after its durable head) are left alone.
+//! Roots are collected under the pool's lock, so no clone can appear unseen meanwhile. A segment that
+//! no root named then is never named again: a new clone takes its root from a snapshot that was
+//! collected. Segments that an owner may still write (its log, and those newer than its durable head)
+//! are left alone.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -23,26 +23,26 @@ use crate::image::forget_child;
 use crate::root::{OwnedRoot, RootOf};
 use crate::segment::SegmentName;
 
-/// How often a pool is looked at whose images change meanwhile.
+/// How often a pool is collected at most, where its images change meanwhile.
 const ATTEMPTS_MAX: u32 = 5;
 
-/// What holds data of a removed state alive.
+/// A snapshot that keeps data alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PinnedRow {
-    /// `pool/image@snap` or `pool/image`.
+    /// `pool/image@snap`.
     pub holder: String,
     /// Bytes of data that it names.
     pub bytes: u64,
 }
 
-/// What GC found and did.
+/// The outcome of a GC.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GcReport {
     /// Bytes given back to the file system.
     pub freed_bytes: u64,
     /// Bytes of data blocks that heads name.
     pub live_bytes: u64,
-    /// Bytes of data blocks that only snapshots name, by snapshot.
+    /// Bytes of data blocks that snapshots name, by snapshot.
     pub pinned: Vec<PinnedRow>,
     /// Bytes on the medium afterwards.
     pub allocated_bytes: u64,
@@ -55,11 +55,11 @@ struct Collected {
 }
 
 impl Store {
-    /// Frees what no image of the pool needs any more.
+    /// Frees the segments of the pool that no image needs any more.
     ///
     /// # Errors
-    /// `Busy` where another GC runs, or while somebody reads an image (not a snapshot) that no
-    /// other process has open, because its head may have named more then; `ReadOnly`; `Invalid` for a pool of another store; `Corrupt`
+    /// `Busy` where another GC runs, or while somebody reads an image by a head that may be older than
+    /// the one on disk and may name more; `ReadOnly`; `Invalid` for a pool of another store; `Corrupt`
     /// where a head cannot be read, because nothing may be freed then.
     pub fn gc(&self, pool: &Pool, progress: &mut dyn FnMut(u64, u64)) -> Result<GcReport> {
         pool.check_writable()?;
@@ -86,13 +86,12 @@ impl Store {
             let collected = pool.collect()?;
             self.check_not_read()?;
             if pool.finish_removals(&collected.unfinished)? && attempt < ATTEMPTS_MAX {
-                // What those images had can go too, now that they are gone.
+                // These images are gone now, so collect again: their segments can be freed too.
                 attempt += 1;
                 continue;
             }
             match self.free(pool, &collected, progress) {
-                // An owner that has published a newer head may have removed what the one before
-                // named.
+                // An owner may have stored a newer head and removed segments that the older head named.
                 Err(error) if attempt < ATTEMPTS_MAX && pool.have_moved(&collected.heads) => {
                     tracing::debug!(pool = %pool.name(), %error, "collected again");
                     attempt += 1;
@@ -127,12 +126,12 @@ impl Store {
         fail(ErrorKind::Busy, message)
     }
 
-    /// An image of any pool that somebody reads by a head, which may be older than the one on disk.
+    /// An image of any pool that somebody reads by a head that may be older than the one on disk.
     fn any_being_read(&self) -> Result<Option<String>> {
         for pool in self.open_pools()? {
             for image in pool.image_ids()? {
-                // Locks in a pool that others own are out of reach, and not needed: what a reader
-                // of theirs names here is kept by a snapshot.
+                // Locks in another user's pool cannot be taken, and need not be: a snapshot in this
+                // pool keeps the segments that readers of that pool may name here.
                 if !pool.read_only() && pool.being_read(image)? {
                     let head = pool.read_head(image)?;
                     return Ok(Some(pool.image_label(&head)));
@@ -153,12 +152,11 @@ pub(crate) fn roots_of(pool: &Pool, head: &HeadRecord) -> Vec<OwnedRoot> {
 }
 
 impl Pool {
-    /// Removes records of children that are gone, which a removal that was cut off has left, and the
-    /// markers that went with them.
+    /// Removes records of children that are gone, and their markers. An interrupted removal leaves them.
     pub(crate) fn remove_stale_records(&self) -> Result<()> {
         let own = self.id();
         let stale: Vec<ChildKey> = {
-            // Whoever makes a child holds this lock from before its record until after its head.
+            // A clone holds this lock from before its record until after its head is stored.
             let _catalogue = self.lock(LockMode::Exclusive)?;
             let keys = self.child_keys(|key| key.child_pool == own)?.into_iter();
             let head = |key: &ChildKey| self.records().exists(&Key::Head(key.child_image));
@@ -172,7 +170,7 @@ impl Pool {
         Ok(())
     }
 
-    /// True where one of these heads is not the one on disk any more.
+    /// True where one of these heads has been replaced or removed on disk.
     fn have_moved(&self, heads: &[HeadRecord]) -> bool {
         let moved = |head: &HeadRecord| match self.read_head(ImageId(head.image_id)) {
             Ok(now) => now.version != head.version,
@@ -194,11 +192,12 @@ impl Pool {
     pub(crate) fn data_bytes(&self) -> Result<u64> {
         let segments = self.all_segments()?;
         let data = segments.into_iter().filter(|name| name.kind == SegmentKind::Data);
-        // One that was removed meanwhile takes none.
+        // A segment that was removed meanwhile counts as 0 bytes.
         Ok(data.map(|name| self.files().allocated_bytes(name)).sum())
     }
 
-    /// Who wrote segments of this pool, and the sets of copies of what others wrote elsewhere.
+    /// The sets of segments in this pool: one for each author, and one for each author in each set of
+    /// copies.
     pub(crate) fn segment_sets(&self) -> Result<Vec<SegmentSet>> {
         self.segments().sets().at(|| format!("cannot list the segments of pool '{}'", self.name()))
     }
@@ -219,12 +218,12 @@ impl Pool {
         }
     }
 
-    /// Reads all heads and lists what may be freed if none of them names it.
+    /// Reads all heads, and lists the segments that may be freed if no head names them.
     fn collect(&self) -> Result<Collected> {
         let _catalogue = self.lock(LockMode::Exclusive)?;
         let mut collected =
             Collected { heads: Vec::new(), candidates: Vec::new(), unfinished: Vec::new() };
-        // Before the heads: a set of copies belongs to an image that said so first.
+        // Sets are listed before heads: an image notes a set of copies in its head before it makes it.
         let sets = self.segment_sets()?;
         let mut named = NamedImages::default();
         let mut limits: BTreeMap<ImageId, (SegmentMarks, SegmentMarks)> = BTreeMap::new();
@@ -232,11 +231,11 @@ impl Pool {
             let head = match self.read_head(image) {
                 Ok(head) => head,
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    // No head: a creation or removal that was cut off. Nothing names it.
+                    // An interrupted creation or removal left this directory. Nothing names its image.
                     self.remove_head(image);
                     continue;
                 }
-                // Without this head nothing can be said to be dead.
+                // Any segment may be named by the head that cannot be read.
                 Err(error) if error.kind().is_obstacle() => return Err(error.context(format!(
                     "image {} cannot be looked at now, so nothing is freed",
                     self.label_by_names(image)
@@ -247,8 +246,8 @@ impl Pool {
                     self.label_by_names(image)
                 ))),
             };
-            // Only a durable root may be what lets something go (I5): whoever wrote this head may have
-            // been killed, or may still be waiting, between its rename and the sync.
+            // Only durable roots decide what is freed (I5). The writer of this head may have been killed,
+            // or may still be, between its rename and its sync.
             self.settle(&Key::Head(image))?;
             if head.removing || self.never_named(&head, &mut named) {
                 collected.unfinished.push((image, head));
@@ -273,7 +272,7 @@ impl Pool {
             }
             let range = limits.get(&author).filter(|_| copies == 0);
             for name in self.files().list(self.id(), set)? {
-                // Segments beyond those limits belong to a living owner.
+                // Segments from the limit on may still be written by an owner, or are private to it.
                 let below = range.is_none_or(|(shared, limit)| {
                     name.sequence < shared.of(name.kind).min(limit.of(name.kind))
                 });
@@ -285,15 +284,16 @@ impl Pool {
         Ok(collected)
     }
 
-    /// True for an image whose creation was cut off before its name: nobody can have written it.
+    /// True for an image whose creation was interrupted before it had a name. Nobody can have written it.
     pub(crate) fn never_named(&self, head: &HeadRecord, named: &mut NamedImages) -> bool {
         head.epoch == 0
             && head.snapshots.is_empty()
-            // A name that cannot be read must not cost the image.
+            // A name that cannot be read must not lead to the loss of the image.
             && self.is_nameless(head, named).is_ok_and(|nameless| nameless)
     }
 
-    /// Completes removals and aborted creations, where nobody has the image open; true if there was one.
+    /// Completes interrupted removals, and removes images whose creation was interrupted, where nobody has
+    /// the image open. Returns true if there was one.
     fn finish_removals(&self, unfinished: &[(ImageId, HeadRecord)]) -> Result<bool> {
         let mut any = false;
         for (image, head) in unfinished {
@@ -302,13 +302,13 @@ impl Pool {
         Ok(any)
     }
 
-    /// True where it was completed.
+    /// Completes one of them. Returns false where the image is in use or was changed meanwhile.
     fn finish_removal(&self, image: ImageId, head: &HeadRecord) -> Result<bool> {
         let Some(_lock) = self.lock_image(image)? else { return Ok(false) };
         let _catalogue = self.lock(LockMode::Exclusive)?;
         match self.read_head(image) {
             Ok(now) if now.version == head.version => {}
-            // Somebody has used or removed it since the heads were collected.
+            // The image was used or removed since the heads were collected.
             _ => return Ok(false),
         }
         self.unlink_image(image, head)?;
@@ -322,13 +322,13 @@ impl Pool {
         for set in self.segment_sets().unwrap_or_default() {
             let head = || self.read_head(set.author);
             if set.copies != 0 || head().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-                // Refused while segments are left.
+                // This fails while segments are left.
                 let _ = self.segments().remove_set(set);
             }
         }
     }
 
-    /// What heads name, and what only snapshots name, at the granularity of segments.
+    /// Sums of the data that heads and snapshots name, by the live counts of their segment tables.
     fn report(&self, heads: &[HeadRecord]) -> Result<GcReport> {
         let mut report = GcReport::default();
         for head in heads {

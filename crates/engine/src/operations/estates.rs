@@ -1,4 +1,4 @@
-//! What a removed image had shared: it goes when no heir names it any more.
+//! Estates: the shared segments that removed images leave. They are freed when no heir names them any more.
 
 use std::time::Duration;
 
@@ -15,24 +15,25 @@ use crate::gc;
 use crate::root::OwnedRoot;
 use crate::segment::SegmentName;
 
-/// Heads that a removal reads at the most, to free what they do not name. Where an author has more heirs,
-/// its segments wait for `gc`, or until there are fewer.
+/// Limit on the heads that a removal reads for one author, to free what they do not name. Where an author
+/// has more heirs, its segments wait for `gc`, or for a later removal when there are fewer.
 const HEADS_MAX: usize = 16;
 
-/// How often a removal tries whether it may free something, and how long apart.
+/// How often a removal tries to take the lock for collecting the pool, at most.
 const GC_LOCK_ATTEMPTS: u32 = 50;
+/// The time between two attempts.
 const GC_LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What may be freed, and the heads that may name it.
+/// An estate that may be freed, and the heads that may name segments of it.
 struct Freeing {
     estate: SegmentSet,
     heads: Vec<HeadRecord>,
 }
 
 impl Pool {
-    /// Frees what an image that was just removed had shared, and what authors had that went before it, as
-    /// far as their heirs name it no more. Costs by the number of heirs, up to [`HEADS_MAX`] of them, and not
-    /// by that of images.
+    /// Frees the segments that a just removed image had shared, and those of its ancestors that were
+    /// removed earlier, as far as no heir names them. The cost grows with the number of heirs, up to
+    /// [`HEADS_MAX`] for each author, and not with the number of images.
     pub(crate) fn free_estates(
         &self,
         image: ImageId,
@@ -44,7 +45,7 @@ impl Pool {
         }
         let (freeing, heirs) = self.collect_estates(image, head, shares)?;
         for Freeing { estate, heads } in freeing {
-            // So that the next removal below the author finds it, where this one is cut off.
+            // The mark lets the next removal of an heir find the estate, if this one is interrupted.
             let noted = self.note_heir(HeirKey::Waiting(estate));
             if let Err(error) = self.free_estate(estate, &heads).and(noted) {
                 tracing::info!(author = %estate.author, %error, "the space of a removed image is left for gc");
@@ -61,7 +62,7 @@ impl Pool {
         shares: bool,
     ) -> Result<(Vec<Freeing>, Heirs)> {
         let _catalogue = self.lock(LockMode::Exclusive)?;
-        // Who is gone must not come back after what it named.
+        // The removed head must not come back, after a crash, when its segments are freed.
         self.settle(&Key::Head(image))?;
         let heirs = self.heirs()?;
         let line = heirs.line(image);
@@ -90,12 +91,13 @@ impl Pool {
         Ok((freeing, heirs))
     }
 
-    /// True for an image that made copies, or began to.
+    /// True for an image that has made a set of copies, or has begun one.
     pub(crate) fn made_copies(&self, head: &HeadRecord) -> bool {
         self.own_sets(head, false).next().is_some()
     }
 
-    /// The sets of copies that a removed image made. Those that it has from a parent are the parent's.
+    /// The sets of copies that a removed image made. Sets that it names since it was cloned belong to its
+    /// parent.
     fn own_sets(&self, head: &HeadRecord, cloned_here: bool) -> impl Iterator<Item = u64> + use<> {
         let own = self.id().0;
         let inherited = cloned_here || head.parent.as_ref().is_some_and(|p| p.pool_id == own);
@@ -112,7 +114,7 @@ impl Pool {
         sets.into_iter()
     }
 
-    /// Frees what no head of these names. `gc` does nothing meanwhile.
+    /// Frees the segments of an estate that none of these heads names. Holds the lock of `gc` meanwhile.
     fn free_estate(&self, estate: SegmentSet, heads: &[HeadRecord]) -> Result<()> {
         let Some(_lock) = self.lock_gc_soon()? else { return Ok(()) };
         for head in heads {
@@ -132,7 +134,7 @@ impl Pool {
         Ok(())
     }
 
-    /// The segments of an author, or of a set of copies, whoever wrote what was copied.
+    /// The segments of an author, or of a set of copies with all its authors.
     fn estate(&self, estate: SegmentSet) -> Result<Vec<SegmentName>> {
         let sets = match estate.copies {
             0 => vec![estate],
@@ -146,7 +148,7 @@ impl Pool {
         for set in sets {
             let segments = self.files().list(self.id(), set)?;
             if segments.is_empty() {
-                // Refused while something is left.
+                // This fails while something is left.
                 let _ = self.segments().remove_set(set);
             }
             found.extend(segments);
@@ -154,9 +156,9 @@ impl Pool {
         Ok(found)
     }
 
-    /// Removes the marks of those of `line` that are gone and have no living heirs.
+    /// Removes the marks of images in `line` that are gone and have no living heirs.
     fn remove_dead_marks(&self, mut heirs: Heirs, line: &[ImageId]) -> Result<()> {
-        // Whoever was cloned from another pool is no heir of theirs alone.
+        // Images cloned from another pool count as heirs of every author, and would keep every mark.
         heirs.below.remove(&UNKNOWN);
         for image in line.iter().filter(|image| !self.has_head(**image)) {
             if heirs.living(self, *image, 0).is_none() {
@@ -169,7 +171,7 @@ impl Pool {
         Ok(())
     }
 
-    /// For `gc`, which has freed what nobody names: removes marks that nobody needs.
+    /// Removes marks that are not needed any more. Called by `gc` after it has freed segments.
     pub(crate) fn tidy_heirs(&self) -> Result<()> {
         let _catalogue = self.lock(LockMode::Exclusive)?;
         let heirs = self.heirs()?;
@@ -182,12 +184,12 @@ impl Pool {
         self.remove_dead_marks(heirs, &marked)
     }
 
-    /// Keeps others from collecting the pool; `None` where somebody does.
+    /// Takes the lock for collecting the pool, without waiting; `None` where somebody has it.
     pub(crate) fn lock_gc(&self) -> Result<Option<Box<dyn Lock>>> {
         self.try_lease(Lease::Collection)
     }
 
-    /// The same; another removal has it for a moment.
+    /// As [`Self::lock_gc`], but waits a short time, because another removal may hold it for a moment.
     fn lock_gc_soon(&self) -> Result<Option<Box<dyn Lock>>> {
         for _ in 1..GC_LOCK_ATTEMPTS {
             if let Some(lock) = self.lock_gc()? {
@@ -198,8 +200,8 @@ impl Pool {
         self.lock_gc()
     }
 
-    /// True where an image of another pool is being read by a head that may be older than the one on disk,
-    /// and so may name what a parent in this pool had.
+    /// True where an image of another pool is read by a head that may be older than the one on disk. That
+    /// head may name segments of a parent in this pool.
     fn is_read_elsewhere(&self) -> Result<bool> {
         for pool in self.store().open_pools()? {
             if pool.id() != self.id() && !pool.read_only() && pool.any_reader()? {
@@ -211,7 +213,7 @@ impl Pool {
 
     fn durable_head(&self, image: ImageId) -> Result<HeadRecord> {
         let head = self.read_head(image)?;
-        // Only a durable root may be what lets something go (I5).
+        // Only durable roots decide what is freed (I5).
         self.settle(&Key::Head(image))?;
         Ok(head)
     }

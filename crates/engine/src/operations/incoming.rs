@@ -1,11 +1,10 @@
-//! Images on their way in: import and copy write into an image that users do not see before it is
-//! whole.
+//! Partial images: import and copy write into an image that users do not see before it is complete.
 //!
-//! Until then it has a name made of its own number, which no user can give to an image. Who makes it
-//! has it open, and so holds its lock, from before the pool's lock was given back after the name was
-//! written, until after the image has got its own name. So a partial image whose lock is free has
-//! lost its maker for good, whatever that one's process number was and wherever it ran, and may be
-//! removed. An image whose name only looks like one of those is somebody's, and stays.
+//! Until then the image has a name made of its own number, which no user can give. Its maker has it open,
+//! and so holds the image's lock. The maker takes this lock before it releases the pool's lock, under which
+//! the partial name is written, and keeps it until the image has its final name. So a partial image whose
+//! lock is free has lost its maker for good, and may be removed. Process numbers play no part in this. An
+//! image whose name has this form, but with another number, is a user's image and stays.
 
 use marcot_format::ImageId;
 use marcot_store::LockMode;
@@ -17,8 +16,8 @@ use crate::error::{ErrorKind, Result};
 use crate::image::Image;
 
 impl Pool {
-    /// Creates an image that shall be called `name` and is hidden until
-    /// [`Pool::publish_partial`]. The caller has it open until then.
+    /// Creates an image whose final name will be `name`. It is hidden until
+    /// [`Pool::publish_partial`], and the caller must keep it open until then.
     ///
     /// # Errors
     /// As [`Pool::create`] and [`Pool::open`].
@@ -35,7 +34,7 @@ impl Pool {
         self.open(id)
     }
 
-    /// Gives an image that is whole its name. The caller still has it open.
+    /// Gives a complete image its final name. The caller still has it open.
     ///
     /// # Errors
     /// As [`Pool::rename`]; `Exists` where the name was taken meanwhile.
@@ -43,10 +42,10 @@ impl Pool {
         self.rename(namespace, &partial_name(image), name)
     }
 
-    /// True where nobody will make this image whole any more.
+    /// True where the maker of this partial image is gone.
     fn is_abandoned(&self, namespace: &str, image: ImageId) -> Result<bool> {
         let _lock = self.lock(LockMode::Exclusive)?;
-        // By now it may have got its name, and been closed.
+        // The image may have got its final name and been closed meanwhile.
         match self.find(namespace, &partial_name(image)) {
             Ok(found) if found == image => Ok(self.lock_image(image)?.is_some()),
             Ok(_) => Ok(false),
@@ -57,14 +56,14 @@ impl Pool {
 }
 
 impl Store {
-    /// Removes the partial images of a namespace whose makers are no more.
+    /// Removes the partial images of a namespace whose makers are gone.
     ///
     /// # Errors
     /// `ReadOnly`; those of [`Pool::image_names`] and [`Store::remove_named`], after all were tried.
     pub fn remove_abandoned(&self, pool: &Pool, namespace: &str) -> Result<()> {
         pool.check_writable()?;
         let mut outcome = Ok(());
-        // Only names of that form are read: there may be many others.
+        // Only names of this form are looked up, because there may be many others.
         let names = pool.image_names(namespace)?;
         for name in names.iter().filter(|name| is_partial_name(name)) {
             let removed = pool.find(namespace, name).and_then(|image| {
@@ -74,7 +73,7 @@ impl Store {
                 self.remove_named(pool, namespace, name, &mut |_, _| {})
             });
             match removed {
-                // Somebody else was faster.
+                // Another process has removed it meanwhile.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 removed => outcome = outcome.and(removed),
             }

@@ -1,4 +1,4 @@
-//! Operations on more than one image: cloning, removing, collecting what nobody names.
+//! Operations on more than one image: cloning, removing, and collecting what no root names.
 
 mod clone;
 mod collect;

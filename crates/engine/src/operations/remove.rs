@@ -12,14 +12,13 @@ use crate::catalog::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::image::forget_child;
 
-/// What Linux says of a sector that cannot be read, and of one whose checksum the file system finds
+/// What Linux returns for a sector that cannot be read, or for data whose checksum the file system finds
 /// wrong: EIO, ENODATA, EBADMSG, EUCLEAN.
 const MEDIUM_ERRORS: [i32; 4] = [5, 61, 74, 117];
 
 impl Store {
-    /// Removes an image, the space that only it uses, and what it had shared with images that are gone.
-    /// What images share that may still name some of it is looked at where those are few, and goes with
-    /// `gc` else.
+    /// Removes an image, and frees the segments that only it uses. Of its shared segments, those that no
+    /// other image names are freed too, if few images may name them; otherwise `gc` frees them.
     ///
     /// An interrupted removal is finished by running it again, or by `gc`.
     ///
@@ -34,8 +33,8 @@ impl Store {
         self.remove(pool, image, None, progress)
     }
 
-    /// As [`Self::remove_image`], for the image that has this name: one that is given another name
-    /// before it is gone stays.
+    /// As [`Self::remove_image`], for the image with this name. If the image is renamed meanwhile, it
+    /// stays.
     ///
     /// # Errors
     /// As [`Self::remove_image`].
@@ -50,8 +49,8 @@ impl Store {
         self.remove_if_named(pool, image, (namespace, name), progress)
     }
 
-    /// As [`Self::remove_image`], if the image still has this name (namespace and name): for who has
-    /// looked it up before.
+    /// As [`Self::remove_image`], if the image still has this name (namespace and name). For callers that
+    /// have looked up the name before.
     ///
     /// # Errors
     /// As [`Self::remove_image`]; `Busy` where another image has the name by now.
@@ -65,19 +64,19 @@ impl Store {
         self.remove(pool, image, Some(named), progress)
     }
 
-    /// As [`Self::remove_named`], but an image whose head cannot be read is given up: its data, its
-    /// snapshots, and whatever else only its head knew.
+    /// As [`Self::remove_named`], but an image whose head is damaged is given up, with its data, its
+    /// snapshots, and everything else that only its head named.
     ///
-    /// What others need of it stays, though nobody can say any more what that is:
-    /// 1. with a child, in any pool, nothing is done. A child in another pool needs this image's
-    ///    segments, and one in this pool may need those of this image's own parent in a third; while
-    ///    the head is damaged no new one can come, because a clone looks at it after its record is
-    ///    durable;
-    /// 2. an empty head that says *removing* takes the place of the damaged one (the commit), so that a
-    ///    removal that is cut off is finished by `rm` or `gc` like any other;
-    /// 3. no segment is taken for private. `gc` removes those that no root of the pool names, as with
-    ///    every author that is gone;
-    /// 4. its records as a child go after the head that needed the parent.
+    /// Data that other images need stays, although the damaged head cannot say which that is:
+    /// 1. If the image has a child, in any pool, nothing is done. A child in another pool needs this
+    ///    image's segments. A child in this pool may need segments of this image's parent in a third
+    ///    pool. No new child can appear while the head is damaged, because a clone reads the head again
+    ///    after its record is durable.
+    /// 2. An empty head that says *removing* replaces the damaged head. This is the commit. An
+    ///    interrupted removal is finished by `rm` or `gc` like any other.
+    /// 3. No segment counts as private. `gc` removes those that no root of the pool names, as for every
+    ///    author that is gone.
+    /// 4. The image's records as a child are removed after its head, which needed the parent.
     ///
     /// # Errors
     /// As [`Self::remove_image`]; `HasChildren`; `NewerFormat` for a head that is not damaged, but
@@ -94,8 +93,8 @@ impl Store {
         self.remove_damaged_if_named(pool, image, (namespace, name), progress)
     }
 
-    /// As [`Self::remove_damaged`], if the image still has this name (namespace and name): for who has
-    /// looked it up before.
+    /// As [`Self::remove_damaged`], if the image still has this name (namespace and name). For callers that
+    /// have looked up the name before.
     ///
     /// # Errors
     /// As [`Self::remove_damaged`]; `Busy` where another image has the name by now.
@@ -113,7 +112,7 @@ impl Store {
         let label = format!("{}/{name}", pool.name());
         let lock = lock_for_removal(pool, image, &label)?;
         if !is_damaged(pool, image)? {
-            // Its owner has written a good one since.
+            // Its owner has written a good head meanwhile.
             drop(lock);
             return self.remove_if_named(pool, image, (namespace, name), progress);
         }
@@ -146,7 +145,7 @@ impl Store {
             forget_child(pool, parent, SnapId(parent.snap_id), image)?;
         }
         match self.gc(pool, progress) {
-            // The image is gone; another damaged one only keeps its space from being freed.
+            // The image is gone. GC may fail because another head is damaged; then the space waits.
             Err(error) => tracing::warn!(%error, "the space of a removed image is left for gc"),
             Ok(report) => tracing::info!(report.freed_bytes, "freed"),
         }
@@ -163,7 +162,7 @@ impl Store {
         pool.check_writable()?;
         let head = pool.read_head(image)?;
         let label = pool.image_label(&head);
-        // Snapshots first, as RBD does: they are what the user has to deal with.
+        // Snapshots are checked first, as RBD does: the user has to remove them first.
         check_no_snapshots(&label, &head)?;
         let lock = lock_for_removal(pool, image, &label)?;
         let head = pool.read_head(image)?;
@@ -186,7 +185,8 @@ impl Store {
         let shares = left > 0 || pool.made_copies(&head);
         let freed = match head.leaves_marks || !shares {
             true => pool.free_estates(image, &head, shares),
-            // Made by a version before marks: everybody in the pool may name what it shared.
+            // An earlier version made the image without marks. Any image of the pool may name what it
+            // shared.
             false => self.gc(pool, &mut |_, _| {}).map(drop),
         };
         match freed {
@@ -196,7 +196,7 @@ impl Store {
     }
 }
 
-/// The image's lock, for whoever removes it, where nobody has the image open or reads it.
+/// Takes the image's lock for a removal. Fails where somebody has the image open or reads it.
 fn lock_for_removal(pool: &Pool, image: ImageId, label: &str) -> Result<Box<dyn Lock>> {
     let Some(lock) = pool.lock_image(image)? else {
         return fail(ErrorKind::Owned, format!("{label} is in use"));
@@ -207,7 +207,7 @@ fn lock_for_removal(pool: &Pool, image: ImageId, label: &str) -> Result<Box<dyn 
     Ok(lock)
 }
 
-/// Fails where another image has the name (namespace and name) by now. The pool's lock is held.
+/// Fails where another image has the name (namespace and name) meanwhile. The pool's lock is held.
 fn check_still_named(pool: &Pool, image: ImageId, (namespace, name): (&str, &str)) -> Result<()> {
     if pool.find(namespace, name)? == image {
         return Ok(());
@@ -215,17 +215,17 @@ fn check_still_named(pool: &Pool, image: ImageId, (namespace, name): (&str, &str
     fail(ErrorKind::Busy, format!("the name '{name}' was given to another image meanwhile"))
 }
 
-/// True where the head is there and its bytes are wrong, or the medium does not give them back.
+/// True where the head exists, but its bytes are wrong or the medium cannot read them.
 fn is_damaged(pool: &Pool, image: ImageId) -> Result<bool> {
     match pool.read_head(image) {
         Ok(_) => Ok(false),
-        Err(error) if error.kind() == ErrorKind::Corrupt || says_medium(&error) => Ok(true),
-        // Also what will be over soon, such as a lack of descriptors or memory.
+        Err(error) if error.kind() == ErrorKind::Corrupt || is_medium_error(&error) => Ok(true),
+        // Other errors may be over soon, such as a lack of descriptors or memory.
         Err(error) => Err(error),
     }
 }
 
-fn says_medium(error: &Error) -> bool {
+fn is_medium_error(error: &Error) -> bool {
     let below = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
     below.and_then(std::io::Error::raw_os_error).is_some_and(|errno| MEDIUM_ERRORS.contains(&errno))
 }
@@ -242,9 +242,9 @@ fn check_no_snapshots(label: &str, head: &HeadRecord) -> Result<()> {
 }
 
 impl Pool {
-    /// Takes an image out of the catalogue. Locks of image and pool are held.
+    /// Removes an image from the catalogue. The locks of image and pool are held.
     ///
-    /// 1. the head says that it is being removed; 2. the name goes; 3. the head goes.
+    /// 1. The head is marked as being removed. 2. The name is removed. 3. The head is removed.
     pub(crate) fn unlink_image(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         self.keep_heirs(image, head)?;
         if !head.removing {
@@ -252,8 +252,9 @@ impl Pool {
             marked.removing = true;
             marked.version += 1;
             match self.with_reserve(|| self.swap_head(image, Stamp::of(head), &marked)) {
-                // Removing must work on a full disk. Unmarked, a removal that is cut off between
-                // the next two steps leaves an image without a name, which `check` tells.
+                // Removing must work on a full disk, so the mark may be missing. If the removal is
+                // then interrupted between the next two steps, the image has no name, which `check`
+                // reports.
                 Err(error) if error.kind() == ErrorKind::NoSpace => {}
                 written => written?,
             }
@@ -263,8 +264,8 @@ impl Pool {
             let key = Key::Name { namespace: head.namespace.clone(), name };
             self.records().remove(&key).at(context)?;
         }
-        // Also where the name is gone already: whoever took it away may have been killed before that
-        // was durable, and a name that comes back must not lead nowhere.
+        // Also where the name is gone already: the process that removed it may have been killed before
+        // that was durable. A name must not come back without its image.
         let name = Key::Name { namespace: head.namespace.clone(), name: head.name.clone() };
         match self.records().settle(&name) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -277,7 +278,8 @@ impl Pool {
         }
     }
 
-    /// Removes the segments of a removed image that no clone can name; returns how many are left.
+    /// Removes the private segments of a removed image, which no clone can name. Returns how many segments
+    /// are left.
     fn remove_private_segments(
         &self,
         image: ImageId,
@@ -296,7 +298,7 @@ impl Pool {
             }
             progress(i as u64 + 1, names.len() as u64);
         }
-        // Stays while segments are left.
+        // This fails while segments are left.
         let _ = self.segments().remove_set(set);
         Ok(left)
     }

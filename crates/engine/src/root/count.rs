@@ -1,9 +1,8 @@
-//! What the map of a root names, counted by what differs from a root that was counted before.
+//! Counts of what the map of a root names, found by comparing it with a root that was counted before.
 //!
-//! Roots of one image share most of their pages. A page never changes, so what lies below one that
-//! both roots have at the same place adds the same to the counts of both: it is neither read nor
-//! counted again. A root with which nothing is compared differs from no map at all, and all of it is
-//! read.
+//! Roots of one image share most of their pages. A page never changes. So where two roots have the same
+//! page, everything below it adds the same to the counts of both, and is neither read nor counted again.
+//! The first root is compared with an empty map, so all of it is read.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +12,7 @@ use super::Source;
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::map::{Link, Node, PageSource, TOP_LEVEL, child, entry_blocks, leaf_entry};
 
-/// Memory that pages of a segment table may take while a map is walked, in bytes.
+/// Limit on the memory that pages of a segment table take while a map is walked, in bytes.
 pub(crate) const TABLE_BYTES_MAX: u64 = 4 << 20;
 
 /// Counts of what a root names.
@@ -21,23 +20,24 @@ pub(crate) const TABLE_BYTES_MAX: u64 = 4 << 20;
 pub(crate) struct Counts {
     /// Slots or units, by table index.
     pub live: BTreeMap<u32, u64>,
-    /// Blocks.
+    /// Blocks mapped.
     pub mapped: u64,
-    /// Pages that cannot be read: by first block the level, and why.
+    /// Pages that cannot be read, by first block: the level, and the error.
     pub unreadable: BTreeMap<u64, (u32, Error)>,
-    /// What was given up with such a page earlier: by first block, how many blocks.
+    /// Blocks that were lost when a damaged page was given up, by first block: how many.
     pub lost: BTreeMap<u64, u64>,
 }
 
-/// How the counts of a root differ from those of the one before.
+/// How the counts of a root differ from those of the root before.
 #[derive(Default)]
 pub(crate) struct Change {
-    /// What only the root before names, and what only this one does, by table index.
+    /// Slots or units that only the root before names, by table index.
     gone: BTreeMap<u32, u64>,
+    /// Slots or units that only this root names, by table index.
     added: BTreeMap<u32, u64>,
     mapped_gone: u64,
     mapped_added: u64,
-    /// Where the root before had unreadable or lost pages and this one has something else: first blocks.
+    /// First blocks where the root before had unreadable or lost pages, and this root has something else.
     mended: Vec<u64>,
     unreadable: Vec<(u64, (u32, Error))>,
     lost: Vec<(u64, u64)>,
@@ -51,11 +51,11 @@ pub(crate) fn blocks_below(level: u32) -> u64 {
 }
 
 impl Counts {
-    /// Counts everything; tells also how many pages were read.
+    /// Counts everything below `top`. Returns also how many pages were read.
     pub(crate) fn of(top: &Link, source: &mut Source<'_>) -> (Self, u64) {
         let mut counts = Self::default();
         let mut walk = Walk { earlier: None, later: source, change: Change::default() };
-        // Only the side that there is not could fail.
+        // Only the earlier side can fail, and there is none.
         let _ = walk.compare((&Link::Hole, top), TOP_LEVEL, 0);
         let change = walk.change;
         let pages = change.pages;
@@ -69,7 +69,7 @@ impl Counts {
         of(&self.live).saturating_sub(of(&change.gone))
     }
 
-    /// From here on these are the counts of the later root.
+    /// Turns these into the counts of the later root.
     pub(crate) fn apply(&mut self, change: Change) {
         for (index, added) in change.added {
             *self.live.entry(index).or_default() += added;
@@ -89,7 +89,7 @@ impl Counts {
         self.lost.extend(change.lost);
     }
 
-    /// What was given up, with neighbours taken together: first block and blocks.
+    /// The lost ranges, with neighbours joined: first block, and number of blocks.
     pub(crate) fn lost_ranges(&self) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for (&block, &blocks) in &self.lost {
@@ -106,8 +106,8 @@ impl Change {
     /// How the map at `later` differs from the one at `earlier`, whose counts are given.
     ///
     /// # Errors
-    /// Where a page of the earlier map that was read before cannot be read any more, or the maps do
-    /// not agree with the counts: then everything is to be counted anew.
+    /// Where a page of the earlier map was read before and now cannot be, or where the maps do not
+    /// agree with the counts. Then everything has to be counted again.
     pub(crate) fn between<'s>(
         (earlier, counts): (&Link, &Counts),
         later: &Link,
@@ -140,8 +140,8 @@ struct Walk<'a, 's> {
 
 impl Walk<'_, '_> {
     fn compare(&mut self, links: (&Link, &Link), level: u32, base: u64) -> Result<()> {
-        // Both tables stand for the same segments wherever something is shared: who applies the
-        // change looks to that.
+        // Equal entries name the same page only if both tables have the same segment at that index.
+        // The caller verifies this before it applies the change.
         let same = matches!((links.0.entry(), links.1.entry()), (Some(a), Some(b)) if a == b);
         if same {
             return Ok(());
@@ -164,7 +164,7 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// A page that only the earlier map has.
+    /// Counts a page that only the earlier map has.
     fn leave(&mut self, link: &Link, level: u32, base: u64) -> Result<Option<Node>> {
         let (Link::Stored(entry), Some((source, counts))) = (link, &mut self.earlier) else {
             return Ok(None);
@@ -180,7 +180,7 @@ impl Walk<'_, '_> {
         Ok(Some(node))
     }
 
-    /// A page that only the later map has.
+    /// Counts a page that only the later map has.
     fn enter(&mut self, link: &Link, level: u32, base: u64) -> Option<Node> {
         let Link::Stored(entry) = link else { return None };
         if entry.is_lost() {

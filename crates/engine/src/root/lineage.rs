@@ -1,13 +1,13 @@
-//! Whose root it is, and where what it names in other pools lies now.
+//! Which image or snapshot a root belongs to, and where the data lies that it names in other pools.
 //!
-//! A clone's root names segments of its ancestors by their positions in a list of pools, which
-//! begins as the parent snapshot's does. When an ancestor is flattened, what its snapshots name
-//! elsewhere is copied into its pool, under the same names, and their lists say so. Those of the
-//! clones below stay as they are: nobody rewrites the heads of others. Who cannot read something
-//! there looks at the lists of the ancestors, and finds the copy; nobody looks before that, so that
-//! opening does not depend on the number of generations.
+//! A clone's root names segments of its ancestors by positions in a list of pools. This list begins
+//! like that of the parent snapshot. When an ancestor is flattened, the data that its snapshots name in
+//! other pools is copied into its own pool, under the same names, and the lists of its roots are changed
+//! to say so. The lists of the clones below stay as they are: nobody rewrites another image's head. A
+//! clone that cannot read something reads the lists of its ancestors and finds the copy. It does not
+//! look earlier, so opening does not depend on the number of generations.
 //!
-//! Positions that stand for a root's own pool never move: what lies there is kept by that root.
+//! A position that stands for a root's own pool never moves: that root itself keeps the data there.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use crate::error::Result;
 use crate::map::Map;
 use crate::table::{Guide, Place, SegmentTable, Whereabouts};
 
-/// Most ancestors that are asked. A chain of heads that somebody made to go round has an end so.
+/// Limit on the ancestors that are read. It ends a chain of heads that was forged to go in a circle.
 const ANCESTORS_MAX: usize = 4096;
 
-/// Whose root it is: that of an image, or of one of its snapshots.
+/// What a root belongs to: an image, or one of its snapshots.
 #[derive(Clone)]
 pub(crate) struct RootOf {
     pub pool: Pool,
@@ -31,7 +31,7 @@ pub(crate) struct RootOf {
     pub snap: Option<SnapId>,
 }
 
-/// A root and whose it is.
+/// A root, and what it belongs to.
 pub(crate) struct OwnedRoot {
     pub of: RootOf,
     pub root: RootRecord,
@@ -50,7 +50,7 @@ impl RootOf {
         SegmentTable::open(root, self.pool.id(), self.pool.files(), self.guide())
     }
 
-    /// Tells a table of the root where its data is.
+    /// The guide that tells a table of the root where its data lies.
     pub(crate) fn guide(&self) -> Guide {
         Guide(Arc::new(self.clone()))
     }
@@ -73,11 +73,11 @@ impl RootOf {
 }
 
 impl RootOf {
-    /// The list of a root as its head has it.
+    /// The places of a root as its head lists them.
     fn list(&self, root: &RootRecord) -> Vec<Place> {
         let mut places = Place::all(root);
         for place in &mut places {
-            // Another user's ancestor may not lead to what that user may not read.
+            // Another user's ancestor must not lead to data that this user may not read.
             if !self.pool.files().check_named(self.pool.id(), place.pool).unwrap_or(false) {
                 *place = Place::UNKNOWN;
             }
@@ -86,21 +86,21 @@ impl RootOf {
     }
 }
 
-/// What lies in other pools than `own` lies where the list of the ancestor above says.
+/// Replaces the places in other pools than `own` by those of the ancestor above.
 fn put_above(own: PoolId, places: &mut [Place], above: &[Place]) {
     for (place, above) in places.iter_mut().zip(above).filter(|(p, _)| p.pool != own) {
         *place = *above;
     }
 }
 
-/// Where data lies that roots of one image have from their ancestors. As [`Whereabouts::places`], but
-/// each ancestor's heads are read once, and those of the image not at all: an image may have thousands
-/// of snapshots, and its head tells of all.
+/// Where the data lies that the roots of one image have from their ancestors. As
+/// [`Whereabouts::places`], but the heads above each parent are read once, and the image's own head is
+/// not read at all: the caller has it, with all its snapshots, and these may be thousands.
 #[derive(Default)]
 pub(crate) struct AncestorPlaces(HashMap<(u64, u64, u64), Option<Vec<Place>>>);
 
 impl AncestorPlaces {
-    /// The places of a root with that parent.
+    /// The places of a root that has this parent.
     pub(crate) fn places(
         &mut self,
         of: &RootOf,
@@ -122,7 +122,7 @@ impl AncestorPlaces {
 impl Whereabouts for RootOf {
     fn places(&self) -> Option<Vec<Place>> {
         let known = self.pool.store().open_pools().unwrap_or_default();
-        // From the root itself up to the eldest: the pool it lies in, and its list.
+        // From the root itself up to the eldest ancestor: the pool it lies in, and its list.
         let mut lists: Vec<(PoolId, Vec<Place>)> = Vec::new();
         let mut at = Some(self.clone());
         while let Some(of) = at.take().filter(|_| lists.len() < ANCESTORS_MAX) {

@@ -1,7 +1,7 @@
 //! Roots: what names an image's content at one moment, read from the medium.
 //!
-//! A root is a block map, a segment table and a size. Here they are opened, and what they name is counted;
-//! nothing is changed.
+//! A root is a block map, a segment table and a size. This module opens roots and counts what they name.
+//! It changes nothing.
 
 mod count;
 mod lineage;
@@ -23,7 +23,7 @@ pub(crate) fn empty_root() -> RootRecord {
     RootRecord { segment_next: 1, ..RootRecord::default() }
 }
 
-/// Level and first block of the pages of a map that are damaged.
+/// The damaged pages of a map: level and first block of each.
 pub(crate) fn damaged_pages(top: &Link, source: &mut Source<'_>) -> Vec<(u32, u64)> {
     let (counts, _) = Counts::of(top, source);
     let damaged = counts.unreadable.iter().filter(|(_, (_, e))| e.kind() == ErrorKind::Corrupt);

@@ -1,4 +1,4 @@
-//! Map pages of an image: read through its segment table, counted in it.
+//! Map pages of a root, read through its segment table and counted in it.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use crate::table::SegmentTable;
 pub(crate) struct Source<'a> {
     pub table: &'a mut SegmentTable,
     pub files: Arc<Files>,
-    /// Go on without pages that are damaged, as replay must.
+    /// Damaged pages are given up. Replay needs this.
     lenient: bool,
-    /// The page asked for last is damaged itself, and not only out of reach.
+    /// The page loaded last is itself damaged, and not only out of reach.
     damaged: bool,
 }
 
@@ -27,8 +27,8 @@ impl<'a> Source<'a> {
         Self { table, files, lenient: false, damaged: false }
     }
 
-    /// As [`Self::new`], but a damaged page is given up: what it named is lost from then on, what
-    /// is written below it is not.
+    /// As [`Self::new`], but a damaged page is given up: the blocks that it named are lost until they
+    /// are written again.
     pub(crate) fn lenient(table: &'a mut SegmentTable, files: Arc<Files>) -> Self {
         Self { lenient: true, ..Self::new(table, files) }
     }
@@ -90,7 +90,7 @@ impl PageSource for Source<'_> {
         let give_up = self.lenient && self.damaged && error.kind() == ErrorKind::Corrupt;
         if give_up {
             let (bytes, first) = (entry_blocks(level + 1) * BLOCK_BYTES, base * BLOCK_BYTES);
-            tracing::error!(%error, first_byte = first, bytes, "a damaged map page is given up: what is not written anew below it reads as errors");
+            tracing::error!(%error, first_byte = first, bytes, "a damaged map page is given up: its blocks read as errors until they are written again");
         }
         give_up
     }
@@ -105,7 +105,7 @@ impl SideOps for Source<'_> {
         let address = entry.address;
         let name = self.table.name(address.segment(), &self.files)?;
         let series = u64::from(name.sequence) << 8 | name.kind as u64;
-        // Not the pool: a copy that flatten made has the name and place of what it is a copy of.
+        // The pool is left out: a copy that a flatten made has the same name and slots as its original.
         Ok((name.author.0, series, address.slot()))
     }
 }

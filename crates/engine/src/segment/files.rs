@@ -1,8 +1,8 @@
 //! Open segment files, shared by all images of the process and bounded in number.
 //!
 //! A file that was removed gives its space back when the last process closes it. So files are closed
-//! when an image that needs them is closed or rests, and those that somebody else has removed are
-//! looked for meanwhile.
+//! when an image that needs them is closed or becomes idle. In between, a sweep closes the files that
+//! another process has removed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,13 +17,13 @@ use marcot_store::{DiskFile, World};
 use super::SegmentName;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 
-/// Most segment files kept open for reading, where nobody says otherwise.
+/// Limit on segment files kept open for reading, unless [`Files::set_open_max`] sets another.
 const FILES_OPEN_MAX: usize = 512;
 
-/// How often, in seconds, files are looked for that somebody else has removed.
+/// Least time between two sweeps for removed files, in seconds.
 const SWEEP_INTERVAL_S: i64 = 2;
 
-/// Whose segments: pool and author.
+/// Authors of segments, each with its pool.
 pub(crate) type Authors = BTreeSet<(PoolId, ImageId)>;
 
 #[derive(Default)]
@@ -69,13 +69,13 @@ fn read_header(file: &dyn DiskFile, name: SegmentName) -> Result<Option<SegmentH
 /// Where a pool lies, and what can be trusted there.
 #[derive(Clone)]
 pub(crate) struct Place {
-    /// What people call the place.
+    /// How messages name the place.
     pub shown: String,
-    /// Reaches it. All who use the pool share this.
+    /// Reaches the place. All users of the pool in this process share it.
     pub backend: Backend,
     /// Device and number of the directory, and who owns it; see [`marcot_backend::Access`].
     pub identity: (u64, u64, u32),
-    /// The other user whom it belongs to; `None` for one's own.
+    /// The other user who owns it; `None` where it is this user's own.
     pub foreign: Option<u32>,
     /// Everybody on the machine may read it.
     pub public: bool,
@@ -93,9 +93,10 @@ fn check_pools_max(count: usize, count_max: usize) -> Result<()> {
     fail(ErrorKind::Exhausted, message)
 }
 
-/// Fails where `place` may not take the number from the pool that is known by it, in another directory.
+/// Fails where the pool in `place` has the number of the known pool, which lies elsewhere, and may not
+/// take the number over.
 fn check_no_copy(pool: PoolId, known: &Place, place: &Place) -> Result<()> {
-    // What an open image writes must not go on in another pool.
+    // An open image must not continue its writes in another pool.
     let written = known.foreign.is_none() && is_used(known);
     let stays = place.attached || !known.attached || written;
     if !stays || !known.backend.records.exists(&Key::Pool).unwrap_or(false) {
@@ -108,12 +109,13 @@ fn check_no_copy(pool: PoolId, known: &Place, place: &Place) -> Result<()> {
     fail(ErrorKind::Invalid, message)
 }
 
-/// True where somebody uses the pool beside the list of known ones.
+/// True where the pool is in use, besides being listed as known.
 fn is_used(known: &Place) -> bool {
     Arc::strong_count(&known.backend.records) > 1
 }
 
-/// What is written through the one directory must not be mixed with what lies in the other.
+/// The message where a directory was replaced while it is in use. Writes through the old directory must
+/// not be mixed with the content of the new one.
 fn exchanged(known: &Place) -> String {
     format!(
         "{} was exchanged for another directory, or given to another user, while this process uses images in it; it goes on with the one before: close those images first",
@@ -137,12 +139,12 @@ impl Files {
         Self { world, places, cache, open_max, pools_max }
     }
 
-    /// Makes at most so many pools known. Each is held open, as long as this process runs.
+    /// Sets the limit on known pools. Each of them is held open while this process runs.
     pub(crate) fn set_pools_max(&self, count: usize) {
         self.pools_max.store(count, Ordering::Relaxed);
     }
 
-    /// Keeps at most so many segment files open for reading from now on, at least one.
+    /// Sets the limit on segment files kept open for reading. One file at least is kept.
     pub(crate) fn set_open_max(&self, count: usize) {
         self.open_max.store(count.max(1), Ordering::Relaxed);
     }
@@ -151,14 +153,15 @@ impl Files {
         &self.world
     }
 
-    /// Makes a pool's place known, and returns the back end that reaches it: the one that is known already,
-    /// where its directory is the same. A number is a claim: of two pools with one number, the one that
-    /// belongs to the store has it.
+    /// Makes a pool's place known and returns the back end that reaches it. Where the same directory is
+    /// known already, that is the back end known before. A pool's number is only a claim: where two pools
+    /// have the same number, the pool that belongs to the store keeps it.
     ///
     /// # Errors
-    /// `Invalid` where another directory holds a pool of the same number: a copy, whose use would
-    /// write into its original, or one that pretends. `Busy` where the directory was exchanged for
-    /// another while somebody uses the one before. `Exhausted` where there are too many pools.
+    /// `Invalid` where another directory holds a pool of the same number. One is then a copy, and
+    /// using it would write into the original, or it pretends to be the other. `Busy` where the
+    /// directory was replaced by another one while the old one is in use. `Exhausted` where there are
+    /// too many pools.
     pub(crate) fn add_pool(&self, pool: PoolId, mut place: Place) -> Result<Backend> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = places.get(&pool) else {
@@ -174,11 +177,11 @@ impl Files {
         if same_path && known.identity == place.identity {
             place.backend = known.backend.clone();
         } else {
-            // Nobody can begin to use the pool while `places` is locked.
+            // While `places` is locked, nobody can begin to use the pool.
             if same_path && is_used(known) {
                 return fail(ErrorKind::Busy, exchanged(known));
             }
-            // Files of the other may be open.
+            // Files of the old directory may be open.
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             cache.open.retain(|name, _| name.pool != pool);
         }
@@ -190,7 +193,7 @@ impl Files {
     /// The place of a pool.
     ///
     /// # Errors
-    /// `Io` where the store does not know the pool: then data is out of reach.
+    /// `Io` where the store does not know the pool, so its data is out of reach.
     pub(crate) fn place(&self, pool: PoolId) -> Result<Place> {
         let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         places.get(&pool).cloned().ok_or_else(|| {
@@ -201,13 +204,12 @@ impl Files {
         })
     }
 
-    /// Fails where an image of the pool `reader` may not name data in the pool `named`. False where that
-    /// cannot be said, because the store does not know `named`: it must not be used then, although it
-    /// may become known.
+    /// Fails where an image of the pool `reader` may not name data in the pool `named`. Returns false
+    /// where the store does not know `named`: it must not be used then. It may become known later.
     ///
-    /// What another user's heads say is a claim: they could name the private images of whoever reads
-    /// them, and so have them served to others. Another user's images may name data of pools of that
-    /// user, and of those that everybody may read.
+    /// The head of another user's image is only a claim. It could name private images of the user who
+    /// reads it, and have them served to others. So another user's images may name data only in pools
+    /// of that user, and in pools that everybody may read.
     ///
     /// # Errors
     /// `PermissionDenied`.
@@ -225,13 +227,13 @@ impl Files {
         fail(ErrorKind::PermissionDenied, message)
     }
 
-    /// What people call a segment.
+    /// How messages name a segment.
     pub(crate) fn show(&self, name: SegmentName) -> String {
         let place = self.place(name.pool);
         place.map_or_else(|_| name.to_string(), |place| place.backend.segments.show(name.key()))
     }
 
-    /// The segment's file as it is, whatever it holds; for writing too if asked.
+    /// Opens a segment's file without looking at its content; for writing too where `write` is true.
     ///
     /// # Errors
     /// `NotFound`, and as [`Self::place`].
@@ -281,25 +283,25 @@ impl Files {
     fn open(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
         let file = match self.open_as_it_is(name, false) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                // It may come back, with a directory that is mounted or restored.
+                // It may come back when a directory is mounted or restored.
                 return fail(ErrorKind::Io, format!("segment {} is missing", self.show(name)));
             }
             file => file?,
         };
         if read_header(&*file, name)?.is_none() {
-            // Whoever reads it compares blocks and pages with checksums from elsewhere.
+            // Blocks and pages can still be read: their checksums are stored elsewhere.
             tracing::warn!(segment = %self.show(name), "the header of a segment is damaged");
         }
         Ok(file)
     }
 
-    /// True where a segment's header is damaged, which costs nothing of what it holds.
+    /// True where a segment's header is damaged. Its blocks and pages are not affected.
     pub(crate) fn header_is_damaged(&self, name: SegmentName) -> Result<bool> {
         Ok(read_header(&*self.get(name)?, name)?.is_none())
     }
 
-    /// Writes a damaged header anew. That of a data segment, whose epoch counts, is made from its
-    /// first group.
+    /// Writes a damaged header again. A data segment needs its epoch in the header; the epoch is taken
+    /// from the segment's first group.
     ///
     /// # Errors
     /// `Corrupt` where no group starts the segment; what the operating system says.
@@ -330,12 +332,13 @@ impl Files {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An image is open from now on.
+    /// Counts an image as open.
     pub(crate) fn image_opened(&self) {
         self.cache().images += 1;
     }
 
-    /// An image is closed that had segments of these authors. Whoever else needs them opens them again.
+    /// Counts an image as closed, and closes the segments of these authors; with the last image all
+    /// segments. Another image that needs a segment opens it again.
     pub(crate) fn image_closed(&self, authors: &Authors) {
         let mut cache = self.cache();
         cache.images = cache.images.saturating_sub(1);
@@ -346,12 +349,13 @@ impl Files {
         }
     }
 
-    /// Closes the segments of these authors, because an image that has them rests.
+    /// Closes the segments of these authors, because an image that uses them is idle.
     pub(crate) fn forget_authors(&self, authors: &Authors) {
         self.cache().forget_authors(authors);
     }
 
-    /// Closes segments that somebody else has removed; does nothing when that was done just now.
+    /// Closes segments that another process has removed. Does nothing within [`SWEEP_INTERVAL_S`] of
+    /// the last sweep.
     pub(crate) fn sweep(&self) {
         let mut cache = self.cache();
         let now_s = self.world.clock.now_s();
@@ -361,7 +365,8 @@ impl Files {
         }
     }
 
-    /// Removes a segment's file; returns the bytes that it took. One that is already gone is no error.
+    /// Removes a segment's file and returns the bytes that it took. A file that is gone already is no
+    /// error.
     pub(crate) fn remove(&self, name: SegmentName) -> Result<u64> {
         self.forget(name);
         match self.place(name.pool)?.backend.segments.remove(name.key()) {
@@ -387,10 +392,10 @@ impl Files {
     pub(crate) fn create_set(&self, pool: PoolId, set: SegmentSet) -> Result<()> {
         let place = self.place(pool)?;
         let created = place.backend.segments.create_set(set);
-        created.at(|| format!("cannot make room for segments in {}", place.shown))
+        created.at(|| format!("cannot create a directory for segments in {}", place.shown))
     }
 
-    /// Names of the segments that a set has in a pool.
+    /// Names of the segments of a set in a pool.
     pub(crate) fn list(&self, pool: PoolId, set: SegmentSet) -> Result<Vec<SegmentName>> {
         let place = self.place(pool)?;
         let listed = place.backend.segments.list(set);

@@ -16,29 +16,29 @@ pub(crate) use files::{Authors, Files, Place};
 pub(crate) use pages::{PageWriter, WrittenPages};
 pub(crate) use series::Series;
 
-/// A segment by what it is called everywhere, not only in one root's table.
+/// The name of a segment. It is the same for all roots, unlike an index into a root's segment table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SegmentName {
-    /// Where it lies.
+    /// The pool where it lies.
     pub pool: PoolId,
-    /// The set of copies that it belongs to; 0: its author wrote it there.
+    /// The set of copies that it belongs to; 0 where its author wrote it there.
     pub copies: u64,
-    /// Who wrote it.
+    /// The image that wrote it.
     pub author: ImageId,
-    /// Series.
+    /// The series: data, map or table.
     pub kind: SegmentKind,
     /// Number in the series.
     pub sequence: u32,
 }
 
 impl SegmentName {
-    /// The segment of a pool that this key stands for.
+    /// The name of the segment with this key in a pool.
     pub(crate) fn of(pool: PoolId, key: SegmentKey) -> Self {
         let SegmentKey { set: SegmentSet { author, copies }, kind, sequence } = key;
         Self { pool, copies, author, kind, sequence }
     }
 
-    /// What it is called in its pool.
+    /// Its key in its pool.
     pub(crate) fn key(self) -> SegmentKey {
         let Self { pool: _, copies, author, kind, sequence } = self;
         SegmentKey { set: SegmentSet { author, copies }, kind, sequence }

@@ -1,7 +1,7 @@
 //! Appending pages to map and table segments.
 //!
-//! Pages are placed first and written later: placing needs no I/O but creating files, so a
-//! checkpoint can fix all addresses while writers go on, and write afterwards.
+//! Pages are placed first and written later. Placing needs no I/O except to create files. So a
+//! checkpoint can fix all addresses first and write the pages while requests go on.
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ struct Extent {
     file: Arc<dyn DiskFile>,
     offset: u64,
     bytes: Vec<u8>,
-    /// The file has them, though not yet durably.
+    /// The bytes were written to the file, but may not be durable.
     written: bool,
 }
 
-/// A buffer up to this size, in bytes, is kept for the pages of the next checkpoint: where memory is
-/// new, the first use of it takes longer than encoding.
+/// Largest buffer, in bytes, that is kept for the pages of the next checkpoint. The first use of new
+/// memory takes longer than encoding pages into it.
 const SPARE_BYTES_MAX: usize = 4 << 20;
 
 /// Pages that were placed and must reach the disk before a head names them.
@@ -39,8 +39,8 @@ impl WrittenPages {
         self.extents.extend(other.extents);
     }
 
-    /// Writes all pages that have not been. May be called again after an error that left the files
-    /// intact (no space): the same bytes go to the same places.
+    /// Writes all pages that are not written yet. May be called again after an error that left the
+    /// files intact (no space): the same bytes go to the same places.
     pub(crate) fn write(&mut self) -> Result<()> {
         for extent in self.extents.iter_mut().filter(|extent| !extent.written) {
             extent
@@ -52,7 +52,8 @@ impl WrittenPages {
         Ok(())
     }
 
-    /// The same, and syncs them. After a sync that failed, all are written again by the next call.
+    /// Writes all pages and syncs them. After a sync that failed, the next call writes all of them
+    /// again.
     pub(crate) fn write_and_sync(&mut self) -> Result<()> {
         self.write()?;
         let synced = self.sync();
@@ -82,7 +83,7 @@ struct OpenSegment {
 pub(crate) struct PageWriter {
     open: Option<OpenSegment>,
     placed: WrittenPages,
-    /// Empty, but with memory.
+    /// An empty buffer whose memory is used for the next pages.
     spare: Vec<u8>,
 }
 
@@ -102,13 +103,13 @@ impl PageWriter {
         self.open = Some(OpenSegment { name, file, end: SEGMENT_HEADER_BYTES as u64 });
     }
 
-    /// Leaves the open segment as it is.
+    /// Ends the open segment: the next page needs a new one.
     pub(crate) fn close_segment(&mut self) {
         self.open = None;
     }
 
-    /// Places a page, given as the bytes that `encode` appends, and returns its offset in bytes
-    /// with what `encode` returned. A segment must be open.
+    /// Places a page, whose bytes `encode` appends. Returns its offset in bytes and what `encode`
+    /// returned; `None` where no segment is open.
     pub(crate) fn place<T>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> T) -> Option<(u64, T)> {
         let open = self.open.as_mut()?;
         let extents = &mut self.placed.extents;
@@ -128,7 +129,7 @@ impl PageWriter {
         Some((offset, value))
     }
 
-    /// Takes the memory of pages that are durable, for the next ones.
+    /// Keeps a buffer of pages that are durable for the next pages.
     pub(crate) fn reuse(&mut self, pages: WrittenPages) {
         let buffers = pages.extents.into_iter().map(|extent| extent.bytes);
         let fitting = buffers.filter(|bytes| bytes.capacity() <= SPARE_BYTES_MAX);
@@ -140,13 +141,13 @@ impl PageWriter {
         }
     }
 
-    /// Gives the memory for the next pages back; how much that was, in bytes.
+    /// Frees the buffer kept for the next pages. Returns its size in bytes.
     pub(crate) fn drop_spare(&mut self) -> u64 {
         std::mem::take(&mut self.spare).capacity() as u64
     }
 
-    /// Hands over what was placed since the last call. The next page starts a sector of its own, so
-    /// that writing it cannot tear one that is durable.
+    /// Hands over the pages placed since the last call. The next page starts at a block of its own, so
+    /// that writing it cannot tear a durable page.
     pub(crate) fn take(&mut self) -> WrittenPages {
         if let Some(open) = &mut self.open {
             open.end = open.end.next_multiple_of(BLOCK_BYTES);

@@ -24,7 +24,7 @@ fn a_segment_is_shown_by_author_kind_and_number() {
     assert_eq!(SegmentName::of(copy.pool, copy.key()), copy);
 }
 
-/// A file in memory, which remembers what was written and how often it was synced.
+/// A file that records what was written, and how often it was synced.
 #[derive(Default)]
 struct Recorded {
     writes: Mutex<Vec<(u64, Vec<u8>)>>,
@@ -95,7 +95,7 @@ fn writer(sequence: u32) -> (PageWriter, Arc<Recorded>) {
     (writer, file)
 }
 
-/// Places a page of so many bytes, all `fill`, and returns its offset.
+/// Places a page of `bytes` bytes, all `fill`, and returns its offset.
 fn place(writer: &mut PageWriter, bytes: usize, fill: u8) -> u64 {
     let placed = writer.place(|out| {
         out.resize(out.len() + bytes, fill);
@@ -118,12 +118,12 @@ fn pages_are_placed_one_behind_the_other_and_written_at_once() {
     pages.write().unwrap();
     let bytes = [vec![1; 512], vec![2; 1024]].concat();
     assert_eq!(file.writes(), [(4096, bytes)]);
-    // Once is enough.
+    // A second call writes nothing.
     pages.write().unwrap();
     assert_eq!((file.writes(), file.syncs()), (vec![], 0));
     pages.write_and_sync().unwrap();
     assert_eq!((file.writes(), file.syncs()), (vec![], 1));
-    // The next page begins a block, so that no write tears what is durable.
+    // The next page starts at a block, so that no write tears a durable page.
     assert_eq!(writer.open_segment().unwrap().1, 8192);
     assert_eq!(place(&mut writer, 512, 3), 8192);
     writer.take().write_and_sync().unwrap();
@@ -162,7 +162,7 @@ fn pages_that_failed_are_written_again_at_the_same_places() {
     file.fails.store(false, Ordering::Relaxed);
     pages.write().unwrap();
     assert_eq!((file.writes().len(), other.writes().len()), (1, 1));
-    // After a sync that failed nobody knows what reached the medium.
+    // After a failed sync nobody knows what reached the medium.
     other.fails.store(true, Ordering::Relaxed);
     assert!(pages.write_and_sync().is_err());
     other.fails.store(false, Ordering::Relaxed);
@@ -358,7 +358,7 @@ fn files_stay_open_until_nobody_needs_them() {
     open();
     files.forget(name);
     assert!(!fixture.is_open(name));
-    // The last image that is closed takes all with it, another one what it had.
+    // Closing the last image closes all files. Closing another image closes those that it had.
     open();
     files.image_opened();
     files.image_opened();
@@ -429,7 +429,7 @@ fn a_pool_that_is_not_known_is_out_of_reach() {
     assert!(error.to_string().contains("is not known to this store"), "{error}");
 }
 
-/// The place of a pool in a directory, which may hold none.
+/// The place of a pool in a directory. The directory need not hold one.
 fn place_in(directory: &Path) -> Place {
     let (disk, random) = (Arc::new(LocalDisk::new()), Arc::new(SystemRandom));
     Place {
@@ -484,7 +484,7 @@ fn of_two_pools_with_one_number_the_stores_own_has_it() {
     }
     // The same place again is no conflict.
     files.add_pool(fixture.pool.id(), own.clone()).unwrap();
-    // Of an attached one, the store's own takes the number, and its files are closed.
+    // The store's own pool takes the number from an attached pool, whose files are closed.
     std::fs::create_dir(&other).unwrap();
     std::fs::write(other.join("pool"), b"").unwrap();
     let number = PoolId(77);
@@ -494,7 +494,7 @@ fn of_two_pools_with_one_number_the_stores_own_has_it() {
     files.add_pool(number, own.clone()).unwrap();
     assert_eq!(files.place(number).unwrap().shown, own.shown);
     assert!(fixture.is_open(name), "of another number");
-    // One whose directory is gone holds no number.
+    // A pool whose directory is gone loses its number.
     let gone = place_in(&other.join("gone"));
     files.add_pool(PoolId(78), gone).unwrap();
     files.add_pool(PoolId(78), copy(true)).unwrap();

@@ -7,8 +7,8 @@
 //! - Every page above the lowest level is in memory: for an image of 64 TiB that was written
 //!   sequentially, they are a MiB.
 //! - A page of the lowest level leaves memory only in [`SegmentTable::evict`], and only where it is
-//!   as on disk: what was loaded to make a later change certain stays until the image evicts, which
-//!   it does between writes and not within one.
+//!   the same as on disk. An image evicts between writes and not within one. So a page that a write
+//!   has loaded, in order that a later change of it cannot fail, stays until that write is done.
 
 mod places;
 mod store;
@@ -40,7 +40,7 @@ struct Leaf {
     dirty: bool,
 }
 
-/// A page above: its content is the `stored` of the pages below.
+/// A page above the lowest level. Its content is the `stored` pointers of the pages below it.
 #[derive(Debug, Default, Clone)]
 struct Upper {
     stored: Option<PagePointer>,
@@ -50,14 +50,15 @@ struct Upper {
 /// The table of one root.
 #[derive(Debug)]
 pub(crate) struct SegmentTable {
-    /// As the root has them: what is stored again. What lies in other pools is the root's own only when
-    /// a flatten of its image has copied it.
+    /// The places that the root records. They are stored with the table again. Data in other pools
+    /// gets a new place here only when a flatten of this image has copied it.
     recorded: Vec<Place>,
-    /// Where the segments are read: as recorded, or where an ancestor's flatten has moved them.
+    /// Where segments are read: the recorded place, or where an ancestor's flatten has copied them.
     places: Vec<Place>,
     guide: Option<Guide>,
-    /// Whose segments were asked for, and the last of them.
+    /// The authors of all segments that were asked for.
     authors: Authors,
+    /// The author asked for last: saves a look into `authors`.
     author: Option<(PoolId, ImageId)>,
     next: u32,
     leaves: Vec<Leaf>,
@@ -65,7 +66,8 @@ pub(crate) struct SegmentTable {
     upper: Vec<Vec<Upper>>,
     /// Leaves that are loaded.
     loaded: usize,
-    /// The leaf that eviction looks at next: it goes round, so that what came last stays longest.
+    /// The leaf that eviction looked at last. Eviction goes round, so that the leaves it looked at
+    /// last stay longest.
     evict_at: usize,
 }
 
@@ -86,11 +88,11 @@ impl SegmentTable {
         }
     }
 
-    /// Opens the table of a root that a head of the pool `reader` names; reads all pages but those of
-    /// the lowest level.
+    /// Opens the table of a root that a head of the pool `reader` holds. Reads all pages except those
+    /// of the lowest level.
     ///
     /// # Errors
-    /// `Corrupt`; `PermissionDenied` where the root names what that pool may not.
+    /// `Corrupt`; `PermissionDenied` where the root names data that the pool `reader` may not name.
     pub(crate) fn open(
         root: &RootRecord,
         reader: PoolId,
@@ -130,8 +132,8 @@ impl SegmentTable {
             while below.last() == Some(&None) {
                 below.pop();
             }
-            // Tables grow at their end. A page that is not there would stand for a hundred below it, and
-            // those for a hundred each: a few bytes would decide how much memory this takes.
+            // Tables grow at their end only, so a gap is damage. If gaps were accepted, each would stand
+            // for 126 pages at every level below it, and a few hostile bytes could take up all memory.
             if below.contains(&None) {
                 return fail(ErrorKind::Corrupt, "the segment table lacks pages in its middle");
             }
@@ -145,8 +147,8 @@ impl SegmentTable {
         Ok(table)
     }
 
-    /// Asks where data that cannot be read has gone, and looks there from now on; false where
-    /// everything is where it was.
+    /// Asks the guide where the data lies now and uses those places from now on. Returns false where
+    /// nothing has moved.
     pub(crate) fn follow(&mut self) -> bool {
         let Some(now) = self.guide.as_ref().and_then(|guide| guide.0.places()) else {
             return false;
@@ -158,7 +160,7 @@ impl SegmentTable {
         moved
     }
 
-    /// Looks for segments in these places from now on; false where they were looked for there already.
+    /// Looks for segments in these places from now on. Returns false where they are the same as before.
     pub(crate) fn look_in(&mut self, now: Vec<Place>) -> bool {
         let mut moved = false;
         for (place, now) in self.places.iter_mut().zip(now) {
@@ -168,17 +170,17 @@ impl SegmentTable {
         moved
     }
 
-    /// Where its segments lie, by position.
+    /// Where its segments are looked for, by position.
     pub(crate) fn places(&self) -> &[Place] {
         &self.places
     }
 
-    /// Lets somebody else tell where data is: the table is that of another root now.
+    /// Sets the guide that knows where data lies, because the table belongs to another root now.
     pub(crate) fn set_guide(&mut self, guide: Guide) {
         self.guide = Some(guide);
     }
 
-    /// Says that what lay in other pools has its place here from now on.
+    /// Records that the data that lay in other pools lies in the place `here` from now on.
     pub(crate) fn move_to(&mut self, here: Place) {
         for (recorded, place) in self.recorded.iter_mut().zip(&mut self.places) {
             if recorded.pool != here.pool {
@@ -255,7 +257,7 @@ impl SegmentTable {
         })
     }
 
-    /// Position of a pool in the root's list, for what is written there; added if it is new.
+    /// Position in the root's list of the place for new segments in a pool. Adds the place if it is new.
     pub(crate) fn pool_position(&mut self, pool: PoolId) -> u16 {
         let place = Place { pool, copies: 0 };
         let at = self.recorded.iter().position(|p| *p == place).unwrap_or_else(|| {
@@ -289,7 +291,7 @@ impl SegmentTable {
         }
     }
 
-    /// Fails for an index that lies beyond the table: a hostile one must not make it grow.
+    /// Fails for an index beyond the table, so that a hostile index cannot make the table grow.
     fn check_index(&self, index: u32) -> Result<()> {
         if index as usize / TABLE_FANOUT >= self.leaves.len() {
             let message = format!("the map names segment index {index}, which the table lacks");
@@ -326,7 +328,7 @@ impl SegmentTable {
         Ok(name)
     }
 
-    /// Whose segments may have been opened through this table.
+    /// Authors whose segments may have been opened through this table.
     pub(crate) fn authors(&self) -> Authors {
         let pages = self.page_segments().unwrap_or_default();
         let of_pages = pages.into_iter().map(|name| (name.pool, name.author));
@@ -345,13 +347,13 @@ impl SegmentTable {
         })
     }
 
-    /// The pool that the root itself names for a segment, wherever that is read now.
+    /// The pool that the root records for a segment, even where the segment is read elsewhere now.
     pub(crate) fn recorded_pool(&mut self, index: u32, files: &Files) -> Result<PoolId> {
         let position = self.get(index, files)?.pool;
         self.recorded_pool_at(position)
     }
 
-    /// As [`Self::recorded_pool`], by the position that an entry has.
+    /// As [`Self::recorded_pool`], by the position in an entry.
     pub(crate) fn recorded_pool_at(&self, position: u16) -> Result<PoolId> {
         let place = self.recorded.get(usize::from(position));
         place.map(|place| place.pool).ok_or_else(|| {
@@ -362,12 +364,12 @@ impl SegmentTable {
         })
     }
 
-    /// Pools that the root itself names, by position.
+    /// Pools that the root records, by position.
     pub(crate) fn recorded_pools(&self) -> Vec<PoolId> {
         self.recorded.iter().map(|place| place.pool).collect()
     }
 
-    /// True where a page of this table lies in another pool than `own`, as the root has it.
+    /// True where the root records a page of this table in another pool than `own`.
     pub(crate) fn has_pages_elsewhere(&self, own: PoolId) -> Result<bool> {
         let leaves = self.leaves.iter().filter_map(|l| l.stored);
         let upper = self.upper.iter().flatten().filter_map(|u| u.stored);
@@ -409,7 +411,7 @@ impl SegmentTable {
             let message = format!("the map names segment index {index}, which the table lacks");
             return fail(ErrorKind::Corrupt, message);
         };
-        // Counts of a damaged table must not stop the owner; `check` compares them.
+        // Wrong counts of a damaged table must not stop the owner. `check` finds them.
         entry.live = u32::try_from((i64::from(entry.live) + live).max(0)).unwrap_or(u32::MAX);
         entry.used = entry.used.saturating_add(used);
         self.leaves[number].dirty = true;
@@ -425,7 +427,7 @@ impl SegmentTable {
         (0..self.leaves.len()).try_for_each(|number| self.for_each_of(number, files, &mut show))
     }
 
-    /// Shows the segments of a page of the lowest level; none where the table has no such page.
+    /// Shows the segments of one page of the lowest level; none where the table lacks that page.
     pub(crate) fn for_each_of(
         &mut self,
         number: usize,
@@ -448,12 +450,13 @@ impl SegmentTable {
         Ok(())
     }
 
-    /// Pages of the lowest level.
+    /// Number of pages of the lowest level.
     pub(crate) fn leaf_count(&self) -> usize {
         self.leaves.len()
     }
 
-    /// True where both tables have the same page of the lowest level on disk, and nothing newer.
+    /// True where page `number` of the lowest level is the same page on disk in both tables, and this
+    /// table has not changed it since.
     pub(crate) fn has_leaf_of(&self, other: &Self, number: usize) -> bool {
         let stored = |table: &Self| {
             let leaf = table.leaves.get(number).filter(|leaf| !leaf.dirty);
@@ -462,9 +465,9 @@ impl SegmentTable {
         stored(self).is_some_and(|page| stored(other) == Some(page))
     }
 
-    /// Drops the entries that the root names nothing of, except those that `keep` wants, and
-    /// returns the segments. Only pages changed since the last checkpoint are looked at: counts
-    /// fall nowhere else. An entry that was kept before needs [`Self::look_again`].
+    /// Drops the entries of segments that the root names nothing of, except those that `keep` wants.
+    /// Returns the segments. Only pages changed since the last checkpoint are looked at, because counts
+    /// fall nowhere else. So an entry that was kept is looked at again only after [`Self::look_again`].
     pub(crate) fn drop_dead(
         &mut self,
         keep: impl Fn(&SegmentName) -> bool,
@@ -489,7 +492,8 @@ impl SegmentTable {
         Ok(dead)
     }
 
-    /// Has the next [`Self::drop_dead`] look at an entry that was kept, if the root names nothing of it.
+    /// Makes the next [`Self::drop_dead`] look at an entry that was kept, if the root names nothing of
+    /// its segment.
     pub(crate) fn look_again(&mut self, index: u32, files: &Files) -> Result<()> {
         match self.get(index, files)?.live {
             0 => self.count(index, 0, 0, files),
@@ -497,7 +501,7 @@ impl SegmentTable {
         }
     }
 
-    /// True where [`Self::drop_dead`] would drop a segment that `goes` says yes to.
+    /// True where [`Self::drop_dead`] would drop a segment for which `goes` is true.
     pub(crate) fn has_dead(&self, goes: impl Fn(&SegmentName) -> bool) -> bool {
         let looked_at = self.leaves.iter().filter(|leaf| leaf.dirty);
         let entries = looked_at.filter_map(|leaf| leaf.entries.as_ref());
@@ -512,7 +516,7 @@ impl SegmentTable {
         leaves.chain(upper).map(|p| Ok((self.name_of_page(p)?, p.slot, p.crc))).collect()
     }
 
-    /// As [`Self::pages`], without those that the root itself has in the pool `own`.
+    /// As [`Self::pages`], without the pages that the root records in the pool `own`.
     pub(crate) fn pages_elsewhere(&self, own: PoolId) -> Result<Vec<(SegmentName, u32, u32)>> {
         let leaves = self.leaves.iter().filter_map(|l| l.stored);
         let upper = self.upper.iter().flatten().filter_map(|u| u.stored);
@@ -525,7 +529,7 @@ impl SegmentTable {
         Ok(found)
     }
 
-    /// Table segments that pages of this table lie in.
+    /// The table segments that hold pages of this table.
     pub(crate) fn page_segments(&self) -> Result<Vec<SegmentName>> {
         let mut names: Vec<_> = self.pages()?.into_iter().map(|(name, ..)| name).collect();
         names.sort_unstable();
@@ -533,7 +537,7 @@ impl SegmentTable {
         Ok(names)
     }
 
-    /// Pages of the table.
+    /// Number of pages of the table, on all levels.
     pub(crate) fn page_count(&self) -> usize {
         self.leaves.len() + self.upper.iter().map(Vec::len).sum::<usize>()
     }
@@ -548,8 +552,8 @@ impl SegmentTable {
         self.loaded as u64 * LEAF_BYTES
     }
 
-    /// Forgets loaded pages that are as on disk, where `on_disk` is sure of it, until at most
-    /// `bytes_max` stay in memory, if it can be done.
+    /// Drops loaded pages until at most `bytes_max` stay in memory, or no more can be dropped. A page
+    /// is dropped only where it is clean and `on_disk` says that it has reached the disk.
     pub(crate) fn evict(&mut self, bytes_max: u64, on_disk: &dyn Fn(PagePointer) -> bool) {
         for _ in 0..self.leaves.len() {
             if self.resident_bytes() <= bytes_max {

@@ -1,4 +1,4 @@
-//! Where the segments of a root lie: pools, and sets of copies in them.
+//! Where the segments of a root lie: in which pool, and there in which set of copies.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use marcot_format::PoolId;
 use marcot_format::record::RootRecord;
 
-/// Tells in which pools the data of a root lies now: the flatten of an ancestor may have moved what
-/// the root names in some other pool.
+/// Knows in which pools the data of a root lies now. The flatten of an ancestor may have copied data
+/// that the root names in another pool.
 pub(crate) trait Whereabouts: Send + Sync {
-    /// The places by position, as in [`RootRecord::pools`]; `None` where nobody can tell.
+    /// The places by position, as in [`RootRecord::pools`]; `None` where they cannot be found out.
     fn places(&self) -> Option<Vec<Place>>;
 }
 
-/// Where segments lie: in a pool, and there among what its images wrote (0) or in a set of copies.
+/// Where segments lie: in a pool, and there in a set of copies; set 0 is what its images wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub pool: PoolId,
@@ -21,11 +21,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// In the place of a pool that another user's image names and the store does not know. No pool has
+    /// Stands for a pool that another user's image names and that the store does not know. No pool has
     /// this number.
     pub(crate) const UNKNOWN: Self = Self { pool: PoolId(0), copies: 0 };
 
-    /// Those that a root refers to by position.
+    /// The places that a root refers to by position.
     pub(crate) fn all(root: &RootRecord) -> Vec<Self> {
         let copies = root.copies.iter().copied().chain(std::iter::repeat(0));
         root.pools.iter().zip(copies).map(|(p, copies)| Self { pool: PoolId(*p), copies }).collect()
@@ -39,7 +39,7 @@ impl Place {
     }
 }
 
-/// Who can tell where a table's segments have gone.
+/// Tells a table where its segments lie now.
 #[derive(Clone)]
 pub(crate) struct Guide(pub Arc<dyn Whereabouts>);
 

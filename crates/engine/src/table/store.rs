@@ -1,4 +1,4 @@
-//! Writing the pages of a table that have changed, and those above them.
+//! Writing the changed pages of a table and the pages above them.
 
 use marcot_format::ImageId;
 use marcot_format::record::{RootRecord, TablePointer};
@@ -10,12 +10,13 @@ use crate::segment::Files;
 
 /// Takes table pages.
 pub(crate) trait TableSink {
-    /// Places a page, given as what appends its bytes, and tells where.
+    /// Places a page, whose bytes `encode` appends, and returns where it lies. `encode` returns the
+    /// page's checksum.
     fn place(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>) -> u32) -> Result<PagePointer>;
 }
 
 impl SegmentTable {
-    /// Makes every page dirty, so that the next checkpoint writes the whole table anew.
+    /// Makes every page dirty, so that the next checkpoint writes the whole table again.
     pub(crate) fn rewrite(&mut self, files: &Files) -> Result<()> {
         for number in 0..self.leaves.len() {
             self.entries(number, files)?;
@@ -24,7 +25,7 @@ impl SegmentTable {
         Ok(())
     }
 
-    /// Writes the dirty pages to `sink` and puts the table's place into `root`.
+    /// Writes the dirty pages to `sink`, and notes in `root` where the table lies.
     pub(crate) fn store(
         &mut self,
         author: ImageId,

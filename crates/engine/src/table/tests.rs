@@ -22,7 +22,7 @@ impl Whereabouts for Nowhere {
     }
 }
 
-/// Says that everything is in these places.
+/// Says that all data lies in these places.
 struct Moved(Vec<Place>);
 
 impl Whereabouts for Moved {
@@ -31,7 +31,7 @@ impl Whereabouts for Moved {
     }
 }
 
-/// A pool with a table segment, to whose end pages go.
+/// A pool with a table segment. Pages are appended to the segment.
 struct Fixture {
     _directory: tempfile::TempDir,
     pool: Pool,
@@ -69,7 +69,7 @@ impl Fixture {
         SegmentName { pool, copies: 0, author, kind: SegmentKind::Data, sequence }
     }
 
-    /// A table of so many segments; the live counts are the indices.
+    /// A table with this many segments. Each live count is the segment's index.
     fn table(&self, segments: u32) -> SegmentTable {
         let mut table = SegmentTable::new();
         for sequence in 1..=segments {
@@ -92,14 +92,14 @@ impl Fixture {
         SegmentTable::open(root, self.pool.id(), self.files(), Guide(Arc::new(Nowhere)))
     }
 
-    /// That opening fails, as damage, with these words.
+    /// Asserts that opening fails with `Corrupt` and these words.
     fn is_refused(&self, root: &RootRecord, words: &str) {
         let refused = self.open(root).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Corrupt);
         assert!(refused.to_string().contains(words), "{refused}");
     }
 
-    /// Writes a page of pointers, as the next in the segment, and returns where it is.
+    /// Writes a page of pointers to the end of the segment and returns where it lies.
     fn write_pointers(&mut self, level: u8, pointers: &[Option<PagePointer>]) -> PagePointer {
         let author = self.author.0;
         self.place(&mut |out| encode_pointers(level, author, 0, pointers, out)).unwrap()
@@ -169,7 +169,7 @@ fn tables_of_every_height_are_stored_and_opened_again() {
             _ => leaves,
         };
         assert_eq!((table.page_count(), fixture.placed.len()), (pages, pages));
-        // Nothing has changed since: nothing is written.
+        // Nothing has changed since, so nothing is written.
         let again = fixture.store(&mut table);
         assert_eq!((fixture.placed.len(), &again), (0, &root));
         let mut opened = fixture.open(&root).unwrap();
@@ -214,7 +214,7 @@ fn only_pages_on_the_way_to_a_change_are_written() {
     wanted[FANOUT as usize * FANOUT as usize].1 += 1;
     let mut opened = fixture.open(&root).unwrap();
     assert_eq!(all(&mut opened, fixture.files()), wanted);
-    // All of it anew.
+    // Now the whole table is written again.
     opened.rewrite(fixture.files()).unwrap();
     let root = fixture.store(&mut opened);
     assert_eq!(fixture.placed.len(), opened.page_count());
@@ -255,7 +255,7 @@ fn clean_pages_leave_memory_until_the_limit_is_kept() {
     assert_eq!(table.resident_bytes(), leaves * LEAF_BYTES);
     table.evict(4 * LEAF_BYTES + 1, &|_| true);
     assert_eq!(table.resident_bytes(), 4 * LEAF_BYTES);
-    // It goes round: the page that was looked at last, and loaded again since, stays.
+    // Eviction goes round: the page it looked at last, which was loaded again since, stays.
     table.get(7 * FANOUT, fixture.files()).unwrap();
     assert_eq!(table.resident_bytes(), 5 * LEAF_BYTES);
     let asked = Cell::new(0);
@@ -313,7 +313,7 @@ fn what_is_named_no_more_is_dropped_unless_it_is_kept() {
     assert_eq!(table.drop_dead(|_| true).unwrap(), []);
     assert!(table.has_dead(|_| true));
     fixture.store(&mut table);
-    // It was kept, and is in no page that changed since.
+    // The dead entry was kept, and its page has not changed since.
     assert!(!table.has_dead(|_| true));
     assert_eq!(table.drop_dead(|_| false).unwrap(), []);
     table.look_again(5, fixture.files()).unwrap();
@@ -334,7 +334,7 @@ fn place(pool: PoolId, copies: u64) -> Place {
 }
 
 #[test]
-fn places_are_recorded_without_what_copies_say_of_the_last_ones() {
+fn trailing_places_without_copies_are_recorded_by_their_pool_only() {
     let (a, b, c) = (PoolId(1), PoolId(2), PoolId(3));
     let mut root = RootRecord::default();
     for (places, copies) in [
@@ -352,7 +352,7 @@ fn places_are_recorded_without_what_copies_say_of_the_last_ones() {
     assert_eq!(format!("{:?}", Guide(Arc::new(Nowhere))), "Guide");
 }
 
-/// A table with a segment of this pool and one of another, which is named as another author's.
+/// A table with two segments of this pool and one of another pool and another author.
 fn two_pools(fixture: &Fixture) -> (SegmentTable, SegmentName, SegmentName) {
     let mut table = SegmentTable::new();
     let own = fixture.name(1);
@@ -384,7 +384,7 @@ fn a_segment_is_in_the_pool_that_the_root_records() {
         (1..=3).map(|i| table.recorded_pool(i, fixture.files()).unwrap()).collect();
     assert_eq!(pools, [here, ELSEWHERE, here]);
     assert_eq!(table.recorded_pool_at(2).unwrap_err().kind(), ErrorKind::Corrupt);
-    // Its own pages lie here.
+    // The table's own pages lie in this pool.
     assert!(!table.has_pages_elsewhere(here).unwrap());
     assert!(table.has_pages_elsewhere(ELSEWHERE).unwrap());
     assert_eq!(table.pages_elsewhere(here).unwrap(), []);
@@ -396,7 +396,7 @@ fn a_segment_is_in_the_pool_that_the_root_records() {
 }
 
 #[test]
-fn what_was_moved_is_read_at_its_new_place_and_recorded_at_its_old_one() {
+fn moved_data_is_read_at_its_new_place_and_recorded_at_its_old_one() {
     let mut fixture = Fixture::new();
     let here = fixture.pool.id();
     let (mut table, own, other) = two_pools(&fixture);
@@ -412,13 +412,13 @@ fn what_was_moved_is_read_at_its_new_place_and_recorded_at_its_old_one() {
     assert_eq!(table.name(1, fixture.files()).unwrap(), own);
     assert_eq!(table.recorded_pools(), [here, ELSEWHERE]);
     assert_eq!(fixture.store(&mut table).pools, [here.0, ELSEWHERE.0]);
-    // A flatten has copied it: now it is recorded here.
+    // A flatten of the image itself has copied the data, so the new place is recorded.
     let copies = place(here, 0xCC);
     table.move_to(copies);
     assert_eq!(table.places(), [place(here, 0), copies]);
     let root = fixture.store(&mut table);
     assert_eq!((root.pools, root.copies), (vec![here.0; 2], vec![0, 0xCC]));
-    // A new segment of this pool is none of the copies.
+    // A new segment of this pool does not belong to the copies.
     assert_eq!(table.pool_position(here), 0);
     assert_eq!(table.pool_position(PoolId(0x55)), 2);
 }
@@ -462,7 +462,7 @@ fn an_impossible_table_is_refused() {
         let empty = RootRecord { segment_next: next, ..RootRecord::default() };
         assert_eq!(fixture.open(&empty).unwrap().next_index(), next.max(1));
     }
-    // A page of another level, or at another place, or another than the pointer names.
+    // A page of the wrong level, at the wrong base, or with another checksum than its pointer says.
     fixture.is_refused(&with(&|root| root.table_levels = 3), "is damaged");
     let mut lower = fixture.open(&with(&|root| {
         root.table_levels = 1;
@@ -477,7 +477,7 @@ fn an_impossible_table_is_refused() {
 }
 
 #[test]
-fn pages_may_lack_at_the_end_of_a_level_only() {
+fn pages_may_be_missing_only_at_the_end_of_a_level() {
     let mut fixture = Fixture::new();
     let here = fixture.pool.id();
     let mut table = fixture.table(1);
@@ -498,8 +498,8 @@ fn pages_may_lack_at_the_end_of_a_level_only() {
 fn a_table_that_consists_of_gaps_is_refused() {
     let mut fixture = Fixture::new();
     let author = fixture.author.0;
-    // The top page has only its last entry: what it leaves out stands for 125 pages of the level
-    // below, 15,750 of the next, and so on.
+    // The top page has only its last entry. The entries that it lacks stand for 125 pages of the level
+    // below, 15,750 of the next level, and so on.
     let below = PagePointer { author, sequence: 1, pool: 0, slot: 2, crc: 0 };
     let mut pointers = vec![None; TABLE_FANOUT];
     pointers[TABLE_FANOUT - 1] = Some(below);

@@ -1,4 +1,4 @@
-//! What differs between two maps, and what one has that the other has not.
+//! Two maps compared: the blocks that differ, and what only the later map names.
 
 use std::collections::BTreeMap;
 
@@ -114,7 +114,7 @@ fn what_two_maps_share_is_not_read() {
     pair.store(true);
     pair.pages.loads = 0;
     differs(&mut earlier, &mut pair, (0, BLOCKS));
-    // The way to the changed leaf.
+    // Only the pages on the way to the changed leaf were read.
     assert_eq!((earlier.pages.loads, pair.pages.loads), (4, 4));
     unshared(&mut earlier, &mut pair, (0, BLOCKS), Seen::default());
     assert_eq!((earlier.pages.loads, pair.pages.loads), (8, 8));
@@ -143,7 +143,7 @@ fn a_visit_of_what_is_not_shared_ends_where_the_visitor_says() {
 }
 
 #[test]
-fn what_cannot_be_read_is_told_of_the_later_side_and_not_named_by_the_earlier() {
+fn an_unreadable_page_is_shown_on_the_later_side_and_names_nothing_on_the_earlier() {
     let mut pair = Pair::default();
     pair.set(0, 5);
     let mut old = earlier(&mut pair);
@@ -153,7 +153,7 @@ fn what_cannot_be_read_is_told_of_the_later_side_and_not_named_by_the_earlier() 
         let page = seen.pages.iter().find(|(_, level, _)| *level == 0).unwrap().0;
         { page.address }.0
     };
-    // Of the earlier side nothing is known: all blocks of the later one are shown.
+    // The leaf of the earlier side cannot be read, so all blocks of the later side are shown.
     let page = leaf(&everything(&old.map, (0, BLOCKS), &mut old.pages));
     old.pages.damaged.insert(page);
     let (_, seen) = unshared(&mut old, &mut pair, (0, BLOCKS), Seen::default());
@@ -167,7 +167,7 @@ fn what_cannot_be_read_is_told_of_the_later_side_and_not_named_by_the_earlier() 
     let mut show = |_, _, _| Ok(());
     let shown = diff(&mut old.pages, &mut pair.pages, links, TOP_LEVEL, 0, (0, BLOCKS), &mut show);
     assert_eq!(shown.unwrap_err().kind(), ErrorKind::Corrupt);
-    // What was given up is lost, in pages of any level.
+    // The blocks below a page that was given up are lost, at any level.
     for level in 0..TOP_LEVEL {
         let mut pair = Pair::default();
         pair.set(0, 5);

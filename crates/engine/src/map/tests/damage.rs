@@ -1,4 +1,4 @@
-//! Pages that cannot be read, what is given up, and visits that end early.
+//! Pages that cannot be read, pages that are given up, and visits that end early.
 
 use marcot_format::MapEntry;
 
@@ -7,7 +7,7 @@ use super::{BLOCKS, LEAVES, Pair};
 use crate::error::{ErrorKind, Result};
 use crate::map::{TOP_LEVEL, visit};
 
-/// A stored map, of which the page of `level` above block 0 is damaged.
+/// A stored map whose page of `level` above block 0 is damaged.
 fn damaged(level: u32) -> Pair {
     let mut pair = Pair::default();
     LEAVES.iter().for_each(|leaf| pair.set(*leaf, 5));
@@ -37,7 +37,7 @@ fn a_damaged_page_is_an_error_and_changes_nothing() {
         assert_eq!(pair.map.mapped_blocks(), 45);
         let found = everything(&pair.map, (0, BLOCKS), &mut pair.pages);
         assert_eq!(found.blocks, pair.blocks);
-        // Pages above the damaged one may have been made dirty, and then are counted no more.
+        // Pages above the damaged one may have become dirty. Dirty pages are not counted.
         let now = pair.pages.held();
         assert!(now.iter().all(|(address, units)| held[address] == *units));
     }
@@ -70,18 +70,18 @@ fn what_was_given_up_is_lost_until_it_is_written_or_cleared() {
         let part = seen(&mut pair, (1, 7), Seen::default()).1.lost;
         assert_eq!(part.iter().map(|(_, blocks)| blocks).sum::<u64>(), 6);
         assert_eq!(part[0].0, 1);
-        // Whoever does not expect it gets an error, not a hole.
+        // A visitor that does not handle lost blocks gets an error, not a hole.
         let mut blocks = |_: u64, _: MapEntry| -> Result<bool> { Ok(true) };
         let range = (3, 4);
         let top = pair.map.top();
         let error = visit(top, TOP_LEVEL, 0, range, &mut pair.pages, &mut blocks).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert!(error.to_string().contains("bytes 12288 to 16384 were lost"), "{error}");
-        // It survives a checkpoint.
+        // The lost entries survive a checkpoint.
         pair.store(true);
         let (_, stored) = seen(&mut pair, (1, 7), Seen::default());
         assert_eq!(stored.lost, part);
-        // What is written counts as mapped; the lost block was counted nowhere.
+        // A block that is written counts as mapped. A lost block was counted nowhere.
         let mapped = pair.map.mapped_blocks();
         let held = pair.pages.held().len();
         pair.set(2, 1);
@@ -126,7 +126,7 @@ fn a_visit_keeps_to_its_range_and_ends_where_the_visitor_says() {
         let (went_on, found) = seen(&mut pair, (0, BLOCKS), limit);
         assert_eq!((went_on, found.blocks.len()), (false, at_most));
     }
-    // A page that the visitor leaves out hides what is below it, and nothing else.
+    // Where the visitor skips a page, only what is below that page is skipped.
     for level in 0..=TOP_LEVEL {
         let limit = Seen { leave_out: Some(level), ..Seen::default() };
         let (went_on, found) = seen(&mut pair, (0, BLOCKS), limit);
@@ -135,7 +135,7 @@ fn a_visit_keeps_to_its_range_and_ends_where_the_visitor_says() {
         let count = found.pages.iter().filter(|(_, l, _)| *l == level).count();
         assert_eq!(count, [9, 6, 3, 1][level as usize]);
     }
-    // Nothing of what was looked at stays in memory.
+    // A visit leaves nothing in memory.
     assert_eq!(pair.map.resident_bytes(), 0);
 }
 

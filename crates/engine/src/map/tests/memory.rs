@@ -1,4 +1,4 @@
-//! What of a map is in memory.
+//! How much memory a map takes.
 
 use std::mem::size_of;
 
@@ -10,7 +10,7 @@ use crate::map::{Link, Map};
 /// Memory of a leaf and of an inner node, in bytes.
 const LEAF: u64 = 512 * 12 + 64;
 const INNER: u64 = 512 * size_of::<Link>() as u64 + 64;
-/// Of all nodes above the nine leaves: one top, three of level 2, six of level 1.
+/// Memory of all nodes above the nine leaves: one top, three of level 2, six of level 1.
 const INNER_ALL: u64 = (1 + 3 + 6) * INNER;
 const ALL: u64 = INNER_ALL + 9 * LEAF;
 
@@ -32,7 +32,7 @@ fn loaded_and_new_nodes_are_counted() {
     assert_eq!(pair.map.resident_bytes(), 3 * INNER + 2 * LEAF);
     pair.map.prepare(1 << 18, 0, &mut pair.pages).unwrap();
     assert_eq!(pair.map.resident_bytes(), 4 * INNER + 3 * LEAF);
-    // What becomes empty goes.
+    // Nodes that become empty are dropped.
     pair.clear(512, 1024);
     assert_eq!(pair.map.resident_bytes(), 4 * INNER + 2 * LEAF);
     pair.clear(0, 1 << 18);
@@ -49,7 +49,7 @@ fn clean_nodes_go_until_the_limit_is_kept() {
     assert_eq!(pair.map.resident_bytes(), ALL - LEAF);
     pair.map.evict(ALL - 2 * LEAF - 1, &|_| true);
     assert_eq!(pair.map.resident_bytes(), ALL - 3 * LEAF);
-    // Nodes that have loaded ones below stay.
+    // Nodes with loaded nodes below them stay.
     pair.map.evict(INNER + LEAF, &|_| true);
     assert!(pair.map.resident_bytes() <= INNER + LEAF);
     pair.check();
@@ -82,7 +82,7 @@ fn dirty_nodes_stay_and_clean_ones_beside_them_go() {
     pair.store(false);
     pair.set(1 << 27, 1);
     pair.map.evict(0, &|_| true);
-    // The changed leaf with what is above it.
+    // Only the changed leaf and the nodes above it are left.
     assert_eq!(pair.map.resident_bytes(), 3 * INNER + LEAF);
     pair.check();
     let entry = pair.store(false);

@@ -1,4 +1,4 @@
-//! The map beside a plain list of blocks, on pages that are kept in memory.
+//! The map compared with a plain list of blocks. Its pages are kept in memory.
 
 mod compare;
 mod damage;
@@ -15,7 +15,7 @@ use pages::{BLOCKS_SEGMENT, Pages, everything};
 
 /// Blocks of the largest image.
 pub(super) const BLOCKS: u64 = 1 << 36;
-/// First blocks of leaves on both sides of the ends of nodes of every level.
+/// First blocks of leaves, on both sides of the boundaries of nodes of every level.
 pub(super) const LEAVES: [u64; 9] = [
     0,
     512,
@@ -132,7 +132,7 @@ fn take(pair: &mut Pair, step: Step) {
                 let address = entry.address;
                 let named = pair.map.rewrite_page(address, level, base, &mut pair.pages);
                 assert!(named.unwrap());
-                // It has no page on disk from now on, nor has any above it.
+                // From now on neither the node nor any node above it has a page on disk.
                 let again = pair.map.rewrite_page(address, level, base, &mut pair.pages);
                 assert!(!again.unwrap());
             }
@@ -154,7 +154,7 @@ proptest! {
         }
         pair.store(true);
         pair.check();
-        // What was never read is cleared as well, and then nothing is left.
+        // Pages that were never loaded are cleared as well. Then nothing is left.
         pair.clear(0, BLOCKS);
         pair.check();
         prop_assert_eq!(pair.store(false), MapEntry::HOLE);
@@ -203,7 +203,7 @@ fn whether_a_range_may_be_mapped_is_told_without_loading() {
     pair.store(false);
     exact(&pair);
     pair.store(true);
-    // Nothing is known of what is not loaded.
+    // A page that is not loaded may map anything.
     assert!(pair.map.may_map(0, 1) && pair.map.may_map(BLOCKS - 1, BLOCKS));
     assert!(!pair.map.may_map(1, 1));
     assert_eq!(pair.pages.loads, 0);
@@ -231,7 +231,7 @@ fn what_is_prepared_is_changed_without_reading() {
     let loads = pair.pages.loads;
     pair.set(601, 1);
     assert_eq!(pair.pages.loads, loads);
-    // Dirty pages are counted nowhere; holes have none.
+    // Dirty pages are counted nowhere, and holes have no pages.
     pair.pages.touched.clear();
     pair.map.prepare(600, 0, &mut pair.pages).unwrap();
     pair.map.prepare(BLOCKS - 1, 0, &mut pair.pages).unwrap();

@@ -1,4 +1,4 @@
-//! Pages in memory, which count what is named of them.
+//! Pages kept in memory. They count the slots and units that maps name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::map::{Map, Node, PageSink, PageSource, SideOps, TOP_LEVEL, Visitor, visit};
 
-/// Table index of the segment that blocks lie in, and of that of the pages.
+/// Table indices of the segment with the blocks and of the segment with the pages.
 pub const BLOCKS_SEGMENT: u32 = 1;
 pub const PAGES_SEGMENT: u32 = 2;
 const AUTHOR: u64 = 77;
@@ -24,9 +24,9 @@ pub struct Pages {
     pub touched: Vec<u64>,
     /// Addresses of pages that cannot be read.
     pub damaged: BTreeSet<u64>,
-    /// What is damaged is given up.
+    /// Damaged pages are given up.
     pub gives_up: bool,
-    /// Nothing can be released.
+    /// Every release fails.
     pub refuses: bool,
 }
 
@@ -110,16 +110,16 @@ impl SideOps for Pages {
     }
 }
 
-/// What a visit shows.
+/// What a visit has shown.
 #[derive(Default, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub pages: Vec<(MapEntry, u32, u64)>,
     pub blocks: BTreeMap<u64, MapEntry>,
     pub lost: Vec<(u64, u64)>,
     pub unreadable: Vec<(u64, u64)>,
-    /// Ends the visit with so many of what is below pages.
+    /// Ends the visit after this many blocks, lost ranges and unreadable ranges.
     pub at_most: Option<usize>,
-    /// Leaves out what is below pages of this level.
+    /// Skips what is below pages of this level.
     pub leave_out: Option<u32>,
 }
 
@@ -154,7 +154,7 @@ impl Visitor for Seen {
     }
 }
 
-/// All that a map names in a range.
+/// Everything that a map names in a range.
 pub fn everything(map: &Map, range: (u64, u64), pages: &mut Pages) -> Seen {
     let mut seen = Seen::default();
     assert!(visit(map.top(), TOP_LEVEL, 0, range, pages, &mut seen).unwrap());
