@@ -1,9 +1,9 @@
-//! Mistakes made on purpose, so that `marcot-sim` can show that it would find them.
+//! Deliberate mistakes, with which `marcot-sim` shows that it would find them.
 //!
-//! Only the feature `deliberate-faults` compiles them in; without it [`is`] is a constant, and
-//! nothing of this is left in a program. One mistake at a time, for one thread.
+//! They are compiled in only with the feature `deliberate-faults`. Without it [`is`] is the constant
+//! false, and a program contains none of this. A thread makes one mistake at a time.
 
-/// A mistake.
+/// A deliberate mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// A flush does not sync the log.
@@ -12,9 +12,9 @@ pub enum Fault {
     CheckpointSkipsLog,
     /// The head is published before map and table pages are synced.
     HeadBeforePages,
-    /// Dead segments are removed before the head that does without them is durable.
+    /// Dead segments are removed before the head without them is durable.
     RemoveBeforeHead,
-    /// A snapshot's space is given back before the head that lacks the snapshot is durable.
+    /// A snapshot's space is given back before the head without the snapshot is durable.
     PunchBeforeRoot,
     /// Replay accepts groups of any epoch.
     ReplayStaleEpoch,
@@ -36,37 +36,37 @@ pub enum Fault {
     GcForgetsClones,
     /// Reads are not verified.
     ReadUnverified,
-    /// Shrinking leaves what lies beyond the end.
+    /// Shrinking leaves the blocks beyond the new end mapped.
     ShrinkKeepsEnd,
     /// Flatten leaves blocks in the parent's pool.
     FlattenWithoutCopy,
-    /// Flatten says that copies are there before they are durable.
+    /// Flatten names copies before they are durable.
     CopiesUnsynced,
     /// Garbage collection forgets that a flatten is making copies.
     GcForgetsCopies,
-    /// An owner does not look whether it was replaced.
+    /// An owner does not check whether it was replaced.
     SkipFence,
     /// An owner goes on after a failed sync as if nothing had been lost.
     ForgetPoison,
-    /// Compaction copies blocks that were overwritten since.
+    /// Compaction copies blocks that were overwritten meanwhile.
     CompactDead,
-    /// What arrived of a write that failed is not undone durably.
+    /// The part of a failed write that reached the file is not undone durably.
     FailedAppendStays,
-    /// Groups say that what was never synced before them was durable.
+    /// Groups claim that earlier groups were durable that were never synced.
     DurableTooFar,
-    /// Groups do not say what was durable before them.
+    /// Groups do not say which earlier groups were durable.
     DurableUntold,
-    /// Writers are told that what is still under way is stored.
+    /// Writes are answered as stored while they are still in flight.
     ToldUnderWay,
-    /// A flush does not wait for what is under way.
+    /// A flush does not wait for writes in flight.
     FlushUnderWay,
-    /// At rest, slots are punched that the durable head still names.
+    /// An idle image punches slots that the durable head still names.
     PunchBeforeHead,
-    /// A flatten does not say that the image goes on naming what its parent does.
+    /// A flatten leaves no mark that the image still names segments of its former parent.
     FlattenLeavesNoMark,
 }
 
-/// All of them.
+/// All mistakes.
 #[cfg(feature = "deliberate-faults")]
 pub const ALL: [Fault; 29] = [
     Fault::SkipLogSync,
@@ -105,7 +105,7 @@ thread_local! {
     static MADE: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
 }
 
-/// Makes a mistake in this thread from now on, or none.
+/// Sets the mistake that this thread makes from now on, or none.
 #[cfg(feature = "deliberate-faults")]
 pub fn make(fault: Option<Fault>) {
     MADE.set(fault);

@@ -1,16 +1,16 @@
-//! What the records and segments of a pool are called, wherever they lie.
+//! Keys of the records and segments of a pool, the same on every back end.
 
 use std::fmt;
 
 use marcot_format::segment::SegmentKind;
 use marcot_format::{ImageId, PoolId, SnapId};
 
-/// A record of a pool.
+/// The key of a record of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
     /// The pool itself: its number, and the store that owns it.
     Pool,
-    /// A namespace. It is there or not, and has no bytes. The default one, `""`, is always there.
+    /// A namespace. It exists or not, and has no bytes. The default one, `""`, always exists.
     Namespace(String),
     /// The image that a name leads to.
     Name {
@@ -21,28 +21,28 @@ pub enum Key {
     },
     /// An image's head.
     Head(ImageId),
-    /// The name that an image was given after its head was made: a hint, which is never believed.
+    /// The name that an image was given after its head was made. It is a hint that readers verify.
     NameHint(ImageId),
     /// A child of a snapshot, in the child's own pool.
     Child(ChildKey),
-    /// The marker that a child in another pool has left in its parent's.
+    /// The marker that a child in another pool has left in its parent's pool.
     Marker(ChildKey),
-    /// A mark of who may name whose segments. It is there or not, and has no bytes.
+    /// A mark that says which image may name whose segments. It exists or not, and has no bytes.
     Heir(HeirKey),
 }
 
 /// Records that are listed together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prefix {
-    /// All namespaces but the default one.
+    /// All namespaces except the default one.
     Namespaces,
     /// The names of a namespace; `""` for the default one.
     Names(String),
-    /// The heads of images. An image whose creation or removal was cut off is listed too, and may have
+    /// The heads of images. An image whose creation or removal was interrupted is listed too, and may have
     /// no head.
     Heads,
-    /// Children and markers of children. Both are listed as [`Key::Child`]: their names are the same, and
-    /// which one it is shows when their pools are compared with this one.
+    /// Children and markers of children. Both are listed as [`Key::Child`], because their names have the
+    /// same form. A record whose child lies in another pool than the listed one is a marker.
     Children,
     /// Marks of heirs.
     Heirs,
@@ -53,7 +53,7 @@ pub enum Prefix {
 pub enum Listed<'a> {
     /// A record.
     Key(&'a Key),
-    /// Something that is no record, by what it is called there.
+    /// Something that is no record, by its name there.
     Other(&'a str),
 }
 
@@ -70,16 +70,16 @@ pub struct ChildKey {
     pub child_pool: PoolId,
     /// The child.
     pub child_image: ImageId,
-    /// Clone format 1 or 2; 0 where only the child can tell, as with records of earlier versions.
+    /// Clone format 1 or 2; 0 in records of earlier versions, where only the child's head says it.
     pub clone_format: u32,
 }
 
-/// Clone formats that a child's name can tell, and what stands before the snapshot's number then. A
-/// name of an earlier version has nothing there.
+/// The clone formats that a child's name can say, and what stands before the snapshot's number then. In a
+/// name of an earlier version nothing stands there.
 const FORMAT_MARKS: [(u32, &str); 3] = [(0, ""), (1, "0"), (2, "00")];
 
 impl ChildKey {
-    /// The three names that the record may have: which one it has depends on what its writer knew.
+    /// The three names that the record may have. Its writer's version decides which one it has.
     #[must_use]
     pub fn of_all_formats(self) -> [Self; 3] {
         FORMAT_MARKS.map(|(clone_format, _)| Self { clone_format, ..self })
@@ -91,8 +91,8 @@ impl ChildKey {
         Self { clone_format: 0, ..self } == Self { clone_format: 0, ..other }
     }
 
-    /// The numbers of a name; `None` for what is no name of a child, also where it only looks like one:
-    /// each child of a format has one name.
+    /// Parses a name; `None` where it is no name of a child. Each child of a format has exactly one name, so
+    /// another spelling of the same numbers is refused.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let mut parts = name.split('.');
@@ -131,23 +131,23 @@ impl fmt::Display for ChildKey {
     }
 }
 
-/// What a mark of an heir says. An heir of an image was cloned from it, and may name what it names.
+/// A mark of heirs. An heir of an image was cloned from it, and may name the segments that it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HeirKey {
     /// The image was cloned from the parent, and may have been flattened since.
     Mark {
-        /// The parent; 0 where it lies in another pool, and the image names segments of this one,
-        /// whoever's they are.
+        /// The parent; 0 where the parent lies in another pool and the image names segments of this
+        /// pool, of any author.
         parent: ImageId,
         /// The image.
         image: ImageId,
     },
-    /// The author of these segments is gone, and some of them wait for the end of its heirs.
+    /// The author of these segments is gone. Some of them are kept until no heir names them.
     Waiting(SegmentSet),
 }
 
 impl HeirKey {
-    /// What a name says; `None` for what is no name of a mark.
+    /// Parses a name; `None` where it is no name of a mark.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let number = |text: &str| u64::from_str_radix(text, 16).ok();
@@ -171,16 +171,17 @@ impl fmt::Display for HeirKey {
     }
 }
 
-/// The segments of one author in a pool, or a set of copies of them.
+/// A set of segments: those that one author wrote in this pool, or one set of copies of an author's
+/// segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentSet {
     /// The image that wrote them.
     pub author: ImageId,
-    /// The number of the set of copies; 0 for what the author wrote here itself.
+    /// The number of the set of copies; 0 where the author wrote the segments here itself.
     pub copies: u64,
 }
 
-/// A segment of a pool.
+/// The key of a segment of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentKey {
     /// The set that it belongs to.
@@ -196,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_a_mark_tells_what_it_says() {
+    fn a_mark_is_parsed_from_the_name_that_it_has() {
         let (parent, image) = (ImageId(1), ImageId(0xAB));
         let waiting = |copies| HeirKey::Waiting(SegmentSet { author: image, copies });
         for (key, name) in [
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_child_tells_its_numbers_and_its_format() {
+    fn a_child_is_parsed_from_the_name_that_it_has_in_each_format() {
         let key = ChildKey {
             parent_pool: PoolId(1),
             parent_image: ImageId(2),

@@ -1,48 +1,49 @@
-//! Who is at work.
+//! Leases: which process is at work on what.
 
 use std::io;
 
 use marcot_format::{ImageId, SnapId};
 use marcot_store::{Lock, LockMode};
 
-/// Something that one has alone, or that many have together.
+/// A lease. One holder has it exclusively, or many share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lease {
-    /// The pool's names and children: whoever creates, clones, renames or removes has it alone.
+    /// The pool's names and children. Create, clone, rename and remove take it exclusively.
     Catalogue,
-    /// Collecting what no root of the pool names.
+    /// Collecting segments that no root of the pool names.
     Collection,
-    /// Writing an image: its owner has it alone.
+    /// Writing an image. Its owner has it exclusively.
     Owner(ImageId),
-    /// Reading an image by its head of some moment: readers have it together.
+    /// Reading an image by a head that was read at some moment. Readers share it.
     Readers(ImageId),
-    /// Reading any image of the pool by a head: every reader has it too, so that others need not look at
-    /// each image.
+    /// Reading any image of the pool by a head. Every reader shares this lease too, so that a process that
+    /// looks for readers need not try the lease of each image.
     AnyReader,
-    /// Reading a snapshot: readers have it together, and who removes the snapshot has it alone.
+    /// Reading a snapshot. Readers share it; a removal of the snapshot takes it exclusively.
     Snapshot(ImageId, SnapId),
 }
 
-/// The leases of a pool. The operating system, or time, ends those of a process that was killed.
+/// The leases of a pool. The leases of a process that was killed are ended by the operating system, or
+/// after some time.
 pub trait Leases: Send + Sync {
-    /// Takes a lease. `None`: somebody else has it, and `wait` is false.
+    /// Takes a lease. `None` where somebody else has it and `wait` is false.
     ///
     /// # Errors
-    /// `PermissionDenied` where this user may not, or what the operating system says.
+    /// `PermissionDenied` where this user may not take it, or what the operating system says.
     fn take(&self, lease: Lease, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>>;
 
-    /// True where somebody may have taken the lease before; false where nobody ever did.
+    /// False where nobody ever took the lease; true where somebody may have.
     fn was_taken(&self, lease: Lease) -> bool;
 
-    /// Notes who has a lease, for people. Only for the one who has it alone. That it fails is no harm.
+    /// Notes for people who has a lease. Only an exclusive holder may call this. A failure does no harm.
     fn note_holder(&self, lease: Lease, holder: &str);
 
-    /// What was noted last.
+    /// The last note of a holder.
     fn holder(&self, lease: Lease) -> Option<String>;
 
-    /// Forgets a lease that nobody will take any more. That it fails is no harm.
+    /// Forgets a lease that nobody will take any more. A failure does no harm.
     fn forget(&self, lease: Lease);
 
-    /// What people call the lease: a path, or an object's key.
+    /// How messages name the lease: a path, or an object's key.
     fn show(&self, lease: Lease) -> String;
 }

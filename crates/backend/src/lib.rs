@@ -4,17 +4,18 @@
 //! |---|---|---|
 //! | [`Records`] | small named values: the pool, names, heads, children | files that are replaced whole |
 //! | [`Segments`] | large files that grow once and never change after that | files, by author |
-//! | [`Leases`] | who is at work | locks on files |
+//! | [`Leases`] | which process is at work | locks on files |
 //!
-//! The engine knows a pool only by these traits, and its parts by [`Key`], [`SegmentKey`] and
-//! [`Lease`]. Where they lie is known to one file of each back end: [`local`] keeps them in a
-//! directory, [`memory`] keeps them in the memory of the process, for tests.
+//! The engine reaches a pool only through these traits, and names its parts by [`Key`], [`SegmentKey`] and
+//! [`Lease`]. Only one file of each back end knows where they lie. [`local`] keeps them in a directory,
+//! [`memory`] keeps them in the memory of the process, for tests.
 //!
 //! Invariants that every back end keeps:
-//! - What [`Records::create`] and [`Records::swap`] stored is durable when they return.
+//! - A record that [`Records::create`] or [`Records::swap`] has stored is durable when they return.
 //! - A record is old or new after a crash, never a mix of both.
 //! - A swap succeeds only where the record is still the one that the caller read.
-//! - A lease saves work and keeps apart what is at work. Where leases fail, swaps still decide.
+//! - A lease keeps processes from working on the same thing. Where leases fail, swaps still decide which
+//!   one wins.
 
 pub mod fault;
 mod home;
@@ -37,24 +38,24 @@ pub use local::layout::{escape, unescape};
 pub use records::{Beside, Leftover, Records, Stamp, SwapError};
 pub use segments::Segments;
 
-/// What a pool lies on. Cheap to clone.
+/// The back end of one pool. Cheap to clone.
 #[derive(Clone)]
 pub struct Backend {
     /// Small named values.
     pub records: Arc<dyn Records>,
-    /// What images have written.
+    /// The segments that images have written.
     pub segments: Arc<dyn Segments>,
-    /// Who is at work.
+    /// Which process is at work.
     pub leases: Arc<dyn Leases>,
-    /// Where every user may leave files; `None` where nobody else can.
+    /// The directory where every user may leave files; `None` where the back end has none.
     pub shared: Option<SharedDirectory>,
 }
 
-/// A directory of a pool in which others may leave markers, and so anything else.
+/// A directory of a pool in which other users may leave markers, and so any other files too.
 #[derive(Clone)]
 pub struct SharedDirectory {
-    /// Reaches it.
+    /// Reaches the directory.
     pub disk: Arc<dyn Disk>,
-    /// Where it is.
+    /// The directory's path.
     pub path: PathBuf,
 }

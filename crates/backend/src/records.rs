@@ -1,4 +1,4 @@
-//! Small named values that change one at a time, each as a whole.
+//! Records: small named values. Each changes as a whole.
 
 use std::fmt;
 use std::io;
@@ -11,9 +11,9 @@ use crate::{ChildKey, Key, Listed, Prefix};
 
 /// The records of a pool.
 ///
-/// Errors are the operating system's, or are of these kinds: `NotFound` for a record that is not there,
-/// `AlreadyExists` for one that is, `FileTooLarge` for one that is longer than it may be,
-/// `DirectoryNotEmpty` for a namespace that holds names.
+/// Errors are those of the operating system, or of these kinds: `NotFound` where the record does not exist,
+/// `AlreadyExists` where it does, `FileTooLarge` where it is longer than allowed, `DirectoryNotEmpty` for a
+/// namespace that holds names.
 pub trait Records: Send + Sync {
     /// The bytes of a record.
     ///
@@ -21,57 +21,58 @@ pub trait Records: Send + Sync {
     /// `NotFound`; `FileTooLarge` where it has more than `bytes_max` bytes.
     fn get(&self, key: &Key, bytes_max: u64) -> io::Result<Vec<u8>>;
 
-    /// True where the record is there. It is not read.
+    /// True where the record exists. It is not read.
     ///
     /// # Errors
     /// What the operating system says.
     fn exists(&self, key: &Key) -> io::Result<bool>;
 
-    /// Stores a record that must not be there yet. It is durable when this returns.
+    /// Stores a record that must not exist yet. It is durable when this returns.
     ///
     /// # Errors
-    /// `AlreadyExists`; `NotFound` for a name in a namespace that is not there. After any other error it
-    /// may be there or not; [`Self::get`] tells.
+    /// `AlreadyExists`; `NotFound` for a name in a namespace that does not exist. After any other error
+    /// the record may exist or not; [`Self::get`] shows which.
     fn create(&self, key: &Key, bytes: &[u8]) -> io::Result<()>;
 
-    /// Stores a record over the one that is there, if any. Only for records that nobody else writes
-    /// meanwhile, because a lease excludes it, or of which any is good enough, because it is a hint.
+    /// Stores a record, and replaces an existing one. Only for records that nobody else writes at the same
+    /// time, because of a lease, and for hints, where any of two concurrent writes will do.
     ///
     /// # Errors
     /// What the operating system says.
     fn put(&self, key: &Key, bytes: &[u8]) -> io::Result<()>;
 
-    /// Stores a head over the one that has the stamp `from`. It is durable when this returns.
+    /// Replaces the head that has the stamp `from`. The new head is durable when this returns.
     ///
     /// # Errors
     /// See [`SwapError`].
     fn swap(&self, key: &Key, from: Stamp, bytes: &[u8]) -> Result<(), SwapError>;
 
-    /// Gives a record another name, which must be free. It has the one or the other after a crash, until
-    /// [`Self::settle`] has returned for the new name.
+    /// Gives a record another key, which must be free. Until [`Self::settle`] has returned for the new key,
+    /// the record has one of the two keys after a crash.
     ///
     /// # Errors
     /// `AlreadyExists`, `NotFound`.
     fn rename(&self, from: &Key, to: &Key) -> io::Result<()>;
 
-    /// Removes a record; with a head all that is kept beside it. After a crash it may be there again,
-    /// until [`Self::settle`] has returned.
+    /// Removes a record; with a head everything that is kept beside it. Until [`Self::settle`] has
+    /// returned, the record may exist again after a crash.
     ///
     /// # Errors
     /// `NotFound`; `DirectoryNotEmpty`.
     fn remove(&self, key: &Key) -> io::Result<()>;
 
-    /// Makes durable what can be read under this key now, also that nothing can: who wrote or removed it
-    /// may have been killed before it was durable.
+    /// Makes the present state of a record durable: its content, or that it does not exist. The process that
+    /// wrote or removed it may have been killed before that was durable.
     ///
     /// # Errors
     /// `NotFound` where the namespace is gone; what the operating system says.
     fn settle(&self, key: &Key) -> io::Result<()>;
 
-    /// Shows `each` what is there, in no order, until it returns false. Nothing is read.
+    /// Calls `each` for everything under a prefix, in no order, until it returns false. The records are
+    /// not read.
     ///
     /// # Errors
-    /// `NotFound` for a namespace that is not there.
+    /// `NotFound` for a namespace that does not exist.
     fn list(&self, prefix: &Prefix, each: &mut dyn FnMut(Listed<'_>) -> bool) -> io::Result<()>;
 
     /// The user who stored a record, as the operating system numbers users.
@@ -80,13 +81,13 @@ pub trait Records: Send + Sync {
     /// `NotFound`; what the operating system says.
     fn owner(&self, key: &Key) -> io::Result<u32>;
 
-    /// What writes that were cut off have left there. It is no record, and takes room.
+    /// What interrupted writes have left there. Leftovers are no records, but take space.
     fn leftovers(&self, at: &Beside) -> Vec<Leftover>;
 
-    /// Removes what a write has left; false where it stays.
+    /// Removes a leftover. Returns false where it stays.
     fn remove_leftover(&self, leftover: &Leftover) -> bool;
 
-    /// What people call the record: a path, or an object's key.
+    /// How messages name the record: a path, or an object's key.
     fn show(&self, key: &Key) -> String;
 }
 
@@ -103,25 +104,25 @@ pub enum Beside {
     Children,
 }
 
-/// What a write left that was cut off. Or a write that is under way: only the lease under which such
-/// records are written tells, or its age.
+/// What an interrupted write has left. It may also belong to a write in progress. Only the lease under
+/// which such records are written, or its age, tells the two apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Leftover {
-    /// What people call it.
+    /// How messages name it.
     pub shown: String,
-    /// The child whose record it was to become, by its name; only that of a child counts.
+    /// Where it was to become the record of a child: that record's key, from the name.
     pub child: Option<ChildKey>,
-    /// When it was written last, in seconds since 1970; `None` where nobody knows.
+    /// When it was written last, in seconds since 1970; `None` where that is not known.
     pub written_s: Option<i64>,
 }
 
-/// Which of an image's heads is meant. No two heads of an image that were stored one after the other
-/// have the same.
+/// Identifies one of the heads that an image has had. Two heads of an image that were stored one after
+/// the other have different stamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// The epoch, which each owner raises.
+    /// The epoch. Each owner raises it.
     pub epoch: u64,
-    /// The version, which each head raises by one.
+    /// The version. Each new head raises it by one.
     pub version: u64,
 }
 
@@ -135,7 +136,7 @@ impl Stamp {
     /// The stamp in a head's bytes.
     ///
     /// # Errors
-    /// Where they are no head.
+    /// Where the bytes are no head.
     pub fn in_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
         let (head, _) = decode_message::<HeadRecord>(FrameKind::Head, bytes)?;
         Ok(Self::of(&head))
@@ -145,11 +146,11 @@ impl Stamp {
 /// Why a record was not swapped.
 #[derive(Debug)]
 pub enum SwapError {
-    /// Another record is there than the one that was to be replaced. Nothing was changed.
+    /// The stored record is not the one that was to be replaced. Nothing was changed.
     Changed,
-    /// It failed. The record is the one that was to be replaced.
+    /// The swap failed. The record that was to be replaced is still there.
     Unchanged(io::Error),
-    /// It failed, and whether the old or the new record survives a crash is not known.
+    /// The swap failed. It is not known whether the old or the new record survives a crash.
     Unknown(io::Error),
 }
 

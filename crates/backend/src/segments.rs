@@ -1,4 +1,4 @@
-//! What images have written: large files that grow once, and never change after that.
+//! Segments: large files that images write. A segment grows once, and never changes after that.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::{SegmentKey, SegmentSet};
 
 /// The segments of a pool.
 ///
-/// Errors are the operating system's; `NotFound` for a segment or set that is not there.
+/// Errors are those of the operating system; `NotFound` for a segment or set that does not exist.
 pub trait Segments: Send + Sync {
     /// Creates a segment that begins with these bytes. Name and bytes are durable when this returns.
     ///
@@ -17,38 +17,38 @@ pub trait Segments: Send + Sync {
     /// `AlreadyExists`; `NotFound` where its set was not created.
     fn create(&self, key: SegmentKey, start: &[u8]) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// Opens a segment, for writing too if asked: to give dead blocks back, to restore a header, or to
-    /// go on with a copy.
+    /// Opens a segment; for writing too where `write` is true. Segments are written again only to punch
+    /// out dead blocks, to restore a header, or to continue a copy.
     ///
     /// # Errors
     /// `NotFound`.
     fn open(&self, key: SegmentKey, write: bool) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// Makes durable that the segment is there, or is not.
+    /// Makes durable that the segment exists, or that it does not.
     ///
     /// # Errors
     /// What the operating system says.
     fn settle(&self, key: SegmentKey) -> io::Result<()>;
 
-    /// Removes a segment; returns the bytes that it took.
+    /// Removes a segment. Returns the bytes that it took.
     ///
     /// # Errors
     /// `NotFound`.
     fn remove(&self, key: SegmentKey) -> io::Result<u64>;
 
-    /// The segments of a set; none where the set is not there.
+    /// The segments of a set; none where the set does not exist.
     ///
     /// # Errors
     /// What the operating system says.
     fn list(&self, set: SegmentSet) -> io::Result<Vec<SegmentKey>>;
 
-    /// Creates the place of a set, durably. One that is there already is no error.
+    /// Creates a set, durably. A set that exists already is no error.
     ///
     /// # Errors
     /// What the operating system says.
     fn create_set(&self, set: SegmentSet) -> io::Result<()>;
 
-    /// Removes the place of a set that is empty.
+    /// Removes an empty set.
     ///
     /// # Errors
     /// `DirectoryNotEmpty`, `NotFound`.
@@ -66,16 +66,16 @@ pub trait Segments: Send + Sync {
     /// `Unsupported` where there is no such number.
     fn free_bytes(&self) -> io::Result<u64>;
 
-    /// Keeps up to `bytes` of room on the medium back, for work that makes room; what is kept already
-    /// counts. Where there is less room than that, it keeps what it can.
+    /// Keeps up to `bytes` of space back on the medium, for work that frees space. Space that is kept
+    /// already counts. Where there is less free space, it keeps what it can get.
     fn keep_reserve(&self, bytes: u64);
 
-    /// True where something is kept back.
+    /// True where some space is kept back.
     fn has_reserve(&self) -> bool;
 
-    /// Gives what was kept back to whoever needs it; true where there was something.
+    /// Frees the space that was kept back. Returns true where there was some.
     fn give_up_reserve(&self) -> bool;
 
-    /// What people call the segment: a path, or an object's key.
+    /// How messages name the segment: a path, or an object's key.
     fn show(&self, key: SegmentKey) -> String;
 }

@@ -1,4 +1,4 @@
-//! What every back end promises, tried on each.
+//! The promises of every back end, tested on each of them.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use marcot_store::{Disk, DiskFile, LocalDisk, LockMode, SystemRandom, World};
 const IMAGE: ImageId = ImageId(0xA1);
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Runs a claim on each back end, empty.
+/// Runs a claim on an empty pool of each back end.
 fn on_each(claim: impl Fn(&Backend)) {
     let directory = tempfile::tempdir().unwrap();
     let disk = LocalDisk::new();
@@ -57,7 +57,7 @@ fn kind<T: std::fmt::Debug>(result: std::io::Result<T>) -> ErrorKind {
     result.unwrap_err().kind()
 }
 
-/// Runs a claim on a store of each kind, empty, and on another one of the same machine.
+/// Runs a claim on an empty store of each kind, and on another one of the same machine.
 fn on_each_home(claim: impl Fn(&dyn Home, &dyn Home)) {
     let directory = tempfile::tempdir().unwrap();
     let world = World::system();
@@ -359,7 +359,7 @@ fn what_is_punched_out_of_a_segment_reads_as_zeros() {
 }
 
 #[test]
-fn a_lease_is_had_by_one_alone_or_by_many_together() {
+fn a_lease_has_one_exclusive_holder_or_many_who_share_it() {
     on_each(|backend| {
         backend.records.create(&Key::Head(IMAGE), b"head").unwrap();
         let leases = &backend.leases;

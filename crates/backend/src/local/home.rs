@@ -4,7 +4,7 @@
 //! STORE/store                  the store's record
 //! STORE/lock                   the lock of the registry
 //! STORE/pools/NAME/            a pool of the store; an administrator may have put a link there
-//! STORE/attached/NAME          what is noted of another store's pool
+//! STORE/attached/NAME          the note of another store's pool
 //! ```
 
 use std::io;
@@ -17,21 +17,22 @@ use super::layout::{self, escape, unescape};
 use super::{Place, leftovers_in, read_whole};
 use crate::{Access, At, Backend, Home, Leftover, Opened, Part, ReadableBy, is_absent};
 
-/// Permission bits of a store's directory and of `pools`: others reach the pools that they may read, and
-/// do not see the names of the rest.
+/// Permission bits of a store's directory and of `pools`. Other users reach the pools that they may read,
+/// and cannot list the names of the rest.
 const STORE_MODE: u32 = 0o711;
 /// Permission bits of the directories above a store.
 const ABOVE_MODE: u32 = 0o755;
-/// Whom the attached pools belong to is nobody else's business.
+/// Permission bits of the notes of attached pools: other users need not know them.
 const ATTACHED_MODE: u32 = 0o700;
 const ATTACHMENT_MODE: u32 = 0o600;
 const RECORD_MODE: u32 = 0o644;
 /// Permission bits of a directory that everybody may read.
 const PUBLIC_MODE: u32 = 0o005;
-/// Every user may leave markers there (I7), and remove none of others.
+/// Permission bits of `children`: every user may leave markers there (I7), and cannot remove those of
+/// others.
 const CHILDREN_MODE: u32 = 0o1777;
 
-/// Longest record of a store that is read, in bytes.
+/// Limit on the size of a store's record that is read, in bytes.
 const RECORD_BYTES_MAX: u64 = 64 << 10;
 
 const ROOT: u32 = 0;
@@ -39,22 +40,22 @@ const ROOT: u32 = 0;
 /// A store in a directory.
 pub struct LocalHome {
     directory: PathBuf,
-    /// Reaches all of the machine.
+    /// Reaches the whole machine.
     outside: Arc<dyn Disk>,
-    /// Reaches the store's directory, and nothing outside.
+    /// Reaches the store's directory, and nothing outside it.
     inside: Arc<dyn Disk>,
     random: Arc<dyn Random>,
     foreign: Option<u32>,
 }
 
-/// The disk for a store's directory, and the user whom the store belongs to where that is another.
+/// The disk for a store's directory, and the user who owns the store, where that is another user.
 fn confine(world: &World, directory: &Path) -> io::Result<(Arc<dyn Disk>, Option<u32>)> {
     let confined = world.disk.confine(directory, Trust::ByOwner)?;
     if confined.own {
         return Ok((confined.disk, None));
     }
-    // A directory that an administrator made, such as a mounted volume, in which one made a store.
-    // Only root's directories count: anybody else could put there what is one's own.
+    // This user may have made the store in a directory of an administrator, such as a mounted volume.
+    // Only directories of root count: another user could move a directory of this user into its own.
     let pools = confined.disk.owner_id(&directory.join("pools"));
     let mine = pools.is_ok_and(|owner| owner == world.disk.user_id());
     if mine && confined.owner_id == ROOT {
@@ -72,13 +73,13 @@ fn make_directories(disk: &dyn Disk, path: &Path, mode: u32) -> io::Result<()> {
         make_directories(disk, above, ABOVE_MODE)?;
     }
     match make_directory(disk, path, mode)? {
-        // What is made durable in it later must not be lost with its name.
+        // Files made durable in it later must not be lost with the directory's name.
         true => disk.sync_directory(above.unwrap_or(Path::new("."))),
         false => Ok(()),
     }
 }
 
-/// True where it was not there yet.
+/// Creates a directory. Returns false where it exists already.
 fn make_directory(disk: &dyn Disk, path: &Path, mode: u32) -> io::Result<bool> {
     match disk.create_directory(path, mode) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -86,7 +87,7 @@ fn make_directory(disk: &dyn Disk, path: &Path, mode: u32) -> io::Result<bool> {
     }
 }
 
-/// Removes a directory with what is in it. Errors leave litter, nothing worse.
+/// Removes a directory with its content. Errors leave litter, nothing worse.
 fn sweep(disk: &dyn Disk, directory: &Path) {
     for name in disk.list(directory).unwrap_or_default() {
         let path = directory.join(name);
@@ -98,7 +99,7 @@ fn sweep(disk: &dyn Disk, directory: &Path) {
 }
 
 impl LocalHome {
-    /// The store in a directory. The directory is made where it is missing; the store is not.
+    /// Opens the home of a store in a directory. Creates the directory where it is missing, but no store.
     ///
     /// # Errors
     /// What the operating system says.
@@ -147,8 +148,8 @@ impl LocalHome {
         publish_new(&*self.inside, &self.path(part), self.random.number(), mode, bytes)
     }
 
-    /// True where everybody may pass through the directories above: a public pool in a private home is
-    /// not public.
+    /// True where everybody may pass through the directories above. A public pool in a private directory
+    /// is not public.
     fn is_within_reach(&self, directory: &Path) -> bool {
         let passable = |path: &Path| self.outside.mode(path).is_ok_and(|mode| mode & 0o001 != 0);
         directory.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).all(passable)
@@ -156,7 +157,7 @@ impl LocalHome {
 
     fn confine_pool(&self, at: &At, directory: &Path) -> io::Result<Confined> {
         match at {
-            // What another user's store leads to is that user's claim.
+            // A path in another user's store is only that user's claim.
             At::Own(_) if self.foreign.is_some() => self.inside.confine(directory, Trust::Foreign),
             At::Elsewhere(_) if self.foreign.is_some() => {
                 self.outside.confine(directory, Trust::Foreign)
@@ -192,7 +193,7 @@ impl Home for LocalHome {
 
     fn has_pool(&self, name: &str) -> io::Result<bool> {
         let record = layout::pool(&self.path(&Part::Pool(name.to_owned())));
-        // An administrator may have put a pool of one's own store elsewhere, by a link.
+        // An administrator may have put a pool of this store elsewhere, by a symbolic link.
         let disk = if self.foreign.is_some() { &self.inside } else { &self.outside };
         match disk.mode(&record) {
             Ok(_) => Ok(true),
@@ -229,7 +230,7 @@ impl Home for LocalHome {
         }
         make_directory(disk, &layout::names(&directory, ""), mode)?;
         make_directory(disk, &layout::children(&directory), CHILDREN_MODE)?;
-        // Also the store, whose maker may have been killed before its name was durable.
+        // The store's directory too: its maker may have been killed before its name was durable.
         let (pools, store) = (self.pools_directory(), self.directory.clone());
         for made in [layout::namespaces(&directory), directory.clone(), pools, store] {
             disk.sync_directory(&made)?;
@@ -243,7 +244,7 @@ impl Home for LocalHome {
 
     fn clear_pool(&self, name: &str, location: &Path) {
         sweep(&*self.outside, location);
-        // Where the pool lies elsewhere, a link led to it.
+        // Where the pool lies elsewhere, this removes the link to it.
         let own = self.path(&Part::Pool(name.to_owned()));
         let _ = self.inside.remove_directory(&own).or_else(|_| self.inside.remove_file(&own));
     }
@@ -293,7 +294,7 @@ impl Home for LocalHome {
     }
 
     fn remove_leftover(&self, leftover: &Leftover) {
-        // What cannot be removed stays.
+        // A file that cannot be removed stays.
         let _ = self.inside.remove_file(Path::new(&leftover.shown));
     }
 

@@ -1,11 +1,11 @@
-//! Where the parts of a pool lie in its directory, and nothing else.
+//! The layout of a pool's directory. Only this file knows it.
 //!
 //! ```text
 //! POOL/pool                           the pool's record
 //! POOL/names/@/NAME                   a name (@: the default namespace)
 //! POOL/names/NAMESPACE/NAME
 //! POOL/images/NUMBER/head             an image's head
-//! POOL/images/NUMBER/name             the name that it was given since (a hint)
+//! POOL/images/NUMBER/name             the name that it was given later (a hint)
 //! POOL/children/P.I.S.p.i             a child, or a marker; may be writable by others
 //! POOL/heirs/...                      marks of heirs, see [`HeirKey`]
 //! POOL/segments/AUTHOR/dSSSSSSSS      a data segment; m: map, t: table
@@ -13,12 +13,12 @@
 //!
 //! POOL/lock                           lease of the catalogue
 //! POOL/readers                        lease of readers of any head
-//! POOL/gc.lock                        lease of collecting
+//! POOL/gc.lock                        lease of collecting the pool
 //! POOL/images/NUMBER/lock             lease of the image's owner
 //! POOL/images/NUMBER/readers          lease of readers of the head
 //! POOL/images/NUMBER/snap-N           lease of readers of a snapshot
 //! POOL/images/NUMBER/owner.sock       the owner's control socket
-//! POOL/reserve                        room kept back on the medium
+//! POOL/reserve                        space kept back on the medium
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -104,7 +104,7 @@ pub fn reserve(directory: &Path) -> PathBuf {
     directory.join("reserve")
 }
 
-/// The file of a record; of a namespace, its directory.
+/// The file of a record; for a namespace, its directory.
 #[must_use]
 pub fn record(directory: &Path, key: &Key) -> PathBuf {
     match key {
@@ -118,7 +118,7 @@ pub fn record(directory: &Path, key: &Key) -> PathBuf {
     }
 }
 
-/// The directory in which records lie that are listed together.
+/// The directory of the records with a prefix.
 #[must_use]
 pub fn prefix(directory: &Path, prefix: &Prefix) -> PathBuf {
     match prefix {
@@ -130,7 +130,7 @@ pub fn prefix(directory: &Path, prefix: &Prefix) -> PathBuf {
     }
 }
 
-/// The record of a prefix that a file name stands for.
+/// The key of the record with this file name, under a prefix.
 #[must_use]
 pub fn parse_record(prefix: &Prefix, file: &str) -> Option<Key> {
     match prefix {
@@ -155,7 +155,7 @@ pub fn set(directory: &Path, set: SegmentSet) -> PathBuf {
     segments(directory).join(name)
 }
 
-/// The set that a directory of [`segments`] is for; `None` for what is none of ours.
+/// The set that a directory of [`segments`] is for; `None` for any other name.
 #[must_use]
 pub fn parse_set(name: &str) -> Option<SegmentSet> {
     let number = |text: &str| {
@@ -179,7 +179,7 @@ fn segment_name(kind: SegmentKind, sequence: u32) -> String {
     format!("{}{sequence:08x}", kind.letter())
 }
 
-/// The kind and the number of the segment that a file of a set stands for.
+/// The kind and the number of the segment with this file name.
 #[must_use]
 pub fn parse_segment(file: &str) -> Option<(SegmentKind, u32)> {
     let kind = match file.as_bytes().first()? {
@@ -211,7 +211,7 @@ fn is_plain(byte: u8) -> bool {
         || byte >= 0x80
 }
 
-/// The file name for a name: bytes that may trouble a shell or a file system become `%xx`.
+/// The file name for a name. Bytes that may trouble a shell or a file system become `%xx`.
 #[must_use]
 pub fn escape(name: &str) -> String {
     let mut out: Vec<u8> = Vec::with_capacity(name.len());
@@ -225,7 +225,7 @@ pub fn escape(name: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The name for a file name that [`escape`] made; `None` for any other.
+/// The name for a file name that [`escape`] has made; `None` for any other file name.
 #[must_use]
 pub fn unescape(file: &str) -> Option<String> {
     let bytes = file.as_bytes();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_directory_shows_is_read_back() {
+    fn file_names_are_parsed_back() {
         let key = Key::Namespace("x".into());
         assert_eq!(parse_record(&Prefix::Namespaces, "x"), Some(key));
         assert_eq!(parse_record(&Prefix::Namespaces, "@"), None);

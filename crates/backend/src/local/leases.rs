@@ -9,7 +9,7 @@ use marcot_store::{Lock, LockMode};
 use super::{Place, layout};
 use crate::{Lease, Leases};
 
-/// Longest note of a holder that is read, in bytes.
+/// Limit on the size of a holder's note that is read, in bytes.
 const HOLDER_BYTES_MAX: usize = 256;
 
 pub(super) struct LocalLeases(pub Arc<Place>);

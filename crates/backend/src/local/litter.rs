@@ -1,4 +1,4 @@
-//! Temporary files of records, which a write leaves that is cut off.
+//! Temporary files of records, which an interrupted write leaves behind.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use marcot_store::Disk;
 use super::{Place, layout};
 use crate::{Beside, ChildKey, Leftover};
 
-/// Most temporary files of a directory that are looked at in one go: others may fill `children`.
+/// Limit on the temporary files of a directory that are listed, because other users may fill `children`.
 const LEFTOVERS_MAX: usize = 100_000;
 
 /// Hexadecimal digits that tell temporary files of one name apart.
@@ -36,7 +36,7 @@ pub(super) fn leftovers(place: &Place, at: &Beside) -> Vec<Leftover> {
 /// Temporary files of any directory, sorted; none where it cannot be listed.
 pub fn leftovers_in(disk: &dyn Disk, directory: &Path) -> Vec<Leftover> {
     let mut found = Vec::new();
-    // What cannot be listed holds nothing that could be removed.
+    // In a directory that cannot be listed nothing can be removed either.
     let _ = disk.visit(directory, &mut |file| {
         if let Some((file, name)) =
             file.to_str().and_then(|file| Some((file, temporary_for(file)?)))

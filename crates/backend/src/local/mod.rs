@@ -1,11 +1,11 @@
 //! A pool in a directory of this machine.
 //!
-//! [`layout`] says where everything lies. Records are files that are replaced whole, by writing
-//! another file and renaming it; leases are locks on files.
+//! [`layout`] says where everything lies. Records are files that are replaced whole, by writing another
+//! file and renaming it. Leases are locks on files.
 //!
-//! A swap reads the head, compares its stamp, and renames. What lies between is protected by the
-//! lease that the owner of the image holds. Where locks do not hold, as on some network file systems,
-//! a head that another owner renames in that moment is replaced unseen.
+//! A swap reads the head, compares its stamp, and renames. The lease of the image's owner protects the time
+//! between. Where locks do not work, as on some network file systems, a head that another owner stores in
+//! that moment is replaced unnoticed.
 
 mod home;
 pub mod layout;
@@ -25,9 +25,9 @@ use crate::{Backend, SharedDirectory};
 pub use home::LocalHome;
 pub use litter::leftovers_in;
 
-/// Permission bits of a pool's directories that others never get: write.
+/// Mask for the permission bits of new directories: other users never get the permission to write.
 const DIRECTORY_MODE_MASK: u32 = 0o755;
-/// As [`DIRECTORY_MODE_MASK`], for files: neither write nor execute.
+/// Mask for the permission bits of new files: other users never get the permission to write.
 const FILE_MODE_MASK: u32 = 0o644;
 
 /// The directory of a pool, and how it is reached.
@@ -40,7 +40,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Permission bits of new files: what the pool's directory lets others read, they may read.
+    /// Permission bits of new files. Users who may read the pool's directory may read the files.
     fn file_mode(&self) -> u32 {
         self.mode & FILE_MODE_MASK
     }
@@ -67,8 +67,8 @@ fn read_whole(disk: &dyn Disk, path: &Path, bytes_max: u64) -> io::Result<Vec<u8
     Ok(bytes)
 }
 
-/// The back end for the pool in a directory. `disk` reaches the directory, and `mode` has the
-/// directory's permission bits, from which new files get theirs.
+/// The back end for the pool in a directory. `disk` reaches the directory. `mode` has the directory's
+/// permission bits, from which those of new files are derived.
 #[must_use]
 pub fn open(disk: Arc<dyn Disk>, directory: &Path, mode: u32, random: Arc<dyn Random>) -> Backend {
     backend(Place { disk, directory: directory.to_owned(), random, mode })

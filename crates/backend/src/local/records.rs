@@ -10,10 +10,10 @@ use super::{Place, layout, litter, parent, read_whole};
 use crate::fault::{self, Fault};
 use crate::{Beside, Key, Leftover, Listed, Prefix, Records, Stamp, SwapError};
 
-/// Permission bits of a marker: the names of private images are for its owner, and for root.
+/// Permission bits of a marker. It holds names of private images, which only its owner and root may read.
 const MARKER_MODE: u32 = 0o600;
 
-/// Longest head that is read to compare its stamp, in bytes.
+/// Limit on the size of a head that is read to compare its stamp, in bytes.
 const HEAD_BYTES_MAX: u64 =
     (marcot_format::frame::FRAME_BODY_BYTES_MAX + marcot_format::frame::FRAME_HEADER_BYTES) as u64;
 
@@ -36,7 +36,7 @@ impl LocalRecords {
         publish_new(&*self.0.disk, &self.path(key), unique, self.mode(key), bytes)
     }
 
-    /// A head gets the directory of its image, whose name is durable before the head can be used.
+    /// Creates the image's directory with the head in it. The directory's name is durable when this returns.
     fn publish_head(&self, key: &Key, bytes: &[u8]) -> io::Result<()> {
         let path = self.path(key);
         self.0.disk.create_directory(parent(&path), self.0.directory_mode())?;
@@ -50,7 +50,7 @@ impl LocalRecords {
         self.0.disk.sync_directory(parent(&path))
     }
 
-    /// The directory of marks is made with the first one.
+    /// Creates a mark, and the directory of marks with the first one.
     fn create_heir(&self, key: &Key) -> io::Result<()> {
         let path = self.path(key);
         match self.0.disk.create_directory(parent(&path), self.0.directory_mode()) {
@@ -61,11 +61,11 @@ impl LocalRecords {
         self.settle(key)
     }
 
-    /// Removes an image's directory with all that is in it.
+    /// Removes an image's directory with its content.
     fn remove_image(&self, head: &Path) -> io::Result<()> {
         let (disk, directory) = (&self.0.disk, parent(head));
         for name in disk.list(directory)? {
-            // What stays is shown by the head, or is litter.
+            // Below, the head shows whether the image is still there. Other files that stay are litter.
             let _ = disk.remove_file(&directory.join(name));
         }
         let removed = disk.remove_directory(directory);
@@ -117,7 +117,7 @@ impl Records for LocalRecords {
         }
         self.put(key, bytes).map_err(|error| match self.stamp(key) {
             Ok(stamp) if stamp == from => SwapError::Unchanged(error),
-            // The rename has happened, and the directory was not synced.
+            // The rename was done, but the directory was not synced.
             _ => SwapError::Unknown(error),
         })
     }
@@ -139,7 +139,7 @@ impl Records for LocalRecords {
         let path = self.path(key);
         match (key, self.0.disk.sync_directory(parent(&path))) {
             (Key::Heir(_), Ok(())) => self.0.disk.sync_directory(&self.0.directory),
-            // The image is gone, and its directory must not come back.
+            // The image is gone, and its directory must not come back after a crash.
             (Key::Head(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => {
                 self.0.disk.sync_directory(&layout::images(&self.0.directory))
             }
@@ -150,7 +150,7 @@ impl Records for LocalRecords {
     fn list(&self, prefix: &Prefix, each: &mut dyn FnMut(Listed<'_>) -> bool) -> io::Result<()> {
         let directory = layout::prefix(&self.0.directory, prefix);
         self.0.disk.visit(&directory, &mut |file| {
-            // That is where the names of the default namespace lie.
+            // This directory holds the names of the default namespace, which is not listed.
             if *prefix == Prefix::Namespaces && file == layout::DEFAULT_NAMESPACE {
                 return true;
             }

@@ -10,8 +10,8 @@ use super::{Place, layout, parent};
 use crate::fault::{self, Fault};
 use crate::{SegmentKey, SegmentSet, Segments};
 
-/// Where the whole reserve finds no room, a quarter of it is tried, and so on so many times: the last
-/// is still enough for heads.
+/// Sizes of the reserve that are tried one after the other, as right shifts: the whole, a quarter, a
+/// sixteenth. The last one is still enough for heads.
 const RESERVE_SHIFTS: [u32; 3] = [0, 2, 4];
 
 pub(super) struct LocalSegments(pub Arc<Place>);
@@ -51,7 +51,7 @@ impl LocalSegments {
     }
 }
 
-/// Makes a reserve longer. It is written, because room that is only promised can be taken by others.
+/// Makes the reserve longer. It is filled with zeros, because only written blocks are sure to be allocated.
 fn extend(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
     let zeros = vec![0; (to - from) as usize];
     file.write_at(from, &[&zeros]).and_then(|()| file.sync()).inspect_err(|_| {
@@ -98,9 +98,9 @@ impl Segments for LocalSegments {
     fn create_set(&self, set: SegmentSet) -> io::Result<()> {
         let path = self.set_path(set);
         match self.0.disk.create_directory(&path, self.0.directory_mode()) {
-            // The set of an author is made before anything names it, and again by each owner. Whoever
-            // made a set of copies may have been killed before its name was durable, and the head that
-            // names it comes later.
+            // The set of an author is created before anything names it, and again by each owner. A set
+            // of copies is synced even if it exists: its maker may have been killed before its name was
+            // durable, and a head that names it follows.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && set.copies == 0 => {
                 return Ok(());
             }
@@ -139,7 +139,7 @@ impl Segments for LocalSegments {
         let (path, disk) = (layout::reserve(&self.0.directory), &self.0.disk);
         let Ok(file) = disk.open(&path, true) else { return false };
         let held = file.length().is_ok_and(|bytes| bytes > 0);
-        // Cut first: what a removal frees may come free some time later.
+        // Cut the file first: the space of a removed file may become free only later.
         let cut = file.set_length(0).and_then(|()| file.sync());
         cut.and_then(|()| disk.remove_file(&path)).is_ok() && held
     }

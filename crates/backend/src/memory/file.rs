@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use marcot_store::DiskFile;
 
-/// Bytes that are kept or given back together.
+/// Unit of allocation, in bytes.
 const PAGE_BYTES: u64 = 4096;
 
-/// A handle of a file in memory; all clones show the same file.
+/// A handle of a file in memory. All clones refer to the same file.
 #[derive(Clone, Default)]
 pub(super) struct MemoryFile {
     content: Arc<Mutex<Content>>,
@@ -29,7 +29,7 @@ impl MemoryFile {
         Self { content: Arc::clone(&self.content), write: true }
     }
 
-    /// The file has no name any more.
+    /// Notes that the file was removed.
     pub(super) fn remove(&self) {
         self.content().removed = true;
     }
@@ -46,8 +46,8 @@ impl MemoryFile {
     }
 }
 
-/// Calls `each` with every page that a range touches: its number, the range within it, and where that
-/// lies in the whole range.
+/// Calls `each` for every page that a range touches: with the page's number, the range within the page, and
+/// the offset of that part in the whole range.
 fn for_pages(offset: u64, length: u64, mut each: impl FnMut(u64, std::ops::Range<usize>, usize)) {
     let mut at = offset;
     while at < offset + length {

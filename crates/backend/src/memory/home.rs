@@ -10,7 +10,7 @@ use marcot_store::Lock;
 use super::Memory;
 use crate::{Access, At, Backend, Home, Leftover, Opened, Part, ReadableBy, escape, unescape};
 
-/// A machine whose stores lie in memory. All clones show the same stores.
+/// A machine whose stores lie in memory. All clones refer to the same stores.
 #[derive(Clone, Default)]
 pub struct MemoryMachine(Arc<Shared>);
 
@@ -23,7 +23,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     stores: BTreeMap<PathBuf, Registry>,
-    /// By store and name.
+    /// Pools, by the path of the store and the name.
     pools: BTreeMap<PathBuf, Memory>,
 }
 
@@ -35,7 +35,7 @@ struct Registry {
 }
 
 impl MemoryMachine {
-    /// The store that has this name on the machine; it may be empty.
+    /// The home of the store with this name. The store need not exist yet.
     #[must_use]
     pub fn home(&self, store: &Path) -> MemoryHome {
         MemoryHome { machine: self.clone(), store: store.to_owned() }
@@ -184,7 +184,7 @@ impl Home for MemoryHome {
         Ok(Opened { backend: pool.backend(), access })
     }
 
-    /// None: what is noted is noted whole or not at all.
+    /// There are none: a note is stored as a whole or not at all.
     fn leftovers(&self, _: bool) -> Vec<Leftover> {
         Vec::new()
     }

@@ -1,7 +1,7 @@
-//! A pool in the memory of the process, for tests: it shows that the engine needs nothing of a back
-//! end but what the traits promise.
+//! A pool in the memory of the process, for tests. It shows that the engine relies only on what the traits
+//! promise.
 //!
-//! Nothing here survives the process, and there is no page cache between: what is written is stored.
+//! Nothing here survives the process. There is no page cache: a write is stored at once.
 
 mod file;
 mod home;
@@ -20,7 +20,7 @@ use file::MemoryFile;
 
 pub use home::{MemoryHome, MemoryMachine};
 
-/// A pool in memory, empty at first. Every back end made of it shows the same pool.
+/// A pool in memory, empty at first. Every back end made from it refers to the same pool.
 #[derive(Clone, Default)]
 pub struct Memory(Arc<Inner>);
 
@@ -39,7 +39,7 @@ struct State {
     noted: HashMap<Lease, String>,
 }
 
-/// Who has a lease: many together, or one alone.
+/// The holders of a lease: many who share it, or one exclusive holder.
 #[derive(Default)]
 struct Holders {
     shared: usize,
@@ -63,7 +63,7 @@ impl Holders {
 }
 
 impl Memory {
-    /// A back end that shows this pool.
+    /// A back end for this pool.
     #[must_use]
     pub fn backend(&self) -> Backend {
         Backend {
@@ -79,7 +79,7 @@ impl Memory {
     }
 }
 
-/// A marker is the record of a child, in another pool.
+/// The key under which a record is kept. A marker is the record of a child in another pool.
 fn stored(key: &Key) -> Key {
     match key {
         Key::Marker(child) => Key::Child(*child),
@@ -193,7 +193,7 @@ impl Records for Memory {
             }
             state.records.keys().filter(belongs).cloned().collect()
         };
-        // The caller may ask for records meanwhile.
+        // The state is not locked here, because the caller may use records in `each`.
         for key in &keys {
             if !each(Listed::Key(key)) {
                 break;
@@ -202,7 +202,7 @@ impl Records for Memory {
         Ok(())
     }
 
-    /// There is one user.
+    /// There is only one user, 0.
     fn owner(&self, key: &Key) -> io::Result<u32> {
         match self.exists(key)? {
             true => Ok(0),
@@ -210,7 +210,7 @@ impl Records for Memory {
         }
     }
 
-    /// None: a record is stored whole or not at all.
+    /// There are none: a record is stored as a whole or not at all.
     fn leftovers(&self, _: &Beside) -> Vec<Leftover> {
         Vec::new()
     }
