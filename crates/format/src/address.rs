@@ -1,4 +1,4 @@
-//! Where a block lies: the entry of a map leaf, and of an inner node.
+//! The address of a block or page: the entry of a map leaf, and of an inner node.
 //!
 //! ```text
 //! byte  0        3 4       6 7
@@ -8,8 +8,9 @@
 //!      +----------+---------+-------+      +-----------+
 //! ```
 //!
-//! All zero means hole; segment 0 otherwise: lost. `segment` is an index into the segment table of the same root. `slot`
-//! counts blocks in a data segment and [`MAP_UNIT_BYTES`] units in a map segment.
+//! All zeros mean a hole. Segment 0 with any other bit means lost. `segment` is an index into the segment
+//! table of the same root. `slot` counts blocks in a data segment, and units of [`MAP_UNIT_BYTES`] in a map
+//! segment.
 
 /// Granularity of page addresses in a map segment, in bytes.
 pub const MAP_UNIT_BYTES: u64 = 512;
@@ -18,7 +19,7 @@ pub const SLOT_MAX: u32 = 1 << 24;
 /// The entry names a block or page.
 pub const FLAG_MAPPED: u8 = 1;
 
-/// A packed (segment index, slot, flags). Whoever reads one looks at no flag.
+/// A packed (segment index, slot, flags). Readers ignore the flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(transparent)]
 pub struct BlockAddress(pub u64);
@@ -34,8 +35,8 @@ impl BlockAddress {
         Self(u64::from(segment) | u64::from(slot) << 32 | u64::from(FLAG_MAPPED) << 56)
     }
 
-    /// What was lost with a damaged page: neither data nor a hole, but an error to whoever reads
-    /// it. Index 0 of the segment table is never used, so no older reader takes it for data.
+    /// Content that was lost with a damaged page. It is neither data nor a hole: reading it is an
+    /// error. Index 0 of the segment table is never used, so no older reader takes it for data.
     pub const LOST: Self = Self(1 << 32 | (FLAG_MAPPED as u64) << 56);
 
     /// True for a hole.
@@ -44,7 +45,7 @@ impl BlockAddress {
         self.0 == 0
     }
 
-    /// True for [`Self::LOST`], and whatever else names the segment that is never there.
+    /// True for [`Self::LOST`], and for any other address with segment index 0 that is no hole.
     #[must_use]
     pub fn is_lost(self) -> bool {
         self.0 != 0 && self.segment() == 0
@@ -63,11 +64,11 @@ impl BlockAddress {
     }
 }
 
-/// An address and the checksum of what lies there.
+/// An address, and the checksum of the block or page there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(C, packed(4))]
 pub struct MapEntry {
-    /// Where.
+    /// Where the block or page lies.
     pub address: BlockAddress,
     /// CRC-32C of the block's 4096 bytes, or of the page.
     pub crc: u32,

@@ -1,4 +1,4 @@
-//! The frame around every record that is a file of its own: pool, head, name, child marker.
+//! The frame around every record that is a file of its own: store, pool, head, name, child, attached pool.
 //!
 //! ```text
 //! byte 0               8         12        16        20        24        28        32
@@ -9,8 +9,8 @@
 //!      | body: a protocol buffer message, see `record`                             |
 //! ```
 //!
-//! The checksum covers header and body, with its own field as zero. A reader refuses unknown
-//! incompatible bits; it may read, but not write, with unknown read-only-compatible bits.
+//! The checksum covers header and body, with its own field as zero. A reader refuses a record with unknown
+//! incompatible bits. With unknown read-only-compatible bits it may read, but not write.
 
 use crate::record::check_head;
 use crate::{FormatError, crc32c_without, get_u16, get_u32, put};
@@ -21,7 +21,7 @@ pub const FRAME_MAGIC: [u8; 8] = *b"marcot\0\n";
 pub const FRAME_VERSION: u16 = 1;
 /// Bytes before the body.
 pub const FRAME_HEADER_BYTES: usize = 32;
-/// Longest body in bytes: room for some ten thousand snapshots.
+/// Limit on the length of a body in bytes. It holds about ten thousand snapshots.
 pub const FRAME_BODY_BYTES_MAX: usize = 16 << 20;
 /// Incompatible features this code knows.
 pub const INCOMPAT_KNOWN: u32 = 0;
@@ -47,7 +47,7 @@ pub enum FrameKind {
 }
 
 impl FrameKind {
-    /// The word for messages.
+    /// Its name in messages.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -87,7 +87,7 @@ pub fn encode(kind: FrameKind, body: &[u8]) -> Vec<u8> {
 /// Decodes a record file of `kind`.
 ///
 /// # Errors
-/// [`FormatError`] for anything but a whole, undamaged record of that kind and a known version.
+/// [`FormatError`] for anything but a complete, undamaged record of this kind and a known version.
 pub fn decode(kind: FrameKind, bytes: &[u8]) -> Result<Frame<'_>, FormatError> {
     let what = kind.word();
     let need = FRAME_HEADER_BYTES as u64;
@@ -122,10 +122,10 @@ pub fn encode_message<M: prost::Message>(kind: FrameKind, message: &M) -> Vec<u8
     encode(kind, &message.encode_to_vec())
 }
 
-/// Decodes a record file into its message; the flag is [`Frame::read_only`].
+/// Decodes a record file into its message. The flag is [`Frame::read_only`].
 ///
 /// # Errors
-/// As [`decode`], and where the body is not such a message.
+/// As [`decode`], and where the body is not a message of this type.
 pub fn decode_message<M: prost::Message + Default>(
     kind: FrameKind,
     bytes: &[u8],
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_survives_the_trip_and_any_flipped_bit_is_noticed() {
+    fn a_record_is_decoded_as_it_was_encoded_and_any_flipped_bit_is_noticed() {
         let bytes = encode(FrameKind::Head, b"hello");
         assert_eq!(decode(FrameKind::Head, &bytes).unwrap().body, b"hello");
         for bit in 0..bytes.len() * 8 {
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_head_of_nothing_but_snapshots_takes_no_memory() {
         use crate::record::{HEAD_SNAPSHOTS_MAX, HeadRecord};
-        // Two bytes each: field 13, length 0.
+        // Each snapshot takes two bytes: field 13, length 0.
         let snapshots = |count: usize| encode(FrameKind::Head, &[13 << 3 | 2, 0].repeat(count));
         let (head, _) =
             decode_message::<HeadRecord>(FrameKind::Head, &snapshots(HEAD_SNAPSHOTS_MAX)).unwrap();

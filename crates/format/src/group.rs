@@ -14,12 +14,11 @@
 //!      | data blocks, in the order of the write records                                   |
 //! ```
 //!
-//! The header's checksum covers all its blocks. The data is covered by one checksum a block, so
-//! that a group whose tail never reached the disk is recognised, and so that each block can be
-//! verified alone later.
+//! The header's checksum covers all its blocks. Each data block has a checksum of its own. So a group whose
+//! end never reached the disk is recognised, and each block can be verified alone later.
 //!
-//! `durable below` is a claim: when this group was written, every group of the same epoch with a
-//! smaller number was on stable storage. It tells damage to a group from the end of the log.
+//! `durable below` says: when this group was written, every group of the same epoch with a smaller number
+//! was on stable storage. By this number replay tells a damaged group from the end of the log.
 
 use crate::{BLOCK_BYTES, FormatError, crc32c_without, get_u16, get_u32, get_u64, put};
 
@@ -29,14 +28,14 @@ pub const GROUP_MAGIC: [u8; 8] = *b"marcotGR";
 pub const GROUP_VERSION: u16 = 1;
 /// Bytes before the first record.
 pub const GROUP_FIXED_BYTES: usize = 64;
-/// Most data blocks of a group (8 MiB): bounds what recovery verifies at once.
+/// Limit on the data blocks of a group (8 MiB). It limits what recovery verifies at once.
 pub const GROUP_DATA_BLOCKS_MAX: usize = 2048;
-/// Most records of a group.
+/// Limit on the records of a group.
 pub const GROUP_RECORDS_MAX: usize = 2048;
-/// Most data segments that a log goes through, from the one in the head's log position on (4 GiB). A
-/// writer whose checkpoints all fail stops there, and nobody replays more.
+/// Limit on the data segments of a log (4 GiB), from the one in the head's log position on. A writer whose
+/// checkpoints all fail stops at this limit, and replay reads no further.
 pub const LOG_SEGMENTS_MAX: u32 = 128;
-/// Most header blocks of a group: room for all records and checksums.
+/// Limit on the header blocks of a group: enough for all records and checksums.
 pub const GROUP_HEADER_BLOCKS_MAX: usize =
     (GROUP_FIXED_BYTES + GROUP_RECORDS_MAX * RECORD_BYTES + GROUP_DATA_BLOCKS_MAX * 4)
         .div_ceil(BLOCK_BYTES as usize);
@@ -49,7 +48,7 @@ const WHAT: &str = "group header";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum RecordKind {
-    /// The next `count` data blocks of the group are these blocks.
+    /// The next `count` data blocks of the group are the content of these blocks.
     Write = 1,
     /// These blocks are holes from now on.
     Discard = 2,
@@ -58,11 +57,11 @@ pub enum RecordKind {
 /// One run of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record {
-    /// What happens.
+    /// What the record does.
     pub kind: RecordKind,
     /// First block of the image.
     pub block: u64,
-    /// Blocks.
+    /// Number of blocks.
     pub count: u64,
 }
 
@@ -77,7 +76,7 @@ pub struct GroupHeader {
     pub segment: u32,
     /// Number of the group, one more than that of the group before.
     pub group: u64,
-    /// Groups of this epoch with smaller numbers were durable when this one was written.
+    /// Groups of this epoch with numbers below this were durable when the group was written.
     pub durable_below: u64,
     /// Runs, to be applied in order.
     pub records: Vec<Record>,
@@ -85,7 +84,7 @@ pub struct GroupHeader {
     pub crcs: Vec<u32>,
 }
 
-/// Header blocks of a group with so many records and data blocks.
+/// Number of header blocks of a group with this many records and data blocks.
 #[must_use]
 pub fn header_blocks(records: usize, data_blocks: usize) -> usize {
     (GROUP_FIXED_BYTES + records * RECORD_BYTES + data_blocks * 4).div_ceil(BLOCK_BYTES as usize)
@@ -133,10 +132,10 @@ impl GroupHeader {
         put(out, 16, &crc.to_le_bytes());
     }
 
-    /// How many header blocks the group that starts with this block has.
+    /// The number of header blocks of the group that starts with this block.
     ///
     /// # Errors
-    /// [`FormatError`] where the block starts no group. The checksum is not looked at yet.
+    /// [`FormatError`] where no group starts with the block. The checksum is not verified.
     pub fn peek(first_block: &[u8]) -> Result<usize, FormatError> {
         if first_block.len() < GROUP_FIXED_BYTES {
             let have = first_block.len() as u64;
@@ -161,7 +160,7 @@ impl GroupHeader {
     /// Reads a header from its blocks.
     ///
     /// # Errors
-    /// [`FormatError`] for anything but a whole, undamaged header.
+    /// [`FormatError`] for anything but a complete, undamaged header.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let header_bytes = Self::peek(bytes)? * BLOCK_BYTES as usize;
         if bytes.len() < header_bytes {
@@ -236,7 +235,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_header_survives_the_trip(runs in proptest::collection::vec(
+        fn a_header_is_decoded_as_it_was_encoded(runs in proptest::collection::vec(
             (0..1u64 << 36, 1..9u64, any::<bool>()), 1..200)) {
             let records = runs.into_iter().map(|(block, count, write)| Record {
                 kind: if write { RecordKind::Write } else { RecordKind::Discard },

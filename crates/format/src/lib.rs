@@ -1,5 +1,5 @@
-//! Bytes and structs of a marcot pool, and nothing else: no I/O, no clocks, no allocation that
-//! hostile bytes could blow up.
+//! The structures of a marcot pool, encoded and decoded, and nothing else: no I/O, no clocks, no allocation
+//! whose size hostile bytes could choose.
 //!
 //! `docs/format.md` is the reference; the layouts in this crate repeat it beside the code.
 //!
@@ -26,7 +26,8 @@ pub const MAP_FANOUT: usize = 512;
 pub const MAP_FANOUT_BITS: u32 = 9;
 /// Levels of the block map: one of leaves and three of inner nodes.
 pub const MAP_LEVELS: u32 = 4;
-/// Largest image in bytes (256 TiB): what [`MAP_LEVELS`] levels of [`MAP_FANOUT`] can address.
+/// Size of the largest image in bytes (256 TiB): all that [`MAP_LEVELS`] levels of [`MAP_FANOUT`] can
+/// address.
 pub const IMAGE_BYTES_MAX: u64 = BLOCK_BYTES << (MAP_FANOUT_BITS * MAP_LEVELS);
 /// Bytes of a full segment file.
 pub const SEGMENT_BYTES: u64 = 32 << 20;
@@ -114,7 +115,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes)
 }
 
-/// CRC-32C of a structure whose own checksum field, four bytes at `field`, counts as zero.
+/// CRC-32C of a structure. Its own checksum field, four bytes at `field`, counts as zero.
 #[must_use]
 pub(crate) fn crc32c_without(bytes: &[u8], field: usize) -> u32 {
     let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);

@@ -9,10 +9,10 @@
 //!      | form 1 (sparse): entries x (position u16, address u64, CRC-32C u32)               |
 //! ```
 //!
-//! `level` is 0 for a leaf. `base` is the first block that the page covers, so that a page found in
-//! a segment can be looked up in the map. The checksum covers the page with its own field as zero,
-//! and is kept again in the entry that points here: a page that was written to, or read from, the
-//! wrong place shows.
+//! `level` is 0 for a leaf. `base` is the first block that the page covers, so that a page found in a
+//! segment can be looked up in the map. The checksum covers the page with its own field as zero. The entry
+//! that points to the page holds the checksum too. So a page that was written to, or read from, the wrong
+//! place is noticed.
 
 use crate::address::{MAP_ENTRY_BYTES, MAP_UNIT_BYTES};
 use crate::{
@@ -26,9 +26,9 @@ pub const PAGE_MAGIC: [u8; 4] = *b"mcPG";
 pub const PAGE_VERSION: u8 = 1;
 /// Bytes before the entries.
 pub const PAGE_HEADER_BYTES: usize = 40;
-/// Bytes of the longest page.
+/// Length of the longest page in bytes.
 pub const PAGE_BYTES_MAX: usize = PAGE_HEADER_BYTES + MAP_FANOUT * MAP_ENTRY_BYTES;
-/// What a reader asks for to have any page whole.
+/// Bytes that a reader asks for to get any page completely.
 pub const PAGE_READ_BYTES: usize =
     PAGE_BYTES_MAX.div_ceil(MAP_UNIT_BYTES as usize) * MAP_UNIT_BYTES as usize;
 
@@ -48,7 +48,7 @@ pub struct Page {
     pub entries: Box<[MapEntry; MAP_FANOUT]>,
 }
 
-/// Units of [`MAP_UNIT_BYTES`] that a page of so many entries takes.
+/// Units of [`MAP_UNIT_BYTES`] that a page with this many entries takes.
 #[must_use]
 pub fn page_units(entries: usize) -> u32 {
     let payload = (entries * SPARSE_BYTES).min(MAP_FANOUT * MAP_ENTRY_BYTES);
@@ -121,7 +121,7 @@ pub fn peek_page(bytes: &[u8]) -> Result<usize, FormatError> {
 /// Reads a page from bytes that start with it, and its checksum.
 ///
 /// # Errors
-/// [`FormatError`] for anything but a whole, undamaged page.
+/// [`FormatError`] for anything but a complete, undamaged page.
 pub fn decode_page(bytes: &[u8]) -> Result<(Page, u32), FormatError> {
     let length = peek_page(bytes)?;
     if bytes.len() < length {
@@ -190,7 +190,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_page_survives_the_trip(
+        fn a_page_is_decoded_as_it_was_encoded(
             used in proptest::collection::btree_map(0..MAP_FANOUT, (1..u32::MAX, 0..1u32 << 24), 0..512),
             level in 0..4u8,
         ) {

@@ -1,4 +1,4 @@
-//! The messages in record files (protocol buffers; field numbers are for ever).
+//! The messages in record files (protocol buffers; field numbers never change).
 
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
@@ -6,13 +6,13 @@ use prost::encoding::{DecodeContext, decode_key, skip_field};
 use crate::FormatError;
 use crate::segment::SegmentKind;
 
-/// Most snapshots of a head, removed ones included. A decoder gives each hundreds of bytes, however
-/// short it is, so that without a limit a small file could take all memory.
+/// Limit on the snapshots of a head, removed ones included. A decoded snapshot takes hundreds of bytes,
+/// however short it is encoded. Without a limit a small file could take up all memory.
 pub const HEAD_SNAPSHOTS_MAX: usize = 10_000;
-/// Most pieces of metadata of a head, for the same reason.
+/// Limit on the pieces of metadata of a head, for the same reason.
 pub const HEAD_METADATA_MAX: usize = 1 << 20;
 
-/// Fails for a head with more parts than a head may have, before anything is allocated for them.
+/// Fails for a head with more snapshots or metadata than the limits, before anything is allocated for them.
 ///
 /// # Errors
 /// `Malformed`; also where the bytes are no message.
@@ -74,7 +74,7 @@ pub struct AttachedRecord {
     pub owner: Option<u32>,
 }
 
-/// What a name stands for; beside a head, the name that the image was given since.
+/// The image that a name leads to. Beside a head: the name that the image was given later.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct NameRecord {
     /// The image.
@@ -88,7 +88,7 @@ pub struct NameRecord {
     pub name: String,
 }
 
-/// A child of a snapshot, in the child's pool or, as a marker, in the parent's.
+/// A child of a snapshot: in the child's pool or, as a marker, in the parent's pool.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ChildRecord {
     /// The parent's pool.
@@ -112,7 +112,7 @@ pub struct ChildRecord {
     /// In a marker: the child's name when it was made, for people.
     #[prost(string, tag = "7")]
     pub child_name: String,
-    /// In a marker: the directory of the child's pool, to look whether the child is still there.
+    /// In a marker: the directory of the child's pool, where the owner can see whether the child still exists.
     #[prost(string, tag = "8")]
     pub child_pool_directory: String,
     /// Seconds since 1970.
@@ -126,7 +126,7 @@ pub struct ChildRecord {
     pub child_namespace: String,
 }
 
-/// Positions in an author's three series of segments: the next number of each.
+/// The next number in each of an author's three series of segments.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct SegmentMarks {
     /// Data segments.
@@ -152,7 +152,7 @@ impl SegmentMarks {
     }
 }
 
-/// All that names an image's content at one instant.
+/// All that names an image's content at one moment.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct RootRecord {
     /// Size in bytes.
@@ -179,13 +179,13 @@ pub struct RootRecord {
     /// Blocks mapped.
     #[prost(uint64, tag = "8")]
     pub mapped_blocks: u64,
-    /// By position in [`Self::pools`]: the number of the set of copies that is meant; 0 or absent:
-    /// what the pool's images wrote themselves.
+    /// By position in [`Self::pools`]: the number of the set of copies in that pool; 0 or absent for the
+    /// segments that the pool's images wrote themselves.
     #[prost(fixed64, repeated, tag = "9")]
     pub copies: Vec<u64>,
 }
 
-/// Where a page of the segment table lies, without help of the table.
+/// Where a page of the segment table lies. It does not need the table itself.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct TablePointer {
     /// Image that wrote it.
@@ -227,7 +227,7 @@ pub enum Protection {
     Unprotected = 0,
     /// May be cloned with format 1, may not be removed.
     Protected = 1,
-    /// Protection is being taken away; no new clones.
+    /// It is being unprotected; no new clones.
     Unprotecting = 2,
 }
 
@@ -249,7 +249,7 @@ pub struct SnapshotRecord {
     /// Its content.
     #[prost(message, optional, tag = "5")]
     pub root: Option<RootRecord>,
-    /// The author's next segments when it was taken: it names none from there on.
+    /// The author's next segments when it was taken. It names none of these or later ones.
     #[prost(message, optional, tag = "6")]
     pub marks: Option<SegmentMarks>,
     /// Removed by its user, kept for its format-2 children.
@@ -278,7 +278,7 @@ pub struct ParentRecord {
     /// The snapshot.
     #[prost(uint64, tag = "3")]
     pub snap_id: u64,
-    /// Bytes from the start that came from the parent and were never cut off.
+    /// Bytes from the start that the clone took from its parent and that no resize has cut off.
     #[prost(uint64, tag = "4")]
     pub overlap_bytes: u64,
     /// Pool by name, when cloned, for messages when the parent is out of reach.
@@ -318,7 +318,7 @@ pub struct HeadRecord {
     /// The image.
     #[prost(fixed64, tag = "1")]
     pub image_id: u64,
-    /// Its name; the name record is what counts.
+    /// Its name when the head was made; only the name record counts.
     #[prost(string, tag = "2")]
     pub name: String,
     /// Its namespace; empty for the default one.
@@ -345,7 +345,8 @@ pub struct HeadRecord {
     /// The author's next segments.
     #[prost(message, optional, tag = "10")]
     pub marks: Option<SegmentMarks>,
-    /// Segments below were named by snapshots that may have been cloned: only pool GC frees them.
+    /// Segments below these may be named by clones, because they were named by snapshots that may have
+    /// been cloned. Only pool GC frees them.
     #[prost(message, optional, tag = "11")]
     pub shared_below: Option<SegmentMarks>,
     /// Parent of a clone.
@@ -360,24 +361,24 @@ pub struct HeadRecord {
     /// Metadata of the user.
     #[prost(message, repeated, tag = "15")]
     pub metadata: Vec<MetaRecord>,
-    /// log2 of the object size that RBD would show; of no meaning to marcot's layout.
+    /// log2 of the object size that RBD would show. It does not change marcot's layout.
     #[prost(uint32, tag = "16")]
     pub order: u32,
-    /// Being removed: what is left is cleaned up by GC.
+    /// It is being removed; GC removes what is left.
     #[prost(bool, tag = "17")]
     pub removing: bool,
     /// Feature names as shown by `info`, comma separated.
     #[prost(string, tag = "18")]
     pub features: String,
-    /// The first segment of each series that the owner may still append to: from there on nobody
-    /// else removes anything, named or not.
+    /// The first segment of each series that the owner may still append to. From these on nobody else
+    /// removes segments, even if no root names them.
     #[prost(message, optional, tag = "19")]
     pub open_from: Option<SegmentMarks>,
     /// The number of the set of copies that a flatten is making; 0: none.
     #[prost(fixed64, tag = "20")]
     pub copying: u64,
-    /// Images that were cloned from this one and flattened in its pool have left marks (`heirs`), because
-    /// it was made by a version that knows them.
+    /// The image was made by a version that knows marks of heirs. So images that were cloned from it and
+    /// flattened in its pool have left marks (`heirs`).
     #[prost(bool, tag = "21")]
     pub leaves_marks: bool,
 }

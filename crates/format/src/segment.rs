@@ -8,8 +8,8 @@
 //!      | epoch u64 | zeros to 4096                                           |
 //! ```
 //!
-//! A data segment goes on with groups ([`crate::group`]), a map segment with pages
-//! ([`crate::page`]), a table segment with table pages ([`crate::table`]).
+//! The header is followed by groups in a data segment ([`crate::group`]), by pages in a map segment
+//! ([`crate::page`]), and by table pages in a table segment ([`crate::table`]).
 
 use crate::{FormatError, crc32c_without, get_u16, get_u32, get_u64, put};
 
@@ -25,7 +25,7 @@ const WHAT: &str = "segment header";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum SegmentKind {
-    /// Groups of blocks; the open one is the journal.
+    /// Groups of blocks. The open data segment is the end of the journal.
     Data = 1,
     /// Map pages.
     Map = 2,
@@ -34,7 +34,7 @@ pub enum SegmentKind {
 }
 
 impl SegmentKind {
-    /// From its number.
+    /// The kind with this number.
     ///
     /// # Errors
     /// `Malformed` for any other number.
@@ -87,8 +87,8 @@ impl SegmentHeader {
         bytes
     }
 
-    /// True where the header says that only a newer version may change the file, which means to
-    /// punch it. `bytes` is a block that [`Self::decode`] accepts.
+    /// True where the header says that only a newer version may change the file, that is, punch
+    /// holes into it. `bytes` is a block that [`Self::decode`] accepts.
     #[must_use]
     pub fn is_read_only(bytes: &[u8]) -> bool {
         bytes.len() >= SEGMENT_HEADER_BYTES && get_u32(bytes, 20) != 0
@@ -97,7 +97,7 @@ impl SegmentHeader {
     /// Reads a header's block.
     ///
     /// # Errors
-    /// [`FormatError`] for anything but a whole, undamaged header of a known version.
+    /// [`FormatError`] for anything but a complete, undamaged header of a known version.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let need = SEGMENT_HEADER_BYTES;
         if bytes.len() < need {
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_survives_the_trip() {
+    fn a_header_is_decoded_as_it_was_encoded() {
         let header =
             SegmentHeader { kind: SegmentKind::Map, author: 7, sequence: 9, epoch: u64::MAX };
         assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));

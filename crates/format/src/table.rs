@@ -1,4 +1,4 @@
-//! A page of the segment table: which file a segment index of the map stands for.
+//! A page of the segment table, which says which segment an index in a map address stands for.
 //!
 //! ```text
 //! byte 0       4    5    6        8       12      16          24          32
@@ -27,7 +27,7 @@ use crate::{FormatError, crc32c_without, get_u16, get_u32, get_u64, put};
 pub const TABLE_PAGE_BYTES: usize = 4096;
 /// Entries of a table page.
 pub const TABLE_FANOUT: usize = 126;
-/// Deepest table: enough for every u32 index.
+/// Limit on the levels of a table: enough for every u32 index.
 pub const TABLE_LEVELS_MAX: u32 = 5;
 /// First four bytes of a table page.
 pub const TABLE_MAGIC: [u8; 4] = *b"mcTB";
@@ -39,7 +39,7 @@ const ENTRY_BYTES: usize = 32;
 const WHAT: &str = "segment table page";
 const _: () = assert!(HEADER_BYTES + TABLE_FANOUT * ENTRY_BYTES <= TABLE_PAGE_BYTES);
 
-/// What a segment index stands for, and how much of it the root names.
+/// The segment that an index stands for, and how much of it the root names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentEntry {
     /// Image that wrote it.
@@ -137,11 +137,11 @@ pub fn encode_pointers(
     finish(bytes, level, author, base)
 }
 
-/// Reads a table page that should be of `level` and cover indices from `base` on; returns it with
+/// Reads a table page, which must be of `level` and cover indices from `base` on. Returns it with
 /// its checksum.
 ///
 /// # Errors
-/// [`FormatError`] for anything but such a page, whole and undamaged.
+/// [`FormatError`] for anything but a complete, undamaged page of this level and base.
 pub fn decode_table(bytes: &[u8], level: u8, base: u64) -> Result<(TablePage, u32), FormatError> {
     if bytes.len() < TABLE_PAGE_BYTES {
         let (have, need) = (bytes.len() as u64, TABLE_PAGE_BYTES as u64);
@@ -171,7 +171,7 @@ pub fn decode_table(bytes: &[u8], level: u8, base: u64) -> Result<(TablePage, u3
     Ok((page, crc))
 }
 
-/// The checksum of a page, whichever it is; `None` where it does not match its bytes.
+/// The checksum of a page of any level and base; `None` where it does not match the page's bytes.
 #[must_use]
 pub fn table_page_crc(bytes: &[u8]) -> Option<u32> {
     let bytes = bytes.get(..TABLE_PAGE_BYTES).filter(|b| b[..4] == TABLE_MAGIC)?;
@@ -211,7 +211,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_table_page_survives_the_trip_and_knows_its_place() {
+    fn a_table_page_is_decoded_as_it_was_encoded_and_at_its_place_only() {
         let mut entries = vec![None; TABLE_FANOUT];
         entries[125] = Some(SegmentEntry {
             author: 1,

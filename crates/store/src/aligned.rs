@@ -1,17 +1,16 @@
-//! Memory that the medium can be written from without the page cache between.
+//! Memory for writes that bypass the page cache.
 
-/// What memory, offsets and lengths of such a transfer are multiples of, in bytes: no medium in use
-/// asks for more.
+/// Memory, offsets and lengths of such writes are multiples of this, in bytes. No medium in use needs more.
 pub const ALIGNMENT_BYTES: usize = 4096;
 
-/// Memory comes in pages of this size where the system has such: one is found, and held for the
-/// medium, 512 times as fast as as many small ones.
+/// Size of the pages that the memory consists of, where the system has them. Finding one such page, and
+/// pinning it for a write, replaces 512 small pages.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Bytes at an aligned address, of any length up to their capacity.
 #[derive(Debug, Default)]
 pub struct AlignedBytes {
-    /// Longer than needed, so that an aligned part of it is long enough.
+    /// Longer than the capacity, so that an aligned part of it is long enough.
     memory: Vec<u8>,
     start: usize,
     capacity: usize,
@@ -19,27 +18,27 @@ pub struct AlignedBytes {
 }
 
 impl AlignedBytes {
-    /// Room for so many bytes, or some more, and none of them in use.
+    /// An empty buffer with room for at least `capacity_bytes` bytes.
     #[must_use]
     pub fn with_capacity(capacity_bytes: usize) -> Self {
         let capacity = capacity_bytes.next_multiple_of(HUGE_PAGE_BYTES);
-        // Zeros that nobody has touched take no memory.
+        // Zeroed memory that is not touched takes no physical memory.
         let mut memory = vec![0; capacity + HUGE_PAGE_BYTES];
         let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES);
         let part = &mut memory[start..start + capacity];
-        // SAFETY: the range is a part of an allocation that is ours alone, and the advice changes
-        // nothing of its content. Where it is refused, small pages do as well.
+        // SAFETY: the range is part of an allocation that only this code uses, and the advice does not
+        // change its content. Where it is refused, small pages do as well.
         unsafe { libc::madvise(part.as_mut_ptr().cast(), capacity, libc::MADV_HUGEPAGE) };
         Self { memory, start, capacity, length: 0 }
     }
 
-    /// Bytes that there is room for.
+    /// The capacity in bytes.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Forgets what is there.
+    /// Makes it empty. The memory is kept.
     pub fn clear(&mut self) {
         self.length = 0;
     }
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_lie_where_the_medium_takes_them_from() {
+    fn bytes_start_at_an_aligned_address() {
         let mut bytes = AlignedBytes::with_capacity(3 * ALIGNMENT_BYTES);
         assert!(bytes.capacity() >= 3 * ALIGNMENT_BYTES);
         bytes.extend_from_slice(&[1; ALIGNMENT_BYTES]);

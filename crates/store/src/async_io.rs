@@ -1,11 +1,11 @@
-//! Reads and writes that go on while their owner does other things.
+//! Asynchronous reads and writes.
 
 use std::io;
 use std::sync::Arc;
 
 use crate::{AlignedBytes, DiskFile};
 
-/// A read that goes on while its owner does other things.
+/// An asynchronous read.
 pub struct AsyncRead {
     /// The owner's number for it.
     pub number: u64,
@@ -15,35 +15,35 @@ pub struct AsyncRead {
     pub offset: u64,
     /// Filled from its start.
     pub buf: Vec<u8>,
-    /// Bytes read; may be fewer than asked anywhere.
+    /// Bytes read. They may be fewer than asked for, anywhere in the file.
     pub result: io::Result<usize>,
 }
 
-/// A write past the page cache that goes on while its owner does other things.
+/// An asynchronous write that bypasses the page cache.
 pub struct AsyncWrite {
     /// The owner's number for it.
     pub number: u64,
-    /// Into this file, as [`DiskFile::direct`] gives it.
+    /// Into this file, which [`DiskFile::direct`] has returned.
     pub file: Arc<dyn DiskFile>,
-    /// First byte, a multiple of [`crate::ALIGNMENT_BYTES`], as the length is.
+    /// First byte. Offset and length are multiples of [`crate::ALIGNMENT_BYTES`].
     pub offset: u64,
     /// What to write.
     pub data: AlignedBytes,
-    /// Bytes written; any part of them may have been where that is an error, or fewer than all.
+    /// Bytes written. Where this is an error, or less than the length, any part may have been written.
     pub result: io::Result<usize>,
 }
 
-/// What has ended.
+/// A completion.
 pub enum IoCompletion {
     /// A read.
     Read(AsyncRead),
-    /// A write. It is durable after a sync, as any other.
+    /// A write. Like any other write it is durable after a sync.
     Write(AsyncWrite),
 }
 
-/// Reads and writes of one owner that are under way. Dropping it waits for them.
+/// The reads and writes of one owner that are in flight. Dropping it waits for them.
 pub trait AsyncIo: Send {
-    /// True where another one may be started.
+    /// True where another operation may be started.
     fn has_room(&self) -> bool;
 
     /// True where writes can be started.
@@ -51,22 +51,22 @@ pub trait AsyncIo: Send {
         false
     }
 
-    /// Starts a read, at the latest with the next [`Self::submit`]. One that cannot be started ends
-    /// with an error.
+    /// Starts a read, at the latest with the next [`Self::submit`]. A read that cannot be started
+    /// completes with an error.
     fn start(&mut self, read: AsyncRead);
 
-    /// The same for a write, where [`Self::takes_writes`].
+    /// Starts a write, as [`Self::start`] does a read. Only where [`Self::takes_writes`].
     fn start_write(&mut self, write: AsyncWrite);
 
-    /// Lets everything started go.
+    /// Hands everything that was started to the operating system.
     fn submit(&mut self);
 
-    /// One that has ended.
+    /// The next completion, if there is one.
     fn take(&mut self) -> Option<IoCompletion>;
 
-    /// Waits until there is something to take, if anything is under way.
+    /// Waits for a completion, if anything is in flight.
     fn wait(&mut self);
 
-    /// A descriptor that is readable when there may be one.
+    /// A descriptor that is readable when there may be a completion.
     fn raw_fd(&self) -> Option<i32>;
 }

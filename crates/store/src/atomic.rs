@@ -1,4 +1,4 @@
-//! Small files that change all at once.
+//! Small files that are replaced as a whole.
 
 use std::io;
 use std::path::Path;
@@ -17,7 +17,7 @@ fn write_temporary(
     let file = disk.create_new(&temporary, mode)?;
     let written = file.write_at(0, &[bytes]).and_then(|()| file.sync());
     if let Err(error) = written {
-        // A leftover would be harmless; the error that matters is the first.
+        // If this fails too, a harmless temporary file stays. The first error is returned.
         let _ = disk.remove_file(&temporary);
         return Err(error);
     }
@@ -28,10 +28,10 @@ fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("."))
 }
 
-/// Replaces the content of `path`, durably: after a crash the file is the old one or the new one.
+/// Replaces the content of `path`, durably. After a crash the file is the old one or the new one.
 /// `unique` tells concurrent temporary files apart.
 ///
-/// 1. write and sync a temporary file; 2. rename it (this is the commit); 3. sync the directory.
+/// 1. Write and sync a temporary file. 2. Rename it; this is the commit. 3. Sync the directory.
 ///
 /// # Errors
 /// What the operating system says. After an error in step 3 the new content is visible, and may or

@@ -1,17 +1,17 @@
-//! Time and random numbers, as the engine gets them.
+//! The engine's sources of time and random numbers.
 
 /// The time of day.
 pub trait Clock: Send + Sync {
     /// Seconds since 1970.
     fn now_s(&self) -> i64;
 
-    /// Lets time pass before something is tried again.
+    /// Waits before something is tried again.
     fn pause(&self, duration: std::time::Duration) {
         std::thread::sleep(duration);
     }
 }
 
-/// Random numbers for names that must differ.
+/// Random numbers, for names that must be unique.
 pub trait Random: Send + Sync {
     /// A random number, never 0.
     fn number(&self) -> u64;

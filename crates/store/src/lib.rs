@@ -1,16 +1,17 @@
-//! Where the bytes of a pool live, behind traits small enough to simulate.
+//! The engine's environment: files, time, random numbers and worker threads, behind traits that are small
+//! enough to simulate.
 //!
-//! Everything the engine does to the outside goes through [`Disk`], [`Clock`], [`Random`] and
-//! [`Workers`], so that the same engine runs on a real file system and in a simulated world.
+//! Everything that the engine does to the outside goes through [`Disk`], [`Clock`], [`Random`] and
+//! [`Workers`]. So the same engine runs on a real file system and in a simulated world.
 //!
-//! Invariants that every [`Disk`] keeps, and nothing more:
-//! - What [`DiskFile::write_at`] wrote may be lost, in whole or in any part, until
-//!   [`DiskFile::sync`] returned; a name may be lost until [`Disk::sync_directory`] returned for
-//!   its directory. Neither promises any order before that.
+//! Every [`Disk`] keeps these invariants, and promises nothing more:
+//! - Bytes written by [`DiskFile::write_at`] may be lost, in whole or in any part, until
+//!   [`DiskFile::sync`] has returned. A name may be lost until [`Disk::sync_directory`] has returned for
+//!   its directory. Before that, nothing is promised about the order.
 //! - [`Disk::rename`] is atomic: after a crash the old or the new file has the name.
-//! - After a failed `sync`, nothing written since the last good one may be assumed stored, nor
-//!   will a second `sync` tell; but each other open handle of the file is told by its next one, as
-//!   Linux does since 4.13.
+//! - After a failed `sync`, bytes written since the last good one may be lost. A second `sync` of the same
+//!   handle need not fail. Each other open handle of the file gets the error from its own next `sync`, as
+//!   in Linux since 4.13.
 
 mod aligned;
 mod async_io;
@@ -34,7 +35,7 @@ pub use confined::{Confined, SHARED_DIRECTORY, Trust};
 pub use local::LocalDisk;
 pub use workers::{InPlace, Job, Running, Threads, Workers};
 
-/// The world as the engine sees it.
+/// The environment of the engine.
 #[derive(Clone)]
 pub struct World {
     /// Files.
@@ -43,7 +44,7 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     /// Random numbers.
     pub random: Arc<dyn Random>,
-    /// Work in the background.
+    /// Threads for work in the background.
     pub workers: Arc<dyn Workers>,
 }
 
@@ -72,7 +73,7 @@ pub struct FileRead<'a> {
     pub result: io::Result<usize>,
 }
 
-/// What can be told of a file without opening it.
+/// What is known of a file without opening it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileInfo {
     /// The user who owns it.
@@ -83,7 +84,7 @@ pub struct FileInfo {
     pub link: bool,
     /// True for directories.
     pub directory: bool,
-    /// Bytes from its start to its end.
+    /// Its length in bytes.
     pub length: u64,
     /// Bytes that it takes on the medium.
     pub allocated_bytes: u64,
@@ -92,16 +93,16 @@ pub struct FileInfo {
 /// How a lock is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
-    /// Many at a time.
+    /// Many holders at a time.
     Shared,
-    /// One alone.
+    /// One holder.
     Exclusive,
 }
 
-/// A held lock; dropping it lets go.
+/// A lock that is held until it is dropped.
 pub trait Lock: Send + Sync {}
 
-/// A directory tree with exact durability.
+/// A tree of directories and files, with exact rules of durability.
 pub trait Disk: Send + Sync {
     /// Creates a file that must not exist, open for reading and writing. `mode` gives its
     /// permission bits.
@@ -110,13 +111,13 @@ pub trait Disk: Send + Sync {
     /// `AlreadyExists`, or what the operating system says.
     fn create_new(&self, path: &Path, mode: u32) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// Opens a file, for writing too if asked.
+    /// Opens a file; for writing too where `write` is true.
     ///
     /// # Errors
     /// What the operating system says.
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// Gives `from` the name `to`, replacing what had it.
+    /// Gives `from` the name `to`. A file that has this name is replaced.
     ///
     /// # Errors
     /// What the operating system says.
@@ -152,8 +153,8 @@ pub trait Disk: Send + Sync {
     /// What the operating system says.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
 
-    /// Shows `each` the names in a directory, in no order, until it returns false: for directories that
-    /// others fill, whose names need not all fit into memory, nor be text.
+    /// Calls `each` for the names in a directory, in no order, until it returns false. This is for
+    /// directories that other users fill: their names may not all fit into memory, and need not be text.
     ///
     /// # Errors
     /// What the operating system says.
@@ -166,11 +167,11 @@ pub trait Disk: Send + Sync {
         Ok(())
     }
 
-    /// As [`Self::visit`], with what can be told of each without opening it. What another file system is
-    /// mounted on is an error of its own.
+    /// As [`Self::visit`], with the [`FileInfo`] of each name. For a name on which another file system is
+    /// mounted, that is an error.
     ///
     /// # Errors
-    /// What the operating system says of the directory.
+    /// What the operating system says about the directory.
     fn look_through(
         &self,
         path: &Path,
@@ -179,15 +180,15 @@ pub trait Disk: Send + Sync {
         self.visit(path, &mut |name| each(name, self.file_info(&path.join(name))))
     }
 
-    /// Removes a file, or a directory with all that is in it, however deep that is and whatever others
-    /// do to it meanwhile. No link is followed and no other file system entered.
+    /// Removes a file, or a directory with its content. The directory may be of any depth, and other
+    /// users may change it meanwhile. No link is followed and no other file system is entered.
     ///
-    /// `aside` is a free name in the same directory, for a private directory into which `path` is moved
-    /// where that is needed. It stays where something cannot be removed, and can be removed later with
-    /// this again. `steps` bounds the files that are removed, and becomes fewer with each.
+    /// `aside` is a free name in the same directory. It is used for a private directory, into which `path`
+    /// is moved if needed. Where something cannot be removed, the private directory stays; a later call
+    /// can remove it. `steps` limits the number of files that are removed. Each removal reduces it.
     ///
     /// # Errors
-    /// What the operating system says of what stays.
+    /// What the operating system says about files that stay.
     fn remove_tree(&self, path: &Path, _aside: &Path, steps: &mut u64) -> io::Result<()> {
         tree::remove(self, path, steps)
     }
@@ -210,7 +211,7 @@ pub trait Disk: Send + Sync {
     /// `Unsupported`, or what the operating system says.
     fn modified_s(&self, path: &Path) -> io::Result<i64>;
 
-    /// What can be told of a file without opening it; of a link, of the link itself.
+    /// What is known of a file without opening it; for a symbolic link, about the link itself.
     ///
     /// # Errors
     /// What the operating system says.
@@ -222,7 +223,7 @@ pub trait Disk: Send + Sync {
         Ok(FileInfo { owner_id, plain: true, link, directory, length, allocated_bytes })
     }
 
-    /// The user who owns a file or directory; of a link, the link's own.
+    /// The user who owns a file or directory; for a symbolic link, the owner of the link itself.
     ///
     /// # Errors
     /// What the operating system says.
@@ -233,21 +234,21 @@ pub trait Disk: Send + Sync {
     /// True where this process may create names in the directory.
     fn writable(&self, path: &Path) -> bool;
 
-    /// Locks a file against other processes and other holders in this one, creating it first
-    /// where it is missing and may be created. `None`: somebody else holds it and `wait` is false.
+    /// Locks a file against other processes and other holders in this one. Creates the file where it
+    /// is missing and may be created. `None` where somebody else holds the lock and `wait` is false.
     ///
     /// # Errors
     /// What the operating system says.
     fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>>;
 
-    /// Performs all reads, together where the machine can.
+    /// Performs all reads, concurrently where the disk can.
     fn read_batch(&self, reads: &mut [FileRead<'_>]) {
         for read in reads {
             read.result = read.file.read_at(read.offset, read.buf);
         }
     }
 
-    /// A place for reads and writes that go on in the background; `None` where there is no such thing.
+    /// A queue for asynchronous reads and writes; `None` where the disk has none.
     fn async_io(&self) -> Option<Box<dyn AsyncIo>> {
         None
     }
@@ -258,22 +259,23 @@ pub trait Disk: Send + Sync {
     /// What the operating system says.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 
-    /// This disk for what lies in a directory, which is held open from now on. Paths are as before, and
-    /// must begin with `directory`; they reach what is in it through no link, and never out of it.
+    /// A disk that reaches only what lies in `directory`, which is held open from now on. Paths have the
+    /// same form as before and must begin with `directory`. They follow no symbolic link and never lead
+    /// out of the directory.
     ///
-    /// In another user's directory nothing can be changed or locked, see [`Confined::own`], and only
-    /// what the directory's owner owns is opened.
+    /// In another user's directory nothing can be changed or locked, see [`Confined::own`]. Only files of
+    /// the directory's owner are opened there.
     ///
     /// # Errors
     /// What the operating system says.
     fn confine(&self, directory: &Path, trust: Trust) -> io::Result<Confined>;
 
-    /// The user that this process acts as.
+    /// The effective user of this process.
     fn user_id(&self) -> u32 {
         0
     }
 
-    /// Number by which other users of the disk know this process.
+    /// The number of this process.
     fn process_id(&self) -> u32 {
         std::process::id()
     }
@@ -281,16 +283,16 @@ pub trait Disk: Send + Sync {
 
 /// An open file.
 pub trait DiskFile: Send + Sync {
-    /// Reads until `buf` is full or the file ends; returns the bytes read.
+    /// Reads until `buf` is full or the file ends. Returns the number of bytes read.
     ///
     /// # Errors
     /// What the operating system says.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
-    /// As [`Self::read_at`], but reads only what needs no waiting for the medium, which may be less.
+    /// As [`Self::read_at`], but never waits for the medium. So it may read fewer bytes.
     ///
     /// # Errors
-    /// `WouldBlock` where that is nothing, or what the operating system says.
+    /// `WouldBlock` where nothing can be read without waiting, or what the operating system says.
     fn read_cached_at(&self, _offset: u64, _buf: &mut [u8]) -> io::Result<usize> {
         Err(io::ErrorKind::WouldBlock.into())
     }
@@ -319,7 +321,7 @@ pub trait DiskFile: Send + Sync {
     /// What the operating system says.
     fn allocated_bytes(&self) -> io::Result<u64>;
 
-    /// True where the file has no name any more: it takes room only because it is open.
+    /// True where the file has no name any more. It then takes space only because it is open.
     ///
     /// # Errors
     /// What the operating system says.
@@ -327,14 +329,14 @@ pub trait DiskFile: Send + Sync {
         Ok(false)
     }
 
-    /// Cuts or extends the file.
+    /// Truncates or extends the file.
     ///
     /// # Errors
     /// What the operating system says.
     fn set_length(&self, length: u64) -> io::Result<()>;
 
-    /// Takes room on the medium for a range, so that writing there cannot lack it. What was not
-    /// written reads as zeros; the file grows to the end of the range.
+    /// Preallocates space for a range, so that writing there cannot fail for lack of it. Bytes that
+    /// were not written read as zeros. The file grows to the end of the range.
     ///
     /// # Errors
     /// `Unsupported`, or what the operating system says.
@@ -342,7 +344,7 @@ pub trait DiskFile: Send + Sync {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Gives a range back to the medium; it reads as zeros afterwards.
+    /// Punches a hole: gives the space of a range back. The range reads as zeros afterwards.
     ///
     /// # Errors
     /// What the operating system says.
@@ -351,21 +353,20 @@ pub trait DiskFile: Send + Sync {
     /// Asks the operating system to read a range ahead.
     fn advise(&self, offset: u64, length: u64);
 
-    /// Asks the operating system to begin with writing a range to the medium. Nothing is waited for,
-    /// nothing is durable before a sync, and only that tells of failures.
+    /// Asks the operating system to start writing a range to the medium, without waiting. The bytes are
+    /// durable only after a sync, and only the sync reports failures.
     fn write_out(&self, _offset: u64, _length: u64) {}
 
-    /// Forgets what is cached and clean, so that reads show what the medium has. After a sync that
-    /// failed in another process the cache may hold what never got there.
+    /// Drops clean pages from the page cache, so that reads show what the medium has. After a sync that
+    /// failed in another process the cache may hold bytes that never reached the medium.
     fn drop_cache(&self) {
         self.drop_cached(0, u64::MAX);
     }
 
-    /// As [`Self::drop_cache`], for a range. What is not clean yet stays, and begins to be written.
+    /// As [`Self::drop_cache`], for a range. Dirty pages stay, and the system starts to write them.
     fn drop_cached(&self, _offset: u64, _length: u64) {}
 
-    /// Waits, though not for ever, for writes past the page cache that a process left under way when
-    /// it ended.
+    /// Waits, for a limited time, for direct writes that a process left in flight when it ended.
     fn await_writers(&self) {}
 
     /// The file descriptor, where there is one.
@@ -373,8 +374,8 @@ pub trait DiskFile: Send + Sync {
         None
     }
 
-    /// The same file past the page cache, for [`AsyncIo::start_write`]. As long as it is open, or a
-    /// write under way, [`Self::await_writers`] waits in every other process.
+    /// The same file opened for direct writes, which bypass the page cache, for [`AsyncIo::start_write`].
+    /// While it is open, or such a write is in flight, [`Self::await_writers`] waits in every other process.
     ///
     /// # Errors
     /// `Unsupported`, or what the operating system says.

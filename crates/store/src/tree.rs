@@ -1,11 +1,11 @@
-//! Removing a directory with all that is in it where nobody else changes it: by paths.
+//! Removing a directory with its content by paths, where nobody else changes it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Disk;
 
-/// Removes `path`. Directories on the way are kept in a list, not on the stack.
+/// Removes `path`. Directories still to be removed are kept in a list, not on the stack.
 pub(crate) fn remove<D: Disk + ?Sized>(disk: &D, path: &Path, steps: &mut u64) -> io::Result<()> {
     let mut todo: Vec<PathBuf> = vec![path.to_owned()];
     while let Some(path) = todo.last().cloned() {

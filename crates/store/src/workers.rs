@@ -1,6 +1,6 @@
-//! Work beside the thread that asks for it.
+//! Jobs in the background.
 
-/// A piece of work. What it finds out it leaves where it was told to.
+/// A job. It has no return value: it leaves its result where its maker expects it.
 pub type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs jobs.
@@ -11,10 +11,10 @@ pub trait Workers: Send + Sync {
 
 /// A job that was started.
 pub trait Running: Send {
-    /// True when it has ended. A simulation may run it now.
+    /// True when the job has ended. A simulation may run the job in this call.
     fn is_finished(&mut self) -> bool;
 
-    /// Returns when it has ended, by a panic or not.
+    /// Waits until the job has ended, even if by a panic.
     fn wait(self: Box<Self>);
 }
 
@@ -24,7 +24,7 @@ pub struct Threads;
 impl Workers for Threads {
     fn start(&self, job: Job) -> Box<dyn Running> {
         let (give, take) = std::sync::mpsc::sync_channel::<Job>(1);
-        // The job waits in the channel, so that it is still here if no thread can be had.
+        // The job is sent through a channel, so that it is still here if no thread can be started.
         let started = std::thread::Builder::new().name("marcot-worker".to_owned());
         let started = started.spawn(move || {
             if let Ok(job) = take.recv() {
@@ -46,7 +46,7 @@ impl Workers for Threads {
     }
 }
 
-/// Runs each job in place: for tests, and where order must not depend on luck.
+/// Runs each job in place: for tests, and where the order must be deterministic.
 pub struct InPlace;
 
 impl Workers for InPlace {

@@ -79,7 +79,7 @@ fn a_punched_range_reads_as_zeros_and_gives_space_back() {
     assert!(buf[..4096].iter().all(|b| *b == 7) && buf[4096..].iter().all(|b| *b == 0));
 }
 
-/// A file of 64 blocks, of which nothing is cached where the file system can forget.
+/// A file of 64 blocks. None of them is in the page cache, if the file system can drop it.
 fn cold_file(directory: &Path) -> (LocalDisk, Arc<dyn DiskFile>) {
     let disk = LocalDisk::new();
     let file = disk.create_new(&directory.join("file"), 0o600).unwrap();
@@ -91,7 +91,7 @@ fn cold_file(directory: &Path) -> (LocalDisk, Arc<dyn DiskFile>) {
 }
 
 #[test]
-fn what_is_not_synced_survives_being_written_out_and_forgotten() {
+fn unsynced_bytes_survive_write_out_and_a_drop_of_the_cache() {
     let directory = tempfile::tempdir().unwrap();
     let disk = LocalDisk::new();
     let file = disk.create_new(&directory.path().join("file"), 0o600).unwrap();
@@ -99,7 +99,7 @@ fn what_is_not_synced_survives_being_written_out_and_forgotten() {
     file.write_at(0, &[&data]).unwrap();
     file.write_out(0, data.len() as u64 / 2);
     file.drop_cached(0, data.len() as u64);
-    // Some of it is overwritten while it may be on its way.
+    // Some blocks are overwritten while they may be in flight.
     file.write_at(0, &[&[9; 16 * 4096]]).unwrap();
     file.drop_cached(0, data.len() as u64);
     let mut found = vec![0; data.len()];
@@ -114,10 +114,10 @@ fn read_in_flight(number: u64, file: &Arc<dyn DiskFile>) -> AsyncRead {
 }
 
 #[test]
-fn late_reads_land_and_their_descriptor_tells() {
+fn asynchronous_reads_complete_and_their_descriptor_is_readable_then() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, file) = cold_file(directory.path());
-    // A kernel may refuse rings; then nobody is promised any.
+    // A kernel may refuse rings. Then there is no asynchronous I/O.
     let Some(mut reads) = disk.async_io() else { return };
     for number in 0..64 {
         assert!(reads.has_room());
@@ -150,7 +150,7 @@ fn late_reads_land_and_their_descriptor_tells() {
 }
 
 #[test]
-fn late_reads_can_be_dropped_under_way() {
+fn asynchronous_reads_can_be_dropped_in_flight() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, file) = cold_file(directory.path());
     for submitted in [false, true] {
@@ -163,24 +163,24 @@ fn late_reads_can_be_dropped_under_way() {
 }
 
 #[test]
-fn what_is_cached_needs_no_waiting() {
+fn cached_bytes_are_read_without_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let (_, file) = cold_file(directory.path());
     let mut buf = vec![0; 4096];
     file.read_at(8192, &mut buf).unwrap();
     match file.read_cached_at(8192, &mut buf) {
         Ok(n) => assert!(n == 4096 && buf.iter().all(|b| *b == 2)),
-        // File systems that cannot tell.
+        // Some file systems do not know what is cached.
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::Unsupported),
     }
 }
 
 #[test]
-fn late_writes_go_past_the_page_cache_and_are_seen_by_all() {
+fn asynchronous_writes_bypass_the_page_cache_and_are_seen_by_all() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, file) = cold_file(directory.path());
     let Some(mut io) = disk.async_io() else { return };
-    // File systems that have no such thing say so.
+    // Some file systems have no direct writes.
     let Ok(direct) = file.direct() else { return };
     assert!(io.takes_writes());
     let mut before = vec![0; 4096];
@@ -216,7 +216,7 @@ fn late_writes_go_past_the_page_cache_and_are_seen_by_all() {
 }
 
 #[test]
-fn who_opens_a_file_waits_for_writes_past_the_page_cache_that_another_left_under_way() {
+fn await_writers_waits_for_direct_writes_that_another_process_left_in_flight() {
     let directory = tempfile::tempdir().unwrap();
     let (disk, file) = cold_file(directory.path());
     let Ok(direct) = file.direct() else { return };
@@ -230,6 +230,6 @@ fn who_opens_a_file_waits_for_writes_past_the_page_cache_that_another_left_under
     assert!(receiver.recv_timeout(moment).is_err(), "a writer has it open");
     drop(direct);
     waiting.join().unwrap();
-    // Nobody is kept from writing by one who has waited.
+    // A process that has waited does not keep others from writing.
     file.direct().unwrap();
 }

@@ -4,7 +4,7 @@ use marcot_format::{BlockAddress, MapEntry};
 
 /// Segment 0x01020304, slot 0x050607.
 const ADDRESS: u64 = 0x0105_0607_0102_0304;
-/// What a damaged page named.
+/// An entry that was lost with a damaged page.
 const LOST: u64 = 0x0100_0001_0000_0000;
 
 #[test]
@@ -19,7 +19,7 @@ fn an_address_is_packed_as_the_document_says() {
 }
 
 #[test]
-fn a_reader_looks_at_no_flag() {
+fn a_reader_ignores_flags() {
     for flags in 0..=255 {
         let address = BlockAddress(ADDRESS & u64::MAX >> 8 | flags << 56);
         assert_eq!((address.segment(), address.slot()), (0x0102_0304, 0x05_0607));
@@ -42,7 +42,7 @@ fn only_zero_is_a_hole_and_segment_0_means_lost() {
 }
 
 #[test]
-fn an_entry_is_what_its_address_is_whatever_its_checksum() {
+fn an_entry_is_a_hole_or_lost_by_its_address_whatever_its_checksum() {
     for crc in [0, 1, u32::MAX] {
         let entry = |address| MapEntry { address: BlockAddress(address), crc };
         assert!(entry(0).is_hole() && !entry(0).is_lost());

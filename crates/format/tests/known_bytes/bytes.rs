@@ -1,7 +1,7 @@
-//! Known bytes, written as `docs/format.md` draws them, and changes to them.
+//! Known bytes, written as `docs/format.md` shows them, and changes to them.
 
-/// The bytes of a text: two hexadecimal digits a byte, what they mean behind a bar. `00 x 16` stands for
-/// sixteen times the bytes before the `x`.
+/// The bytes of a text. Each byte has two hexadecimal digits. Text behind a bar is a comment. `00 x 16`
+/// stands for sixteen times the bytes before the `x`.
 pub fn bytes(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for line in text.lines() {
@@ -16,14 +16,14 @@ pub fn bytes(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// The same with other bytes from `at` on.
+/// The bytes with `new` from `at` on.
 pub fn changed(bytes: &[u8], at: usize, new: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes[at..at + new.len()].copy_from_slice(new);
     bytes
 }
 
-/// CRC-32C, bit by bit as the document defines it, so that a mistake of the crate's does not hide here.
+/// CRC-32C, bit by bit as the document defines it, so that a mistake in the crate cannot hide here.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
@@ -35,7 +35,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     !crc
 }
 
-/// The same with a right checksum at `at` for the first `length` bytes.
+/// The bytes with a correct checksum at `at` for the first `length` bytes.
 pub fn sealed(bytes: &[u8], at: usize, length: usize) -> Vec<u8> {
     let empty = changed(bytes, at, &[0; 4]);
     changed(bytes, at, &crc32c(&empty[..length]).to_le_bytes())

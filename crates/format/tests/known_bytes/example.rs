@@ -1,5 +1,5 @@
-//! The example of section 9: a whole pool, whose files are in `docs/example-pool.txt`. They are read
-//! from the head to the bytes of a block as the section says, and encoded again.
+//! The example of section 9: a complete pool, whose files are in `docs/example-pool.txt`. They are read as
+//! the section says, from the head to the bytes of a block, and encoded again.
 
 use std::collections::BTreeMap;
 

@@ -17,7 +17,7 @@ const BODY_BYTES: usize = 24;
 const CRC: usize = 28;
 const HEADER_BYTES: usize = 32;
 
-/// A name record with a bit of each class that nobody knows yet.
+/// Three name records, each with an unknown bit of one class: incompatible, compatible, read-only-compatible.
 const INCOMPATIBLE_BIT: &str = "
     6d 61 72 63 6f 74 00 0a                         | magic
     01 00 04 00 00 00 00 80                         | version 1, kind 4: name; incompatible feature 31
@@ -85,7 +85,7 @@ fn another_version_is_newer_whatever_else_is_wrong() {
         for version in [0, 2, 0x0101, u16::MAX] {
             let record = changed(&bytes(text), VERSION, &version.to_le_bytes());
             let newer = Err(FormatError::NewerFormat { what, version, features: 0 });
-            // Neither the checksum nor the length is looked at before.
+            // The version is checked before the checksum and the length.
             assert_eq!(decode(kind, &record), newer);
             assert_eq!(decode(kind, &record[..HEADER_BYTES]), newer);
         }
@@ -181,7 +181,7 @@ fn any_flipped_bit_of_a_record_of_each_kind_is_noticed() {
 
 #[test]
 fn a_head_has_no_more_parts_than_the_limits_say() {
-    // Two bytes each: the field with a length of 0.
+    // Each part takes two bytes: the field, with a length of 0.
     let head =
         |field: u8, count: usize| encode(FrameKind::Head, &[field << 3 | 2, 0].repeat(count));
     let decode = |bytes: &[u8]| decode_message::<HeadRecord>(FrameKind::Head, bytes);

@@ -107,14 +107,14 @@ fn malformed(why: &'static str) -> Result<GroupHeader, FormatError> {
 fn a_header_is_these_bytes() {
     for (known, group, header_blocks, blocks) in known() {
         assert_eq!(known.len(), header_blocks * BLOCK);
-        // What the buffer held before does not stay.
+        // Encoding replaces what the buffer held before.
         let mut encoded = vec![0xFF; 3 * BLOCK];
         group.encode_into(&mut encoded);
         assert_eq!(encoded, known);
         assert_eq!(GroupHeader::decode(&known).as_ref(), Ok(&group));
         assert_eq!(GroupHeader::peek(&known[..64]), Ok(header_blocks));
         assert_eq!((group.header_blocks(), group.blocks()), (header_blocks, blocks));
-        // What follows the header is not looked at.
+        // Bytes behind the header are ignored.
         assert_eq!(GroupHeader::decode(&[&known[..], &[9; 100]].concat()), Ok(group));
     }
     assert_eq!(GROUP_VERSION, 1);
@@ -136,7 +136,7 @@ fn every_flag_is_incompatible_and_another_version_newer() {
         let flags = 1u16 << bit;
         let features = u32::from(flags);
         let newer = FormatError::NewerFormat { what: WHAT, version: 1, features };
-        // The checksum is not looked at before.
+        // Flags are checked before the checksum.
         let changed = changed(&known, FLAGS, &flags.to_le_bytes());
         assert_eq!(GroupHeader::peek(&changed), Err(newer.clone()));
         assert_eq!(GroupHeader::decode(&changed), Err(newer));

@@ -1,5 +1,5 @@
-//! The format as bytes. The structures of `docs/format.md` stand here as literals, with checksums that
-//! another program has computed: what encodes and decodes in the same wrong way does not pass.
+//! The format as bytes. The structures of `docs/format.md` stand here as literals, with checksums computed
+//! by another program. So code that encodes and decodes with the same mistake does not pass.
 
 mod address;
 mod bytes;

@@ -170,7 +170,7 @@ const HEAD: &str = "
     a8 01 01                                        | leaves_marks
 ";
 
-/// That the record is these bytes, in both directions.
+/// Asserts that the record is these bytes, in both directions.
 fn is<M: prost::Message + Default + PartialEq + Clone + std::fmt::Debug>(
     kind: FrameKind,
     known: &str,

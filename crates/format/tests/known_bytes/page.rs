@@ -77,7 +77,7 @@ fn a_page_is_these_bytes() {
         (bytes(DENSE_PAGE), DENSE_BYTES, dense(), 0x3153_161A),
     ];
     for (known, length, page, crc) in known {
-        // It is appended to what is there.
+        // The page is appended to what the buffer holds.
         let mut encoded = vec![9; 100];
         let Page { level, author, base, entries } = &page;
         assert_eq!(encode_page(*level, *author, *base, entries, &mut encoded), crc);
@@ -85,7 +85,7 @@ fn a_page_is_these_bytes() {
         assert_eq!(encoded[100..], known);
         assert_eq!(peek_page(&known[..FIRST_ENTRY]), Ok(length));
         assert_eq!(decode_page(&known), Ok((page.clone(), crc)));
-        // The padding and what follows are not looked at.
+        // The padding and bytes behind it are ignored.
         assert_eq!(decode_page(&known[..length]), Ok((page.clone(), crc)));
         assert_eq!(decode_page(&[&known[..length], &[9; 100]].concat()), Ok((page, crc)));
     }
@@ -121,7 +121,7 @@ fn every_flag_is_incompatible_and_another_version_newer() {
     for bit in 0..8 {
         let features = 1u32 << bit;
         let newer = FormatError::NewerFormat { what: WHAT, version: 1, features };
-        // The checksum is not looked at before.
+        // Flags are checked before the checksum.
         let changed = changed(&known, FLAGS, &[1 << bit]);
         assert_eq!(peek_page(&changed), Err(newer.clone()));
         assert_eq!(decode_page(&changed), Err(newer));

@@ -66,14 +66,14 @@ fn a_header_of_each_series_is_these_bytes() {
         assert_eq!(header(kind).encode(), known);
         assert_eq!(SegmentHeader::decode(&known), Ok(header(kind)));
         assert_eq!(kind.letter(), letter);
-        // What follows it in the file is not looked at.
+        // Bytes behind the header are ignored.
         assert_eq!(SegmentHeader::decode(&[&known[..], &[9; 100]].concat()), Ok(header(kind)));
     }
     assert_eq!(SEGMENT_VERSION, 1);
 }
 
 #[test]
-fn an_unknown_incompatible_bit_or_version_is_newer_before_the_checksum_is_looked_at() {
+fn an_unknown_incompatible_bit_or_version_is_newer_before_the_checksum_is_checked() {
     let known = bytes(MAP_SEGMENT);
     for bit in 0..32 {
         let features = 1u32 << bit;

@@ -110,7 +110,7 @@ fn with(page: &[u8], at: usize, new: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_page_of_segments_is_these_bytes() {
-    // It is appended to what is there.
+    // The page is appended to what the buffer holds.
     let mut encoded = vec![9; 100];
     assert_eq!(encode_segments(AUTHOR, 126, &segments(), &mut encoded), SEGMENTS_CRC);
     assert_eq!(encoded[..100], [9; 100]);
@@ -148,7 +148,7 @@ fn every_flag_is_incompatible_and_another_version_newer() {
             let flags = 1u16 << bit;
             let features = u32::from(flags);
             let newer = Err(FormatError::NewerFormat { what: WHAT, version: 1, features });
-            // The checksum is not looked at before.
+            // Flags are checked before the checksum.
             let changed = changed(&known, FLAGS, &flags.to_le_bytes());
             assert_eq!(decode_table(&changed, level, base), newer);
         }

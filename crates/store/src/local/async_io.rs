@@ -1,5 +1,5 @@
-//! Reads and writes that go on while their thread does other things: an `io_uring` whose completions
-//! are looked at now and then, and whose descriptor tells `epoll` when it is worth looking.
+//! Asynchronous reads and writes by an `io_uring`. Its owner asks for completions now and then. The ring's
+//! descriptor is readable for `epoll` when there may be some.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -9,20 +9,20 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::{AsyncIo, AsyncRead, AsyncWrite, IoCompletion};
 
-/// Operations under way at once, a power of two.
+/// Limit on operations in flight; a power of two.
 const RING_ENTRIES: u32 = 128;
-/// Between looks at the completions where the kernel refuses to wait for them.
+/// Time between two looks for completions where the kernel refuses to wait for them.
 const WAIT_STEP: Duration = Duration::from_millis(1);
 
 pub(super) struct RingIo {
     ring: IoUring,
-    /// The kernel may use these buffers until it says that it has ended.
-    under_way: HashMap<u64, IoCompletion>,
+    /// Operations in flight. The kernel may use their buffers until their completion.
+    in_flight: HashMap<u64, IoCompletion>,
     completed: VecDeque<IoCompletion>,
-    /// Keys of what the kernel has not been told of yet, oldest first.
+    /// Keys of operations that the kernel has not taken yet, oldest first.
     queued: VecDeque<u64>,
     next_key: u64,
-    /// The kernel takes no more.
+    /// The kernel takes no more operations.
     broken: bool,
 }
 
@@ -41,7 +41,7 @@ impl RingIo {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             ring: IoUring::new(RING_ENTRIES)?,
-            under_way: HashMap::new(),
+            in_flight: HashMap::new(),
             completed: VecDeque::new(),
             queued: VecDeque::new(),
             next_key: 0,
@@ -51,7 +51,7 @@ impl RingIo {
 
     fn reap(&mut self) {
         for completion in self.ring.completion() {
-            let Some(mut ended) = self.under_way.remove(&completion.user_data()) else { continue };
+            let Some(mut ended) = self.in_flight.remove(&completion.user_data()) else { continue };
             ended.set_result(match completion.result() {
                 n if n >= 0 => Ok(n as usize),
                 errno => Err(io::Error::from_raw_os_error(-errno)),
@@ -60,18 +60,19 @@ impl RingIo {
         }
     }
 
-    /// Ends what the kernel was never told of.
+    /// Completes, with an error, the operations that the kernel has not taken.
     fn give_up(&mut self, error: &io::Error) {
         self.broken = true;
         for key in std::mem::take(&mut self.queued) {
-            if let Some(mut ended) = self.under_way.remove(&key) {
+            if let Some(mut ended) = self.in_flight.remove(&key) {
                 ended.set_result(Err(io::Error::new(error.kind(), error.to_string())));
                 self.completed.push_back(ended);
             }
         }
     }
 
-    /// Queues an operation, which has no entry where it cannot be one of the ring's.
+    /// Queues an operation. Where it has no entry, because the ring cannot do it, it completes with an
+    /// error.
     fn queue(&mut self, mut operation: IoCompletion, entry: Option<squeue::Entry>) {
         let Some(entry) = entry.filter(|_| self.has_room()) else {
             operation.set_result(Err(io::ErrorKind::Unsupported.into()));
@@ -79,22 +80,22 @@ impl RingIo {
         };
         let key = self.next_key;
         self.next_key += 1;
-        // SAFETY: buffer and file stay in `under_way`, where nothing touches them, until the
+        // SAFETY: buffer and file stay in `in_flight`, where nothing touches them, until the
         // completion is here or the entry is known never to be submitted; `drop` waits for the rest.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(key)) };
         if pushed.is_err() {
-            // Not with room for all of them, as checked above.
+            // This does not happen: the check above has left room for it.
             operation.set_result(Err(io::ErrorKind::QuotaExceeded.into()));
             return self.completed.push_back(operation);
         }
-        self.under_way.insert(key, operation);
+        self.in_flight.insert(key, operation);
         self.queued.push_back(key);
     }
 }
 
 impl AsyncIo for RingIo {
     fn has_room(&self) -> bool {
-        !self.broken && self.under_way.len() < RING_ENTRIES as usize
+        !self.broken && self.in_flight.len() < RING_ENTRIES as usize
     }
 
     fn takes_writes(&self) -> bool {
@@ -133,7 +134,7 @@ impl AsyncIo for RingIo {
     }
 
     fn take(&mut self) -> Option<IoCompletion> {
-        if self.completed.is_empty() && !self.under_way.is_empty() {
+        if self.completed.is_empty() && !self.in_flight.is_empty() {
             self.reap();
         }
         self.completed.pop_front()
@@ -141,12 +142,12 @@ impl AsyncIo for RingIo {
 
     fn wait(&mut self) {
         self.submit();
-        while self.completed.is_empty() && !self.under_way.is_empty() {
+        while self.completed.is_empty() && !self.in_flight.is_empty() {
             match self.ring.submitter().submit_and_wait(1) {
                 Ok(_) => {}
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
-                    // Completions come all the same; looking for them is all that is left.
+                    // Completions still arrive, so look for them from time to time.
                     _ => std::thread::sleep(WAIT_STEP),
                 },
             }
@@ -162,13 +163,14 @@ impl AsyncIo for RingIo {
 impl Drop for RingIo {
     fn drop(&mut self) {
         self.give_up(&io::ErrorKind::Interrupted.into());
-        while !self.under_way.is_empty() {
+        while !self.in_flight.is_empty() {
             match self.ring.submitter().submit_and_wait(1) {
                 Ok(_) => self.reap(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    // Better lost than written into after they were given to somebody else.
-                    std::mem::forget(std::mem::take(&mut self.under_way));
+                    // The kernel may still write into these buffers, so their memory must not be used
+                    // again. It is leaked.
+                    std::mem::forget(std::mem::take(&mut self.in_flight));
                 }
             }
         }

@@ -1,8 +1,7 @@
-//! Opening what lies in a directory, through no link and not out of it.
+//! Opening files in a directory without following symbolic links and without leaving the directory.
 //!
-//! The kernel resolves the whole path itself (`openat2`, Linux 5.6). Where it cannot, or a container
-//! does not let it, each part of the path is opened by itself from the one before, and a link among
-//! them is refused.
+//! The kernel resolves the whole path itself (`openat2`, Linux 5.6). Where it lacks the call, or a container
+//! forbids it, each part of the path is opened from the part before, and a symbolic link is refused.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,20 +10,20 @@ use std::path::{Component, Path};
 use rustix::fs::{self, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// How often the kernel is asked again where something is being renamed meanwhile.
+/// How often the kernel is asked again where something is renamed meanwhile.
 const ATTEMPTS_MAX: u32 = 32;
 
 /// A directory that is held open.
 pub(super) struct Beneath {
     root: OwnedFd,
     resolve: ResolveFlags,
-    /// The device of the root, where no other may be crossed to.
+    /// The device of the root, where mounts must not be crossed.
     device: Option<u64>,
     /// The kernel resolves whole paths.
     whole_paths: bool,
 }
 
-/// What a refusal to go through a link, or out of the directory, is called.
+/// The error for a symbolic link in the path, or a path that leads out of the directory.
 fn refused(error: Errno) -> io::Error {
     match error {
         Errno::LOOP => io::Error::other(
@@ -36,13 +35,13 @@ fn refused(error: Errno) -> io::Error {
 }
 
 impl Beneath {
-    /// Opens the directory itself by its path, links in it included.
+    /// Opens the directory itself by its path. Links in this path are followed.
     pub(super) fn open_root(path: &Path, cross_mounts: bool) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Self::new(fs::openat(CWD, path, flags, Mode::empty())?, cross_mounts, true)
     }
 
-    /// A directory in this one.
+    /// Opens a directory in this one.
     pub(super) fn open_beneath(&self, path: &Path, cross_mounts: bool) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         Self::new(self.open(path, flags, Mode::empty())?, cross_mounts, self.whole_paths)
@@ -69,18 +68,18 @@ impl Beneath {
         self.root.as_fd()
     }
 
-    /// Opens what a relative path leads to. The last part is not followed either where it is a link.
+    /// Opens a relative path. A symbolic link is not followed, not even as the last part.
     pub(super) fn open(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         let opened = self.open_itself(path, flags, mode)?;
-        // PATH with NOFOLLOW opens a link itself; for anything else the kernel has refused it.
+        // PATH with NOFOLLOW opens a link itself. With other flags the kernel has refused the link.
         if flags.contains(OFlags::PATH) && is_link(&fs::fstat(&opened)?) {
             return Err(refused(Errno::LOOP));
         }
         Ok(opened)
     }
 
-    /// What can be told of what a relative path leads to; of a link, of the link itself. Unlike a look
-    /// by name, this asks no file system beyond a mount that may not be crossed.
+    /// The status of a relative path; for a symbolic link, of the link itself. Unlike `stat` by name, this
+    /// asks no file system beyond a mount that must not be crossed.
     pub(super) fn stat(&self, path: &Path) -> io::Result<fs::Stat> {
         Ok(fs::fstat(&self.open_itself(path, OFlags::PATH, Mode::empty())?)?)
     }
@@ -96,7 +95,7 @@ impl Beneath {
         opened.map_err(refused)
     }
 
-    /// Opens the directory that a relative path's last part lies in, and tells that part.
+    /// Opens the directory of a relative path's last part. Returns it with that part.
     pub(super) fn open_parent<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a Path)> {
         let Some(Component::Normal(name)) = path.components().next_back() else {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -133,7 +132,7 @@ impl Beneath {
         for part in parts {
             let from = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
             let next = match fs::openat(from, part, on_the_way, Mode::empty()) {
-                // A link in the place of a directory is not distinguished by every kernel.
+                // Not every kernel tells a link from a file that is no directory.
                 Err(Errno::NOTDIR) if leads_on(from, Path::new(part)) => return Err(Errno::LOOP),
                 opened => opened?,
             };
@@ -158,7 +157,7 @@ fn is_link(stat: &fs::Stat) -> bool {
     fs::FileType::from_raw_mode(stat.st_mode) == fs::FileType::Symlink
 }
 
-/// True where the name is that of a link.
+/// True where the name is a symbolic link.
 fn leads_on(directory: BorrowedFd<'_>, name: &Path) -> bool {
     fs::statat(directory, name, fs::AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_link(&stat))
 }

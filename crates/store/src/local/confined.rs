@@ -1,12 +1,12 @@
-//! A disk that reaches one directory only, and in it nothing that could be a trap.
+//! A disk that reaches one directory only, and opens nothing there that could be a trap.
 //!
 //! Invariants:
-//! - Nothing is reached through a link, and nothing outside (module `beneath`).
-//! - Only plain files are opened, and only those of the directory's owner; in one's own directory also
-//!   those of root. In the shared directory those of everybody, for reading.
-//! - What another user may have put there is looked at before it is opened: opening a device or a
-//!   FIFO can have effects of its own.
-//! - In another user's directory nothing changes but files of one's own in the shared directory.
+//! - No symbolic link is followed, and nothing outside is reached (module `beneath`).
+//! - Only plain files are opened, and only those of the directory's owner; in this user's own directory
+//!   also those of root. In the shared directory files of every user are opened, for reading.
+//! - A file that another user may have put there is checked before it is opened, because opening a device
+//!   or a FIFO can have effects of its own.
+//! - In another user's directory nothing is changed except this user's own files in the shared directory.
 
 use std::ffi::OsStr;
 use std::io;
@@ -27,16 +27,17 @@ use crate::{
     AsyncIo, Confined, Disk, DiskFile, FileInfo, FileRead, Lock, LockMode, SHARED_DIRECTORY, Trust,
 };
 
-/// How often a file is tried to open that somebody holds a lease on, and how long apart: a program that
-/// is asked for its lease gives it up at once.
+/// How often an open is tried again where somebody holds a lease on the file. A program that is asked for
+/// its lease normally gives it up at once.
 const LEASE_ATTEMPTS: u32 = 10;
+/// The time between two attempts.
 const LEASE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How many leases are waited for in vain, in one directory. Whoever takes one on each file of a pool
-/// makes nobody wait for each.
+/// After this many leases that were not given up, no more are waited for in this directory. So a user who
+/// takes a lease on every file of a pool cannot make others wait for each.
 const LEASES_AWAITED_MAX: u32 = 10;
 
-/// The user whose files are as good as one's own: root can change anything anyway.
+/// Files of root count as this user's own: root can change anything anyway.
 const ROOT: u32 = 0;
 
 pub(super) struct ConfinedDisk {
@@ -46,11 +47,11 @@ pub(super) struct ConfinedDisk {
     owner_id: u32,
     user_id: u32,
     own: bool,
-    /// Leases that were waited for in vain.
+    /// Leases that were waited for and not given up.
     leases_met: AtomicU32,
 }
 
-/// Confines `base`, or what `from` already reaches, to a directory.
+/// Confines `base` to a directory; where `from` is given, to a directory that it reaches.
 pub(super) fn confine(
     base: &LocalDisk,
     from: Option<&ConfinedDisk>,
@@ -62,8 +63,8 @@ pub(super) fn confine(
         Some(outer) => outer.beneath.open_beneath(outer.relative(directory)?, cross_mounts),
         None => Beneath::open_root(directory, cross_mounts),
     };
-    // An administrator may mount other disks in a directory of one's own; what another user mounts
-    // may be a file system that never answers.
+    // In this user's own directory an administrator may mount other disks. A file system mounted by
+    // another user may never answer.
     let mut beneath = open(true)?;
     let owner_id = fs::fstat(beneath.root())?.st_uid;
     let own = match trust {
@@ -97,7 +98,7 @@ impl ConfinedDisk {
         path.parent() == Some(Path::new(SHARED_DIRECTORY))
     }
 
-    /// The relative path, where this process may change what it leads to.
+    /// The relative path. Fails where this process must not change the file.
     fn changeable<'a>(&self, path: &'a Path) -> io::Result<&'a Path> {
         let path = self.relative(path)?;
         if self.own || Self::is_shared(path) {
@@ -111,7 +112,7 @@ impl ConfinedDisk {
         io::Error::new(io::ErrorKind::ReadOnlyFilesystem, message)
     }
 
-    /// Fails for what is no plain file, and for one of somebody who has no business here.
+    /// Fails for anything but a plain file, and for a file of a user who should have none here.
     fn check_file(&self, path: &Path, stat: &Stat) -> io::Result<()> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(io::Error::other("it is not a plain file"));
@@ -130,7 +131,7 @@ impl ConfinedDisk {
         Ok(())
     }
 
-    /// Opens a plain file. A lease that somebody holds on it is waited for, though not for long.
+    /// Opens a plain file. Waits a short time where somebody holds a lease on it.
     fn open_file(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let mut attempts = match self.leases_met.load(Ordering::Relaxed) < LEASES_AWAITED_MAX {
             true => LEASE_ATTEMPTS,
@@ -151,8 +152,8 @@ impl ConfinedDisk {
     }
 
     fn open_file_once(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        // NONBLOCK: opening a FIFO would wait for its other end, and opening a file that somebody holds
-        // a lease on for as long as that pleases the holder. Else it means nothing for files.
+        // NONBLOCK: otherwise opening a FIFO would wait for its other end, and opening a file under a
+        // lease would wait for the holder. For other files the flag has no effect.
         let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
         if self.own && !Self::is_shared(path) {
             let file = self.beneath.open(path, flags, Mode::empty())?;
@@ -161,11 +162,11 @@ impl ConfinedDisk {
         }
         let seen = self.beneath.open(path, OFlags::PATH, Mode::empty())?;
         self.check_file(path, &fs::fstat(&seen)?)?;
-        // The very file that was looked at, whatever has its name now.
+        // Open the file that was checked, even if another file has its name now.
         Ok(fs::openat(CWD, descriptor_path(&seen), flags, Mode::empty())?)
     }
 
-    /// Why a file cannot be opened now: it is as whole as before.
+    /// The error for a file under a lease. The file itself is intact.
     fn held_by_lease(&self, path: &Path) -> io::Error {
         let seen = self.beneath.open(path, OFlags::PATH, Mode::empty());
         let holder = seen.ok().and_then(|seen| holder_of(&fs::fstat(seen).ok()?, "LEASE"));
@@ -179,7 +180,7 @@ impl ConfinedDisk {
     }
 }
 
-/// A name for an open file that leads to it and nothing else.
+/// A path that leads to this open file and to no other.
 fn descriptor_path(file: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
@@ -205,7 +206,7 @@ impl Disk for ConfinedDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let (from, to) = (self.changeable(from)?, self.changeable(to)?);
         if !self.own {
-            // It might take the place of somebody else's file.
+            // The new name might replace another user's file.
             return Err(self.belongs_to_other());
         }
         let (old, from) = self.beneath.open_parent(from)?;
@@ -218,7 +219,7 @@ impl Disk for ConfinedDisk {
         let (old, from) = self.beneath.open_parent(from)?;
         let (new, to) = self.beneath.open_parent(to)?;
         match fs::renameat_with(&old, from, &new, to, RenameFlags::NOREPLACE) {
-            // File systems without the flag: a second name fails where the name is taken.
+            // Some file systems lack the flag. There a hard link is made, which fails where the name is taken.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 fs::linkat(&old, from, &new, to, AtFlags::empty())?;
                 Ok(fs::unlinkat(&old, from, AtFlags::empty())?)
@@ -258,7 +259,7 @@ impl Disk for ConfinedDisk {
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         self.visit(path, &mut |name| {
-            // A name that is not UTF-8 is none of ours.
+            // This program makes only names in UTF-8.
             names.extend(name.to_str().map(str::to_owned));
             true
         })?;
@@ -276,7 +277,7 @@ impl Disk for ConfinedDisk {
         path: &Path,
         each: &mut dyn FnMut(&OsStr, io::Result<FileInfo>) -> bool,
     ) -> io::Result<()> {
-        // The directory itself may be a file system of its own; what is in it may not.
+        // The directory itself may be a mount point. Nothing in it may be.
         let within = self.beneath.open_beneath(self.relative(path)?, false)?;
         let directory = within.open(Path::new("."), tree::LISTED, Mode::empty())?;
         tree::each_name(directory.as_fd(), &mut |name| {
@@ -332,7 +333,7 @@ impl Disk for ConfinedDisk {
 
     fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
         if !self.own {
-            // Whoever owns it could hold it for ever.
+            // The owner of the directory could hold the lock for ever.
             return Err(self.belongs_to_other());
         }
         let (whole, path) = (path, self.relative(path)?);
@@ -340,7 +341,7 @@ impl Disk for ConfinedDisk {
         let private = Mode::from_raw_mode(0o600);
         let writing = flags | OFlags::RDWR | OFlags::CREATE;
         let file = match self.beneath.open(path, writing, private) {
-            // A medium that is mounted read-only.
+            // The file system is mounted read-only.
             Err(error) if is_refusal(&error) => {
                 self.beneath.open(path, flags | OFlags::RDONLY, Mode::empty())?
             }

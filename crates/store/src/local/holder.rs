@@ -1,7 +1,7 @@
-//! Who holds a lock or a lease, for people who wait for it: `/proc/locks` tells.
+//! Finds out who holds a lock or a lease, from `/proc/locks`, for messages to people who wait for it.
 //!
-//! It is not asked for anything but words. A process that has ended since, or that lies in another
-//! container, is not named.
+//! Nothing but messages depends on this. A process that has ended, or that runs in another container, is
+//! not named.
 
 use std::fmt;
 use std::path::Path;
@@ -29,7 +29,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The first process that holds the file with a lock of that kind (`FLOCK`, `LEASE`).
+/// The first process that holds a lock of this kind (`FLOCK`, `LEASE`) on the file.
 pub(super) fn holder_of(stat: &Stat, kind: &str) -> Option<Holder> {
     let table = std::fs::read_to_string("/proc/locks").ok()?;
     let file = name_of_file(stat);
@@ -44,14 +44,14 @@ pub(super) fn holder_of(stat: &Stat, kind: &str) -> Option<Holder> {
     })
 }
 
-/// As the table names a file: device and number.
+/// The file's name in the table: device and inode.
 fn name_of_file(stat: &Stat) -> String {
     let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     format!("{major:02x}:{minor:02x}:{}", stat.st_ino)
 }
 
-/// The process of a line such as `1: FLOCK ADVISORY WRITE 1234 08:01:131 0 EOF`, if it is about that
-/// file. Who waits has a line too, with an arrow.
+/// The process in a line such as `1: FLOCK ADVISORY WRITE 1234 08:01:131 0 EOF`, if the line is about this
+/// kind and file. A process that waits has a line too, with an arrow.
 fn pid_of_line(line: &str, kind: &str, file: &str) -> Option<u32> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let [_, this_kind, _, _, pid, this_file, ..] = words[..] else { return None };
@@ -61,7 +61,7 @@ fn pid_of_line(line: &str, kind: &str, file: &str) -> Option<u32> {
     pid.parse().ok().filter(|pid| *pid > 0)
 }
 
-/// The state of a process by its line in `/proc`. Its name, in parentheses, may hold anything.
+/// The state of a process, from its line in `/proc`. Its name, in parentheses, may hold any characters.
 fn state_of(stat: &str) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }

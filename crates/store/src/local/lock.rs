@@ -13,18 +13,17 @@ use rustix::io::Errno;
 use super::holder::holder_of;
 use crate::{Lock, LockMode};
 
-/// Locks are held for moments. Who waits for longer is told whom for.
+/// Locks are normally held for moments. After this time of waiting, a warning names the holder.
 const QUIET_TIME: Duration = Duration::from_secs(3);
 
-/// How often that is told again: for the log of a server, which somebody reads later.
-const TELL_INTERVAL: Duration = Duration::from_secs(60);
+/// Time between further warnings, for people who read a server's log later.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 struct LocalLock(#[expect(dead_code, reason = "closing it lets go of the lock")] OwnedFd);
 
 impl Lock for LocalLock {}
 
-/// Locks an open file, whose path is for people; `None` where somebody else holds it and `wait` is
-/// false.
+/// Locks an open file; `None` where somebody else holds the lock and `wait` is false. `path` is for messages.
 pub(super) fn flock(
     file: OwnedFd,
     path: &Path,
@@ -39,7 +38,7 @@ pub(super) fn flock(
     };
     match rustix::io::retry_on_intr(|| fs::flock(&file, at_once)) {
         Err(Errno::WOULDBLOCK) if wait => {
-            let _waits = tell_later(&file, path);
+            let _waits = warn_later(&file, path);
             rustix::io::retry_on_intr(|| fs::flock(&file, patiently))?;
         }
         Err(Errno::WOULDBLOCK) => return Ok(None),
@@ -48,25 +47,25 @@ pub(super) fn flock(
     Ok(Some(Box::new(LocalLock(file))))
 }
 
-/// Tells whom this thread waits for, as long as what it returns exists. The kernel lets nobody wait
-/// for a lock with a bound, and serves who waits in turn, which asking again and again would not; so
-/// telling is another thread's work. Without one the lock is waited for all the same.
-fn tell_later(file: &OwnedFd, path: &Path) -> Option<Sender<()>> {
+/// Warns, until the returned value is dropped, that this thread waits for a lock. The kernel offers no wait
+/// with a time limit. Polling would lose the place in the kernel's queue. So another thread warns. Where
+/// that thread cannot be started, there is no warning.
+fn warn_later(file: &OwnedFd, path: &Path) -> Option<Sender<()>> {
     let stat = fs::fstat(file).ok()?;
     let path = path.to_owned();
     let (waits, over) = channel();
-    let tell_at_times = move || {
+    let warn_from_time_to_time = move || {
         let mut time = QUIET_TIME;
         while over.recv_timeout(time) == Err(RecvTimeoutError::Timeout) {
-            tell(&stat, &path);
-            time = TELL_INTERVAL;
+            warn(&stat, &path);
+            time = WARN_INTERVAL;
         }
     };
-    thread::Builder::new().name("lock".to_owned()).spawn(tell_at_times).ok()?;
+    thread::Builder::new().name("lock".to_owned()).spawn(warn_from_time_to_time).ok()?;
     Some(waits)
 }
 
-fn tell(stat: &Stat, path: &Path) {
+fn warn(stat: &Stat, path: &Path) {
     let path = path.display();
     match holder_of(stat, "FLOCK") {
         Some(holder) => tracing::warn!("waiting for {path}, which is locked by {holder}"),

@@ -1,4 +1,4 @@
-//! A directory of the operating system's.
+//! The disk of the operating system.
 
 mod async_io;
 mod beneath;
@@ -19,11 +19,11 @@ use rustix::fs::{self, FallocateFlags, Mode, OFlags, RenameFlags};
 
 use crate::{AsyncIo, Confined, Disk, DiskFile, FileInfo, FileRead, Lock, LockMode, Trust};
 
-/// Most parts of one `pwritev`: the kernel's `UIO_MAXIOV`.
+/// Limit on the parts of one `pwritev`: the kernel's `UIO_MAXIOV`.
 const PARTS_MAX: usize = 1024;
 
-/// Files and directories through system calls; batches of reads through `io_uring` where the
-/// kernel lets us, one after the other where not.
+/// Files and directories through system calls. Batches of reads go through `io_uring` where the
+/// kernel allows it, and one after the other elsewhere.
 #[derive(Debug, Default, Clone)]
 pub struct LocalDisk {
     plain_reads: bool,
@@ -45,7 +45,7 @@ impl LocalDisk {
 
 struct LocalFile(OwnedFd);
 
-/// What is meant to be shared is shared whatever the umask says.
+/// Sets permission bits again that the umask has removed, where the file is meant to be shared.
 fn share(made: &OwnedFd, mode: u32) -> io::Result<()> {
     if mode & 0o077 != 0 {
         fs::fchmod(made, Mode::from_raw_mode(mode))?;
@@ -75,8 +75,8 @@ impl Disk for LocalDisk {
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
-        // NONBLOCK: in a directory that all may write, somebody may leave a FIFO, and opening that
-        // would wait for ever. It means nothing for files.
+        // NONBLOCK: in a directory that everybody may write to, somebody may have made a FIFO, and
+        // opening it would wait for ever. For plain files the flag has no effect.
         let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         Ok(Arc::new(LocalFile(fs::open(path, flags, Mode::empty())?)))
     }
@@ -87,7 +87,7 @@ impl Disk for LocalDisk {
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         match fs::renameat_with(fs::CWD, from, fs::CWD, to, RenameFlags::NOREPLACE) {
-            // File systems without the flag: a second name fails where the name is taken.
+            // Some file systems lack the flag. There a hard link is made, which fails where the name is taken.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 fs::link(from, to)?;
                 Ok(fs::unlink(from)?)
@@ -115,7 +115,7 @@ impl Disk for LocalDisk {
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         self.visit(path, &mut |name| {
-            // A name that is not UTF-8 is none of ours.
+            // This program makes only names in UTF-8.
             names.extend(name.to_str().map(str::to_owned));
             true
         })?;
@@ -160,7 +160,7 @@ impl Disk for LocalDisk {
     }
 
     fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
-        // Whoever may open a file may lock it, for ever if they like: only the owner may.
+        // Everybody who can open the file could hold its lock for ever. So only the owner may open it.
         let mode_private = Mode::from_raw_mode(0o600);
         let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let fd = match fs::open(path, flags | OFlags::RDWR | OFlags::CREATE, mode_private) {
@@ -270,21 +270,21 @@ impl DiskFile for LocalFile {
 
     fn advise(&self, offset: u64, length: u64) {
         let length = std::num::NonZeroU64::new(length);
-        // A hint: refusal changes nothing.
+        // This is only a hint, so an error does not matter.
         let _ = fs::fadvise(&self.0, offset, length, fs::Advice::WillNeed);
     }
 
     fn write_out(&self, offset: u64, length: u64) {
         let (fd, range) = (self.0.as_raw_fd(), (offset.cast_signed(), length.cast_signed()));
-        // SAFETY: the descriptor is open, and the call touches no memory of ours. Without waiting it
-        // takes no failure from those who sync.
+        // SAFETY: the descriptor is open, and the call touches no memory of this process. Because it does
+        // not wait, it does not consume errors that a later sync has to report.
         unsafe { libc::sync_file_range(fd, range.0, range.1, libc::SYNC_FILE_RANGE_WRITE) };
     }
 
     fn drop_cached(&self, offset: u64, length: u64) {
-        // No length means up to the end.
+        // A length of `None` means up to the end.
         let length = std::num::NonZeroU64::new(length).filter(|l| l.get() != u64::MAX);
-        // Where this is refused, reads come from the cache, as they would without it.
+        // Where this is refused, reads still come from the cache.
         let _ = fs::fadvise(&self.0, offset, length, fs::Advice::DontNeed);
     }
 
@@ -297,7 +297,7 @@ impl DiskFile for LocalFile {
     }
 
     fn direct(&self) -> io::Result<Arc<dyn DiskFile>> {
-        // Its name may have changed since it was opened.
+        // The file's name may have changed since it was opened.
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
         let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
         let direct = fs::open(path, flags, Mode::empty())?;

@@ -1,8 +1,8 @@
-//! Batches of reads through `io_uring`: one system call for many reads, and all of them in flight
-//! at once where the page cache does not have them.
+//! Batches of reads through `io_uring`: one system call for many reads. Reads that the page cache does not
+//! hold are in flight at the same time.
 //!
-//! Each thread has a ring of its own, made at its first batch. Where the kernel refuses one, the
-//! caller reads plainly, and this thread does not ask again.
+//! Each thread has its own ring, made at its first batch. Where the kernel refuses a ring, the caller uses
+//! plain reads, and this thread does not ask again.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,7 +11,7 @@ use io_uring::{IoUring, opcode, types};
 
 use crate::FileRead;
 
-/// Reads in flight at once, a power of two.
+/// Limit on reads in flight; a power of two.
 const RING_ENTRIES: u32 = 128;
 
 enum Ring {
@@ -24,7 +24,8 @@ thread_local! {
     static RING: RefCell<Ring> = const { RefCell::new(Ring::Untried) };
 }
 
-/// Performs all reads; false where there is no ring, and then nothing was done.
+/// Performs all reads. Returns false where there is no ring, or where it has failed. Then the caller has to
+/// perform all of them.
 pub(super) fn read_all(reads: &mut [FileRead<'_>]) -> bool {
     RING.with_borrow_mut(|ring| {
         if matches!(ring, Ring::Untried) {
@@ -33,7 +34,7 @@ pub(super) fn read_all(reads: &mut [FileRead<'_>]) -> bool {
         let Ring::Ready(uring) = ring else { return false };
         for batch in reads.chunks_mut(RING_ENTRIES as usize) {
             if read_batch(uring, batch).is_err() {
-                // The kernel may still own buffers of this batch: see `read_batch`.
+                // The ring cannot perform these reads, or cannot be trusted any more.
                 *ring = Ring::Refused;
                 return false;
             }
@@ -62,8 +63,8 @@ fn read_batch(uring: &mut IoUring, batch: &mut [FileRead<'_>]) -> io::Result<()>
         match uring.submit_and_wait(waiting) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            // Nothing less than an abort keeps the kernel from writing into buffers that this
-            // function was lent. Not seen: EAGAIN and EBUSY are transient.
+            // The kernel may still write into borrowed buffers, which only an abort prevents.
+            // EAGAIN and EBUSY are transient; other errors have not been seen.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {
                 std::thread::yield_now();
             }
@@ -85,7 +86,7 @@ fn read_batch(uring: &mut IoUring, batch: &mut [FileRead<'_>]) -> io::Result<()>
     Ok(())
 }
 
-/// A completion may be short, or interrupted, without being at the end of the file.
+/// Finishes reads that were short or interrupted before the end of the file.
 fn finish_short_reads(batch: &mut [FileRead<'_>]) {
     for read in batch {
         let done = match &read.result {

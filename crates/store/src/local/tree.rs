@@ -1,13 +1,13 @@
-//! Removing what others have left in a directory that is open to all.
+//! Removing files of other users from a directory that is open to all.
 //!
-//! Whoever left it chose names and depth, and may go on changing it meanwhile. So:
-//! - Names are bytes, and each is looked for in a directory that is open. No path grows with the depth.
-//! - A directory that is not empty is moved into a private place first, and so is each that is found
-//!   in it. There nobody can exchange it for something else, nothing lies deeper than one directory,
-//!   and a handful of descriptors and no list of names suffice, however deep and wide the tree was.
-//! - No link is followed, and no other file system entered: what is mounted somewhere cannot be moved
+//! The other user has chosen names and depth, and may change the tree meanwhile. So:
+//! - Names are bytes, and each is looked up in an open directory. No path grows with the depth.
+//! - A directory that is not empty is first moved into a private directory, and so is each directory found
+//!   in it. There nobody can exchange it for something else, and nothing lies deeper than one level. So a
+//!   few descriptors and no list of names are enough for a tree of any depth and width.
+//! - No symbolic link is followed, and no other file system is entered. A mount point cannot be moved
 //!   either.
-//! - Whoever adds files meanwhile does not keep this going: the steps are counted.
+//! - The steps are counted, so a user who adds files meanwhile cannot keep this going.
 
 use std::ffi::OsStr;
 use std::io;
@@ -20,10 +20,11 @@ use rustix::io::Errno;
 
 use super::beneath::Beneath;
 
-/// What directories are opened with to read their names.
+/// The flags with which directories are opened to read their names.
 pub(super) const LISTED: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
-/// Shows `each` the names in a directory that was opened as [`LISTED`], without `.` and `..`, until it returns false.
+/// Calls `each` for the names in a directory, without `.` and `..`, until it returns false. The directory
+/// was opened with [`LISTED`].
 pub(super) fn each_name(
     directory: BorrowedFd<'_>,
     each: &mut dyn FnMut(&OsStr) -> bool,
@@ -38,8 +39,8 @@ pub(super) fn each_name(
     Ok(())
 }
 
-/// Removes `name` with all that is in it. `aside`, in the same directory, is the private place: it is
-/// made where one is needed, and stays where something in it cannot be removed.
+/// Removes `name` with its content. `aside`, in the same directory, is the name of the private directory. It
+/// is made if needed, and stays where something in it cannot be removed.
 pub(super) fn remove(
     within: &Beneath,
     name: &Path,
@@ -51,7 +52,7 @@ pub(super) fn remove(
         return Ok(());
     }
     let (place, called) = match private(within, name)? {
-        // Left by a removal that was cut off.
+        // A private directory that an interrupted removal has left.
         Some(place) => (place, name),
         None => (move_aside(within, name, aside)?, aside),
     };
@@ -72,7 +73,7 @@ fn step(steps: &mut u64) -> io::Result<()> {
 fn remove_one(directory: BorrowedFd<'_>, name: &Path) -> io::Result<bool> {
     let refused = match fs::unlinkat(directory, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(true),
-        // A directory is told from a file that may not be removed by trying.
+        // EPERM may mean a directory, or a file that must not be removed. The next call shows which.
         Err(error @ (Errno::ISDIR | Errno::PERM)) => error,
         Err(error) => return Err(error.into()),
     };
@@ -84,7 +85,7 @@ fn remove_one(directory: BorrowedFd<'_>, name: &Path) -> io::Result<bool> {
     }
 }
 
-/// The directory, where nobody else may change what is in it.
+/// Opens a directory that only this user may change; `None` for any other.
 fn private(within: &Beneath, name: &Path) -> io::Result<Option<Beneath>> {
     let place = within.open_beneath(name, false)?;
     let stat = fs::fstat(place.root())?;
@@ -92,7 +93,7 @@ fn private(within: &Beneath, name: &Path) -> io::Result<Option<Beneath>> {
     Ok((own && stat.st_mode & 0o077 == 0).then_some(place))
 }
 
-/// Makes the private place and moves a directory into it.
+/// Makes the private directory and moves a directory into it.
 fn move_aside(within: &Beneath, name: &Path, aside: &Path) -> io::Result<Beneath> {
     fs::mkdirat(within.root(), aside, Mode::RWXU)?;
     let made = private(within, aside).and_then(|place| {
@@ -106,7 +107,7 @@ fn move_aside(within: &Beneath, name: &Path, aside: &Path) -> io::Result<Beneath
     made
 }
 
-/// Empties the private place. Where something stays, the error is that of the last which does.
+/// Empties the private directory. Where something stays, returns the last error.
 fn empty(place: &Beneath, steps: &mut u64) -> io::Result<()> {
     let mut next_name = 0;
     let directory = place.open(Path::new("."), LISTED, Mode::empty())?;
@@ -122,15 +123,15 @@ fn empty(place: &Beneath, steps: &mut u64) -> io::Result<()> {
             }
             *steps > 0
         })?;
-        // What was moved here meanwhile need not have been shown.
+        // Directories moved here meanwhile may not have been listed, so list again.
         if !progress || *steps == 0 {
             return kept;
         }
     }
 }
 
-/// Removes a directory of the private place, and what is in it; directories in it that are not empty
-/// are moved beside it. Tells whether that changed anything.
+/// Removes one directory of the private directory, with its content. Directories in it that are not empty
+/// are moved beside it. Returns whether that changed anything.
 fn take_apart(
     place: &Beneath,
     name: &Path,
@@ -163,7 +164,7 @@ fn take_apart(
     }
 }
 
-/// Moves a directory into the private place, under a number that is free there.
+/// Moves a directory into the private directory, under a number that is free there.
 fn move_up(
     from: BorrowedFd<'_>,
     name: &Path,
@@ -173,7 +174,7 @@ fn move_up(
     loop {
         *next_name += 1;
         match fs::renameat(from, name, place.root(), next_name.to_string()) {
-            // What an earlier removal had to leave has that number.
+            // Something that an earlier removal could not remove has this number.
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR | Errno::ISDIR) => {}
             moved => return Ok(moved?),
         }

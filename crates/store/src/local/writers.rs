@@ -1,20 +1,19 @@
-//! Telling whether somebody still writes a file past the page cache.
+//! Finding out whether direct writes to a file are still in flight.
 //!
-//! A write that a process left under way when it ended holds the file's open description, and with
-//! it the lock that lies on that. Only who may write the file can lock it so: a reader cannot keep
-//! anybody waiting.
+//! A direct write that a process left in flight when it ended keeps the open file description, and the
+//! lock on it. The lock needs write access to the file. So a reader cannot make anybody wait.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// Between looks whether writers of a file have ended.
+/// Time between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// Looks: a medium that takes longer than this (30 s) for a write fails it.
+/// Number of looks: 30 s in all. A medium that takes longer for a write makes it fail.
 const LOOKS_MAX: u32 = 30_000;
 
 fn whole_file(kind: i32) -> libc::flock {
-    // All zeros but the kind: from the start of the file to its end, wherever that will be.
+    // Start and length 0 mean the whole file, even if it grows.
     libc::flock {
         l_type: kind as i16,
         l_whence: libc::SEEK_SET as i16,
@@ -24,7 +23,7 @@ fn whole_file(kind: i32) -> libc::flock {
     }
 }
 
-/// Says of an open description that it writes, as long as it lives.
+/// Marks an open file description as one that writes, for as long as it exists.
 pub(super) fn mark(file: BorrowedFd<'_>) -> io::Result<()> {
     let lock = whole_file(libc::F_WRLCK);
     // SAFETY: the descriptor is open, and the kernel reads the structure during the call only.
@@ -34,15 +33,15 @@ pub(super) fn mark(file: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Waits until no other open description of the file says so, or for as long as a write may take.
+/// Waits until no other open file description of the file is marked, or until a write would have failed.
 pub(super) fn wait(file: BorrowedFd<'_>) {
     for _ in 0..LOOKS_MAX {
         let mut lock = whole_file(libc::F_RDLCK);
         // SAFETY: the descriptor is open, and the kernel writes into the structure during the call
         // only.
-        let told = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
-        // Where there are no such locks, there are no such writers either.
-        if told == -1 || lock.l_type == libc::F_UNLCK as i16 {
+        let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+        // Where the file system has no such locks, it has no direct writes either.
+        if result == -1 || lock.l_type == libc::F_UNLCK as i16 {
             return;
         }
         std::thread::sleep(LOOK_INTERVAL);

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
-/// Somebody who is neither root nor who runs the tests.
+/// A user who is neither root nor the user who runs the tests.
 const STRANGER: u32 = 64_003;
 
-/// A disk for `directory`, with whole paths resolved by the kernel or part by part.
+/// Two disks for `directory`: one resolves whole paths by the kernel, the other part by part.
 fn disks(directory: &Path) -> [ConfinedDisk; 2] {
     [false, true].map(|parts| {
         let beneath = Beneath::open_root(directory, true).unwrap();
@@ -32,7 +32,7 @@ struct Scene {
     outside: PathBuf,
 }
 
-/// A pool with a file, a directory of children, and a secret beside it.
+/// A pool with a file and a directory of children, and a secret file beside the pool.
 fn scene() -> Scene {
     let root = tempfile::tempdir().unwrap();
     let (pool, outside) = (root.path().join("pool"), root.path().join("outside"));
@@ -209,7 +209,7 @@ fn a_file_of_a_third_user_is_opened_only_among_the_shared() {
     }
     assert!(confined.disk.open(&theirs, false).is_err());
     assert!(confined.disk.remove_file(&shared).is_err(), "it is not one's own");
-    // A directory of that user's is another user's, whatever its bits allow, and for root too.
+    // A directory of that user counts as another user's, whatever its permission bits, and for root too.
     std::os::unix::fs::chown(&scene.pool, Some(STRANGER), None).unwrap();
     std::fs::set_permissions(&scene.pool, std::fs::Permissions::from_mode(0o777)).unwrap();
     let confined = LocalDisk::plain().confine(&scene.pool, Trust::ByOwner).unwrap();
@@ -229,12 +229,12 @@ fn a_directory_within_is_confined_without_links_on_the_way() {
     }
 }
 
-/// Holds a lease on a file, and does not give it up.
+/// A lease on a file that its holder does not give up.
 struct Lease(std::fs::File);
 
 impl Lease {
     fn take(path: &Path) -> Self {
-        // The kernel asks for the lease back by SIGIO, which ends a process that does not want it.
+        // The kernel asks for the lease by SIGIO, which would end this process.
         // SAFETY: ignoring a signal runs no code of ours.
         unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
         let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
@@ -245,12 +245,12 @@ impl Lease {
     }
 }
 
-/// Steps that no test comes near to.
+/// A number of steps that no test reaches.
 const STEPS: u64 = 1 << 20;
-/// Room on the stack for what removes a tree of any depth, in bytes.
+/// Stack size, in bytes, of the thread that removes a tree of any depth.
 const STACK_BYTES: usize = 128 << 10;
 
-/// Directories in directories, each with a file and an empty directory beside the next.
+/// Makes nested directories. Each holds the next one, a file, and an empty directory.
 fn dig(directory: &Path, depth: usize) {
     let open = |at: &OwnedFd, name: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -297,17 +297,17 @@ fn a_file_under_a_lease_is_busy_and_not_waited_for_without_a_bound() {
         let who = format!("process {}", std::process::id());
         let said = refused.to_string();
         assert!(said.contains("lease") && said.contains("try again"), "{said}");
-        // Not every file system has the number of its device in the kernel's table.
+        // Not every file system stands in the kernel's table with the number of its device.
         assert!(said.contains(&who) || said.contains("another process"), "{said}");
     }
-    // What is only looked at is not held.
+    // Reading the mode does not wait for the lease.
     assert_eq!(whole.mode(&path).unwrap() & 0o400, 0o400);
     drop(lease.0);
     assert_eq!(content(&*whole.open(&path, false).unwrap()), "own");
 }
 
 #[test]
-fn many_leases_make_nobody_wait_for_each() {
+fn many_leases_are_not_waited_for_one_by_one() {
     let scene = scene();
     let path = scene.pool.join("images/head");
     let _lease = Lease::take(&path);
@@ -326,7 +326,7 @@ fn many_leases_make_nobody_wait_for_each() {
 fn a_tree_is_removed_however_deep_it_is() {
     let scene = scene();
     for disk in disks(&scene.pool) {
-        // Its path is a hundred times as long as the system takes.
+        // The path to its end is longer than any system call takes.
         dig(&scene.shared().join("deep"), 2000);
         std::thread::scope(|scope| {
             let remove = || scene.remove(&disk, OsStr::new("deep")).unwrap();
@@ -387,7 +387,7 @@ fn a_tree_in_another_users_directory_is_not_removed() {
 }
 
 #[test]
-fn whoever_exchanges_directories_meanwhile_leads_nobody_out() {
+fn exchanging_directories_meanwhile_leads_no_removal_out() {
     const ROUNDS: usize = 100;
     let scene = scene();
     std::fs::create_dir(scene.outside.join("in")).unwrap();
@@ -397,7 +397,7 @@ fn whoever_exchanges_directories_meanwhile_leads_nobody_out() {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                // A directory and a link to what is not to be touched take each other's place.
+                // A directory and a link to files that must not be touched take turns at one name.
                 while !done.load(Ordering::Relaxed) {
                     let _ = std::fs::create_dir_all(at("tree/in/in"));
                     let _ = std::fs::write(at("tree/in/file"), "junk");
