@@ -26,7 +26,10 @@ use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::table::{
     PagePointer, SegmentEntry, TABLE_FANOUT, TABLE_PAGE_BYTES, encode_pointers, encode_segments,
 };
-use marcot_format::{BLOCK_BYTES, BlockAddress, MAP_FANOUT, MapEntry, SEGMENT_BYTES, crc32c};
+use marcot_format::{
+    BLOCK_BYTES, BlockAddress, MAP_FANOUT, MapEntry, MapUnit, SEGMENT_BYTES, SegmentIndex, Slot,
+    crc32c,
+};
 
 const TIB: u64 = 1 << 40;
 const FANOUT: u64 = MAP_FANOUT as u64;
@@ -108,14 +111,17 @@ impl Layout {
         let index = 1 + self.data_segments() + number / segment_pages();
         let unit = SEGMENT_HEADER_BYTES as u64 / MAP_UNIT_BYTES
             + number % segment_pages() * full_page_units();
-        BlockAddress::new(index as u32, unit as u32)
+        BlockAddress::of_page(SegmentIndex(index as u32), MapUnit(unit as u32))
     }
 
     fn block_address(&self, block: u64) -> BlockAddress {
         let (group, within) = (block / GROUP_BLOCKS, block % GROUP_BLOCKS);
         let header = group_slots() - GROUP_BLOCKS;
         let slot = 1 + group % segment_groups() * group_slots() + header + within;
-        BlockAddress::new((1 + group / segment_groups()) as u32, slot as u32)
+        BlockAddress::of_block(
+            SegmentIndex((1 + group / segment_groups()) as u32),
+            Slot(slot as u32),
+        )
     }
 
     /// Creates a segment's file of so many bytes, with its header.
@@ -165,7 +171,7 @@ impl MapWriter<'_> {
         let mut page = std::mem::take(&mut self.page);
         page.clear();
         let crc = encode_page(level as u8, self.layout.author.0, base, entries, &mut page);
-        let offset = u64::from(address.slot()) * MAP_UNIT_BYTES;
+        let offset = address.unit().offset_bytes();
         self.segment(number / segment_pages())?.write_all_at(&page, offset)?;
         self.page = page;
         Ok(MapEntry { address, crc })
@@ -178,8 +184,8 @@ impl MapWriter<'_> {
         for (block, entry) in (base..).zip(entries.iter_mut()) {
             let address = self.layout.block_address(block);
             *entry = MapEntry { address, crc: zeros };
-            if address.segment() != created {
-                created = address.segment();
+            if address.index().0 != created {
+                created = address.index().0;
                 let sequence = self.layout.first.data + created - 1;
                 self.layout.create(SegmentKind::Data, sequence, SEGMENT_BYTES)?;
             }
@@ -340,7 +346,7 @@ fn fill(pool: &Pool, id: ImageId, size_bytes: u64) -> io::Result<()> {
         epoch: head.epoch.max(EPOCH) + 1,
         version: head.version + 1,
         root: Some(root),
-        log: Some(LogPosition { segment: marks.data, slot: 1, group }),
+        log: Some(LogPosition { sequence: marks.data, slot: 1, group }),
         marks: Some(marks),
         open_from: Some(marks),
         ..head

@@ -133,7 +133,7 @@ fn blocks_whose_segment_the_table_lacks_are_told() {
     let segments = place.pool.directory().join("segments").join(place.image.to_string());
     let path = segments.join(format!("t{:08x}", table.sequence));
     let mut file = std::fs::read(&path).unwrap();
-    let at = table.slot as usize * TABLE_PAGE_BYTES;
+    let at = table.page as usize * TABLE_PAGE_BYTES;
     let end = file.len().min(at + TABLE_PAGE_BYTES);
     let (TablePage::Segments(mut entries), _) = decode_table(&file[at..end], 0, 0).unwrap() else {
         panic!("a page of the lowest level")

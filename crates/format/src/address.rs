@@ -12,12 +12,57 @@
 //! table of the same root. `slot` counts blocks in a data segment, and units of [`MAP_UNIT_BYTES`] in a map
 //! segment.
 
+use crate::BLOCK_BYTES;
+
 /// Granularity of page addresses in a map segment, in bytes.
 pub const MAP_UNIT_BYTES: u64 = 512;
 /// Exclusive limit of a slot number.
 pub const SLOT_MAX: u32 = 1 << 24;
 /// The entry names a block or page.
 pub const FLAG_MAPPED: u8 = 1;
+
+/// Where a segment stands in the segment table of a root. Index 0 is never used.
+///
+/// It means nothing without its table: each root has one of its own. The number that a segment has in the
+/// series of its author is another one, and is called its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct SegmentIndex(pub u32);
+
+/// A place in a data segment, in blocks of 4096 bytes. Slot 0 is the segment's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Slot(pub u32);
+
+/// A place in a map segment, in units of [`MAP_UNIT_BYTES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct MapUnit(pub u32);
+
+impl Slot {
+    /// First byte within the segment.
+    #[must_use]
+    pub fn offset_bytes(self) -> u64 {
+        u64::from(self.0) * BLOCK_BYTES
+    }
+
+    /// The slot so many slots later.
+    #[must_use]
+    pub fn after(self, slots: u32) -> Self {
+        Self(self.0 + slots)
+    }
+}
+
+impl MapUnit {
+    /// The unit that begins at this byte of the segment.
+    #[must_use]
+    pub fn at(offset_bytes: u64) -> Self {
+        Self((offset_bytes / MAP_UNIT_BYTES) as u32)
+    }
+
+    /// First byte within the segment.
+    #[must_use]
+    pub fn offset_bytes(self) -> u64 {
+        u64::from(self.0) * MAP_UNIT_BYTES
+    }
+}
 
 /// A packed (segment index, slot, flags). Readers ignore the flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -28,11 +73,21 @@ impl BlockAddress {
     /// The hole.
     pub const HOLE: Self = Self(0);
 
-    /// The address of `slot` in the segment with table index `segment`.
+    /// The address of a block in a data segment.
     #[must_use]
-    pub fn new(segment: u32, slot: u32) -> Self {
-        debug_assert!(slot < SLOT_MAX);
-        Self(u64::from(segment) | u64::from(slot) << 32 | u64::from(FLAG_MAPPED) << 56)
+    pub fn of_block(index: SegmentIndex, slot: Slot) -> Self {
+        Self::pack(index, slot.0)
+    }
+
+    /// The address of a page in a map segment.
+    #[must_use]
+    pub fn of_page(index: SegmentIndex, unit: MapUnit) -> Self {
+        Self::pack(index, unit.0)
+    }
+
+    fn pack(index: SegmentIndex, place: u32) -> Self {
+        debug_assert!(place < SLOT_MAX);
+        Self(u64::from(index.0) | u64::from(place) << 32 | u64::from(FLAG_MAPPED) << 56)
     }
 
     /// Content that was lost with a damaged page. It is neither data nor a hole: reading it is an
@@ -48,18 +103,28 @@ impl BlockAddress {
     /// True for [`Self::LOST`], and for any other address with segment index 0 that is no hole.
     #[must_use]
     pub fn is_lost(self) -> bool {
-        self.0 != 0 && self.segment() == 0
+        self.0 != 0 && self.index() == SegmentIndex::default()
     }
 
-    /// Index into the segment table.
+    /// The segment that it lies in.
     #[must_use]
-    pub fn segment(self) -> u32 {
-        self.0 as u32
+    pub fn index(self) -> SegmentIndex {
+        SegmentIndex(self.0 as u32)
     }
 
-    /// Slot within the segment.
+    /// Where a block lies, in a data segment.
     #[must_use]
-    pub fn slot(self) -> u32 {
+    pub fn slot(self) -> Slot {
+        Slot(self.place())
+    }
+
+    /// Where a page lies, in a map segment.
+    #[must_use]
+    pub fn unit(self) -> MapUnit {
+        MapUnit(self.place())
+    }
+
+    fn place(self) -> u32 {
         (self.0 >> 32) as u32 & (SLOT_MAX - 1)
     }
 }

@@ -73,7 +73,7 @@ pub struct GroupHeader {
     /// Epoch of the owner that wrote it.
     pub epoch: u64,
     /// Number of the data segment it lies in.
-    pub segment: u32,
+    pub sequence: u32,
     /// Number of the group, one more than that of the group before.
     pub group: u64,
     /// Groups of this epoch with numbers below this were durable when the group was written.
@@ -113,7 +113,7 @@ impl GroupHeader {
         put(out, 20, &(self.records.len() as u32).to_le_bytes());
         put(out, 24, &self.author.to_le_bytes());
         put(out, 32, &self.epoch.to_le_bytes());
-        put(out, 40, &self.segment.to_le_bytes());
+        put(out, 40, &self.sequence.to_le_bytes());
         put(out, 44, &(self.crcs.len() as u32).to_le_bytes());
         put(out, 48, &self.group.to_le_bytes());
         put(out, 56, &self.durable_below.to_le_bytes());
@@ -196,7 +196,7 @@ impl GroupHeader {
         Ok(Self {
             author: get_u64(bytes, 24),
             epoch: get_u64(bytes, 32),
-            segment: get_u32(bytes, 40),
+            sequence: get_u32(bytes, 40),
             group: get_u64(bytes, 48),
             durable_below: get_u64(bytes, 56),
             records,
@@ -230,7 +230,7 @@ mod tests {
         let blocks: u64 =
             records.iter().filter(|r| r.kind == RecordKind::Write).map(|r| r.count).sum();
         let crcs = (0..blocks as u32).map(|i| i.wrapping_mul(77)).collect();
-        GroupHeader { author: 3, epoch: 4, segment: 5, group: 6, durable_below: 2, records, crcs }
+        GroupHeader { author: 3, epoch: 4, sequence: 5, group: 6, durable_below: 2, records, crcs }
     }
 
     proptest! {

@@ -16,7 +16,7 @@ pub mod record;
 pub mod segment;
 pub mod table;
 
-pub use address::{BlockAddress, MapEntry};
+pub use address::{BlockAddress, MapEntry, MapUnit, SegmentIndex, Slot};
 
 /// Bytes of a block: the unit of mapping, of copy-on-write and of checksumming.
 pub const BLOCK_BYTES: u64 = 4096;

@@ -186,6 +186,7 @@ fn decode_sparse(bytes: &[u8]) -> Result<Box<[MapEntry; MAP_FANOUT]>, FormatErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{SegmentIndex, Slot};
     use proptest::prelude::*;
 
     proptest! {
@@ -196,7 +197,7 @@ mod tests {
         ) {
             let mut entries = Box::new([MapEntry::HOLE; MAP_FANOUT]);
             for (i, (segment, slot)) in used {
-                entries[i] = MapEntry { address: BlockAddress::new(segment, slot), crc: slot };
+                entries[i] = MapEntry { address: BlockAddress::of_block(SegmentIndex(segment), Slot(slot)), crc: slot };
             }
             let base = if level == 3 { 0 } else { 1 << 35 };
             let mut bytes = Vec::new();

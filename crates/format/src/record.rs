@@ -199,7 +199,7 @@ pub struct TablePointer {
     pub pool: u32,
     /// Page number within the segment.
     #[prost(uint32, tag = "4")]
-    pub slot: u32,
+    pub page: u32,
     /// CRC-32C of the page.
     #[prost(fixed32, tag = "5")]
     pub crc: u32,
@@ -208,9 +208,9 @@ pub struct TablePointer {
 /// Where replay starts.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct LogPosition {
-    /// Data segment.
+    /// Number of the data segment.
     #[prost(uint32, tag = "1")]
-    pub segment: u32,
+    pub sequence: u32,
     /// Block within it where the next group starts.
     #[prost(uint32, tag = "2")]
     pub slot: u32,

@@ -66,7 +66,7 @@ pub struct PagePointer {
     /// Position in the root's list of pools.
     pub pool: u16,
     /// Page number in the segment; page 0 is the segment's header.
-    pub slot: u32,
+    pub page: u32,
     /// CRC-32C of the page.
     pub crc: u32,
 }
@@ -131,7 +131,7 @@ pub fn encode_pointers(
         put(bytes, at, &pointer.author.to_le_bytes());
         put(bytes, at + 8, &pointer.sequence.to_le_bytes());
         put(bytes, at + 12, &pointer.pool.to_le_bytes());
-        put(bytes, at + 16, &pointer.slot.to_le_bytes());
+        put(bytes, at + 16, &pointer.page.to_le_bytes());
         put(bytes, at + 20, &pointer.crc.to_le_bytes());
     }
     finish(bytes, level, author, base)
@@ -200,7 +200,7 @@ fn pointer_at(bytes: &[u8], at: usize) -> Option<PagePointer> {
         author,
         sequence: get_u32(bytes, at + 8),
         pool: get_u16(bytes, at + 12),
-        slot: get_u32(bytes, at + 16),
+        page: get_u32(bytes, at + 16),
         crc: get_u32(bytes, at + 20),
     })
 }

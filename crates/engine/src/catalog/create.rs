@@ -40,7 +40,7 @@ pub(crate) fn first_head(id: ImageId, namespace: &str, name: &str, now_s: i64) -
         version: 1,
         created_s: now_s,
         modified_s: now_s,
-        log: Some(LogPosition { segment: 1, slot: 1, group: 1 }),
+        log: Some(LogPosition { sequence: 1, slot: 1, group: 1 }),
         marks: Some(SegmentMarks { data: 1, map: 1, table: 1 }),
         snap_next: 1,
         leaves_marks: true,

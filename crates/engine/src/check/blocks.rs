@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use marcot_format::record::RootRecord;
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_LEVELS, MapEntry, crc32c};
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_LEVELS, MapEntry, Slot, crc32c};
 
 use super::Checker;
 use super::seen::PageKey;
@@ -29,7 +29,7 @@ pub(super) type DamagedBlock = (u64, Reason);
 /// Blocks that lie one after the other in a segment and are named by one leaf.
 struct Run {
     name: SegmentName,
-    slot: u32,
+    slot: Slot,
     block: u64,
     crcs: Vec<u32>,
     /// The pages from the top to the leaf, by level.
@@ -66,9 +66,9 @@ pub(super) fn check(
         lists.len() - 1
     });
     if let Some(entry) = top.entry().filter(|entry| !entry.is_hole() && !entry.is_lost())
-        && let Ok(name) = table.name({ entry.address }.segment(), &files)
+        && let Ok(name) = table.name({ entry.address }.index(), &files)
     {
-        let key = (places, name, { entry.address }.slot());
+        let key = (places, name, { entry.address }.unit());
         if checker.verified.contains(&key) && !checker.above_damage.contains(&key) {
             // Another root has the same content.
             return;
@@ -97,9 +97,9 @@ pub(super) fn check(
 impl Visitor for Reader<'_, '_> {
     fn page(&mut self, entry: MapEntry, level: u32, _base: u64) -> Result<bool> {
         let address = entry.address;
-        let name = self.table.name(address.segment(), &self.files)?;
+        let name = self.table.name(address.index(), &self.files)?;
         self.table.evict(TABLE_BYTES_MAX, &|_| true);
-        let key = (self.places, name, address.slot());
+        let key = (self.places, name, address.unit());
         self.path[level as usize] = Some(key);
         if self.checker.verified.insert(key) {
             return Ok(true);
@@ -128,10 +128,10 @@ impl Visitor for Reader<'_, '_> {
 
     fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool> {
         let address = entry.address;
-        let name = self.table.name(address.segment(), &self.files)?;
+        let name = self.table.name(address.index(), &self.files)?;
         let continues = self.run.as_ref().is_some_and(|r| {
             r.name == name
-                && r.slot + r.crcs.len() as u32 == address.slot()
+                && r.slot.after(r.crcs.len() as u32) == address.slot()
                 && r.block + r.crcs.len() as u64 == block
                 && r.path == self.path
                 && r.crcs.len() < RUN_BLOCKS_MAX
@@ -153,7 +153,7 @@ impl Reader<'_, '_> {
         let Some(run) = self.run.take() else { return };
         let block_bytes = BLOCK_BYTES as usize;
         let mut bytes = vec![0; run.crcs.len() * block_bytes];
-        let offset = u64::from(run.slot) * BLOCK_BYTES;
+        let offset = run.slot.offset_bytes();
         let scrub = self.checker.options.scrub;
         let read = self.files.get(run.name).and_then(|file| {
             if scrub {

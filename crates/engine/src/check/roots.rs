@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use marcot_format::BLOCK_BYTES;
 use marcot_format::record::RootRecord;
 use marcot_format::segment::SegmentKind;
 use marcot_format::table::TABLE_FANOUT;
+use marcot_format::{BLOCK_BYTES, SegmentIndex};
 
 use super::{Checker, blocks};
 use crate::error::{Error, ErrorKind, Result, fail};
@@ -115,13 +115,13 @@ fn count(
 }
 
 /// The page of a table that an index lies in.
-fn page_of(index: u32) -> usize {
-    index as usize / TABLE_FANOUT
+fn page_of(index: SegmentIndex) -> usize {
+    index.0 as usize / TABLE_FANOUT
 }
 
-fn indices_of(page: usize) -> Range<u32> {
+fn indices_of(page: usize) -> Range<SegmentIndex> {
     let first = u32::try_from(page * TABLE_FANOUT).unwrap_or(u32::MAX);
-    first..first.saturating_add(TABLE_FANOUT as u32)
+    SegmentIndex(first)..SegmentIndex(first.saturating_add(TABLE_FANOUT as u32))
 }
 
 /// The pages of the table that differ from those of the root before, or whose counts differ.
@@ -205,7 +205,8 @@ fn compare(
     let mut faulty = BTreeSet::new();
     for page in pages {
         let named = counts.live.range(indices_of(*page));
-        let mut left: BTreeMap<u32, u64> = named.map(|(index, found)| (*index, *found)).collect();
+        let mut left: BTreeMap<SegmentIndex, u64> =
+            named.map(|(index, found)| (*index, *found)).collect();
         let mut wrong: Vec<String> = Vec::new();
         let mut missing: Vec<(String, Error, String)> = Vec::new();
         let listed = table.for_each_of(*page, &files, |index, entry, name| {
@@ -234,7 +235,7 @@ fn compare(
                 missing.push(("the segment table".to_owned(), error, message));
             }
             Ok(()) => lost.extend(left.into_iter().map(|(index, found)| {
-                format!("{found} blocks are lost: the table lacks segment index {index}")
+                format!("{found} blocks are lost: the table lacks segment index {}", index.0)
             })),
         }
         if !wrong.is_empty() || !missing.is_empty() || !lost.is_empty() {

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use crate::segment::SegmentName;
+use marcot_format::MapUnit;
 
 /// A map page: the number of the list of places by which it is read, its segment, and its first unit
 /// there. By another list of places the same page may name other segments.
-pub(super) type PageKey = (usize, SegmentName, u32);
+pub(super) type PageKey = (usize, SegmentName, MapUnit);
 
 /// Units whose bits lie together in memory. It is small, so that a lone page takes little memory.
 const CHUNK_UNITS: u32 = 512;
@@ -17,8 +18,8 @@ pub(super) struct PageSet(HashMap<PageKey, [u64; (CHUNK_UNITS / u64::BITS) as us
 
 /// The chunk of a page, the word in the chunk, and the bit in the word.
 fn place((list, name, unit): PageKey) -> (PageKey, usize, u64) {
-    let within = unit % CHUNK_UNITS;
-    let chunk = (list, name, unit / CHUNK_UNITS);
+    let within = unit.0 % CHUNK_UNITS;
+    let chunk = (list, name, MapUnit(unit.0 / CHUNK_UNITS));
     (chunk, (within / u64::BITS) as usize, 1 << (within % u64::BITS))
 }
 
@@ -64,6 +65,7 @@ mod tests {
             sequence,
         };
         let pages: Vec<PageKey> = [0, 1, 63, 64, 511, 512, 65_535]
+            .map(MapUnit)
             .into_iter()
             .flat_map(|unit| [(0, name(1), unit), (1, name(1), unit), (0, name(2), unit)])
             .collect();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use marcot_format::group::GroupHeader;
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
-use marcot_format::{BLOCK_BYTES, MapEntry};
+use marcot_format::{BLOCK_BYTES, MapEntry, MapUnit};
 
 use crate::catalog::Pool;
 use crate::error::{ErrorKind, IoContext, Result};
@@ -107,7 +107,7 @@ struct Marker<'a> {
     maps: &'a mut BTreeMap<SegmentName, SlotMap>,
     /// Pages visited already, by list of places. For a root with another list, the same page may name
     /// other segments.
-    seen: &'a mut HashSet<(usize, SegmentName, u32)>,
+    seen: &'a mut HashSet<(usize, SegmentName, MapUnit)>,
     /// The number of this root's list of places.
     places: usize,
     table: SegmentTable,
@@ -117,8 +117,8 @@ struct Marker<'a> {
 impl Visitor for Marker<'_> {
     fn page(&mut self, entry: MapEntry, _level: u32, _base: u64) -> Result<bool> {
         let address = entry.address;
-        let name = self.table.name(address.segment(), self.pool.files())?;
-        Ok(self.seen.insert((self.places, name, address.slot())))
+        let name = self.table.name(address.index(), self.pool.files())?;
+        Ok(self.seen.insert((self.places, name, address.unit())))
     }
 
     /// A lost range names nothing.
@@ -128,10 +128,10 @@ impl Visitor for Marker<'_> {
 
     fn block(&mut self, _block: u64, entry: MapEntry) -> Result<bool> {
         let address = entry.address;
-        let name = self.table.name(address.segment(), self.pool.files())?;
+        let name = self.table.name(address.index(), self.pool.files())?;
         if self.wanted.contains(&name) {
             let map = self.maps.entry(name).or_insert_with(|| vec![0; SLOT_MAP_WORDS]);
-            let slot = address.slot() as usize;
+            let slot = address.slot().0 as usize;
             if let Some(word) = map.get_mut(slot / 64) {
                 *word |= 1 << (slot % 64);
             }

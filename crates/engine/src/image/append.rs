@@ -128,7 +128,7 @@ impl Image {
 
     fn is_log_too_long(&self) -> bool {
         let next = self.series.marks().data;
-        let first = self.head.log.unwrap_or_default().segment;
+        let first = self.head.log.unwrap_or_default().sequence;
         next - first.min(next) >= LOG_SEGMENTS_MAX
     }
 

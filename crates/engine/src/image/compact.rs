@@ -14,7 +14,9 @@ use marcot_format::group::{GroupHeader, RecordKind};
 use marcot_format::page::{PAGE_READ_BYTES, decode_page};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentKind};
 use marcot_format::table::SegmentEntry;
-use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, SEGMENT_SLOTS, crc32c};
+use marcot_format::{
+    BLOCK_BYTES, BlockAddress, MapEntry, MapUnit, SEGMENT_SLOTS, SegmentIndex, Slot, crc32c,
+};
 use marcot_store::DiskFile;
 
 use super::Image;
@@ -49,7 +51,7 @@ const PRICE_PERCENT_MAX: u64 = 800;
 
 /// A segment being emptied.
 struct Victim {
-    index: u32,
+    index: SegmentIndex,
     name: SegmentName,
     file: Arc<dyn DiskFile>,
     /// Where the next group to be looked at starts.
@@ -76,9 +78,9 @@ pub(super) struct Compaction {
     pub due: bool,
     victim: Option<Victim>,
     /// Table index of a map segment, and where the next of its pages is to be looked at.
-    map_at: Option<(u32, u64)>,
+    map_at: Option<(SegmentIndex, u64)>,
     /// Segments that could not be emptied, because a block in them is damaged.
-    stuck: HashSet<u32>,
+    stuck: HashSet<SegmentIndex>,
     /// Slots written since the last look at the counts.
     written: u64,
     /// So many of them before the next one, if that is more than [`LOOKS`] asks for.
@@ -104,11 +106,11 @@ impl Compaction {
 struct Survey {
     live: u64,
     used: u64,
-    emptiest: Option<(u32, SegmentName, u64, u64)>,
+    emptiest: Option<(SegmentIndex, SegmentName, u64, u64)>,
 }
 
 impl Survey {
-    fn add(&mut self, index: u32, name: SegmentName, live: u32, used: u32) {
+    fn add(&mut self, index: SegmentIndex, name: SegmentName, live: u32, used: u32) {
         let (live, used) = (u64::from(live), u64::from(used));
         if live == 0 {
             return;
@@ -146,7 +148,11 @@ impl Image {
             self.look_for_work()?;
         }
         let Some(mut victim) = self.state.compaction.victim.take() else { return Ok(false) };
-        self.journal.await_slots(victim.index, &(0..SEGMENT_SLOTS), &mut self.in_flight);
+        self.journal.await_slots(
+            victim.index,
+            &(Slot(0)..Slot(SEGMENT_SLOTS)),
+            &mut self.in_flight,
+        );
         let files = Arc::clone(self.identity.pool.files());
         // It may be gone by now: overwritten whole, or rolled back.
         let named =
@@ -240,7 +246,7 @@ impl Image {
     pub(super) fn closed_private_segments(
         &mut self,
         kind: SegmentKind,
-    ) -> Result<Vec<(u32, SegmentName, SegmentEntry)>> {
+    ) -> Result<Vec<(SegmentIndex, SegmentName, SegmentEntry)>> {
         let files = Arc::clone(self.identity.pool.files());
         let open_data = self.journal.open_segment().map(|open| open.name);
         let open_map = self.state.pages.open_map();
@@ -258,7 +264,12 @@ impl Image {
     }
 
     /// Begins to empty a segment.
-    pub(super) fn empty(&mut self, index: u32, name: SegmentName, file: Arc<dyn DiskFile>) {
+    pub(super) fn empty(
+        &mut self,
+        index: SegmentIndex,
+        name: SegmentName,
+        file: Arc<dyn DiskFile>,
+    ) {
         let mut victim = Victim { index, name, file, slot: 1, ahead: 0 };
         victim.read_ahead();
         self.state.compaction.victim = Some(victim);
@@ -316,7 +327,7 @@ impl Image {
         let mut at = at + header.header_blocks();
         for record in header.records.iter().filter(|r| r.kind == RecordKind::Write) {
             for block in record.block..record.block + record.count {
-                let address = BlockAddress::new(victim.index, (victim.slot + at) as u32);
+                let address = BlockAddress::of_block(victim.index, Slot((victim.slot + at) as u32));
                 let (map, mut source) = self.state.parts();
                 let entry = map.leaf(block, &mut source)?.map(|leaf| leaf[position(block, 0)]);
                 let current =
@@ -441,7 +452,7 @@ impl Image {
                 offset += MAP_UNIT_BYTES;
                 continue;
             };
-            let address = BlockAddress::new(index, (offset / MAP_UNIT_BYTES) as u32);
+            let address = BlockAddress::of_page(index, MapUnit::at(offset));
             let (map, mut source) = self.state.parts();
             map.rewrite_page(address, u32::from(page.level), page.base, &mut source)?;
             let length = marcot_format::page::peek_page(&bytes[..n]).unwrap_or(1) as u64;
@@ -469,7 +480,7 @@ mod tests {
     }
 
     /// Ends the log, so that its segment can be emptied; returns the segment's index in the table.
-    fn close_segment(image: &mut Image) -> u32 {
+    fn close_segment(image: &mut Image) -> SegmentIndex {
         let index = image.journal.open_segment().unwrap().index;
         image.end_log().unwrap();
         image.checkpoint().unwrap();

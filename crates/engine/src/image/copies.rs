@@ -17,7 +17,7 @@ use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::page::{PAGE_READ_BYTES, decode_page, peek_page};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::table::{TABLE_PAGE_BYTES, table_page_crc};
-use marcot_format::{BLOCK_BYTES, MapEntry, crc32c};
+use marcot_format::{BLOCK_BYTES, MapEntry, SegmentIndex, Slot, crc32c};
 use marcot_store::DiskFile;
 
 use crate::catalog::Pool;
@@ -35,8 +35,8 @@ const OPEN_MAX: usize = 64;
 
 /// Blocks that lie together in a segment of another pool.
 pub(super) struct Run {
-    pub segment: u32,
-    pub slot: u32,
+    pub index: SegmentIndex,
+    pub slot: Slot,
     pub crcs: Vec<u32>,
     /// The first block of the image; the others follow it in whatever order.
     pub blocks: Vec<u64>,
@@ -92,22 +92,21 @@ impl PageKind {
 
 /// Gathers entries that lie in other pools into runs.
 pub(super) fn runs(mut blocks: Vec<(u64, MapEntry)>) -> Vec<Run> {
-    blocks
-        .sort_unstable_by_key(|(_, entry)| ({ entry.address }.segment(), { entry.address }.slot()));
+    blocks.sort_unstable_by_key(|(_, entry)| ({ entry.address }.index(), { entry.address }.slot()));
     let mut runs: Vec<Run> = Vec::new();
     for (block, entry) in blocks {
         let address = entry.address;
         match runs.last_mut() {
             Some(run)
-                if run.segment == address.segment()
-                    && run.slot + run.crcs.len() as u32 == address.slot()
+                if run.index == address.index()
+                    && run.slot.after(run.crcs.len() as u32) == address.slot()
                     && run.crcs.len() < RUN_BLOCKS_MAX =>
             {
                 run.crcs.push(entry.crc);
                 run.blocks.push(block);
             }
             _ => runs.push(Run {
-                segment: address.segment(),
+                index: address.index(),
                 slot: address.slot(),
                 crcs: vec![entry.crc],
                 blocks: vec![block],
@@ -134,14 +133,14 @@ impl Copies {
         table: &mut SegmentTable,
         run: &Run,
     ) -> Result<Option<u64>> {
-        let offset = u64::from(run.slot) * BLOCK_BYTES;
+        let offset = run.slot.offset_bytes();
         let bytes = run.crcs.len() * BLOCK;
         let right = |data: &[u8], i: usize| {
             data.get(i * BLOCK..(i + 1) * BLOCK).is_some_and(|b| crc32c(b) == run.crcs[i])
         };
         let mut lacking: Vec<usize> = (0..run.crcs.len()).collect();
         for _ in 0..2 {
-            let name = table.name(run.segment, pool.files())?;
+            let name = table.name(run.index, pool.files())?;
             if name.kind != SegmentKind::Data {
                 return fail(ErrorKind::Corrupt, "a block should lie in a data segment");
             }
@@ -182,16 +181,16 @@ impl Copies {
         entry: MapEntry,
     ) -> Result<()> {
         let address = entry.address;
-        if table.recorded_pool(address.segment(), pool.files())? == pool.id() {
+        if table.recorded_pool(address.index(), pool.files())? == pool.id() {
             return Ok(());
         }
-        let name = table.name(address.segment(), pool.files())?;
-        if self.copy_page(pool, name, address.slot(), entry.crc, PageKind::Map)? {
+        let name = table.name(address.index(), pool.files())?;
+        if self.copy_page(pool, name, address.unit().0, entry.crc, PageKind::Map)? {
             return Ok(());
         }
         if table.follow() {
-            let name = table.name(address.segment(), pool.files())?;
-            if self.copy_page(pool, name, address.slot(), entry.crc, PageKind::Map)? {
+            let name = table.name(address.index(), pool.files())?;
+            if self.copy_page(pool, name, address.unit().0, entry.crc, PageKind::Map)? {
                 return Ok(());
             }
         }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use marcot_format::record::{HeadRecord, ParentRecord, RootRecord};
 use marcot_format::segment::SegmentKind;
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, MapEntry, SnapId};
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, MapEntry, SegmentIndex, SnapId};
 
 use super::copies::{Copies, runs};
 use super::{Image, OwnedRoot, Source, empty_root};
@@ -262,7 +262,7 @@ impl Image {
         let mut names = SegmentNames::default();
         let mut looked_at = found.blocks.len();
         for (i, (block, entry)) in found.blocks.drain(..).enumerate() {
-            if names.pool_of(table, { entry.address }.segment(), pool.files())? != pool.id() {
+            if names.pool_of(table, { entry.address }.index(), pool.files())? != pool.id() {
                 foreign.push((block, entry));
                 if foreign.len() == COPY_BLOCKS {
                     (looked_at, found.next) = (i + 1, Some(block + 1));
@@ -323,15 +323,15 @@ impl Image {
     }
 
     /// Mapped blocks from `from` on, with their segments.
-    fn mapped_stretch(&mut self, top: &Link, from: u64) -> Result<Vec<(u64, u32)>> {
-        struct Stretch(Vec<(u64, u32)>);
+    fn mapped_stretch(&mut self, top: &Link, from: u64) -> Result<Vec<(u64, SegmentIndex)>> {
+        struct Stretch(Vec<(u64, SegmentIndex)>);
         impl Visitor for Stretch {
             /// Nothing can be copied, and nothing of the parent is named.
             fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
                 Ok(true)
             }
             fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool> {
-                self.0.push((block, { entry.address }.segment()));
+                self.0.push((block, { entry.address }.index()));
                 Ok(self.0.len() < STRETCH_BLOCKS)
             }
         }
@@ -355,7 +355,7 @@ impl Image {
                     return Ok(false);
                 }
                 let address = entry.address;
-                let pool = self.table.recorded_pool(address.segment(), self.pool.files())?;
+                let pool = self.table.recorded_pool(address.index(), self.pool.files())?;
                 if pool != self.pool.id() {
                     self.pages.push((entry, level, base));
                 }
@@ -498,14 +498,14 @@ fn unshared(
 /// Remembers the pool of the segment asked for last.
 #[derive(Default)]
 struct SegmentNames {
-    last: Option<(u32, marcot_format::PoolId)>,
+    last: Option<(SegmentIndex, marcot_format::PoolId)>,
 }
 
 impl SegmentNames {
     fn pool_of(
         &mut self,
         table: &mut SegmentTable,
-        segment: u32,
+        segment: SegmentIndex,
         files: &crate::segment::Files,
     ) -> Result<marcot_format::PoolId> {
         match self.last {

@@ -54,7 +54,7 @@ impl Head {
     pub(super) fn new(image: Arc<Identity>, record: HeadRecord) -> Result<Self> {
         let marks = record.marks.unwrap_or_default();
         let log = record.log.unwrap_or_default();
-        let series = marks.data.max(marks.map).max(marks.table).max(log.segment);
+        let series = marks.data.max(marks.map).max(marks.table).max(log.sequence);
         let counters = [record.epoch, record.version, record.snap_next, log.group];
         if series > SEQUENCE_MAX || counters.into_iter().max().unwrap_or(0) > COUNTER_MAX {
             let message = format!("the head of {} has impossible counters", image.label);
@@ -141,7 +141,7 @@ impl Head {
 
     /// True for a segment of the log, where the heads that follow keep it.
     pub(super) fn keeps(&self, name: &SegmentName) -> bool {
-        let first = self.record.log.filter(|_| self.keeps_log).map(|log| log.segment);
+        let first = self.record.log.filter(|_| self.keeps_log).map(|log| log.sequence);
         let in_log = first.is_some_and(|first| name.sequence >= first);
         in_log && self.is_own(name) && name.kind == SegmentKind::Data
     }

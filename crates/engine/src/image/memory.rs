@@ -49,6 +49,7 @@ mod tests {
     use super::*;
     use crate::segment::SegmentName;
     use crate::{BlockDevice, CreateOptions, ErrorKind, Limits, Store};
+    use marcot_format::{SegmentIndex, Slot};
     use marcot_store::{Job, LocalDisk, Running, SystemClock, SystemRandom, Workers, World};
 
     const MEMORY_BYTES_MAX: u64 = 256 << 10;
@@ -109,7 +110,8 @@ mod tests {
             if number % TABLE_FANOUT as u32 == 0 {
                 let file = files.create(name, 1).unwrap();
                 file.set_length(2 * BLOCK_BYTES).unwrap();
-                let entry = MapEntry { address: BlockAddress::new(index, 1), crc: zeros };
+                let entry =
+                    MapEntry { address: BlockAddress::of_block(index, Slot(1)), crc: zeros };
                 let block = u64::from(number / TABLE_FANOUT as u32) * MAP_FANOUT as u64;
                 let (map, mut source) = image.state.parts();
                 map.set_run(block, &[entry], &mut source).unwrap();
@@ -161,14 +163,14 @@ mod tests {
         image.evict(0);
         let files = Arc::clone(image.pool().files());
         for index in [2, SEGMENTS / 2, SEGMENTS] {
-            assert_eq!(image.state.table.get(index, &files).unwrap().live, 1);
+            assert_eq!(image.state.table.get(SegmentIndex(index), &files).unwrap().live, 1);
         }
         image.checkpoint().unwrap();
         image.evict(0);
         assert_eq!(image.state.table.resident_bytes(), 0, "now they can be read again");
-        image.state.table.count(2, 1, 0, &files).unwrap();
+        image.state.table.count(SegmentIndex(2), 1, 0, &files).unwrap();
         image.evict(0);
-        assert_eq!(image.state.table.get(2, &files).unwrap().live, 2);
+        assert_eq!(image.state.table.get(SegmentIndex(2), &files).unwrap().live, 2);
     }
 
     #[test]
@@ -180,11 +182,11 @@ mod tests {
         image.evict(0);
         assert!(image.state.memory_bytes() >= before, "nothing of it is on disk yet");
         let files = Arc::clone(image.pool().files());
-        assert_eq!(image.state.table.get(2, &files).unwrap().live, 1);
+        assert_eq!(image.state.table.get(SegmentIndex(2), &files).unwrap().live, 1);
         image.settle().unwrap();
         image.evict(0);
         assert!(image.state.memory_bytes() < before / 10, "{} bytes", image.state.memory_bytes());
-        assert_eq!(image.state.table.get(2, &files).unwrap().live, 1);
+        assert_eq!(image.state.table.get(SegmentIndex(2), &files).unwrap().live, 1);
     }
 
     /// Its counts change once the group is written, when it is too late to fail.

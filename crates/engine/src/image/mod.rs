@@ -302,7 +302,7 @@ impl Image {
             Some(position) => position,
             None if self.head.keeps_log => self.head.log.unwrap_or_default(),
             None => LogPosition {
-                segment: self.series.marks().data,
+                sequence: self.series.marks().data,
                 slot: 1,
                 group: self.journal.group_next(),
             },

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use marcot_format::group::{GroupHeader, RecordKind};
-use marcot_format::{BLOCK_BYTES, BlockAddress, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry};
+use marcot_format::{
+    BLOCK_BYTES, BlockAddress, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry, SegmentIndex, Slot,
+};
 
 /// Memory of a run, roughly, in bytes; its checksums come on top.
 const RUN_BYTES: u64 = 128;
@@ -21,8 +23,8 @@ const BLOCKS_MAX: u64 = IMAGE_BYTES_MAX / BLOCK_BYTES;
 #[derive(Clone)]
 struct Written {
     /// Table index of the segment.
-    segment: u32,
-    slot: u32,
+    index: SegmentIndex,
+    slot: Slot,
     /// Checksums of the record that the run is a part of, and where in it the run begins.
     crcs: Arc<[u32]>,
     at: usize,
@@ -86,7 +88,7 @@ impl Overlay {
     }
 
     /// Takes in a group, whose data starts at `data_slot` of the segment at `index`.
-    pub(super) fn apply(&mut self, header: &GroupHeader, index: u32, data_slot: u32) {
+    pub(super) fn apply(&mut self, header: &GroupHeader, index: SegmentIndex, data_slot: Slot) {
         let mut done = 0;
         for record in &header.records {
             let end = record.block + record.count;
@@ -96,8 +98,8 @@ impl Overlay {
                     let first = done;
                     done += record.count as usize;
                     Some(Written {
-                        segment: index,
-                        slot: data_slot + first as u32,
+                        index,
+                        slot: data_slot.after(first as u32),
                         crcs: header.crcs[first..done].into(),
                         at: 0,
                     })
@@ -202,7 +204,7 @@ impl Overlay {
                 entries[(block - first) as usize] = run.map_or(MapEntry::HOLE, |(start, run)| {
                     let offset = (block - start) as usize;
                     run.written.as_ref().map_or(MapEntry::HOLE, |w| MapEntry {
-                        address: BlockAddress::new(w.segment, w.slot + offset as u32),
+                        address: BlockAddress::of_block(w.index, w.slot.after(offset as u32)),
                         crc: w.crcs[w.at + offset],
                     })
                 });
@@ -216,7 +218,7 @@ impl Overlay {
 fn cut(run: &Run, start: u64, from: u64, to: u64) -> Run {
     let skipped = (from - start) as usize;
     let written = run.written.clone().map(|w| Written {
-        slot: w.slot + skipped as u32,
+        slot: w.slot.after(skipped as u32),
         at: w.at + skipped,
         ..w
     });
@@ -234,7 +236,7 @@ mod tests {
             RecordKind::Discard => Vec::new(),
         };
         let records = vec![Record { kind, block, count }];
-        GroupHeader { author: 1, epoch: 1, segment: 1, group: 1, durable_below: 1, records, crcs }
+        GroupHeader { author: 1, epoch: 1, sequence: 1, group: 1, durable_below: 1, records, crcs }
     }
 
     /// The same on a plain array: `None` where the log says nothing.
@@ -256,7 +258,11 @@ mod tests {
                 let kind = if draw(3) == 0 { RecordKind::Discard } else { RecordKind::Write };
                 let block = draw(BLOCKS);
                 let count = (1 + draw(if n % 50 == 0 { 300 } else { 3 })).min(BLOCKS - block);
-                groups.push((group(kind, block, count, n * 1000), 1 + n % 3, n * 10));
+                groups.push((
+                    group(kind, block, count, n * 1000),
+                    SegmentIndex(1 + n % 3),
+                    Slot(n * 10),
+                ));
             }
             let mut expected: Vec<Option<MapEntry>> = vec![None; BLOCKS as usize];
             for (header, index, slot) in &groups {
@@ -266,7 +272,7 @@ mod tests {
                     expected[(record.block + i) as usize] = Some(match written {
                         false => MapEntry::HOLE,
                         true => MapEntry {
-                            address: BlockAddress::new(*index, slot + i as u32),
+                            address: BlockAddress::of_block(*index, slot.after(i as u32)),
                             crc: header.crcs[i as usize],
                         },
                     });
@@ -283,7 +289,8 @@ mod tests {
                         assert!(overlay.bytes <= overlay.bytes_max + 4096 + 2 * RUN_BYTES);
                     }
                 }
-                let untold = MapEntry { address: BlockAddress::new(9, 9), crc: 9 };
+                let untold =
+                    MapEntry { address: BlockAddress::of_block(SegmentIndex(9), Slot(9)), crc: 9 };
                 let mut entries = vec![untold; MAP_FANOUT];
                 overlay.patch(leaf, &mut entries);
                 let told = &expected[leaf as usize..][..MAP_FANOUT];

@@ -3,20 +3,20 @@
 //! Pages that found no room are kept and written first at the next try, because nodes in memory already point
 //! to them.
 
-use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::table::TABLE_PAGE_BYTES;
 
 use super::head::Head;
 use crate::error::Result;
 use crate::segment::{PageWriter, SegmentName, Series, WrittenPages};
 use crate::table::SegmentTable;
+use marcot_format::{MapUnit, SegmentIndex};
 
 /// The first places of pages that may not be on disk yet. Numbers only grow: table indices, an
 /// author's segments, and what lies within one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unwritten {
-    /// Map pages: table index and unit.
-    pub map: (u32, u32),
+    /// Map pages.
+    pub map: (SegmentIndex, MapUnit),
     /// Table pages of this image: number of the segment, and page.
     pub table: (u32, u32),
 }
@@ -26,7 +26,7 @@ pub(super) struct Unwritten {
 pub(super) struct Pages {
     pub map: PageWriter,
     /// Table index of the open map segment.
-    pub map_index: u32,
+    pub map_index: SegmentIndex,
     pub table: PageWriter,
     /// Pages that were placed and still have to be written.
     pending: Option<WrittenPages>,
@@ -55,7 +55,7 @@ impl Pages {
     }
 
     /// Table index of the map segment that is being written.
-    pub(super) fn open_map_index(&self) -> Option<u32> {
+    pub(super) fn open_map_index(&self) -> Option<SegmentIndex> {
         self.map.open_segment().map(|_| self.map_index)
     }
 
@@ -130,8 +130,8 @@ impl Pages {
             return;
         }
         let map = match self.map.open_segment() {
-            Some((_, end)) => (self.map_index, (end / MAP_UNIT_BYTES) as u32),
-            None => (table.next_index(), 0),
+            Some((_, end)) => (self.map_index, MapUnit::at(end)),
+            None => (table.next_index(), MapUnit::default()),
         };
         let table = match self.table.open_segment() {
             Some((name, end)) => (name.sequence, (end / TABLE_PAGE_BYTES as u64) as u32),

@@ -156,7 +156,7 @@ impl Image {
         }
         // A run is a part of one record, and so of one segment.
         let Some(first) = entries.first() else { return Ok(()) };
-        let index = { first.address }.segment();
+        let index = { first.address }.index();
         self.state.table.count(index, entries.len() as i64, 0, self.identity.pool.files())?;
         let (map, mut source) = self.state.lenient_parts();
         map.set_run(from, &entries, &mut source)

@@ -8,7 +8,7 @@ use marcot_format::page::{PAGE_READ_BYTES, encode_page};
 use marcot_format::record::RootRecord;
 use marcot_format::segment::SegmentKind;
 use marcot_format::table::{PagePointer, TABLE_PAGE_BYTES};
-use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, SEGMENT_BYTES};
+use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, MapUnit, SEGMENT_BYTES};
 
 use super::head::Head;
 use super::pages::Pages;
@@ -67,7 +67,7 @@ impl PageSink for MapSink<'_> {
         };
         let (index, units) = (self.pages.map_index, (bytes / MAP_UNIT_BYTES) as u32);
         self.table.count(index, i64::from(units), units, files)?;
-        let address = BlockAddress::new(index, (offset / MAP_UNIT_BYTES) as u32);
+        let address = BlockAddress::of_page(index, MapUnit::at(offset));
         Ok(MapEntry { address, crc })
     }
 }
@@ -108,7 +108,7 @@ impl TableSink for TablePages<'_> {
             author: self.owner.image.id.0,
             sequence: name.sequence,
             pool: self.position,
-            slot: (offset / bytes) as u32,
+            page: (offset / bytes) as u32,
             crc,
         })
     }

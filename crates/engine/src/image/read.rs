@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry, crc32c};
+use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry, SegmentIndex, Slot, crc32c};
 use marcot_store::{DiskFile, FileRead};
 
 use super::Image;
@@ -23,8 +23,8 @@ struct Piece {
     at: usize,
     /// First block of the image.
     block: u64,
-    segment: u32,
-    slot: u32,
+    index: SegmentIndex,
+    slot: Slot,
     blocks: usize,
     /// First checksum in the plan.
     crc_at: usize,
@@ -34,7 +34,7 @@ struct Piece {
 struct Plan {
     pieces: Vec<Piece>,
     crcs: Vec<u32>,
-    files: Vec<(u32, SegmentName, Arc<dyn DiskFile>)>,
+    files: Vec<(SegmentIndex, SegmentName, Arc<dyn DiskFile>)>,
 }
 
 /// The entries of a leaf that the log is to be brought into. Where the leaf is damaged, what the log
@@ -161,8 +161,8 @@ impl Image {
             at = stop;
         }
         for i in (0..plan.pieces.len()).rev().take_while(|i| plan.pieces[*i].target == target) {
-            let segment = plan.pieces[i].segment;
-            if segment == 0 {
+            let index = plan.pieces[i].index;
+            if index == SegmentIndex::default() {
                 let block = plan.pieces[i].block;
                 let message = format!(
                     "block {block} of {} was lost with a damaged map page",
@@ -171,13 +171,13 @@ impl Image {
                 tracing::error!(image = %self.identity.label, block, "{message}");
                 return fail(ErrorKind::Corrupt, message);
             }
-            if !plan.files.iter().any(|(s, ..)| *s == segment) {
-                let name = self.state.table.name(segment, self.identity.pool.files())?;
+            if !plan.files.iter().any(|(s, ..)| *s == index) {
+                let name = self.state.table.name(index, self.identity.pool.files())?;
                 let file = self.identity.pool.files().get(name).inspect_err(|error| {
                     let block = plan.pieces[i].block;
                     tracing::error!(image = %self.identity.label, block, segment = %name, %error, "a block cannot be read");
                 })?;
-                plan.files.push((segment, name, file));
+                plan.files.push((index, name, file));
             }
         }
         Ok(())
@@ -186,8 +186,8 @@ impl Image {
     fn perform(&mut self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)], plan: &Plan) {
         if !self.journal.is_idle() {
             for piece in &plan.pieces {
-                let slots = piece.slot..piece.slot + piece.blocks as u32;
-                self.journal.await_slots(piece.segment, &slots, &mut self.in_flight);
+                let slots = piece.slot..piece.slot.after(piece.blocks as u32);
+                self.journal.await_slots(piece.index, &slots, &mut self.in_flight);
             }
         }
         let disk = Arc::clone(&self.identity.pool.files().world().disk);
@@ -214,10 +214,10 @@ impl Image {
                 let (_, tail) = std::mem::take(&mut rest).split_at_mut(piece.at - position);
                 let (buf, tail) = tail.split_at_mut(piece.blocks * BLOCK);
                 (rest, position) = (tail, piece.at + buf.len());
-                let Some((.., file)) = plan.files.iter().find(|(s, ..)| *s == piece.segment) else {
+                let Some((.., file)) = plan.files.iter().find(|(s, ..)| *s == piece.index) else {
                     continue;
                 };
-                let offset = u64::from(piece.slot) * BLOCK_BYTES;
+                let offset = piece.slot.offset_bytes();
                 if let Some(asked) = wanted.filter(|_| piece.blocks * BLOCK == bytes)
                     && self.in_flight.takes_read(&*disk, bytes)
                 {
@@ -282,8 +282,8 @@ impl Image {
     }
 
     fn damaged(&self, piece: &Piece, plan: &Plan, i: usize, what: &str) -> Result<()> {
-        let (block, slot) = (piece.block + i as u64, piece.slot + i as u32);
-        let name = plan.files.iter().find(|(s, ..)| *s == piece.segment).map(|(_, name, _)| *name);
+        let (block, slot) = (piece.block + i as u64, piece.slot.after(i as u32).0);
+        let name = plan.files.iter().find(|(s, ..)| *s == piece.index).map(|(_, name, _)| *name);
         let segment = name.map(|n| n.to_string()).unwrap_or_default();
         let message = format!(
             "block {block} of {} (segment {segment}, slot {slot}) {what}",
@@ -350,8 +350,8 @@ impl Image {
             at = stop;
         }
         for piece in &plan.pieces {
-            if let Some((.., file)) = plan.files.iter().find(|(s, ..)| *s == piece.segment) {
-                file.advise(u64::from(piece.slot) * BLOCK_BYTES, (piece.blocks * BLOCK) as u64);
+            if let Some((.., file)) = plan.files.iter().find(|(s, ..)| *s == piece.index) {
+                file.advise(piece.slot.offset_bytes(), (piece.blocks * BLOCK) as u64);
             }
         }
         self.evict(self.limits().map_memory_bytes);
@@ -426,8 +426,8 @@ impl Plan {
             match self.pieces.last_mut() {
                 Some(p)
                     if p.target == target
-                        && p.segment == address.segment()
-                        && p.slot + p.blocks as u32 == address.slot()
+                        && p.index == address.index()
+                        && p.slot.after(p.blocks as u32) == address.slot()
                         && p.at + p.blocks * BLOCK == place =>
                 {
                     p.blocks += 1;
@@ -436,7 +436,7 @@ impl Plan {
                     target,
                     at: place,
                     block: block + i as u64,
-                    segment: address.segment(),
+                    index: address.index(),
                     slot: address.slot(),
                     blocks: 1,
                     crc_at: self.crcs.len(),

@@ -40,7 +40,7 @@ impl Image {
         // As the durable head has it: a checkpoint that found no room may have left pages in memory that
         // name segments which no durable root names yet.
         let open = self.head.open_from.or(self.head.marks).unwrap_or_default();
-        let log = self.head.log.unwrap_or_default().segment;
+        let log = self.head.log.unwrap_or_default().sequence;
         let limit = SegmentMarks { data: open.data.min(log), ..open };
         let mut candidates = Vec::new();
         for name in

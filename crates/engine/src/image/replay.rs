@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GROUP_MAGIC, GroupHeader, LOG_SEGMENTS_MAX};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
-use marcot_format::{BLOCK_BYTES, FormatError, SEGMENT_SLOTS, crc32c};
+use marcot_format::{BLOCK_BYTES, FormatError, SEGMENT_SLOTS, SegmentIndex, Slot, crc32c};
 use marcot_store::DiskFile;
 
 use super::Image;
@@ -73,10 +73,10 @@ impl Image {
     /// Applies the log after the head's position to the map in memory. Writes nothing.
     pub(super) fn replay(&mut self, damaged_log: DamagedLog) -> Result<()> {
         let Some(log) = self.head.log else { return Ok(()) };
-        let created = log.segment < self.head.marks.unwrap_or_default().data;
+        let created = log.sequence < self.head.marks.unwrap_or_default().data;
         let refuse = created && damaged_log == DamagedLog::Refuse;
-        let Some(mut cursor) = self.open_cursor(log.segment, log.slot)? else {
-            return if refuse { self.lost_log(log.segment) } else { Ok(()) };
+        let Some(mut cursor) = self.open_cursor(log.sequence, log.slot)? else {
+            return if refuse { self.lost_log(log.sequence) } else { Ok(()) };
         };
         let whole = cursor.whole;
         self.unclean = true;
@@ -88,8 +88,8 @@ impl Image {
                 Some((sequence, index)) if sequence == cursor.name.sequence => index,
                 _ => index.insert((cursor.name.sequence, self.index_of(cursor.name)?)).1,
             };
-            self.check_length(log.segment, &cursor)?;
-            let data_slot = cursor.slot + header.header_blocks() as u32;
+            self.check_length(log.sequence, &cursor)?;
+            let data_slot = Slot(cursor.slot).after(header.header_blocks() as u32);
             let placed = Placed { header, index, data_slot };
             match &mut overlay {
                 Some(overlay) => overlay.apply(&placed.header, index, data_slot),
@@ -106,7 +106,7 @@ impl Image {
         self.series.used(cursor.name);
         let groups = self.journal.group_next() - first;
         if groups == 0 && !whole && refuse {
-            return self.lost_log(log.segment);
+            return self.lost_log(log.sequence);
         }
         if groups > 0 {
             tracing::info!(image = %self.identity.label, groups, "replayed the log");
@@ -150,11 +150,14 @@ impl Image {
 
     /// Reads the headers of the groups that were replayed once more. Returns how many slots of data they
     /// have in each segment, by its index in the table.
-    pub(super) fn tell_again(&mut self, overlay: &mut Overlay) -> Result<HashMap<u32, u32>> {
+    pub(super) fn tell_again(
+        &mut self,
+        overlay: &mut Overlay,
+    ) -> Result<HashMap<SegmentIndex, u32>> {
         let log = self.head.log.unwrap_or_default();
         let message = format!("the log of {} has changed while it was read", self.identity.label);
         let gone = || Error::new(ErrorKind::Corrupt, message.clone());
-        let mut cursor = self.open_cursor(log.segment, log.slot)?.ok_or_else(gone)?;
+        let mut cursor = self.open_cursor(log.sequence, log.slot)?.ok_or_else(gone)?;
         let (mut index, mut slots) = (None, HashMap::new());
         for group in log.group..self.journal.group_next() {
             let header = match self.header_here(&cursor, group)? {
@@ -169,7 +172,8 @@ impl Image {
                 Some((sequence, index)) if sequence == cursor.name.sequence => index,
                 _ => index.insert((cursor.name.sequence, self.index_of(cursor.name)?)).1,
             };
-            overlay.apply(&header, index, cursor.slot + header.header_blocks() as u32);
+            let data_slot = Slot(cursor.slot).after(header.header_blocks() as u32);
+            overlay.apply(&header, index, data_slot);
             *slots.entry(index).or_default() += header.crcs.len() as u32;
             cursor.slot += header.blocks() as u32;
         }
@@ -281,7 +285,7 @@ impl Image {
         GroupHeader::decode(&bytes[..n]).is_ok_and(|header| {
             header.author == self.identity.id.0
                 && header.epoch == self.head.epoch
-                && header.segment == sequence
+                && header.sequence == sequence
                 && header.group > self.journal.group_next()
                 && header.durable_below > self.journal.group_next()
         })
@@ -300,7 +304,7 @@ impl Image {
             kind: SegmentKind::Data,
             sequence,
         };
-        let first = self.head.log.unwrap_or_default().segment;
+        let first = self.head.log.unwrap_or_default().sequence;
         if sequence.saturating_sub(first) > LOG_SEGMENTS_MAX {
             return Ok(None);
         }
@@ -361,14 +365,14 @@ impl Image {
         let Ok(header) = GroupHeader::decode(&bytes) else { return Ok(None) };
         let expected = header.author == self.identity.id.0
             && (header.epoch == self.head.epoch || fault::is(Fault::ReplayStaleEpoch))
-            && header.segment == cursor.name.sequence
+            && header.sequence == cursor.name.sequence
             && (header.group == group || fault::is(Fault::ReplayGap))
             && cursor.slot as usize + header.blocks() <= SEGMENT_SLOTS as usize;
         Ok(expected.then_some(header))
     }
 
     /// Table index of a segment of the log, which the table has only if a checkpoint saw it.
-    fn index_of(&mut self, name: SegmentName) -> Result<u32> {
+    fn index_of(&mut self, name: SegmentName) -> Result<SegmentIndex> {
         let files = Arc::clone(self.identity.pool.files());
         let mut found = None;
         self.state.table.for_each(&files, |index, _, n| {
@@ -501,7 +505,7 @@ mod tests {
             let header = GroupHeader {
                 author: id.0,
                 epoch,
-                segment: sequence,
+                sequence,
                 group: u64::from(sequence),
                 durable_below: 0,
                 records: vec![Record { kind: RecordKind::Discard, block: 9, count: 1 }],

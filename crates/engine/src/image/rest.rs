@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GroupHeader, RecordKind};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
-use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, SEGMENT_SLOTS};
+use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, SEGMENT_SLOTS, SegmentIndex, Slot};
 use marcot_store::DiskFile;
 
 use super::{Image, Source};
@@ -73,7 +73,7 @@ struct Punching {
 struct Opened {
     name: SegmentName,
     /// Index in the table of the head, which may name nothing of it.
-    index: Option<u32>,
+    index: Option<SegmentIndex>,
     file: Arc<dyn DiskFile>,
     /// Where the next group starts, and where the last one ends at the latest.
     slot: u32,
@@ -428,7 +428,7 @@ impl Image {
             let mut dead = slot..slot;
             for record in header.records.iter().filter(|r| r.kind == RecordKind::Write) {
                 for block in record.block..record.block + record.count {
-                    if self.is_named(opened, block, slot, snapshots)? {
+                    if self.is_named(opened, block, Slot(slot), snapshots)? {
                         self.punch_slots(opened, &dead)?;
                         dead = slot + 1..slot + 1;
                     } else {
@@ -459,7 +459,7 @@ impl Image {
         &mut self,
         opened: &Opened,
         block: u64,
-        slot: u32,
+        slot: Slot,
         snapshots: &mut [(u32, Map, SegmentTable)],
     ) -> Result<bool> {
         let files = Arc::clone(self.identity.pool.files());
@@ -467,7 +467,7 @@ impl Image {
         if let Some(index) = opened.index {
             let (map, mut source) = self.state.parts();
             let leaf = map.leaf(block, &mut source)?;
-            if at(leaf.map(|leaf| &leaf[..])) == Some(BlockAddress::new(index, slot)) {
+            if at(leaf.map(|leaf| &leaf[..])) == Some(BlockAddress::of_block(index, slot)) {
                 return Ok(true);
             }
         }
@@ -479,7 +479,7 @@ impl Image {
             let address = at(leaf.map(|leaf| &leaf[..]));
             let named = address.filter(|a| !a.is_hole() && !a.is_lost() && a.slot() == slot);
             if let Some(address) = named
-                && table.name(address.segment(), &files)? == opened.name
+                && table.name(address.index(), &files)? == opened.name
             {
                 return Ok(true);
             }

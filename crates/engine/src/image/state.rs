@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use marcot_format::group::RecordKind;
 use marcot_format::record::RootRecord;
-use marcot_format::{BLOCK_BYTES, BlockAddress, ImageId, MAP_FANOUT, MapEntry};
+use marcot_format::{BLOCK_BYTES, BlockAddress, ImageId, MAP_FANOUT, MapEntry, SegmentIndex};
 
 use super::compact::Compaction;
 use super::flatten::Flattening;
@@ -89,12 +89,12 @@ impl State {
             map.prepare(at, 0, &mut source)?;
             if let Some(leaf) = map.leaf(at, &mut source)? {
                 let first = position(at, 0);
-                let mut last = 0;
+                let mut last = SegmentIndex::default();
                 for entry in &leaf[first..first + (end - at) as usize] {
                     let address = entry.address;
                     let named = !address.is_hole() && !address.is_lost();
-                    if named && address.segment() != last {
-                        last = address.segment();
+                    if named && address.index() != last {
+                        last = address.index();
                         source.touch(address)?;
                     }
                 }
@@ -127,7 +127,7 @@ impl State {
                 let stop = end.min((block | (MAP_FANOUT as u64 - 1)) + 1);
                 entries.clear();
                 for _ in block..stop {
-                    let address = BlockAddress::new(*index, data_slot + done as u32);
+                    let address = BlockAddress::of_block(*index, data_slot.after(done as u32));
                     entries.push(MapEntry { address, crc: header.crcs[done] });
                     done += 1;
                 }
@@ -169,14 +169,14 @@ impl State {
         let left_bytes = bytes_max / 2;
         let part_bytes = left_bytes / TABLE_PART;
         self.table.evict(part_bytes, &|page| {
-            let place = (page.sequence, page.slot);
+            let place = (page.sequence, page.page);
             unwritten.is_none_or(|from| page.author != author.0 || place < from.table)
         });
         // While much of the table is dirty, the map has to live with little, but not with nothing.
         let map_bytes = left_bytes.saturating_sub(self.table.resident_bytes()).max(part_bytes);
         self.map.evict(map_bytes, &|entry| {
             let address = entry.address;
-            unwritten.is_none_or(|from| (address.segment(), address.slot()) < from.map)
+            unwritten.is_none_or(|from| (address.index(), address.unit()) < from.map)
         });
     }
 }

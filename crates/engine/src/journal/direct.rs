@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use marcot_format::{SegmentIndex, Slot};
 use marcot_store::{AlignedBytes, AsyncWrite, DiskFile};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -34,8 +35,8 @@ const SPARE_BYTES_MAX: usize = 12 << 20;
 pub(super) struct GroupInFlight {
     pub group: u64,
     /// Its segment's index in the table, and the slots of its header and data.
-    pub index: u32,
-    pub slots: Range<u32>,
+    pub index: SegmentIndex,
+    pub slots: Range<Slot>,
     /// Its segment, through the page cache.
     pub file: Arc<dyn DiskFile>,
     /// Memory that it takes, in bytes.
@@ -71,7 +72,7 @@ impl DirectWrites {
     }
 
     /// True where a group in flight lies in these slots of the segment with this index in the table.
-    pub(super) fn touch(&self, index: u32, slots: &Range<u32>) -> bool {
+    pub(super) fn touch(&self, index: SegmentIndex, slots: &Range<Slot>) -> bool {
         let meets = |g: &GroupInFlight| g.slots.start < slots.end && slots.start < g.slots.end;
         self.groups.iter().any(|g| !g.completed && g.index == index && meets(g))
     }

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use marcot_format::group::GroupHeader;
 use marcot_format::record::LogPosition;
 use marcot_format::segment::SegmentKind;
-use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS, crc32c};
+use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS, SegmentIndex, Slot, crc32c};
 use marcot_store::{AsyncWrite, DiskFile, Running, Workers};
 
 use crate::catalog::Identity;
@@ -73,7 +73,7 @@ struct Log {
     /// The same past the page cache, from the first stream on.
     direct: Option<Arc<dyn DiskFile>>,
     /// Its index in the segment table.
-    index: u32,
+    index: SegmentIndex,
     /// Slot where the next group starts.
     slot: u32,
     /// Written since the last sync.
@@ -90,9 +90,9 @@ struct Log {
 pub(crate) struct Placed {
     pub header: GroupHeader,
     /// Its segment's index in the table.
-    pub index: u32,
+    pub index: SegmentIndex,
     /// Slot of its first data block.
-    pub data_slot: u32,
+    pub data_slot: Slot,
 }
 
 /// The open segment, for those who decide about segments.
@@ -100,7 +100,7 @@ pub(crate) struct Placed {
 pub(crate) struct OpenSegment {
     pub name: SegmentName,
     /// Its index in the table.
-    pub index: u32,
+    pub index: SegmentIndex,
     /// Slot where the next group will start.
     pub slot: u32,
 }
@@ -166,7 +166,7 @@ impl Journal {
     /// Where the next group will start, while the journal is open.
     pub(crate) fn position(&self) -> Option<LogPosition> {
         let Log { name, slot, .. } = self.log.as_ref()?;
-        Some(LogPosition { segment: name.sequence, slot: *slot, group: self.group_next })
+        Some(LogPosition { sequence: name.sequence, slot: *slot, group: self.group_next })
     }
 
     /// Number of the next group.
@@ -340,7 +340,7 @@ impl Journal {
         let header = GroupHeader {
             author: self.image.id.0,
             epoch: log.epoch,
-            segment: log.name.sequence,
+            sequence: log.name.sequence,
             group: self.group_next,
             durable_below: match () {
                 () if fault::is(Fault::DurableTooFar) => self.group_next,
@@ -350,7 +350,7 @@ impl Journal {
             records: group.records,
             crcs,
         };
-        let data_slot = log.slot + header.header_blocks() as u32;
+        let data_slot = Slot(log.slot).after(header.header_blocks() as u32);
         let mut header_bytes = std::mem::take(&mut log.header);
         header.encode_into(&mut header_bytes);
         let mut parts: Vec<&[u8]> = Vec::with_capacity(group.parts.len() + 1);
@@ -458,6 +458,7 @@ impl Journal {
             return Ok(false);
         }
         let file = Arc::clone(&log.file);
+        let slots = Slot(slots.start)..Slot(slots.end);
         let group = GroupInFlight { group: number, index, slots, file, bytes, completed: false };
         self.direct.started(group);
         Ok(true)
@@ -507,7 +508,12 @@ impl Journal {
     }
 
     /// Waits until these slots of a segment can be read. `index`: that of the segment in the table.
-    pub(crate) fn await_slots(&mut self, index: u32, slots: &Range<u32>, in_flight: &mut InFlight) {
+    pub(crate) fn await_slots(
+        &mut self,
+        index: SegmentIndex,
+        slots: &Range<Slot>,
+        in_flight: &mut InFlight,
+    ) {
         if self.direct.touch(index, slots) {
             // Where that failed, checksums tell.
             let _ = self.finish(in_flight);

@@ -254,7 +254,7 @@ impl Pool {
                 continue;
             }
             let open = head.open_from.or(head.marks).unwrap_or_default();
-            let log = head.log.unwrap_or_default().segment;
+            let log = head.log.unwrap_or_default().sequence;
             let limit = SegmentMarks { data: open.data.min(log), ..open };
             limits.insert(image, (head.shared_below.unwrap_or_default(), limit));
             collected.heads.push(head);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry};
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry, SegmentIndex};
 
 use super::Source;
 use crate::error::{Error, ErrorKind, Result, fail};
@@ -19,7 +19,7 @@ pub(crate) const TABLE_BYTES_MAX: u64 = 4 << 20;
 #[derive(Default)]
 pub(crate) struct Counts {
     /// Slots or units, by table index.
-    pub live: BTreeMap<u32, u64>,
+    pub live: BTreeMap<SegmentIndex, u64>,
     /// Blocks mapped.
     pub mapped: u64,
     /// Pages that cannot be read, by first block: the level, and the error.
@@ -32,9 +32,9 @@ pub(crate) struct Counts {
 #[derive(Default)]
 pub(crate) struct Change {
     /// Slots or units that only the root before names, by table index.
-    gone: BTreeMap<u32, u64>,
+    gone: BTreeMap<SegmentIndex, u64>,
     /// Slots or units that only this root names, by table index.
-    added: BTreeMap<u32, u64>,
+    added: BTreeMap<SegmentIndex, u64>,
     mapped_gone: u64,
     mapped_added: u64,
     /// First blocks where the root before had unreadable or lost pages, and this root has something else.
@@ -64,8 +64,8 @@ impl Counts {
     }
 
     /// How many slots or units of a segment are named by both roots.
-    pub(crate) fn shared(&self, change: &Change, index: u32) -> u64 {
-        let of = |counts: &BTreeMap<u32, u64>| counts.get(&index).copied().unwrap_or(0);
+    pub(crate) fn shared(&self, change: &Change, index: SegmentIndex) -> u64 {
+        let of = |counts: &BTreeMap<SegmentIndex, u64>| counts.get(&index).copied().unwrap_or(0);
         of(&self.live).saturating_sub(of(&change.gone))
     }
 
@@ -126,7 +126,7 @@ impl Change {
     }
 
     /// Table indices whose counts differ.
-    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn indices(&self) -> impl Iterator<Item = SegmentIndex> + '_ {
         self.gone.keys().chain(self.added.keys()).copied()
     }
 }
@@ -222,6 +222,6 @@ impl Walk<'_, '_> {
     }
 }
 
-fn count(counts: &mut BTreeMap<u32, u64>, entry: MapEntry, slots: u32) {
-    *counts.entry({ entry.address }.segment()).or_default() += u64::from(slots);
+fn count(counts: &mut BTreeMap<SegmentIndex, u64>, entry: MapEntry, slots: u32) {
+    *counts.entry({ entry.address }.index()).or_default() += u64::from(slots);
 }

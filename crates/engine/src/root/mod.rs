@@ -13,6 +13,7 @@ use marcot_format::record::RootRecord;
 
 use crate::error::{ErrorKind, Result};
 use crate::map::Link;
+use marcot_format::SegmentIndex;
 
 pub(crate) use count::{Change, Counts, TABLE_BYTES_MAX, blocks_below};
 pub(crate) use lineage::{AncestorPlaces, OwnedRoot, RootOf};
@@ -31,7 +32,10 @@ pub(crate) fn damaged_pages(top: &Link, source: &mut Source<'_>) -> Vec<(u32, u6
 }
 
 /// The true counts of a map, for repair: slots by table index, and blocks mapped.
-pub(crate) fn count_all(top: &Link, source: &mut Source<'_>) -> Result<(BTreeMap<u32, u64>, u64)> {
+pub(crate) fn count_all(
+    top: &Link,
+    source: &mut Source<'_>,
+) -> Result<(BTreeMap<SegmentIndex, u64>, u64)> {
     let (counts, _) = Counts::of(top, source);
     match counts.unreadable.into_values().next() {
         Some((_, error)) => Err(error),

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::page::{PAGE_READ_BYTES, decode_page};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry};
@@ -41,16 +40,16 @@ impl Source<'_> {
         if address.is_lost() {
             return fail(ErrorKind::Corrupt, "lost with a damaged map page");
         }
-        let name = self.table.name(address.segment(), &self.files)?;
+        let name = self.table.name(address.index(), &self.files)?;
         if name.kind != SegmentKind::Map {
             return fail(ErrorKind::Corrupt, "a map page should lie in a map segment");
         }
         let file = self.files.get(name)?;
         let mut bytes = vec![0; PAGE_READ_BYTES];
-        let offset = u64::from(address.slot()) * MAP_UNIT_BYTES;
+        let offset = address.unit().offset_bytes();
         let n = file.read_at(offset, &mut bytes).at(|| format!("cannot read segment {name}"))?;
         let what =
-            || format!("the map page at unit {} of segment {name} is damaged", address.slot());
+            || format!("the map page at unit {} of segment {name} is damaged", address.unit().0);
         self.damaged = true;
         let (page, crc) = decode_page(&bytes[..n]).map_err(|e| Error::from_format(what(), e))?;
         if crc != entry.crc || u32::from(page.level) != level || page.base != base {
@@ -73,11 +72,11 @@ impl PageSource for Source<'_> {
     }
 
     fn touch(&mut self, address: BlockAddress) -> Result<()> {
-        self.table.get(address.segment(), &self.files).map(drop)
+        self.table.get(address.index(), &self.files).map(drop)
     }
 
     fn release(&mut self, address: BlockAddress, slots: u32) -> Result<()> {
-        match self.table.count(address.segment(), -i64::from(slots), 0, &self.files) {
+        match self.table.count(address.index(), -i64::from(slots), 0, &self.files) {
             Err(error) if self.lenient && error.kind() == ErrorKind::Corrupt => {
                 tracing::warn!(%error, "space is not counted as free; 'check --repair' finds it");
                 Ok(())
@@ -103,9 +102,9 @@ impl SideOps for Source<'_> {
 
     fn place(&mut self, entry: MapEntry) -> Result<(u64, u64, u32)> {
         let address = entry.address;
-        let name = self.table.name(address.segment(), &self.files)?;
+        let name = self.table.name(address.index(), &self.files)?;
         let series = u64::from(name.sequence) << 8 | name.kind as u64;
         // The pool is left out: a copy that a flatten made has the same name and slots as its original.
-        Ok((name.author.0, series, address.slot()))
+        Ok((name.author.0, series, address.slot().0))
     }
 }

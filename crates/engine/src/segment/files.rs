@@ -314,7 +314,7 @@ impl Files {
             let n = file.read_at(SEGMENT_HEADER_BYTES as u64, &mut bytes).at(context)?;
             let group =
                 GroupHeader::decode(&bytes[..n]).map_err(|e| Error::from_format(context(), e))?;
-            if (group.author, group.segment) != (name.author.0, name.sequence) {
+            if (group.author, group.sequence) != (name.author.0, name.sequence) {
                 return fail(ErrorKind::Corrupt, format!("{}: its group is another's", context()));
             }
             epoch = group.epoch;

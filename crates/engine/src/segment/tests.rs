@@ -313,10 +313,10 @@ fn the_header_of_a_data_segment_is_made_from_its_first_group() {
     fixture.write(name, 24, &[9]);
     let lost = fixture.files().restore_header(name).unwrap_err();
     assert!(lost.to_string().contains("cannot restore the header"), "{lost}");
-    let group = |author: u64, segment: u32| GroupHeader {
+    let group = |author: u64, sequence: u32| GroupHeader {
         author,
         epoch: 77,
-        segment,
+        sequence,
         group: 1,
         durable_below: 1,
         records: vec![Record { kind: RecordKind::Discard, block: 1, count: 1 }],

@@ -19,7 +19,7 @@ use marcot_format::table::{
     PagePointer, SegmentEntry, TABLE_FANOUT, TABLE_LEVELS_MAX, TABLE_PAGE_BYTES, TablePage,
     decode_table,
 };
-use marcot_format::{ImageId, PoolId};
+use marcot_format::{ImageId, PoolId, SegmentIndex};
 
 pub(crate) use places::{Guide, Place, Whereabouts};
 pub(crate) use store::TableSink;
@@ -120,8 +120,8 @@ impl SegmentTable {
             return Ok(table);
         };
         let pool = u16::try_from(top.pool).unwrap_or(u16::MAX);
-        let TablePointer { author, sequence, slot, crc, .. } = top;
-        let mut pointers = vec![Some(PagePointer { author, sequence, pool, slot, crc })];
+        let TablePointer { author, sequence, page, crc, .. } = top;
+        let mut pointers = vec![Some(PagePointer { author, sequence, pool, page, crc })];
         for level in (1..levels).rev() {
             let uppers = pointers.iter().map(|p| Upper { stored: *p, dirty: false }).collect();
             table.upper.insert(0, uppers);
@@ -213,10 +213,10 @@ impl SegmentTable {
         let name = self.name_of_page(pointer)?;
         let file = files.get(name)?;
         let mut bytes = vec![0; TABLE_PAGE_BYTES];
-        let offset = u64::from(pointer.slot) * TABLE_PAGE_BYTES as u64;
+        let offset = u64::from(pointer.page) * TABLE_PAGE_BYTES as u64;
         let n = file.read_at(offset, &mut bytes).at(|| format!("cannot read segment {name}"))?;
         let base = number * (TABLE_FANOUT as u64).pow(level + 1);
-        let damaged = || format!("page {} of table segment {name} is damaged", pointer.slot);
+        let damaged = || format!("page {} of table segment {name} is damaged", pointer.page);
         let (page, crc) = decode_table(&bytes[..n], level as u8, base)
             .map_err(|e| Error::from_format(damaged(), e))?;
         if crc != pointer.crc {
@@ -292,9 +292,9 @@ impl SegmentTable {
     }
 
     /// Fails for an index beyond the table, so that a hostile index cannot make the table grow.
-    fn check_index(&self, index: u32) -> Result<()> {
-        if index as usize / TABLE_FANOUT >= self.leaves.len() {
-            let message = format!("the map names segment index {index}, which the table lacks");
+    fn check_index(&self, index: SegmentIndex) -> Result<()> {
+        if index.0 as usize / TABLE_FANOUT >= self.leaves.len() {
+            let message = format!("the map names segment index {}, which the table lacks", index.0);
             return fail(ErrorKind::Corrupt, message);
         }
         Ok(())
@@ -304,11 +304,11 @@ impl SegmentTable {
     ///
     /// # Errors
     /// `Corrupt` where the index is not in use, or the page is damaged.
-    pub(crate) fn get(&mut self, index: u32, files: &Files) -> Result<SegmentEntry> {
+    pub(crate) fn get(&mut self, index: SegmentIndex, files: &Files) -> Result<SegmentEntry> {
         self.check_index(index)?;
-        let entries = self.entries(index as usize / TABLE_FANOUT, files)?;
-        entries[index as usize % TABLE_FANOUT].ok_or_else(|| {
-            let message = format!("the map names segment index {index}, which the table lacks");
+        let entries = self.entries(index.0 as usize / TABLE_FANOUT, files)?;
+        entries[index.0 as usize % TABLE_FANOUT].ok_or_else(|| {
+            let message = format!("the map names segment index {}, which the table lacks", index.0);
             Error::new(ErrorKind::Corrupt, message)
         })
     }
@@ -317,7 +317,7 @@ impl SegmentTable {
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub(crate) fn name(&mut self, index: u32, files: &Files) -> Result<SegmentName> {
+    pub(crate) fn name(&mut self, index: SegmentIndex, files: &Files) -> Result<SegmentName> {
         let entry = self.get(index, files)?;
         let name = self.name_of(&entry)?;
         let author = Some((name.pool, name.author));
@@ -348,7 +348,7 @@ impl SegmentTable {
     }
 
     /// The pool that the root records for a segment, even where the segment is read elsewhere now.
-    pub(crate) fn recorded_pool(&mut self, index: u32, files: &Files) -> Result<PoolId> {
+    pub(crate) fn recorded_pool(&mut self, index: SegmentIndex, files: &Files) -> Result<PoolId> {
         let position = self.get(index, files)?.pool;
         self.recorded_pool_at(position)
     }
@@ -382,9 +382,9 @@ impl SegmentTable {
     }
 
     /// Adds a segment and returns its index.
-    pub(crate) fn add(&mut self, name: SegmentName, files: &Files) -> Result<u32> {
-        let index = self.next;
-        if index == u32::MAX {
+    pub(crate) fn add(&mut self, name: SegmentName, files: &Files) -> Result<SegmentIndex> {
+        let index = SegmentIndex(self.next);
+        if self.next == u32::MAX {
             return fail(ErrorKind::NoSpace, "the segment table of the image is full");
         }
         let entry = SegmentEntry {
@@ -395,20 +395,26 @@ impl SegmentTable {
             live: 0,
             used: 0,
         };
-        let number = index as usize / TABLE_FANOUT;
-        self.entries(number, files)?[index as usize % TABLE_FANOUT] = Some(entry);
+        let number = index.0 as usize / TABLE_FANOUT;
+        self.entries(number, files)?[index.0 as usize % TABLE_FANOUT] = Some(entry);
         self.leaves[number].dirty = true;
         self.next += 1;
         Ok(index)
     }
 
     /// Changes the counts of the segment at an index.
-    pub(crate) fn count(&mut self, index: u32, live: i64, used: u32, files: &Files) -> Result<()> {
+    pub(crate) fn count(
+        &mut self,
+        index: SegmentIndex,
+        live: i64,
+        used: u32,
+        files: &Files,
+    ) -> Result<()> {
         self.check_index(index)?;
-        let number = index as usize / TABLE_FANOUT;
-        let slot = &mut self.entries(number, files)?[index as usize % TABLE_FANOUT];
+        let number = index.0 as usize / TABLE_FANOUT;
+        let slot = &mut self.entries(number, files)?[index.0 as usize % TABLE_FANOUT];
         let Some(entry) = slot else {
-            let message = format!("the map names segment index {index}, which the table lacks");
+            let message = format!("the map names segment index {}, which the table lacks", index.0);
             return fail(ErrorKind::Corrupt, message);
         };
         // Wrong counts of a damaged table must not stop the owner. `check` finds them.
@@ -422,7 +428,7 @@ impl SegmentTable {
     pub(crate) fn for_each(
         &mut self,
         files: &Files,
-        mut show: impl FnMut(u32, SegmentEntry, SegmentName) -> Result<()>,
+        mut show: impl FnMut(SegmentIndex, SegmentEntry, SegmentName) -> Result<()>,
     ) -> Result<()> {
         (0..self.leaves.len()).try_for_each(|number| self.for_each_of(number, files, &mut show))
     }
@@ -432,7 +438,7 @@ impl SegmentTable {
         &mut self,
         number: usize,
         files: &Files,
-        mut show: impl FnMut(u32, SegmentEntry, SegmentName) -> Result<()>,
+        mut show: impl FnMut(SegmentIndex, SegmentEntry, SegmentName) -> Result<()>,
     ) -> Result<()> {
         let Some(leaf) = self.leaves.get(number) else { return Ok(()) };
         let loaded = leaf.entries.is_some();
@@ -444,7 +450,7 @@ impl SegmentTable {
         for (i, entry) in entries.iter().enumerate() {
             if let Some(entry) = entry {
                 let name = self.name_of(entry)?;
-                show((number * TABLE_FANOUT + i) as u32, *entry, name)?;
+                show(SegmentIndex((number * TABLE_FANOUT + i) as u32), *entry, name)?;
             }
         }
         Ok(())
@@ -494,7 +500,7 @@ impl SegmentTable {
 
     /// Makes the next [`Self::drop_dead`] look at an entry that was kept, if the root names nothing of
     /// its segment.
-    pub(crate) fn look_again(&mut self, index: u32, files: &Files) -> Result<()> {
+    pub(crate) fn look_again(&mut self, index: SegmentIndex, files: &Files) -> Result<()> {
         match self.get(index, files)?.live {
             0 => self.count(index, 0, 0, files),
             _ => Ok(()),
@@ -513,7 +519,7 @@ impl SegmentTable {
     pub(crate) fn pages(&self) -> Result<Vec<(SegmentName, u32, u32)>> {
         let leaves = self.leaves.iter().filter_map(|l| l.stored);
         let upper = self.upper.iter().flatten().filter_map(|u| u.stored);
-        leaves.chain(upper).map(|p| Ok((self.name_of_page(p)?, p.slot, p.crc))).collect()
+        leaves.chain(upper).map(|p| Ok((self.name_of_page(p)?, p.page, p.crc))).collect()
     }
 
     /// As [`Self::pages`], without the pages that the root records in the pool `own`.
@@ -523,7 +529,7 @@ impl SegmentTable {
         let mut found = Vec::new();
         for pointer in leaves.chain(upper) {
             if self.recorded_pool_at(pointer.pool)? != own {
-                found.push((self.name_of_page(pointer)?, pointer.slot, pointer.crc));
+                found.push((self.name_of_page(pointer)?, pointer.page, pointer.crc));
             }
         }
         Ok(found)
@@ -543,8 +549,8 @@ impl SegmentTable {
     }
 
     /// Index that the next segment will get.
-    pub(crate) fn next_index(&self) -> u32 {
-        self.next
+    pub(crate) fn next_index(&self) -> SegmentIndex {
+        SegmentIndex(self.next)
     }
 
     /// Memory of loaded pages of the lowest level, in bytes.

@@ -54,7 +54,7 @@ impl SegmentTable {
             author: p.author,
             sequence: p.sequence,
             pool: u32::from(p.pool),
-            slot: p.slot,
+            page: p.page,
             crc: p.crc,
         });
         root.table_levels = if top.is_some() { self.upper.len() as u32 + 1 } else { 0 };

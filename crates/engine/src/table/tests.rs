@@ -74,8 +74,8 @@ impl Fixture {
         let mut table = SegmentTable::new();
         for sequence in 1..=segments {
             let index = table.add(self.name(sequence), self.files()).unwrap();
-            assert_eq!(index, sequence);
-            table.count(index, i64::from(index), 2 * index, self.files()).unwrap();
+            assert_eq!(index, SegmentIndex(sequence));
+            table.count(index, i64::from(sequence), 2 * sequence, self.files()).unwrap();
         }
         table
     }
@@ -115,14 +115,14 @@ impl TableSink for Fixture {
         let slot = self.next_slot;
         self.next_slot += 1;
         self.file.write_at(u64::from(slot) * 4096, &[&bytes]).unwrap();
-        Ok(PagePointer { author: self.author.0, sequence: 1, pool: 0, slot, crc })
+        Ok(PagePointer { author: self.author.0, sequence: 1, pool: 0, page: slot, crc })
     }
 }
 
 fn root_of(top: PagePointer, levels: u32, next: u32, pool: PoolId) -> RootRecord {
-    let PagePointer { author, sequence, slot, crc, .. } = top;
+    let PagePointer { author, sequence, page, crc, .. } = top;
     RootRecord {
-        table: Some(TablePointer { author, sequence, pool: 0, slot, crc }),
+        table: Some(TablePointer { author, sequence, pool: 0, page, crc }),
         table_levels: levels,
         segment_next: next,
         pools: vec![pool.0],
@@ -136,8 +136,8 @@ fn all(table: &mut SegmentTable, files: &Files) -> Vec<(u32, u32, u32)> {
     table
         .for_each(files, |index, entry, name| {
             assert_eq!((entry.sequence, entry.kind), (name.sequence, SegmentKind::Data));
-            assert_eq!(entry.sequence, index);
-            found.push((index, entry.live, entry.used));
+            assert_eq!(entry.sequence, index.0);
+            found.push((index.0, entry.live, entry.used));
             Ok(())
         })
         .unwrap();
@@ -153,7 +153,7 @@ fn tables_of_every_height_are_stored_and_opened_again() {
     for segments in [0, 1, FANOUT - 2, FANOUT - 1, FANOUT, FANOUT * FANOUT - 1, MANY] {
         let mut fixture = Fixture::new();
         let mut table = fixture.table(segments);
-        assert_eq!(table.next_index(), segments + 1);
+        assert_eq!(table.next_index(), SegmentIndex(segments + 1));
         let root = fixture.store(&mut table);
         let leaves = if segments == 0 { 0 } else { segments as usize / TABLE_FANOUT + 1 };
         let levels = match leaves {
@@ -173,24 +173,24 @@ fn tables_of_every_height_are_stored_and_opened_again() {
         let again = fixture.store(&mut table);
         assert_eq!((fixture.placed.len(), &again), (0, &root));
         let mut opened = fixture.open(&root).unwrap();
-        assert_eq!((opened.page_count(), opened.next_index()), (pages, segments + 1));
+        assert_eq!((opened.page_count(), opened.next_index()), (pages, SegmentIndex(segments + 1)));
         assert_eq!(opened.pages().unwrap().len(), pages);
         assert_eq!(opened.resident_bytes(), 0);
         assert_eq!(all(&mut opened, fixture.files()), expected(segments));
         assert_eq!(opened.resident_bytes(), 0, "a walk leaves nothing loaded");
         for index in [1, FANOUT - 1, FANOUT, segments] {
-            let found = opened.get(index, fixture.files());
+            let found = opened.get(SegmentIndex(index), fixture.files());
             assert_eq!(found.is_ok(), (1..=segments).contains(&index), "{index} of {segments}");
             if let Ok(entry) = found {
                 assert_eq!((entry.sequence, entry.live, entry.used), (index, index, 2 * index));
-                let name = opened.name(index, fixture.files()).unwrap();
+                let name = opened.name(SegmentIndex(index), fixture.files()).unwrap();
                 assert_eq!(name, fixture.name(index));
             }
         }
         for index in [0, segments + 1, segments + FANOUT, u32::MAX] {
-            let missing = opened.get(index, fixture.files()).unwrap_err();
+            let missing = opened.get(SegmentIndex(index), fixture.files()).unwrap_err();
             assert_eq!(missing.kind(), ErrorKind::Corrupt);
-            let counted = opened.count(index, 1, 1, fixture.files()).unwrap_err();
+            let counted = opened.count(SegmentIndex(index), 1, 1, fixture.files()).unwrap_err();
             assert!(counted.to_string().contains("which the table lacks"), "{counted}");
         }
     }
@@ -201,12 +201,12 @@ fn only_pages_on_the_way_to_a_change_are_written() {
     let mut fixture = Fixture::new();
     let mut table = fixture.table(MANY);
     fixture.store(&mut table);
-    table.count(FANOUT * FANOUT + 1, 1, 0, fixture.files()).unwrap();
+    table.count(SegmentIndex(FANOUT * FANOUT + 1), 1, 0, fixture.files()).unwrap();
     let root = fixture.store(&mut table);
     let wide = u64::from(FANOUT * FANOUT);
     assert_eq!(fixture.placed, [(0, wide), (1, wide), (2, 0)]);
     let mut opened = fixture.open(&root).unwrap();
-    opened.count(5, 1, 0, fixture.files()).unwrap();
+    opened.count(SegmentIndex(5), 1, 0, fixture.files()).unwrap();
     let root = fixture.store(&mut opened);
     assert_eq!(fixture.placed, [(0, 0), (1, 0), (2, 0)]);
     let mut wanted = expected(MANY);
@@ -227,9 +227,10 @@ fn a_table_grows_level_by_level_over_many_checkpoints() {
     let mut table = SegmentTable::new();
     let mut root = RootRecord::default();
     for upto in [1, FANOUT - 1, FANOUT, 3 * FANOUT, FANOUT * FANOUT, MANY] {
-        while table.next_index() <= upto {
-            let index = table.add(fixture.name(table.next_index()), fixture.files()).unwrap();
-            table.count(index, i64::from(index), 2 * index, fixture.files()).unwrap();
+        while table.next_index().0 <= upto {
+            let sequence = table.next_index().0;
+            let index = table.add(fixture.name(sequence), fixture.files()).unwrap();
+            table.count(index, i64::from(sequence), 2 * sequence, fixture.files()).unwrap();
         }
         root = fixture.store(&mut table);
         table = fixture.open(&root).unwrap();
@@ -256,7 +257,7 @@ fn clean_pages_leave_memory_until_the_limit_is_kept() {
     table.evict(4 * LEAF_BYTES + 1, &|_| true);
     assert_eq!(table.resident_bytes(), 4 * LEAF_BYTES);
     // Eviction goes round: the page it looked at last, which was loaded again since, stays.
-    table.get(7 * FANOUT, fixture.files()).unwrap();
+    table.get(SegmentIndex(7 * FANOUT), fixture.files()).unwrap();
     assert_eq!(table.resident_bytes(), 5 * LEAF_BYTES);
     let asked = Cell::new(0);
     table.evict(4 * LEAF_BYTES, &|_| {
@@ -264,7 +265,7 @@ fn clean_pages_leave_memory_until_the_limit_is_kept() {
         true
     });
     assert_eq!((table.resident_bytes(), asked.get()), (4 * LEAF_BYTES, 1));
-    table.count(1, 1, 0, fixture.files()).unwrap();
+    table.count(SegmentIndex(1), 1, 0, fixture.files()).unwrap();
     table.evict(0, &|_| true);
     assert_eq!(table.resident_bytes(), LEAF_BYTES, "what was changed stays");
     fixture.store(&mut table);
@@ -281,16 +282,16 @@ fn counts_stop_at_their_ends() {
     let fixture = Fixture::new();
     let mut table = fixture.table(1);
     let counts = |table: &mut SegmentTable| {
-        let entry = table.get(1, fixture.files()).unwrap();
+        let entry = table.get(SegmentIndex(1), fixture.files()).unwrap();
         (entry.live, entry.used)
     };
-    table.count(1, 4, 5, fixture.files()).unwrap();
+    table.count(SegmentIndex(1), 4, 5, fixture.files()).unwrap();
     assert_eq!(counts(&mut table), (5, 7));
-    table.count(1, -2, u32::MAX, fixture.files()).unwrap();
+    table.count(SegmentIndex(1), -2, u32::MAX, fixture.files()).unwrap();
     assert_eq!(counts(&mut table), (3, u32::MAX));
-    table.count(1, -4, 0, fixture.files()).unwrap();
+    table.count(SegmentIndex(1), -4, 0, fixture.files()).unwrap();
     assert_eq!(counts(&mut table), (0, u32::MAX));
-    table.count(1, i64::from(u32::MAX) + 9, 0, fixture.files()).unwrap();
+    table.count(SegmentIndex(1), i64::from(u32::MAX) + 9, 0, fixture.files()).unwrap();
     assert_eq!(counts(&mut table), (u32::MAX, u32::MAX));
 }
 
@@ -299,7 +300,7 @@ fn what_is_named_no_more_is_dropped_unless_it_is_kept() {
     let mut fixture = Fixture::new();
     let mut table = fixture.table(2 * FANOUT);
     for index in [3, FANOUT + 1, FANOUT + 2] {
-        table.count(index, -i64::from(index), 0, fixture.files()).unwrap();
+        table.count(SegmentIndex(index), -i64::from(index), 0, fixture.files()).unwrap();
     }
     let is = |sequence: u32| move |name: &SegmentName| name.sequence == sequence;
     assert!(table.has_dead(is(3)) && table.has_dead(is(FANOUT + 2)));
@@ -307,23 +308,26 @@ fn what_is_named_no_more_is_dropped_unless_it_is_kept() {
     let dropped = table.drop_dead(is(FANOUT + 1)).unwrap();
     assert_eq!(dropped, [fixture.name(3), fixture.name(FANOUT + 2)]);
     for index in [3, FANOUT + 2] {
-        assert!(table.get(index, fixture.files()).is_err());
+        assert!(table.get(SegmentIndex(index), fixture.files()).is_err());
     }
-    assert_eq!(table.get(FANOUT + 1, fixture.files()).unwrap().live, 0);
+    assert_eq!(table.get(SegmentIndex(FANOUT + 1), fixture.files()).unwrap().live, 0);
     assert_eq!(table.drop_dead(|_| true).unwrap(), []);
     assert!(table.has_dead(|_| true));
     fixture.store(&mut table);
     // The dead entry was kept, and its page has not changed since.
     assert!(!table.has_dead(|_| true));
     assert_eq!(table.drop_dead(|_| false).unwrap(), []);
-    table.look_again(5, fixture.files()).unwrap();
+    table.look_again(SegmentIndex(5), fixture.files()).unwrap();
     assert_eq!(fixture.store(&mut table).segment_next, 2 * FANOUT + 1);
     assert_eq!(fixture.placed, [], "a segment that is named needs no look");
-    table.look_again(FANOUT + 1, fixture.files()).unwrap();
+    table.look_again(SegmentIndex(FANOUT + 1), fixture.files()).unwrap();
     assert_eq!(table.drop_dead(|_| false).unwrap(), [fixture.name(FANOUT + 1)]);
-    assert!(table.look_again(3, fixture.files()).is_err());
+    assert!(table.look_again(SegmentIndex(3), fixture.files()).is_err());
     // An index is never used twice.
-    assert_eq!(table.add(fixture.name(900), fixture.files()).unwrap(), 2 * FANOUT + 1);
+    assert_eq!(
+        table.add(fixture.name(900), fixture.files()).unwrap(),
+        SegmentIndex(2 * FANOUT + 1)
+    );
     table.next = u32::MAX;
     let full = table.add(fixture.name(901), fixture.files()).unwrap_err();
     assert_eq!(full.kind(), ErrorKind::NoSpace);
@@ -376,12 +380,12 @@ fn a_segment_is_in_the_pool_that_the_root_records() {
     let mut table = fixture.open(&root).unwrap();
     assert!(table.authors().contains(&(here, fixture.author)), "of the table's own pages");
     assert_eq!(table.authors().len(), 1);
-    assert_eq!(table.name(1, fixture.files()).unwrap(), own);
-    assert_eq!(table.name(2, fixture.files()).unwrap(), other);
+    assert_eq!(table.name(SegmentIndex(1), fixture.files()).unwrap(), own);
+    assert_eq!(table.name(SegmentIndex(2), fixture.files()).unwrap(), other);
     assert_eq!(table.authors().into_iter().collect::<Vec<_>>().len(), 2);
     assert!(table.authors().contains(&(ELSEWHERE, ImageId(5))));
     let pools: Vec<PoolId> =
-        (1..=3).map(|i| table.recorded_pool(i, fixture.files()).unwrap()).collect();
+        (1..=3).map(|i| table.recorded_pool(SegmentIndex(i), fixture.files()).unwrap()).collect();
     assert_eq!(pools, [here, ELSEWHERE, here]);
     assert_eq!(table.recorded_pool_at(2).unwrap_err().kind(), ErrorKind::Corrupt);
     // The table's own pages lie in this pool.
@@ -391,8 +395,8 @@ fn a_segment_is_in_the_pool_that_the_root_records() {
     assert_eq!(table.pages_elsewhere(ELSEWHERE).unwrap(), table.pages().unwrap());
     let table_segment = SegmentName { kind: SegmentKind::Table, ..own };
     assert_eq!(table.page_segments().unwrap(), [table_segment]);
-    let TablePointer { slot, crc, .. } = root.table.unwrap();
-    assert_eq!(table.pages().unwrap(), [(table_segment, slot, crc)]);
+    let TablePointer { page, crc, .. } = root.table.unwrap();
+    assert_eq!(table.pages().unwrap(), [(table_segment, page, crc)]);
 }
 
 #[test]
@@ -408,8 +412,8 @@ fn moved_data_is_read_at_its_new_place_and_recorded_at_its_old_one() {
     assert!(table.follow());
     assert!(!table.follow(), "it was looked there already");
     let moved = SegmentName { pool: now.pool, copies: now.copies, ..other };
-    assert_eq!(table.name(2, fixture.files()).unwrap(), moved);
-    assert_eq!(table.name(1, fixture.files()).unwrap(), own);
+    assert_eq!(table.name(SegmentIndex(2), fixture.files()).unwrap(), moved);
+    assert_eq!(table.name(SegmentIndex(1), fixture.files()).unwrap(), own);
     assert_eq!(table.recorded_pools(), [here, ELSEWHERE]);
     assert_eq!(fixture.store(&mut table).pools, [here.0, ELSEWHERE.0]);
     // A flatten of the image itself has copied the data, so the new place is recorded.
@@ -434,7 +438,7 @@ fn a_page_that_was_moved_is_found_where_the_guide_says() {
     let mut opened = SegmentTable::open(&root, here, fixture.files(), guide).unwrap();
     assert_eq!(all(&mut opened, fixture.files()), expected(3));
     let mut lost = fixture.open(&root).unwrap();
-    assert_eq!(lost.get(1, fixture.files()).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(lost.get(SegmentIndex(1), fixture.files()).unwrap_err().kind(), ErrorKind::Io);
 }
 
 #[test]
@@ -460,7 +464,7 @@ fn an_impossible_table_is_refused() {
     fixture.is_refused(&with(&|root| root.table_levels = 0), "lacks its segment table");
     for next in [0, 1, FANOUT - 1] {
         let empty = RootRecord { segment_next: next, ..RootRecord::default() };
-        assert_eq!(fixture.open(&empty).unwrap().next_index(), next.max(1));
+        assert_eq!(fixture.open(&empty).unwrap().next_index(), SegmentIndex(next.max(1)));
     }
     // A page of the wrong level, at the wrong base, or with another checksum than its pointer says.
     fixture.is_refused(&with(&|root| root.table_levels = 3), "is damaged");
@@ -468,7 +472,7 @@ fn an_impossible_table_is_refused() {
         root.table_levels = 1;
         root.segment_next = 1;
     }));
-    let lower = lower.as_mut().unwrap().get(1, fixture.files()).unwrap_err();
+    let lower = lower.as_mut().unwrap().get(SegmentIndex(1), fixture.files()).unwrap_err();
     assert!(lower.to_string().contains("is damaged"), "{lower}");
     let damage = |root: &mut RootRecord| root.table.as_mut().unwrap().crc ^= 1;
     fixture.is_refused(&with(&damage), "is damaged");
@@ -500,7 +504,7 @@ fn a_table_that_consists_of_gaps_is_refused() {
     let author = fixture.author.0;
     // The top page has only its last entry. The entries that it lacks stand for 125 pages of the level
     // below, 15,750 of the next level, and so on.
-    let below = PagePointer { author, sequence: 1, pool: 0, slot: 2, crc: 0 };
+    let below = PagePointer { author, sequence: 1, pool: 0, page: 2, crc: 0 };
     let mut pointers = vec![None; TABLE_FANOUT];
     pointers[TABLE_FANOUT - 1] = Some(below);
     let top = fixture.write_pointers(4, &pointers);

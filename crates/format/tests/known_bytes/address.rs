@@ -1,6 +1,6 @@
 //! Addresses (section 6).
 
-use marcot_format::{BlockAddress, MapEntry};
+use marcot_format::{BlockAddress, MapEntry, MapUnit, SegmentIndex, Slot};
 
 /// Segment 0x01020304, slot 0x050607.
 const ADDRESS: u64 = 0x0105_0607_0102_0304;
@@ -9,20 +9,31 @@ const LOST: u64 = 0x0100_0001_0000_0000;
 
 #[test]
 fn an_address_is_packed_as_the_document_says() {
-    assert_eq!(BlockAddress::new(0x0102_0304, 0x05_0607), BlockAddress(ADDRESS));
-    assert_eq!(BlockAddress::new(u32::MAX, 0xFF_FFFF), BlockAddress(0x01FF_FFFF_FFFF_FFFF));
-    assert_eq!(BlockAddress::new(1, 0), BlockAddress(0x0100_0000_0000_0001));
-    assert_eq!(BlockAddress(ADDRESS).segment(), 0x0102_0304);
-    assert_eq!(BlockAddress(ADDRESS).slot(), 0x05_0607);
-    assert_eq!(BlockAddress(0x01FF_FFFF_FFFF_FFFF).segment(), u32::MAX);
-    assert_eq!(BlockAddress(0x01FF_FFFF_FFFF_FFFF).slot(), 0xFF_FFFF);
+    let block = |index, slot| BlockAddress::of_block(SegmentIndex(index), Slot(slot));
+    assert_eq!(block(0x0102_0304, 0x05_0607), BlockAddress(ADDRESS));
+    assert_eq!(block(u32::MAX, 0xFF_FFFF), BlockAddress(0x01FF_FFFF_FFFF_FFFF));
+    assert_eq!(block(1, 0), BlockAddress(0x0100_0000_0000_0001));
+    let page = BlockAddress::of_page(SegmentIndex(0x0102_0304), MapUnit(0x05_0607));
+    assert_eq!(page, BlockAddress(ADDRESS));
+    assert_eq!(page.index(), SegmentIndex(0x0102_0304));
+    assert_eq!((page.slot(), page.unit()), (Slot(0x05_0607), MapUnit(0x05_0607)));
+    let last = BlockAddress(0x01FF_FFFF_FFFF_FFFF);
+    assert_eq!((last.index(), last.slot()), (SegmentIndex(u32::MAX), Slot(0xFF_FFFF)));
+}
+
+#[test]
+fn slots_count_blocks_and_units_count_512_bytes() {
+    assert_eq!((Slot(3).offset_bytes(), MapUnit(3).offset_bytes()), (12288, 1536));
+    assert_eq!((Slot(3).after(2), MapUnit::at(1536)), (Slot(5), MapUnit(3)));
+    // The last slot of a field of 24 bits lies beyond 4 GiB.
+    assert_eq!(Slot(0xFF_FFFF).offset_bytes(), 0xFF_FFFF_000);
 }
 
 #[test]
 fn a_reader_ignores_flags() {
     for flags in 0..=255 {
         let address = BlockAddress(ADDRESS & u64::MAX >> 8 | flags << 56);
-        assert_eq!((address.segment(), address.slot()), (0x0102_0304, 0x05_0607));
+        assert_eq!((address.index(), address.slot()), (SegmentIndex(0x0102_0304), Slot(0x05_0607)));
         assert!(!address.is_hole() && !address.is_lost(), "flags {flags:#x}");
     }
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::group::GroupHeader;
 use marcot_format::page::{decode_page, encode_page};
@@ -50,7 +49,7 @@ fn segment(name: &str) -> Vec<u8> {
 
 fn table(root: &RootRecord) -> Vec<Option<SegmentEntry>> {
     let top = root.table.unwrap();
-    assert_eq!((top.author, top.sequence, top.slot), (IMAGE, 1, 1));
+    assert_eq!((top.author, top.sequence, top.page), (IMAGE, 1, 1));
     assert_eq!((root.pools[top.pool as usize], root.table_levels), (POOL, 1));
     match decode_table(&segment("t00000001")[BLOCK..], 0, 0).unwrap() {
         (TablePage::Segments(entries), crc) => {
@@ -86,16 +85,16 @@ fn block_1_is_found_as_the_document_says() {
     assert_eq!(entries[..4], in_use);
     for (level, way) in (0..4).rev().zip(WAY.windows(2)) {
         let address = BlockAddress(way[0].0);
-        assert_eq!(entries[address.segment() as usize].unwrap().kind, SegmentKind::Map);
-        let at = u64::from(address.slot()) * MAP_UNIT_BYTES;
+        assert_eq!(entries[address.index().0 as usize].unwrap().kind, SegmentKind::Map);
+        let at = address.unit().offset_bytes();
         let (page, crc) = decode_page(&map[at as usize..]).unwrap();
         assert_eq!((page.level, page.base, crc), (level, 0, way[0].1));
         let next = page.entries[usize::from(level == 0)];
         assert_eq!(({ next.address }.0, { next.crc }), way[1]);
     }
     let address = BlockAddress(WAY[4].0);
-    assert_eq!(entries[address.segment() as usize].unwrap().kind, SegmentKind::Data);
-    let block = &data[address.slot() as usize * BLOCK..][..BLOCK];
+    assert_eq!(entries[address.index().0 as usize].unwrap().kind, SegmentKind::Data);
+    let block = &data[address.slot().0 as usize * BLOCK..][..BLOCK];
     assert_eq!(&block[..15], b"hello, block 1\n");
     assert_eq!(crc32c(block), WAY[4].1);
 }
@@ -104,13 +103,13 @@ fn block_1_is_found_as_the_document_says() {
 fn the_group_names_the_blocks_and_their_checksums() {
     let data = segment("d00000001");
     let group = GroupHeader::decode(&data[BLOCK..]).unwrap();
-    assert_eq!((group.author, group.segment, group.group), (IMAGE, 1, 1));
+    assert_eq!((group.author, group.sequence, group.group), (IMAGE, 1, 1));
     assert_eq!(group.crcs, [0x0572_51E9, 0x34AD_AB6F]);
     let blocks: Vec<&[u8]> = data[2 * BLOCK..].chunks(BLOCK).collect();
     assert_eq!(blocks[0], [b'A'; BLOCK]);
     assert_eq!(blocks.iter().map(|block| crc32c(block)).collect::<Vec<_>>(), group.crcs);
     let log = head().log.unwrap();
-    assert_eq!((log.segment, log.slot, log.group), (2, 1, 2));
+    assert_eq!((log.sequence, log.slot, log.group), (2, 1, 2));
     assert!(!EXAMPLE.contains("d00000002"));
 }
 

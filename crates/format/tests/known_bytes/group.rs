@@ -69,7 +69,7 @@ fn group(records: Vec<Record>, crcs: Vec<u32>) -> GroupHeader {
     GroupHeader {
         author: 0x0102_0304_0506_0708,
         epoch: 300,
-        segment: 0x0102_0304,
+        sequence: 0x0102_0304,
         group: 0x1112_1314_1516_1718,
         durable_below: 0x1112_1314_1516_1710,
         records,

@@ -87,11 +87,11 @@ fn pointers() -> Vec<Option<PagePointer>> {
         author: 0x11,
         sequence: 0x1213_1415,
         pool: 0x1617,
-        slot: 0x1819_1A1B,
+        page: 0x1819_1A1B,
         crc: 0x1C1D_1E1F,
     });
     pointers[125] =
-        Some(PagePointer { author: 0x21, sequence: 0x22, pool: 0x23, slot: 0x24, crc: 0x25 });
+        Some(PagePointer { author: 0x21, sequence: 0x22, pool: 0x23, page: 0x24, crc: 0x25 });
     pointers
 }
 

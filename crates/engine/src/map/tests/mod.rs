@@ -7,7 +7,7 @@ mod pages;
 
 use std::collections::BTreeMap;
 
-use marcot_format::{BlockAddress, MapEntry};
+use marcot_format::{BlockAddress, MapEntry, Slot};
 use proptest::prelude::*;
 
 use super::{Map, TOP_LEVEL, base_of, entry_blocks, position};
@@ -43,7 +43,7 @@ impl Pair {
         let entries: Vec<MapEntry> = (0..count)
             .map(|_| {
                 self.next_slot += 1;
-                let address = BlockAddress::new(BLOCKS_SEGMENT, self.next_slot);
+                let address = BlockAddress::of_block(BLOCKS_SEGMENT, Slot(self.next_slot));
                 MapEntry { address, crc: self.next_slot ^ 0xA5A5 }
             })
             .collect();

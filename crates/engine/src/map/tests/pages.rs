@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use marcot_format::page::{Page, page_units};
-use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry};
+use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, MapUnit, SegmentIndex};
 
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::map::{Map, Node, PageSink, PageSource, SideOps, TOP_LEVEL, Visitor, visit};
 
 /// Table indices of the segment with the blocks and of the segment with the pages.
-pub const BLOCKS_SEGMENT: u32 = 1;
-pub const PAGES_SEGMENT: u32 = 2;
+pub const BLOCKS_SEGMENT: SegmentIndex = SegmentIndex(1);
+pub const PAGES_SEGMENT: SegmentIndex = SegmentIndex(2);
 const AUTHOR: u64 = 77;
 
 #[derive(Default, Clone)]
@@ -88,7 +88,7 @@ impl PageSink for Pages {
         self.next_unit += units;
         self.writes += 1;
         let entry = MapEntry {
-            address: BlockAddress::new(PAGES_SEGMENT, self.next_unit),
+            address: BlockAddress::of_page(PAGES_SEGMENT, MapUnit(self.next_unit)),
             crc: self.next_unit.wrapping_mul(0x9E37_79B9),
         };
         let entries = Box::new(*entries);
@@ -106,7 +106,7 @@ impl SideOps for Pages {
 
     fn place(&mut self, entry: MapEntry) -> Result<(u64, u64, u32)> {
         let address = entry.address;
-        Ok((AUTHOR, u64::from(address.segment()), address.slot()))
+        Ok((AUTHOR, u64::from(address.index().0), address.unit().0))
     }
 }
 
