@@ -1,6 +1,6 @@
 //! Serves a disk in memory over NBD, to try clients against: `memory-nbd SOCKET SIZE_BYTES`.
 //!
-//! The export has any name. It ends when its standard input does.
+//! A client may give any export name. The program ends when its standard input ends.
 
 #[path = "../tests/support/memory_device.rs"]
 mod memory_device;
@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = NbdServer::bind(&options, Arc::new(OneDisk { size_bytes }))?;
     let stop = server.stop_handle();
     std::thread::spawn(move || {
-        // An error ends it just as well.
+        // A read error ends the program too.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         stop.stop();
     });

@@ -1,7 +1,7 @@
-//! What a connection has received but not used, and what it has to send but has not sent.
+//! Buffers of a connection: bytes received and not yet used, and bytes not yet sent.
 //!
 //! Both hand out positions instead of slices, so that one round can gather the payloads of many
-//! connections without copying. Invariant: bytes at a position given out stay where they are
+//! connections without copying. Invariant: bytes at a position that was handed out stay where they are
 //! until the next [`ReceiveBuffer::room`] or until the [`SendBuffer`] is drained.
 
 use std::collections::VecDeque;
@@ -13,17 +13,17 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use crate::pages::Pages;
 
-/// Room offered to a read of a socket whose client has much to say: one read takes what a client
-/// with 32 requests of 4 KiB in flight has sent.
+/// Room for a read of a socket whose client sends much. One read takes everything that a client with 32
+/// requests of 4 KiB in flight has sent.
 pub(crate) const RECEIVE_BYTES: usize = 256 << 10;
 
-/// Where there is less room than this, unread bytes are moved to the front rather than read around.
+/// Where less room than this is left, unread bytes are first moved to the front of the buffer.
 const RECEIVE_ROOM_BYTES_MIN: usize = 128 << 10;
 
 /// Pieces given to one `sendmsg`; far below the kernel's 1024.
 const SEND_PIECES_MAX: usize = 64;
 
-/// How a transfer on a socket that must not block went.
+/// The outcome of a transfer on a non-blocking socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// Bytes were moved.
@@ -39,7 +39,7 @@ pub(crate) struct ReceiveBuffer {
     pages: Pages,
     start: usize,
     end: usize,
-    /// The last read of the socket took all the room there was.
+    /// The last read of the socket filled all the room.
     filled: bool,
 }
 
@@ -55,12 +55,12 @@ impl ReceiveBuffer {
         Ok(Self { pages, start: 0, end: unread.len(), filled: false })
     }
 
-    /// What has been received and not consumed.
+    /// Bytes received and not consumed.
     pub(crate) fn unread(&self) -> &[u8] {
         &self.pages.as_slice()[self.start..self.end]
     }
 
-    /// Takes `bytes` off the front, at most what is unread; tells where they lie.
+    /// Takes `bytes` off the front, at most all unread ones. Returns where they lie.
     pub(crate) fn consume(&mut self, bytes: usize) -> Range<usize> {
         let start = self.start;
         self.start = self.end.min(start + bytes);
@@ -258,7 +258,7 @@ impl SendBuffer {
         }
     }
 
-    /// Gives memory back if nothing waits.
+    /// Gives memory back if nothing waits to be sent.
     pub(crate) fn release_if_empty(&mut self) {
         if self.committed.is_empty() {
             self.filled = 0;

@@ -1,12 +1,12 @@
-//! Who is at the other end of a unix socket, as the kernel tells it.
+//! The process at the other end of a unix socket, by the kernel's word.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// The user whose processes may do all that others may.
+/// Root. Its processes may do everything that other users may do.
 const ROOT: u32 = 0;
 
-/// A process, as it was when it connected; of a listener, when it began to listen.
+/// User and number of a process when it connected; for a listener, when it began to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Credentials {
     pub(crate) uid: u32,
@@ -15,7 +15,7 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// True for `user` and for root, who may do all that `user` may.
+    /// True for `user` and for root, who may do everything that `user` may do.
     pub(crate) fn acts_for(&self, user: u32) -> bool {
         self.uid == user || self.uid == ROOT
     }
@@ -24,7 +24,7 @@ impl Credentials {
 /// Asks the kernel.
 ///
 /// # Errors
-/// Where `socket` is no unix socket that is connected.
+/// Where `socket` is not a connected unix socket.
 pub(crate) fn of_peer(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
     let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;

@@ -1,50 +1,50 @@
-//! How many files and connections this process may have open, and what for.
+//! How the file descriptors of a server are divided.
 //!
-//! A server needs a descriptor for every client and some for every image. What it has is divided
-//! beforehand, so that clients can use up their part and no more:
+//! A server needs a descriptor for every client and several for every image. Its descriptors are divided
+//! beforehand, so that clients can use up only their own part:
 //!
 //! | part | of the limit |
 //! |---|---|
 //! | what every server needs | [`BASE_MAX`] |
-//! | pools, one each, which all images share | those that there are, and [`POOLS_MORE`] |
-//! | clients | a quarter, or what is asked for |
-//! | segments that are open for reading, of all images | an eighth, at most [`SEGMENT_FILES_MAX`] |
-//! | opens that are under way, [`OPEN_DESCRIPTORS_MAX`] each | a sixteenth, for [`OPENS_MIN`] to [`OPENS_MAX`] |
+//! | pools, one each, which all images share | the existing ones, and [`POOLS_MORE`] |
+//! | clients | a quarter, or what the user asks for |
+//! | segments open for reading, of all images | an eighth, at most [`SEGMENT_FILES_MAX`] |
+//! | opens in progress, [`OPEN_DESCRIPTORS_MAX`] each | a sixteenth, for [`OPENS_MIN`] to [`OPENS_MAX`] |
 //! | open images, [`IMAGE_DESCRIPTORS_MAX`] each | the rest |
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that one open image takes at most. Seven while it is idle: its locks, its control
-/// socket and directory, its thread's epoll and events. A guest that writes without a flush adds the
-/// segments of its log, up to eight, and a checkpoint those of map and table, the head, and
+/// Limit on the descriptors that one open image takes. While it is idle it takes seven: its locks, its
+/// control socket and directory, its thread's epoll and events. A guest that writes without a flush adds
+/// the segments of its log, up to eight. A checkpoint adds segments of map and table, the head, and
 /// directories that are synced.
 pub const IMAGE_DESCRIPTORS_MAX: u64 = 24;
 
-/// Descriptors of a server besides those of clients and images: standard streams, listening sockets,
-/// its own threads, the store, and what is read for a list: eight pools at a time, four each.
+/// Descriptors of a server besides those of clients and images: standard streams, listening sockets, its own
+/// threads, the store, and those needed to list exports: eight pools at a time, four descriptors each.
 pub const BASE_MAX: u64 = 48;
 
-/// Pools that can be created or attached while a server runs, and be used by it.
+/// Pools that can be created or attached while a server runs, and that it can then use.
 pub const POOLS_MORE: u64 = 16;
 
-/// Descriptors that it takes to find out which image a client wants: a pool of another user is looked
-/// at before it is opened, and so is a file in it.
+/// Descriptors needed to find out which image a client wants. Another user's pool is checked before it is
+/// opened, and so is a file in it.
 pub const OPEN_DESCRIPTORS_MAX: u64 = 4;
 
-/// Opens at a time where descriptors are few: one pool that hangs must not take all.
+/// Concurrent opens where descriptors are few: one pool that hangs must not take them all.
 pub const OPENS_MIN: u64 = 8;
 
-/// Opens at a time where descriptors are plenty. Each is a thread; several pools would have to hang
-/// before others wait.
+/// Concurrent opens where descriptors are plenty. Each takes a thread. Several pools would have to hang
+/// before clients of other pools wait.
 pub const OPENS_MAX: u64 = 128;
 
 /// Segments open for reading where descriptors are plenty.
 pub const SEGMENT_FILES_MAX: u64 = 512;
 
-/// Descriptors where there is no limit: Linux has one for all processes, so this is none that matters.
+/// Descriptors of a process without a limit. Linux has a limit for all processes together, so this is enough.
 const UNLIMITED: u64 = 1 << 20;
 
-/// What a server may have open.
+/// How many of each a server may have open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shares {
     /// Clients.
@@ -55,17 +55,17 @@ pub struct Shares {
     pub images: u64,
     /// Pools.
     pub pools: u64,
-    /// Opens that are under way.
+    /// Opens in progress.
     pub opens: u64,
 }
 
-/// Segments open for reading, of a process that may have so many descriptors.
+/// Limit on the segments open for reading, for a process with this limit of descriptors.
 #[must_use]
 pub fn segment_files(limit: Option<u64>) -> u64 {
     (limit.unwrap_or(UNLIMITED) / 8).clamp(1, SEGMENT_FILES_MAX)
 }
 
-/// Divides `limit` descriptors of a server whose store has so many pools now, with at most
+/// Divides `limit` descriptors of a server whose store has `pools` pools now, with at most
 /// `connections` for clients; `None` where nothing is left for an image.
 #[must_use]
 pub fn divide(
@@ -85,13 +85,12 @@ pub fn divide(
     (images > 0).then_some(Shares { connections, segment_files, images, pools, opens })
 }
 
-/// Raises the soft limit of descriptors to the hard one, and returns what it is then; `None` where
-/// there is no limit. A server needs one for every client and some for every image, and the soft
-/// limit is low by tradition.
+/// Raises the soft limit of descriptors to the hard one. Returns the new limit; `None` where there is
+/// none. The usual soft limit is too low for a server.
 pub fn raise_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
-        // Refused by no kernel; if it is, the old limit stays.
+        // No kernel refuses this. If one did, the old limit would stay.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     }
     getrlimit(Resource::Nofile).current

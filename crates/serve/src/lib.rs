@@ -1,6 +1,6 @@
-//! marcot's front ends: what stands between an open image and those who use it.
+//! marcot's front ends: the protocols and devices by which clients use an open image.
 //!
-//! Protocol only. Everything about blocks, snapshots and clones is behind [`marcot::BlockDevice`].
+//! This crate knows protocols only. Blocks, snapshots and clones are behind [`marcot::BlockDevice`].
 
 mod buffer;
 pub mod control;

@@ -1,21 +1,21 @@
 //! Zero-filled memory straight from the kernel, for socket buffers.
 //!
-//! A buffer must be able to hold the largest request, yet a thousand idle connections must cost
-//! next to nothing. Anonymous mappings do both: a page costs memory only once touched, growing
-//! moves no bytes, and releasing gives everything back at once, whatever the allocator's mood.
+//! A buffer must be able to hold the largest request, but a thousand idle connections must cost almost
+//! nothing. Anonymous mappings do both: a page takes memory only once it is touched, growing moves no bytes,
+//! and a release gives all memory back at once.
 
 use std::io;
 use std::ptr::{self, NonNull};
 
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap_anonymous, mremap, munmap};
 
-/// Mappings are made in multiples of this; a power of two no smaller than a page.
+/// Mappings are multiples of this. It is a power of two, and not smaller than a page.
 const GRAIN_BYTES: usize = 64 << 10;
 
-/// A mapping that grows does so by at least this part of what it will be.
+/// A mapping grows by at least this part of its new size.
 const GROWTH_PARTS: usize = 32;
 
-/// Bytes that are mapped for `bytes_min`; `None` where no machine has so many.
+/// The bytes that are mapped for `bytes_min`; `None` where that is more than any machine has.
 pub(crate) fn capacity_for(bytes_min: usize) -> Option<usize> {
     let step = bytes_min.checked_next_power_of_two()? / GROWTH_PARTS;
     bytes_min.checked_next_multiple_of(step.max(GRAIN_BYTES))
@@ -55,8 +55,8 @@ impl Pages {
         let bytes =
             capacity_for(bytes_min).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let start = if self.bytes == 0 {
-            // SAFETY: a new private mapping at an address of the kernel's choice touches no
-            // memory that exists.
+            // SAFETY: a new private mapping, at an address that the kernel chooses, does not touch
+            // existing memory.
             unsafe {
                 mmap_anonymous(
                     ptr::null_mut(),

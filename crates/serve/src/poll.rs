@@ -1,4 +1,4 @@
-//! A thin face over epoll: numbers for sources, and two kinds of interest.
+//! A thin layer over epoll: numbers for sources, and two kinds of interest.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
-/// Events taken at once; more wait for the next turn, and the kernel rotates them.
+/// Limit on the events taken at once. Others wait for the next turn; the kernel rotates them.
 const EVENTS_MAX: usize = 128;
 
 /// What a source is watched for.
@@ -31,14 +31,14 @@ impl Interest {
     }
 }
 
-/// A source that is ready. A source in trouble is reported as ready for both.
+/// A source that is ready. A source with an error is reported as ready for both.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ready {
     /// The number given with the source.
     pub(crate) token: u64,
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// The other side has closed, or the source failed; reported whatever it is watched for.
+    /// The other side has closed, or the source failed. This is reported whatever the source is watched for.
     pub(crate) hung_up: bool,
 }
 

@@ -1,6 +1,6 @@
 //! Values under small stable numbers, for use as epoll tokens.
 
-/// Invariant: a number is given again only after its value was removed.
+/// Values with their numbers. Invariant: a number is used again only after its value was removed.
 pub(crate) struct Slab<T> {
     values: Vec<Option<T>>,
     free: Vec<usize>,
@@ -11,7 +11,7 @@ impl<T> Slab<T> {
         Self { values: Vec::new(), free: Vec::new() }
     }
 
-    /// Stores a value; returns its number.
+    /// Stores a value and returns its number.
     pub(crate) fn insert(&mut self, value: T) -> usize {
         if let Some(index) = self.free.pop() {
             self.values[index] = Some(value);

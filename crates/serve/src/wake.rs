@@ -8,8 +8,8 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// An event that any thread raises and one thread waits for.
 ///
-/// However often it is raised before it is taken, it costs one system call. What was published
-/// before a [`Wake::raise`] is visible after the [`Wake::take`] that follows it.
+/// However often it is raised before it is taken, it costs one system call. Values published before a
+/// [`Wake::raise`] are visible after the [`Wake::take`] that follows it.
 #[derive(Debug)]
 pub(crate) struct Wake {
     fd: OwnedFd,
@@ -27,15 +27,15 @@ impl Wake {
     /// Wakes the waiting thread.
     pub(crate) fn raise(&self) {
         if !self.raised.swap(true, Ordering::SeqCst) {
-            // Cannot fail: the counter is far from its end.
+            // This cannot fail: the counter is far from its limit.
             let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
         }
     }
 
-    /// Resets the event; look for what was published after this, not before.
+    /// Resets the event. Look for published values after this call, not before.
     pub(crate) fn take(&self) {
         let mut count = [0; 8];
-        // Fails only if it was not raised, which is just as well.
+        // This fails only if the event was not raised, which is no error.
         let _ = rustix::io::read(&self.fd, &mut count);
         self.raised.store(false, Ordering::SeqCst);
     }

@@ -1,4 +1,4 @@
-//! What is done around commands while the image is served on.
+//! The attendant's work around commands, while the image is served.
 
 mod support;
 
@@ -9,7 +9,7 @@ use marcot::{Command, Error, ErrorKind, Result};
 use marcot_serve::host::{Attendant, DeviceRequest, HostHandle, HostOptions, ImageHost};
 use support::memory_device::MemoryDevice;
 
-/// Writes to the image in every event, as a file system that is frozen does.
+/// An attendant that writes to the image in every event, as a file system does while it is frozen.
 struct Writer {
     host: HostHandle,
     events: Mutex<Vec<String>>,
@@ -58,7 +58,7 @@ fn events(writer: &Writer) -> Vec<String> {
 }
 
 #[test]
-fn a_command_is_answered_when_the_new_size_has_been_told() {
+fn a_resize_is_answered_when_the_attendant_has_been_called() {
     let (host, writer) = attended(false);
     run(&host, Command::Resize { size_bytes: 2 << 20, allow_shrink: false }).unwrap();
     assert_eq!(events(&writer), ["2097152 bytes"]);

@@ -1,4 +1,4 @@
-//! The owner's control socket, asked by its client and by worse ones.
+//! The owner's control socket, used by its own client and by hostile ones.
 
 mod support;
 
@@ -145,7 +145,7 @@ fn a_panic_in_the_engine_ends_that_image_with_an_error() {
     assert!(!directory.path().join(SOCKET_NAME).exists());
 }
 
-/// An owner that accepts, reads a command, says `answer`, and goes away.
+/// An owner that accepts, reads a command, sends `answer`, and ends.
 fn short_lived_owner(directory: &Path, answer: Vec<u8>) -> std::thread::JoinHandle<()> {
     let listener = std::os::unix::net::UnixListener::bind(directory.join(SOCKET_NAME)).unwrap();
     std::thread::spawn(move || {
@@ -171,7 +171,7 @@ fn a_client_knows_whether_an_owner_that_went_away_had_begun() {
     assert_eq!(ask(begun).unwrap_err().kind(), ErrorKind::Interrupted);
 }
 
-/// An image that a server keeps open in case somebody comes back.
+/// An image that a server keeps open without a client.
 fn keep(directory: &Path) -> (HostHandle, Probes) {
     let device = MemoryDevice::new(64 << 20);
     let probes = device.probe();
@@ -238,7 +238,7 @@ fn a_slow_owner_is_waited_for_and_a_silent_one_is_not() {
     let impatient = Patience { silence_max, ..Patience::default() };
     probes.get().checkpoint_time = 2 * silence_max;
     let mut first = Client::connect(&place(directory.path()), &impatient).unwrap();
-    // One whose turn has not come, and one that has not even been accepted.
+    // One client whose turn has not come, and one that has not even been accepted.
     let others = std::thread::scope(|scope| {
         let first = scope.spawn(|| first.ask(&Command::Checkpoint, &mut quiet));
         std::thread::sleep(silence_max / 4);
@@ -290,7 +290,7 @@ fn no_link_is_followed_and_no_other_image_is_spoken_to() {
     std::os::unix::fs::symlink(other.path().join(SOCKET_NAME), &link).unwrap();
     let refused = ask(ours.path(), &resize, &mut quiet).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
-    // A hard link is no link to follow: there the owner knows better.
+    // A hard link cannot be told from the socket itself. The owner refuses the wrong image.
     std::fs::remove_file(&link).unwrap();
     std::fs::hard_link(other.path().join(SOCKET_NAME), &link).unwrap();
     let theirs = Place::new(ours.path(), "pool/another");

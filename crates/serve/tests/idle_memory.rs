@@ -1,6 +1,6 @@
-//! What images and connections cost while nobody uses them.
+//! The memory of images and connections while they are idle.
 //!
-//! Alone in its process: it measures the process.
+//! It is the only test of its process, because it measures the process.
 
 mod support;
 
@@ -14,7 +14,7 @@ use support::nbd_client::NbdClient;
 
 const IMAGES: usize = 100;
 
-/// A thousand images with a client each then take a fifth of a GiB.
+/// Limit for each image, in bytes. A thousand images with one client each then take a fifth of a GiB.
 const BYTES_PER_IMAGE_MAX: usize = 200 << 10;
 
 fn resident_bytes() -> usize {
@@ -37,7 +37,7 @@ fn idle_images_and_connections_are_small_even_after_large_requests() {
         drop(client.read(1 << 20, 4 << 20).unwrap());
         kept.push((host, client));
     }
-    // Two looks of the housekeeping, a second apart, and some time.
+    // The time of two rounds of housekeeping, which are a second apart, and some more.
     std::thread::sleep(Duration::from_millis(2600));
     let each = resident_bytes().saturating_sub(before) / IMAGES;
     assert!(each < BYTES_PER_IMAGE_MAX, "{each} bytes per idle image and connection");

@@ -19,8 +19,8 @@ use support::nbd_client::{
     ERR_POLICY, FLUSH, GO, INFO, LIST, NbdClient, ask, option, option_reply, request,
 };
 
-/// Exports with one letter as name; opening "s" lasts until it is let go, and a digit, all of one
-/// pool, never ends.
+/// Exports with one letter or digit as name. Opening "s" lasts until the test allows it. Opening a digit never
+/// ends; all digits are in one pool.
 #[derive(Default)]
 struct Letters {
     lists: AtomicUsize,
@@ -30,7 +30,7 @@ struct Letters {
     changed: Condvar,
 }
 
-/// How far the opening of "s" is.
+/// The state of the opening of "s".
 #[derive(Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Slow {
     #[default]
@@ -86,9 +86,9 @@ impl Exports for Letters {
     }
 }
 
-/// Far beyond what a client takes for it on a busy machine.
+/// Much longer than a client's negotiation takes on a busy machine.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(4);
-/// A hang is found, a slow machine is not.
+/// Only a hang takes this long, not a slow machine.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
 struct Running {
@@ -169,7 +169,7 @@ fn a_poisoned_image_is_opened_afresh_for_the_next_client() {
     let mut server = Running::start(|_| {});
     let mut client = NbdClient::connect(&server.socket, "a");
     server.exports.probes.lock().unwrap()[0].get().fail_flushes = Some(ErrorKind::Poisoned);
-    // The client sees the end long before the image is closed, and the next one comes at once.
+    // The client is disconnected long before the image is closed, and the next client comes at once.
     server.exports.probes.lock().unwrap()[0].get().close_time = Duration::from_millis(500);
     client.send(&request(FLUSH, 0, 1, 0, 0));
     assert_eq!(client.simple(), (5, 1));
@@ -197,7 +197,7 @@ fn slow_and_malformed_clients_disturb_nobody() {
     assert!(garbage.is_closed());
     assert_eq!(silent.bytes(18)[..8], *b"NBDMAGIC");
     assert!(silent.is_closed(), "the handshake has no time limit");
-    // The limit is for what a client has to say, not for how long an image takes to open.
+    // The time limit is for the client's own messages, not for the opening of an image.
     std::thread::sleep(HANDSHAKE_TIME_MAX);
     server.exports.advance(Slow::LetGo);
     assert_eq!(slow.join().unwrap(), [0]);
@@ -257,7 +257,7 @@ fn a_pool_that_hangs_keeps_only_itself_busy_and_its_clients_get_an_error() {
     for client in &mut waiting {
         assert_eq!(option_reply(client).0, ERR_POLICY);
     }
-    // Such a client is as good as new.
+    // A client that got this error can go on.
     waiting[0].send(&option(GO, &[0, 0, 0, 1, b'b', 0, 0])[4..]);
     assert_eq!(option_reply(&mut waiting[0]).0, 3);
     server.stop().unwrap();
@@ -277,7 +277,7 @@ fn one_list_serves_all_who_wait() {
     }
     let lists = server.exports.lists.load(Ordering::SeqCst);
     assert!(lists < 20, "{lists} lists were made");
-    // What was asked behind a LIST is answered behind it.
+    // An option sent after a LIST is answered after it.
     let mut both = connect(&server.socket);
     both.send(&[option(LIST, b""), option(INFO, &[0, 0, 0, 1, b'a', 0, 0])[4..].to_vec()].concat());
     both.bytes(18);

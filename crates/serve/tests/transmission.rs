@@ -154,7 +154,7 @@ fn refused_requests_leave_the_connection_good() {
     assert_eq!(client.ask(77, 0, 0, 1), EINVAL);
     assert_eq!(client.ask(FLUSH, 0x8000, 0, 0), EINVAL);
     assert_eq!(client.ask(BLOCK_STATUS, 0, 0, 512), EINVAL);
-    // A payload far beyond the largest is skipped, not stored.
+    // A payload much longer than allowed is skipped, not stored.
     client.send(&request(WRITE, 0, 8, 0, 48 << 20));
     (0..48).for_each(|_| client.send(&vec![1; 1 << 20]));
     assert_eq!(client.simple(), (EINVAL, 8));
@@ -338,21 +338,21 @@ fn background_work_runs_when_idle_and_under_load() {
 }
 
 #[test]
-fn an_idle_device_is_told_to_rest_and_then_left_alone() {
+fn an_idle_device_gives_memory_back_once_and_is_then_left_alone() {
     let (host, probe) = host();
     let mut client = attach(&host);
     assert_eq!(client.write(0, 0, b"work"), 0);
     let start = Instant::now();
-    while probe.get().rests == 0 {
+    while probe.get().memory_calls == 0 {
         assert!(start.elapsed() < Duration::from_secs(30), "nobody told it");
         std::thread::sleep(Duration::from_millis(100));
     }
     assert!(start.elapsed() > Duration::from_secs(5), "a client that pauses is not idle yet");
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(probe.get().rests, 1);
+    assert_eq!(probe.get().memory_calls, 1);
 }
 
-/// A host whose reads all stay in flight until [`Probes::land`].
+/// A host whose reads all stay in flight until [`Probes::complete`].
 fn slow_host() -> (HostHandle, Probes) {
     let (host, probe) = host();
     probe.get().in_flight = true;
@@ -370,24 +370,24 @@ fn a_read_that_waits_for_the_medium_holds_nobody_up() {
     assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
     probe.get().in_flight = false;
     assert_eq!(other.read(4096, 4096).unwrap(), [5; 4096]);
-    // They end in another order than they began.
-    probe.land(1, |_| Ok(2));
+    // They complete in another order than they were sent.
+    probe.complete(1, |_| Ok(2));
     assert_eq!(client.simple(), (0, 2));
     assert_eq!(client.bytes(512), [2; 512]);
-    probe.land(1, |_| Ok(1));
+    probe.complete(1, |_| Ok(1));
     assert_eq!(client.simple(), (0, 1));
     assert_eq!(client.bytes(4096), [1; 4096]);
     assert_eq!(client.read(4096, 1).unwrap(), [5]);
 }
 
 #[test]
-fn late_reads_are_told_in_chunks_and_so_are_their_errors() {
+fn asynchronous_reads_are_answered_in_chunks_and_so_are_their_errors() {
     let (host, probe) = slow_host();
     let mut client = attach_structured(&host);
     client.send(&request(READ, 0, 1, 4096, 4096));
     client.send(&request(READ, 0, 2, 8192, 4096));
     probe.await_completions(2);
-    probe.land(2, |offset| match offset {
+    probe.complete(2, |offset| match offset {
         4096 => Ok(9),
         _ => Err(marcot::Error::new(ErrorKind::Corrupt, "block 2 does not match its checksum")),
     });
@@ -401,7 +401,7 @@ fn late_reads_are_told_in_chunks_and_so_are_their_errors() {
 }
 
 #[test]
-fn who_leaves_before_a_late_read_ends_leaves_nothing_to_the_next() {
+fn a_client_gets_no_completion_of_a_client_that_left() {
     let (host, probe) = slow_host();
     let mut gone = attach(&host);
     gone.send(&request(READ, 0, 1, 0, 4096));
@@ -410,30 +410,30 @@ fn who_leaves_before_a_late_read_ends_leaves_nothing_to_the_next() {
     while host.connections() > 0 {
         std::thread::sleep(Duration::from_millis(1));
     }
-    // The next one has the place of the first.
+    // The next client has the index of the first.
     probe.get().in_flight = false;
     let mut client = attach(&host);
-    probe.land(1, |_| Ok(1));
+    probe.complete(1, |_| Ok(1));
     assert_eq!(client.read(0, 4096).unwrap(), [0; 4096]);
     client.send(&request(DISC, 0, 2, 0, 0));
     assert!(client.is_closed(), "nothing else has come");
 }
 
 #[test]
-fn a_client_that_says_goodbye_still_gets_its_late_reads() {
+fn a_client_that_disconnects_still_gets_its_reads_in_flight() {
     let (host, probe) = slow_host();
     let mut client = attach(&host);
     client.send(&request(READ, 0, 1, 0, 4096));
     client.send(&request(DISC, 0, 2, 0, 0));
     probe.await_completions(1);
-    probe.land(1, |_| Ok(1));
+    probe.complete(1, |_| Ok(1));
     assert_eq!(client.simple(), (0, 1));
     assert_eq!(client.bytes(4096), [1; 4096]);
     assert!(client.is_closed());
 }
 
 #[test]
-fn late_reads_of_a_client_are_bounded() {
+fn the_reads_in_flight_of_a_client_are_limited() {
     let (host, probe) = slow_host();
     let mut client = attach(&host);
     for cookie in 0..10 {
@@ -444,20 +444,20 @@ fn late_reads_of_a_client_are_bounded() {
     std::thread::sleep(Duration::from_millis(50));
     let mut seen = 0;
     while seen < 10 {
-        let under_way = probe.get().under_way.len();
-        assert!(under_way <= 3, "{under_way} are under way");
-        probe.land(under_way, |_| Ok(7));
-        for _ in 0..under_way {
+        let reads_in_flight = probe.get().reads_in_flight.len();
+        assert!(reads_in_flight <= 3, "{reads_in_flight} are under way");
+        probe.complete(reads_in_flight, |_| Ok(7));
+        for _ in 0..reads_in_flight {
             assert_eq!(client.simple().0, 0);
             assert_eq!(client.bytes(1 << 20), [7; 1 << 20]);
         }
-        seen += under_way;
+        seen += reads_in_flight;
         probe.await_completions((10 - seen).min(3));
     }
 }
 
 #[test]
-fn a_write_that_is_under_way_is_answered_when_it_is_stored() {
+fn a_write_in_flight_is_answered_when_it_is_stored() {
     let (host, probe) = host();
     probe.get().async_writes = true;
     let (mut client, mut other) = (attach(&host), attach(&host));
@@ -465,7 +465,7 @@ fn a_write_that_is_under_way_is_answered_when_it_is_stored() {
     probe.await_batches(1);
     other.send(&write(0, 2, 8192, &[2; 512]));
     probe.await_batches(2);
-    // Neither has been answered: what comes first is the answer to this.
+    // Neither write has been answered, so the first answer is that to this read.
     assert_eq!(client.read(0, 4096).unwrap(), [1; 4096]);
     assert_eq!(other.read(8192, 512).unwrap(), [2; 512]);
     probe.tell_written(Ok(2));
@@ -488,7 +488,7 @@ fn a_write_that_asks_for_a_flush_is_answered_after_it() {
 }
 
 #[test]
-fn a_client_that_says_goodbye_still_gets_answers_to_its_writes() {
+fn a_client_that_disconnects_still_gets_answers_to_its_writes() {
     let (host, probe) = host();
     probe.get().async_writes = true;
     let mut client = attach(&host);
@@ -520,7 +520,7 @@ fn writes_that_will_never_be_stored_fail_and_the_image_is_given_up() {
 }
 
 #[test]
-fn requests_of_the_process_wait_for_what_is_under_way_too() {
+fn requests_of_the_process_wait_for_completions_too() {
     let (host, probe) = host();
     probe.get().async_writes = true;
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -534,7 +534,7 @@ fn requests_of_the_process_wait_for_what_is_under_way_too() {
 }
 
 #[test]
-fn a_host_stops_with_reads_under_way() {
+fn a_host_stops_with_reads_in_flight() {
     let (host, probe) = slow_host();
     let mut client = attach(&host);
     client.send(&request(READ, 0, 1, 0, 4096));
@@ -552,7 +552,7 @@ fn a_host_stops_with_reads_under_way() {
 
 // --- requests in parts ------------------------------------------------------------------------------
 
-/// Longer than what is waited for, or answered, as a whole.
+/// Longer than a request that is received, or answered, as a whole.
 const LONG_BYTES: u32 = (9 << 20) + 777;
 
 fn pattern(bytes: u32) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! Requests of few bytes that cost much time take turns with those of others.
+//! Short requests that take much time take turns with those of other clients.
 
 mod support;
 
@@ -9,10 +9,10 @@ use marcot_serve::nbd::NbdConnection;
 use support::memory_device::{MemoryDevice, Probes};
 use support::nbd_client::{BLOCK_STATUS, CACHE, NbdClient, request};
 
-/// A bit more than is looked through in a round.
+/// A little more than is searched in a round.
 const SIZE_BYTES: u64 = (1 << 30) + (64 << 10);
 
-/// Requests that a client sends at once; their replies have room together.
+/// Requests that a client sends at once. There is room for all their replies.
 const REQUESTS: u64 = 60;
 
 fn host() -> (HostHandle, Probes) {
@@ -21,7 +21,7 @@ fn host() -> (HostHandle, Probes) {
     (ImageHost::start(Box::new(device), HostOptions::default()).unwrap(), probe)
 }
 
-/// A client that has sent `received` before its image's thread looks at it.
+/// A client that has sent `received` before its image's thread reads from it.
 fn attach(host: &HostHandle, received: Vec<u8>) -> NbdClient {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let settings = NbdConnection {
@@ -47,7 +47,7 @@ fn take_replies(client: &mut NbdClient) {
 }
 
 #[test]
-fn a_read_does_not_wait_for_all_that_another_client_has_looked_through() {
+fn a_read_does_not_wait_for_all_searches_of_another_client() {
     let (host, probe) = host();
     let mut flood = attach(&host, many_long_looks(0));
     let mut reader = NbdClient::new({
@@ -62,13 +62,13 @@ fn a_read_does_not_wait_for_all_that_another_client_has_looked_through() {
 }
 
 #[test]
-fn clients_that_have_much_looked_through_take_turns() {
+fn clients_with_long_searches_take_turns() {
     let (host, probe) = host();
     let mut clients: Vec<_> = (0..3).map(|i| attach(&host, many_long_looks(i * 4096))).collect();
     clients.iter_mut().for_each(take_replies);
     let looked = std::mem::take(&mut probe.get().looked_at);
     assert_eq!(looked.len(), 3 * REQUESTS as usize);
-    // From where all have come to where one has ended.
+    // From the point where all have come, to where the first has ended.
     let from = (0..3).filter_map(|i| looked.iter().position(|at| *at == i * 4096)).max().unwrap();
     let to = (0..3).filter_map(|i| looked.iter().rposition(|at| *at == i * 4096)).min().unwrap();
     for three in looked[from..to].chunks_exact(3) {

@@ -1,6 +1,6 @@
-//! Work that belongs to a command and cannot be done on the image's thread, because it may need the
-//! image to be served meanwhile: freezing a file system writes to the device below it, and a block
-//! device that gets another size may wait for its requests first.
+//! Work that belongs to a command but cannot be done on the image's thread, because the image must be served
+//! meanwhile: freezing a file system writes to its device, and resizing a block device may wait for its
+//! requests.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -11,19 +11,19 @@ use marcot::{Error, ErrorKind, Result};
 use crate::wake::Wake;
 
 /// Longest time that a snapshot waits for [`Attendant::before_snapshot`] and for
-/// [`Attendant::after_snapshot`]. Hooks end sooner by themselves; this is for those that cannot be
-/// ended.
+/// [`Attendant::after_snapshot`]. Hooks have a shorter limit of their own. This limit is for hooks that
+/// cannot be ended.
 pub(super) const SNAPSHOT_WAIT: Duration = Duration::from_secs(90);
 /// Longest time that a command waits for [`Attendant::resized`].
 pub(super) const RESIZE_WAIT: Duration = Duration::from_secs(30);
 
-/// Is told of commands on an image while the image's thread goes on serving. Called from a thread of
-/// its own for each event; one that does not return in time is not waited for any longer.
+/// Does work around commands on an image while the image's thread goes on serving. Each event calls it from
+/// a new thread. A call that does not return in time is not waited for any longer.
 pub trait Attendant: Send + Sync {
     /// A snapshot is about to be taken.
     ///
     /// # Errors
-    /// Then it is not taken; [`Self::after_snapshot`] is called all the same.
+    /// Then the snapshot is not taken. [`Self::after_snapshot`] is called all the same.
     fn before_snapshot(&self) -> Result<()>;
 
     /// A snapshot was taken, or will not be.
@@ -32,7 +32,7 @@ pub trait Attendant: Send + Sync {
     /// The image has this size now.
     ///
     /// # Errors
-    /// Logged; the image keeps its new size.
+    /// An error is logged; the image keeps its new size.
     fn resized(&self, size_bytes: u64) -> Result<()>;
 }
 
@@ -40,7 +40,7 @@ pub trait Attendant: Send + Sync {
 pub(super) struct Attendance(Arc<Mutex<Option<Result<()>>>>);
 
 impl Attendance {
-    /// Begins `work`, and raises `wake` when it is done.
+    /// Starts `work`, and raises `wake` when it is done.
     pub(super) fn begin(
         attendant: &Arc<dyn Attendant>,
         wake: &Arc<Wake>,
@@ -58,13 +58,13 @@ impl Attendance {
         Ok(Self(outcome))
     }
 
-    /// How it went; `None` while it is under way.
+    /// The outcome; `None` while the work goes on.
     pub(super) fn take(&self) -> Option<Result<()>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// What is said of work that did not end in time.
+/// The error for work that did not end in time.
 pub(super) fn too_slow(what: &str, limit: Duration) -> Error {
     Error::new(ErrorKind::Io, format!("{what} did not end within {} s", limit.as_secs()))
 }

@@ -1,11 +1,11 @@
 //! An NBD client in the transmission phase, as a lane of its image's rounds.
 //!
-//! Payloads of writes stay where the socket put them and reads land where they will be sent from.
-//! A client's share of memory is bounded whatever it sends: [`RECEIVE_BYTES_MIN`] of requests and
-//! [`REPLY_BYTES_MIN`] of replies, and beyond that what its [`Grant`] covers, at most
-//! [`WRITE_WHOLE_BYTES_MAX`] and [`REPLY_BYTES_MAX`] or one reply. A request that is too long for that
-//! is carried out in parts (module `parts`): nobody waits for memory that another client keeps. A
-//! client that does not take its replies is not read from until it does.
+//! Payloads of writes stay where the socket put them, and data is read to where it will be sent from.
+//! A client's memory is limited whatever it sends: [`RECEIVE_BYTES_MIN`] for requests and
+//! [`REPLY_BYTES_MIN`] for replies; beyond that what its [`Grant`] covers, at most
+//! [`WRITE_WHOLE_BYTES_MAX`], and [`REPLY_BYTES_MAX`] or one reply. A longer request is carried out in parts
+//! (module `parts`). So no client waits for memory that another client holds. From a client that does not
+//! take its replies nothing is read until it does.
 
 mod lane;
 mod plan;
@@ -23,16 +23,16 @@ use crate::nbd::request::{REQUEST_BYTES, Refusal, Request};
 use crate::nbd::{Grant, NbdConnection};
 use crate::pages::capacity_for;
 
-/// Replies kept for a connection before no more requests are taken from it, in bytes.
+/// With this many bytes of replies waiting for a connection, no more requests are taken from it.
 const REPLY_BYTES_MAX: usize = 4 << 20;
 
-/// What a connection may always have for what it receives, in bytes: a part and its header.
+/// Bytes that a connection may always use to receive: a part and its header.
 const RECEIVE_BYTES_MIN: usize = 64 << 10;
 
-/// What a connection may always have for replies, in bytes: a part, or a whole READ of 64 KiB.
+/// Bytes that a connection may always use for replies: a part, or a whole READ of 64 KiB.
 const REPLY_BYTES_MIN: usize = 128 << 10;
 
-/// Runs told in one reply to BLOCK_STATUS.
+/// Limit on the runs in one reply to BLOCK_STATUS.
 const STATUS_RUNS_MAX: usize = 4096;
 
 /// What a connection is going to do next.
@@ -42,7 +42,7 @@ enum Life {
     Open,
     /// Takes no more requests; closes once its replies are sent.
     Closing,
-    /// Over: the socket failed or the stream makes no sense.
+    /// Closed, because the socket failed or the stream makes no sense.
     Dead,
 }
 
@@ -59,15 +59,15 @@ struct Exchange {
     reply: Range<usize>,
     /// Which part of its request it is.
     place: Place,
-    /// Its read is under way by this number, or its write is with the batch of this number.
+    /// Its read is in flight with this number, or its write is in the batch with this number.
     in_flight: Option<u64>,
     answered: bool,
 }
 
-/// A READ that is under way.
+/// A READ in flight.
 struct InFlightExchange {
     cookie: u64,
-    /// What goes before the data in the reply.
+    /// The part of the reply before the data.
     head: Vec<u8>,
     bytes: usize,
 }
@@ -92,9 +92,9 @@ pub(super) struct Connection {
     pieces: Vec<ReadPiece>,
     stages: Stages,
     in_flight: HashMap<u64, InFlightExchange>,
-    /// Bytes that the replies to those will take.
+    /// Bytes that the replies to the reads in flight will take.
     in_flight_bytes: usize,
-    /// Writes that are under way, by the number of their batch: their cookies.
+    /// Writes in flight: number of the batch, and cookie.
     async_writes: Vec<(u64, u64)>,
     /// Number of the next read.
     next_read: u64,
@@ -103,20 +103,20 @@ pub(super) struct Connection {
     /// A WRITE that is carried out in parts.
     writing: Option<Parted>,
     write_outcome: WriteOutcome,
-    /// A READ that is answered in parts. Nothing else is answered before its end.
+    /// A READ that is answered in parts. No other request is answered before its end.
     reading: Option<Parted>,
     /// Memory that the buffers may have beyond the minimum.
     grant: Grant,
-    /// When the log may be told of a failed request again.
+    /// When a failed request may be logged again.
     tell_after: Option<Instant>,
-    /// Bytes the next complete message needs in the receive buffer.
+    /// Bytes that the next complete message needs in the receive buffer.
     message_bytes: usize,
     /// Bytes that the replies of the round may take.
     planned_reply_bytes: usize,
     /// The next request waits until replies have been sent.
     lacks_reply_room: bool,
     life: Life,
-    /// Used since the last look of the housekeeping.
+    /// It was used since the last [`Self::tidy`].
     pub(super) used: bool,
 }
 
@@ -159,7 +159,7 @@ impl Connection {
         })
     }
 
-    /// Who is at the other end, for logs.
+    /// The peer's name in logs.
     pub(super) fn peer(&self) -> &str {
         &self.settings.peer
     }
@@ -174,7 +174,7 @@ impl Connection {
         self.socket.as_fd()
     }
 
-    /// True if nothing more will come of it.
+    /// True if the connection is over.
     pub(super) fn is_over(&self) -> bool {
         let waiting = !self.in_flight.is_empty() || !self.async_writes.is_empty();
         let answered = self.send.is_drained() && !waiting;
@@ -214,7 +214,7 @@ impl Connection {
         self.has_request() && (!self.lacks_reply_room || self.reply_bytes() == 0)
     }
 
-    /// True if no reply is on its way, and none will be without another request.
+    /// True if no reply waits to be sent, and none will without another request.
     fn is_answered(&self) -> bool {
         self.reply_bytes() == 0 && self.async_writes.is_empty() && self.exchanges.is_empty()
     }
@@ -231,8 +231,8 @@ impl Connection {
         }
     }
 
-    /// The client has closed the socket: of what it has sent the rest is still carried out, and
-    /// then nobody waits for answers.
+    /// The client has closed the socket. The requests that it has sent are still carried out. Nobody waits
+    /// for the answers.
     pub(super) fn hung_up(&mut self) {
         if self.life == Life::Closing {
             self.life = Life::Dead;
@@ -246,8 +246,8 @@ impl Connection {
         match self.receive.receive_with(self.socket.as_fd(), room, usize::MAX) {
             Ok(Progress::Moved | Progress::Blocked) => {}
             Ok(Progress::Closed) => {
-                // Complete requests received before are still carried out, and then the socket
-                // tells again that it is closed.
+                // Complete requests received before are still carried out. After that the
+                // socket reports again that it is closed.
                 if !self.has_request() {
                     self.close_after_replies();
                 }
@@ -264,7 +264,7 @@ impl Connection {
             return wanted;
         }
         if self.message_bytes > RECEIVE_BYTES_MIN && !self.affords(self.message_bytes, 0) {
-            // What could be had when the request was looked at cannot be had any more.
+            // The memory that was free when the request was parsed is not free any more.
             self.message_bytes = match &self.writing {
                 Some(writing) => { *writing }.take(PART_BYTES_MIN).bytes as usize,
                 None => REQUEST_BYTES,
@@ -273,7 +273,7 @@ impl Connection {
         self.message_bytes.max(RECEIVE_BYTES_MIN)
     }
 
-    /// True if the buffers may grow to these sizes; what was affordable stays so until
+    /// True if the buffers may grow to these sizes. Sizes that were allowed stay allowed until
     /// [`Self::tidy`].
     fn affords(&mut self, receive_bytes: usize, reply_bytes: usize) -> bool {
         let (receive, send) = (self.receive.capacity(), self.send.capacity());
@@ -284,7 +284,7 @@ impl Connection {
             let capacity = if bytes <= now { now } else { capacity_for(bytes).unwrap_or(bytes) };
             capacity.saturating_sub(min)
         };
-        // The buffers as they are, or as they will be by what has been promised.
+        // The buffers' sizes, or larger ones that were promised.
         let receive_bytes = receive_bytes.max(self.message_bytes);
         let reply_bytes = reply_bytes.max(self.reply_bytes() + self.planned_reply_bytes);
         let receive = beyond(receive_bytes, receive, RECEIVE_BYTES_MIN);
@@ -312,8 +312,8 @@ impl Connection {
         self.life = Life::Dead;
     }
 
-    /// Gives buffers back if the client has been quiet since the last call, or if another needs
-    /// memory more.
+    /// Gives buffers back if the client has been quiet since the last call, or if another client was
+    /// refused memory.
     pub(super) fn tidy(&mut self) {
         let short = self.grant.memory_was_short();
         if (!self.used || short) && self.in_flight.is_empty() {

@@ -1,8 +1,8 @@
 //! The loop of an image's thread.
 //!
-//! One turn: wait; read every ready socket once; carry out the round; run commands; give
-//! background work its share. Sources that still have complete requests after their turn are
-//! remembered in `again` and keep the next wait from sleeping.
+//! One turn: wait; read every ready socket once; carry out the round; run commands; give background work its
+//! share. A client that still has complete requests after its turn is kept in `again`. Then the next wait
+//! does not sleep.
 
 mod attend;
 mod controls;
@@ -24,11 +24,11 @@ use super::attendant::Attendant;
 use super::connection::Connection;
 use super::handle::{Event, Message, Shared};
 use super::heap;
+use super::idle::IdleTimers;
 use super::local::LocalLane;
 use super::looking::Looking;
 use super::operation::Failure;
 use super::pacer::Pacer;
-use super::rest::Rest;
 use super::round::{self, Lane};
 use super::spin::Spin;
 use crate::control::{ControlConnection, ControlListener, Pulse};
@@ -40,10 +40,10 @@ use crate::wake::Wake;
 const TOKEN_WAKE: u64 = 0;
 const TOKEN_CONTROL: u64 = 1;
 const TOKEN_COMPLETION: u64 = 2;
-/// Then come NBD clients at even and control clients at odd distances.
+/// First token of clients. From here on NBD clients have even distances, and control clients odd ones.
 const TOKEN_CLIENTS: u64 = 3;
 
-/// Of the number of a read, what counts the reads of one client.
+/// Low bits of a read's number that count the reads of one client. The other bits number the client.
 const READ_NUMBER_BITS: u32 = 40;
 
 /// Buffers of a connection that was quiet for this long are given back.
@@ -52,10 +52,10 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 /// Time that clients get to take their last replies when the image is stopped.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// Messages taken in one turn, so that a flood of them cannot starve the sockets.
+/// Limit on the messages taken in one turn, so that a flood of them cannot starve the sockets.
 const MESSAGES_PER_TURN_MAX: usize = 256;
 
-/// What a loop is made of.
+/// The parts from which a loop is made.
 pub(super) struct Parts {
     pub(super) device: Box<dyn BlockDevice>,
     pub(super) options: HostOptions,
@@ -84,22 +84,22 @@ pub(super) struct EventLoop {
     active: Vec<usize>,
     /// NBD clients that have complete requests left after their turn.
     again: Vec<usize>,
-    /// Which of them comes first in the coming round: those before have looked through enough.
+    /// Which of them comes first in the coming round. Those before it have had their share of long searches.
     looks_first: usize,
     messages_left: bool,
     /// A control client may have sent more than the command that was run.
     commands_left: bool,
     pacer: Pacer,
-    rest: Rest,
+    idle: IdleTimers,
     spin: Spin,
     attendant: Option<Arc<dyn Attendant>>,
-    /// Clients that have attached so far: the next one's part of the numbers of its reads.
+    /// Number of clients attached so far. The next client gets it as the high bits of its reads' numbers.
     attached: u64,
-    /// Where the clients are, by that.
+    /// The index of each client, by that number.
     by_number: HashMap<u64, usize>,
     watches_completions: bool,
     tidy_due: Option<Instant>,
-    /// Set when a stop was asked for: until when replies are drained.
+    /// Set when a stop was asked for: the time until which replies are drained.
     stop_deadline: Option<Instant>,
     fatal: Option<Failure>,
 }
@@ -128,7 +128,7 @@ impl EventLoop {
             messages_left: false,
             commands_left: false,
             pacer: Pacer::new(Instant::now()),
-            rest: Rest::new(Instant::now()),
+            idle: IdleTimers::new(Instant::now()),
             spin: Spin::default(),
             attendant: None,
             attached: 0,
@@ -143,7 +143,7 @@ impl EventLoop {
     /// Serves until stopped or until the image is unusable, then closes the device.
     ///
     /// # Errors
-    /// What made the image unusable, or what closing it met.
+    /// What made the image unusable, or the error of closing it.
     pub(super) fn run(mut self) -> Result<(), Failure> {
         let mut ready = Vec::new();
         while self.fatal.is_none() && !self.is_drained() {
@@ -167,7 +167,7 @@ impl EventLoop {
             return self.poll.wait(Some(Duration::ZERO), ready);
         }
         self.spin.idle(now);
-        while self.spin.looks_again(now) {
+        while self.spin.should_spin(now) {
             self.poll.wait(Some(Duration::ZERO), ready)?;
             now = Instant::now();
             if !ready.is_empty() {
@@ -182,10 +182,10 @@ impl EventLoop {
     }
 
     fn close(mut self) -> Result<(), Failure> {
-        // First of all: once the device lets go of the image, the socket's place belongs to the
-        // next owner.
+        // The socket goes first: once the device has released the image, the socket's path belongs
+        // to the next owner.
         self.parts.control = None;
-        // A client that sees its end may come back at once, and must not be given to this host.
+        // A client that is disconnected may come back at once, and must not be given to this host.
         self.parts.shared.set_over();
         self.parts.shared.end_holds();
         self.forget_clients();
@@ -194,7 +194,8 @@ impl EventLoop {
         let closed = self.parts.device.close();
         drop(beating);
         for mut client in self.leave_to {
-            // Closed is closed: what was lost is told to who opens it next.
+            // The image is closed, which is what was asked for. Lost writes are reported when it is
+            // opened next.
             client.answer(Ok(Reply::Done));
         }
         let closed = closed.map_err(Failure::from);
@@ -214,14 +215,14 @@ impl EventLoop {
     fn is_drained(&self) -> bool {
         let Some(deadline) = self.stop_deadline else { return false };
         let idle = self.clients.is_empty() && self.local.is_settled() && !self.messages_left;
-        // Control clients wait for nothing but the rest of their answer.
+        // Control clients wait only for the rest of their answer.
         let answered = self.controls.values().all(|control| !control.client.wants_to_send());
         idle && answered || Instant::now() >= deadline
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
-        let rest = [self.rest.space_due(), self.rest.due()];
-        let timers = [Some(self.pacer.due()), self.tidy_due, self.stop_deadline, rest[0], rest[1]];
+        let idle = [self.idle.space_due(), self.idle.due()];
+        let timers = [Some(self.pacer.due()), self.tidy_due, self.stop_deadline, idle[0], idle[1]];
         timers.into_iter().flatten().min().map(|due| due.saturating_duration_since(now))
     }
 
@@ -237,7 +238,7 @@ impl EventLoop {
             match event.token {
                 TOKEN_WAKE => look_into_inbox = true,
                 TOKEN_CONTROL => self.accept_control(),
-                // Looked at in any case.
+                // Completions are taken in every turn.
                 TOKEN_COMPLETION => {}
                 token => self.take_client_event(token - TOKEN_CLIENTS, event),
             }
@@ -272,7 +273,7 @@ impl EventLoop {
         }
     }
 
-    /// Answers what the device has finished since its round; the clients concerned.
+    /// Answers what the device has completed since its round. Returns the clients concerned.
     fn take_completion(&mut self) -> Vec<usize> {
         let mut answered = Vec::new();
         while let Some(completion) = self.parts.device.take_completion() {
@@ -280,7 +281,7 @@ impl EventLoop {
                 Completion::Read(CompletedRead { number, result }) => {
                     let index = self.by_number.get(&(number >> READ_NUMBER_BITS)).copied();
                     let client = index.and_then(|index| self.clients.get_mut(index));
-                    // One that has gone does not want it any more.
+                    // The client has gone.
                     let (Some(index), Some(Client { client, .. })) = (index, client) else {
                         continue;
                     };
@@ -312,7 +313,8 @@ impl EventLoop {
         answered
     }
 
-    /// A flush, a read or a command may have waited for what was in flight, and then nothing tells of it.
+    /// Answers what is complete although the descriptor does not say so: a flush, a read or a command may
+    /// have waited for what was in flight.
     fn answer_finished(&mut self) {
         if self.watches_completions {
             let answered = self.take_completion();
@@ -361,7 +363,7 @@ impl EventLoop {
     fn begin_stop(&mut self) {
         if self.stop_deadline.is_none() {
             self.stop_deadline = Some(Instant::now() + DRAIN_TIME_MAX);
-            // What has been received is still carried out: all take part in the coming round.
+            // Received requests are still carried out: all clients take part in the coming round.
             self.active.extend(self.clients.indices());
         }
     }
@@ -399,7 +401,7 @@ impl EventLoop {
         }
     }
 
-    /// Carries out what the active lanes have; true if that was anything.
+    /// Carries out the operations of the active lanes. Returns true if there were any.
     fn serve_round(&mut self) -> bool {
         let mut indices = std::mem::take(&mut self.active);
         let before = indices.partition_point(|index| *index < self.looks_first);
@@ -470,14 +472,14 @@ impl EventLoop {
         self.parts.shared.connections.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Runs the commands that have arrived; true if there were any.
+    /// Runs the commands that have arrived. Returns true if there were any.
     fn run_commands(&mut self) -> bool {
         let commands = std::mem::take(&mut self.commands);
         let ran = !commands.is_empty();
         for (command, sender) in commands {
             let beating = self.begin_busy(None);
             let outcome = self.execute(&command, &mut |done, total| {
-                // Nobody listens any more: the command goes on all the same.
+                // If nobody listens any more, the command goes on all the same.
                 let _ = sender.send(Event::Progress(done, total));
             });
             self.end_busy(beating);
@@ -528,33 +530,33 @@ impl EventLoop {
         let now = Instant::now();
         if served {
             self.pacer.served(now);
-            self.rest.used(now);
+            self.idle.used(now);
             self.tidy_due.get_or_insert(now + TIDY_INTERVAL);
         }
         if self.tidy_due.is_some_and(|due| now >= due) {
             self.tidy(now);
         }
-        if self.rest.space_due().is_some_and(|due| now >= due) && self.fatal.is_none() {
-            self.rest.space_given_back();
+        if self.idle.space_due().is_some_and(|due| now >= due) && self.fatal.is_none() {
+            self.idle.space_given_back();
             self.parts.device.give_space_back();
             self.pacer.served(now);
         }
         if now >= self.pacer.due() && self.fatal.is_none() {
             self.background_step(now, served);
         }
-        if self.rest.due().is_some_and(|due| now >= due) && self.fatal.is_none() {
-            self.rest(now);
+        if self.idle.due().is_some_and(|due| now >= due) && self.fatal.is_none() {
+            self.give_memory_back(now);
         }
     }
 
-    /// Nobody has asked for anything for a while: memory is given back.
-    fn rest(&mut self, now: Instant) {
-        let rested = self.parts.device.rest().unwrap_or_else(|error| {
-            tracing::warn!(image = %self.parts.options.name, "cannot rest: {error}");
+    /// Gives memory back, because the image is idle.
+    fn give_memory_back(&mut self, now: Instant) {
+        let outcome = self.parts.device.rest().unwrap_or_else(|error| {
+            tracing::warn!(image = %self.parts.options.name, "cannot give memory back: {error}");
             self.note_failure(&Failure::from(&error));
             IdleOutcome::default()
         });
-        if self.rest.rested(now, rested) {
+        if self.idle.called(now, outcome) {
             heap::trim();
         }
     }
@@ -568,7 +570,7 @@ impl EventLoop {
         let end = Instant::now();
         self.pacer.stepped(start, end, more, busy);
         if more {
-            self.rest.used(end);
+            self.idle.used(end);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The way to an image's thread from other threads.
+//! The handle by which other threads reach an image's thread.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use super::operation::Failure;
 use crate::nbd::NbdConnection;
 use crate::wake::Wake;
 
-/// What an image's thread is asked to do.
+/// A message to an image's thread.
 pub(super) enum Message {
     /// Block I/O.
     Submit(DeviceRequest, Completion),
@@ -24,21 +24,21 @@ pub(super) enum Message {
     Execute(Command, Sender<Event>),
     /// How the image is used, for `status`.
     SetUsage(Option<String>),
-    /// Who is told of commands.
+    /// Sets the attendant of commands.
     SetAttendant(Arc<dyn Attendant>),
-    /// As `Stop` if nobody uses the image; the answer tells.
+    /// As `Stop`, if nobody uses the image. The answer says whether it stops.
     StopIfUnused(Sender<bool>),
     /// Finish what was received, flush, close.
     Stop,
 }
 
-/// What comes back from a command.
+/// What a command sends back.
 pub(super) enum Event {
     Progress(u64, u64),
     Done(Result<Reply>),
 }
 
-/// What both sides know.
+/// State shared by both sides.
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) connections: AtomicUsize,
@@ -60,7 +60,7 @@ struct Holds {
 }
 
 impl Shared {
-    /// Nobody is served any more, though closing the image may take a while yet.
+    /// Notes that nobody is served any more. Closing the image may still take a while.
     pub(super) fn set_over(&self) {
         self.over.store(true, Ordering::Release);
     }
@@ -69,19 +69,19 @@ impl Shared {
         self.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives no more holds if there is none; false where there is.
+    /// Refuses new holds, if none exists. Returns false where one does.
     pub(super) fn refuse_holds(&self) -> bool {
         let mut holds = self.holds();
         holds.refused |= holds.count == 0;
         holds.refused
     }
 
-    /// Gives no more holds: who wants the image opens it anew, once this is over.
+    /// Refuses new holds. A client that wants the image opens it again when this host is over.
     pub(super) fn end_holds(&self) {
         self.holds().refused = true;
     }
 
-    /// Tells everyone who waits that the image is no longer served.
+    /// Wakes everybody who waits: the image is no longer served.
     pub(super) fn set_end(&self, outcome: Result<(), Failure>) {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         if end.is_none() {
@@ -91,7 +91,7 @@ impl Shared {
         self.ended.notify_all();
     }
 
-    /// `None` if it is still served after `limit`.
+    /// Waits for the end of the host; `None` if the image is still served after `limit`.
     fn wait_end(&self, limit: Option<Duration>) -> Option<Result<()>> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,7 +124,7 @@ impl Drop for Inner {
     }
 }
 
-/// While this exists, the image is in use and does not give way: a client is on its way to it.
+/// While this exists, the image counts as in use and does not give way. A client is about to be attached.
 pub struct Hold(Arc<Shared>);
 
 impl Drop for Hold {
@@ -189,7 +189,7 @@ impl HostHandle {
     /// # Errors
     /// `Fenced` if the image is no longer served.
     pub fn attach_nbd(&self, socket: OwnedFd, connection: NbdConnection) -> Result<()> {
-        // Counted here, so that nobody takes the image for unused in between.
+        // Count the client now, so that the image does not look unused in between.
         self.0.shared.connections.fetch_add(1, Ordering::AcqRel);
         self.send(Message::AttachNbd(socket, connection)).inspect_err(|_| {
             self.0.shared.connections.fetch_sub(1, Ordering::AcqRel);
@@ -201,7 +201,7 @@ impl HostHandle {
     /// Requests that are queued together are carried out together; a flush covers what was
     /// completed before it was queued.
     pub fn submit(&self, request: DeviceRequest, done: Completion) {
-        // A message that cannot be sent is dropped, and its completion tells so.
+        // A message that cannot be sent is dropped, and its completion reports that.
         let _ = self.send(Message::Submit(request, done));
     }
 
@@ -230,8 +230,8 @@ impl HostHandle {
         }
     }
 
-    /// Sets how `status` describes the use of the image, such as `device /dev/nbd0`; `None` tells
-    /// the number of NBD connections.
+    /// Sets how `status` describes the use of the image, such as `device /dev/nbd0`. With `None` it
+    /// shows the number of NBD connections.
     ///
     /// # Errors
     /// `Fenced` if the image is no longer served.
@@ -239,7 +239,8 @@ impl HostHandle {
         self.send(Message::SetUsage(usage))
     }
 
-    /// Sets who is told of commands on the image. A command is answered when that has been done.
+    /// Sets the attendant of commands on the image. A command is answered when the attendant's work is
+    /// done.
     ///
     /// # Errors
     /// `Fenced` if the image is no longer served.
@@ -247,22 +248,21 @@ impl HostHandle {
         self.send(Message::SetAttendant(attendant))
     }
 
-    /// True once the image is no longer served. It may still be closing, which [`Self::wait`] waits for.
+    /// True once the image is no longer served. It may still be closing; [`Self::wait`] waits for that.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.0.shared.over.load(Ordering::Acquire)
     }
 
-    /// Waits until the image is no longer served and tells why: `Ok` after a stop, else the error
-    /// that made it unusable or that closing it met.
+    /// Waits until the image is no longer served and closed. Returns `Ok` after a stop.
     ///
     /// # Errors
-    /// As said.
+    /// The error that made the image unusable, or that of closing it.
     pub fn wait(&self) -> Result<()> {
         self.0.shared.wait_end(None).unwrap_or(Ok(()))
     }
 
-    /// As [`Self::wait`], but gives `None` after `limit`.
+    /// As [`Self::wait`], but returns `None` after `limit`.
     #[must_use]
     pub fn wait_timeout(&self, limit: Duration) -> Option<Result<()>> {
         self.0.shared.wait_end(Some(limit))

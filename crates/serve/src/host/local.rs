@@ -18,11 +18,11 @@ pub enum DeviceRequest {
         /// Bytes, at most [`LOCAL_BYTES_MAX`].
         length: usize,
     },
-    /// Store bytes.
+    /// Write bytes.
     Write {
         /// First byte.
         offset: u64,
-        /// What to store.
+        /// The bytes to write.
         data: Vec<u8>,
         /// Acknowledge only when durable.
         fua: bool,
@@ -36,18 +36,18 @@ pub enum DeviceRequest {
         /// Acknowledge only when durable.
         fua: bool,
     },
-    /// Make everything acknowledged before durable.
+    /// Make everything durable that was acknowledged before.
     Flush,
 }
 
 type Callback = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
 
-/// Called exactly once with the outcome of a request, on the image's thread: it must not block.
-/// If the image goes away first, the outcome is an error of kind `Fenced`.
+/// A callback for the outcome of a request. It is called exactly once, on the image's thread, and must not
+/// block. If the image is closed first, the outcome is an error of kind `Fenced`.
 pub struct Completion(Option<Callback>);
 
 impl Completion {
-    /// Calls `callback` when the request is done. The bytes are those of a read, else none.
+    /// Calls `callback` when the request is done, with the bytes of a read, and with none otherwise.
     pub fn new(callback: impl FnOnce(Result<Vec<u8>>) + Send + 'static) -> Self {
         Self(Some(Box::new(callback)))
     }
@@ -75,14 +75,14 @@ impl std::fmt::Debug for Completion {
 
 struct Entry {
     operation: Operation,
-    /// What to write, or what was read.
+    /// The bytes to write, or the bytes read.
     data: Vec<u8>,
-    /// Number of the batch that it was written with, where that is under way.
+    /// Number of the batch that it was written with, while that is in flight.
     in_flight: Option<u64>,
     done: Option<Completion>,
 }
 
-/// The in-process requests of one round, and writes of earlier ones that are under way.
+/// The in-process requests of one round, and writes of earlier rounds that are in flight.
 #[derive(Default)]
 pub(super) struct LocalLane {
     entries: Vec<Entry>,
@@ -91,7 +91,7 @@ pub(super) struct LocalLane {
 }
 
 impl LocalLane {
-    /// Adds a request to the coming round; one that cannot be carried out is answered at once.
+    /// Adds a request to the coming round. A request that cannot be carried out is answered at once.
     pub(super) fn push(&mut self, request: DeviceRequest, done: Completion, size_bytes: u64) {
         let (operation, data) = split(request);
         let end = operation.offset.checked_add(operation.length);
@@ -112,7 +112,7 @@ impl LocalLane {
         self.entries.is_empty()
     }
 
-    /// Answers the writes of earlier rounds that are stored, or never will be.
+    /// Answers the writes of earlier rounds that are stored, or that never will be.
     pub(super) fn answer_written(&mut self, written: &Result<u64, Failure>) {
         let stored = |number: u64| written.as_ref().map_or(true, |below| number < *below);
         let (done, left) =
@@ -182,7 +182,7 @@ impl Lane for LocalLane {
     }
 
     fn reads_done(&mut self, stage: u32, ends: &mut dyn Iterator<Item = ReadEnd>) {
-        // The entries come first: `zip` must not take an end that belongs to another lane.
+        // The entries come first, so that `zip` does not take an end that belongs to another lane.
         for (entry, end) in self.of(stage, OperationKind::Read).zip(ends) {
             if let ReadEnd::Done(result) = end {
                 entry.operation.outcome = result.map_err(Failure::from);

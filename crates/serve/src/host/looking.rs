@@ -1,23 +1,23 @@
-//! How much is looked through in a round for requests that name long ranges.
+//! The limit on map searches in a round, for requests that name long ranges.
 //!
-//! A BLOCK_STATUS or a CACHE has 28 bytes and no payload, its reply is short, and it may have the map
-//! of 4 GiB looked through. So neither the buffers nor the number of requests bounds the time of a
-//! round; this does, for all connections together.
+//! A BLOCK_STATUS or a CACHE takes 28 bytes and has a short reply, but may search the map of 4 GiB. So the
+//! size of the buffers and the number of requests do not limit the time of a round. This limit does, for
+//! all connections together.
 
 use crate::nbd::request::Request;
 use crate::nbd::wire::command;
 
-/// What is looked through in a round before other requests have their turn, in bytes of the image.
-/// One request is carried out in any case. For dense data that takes some 10 ms a GiB.
+/// Bytes of the image that are searched in a round before other requests have their turn. At least one
+/// request is carried out. Dense data takes about 10 ms a GiB.
 const LOOKED_BYTES_MAX: u64 = 1 << 30;
 
-/// What is read ahead for one CACHE, in bytes: it is a hint, and the rest of a longer one is ignored.
+/// Bytes that are read ahead for one CACHE. The request is a hint, so the rest of a longer one is ignored.
 const CACHE_BYTES_MAX: u64 = 32 << 20;
 
-/// A byte to be read ahead costs as much time as so many of which only the map is asked for.
+/// Reading a byte ahead takes as much time as searching the map for this many bytes.
 const CACHE_COST: u64 = 8;
 
-/// What is left of that in a round.
+/// What is left of the limit in a round.
 #[derive(Debug)]
 pub(super) struct Looking {
     left_bytes: u64,
@@ -28,7 +28,7 @@ impl Looking {
         Self { left_bytes: LOOKED_BYTES_MAX }
     }
 
-    /// True if no more of such requests are taken in this round.
+    /// True if no more of these requests are taken in this round.
     pub(super) fn is_spent(&self) -> bool {
         self.left_bytes == 0
     }
@@ -38,7 +38,7 @@ impl Looking {
         cost(request) == 0 || !self.is_spent()
     }
 
-    /// The request is taken.
+    /// Counts a request that is taken.
     pub(super) fn take(&mut self, request: &Request) {
         self.left_bytes = self.left_bytes.saturating_sub(cost(request));
     }

@@ -1,4 +1,4 @@
-//! One image, one thread: everything that is asked of an open image meets here.
+//! The host of an image: one thread that serves all requests to one open image.
 //!
 //! An [`ImageHost`] owns a [`BlockDevice`] and serves, in one epoll loop, its NBD clients, the
 //! requests of other threads in this process, and the owner's control socket. There is no lock on
@@ -14,15 +14,16 @@
 //! - The device is touched by this thread only.
 //! - A FLUSH is answered after a device flush that began after every write acknowledged before it,
 //!   on whatever connection (module `round`).
-//! - A client can break its own connection and nothing else; its share of memory is bounded.
-//! - When the image becomes unusable (`Poisoned`, `Fenced`), the requests at hand are answered with
-//!   the error, all clients are disconnected, and the host ends with that error.
+//! - A client can break only its own connection, and its memory is limited.
+//! - When the image becomes unusable (`Poisoned`, `Fenced`), the requests of the round are answered with the
+//!   error, all clients are disconnected, and the host ends with that error.
 
 mod attendant;
 mod connection;
 mod event_loop;
 mod handle;
 mod heap;
+mod idle;
 mod local;
 mod looking;
 mod operation;
@@ -30,7 +31,6 @@ mod pacer;
 mod padded;
 mod parts;
 mod read_layout;
-mod rest;
 mod round;
 mod spin;
 
@@ -60,12 +60,12 @@ const THREAD_NAME_BYTES_MAX: usize = 15;
 pub struct HostOptions {
     /// Names the image in logs.
     pub name: String,
-    /// How `status` describes the use; `None` tells the number of NBD connections.
+    /// How `status` describes the use; with `None` it shows the number of NBD connections.
     pub usage: Option<String>,
-    /// Where to listen for commands of other processes. For a device that can be written, the caller
-    /// must hold the image's lock: a socket found there is taken for the remains of a dead owner.
+    /// Where to listen for commands of other processes. For a device that can be written, the caller must
+    /// hold the image's lock, because a socket found there counts as left by a dead owner.
     pub control: Option<Place>,
-    /// The image is only kept open for clients that may come: without any it gives way to a command
+    /// The image is only kept open for clients that may come. While it has none, it gives way to a command
     /// that needs the image for itself.
     pub gives_way: bool,
 }
@@ -77,14 +77,14 @@ impl ImageHost {
     /// Serves `device` on a thread of its own until it is stopped or becomes unusable.
     ///
     /// # Errors
-    /// If the control socket cannot be made for another reason than a full disk, or the process is
-    /// out of descriptors or threads. The device is dropped then, not closed.
+    /// If the control socket cannot be made, unless because of a full disk, or if the process is out of
+    /// descriptors or threads. The device is dropped then, not closed.
     pub fn start(device: Box<dyn BlockDevice>, options: HostOptions) -> Result<HostHandle> {
         let device = Padded::new(device, &options.name, Sectors::WhereWritable);
         Self::start_padded(device, options)
     }
 
-    /// As [`Self::start`], but shows whole sectors of 512 bytes where the image is read-only, too: for
+    /// As [`Self::start`], but shows whole sectors of 512 bytes for read-only images too. This is for
     /// kernels, whose devices consist of sectors.
     ///
     /// # Errors
@@ -118,8 +118,8 @@ impl ImageHost {
     }
 }
 
-/// Listens for commands. A full disk may have no room for the socket's name, and that must not keep
-/// anybody from reading. Readers need nobody's leave to read: where they cannot listen they do without.
+/// Listens for commands. A full disk may have no space for the socket's name; the image is served all the
+/// same. A reader serves without a socket wherever it cannot listen.
 fn listen(options: &HostOptions, reader: bool) -> Result<Option<ControlListener>> {
     let Some(place) = &options.control else { return Ok(None) };
     let bound = match reader {
@@ -139,7 +139,7 @@ fn listen(options: &HostOptions, reader: bool) -> Result<Option<ControlListener>
     }
 }
 
-/// Runs the loop; a panic in the engine ends this image and no other.
+/// Runs the loop. A panic in the engine ends only this image.
 fn run(events: EventLoop) -> Result<(), Failure> {
     catch_unwind(AssertUnwindSafe(|| events.run())).unwrap_or_else(|_| {
         Err(Failure::new(ErrorKind::Io, "the thread that served the image has panicked"))

@@ -1,12 +1,12 @@
 //! One block operation of a round, and the order in which a round carries operations out.
 //!
-//! Requests that are in flight together have no order by protocol, so a round may gather them:
-//! all reads, then all writes as one batch, then the discards. A client that sends a write and a
-//! read of the same bytes back to back still sees them in order where that is cheap: operations
-//! that must not be swapped go to a later *stage* of the round.
+//! By protocol, requests in flight at the same time have no order. So a round may gather them: all reads,
+//! then all writes as one batch, then the discards. A client that sends a write and a read of the same bytes
+//! one after the other still sees them in order, where that is cheap: operations that must not be swapped go
+//! to a later *stage* of the round.
 //!
-//! Invariant: within one lane, an operation never runs before an overlapping earlier one, except
-//! that a CACHE or FLUSH has no place in that order.
+//! Invariant: within one lane, an operation never runs before an overlapping earlier one. CACHE and FLUSH
+//! have no place in that order.
 
 use std::sync::Arc;
 
@@ -19,11 +19,11 @@ use super::round::only_fatal;
 pub(crate) enum OperationKind {
     /// Read bytes.
     Read,
-    /// Store bytes.
+    /// Write bytes.
     Write,
     /// Make a range read as zeros.
     Discard,
-    /// Tell holes from data.
+    /// Say which ranges are holes and which are data.
     Status,
     /// Read ahead.
     Cache,
@@ -34,9 +34,9 @@ pub(crate) enum OperationKind {
 /// An engine error that several requests share.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
-    /// What went wrong.
+    /// The kind of the error.
     pub(crate) kind: ErrorKind,
-    /// The sentence.
+    /// The error's message.
     pub(crate) message: Arc<str>,
 }
 
@@ -45,7 +45,7 @@ impl Failure {
         Self { kind, message: message.into() }
     }
 
-    /// True if the image must be given up: nothing can be promised on it any more.
+    /// True if the image must be given up, because nothing can be promised about it any more.
     pub(crate) fn is_fatal(&self) -> bool {
         self.kind.ends_writing()
     }
@@ -80,7 +80,7 @@ pub(crate) struct Operation {
     pub(crate) fua: bool,
     /// Set by [`Stages::place`].
     pub(crate) stage: u32,
-    /// How it went so far.
+    /// Its outcome so far.
     pub(crate) outcome: Result<(), Failure>,
 }
 
@@ -100,7 +100,7 @@ impl Operation {
         self.stage == stage && self.kind == kind && self.outcome.is_ok()
     }
 
-    /// Discards the range and keeps the outcome; fails if the image cannot be used any more.
+    /// Discards the range and notes the outcome. Fails if the image cannot be used any more.
     pub(crate) fn discard(&mut self, device: &mut dyn BlockDevice) -> Result<(), Failure> {
         self.outcome = device.discard(self.offset, self.length).map_err(Failure::from);
         only_fatal(self.outcome.clone())
@@ -111,7 +111,7 @@ impl Operation {
             && other.offset < self.offset.saturating_add(self.length)
     }
 
-    /// True if `self`, which came first, would wrongly run after `later` in the same stage.
+    /// True if `self`, which came first, would run after `later` in the same stage and must not.
     fn must_precede(&self, later: &Self) -> bool {
         let swapped = match later.kind {
             OperationKind::Read | OperationKind::Status => {

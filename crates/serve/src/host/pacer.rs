@@ -1,17 +1,18 @@
-//! When an image's thread does background work.
+//! Decides when an image's thread does background work.
 //!
-//! Work in small steps: without pause while nobody asks for anything, a bounded share of the time
-//! under load, and ever more rarely while there is nothing to do.
+//! The work is done in small steps. While there are no requests, the steps follow each other without pause.
+//! Under load they get a limited share of the time. While there is nothing to do, they come more and more
+//! rarely.
 
 use std::time::{Duration, Instant};
 
 /// Under load, a step of length t is followed by at least this many t of serving.
 const SERVE_SHARE: u32 = 9;
 
-/// First pause after a step that found nothing to do; doubled by each further one.
+/// First pause after a step that found nothing to do. Each further one doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
-/// Longest pause; a thousand idle images then wake up a hundred times a second together.
+/// Longest pause. A thousand idle images then cause a hundred wake-ups a second.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Decides when the next step is due.
@@ -30,13 +31,13 @@ impl Pacer {
         self.due
     }
 
-    /// Requests were served: there may be work again.
+    /// Notes that requests were served, so there may be work again.
     pub(super) fn served(&mut self, now: Instant) {
         self.pause = PAUSE_MIN;
         self.due = self.due.min(now + PAUSE_MIN);
     }
 
-    /// A step was made; `more` tells whether work is left, `busy` whether requests wait.
+    /// Notes a step: `more` says whether work is left, `busy` whether requests wait.
     pub(super) fn stepped(&mut self, start: Instant, end: Instant, more: bool, busy: bool) {
         if more {
             self.pause = PAUSE_MIN;

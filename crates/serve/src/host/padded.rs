@@ -1,13 +1,13 @@
 //! Images whose size is no multiple of a sector.
 //!
-//! An import keeps the exact number of bytes, but disks consist of sectors: QEMU and the kernel round
-//! the size one way or the other, and their guests cannot use the last sector, or do not see it.
-//! Whoever serves an image for writing therefore shows whole sectors. What lies behind the image's
-//! end reads as zeros, and zeros written there change nothing; the first other byte written there
-//! makes the image grow to whole sectors, so that nothing that was acknowledged is lost. Read-only
-//! images are shown as they are, except to kernels ([`super::ImageHost::start_for_kernel`]).
+//! An import keeps the exact number of bytes, but disks consist of sectors. QEMU and the kernel round the
+//! size up or down, and their guests cannot use the last sector, or do not see it. So an image that can be
+//! written is shown in whole sectors. Bytes behind the image's end read as zeros. Zeros written there change
+//! nothing. Any other byte written there makes the image grow to whole sectors, so that no acknowledged
+//! write is lost. Read-only images are shown with their exact size, except to kernels
+//! ([`super::ImageHost::start_for_kernel`]).
 //!
-//! A layer above the device, because each way to reach an image needs the same.
+//! This is a layer above the device, because every way to reach an image needs it.
 
 use std::os::fd::BorrowedFd;
 
@@ -19,12 +19,12 @@ const SECTOR_BYTES: u64 = 512;
 /// A device of whole sectors.
 pub(super) struct Padded {
     device: Box<dyn BlockDevice>,
-    /// For logs.
+    /// The image's name in logs.
     name: String,
     sectors: Sectors,
 }
 
-/// When whole sectors are shown.
+/// Which images are shown in whole sectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sectors {
     WhereWritable,
@@ -48,8 +48,8 @@ impl Padded {
         padded
     }
 
-    /// The part of a range of `length` bytes that lies on the device, where the rest lies in the
-    /// padding; `None` where nothing does, and where the range is wrong altogether.
+    /// How many of `length` bytes lie on the device, where the range reaches into the padding; `None`
+    /// where it does not, and where the range is beyond the end altogether.
     fn cut(&self, offset: u64, length: u64) -> Option<u64> {
         let size_bytes = self.device.size_bytes();
         let end = offset.checked_add(length)?;
@@ -59,7 +59,7 @@ impl Padded {
         Some(size_bytes.saturating_sub(offset).min(length))
     }
 
-    /// Makes a writable image grow where one of `writes` puts something else than zeros behind its end.
+    /// Makes a writable image grow where one of `writes` puts other bytes than zeros behind its end.
     fn grow_for(&mut self, writes: &[Write<'_>]) -> Result<()> {
         let says_something = |write: &Write<'_>| {
             let cut = self.cut(write.offset, write.data.len() as u64);
@@ -75,7 +75,7 @@ impl Padded {
         Ok(())
     }
 
-    /// `writes` as the device takes them; `None` where that is as they are.
+    /// `writes` without the bytes in the padding; `None` where none of them has any.
     fn writes_on_device<'a>(&mut self, writes: &[Write<'a>]) -> Result<Option<Vec<Write<'a>>>> {
         let reaches = |write: &Write<'_>| self.cut(write.offset, write.data.len() as u64).is_some();
         if self.device.read_only() || !writes.iter().any(reaches) {
@@ -129,7 +129,7 @@ impl BlockDevice for Padded {
         };
         let mut inner: Vec<Read<'_>> = Vec::with_capacity(reads.len());
         for (read, cut) in reads.iter_mut().zip(&cuts) {
-            // One that ends in the padding is finished here.
+            // A read that ends in the padding is finished here, so it must not stay in flight.
             let in_flight = read.in_flight.filter(|_| cut.is_none());
             let bytes = cut.map_or(read.buf.len(), |bytes| bytes as usize);
             let (stored, padding) = read.buf.split_at_mut(bytes);

@@ -1,10 +1,9 @@
-//! Long requests that are carried out in parts, because their client may not have the memory for the
-//! whole.
+//! Long requests that are carried out in parts, because their client may not use the memory for the whole.
 //!
-//! A WRITE in parts is several writes of which only the last is answered, with the first error of
-//! them all. A READ in parts is several reads whose data follow each other in one reply; in a simple
-//! reply its length stands before an error in a later part can be known, so that one costs the
-//! client its connection, as the protocol demands.
+//! A WRITE in parts consists of several writes. Only the last one is answered, with the first error of them
+//! all. A READ in parts consists of several reads whose data follow each other in one reply. A simple reply
+//! cannot report an error after its data has begun. So an error in a later part closes the connection, as
+//! the protocol demands.
 
 use super::operation::Failure;
 use crate::nbd::request::Request;
@@ -12,14 +11,14 @@ use crate::nbd::request::Request;
 /// Parts end at multiples of this, so that no block of the image is written twice.
 const PART_GRAIN_BYTES: u64 = 4096;
 
-/// Sizes of parts in bytes, the best first. The last is small enough for what every connection may
-/// have; the first is large enough for a medium that streams.
+/// Sizes of parts in bytes, the best first. The first is large enough to stream to the medium. The last is
+/// small enough for the memory that every connection may use.
 const PART_BYTES: [usize; 3] = [4 << 20, 512 << 10, PART_BYTES_MIN];
 
 /// Smallest part.
 pub(super) const PART_BYTES_MIN: usize = 60 << 10;
 
-/// Where an exchange stands in its request.
+/// The position of a part in its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) first: bool,
@@ -27,11 +26,11 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The only one.
+    /// A request in one part.
     pub(super) const WHOLE: Self = Self { first: true, last: true };
 }
 
-/// A request of which parts are left.
+/// A request with parts left to do.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parted {
     pub(super) request: Request,
@@ -72,12 +71,12 @@ pub(super) fn part_bytes(mut affords: impl FnMut(usize) -> bool) -> usize {
     PART_BYTES.into_iter().find(|bytes| affords(*bytes)).unwrap_or(PART_BYTES_MIN)
 }
 
-/// What became of the parts of a WRITE so far.
+/// The outcome of the parts of a WRITE so far.
 #[derive(Debug, Default)]
 pub(super) struct WriteOutcome(Option<Failure>);
 
 impl WriteOutcome {
-    /// Notes how a part went; gives the outcome of all where it was the last.
+    /// Notes the outcome of a part. Returns the outcome of all parts where it was the last.
     pub(super) fn note(
         &mut self,
         place: Place,

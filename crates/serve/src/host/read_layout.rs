@@ -1,7 +1,7 @@
-//! Where the reply to a READ goes: headers and data side by side in the send buffer, so that the
-//! device reads into place and one `send` takes it all.
+//! The layout of the reply to a READ: headers and data lie side by side in the send buffer. So the device
+//! reads into place, and one `send` takes all of it.
 //!
-//! A long structured read asks for holes first and tells them in a few bytes each.
+//! For a long structured read the device is first asked for holes. A hole takes a few bytes in the reply.
 
 use std::io;
 use std::ops::Range;
@@ -13,13 +13,13 @@ use super::parts::Place;
 use crate::buffer::SendBuffer;
 use crate::nbd::reply;
 
-/// Reads shorter than this are not searched for holes: filling zeros is cheaper than looking.
+/// Shorter reads are not searched for holes: zeros are cheaper than the search.
 const SEARCHED_BYTES_MIN: u32 = 64 << 10;
 
-/// Shorter holes travel as zeros among the data.
+/// Shorter holes are sent as zeros among the data.
 const HOLE_BYTES_MIN: u64 = 16 << 10;
 
-/// Chunks of one reply; the rest of the range is one last chunk of data.
+/// Limit on the chunks of one reply. The rest of the range is then one last chunk of data.
 const CHUNKS_MAX: usize = 32;
 
 /// A READ to be laid out.
@@ -37,8 +37,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Reserves and fills all but the data, for which `pieces` gets entries; returns the place of
-    /// the whole reply.
+    /// Reserves room for the reply and fills everything except the data, for which `pieces` gets
+    /// entries. Returns the place of the whole reply.
     ///
     /// # Errors
     /// When there is no memory.
@@ -82,8 +82,8 @@ impl Request {
         Ok(place)
     }
 
-    /// The request cut into data and holes worth telling. If the device cannot say, all is data:
-    /// the read itself will find out what is wrong.
+    /// The request divided into data and holes. If the device cannot find holes, everything counts as
+    /// data; the read itself then reports what is wrong.
     fn runs(&self, device: &mut dyn BlockDevice) -> Vec<Extent> {
         let length = u64::from(self.length);
         if self.whole || self.length < SEARCHED_BYTES_MIN {

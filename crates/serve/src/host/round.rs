@@ -1,25 +1,25 @@
-//! One round: everything that was ready when the thread woke up, as few engine calls as possible.
+//! One round: everything that was ready when the thread woke up, in as few engine calls as possible.
 //!
 //! ```text
 //!   lanes:   connection   connection   ...   in-process requests
 //!   stage 0: reads of all lanes -> one read_batch; writes of all -> one write_batch; discards
 //!   stage 1: only where a lane's order asks for it
-//!   answers that wait for nothing
+//!   answers that do not wait for a flush
 //!   one flush for every FLUSH and FUA of the round, then their answers
 //! ```
 //!
-//! Invariant: a flush comes after every write of the round and of all rounds before it, so it
-//! covers every write that has been acknowledged on any connection: CAN_MULTI_CONN holds.
+//! Invariant: a flush comes after every write of this round and of all rounds before it. So it covers every
+//! write that has been acknowledged on any connection, as CAN_MULTI_CONN promises.
 
 use marcot::{BlockDevice, Read, Result, Write};
 
 use super::operation::Failure;
 
-/// How a read of a round went.
+/// The outcome of a read in a round.
 pub(crate) enum ReadEnd {
     /// It has been carried out.
     Done(Result<()>),
-    /// It is under way, and its lane is told when it has ended.
+    /// It is in flight. Its lane gets the outcome when it completes.
     InFlight(u64),
 }
 
@@ -40,30 +40,30 @@ pub(crate) trait Lane {
     /// Adds the writes of `stage`.
     fn writes<'a>(&'a self, stage: u32, batch: &mut Vec<Write<'a>>);
 
-    /// The batch that held the writes of `stage` is under way: it is stored when the device says so
-    /// of all numbers below one that is larger than this.
+    /// The batch with the writes of `stage` is in flight and has this number. It is stored when the device
+    /// says that all batches below a larger number are.
     fn writes_in_flight(&mut self, stage: u32, number: u64);
 
-    /// Takes the outcome of the batch that held the writes of `stage`.
+    /// Notes that the batch with the writes of `stage` has failed.
     fn writes_failed(&mut self, stage: u32, failure: &Failure);
 
-    /// Carries out the discards of `stage`; fails if the image cannot be used any more.
+    /// Carries out the discards of `stage`. Fails if the image cannot be used any more.
     fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<(), Failure>;
 
     /// True if an answer waits for a flush.
     fn waits_for_flush(&self) -> bool;
 
-    /// Answers what waits for nothing.
+    /// Gives the answers that do not wait for a flush.
     fn answer_unflushed(&mut self);
 
-    /// Answers the rest, given the flush's outcome.
+    /// Gives the other answers, with the flush's outcome.
     fn answer_flushed(&mut self, outcome: &Result<(), Failure>);
 }
 
 /// Carries out and answers everything in `lanes`.
 ///
 /// # Errors
-/// A failure after which the image cannot be used; every answer has been given all the same.
+/// A failure after which the image cannot be used. Every answer has been given all the same.
 pub(crate) fn run(
     device: &mut dyn BlockDevice,
     lanes: &mut [&mut dyn Lane],
@@ -92,7 +92,7 @@ pub(crate) fn run(
     fatal
 }
 
-/// Keeps a failure only if it is one of the image and not of a request.
+/// Keeps a failure only if it concerns the image and not a request.
 pub(super) fn only_fatal(outcome: Result<(), Failure>) -> Result<(), Failure> {
     outcome.or_else(|failure| if failure.is_fatal() { Err(failure) } else { Ok(()) })
 }

@@ -1,8 +1,8 @@
-//! Whether somebody uses a block device, and keeping others from it.
+//! Finding out who uses a block device, and keeping others from it.
 //!
-//! The kernel tells who has a device to itself, such as a file system. Of programs that have only
-//! opened it, as QEMU does, the descriptors of all processes tell; those that this process may not
-//! look into, or that live in a container that it does not see, are not found.
+//! The kernel says whether a device is held exclusively, for example by a file system. Programs that have
+//! only opened it, such as QEMU, are found by the descriptors of all processes. Processes that this one may
+//! not inspect, or that run in a container that it does not see, are not found.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -12,24 +12,24 @@ use rustix::fs::{AtFlags, CWD, Dev, FileType, Mode, OFlags, StatxFlags, makedev,
 
 use super::sysfs;
 
-/// Programs that look at every new or changed device, such as udev's, have gone after this time.
+/// After this time, programs that look at every new or changed device, such as udev's, have gone.
 const PASSING_TIME_MAX: Duration = Duration::from_secs(2);
-/// How often is looked whether they have.
+/// Time between two checks whether they have gone.
 const PASSING_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A device that nobody else can mount while this exists.
+/// While this exists, nobody else can mount the device.
 pub struct Claim(#[expect(dead_code, reason = "closing it lets go of the device")] Option<OwnedFd>);
 
-/// Takes a device for oneself; `None` while it is mounted, or otherwise held exclusively.
+/// Claims a device; `None` while it is mounted, or otherwise held exclusively.
 #[must_use]
 pub fn claim(device: &Path) -> Option<Claim> {
-    // For a block device O_EXCL without O_CREAT asks for it alone: refused while a file system,
-    // RAID or volume manager has it.
+    // For a block device, O_EXCL without O_CREAT opens it exclusively. This fails while a file system, RAID
+    // or volume manager has it.
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
     match rustix::fs::open(device, flags, Mode::empty()) {
         Ok(fd) => Some(Claim(Some(fd))),
         Err(rustix::io::Errno::BUSY) => None,
-        // Nothing is there that could be mounted.
+        // There is no device that could be mounted.
         Err(_) => Some(Claim(None)),
     }
 }
@@ -45,7 +45,7 @@ pub fn is_busy(device: &Path) -> bool {
 pub struct Opener {
     /// Its number.
     pub pid: u32,
-    /// What the kernel calls it.
+    /// Its name in the kernel.
     pub name: String,
 }
 
@@ -62,7 +62,7 @@ pub fn opener(device: &Path, server: u32) -> Option<Opener> {
     Some(Opener { pid: found, name: name.trim_end().to_owned() })
 }
 
-/// As [`opener`], but for those that are gone in a moment.
+/// As [`opener`], but without processes that are gone in a moment.
 #[must_use]
 pub fn lasting_opener(device: &Path, server: u32) -> Option<Opener> {
     let deadline = Instant::now() + PASSING_TIME_MAX;
@@ -77,7 +77,7 @@ pub fn lasting_opener(device: &Path, server: u32) -> Option<Opener> {
 
 /// The number of a block device; `None` for everything else.
 fn number(path: &Path) -> Option<Dev> {
-    // A descriptor may be of a file system that does not answer: what is known already is enough.
+    // A descriptor may belong to a file system that does not answer. Cached attributes are enough.
     let flags = AtFlags::STATX_DONT_SYNC;
     let stat = statx(CWD, path, flags, StatxFlags::TYPE).ok()?;
     let is_block = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice;
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn only_block_devices_are_meant() {
+    fn only_block_devices_have_a_number() {
         assert_eq!(number(Path::new("/dev/null")), None);
         assert_eq!(number(Path::new("/")), None);
         assert_eq!(number(Path::new("/nowhere")), None);

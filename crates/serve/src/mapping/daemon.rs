@@ -1,4 +1,4 @@
-//! The process that serves a device: started by a command, and living on when that has ended.
+//! The process that serves a device. A command starts it, and it goes on when the command has ended.
 //!
 //! ```text
 //!   command                       server
@@ -20,30 +20,30 @@ use crate::control::message;
 
 /// Where the server finds the programs that it runs (`modprobe`, hooks).
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What of the command's environment means something to the server.
+/// Variables of the command's environment that the server needs.
 const VARIABLES: &[&str] = &["MARCOT_DEV_DIR", "MARCOT_IO", "MARCOT_LOG"];
 /// First descriptor after standard input, output and error.
 const DESCRIPTOR_FIRST: libc::c_uint = 3;
-/// Where the kernel cannot mark all descriptors at once: as many as are marked one by one.
+/// Limit on the descriptors that are marked one by one, where the kernel cannot mark all at once.
 const DESCRIPTORS_MAX: libc::rlim_t = 1 << 20;
 
-/// What the server says when it is ready, or has failed.
+/// The report of the server: that it is ready, or has failed.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub enum Ready {
     /// It serves this device.
     Device {
         /// The kernel's name, such as `/dev/nbd0`.
         device: PathBuf,
-        /// The name as a device of RBD's, where it has one.
+        /// Its name as an RBD device, where it has one.
         node: Option<PathBuf>,
         /// Bytes at the image's end that the device lacks.
         lacking_bytes: u64,
     },
-    /// It could not.
+    /// It could not serve the device.
     Failed {
         /// The kind of the error, by its name on the wire.
         kind: String,
-        /// The sentence.
+        /// The error's message.
         message: String,
     },
 }
@@ -51,11 +51,11 @@ pub enum Ready {
 /// Starts this program again with `arguments` as a process of its own session, gives it `input`,
 /// and waits for its report. Its messages go to `log`, whose path is `log_path`.
 ///
-/// It lives on for long, so it gets nothing of the command's but this: no descriptors (a lock or a
-/// pipe of a script would be held for as long), no directory, and of the environment what it needs.
+/// The server may run for a long time, so it inherits little from the command: no descriptors (it would hold
+/// a script's lock or pipe all the time), no working directory, and only the variables that it needs.
 ///
 /// # Errors
-/// `Io` where it cannot be started, or ends without a report; then the log tells why.
+/// `Io` where it cannot be started, or ends without a report; then the log says why.
 pub fn spawn(arguments: &[&str], input: &[u8], log: OwnedFd, log_path: &Path) -> Result<Ready> {
     let context = |what: &str| format!("cannot {what} the process that serves the device");
     let program = std::env::current_exe().map_err(|e| Error::from_io(context("find"), e))?;
@@ -95,10 +95,10 @@ pub fn spawn(arguments: &[&str], input: &[u8], log: OwnedFd, log_path: &Path) ->
     })
 }
 
-/// Marks every descriptor above standard error to be closed by exec. The standard library's own, on
-/// which it tells of a failed exec, is marked so already.
+/// Marks every descriptor above standard error to be closed by exec. The standard library's descriptor for
+/// reporting a failed exec is marked already.
 fn close_descriptors_on_exec() {
-    // SAFETY: the calls take numbers only, and change no more than a mark of descriptors.
+    // SAFETY: the calls take only numbers, and change only flags of descriptors.
     unsafe {
         let flags = libc::CLOSE_RANGE_CLOEXEC;
         if libc::syscall(libc::SYS_close_range, DESCRIPTOR_FIRST, libc::c_uint::MAX, flags) == 0 {
@@ -112,7 +112,7 @@ fn close_descriptors_on_exec() {
     }
 }
 
-/// Tells the command about the device that is there, and lets go of its terminal.
+/// Reports to the command that the device exists, and releases its terminal.
 ///
 /// # Errors
 /// What the operating system says.
@@ -126,7 +126,7 @@ pub fn report_ready(ready: &Ready) -> Result<()> {
     detached.map_err(|e| Error::from_io("cannot let go of the terminal", e))
 }
 
-/// Tells the command why there is no device.
+/// Reports to the command why there is no device.
 ///
 /// # Errors
 /// What the operating system says.

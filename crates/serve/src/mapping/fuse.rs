@@ -1,7 +1,7 @@
 //! A FUSE file system with one file: the image.
 //!
-//! Requests are handed to the image's thread and answered from there, so that as many are under
-//! way as the kernel cares to send. The file's size is the image's; it never grows by writing.
+//! Requests are handed to the image's thread and answered from there. So as many can be in flight as the
+//! kernel sends. The file's size is that of the image, and never grows by writing.
 
 use std::ffi::OsStr;
 use std::io;
@@ -21,16 +21,16 @@ use crate::host::{Completion, DeviceRequest, HostHandle};
 /// Name of the one file.
 const FILE_NAME: &str = "image";
 const FILE: INodeNo = INodeNo(2);
-/// The size may change at any time, so nothing about the file is remembered by the kernel.
+/// The size may change at any time, so the kernel must not cache the file's attributes.
 const ATTRIBUTES_TTL: Duration = Duration::ZERO;
-/// Requests that the kernel has under way at once; its own default would be 16.
+/// Limit on the requests that the kernel has in flight; its own default would be 16.
 const REQUESTS_MAX: u16 = 128;
-/// The loop driver closes the file a moment after the device is gone.
+/// Time between attempts to unmount: the loop driver closes the file a moment after the device is gone.
 const UNMOUNT_WAIT: Duration = Duration::from_millis(20);
 const UNMOUNT_ATTEMPTS: u32 = 250;
-/// A block device counts its size in these.
+/// Unit of a block device's size, in bytes.
 const SECTOR_BYTES: u64 = 512;
-/// Bytes of the largest write that the kernel sends.
+/// Size of the largest write that the kernel sends, in bytes.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 
 /// A mounted image. Dropping it unmounts.
@@ -62,21 +62,21 @@ impl Mount {
         self.directory.join(FILE_NAME)
     }
 
-    /// Takes the mount out of the tree though its file is in use. The connection to the kernel ends
-    /// with this process, and what is asked of the file from then on fails.
+    /// Detaches the mount although its file is in use. The connection to the kernel ends with this process.
+    /// Requests to the file fail from then on.
     pub(super) fn abandon(self) -> Result<()> {
-        // Ending the session here would wait for the file's last user.
+        // Dropping the session here would wait for the file's last user.
         std::mem::forget(self.session);
         unmount_dead(&self.directory)
     }
 
-    /// Unmounts, once the kernel has let go of the file.
+    /// Unmounts, once the kernel has closed the file.
     pub(super) fn unmount(self) -> Result<()> {
         let context = format!("cannot unmount {}", self.directory.display());
         for _ in 0..UNMOUNT_ATTEMPTS {
             match rustix::mount::unmount(&self.directory, rustix::mount::UnmountFlags::empty()) {
                 Err(rustix::io::Errno::BUSY) => std::thread::sleep(UNMOUNT_WAIT),
-                // Unmounted, or not ours to unmount directly: the session does what is left.
+                // It is unmounted, or this user may not unmount it directly. The session does the rest.
                 _ => break,
             }
         }
@@ -87,11 +87,11 @@ impl Mount {
     }
 }
 
-/// Removes the mount of a server that died; none is no error.
+/// Removes the mount of a server that died. It is no error if there is none.
 pub(super) fn unmount_dead(directory: &Path) -> Result<()> {
     match rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH) {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
-        // Users are refused before the kernel looks whether there is a mount.
+        // The kernel refuses other users than root before it checks whether there is a mount.
         Err(rustix::io::Errno::PERM) if !is_mounted(directory) => Ok(()),
         Err(error) => {
             let context = format!("cannot unmount {}", directory.display());
@@ -104,7 +104,7 @@ fn is_mounted(directory: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let file_system = |path: &Path| std::fs::metadata(path).map(|m| m.dev());
     let above = directory.parent().map(file_system);
-    // A mount whose server is dead cannot be looked at.
+    // `stat` fails on a mount whose server is dead.
     match (file_system(directory), above) {
         (Ok(here), Some(Ok(above))) => here != above,
         (Err(error), _) => error.kind() != io::ErrorKind::NotFound,
@@ -122,12 +122,12 @@ fn errno(error: &Error) -> Errno {
 }
 
 impl ImageFile {
-    /// Size of the file: the image's in whole sectors.
+    /// Size of the file: that of the image, in whole sectors.
     fn file_bytes(&self) -> u64 {
         self.host.size_bytes().next_multiple_of(SECTOR_BYTES)
     }
 
-    /// How many of `length` bytes at `offset` are of the image.
+    /// How many of `length` bytes at `offset` lie in the image.
     fn within_image(&self, offset: u64, length: u64) -> u64 {
         length.min(self.host.size_bytes().saturating_sub(offset))
     }
@@ -159,7 +159,7 @@ impl ImageFile {
         })
     }
 
-    /// Hands a request that answers with nothing to the image's thread.
+    /// Hands a request to the image's thread whose answer has no data.
     fn submit(&self, request: DeviceRequest, reply: ReplyEmpty) {
         let done = move |outcome: Result<Vec<u8>>| match outcome {
             Ok(_) => reply.ok(),
@@ -171,7 +171,7 @@ impl ImageFile {
 
 impl Filesystem for ImageFile {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Without these everything works as well, only slower.
+        // These are only needed for speed.
         let wanted = InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_ASYNC_DIO;
         let _ = config.add_capabilities(wanted & config.capabilities());
         let _ = config.set_max_write(WRITE_BYTES_MAX);
@@ -268,7 +268,7 @@ impl Filesystem for ImageFile {
         _owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        // A close, which promises nothing; `fsync` does.
+        // This is called by close, which promises nothing; `fsync` does.
         reply.ok();
     }
 

@@ -19,11 +19,12 @@ const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_PARTSCAN: u32 = 8;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 
-/// Logical sector of the device: what partition tables of images are made for.
+/// Logical sector size of the device: partition tables in images assume it.
 const SECTOR_BYTES: u32 = 512;
-/// Others may take the number that was free a moment ago.
+/// How often a free number is asked for at most. Another process may take it first.
 const ATTEMPTS_MAX: u32 = 64;
-/// The kernel finishes a detach when the last opener (udev, say) has gone.
+/// Time between checks for the end of a detach. The kernel ends it when the last opener, such as udev, has
+/// gone.
 const DETACH_WAIT: Duration = Duration::from_millis(20);
 const DETACH_WAITS_MAX: u32 = 250;
 
@@ -110,7 +111,7 @@ impl LoopDevice {
             let number = ioctl_plain(&control, LOOP_CTL_GET_FREE)?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let fd = open(&path, read_only)?;
-            // Direct first: otherwise every page lies in memory twice.
+            // Direct I/O is tried first: without it every page lies in memory twice.
             let flags = if read_only { LO_FLAGS_READ_ONLY } else { 0 } | LO_FLAGS_PARTSCAN;
             let configured = configure(&fd, &backing, flags | LO_FLAGS_DIRECT_IO).or_else(|e| {
                 if e.raw_os_error() == Some(libc::EBUSY) {
@@ -137,12 +138,12 @@ impl LoopDevice {
         &self.path
     }
 
-    /// Takes over the file's size.
+    /// Makes the kernel read the file's size again.
     pub(super) fn update_size(&self) -> io::Result<()> {
         ioctl_plain(&self.fd, LOOP_SET_CAPACITY).map(drop)
     }
 
-    /// Frees the device when its last user has gone, and does not wait for that.
+    /// Marks the device to be freed when its last user has gone. Does not wait for that.
     pub(super) fn detach_when_unused(self) -> io::Result<()> {
         match ioctl_plain(&self.fd, LOOP_CLR_FD) {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
@@ -150,8 +151,8 @@ impl LoopDevice {
         }
     }
 
-    /// Frees the device, and waits until it is free: the kernel lets go of the file when the last
-    /// descriptor of the device is closed, this one included.
+    /// Frees the device, and waits until it is free. The kernel closes the file when the last descriptor of
+    /// the device is closed, this one included.
     pub(super) fn detach(self, claim: Claim) -> io::Result<()> {
         match ioctl_plain(&self.fd, LOOP_CLR_FD) {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(()),

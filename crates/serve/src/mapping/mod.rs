@@ -5,14 +5,14 @@
 //!   fuse:  /dev/loopN <- kernel's loop driver <- one file in a FUSE mount <- ImageHost
 //! ```
 //!
-//! The kernel's NBD driver is preferred: it takes several connections, and a device whose server
-//! died can be given a new one without being unmounted. Where the kernel lacks it, FUSE and loop
-//! do the same work with one more layer.
+//! The kernel's NBD driver is preferred. It takes several connections, and a device whose server has died
+//! can get a new server without being unmounted. Where the kernel lacks this driver, FUSE and loop do the
+//! same work with one more layer.
 //!
 //! Invariants:
-//! - A flush of the device is answered only after a flush of the image (no write-back cache lies
-//!   between them).
-//! - Undoing goes from the kernel's side to ours: device, mount, image.
+//! - A flush of the device is answered only after a flush of the image. There is no write-back cache between
+//!   them.
+//! - Unmapping goes from the kernel's side to the image: device, mount, image.
 
 mod busy;
 mod daemon;
@@ -45,8 +45,8 @@ pub use sysfs::{Partition, partitions, whole_device};
 
 /// Connections of a device to its image with the NBD driver.
 const NBD_CONNECTIONS: usize = 2;
-/// How long the kernel keeps requests of a device whose server died, waiting for a new one, where
-/// nothing else is asked for.
+/// How long the kernel keeps requests of a device whose server has died while it waits for a new server,
+/// unless the user asks for another time.
 pub const REATTACH_TIMEOUT_S: u64 = 3600;
 
 /// How a device reaches the kernel.
@@ -64,13 +64,13 @@ pub enum Driver {
 pub struct MapOptions {
     /// `None`: NBD where the kernel has it, else FUSE.
     pub driver: Option<Driver>,
-    /// Names the image to the kernel, for recognition: `pool/image@snap`.
+    /// The label by which the kernel knows the image: `pool/image@snap`.
     pub label: String,
-    /// Let nobody write through the device.
+    /// The device cannot be written.
     pub read_only: bool,
     /// An empty directory for the FUSE mount.
     pub mount_directory: PathBuf,
-    /// Give a new server to this device, whose own has died.
+    /// Serve this existing device, whose server has died.
     pub attach: Option<PathBuf>,
     /// How long the kernel waits for a new server, with the NBD driver.
     pub reattach_timeout_s: u64,
@@ -81,14 +81,14 @@ enum Kernel {
     Loop { device: loop_device::LoopDevice, mount: fuse::Mount },
 }
 
-/// Tells the kernel that an image has another size now. Holds nothing open.
+/// Tells the kernel that an image has a new size. It holds nothing open.
 #[derive(Debug, Clone)]
 pub enum Resizer {
     /// For a device of the NBD driver.
     Nbd {
         /// Its number.
         index: u32,
-        /// The name that it was connected with.
+        /// The label that it was connected with.
         label: String,
     },
     /// For a loop device.
@@ -101,7 +101,7 @@ pub enum Resizer {
 }
 
 impl Resizer {
-    /// The image has this size now. Waits perhaps for requests of the device, which others must serve.
+    /// Sets the device's size. This may wait for requests of the device, which another thread must serve.
     ///
     /// # Errors
     /// `Io`.
@@ -109,7 +109,7 @@ impl Resizer {
         match self {
             Self::Nbd { index, label } => netlink::resize(*index, label, size_bytes),
             Self::Loop { device, file } => {
-                // The kernel learns the file's size when somebody asks for it.
+                // The kernel updates the file's size when somebody asks for it.
                 let looked = std::fs::metadata(file);
                 looked
                     .and_then(|_| loop_device::LoopDevice::open(device)?.update_size())
@@ -194,8 +194,8 @@ impl Mapped {
         }
     }
 
-    /// Bytes at the end of an image of `size_bytes` that the device lacks: the kernel's NBD driver leaves
-    /// out a last sector that is not whole.
+    /// Bytes at the end of an image of `size_bytes` that the device lacks. The kernel's NBD driver leaves
+    /// out an incomplete last sector.
     #[must_use]
     pub fn lacking_bytes(&self, size_bytes: u64) -> u64 {
         match &self.kernel {
@@ -204,7 +204,7 @@ impl Mapped {
         }
     }
 
-    /// What tells the kernel of another size of the image.
+    /// The resizer of this device.
     #[must_use]
     pub fn resizer(&self) -> Resizer {
         match &self.kernel {
@@ -215,8 +215,8 @@ impl Mapped {
         }
     }
 
-    /// Takes the device away though it is in use: whoever uses it gets I/O errors from the moment this
-    /// process ends (NBD: at once). The image stays open.
+    /// Takes the device away although it is in use. Its users get I/O errors when this process ends (NBD: at
+    /// once). The image stays open.
     ///
     /// # Errors
     /// `Io`, `PermissionDenied`.
@@ -231,7 +231,7 @@ impl Mapped {
         }
     }
 
-    /// Takes the device away, which `claim` keeps others from meanwhile. The image stays open.
+    /// Takes the device away. `claim` keeps others from using it meanwhile. The image stays open.
     ///
     /// # Errors
     /// `Busy` where the kernel still uses it; `Io`.
@@ -251,7 +251,7 @@ impl Mapped {
 #[must_use]
 pub fn is_shown(record: &MappedRecord, registry: &Registry) -> bool {
     match record.driver {
-        // Another start of the machine: whatever has the device's number now is not ours.
+        // The machine was restarted since: a device with this number now is another one.
         _ if record.boot != boot() => false,
         Driver::Nbd => {
             let label = sysfs::nbd_label(&record.device);
@@ -270,7 +270,7 @@ fn nbd_index(device: &Path) -> Result<u32> {
     })
 }
 
-/// Clears what a server that ended before it wrote its record left in its mount directory.
+/// Clears the mount directory of a server that ended before it wrote its record.
 ///
 /// # Errors
 /// `Io`.
@@ -283,8 +283,8 @@ pub fn clear_mount(mount_directory: &Path) -> Result<()> {
 }
 
 /// Clears up after a server that died: names, loop device and FUSE mount, or the NBD connection. With
-/// `force` also where the device is in use; a loop device is free then when its last user has gone.
-/// A device that shows something else by now is left alone.
+/// `force` it does so even where the device is in use; a loop device is then freed when its last user has
+/// gone. A device that shows something else meanwhile is left alone.
 ///
 /// # Errors
 /// `Busy` where the device is in use; `Io`.

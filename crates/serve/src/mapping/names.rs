@@ -1,4 +1,4 @@
-//! The names that RBD gives to a mapped image, for programs that know devices by them:
+//! The names that RBD gives to a mapped image, for programs that find devices by these names:
 //!
 //! ```text
 //!   /dev/rbd0, /dev/rbd0p1                          the device again, and its partitions
@@ -6,12 +6,12 @@
 //!   /dev/rbd/POOL/[NAMESPACE/]IMAGE[@SNAP]-part1
 //! ```
 //!
-//! A node has the device number of the loop or NBD device under it. Where the system forbids making
-//! nodes, it is a link to that device. A name that cannot be made is done without.
+//! A node has the device number of the loop or NBD device under it. Where the system forbids making nodes,
+//! the name is a link to that device. If a name cannot be made, the device is used without it.
 //!
 //! Invariants:
-//! - What is there already is never replaced, and removed only where it is what this module makes:
-//!   a node or link `rbdN` to a loop or NBD device, or a link below `rbd/` to such a name.
+//! - A name that exists already is never replaced. It is removed only if this module makes such names: a node
+//!   or link `rbdN` to a loop or NBD device, or a link below `rbd/` to such a name.
 //! - No name leads out of the directory: a part that is `.` or `..` or holds `/` gets no link.
 
 use std::fs::Metadata;
@@ -26,7 +26,7 @@ use rustix::io::Errno;
 
 use super::sysfs::{self, Partition};
 
-/// Names devices in another directory than `/dev`, for containers.
+/// Variable that gives another directory than `/dev` for the names, for containers.
 pub const DEVICE_VARIABLE: &str = "MARCOT_DEV_DIR";
 const DEVICE_DIRECTORY: &str = "/dev";
 /// Directory of the links, and what the names of nodes begin with.
@@ -34,19 +34,19 @@ const RBD: &str = "rbd";
 const LINK_DIRECTORY_MODE: u32 = 0o755;
 /// Longest file name in bytes.
 const FILE_NAME_BYTES_MAX: usize = 255;
-/// Directories above a link are removed by whoever empties them, perhaps while another link is made.
+/// How often making a link is tried at most. Another process may remove an empty directory above it meanwhile.
 const ATTEMPTS_MAX: u32 = 10;
 /// Pools, namespaces, images.
 const LINK_DEPTH_MAX: u32 = 3;
 
-/// The names of a device that were made.
+/// The names that were made for a device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DeviceNames {
-    /// Where they are: `/dev`.
+    /// The directory of the names: `/dev`.
     directory: PathBuf,
     /// `rbdN`, where it was made.
     node: Option<String>,
-    /// Pool, namespace if any, and image of the link, where it was made.
+    /// The parts of the link, where it was made: pool, namespace if any, and image.
     link: Option<Vec<String>>,
 }
 
@@ -101,7 +101,7 @@ impl DeviceNames {
         self.follow_partitions_in(tree, device);
     }
 
-    /// Makes the names of partitions that the device has got, and removes those of others.
+    /// Makes names for the device's present partitions, and removes names of partitions that are gone.
     pub fn follow_partitions(&self, device: &Path) {
         if let Some(tree) = Tree::open(&self.directory) {
             self.follow_partitions_in(&tree, device);
@@ -142,7 +142,7 @@ impl DeviceNames {
         tree.remove(name);
     }
 
-    /// Removes the names, as far as they are still those of this device.
+    /// Removes the names that still belong to this device.
     pub fn remove(&self, device: &Path) {
         let (Some(tree), Some(node)) = (Tree::open(&self.directory), &self.node) else { return };
         if let Some(link) = &self.link {
@@ -165,7 +165,7 @@ pub fn is_free(id: u32) -> bool {
     std::fs::symlink_metadata(path).is_err()
 }
 
-/// Removes names of devices that are gone, whoever failed to. Names in `kept` are somebody's.
+/// Removes names of devices that are gone. Names in `kept` are in use and stay.
 pub fn sweep(kept: &[&DeviceNames]) {
     let Some(tree) = Tree::open(&directory()) else { return };
     for name in tree.names() {
@@ -181,7 +181,7 @@ pub fn sweep(kept: &[&DeviceNames]) {
     tree.sweep_links();
 }
 
-/// The link's parts for an image, where each can be a file name.
+/// The parts of the link for an image; none where a part cannot be a file name.
 #[must_use]
 pub fn link_of(pool: &str, namespace: &str, image: &str, snap: &str) -> Vec<String> {
     let last = if snap.is_empty() { image.to_owned() } else { format!("{image}@{snap}") };
@@ -224,7 +224,7 @@ fn is_file_name(part: &str) -> bool {
 struct Tree {
     path: PathBuf,
     fd: OwnedFd,
-    /// Nodes can be opened where they lie.
+    /// Device nodes in this directory can be opened.
     nodes: bool,
 }
 
@@ -279,7 +279,7 @@ impl Tree {
     fn make_block_device(&self, name: &str, of: &Metadata) -> rustix::io::Result<()> {
         let number = uniform(of.rdev());
         rustix::fs::mknodat(&self.fd, name, FileType::BlockDevice, Mode::empty(), number)?;
-        // Owner and rights like the device's; where that fails only root can use it.
+        // Owner and permissions are those of the device. Where that fails only root can use the node.
         let (user, group) = (Uid::from_raw(of.uid()), Gid::from_raw(of.gid()));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         let _ = rustix::fs::chownat(&self.fd, name, Some(user), Some(group), flags);
@@ -303,7 +303,7 @@ impl Tree {
         }
     }
 
-    /// True for a node or link `rbdN` that this module made for a device which is no more.
+    /// True for a node or link `rbdN` that this module made for a device that is gone.
     fn device_is_gone(&self, name: &str) -> bool {
         let Some(stat) = self.stat(name) else { return false };
         let device = match FileType::from_raw_mode(stat.st_mode) {
@@ -322,7 +322,7 @@ impl Tree {
         let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
     }
 
-    /// Makes `rbd/PARTS` a link to `node`. One that is there already is fine.
+    /// Makes `rbd/PARTS` a link to `node`. It is no error if the link exists.
     fn make_link(&self, parts: &[String], node: &str) -> rustix::io::Result<()> {
         let Some((last, above)) = parts.split_last() else { return Err(Errno::INVAL) };
         if !parts.iter().all(|part| is_file_name(part)) {
@@ -335,7 +335,7 @@ impl Tree {
                 directory => directory?,
             };
             match rustix::fs::symlinkat(&target, &directory, last.as_str()) {
-                // The directory was removed, being empty.
+                // Another process has removed the empty directory.
                 Err(Errno::NOENT) => {}
                 Err(Errno::EXIST) if self.target(&directory, last).as_ref() == Some(&target) => {
                     return Ok(());
@@ -346,7 +346,7 @@ impl Tree {
         Err(Errno::NOENT)
     }
 
-    /// Removes `rbd/PARTS` where it is a link to `node`, and what is empty then above it.
+    /// Removes `rbd/PARTS` where it is a link to `node`, and directories above it that are then empty.
     fn remove_link(&self, parts: &[String], node: &str) {
         let Some((last, above)) = parts.split_last() else { return };
         if !parts.iter().all(|part| is_file_name(part)) {
@@ -365,7 +365,7 @@ impl Tree {
                 let mode = Mode::from_raw_mode(LINK_DIRECTORY_MODE);
                 match rustix::fs::mkdirat(&directory, part, mode) {
                     Ok(()) => {
-                        // Whatever the umask: the names are for everybody who may use the devices.
+                        // Set despite the umask: the names are for everybody who may use the devices.
                         let _ = rustix::fs::chmodat(&directory, part, mode, AtFlags::empty());
                     }
                     Err(Errno::EXIST) => {}
@@ -377,7 +377,7 @@ impl Tree {
         Ok(directory)
     }
 
-    /// Removes links below `rbd/` to nodes that are gone, and directories that are empty then.
+    /// Removes links below `rbd/` to nodes that are gone, and directories that are then empty.
     fn sweep_links(&self) {
         if let Ok(links) = openat(&self.fd, RBD, OPEN_DIRECTORY, Mode::empty()) {
             self.sweep_directory(&links, LINK_DEPTH_MAX);
@@ -410,12 +410,12 @@ impl Tree {
     }
 }
 
-/// Where a link `rbd/PARTS` leads.
+/// The target of a link `rbd/PARTS`.
 fn target_of(parts: &[String], node: &str) -> String {
     format!("{}{node}", "../".repeat(parts.len()))
 }
 
-/// The same number in one form, whoever told it.
+/// A device number in one form, whatever its source.
 fn uniform(number: Dev) -> Dev {
     makedev(rustix::fs::major(number), rustix::fs::minor(number))
 }

@@ -2,7 +2,7 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 
-/// A directory in the place of `/dev`, with a link in the place of a node: making nodes needs rights.
+/// Names in a directory instead of `/dev`, with a link instead of a node, because making nodes needs root.
 fn names(scratch: &Path, link: &[&str]) -> DeviceNames {
     let link: Vec<String> = link.iter().map(ToString::to_string).collect();
     symlink("/dev/loop77", scratch.join("rbd0")).unwrap();

@@ -1,8 +1,7 @@
-//! The kernel's NBD client, told over generic netlink what to connect to
-//! (`linux/nbd-netlink.h`).
+//! The kernel's NBD client, controlled over generic netlink (`linux/nbd-netlink.h`).
 //!
-//! The kernel gets one end of a socket pair for each connection; the image's thread has the other,
-//! already past the negotiation.
+//! The kernel gets one end of a socket pair for each connection. The image's thread has the other end. There
+//! is no negotiation.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -38,17 +37,17 @@ const ATTR_BACKEND_IDENTIFIER: u16 = 10;
 const SOCK_ITEM: u16 = 1;
 const SOCK_FD: u16 = 1;
 
-/// What the kernel's client knows to ask for.
+/// The requests that the kernel's client can send.
 const SERVER_FLAGS: u16 = flag::HAS_FLAGS
     | flag::SEND_FLUSH
     | flag::SEND_FUA
     | flag::SEND_TRIM
     | flag::SEND_WRITE_ZEROES
     | flag::CAN_MULTI_CONN;
-/// Sector of the device: what partition tables of images are made for.
+/// Sector size of the device: partition tables in images assume it.
 pub(super) const BLOCK_SIZE_BYTES: u64 = 512;
 
-/// What the kernel is told about an image.
+/// The properties of a device for the kernel.
 pub(super) struct Config<'a> {
     pub size_bytes: u64,
     pub read_only: bool,
@@ -58,11 +57,11 @@ pub(super) struct Config<'a> {
 
 type Attributes = GenlBuffer<u16, Buffer>;
 
-/// True where the kernel has the NBD driver, after asking for its module.
+/// True where the kernel has the NBD driver. Tries to load its module first.
 #[must_use]
 pub fn available() -> bool {
     if !Path::new("/sys/module/nbd").exists() {
-        // Fails where there is no such module; what counts is looked at next.
+        // This may fail. What counts is whether the driver answers below.
         let _ = Command::new("modprobe")
             .args(["-q", "nbd"])
             .stdin(Stdio::null())
@@ -73,7 +72,7 @@ pub fn available() -> bool {
     Path::new("/sys/module/nbd").exists() && connect_router().is_ok()
 }
 
-/// One end of a new connection to the image, for the kernel.
+/// Makes a new connection to the image, and returns the kernel's end.
 pub(super) fn connection(host: &HostHandle, label: &str) -> Result<OwnedFd> {
     let (ours, kernels) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
@@ -104,7 +103,7 @@ pub(super) fn connect(config: &Config<'_>, sockets: &[OwnedFd]) -> Result<u32> {
     index.ok_or_else(|| Error::new(ErrorKind::Io, "the kernel did not name the device it made"))
 }
 
-/// Gives a device whose connections are dead new ones.
+/// Gives new connections to a device whose connections are dead.
 pub(super) fn reconnect(index: u32, config: &Config<'_>, sockets: &[OwnedFd]) -> Result<()> {
     let mut attributes = describe(config, sockets)?;
     attributes.insert(0, number(ATTR_INDEX, index)?);
@@ -121,7 +120,7 @@ pub(super) fn resize(index: u32, label: &str, size_bytes: u64) -> Result<()> {
     send(CMD_RECONFIGURE, attributes, "resize the device").map(drop)
 }
 
-/// Disconnects a device. One that is not connected is no error.
+/// Disconnects a device. It is no error if it is not connected.
 pub(super) fn disconnect(index: u32) -> Result<()> {
     let attributes = vec![number(ATTR_INDEX, index)?];
     send(CMD_DISCONNECT, attributes, "disconnect the device").map(drop)
@@ -173,7 +172,7 @@ fn connect_router() -> Result<(NlRouter, u16)> {
     Ok((router, family))
 }
 
-/// Sends a command; returns the device number, where the kernel answers with one.
+/// Sends a command. Returns the device number, where the kernel answers with one.
 fn send(command: u8, attributes: Vec<Nlattr<u16, Buffer>>, what: &str) -> Result<Option<u32>> {
     let (router, family) = connect_router()?;
     let message = GenlmsghdrBuilder::<u8, u16>::default()

@@ -1,12 +1,12 @@
 //! A directory that nobody else can write to or read, and the files in it.
 //!
-//! What lies in it decides which processes are ended and which files are written, so it is reached
-//! by a descriptor that was checked, never by its path again.
+//! Files in it decide which processes are ended and which files are written. So the directory is checked
+//! once, and then reached only by its descriptor, never by its path again.
 //!
 //! Invariants:
-//! - The directory is ours, and others have no rights in it. Else it is refused, never mended: what
-//!   is in it may be somebody else's.
-//! - A file in it is opened without following a link, and must be a plain file of ours with one name.
+//! - The directory belongs to this user, and others have no rights in it. Any other directory is refused and
+//!   not repaired, because its content may be another user's.
+//! - A file in it is opened without following a link. It must be a plain file of this user with one name.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,36 +17,35 @@ use marcot::{Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 
-/// Rights of the directory, and of those above it that are made for it.
+/// Permission bits of the directory, and of directories above it that are made for it.
 const DIRECTORY_MODE: u32 = 0o700;
-/// Rights of the files in it.
+/// Permission bits of the files in it.
 const FILE_MODE: u32 = 0o600;
-/// Rights that let others write.
+/// Permission bits that let others write.
 const WRITE_BY_OTHERS: u32 = 0o022;
-/// Rights that others must not have.
+/// Permission bits that others must not have.
 const RIGHTS_OF_OTHERS: u32 = 0o077;
 
-/// A directory of this user alone.
+/// A directory that only this user can use.
 pub(super) struct PrivateDirectory {
     fd: OwnedFd,
     path: PathBuf,
 }
 
 impl PrivateDirectory {
-    /// Opens `path`, and makes it where it is missing. `remedy` says what to do where it cannot be
-    /// used.
+    /// Opens `path`, and creates it where it is missing. `remedy` is the advice in the error message.
     ///
     /// # Errors
-    /// `PermissionDenied` for a directory that is somebody else's, or that others can write to;
-    /// else what the operating system says.
+    /// `PermissionDenied` for a directory of another user, or one that others can write to; otherwise
+    /// what the operating system says.
     pub(super) fn open(path: &Path, remedy: &str) -> Result<Self> {
         let made = std::fs::DirBuilder::new().mode(DIRECTORY_MODE).recursive(true).create(path);
         Self::private(open_own(CWD, path, path, made, remedy)?, path)
     }
 
-    /// Opens the directory `name` in `parent`, and makes what is missing. The parent may be read by
-    /// others, but has to be this user's too: else somebody could put another of this user's own
-    /// directories in the place of `name`.
+    /// Opens the directory `name` in `parent`, and creates both where they are missing. Others may be able to
+    /// read the parent, but it must belong to this user too. Otherwise its owner could put another directory
+    /// of this user in the place of `name`.
     ///
     /// # Errors
     /// As [`Self::open`], also for the parent.
@@ -59,24 +58,24 @@ impl PrivateDirectory {
         Self::private(fd, &path)
     }
 
-    /// Takes the rights of others away, who cannot write to it.
+    /// Removes the permissions of others, who cannot write to it.
     fn private(fd: OwnedFd, path: &Path) -> Result<Self> {
         let stat = fstat(&fd).map_err(|e| failed(path, e.into()))?;
         if stat.st_mode & RIGHTS_OF_OTHERS != 0 {
             let private = Mode::from_raw_mode(DIRECTORY_MODE);
             rustix::fs::fchmod(&fd, private).map_err(|e| failed(path, e.into()))?;
         }
-        // What the kernel calls it, for comparing with what the kernel tells of mounts and devices.
+        // The kernel's name of it, to compare with paths of mounts and devices.
         let known = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         Ok(Self { fd, path: known.unwrap_or_else(|_| path.to_owned()) })
     }
 
-    /// Where it is.
+    /// Its path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Names of what is in it.
+    /// The names in it.
     pub(super) fn names(&self) -> Result<Vec<String>> {
         let failed = |e: Errno| failed(&self.path, e.into());
         let mut names = Vec::new();
@@ -92,7 +91,7 @@ impl PrivateDirectory {
     /// Reads a small file; `None` where there is none.
     ///
     /// # Errors
-    /// `PermissionDenied` for what is not a plain file of ours; `Invalid` for one that is too long.
+    /// `PermissionDenied` for anything but a plain file of this user; `Invalid` for a file that is too long.
     pub(super) fn read(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
         let Some(fd) = self.open_file(name, OFlags::RDONLY)? else { return Ok(None) };
         let mut bytes = Vec::new();
@@ -105,7 +104,7 @@ impl PrivateDirectory {
         Ok(Some(bytes))
     }
 
-    /// Writes a file, whole or not at all.
+    /// Writes a file, completely or not at all.
     ///
     /// # Errors
     /// What the operating system says.
@@ -118,10 +117,10 @@ impl PrivateDirectory {
         rustix::fs::renameat(&self.fd, &temporary, &self.fd, name).map_err(|e| failed(e.into()))
     }
 
-    /// Opens a file, made where it is missing, with `flags` besides reading and writing.
+    /// Opens a file for reading and writing, with additional `flags`. Creates it where it is missing.
     ///
     /// # Errors
-    /// `PermissionDenied` for what is not a plain file of ours.
+    /// `PermissionDenied` for anything but a plain file of this user.
     pub(super) fn open_or_create(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
         match self.create(name) {
             Ok(_) | Err(Errno::EXIST) => {}
@@ -131,10 +130,10 @@ impl PrivateDirectory {
         opened.ok_or_else(|| failed(&self.path.join(name), Errno::NOENT.into()))
     }
 
-    /// Opens a file that is there.
+    /// Opens an existing file; `None` where there is none.
     pub(super) fn open_file(&self, name: &str, flags: OFlags) -> Result<Option<OwnedFd>> {
         let path = || self.path.join(name);
-        // Without NONBLOCK a pipe in its place would be waited for.
+        // Without NONBLOCK, opening a FIFO in its place would wait.
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = match openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => fd,
@@ -157,17 +156,17 @@ impl PrivateDirectory {
         openat(&self.fd, name, flags, Mode::from_raw_mode(FILE_MODE))
     }
 
-    /// True where there is anything of that name.
+    /// True where anything with this name exists.
     pub(super) fn has(&self, name: &str) -> bool {
         rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Removes a file; none is no error.
+    /// Removes a file. It is no error if there is none.
     pub(super) fn remove(&self, name: &str) {
         let _ = rustix::fs::unlinkat(self.fd.as_fd(), name, AtFlags::empty());
     }
 
-    /// Makes a directory in it; one that is there already is fine.
+    /// Creates a directory in it. It is no error if it exists.
     pub(super) fn make_directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
@@ -182,14 +181,14 @@ impl PrivateDirectory {
         }
     }
 
-    /// Removes an empty directory; none is no error.
+    /// Removes an empty directory. It is no error if there is none.
     pub(super) fn remove_directory(&self, name: &str) {
         let _ = rustix::fs::unlinkat(self.fd.as_fd(), name, AtFlags::REMOVEDIR);
     }
 }
 
-/// Opens a directory that is this user's and that others cannot write to. `name` is where it is from
-/// `parent` on, `path` what it is called, and `made` how it went to make it.
+/// Opens a directory that belongs to this user and that others cannot write to. `name` is its path from
+/// `parent` on, `path` its path in messages, and `made` the result of creating it.
 fn open_own(
     parent: impl AsFd,
     name: &Path,
@@ -206,7 +205,7 @@ fn open_own(
         Ok(fd) => fd,
         Err(Errno::LOOP | Errno::NOTDIR) => return Err(denied("is not a directory")),
         Err(Errno::ACCESS) => return Err(denied("cannot be used: permission denied")),
-        // Why it could not be made tells more than that it is not there.
+        // Why it could not be created says more than that it does not exist.
         Err(error) => return Err(failed(path, made.err().unwrap_or_else(|| error.into()))),
     };
     let stat = fstat(&fd).map_err(|e| failed(path, e.into()))?;
@@ -300,7 +299,7 @@ mod tests {
             assert!(refused.to_string().ends_with("; unset it"), "{refused}");
         }
         assert!(!parent.join("run").exists());
-        // One's own directory that others may read stays so, whoever's link leads there.
+        // A readable directory of this user keeps its permissions, even where a link leads to it.
         let home = scratch.path().join("home");
         std::fs::create_dir_all(home.join("run")).unwrap();
         set_mode(&home.join("run"), 0o755);

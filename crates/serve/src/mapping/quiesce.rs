@@ -1,9 +1,9 @@
-//! Quieting what uses a device while a snapshot of its image is taken, so that the snapshot is not
-//! only what a crash would leave.
+//! Quiescing the users of a device while a snapshot of its image is taken. So the snapshot holds more than
+//! a crash would leave.
 //!
-//! A hook is a program that is called as `HOOK DEVICE quiesce` before and `HOOK DEVICE unquiesce`
-//! after a snapshot, as those of `rbd-nbd` are. The default one freezes the file systems on the
-//! device, on its partitions, and on volumes built on them.
+//! A hook is a program. It is called as `HOOK DEVICE quiesce` before and `HOOK DEVICE unquiesce` after a
+//! snapshot, like the hooks of `rbd-nbd`. The default hook freezes the file systems on the device, on its
+//! partitions, and on volumes built on them.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -18,21 +18,21 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::sysfs;
 
-/// Longest time that a hook may take: a file system writes out what it has in memory meanwhile.
+/// Longest time that a hook may take. A file system writes out its dirty data meanwhile.
 const HOOK_TIME_MAX: Duration = Duration::from_secs(30);
-/// Longest time that a hook which was killed may take to end.
+/// Longest time that a killed hook may take to end.
 const KILL_TIME_MAX: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 const FIFREEZE: libc::c_ulong = 0xC004_5877;
 const FITHAW: libc::c_ulong = 0xC004_5878;
 
-/// A program that quiets the users of a device.
+/// A program that quiesces the users of a device.
 #[derive(Debug, Clone)]
 pub struct QuiesceHook {
     /// The program.
     pub program: PathBuf,
-    /// What it is called with before device and action.
+    /// Its arguments before device and action.
     pub arguments: Vec<String>,
     /// The device.
     pub device: PathBuf,
@@ -75,7 +75,7 @@ impl QuiesceHook {
             Ok(Some(status)) => status,
             Ok(None) => {
                 let _ = child.kill();
-                // One that cannot be killed is left behind.
+                // A hook that cannot be killed is left behind.
                 let _ = wait(&mut child, KILL_TIME_MAX);
                 return failed(&format!("did not end within {} s", HOOK_TIME_MAX.as_secs()));
             }
@@ -99,10 +99,10 @@ fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus
     }
 }
 
-/// Freezes the file systems on a device. One that cannot be frozen is synced.
+/// Freezes the file systems on a device. A file system that cannot be frozen is synced.
 ///
 /// # Errors
-/// `Io` where one fails; others may be frozen then.
+/// `Io` where one fails. Others may be frozen then.
 pub fn freeze(device: &Path) -> Result<()> {
     for mount in mounts(device)? {
         let context = || format!("cannot freeze {}", mount.display());
@@ -118,7 +118,7 @@ pub fn freeze(device: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Thaws the file systems on a device; what is not frozen is no error.
+/// Thaws the file systems on a device. It is no error if one is not frozen.
 ///
 /// # Errors
 /// `Io` where one fails, after all have been tried.
@@ -150,14 +150,14 @@ fn ioctl(directory: &OwnedFd, request: libc::c_ulong) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// One place of each file system that is mounted from a device or what is built on it.
+/// One mount point of each file system on a device, or on devices built on it.
 fn mounts(device: &Path) -> Result<Vec<PathBuf>> {
     let path = "/proc/self/mountinfo";
     let table =
         std::fs::read(path).map_err(|e| Error::from_io(format!("cannot read {path}"), e))?;
     let devices = sysfs::with_holders(device);
     let numbers: Vec<String> = devices.iter().filter_map(|d| sysfs::number_text(d)).collect();
-    // A file system of several devices has a number of its own, and names one of them as its source.
+    // A file system on several devices has its own device number, and names one of them as its source.
     let of_device = |mount: &Mount| {
         numbers.contains(&mount.number)
             || sysfs::device_at(&mount.source).is_some_and(|source| devices.contains(&source))
@@ -187,7 +187,7 @@ fn parse_mounts(table: &[u8]) -> Vec<Mount> {
     table.split(|b| *b == b'\n').filter_map(mount).collect()
 }
 
-/// Blanks, tabs, newlines and backslashes are written as `\` and three octal digits.
+/// Decodes blanks, tabs, newlines and backslashes, which are written as `\` and three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,4 +1,4 @@
-//! Which devices this machine has: one small file a device, in a directory of the user's own.
+//! The registry of the mapped devices of one user: one small file a device, in a private directory.
 //!
 //! ```text
 //!   N.json   the device        N.lock   held by the process that serves it, and, by another kind of
@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Invariants:
-//! - Nothing in the directory is believed unless directory and file are this user's alone
-//!   (module `private`), and a record only where it makes sense.
-//! - A process is ended because it holds the lock, never because a record gives its number.
+//! - A file is used only if only this user can change the file and its directory (module `private`). A record
+//!   is used only if it makes sense.
+//! - A process is ended only because it holds the lock, never because a record gives its number.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,13 @@ use super::names::DeviceNames;
 use super::private::PrivateDirectory;
 use super::server_process::{self, ServerProcess};
 
-/// Overrides the run directory.
+/// Variable that gives the run directory.
 pub const RUN_VARIABLE: &str = "MARCOT_RUN_DIR";
 const REMEDY: &str = "remove it, or set MARCOT_RUN_DIR to a directory of your own";
 const SESSION_REMEDY: &str = "set XDG_RUNTIME_DIR or MARCOT_RUN_DIR to a directory of your own";
-/// Devices of one user. The kernel has fewer.
+/// Limit on the devices of one user. The kernel has fewer.
 const DEVICES_MAX: u32 = 1 << 16;
-/// A record is a few names and numbers.
+/// Limit on the size of a record, in bytes. It holds a few names and numbers.
 const RECORD_BYTES_MAX: u64 = 64 << 10;
 
 /// A mapped device.
@@ -37,9 +37,9 @@ const RECORD_BYTES_MAX: u64 = 64 << 10;
 pub struct MappedRecord {
     /// Number among the devices of this machine.
     pub id: u32,
-    /// Process that served it when this was written, for people.
+    /// The process that served it when this was written, for people.
     pub pid: u32,
-    /// Which start of the machine it belongs to.
+    /// The boot of the machine that it belongs to.
     pub boot: String,
     /// The store's directory.
     pub store: PathBuf,
@@ -47,30 +47,30 @@ pub struct MappedRecord {
     pub pool: String,
     /// Namespace; empty for the default one.
     pub namespace: String,
-    /// Image, by the name it had when this was written.
+    /// The image's name when this was written.
     pub image: String,
-    /// Its number in the pool, which no renaming changes.
+    /// The image's number in the pool. Renaming does not change it.
     pub image_number: u64,
     /// Snapshot; empty for the image itself.
     pub snap: String,
-    /// Its number in the image; 0 for the image itself.
+    /// The snapshot's number in the image; 0 for the image itself.
     pub snap_number: u64,
-    /// Device.
+    /// The device.
     pub device: PathBuf,
-    /// How it reaches the kernel.
+    /// How the image reaches the kernel.
     pub driver: Driver,
-    /// Nobody can write through it.
+    /// The device cannot be written.
     pub read_only: bool,
-    /// What the kernel calls it; stays when the image is renamed.
+    /// The kernel's label for it. It stays when the image is renamed.
     pub label: String,
-    /// What the user wants to know the device by.
+    /// The cookie by which the user knows the device.
     pub cookie: String,
-    /// Its names as a device of RBD's.
+    /// Its names as an RBD device.
     pub names: DeviceNames,
 }
 
 impl MappedRecord {
-    /// Why it cannot be what this program wrote as record `id`.
+    /// Why it cannot be a record that this program wrote for `id`.
     fn nonsense(&self, id: u32) -> Option<&'static str> {
         let kernel_name = |prefix: &str| {
             let number = self.device.to_str().and_then(|d| d.strip_prefix(prefix));
@@ -94,16 +94,16 @@ impl MappedRecord {
     }
 }
 
-/// What the registry holds.
+/// The content of the registry.
 #[derive(Debug, Default)]
 pub struct Listing {
     /// The devices, by number.
     pub records: Vec<MappedRecord>,
-    /// Why files that should be records were left out.
+    /// Why files that look like records were left out.
     pub refused: Vec<Error>,
 }
 
-/// A number that no other command takes while this exists.
+/// A reserved number. No other command uses it while this exists.
 #[derive(Debug)]
 pub struct Reservation {
     /// The number.
@@ -112,7 +112,7 @@ pub struct Reservation {
     lock: OwnedFd,
 }
 
-/// A device that this process serves; it lets go of it by ending.
+/// The lock of a device that this process serves. It ends with the process.
 pub struct Serving(#[expect(dead_code, reason = "the lock is held while it is open")] OwnedFd);
 
 /// The records of mapped devices.
@@ -121,12 +121,12 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The run directory: `MARCOT_RUN_DIR`, else `/run/marcot` for root, else below
-    /// `XDG_RUNTIME_DIR` or `/run/user`, else in the user's state directory.
+    /// The registry in the run directory: `MARCOT_RUN_DIR` if set; `/run/marcot` for root; otherwise below
+    /// `XDG_RUNTIME_DIR` or `/run/user`, or in the user's state directory.
     ///
     /// # Errors
-    /// `PermissionDenied` for a directory that is not this user's alone; `NotFound` where there is
-    /// no place for one; what the operating system says.
+    /// `PermissionDenied` for a directory that others can use too; `NotFound` where there is no place for
+    /// one; what the operating system says.
     pub fn open() -> Result<Self> {
         match run_directory()? {
             RunDirectory::Of(session) => {
@@ -157,7 +157,7 @@ impl Registry {
     /// All records.
     ///
     /// # Errors
-    /// What the operating system says of the directory.
+    /// What the operating system says about the directory.
     pub fn list(&self) -> Result<Listing> {
         let mut listing = Listing::default();
         for name in self.directory.names()? {
@@ -175,7 +175,7 @@ impl Registry {
     /// The record of a number, if there is one.
     ///
     /// # Errors
-    /// `Invalid` where it makes no sense, `PermissionDenied` where it may be somebody else's.
+    /// `Invalid` where it makes no sense; `PermissionDenied` where it may be another user's.
     pub fn read(&self, id: u32) -> Result<Option<MappedRecord>> {
         let name = record_name(id);
         let Some(bytes) = self.directory.read(&name, RECORD_BYTES_MAX)? else { return Ok(None) };
@@ -191,7 +191,7 @@ impl Registry {
         }
     }
 
-    /// Takes the lowest number that is free, here and by `is_free`.
+    /// Reserves the lowest number that is free in the registry and for which `is_free` is true.
     ///
     /// # Errors
     /// What the operating system says.
@@ -211,7 +211,7 @@ impl Registry {
         Err(Error::new(ErrorKind::NoSpace, "no number is free for another device"))
     }
 
-    /// Keeps other commands from a number; `None` where one is at work on it.
+    /// Reserves a number; `None` where another command is at work on it.
     ///
     /// # Errors
     /// What the operating system says.
@@ -224,8 +224,8 @@ impl Registry {
         }
     }
 
-    /// The process that serves a device. Not to be asked by that process itself, which would lose
-    /// its lock.
+    /// The process that serves a device. That process itself must not call this, or it would lose its
+    /// lock.
     ///
     /// # Errors
     /// `Busy` where it cannot be reached from here; what the operating system says.
@@ -236,10 +236,10 @@ impl Registry {
         }
     }
 
-    /// Makes this process the one that serves a device.
+    /// Makes this process the server of a device.
     ///
     /// # Errors
-    /// `Busy` while another one does.
+    /// `Busy` while another process serves it.
     pub fn serve(&self, id: u32) -> Result<Serving> {
         let lock = self.directory.open_or_create(&lock_name(id), OFlags::empty())?;
         if server_process::hold(&lock)? {
@@ -248,13 +248,13 @@ impl Registry {
         Err(Error::new(ErrorKind::Busy, "another process serves the device"))
     }
 
-    /// Where the FUSE file of a device is, or would be.
+    /// The directory of a device's FUSE mount. It need not exist.
     #[must_use]
     pub fn mount_directory(&self, id: u32) -> PathBuf {
         self.directory.path().join(mount_name(id))
     }
 
-    /// Makes that directory.
+    /// Creates the directory of a device's FUSE mount.
     ///
     /// # Errors
     /// What the operating system says.
@@ -268,15 +268,15 @@ impl Registry {
         self.directory.path().join(log_name(id))
     }
 
-    /// That file, opened for appending.
+    /// Opens the log file of a device for appending.
     ///
     /// # Errors
-    /// `PermissionDenied` for what is not a plain file of ours.
+    /// `PermissionDenied` for anything but a plain file of this user.
     pub fn open_log(&self, id: u32) -> Result<OwnedFd> {
         self.directory.open_or_create(&log_name(id), OFlags::APPEND)
     }
 
-    /// Writes a record, whole or not at all.
+    /// Writes a record, completely or not at all.
     ///
     /// # Errors
     /// What the operating system says.
@@ -285,7 +285,7 @@ impl Registry {
         self.directory.write(&record_name(record.id), &bytes)
     }
 
-    /// Tells the process that serves a device how to end, once it is told to end.
+    /// Notes how the server of a device has to end, once it is told to end.
     ///
     /// # Errors
     /// What the operating system says.
@@ -299,13 +299,13 @@ impl Registry {
         self.directory.has(&flag_name(id, ending))
     }
 
-    /// Takes back what [`Self::set_ending`] told.
+    /// Takes [`Self::set_ending`] back.
     pub fn clear_endings(&self, id: u32) {
         self.directory.remove(&flag_name(id, Ending::Force));
         self.directory.remove(&flag_name(id, Ending::Detach));
     }
 
-    /// Gives a number back. The log stays if it says something.
+    /// Frees a number. The log stays if it is not empty.
     pub fn remove(&self, id: u32) {
         self.clear_endings(id);
         let log = self.directory.open_file(&log_name(id), OFlags::RDONLY).ok().flatten();
@@ -313,15 +313,15 @@ impl Registry {
             self.directory.remove(&log_name(id));
         }
         self.directory.remove_directory(&mount_name(id));
-        // Last: from then on another device may have the number.
+        // The record goes last: after that another device may get the number.
         self.directory.remove(&record_name(id));
     }
 }
 
-/// How a server ends, if not by waiting until nobody uses its device and taking it away.
+/// How a server ends. Without one of these it waits until nobody uses its device, and takes it away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// The device is taken from whoever uses it.
+    /// The device is taken away even from its users.
     Force,
     /// The device stays, for another server.
     Detach,
@@ -350,18 +350,18 @@ fn flag_name(id: u32, ending: Ending) -> String {
     }
 }
 
-/// Which start of the machine this is; empty where the kernel does not tell.
+/// The identifier of this boot of the machine; empty where the kernel does not give one.
 #[must_use]
 pub fn boot() -> String {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim_end().to_owned()
 }
 
-/// Where the records are.
+/// Where the records lie.
 enum RunDirectory {
-    /// There.
+    /// In this directory itself.
     Itself(PathBuf),
-    /// In this directory of the user's session.
+    /// In a subdirectory of this directory of the user's session.
     Of(PathBuf),
 }
 
@@ -381,8 +381,8 @@ fn run_directory() -> Result<RunDirectory> {
     if of_user.is_dir() {
         return Ok(RunDirectory::Of(of_user));
     }
-    // Never a directory that everybody can write to, such as /tmp: another user may come first. A
-    // home directory may be of several machines, and a device is of one.
+    // A directory that everybody can write to, such as /tmp, is never used: another user may come
+    // first. A home directory may be shared by several machines, but a device belongs to one.
     let state = set("XDG_STATE_HOME").filter(|d| d.is_absolute());
     let state = state.or_else(|| Some(set("HOME")?.join(".local/state")));
     let host = rustix::system::uname().nodename().to_string_lossy().replace('/', "_");

@@ -43,7 +43,7 @@ fn records_are_listed_by_number_and_removed() {
 }
 
 #[test]
-fn what_makes_no_sense_or_is_not_ours_is_left_out_and_told() {
+fn records_that_make_no_sense_or_are_not_ours_are_left_out_and_reported() {
     let (scratch, registry) = registry();
     let run = registry.directory().to_owned();
     let write = |id: u32, record: &MappedRecord| {
@@ -90,7 +90,7 @@ fn endings_are_told_until_they_are_taken_back() {
 #[test]
 fn nobody_serves_a_device_because_a_record_says_so() {
     let (_scratch, registry) = registry();
-    // This process lives, and does not hold the lock.
+    // This process is alive, but does not hold the lock.
     registry.write(&MappedRecord { pid: std::process::id(), ..record(0) }).unwrap();
     assert!(registry.server(0).unwrap().is_none());
 }

@@ -1,7 +1,7 @@
 //! The process that serves a device, found by the lock that it holds.
 //!
-//! A number in a file may be forged, or be another process's by now. A record lock is told by the
-//! kernel with the process that holds it, and ends with that process.
+//! A process number in a file may be forged, or may belong to another process meanwhile. For a record lock
+//! the kernel names the process that holds it, and the lock ends with that process.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -15,10 +15,11 @@ use rustix::process::{
     pidfd_send_signal,
 };
 
-/// The holder may change while it is looked for.
+/// How often the holder is looked for at most. It may change meanwhile.
 const ATTEMPTS_MAX: u32 = 3;
 
-/// A process that serves a device. What is done to it reaches no other, whoever has its number later.
+/// A process that serves a device. Signals and waits reach only this process, even if another process gets
+/// its number later.
 pub struct ServerProcess {
     pid: Pid,
     fd: OwnedFd,
@@ -32,12 +33,12 @@ impl ServerProcess {
             let Some(pid) = holder(lock)? else { return Ok(None) };
             let fd = match pidfd_open(pid, PidfdFlags::empty()) {
                 Ok(fd) => fd,
-                // It has ended since.
+                // The process has ended meanwhile.
                 Err(Errno::SRCH) => continue,
                 Err(error) => return Err(failed(error)),
             };
-            // The lock is still its own: so this is the process that has it, not one that got its
-            // number since.
+            // The number still holds the lock. So the descriptor is of that process, and not of one that got
+            // its number later.
             if holder(lock)? == Some(pid) {
                 return Ok(Some(Self { pid, fd }));
             }
@@ -54,7 +55,7 @@ impl ServerProcess {
     /// Asks it to end in good order.
     ///
     /// # Errors
-    /// What the operating system says. That it has ended is no error.
+    /// What the operating system says. It is no error if the process has ended.
     pub fn terminate(&self) -> Result<()> {
         match pidfd_send_signal(&self.fd, Signal::TERM) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
@@ -65,7 +66,7 @@ impl ServerProcess {
         }
     }
 
-    /// Waits for its end; false where it has not come after `limit`.
+    /// Waits for its end. Returns false where it has not ended after `limit`.
     #[must_use]
     pub fn wait_end(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
@@ -83,8 +84,8 @@ impl ServerProcess {
     }
 }
 
-/// Makes this process the one that serves; false while another does. Ends when `lock`, or any other
-/// descriptor of that file in this process, is closed.
+/// Makes this process the one that serves. Returns false while another process does. This ends when `lock`,
+/// or any other descriptor of this file in this process, is closed.
 pub(super) fn hold(lock: &OwnedFd) -> Result<bool> {
     match rustix::fs::fcntl_lock(lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),

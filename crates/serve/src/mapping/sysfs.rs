@@ -1,4 +1,4 @@
-//! What the kernel tells of its block devices in `/sys`.
+//! What the kernel says about its block devices in `/sys`.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -101,14 +101,13 @@ pub(super) fn with_holders(device: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The number of a device, as `/proc/self/mountinfo` writes it.
+/// The number of a device, in the form of `/proc/self/mountinfo`.
 pub(super) fn number_text(device: &Path) -> Option<String> {
     let text = std::fs::read_to_string(directory(device)?.join("dev")).ok()?;
     Some(text.trim_end().to_owned())
 }
 
-/// How the NBD device was named to the kernel; empty where it was not, `None` where it is not
-/// connected.
+/// The label of an NBD device; empty where it has none, `None` where it is not connected.
 pub(super) fn nbd_label(device: &Path) -> Option<String> {
     let directory = directory(device)?;
     std::fs::metadata(directory.join("pid")).ok()?;

@@ -1,14 +1,16 @@
-//! Accepts clients and negotiates with them, all in one thread and none waiting for another.
+//! Accepts clients and negotiates with all of them in one thread. No client waits for another.
 //!
-//! Opening an image and listing exports can take long, so threads of their own do that (modules
-//! `opens` and `lists` say which and how many); what they find comes back through a channel and the
-//! thread's wake event. A client whose negotiation is over goes to the thread of its image, with the
-//! bytes it has already sent.
+//! Opening an image and listing exports can take long, so other threads do that (modules `opens` and `lists`
+//! decide which and how many). Their results come back through a channel and the thread's wake event. A
+//! client whose negotiation is over goes to the thread of its image, with the bytes that it has already
+//! sent.
 //!
-//! Invariants: a client in negotiation holds at most 100 KiB and at most `handshake_time_max`,
-//! besides a list that all clients share; a malformed one loses its own connection only; clients that
-//! say nothing keep nobody out (module `permits`); nobody waits longer than `answer_time_max` for an
-//! answer.
+//! Invariants:
+//! - A client in negotiation holds at most 100 KiB, besides a list that all clients share, and for at most
+//!   `handshake_time_max`.
+//! - A malformed client loses only its own connection.
+//! - Silent clients keep nobody out (module `permits`).
+//! - No client waits longer than `answer_time_max` for an answer.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,16 +36,16 @@ use crate::poll::{Interest, Poll, Ready};
 use crate::slab::Slab;
 
 const TOKEN_WAKE: u64 = 0;
-/// Then come the listeners, then the clients.
+/// First token of the listeners. The clients' tokens follow.
 const TOKEN_LISTENERS: u64 = 1;
 
-/// How often timeouts and idle images are looked at.
+/// Time between two checks of timeouts and idle images.
 const TICK: Duration = Duration::from_millis(500);
 
 /// Pause after an accept failed for lack of resources, such as descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a thread found.
+/// The result of a thread's work.
 enum Found {
     List { asked: Instant, reply: Result<Vec<u8>> },
     Export { open: Open, lease: Result<Lease> },
@@ -146,15 +148,15 @@ impl Acceptor {
         }
     }
 
-    /// Disconnects clients that take too long, tells those that have waited too long, and has idle
-    /// images closed.
+    /// Disconnects clients that take too long, answers those that have waited too long with an error, and
+    /// has idle images closed.
     fn tick(&mut self, now: Instant) {
         self.permits.tell(now);
         self.refusals.tell(now);
         for index in self.clients.indices() {
             let Some(client) = self.clients.get_mut(index) else { continue };
             match client.asked_at() {
-                // Waiting for an answer is not the client's fault.
+                // The client waits for the server here, so its handshake time does not count.
                 Some(at) if now.saturating_duration_since(at) >= self.answer_time_max => {
                     self.answer_too_late(index);
                 }
@@ -178,7 +180,7 @@ impl Acceptor {
             Some(Asked::Export) => client.answer_export(Err(error), &mut self.refusals),
             None => return,
         }
-        // What is found later is for nobody.
+        // A result that comes later is dropped.
         self.next_generation += 1;
         client.generation = self.next_generation;
         self.opens.forget(asker);
@@ -187,7 +189,7 @@ impl Acceptor {
         self.settle(index);
     }
 
-    /// Stops listening while there are no resources, and resumes after.
+    /// Stops accepting while resources are lacking, and resumes later.
     fn regulate_accepting(&mut self, now: Instant) -> io::Result<()> {
         if self.accept_after.is_some_and(|after| now >= after) {
             self.accept_after = None;
@@ -209,7 +211,7 @@ impl Acceptor {
             Ok(None) => return,
             Ok(Some(socket)) => {
                 let peer = Peer::of(socket.as_fd());
-                // Without a permit the socket is closed here and now.
+                // A client that gets no permit is disconnected at once.
                 self.permits
                     .take(peer.key())
                     .map_or(Ok(()), |permit| self.greet(socket, &peer, permit))
@@ -222,8 +224,7 @@ impl Acceptor {
         }
     }
 
-    /// Takes the place of the client that has negotiated longest, unless the server is what it
-    /// waits for.
+    /// Disconnects the client that has negotiated longest, unless it waits for the server.
     fn make_room(&mut self) {
         if self.clients.len() < self.negotiating_max {
             return;
@@ -263,7 +264,7 @@ impl Acceptor {
     fn take_client_event(&mut self, index: usize, event: &Ready) {
         let Some(client) = self.clients.get_mut(index) else { return };
         if event.hung_up && !client.receives() {
-            // Gone while it waits for an answer: there is nothing left to wait for.
+            // The client has gone while it waits for an answer.
             self.remove(index);
             return;
         }
@@ -291,7 +292,7 @@ impl Acceptor {
         }
     }
 
-    /// Starts what clients wait for, as far as it may be under way now.
+    /// Starts the opens and lists that clients wait for, within the limits.
     fn start_work(&mut self, now: Instant) {
         if self.lists.begins(now) {
             let exports = Arc::clone(&self.exports);
@@ -306,7 +307,7 @@ impl Acceptor {
         }
     }
 
-    /// Does `work` in a thread; what becomes of it is found, whatever happens.
+    /// Does `work` in a thread. Its result comes back in any case, even after a panic.
     fn start<T>(
         &self,
         thread: &str,
@@ -319,7 +320,7 @@ impl Acceptor {
             let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
                 Err(Error::new(ErrorKind::Io, "a thread of the server has panicked"))
             });
-            // Fails when the server has been stopped; a lease is given back then.
+            // This fails when the server has been stopped. A lease is released then.
             let _ = sender.send(finds(result));
             wake.raise();
         });
@@ -374,11 +375,11 @@ impl Acceptor {
         self.clients.get_mut(asker.index).is_some_and(|c| c.generation == asker.generation)
     }
 
-    /// Sends what there is and decides what the client waits for.
+    /// Sends the client's output and decides what the client waits for.
     fn settle(&mut self, index: usize) {
         let Some(client) = self.clients.get_mut(index) else { return };
         if client.transmit() {
-            // A list is over; what came after the question may be looked at.
+            // The list has been sent. Options that came behind the LIST are handled now.
             self.negotiate(index);
         }
         let Some(client) = self.clients.get_mut(index) else { return };
@@ -412,7 +413,7 @@ impl Acceptor {
     fn hand_over(&mut self, index: usize) {
         let Some(client) = self.remove(index) else { return };
         let (Some(settled), Some(lease)) = (client.settled, client.lease) else { return };
-        // The image's thread watches the socket from now on.
+        // From now on the image's thread watches the socket.
         if self.poll.remove(&client.socket).is_ok()
             && let Err(error) = lease.host.attach_nbd(client.socket, settled)
         {

@@ -1,4 +1,4 @@
-//! A client in negotiation: its socket, what it has sent, what it waits for.
+//! A client in negotiation: its socket, its input, and the answer that it waits for.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,13 +17,13 @@ use super::permits::Permit;
 use crate::buffer::{Progress, ReceiveBuffer, SendBuffer};
 use crate::poll::Interest;
 
-/// Bytes of a client's option that must fit to go on.
+/// Bytes of input that must fit, so that any option can be received.
 const INPUT_BYTES_MAX: usize = OPTION_BYTES_MAX + 64;
 
-/// What must be done for a client before it goes on.
+/// Work that must be done for a client before its negotiation goes on.
 pub(super) enum Job {
     List,
-    /// Open the export that the client calls so.
+    /// Open the export that the client has named.
     Open(String),
 }
 
@@ -34,13 +34,14 @@ pub(super) enum Asked {
     Export,
 }
 
-/// Log lines about refused exports in [`REFUSALS_INTERVAL`]. A client may ask as often as it likes.
+/// Limit on the log lines about refused exports in [`REFUSALS_INTERVAL`]. A client may ask as often as it
+/// likes.
 const REFUSALS_TOLD_MAX: u32 = 100;
 
-/// See there.
+/// See [`REFUSALS_TOLD_MAX`].
 const REFUSALS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Keeps clients from filling the log.
+/// Counts refusals, so that clients cannot fill the log.
 #[derive(Default)]
 pub(super) struct Refusals {
     count: u32,
@@ -53,7 +54,7 @@ impl Refusals {
         self.count <= REFUSALS_TOLD_MAX
     }
 
-    /// Called now and then: says how many were not told.
+    /// Called from time to time: logs how many refusals were not logged.
     pub(super) fn tell(&mut self, now: Instant) {
         if self.until.is_some_and(|until| now < until) {
             return;
@@ -69,26 +70,26 @@ impl Refusals {
 pub(super) struct Client {
     pub(super) socket: OwnedFd,
     permit: Permit,
-    /// Who it is, for logs.
+    /// The peer's name in logs.
     pub(super) peer: String,
     pub(super) peer_key: PeerKey,
     negotiation: Negotiation,
     receive: ReceiveBuffer,
     send: SendBuffer,
-    /// A list that follows what is in `send`, and how much of it has been sent.
+    /// A list to be sent after the content of `send`, and how much of it has been sent.
     list: Option<(Arc<[u8]>, usize)>,
     pub(super) deadline: Instant,
     /// Tells a client from an earlier one of the same number.
     pub(super) generation: u64,
     pub(super) interest: Interest,
     asked: Option<(Asked, Instant)>,
-    /// What it calls the export that it waits for.
+    /// The name by which it asked for the export that it waits for.
     export: String,
-    /// Closes once everything is sent.
+    /// Close the connection once everything is sent.
     closing: bool,
-    /// The export that it is going to use; kept open by this.
+    /// Keeps the export open that it is going to use.
     pub(super) lease: Option<Lease>,
-    /// Settled: goes to its image once everything is sent.
+    /// The result of the negotiation. The client goes to its image once everything is sent.
     pub(super) settled: Option<NbdConnection>,
 }
 
@@ -128,22 +129,22 @@ impl Client {
         })
     }
 
-    /// What it waits for.
+    /// The answer that it waits for.
     pub(super) fn asked(&self) -> Option<Asked> {
         self.asked.map(|(asked, _)| asked)
     }
 
-    /// Since when it waits.
+    /// Since when it waits for the answer.
     pub(super) fn asked_at(&self) -> Option<Instant> {
         self.asked.map(|(_, at)| at)
     }
 
-    /// The list that it has not taken yet.
+    /// The list that has not been sent completely.
     pub(super) fn list(&self) -> Option<&Arc<[u8]>> {
         self.list.as_ref().map(|(list, _)| list)
     }
 
-    /// True if it may send more now.
+    /// True if the server reads from it now.
     pub(super) fn receives(&self) -> bool {
         self.asked.is_none() && !self.closing && self.settled.is_none() && self.is_drained()
     }
@@ -156,7 +157,7 @@ impl Client {
         self.closing && self.is_drained()
     }
 
-    /// True if its negotiation is over and it knows.
+    /// True if its negotiation is over and all output is sent.
     pub(super) fn is_settled(&self) -> bool {
         self.settled.is_some() && self.is_drained()
     }
@@ -177,12 +178,12 @@ impl Client {
         }
     }
 
-    /// Sends what the socket takes; true if that was the end of a list.
+    /// Sends what the socket takes. Returns true if that was the end of a list.
     pub(super) fn transmit(&mut self) -> bool {
         let sent = self.send.send(self.socket.as_fd()).and_then(|_| self.transmit_list());
         match sent {
             Ok(ended) => {
-                // Most clients that are silent have taken the greeting: that is all they cost.
+                // Most silent clients have taken the greeting. They then hold no buffer.
                 self.send.release_if_empty();
                 ended
             }
@@ -213,7 +214,7 @@ impl Client {
         Ok(false)
     }
 
-    /// Goes on with what has been received; returns what must be done for it.
+    /// Handles the received bytes. Returns the work that must be done for the client.
     pub(super) fn negotiate(&mut self) -> Option<Job> {
         let waits = self.asked.is_some() || self.list.is_some();
         if waits || self.closing || self.settled.is_some() {
@@ -247,7 +248,7 @@ impl Client {
         }
     }
 
-    /// The list that it waits for.
+    /// Answers with the list that it waits for.
     pub(super) fn answer_list(&mut self, list: Result<&Arc<[u8]>, &Error>) {
         self.asked = None;
         let mut output = Vec::new();
@@ -261,7 +262,7 @@ impl Client {
         self.queue(&output);
     }
 
-    /// The export that it waits for.
+    /// Answers with the export that it waits for.
     pub(super) fn answer_export(&mut self, lease: Result<Lease>, refusals: &mut Refusals) {
         self.asked = None;
         let mut output = Vec::new();
@@ -270,13 +271,13 @@ impl Client {
         if let Err(error) = &lease
             && refusals.may_be_told()
         {
-            // The client is told the kind of error only.
+            // The client gets only the kind of the error. The error itself is logged.
             let (peer, export, text) = (&*self.peer, &*self.export, error.to_string());
             match error.kind() {
                 ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Interrupted => {
                     tracing::info!(peer, export, error = text, "export refused");
                 }
-                // Something that whoever runs the server may have to do something about.
+                // The administrator may have to act on these.
                 _ => tracing::warn!(peer, export, error = text, "export refused"),
             }
         }

@@ -1,13 +1,16 @@
-//! Which images clients can ask for, and which of them are open now.
+//! The exports of a server, and the images that are open now.
 //!
-//! An image is opened when the first client asks for it and closed when nobody has used it for a
-//! while, or earlier, where another image needs its place. Invariants: an image is open at most once,
-//! however many names or clients ask, and nobody gets another image than the one that has the name
-//! now: slots are found by identity, which a renamed image keeps, and opening and closing of one slot
-//! exclude each other. At most so many images are open as the process has descriptors for (module
-//! `places`).
+//! An image is opened when the first client asks for it. It is closed when nobody has used it for a while, or
+//! earlier, where another image needs its place.
 //!
-//! Whatever may block does so in a thread of its own: closing here, opening in the acceptor's.
+//! Invariants:
+//! - An image is open at most once, whatever names clients use. Slots are found by the image's identity, which
+//!   renaming does not change. Opening and closing of one slot exclude each other.
+//! - A client gets only the image that has the name now.
+//! - The number of open images is limited by the process's descriptors (module `places`).
+//!
+//! Work that may block is done in other threads: closing in threads of this module, opening in those of the
+//! acceptor.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,52 +25,52 @@ use super::peer::PeerKey;
 use super::places::{Place, Places};
 use crate::host::{Hold, HostHandle};
 
-/// How often an image is opened that gives way to a command before its client has it.
+/// How often an image is opened at most, if it gives way to a command before its client is attached.
 const OPEN_ATTEMPTS_MAX: u32 = 10;
 
-/// When everything is closed, an open that is under way is waited for so long. Nothing is lost with
-/// it: no client has the image yet.
+/// How long an open in progress is waited for when everything is closed. Nothing is lost with it, because no
+/// client has the image yet.
 const OPENING_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// How often a slot that is in use is looked at when everything is closed.
+/// Time between two looks at a slot in use when everything is closed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// An export as it is listed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExportName {
-    /// What a client asks for.
+    /// The name that a client asks for.
     pub name: String,
     /// A line for people; may be empty.
     pub description: String,
 }
 
-/// Where a server's exports come from. Calls come from several threads, and may block where not said
+/// The source of a server's exports. It is called from several threads. Methods may block unless they say
 /// otherwise.
 pub trait Exports: Send + Sync {
-    /// The exports to tell a client that asks for a list.
+    /// The exports for a client that asks for a list.
     ///
     /// # Errors
     /// Those of the engine.
     fn list(&self) -> Result<Vec<ExportName>>;
 
-    /// The one canonical name of what a client calls `name` (empty for the default export), and
-    /// its description. It need not exist. Does not block.
+    /// The canonical name of the export that a client calls `name` (empty for the default export), and
+    /// its description. The export need not exist. Does not block.
     ///
     /// # Errors
-    /// `NotFound` or `Invalid` if there can be no such export.
+    /// `NotFound` or `Invalid` if there can be no export of this name.
     fn describe(&self, name: &str) -> Result<ExportName>;
 
-    /// Where the export with this canonical name lies: exports of one pool may hang together, and
-    /// wait for each other; those of two do not. Does not block.
+    /// The pool of the export with this canonical name. Exports of one pool may hang together and wait
+    /// for each other; exports of different pools do not. Does not block.
     fn pool(&self, _name: &str) -> String {
         String::new()
     }
 
-    /// What the export with this canonical name is, whatever its name: two names of one image at
-    /// two times have one identity, and two images that have one name in turn have two.
+    /// The identity of the export with this canonical name. An image that is renamed keeps its identity.
+    /// Two images that have the same name one after the other have different identities.
     ///
     /// # Errors
-    /// `NotFound` if there is no such export; those of the engine.
+    /// `NotFound` if there is no export of this name; those of the engine.
     fn identify(&self, name: &str) -> Result<String> {
         Ok(name.to_owned())
     }
@@ -79,27 +82,27 @@ pub trait Exports: Send + Sync {
     fn open(&self, name: &str) -> Result<HostHandle>;
 }
 
-/// An image that is open, or that is being opened or closed.
+/// An image that is open, or is being opened or closed.
 #[derive(Default)]
 struct Slot {
     state: Mutex<State>,
-    /// Clients that hold it without being served yet. Counted before `state` is locked.
+    /// Clients that hold it and are not served yet. They are counted before `state` is locked.
     leases: AtomicUsize,
-    /// Somebody opens it, with `state` locked.
+    /// A thread opens it, with `state` locked.
     opening: AtomicBool,
-    /// A thread is on its way to close it.
+    /// A thread was started to close it.
     closing: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     open: Option<Open>,
-    /// As it was called when it was opened, for people.
+    /// Its name when it was opened, for messages.
     name: String,
     unused_since: Option<Instant>,
 }
 
-/// An open image and its place among those that may be.
+/// An open image, and its place in the limit of open images.
 struct Open {
     host: HostHandle,
     place: Place,
@@ -111,11 +114,11 @@ pub(super) struct OpenExports {
     slots: Mutex<HashMap<String, Arc<Slot>>>,
     places: Places,
     idle_time: Duration,
-    /// Nothing is opened any more. Looked at with the state of a slot locked.
+    /// Nothing is opened any more. It is read with the state of a slot locked.
     closing: AtomicBool,
 }
 
-/// An open image that stays open while this exists.
+/// A lease of an open image: the image stays open while this exists.
 pub(super) struct Lease {
     pub(super) host: HostHandle,
     pub(super) info: ExportInfo,
@@ -166,14 +169,14 @@ impl OpenExports {
         self.exports.list()
     }
 
-    /// The canonical name of what a client calls `name`, and its pool. Does not block.
+    /// The description of the export that a client calls `name`, and its pool. Does not block.
     pub(super) fn describe(&self, name: &str) -> Result<(ExportName, String)> {
         let name = self.exports.describe(name)?;
         let pool = self.exports.pool(&name.name);
         Ok((name, pool))
     }
 
-    /// The image of this canonical name, opened if need be. Blocks.
+    /// A lease of the image with this canonical name. Opens the image if needed. Blocks.
     pub(super) fn open(&self, name: &str, peer: PeerKey) -> Result<Lease> {
         let name = self.exports.describe(name)?;
         let identity = self.exports.identify(&name.name)?;
@@ -206,7 +209,7 @@ impl OpenExports {
             return Ok((open.host.clone(), hold));
         }
         if let Some(over) = state.open.take() {
-            // It has ended, or it is giving way to a command.
+            // The host has ended, or is giving way to a command.
             report_close(name, over.host.wait());
         }
         let place = self.places.take(peer, |of| self.close_longest_unused(of))?;
@@ -222,7 +225,7 @@ impl OpenExports {
                 host.stop()?;
                 return Err(error);
             }
-            // A command may have wanted the image for itself in between.
+            // The image may have given way to a command in between.
             let Some(hold) = host.hold() else { continue };
             state.open = Some(Open { host: host.clone(), place });
             name.clone_into(&mut state.name);
@@ -239,23 +242,23 @@ impl OpenExports {
         Ok(())
     }
 
-    /// Has images closed that nobody has used for the idle time. Does not block.
+    /// Starts to close images that nobody has used for the idle time. Does not block.
     pub(super) fn close_idle(&self, now: Instant) {
         let mut slots = lock(&self.slots);
         for slot in slots.values() {
-            // A slot that is locked is in use.
+            // A locked slot is in use.
             if let Some(mut state) = try_lock(&slot.state)
                 && unused_for(slot, &mut state, now).is_some_and(|time| time >= self.idle_time)
             {
                 close_in_background(slot);
             }
         }
-        // With the table locked nobody can take another reference.
+        // While the table is locked, nobody can take another reference.
         slots.retain(|_, slot| Arc::strong_count(slot) > 1 || !is_closed(slot));
     }
 
-    /// Has the image closed that was not used for longest, of this peer's where one is given; false
-    /// if there is none. Does not block.
+    /// Starts to close the image that has been unused for longest; where a peer is given, among those that
+    /// the peer has opened. Returns false if there is none. Does not block.
     fn close_longest_unused(&self, peer: Option<PeerKey>) -> bool {
         let now = Instant::now();
         let slots = lock(&self.slots);
@@ -288,7 +291,7 @@ impl OpenExports {
     }
 }
 
-/// Waits for whoever has the slot; after `deadline` only where it is not opened.
+/// Waits for the lock of a slot. After `deadline`, does not wait any longer for one that is being opened.
 fn lock_unless_opening(slot: &Slot, deadline: Instant) -> Option<MutexGuard<'_, State>> {
     loop {
         if let Some(state) = try_lock(&slot.state) {
@@ -306,8 +309,8 @@ fn is_closed(slot: &Slot) -> bool {
     try_lock(&slot.state).is_some_and(|state| state.open.is_none())
 }
 
-/// For how long neither a client nor a lease has used an open image; `None` if one does, or somebody
-/// closes it. One that has ended by itself counts as unused for ever.
+/// How long an open image has had neither a client nor a lease; `None` if it has one, or is being closed. A
+/// host that has ended by itself counts as unused for ever.
 fn unused_for(slot: &Slot, state: &mut State, now: Instant) -> Option<Duration> {
     let open = state.open.as_ref()?;
     if slot.closing.load(Ordering::SeqCst) {
@@ -324,8 +327,8 @@ fn unused_for(slot: &Slot, state: &mut State, now: Instant) -> Option<Duration> 
     Some(now.saturating_duration_since(*state.unused_since.get_or_insert(now)))
 }
 
-/// Closes an image that is still unused then: closing makes its writes durable, which may take a
-/// while, and for ever where its pool hangs.
+/// Starts a thread that closes an image if it is still unused then. Closing makes writes durable, which may
+/// take a while, or for ever where the pool hangs.
 fn close_in_background(slot: &Arc<Slot>) {
     if slot.closing.swap(true, Ordering::SeqCst) {
         return;
@@ -338,7 +341,7 @@ fn close_in_background(slot: &Arc<Slot>) {
         if unused_for(&closed, &mut state, Instant::now()).is_some()
             && let Some(open) = &state.open
         {
-            // A command of another process may be in its midst.
+            // A command of another process may be running on it.
             match open.host.stop_if_unused() {
                 None => state.unused_since = None,
                 Some(outcome) => {

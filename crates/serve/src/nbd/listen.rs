@@ -1,4 +1,4 @@
-//! Where a server listens: unix sockets and TCP.
+//! Listening sockets of a server: unix sockets and TCP.
 
 use std::fmt;
 use std::fs::{Metadata, Permissions};
@@ -16,14 +16,13 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 /// Longest path of a unix socket on Linux; the address ends with a zero byte.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Connections to a unix socket that may wait to be accepted; the kernel takes less where it is told
-/// so.
+/// Connections to a unix socket that may wait to be accepted. The kernel's own limit may be lower.
 const BACKLOG: i32 = 4096;
 
-/// The bits of a file's mode that say who has access.
+/// The permission bits of a file's mode.
 const MODE_BITS: u32 = 0o777;
 
-/// Access to a new unix socket: its owner.
+/// Default permission bits of a new unix socket: only its owner has access.
 pub const SOCKET_MODE_DEFAULT: u32 = 0o600;
 
 /// An address to listen on.
@@ -53,11 +52,11 @@ impl fmt::Display for Address {
 pub(super) struct Listener {
     socket: OwnedFd,
     pub(super) address: Address,
-    /// The socket file that is ours to remove.
+    /// The socket file that this server has made and removes.
     file: Option<SocketFile>,
 }
 
-/// A socket file, known by its inode: another server may have replaced it since.
+/// A socket file, identified by its inode, because another server may have replaced it meanwhile.
 struct SocketFile {
     path: PathBuf,
     device: u64,
@@ -79,7 +78,7 @@ impl Listener {
         let at = |error| cannot_listen(&address, tcp_remedy(&error), error);
         let listener = TcpListener::bind(address).map_err(at)?;
         listener.set_nonblocking(true).map_err(at)?;
-        // With port 0 the system has chosen one.
+        // With port 0 the system has chosen a port.
         let address = listener.local_addr().map_err(at)?;
         Ok(Self { socket: listener.into(), address: Address::Tcp(address), file: None })
     }
@@ -91,7 +90,7 @@ impl Listener {
         let socket = listen_with_mode(path, mode).map_err(|error| at(error.into()))?;
         let file = std::fs::symlink_metadata(path).map_err(at)?;
         if file.mode() & MODE_BITS != mode {
-            // The umask has taken some of it. Nothing is opened before it may be.
+            // The umask may have removed permission bits. Until here nobody had more access than allowed.
             set_mode(path, &file, mode).map_err(at)?;
         }
         Ok(Self {
@@ -114,7 +113,7 @@ impl Listener {
         };
         if matches!(self.address, Address::Tcp(_)) {
             rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
-            // A peer that vanished without a word must not keep an image open for ever.
+            // A peer that vanished must not keep an image open for ever.
             rustix::net::sockopt::set_socket_keepalive(&socket, true)?;
         }
         Ok(Some(socket))
@@ -175,7 +174,7 @@ fn check_length(path: &Path) -> Result<()> {
     ))
 }
 
-/// Removes what a dead server has left at `path`.
+/// Removes the socket that a dead server has left at `path`.
 fn remove_stale(path: &Path) -> Result<()> {
     let shown = path.display();
     match std::fs::symlink_metadata(path) {
@@ -196,7 +195,7 @@ fn remove_stale(path: &Path) -> Result<()> {
         Ok(_) => {}
     }
     match connect(path) {
-        // Without a place in its queue somebody listens all the same.
+        // EAGAIN means that the queue is full, so a server listens.
         Ok(()) | Err(Errno::AGAIN) => {
             let remedy = " (another server answers on this socket; give another path)";
             Err(cannot_listen(&shown, remedy, Errno::ADDRINUSE.into()))
@@ -216,8 +215,8 @@ fn unix_socket() -> rustix::io::Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-/// Listens on `path`. The file of a new socket has the mode of the socket, less the umask, so it is
-/// closed to others from the first instant.
+/// Listens on `path`. The file of a new socket gets the mode of the socket, less the umask. So others have no
+/// access from the first moment on.
 fn listen_with_mode(path: &Path, mode: u32) -> rustix::io::Result<OwnedFd> {
     let socket = unix_socket()?;
     rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
@@ -226,7 +225,7 @@ fn listen_with_mode(path: &Path, mode: u32) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Sets the mode of `file` at `path`, and of nothing that has taken its place.
+/// Sets the mode of `file` at `path`, unless another file has taken its place.
 fn set_mode(path: &Path, file: &Metadata, mode: u32) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(path, flags, Mode::empty())?;
@@ -238,7 +237,7 @@ fn set_mode(path: &Path, file: &Metadata, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
-/// Sees whether somebody listens, without waiting for him.
+/// Tries to connect, without waiting for an accept.
 fn connect(path: &Path) -> rustix::io::Result<()> {
     rustix::net::connect(&unix_socket()?, &SocketAddrUnix::new(path)?)
 }

@@ -1,12 +1,12 @@
-//! LIST: one at a time, for all who wait.
+//! LIST: one list at a time, for all clients that wait.
 //!
-//! A list reads every pool, so a crowd that asks for it must not have it made for each. Who asks
-//! while one is being made waits for the next, which shows what was there when he asked. After each
-//! there is a pause as long as the list took, so that at most half a processor makes lists.
+//! A list reads every pool, so many clients must not cause one list each. A client that asks while a list is
+//! being made gets the next one, which shows everything that existed when it asked. After each list there is
+//! a pause as long as the list took. So lists take at most half a processor.
 //!
-//! The reply is the same bytes for all. Invariant: at most [`KEPT_MAX`] different ones are kept, each
-//! of at most [`super::negotiation::LIST_BYTES_MAX`]; a client that has not taken an older one by then
-//! loses its connection.
+//! The reply is the same bytes for all. Invariant: at most [`KEPT_MAX`] different replies are kept, each of at
+//! most [`super::negotiation::LIST_BYTES_MAX`]. A client that has not taken an older reply by then loses its
+//! connection.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use std::time::{Duration, Instant};
 
 use super::opens::Asker;
 
-/// Replies kept for clients that take them slowly.
+/// Limit on the replies kept for slow clients.
 const KEPT_MAX: usize = 4;
 
 /// Longest pause between two lists.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// The LISTs of a server.
+/// The lists of a server.
 #[derive(Default)]
 pub(super) struct Lists {
     waiting: Vec<Asker>,
-    /// Who gets the list that is being made.
+    /// The clients that get the list being made.
     served: Option<Vec<Asker>>,
     pause_until: Option<Instant>,
     kept: VecDeque<Arc<[u8]>>,
@@ -35,17 +35,17 @@ impl Lists {
         self.waiting.push(asker);
     }
 
-    /// The client does not wait any more.
+    /// Notes that a client does not wait any more.
     pub(super) fn forget(&mut self, asker: Asker) {
         self.waiting.retain(|a| *a != asker);
     }
 
-    /// When [`Self::begins`] will be true, if somebody waits for that.
+    /// When [`Self::begins`] will be true, if a client waits.
     pub(super) fn due(&self) -> Option<Instant> {
         self.pause_until.filter(|_| self.served.is_none() && !self.waiting.is_empty())
     }
 
-    /// True if a list is to be made now, for all who have asked so far.
+    /// True if a list is to be made now, for all clients that have asked so far.
     pub(super) fn begins(&mut self, now: Instant) -> bool {
         let pauses = self.pause_until.is_some_and(|until| now < until);
         if self.served.is_some() || self.waiting.is_empty() || pauses {
@@ -55,13 +55,13 @@ impl Lists {
         true
     }
 
-    /// The list has been made; who gets it.
+    /// Notes that the list has been made. Returns the clients that get it.
     pub(super) fn ended(&mut self, now: Instant, took: Duration) -> Vec<Asker> {
         self.pause_until = Some(now + took.min(PAUSE_MAX));
         self.served.take().unwrap_or_default()
     }
 
-    /// Keeps a reply: the one of before, if nothing has changed.
+    /// Keeps a reply. Returns the previous reply, if nothing has changed.
     pub(super) fn keep(&mut self, reply: Vec<u8>) -> Arc<[u8]> {
         if let Some(last) = self.kept.back().filter(|last| ***last == *reply) {
             return Arc::clone(last);
@@ -74,7 +74,7 @@ impl Lists {
         reply
     }
 
-    /// False for a reply that is too old to be kept.
+    /// False for a reply that is no longer kept.
     pub(super) fn keeps(&self, reply: &Arc<[u8]>) -> bool {
         self.kept.iter().any(|kept| Arc::ptr_eq(kept, reply))
     }

@@ -1,28 +1,26 @@
-//! How much memory the clients of a server take, all together, each peer and each connection.
+//! Limits on the memory that clients take: each connection, each peer, and all clients of a server together.
 //!
-//! A client decides how much a server must keep for it: it asks for 32 MiB in 28 bytes and takes no
-//! reply, or sends all of a write but its last byte. Therefore each connection may always have a
-//! little (the `*_BYTES_MIN` of module `host::connection`), with which it can serve every request,
-//! long ones in parts. What it would have beyond that is asked for here, and is refused when the
-//! clients have too much. So nobody has to wait for what another client keeps: a refusal makes
-//! long requests slower, and nothing else.
+//! A client can make a server hold much memory: it asks for 32 MiB in 28 bytes and does not take the reply,
+//! or it sends all of a write except the last byte. Therefore each connection may always use a little (the
+//! `*_BYTES_MIN` of module `host::connection`). With this it can serve every request, long ones in parts. It
+//! asks here for more, and is refused when the clients have too much. So no client has to wait for memory
+//! that another one holds. A refusal only makes long requests slower.
 //!
-//! Invariant: the bytes counted are those of all [`Grant`]s, and never more than
-//! [`CLIENTS_BYTES_MAX`]. In the steady state nothing is asked: buffers keep their size while they are
-//! used.
+//! Invariant: the bytes counted are those of all [`Grant`]s, and never more than [`CLIENTS_BYTES_MAX`]. In
+//! the steady state nothing is asked for, because buffers keep their size while they are used.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::permits::Permit;
 
-/// Memory that the clients of a server have beyond their minimum, in bytes: enough for thirty that
-/// move 4 MiB each, small beside the memory of a machine that runs virtual machines.
+/// Limit on the memory of all clients of a server beyond their minimum, in bytes. It is enough for thirty
+/// clients that move 4 MiB each, and small beside the memory of a host of virtual machines.
 pub const CLIENTS_BYTES_MAX: usize = 128 << 20;
 
-/// Of that, what the connections of one peer have, in bytes: a quarter is left to the others.
+/// Limit on the part of it for the connections of one peer, in bytes. A quarter is left for others.
 pub const PEER_BYTES_MAX: usize = CLIENTS_BYTES_MAX / 4 * 3;
 
-/// Of that, what one connection has, in bytes: the largest reply, with its headers, fits.
+/// Limit on the part of it for one connection, in bytes. The largest reply fits with its headers.
 pub const CONNECTION_BYTES_MAX: usize = 40 << 20;
 
 /// The count of a server's clients.
@@ -33,7 +31,7 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Counts `bytes` more for the server and for a peer; false, and nothing counted, where that
+    /// Counts `bytes` more for the server and for a peer. Returns false, and counts nothing, where that
     /// would be too many.
     pub(super) fn take(&self, peer: &AtomicUsize, bytes: usize) -> bool {
         let taken = add(&self.bytes, bytes, CLIENTS_BYTES_MAX);
@@ -58,14 +56,14 @@ impl Ledger {
     }
 }
 
-/// Adds where the sum stays within `max`.
+/// Adds `bytes`, if the sum stays within `max`.
 fn add(count: &AtomicUsize, bytes: usize, max: usize) -> bool {
     let sum = |now: usize| now.checked_add(bytes).filter(|sum| *sum <= max);
     count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).is_ok()
 }
 
-/// What one connection has beyond its minimum; given back when dropped. A connection without a permit,
-/// such as the kernel's, is never refused anything.
+/// Memory that one connection has beyond its minimum. It is given back on drop. A connection without a
+/// permit, such as the kernel's, is never refused memory.
 #[derive(Debug)]
 pub(crate) struct Grant {
     permit: Option<Permit>,
@@ -78,7 +76,7 @@ impl Grant {
         Self { permit, bytes: 0, refusals_seen: 0 }
     }
 
-    /// True if the connection may have `bytes` from now on, besides its minimum.
+    /// True if the connection may use `bytes` from now on, besides its minimum.
     pub(crate) fn covers(&mut self, bytes: usize) -> bool {
         if bytes <= self.bytes {
             return true;
@@ -92,7 +90,7 @@ impl Grant {
         true
     }
 
-    /// Gives back what is beyond `bytes`.
+    /// Gives back everything beyond `bytes`.
     pub(crate) fn keep(&mut self, bytes: usize) {
         let back = self.bytes.saturating_sub(bytes);
         if let Some(permit) = &self.permit
@@ -157,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_seat_is_never_refused() {
+    fn a_connection_without_a_permit_is_never_refused() {
         assert!(Grant::new(None).covers(1 << 40));
     }
 }

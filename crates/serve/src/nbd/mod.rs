@@ -1,9 +1,8 @@
 //! The NBD server: fixed newstyle negotiation, simple and structured replies.
 //!
-//! The rules are those of the protocol's specification, `doc/proto.md` of the NetworkBlockDevice
-//! project. What is said on the wire is decided without I/O ([`negotiation`], [`request`],
-//! [`reply`]); sockets are handled by [`server`] until a client's negotiation is over, and by the
-//! image's [host](crate::host) from then on.
+//! The rules are those of the protocol's specification, `doc/proto.md` of the NetworkBlockDevice project.
+//! [`negotiation`], [`request`] and [`reply`] encode and decode messages without I/O. Sockets are handled by
+//! [`server`] until a client's negotiation is over, and by the image's [host](crate::host) after that.
 
 mod acceptor;
 mod client;
@@ -28,17 +27,17 @@ pub use memory::{CLIENTS_BYTES_MAX, CONNECTION_BYTES_MAX, PEER_BYTES_MAX};
 pub use permits::Permit;
 pub use server::{CONNECTIONS_DEFAULT, NbdServer, ServerOptions, StopHandle};
 
-/// What the negotiation of a client has settled.
+/// The result of a client's negotiation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NbdConnection {
     /// Replies may come in chunks.
     pub structured_replies: bool,
     /// The client wants `base:allocation`.
     pub allocation_context: bool,
-    /// Bytes that the client has sent beyond the negotiation.
+    /// Bytes that the client has sent after the negotiation.
     pub received: Vec<u8>,
-    /// Who it is, for logs.
+    /// The peer's name in logs.
     pub peer: String,
-    /// Its place among the clients of a server, if it has one.
+    /// Its permit, if it is a client of a server.
     pub permit: Option<Permit>,
 }

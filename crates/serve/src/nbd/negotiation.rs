@@ -8,11 +8,11 @@
 //! | Skip     | data of an option too long    | ERR_TOO_BIG and Option                            |
 //! | Ask      | nothing, until it is answered | Option, or over                                   |
 //!
-//! What needs an export is asked of the caller ([`Next`]), who answers when he can
+//! Where an export is needed, the caller is asked for it ([`Next`]) and answers later
 //! ([`Negotiation::answer_list`], [`Negotiation::answer_export`]).
 //!
-//! Invariant: besides the answer to LIST, whatever a client sends, this holds at most
-//! [`OPTION_BYTES_MAX`] bytes of it and writes at most a few times that per call.
+//! Invariant: whatever a client sends, this holds at most [`OPTION_BYTES_MAX`] bytes of it. Apart from the
+//! answer to LIST, a call writes at most a few times that.
 
 use marcot::{Error, ErrorKind};
 
@@ -24,13 +24,13 @@ use super::wire::{
     option, option_reply, transmission_flag,
 };
 
-/// Longest data of an option, in bytes: a name and hundreds of queries or requests.
+/// Limit on the data of an option, in bytes: a name and hundreds of queries or requests.
 pub const OPTION_BYTES_MAX: usize = 16 << 10;
 
-/// Longest reply to LIST, in bytes: about a hundred thousand names. What does not fit is left out.
+/// Limit on the reply to LIST, in bytes: about a hundred thousand names. Further names are left out.
 pub const LIST_BYTES_MAX: usize = 4 << 20;
 
-/// Options of one negotiation; a client needs about ten.
+/// Limit on the options of one negotiation; a client needs about ten.
 const OPTIONS_MAX: u32 = 1024;
 
 /// Bytes before an option's data: magic, option, length.
@@ -46,9 +46,9 @@ pub enum Next {
     Receive,
     /// An answer by [`Negotiation::answer_list`].
     List,
-    /// An answer by [`Negotiation::answer_export`] about the export of this name.
+    /// An answer by [`Negotiation::answer_export`] for the export with this name.
     Export(String),
-    /// Requests follow; the export is that of the last [`Next::Export`].
+    /// Requests follow. The export is that of the last [`Next::Export`].
     Transmit {
         /// Replies may come in chunks.
         structured_replies: bool,
@@ -59,7 +59,7 @@ pub enum Next {
     Close,
 }
 
-/// What a client is told of an export.
+/// What a client learns about an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportInfo {
     /// Its full name and its description.
@@ -81,7 +81,7 @@ enum State {
     Over,
 }
 
-/// Why an export was asked for.
+/// The option for which an export was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Asked {
     option: u32,
@@ -104,7 +104,7 @@ pub struct Negotiation {
 }
 
 impl Negotiation {
-    /// Begins, with the server's greeting appended to `output`.
+    /// Begins a negotiation, and appends the server's greeting to `output`.
     #[must_use]
     pub fn new(output: &mut Vec<u8>) -> Self {
         output.extend(GREETING_MAGIC.to_be_bytes());
@@ -120,9 +120,9 @@ impl Negotiation {
         }
     }
 
-    /// Takes bytes off the front of `input`, appends replies to `output`, and tells how many
-    /// bytes it took and what is next. Call again with the rest after each answer, and with more
-    /// bytes after [`Next::Receive`].
+    /// Takes bytes off the front of `input` and appends replies to `output`. Returns how many bytes it
+    /// took, and what comes next. Call it again with the rest after each answer, and with more bytes after
+    /// [`Next::Receive`].
     pub fn advance(&mut self, input: &[u8], output: &mut Vec<u8>) -> (usize, Next) {
         let mut taken = 0;
         loop {
@@ -148,7 +148,7 @@ impl Negotiation {
         }
     }
 
-    /// One transition; `None` goes on with the next.
+    /// Makes one transition. `None` means to go on with the next one.
     fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> (usize, Option<Next>) {
         match self.state {
             State::Flags => match input.first_chunk::<4>() {
@@ -289,8 +289,8 @@ impl Negotiation {
         });
     }
 
-    /// Contexts are the same for every export, so the export need not exist yet: a wrong name is
-    /// found out by the GO that must follow.
+    /// Handles the options for metadata contexts. Contexts are the same for every export, so the export need
+    /// not exist yet. The GO that must follow finds a wrong name.
     fn take_contexts(&mut self, option: u32, data: &[u8], output: &mut Vec<u8>) -> Option<Next> {
         let set = option == option::SET_META_CONTEXT;
         if set {
@@ -337,14 +337,14 @@ impl Negotiation {
         }
     }
 
-    /// The caller has answered [`Next::List`] by a [`list_reply`].
+    /// Notes that the caller has answered [`Next::List`] by a [`list_reply`].
     pub(super) fn list_is_answered(&mut self) {
         if self.state == State::AskList {
             self.state = State::Option;
         }
     }
 
-    /// Answers [`Next::List`] where there is no list.
+    /// Answers [`Next::List`] with an error.
     pub(super) fn refuse_list(&mut self, error: &Error, output: &mut Vec<u8>) {
         if self.state == State::AskList {
             self.state = State::Option;
@@ -352,8 +352,8 @@ impl Negotiation {
         }
     }
 
-    /// Answers [`Next::Export`]; what follows is told by the returned value, or by
-    /// [`Self::advance`] where that is [`Next::Receive`].
+    /// Answers [`Next::Export`]. Returns what comes next. Where that is [`Next::Receive`], call
+    /// [`Self::advance`] again.
     pub fn answer_export(
         &mut self,
         export: Result<&ExportInfo, &Error>,
@@ -460,14 +460,14 @@ pub fn list_reply(exports: &[ExportName]) -> Vec<u8> {
     output
 }
 
-/// What a client is told of an error. The error itself may name files of this machine and images that
-/// are none of the client's business; it goes to the log.
+/// The message about an error for a client. The error itself may name files of this machine and images that
+/// the client must not know about. So it is only logged.
 fn told(error: &Error) -> &str {
     match error.kind() {
         ErrorKind::NotFound => "the export does not exist",
         ErrorKind::Invalid | ErrorKind::NameTooLong => "this is no name of an export",
         ErrorKind::PermissionDenied | ErrorKind::ReadOnly => "the server may not open the export",
-        // Names the image that was asked for, and the process that has it.
+        // This message names the image that the client asked for, and the process that has it open.
         ErrorKind::Owned => error.message(),
         ErrorKind::Busy => "the server cannot open the export now; try again later",
         ErrorKind::Corrupt | ErrorKind::NewerFormat => "the server cannot read the export",

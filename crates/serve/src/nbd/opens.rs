@@ -1,33 +1,33 @@
-//! Which opens of exports are under way, and which wait.
+//! Decides which opens of exports run, and which wait.
 //!
-//! Opening an export may take long, or for ever where its pool lies on something that hangs. So each
-//! open has a thread, and these rules:
-//! - one open of an export at a time: whoever asks for it meanwhile waits for that one, because he
-//!   could do nothing else;
-//! - [`PER_POOL_MAX`] in one pool at a time: a pool that hangs keeps only itself busy;
-//! - one that takes longer than [`SLOW_TIME`] does not count among those, because it may hang, and
-//!   others of its pool may not: an image whose parent lies in a pool that hangs. Up to
-//!   [`SLOW_PER_POOL_MAX`] of those;
-//! - in all, as many as there are descriptors for;
-//! - the peer with the fewest goes first, so that a crowd of one peer's delays nobody else.
+//! Opening an export may take long, or for ever where its pool lies on a medium that hangs. So each open has
+//! a thread, and these rules:
+//! - An export has one open at a time. A client that asks for it meanwhile waits for that open.
+//! - A pool has [`PER_POOL_MAX`] opens at a time. So a pool that hangs delays only its own clients.
+//! - An open that takes longer than [`SLOW_TIME`] does not count against this limit. It may hang while others
+//!   of its pool do not: for example, the image's parent may lie in a pool that hangs. At most
+//!   [`SLOW_PER_POOL_MAX`] slow opens are allowed for each pool.
+//! - In all there are as many opens as there are descriptors for.
+//! - The peer with the fewest opens goes first. So many requests of one peer do not delay others.
 //!
-//! No I/O here: this only decides what is next.
+//! There is no I/O here: this only decides what comes next.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::peer::PeerKey;
 
-/// Opens of one pool's exports at a time: what a local disk does well beside each other.
+/// Concurrent opens in one pool: as many as a local disk handles well.
 pub(super) const PER_POOL_MAX: usize = 4;
 
-/// An open that has taken so long may take for ever.
+/// An open that takes longer than this is slow: it may hang.
 pub(super) const SLOW_TIME: Duration = Duration::from_secs(2);
 
-/// Opens of one pool's exports that take so long.
+/// Limit on the slow opens in one pool.
 pub(super) const SLOW_PER_POOL_MAX: usize = 16;
 
-/// A client that has asked: its number, and what tells it from an earlier one of the same number.
+/// A client that has asked: its number, and a generation that tells it from an earlier client with this
+/// number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Asker {
     pub(super) index: usize,
@@ -44,7 +44,7 @@ pub(super) struct Open {
     pub(super) name: String,
 }
 
-/// An open that is under way.
+/// An open in progress.
 struct Running {
     peer: PeerKey,
     name: String,
@@ -87,17 +87,17 @@ pub(super) struct Opens {
 }
 
 impl Opens {
-    /// No opens; at most so many at a time.
+    /// No opens. At most `running_max` will run at a time.
     pub(super) fn new(running_max: usize) -> Self {
         Self { pools: HashMap::new(), running: 0, running_max }
     }
 
-    /// A client asks for an export.
+    /// Notes that a client asks for an export.
     pub(super) fn ask(&mut self, open: Open) {
         self.pools.entry(open.pool.clone()).or_default().waiting.push_back(open);
     }
 
-    /// The client does not wait any more. What is under way for it goes on.
+    /// Notes that a client does not wait any more. An open in progress goes on.
     pub(super) fn forget(&mut self, asker: Asker) {
         for pool in self.pools.values_mut() {
             pool.waiting.retain(|open| open.asker != asker);
@@ -105,7 +105,7 @@ impl Opens {
         self.tidy();
     }
 
-    /// An open that [`Self::next`] has given is over.
+    /// Notes that an open which [`Self::next`] has returned is over.
     pub(super) fn ended(&mut self, pool: &str, peer: PeerKey, name: &str) {
         if let Some(pool) = self.pools.get_mut(pool)
             && let Some(place) = pool.running.iter().position(|r| r.peer == peer && r.name == name)
@@ -116,7 +116,7 @@ impl Opens {
         self.tidy();
     }
 
-    /// What is to be opened now, if anything.
+    /// The next open to start now, if there is one.
     pub(super) fn next(&mut self, now: Instant) -> Option<Open> {
         if self.running >= self.running_max {
             return None;
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_little_goes_before_a_crowd() {
+    fn a_peer_with_few_opens_goes_before_one_with_many() {
         let mut opens = Opens::new(OPENS_MAX);
         for index in 0..50 {
             opens.ask(open(index, 1, "p", &format!("p/{index}")));

@@ -1,4 +1,4 @@
-//! Who is at the other end of a socket: for log lines, and for limits of each peer.
+//! The peer of a socket: for log lines, and for the limits of each peer.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -6,21 +6,21 @@ use std::os::fd::BorrowedFd;
 
 use crate::credentials::{self, Credentials};
 
-/// Bits of an IPv6 address that one subscriber commonly has: the rest is his to choose.
+/// Bits of the network in an IPv6 address. A subscriber can commonly choose the rest.
 const IPV6_NETWORK_BITS: u32 = 64;
 
-/// What the limits of a peer go by: connections with one key are one peer.
+/// The key of a peer for limits. Connections with the same key count as one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum PeerKey {
     /// A user of this machine.
     Uid(u32),
-    /// An address; of IPv6 its network.
+    /// An address; for IPv6 only its network.
     Address(IpAddr),
     /// The kernel does not say.
     Unknown,
 }
 
-/// A client, as it is named in log lines.
+/// A client's name in log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Peer {
     Local { uid: u32, pid: u32 },
@@ -33,7 +33,7 @@ impl Peer {
     pub(super) fn of(socket: BorrowedFd<'_>) -> Self {
         match rustix::net::getpeername(socket).ok().flatten().map(SocketAddr::try_from) {
             Some(Ok(address)) => Self::Remote(address),
-            // Without an address, or with one of another family: a unix socket.
+            // No address, or one of another family: this is a unix socket.
             _ => Self::of_unix(socket),
         }
     }

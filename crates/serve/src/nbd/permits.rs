@@ -1,12 +1,11 @@
-//! How many clients a server has, and what becomes of one too many.
+//! The limit on the clients of a server.
 //!
-//! A client takes a descriptor for as long as it is connected, and images need descriptors too: a
-//! flood of clients must not take those. So there are `connections_max` permits; who finds none is
-//! disconnected at once. One peer never has them all: an eighth is left to others. Silence before the
-//! end of a negotiation is cheaper to make than to serve: while `negotiating_max` clients negotiate,
-//! a new one takes the place of the one that has been at it longest.
+//! A client takes a descriptor while it is connected. Images need descriptors too, and many clients must not
+//! take them. So there are `connections_max` permits. A client that gets none is disconnected at once. One
+//! peer never has all permits: an eighth is left for others. A silent client costs an attacker little. So
+//! while `negotiating_max` clients negotiate, a new client replaces the one that has negotiated longest.
 //!
-//! A permit is also where the memory of its client is counted (module `memory`).
+//! The memory of a client is counted in its permit (module `memory`).
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
@@ -16,13 +15,13 @@ use std::time::{Duration, Instant};
 use super::memory::Ledger;
 use super::peer::PeerKey;
 
-/// Log lines about clients that were turned away come no more often than this.
+/// Least time between two log lines about refused clients.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Of the permits, this part is not given to a peer that has all the others.
+/// One part in this many of the permits is not given to a peer that has all the others.
 const OTHERS_SHARE: usize = 8;
 
-/// A client's place; free again when the last copy is dropped.
+/// A client's permit. It is free again when its last copy is dropped.
 #[derive(Debug, Clone)]
 pub struct Permit(Arc<Place>);
 
@@ -48,26 +47,26 @@ impl Permit {
     }
 }
 
-/// One of those counted in [`Permits`]. The references to `room` and to `peer` are the counts.
+/// A permit in use. The numbers of references to `room` and to `peer` are the counts.
 #[derive(Debug)]
 struct Place {
     room: Arc<Room>,
     peer: Arc<Share>,
 }
 
-/// What all clients have together.
+/// The share of all clients together.
 #[derive(Debug, Default)]
 struct Room {
     ledger: Ledger,
 }
 
-/// What the clients of one peer have.
+/// The share of one peer's clients.
 #[derive(Debug, Default)]
 struct Share {
     bytes: AtomicUsize,
 }
 
-/// All places.
+/// All permits of a server.
 pub(super) struct Permits {
     room: Arc<Room>,
     peers: HashMap<PeerKey, Weak<Share>>,
@@ -89,7 +88,7 @@ impl Permits {
         }
     }
 
-    /// Permits taken.
+    /// The number of permits in use.
     fn count(&self) -> usize {
         Arc::strong_count(&self.room) - 1
     }
@@ -97,7 +96,7 @@ impl Permits {
     /// A permit for a new client of `peer`; `None` if there is none for it.
     pub(super) fn take(&mut self, peer: PeerKey) -> Option<Permit> {
         let share = self.peers.get(&peer).and_then(Weak::upgrade);
-        // Besides the reference that was just made.
+        // One reference was just made by `upgrade`.
         let permits_of_peer = share.as_ref().map_or(0, |share| Arc::strong_count(share) - 1);
         if self.count() >= self.max || permits_of_peer >= self.max - self.max / OTHERS_SHARE {
             self.refused += 1;
@@ -108,7 +107,7 @@ impl Permits {
     }
 
     fn new_share(&mut self, peer: PeerKey) -> Arc<Share> {
-        // As many as have clients, and none of those that had some once.
+        // Forget peers that have no clients any more.
         self.peers.retain(|_, share| share.strong_count() > 0);
         let share = Arc::default();
         self.peers.insert(peer, Arc::downgrade(&share));
@@ -120,7 +119,7 @@ impl Permits {
         self.replaced += 1;
     }
 
-    /// Logs what happened since the last time, now and then.
+    /// Logs refused and replaced clients from time to time.
     pub(super) fn tell(&mut self, now: Instant) {
         if self.refused + self.replaced == 0 || self.tell_after.is_some_and(|after| now < after) {
             return;
@@ -151,7 +150,7 @@ mod tests {
     const PEER: PeerKey = PeerKey::Uid(1);
 
     #[test]
-    fn a_seat_is_free_when_its_last_copy_is_gone() {
+    fn a_permit_is_free_when_its_last_copy_is_gone() {
         let mut permits = Permits::new(2);
         let first = permits.take(PEER).unwrap();
         let copy = first.clone();
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn one_peer_never_has_all_seats() {
+    fn one_peer_never_has_all_permits() {
         let mut permits = Permits::new(16);
         let greedy: Vec<Permit> = std::iter::from_fn(|| permits.take(PEER)).collect();
         assert_eq!(greedy.len(), 14);

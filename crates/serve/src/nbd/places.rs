@@ -1,10 +1,10 @@
-//! How many images a server has open at a time.
+//! The limit on the open images of a server.
 //!
-//! An open image needs descriptors for its locks, its sockets, its log, and again and again for new
-//! segments and synced directories: a guest whose image finds none gets I/O errors. So the number of
-//! images is bounded by the descriptors of the process, and who asks for one more is refused, not who
-//! has one. One peer never has all places: an eighth is left to others. An image that nobody uses
-//! makes room first.
+//! An open image needs descriptors for its locks, its sockets and its log, and from time to time for new
+//! segments and synced directories. If there are none, its guest gets I/O errors. So the number of open images
+//! is limited by the descriptors of the process. A client that asks for one more image is refused; clients
+//! with open images are not disturbed. One peer never has all places: an eighth is left for others. An unused
+//! image is closed first, to make room.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use marcot::{Error, ErrorKind, Result};
 
 use super::peer::PeerKey;
 
-/// Of the places, this part is not given to a peer that has all the others.
+/// One part in this many of the places is not given to a peer that has all the others.
 const OTHERS_SHARE: usize = 8;
 
 /// How long to wait for an unused image to be closed.
@@ -29,7 +29,7 @@ struct Shared {
     given_back: Condvar,
 }
 
-/// The place of an open image; free again when dropped.
+/// The place of an open image. It is free again on drop.
 pub(super) struct Place {
     shared: Arc<Shared>,
     peer: PeerKey,
@@ -53,8 +53,8 @@ impl Places {
         Self(Arc::new(Shared { max: max.max(1), taken, given_back }))
     }
 
-    /// A place for an image that `peer` asks for. Where there is none, `close_one` is to have an
-    /// unused image closed, of that peer if one is given, and that is waited for.
+    /// Takes a place for an image that `peer` asks for. Where there is none, calls `close_one`, which starts
+    /// to close an unused image, one of this peer where a peer is given; then waits for that.
     ///
     /// # Errors
     /// `Busy` if there is none.

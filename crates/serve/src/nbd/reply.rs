@@ -1,4 +1,4 @@
-//! Replies of the transmission phase: fixed headers, written into space that is already there.
+//! Replies of the transmission phase: fixed headers, written into reserved space.
 
 use super::wire::{
     BASE_ALLOCATION_ID, CHUNK_DONE, SIMPLE_REPLY_MAGIC, STATE_HOLE, STATE_ZERO,
@@ -19,7 +19,7 @@ const STATUS_RUN_BYTES: usize = 8;
 /// Longest error message sent; the protocol's limit for strings is 4096.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// The error number a client is told for a kind of engine error.
+/// The error number for a client, by the kind of an engine error.
 #[must_use]
 pub fn errno_of(kind: ErrorKind) -> u32 {
     match kind {
@@ -32,8 +32,8 @@ pub fn errno_of(kind: ErrorKind) -> u32 {
     }
 }
 
-/// What a client is told of an engine error. The error itself may name files of this machine; it goes
-/// to the log.
+/// The message for a client, by the kind of an engine error. The error itself may name files of this machine,
+/// so it is only logged.
 #[must_use]
 pub fn message_of(kind: ErrorKind) -> &'static str {
     match kind {
@@ -102,8 +102,8 @@ pub fn error_chunk(cookie: u64, errno: u32, message: &str) -> Vec<u8> {
     bytes
 }
 
-/// A BLOCK_STATUS chunk of `base:allocation` that ends its reply. Neighbours of one kind are
-/// merged; `runs_max` of at least one bounds what is told.
+/// A BLOCK_STATUS chunk of `base:allocation` that ends its reply. Neighbouring runs of one kind are merged. At
+/// most `runs_max` runs are reported; it is at least one.
 #[must_use]
 pub fn status_chunk(cookie: u64, extents: &[Extent], runs_max: usize) -> Vec<u8> {
     let runs = merge(extents, runs_max);

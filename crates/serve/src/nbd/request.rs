@@ -5,8 +5,8 @@
 //!  | magic  | flags| type | cookie         | offset         | length  | payload of a WRITE ...
 //! ```
 //!
-//! [`parse`] only cuts; [`Request::check`] decides whether an export accepts it. A client may send
-//! anything: the outcome is a request, a refusal for that request, or a lost connection.
+//! [`parse`] only splits the fields; [`Request::check`] decides whether an export accepts the request. A client
+//! may send anything. The outcome is a request, a refusal of that request, or a closed connection.
 
 use super::wire::{PAYLOAD_BYTES_MAX, REQUEST_MAGIC, command, command_flag, errno};
 
@@ -18,7 +18,7 @@ pub const REQUEST_BYTES: usize = 28;
 pub struct Request {
     /// Modifiers.
     pub flags: u16,
-    /// What is asked; see [`command`].
+    /// The command; see [`command`].
     pub command: u16,
     /// Chosen by the client, repeated in the reply.
     pub cookie: u64,

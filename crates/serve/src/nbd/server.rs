@@ -1,4 +1,4 @@
-//! The server: where it listens, how it is run and stopped.
+//! The NBD server: listening, running, stopping.
 //!
 //! ```text
 //!   accept + negotiate      one thread, an epoll of its own (acceptor)
@@ -6,7 +6,7 @@
 //!   serve                   the thread of each image (host)
 //! ```
 //!
-//! What clients may take, whatever they send ([`ServerOptions`]):
+//! Limits on what clients can take, whatever they send ([`ServerOptions`]):
 //!
 //! | who | memory | how long | how many |
 //! |---|---|---|---|
@@ -18,9 +18,9 @@
 //! | takes no replies | 128 KiB, and what the clients' memory allows, at most 4 MiB or one reply | no limit | |
 //! | uses an image | | no limit | `images_max` open in all, 7/8 of them by one peer |
 //!
-//! The clients' memory is [`CLIENTS_BYTES_MAX`](super::CLIENTS_BYTES_MAX) for all together,
-//! [`PEER_BYTES_MAX`](super::PEER_BYTES_MAX) for a peer: a user of this machine, or an address. Who
-//! gets none of it has long requests carried out in parts.
+//! The clients' memory is [`CLIENTS_BYTES_MAX`](super::CLIENTS_BYTES_MAX) for all together, and
+//! [`PEER_BYTES_MAX`](super::PEER_BYTES_MAX) for a peer: a user of this machine, or an address. For a client
+//! that gets none of it, long requests are carried out in parts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,31 +32,30 @@ use super::exports::{Exports, OpenExports};
 use super::listen::{Address, Listener};
 use crate::wake::Wake;
 
-/// Clients that a server takes where nothing else is asked for. Each may have 192 KiB besides the
-/// memory that all share.
+/// Default limit on the clients of a server. Each may use 192 KiB besides the memory that all share.
 pub const CONNECTIONS_DEFAULT: usize = 2048;
 
-/// How a server behaves.
+/// Options of a server.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
     /// Where to listen; at least one.
     pub addresses: Vec<Address>,
     /// An image that nobody uses for this long is closed.
     pub idle_time: Duration,
-    /// A client that has not finished its negotiation by then is disconnected.
+    /// A client that has not finished its negotiation after this time is disconnected.
     pub handshake_time_max: Duration,
-    /// A client that waits so long for an export to be opened or listed gets an error.
+    /// A client that waits this long for an export to be opened, or for a list, gets an error.
     pub answer_time_max: Duration,
-    /// Clients that may negotiate at the same time; one more takes the place of the one that has
-    /// been at it longest.
+    /// Limit on the clients that negotiate at the same time. One more replaces the client that has
+    /// negotiated longest.
     pub negotiating_max: usize,
-    /// Clients that may be connected; more are disconnected at once. Each takes a descriptor.
+    /// Limit on connected clients. Further ones are disconnected at once. Each takes a descriptor.
     pub connections_max: usize,
-    /// Images that may be open; who asks for one more is refused. Each takes
-    /// [`IMAGE_DESCRIPTORS_MAX`](crate::descriptors::IMAGE_DESCRIPTORS_MAX).
+    /// Limit on open images. A client that asks for one more is refused. Each takes up to
+    /// [`IMAGE_DESCRIPTORS_MAX`](crate::descriptors::IMAGE_DESCRIPTORS_MAX) descriptors.
     pub images_max: usize,
-    /// Opens of images that may be under way. Each takes
-    /// [`OPEN_DESCRIPTORS_MAX`](crate::descriptors::OPEN_DESCRIPTORS_MAX).
+    /// Limit on opens in progress. Each takes up to
+    /// [`OPEN_DESCRIPTORS_MAX`](crate::descriptors::OPEN_DESCRIPTORS_MAX) descriptors.
     pub opens_max: usize,
 }
 
@@ -66,7 +65,7 @@ impl Default for ServerOptions {
             addresses: Vec::new(),
             idle_time: Duration::from_secs(30),
             handshake_time_max: Duration::from_secs(30),
-            // Long beside the replay of a log, short beside the patience of a guest's disk driver.
+            // Longer than the replay of a log, shorter than the timeout of a guest's disk driver.
             answer_time_max: Duration::from_secs(20),
             negotiating_max: 1024,
             connections_max: CONNECTIONS_DEFAULT,
@@ -87,15 +86,14 @@ pub(super) struct StopState {
 }
 
 impl StopHandle {
-    /// Makes [`NbdServer::run`] return after every image has been flushed and closed. Does not
-    /// wait for that.
+    /// Makes [`NbdServer::run`] flush and close every image and return. Does not wait for that.
     pub fn stop(&self) {
         self.0.asked.store(true, std::sync::atomic::Ordering::SeqCst);
         self.0.wake.raise();
     }
 }
 
-/// An NBD server that listens, and serves once it is run.
+/// An NBD server. It listens once it is bound, and serves once it is run.
 pub struct NbdServer {
     acceptor: Acceptor,
     addresses: Vec<Address>,
@@ -122,13 +120,13 @@ impl NbdServer {
         Ok(Self { acceptor, addresses, open, stop })
     }
 
-    /// Where it listens, with the ports that the system has chosen.
+    /// The addresses on which it listens, with the ports that the system has chosen.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 
-    /// What stops it.
+    /// The handle that stops it.
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
         self.stop.clone()

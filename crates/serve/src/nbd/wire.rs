@@ -1,5 +1,5 @@
-//! Numbers of the NBD protocol, as its specification (`doc/proto.md` of the NetworkBlockDevice
-//! project) gives them. Everything is big-endian.
+//! Constants of the NBD protocol, from its specification (`doc/proto.md` of the NetworkBlockDevice project).
+//! All numbers are big-endian.
 
 /// First eight bytes a server sends: "NBDMAGIC".
 pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -137,14 +137,14 @@ pub mod errno {
 /// The metadata context that tells holes from data.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
-/// The number this server gives `base:allocation`.
+/// The number that this server uses for `base:allocation`.
 pub const BASE_ALLOCATION_ID: u32 = 1;
 
 /// Longest string of the protocol.
 pub const STRING_BYTES_MAX: usize = 4096;
 
-/// Largest payload of a READ or WRITE; what clients assume when nothing is said.
+/// Largest payload of a READ or WRITE. Clients assume this limit by default.
 pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
 
-/// Block size a client should prefer: below it, a write is a read-modify-write.
+/// Block size that clients should prefer. A smaller write needs a read-modify-write.
 pub const BLOCK_BYTES_PREFERRED: u32 = 4096;

@@ -1,4 +1,4 @@
-//! A sparse device in memory, with errors on demand, to test front ends against.
+//! A sparse device in memory, with errors on demand, for tests of front ends.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -15,7 +15,7 @@ use marcot::{
 /// Unit of allocation in bytes.
 pub const BLOCK_BYTES: u64 = 4096;
 
-/// What a test sees and sets from outside.
+/// State that a test reads and sets from outside.
 #[derive(Default)]
 pub struct Probe {
     /// Sizes of the write batches so far.
@@ -28,41 +28,41 @@ pub struct Probe {
     pub discards: Vec<(u64, u64)>,
     /// Ranges read ahead.
     pub cached: Vec<(u64, u64)>,
-    /// Where what was asked for runs began.
+    /// First bytes of the ranges that were searched for runs.
     pub looked_at: Vec<u64>,
-    /// How many of those there were when a batch of reads came.
+    /// How many searches there had been when each batch of reads came.
     pub looked_before_reads: Vec<usize>,
     /// Background steps so far.
     pub steps: usize,
-    /// Times it was told to rest.
-    pub rests: usize,
-    /// Background steps that say there is more.
+    /// Times that it was called to give memory back.
+    pub memory_calls: usize,
+    /// Background steps that report more work.
     pub steps_with_more: usize,
-    /// Every write fails so.
+    /// Every write fails with this.
     pub fail_writes: Option<ErrorKind>,
-    /// Every flush fails so.
+    /// Every flush fails with this.
     pub fail_flushes: Option<ErrorKind>,
     /// Reads that touch this byte fail as corrupt.
     pub corrupt_at: Option<u64>,
-    /// A checkpoint takes so long, and tells no progress.
+    /// A checkpoint takes this long, and reports no progress.
     pub checkpoint_time: std::time::Duration,
     /// Closed properly.
     pub closed: bool,
-    /// Closing lasts so long.
+    /// Closing takes this long.
     pub close_time: std::time::Duration,
     /// Bytes written since the last flush.
     pub unflushed_bytes: u64,
-    /// Reads that may stay in flight do.
+    /// Reads that may stay in flight do so.
     pub in_flight: bool,
-    /// Numbers of those under way, and what they read.
-    pub under_way: Vec<(u64, u64, usize)>,
-    /// Reads of those under way that have ended.
+    /// Reads in flight: number, offset and length.
+    pub reads_in_flight: Vec<(u64, u64, usize)>,
+    /// Reads that have completed.
     pub completed: Vec<CompletedRead>,
     /// Writes stay in flight.
     pub async_writes: bool,
-    /// Batches of writes so far: the number of each.
+    /// Number of batches of writes so far.
     pub batches: u64,
-    /// What is to be told of those.
+    /// The completion to report for writes.
     pub written: Option<Result<u64>>,
 }
 
@@ -71,11 +71,11 @@ pub struct Probe {
 pub struct Probes(Arc<Mutex<Probe>>, Arc<OwnedFd>);
 
 impl Probes {
-    /// Ends reads that are under way, from the last on: `data` for each.
-    pub fn land(&self, count: usize, end: impl Fn(u64) -> Result<u8>) {
+    /// Completes `count` reads in flight, the last one first. `end` gives the byte of each, or its error.
+    pub fn complete(&self, count: usize, end: impl Fn(u64) -> Result<u8>) {
         let mut probe = self.get();
         for _ in 0..count {
-            let (number, offset, bytes) = probe.under_way.pop().unwrap();
+            let (number, offset, bytes) = probe.reads_in_flight.pop().unwrap();
             let result = end(offset).map(|byte| vec![byte; bytes]);
             probe.completed.push(CompletedRead { number, result });
         }
@@ -83,13 +83,13 @@ impl Probes {
         rustix::io::write(&*self.1, &1_u64.to_ne_bytes()).unwrap();
     }
 
-    /// Tells that batches below a number are stored, or that none will be.
+    /// Reports that batches below a number are stored, or that none will be.
     pub fn tell_written(&self, written: Result<u64>) {
         self.get().written = Some(written);
         rustix::io::write(&*self.1, &1_u64.to_ne_bytes()).unwrap();
     }
 
-    /// Waits until so many batches of writes have come.
+    /// Waits until this many batches of writes have come.
     pub fn await_batches(&self, count: u64) {
         for _ in 0..3000 {
             if self.get().batches == count {
@@ -100,18 +100,18 @@ impl Probes {
         panic!("{} batches of writes have come, not {count}", self.get().batches);
     }
 
-    /// Waits until so many reads are under way.
+    /// Waits until this many reads are in flight.
     pub fn await_completions(&self, count: usize) {
         for _ in 0..3000 {
-            if self.get().under_way.len() == count {
+            if self.get().reads_in_flight.len() == count {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        panic!("{} reads are under way, not {count}", self.get().under_way.len());
+        panic!("{} reads are under way, not {count}", self.get().reads_in_flight.len());
     }
 
-    /// Looks at it or changes it.
+    /// The probe, to read or change it.
     pub fn get(&self) -> MutexGuard<'_, Probe> {
         self.0.lock().unwrap()
     }
@@ -140,13 +140,13 @@ impl MemoryDevice {
         self
     }
 
-    /// Does not remember batch sizes, which would grow for ever in a long run.
+    /// Does not record batch sizes, which would take more and more memory in a long run.
     pub fn unrecorded(mut self) -> Self {
         self.record = false;
         self
     }
 
-    /// What tests see of it.
+    /// The probe of this device.
     pub fn probe(&self) -> Probes {
         self.probe.clone()
     }
@@ -256,7 +256,7 @@ impl BlockDevice for MemoryDevice {
             read.result = self.load_checked(read.offset, read.buf);
             let mut probe = self.probe.get();
             match read.in_flight.filter(|_| probe.in_flight) {
-                Some(number) => probe.under_way.push((number, read.offset, read.buf.len())),
+                Some(number) => probe.reads_in_flight.push((number, read.offset, read.buf.len())),
                 None => read.in_flight = None,
             }
         }
@@ -348,7 +348,7 @@ impl BlockDevice for MemoryDevice {
     fn give_space_back(&mut self) {}
 
     fn rest(&mut self) -> Result<IdleOutcome> {
-        self.probe.get().rests += 1;
+        self.probe.get().memory_calls += 1;
         Ok(IdleOutcome { freed_bytes: 0, unfinished: false })
     }
 

@@ -1,4 +1,4 @@
-//! What the integration tests share.
+//! Code shared by the integration tests.
 
 pub mod memory_device;
 pub mod nbd_client;

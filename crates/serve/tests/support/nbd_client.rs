@@ -1,4 +1,4 @@
-//! A small NBD client that says exactly what a test wants.
+//! A small NBD client that sends exactly what a test wants.
 
 #![allow(dead_code, unused_imports, reason = "each test uses a part of it")]
 
@@ -11,7 +11,7 @@ pub use marcot_serve::nbd::wire::command::*;
 pub use marcot_serve::nbd::wire::option::{GO, INFO, LIST};
 pub use marcot_serve::nbd::wire::option_reply::{ACK, ERR_POLICY, ERR_UNKNOWN, SERVER};
 
-/// A server that hangs is found, a slow machine is not.
+/// Only a server that hangs takes this long, not a slow machine.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// A chunk of a structured reply.
@@ -53,7 +53,7 @@ pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Connects and asks for an export by GO or INFO; the answer is still to be read.
+/// Connects and asks for an export by GO or INFO. The answer is not read yet.
 pub fn ask(socket: &Path, number: u32, name: &str) -> NbdClient {
     let mut client = NbdClient::new(UnixStream::connect(socket).unwrap());
     client.bytes(18);

@@ -1,4 +1,4 @@
-//! What a connection does in a round, and its answers.
+//! A connection as a lane of a round: its operations and its answers.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use crate::host::round::{Lane, ReadEnd};
 use crate::nbd::reply;
 use crate::nbd::wire::command_flag;
 
-/// Log lines about failed requests of a connection come no more often than this: a guest may try the
-/// same again and again.
+/// Least time between two log lines about failed requests of a connection. A guest may repeat a failing
+/// request all the time.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Connection {
@@ -50,7 +50,7 @@ impl Connection {
             Err(failure) => {
                 let (cookie, failure) = (exchange.cookie, failure.clone());
                 match exchange.refused {
-                    // A sentence of this server's own.
+                    // A message of this server, not of the engine.
                     Some(errno) => self.append_error(cookie, errno, &failure.message),
                     None => self.append_failure(cookie, &failure),
                 }
@@ -61,7 +61,7 @@ impl Connection {
         }
     }
 
-    /// Notes how a part went; false if nothing is said of it.
+    /// Notes the outcome of a part. Returns false if it gets no answer of its own.
     fn note_part(&mut self, index: usize) -> bool {
         let Exchange { operation, place, .. } = &mut self.exchanges[index];
         if operation.kind == OperationKind::Write {
@@ -69,7 +69,7 @@ impl Connection {
             return outcome.map(|outcome| operation.outcome = outcome).is_some();
         }
         if let Err(failure) = &operation.outcome {
-            // Nothing follows an error.
+            // No data follows an error.
             self.reading = None;
             if !place.first && !self.settings.structured_replies {
                 let (peer, message) = (&self.settings.peer, &*failure.message);
@@ -81,7 +81,7 @@ impl Connection {
         true
     }
 
-    /// Answers a read that was under way.
+    /// Answers a read that was in flight.
     pub(in crate::host) fn answer_completed(&mut self, number: u64, result: Result<Vec<u8>>) {
         let Some(InFlightExchange { cookie, head, bytes }) = self.in_flight.remove(&number) else {
             return;
@@ -96,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// Answers the writes that are stored, or never will be; true if there were any.
+    /// Answers the writes that are stored, or that never will be. Returns true if there were any.
     pub(in crate::host) fn answer_written(&mut self, written: &Result<u64, Failure>) -> bool {
         let before = self.async_writes.len();
         for (number, cookie) in std::mem::take(&mut self.async_writes) {
@@ -115,7 +115,8 @@ impl Connection {
         self.async_writes.len() < before
     }
 
-    /// Answers with an error of the engine, which goes to the log: the client is told its kind.
+    /// Answers with an error of the engine. The client gets the kind of the error; the error itself is
+    /// logged.
     fn append_failure(&mut self, cookie: u64, failure: &Failure) -> io::Result<()> {
         let now = Instant::now();
         if self.tell_after.is_none_or(|after| now >= after) {
@@ -208,7 +209,7 @@ impl Lane for Connection {
             // Pieces were laid out one after another, so each lies behind the one before.
             let (_, tail) = rest.split_at_mut(piece.place.start - position);
             let (buf, tail) = tail.split_at_mut(piece.place.len());
-            // A reply of one piece can follow later.
+            // Only a reply of one piece can be sent later.
             let exchange = &self.exchanges[piece.exchange];
             let whole = piece.place.len() as u64 == exchange.operation.length
                 && exchange.place == Place::WHOLE;
@@ -221,7 +222,7 @@ impl Lane for Connection {
     }
 
     fn reads_done(&mut self, _stage: u32, ends: &mut dyn Iterator<Item = ReadEnd>) {
-        // The pieces come first: `zip` must not take an end that belongs to another lane.
+        // The pieces come first, so that `zip` does not take an end that belongs to another lane.
         for (piece, end) in self.pieces.iter().zip(ends) {
             let exchange = &mut self.exchanges[piece.exchange];
             match end {
@@ -294,7 +295,7 @@ impl Lane for Connection {
         for index in 0..self.exchanges.len() {
             if self.exchanges[index].operation.waits_for_flush() {
                 self.exchanges[index].operation.outcome = outcome.clone();
-                // A flush waits for what is under way.
+                // The flush has waited for everything in flight.
                 self.exchanges[index].in_flight = None;
             }
             self.answer(index);

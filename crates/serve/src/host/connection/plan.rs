@@ -1,4 +1,5 @@
-//! From received bytes to the operations of a round: which requests are taken now, whole or in parts.
+//! Turns received bytes into the operations of a round: decides which requests are taken now, as a whole or
+//! in parts.
 
 use std::ops::Range;
 
@@ -12,31 +13,31 @@ use crate::nbd::reply;
 use crate::nbd::request::{self, Limits, Parsed, REQUEST_BYTES, Refusal, Request};
 use crate::nbd::wire::{command, command_flag, errno};
 
-/// Requests taken from one connection in one round, so that it cannot starve the others.
+/// Limit on the requests taken from one connection in one round, so that it cannot starve the others.
 const REQUESTS_PER_ROUND_MAX: usize = 256;
 
 /// Room for a reply besides its data: headers of all chunks, or an error with its message.
 const REPLY_OVERHEAD_BYTES: usize = 2048;
 
-/// Longest payload of a WRITE that is waited for as a whole, in bytes.
+/// Longest payload of a WRITE that is received as a whole, in bytes.
 const WRITE_WHOLE_BYTES_MAX: usize = 4 << 20;
 
-/// Least that a READ in one chunk (flag DF) may ask for by the protocol, in bytes.
+/// Bytes that a READ in one chunk (flag DF) must be able to ask for, by the protocol.
 const WHOLE_CHUNK_BYTES_MIN: u32 = 64 << 10;
 
 /// Whether there is room for a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReplyRoom {
-    /// It is counted in.
+    /// There is room, and it is taken.
     Taken,
-    /// Once replies have been sent.
+    /// There will be room when replies have been sent.
     Later,
-    /// Only for a part of it at a time.
+    /// There is room only for one part of the reply at a time.
     InParts,
 }
 
 impl Connection {
-    /// Turns what has been received into operations of the coming round.
+    /// Turns received requests into operations of the coming round.
     pub(in crate::host) fn plan(&mut self, device: &dyn BlockDevice, looking: &mut Looking) {
         let limits = Limits {
             size_bytes: device.size_bytes(),
@@ -59,8 +60,8 @@ impl Connection {
         }
     }
 
-    /// Takes one request; false if there is none, or no room for its reply, or if it has to wait for
-    /// the next round.
+    /// Takes one request. Returns false if there is none, if there is no room for its reply, or if it has
+    /// to wait for the next round.
     fn plan_one(&mut self, limits: &Limits, looking: &mut Looking) -> bool {
         self.message_bytes = REQUEST_BYTES;
         let request = match request::parse(self.receive.unread()) {
@@ -109,15 +110,15 @@ impl Connection {
         true
     }
 
-    /// True if a WRITE with this payload can be waited for as a whole.
+    /// True if a WRITE with this payload can be received as a whole.
     fn affords_payload(&mut self, bytes: usize) -> bool {
         let message_bytes = REQUEST_BYTES + bytes;
         message_bytes <= self.receive.unread().len()
             || (bytes <= WRITE_WHOLE_BYTES_MAX && self.affords(message_bytes, 0))
     }
 
-    /// Takes the next part of a WRITE; false if it is not there yet, or was the last: its outcome is
-    /// told before another write in parts begins.
+    /// Takes the next part of a WRITE. Returns false if the part has not been received yet, or if it was
+    /// the last. The write is answered before another write in parts begins.
     fn plan_write_part(&mut self) -> bool {
         let bytes_max = parts::part_bytes(|bytes| self.affords(bytes, 0));
         let Some(mut writing) = self.writing else { return true };
@@ -150,7 +151,7 @@ impl Connection {
         true
     }
 
-    /// Asks for the next part of a READ, when everything before has been sent.
+    /// Asks for the next part of a READ when everything before it has been sent.
     fn plan_read_part(&mut self) -> bool {
         if !self.is_answered() {
             return false;
@@ -165,7 +166,8 @@ impl Connection {
         false
     }
 
-    /// Drops what is here of a refused payload; true once it is all gone and the refusal queued.
+    /// Drops the received part of a refused payload. Returns true once all of it is dropped and the refusal
+    /// is queued.
     fn skip(&mut self) -> bool {
         let Some((request, refusal, left)) = self.skipping else { return true };
         let here = self.receive.unread().len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -180,7 +182,7 @@ impl Connection {
         true
     }
 
-    /// Counts the reply to `request` in, if there is room for it.
+    /// Takes room for the reply to `request`, if there is any.
     fn take_reply_room(&mut self, request: &Request) -> ReplyRoom {
         let used = self.reply_bytes() + self.planned_reply_bytes;
         let bytes = reply_bytes_max(request);
@@ -240,13 +242,13 @@ fn kind_of(command: u16) -> OperationKind {
     match command {
         command::READ => OperationKind::Read,
         command::WRITE => OperationKind::Write,
-        // A discarded range reads as zeros, which is all that WRITE_ZEROES promises. NO_HOLE asks
-        // for space that later writes need not allocate; every write of a log takes new space, so
-        // storing zeros would not give that either.
+        // A discarded range reads as zeros, which is all that WRITE_ZEROES promises. NO_HOLE asks for
+        // space that later writes need not allocate. But every write takes new space in the log, so
+        // storing zeros would not help.
         command::TRIM | command::WRITE_ZEROES => OperationKind::Discard,
         command::BLOCK_STATUS => OperationKind::Status,
         command::CACHE => OperationKind::Cache,
-        // Only refused requests have other numbers, and those are never carried out.
+        // Requests with other numbers are refused, and never carried out.
         _ => OperationKind::Flush,
     }
 }

@@ -1,4 +1,4 @@
-//! Commands with an attendant: what is done around them, while clients are served on.
+//! Commands with an attendant: the work around them, during which clients are served.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,14 +9,14 @@ use marcot::{Command, Result};
 use super::EventLoop;
 use crate::host::attendant::{Attendance, Attendant, RESIZE_WAIT, SNAPSHOT_WAIT, too_slow};
 
-/// Between two looks at what is ready and cannot be served now.
+/// Pause where sources are ready that cannot be served now.
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl EventLoop {
-    /// What has to be done before `command`. Every call is followed by one of [`Self::attend_after`].
+    /// Does the work before `command`. Every call is followed by one of [`Self::attend_after`].
     ///
     /// # Errors
-    /// The command is not to be carried out.
+    /// Then the command is not to be carried out.
     pub(super) fn attend_before(&mut self, command: &Command) -> Result<()> {
         let Some(ignore_errors) = quiesces(command) else { return Ok(()) };
         let quiet = |attendant: &dyn Attendant| attendant.before_snapshot();
@@ -30,7 +30,7 @@ impl EventLoop {
         }
     }
 
-    /// What has to be done after `command`, when the image had `size_bytes` before it.
+    /// Does the work after `command`. The image had `size_bytes` before it.
     pub(super) fn attend_after(&mut self, command: &Command, size_bytes: u64) {
         let image = self.parts.options.name.clone();
         if quiesces(command).is_some() {
@@ -52,7 +52,7 @@ impl EventLoop {
         }
     }
 
-    /// Has the attendant do something, and serves clients until it is done.
+    /// Lets the attendant do something, and serves clients until that is done.
     fn attend(
         &mut self,
         what: &str,
@@ -76,24 +76,24 @@ impl EventLoop {
                 return Err(marcot::Error::from_io("cannot serve the image meanwhile", error));
             }
             self.take_events(&ready);
-            // A control client that sent more than one command is looked at again afterwards.
+            // Control clients that sent more than one command get their turn afterwards.
             self.commands_left = false;
             if !self.serve_round() && !ready.is_empty() {
-                // One who hung up is ready all the time, and taken note of afterwards.
+                // A client that hung up is ready all the time. It is dealt with afterwards.
                 std::thread::sleep(PAUSE);
             }
             self.answer_finished();
         }
     }
 
-    /// Sets who is told of commands.
+    /// Sets the attendant.
     pub(super) fn set_attendant(&mut self, attendant: Arc<dyn Attendant>) {
         self.attendant = Some(attendant);
     }
 }
 
-/// Whether users of the image are quieted around `command`, and then whether it is carried out though
-/// that fails.
+/// Whether users of the image are quiesced around `command`; if so, whether the command is carried out even
+/// where that fails.
 fn quiesces(command: &Command) -> Option<bool> {
     match command {
         Command::SnapCreate { .. } => Some(false),

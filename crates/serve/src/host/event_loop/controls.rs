@@ -1,4 +1,4 @@
-//! The control clients of an image's thread, and when the image gives way to one.
+//! The control clients of an image's thread, and how the image gives way to one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,8 +40,8 @@ impl EventLoop {
         self.parts.shared.control_clients.store(self.controls.len(), Ordering::Release);
     }
 
-    /// A command is about to run, for this client or for none of them: all that wait are told that we
-    /// live, if it takes long.
+    /// Called before a command runs, for this client or for none of them. If the command takes long, all
+    /// waiting clients get signs of life.
     pub(super) fn begin_busy(&self, client: Option<&ControlConnection>) -> Beating {
         let others = self.controls.values().map(|control| &*control.client);
         let waiting = others.chain(client).filter(|client| !client.wants_to_send());
@@ -63,7 +63,7 @@ impl EventLoop {
     /// Begins to close the image for a command, unless somebody uses it.
     ///
     /// # Errors
-    /// `Busy`, with who that is.
+    /// `Busy`, which names the user.
     fn give_way(&mut self) -> Result<()> {
         match self.parts.options.gives_way {
             true => self.stop_if_unused(),
@@ -74,13 +74,13 @@ impl EventLoop {
     /// Begins to close the image, unless somebody uses it.
     ///
     /// # Errors
-    /// `Busy`, with who that is.
+    /// `Busy`, which names the user.
     pub(super) fn stop_if_unused(&mut self) -> Result<()> {
         if self.stop_deadline.is_some() {
             return Ok(());
         }
-        // Who has gone since the last wait is no user. What others have sent is answered in this turn or
-        // the next.
+        // A client that has gone since the last wait is no user. Requests of others are answered in this
+        // turn or the next.
         for control in self.controls.values_mut().filter(|c| c.client.wants_to_receive()) {
             control.client.receive();
         }
@@ -109,7 +109,7 @@ impl EventLoop {
         }
     }
 
-    /// One command of each control client that has sent one; true if there were any.
+    /// Runs one command of each control client that has sent one. Returns true if there were any.
     pub(super) fn run_control_commands(&mut self) -> bool {
         let mut ran = false;
         for index in self.controls.indices() {
@@ -123,7 +123,7 @@ impl EventLoop {
             if matches!(command, Command::GiveWay) {
                 match self.give_way() {
                     Ok(()) => {
-                        // Answered when the image is closed.
+                        // This client is answered when the image is closed.
                         self.leave_to.push(*taken.client);
                         continue;
                     }
@@ -167,6 +167,6 @@ impl EventLoop {
 }
 
 fn in_use_by(usage: &str) -> Error {
-    // Without the image's name: it may have got another one since it was opened.
+    // The message does not name the image, which may have been renamed since it was opened.
     Error::new(ErrorKind::Busy, format!("process {}: {usage}", std::process::id()))
 }

@@ -1,4 +1,4 @@
-//! The negotiation against a client that says anything.
+//! The negotiation with clients that send anything.
 
 use proptest::prelude::*;
 
@@ -37,8 +37,8 @@ fn contexts(name: &str, queries: &[&str]) -> Vec<u8> {
     data
 }
 
-/// Feeds `input` in pieces of `step` bytes and answers what is asked. Returns the output after
-/// the greeting and how it ended.
+/// Feeds `input` in pieces of `step` bytes and answers the questions. Returns the output after the greeting,
+/// and how it ended.
 fn converse(input: &[u8], step: usize) -> (Vec<u8>, Next) {
     let mut output = Vec::new();
     let mut negotiation = Negotiation::new(&mut output);
