@@ -1,5 +1,5 @@
-//! What follows when an operation fails or is cut off: finding out which of the states that the
-//! oracle allows is the true one, and going on from there.
+//! The time after an operation that failed or was interrupted: finds out which of the states that the oracle
+//! allows is the true one, and goes on from there.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ impl Runner {
         }
     }
 
-    /// Kinds of errors that the armed faults explain.
+    /// True for kinds of errors that the armed faults explain.
     fn may_fail(&self, kind: ErrorKind) -> bool {
         self.machine.faults_hit() > 0
             && match self.settings.profile {
@@ -53,7 +53,7 @@ impl Runner {
         }
         self.machine.disarm();
         if self.settings.profile == Profile::Errors {
-            // What failed may have lost something: start anew, as an operator would.
+            // The failed operation may have lost something. Start again, as an operator would.
             self.drop_all();
         }
         let lost = self.settings.profile == Profile::Errors;
@@ -65,7 +65,7 @@ impl Runner {
         Ok(true)
     }
 
-    /// Until it is opened again, an image whose sync failed promises nothing.
+    /// An image whose sync failed must promise nothing until it is opened again.
     fn must_stay_poisoned(&mut self, operation: &Operation) -> Result<(), Violation> {
         self.machine.set_probe(None);
         self.machine.disarm();
@@ -102,8 +102,8 @@ impl Runner {
             .map_err(|v| Violation { message: format!("after {cut:?}: {}", v.message), ..v })
     }
 
-    /// Finds out which candidate is true, and goes on from there. `lost`: what was not flushed may
-    /// be gone. `sync`: time passes until all is durable.
+    /// Finds out which candidate is true, and goes on from there. `lost`: data that was not flushed may
+    /// be gone. `sync`: time passes until everything is durable.
     fn settle(
         &mut self,
         mut candidates: Vec<Model>,
@@ -119,7 +119,7 @@ impl Runner {
             message: format!("opening the store: {e}"),
         })?;
         if self.settings.profile == Profile::Errors {
-            // A reader sees what is cached; what was lost in a failed sync shows when an owner opens.
+            // A reader sees the page cache. Data lost in a failed sync shows only when an owner opens.
             observe::open_owners(&store)?;
         }
         observe::check(&store, false)?;
@@ -130,7 +130,7 @@ impl Runner {
         if sync {
             self.machine.sync_all();
         } else {
-            // Earlier states may be found until a flush, but not what failed.
+            // Until a flush, earlier states may be found, but not the failed operation.
             for (slot, image) in &mut self.model.images {
                 let states = before.images.get(slot).map_or(&[][..], |image| &image.history);
                 image.history = states.iter().chain(&image.history).cloned().collect();
@@ -139,7 +139,7 @@ impl Runner {
         self.take_marks_back()
     }
 
-    /// Commands that were cut off leave marks that refuse clones: run them to an end.
+    /// Interrupted commands leave marks that refuse clones. Finishes these commands.
     fn take_marks_back(&mut self) -> Result<(), Violation> {
         for process in 0..PROCESSES {
             let images = std::mem::take(&mut self.processes[process].images);
@@ -168,7 +168,7 @@ impl Runner {
         Ok(())
     }
 
-    /// The end of a run whose medium is damaged.
+    /// Ends a run whose medium is damaged.
     fn damaged(&mut self, candidates: Vec<Model>) -> Result<(), Violation> {
         self.machine.set_probe(None);
         self.machine.disarm();
@@ -186,7 +186,7 @@ impl Runner {
         }
     }
 
-    /// Closes everything; then all must be there.
+    /// Closes everything. After that everything must be there.
     pub(crate) fn finish(&mut self) -> Result<(), Violation> {
         let _ = self.machine.take_cut();
         if self.settings.profile == Profile::Damage {

@@ -1,4 +1,4 @@
-//! Time that passes with the I/O that is done, and with nothing else.
+//! Simulated time. It passes only with I/O.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use marcot_store::Clock;
 
 use crate::disk::Machine;
 
-/// Where simulated time begins, in seconds since 1970.
+/// Start of simulated time, in seconds since 1970.
 const START_S: i64 = 1_700_000_000;
 /// I/Os in a simulated second.
 const IOS_PER_SECOND: u64 = 64;
@@ -16,7 +16,7 @@ const IOS_PER_SECOND: u64 = 64;
 pub struct SimClock(Arc<Machine>);
 
 impl SimClock {
-    /// The clock of that machine.
+    /// The clock of a machine.
     #[must_use]
     pub fn new(machine: Arc<Machine>) -> Self {
         Self(machine)

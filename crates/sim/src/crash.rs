@@ -1,10 +1,9 @@
-//! Crashes beside the sequence: a copy of the machine is cut off, recovered and compared, while the
-//! sequence itself goes on.
+//! Crashes of copies: a copy of the machine crashes, is recovered and compared, while the sequence itself
+//! goes on.
 //!
-//! Before every I/O that changes something, a copy may lose its power, or have all its processes
-//! killed. What happens during an I/O is covered by the next copy: then the I/O is one of those that
-//! are not durable, and may be kept, torn or lost. Reads change nothing, so a crash at a read is the
-//! crash at the change before it.
+//! Before every I/O that changes something, a copy may lose its power, or have all its processes killed. A
+//! crash during an I/O is covered by the next copy: there the I/O is not durable, and may be kept, torn or
+//! lost. Reads change nothing, so a crash at a read is the same as one at the change before it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,22 +16,22 @@ use crate::observe;
 use crate::random::Rng;
 use crate::rules::{PROCESSES, Rule, Settings, Violation, open_store};
 
-/// Crashes of a run.
+/// The crashes of a run.
 #[derive(Clone, Default)]
 pub(crate) struct Tally {
     pub one_in: u64,
     pub crashes: u64,
-    /// The first that failed, the I/O before which it came, and the last I/Os after it.
+    /// The first crash that failed: the violation, the I/O before which it came, and the last I/Os.
     pub failure: Option<(Violation, u64, Vec<String>)>,
 }
 
-/// Words of a panic.
+/// The message of a panic.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }
 
-/// Drops the states before the latest acknowledged: a killed process loses nothing of those.
+/// Drops the states before the latest acknowledged one: the kill of a process loses no acknowledged write.
 pub(crate) fn keep_acknowledged(candidates: &mut [Model], before: &Model) {
     for candidate in candidates {
         for (slot, image) in &mut candidate.images {
@@ -45,7 +44,7 @@ pub(crate) fn keep_acknowledged(candidates: &mut [Model], before: &Model) {
     }
 }
 
-/// A probe that tries crashes, all of which must lead to one of `candidates`.
+/// A probe that tries crashes. Each must lead to one of `candidates`.
 pub(crate) fn probe(
     candidates: Vec<Model>,
     settings: Settings,
@@ -129,8 +128,8 @@ fn try_crash(
     }
 }
 
-/// What a fresh process finds must be one of the candidates, and must work. `usage` chooses what is
-/// used; `None`: nothing is changed.
+/// Recovers a machine in a fresh process. The state that it finds must be one of the candidates, and must
+/// work. `usage` chooses how the images are used; with `None` nothing is changed.
 fn recover(
     machine: &Arc<Machine>,
     candidates: &[Model],
@@ -153,9 +152,9 @@ fn recover(
     Ok(model)
 }
 
-/// What others decide on the ground of what a killed process left must not lose its ground when the
-/// power goes: a snapshot whose last child went is removed, and perhaps a
-/// pool collected.
+/// A killed process has left a state that is not durable yet. Other processes act on it: they remove a
+/// snapshot whose last child is gone, and perhaps collect a pool. Then the power goes. The state on which
+/// they acted must not be undone.
 fn after_kill_and_removals(
     machine: &Arc<Machine>,
     candidates: &[Model],
@@ -165,10 +164,10 @@ fn after_kill_and_removals(
     let _ = machine.take_cut();
     let failed = |e: marcot::Error| Violation { rule: Rule::Model, message: e.to_string() };
     let store = open(machine, seed)?;
-    // Not collected yet: that would make what is visible durable.
+    // Nothing is collected before this, because that would make the visible state durable.
     let seen = observe::look(&store)?;
-    // A clone without its name yet, or a removal without it still, counts until it is collected: such
-    // states are looked at by the other crashes.
+    // A clone that has no name yet, or a removal that has lost it, counts until it is collected. The other
+    // crashes cover these states.
     let Ok(model) = observe::settle(candidates, &seen) else { return Ok(()) };
     let pools = observe::open_pools(&store)?;
     let mut left = candidates.to_vec();
@@ -183,13 +182,13 @@ fn after_kill_and_removals(
             let name = snap.name.clone();
             let remove = Command::SnapRemove { name, force: true };
             owner.execute(&remove, &mut |_, _| {}).map_err(failed)?;
-            // States in which it has children are out of the question now.
+            // Now states in which the snapshot has children are impossible.
             let without = |c: &Model| c.without_snap(*slot, &snap.name, image.latest());
             left = left.iter().filter_map(without).collect();
         }
     }
     if seed.is_multiple_of(2) {
-        // Of one pool only: what other pools' heads took from it may be all that is left.
+        // Only one pool is collected. Heads in the other pool may name segments of it.
         let freed = store.gc(&pools[0], &mut |_, _| {});
         freed.map_err(|e| Violation { rule: Rule::I5, message: e.to_string() })?;
     }
@@ -198,7 +197,7 @@ fn after_kill_and_removals(
     recover(machine, &left, seed + 2, None).map(drop).map_err(context(how))
 }
 
-/// An owner finds the same, and can write.
+/// Opens an image as its owner, which must find the same content, and must be able to write.
 fn use_image(store: &Store, model: &Model, slot: u8, rng: &mut Rng) -> Result<(), Violation> {
     let known = &model.images[&slot];
     let pool = &observe::open_pools(store)?[known.pool];

@@ -1,4 +1,4 @@
-//! After silent damage: every block reads right or as an error (I2), and nothing makes it worse.
+//! Checks after silent damage: every block reads correctly or as an error (I2), and nothing makes it worse.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use crate::rules::{Rule, Violation};
 
 const BLOCK: usize = 4096;
 
-/// Ranges that could be read: image or snapshot, and block.
+/// Blocks that could be read: name of the image or snapshot, and number of the block.
 type Readable = BTreeSet<(String, u64)>;
 
-/// Reads block by block; what can be read must be one state of `states`.
+/// Reads block by block. The blocks that can be read must be those of one of `states`.
 fn compare(
     image: &mut Image,
     name: &str,
@@ -44,12 +44,12 @@ fn compare(
     Ok(())
 }
 
-/// How a store is looked at.
+/// How the content of a store is read.
 #[derive(Clone, Copy)]
 enum Look {
-    /// As a reader, who is also served an image whose log is damaged: up to the damage.
+    /// As a reader. It can also read an image whose log is damaged, up to the damage.
     Reader,
-    /// As an owner, where so many places are damaged.
+    /// As an owner, with this many damaged places.
     Owner { places: u64 },
 }
 
@@ -64,8 +64,9 @@ fn look(store: &Store, candidates: &[Model], how: Look) -> Result<Readable, Viol
             let Ok(id) = pool.find("", name) else { continue };
             let images: Vec<_> = models().filter(|m| m.pool == number && m.name == *name).collect();
             if images.iter().all(|m| m.id.is_some_and(|known| known != id)) {
-                // What a name leads to is stored nowhere else; that an image lost its name is told.
-                told(store, &pool, name)?;
+                // The image's number is stored only in its name, so the name may be lost. `check`
+                // must report an image that has lost its name.
+                must_be_reported(store, &pool, name)?;
                 continue;
             }
             let states = images.iter().flat_map(|m| match how {
@@ -86,7 +87,7 @@ fn look(store: &Store, candidates: &[Model], how: Look) -> Result<Readable, Viol
     Ok(readable)
 }
 
-fn told(store: &Store, pool: &Pool, name: &str) -> Result<(), Violation> {
+fn must_be_reported(store: &Store, pool: &Pool, name: &str) -> Result<(), Violation> {
     let report = store.check(pool, &CheckOptions::default(), &mut |_, _| {});
     match report.is_ok_and(|report| report.findings.iter().all(|f| !f.serious)) {
         true => {
@@ -115,10 +116,10 @@ fn look_at_snapshots(
     Ok(())
 }
 
-/// Looks at a store that is damaged at so many `places`, collects it, and looks again.
+/// Reads a store that is damaged in `places` places, collects it, and reads it again.
 ///
 /// # Errors
-/// A violation of I2, or of I5 where collecting cost something.
+/// A violation of I2, or of I5 where collecting has lost something.
 pub fn check(store: &Store, candidates: &[Model], places: u64) -> Result<(), Violation> {
     let before = look(store, candidates, Look::Reader)?;
     for name in POOLS {
@@ -127,7 +128,7 @@ pub fn check(store: &Store, candidates: &[Model], places: u64) -> Result<(), Vio
         let _ = store.gc(&pool, &mut |_, _| {});
     }
     let after = look(store, candidates, Look::Reader)?;
-    // Trash that went with `gc` is not looked at.
+    // Trashed snapshots that `gc` has removed are not compared.
     if let Some((name, block)) = before.difference(&after).next() {
         let message = format!("block {block} of {name} could be read before gc, and not after");
         return Err(Violation { rule: Rule::I5, message });

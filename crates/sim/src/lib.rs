@@ -1,24 +1,24 @@
 //! A deterministic world for the marcot engine.
 //!
-//! The real engine runs against a simulated disk, clock and source of random numbers, all driven by
-//! one seed; crashes, kills and faults of the medium come at any I/O; what is found afterwards is
-//! compared with a byte oracle. The same seed gives the same trace.
+//! The real engine runs against a simulated disk, clock and source of random numbers. One seed drives all of
+//! them. Crashes, kills and faults of the medium come at any I/O. The state found afterwards is compared with a
+//! byte oracle. The same seed gives the same trace.
 //!
 //! ```text
-//! operations   what users do: a generator, and scenarios written by hand
-//! model        what must be there after each of them, and when one is cut off
+//! operations   the actions of users: a generator, and scenarios written by hand
+//! model        the oracle: the states allowed after each operation, and when one is interrupted
 //! runner       runs a sequence in two processes on one machine; perform calls the engine,
-//!              aftermath settles what is true after errors and crashes
+//!              aftermath finds the true state after errors and crashes
 //! disk         the machine: live and durable state, torn and lost writes, faults, locks
-//! crash        a copy of the machine crashes at an I/O, recovers, and is compared
-//! observe      what a fresh process finds, and whether the oracle allows it
-//! damage       the same where the medium lies: right bytes or an error
-//! shrink       from a failure to a small sequence that still fails
+//! crash        crashes of a copy of the machine at an I/O, its recovery, and the comparison
+//! observe      the state that a fresh process finds, compared with the oracle
+//! damage       the same after silent damage: right bytes or an error
+//! shrink       makes a failing sequence as small as possible
 //! ```
 //!
-//! Object stores join here with their back end: a simulated service beside [`disk`], behind the
-//! same trait as the real one, whose faults are lost answers, answers that come twice, stale lists
-//! and compare-and-swap that was done and reported as failed. Model, runner and oracle stay.
+//! A back end on object stores will get a simulated service beside [`disk`], behind the same trait as the real
+//! one. Its faults will be lost answers, answers that come twice, stale lists, and a compare-and-swap that was
+//! done and reported as failed. Model, runner and oracle will stay the same.
 
 mod aftermath;
 pub mod clock;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use marcot_sim::shrink::shrink;
 use marcot_sim::{Operation, Outcome, Profile, Settings, generate, run};
 
-/// Operations of a sequence.
+/// Number of operations in a sequence.
 const LENGTH: usize = 60;
 /// Seconds between two lines of progress.
 const PROGRESS_S: u64 = 20;
@@ -40,10 +40,10 @@ fn arguments() -> Result<Arguments, String> {
     Ok(found)
 }
 
-/// A seed's sequence and how it is run.
+/// The sequence of a seed, and how it is run.
 fn sequence(seed: u64) -> (Settings, Vec<Operation>) {
     let profile = Profile::of(seed);
-    // Half of the seeds try a crash at every change, the others go further.
+    // Half of the seeds try a crash at every change. The others try fewer crashes, and so get further.
     let crash_one_in = if seed & 16 == 0 { 1 } else { 8 };
     let length = if crash_one_in == 1 { LENGTH } else { 3 * LENGTH };
     let settings = Settings { seed, profile, crash_one_in, lines: false };
@@ -153,7 +153,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Panics are findings; they are caught and reported once, not printed at each try.
+    // Panics are findings. They are caught and reported once, and not printed at each try.
     std::panic::set_hook(Box::new(|_| {}));
     let first = if arguments.seed == 0 { fresh_seed() } else { arguments.seed };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -1,9 +1,9 @@
-//! The byte oracle: what must be there, after every operation and when one is cut off.
+//! The byte oracle: the states that are allowed after every operation, and when one is interrupted.
 //!
-//! An image's content is the list of states since what was last made durable, oldest first. After a
-//! crash any one of them may be found, and nothing else (I1). Everything a command changes besides is
-//! durable when the command returns. A command that is cut off has happened or not, and so has a
-//! write, unless it is longer than a group: then it may have happened up to the end of one.
+//! An image's content is a list of states since the last one that is durable, oldest first. After a crash any
+//! one of them may be found, and nothing else (I1). Everything else that a command changes is durable when the
+//! command returns. An interrupted command has happened completely or not at all. So has a write, unless it is
+//! longer than a group: then it may have happened up to the end of any of its groups.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::random::Rng;
 pub type Bytes = Arc<Vec<u8>>;
 
 const BLOCK: u64 = 4096;
-/// Data blocks of the largest group.
+/// Number of data blocks of the largest group.
 const GROUP_BLOCKS: u64 = 2048;
 
-/// A snapshot that something was cloned from.
+/// The snapshot that an image was cloned from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link {
     /// The parent.
@@ -34,9 +34,9 @@ pub struct Link {
 /// A snapshot.
 #[derive(Debug, Clone)]
 pub struct Snap {
-    /// The name its user gave it.
+    /// The name that its user gave it.
     pub name: String,
-    /// Its number; `None` where the command that made it was cut off.
+    /// Its number; `None` where the command that made it was interrupted.
     pub id: Option<SnapId>,
     /// Content.
     pub bytes: Bytes,
@@ -55,12 +55,12 @@ pub struct ImageModel {
     pub pool: usize,
     /// Name.
     pub name: String,
-    /// Number; `None` where the command that made it was cut off.
+    /// Number; `None` where the command that made it was interrupted.
     pub id: Option<ImageId>,
-    /// States since the last that is surely durable; never empty.
+    /// States since the last one that is surely durable; never empty.
     pub history: Vec<Bytes>,
-    /// Where in it the last flush was that changed something, and the one before, while these do not
-    /// count ([`Model::log_may_rot`]).
+    /// Used where [`Model::log_may_rot`]: positions in `history` of the last flush that changed something,
+    /// and of the one before.
     flushes: [usize; 2],
     /// Snapshots, oldest first.
     pub snaps: Vec<Snap>,
@@ -80,13 +80,13 @@ impl ImageModel {
         Self { pool, name, id: None, history, flushes: [0; 2], snaps, parent }
     }
 
-    /// What is durable now is the latest content.
+    /// Notes that the latest content is durable.
     pub fn flushed(&mut self) {
         self.history.drain(..self.history.len() - 1);
         self.flushes = [0; 2];
     }
 
-    /// The same, where the medium may damage the log, and damage at its end looks like its end.
+    /// As [`Self::flushed`], where the medium may damage the log, and damage at its end looks like its end.
     fn flushed_to_log(&mut self) {
         let last = self.history.len() - 1;
         if self.history[last] != self.history[self.flushes[0]] {
@@ -94,8 +94,8 @@ impl ImageModel {
         }
     }
 
-    /// States that an owner may find where so many places of the medium are damaged. What the last
-    /// flush but one covered is there, or missed: groups that were written after it say so.
+    /// States that an owner may find where `places` places of the medium are damaged. The content of the
+    /// flush before the last is found, or its loss is noticed, because later groups say that it was durable.
     #[must_use]
     pub fn found_by_owner(&self, places: u64) -> &[Bytes] {
         match places {
@@ -133,7 +133,7 @@ impl ImageModel {
         self.history.push(Arc::new(bytes));
     }
 
-    /// Adds the states that a write goes through: one, unless it is longer than a group.
+    /// Adds the states that a write goes through: one for each group.
     pub fn write(&mut self, mut offset: u64, mut data: &[u8]) {
         while !data.is_empty() {
             let n = (GROUP_BLOCKS * BLOCK - offset % BLOCK).min(data.len() as u64);
@@ -159,20 +159,20 @@ impl ImageModel {
 /// All images, by slot.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
-    /// Those that exist.
+    /// The images that exist.
     pub images: BTreeMap<u8, ImageModel>,
-    /// The medium may be damaged, and damage at the end of a log looks like its end: a flush does
-    /// not rule the states before it out, a checkpoint does.
+    /// The medium may be damaged, and damage at the end of a log looks like its end. So the states before a
+    /// flush stay possible until a checkpoint.
     pub log_may_rot: bool,
 }
 
-/// What an operation may lead to.
+/// The states that an operation may lead to.
 pub struct Plan {
-    /// States that may be found when it is cut off.
+    /// States that may be found when it is interrupted.
     pub interrupted: Vec<Model>,
     /// The state when it is done.
     pub done: Model,
-    /// It must fail with one of these; empty: it must not fail.
+    /// It must fail with one of these kinds; empty where it must not fail.
     pub refused: Vec<ErrorKind>,
     /// It may also succeed.
     pub may_succeed: bool,
@@ -184,7 +184,7 @@ pub fn snap_name(snap: u8) -> String {
     format!("s{snap}")
 }
 
-/// Bytes that a write writes.
+/// The bytes of a write.
 #[must_use]
 pub fn data(salt: u64, length: u64) -> Vec<u8> {
     let mut rng = Rng::new(salt);
@@ -196,9 +196,9 @@ pub fn data(salt: u64, length: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writes of a [`Operation::Fill`]: as many as leave little room in a fresh data segment.
+/// Batches of a [`Operation::Fill`], by number of writes. They leave little room in a new data segment.
 pub const FILL_WRITES: [usize; 4] = [32, 32, 32, 31];
-/// Bytes of each of them.
+/// Bytes of each of these writes.
 pub const FILL_BYTES: u64 = 64 * BLOCK;
 
 impl Model {
@@ -242,13 +242,13 @@ impl Model {
         Some(Plan { interrupted, done, refused, may_succeed: false })
     }
 
-    /// A command: it has happened or not.
+    /// The plan of a command, which happens completely or not at all.
     fn command(&self, done: Model) -> Option<Plan> {
         let interrupted = vec![self.clone(), done.clone()];
         Some(Plan { interrupted, done, refused: Vec::new(), may_succeed: true })
     }
 
-    /// Nothing of the model changes.
+    /// The plan of an operation that does not change the model.
     fn same(&self) -> Option<Plan> {
         self.command(self.clone())
     }
@@ -262,14 +262,14 @@ impl Model {
         self.command(self.with(slot, change))
     }
 
-    /// A write, whose states stay in the history until a flush.
+    /// The plan of a write, whose states stay in the history until a flush.
     fn written(&self, slot: u8, change: impl FnOnce(&mut ImageModel)) -> Option<Plan> {
         let done = self.with(slot, change);
         let interrupted = vec![done.clone()];
         Some(Plan { interrupted, done, refused: Vec::new(), may_succeed: true })
     }
 
-    /// What an operation does; `None` where it has nothing to work on.
+    /// The plan of an operation; `None` where it has nothing to work on.
     #[must_use]
     pub fn plan(&self, operation: &Operation) -> Option<Plan> {
         match operation {
@@ -365,7 +365,7 @@ impl Model {
                 done.images.remove(slot);
                 let mut plan = self.command(done)?;
                 if !image.snaps.is_empty() {
-                    // Trash without children goes with `gc` at the latest.
+                    // A trashed snapshot without children is removed by `gc` at the latest.
                     plan.refused = vec![ErrorKind::HasSnapshots];
                 }
                 Some(plan)
@@ -377,8 +377,8 @@ impl Model {
         }
     }
 
-    /// The model after a snapshot was removed, if there, when the image had the content `now`; `None`
-    /// where it cannot have had that, or where the snapshot has children.
+    /// The model after the removal of a snapshot, if it exists, when the image had the content `now`. `None`
+    /// where the image cannot have had this content, or where the snapshot has children.
     #[must_use]
     pub fn without_snap(&self, slot: u8, name: &str, now: &Bytes) -> Option<Model> {
         let found = self.images.get(&slot).and_then(|image| image.snap(name));
@@ -496,7 +496,7 @@ impl Model {
         });
         let mut plan = self.command(done)?;
         if size < before {
-            // The end reads as zeros before it goes.
+            // Before a shrink cuts the end off, the end reads as zeros.
             plan.interrupted.push(self.with(slot, |image| {
                 let block_end = size.next_multiple_of(BLOCK).min(before);
                 image.write(size, &vec![0; (block_end - size) as usize]);

@@ -1,4 +1,4 @@
-//! Looking at a machine from outside: what a fresh process finds, and whether the oracle allows it.
+//! Observing a machine from outside: the state that a fresh process finds, compared with the oracle.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::rules::{Rule, Violation};
 /// The pools of every simulated store.
 pub const POOLS: [&str; 2] = ["rbd", "second"];
 
-/// A snapshot as it was found.
+/// A snapshot that was found.
 pub struct SeenSnap {
     name: String,
     id: SnapId,
@@ -20,7 +20,7 @@ pub struct SeenSnap {
     parent: Option<(ImageId, SnapId, u32)>,
 }
 
-/// An image as it was found.
+/// An image that was found.
 pub struct SeenImage {
     pool: usize,
     name: String,
@@ -31,7 +31,7 @@ pub struct SeenImage {
     children: Vec<(ImageId, SnapId)>,
 }
 
-/// All that was found.
+/// Everything that was found.
 #[derive(Default)]
 pub struct Seen {
     images: Vec<SeenImage>,
@@ -41,7 +41,7 @@ fn wrong(rule: Rule, message: impl Into<String>) -> Violation {
     Violation { rule, message: message.into() }
 }
 
-/// Opens the pools; one whose creation was cut off is created again.
+/// Opens the pools. A pool whose creation was interrupted is created again.
 ///
 /// # Errors
 /// A violation where they cannot be opened.
@@ -59,14 +59,14 @@ pub fn open_pools(store: &Store) -> Result<Vec<Pool>, Violation> {
     Ok(pools)
 }
 
-/// Everything of an open image.
+/// Reads the whole content of an open image.
 fn read_all(image: &mut Image, what: &str) -> Result<Bytes, Violation> {
     let mut bytes = vec![0xAA; image.size_bytes() as usize];
     image.read_at(0, &mut bytes).map_err(|e| wrong(Rule::I1, format!("reading {what}: {e}")))?;
     Ok(Arc::new(bytes))
 }
 
-/// Checks all pools; `strict`: nothing may be found, else no damage.
+/// Checks all pools. With `strict` there must be no findings; without it, no serious ones.
 ///
 /// # Errors
 /// A violation for every finding that is not litter.
@@ -75,7 +75,7 @@ pub fn check(store: &Store, strict: bool) -> Result<(), Violation> {
         let report = store
             .check(&pool, &CheckOptions::default(), &mut |_, _| {})
             .map_err(|e| wrong(Rule::Check, format!("check of {}: {e}", pool.name())))?;
-        // A creation that was cut off before its name is litter, too.
+        // An image whose creation was interrupted before it had a name is litter too.
         let litter = |f: &marcot::Finding| !f.serious || f.message.contains("has no name");
         if let Some(finding) = report.findings.iter().find(|f| strict || !litter(f)) {
             return Err(wrong(Rule::Check, format!("{}: {}", finding.image, finding.message)));
@@ -96,7 +96,7 @@ pub fn collect(store: &Store) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Opens every image that can be opened for writing, and lets go of it again.
+/// Opens every image for writing that can be opened so, and closes it again.
 ///
 /// # Errors
 /// A violation where the images cannot be listed.
@@ -108,7 +108,7 @@ pub fn open_owners(store: &Store) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Reads everything, as readers do.
+/// Reads everything as a reader.
 ///
 /// # Errors
 /// A violation where something cannot be opened or read.
@@ -180,10 +180,10 @@ fn describe(bytes: &[u8], states: &[Bytes]) -> String {
 }
 
 impl Model {
-    /// The model with what was found in place of what is not known, where the oracle allows it.
+    /// The model completed with the numbers that were found, if the oracle allows the state found.
     ///
     /// # Errors
-    /// What does not fit.
+    /// What does not match.
     pub fn matching(&self, seen: &Seen) -> Result<Model, Violation> {
         let mut model = self.clone();
         for found in &seen.images {
@@ -257,7 +257,7 @@ fn match_image(
         };
         match found.snaps.iter().find(same) {
             Some(seen) => settled.snaps.push(match_snap(name, snap, seen)?),
-            // Trash goes with its last child, or later.
+            // A trashed snapshot goes with its last child, or later.
             None if snap.trashed && !model.has_children(image, snap) => {}
             None => return Err(wrong(Rule::I1, format!("{name}@{} is missing", snap.name))),
         }
@@ -285,10 +285,10 @@ fn match_snap(name: &str, snap: &Snap, found: &SeenSnap) -> Result<Snap, Violati
     Ok(settled)
 }
 
-/// The first candidate that what was found fits to.
+/// The first candidate that matches the state found.
 ///
 /// # Errors
-/// Why none fits.
+/// Why none matches.
 pub fn settle(candidates: &[Model], seen: &Seen) -> Result<Model, Violation> {
     let mut wrong_with = Vec::new();
     for candidate in candidates {

@@ -1,21 +1,21 @@
-//! What a simulated user does, and random sequences of it.
+//! The operations of a simulated user, and random sequences of them.
 //!
-//! Images are named by a slot number and snapshots by a letter's number, so that a sequence stays
-//! meaningful when operations are taken out of it: one that has nothing to work on is left out.
+//! Images are named by a slot number, and snapshots by the number of a letter. So a sequence still makes sense
+//! when operations are removed from it: an operation that has nothing to work on is skipped.
 
 use std::fmt;
 
 use crate::disk::Fault;
 use crate::random::Rng;
 
-/// Slots for images.
+/// Number of slots for images.
 pub const SLOTS: u8 = 5;
-/// Snapshot names of an image.
+/// Number of snapshot names of an image.
 pub const SNAPS: u8 = 3;
-/// Most bytes of an ordinary image.
+/// Limit on the size of an ordinary image, in bytes.
 const SIZE_MAX: u64 = 40 * 4096;
 
-/// What somebody does with an open image in a [`Operation::Stale`].
+/// An act of one of the two owners in an [`Operation::Stale`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
     /// Write and flush.
@@ -30,8 +30,7 @@ pub enum Act {
     Close,
 }
 
-/// One thing that happens. Sizes, offsets and lengths are in bytes; ranges are taken modulo the
-/// image's size.
+/// One operation. Sizes, offsets and lengths are in bytes. Ranges are taken modulo the image's size.
 #[allow(missing_docs, reason = "slots, snapshots and pools by number, bytes: said above")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
@@ -43,9 +42,9 @@ pub enum Operation {
     Batch { slot: u8, writes: Vec<(u64, u64)>, salt: u64 },
     /// Write and flush.
     Fua { slot: u8, offset: u64, length: u64, salt: u64 },
-    /// Fill the open data segment but for a few blocks.
+    /// Fill the open data segment except a few blocks.
     Fill { slot: u8, salt: u64 },
-    /// Discard; writing zeros is the same to the engine.
+    /// Discard. For the engine, writing zeros is the same.
     Discard { slot: u8, offset: u64, length: u64 },
     /// Flush.
     Flush { slot: u8 },
@@ -55,7 +54,7 @@ pub enum Operation {
     Snapshot { slot: u8, snap: u8 },
     /// Protect a snapshot.
     Protect { slot: u8, snap: u8 },
-    /// Take the protection away.
+    /// Unprotect a snapshot.
     Unprotect { slot: u8, snap: u8 },
     /// Remove a snapshot.
     RemoveSnapshot { slot: u8, snap: u8, force: bool },
@@ -65,7 +64,7 @@ pub enum Operation {
     Clone { slot: u8, snap: u8, to: u8, pool: u8, format: u8 },
     /// Flatten.
     Flatten { slot: u8 },
-    /// Copy some of what flatten would.
+    /// Copy some of the blocks that a flatten would copy.
     FlattenPart { slot: u8 },
     /// Resize.
     Resize { slot: u8, size: u64 },
@@ -87,11 +86,11 @@ pub enum Operation {
     Move { slot: u8 },
     /// The other process tries to become the owner, and reads.
     Contend { slot: u8 },
-    /// The owner is stopped and loses its lock; the other process takes over, then the first goes on.
+    /// The owner is stopped and loses its lock. The other process takes over. Then the first one goes on.
     Stale { slot: u8, successor: Vec<Act>, stale: Vec<Act> },
     /// Check all pools.
     Check,
-    /// A fault for the n-th call that it can hit from now.
+    /// Arm a fault for the n-th call that it can hit from now on.
     Arm { fault: Fault, after: u64 },
     /// A process is killed at the n-th I/O from now, or after the next operation.
     Kill { process: u8, after: u64 },
@@ -100,7 +99,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// The image it is about.
+    /// The slot of its image.
     #[must_use]
     pub fn slot(&self) -> Option<u8> {
         match self {
@@ -132,16 +131,16 @@ impl fmt::Display for Operation {
     }
 }
 
-/// What kinds of trouble a random sequence has.
+/// The kinds of trouble in a random sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     /// Crashes only.
     Crashes,
-    /// A disk that is full now and then.
+    /// A disk that is full from time to time.
     Space,
     /// Syncs and reads that fail.
     Errors,
-    /// Silent damage. Ends at the first error.
+    /// Silent damage. The sequence ends at the first error.
     Damage,
 }
 
@@ -165,7 +164,7 @@ struct Generator {
 
 impl Generator {
     fn slot(&mut self) -> u8 {
-        // Lower slots are used more, so that families get deep.
+        // Lower slots are used more often, so that families get deep.
         let draw = |rng: &mut Rng| rng.below(u64::from(SLOTS));
         draw(&mut self.rng).min(draw(&mut self.rng)).min(draw(&mut self.rng)) as u8
     }
@@ -199,7 +198,7 @@ impl Generator {
         }
     }
 
-    /// Acts of which the first is not just closing.
+    /// Some acts. The first one is not only to close.
     fn acts(&mut self) -> Vec<Act> {
         let first = match self.act() {
             Act::Close => Act::Snapshot,
@@ -290,7 +289,7 @@ pub fn generate(seed: u64, profile: Profile, length: usize) -> Vec<Operation> {
         }
         let operation = generator.operation();
         let crash = matches!(operation, Operation::PowerCut { .. } | Operation::Kill { .. });
-        // Silent damage is looked at when the sequence ends.
+        // Silent damage is checked when the sequence ends.
         if !(crash && profile == Profile::Damage) {
             operations.push(operation);
         }

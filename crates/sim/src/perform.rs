@@ -10,10 +10,10 @@ use crate::operations::{Act, Operation, Profile};
 use crate::rules::{Rule, violation};
 use crate::runner::{Done, Runner};
 
-/// Rounds of background work after which something is wrong.
+/// Limit on the rounds of background work. More of them mean a mistake.
 const BACKGROUND_ROUNDS_MAX: u32 = 10_000;
-/// Pauses in which an image may rest: one for each checkpoint that its work waits for, and one more.
-const RESTS: u32 = 6;
+/// Pauses in which the image is idle: one for each checkpoint that its work waits for, and one more.
+const IDLE_PAUSES: u32 = 6;
 
 impl Runner {
     pub(crate) fn perform(&mut self, operation: &Operation) -> Done {
@@ -64,8 +64,8 @@ impl Runner {
             Operation::Background { slot } => {
                 let image = self.image(*slot)?;
                 let mut rounds = 0;
-                // As a server does, which waits for checkpoints, and lets the image rest after a while.
-                for _ in 0..RESTS {
+                // A server does the same: it waits for checkpoints, and calls the idle image after a while.
+                for _ in 0..IDLE_PAUSES {
                     while image.background_step()? {
                         rounds += 1;
                         if rounds > BACKGROUND_ROUNDS_MAX {
@@ -183,7 +183,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Another process cannot become the owner, and reads what is there.
+    /// Another process tries in vain to become the owner, and reads the image.
     fn contend(&mut self, slot: u8) -> Done {
         self.image(slot)?;
         let other = 1 - self.home(slot);
@@ -194,7 +194,7 @@ impl Runner {
         }
         let bytes = self.read_as_reader(other, slot)?;
         let image = &self.model.images[&slot];
-        // Of a damaged log, a reader sees what was before the damage.
+        // Where the log is damaged, a reader sees the state before the damage.
         let earlier = self.model.log_may_rot && image.history.contains(&bytes);
         if bytes != *image.latest() && !earlier {
             violation(Rule::I1, format!("a reader of image {slot} sees another state"))?;
@@ -211,14 +211,14 @@ impl Runner {
         Ok(Arc::new(bytes))
     }
 
-    /// The owner is stopped; its lock is taken away; a successor acts; the owner wakes up.
+    /// Stops the owner, takes its lock away, lets a successor act, and wakes the owner up.
     fn stale_owner(&mut self, slot: u8, successor: &[Act], stale: &[Act]) -> Done {
         self.image(slot)?;
         let home = self.home(slot);
         let mut old = self.processes[home].images.remove(&slot).expect("open");
         self.machine.steal_locks(home, &old.pool().image_directory(old.id()));
         self.homes.insert(slot, 1 - home);
-        // From the successor's first change of the head on, nothing of the old owner counts.
+        // From the successor's first change of the head on, nothing that the old owner writes counts.
         for act in successor {
             self.act(slot, *act)?;
         }
@@ -244,7 +244,7 @@ impl Runner {
         self.compare_reader(home, slot)
     }
 
-    /// Writes, and waits for the acknowledgement as a front end does: other things happen meanwhile.
+    /// Writes, and waits for the acknowledgement as a front end does. Other things happen meanwhile.
     fn write(&mut self, slot: u8, writes: &[Write<'_>], salt: u64) -> Done {
         let image = self.image(slot)?;
         let Some(number) = image.write_batch_async(writes)? else { return Ok(()) };
@@ -254,7 +254,7 @@ impl Runner {
             2 => drop(image.background_step()?),
             _ => {}
         }
-        // The disk lets something land by and by.
+        // The disk returns completions after some calls.
         loop {
             if let Some(Completion::Written(below)) = image.take_completion()
                 && below? > number
@@ -275,7 +275,7 @@ impl Runner {
         Ok(())
     }
 
-    /// One act of an image's owner, in the model too.
+    /// Performs one act of an image's owner, in the engine and in the model.
     fn act(&mut self, slot: u8, act: Act) -> Done {
         let unused =
             || (0..u8::MAX).find(|s| self.model.images[&slot].snap(&snap_name(*s)).is_none());

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use marcot_store::Random;
 
-/// A small generator (splitmix64). The same seed gives the same numbers for ever.
+/// A small generator (splitmix64). The same seed always gives the same numbers.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
@@ -48,7 +48,7 @@ impl Rng {
 pub struct SimRandom(Mutex<Rng>);
 
 impl SimRandom {
-    /// For one life of a simulated process.
+    /// The random numbers of one life of a simulated process.
     #[must_use]
     pub fn new(rng: Rng) -> Self {
         Self(Mutex::new(rng))

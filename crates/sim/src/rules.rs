@@ -1,4 +1,4 @@
-//! What must hold, how a sequence is run, and the store that it is run on.
+//! The rules that must hold, the settings of a run, and the store that it runs on.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ pub const STORE: &str = "/store";
 /// Simulated processes.
 pub const PROCESSES: usize = 2;
 
-/// What was violated.
+/// A rule that can be violated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// Durability: a prefix that contains everything flushed.
+    /// Durability: the content is a prefix that contains everything flushed.
     I1,
     /// Integrity: right bytes or an error.
     I2,
@@ -29,15 +29,15 @@ pub enum Rule {
     I6,
     /// No child is forgotten.
     I7,
-    /// `check` finds something.
+    /// `check` has findings.
     Check,
-    /// A command answers otherwise than the model.
+    /// A command answers differently from the model.
     Model,
     /// A panic.
     Panic,
 }
 
-/// What was violated, and how.
+/// A violation: which rule, and how.
 #[derive(Debug, Clone)]
 pub struct Violation {
     /// The rule.
@@ -46,14 +46,14 @@ pub struct Violation {
     pub message: String,
 }
 
-/// How a sequence is run.
+/// The settings of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Of all choices.
+    /// The seed of all choices.
     pub seed: u64,
     /// Kinds of trouble.
     pub profile: Profile,
-    /// A crash is tried at one in so many I/Os that change something; 1: at all; 0: at none.
+    /// A crash is tried at one in this many I/Os that change something: with 1 at all, with 0 at none.
     pub crash_one_in: u64,
     /// Keep the lines of the trace.
     pub lines: bool,

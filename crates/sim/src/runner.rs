@@ -1,4 +1,4 @@
-//! Runs a sequence of operations, tries a crash at its I/Os, and compares with the oracle.
+//! Runs a sequence of operations, tries crashes at its I/Os, and compares with the oracle.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,12 +26,12 @@ pub struct Failure {
     pub lines: Vec<String>,
 }
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// The first violation.
     pub failure: Option<Failure>,
-    /// Hash of everything that happened.
+    /// Hash of the trace.
     pub hash: u64,
     /// I/Os of the sequence itself.
     pub ios: u64,
@@ -55,7 +55,7 @@ pub(crate) struct Runner {
     pub(crate) homes: BTreeMap<u8, usize>,
     pub(crate) model: Model,
     pub(crate) settings: Settings,
-    /// What a crash may lead to now.
+    /// The states that a crash may lead to now.
     pub(crate) expected: Vec<Model>,
     tally: Arc<Mutex<Tally>>,
     pub(crate) outcome: Outcome,
@@ -64,7 +64,7 @@ pub(crate) struct Runner {
 
 pub(crate) type Done = Result<(), Ended>;
 
-/// Why an operation did not end well.
+/// Why an operation failed.
 pub(crate) enum Ended {
     /// An error of the engine.
     Error(Error),
@@ -140,7 +140,7 @@ impl Runner {
                 Some(Violation { rule: Rule::Panic, message: crash::panic_text(&*panic) })
             }
         };
-        // A crash that failed came first.
+        // A failed crash came before the error of the sequence.
         let (violation, crash, lines) = match tally.failure {
             Some((violation, io, lines)) => (Some(violation), Some(io), lines),
             None => (violation, None, Vec::new()),
@@ -206,7 +206,7 @@ impl Runner {
         self.image(slot)?.execute(&command, &mut |_, _| {})
     }
 
-    /// Crashes from now on must lead to one of these.
+    /// Sets the states that crashes may lead to from now on.
     pub(crate) fn expect_crashes(&mut self, candidates: Vec<Model>) {
         self.expected.clone_from(&candidates);
         let damage = self.settings.profile == Profile::Damage;
@@ -224,7 +224,7 @@ impl Runner {
         }
     }
 
-    /// Runs one operation; false where the run ends here without a violation.
+    /// Runs one operation. Returns false where the run ends here without a violation.
     fn step(&mut self, operation: &Operation) -> Result<bool, Violation> {
         match operation {
             Operation::Arm { fault, after } => {
@@ -243,13 +243,13 @@ impl Runner {
         }
         let stale = matches!(operation, Operation::Stale { .. });
         if stale && self.settings.profile == Profile::Damage {
-            // What damage hides of the log could not be told from what a stale owner hides.
+            // A log that lost its end by damage could not be told from one cut by a stale owner.
             return Ok(true);
         }
         if matches!(operation, Operation::Remove { .. }) && self.settings.profile == Profile::Space
         {
-            // On a full disk an image is removed without marking it first, so that a crash may leave
-            // one without a name (docs/durability.md, image removal): the model has no word for it.
+            // On a full disk an image is removed without being marked first. So a crash may leave an
+            // image without a name (docs/durability.md, image removal), which the model does not know.
             self.machine.disarm();
         }
         let Some(plan) = self.model.plan(operation) else { return Ok(true) };
@@ -293,7 +293,7 @@ impl Runner {
         }
     }
 
-    /// Notes the numbers that a command has given.
+    /// Notes the numbers that a command has assigned.
     pub(crate) fn learn(&mut self, operation: &Operation) -> Result<(), Violation> {
         let slot = match operation {
             Operation::Create { slot, .. }

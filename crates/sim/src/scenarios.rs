@@ -1,15 +1,15 @@
-//! Sequences written by hand: each one way to lose data, with a crash at every change of the disk.
+//! Sequences written by hand. Each covers one way to lose data, with a crash at every change of the disk.
 
 use crate::disk::Fault;
 use crate::operations::{Act, Operation, Operation::*, Profile};
 
 /// A scenario.
 pub struct Scenario {
-    /// What it is about.
+    /// Its subject.
     pub name: &'static str,
     /// Kinds of trouble.
     pub profile: Profile,
-    /// What happens.
+    /// Its operations.
     pub operations: Vec<Operation>,
 }
 
@@ -27,7 +27,7 @@ fn scenario(name: &'static str, operations: Vec<Operation>) -> Scenario {
     Scenario { name, profile: Profile::Crashes, operations }
 }
 
-/// All of them.
+/// All scenarios.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
     let mut all = vec![
@@ -51,7 +51,7 @@ pub fn all() -> Vec<Scenario> {
             ],
         ),
         scenario(
-            "space comes back at rest, and nothing that the head on disk names",
+            "an idle image gives space back, and nothing that the head on disk names",
             vec![
                 create(0, 0, 60),
                 write(0, 0, 60),
@@ -139,7 +139,8 @@ pub fn all() -> Vec<Scenario> {
     all
 }
 
-/// A clone of a clone is flattened in their pool. Then both go that it came from, and nobody collects the pool.
+/// A clone of a clone is flattened in their pool. Then both of its ancestors are removed, and nobody collects
+/// the pool.
 fn heirs() -> Vec<Operation> {
     vec![
         create(0, 0, 20),
@@ -168,7 +169,7 @@ fn heirs() -> Vec<Operation> {
     ]
 }
 
-/// Clones across pools, flattened; then everything they came from goes.
+/// Clones across pools are flattened. Then all their ancestors are removed.
 fn family() -> Vec<Operation> {
     vec![
         create(0, 0, 20),
@@ -188,8 +189,8 @@ fn family() -> Vec<Operation> {
     ]
 }
 
-/// A clone with snapshots, one of which has a clone of its own, is flattened into its pool; then
-/// everything it came from goes.
+/// A clone with snapshots is flattened into its pool. One of the snapshots has a clone of its own. Then all
+/// ancestors of the clone are removed.
 fn deep_family() -> Vec<Operation> {
     vec![
         create(0, 0, 20),
@@ -220,7 +221,7 @@ fn deep_family() -> Vec<Operation> {
     ]
 }
 
-/// Two processes and one image, and a log that goes over the end of a segment.
+/// Two processes and one image, and a log that continues in the next segment.
 fn owners() -> Vec<Scenario> {
     vec![
         scenario(
@@ -266,7 +267,7 @@ fn owners() -> Vec<Scenario> {
             vec![
                 create(0, 0, 64),
                 Fill { slot: 0, salt: 3 },
-                // These still fit, the next does not.
+                // These writes still fit into the segment, the next does not.
                 write(0, 0, 20),
                 write(0, 30, 20),
                 write(0, 55, 9),
@@ -285,7 +286,7 @@ fn stale(successor: Vec<Act>, stale: Vec<Act>) -> Operation {
     Stale { slot: 0, successor, stale }
 }
 
-/// A discard that fails, and writes that succeed: what arrived of the one lies where the others go.
+/// A discard fails, and later writes succeed. The stored part of the discard lies where the writes go.
 fn no_room() -> Vec<Operation> {
     let mut all = vec![create(0, 0, 20), write(0, 0, 20), Flush { slot: 0 }];
     all.push(Arm { fault: Fault::NoSpace, after: 0 });
@@ -294,7 +295,7 @@ fn no_room() -> Vec<Operation> {
     all
 }
 
-/// Media that fail.
+/// Scenarios with failing media.
 fn media() -> Vec<Scenario> {
     let mut all = Vec::new();
     for after in 0..6 {

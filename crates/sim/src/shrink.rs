@@ -1,12 +1,12 @@
-//! From a failing sequence to a small one that still fails.
+//! Shrinking: makes a failing sequence as small as possible.
 
 use crate::operations::Operation;
 use crate::rules::Settings;
 use crate::runner::{Failure, run};
 
-/// Runs that are tried before the best so far has to do.
+/// Limit on the runs that are tried.
 const TRIES_MAX: u32 = 400;
-/// How long is tried at most.
+/// Limit on the time that is spent.
 const TIME_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A small sequence that fails, how it is run, and how it fails.
@@ -14,13 +14,13 @@ const TIME_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 pub struct Shrunk {
     /// The operations.
     pub operations: Vec<Operation>,
-    /// With lines kept, and crashes at all I/Os where a crash is needed.
+    /// The settings, with lines kept, and with crashes at all I/Os where a crash is needed.
     pub settings: Settings,
     /// How it fails.
     pub failure: Failure,
 }
 
-/// Takes operations out as long as the sequence fails by the same rule.
+/// Removes operations while the sequence still fails by the same rule.
 #[must_use]
 pub fn shrink(settings: Settings, operations: &[Operation], failure: &Failure) -> Shrunk {
     let settings = Settings {
@@ -41,7 +41,7 @@ pub fn shrink(settings: Settings, operations: &[Operation], failure: &Failure) -
     } else if let Some(failure) = same(operations) {
         best.failure = failure;
     } else {
-        // The choices of the crash differ now: repeat it as it was.
+        // With other settings the crash makes other choices, so repeat the run with its old settings.
         best.settings = Settings { crash_one_in: settings.crash_one_in, ..best.settings };
         return best;
     }

@@ -1,5 +1,5 @@
-//! Background work of the engine, run when the seed says: at once, some looks later, or only when
-//! somebody waits for it.
+//! Background jobs of the engine. The seed decides when a job runs: at once, after some polls, or only when the
+//! engine waits for it.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,7 +7,7 @@ use marcot_store::{Job, Running, Workers};
 
 use crate::random::Rng;
 
-/// Most looks at a job before it is run.
+/// Limit on the polls of a job before it is run.
 const LOOKS_MAX: u64 = 4;
 
 /// Runs jobs in the thread that asks for them, later.
@@ -28,7 +28,7 @@ impl Workers for SimWorkers {
 
 struct Deferred {
     job: Option<Job>,
-    /// Looks that find it unfinished.
+    /// Polls that find the job unfinished.
     looks: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The simulator finds mistakes: each of those built into the engine on purpose.
+//! The simulator finds every deliberate mistake in the engine.
 #![cfg(feature = "deliberate-faults")]
 
 use marcot::fault::{ALL, Fault, make};
@@ -7,7 +7,7 @@ use marcot_sim::{Failure, Operation, Profile, Settings, generate, run};
 
 /// Random sequences that are tried after the scenarios.
 const SEEDS: u64 = 16;
-/// Operations of each.
+/// Number of operations of each sequence.
 const LENGTH: usize = 50;
 
 fn sequences() -> impl Iterator<Item = (String, Settings, Vec<Operation>)> {

@@ -6,7 +6,7 @@ use marcot_sim::{Settings, run};
 #[test]
 fn every_scenario_survives_a_crash_at_every_change_of_the_disk() {
     for (number, scenario) in (0..).zip(all()) {
-        // Other sectors survive with another seed.
+        // With another seed, other sectors survive a crash.
         for seed in 0..4 {
             let seed = 1000 * seed + number;
             let profile = scenario.profile;

@@ -1,8 +1,8 @@
-//! The fixed set of seeds, and that a seed is all a run depends on.
+//! A fixed set of seeds, and the claim that a run depends only on its seed.
 
 use marcot_sim::{Outcome, Profile, Settings, generate, run};
 
-/// Operations of a sequence.
+/// Number of operations in a sequence.
 const LENGTH: usize = 50;
 
 fn run_seed(seed: u64, crash_one_in: u64) -> Outcome {

@@ -1,4 +1,5 @@
-//! Writes past the page cache: each waits for its turn, and what waits is lost with the process.
+//! Asynchronous I/O. An operation in flight is performed when its completion is taken. Operations in flight are
+//! lost with the process.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,14 +8,14 @@ use marcot_store::{AsyncIo, AsyncRead, AsyncWrite, IoCompletion};
 
 use crate::random::Rng;
 
-/// Operations under way at once.
-const UNDER_WAY_MAX: usize = 4;
+/// Limit on the operations in flight.
+const IN_FLIGHT_MAX: usize = 4;
 
 pub(super) struct SimAsyncIo {
     rng: Rng,
     reads: VecDeque<AsyncRead>,
     writes: VecDeque<AsyncWrite>,
-    /// Somebody has waited: something lands now.
+    /// The owner has waited, so the next `take` returns a completion.
     waited: bool,
 }
 
@@ -26,7 +27,7 @@ impl SimAsyncIo {
 
 impl AsyncIo for SimAsyncIo {
     fn has_room(&self) -> bool {
-        self.reads.len() + self.writes.len() < UNDER_WAY_MAX
+        self.reads.len() + self.writes.len() < IN_FLIGHT_MAX
     }
 
     fn takes_writes(&self) -> bool {
@@ -51,7 +52,7 @@ impl AsyncIo for SimAsyncIo {
             read.result = read.file.read_at(read.offset, &mut read.buf);
             return Some(IoCompletion::Read(read));
         }
-        // In any order.
+        // Writes complete in any order.
         let at = self.rng.below(self.writes.len() as u64) as usize;
         let mut write = self.writes.remove(at)?;
         let data = write.data.as_slice();

@@ -1,4 +1,4 @@
-//! Bytes of a file, in pages that copies share, so that a machine can be forked at every I/O.
+//! The bytes of a file, in pages that copies share. So a machine can be copied at every I/O.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Content {
         (self.pages.iter().flatten().count() * PAGE) as u64
     }
 
-    /// Reads up to the end; returns the bytes read.
+    /// Reads up to the end. Returns the number of bytes read.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> usize {
         let end = self.length.min(offset.saturating_add(buf.len() as u64));
         let total = end.saturating_sub(offset) as usize;
@@ -61,7 +61,7 @@ impl Content {
         self.length = self.length.max(offset + data.len() as u64);
     }
 
-    /// Makes a range read as zeros; the length stays.
+    /// Makes a range read as zeros. The length stays.
     pub(super) fn zero(&mut self, offset: u64, length: u64) {
         let end = offset.saturating_add(length).min((self.pages.len() * PAGE) as u64);
         let mut at = offset;
@@ -77,7 +77,7 @@ impl Content {
         }
     }
 
-    /// Cuts or extends.
+    /// Truncates or extends.
     pub(super) fn set_length(&mut self, length: u64) {
         if length < self.length {
             self.zero(length, self.length - length);
@@ -89,7 +89,7 @@ impl Content {
         self.length = length;
     }
 
-    /// Turns one bit over.
+    /// Flips one bit.
     pub(super) fn flip(&mut self, offset: u64, bit: u8) {
         if offset < self.length {
             let (page, within) = ((offset as usize) / PAGE, (offset as usize) % PAGE);

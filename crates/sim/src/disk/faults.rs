@@ -1,12 +1,12 @@
-//! What goes wrong besides power: each fault is armed for the n-th call that it can hit, so that
-//! the runner knows what may be expected.
+//! Faults of the medium. Each is armed for the n-th call that it can hit, so that the runner knows what to
+//! expect.
 
 use std::collections::BTreeMap;
 
 /// A fault of the medium.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
-    /// A sync of a file or directory fails once; what a file had not stored is dropped.
+    /// A sync of a file or directory fails once. Bytes of the file that were not stored are dropped.
     FailSync,
     /// A call that allocates finds no space, and so do the next few.
     NoSpace,
@@ -16,19 +16,19 @@ pub enum Fault {
     DropWrite,
     /// A write reaches the wrong place of the medium.
     MisdirectWrite,
-    /// A bit of what is stored turns over.
+    /// A stored bit flips.
     Corrupt,
 }
 
 impl Fault {
-    /// True for faults that the engine is not told of.
+    /// True for faults without an error for the engine.
     #[must_use]
     pub fn silent(self) -> bool {
         matches!(self, Self::DropWrite | Self::MisdirectWrite | Self::Corrupt)
     }
 }
 
-/// Calls that find no space before there is some again.
+/// Number of calls that find no space before there is some again.
 const NO_SPACE_CALLS: u64 = 3;
 
 /// Armed faults.
@@ -36,9 +36,9 @@ const NO_SPACE_CALLS: u64 = 3;
 pub struct Faults {
     armed: BTreeMap<Fault, u64>,
     no_space_calls: u64,
-    /// How often a fault has hit.
+    /// Number of faults that have hit.
     pub(super) hits: u64,
-    /// Places that silent ones have damaged.
+    /// Places that silent faults have damaged.
     pub(super) places: u64,
 }
 

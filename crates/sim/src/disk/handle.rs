@@ -1,4 +1,4 @@
-//! The machine as one life of one process sees it: [`marcot_store::Disk`].
+//! The machine as one life of a process sees it: an implementation of [`marcot_store::Disk`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ impl SimDisk {
         Self { machine: Arc::clone(machine), process, life }
     }
 
-    /// Counts the call, lets the probe see the machine before it, and cuts where a cut is due.
+    /// Counts the call, shows the machine before it to the probe, and performs a cut that is due.
     fn enter(&self, call: &Call<'_>) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.machine.state();
         if !state.on || state.lives[self.process] != self.life {
@@ -104,9 +104,9 @@ impl SimDisk {
         state
     }
 
-    fn file(&self, path: &Path, node: NodeId, write: bool, told: u64) -> Arc<dyn DiskFile> {
-        let (disk, path, told) = (self.clone(), path.to_owned(), AtomicU64::new(told));
-        Arc::new(SimFile { disk, path, node, write, told })
+    fn file(&self, path: &Path, node: NodeId, write: bool, reported: u64) -> Arc<dyn DiskFile> {
+        let (disk, path, reported) = (self.clone(), path.to_owned(), AtomicU64::new(reported));
+        Arc::new(SimFile { disk, path, node, write, reported })
     }
 }
 
@@ -133,8 +133,8 @@ impl Disk for SimDisk {
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.enter(&call("open", path))?;
         let node = state.find(path)?;
-        let told = state.file(node)?.failed_syncs;
-        Ok(self.file(path, node, write, told))
+        let reported = state.file(node)?.failed_syncs;
+        Ok(self.file(path, node, write, reported))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -260,7 +260,7 @@ impl Disk for SimDisk {
             Some(number) => {
                 Ok(Some(Box::new(SimLock { machine: Arc::clone(&self.machine), number })))
             }
-            // Operations run one after the other, so nobody would ever let go.
+            // Operations run one after the other, so the lock would never be released.
             None if wait => Err(io::ErrorKind::Deadlock.into()),
             None => Ok(None),
         }
@@ -278,7 +278,7 @@ impl Disk for SimDisk {
         Ok(FREE_BYTES)
     }
 
-    /// There are no links and no other users in this world.
+    /// The simulated world has no links and no other users.
     fn confine(&self, directory: &Path, _: Trust) -> io::Result<Confined> {
         let state = self.enter(&call("confine", directory))?;
         let identity = (0, state.find(directory)?);
@@ -299,7 +299,7 @@ impl Lock for SimLock {}
 
 impl Drop for SimLock {
     fn drop(&mut self) {
-        // Numbers are never used twice, so a lock that was taken away is not let go again.
+        // Numbers are never used twice, so releasing a lock that was taken away releases no other.
         self.machine.state().locks.release_where(|held| held.number == self.number);
     }
 }
@@ -309,8 +309,8 @@ struct SimFile {
     path: PathBuf,
     node: NodeId,
     write: bool,
-    /// Failed syncs of the file that this handle needs no telling of.
-    told: AtomicU64,
+    /// Failed syncs of the file that were reported to this handle, or came before it was opened.
+    reported: AtomicU64,
 }
 
 impl SimFile {
@@ -339,7 +339,7 @@ impl DiskFile for SimFile {
         state.hash = mix(state.hash, &data[..data.len().min(super::node::SECTOR_BYTES as usize)]);
         let grows = offset + data.len() as u64 > state.file(self.node)?.live.length();
         if grows && state.faults.hits(Fault::NoSpace) {
-            // As a full disk does: part of it arrives.
+            // As on a full disk, part of the write is done.
             let part = state.rng.below(data.len() as u64) as usize;
             state.write(self.node, offset, data[..part].into())?;
             return Err(io::ErrorKind::StorageFull.into());
@@ -354,12 +354,12 @@ impl DiskFile for SimFile {
         let file = state.file_mut(self.node)?;
         if failed {
             file.fail_sync(&mut rng);
-            self.told.store(file.failed_syncs, Ordering::Relaxed);
+            self.reported.store(file.failed_syncs, Ordering::Relaxed);
             state.rng = rng;
             return Err(eio());
         }
         file.sync();
-        match self.told.swap(file.failed_syncs, Ordering::Relaxed) == file.failed_syncs {
+        match self.reported.swap(file.failed_syncs, Ordering::Relaxed) == file.failed_syncs {
             true => Ok(()),
             false => Err(eio()),
         }
@@ -390,8 +390,8 @@ impl DiskFile for SimFile {
     }
 
     fn direct(&self) -> io::Result<Arc<dyn DiskFile>> {
-        let told = self.told.load(Ordering::Relaxed);
-        Ok(self.disk.file(&self.path, self.node, true, told))
+        let reported = self.reported.load(Ordering::Relaxed);
+        Ok(self.disk.file(&self.path, self.node, true, reported))
     }
 
     fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! `flock` among simulated processes: every taken lock is a holder of its own.
+//! `flock` among simulated processes. Every taken lock has a holder of its own.
 
 use marcot_store::LockMode;
 
@@ -21,7 +21,7 @@ pub(super) struct Locks {
 }
 
 impl Locks {
-    /// Takes a lock; `None` where another holder is in the way.
+    /// Takes a lock; `None` where another holder prevents it.
     pub(super) fn take(&mut self, node: NodeId, process: usize, mode: LockMode) -> Option<u64> {
         let shared = mode == LockMode::Shared;
         let free = |held: &Held| held.node != node || (shared && held.mode == LockMode::Shared);

@@ -1,12 +1,12 @@
 //! A simulated machine: one file system, and processes that use it.
 //!
 //! Invariants:
-//! - Everything that happens is a function of the seed and of the calls made. Every call that
-//!   reaches the machine is one I/O, has a number, and goes into the hash of the trace.
-//! - What is durable follows the contract of [`marcot_store::Disk`] and no more (see [`node`]).
-//! - A short read means the end of the file there, so a medium that fails to read is an error of
-//!   the call, never a short read.
-//! - A machine can be copied at any I/O ([`Probe`]); the copy shares pages and nothing else.
+//! - Everything that happens depends only on the seed and on the calls made. Every call that reaches the
+//!   machine is one I/O, has a number, and goes into the hash of the trace.
+//! - Only what the contract of [`marcot_store::Disk`] promises is durable (see [`node`]).
+//! - In this contract a short read means the end of the file. So a failed read is an error of the call, never
+//!   a short read.
+//! - A machine can be copied at any I/O ([`Probe`]). The copy shares only pages.
 
 mod async_io;
 mod content;
@@ -30,23 +30,22 @@ use node::{DirectoryNode, Entry, FileNode, Node, NodeId, Pending};
 
 /// The root directory.
 const ROOT: NodeId = 1;
-/// The use of random numbers that decides whether there are writes past the page cache, and how they
-/// go.
+/// The purpose of the random numbers that decide whether there are direct writes, and how they complete.
 const ASYNC_IO: u64 = 300;
-/// Lines of the trace that are kept.
+/// Limit on the lines of the trace that are kept.
 const LINES_MAX: usize = 400;
 
-/// When something ends in the middle of an operation.
+/// What ends in the middle of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// The power goes.
     Power,
-    /// One process is killed; what it wrote stays in the cache.
+    /// One process is killed. Its writes stay in the page cache.
     Kill(usize),
 }
 
-/// Looks at a copy of the machine before an I/O that changes something. The number it returns goes
-/// into the hash of the trace.
+/// Gets a copy of the machine before an I/O that changes something. The number that it returns goes into the
+/// hash of the trace.
 pub type Probe = Box<dyn FnMut(Machine, u64) -> u64 + Send>;
 
 #[derive(Clone)]
@@ -56,11 +55,11 @@ struct State {
     ios: u64,
     hash: u64,
     on: bool,
-    /// Lives of each process; a handle of an earlier life is dead.
+    /// The number of lives of each process. A handle of an earlier life is dead.
     lives: Vec<u64>,
     locks: Locks,
     faults: Faults,
-    /// Writes past the page cache are possible.
+    /// Direct writes are possible.
     direct: bool,
     cut: Option<(u64, Cut)>,
     was_cut: Option<Cut>,
@@ -115,7 +114,7 @@ impl Machine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A copy, with choices of its own from now on.
+    /// A copy, which makes its own random choices from now on.
     fn copy(state: &State) -> Self {
         let mut state = state.clone();
         state.rng = Rng::with(state.rng.draw(), state.ios);
@@ -134,7 +133,7 @@ impl Machine {
         self.state().hash
     }
 
-    /// Mixes something that happened elsewhere into the hash of the trace.
+    /// Mixes a number from elsewhere into the hash of the trace.
     pub fn note(&self, number: u64) {
         let mut state = self.state();
         state.hash = mix(state.hash, &number.to_le_bytes());
@@ -150,7 +149,7 @@ impl Machine {
         self.state().lines.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Shows copies to `probe` until it is taken away.
+    /// Shows copies to `probe` until it is removed.
     pub fn set_probe(&self, probe: Option<Probe>) {
         *self.probe.lock().unwrap_or_else(PoisonError::into_inner) = probe;
     }
@@ -160,7 +159,7 @@ impl Machine {
         self.state().faults.arm(fault, after);
     }
 
-    /// Takes all armed faults away.
+    /// Disarms all faults.
     pub fn disarm(&self) {
         self.state().faults.disarm();
     }
@@ -182,24 +181,24 @@ impl Machine {
         state.cut = Some((state.ios + after, cut));
     }
 
-    /// What was cut since the last call. An armed cut that was not reached is forgotten.
+    /// The cut since the last call, if there was one. A cut that was not reached is disarmed.
     pub fn take_cut(&self) -> Option<Cut> {
         let mut state = self.state();
         state.cut = None;
         state.was_cut.take()
     }
 
-    /// The power goes, at once.
+    /// Cuts the power at once.
     pub fn power_off(&self) {
         self.state().cut(Cut::Power);
     }
 
-    /// A process is killed, at once.
+    /// Kills a process at once.
     pub fn kill(&self, process: usize) {
         self.state().cut(Cut::Kill(process));
     }
 
-    /// Everything that processes see becomes durable, as it does in time on every machine.
+    /// Makes everything durable that processes see, as it happens after some time on every machine.
     pub fn sync_all(&self) {
         let mut state = self.state();
         for node in state.nodes.values_mut() {
@@ -210,7 +209,7 @@ impl Machine {
         }
     }
 
-    /// The power comes back: what was not durable may be gone.
+    /// Restores the power. Changes that were not durable may be gone.
     pub fn power_on(&self) {
         let mut state = self.state();
         let mut rng = state.rng.clone();
@@ -227,8 +226,8 @@ impl Machine {
         state.on = true;
     }
 
-    /// Takes the locks of a process away below a directory, as a cluster does with a host that it
-    /// believes dead.
+    /// Takes away the locks of a process below a directory, as a cluster does with a host that it
+    /// believes to be dead.
     pub fn steal_locks(&self, process: usize, directory: &Path) {
         let mut state = self.state();
         if let Ok(node) = state.find(directory) {
@@ -334,7 +333,7 @@ impl State {
 
     fn write(&mut self, node: NodeId, offset: u64, data: Arc<[u8]>) -> io::Result<()> {
         if self.faults.hits(Fault::DropWrite) {
-            // The cache has it, the medium never will.
+            // The cache has the write, but the medium will never get it.
             let file = self.file_mut(node)?;
             file.live.write(offset, &data);
             let length = file.live.length();
@@ -349,7 +348,8 @@ impl State {
         Ok(())
     }
 
-    /// The cache has it where it belongs, the medium elsewhere: in this file or another.
+    /// Misdirects a write: the cache has it in the right place, the medium in a wrong place of this or
+    /// another file.
     fn misdirect(&mut self, node: NodeId, offset: u64, data: Arc<[u8]>) -> io::Result<()> {
         let files: Vec<(NodeId, u64)> = self
             .nodes
@@ -368,7 +368,7 @@ impl State {
         let own = rng.one_in(2);
         let at = if own { (node, length) } else { files[rng.below(files.len() as u64) as usize] };
         let wrong = rng.below(at.1) / SECTOR_BYTES * SECTOR_BYTES;
-        // Media misdirect sectors, within what is there: a file does not grow by it.
+        // A medium misdirects sectors within existing files, so no file grows.
         let room = (at.1 - wrong).min(data.len() as u64) as usize;
         let data: Arc<[u8]> = data[..room].into();
         let target = self.file_mut(at.0)?;
@@ -378,7 +378,7 @@ impl State {
         Ok(())
     }
 
-    /// Turns a bit over in some file.
+    /// Flips a bit in some file.
     fn corrupt(&mut self) {
         let files: Vec<NodeId> = self
             .nodes

@@ -1,12 +1,11 @@
-//! Files and directories: what processes see, what the medium has, and what lies between.
+//! Files and directories: what processes see, what the medium has, and the changes in between.
 //!
-//! - A **file** keeps every write since the last completed sync. When the power goes, any set of
-//!   their 512-byte sectors may have arrived, and any of the lengths the file had.
-//! - A **directory** keeps its operations since the last completed sync. When the power goes, either
-//!   the first few of them have happened (what journaling file systems do), or the first few of
-//!   those on each name, independently of other names (what the contract of
-//!   [`marcot_store::Disk`] allows). A rename is one operation on two names. Directories are
-//!   independent of each other and of the files in them.
+//! - A **file** keeps every write since the last completed sync. When the power goes, any set of their 512-byte
+//!   sectors may be stored, and any of the lengths that the file had.
+//! - A **directory** keeps its operations since the last completed sync. When the power goes, either the first
+//!   few of them have happened, as on journaling file systems; or the first few of those on each name,
+//!   independently of other names, which the contract of [`marcot_store::Disk`] allows too. A rename is one
+//!   operation on two names. Directories are independent of each other and of the files in them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,9 +37,9 @@ pub(super) struct FileNode {
     pub durable: Content,
     /// Changes since the last completed sync, oldest first.
     pub pending: Vec<Pending>,
-    /// The cache shows bytes that the medium will never get.
+    /// The cache holds bytes that the medium will never get.
     pub lost: bool,
-    /// Syncs that have failed: each handle is told once of those since it was opened.
+    /// Number of failed syncs. Each handle gets one error for those since it was opened.
     pub failed_syncs: u64,
 }
 
@@ -75,7 +74,7 @@ fn apply(content: &mut Content, pending: &Pending) {
     }
 }
 
-/// Applies those sectors of a write that `keep` wants.
+/// Applies the sectors of a write for which `keep` is true.
 fn apply_torn(content: &mut Content, pending: &Pending, keep: &mut dyn FnMut() -> bool) {
     let Pending::Write { offset, data } = pending else {
         if keep() {
@@ -100,7 +99,7 @@ impl FileNode {
         self.pending.push(pending);
     }
 
-    /// What a completed sync does.
+    /// Completes a sync.
     pub(super) fn sync(&mut self) {
         if self.lost {
             for pending in std::mem::take(&mut self.pending) {
@@ -112,8 +111,8 @@ impl FileNode {
         }
     }
 
-    /// A sync that fails: some of it arrived, the rest counts as clean and is gone once the cache
-    /// forgets it.
+    /// Fails a sync: some sectors were stored. The rest counts as clean, and is lost once the cache drops
+    /// it.
     pub(super) fn fail_sync(&mut self, rng: &mut Rng) {
         self.durable = self.after_power_loss(rng);
         self.pending.clear();
@@ -124,7 +123,7 @@ impl FileNode {
         }
     }
 
-    /// Forgets clean pages.
+    /// Drops clean pages.
     pub(super) fn drop_cache(&mut self) {
         if self.lost {
             self.live = self.durable.clone();
@@ -160,7 +159,7 @@ impl FileNode {
                 }
             }
         }
-        // The length is an attribute of its own: it may be old, or new where data did not arrive.
+        // The length is stored separately: it may be old, or new where the data was not stored.
         match rng.below(4) {
             0 => content.set_length(self.durable.length()),
             1 => content.set_length(self.live.length().max(content.length())),
@@ -217,7 +216,7 @@ impl DirectoryNode {
         self.live = self.durable.clone();
     }
 
-    /// Names that renames tie together stop at the same moment, others do not.
+    /// Keeps the first few operations of each name. Names that a rename connects are cut at the same moment.
     fn keep_by_name(&mut self, pending: &[Entry], rng: &mut Rng) {
         let mut family: BTreeMap<&str, usize> = BTreeMap::new();
         for (number, entry) in pending.iter().enumerate() {
