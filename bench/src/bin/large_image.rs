@@ -238,7 +238,7 @@ impl TableWriter<'_> {
         let slot = 1 + (self.bytes.len() / TABLE_PAGE_BYTES) as u32;
         let crc = encode(&mut self.bytes);
         let sequence = self.layout.first.table + self.full;
-        Ok(PagePointer { author: self.layout.author.0, sequence, pool: 0, slot, crc })
+        Ok(PagePointer { author: self.layout.author.0, sequence, pool: 0, page: slot, crc })
     }
 
     /// Writes the open segment.
@@ -323,7 +323,7 @@ fn fill(pool: &Pool, id: ImageId, size_bytes: u64) -> io::Result<()> {
     let top = map.map()?;
     let mut table = TableWriter { layout: &layout, bytes: Vec::new(), full: 0 };
     let (pointer, levels) = table.table()?;
-    let PagePointer { author, sequence, slot, crc, .. } = pointer;
+    let PagePointer { author, sequence, page, crc, .. } = pointer;
     let (data, map) = (layout.data_segments() as u32, layout.map_segments() as u32);
     let marks = SegmentMarks {
         data: first.data + data,
@@ -335,7 +335,7 @@ fn fill(pool: &Pool, id: ImageId, size_bytes: u64) -> io::Result<()> {
         size_bytes,
         map_address: { top.address }.0,
         map_crc: top.crc,
-        table: Some(TablePointer { author, sequence, pool: 0, slot, crc }),
+        table: Some(TablePointer { author, sequence, pool: 0, page, crc }),
         table_levels: levels,
         segment_next: 1 + data + map,
         pools: vec![pool.id().0],

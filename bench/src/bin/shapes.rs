@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use marcot::{
-    BlockDevice, CloneOptions, Command, CreateOptions, Error, ErrorKind, Image, ImageId, Pool,
+    BlockDevice, CloneOptions, CreateOptions, Error, ErrorKind, Housekeeping, Image, ImageId, Pool,
     Result, Store, Write,
 };
 
@@ -131,13 +131,9 @@ fn main() -> std::process::ExitCode {
     }
 }
 
-fn execute(image: &mut Image, command: &Command) -> Result<()> {
-    image.execute(command, &mut |_, _| {}).map(drop)
-}
-
 fn protect(image: &mut Image, snap: &str) -> Result<()> {
-    execute(image, &Command::SnapCreate { name: snap.into() })?;
-    execute(image, &Command::SnapProtect { name: snap.into() })
+    image.snapshot(snap)?;
+    image.protect(snap)
 }
 
 fn size_name(bytes: u64) -> String {
@@ -212,8 +208,8 @@ impl Bench {
         let mut owner = self.pool.open(image)?;
         for number in 0..=REPEATS {
             let name = format!("idle-{number}");
-            snap.take(|| execute(&mut owner, &Command::SnapCreate { name: name.clone() }))?;
-            execute(&mut owner, &Command::SnapRemove { name, force: false })?;
+            snap.take(|| owner.snapshot(&name))?;
+            owner.remove_snapshot(&name, false)?;
         }
         protect(&mut owner, "measured")?;
         owner.close()?;
@@ -309,7 +305,7 @@ impl Bench {
             for number in 0..REPEATS {
                 self.scatter_writes(&mut owner, writes)?;
                 let name = format!("busy-{writes}-{number}");
-                times.take(|| execute(&mut owner, &Command::SnapCreate { name }))?;
+                times.take(|| owner.snapshot(&name))?;
             }
             times.show("snap create, busy", at);
         }
@@ -328,7 +324,7 @@ impl Bench {
             let child = self.clone_of(parent, "base", &format!("flatten-{number}"))?;
             let mut owner = self.pool.open(child)?;
             self.scatter_writes(&mut owner, SCATTERED_WRITES)?;
-            times.take(|| execute(&mut owner, &Command::Flatten))?;
+            times.take(|| owner.flatten())?;
             owner.close()?;
         }
         times.show("flatten in the same pool", &format!("{} MiB", size >> 20));

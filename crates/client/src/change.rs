@@ -1,6 +1,7 @@
 //! What changes an image as a whole: size, name, metadata, and its end.
 
-use marcot::{Command, Error, ErrorKind, ImageId, ParentInfo, Result, Store};
+use marcot::{Error, ErrorKind, ImageId, ParentInfo, Result, Store};
+use marcot_serve::control::Command;
 
 use crate::client::Client;
 use crate::image::Image;

@@ -1,7 +1,7 @@
 //! Reading the content of an image or snapshot from end to end, whoever has it open.
 
-pub use marcot::command::ExtentRow;
-use marcot::{BlockDevice, Command, Error, Read, Result};
+use marcot::{Error, Extent, Result};
+use marcot_serve::control::Command;
 
 use crate::image::Image;
 use crate::operation::Operation;
@@ -26,7 +26,7 @@ pub trait Content {
     ///
     /// # Errors
     /// As [`Self::read`].
-    fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>>;
+    fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<Extent>>;
 
     /// Lets go of it.
     ///
@@ -47,10 +47,10 @@ impl Image {
     pub(crate) fn open_content(&self, snap: Option<&str>) -> Result<Box<dyn Content>> {
         let pool = self.engine_pool();
         if let Some(snap) = snap {
-            return Ok(Box::new(Opened(Box::new(pool.open_snapshot(self.id(), snap)?))));
+            return Ok(Box::new(Opened(pool.open_snapshot(self.id(), snap)?)));
         }
         if pool.read_only() {
-            return Ok(Box::new(Opened(Box::new(pool.open_read_only(self.id())?))));
+            return Ok(Box::new(Opened(pool.open_read_only(self.id())?)));
         }
         let size_bytes = pool.info(self.id())?.size_bytes;
         let access = Access::open(self, "reading")?;
@@ -70,7 +70,7 @@ impl Snapshot {
 }
 
 /// Open in this process only.
-struct Opened(Box<dyn BlockDevice>);
+struct Opened(marcot::Image);
 
 impl Content for Opened {
     fn size_bytes(&self) -> u64 {
@@ -78,15 +78,11 @@ impl Content for Opened {
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let mut reads = [Read::new(offset, buf)];
-        self.0.read_batch(&mut reads);
-        let [read] = reads;
-        read.result
+        self.0.read_at(offset, buf)
     }
 
-    fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>> {
-        let extents = self.0.extents(offset, length, EXTENTS_MAX)?;
-        Ok(extents.into_iter().map(ExtentRow::from).collect())
+    fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<Extent>> {
+        self.0.extents(offset, length, EXTENTS_MAX)
     }
 
     fn close(self: Box<Self>) -> Result<()> {
@@ -116,7 +112,7 @@ impl Content for Shared {
         Ok(())
     }
 
-    fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>> {
+    fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<Extent>> {
         self.access.execute(&Command::Extents { offset, length }, &mut |_, _| {})
     }
 
@@ -184,10 +180,10 @@ mod tests {
             Ok(())
         }
 
-        fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>> {
+        fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<Extent>> {
             let end = (offset / 3 + 1) * 3;
             let length = length.min(end - offset);
-            Ok(vec![ExtentRow { offset, length, data: (offset / 3) % 2 == 1 }])
+            Ok(vec![Extent { offset, length, data: (offset / 3) % 2 == 1 }])
         }
 
         fn close(self: Box<Self>) -> Result<()> {
@@ -230,10 +226,10 @@ mod tests {
             Ok(())
         }
 
-        fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<ExtentRow>> {
+        fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<Extent>> {
             assert_eq!((offset, length), (0, 1 << 50));
             let after = DATA_AT + 4096;
-            let row = |offset, length, data| ExtentRow { offset, length, data };
+            let row = |offset, length, data| Extent { offset, length, data };
             let rest = row(after, (1 << 50) - after, false);
             Ok(vec![row(0, DATA_AT, false), row(DATA_AT, 4096, true), rest])
         }

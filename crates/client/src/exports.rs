@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use marcot::catalog::is_partial_name;
-use marcot::{BlockDevice, Error, ErrorKind, Pool, Result, Store};
+use marcot::{Error, ErrorKind, Pool, Result, Store};
 use marcot_serve::control::Place;
-use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
+use marcot_serve::host::{HostDevice, HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::negotiation::LIST_BYTES_MAX;
 use marcot_serve::nbd::{ExportName, Exports};
 
@@ -220,7 +220,7 @@ impl Exports for StoreExports {
                 gives_way: true,
                 ..HostOptions::default()
             };
-            let device: Box<dyn BlockDevice> = match &spec.snapshot {
+            let device: Box<dyn HostDevice> = match &spec.snapshot {
                 Some(snap) => Box::new(pool.open_snapshot(id, snap)?),
                 None if self.read_only || pool.read_only() => Box::new(pool.open_read_only(id)?),
                 // Another server may keep it open that nobody uses any more.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use marcot::{BlockDevice, CreateOptions, Error, ErrorKind, ImageId, ImageInfo, Result};
+use marcot::{CreateOptions, Error, ErrorKind, ImageId, ImageInfo, Result};
 
 use crate::client::Client;
 use crate::image_spec::ImageSpec;
@@ -163,26 +163,21 @@ impl Image {
         self.operate(Operation::ImageInfo, || self.engine_pool().info(self.id))
     }
 
-    /// Opens the image for writing, in this process alone, until the device is closed. Who only keeps it
+    /// Opens the image for writing, in this process alone, until it is closed. Who only keeps it
     /// open closes it; who is about to close it is waited for.
     ///
     /// # Errors
     /// `Owned`, with who uses it, where somebody does; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
-    pub fn open(&self) -> Result<Box<dyn BlockDevice>> {
-        self.operate(Operation::OpenImage, || {
-            let opened = self.for_itself(|| self.engine_pool().open(self.id))?;
-            Ok(Box::new(opened) as Box<dyn BlockDevice>)
-        })
+    pub fn open(&self) -> Result<marcot::Image> {
+        let open = || self.engine_pool().open(self.id);
+        self.operate(Operation::OpenImage, || self.for_itself(open))
     }
 
     /// Opens the image for reading, as it is on disk now.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `NewerFormat`.
-    pub fn open_read_only(&self) -> Result<Box<dyn BlockDevice>> {
-        self.operate(Operation::OpenImage, || {
-            let opened = self.engine_pool().open_read_only(self.id)?;
-            Ok(Box::new(opened) as Box<dyn BlockDevice>)
-        })
+    pub fn open_read_only(&self) -> Result<marcot::Image> {
+        self.operate(Operation::OpenImage, || self.engine_pool().open_read_only(self.id))
     }
 }

@@ -4,13 +4,10 @@
 //! before, or the user interrupts, it is removed. What a killed process leaves behind is removed by
 //! the next import into the same namespace, and by `gc`.
 
-use marcot::{
-    BlockDevice, Command, CreateOptions, Error, ErrorKind, ImageId, Reply, Result, Write,
-};
+use marcot::{BlockDevice as _, CreateOptions, Error, ErrorKind, ImageId, Result, Write};
 
 use crate::image::Image;
 use crate::operation::Operation;
-use crate::owner::strange_reply;
 use crate::pool::Pool;
 use crate::retry::interrupted;
 use crate::sparse;
@@ -24,7 +21,7 @@ pub struct Incoming {
     namespace: String,
     name: String,
     id: ImageId,
-    device: Option<Box<dyn BlockDevice>>,
+    device: Option<marcot::Image>,
     whole: bool,
 }
 
@@ -55,12 +52,11 @@ impl Incoming {
         refuse_taken(pool, namespace, name)?;
         let image = pool.engine().create_partial(namespace, name, options)?;
         let id = image.id();
-        let device: Option<Box<dyn BlockDevice>> = Some(Box::new(image));
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        Ok(Self { pool: pool.clone(), namespace, name, id, device, whole: false })
+        Ok(Self { pool: pool.clone(), namespace, name, id, device: Some(image), whole: false })
     }
 
-    fn device(&mut self) -> Result<&mut Box<dyn BlockDevice>> {
+    fn device(&mut self) -> Result<&mut marcot::Image> {
         let closed = || Error::new(ErrorKind::Io, "the image is closed");
         self.device.as_mut().ok_or_else(closed)
     }
@@ -111,11 +107,7 @@ impl Incoming {
     /// # Errors
     /// Those of resizing.
     pub fn resize(&mut self, size_bytes: u64) -> Result<()> {
-        let command = Command::Resize { size_bytes, allow_shrink: true };
-        match self.device()?.execute(&command, &mut |_, _| {})? {
-            Reply::Done => Ok(()),
-            _ => Err(strange_reply()),
-        }
+        self.device()?.resize(size_bytes, true)
     }
 
     /// Makes everything durable and gives the image its name.
@@ -128,7 +120,7 @@ impl Incoming {
         // Before it is closed: a partial image that nobody has open counts as abandoned.
         self.pool.engine().publish_partial(&self.namespace, self.id, &self.name)?;
         self.whole = true;
-        if let Some(Err(error)) = self.device.take().map(BlockDevice::close) {
+        if let Some(Err(error)) = self.device.take().map(marcot::Image::close) {
             // The data is durable; the next owner does what closing could not.
             tracing::warn!(image = %self.name, %error, "the last checkpoint failed");
         }

@@ -1,8 +1,10 @@
 //! What is told of an image without changing it: by its owner where there is one, for that one knows
 //! more than the disk, else by what is on disk.
 
-pub use marcot::command::{DiffExtent, UsageRow, Watcher};
-use marcot::{Command, ErrorKind, Result};
+pub use marcot::{DiffExtent, UsageRow};
+use marcot::{ErrorKind, Result};
+use marcot_serve::control::Command;
+pub use marcot_serve::control::Watcher;
 
 use crate::image::Image;
 use crate::operation::Operation;

@@ -1,11 +1,12 @@
 //! Parents and children: what makes, shows and ends the tie between them.
 
-use marcot::{ChildInfo, CloneOptions, Command, Result, SnapId};
+use marcot::{ChildInfo, CloneOptions, FlattenPart, Result, SnapId};
+use marcot_serve::control::Command;
 
 use crate::image::Image;
 use crate::image_spec::ImageSpec;
 use crate::operation::Operation;
-use crate::owner::{Access, Copied};
+use crate::owner::Access;
 use crate::pool::Pool;
 use crate::snapshot::Snapshot;
 
@@ -116,7 +117,7 @@ impl Image {
         let mut access = Access::open(self, "command")?;
         let mut total = 0;
         loop {
-            let Copied { left_blocks, more } =
+            let FlattenPart { left_blocks, more, .. } =
                 access.execute(&Command::FlattenPart, &mut |_, _| {})?;
             if !more {
                 break;

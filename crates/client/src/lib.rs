@@ -39,7 +39,7 @@
 //!
 //! # Reading and writing
 //!
-//! [`Image::open`] gives the block device to this process alone. [`Image::content`] reads an image that
+//! [`Image::open`] gives the image to this process alone, as an [`OpenImage`]. [`Image::content`] reads an image that
 //! others may write meanwhile, and [`content::walk`] goes through it at a cost that follows the data and
 //! not the size. [`Pool::begin_image`] makes an image that nobody sees before it is whole.
 //!
@@ -91,10 +91,12 @@ pub use client::Client;
 pub use image::Image;
 pub use image_spec::{DEFAULT_POOL, ImageSpec};
 // What stands in the signatures.
+/// An image that is open in this process: the engine's [`marcot::Image`].
+pub use marcot::Image as OpenImage;
 pub use marcot::{
-    BlockDevice, CheckOptions, CheckReport, ChildInfo, CloneOptions, CreateOptions, Error,
-    ErrorKind, GcReport, ImageId, ImageInfo, InfoReader, Limits, PoolId, PoolOptions, PoolStats,
-    Result, SnapId, SnapInfo,
+    CheckOptions, CheckReport, ChildInfo, CloneOptions, CreateOptions, Error, ErrorKind, GcReport,
+    ImageId, ImageInfo, InfoReader, Limits, PoolId, PoolOptions, PoolStats, Result, SnapId,
+    SnapInfo,
 };
 pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};

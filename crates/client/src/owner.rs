@@ -10,9 +10,10 @@
 //! The commands of the control socket and its replies stay in this crate: what an operation gives is
 //! typed ([`Answer`]).
 
-use marcot::command::{DiffExtent, ExtentRow, UsageRow, Watcher};
-use marcot::{BlockDevice, Command, Error, ErrorKind, Reply, Result, SnapId};
-use marcot_serve::control::{self, Client as Connection, Patience, Place};
+use marcot::{DiffExtent, Error, ErrorKind, Extent, FlattenPart, Result, SnapId, UsageRow};
+use marcot_serve::control::{
+    self, Client as Connection, Command, Execute, Patience, Place, Reply, Watcher,
+};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 
 use crate::image::Image;
@@ -59,10 +60,9 @@ macro_rules! answers {
     )*};
 }
 
-/// Blocks that are still to be copied, and whether there are any.
-pub(crate) struct Copied {
-    pub left_blocks: u64,
-    pub more: bool,
+/// What travels, as the engine's types.
+fn typed<T, U: From<T>>(rows: Vec<T>) -> Vec<U> {
+    rows.into_iter().map(U::from).collect()
 }
 
 /// Bytes that were given back to the file system.
@@ -70,12 +70,12 @@ pub(crate) struct Reclaimed(pub u64);
 
 answers! {
     SnapId: Reply::Snapshot { id } => SnapId(id);
-    Vec<UsageRow>: Reply::Usage { rows } => rows;
-    Vec<DiffExtent>: Reply::Diff { extents } => extents;
+    Vec<UsageRow>: Reply::Usage { rows } => typed(rows);
+    Vec<DiffExtent>: Reply::Diff { extents } => typed(extents);
     Vec<u8>: Reply::Data { data } => data;
-    Vec<ExtentRow>: Reply::Extents { extents } => extents;
+    Vec<Extent>: Reply::Extents { extents } => typed(extents);
     Vec<Watcher>: Reply::Status { watchers } => watchers;
-    Copied: Reply::Copied { left_blocks, more } => Copied { left_blocks, more };
+    FlattenPart: Reply::Copied { left_blocks, more } => FlattenPart { left_blocks, more };
     Reclaimed: Reply::Reclaimed { bytes } => Reclaimed(bytes);
 }
 
@@ -216,8 +216,7 @@ impl Image {
         if let Some(answer) = self.look(command)? {
             return Ok(answer);
         }
-        let mut image: Box<dyn BlockDevice> =
-            Box::new(self.engine_pool().open_read_only(self.id())?);
+        let mut image = self.engine_pool().open_read_only(self.id())?;
         T::from_reply(image.execute(command, &mut |_, _| {})?)
     }
 
@@ -289,8 +288,7 @@ impl Image {
     }
 }
 
-fn run_here(image: marcot::Image, command: &Command, progress: Progress<'_>) -> Result<Reply> {
-    let mut image: Box<dyn BlockDevice> = Box::new(image);
+fn run_here(mut image: marcot::Image, command: &Command, progress: Progress<'_>) -> Result<Reply> {
     let outcome = image.execute(command, progress);
     // What the command did is durable when it answers; closing only saves the next one time.
     let closed = image.close();

@@ -1,7 +1,7 @@
 //! A snapshot: taking and removing it, protecting it, going back to it.
 
-use marcot::command::QuiesceMode;
-use marcot::{BlockDevice, Command, Error, ErrorKind, ImageInfo, Result, SnapId, SnapInfo};
+use marcot::{Error, ErrorKind, ImageInfo, Result, SnapId, SnapInfo};
+use marcot_serve::control::{Command, QuiesceMode};
 
 use crate::image::Image;
 use crate::operation::Operation;
@@ -149,11 +149,9 @@ impl Snapshot {
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `NewerFormat`.
-    pub fn open(&self) -> Result<Box<dyn BlockDevice>> {
-        self.image.operate(Operation::OpenImage, || {
-            let opened = self.image.engine_pool().open_snapshot(self.image.id(), &self.name)?;
-            Ok(Box::new(opened) as Box<dyn BlockDevice>)
-        })
+    pub fn open(&self) -> Result<marcot::Image> {
+        let open = || self.image.engine_pool().open_snapshot(self.image.id(), &self.name);
+        self.image.operate(Operation::OpenImage, open)
     }
 
     /// Protects it from removal, so that it can be cloned.

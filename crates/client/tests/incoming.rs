@@ -34,7 +34,7 @@ fn all_names(client: &Client) -> usize {
 
 fn write(image: &Image, offset: u64, data: &[u8]) {
     let mut device = image.open().unwrap();
-    device.write_batch(&[marcot::Write { offset, data }]).unwrap();
+    device.write_at(offset, data).unwrap();
     device.close().unwrap();
 }
 

@@ -7,15 +7,14 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use marcot::command::DiffExtent;
-use marcot::{BlockDevice, CloneOptions, CreateOptions, ErrorKind};
+use marcot::{CloneOptions, CreateOptions, DiffExtent, ErrorKind};
 use marcot_client::inspect::Diff;
 use marcot_client::layering::Children;
 use marcot_client::snapshot::Quiesce;
 use marcot_client::{Client, Image, ImageSpec, Interrupt, Options};
 use marcot_serve::control::message::{Answer, encode_answer};
 use marcot_serve::control::{Place, SOCKET_NAME};
-use marcot_serve::host::{DeviceRequest, HostHandle, HostOptions, ImageHost};
+use marcot_serve::host::{DeviceRequest, HostDevice, HostHandle, HostOptions, ImageHost};
 use tempfile::TempDir;
 
 const SIZE_BYTES: u64 = 64 << 20;
@@ -51,7 +50,7 @@ fn own(image: &Image, gives_way: bool) -> HostHandle {
     serve(image, Box::new(pool.open(id).unwrap()), gives_way)
 }
 
-fn serve(image: &Image, device: Box<dyn BlockDevice>, gives_way: bool) -> HostHandle {
+fn serve(image: &Image, device: Box<dyn HostDevice>, gives_way: bool) -> HostHandle {
     let control = Some(Place::of(image.pool().engine(), image.id()));
     let name = image.spec().to_string();
     let options = HostOptions { name, control, gives_way, ..HostOptions::default() };

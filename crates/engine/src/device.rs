@@ -2,7 +2,6 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::command::{Command, ExtentRow, Reply};
 use crate::error::Result;
 
 /// One write of a batch. `offset` and length are in bytes and need no alignment.
@@ -66,12 +65,6 @@ pub struct Extent {
     pub data: bool,
 }
 
-impl From<Extent> for ExtentRow {
-    fn from(e: Extent) -> Self {
-        Self { offset: e.offset, length: e.length, data: e.data }
-    }
-}
-
 /// What a device gave back when it was told to rest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct IdleOutcome {
@@ -81,7 +74,8 @@ pub struct IdleOutcome {
     pub unfinished: bool,
 }
 
-/// What a front end needs of an open image. Implemented by [`crate::Image`].
+/// The data plane of an open image: what a front end needs to serve reads and writes. Implemented by
+/// [`crate::Image`].
 ///
 /// All calls come from the one thread that serves the image.
 pub trait BlockDevice: Send {
@@ -147,7 +141,12 @@ pub trait BlockDevice: Send {
     /// # Errors
     /// `OutOfRange`.
     fn cache(&mut self, offset: u64, length: u64) -> Result<()>;
+}
 
+/// What an open image does for itself while nobody waits for it. Implemented by [`crate::Image`].
+///
+/// Who has an image open calls this between requests, from the thread that serves it.
+pub trait Housekeeping: Send {
     /// Does a small piece of background work (checkpoint, space reclaim); true if more waits.
     ///
     /// # Errors
@@ -167,15 +166,9 @@ pub trait BlockDevice: Send {
         Ok(IdleOutcome::default())
     }
 
-    /// Runs a management command on the open image.
-    ///
-    /// # Errors
-    /// As the command says.
-    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply>;
-
     /// Makes everything durable and lets go of the image.
     ///
     /// # Errors
-    /// As [`Self::flush`].
+    /// As [`BlockDevice::flush`].
     fn close(self: Box<Self>) -> Result<()>;
 }

@@ -7,15 +7,15 @@
 //! ```
 //! # fn main() -> marcot::Result<()> {
 //! # let dir = tempfile::tempdir().unwrap();
-//! use marcot::{BlockDevice, CloneOptions, Command, CreateOptions, Store};
+//! use marcot::{CloneOptions, CreateOptions, Store};
 //!
 //! let store = Store::open(dir.path())?;
 //! let pool = store.pool("rbd")?;
 //! let id = pool.create("", "golden", &CreateOptions { size_bytes: 1 << 30, ..Default::default() })?;
 //! let mut golden = pool.open(id)?;
 //! golden.write_at(4096, b"a kernel")?;
-//! golden.execute(&Command::SnapCreate { name: "v1".into() }, &mut |_, _| {})?;
-//! golden.execute(&Command::SnapProtect { name: "v1".into() }, &mut |_, _| {})?;
+//! golden.snapshot("v1")?;
+//! golden.protect("v1")?;
 //! golden.close()?;
 //!
 //! let child = store.clone_image(&pool, id, "v1", &pool, "", "vm-1", &CloneOptions::default())?;
@@ -25,7 +25,7 @@
 //! assert_eq!(&buf, b"a kernel");
 //! vm.write_at(4096, b"my own k")?;
 //! vm.flush()?; // durable from here on
-//! vm.execute(&Command::Flatten, &mut |_, _| {})?;
+//! vm.flatten()?;
 //! vm.close()?;
 //! assert!(store.children(&pool, id, None)?.is_empty());
 //! # Ok(())
@@ -34,7 +34,6 @@
 
 pub mod catalog;
 pub mod check;
-pub mod command;
 pub mod device;
 pub mod error;
 mod gc;
@@ -54,10 +53,11 @@ pub use catalog::{
     ReadableBy, SnapInfo, Store,
 };
 pub use check::{CheckOptions, CheckReport, Finding};
-pub use command::{Command, Reply};
-pub use device::{BlockDevice, CompletedRead, Completion, Extent, IdleOutcome, Read, Write};
+pub use device::{
+    BlockDevice, CompletedRead, Completion, Extent, Housekeeping, IdleOutcome, Read, Write,
+};
 pub use error::{Error, ErrorKind, Result};
-pub use image::Image;
+pub use image::{DiffExtent, FlattenPart, Image, UsageRow};
 pub use limits::Limits;
 #[cfg(feature = "deliberate-faults")]
 pub use marcot_backend::fault;

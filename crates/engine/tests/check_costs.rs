@@ -6,9 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use marcot::{
-    BlockDevice, CheckOptions, CheckReport, Command, CreateOptions, ImageId, Pool, Store,
-};
+use marcot::{CheckOptions, CheckReport, CreateOptions, ImageId, Pool, Store};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::HeadRecord;
 use marcot_format::segment::SegmentKind;
@@ -63,7 +61,7 @@ impl Place {
                 let at = number % LEAVES * LEAF_BYTES + (1 + number / LEAVES) * 4096;
                 image.write_at(at, &[number as u8; 4096]).unwrap();
                 let name = format!("s{number}");
-                image.execute(&Command::SnapCreate { name }, &mut |_, _| {}).unwrap();
+                image.snapshot(&name).unwrap();
             }
         });
     }

@@ -6,27 +6,30 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool,
-    PoolOptions, Store,
+    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Store,
 };
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 4 * MIB;
 
-fn run(pool: &Pool, image: ImageId, command: Command) -> marcot::Result<marcot::Reply> {
+fn run<T>(
+    pool: &Pool,
+    image: ImageId,
+    change: impl FnOnce(&mut Image) -> marcot::Result<T>,
+) -> marcot::Result<T> {
     let mut image = pool.open(image)?;
-    let done = image.execute(&command, &mut |_, _| {});
+    let done = change(&mut image);
     image.close()?;
     done
 }
 
 fn protected_snapshot(pool: &Pool, image: ImageId) {
-    run(pool, image, Command::SnapCreate { name: "s".into() }).unwrap();
-    run(pool, image, Command::SnapProtect { name: "s".into() }).unwrap();
+    run(pool, image, |image| image.snapshot("s")).unwrap();
+    run(pool, image, |image| image.protect("s")).unwrap();
 }
 
-fn unprotect(pool: &Pool, image: ImageId) -> marcot::Result<marcot::Reply> {
-    run(pool, image, Command::SnapUnprotect { name: "s".into() })
+fn unprotect(pool: &Pool, image: ImageId) -> marcot::Result<()> {
+    run(pool, image, |image| image.unprotect("s"))
 }
 
 fn write(pool: &Pool, image: ImageId, offset: usize, byte: u8) {
@@ -141,12 +144,12 @@ fn a_damaged_image_is_kept_while_it_has_children_and_what_they_need_outlives_it(
         assert_eq!(refused.kind(), ErrorKind::HasChildren);
         assert!(refused.to_string().contains(name), "{refused}");
         assert_eq!(bytes(dest, child), [1, 2, 0, 0]);
-        run(dest, child, Command::Flatten).unwrap();
+        run(dest, child, |image| image.flatten()).unwrap();
     }
     give_up(store, pool, "middle").unwrap();
     // The template's data, which both had through the damaged image, is not needed any more.
     unprotect(templates, *template).unwrap();
-    run(templates, *template, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    run(templates, *template, |image| image.remove_snapshot("s", false)).unwrap();
     store.remove_named(templates, "", "template", &mut |_, _| {}).unwrap();
     for pool in [templates, pool, &third] {
         gc(store, pool).unwrap();
@@ -180,7 +183,7 @@ fn nothing_but_a_damaged_head_is_forced() {
     let directory = tempfile::tempdir().unwrap();
     let family = family(Store::open(directory.path()).unwrap());
     let Family { store, pool, middle, .. } = &family;
-    run(pool, *middle, Command::SnapCreate { name: "s".into() }).unwrap();
+    run(pool, *middle, |image| image.snapshot("s")).unwrap();
     let refused = give_up(store, pool, "middle").unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::HasSnapshots);
     let path = pool.image_directory(*middle).join("head");

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    BlockDevice, Command, Completion, CreateOptions, ErrorKind, Image, ImageId, Limits, Pool,
+    BlockDevice, Completion, CreateOptions, ErrorKind, Housekeeping, Image, ImageId, Limits, Pool,
     Store, Write,
 };
 use marcot_store::World;
-use support::{Faults, MIB, assert_sound, execute, faulty_world, pattern};
+use support::{Faults, MIB, assert_sound, faulty_world, pattern};
 
 const SIZE_BYTES: u64 = 64 * MIB;
 
@@ -214,7 +214,7 @@ fn reads_flushes_and_commands_wait_for_what_is_under_way() {
     assert!(bench.read(3 * MIB, 4096).iter().all(|b| *b == 0));
     assert!(bench.read(3 * MIB + 4096, 4096) == pattern(3, MIB as usize)[4096..8192]);
     bench.stream(4);
-    execute(&mut bench.image, Command::SnapCreate { name: "s".into() }).unwrap();
+    bench.image.snapshot("s").unwrap();
     bench.stream(5);
     bench.image.flush().unwrap();
     let (store, pool, mut image) = bench.killed();

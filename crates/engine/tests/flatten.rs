@@ -5,11 +5,8 @@ mod support;
 
 use std::path::Path;
 
-use marcot::{
-    CloneOptions, Command, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Reply,
-    Store,
-};
-use support::{MIB, assert_sound, execute, pattern, segments};
+use marcot::{CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Store};
+use support::{MIB, assert_sound, pattern, segments};
 
 const SIZE: u64 = 8 * MIB;
 
@@ -24,8 +21,8 @@ struct Family {
 }
 
 fn snapshot(image: &mut Image, name: &str) {
-    execute(image, Command::SnapCreate { name: name.into() }).unwrap();
-    execute(image, Command::SnapProtect { name: name.into() }).unwrap();
+    image.snapshot(name).unwrap();
+    image.protect(name).unwrap();
 }
 
 fn clone(
@@ -64,9 +61,9 @@ impl Family {
         self.second.open(self.child).unwrap()
     }
 
-    fn unprotect(&self) -> marcot::Result<Reply> {
+    fn unprotect(&self) -> marcot::Result<()> {
         let mut image = self.first.open(self.template).unwrap();
-        let outcome = execute(&mut image, Command::SnapUnprotect { name: "s".into() });
+        let outcome = image.unprotect("s");
         image.close().unwrap();
         outcome
     }
@@ -76,7 +73,7 @@ impl Family {
         assert!(self.store.children(&self.first, self.template, None).unwrap().is_empty());
         self.unprotect().unwrap();
         let mut image = self.first.open(self.template).unwrap();
-        execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+        image.remove_snapshot("s", false).unwrap();
         image.close().unwrap();
         self.store.remove_image(&self.first, self.template, &mut |_, _| {}).unwrap();
         self.store.gc(&self.first, &mut |_, _| {}).unwrap();
@@ -112,14 +109,14 @@ fn snapshots_are_independent_with_their_image_and_share_what_they_shared() {
         image.write_at(u64::from(n) * 4096, &[n; 4096]).unwrap();
         now[usize::from(n) * 4096..][..4096].fill(n);
         let name = format!("s{n}");
-        execute(&mut image, Command::SnapCreate { name: name.clone() }).unwrap();
+        image.snapshot(&name).unwrap();
         expected.push((name, now.clone()));
     }
-    execute(&mut image, Command::SnapRollback { name: "s2".into() }).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "again".into() }).unwrap();
+    image.roll_back("s2").unwrap();
+    image.snapshot("again").unwrap();
     expected.push(("again".to_owned(), expected[2].1.clone()));
     assert_eq!(family.unprotect().unwrap_err().kind(), ErrorKind::HasChildren);
-    execute(&mut image, Command::Flatten).unwrap();
+    image.flatten().unwrap();
     let copied = copied_bytes(&family.second);
     assert!((SIZE - 10 * 4096..SIZE + MIB).contains(&copied), "{copied} bytes for all states");
     image.close().unwrap();
@@ -134,12 +131,10 @@ fn snapshots_are_independent_with_their_image_and_share_what_they_shared() {
     family.assert_sound();
     // What the states share is not counted as changed.
     let mut image = family.open();
-    let (from_snap, to_snap) = (Some("s0".to_owned()), Some("s1".to_owned()));
-    let command = Command::Diff { from_snap, to_snap, offset: 0, length: SIZE };
-    let Reply::Diff { extents } = execute(&mut image, command).unwrap() else { panic!("no diff") };
+    let extents = image.diff(Some("s0"), Some("s1"), 0, SIZE).unwrap();
     assert_eq!(extents.iter().map(|e| (e.offset, e.length)).collect::<Vec<_>>(), [(4096, 4096)]);
     for (name, _) in &expected {
-        execute(&mut image, Command::SnapRemove { name: name.clone(), force: false }).unwrap();
+        image.remove_snapshot(name, false).unwrap();
     }
     image.close().unwrap();
     family.store.remove_image(&family.second, family.child, &mut |_, _| {}).unwrap();
@@ -172,21 +167,21 @@ fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
     let of = |pool: &Pool| other.pool(pool.name()).unwrap();
     let mut guest = of(third).open(last).unwrap();
     // Its state comes from a snapshot that is gone.
-    execute(&mut guest, Command::SnapCreate { name: "x".into() }).unwrap();
-    execute(&mut guest, Command::SnapRollback { name: "x".into() }).unwrap();
-    execute(&mut guest, Command::SnapRemove { name: "x".into(), force: false }).unwrap();
+    guest.snapshot("x").unwrap();
+    guest.roll_back("x").unwrap();
+    guest.remove_snapshot("x", false).unwrap();
     let mut reader = of(second).open_snapshot(*child, "middle").unwrap();
     let mut image = family.open();
-    execute(&mut image, Command::Flatten).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "later".into() }).unwrap();
+    image.flatten().unwrap();
+    image.snapshot("later").unwrap();
     image.close().unwrap();
     let listed = store.children(second, *child, None).unwrap();
     assert_eq!(listed.len(), 3, "{listed:?}");
-    let refused = execute(&mut family.open(), Command::SnapUnprotect { name: "middle".into() });
+    let refused = family.open().unprotect("middle");
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::HasChildren);
     family.unprotect().unwrap();
     let mut template = first.open(family.template).unwrap();
-    execute(&mut template, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    template.remove_snapshot("s", false).unwrap();
     template.close().unwrap();
     store.remove_image(first, family.template, &mut |_, _| {}).unwrap();
     // The clone in the template's own pool still names its segments there; the others must not need
@@ -211,7 +206,7 @@ fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
     // Those below are flattened in turn, from where the data is now.
     for (pool, image) in [(second, great), (third, last), (second, grandchildren[1].1)] {
         let mut image = pool.open(image).unwrap();
-        execute(&mut image, Command::Flatten).unwrap();
+        image.flatten().unwrap();
         image.close().unwrap();
     }
     family.assert_sound();
@@ -224,8 +219,8 @@ fn a_flatten_that_was_cut_off_goes_on_with_what_it_has() {
     let directory = tempfile::tempdir().unwrap();
     let family = Family::new(directory.path(), "");
     let mut image = family.open();
-    execute(&mut image, Command::SnapCreate { name: "before".into() }).unwrap();
-    execute(&mut image, Command::FlattenPart).unwrap();
+    image.snapshot("before").unwrap();
+    image.flatten_part().unwrap();
     drop(image);
     let half = copied_bytes(&family.second);
     assert!(half >= SIZE / 2, "{half}");
@@ -235,7 +230,7 @@ fn a_flatten_that_was_cut_off_goes_on_with_what_it_has() {
     let copy = segments(&family.second, 'd').into_iter().next().unwrap();
     let made = std::fs::metadata(&copy).unwrap().modified().unwrap();
     let mut image = family.open();
-    execute(&mut image, Command::Flatten).unwrap();
+    image.flatten().unwrap();
     image.close().unwrap();
     assert!(std::fs::metadata(&copy).unwrap().modified().unwrap() >= made);
     assert_eq!(segments(&family.second, 'd').len(), 1, "the same copy was completed");
@@ -249,9 +244,9 @@ fn copies_of_a_flatten_that_is_never_finished_go_with_their_image() {
     let directory = tempfile::tempdir().unwrap();
     let family = Family::new(directory.path(), "");
     let mut image = family.open();
-    execute(&mut image, Command::SnapCreate { name: "before".into() }).unwrap();
-    execute(&mut image, Command::FlattenPart).unwrap();
-    execute(&mut image, Command::SnapRemove { name: "before".into(), force: false }).unwrap();
+    image.snapshot("before").unwrap();
+    image.flatten_part().unwrap();
+    image.remove_snapshot("before", false).unwrap();
     image.close().unwrap();
     family.store.remove_image(&family.second, family.child, &mut |_, _| {}).unwrap();
     assert!(segments(&family.second, 'd').is_empty());
@@ -263,16 +258,16 @@ fn without_deep_flatten_snapshots_stay_with_the_parent() {
     let directory = tempfile::tempdir().unwrap();
     let family = Family::new(directory.path(), "layering");
     let mut image = family.open();
-    execute(&mut image, Command::SnapCreate { name: "before".into() }).unwrap();
-    execute(&mut image, Command::Flatten).unwrap();
+    image.snapshot("before").unwrap();
+    image.flatten().unwrap();
     image.close().unwrap();
     let info = family.second.info(family.child).unwrap();
     assert!(info.parent.is_none() && info.snapshots[0].parent.is_some());
     assert_eq!(family.unprotect().unwrap_err().kind(), ErrorKind::HasChildren);
     assert_eq!(copied_bytes(&family.second), 0);
     let mut image = family.open();
-    assert_eq!(execute(&mut image, Command::Flatten).unwrap_err().kind(), ErrorKind::NoParent);
-    execute(&mut image, Command::SnapRemove { name: "before".into(), force: false }).unwrap();
+    assert_eq!(image.flatten().unwrap_err().kind(), ErrorKind::NoParent);
+    image.remove_snapshot("before", false).unwrap();
     image.close().unwrap();
     family.remove_template();
     assert!(read(&mut family.open()) == pattern(1, SIZE as usize));
@@ -288,14 +283,14 @@ fn a_block_that_cannot_be_read_keeps_the_parent() {
     data[at] ^= 1;
     std::fs::write(&path, &data).unwrap();
     let mut image = family.open();
-    execute(&mut image, Command::SnapCreate { name: "before".into() }).unwrap();
-    let error = execute(&mut image, Command::Flatten).unwrap_err();
+    image.snapshot("before").unwrap();
+    let error = image.flatten().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.to_string().contains("second/child@before"), "{error}");
     assert_eq!(family.unprotect().unwrap_err().kind(), ErrorKind::HasChildren);
     data[at] ^= 1;
     std::fs::write(&path, &data).unwrap();
-    execute(&mut image, Command::Flatten).unwrap();
+    image.flatten().unwrap();
     image.close().unwrap();
     family.remove_template();
     family.assert_sound();
@@ -308,11 +303,11 @@ fn flatten_and_remove_parent(
     (above, parent, snap): (&Pool, ImageId, &str),
 ) {
     let mut flattened = pool.open(image).unwrap();
-    execute(&mut flattened, Command::Flatten).unwrap();
+    flattened.flatten().unwrap();
     flattened.close().unwrap();
     let mut gone = above.open(parent).unwrap();
-    execute(&mut gone, Command::SnapUnprotect { name: snap.into() }).unwrap();
-    execute(&mut gone, Command::SnapRemove { name: snap.into(), force: false }).unwrap();
+    gone.unprotect(snap).unwrap();
+    gone.remove_snapshot(snap, false).unwrap();
     gone.close().unwrap();
     store.remove_image(above, parent, &mut |_, _| {}).unwrap();
     store.gc(above, &mut |_, _| {}).unwrap();
@@ -338,7 +333,7 @@ fn what_an_ancestor_has_copied_into_the_images_own_pool_is_not_its_own() {
         image.close().unwrap();
         let c = clone(store, (third, b, "b"), second, "c");
         let mut image = second.open(c).unwrap();
-        execute(&mut image, Command::SnapCreate { name: "c0".into() }).unwrap();
+        image.snapshot("c0").unwrap();
         image.close().unwrap();
         flatten_and_remove_parent(store, (second, x), (first, w, "s"));
         let mut expected = pattern(1, SIZE as usize);
@@ -348,9 +343,9 @@ fn what_an_ancestor_has_copied_into_the_images_own_pool_is_not_its_own() {
         assert!(read(&mut image) == expected);
         if written {
             image.write_at(MIB, &pattern(4, 65_536)).unwrap();
-            execute(&mut image, Command::SnapCreate { name: "c1".into() }).unwrap();
-            execute(&mut image, Command::SnapRollback { name: "c0".into() }).unwrap();
-            execute(&mut image, Command::SnapRemove { name: "c0".into(), force: false }).unwrap();
+            image.snapshot("c1").unwrap();
+            image.roll_back("c0").unwrap();
+            image.remove_snapshot("c0", false).unwrap();
             flatten_and_remove_parent(store, (third, b), (second, x, "x"));
         } else {
             flatten_and_remove_parent(store, (third, b), (second, x, "x"));

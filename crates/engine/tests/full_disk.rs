@@ -5,9 +5,9 @@ mod support;
 use std::path::Path;
 use std::sync::Arc;
 
-use support::{Faults, MIB, assert_sound, execute, pattern, taken_bytes};
+use support::{Faults, MIB, assert_sound, pattern, taken_bytes};
 
-use marcot::{Command, CreateOptions, ImageId, Limits, Pool, Store};
+use marcot::{CreateOptions, ImageId, Limits, Pool, Store};
 
 /// What one leaf of the map covers.
 const LEAF_BYTES: u64 = 2 * MIB;
@@ -46,7 +46,7 @@ fn fill(faults: &Faults, directory: &Path, room_bytes: u64) {
 }
 
 fn remove(image: &mut marcot::Image, name: &str) {
-    execute(image, Command::SnapRemove { name: name.into(), force: false }).unwrap();
+    image.remove_snapshot(name, false).unwrap();
 }
 
 fn expect(image: &mut marcot::Image, seed: u8) {
@@ -68,7 +68,7 @@ fn a_snapshot_gives_its_space_back_on_a_full_disk_though_the_log_needs_more_map_
             opened.write_at(leaf * LEAF_BYTES, &pattern(seed, LEAF_BYTES as usize)).unwrap();
         }
         if seed == 1 {
-            execute(&mut opened, Command::SnapCreate { name: "s".into() }).unwrap();
+            opened.snapshot("s").unwrap();
         }
     }
     opened.flush().unwrap();
@@ -104,7 +104,7 @@ fn a_guest_trims_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve()
         }
         if seed == 1 {
             opened.flush().unwrap();
-            execute(&mut opened, Command::Reclaim).unwrap();
+            opened.reclaim().unwrap();
         }
     }
     opened.flush().unwrap();
@@ -114,7 +114,7 @@ fn a_guest_trims_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve()
     let mut opened = pool.open(id).unwrap();
     opened.discard(0, 20 * LEAF_BYTES).unwrap();
     opened.flush().unwrap();
-    execute(&mut opened, Command::Reclaim).unwrap();
+    opened.reclaim().unwrap();
     let freed = before.saturating_sub(taken_bytes(directory.path()));
     assert!(freed > 70 * MIB, "{} KiB", freed >> 10);
     let mut found = vec![1; LEAF_BYTES as usize];
@@ -144,7 +144,7 @@ fn a_reclaim_on_a_full_disk_leaves_alone_what_only_memory_names() {
         for leaf in 0..LEAVES {
             opened.write_at(leaf * LEAF_BYTES, &pattern(1, LEAF_BYTES as usize)).unwrap();
         }
-        execute(&mut opened, Command::SnapCreate { name: "s".into() }).unwrap();
+        opened.snapshot("s").unwrap();
         // A page of six KiB for each, in turns.
         for write in 0..WRITES {
             let offset = write % LEAVES * LEAF_BYTES + write / LEAVES * 4096;

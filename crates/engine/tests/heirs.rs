@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use support::{Faults, MIB, assert_sound, execute, pattern};
+use support::{Faults, MIB, assert_sound, pattern};
 
-use marcot::{CloneOptions, Command, CreateOptions, ImageId, Pool, PoolOptions, Store};
+use marcot::{CloneOptions, CreateOptions, Image, ImageId, Pool, PoolOptions, Store};
 
 const SIZE_BYTES: u64 = 8 * MIB;
 
@@ -20,18 +20,14 @@ fn store(directory: &Path) -> (Store, Pool, Arc<Faults>) {
     (store, pool, faults)
 }
 
-fn on(pool: &Pool, image: ImageId, commands: Vec<Command>) {
+fn on(pool: &Pool, image: ImageId, change: impl FnOnce(&mut Image) -> marcot::Result<()>) {
     let mut opened = pool.open(image).unwrap();
-    for command in commands {
-        execute(&mut opened, command).unwrap();
-    }
+    change(&mut opened).unwrap();
     opened.close().unwrap();
 }
 
 fn snapshot(pool: &Pool, image: ImageId) {
-    let (create, protect) =
-        (Command::SnapCreate { name: "s".into() }, Command::SnapProtect { name: "s".into() });
-    on(pool, image, vec![create, protect]);
+    on(pool, image, |image| image.snapshot("s").and_then(|_| image.protect("s")));
 }
 
 /// An image of random bytes with a protected snapshot.
@@ -50,13 +46,17 @@ fn clone(store: &Store, (parent, image): (&Pool, ImageId), pool: &Pool, name: &s
 }
 
 fn flatten(pool: &Pool, image: ImageId) {
-    on(pool, image, vec![Command::Flatten]);
+    on(pool, image, Image::flatten);
+}
+
+fn remove_snapshot(image: &mut Image) -> marcot::Result<()> {
+    image.unprotect("s")?;
+    image.remove_snapshot("s", false)
 }
 
 /// Removes the snapshot, and the image.
 fn remove(store: &Store, pool: &Pool, image: ImageId) {
-    let unprotect = Command::SnapUnprotect { name: "s".into() };
-    on(pool, image, vec![unprotect, Command::SnapRemove { name: "s".into(), force: false }]);
+    on(pool, image, remove_snapshot);
     remove_alone(store, pool, image);
 }
 
@@ -98,9 +98,7 @@ fn a_template_without_clones_goes_with_all_it_had_and_no_other_head_is_read() {
         }
         let child = clone(&store, (&pool, template), &pool, "child");
         remove_alone(&store, &pool, child);
-        let unprotect = Command::SnapUnprotect { name: "s".into() };
-        let remove = Command::SnapRemove { name: "s".into(), force: false };
-        on(&pool, template, vec![unprotect, remove]);
+        on(&pool, template, remove_snapshot);
         let before = faults.opens.load(Ordering::Relaxed);
         remove_alone(&store, &pool, template);
         opened.push(faults.opens.load(Ordering::Relaxed) - before);
@@ -139,10 +137,10 @@ fn what_few_heirs_name_no_more_comes_back_at_once() {
     // More than the child names.
     let mut image = pool.open(template).unwrap();
     image.write_at(0, &pattern(2, SIZE_BYTES as usize)).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "later".into() }).unwrap();
-    execute(&mut image, Command::SnapProtect { name: "later".into() }).unwrap();
-    execute(&mut image, Command::SnapUnprotect { name: "later".into() }).unwrap();
-    execute(&mut image, Command::SnapRemove { name: "later".into(), force: false }).unwrap();
+    image.snapshot("later").unwrap();
+    image.protect("later").unwrap();
+    image.unprotect("later").unwrap();
+    image.remove_snapshot("later", false).unwrap();
     image.close().unwrap();
     assert!(allocated(&store, &pool) > 15 * MIB);
     remove(&store, &pool, template);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    BlockDevice, Command, CompletedRead, Completion, CreateOptions, ErrorKind, Image, Limits, Pool,
-    Read, Store,
+    BlockDevice, CompletedRead, Completion, CreateOptions, ErrorKind, Image, Limits, Pool, Read,
+    Store,
 };
 use support::{Faults, assert_sound, faulty_world};
 
@@ -100,17 +100,14 @@ fn what_is_not_cached_comes_later_and_everything_else_at_once() {
 fn a_read_under_way_survives_what_happens_to_its_blocks() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
-    let execute = |bench: &mut Bench, command| {
-        bench.image.execute(&command, &mut |_, _| {}).unwrap();
-    };
-    execute(&mut bench, Command::SnapCreate { name: "s".to_owned() });
+    bench.image.snapshot("s").unwrap();
     // Overwritten, and the snapshot that kept the old ones goes with its segments.
     assert!(bench.ask(1, 9 * BLOCK as u64, BLOCK).is_none());
     assert!(bench.ask(2, 10 * BLOCK as u64, BLOCK).is_none());
     let data: Vec<u8> = (100..100 + BLOCKS).flat_map(content).collect();
     bench.image.write_at(0, &data).unwrap();
-    execute(&mut bench, Command::SnapRemove { name: "s".to_owned(), force: false });
-    execute(&mut bench, Command::Reclaim);
+    bench.image.remove_snapshot("s", false).unwrap();
+    bench.image.reclaim().unwrap();
     for number in [1, 2] {
         let read = bench.land();
         assert_eq!(read.number, number);
@@ -121,7 +118,7 @@ fn a_read_under_way_survives_what_happens_to_its_blocks() {
     // One whose place is cut off by a shrink is told so, or has what was there.
     assert!(bench.ask(3, 60 * BLOCK as u64, BLOCK).is_none());
     let size_bytes = 8 * BLOCK as u64;
-    execute(&mut bench, Command::Resize { size_bytes, allow_shrink: true });
+    bench.image.resize(size_bytes, true).unwrap();
     match bench.land().result {
         Ok(got) => assert!(got == content(160)),
         Err(error) => assert_eq!(error.kind(), ErrorKind::OutOfRange),

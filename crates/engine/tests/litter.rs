@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use marcot::{
-    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool,
-    PoolOptions, Store,
+    CheckOptions, CloneOptions, CreateOptions, ErrorKind, ImageId, Pool, PoolOptions, Store,
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::HeadRecord;
@@ -197,13 +196,9 @@ fn cut_off_clone(place: &Place, removing: bool) -> (Store, PathBuf) {
     let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
     let golden = owner.create("", "golden", &options).unwrap();
     let mut image = owner.open(golden).unwrap();
-    for command in [
-        Command::Write { offset: 0, data: vec![7; 8192] },
-        Command::SnapCreate { name: "s".into() },
-        Command::SnapProtect { name: "s".into() },
-    ] {
-        image.execute(&command, &mut |_, _| {}).unwrap();
-    }
+    image.write_at(0, &[7; 8192]).unwrap();
+    image.snapshot("s").unwrap();
+    image.protect("s").unwrap();
     image.close().unwrap();
     let attached = place.store.pool_attach("tmpl", owner.directory()).unwrap();
     let made = CloneOptions::default();
@@ -239,7 +234,6 @@ fn one_gc_finishes_a_clone_and_a_removal_that_were_cut_off() {
         assert_eq!(left(&place.pool.directory().join("segments")), 0, "removing: {removing}");
         let golden = owner.find("", "golden").unwrap();
         let mut image = owner.open(golden).unwrap();
-        let unprotect = Command::SnapUnprotect { name: "s".into() };
-        image.execute(&unprotect, &mut |_, _| {}).unwrap();
+        image.unprotect("s").unwrap();
     }
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use marcot::{
-    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, Image, ImageId,
-    Limits, Pool, PoolOptions, Reply, Store, World,
+    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Limits, Pool,
+    PoolOptions, Store, World,
 };
 use marcot_backend::memory::MemoryMachine;
 use support::no_disk::NoDisk;
@@ -83,10 +83,6 @@ impl Family {
             .or_insert_with(|| model.pool.open(model.id).expect("opens"))
     }
 
-    fn execute(&mut self, name: &str, command: Command) -> marcot::Result<Reply> {
-        self.image(name).execute(&command, &mut |_, _| {})
-    }
-
     fn range(&mut self, name: &str) -> (u64, u64) {
         let size = self.models[name].bytes.len() as u64;
         let mut offset = self.rng.below(size.max(1));
@@ -123,7 +119,7 @@ impl Family {
             90..92 => self.create(),
             92..95 => self.reopen(&name),
             95..97 => self.crash(&name),
-            97 => drop(self.execute(&name, Command::Reclaim).expect("reclaims")),
+            97 => drop(self.image(&name).reclaim().expect("reclaims")),
             98 => {
                 let pool = self.models[&name].pool.clone();
                 self.store.gc(&pool, &mut |_, _| {}).expect("collects");
@@ -177,7 +173,7 @@ impl Family {
 
     fn snapshot(&mut self, name: &str) {
         let snap = self.new_name("snap-");
-        self.execute(name, Command::SnapCreate { name: snap.clone() }).expect("snapshots");
+        self.image(name).snapshot(&snap).expect("snapshots");
         let model = self.model(name);
         let (bytes, parent) = (model.bytes.clone(), model.parent.clone());
         model.snaps.insert(snap, Snap { bytes, protected: false, parent });
@@ -190,7 +186,7 @@ impl Family {
 
     fn rollback(&mut self, name: &str) {
         let Some(snap) = self.a_snapshot(name) else { return };
-        self.execute(name, Command::SnapRollback { name: snap.clone() }).expect("rolls back");
+        self.image(name).roll_back(&snap).expect("rolls back");
         let model = self.model(name);
         model.bytes = model.snaps[&snap].bytes.clone();
         model.parent = model.snaps[&snap].parent.clone();
@@ -209,7 +205,7 @@ impl Family {
         if !self.models[name].snaps[&snap].protected {
             let refused = clone().expect_err("an unprotected parent");
             assert_eq!(refused.kind(), ErrorKind::NotProtected);
-            self.execute(name, Command::SnapProtect { name: snap.clone() }).expect("protects");
+            self.image(name).protect(&snap).expect("protects");
             let snaps = &mut self.model(name).snaps;
             snaps.get_mut(&snap).expect("a known snapshot").protected = true;
         }
@@ -227,7 +223,7 @@ impl Family {
 
     /// Image and snapshots become independent, as with RBD's `deep-flatten`; some images lack that.
     fn flatten(&mut self, name: &str) {
-        let result = self.execute(name, Command::Flatten);
+        let result = self.image(name).flatten();
         if self.models[name].parent.is_none() {
             assert_eq!(result.expect_err("no parent").kind(), ErrorKind::NoParent);
             return;
@@ -274,7 +270,7 @@ impl Family {
             return;
         }
         let children = self.has_children(name, &snap);
-        let unprotected = self.execute(name, Command::SnapUnprotect { name: snap.clone() });
+        let unprotected = self.image(name).unprotect(&snap);
         match children {
             true => {
                 assert_eq!(unprotected.expect_err("children").kind(), ErrorKind::HasChildren);
@@ -289,19 +285,18 @@ impl Family {
 
     fn remove_snapshot(&mut self, name: &str) {
         let Some(snap) = self.a_snapshot(name) else { return };
-        let remove = Command::SnapRemove { name: snap.clone(), force: false };
         if self.models[name].snaps[&snap].protected {
-            let refused = self.execute(name, remove.clone()).expect_err("protected");
+            let refused = self.image(name).remove_snapshot(&snap, false).expect_err("protected");
             assert_eq!(refused.kind(), ErrorKind::Protected);
             let children = self.has_children(name, &snap);
-            let unprotected = self.execute(name, Command::SnapUnprotect { name: snap.clone() });
+            let unprotected = self.image(name).unprotect(&snap);
             if children {
                 assert_eq!(unprotected.expect_err("children").kind(), ErrorKind::HasChildren);
                 return;
             }
             unprotected.expect("unprotects");
         }
-        self.execute(name, remove).expect("removes");
+        self.image(name).remove_snapshot(&snap, false).expect("removes");
         self.model(name).snaps.remove(&snap);
     }
 
@@ -326,12 +321,10 @@ impl Family {
     fn resize(&mut self, name: &str) {
         let size_bytes = self.rng.below(SIZE_MAX) + 1;
         if size_bytes < self.models[name].bytes.len() as u64 {
-            let command = Command::Resize { size_bytes, allow_shrink: false };
-            let refused = self.execute(name, command).expect_err("shrinks");
+            let refused = self.image(name).resize(size_bytes, false).expect_err("shrinks");
             assert_eq!(refused.kind(), ErrorKind::Invalid);
         }
-        let command = Command::Resize { size_bytes, allow_shrink: true };
-        self.execute(name, command).expect("resizes");
+        self.image(name).resize(size_bytes, true).expect("resizes");
         self.model(name).bytes.resize(size_bytes as usize, 0);
     }
 

@@ -3,7 +3,7 @@
 mod support;
 
 use marcot::catalog::is_partial_name;
-use marcot::{BlockDevice, Command, CreateOptions, ErrorKind, ImageId, Pool, Store};
+use marcot::{CreateOptions, ErrorKind, ImageId, Pool, Store};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{HeadRecord, SnapshotRecord};
 use support::{MIB, store_with_image};
@@ -118,9 +118,8 @@ fn the_snapshot_after_the_last_has_the_errno_of_a_limit() {
     let directory = tempfile::tempdir().unwrap();
     let (_store, pool, id) = store_with_image(directory.path(), MIB);
     let mut image = pool.open(id).unwrap();
-    let create = |name: &str| Command::SnapCreate { name: name.to_owned() };
-    image.execute(&create("first"), &mut |_, _| {}).unwrap();
-    Box::new(image).close().unwrap();
+    image.snapshot("first").unwrap();
+    image.close().unwrap();
     change_head(&pool, id, |head| {
         let first = head.snapshots[0].clone();
         let more = (1..marcot::image::SNAPSHOTS_MAX as u64).map(|n| SnapshotRecord {
@@ -132,13 +131,11 @@ fn the_snapshot_after_the_last_has_the_errno_of_a_limit() {
         head.snap_next = head.snapshots.len() as u64 + 1;
     });
     let mut image = pool.open(id).unwrap();
-    let refused = image.execute(&create("one-too-many"), &mut |_, _| {}).unwrap_err();
+    let refused = image.snapshot("one-too-many").unwrap_err();
     assert_eq!((refused.kind(), refused.errno()), (ErrorKind::TooMany, 122), "{refused}");
     assert!(refused.to_string().contains("remove some"), "{refused}");
-    image
-        .execute(&Command::SnapRemove { name: "s7".into(), force: false }, &mut |_, _| {})
-        .unwrap();
-    image.execute(&create("one-too-many"), &mut |_, _| {}).unwrap();
+    image.remove_snapshot("s7", false).unwrap();
+    image.snapshot("one-too-many").unwrap();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use marcot::{CloneOptions, Command, CreateOptions, ImageId, Limits, Pool, Store};
+use marcot::{CloneOptions, CreateOptions, Image, ImageId, Limits, Pool, Store};
 
 use support::{Faults, faulty_world};
 
@@ -138,20 +138,28 @@ fn a_renamed_image_is_removed_with_its_name_and_note() {
     assert!(!place.pool.image_directory(image).exists());
 }
 
-fn run(pool: &Pool, image: ImageId, command: &Command) -> marcot::Result<()> {
+fn run<T>(
+    pool: &Pool,
+    image: ImageId,
+    change: impl FnOnce(&mut Image) -> marcot::Result<T>,
+) -> marcot::Result<T> {
     let mut image = pool.open(image)?;
-    let done = marcot::BlockDevice::execute(&mut image, command, &mut |_, _| {});
+    let done = change(&mut image);
     image.close()?;
-    done.map(drop)
+    done
 }
 
 /// A snapshot `s` of an image `template`, protected, with that many clones.
 fn template(place: &Place, clones: usize, format: u32) -> ImageId {
     let image = place.create("template");
-    run(&place.pool, image, &Command::SnapCreate { name: "s".into() }).unwrap();
-    run(&place.pool, image, &Command::SnapProtect { name: "s".into() }).unwrap();
+    run(&place.pool, image, |image| image.snapshot("s")).unwrap();
+    run(&place.pool, image, |image| image.protect("s")).unwrap();
     add_clones(place, image, "clone", clones, format);
     image
+}
+
+fn unprotect(image: &mut Image) -> marcot::Result<()> {
+    image.unprotect("s")
 }
 
 fn add_clones(place: &Place, image: ImageId, name: &str, clones: usize, format: u32) {
@@ -167,11 +175,10 @@ fn a_template_with_many_clones_costs_what_one_with_few_does() {
     let place = place("clones");
     let image = template(&place, 4, 1);
     let measure = || {
-        let unprotect = Command::SnapUnprotect { name: "s".into() };
         [
             place.opens(|_, pool| drop(pool.info(image).unwrap())).1,
             place.opens(|store, pool| store.has_child_of_format_2(pool, image, None).unwrap()).1,
-            place.opens(|_, pool| run(pool, image, &unprotect).unwrap_err()).1,
+            place.opens(|_, pool| run(pool, image, unprotect).unwrap_err()).1,
             place
                 .opens(|store, pool| {
                     let options = CloneOptions::default();
@@ -194,8 +201,7 @@ fn clones_of_format_2_are_told_from_others_without_looking_at_them() {
     let (has, opens) =
         place.opens(|store, pool| store.has_child_of_format_2(pool, image, None).unwrap());
     assert!(has && opens < 20, "{opens} files were opened");
-    let unprotect = Command::SnapUnprotect { name: "s".into() };
-    let (done, opens) = place.opens(|_, pool| run(pool, image, &unprotect));
+    let (done, opens) = place.opens(|_, pool| run(pool, image, unprotect));
     done.unwrap();
     assert!(opens < 40, "{opens} files were opened");
     let (children, opens) = place.opens(|store, pool| store.children(pool, image, None).unwrap());
@@ -225,8 +231,7 @@ fn records_of_earlier_versions_are_children_too() {
 fn a_refusal_names_some_of_many_children() {
     let place = place("refusal");
     let image = template(&place, 12, 1);
-    let unprotect = Command::SnapUnprotect { name: "s".into() };
-    let refused = run(&place.pool, image, &unprotect).unwrap_err().to_string();
+    let refused = run(&place.pool, image, unprotect).unwrap_err().to_string();
     assert_eq!(refused.matches("rbd/clone-").count(), 8, "{refused}");
     assert!(refused.ends_with("and others"), "{refused}");
 }

@@ -12,8 +12,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use marcot::{
-    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, ImageId, Pool,
-    PoolOptions, ReadableBy, Store,
+    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions,
+    ReadableBy, Store,
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{AttachedRecord, ChildRecord, HeadRecord, PoolRecord};
@@ -49,16 +49,20 @@ fn image(pool: &Pool, name: &str, byte: u8) -> ImageId {
     id
 }
 
-fn run(pool: &Pool, image: ImageId, command: Command) -> marcot::Result<marcot::Reply> {
+fn run<T>(
+    pool: &Pool,
+    image: ImageId,
+    change: impl FnOnce(&mut Image) -> marcot::Result<T>,
+) -> marcot::Result<T> {
     let mut image = pool.open(image)?;
-    let done = image.execute(&command, &mut |_, _| {});
+    let done = change(&mut image);
     image.close()?;
     done
 }
 
 fn protect(pool: &Pool, id: ImageId) {
-    run(pool, id, Command::SnapCreate { name: "s".into() }).unwrap();
-    run(pool, id, Command::SnapProtect { name: "s".into() }).unwrap();
+    run(pool, id, |image| image.snapshot("s")).unwrap();
+    run(pool, id, |image| image.protect("s")).unwrap();
 }
 
 fn first_byte(pool: &Pool, id: ImageId) -> marcot::Result<u8> {
@@ -321,7 +325,7 @@ fn a_marker_of_another_user_counts_by_its_name_and_is_not_followed() {
         std::fs::write(&path, bytes).unwrap();
         give(&path, OTHER);
     }
-    let refused = run(&pool, base, Command::SnapUnprotect { name: "s".into() }).unwrap_err();
+    let refused = run(&pool, base, |image| image.unprotect("s")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::HasChildren);
     let named = "(another store)/0000000000000002 (of user 64003), vms/web (of user 64003)";
     assert!(refused.to_string().contains(named), "{refused}");
@@ -558,7 +562,7 @@ fn a_marker_that_was_moved_here_from_another_pool_counts_for_nothing() {
         scene.store.check(&golden, &options, &mut |_, _| {}).unwrap().findings
     };
     assert_eq!(check(false).len(), 1);
-    run(&golden, own, Command::SnapUnprotect { name: "s".into() }).unwrap();
+    run(&golden, own, |image| image.unprotect("s")).unwrap();
     assert!(check(true).iter().all(|finding| finding.repaired));
     assert!(!planted.exists());
 }

@@ -3,9 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use marcot::{
-    BlockDevice, Command, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Store,
-};
+use marcot::{CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Store};
 
 const SIZE: u64 = 1 << 20;
 
@@ -120,8 +118,7 @@ fn a_directory_that_is_exchanged_for_a_copy_is_noticed_and_nothing_is_mixed() {
     assert!(refused.to_string().contains("exchanged"), "{refused}");
     // The image that is open goes on where it was, also in segments that it begins now.
     a.write_at(4096, &[2; 4096]).unwrap();
-    let snapshot = Command::SnapCreate { name: "s".into() };
-    a.execute(&snapshot, &mut |_, _| {}).unwrap();
+    a.snapshot("s").unwrap();
     a.write_at(8192, &[3; 4096]).unwrap();
     a.close().unwrap();
     assert!(files_below(&pool) == before, "something was written into the other directory");

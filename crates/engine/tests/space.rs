@@ -4,9 +4,9 @@
 
 mod support;
 
-use support::{MIB, assert_sound, execute, pattern, segments, store_with_image};
+use support::{MIB, assert_sound, pattern, segments, store_with_image};
 
-use marcot::{BlockDevice, CheckOptions, CloneOptions, Command, ErrorKind, Store, Write};
+use marcot::{BlockDevice, CheckOptions, CloneOptions, ErrorKind, Housekeeping, Store, Write};
 
 #[test]
 fn space_comes_back() {
@@ -22,28 +22,28 @@ fn space_comes_back() {
         while image.background_step().unwrap() {}
         assert!(allocated() < 300 * MIB, "round {round}: {} MiB", allocated() / MIB);
     }
-    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+    image.snapshot("s").unwrap();
     for i in 0..32 {
         image.write_at(i * 4 * MIB, &data).unwrap();
     }
-    execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
-    execute(&mut image, Command::Reclaim).unwrap();
+    image.remove_snapshot("s", false).unwrap();
+    image.reclaim().unwrap();
     assert!(allocated() < 170 * MIB, "{} MiB after the snapshot", allocated() / MIB);
     image.discard(0, 256 * MIB).unwrap();
-    execute(&mut image, Command::Reclaim).unwrap();
+    image.reclaim().unwrap();
     assert!(allocated() < 70 * MIB, "{} MiB after the discard", allocated() / MIB);
     image.write_at(0, &data).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "p".into() }).unwrap();
-    execute(&mut image, Command::SnapProtect { name: "p".into() }).unwrap();
+    image.snapshot("p").unwrap();
+    image.protect("p").unwrap();
     image.close().unwrap();
     let clone = CloneOptions::default();
     let child = store.clone_image(&pool, id, "p", &pool, "", "child", &clone).unwrap();
     let mut image = pool.open(child).unwrap();
-    execute(&mut image, Command::Flatten).unwrap();
+    image.flatten().unwrap();
     image.close().unwrap();
     let mut image = pool.open(id).unwrap();
-    execute(&mut image, Command::SnapUnprotect { name: "p".into() }).unwrap();
-    execute(&mut image, Command::SnapRemove { name: "p".into(), force: false }).unwrap();
+    image.unprotect("p").unwrap();
+    image.remove_snapshot("p", false).unwrap();
     image.close().unwrap();
     store.remove_image(&pool, id, &mut |_, _| {}).unwrap();
     let mut image = pool.open(child).unwrap();
@@ -92,13 +92,13 @@ fn gc_leaves_alone_what_an_owner_may_still_append_to() {
     let data = pattern(7, MIB as usize);
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &data).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
-    execute(&mut image, Command::SnapProtect { name: "s".into() }).unwrap();
-    execute(&mut image, Command::SnapUnprotect { name: "s".into() }).unwrap();
-    execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    image.snapshot("s").unwrap();
+    image.protect("s").unwrap();
+    image.unprotect("s").unwrap();
+    image.remove_snapshot("s", false).unwrap();
     // Nothing durable names the open segments now, and they count as shared.
     image.discard(0, 8 * MIB).unwrap();
-    execute(&mut image, Command::Checkpoint).unwrap();
+    image.take_checkpoint().unwrap();
     store.gc(&pool, &mut |_, _| {}).unwrap();
     image.write_at(MIB, &data).unwrap();
     image.close().unwrap();
@@ -122,15 +122,15 @@ fn owners_and_gc_keep_what_a_reader_needs() {
     let mut reader = pool.open_read_only(id).unwrap();
     let mut image = pool.open(id).unwrap();
     image.discard(0, 256 * MIB).unwrap();
-    execute(&mut image, Command::Checkpoint).unwrap();
-    execute(&mut image, Command::Reclaim).unwrap();
+    image.take_checkpoint().unwrap();
+    image.reclaim().unwrap();
     assert!(segments(&pool, 'd').len() >= before, "the reader's segments stay");
     assert_eq!(store.gc(&pool, &mut |_, _| {}).unwrap_err().kind(), ErrorKind::Busy);
     let mut buf = vec![0; data.len()];
     reader.read_at(0, &mut buf).unwrap();
     assert!(buf == data);
     drop(reader);
-    execute(&mut image, Command::Reclaim).unwrap();
+    image.reclaim().unwrap();
     image.close().unwrap();
     assert!(segments(&pool, 'd').len() < before, "and go when it has gone");
 }
@@ -141,11 +141,11 @@ fn the_next_owner_removes_what_a_crash_left_between_head_and_removal() {
     let (_store, pool, id) = store_with_image(directory.path(), 256 * MIB);
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(7, 40 * MIB as usize)).unwrap();
-    execute(&mut image, Command::Checkpoint).unwrap();
+    image.take_checkpoint().unwrap();
     let dead = segments(&pool, 'd').into_iter().next().unwrap();
     let copy = std::fs::read(&dead).unwrap();
     image.discard(0, 64 * MIB).unwrap();
-    execute(&mut image, Command::Checkpoint).unwrap();
+    image.take_checkpoint().unwrap();
     assert!(!dead.exists());
     image.write_at(0, &pattern(8, 4096)).unwrap();
     image.flush().unwrap();
@@ -167,18 +167,18 @@ fn gc_does_not_stumble_over_an_owner_that_removes_what_dies() {
     // Another image names half of what this one had, so that collecting it takes a walk over all maps.
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(1, 24 * MIB as usize)).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "s".to_owned() }).unwrap();
-    execute(&mut image, Command::MarkShared { name: "s".to_owned() }).unwrap();
+    image.snapshot("s").unwrap();
+    image.mark_shared("s").unwrap();
     image.close().unwrap();
     let options = CloneOptions { format: 2, ..CloneOptions::default() };
     let other = store.clone_image(&pool, id, "s", &pool, "", "other", &options).unwrap();
     let mut other = pool.open(other).unwrap();
-    execute(&mut other, Command::Flatten).unwrap();
+    other.flatten().unwrap();
     other.write_at(0, &pattern(2, 12 * MIB as usize)).unwrap();
     other.close().unwrap();
     let mut image = pool.open(id).unwrap();
     image.discard(0, 24 * MIB).unwrap();
-    execute(&mut image, Command::SnapRemove { name: "s".to_owned(), force: false }).unwrap();
+    image.remove_snapshot("s", false).unwrap();
     image.close().unwrap();
     // Between the first look at the roots and the walk, an owner leaves all map segments of one of
     // them without a name.
@@ -291,7 +291,7 @@ fn at_rest_a_segment_that_a_snapshot_needs_in_part_gives_the_other_part_back() {
     let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(1, 8 * MIB as usize)).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "s".to_owned() }).unwrap();
+    image.snapshot("s").unwrap();
     // These lie in the same segment.
     image.write_at(32 * MIB, &pattern(2, 16 * MIB as usize)).unwrap();
     image.discard(0, 64 * MIB).unwrap();
@@ -302,7 +302,7 @@ fn at_rest_a_segment_that_a_snapshot_needs_in_part_gives_the_other_part_back() {
     snapshot.read_at(0, &mut buf).unwrap();
     assert!(buf == pattern(1, 8 * MIB as usize));
     drop(snapshot);
-    execute(&mut image, Command::SnapRemove { name: "s".to_owned(), force: false }).unwrap();
+    image.remove_snapshot("s", false).unwrap();
     rest(&mut image);
     assert!(allocated() < MIB, "{} KiB of nothing", allocated() >> 10);
     image.close().unwrap();
@@ -365,7 +365,7 @@ fn an_image_without_data_keeps_no_segment_after_its_close() {
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(1, 20 * MIB as usize)).unwrap();
     image.discard(0, 64 * MIB).unwrap();
-    execute(&mut image, Command::Checkpoint).unwrap();
+    image.take_checkpoint().unwrap();
     image.close().unwrap();
     assert_eq!(segments(&pool, 'd'), Vec::<std::path::PathBuf>::new());
     assert_eq!(segments(&pool, 'm'), Vec::<std::path::PathBuf>::new());
@@ -389,7 +389,7 @@ fn segments_that_another_process_removes_are_not_kept_open() {
     let data = pattern(1, 8 * MIB as usize);
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &data).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "s".to_owned() }).unwrap();
+    image.snapshot("s").unwrap();
     image.close().unwrap();
     let options = CloneOptions { format: 2, ..CloneOptions::default() };
     let other = store.clone_image(&pool, id, "s", &pool, "", "other", &options).unwrap();

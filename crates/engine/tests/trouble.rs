@@ -6,10 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use support::{MIB, assert_sound, execute, pattern, segments, store_with_image};
+use support::{MIB, assert_sound, pattern, segments, store_with_image};
 
 use marcot::{
-    CheckOptions, CloneOptions, Command, CreateOptions, ErrorKind, Image, ImageId, Limits, Pool,
+    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Limits, Pool,
     PoolOptions, Store,
 };
 
@@ -51,11 +51,11 @@ fn a_full_disk_fails_writes_and_nothing_else_until_there_is_room() {
     image.read_at(0, &mut buf).unwrap();
     assert!(buf == data);
     faults.room_bytes.store(0, Ordering::Relaxed);
-    let snapshot = execute(&mut image, Command::SnapCreate { name: "s".into() });
+    let snapshot = image.snapshot("s");
     assert_eq!(snapshot.unwrap_err().kind(), ErrorKind::NoSpace);
     faults.room_bytes.store(-1, Ordering::Relaxed);
     image.write_at(written * MIB, &data).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
+    image.snapshot("s").unwrap();
     image.close().unwrap();
     let mut image = pool.open(id).unwrap();
     for i in 0..=written {
@@ -99,8 +99,8 @@ fn a_damaged_block_fails_its_own_range_and_check_names_every_image_with_it() {
     let mut image = pool.open(id).unwrap();
     let data = pattern(5, 4 * MIB as usize);
     image.write_at(0, &data).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
-    execute(&mut image, Command::SnapProtect { name: "s".into() }).unwrap();
+    image.snapshot("s").unwrap();
+    image.protect("s").unwrap();
     image.close().unwrap();
     let clone = CloneOptions::default();
     let child = store.clone_image(&pool, id, "s", &pool, "", "child", &clone).unwrap();
@@ -296,8 +296,8 @@ fn forty_generations_read_like_one() {
     for generation in 0..40u64 {
         let mut image = pool.open(id).unwrap();
         image.write_at(generation * 65536, &pattern(generation as u8, 65536)).unwrap();
-        execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
-        execute(&mut image, Command::SnapProtect { name: "s".into() }).unwrap();
+        image.snapshot("s").unwrap();
+        image.protect("s").unwrap();
         image.close().unwrap();
         let name = format!("generation-{generation}");
         let clone = CloneOptions::default();
@@ -492,7 +492,7 @@ fn flatten_copies_in_parts_and_the_image_is_used_between_them() {
 #[test]
 fn a_snapshot_is_flattened_with_its_image_and_both_are_used_between_the_parts() {
     flatten_in_parts(&|image| {
-        execute(image, Command::SnapCreate { name: "earlier".into() }).unwrap();
+        image.snapshot("earlier").unwrap();
     });
 }
 
@@ -502,17 +502,17 @@ fn flatten_in_parts(prepare: &dyn Fn(&mut Image)) {
     let data = pattern(7, 20 * MIB as usize);
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &data).unwrap();
-    execute(&mut image, Command::SnapCreate { name: "s".into() }).unwrap();
-    execute(&mut image, Command::SnapProtect { name: "s".into() }).unwrap();
+    image.snapshot("s").unwrap();
+    image.protect("s").unwrap();
     image.close().unwrap();
     let other = store.pool_create("other", &PoolOptions::default()).unwrap();
     let clone = CloneOptions::default();
     let child = store.clone_image(&pool, id, "s", &other, "", "child", &clone).unwrap();
     let mut image = other.open(child).unwrap();
     prepare(&mut image);
-    let part = |image: &mut Image| match execute(image, Command::FlattenPart).unwrap() {
-        marcot::Reply::Copied { left_blocks, more } => (left_blocks, more),
-        other => panic!("{other:?}"),
+    let part = |image: &mut Image| {
+        let part = image.flatten_part().unwrap();
+        (part.left_blocks, part.more)
     };
     let (left, more) = part(&mut image);
     assert_eq!((left, more), (4096, true), "5120 blocks, 1024 at a time");
@@ -522,17 +522,17 @@ fn flatten_in_parts(prepare: &dyn Fn(&mut Image)) {
     let left = part(&mut image).0;
     assert!((3000..=3072).contains(&left), "{left}");
     // From now on there is a snapshot that needs the parent's pool.
-    execute(&mut image, Command::SnapCreate { name: "middle".into() }).unwrap();
+    image.snapshot("middle").unwrap();
     image.write_at(19 * MIB, &[0; 4096]).unwrap();
-    execute(&mut image, Command::SnapRollback { name: "middle".into() }).unwrap();
+    image.roll_back("middle").unwrap();
     while part(&mut image).1 {}
     // One that came after all was copied.
-    execute(&mut image, Command::SnapCreate { name: "late".into() }).unwrap();
-    execute(&mut image, Command::Flatten).unwrap();
+    image.snapshot("late").unwrap();
+    image.flatten().unwrap();
     image.close().unwrap();
     let mut image = pool.open(id).unwrap();
-    execute(&mut image, Command::SnapUnprotect { name: "s".into() }).unwrap();
-    execute(&mut image, Command::SnapRemove { name: "s".into(), force: false }).unwrap();
+    image.unprotect("s").unwrap();
+    image.remove_snapshot("s", false).unwrap();
     image.close().unwrap();
     store.remove_image(&pool, id, &mut |_, _| {}).unwrap();
     let mut expected = data;

@@ -4,8 +4,8 @@ mod support;
 
 use std::sync::{Arc, Mutex};
 
-use marcot::command::QuiesceMode;
-use marcot::{Command, Error, ErrorKind, Result};
+use marcot::{Error, ErrorKind, Result};
+use marcot_serve::control::{Command, QuiesceMode};
 use marcot_serve::host::{Attendant, DeviceRequest, HostHandle, HostOptions, ImageHost};
 use support::memory_device::MemoryDevice;
 

@@ -8,9 +8,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use marcot::{Command, ErrorKind, Reply};
+use marcot::ErrorKind;
 use marcot_serve::control::message::{Answer, encode_answer, encode_command};
-use marcot_serve::control::{Client, Interrupt, Patience, Place, SOCKET_NAME, client};
+use marcot_serve::control::{
+    Client, Command, Interrupt, Patience, Place, Reply, SOCKET_NAME, client,
+};
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 use support::memory_device::{MemoryDevice, Probes};
 

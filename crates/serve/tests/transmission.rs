@@ -645,8 +645,8 @@ fn an_odd_image_is_shown_in_whole_sectors_and_zeros_change_nothing() {
     assert_eq!(client.ask(TRIM, 0, last, 512), 0);
     assert_eq!(client.ask(WRITE_ZEROES, 0, ODD_BYTES, 447), 0);
     assert_eq!(client.ask(CACHE, 0, 0, WHOLE_SECTORS_BYTES as u32), 0);
-    let usage = host.execute(marcot::Command::Usage, &mut |_, _| {}).unwrap();
-    let marcot::Reply::Usage { rows } = usage else { panic!() };
+    let usage = host.execute(marcot_serve::control::Command::Usage, &mut |_, _| {}).unwrap();
+    let marcot_serve::control::Reply::Usage { rows } = usage else { panic!() };
     assert_eq!(rows[0].provisioned_bytes, ODD_BYTES, "it has not grown");
     let mut structured = attach_structured(&host);
     structured.send(&request(BLOCK_STATUS, REQ_ONE, 1, ODD_BYTES, 447));
@@ -663,8 +663,8 @@ fn an_odd_image_grows_when_something_is_written_behind_its_end() {
     let mut client = attach(&host);
     let data = pattern(512);
     assert_eq!(client.write(0, WHOLE_SECTORS_BYTES - 512, &data), 0);
-    let usage = host.execute(marcot::Command::Usage, &mut |_, _| {}).unwrap();
-    let marcot::Reply::Usage { rows } = usage else { panic!() };
+    let usage = host.execute(marcot_serve::control::Command::Usage, &mut |_, _| {}).unwrap();
+    let marcot_serve::control::Reply::Usage { rows } = usage else { panic!() };
     assert_eq!(rows[0].provisioned_bytes, WHOLE_SECTORS_BYTES);
     probe.get().in_flight = false;
     assert_eq!(client.read(WHOLE_SECTORS_BYTES - 512, 512).unwrap(), data);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use marcot::{BlockDevice, Command, Error, ErrorKind};
+use marcot::{Error, ErrorKind};
 
 use crate::crash;
 use crate::damage;
@@ -144,7 +144,7 @@ impl Runner {
         for process in 0..PROCESSES {
             let images = std::mem::take(&mut self.processes[process].images);
             for (slot, mut image) in images {
-                let _ = image.execute(&Command::Tidy, &mut |_, _| {});
+                let _ = image.tidy();
                 self.processes[process].images.insert(slot, image);
             }
         }
@@ -158,7 +158,7 @@ impl Runner {
                 .map(|s| s.name.clone())
                 .collect();
             for name in protected {
-                match self.execute(slot, Command::SnapProtect { name }) {
+                match self.image(slot).and_then(|image| image.protect(&name)) {
                     Ok(_) => {}
                     Err(error) if error.kind() == ErrorKind::Protected => {}
                     Err(error) => return violation(Rule::Model, format!("protecting: {error}")),

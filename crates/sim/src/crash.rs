@@ -8,7 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marcot::{BlockDevice, Command, Store};
+use marcot::Store;
 
 use crate::disk::{Cut, Machine, Probe};
 use crate::model::{self, Model};
@@ -179,9 +179,7 @@ fn after_kill_and_removals(
         for snap in image.snaps.iter().filter(orphaned) {
             let Some(id) = image.id else { continue };
             let mut owner = pools[image.pool].open(id).map_err(failed)?;
-            let name = snap.name.clone();
-            let remove = Command::SnapRemove { name, force: true };
-            owner.execute(&remove, &mut |_, _| {}).map_err(failed)?;
+            owner.remove_snapshot(&snap.name, true).map_err(failed)?;
             // Now states in which the snapshot has children are impossible.
             let without = |c: &Model| c.without_snap(*slot, &snap.name, image.latest());
             left = left.iter().filter_map(without).collect();

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use marcot::{BlockDevice, CloneOptions, Command, Completion, CreateOptions, ErrorKind, Write};
+use marcot::{
+    BlockDevice, CloneOptions, Completion, CreateOptions, ErrorKind, Housekeeping, Write,
+};
 
 use crate::model::{self, Bytes, snap_name};
 use crate::observe;
@@ -119,34 +121,25 @@ impl Runner {
         Ok(())
     }
 
-    /// Operations that are one command to the image's owner.
+    /// Operations that are one call on an open image.
     fn command(&mut self, operation: &Operation) -> marcot::Result<()> {
-        let (slot, command) = match operation {
+        match operation {
             Operation::Snapshot { slot, snap } => {
-                (*slot, Command::SnapCreate { name: snap_name(*snap) })
+                self.image(*slot)?.snapshot(&snap_name(*snap)).map(drop)
             }
-            Operation::Protect { slot, snap } => {
-                (*slot, Command::SnapProtect { name: snap_name(*snap) })
-            }
-            Operation::Unprotect { slot, snap } => {
-                (*slot, Command::SnapUnprotect { name: snap_name(*snap) })
-            }
+            Operation::Protect { slot, snap } => self.image(*slot)?.protect(&snap_name(*snap)),
+            Operation::Unprotect { slot, snap } => self.image(*slot)?.unprotect(&snap_name(*snap)),
             Operation::RemoveSnapshot { slot, snap, force } => {
-                (*slot, Command::SnapRemove { name: snap_name(*snap), force: *force })
+                self.image(*slot)?.remove_snapshot(&snap_name(*snap), *force)
             }
-            Operation::Rollback { slot, snap } => {
-                (*slot, Command::SnapRollback { name: snap_name(*snap) })
-            }
-            Operation::Flatten { slot } => (*slot, Command::Flatten),
-            Operation::FlattenPart { slot } => (*slot, Command::FlattenPart),
-            Operation::Resize { slot, size } => {
-                (*slot, Command::Resize { size_bytes: *size, allow_shrink: true })
-            }
-            Operation::Reclaim { slot } => (*slot, Command::Reclaim),
-            Operation::Checkpoint { slot } => (*slot, Command::Checkpoint),
-            _ => return Ok(()),
-        };
-        self.execute(slot, command).map(drop)
+            Operation::Rollback { slot, snap } => self.image(*slot)?.roll_back(&snap_name(*snap)),
+            Operation::Flatten { slot } => self.image(*slot)?.flatten(),
+            Operation::FlattenPart { slot } => self.image(*slot)?.flatten_part().map(drop),
+            Operation::Resize { slot, size } => self.image(*slot)?.resize(*size, true),
+            Operation::Reclaim { slot } => self.image(*slot)?.reclaim().map(drop),
+            Operation::Checkpoint { slot } => self.image(*slot)?.take_checkpoint(),
+            _ => Ok(()),
+        }
     }
 
     fn read(&mut self, slot: u8) -> Done {
@@ -173,7 +166,7 @@ impl Runner {
         let owner = self.home(slot);
         if format == 2 && self.processes[owner].images.contains_key(&slot) {
             // As the command line does where the parent has an owner.
-            self.execute(slot, Command::MarkShared { name: name.clone() })?;
+            self.image(slot)?.mark_shared(&name)?;
         }
         let store = self.store(home)?;
         let (parent, dest) = (self.pool(home, image.pool)?, self.pool(home, pool)?);
@@ -231,10 +224,10 @@ impl Runner {
                     .and_then(|()| old.flush()),
                 Act::Snapshot => {
                     let name = "stale".to_owned();
-                    old.execute(&Command::SnapCreate { name }, &mut |_, _| {}).map(drop)
+                    old.snapshot(&name).map(drop)
                 }
-                Act::Checkpoint => old.execute(&Command::Checkpoint, &mut |_, _| {}).map(drop),
-                Act::Reclaim => old.execute(&Command::Reclaim, &mut |_, _| {}).map(drop),
+                Act::Checkpoint => old.take_checkpoint(),
+                Act::Reclaim => old.reclaim().map(drop),
                 Act::Close => break,
             };
             self.compare_reader(home, slot)?;

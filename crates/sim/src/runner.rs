@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marcot::{BlockDevice, Command, Error, Image, Pool, Reply, Store};
+use marcot::{Error, Image, Pool, Store};
 
 use crate::crash::{self, Tally};
 use crate::disk::{Cut, Machine};
@@ -200,10 +200,6 @@ impl Runner {
     pub(crate) fn close(&mut self, slot: u8) -> marcot::Result<()> {
         let home = self.home(slot);
         self.processes[home].images.remove(&slot).map_or(Ok(()), Image::close)
-    }
-
-    pub(crate) fn execute(&mut self, slot: u8, command: Command) -> marcot::Result<Reply> {
-        self.image(slot)?.execute(&command, &mut |_, _| {})
     }
 
     /// Sets the states that crashes may lead to from now on.

@@ -8,13 +8,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use marcot::command::{DiffExtent, ExtentRow, UsageRow, Watcher};
-use marcot::{BlockDevice, CloneOptions, Command, CreateOptions, Reply, Store};
+use marcot::{CloneOptions, CreateOptions, Store};
 use marcot_format::group::GroupHeader;
 use marcot_format::page::peek_page;
 use marcot_format::segment::SEGMENT_HEADER_BYTES;
 use marcot_format::table::TABLE_PAGE_BYTES;
 use marcot_serve::control::message::{Answer, encode_answer, encode_command};
+use marcot_serve::control::{Command, ExtentRow, Reply, UsageRow, Watcher};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -57,16 +57,15 @@ fn make_pool(directory: &Path) -> Outcome {
     let options = CreateOptions { size_bytes: 1 << 40, ..CreateOptions::default() };
     let id = pool.create("", "parent", &options)?;
     let mut parent = pool.open(id)?;
-    let mut run = |command: Command| parent.execute(&command, &mut |_, _| {}).map(drop);
     for i in 0..40 {
-        run(Command::Write { offset: i * 12_288, data: vec![i as u8 + 1; 4096] })?;
+        parent.write_at(i * 12_288, &[i as u8 + 1; 4096])?;
     }
-    run(Command::Write { offset: 3 << 30, data: vec![7; 3 << 20] })?;
-    run(Command::Discard { offset: 4096, length: 1 << 20 })?;
-    run(Command::MetaSet { key: "key".into(), value: "value".into() })?;
-    run(Command::SnapCreate { name: "s".into() })?;
-    run(Command::SnapProtect { name: "s".into() })?;
-    run(Command::SnapCreate { name: "t".into() })?;
+    parent.write_at(3 << 30, &vec![7; 3 << 20])?;
+    parent.discard(4096, 1 << 20)?;
+    parent.set_metadata("key", "value")?;
+    parent.snapshot("s")?;
+    parent.protect("s")?;
+    parent.snapshot("t")?;
     parent.close()?;
     let child = store.clone_image(&pool, id, "s", &pool, "", "child", &CloneOptions::default())?;
     let mut child = pool.open(child)?;
@@ -204,7 +203,7 @@ fn control(directory: &Path) -> Outcome {
         Reply::Done,
         Reply::Snapshot { id: 7 },
         Reply::Usage { rows: vec![row] },
-        Reply::Diff { extents: vec![DiffExtent { offset: 1, length: 2, data: true }] },
+        Reply::Diff { extents: vec![ExtentRow { offset: 1, length: 2, data: true }] },
         Reply::Data { data: vec![3; 50] },
         Reply::Extents { extents: vec![ExtentRow { offset: 1, length: 2, data: false }] },
         Reply::Status { watchers: vec![Watcher { pid: 1, usage: name() }] },

@@ -17,9 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use marcot::{
-    BlockDevice, CheckOptions, CloneOptions, Command, CreateOptions, Image, Pool, Read, Store,
-};
+use marcot::{BlockDevice, CheckOptions, CloneOptions, CreateOptions, Image, Pool, Read, Store};
 use marcot_format::frame::{FrameKind, encode, encode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord};
 use marcot_store::{InPlace, LocalDisk, Random, SystemClock, World};
@@ -87,12 +85,11 @@ fn fill(store: &Store, pool: &Pool) {
     let options = CreateOptions { size_bytes: 1 << 30, ..CreateOptions::default() };
     let id = pool.create("", "parent", &options).unwrap();
     let mut parent = pool.open(id).unwrap();
-    let mut run = |command: Command| parent.execute(&command, &mut |_, _| {}).map(drop).unwrap();
     for i in 0..4 {
-        run(Command::Write { offset: i << 24, data: vec![i as u8 + 1; 8192] });
+        parent.write_at(i << 24, &[i as u8 + 1; 8192]).unwrap();
     }
-    run(Command::SnapCreate { name: "s".into() });
-    run(Command::SnapProtect { name: "s".into() });
+    parent.snapshot("s").unwrap();
+    parent.protect("s").unwrap();
     parent.close().unwrap();
     let clone = CloneOptions::default();
     let child = store.clone_image(pool, id, "s", pool, "", "child", &clone).unwrap();
@@ -289,9 +286,8 @@ fn read(image: &mut Image) {
         image.read_batch(&mut reads);
     }
     let _ = image.extents(0, size, 64);
-    for command in [Command::Usage, Command::Extents { offset: 0, length: size }] {
-        let _ = image.execute(&command, &mut |_, _| {});
-    }
+    let _ = image.extents(0, size, usize::MAX);
+    let _ = image.usage();
 }
 
 /// Every way to look at a pool that only reads.

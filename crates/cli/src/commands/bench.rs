@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use marcot::{BlockDevice, Read, Write};
+use marcot::{BlockDevice as _, Housekeeping as _, Image, Read, Write};
 
 use super::IMAGE_OR_SNAP_SPEC;
 use crate::args::names::{self, SnapRule, Wanted};
@@ -100,7 +100,7 @@ fn run(session: &Session, args: &Args, io_type: Option<&str>) -> Outcome {
     let plan = Plan::new(args, io_type)?;
     let image = session.find(&target)?;
     let failed = |error: marcot::Error| Failure::engine("bench failed", &error);
-    let mut device: Box<dyn BlockDevice> = match target.snap.as_str() {
+    let mut device = match target.snap.as_str() {
         "" if reads_only && image.pool().read_only() => image.open_read_only().map_err(failed)?,
         "" => image.open().map_err(failed)?,
         name => {
@@ -110,7 +110,7 @@ fn run(session: &Session, args: &Args, io_type: Option<&str>) -> Outcome {
     };
     plan.check_fits(device.size_bytes())?;
     signals::catch_and_watch();
-    let outcome = measure(&plan, device.as_mut());
+    let outcome = measure(&plan, &mut device);
     let closed = device.close().map_err(failed);
     outcome.and(closed)
 }
@@ -224,7 +224,7 @@ impl Offsets {
     }
 }
 
-fn measure(plan: &Plan, device: &mut dyn BlockDevice) -> Outcome {
+fn measure(plan: &Plan, device: &mut Image) -> Outcome {
     out(&plan.header())?;
     let mut offsets = Offsets::new(plan, device.size_bytes());
     let io_bytes = usize::try_from(plan.io_bytes).unwrap_or(0);
@@ -256,7 +256,7 @@ fn measure(plan: &Plan, device: &mut dyn BlockDevice) -> Outcome {
     out(&meter.summary(plan.mixed().then_some((reads, writes))))
 }
 
-fn transfer(device: &mut dyn BlockDevice, reads: &[u64], writes: &[u64], data: &[u8]) -> Outcome {
+fn transfer(device: &mut Image, reads: &[u64], writes: &[u64], data: &[u8]) -> Outcome {
     let failed = |error: &marcot::Error| Failure::engine("bench failed", error);
     if !writes.is_empty() {
         let batch: Vec<Write<'_>> =

@@ -165,7 +165,7 @@ fn row_node(row: &Row) -> Node {
         vec![("name", row.image.as_str().into()), ("id", row.id.to_string().into())];
     if let Some(snap) = &row.usage.snapshot {
         members.push(("snapshot", snap.as_str().into()));
-        members.push(("snapshot_id", row.usage.snapshot_id.into()));
+        members.push(("snapshot_id", row.usage.snapshot_id.0.into()));
     }
     members.push(("provisioned_size", row.usage.provisioned_bytes.into()));
     members.push(("used_size", row.usage.used_bytes.into()));
@@ -175,12 +175,14 @@ fn row_node(row: &Row) -> Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use marcot::SnapId;
 
     const MIB: u64 = 1 << 20;
 
     fn row(snapshot: Option<&str>, used_bytes: u64) -> Row {
         let snapshot = snapshot.map(str::to_string);
-        let usage = UsageRow { snapshot, snapshot_id: 4, provisioned_bytes: 8 * MIB, used_bytes };
+        let usage =
+            UsageRow { snapshot, snapshot_id: SnapId(4), provisioned_bytes: 8 * MIB, used_bytes };
         Row { image: "a".into(), id: ImageId(1), usage }
     }
 

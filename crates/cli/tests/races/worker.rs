@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use marcot::{BlockDevice, ErrorKind, Result, Store};
+use marcot::{ErrorKind, Result, Store};
 use marcot_serve::control::Place;
 use marcot_serve::host::{DeviceRequest, HostOptions, ImageHost};
 

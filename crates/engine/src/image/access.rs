@@ -3,8 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use super::Image;
-use crate::command::{Command, Reply};
-use crate::device::{BlockDevice, Completion, Extent, IdleOutcome, Read, Write};
+use crate::device::{BlockDevice, Completion, Extent, Housekeeping, IdleOutcome, Read, Write};
 use crate::error::Result;
 
 impl Image {
@@ -98,7 +97,9 @@ impl BlockDevice for Image {
     fn cache(&mut self, offset: u64, length: u64) -> Result<()> {
         self.advise(offset, length)
     }
+}
 
+impl Housekeeping for Image {
     fn background_step(&mut self) -> Result<bool> {
         self.identity.pool.files().sweep();
         if !self.is_owner() || self.is_poisoned() {
@@ -134,12 +135,6 @@ impl BlockDevice for Image {
 
     fn rest(&mut self) -> Result<IdleOutcome> {
         self.give_memory_back()
-    }
-
-    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
-        let outcome = self.run_command(command, progress);
-        self.evict(self.limits().map_memory_bytes);
-        outcome
     }
 
     fn close(self: Box<Self>) -> Result<()> {

@@ -1,97 +1,209 @@
-//! Management commands on an open image.
+//! What is done to an open image as a whole: its snapshots, its size, its independence, its space.
+//!
+//! Every method here passes [`Image::managed`], which does what comes before and after each of them.
+
+use marcot_format::SnapId;
+use marcot_format::record::MetaRecord;
 
 use super::Image;
-use crate::command::{Command, ExtentRow, READ_BYTES_MAX, Reply, Watcher};
+use super::results::{DiffExtent, FlattenPart, UsageRow};
+use crate::device::Extent;
 use crate::error::{ErrorKind, Result, fail};
 
-/// Most extents of one answer. In JSON they take less than 100 bytes each, and an answer that crosses a
-/// control socket has at most 32 MiB.
-const EXTENTS_MAX: usize = 1 << 18;
 /// Longest metadata key or value in bytes.
 const META_BYTES_MAX: usize = 64 << 10;
 
 impl Image {
-    pub(super) fn run_command(
-        &mut self,
-        command: &Command,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Reply> {
+    /// Does `work` while nothing else is under way: direct writes and the checkpoint in the background
+    /// have ended. Afterwards the pages that `work` has loaded are dropped, as far as they are too many.
+    ///
+    /// # Errors
+    /// Those of `work`; `Poisoned` and `Fenced` of what was under way.
+    fn managed<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         // Where that fails, the image is poisoned, and says so to what changes it.
         let _ = self.journal.finish(&mut self.in_flight);
-        let of_data = matches!(
-            command,
-            Command::Read { .. } | Command::Write { .. } | Command::Discard { .. } | Command::Flush
-        );
-        if !of_data {
-            self.settle()?;
-        }
-        match command {
-            Command::Checkpoint => self.checkpoint()?,
-            Command::SnapCreate { name } | Command::SnapCreateWith { name, .. } => {
-                let id = self.snap_create(name)?;
-                return Ok(Reply::Snapshot { id });
-            }
-            Command::SnapRemove { name, force } => self.snap_remove(name, *force)?,
-            Command::SnapRename { from, to } => self.snap_rename(from, to)?,
-            Command::SnapRollback { name } => self.snap_rollback(name)?,
-            Command::SnapProtect { name } => self.snap_protect(name)?,
-            Command::SnapUnprotect { name } => self.snap_unprotect(name)?,
-            Command::MarkShared { name } => self.mark_shared(name)?,
-            Command::Resize { size_bytes, allow_shrink } => {
-                self.resize(*size_bytes, *allow_shrink)?;
-            }
-            Command::Flatten => self.flatten(progress)?,
-            Command::FlattenPart => {
-                let (left_blocks, more) = self.flatten_part()?;
-                return Ok(Reply::Copied { left_blocks, more });
-            }
-            Command::MetaSet { key, value } => self.meta_set(key, value)?,
-            Command::Tidy => self.tidy_snapshots()?,
-            Command::Usage => return self.usage().map(|rows| Reply::Usage { rows }),
-            Command::Diff { from_snap, to_snap, offset, length } => {
-                let (from, to) = (from_snap.as_deref(), to_snap.as_deref());
-                let extents = self.diff(from, to, *offset, *length)?;
-                return Ok(Reply::Diff { extents });
-            }
-            Command::Read { offset, length } => {
-                if *length > READ_BYTES_MAX {
-                    return fail(ErrorKind::Invalid, "too much to read at once");
-                }
-                let mut data = vec![0; *length as usize];
-                self.read_at(*offset, &mut data)?;
-                return Ok(Reply::Data { data });
-            }
-            Command::Write { offset, data } => self.write_at(*offset, data)?,
-            Command::Discard { offset, length } => self.discard_range(*offset, *length)?,
-            Command::Flush => self.flush()?,
-            Command::Extents { offset, length } => {
-                let extents = self.extents_of(*offset, *length, EXTENTS_MAX)?;
-                let extents = extents.into_iter().map(ExtentRow::from).collect();
-                return Ok(Reply::Extents { extents });
-            }
-            Command::Reclaim => {
-                self.check_owner()?;
-                self.compact_fully()?;
-                let bytes = self.reclaim_unnamed()?;
-                return Ok(Reply::Reclaimed { bytes });
-            }
-            Command::Status => {
-                let pid = self.identity.pool.process_id();
-                let watchers = vec![Watcher { pid, usage: "library".to_owned() }];
-                return Ok(Reply::Status { watchers });
-            }
-            // Whoever keeps images open without using them decides before it comes here.
-            Command::GiveWay => {
-                return fail(
-                    ErrorKind::Busy,
-                    format!("process {}", self.identity.pool.process_id()),
-                );
-            }
-        }
-        Ok(Reply::Done)
+        let outcome = self.settle().and_then(|()| work(self));
+        self.evict(self.limits().map_memory_bytes);
+        outcome
     }
 
-    fn meta_set(&mut self, key: &str, value: &str) -> Result<()> {
+    /// Makes everything acknowledged durable, and the head on disk current: opening the image again has
+    /// no log to replay. Owners do so by themselves, in time.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `NoSpace`, `Io` leave the durable state as it was; `Poisoned` and `Fenced` end writing.
+    pub fn take_checkpoint(&mut self) -> Result<()> {
+        self.managed(Self::checkpoint)
+    }
+
+    /// Takes a snapshot of everything acknowledged. It is durable when this returns. The cost does not
+    /// depend on the image's size.
+    ///
+    /// # Errors
+    /// `Exists`; `Invalid`, `NameTooLong` for the name; `TooMany`; `ReadOnly`; `NoSpace`; `Poisoned`,
+    /// `Fenced`, `Io`.
+    pub fn snapshot(&mut self, name: &str) -> Result<SnapId> {
+        self.managed(|image| image.snap_create(name).map(SnapId))
+    }
+
+    /// Removes a snapshot and gives the space back that only it used. Where children of clone format 2
+    /// need it, it is moved aside, and goes with the last of them. `force` also takes its protection away,
+    /// if it has no children of format 1.
+    ///
+    /// # Errors
+    /// `NotFound`; `Protected` without `force`; `HasChildren`; `Busy` where somebody reads it; `ReadOnly`;
+    /// `Poisoned`, `Fenced`, `Io`.
+    pub fn remove_snapshot(&mut self, name: &str, force: bool) -> Result<()> {
+        self.managed(|image| image.snap_remove(name, force))
+    }
+
+    /// Gives a snapshot another name. Its children keep their parent.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exists`; `Invalid`, `NameTooLong` for the new name; `ReadOnly`; `Poisoned`, `Fenced`,
+    /// `Io`.
+    pub fn rename_snapshot(&mut self, from: &str, to: &str) -> Result<()> {
+        self.managed(|image| image.snap_rename(from, to))
+    }
+
+    /// Brings the image back to the content, the size and the parent of a snapshot. What came later is
+    /// lost. Nothing is copied.
+    ///
+    /// # Errors
+    /// `NotFound`; `ReadOnly`; `Poisoned`, `Fenced`, `Io`.
+    pub fn roll_back(&mut self, name: &str) -> Result<()> {
+        self.managed(|image| image.snap_rollback(name))
+    }
+
+    /// Protects a snapshot from removal, so that it can be cloned with format 1.
+    ///
+    /// # Errors
+    /// `Protected` where it is already; `NotFound`; `ReadOnly`; `Poisoned`, `Fenced`, `Io`.
+    pub fn protect(&mut self, name: &str) -> Result<()> {
+        self.managed(|image| image.snap_protect(name))
+    }
+
+    /// Takes the protection of a snapshot away.
+    ///
+    /// # Errors
+    /// `HasChildren`, with some of them, where clones of format 1 need it; `NotProtected`; `NotFound`;
+    /// `ReadOnly`; `Poisoned`, `Fenced`, `Io`; those of looking for children in every pool of the store.
+    pub fn unprotect(&mut self, name: &str) -> Result<()> {
+        self.managed(|image| image.snap_unprotect(name))
+    }
+
+    /// Says that a snapshot is about to be cloned with format 2: from now on its segments are shared, and
+    /// this image leaves them to the pool's garbage collection. A clone asks for this where the image is
+    /// not open; who has it open is asked first.
+    ///
+    /// # Errors
+    /// `NotFound`; `ReadOnly`; `Poisoned`, `Fenced`, `Io`.
+    pub fn mark_shared(&mut self, name: &str) -> Result<()> {
+        self.managed(|image| image.snap_mark_shared(name))
+    }
+
+    /// Changes the size to `size_bytes`; durable when it returns. Data beyond a new end is lost, which
+    /// `allow_shrink` accepts.
+    ///
+    /// # Errors
+    /// `Invalid` for a size above [`crate::IMAGE_BYTES_MAX`], and for a smaller one without `allow_shrink`;
+    /// `ReadOnly`; `NoSpace`; `Poisoned`, `Fenced`, `Io`.
+    pub fn resize(&mut self, size_bytes: u64, allow_shrink: bool) -> Result<()> {
+        self.managed(|image| image.change_size(size_bytes, allow_shrink))
+    }
+
+    /// Makes the image independent of its parent, together with its snapshots. What
+    /// [`Self::flatten_part`] has not copied is copied in one go.
+    ///
+    /// # Errors
+    /// `NoParent`; `Corrupt` where a block of the parent cannot be verified; `ReadOnly`; `NoSpace`;
+    /// `Poisoned`, `Fenced`, `Io`. What has been copied by then stays so.
+    pub fn flatten(&mut self) -> Result<()> {
+        self.flatten_with(&mut |_, _| {})
+    }
+
+    /// As [`Self::flatten`]; `progress` gets blocks of 4 KiB (done, total).
+    ///
+    /// # Errors
+    /// As [`Self::flatten`].
+    pub fn flatten_with(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.managed(|image| image.flatten_all(progress))
+    }
+
+    /// Copies a few megabytes of what the image has in other pools. Repeated until nothing is left, it
+    /// makes [`Self::flatten`] short, and the image can be read and written between the parts.
+    ///
+    /// # Errors
+    /// As [`Self::flatten`].
+    pub fn flatten_part(&mut self) -> Result<FlattenPart> {
+        let (left_blocks, more) = self.managed(Self::flatten_some)?;
+        Ok(FlattenPart { left_blocks, more })
+    }
+
+    /// Sets a key of the image's metadata; an empty value removes it.
+    ///
+    /// # Errors
+    /// `Invalid` for an empty key, and for a key or value of more than 64 KiB; `TooMany` where the head
+    /// can hold no more; `ReadOnly`; `NoSpace`; `Poisoned`, `Fenced`, `Io`.
+    pub fn set_metadata(&mut self, key: &str, value: &str) -> Result<()> {
+        self.managed(|image| image.store_metadata(key, value))
+    }
+
+    /// Finishes removals of snapshots that were waiting for children to go away.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Poisoned`, `Fenced`, `Io`; those of looking for children.
+    pub fn tidy(&mut self) -> Result<()> {
+        self.managed(Self::tidy_snapshots)
+    }
+
+    /// Provisioned and used bytes of every snapshot, oldest first, and of the head, which is the last.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`; those of [`Self::take_checkpoint`] where there is something to be stored before.
+    pub fn usage(&mut self) -> Result<Vec<UsageRow>> {
+        self.managed(Self::usage_of_states)
+    }
+
+    /// Where the content of `to_snap` (`None`: the image as it is now) differs from that of `from_snap`
+    /// (`None`: an image without data), in `length` bytes from `offset` on. In order of offset, and as
+    /// whole blocks but for the ends of the range. The cost follows what differs, not the size.
+    ///
+    /// # Errors
+    /// `NotFound` for a snapshot; `Corrupt`, `Io`; those of [`Self::take_checkpoint`].
+    pub fn diff(
+        &mut self,
+        from_snap: Option<&str>,
+        to_snap: Option<&str>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<DiffExtent>> {
+        self.managed(|image| image.compare_states(from_snap, to_snap, offset, length))
+    }
+
+    /// Runs of data and holes of `[offset, offset + length)`, at most `extents_max` of them: in order and
+    /// without gaps, from `offset` on.
+    ///
+    /// # Errors
+    /// `OutOfRange`, `Corrupt`, `Io`.
+    pub fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>> {
+        self.managed(|image| image.extents_of(offset, length, extents_max))
+    }
+
+    /// Gives back now what space of the image nobody needs, and returns how many bytes that was. Owners
+    /// do so by themselves, in time.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `NoSpace`; `Poisoned`, `Fenced`, `Io`.
+    pub fn reclaim(&mut self) -> Result<u64> {
+        self.managed(|image| {
+            image.check_owner()?;
+            image.compact_fully()?;
+            image.reclaim_unnamed()
+        })
+    }
+
+    fn store_metadata(&mut self, key: &str, value: &str) -> Result<()> {
         self.check_owner()?;
         if key.is_empty() || key.len() > META_BYTES_MAX || value.len() > META_BYTES_MAX {
             return fail(ErrorKind::Invalid, "metadata keys and values have 1 to 65536 bytes");
@@ -99,8 +211,7 @@ impl Image {
         self.publish(|head| {
             head.metadata.retain(|m| m.key != *key);
             if !value.is_empty() {
-                let (key, value) = (key.to_owned(), value.to_owned());
-                head.metadata.push(marcot_format::record::MetaRecord { key, value });
+                head.metadata.push(MetaRecord { key: key.to_owned(), value: value.to_owned() });
             }
         })
     }

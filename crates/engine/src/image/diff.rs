@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use marcot_format::record::ParentRecord;
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry};
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry, SnapId};
 
+use super::results::{DiffExtent, UsageRow};
 use super::{Image, OwnedRoot, RootOf, Source, empty_root, no_snapshot};
-use crate::command::{DiffExtent, UsageRow};
 use crate::error::Result;
 use crate::map::{self, TOP_LEVEL};
 
@@ -33,7 +33,7 @@ impl Image {
         Ok(OwnedRoot { of: self.root_of(Some(snapshot.id)), root })
     }
 
-    pub(super) fn diff(
+    pub(super) fn compare_states(
         &mut self,
         from_snap: Option<&str>,
         to_snap: Option<&str>,
@@ -81,7 +81,7 @@ impl Image {
 
     /// Provisioned and used bytes of every snapshot and of the head. A state uses the blocks that
     /// the state before it does not have at the same place; the first is compared with the parent.
-    pub(super) fn usage(&mut self) -> Result<Vec<UsageRow>> {
+    pub(super) fn usage_of_states(&mut self) -> Result<Vec<UsageRow>> {
         let head = self.current_root()?;
         let parent = self.head.snapshots.first().map_or(&self.head.parent, |s| &s.parent);
         let mut before = self.parent_root(parent.as_ref());
@@ -102,7 +102,7 @@ impl Image {
             })?;
             rows.push(UsageRow {
                 snapshot,
-                snapshot_id,
+                snapshot_id: SnapId(snapshot_id),
                 provisioned_bytes: root.root.size_bytes,
                 used_bytes: (used_blocks * BLOCK_BYTES).min(root.root.size_bytes),
             });

@@ -67,14 +67,14 @@ struct Deep {
 impl Image {
     /// Makes the image independent of its parent. What [`Self::flatten_part`] has not copied yet
     /// is copied now.
-    pub(super) fn flatten(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    pub(super) fn flatten_all(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         self.check_owner()?;
         let parents = self.parents()?;
         let mut total = 0;
         loop {
             let (left, more) = match fault::is(Fault::FlattenWithoutCopy) {
                 true => (0, false),
-                false => self.flatten_part()?,
+                false => self.flatten_some()?,
             };
             total = total.max(left);
             if !more {
@@ -118,7 +118,7 @@ impl Image {
 
     /// Copies some of what lies in other pools. Returns how many blocks are left, by count, and
     /// whether there is more to look at.
-    pub(super) fn flatten_part(&mut self) -> Result<(u64, bool)> {
+    pub(super) fn flatten_some(&mut self) -> Result<(u64, bool)> {
         self.check_owner()?;
         self.parents()?;
         if self.state.flattening.deep.is_some()

@@ -48,7 +48,7 @@ mod tests {
 
     use super::*;
     use crate::segment::SegmentName;
-    use crate::{BlockDevice, CreateOptions, ErrorKind, Limits, Store};
+    use crate::{CreateOptions, ErrorKind, Housekeeping, Limits, Store};
     use marcot_format::{SegmentIndex, Slot};
     use marcot_store::{Job, LocalDisk, Running, SystemClock, SystemRandom, Workers, World};
 

@@ -27,7 +27,7 @@ fn share(head: &mut HeadRecord, snap: u64) {
 }
 
 impl Image {
-    fn snapshot(&self, name: &str) -> Result<&SnapshotRecord> {
+    fn snap_record(&self, name: &str) -> Result<&SnapshotRecord> {
         let found = self.head.snapshots.iter().find(|s| s.name == name && !s.trashed);
         found.ok_or_else(|| no_snapshot(&self.identity.label, name))
     }
@@ -44,7 +44,7 @@ impl Image {
     pub(super) fn snap_create(&mut self, name: &str) -> Result<u64> {
         self.check_owner()?;
         check_snapshot_name(name)?;
-        if self.snapshot(name).is_ok() {
+        if self.snap_record(name).is_ok() {
             return fail(
                 ErrorKind::Exists,
                 format!("{} already has a snapshot '{name}'", self.identity.label),
@@ -89,8 +89,8 @@ impl Image {
     pub(super) fn snap_rename(&mut self, from: &str, to: &str) -> Result<()> {
         self.check_owner()?;
         check_snapshot_name(to)?;
-        let id = self.snapshot(from)?.id;
-        if self.snapshot(to).is_ok() {
+        let id = self.snap_record(from)?.id;
+        if self.snap_record(to).is_ok() {
             return fail(
                 ErrorKind::Exists,
                 format!("{} already has a snapshot '{to}'", self.identity.label),
@@ -101,7 +101,7 @@ impl Image {
 
     pub(super) fn snap_protect(&mut self, name: &str) -> Result<()> {
         self.check_owner()?;
-        let snapshot = self.snapshot(name)?;
+        let snapshot = self.snap_record(name)?;
         if snapshot.protection() == Protection::Protected {
             return fail(ErrorKind::Protected, format!("snapshot '{name}' is already protected"));
         }
@@ -117,7 +117,7 @@ impl Image {
     /// Marks the snapshot, looks for children in every pool, and finishes or takes the mark back.
     pub(super) fn snap_unprotect(&mut self, name: &str) -> Result<()> {
         self.check_owner()?;
-        let snapshot = self.snapshot(name)?;
+        let snapshot = self.snap_record(name)?;
         if snapshot.protection() == Protection::Unprotected {
             return fail(ErrorKind::NotProtected, format!("snapshot '{name}' is not protected"));
         }
@@ -143,16 +143,16 @@ impl Image {
     }
 
     /// Says that a snapshot is going to be cloned without protection (clone format 2).
-    pub(super) fn mark_shared(&mut self, name: &str) -> Result<()> {
+    pub(super) fn snap_mark_shared(&mut self, name: &str) -> Result<()> {
         self.check_owner()?;
-        let id = self.snapshot(name)?.id;
+        let id = self.snap_record(name)?.id;
         self.publish(|head| share(head, id))
     }
 
     /// Removes a snapshot, or moves it aside while format-2 children need it.
     pub(super) fn snap_remove(&mut self, name: &str, force: bool) -> Result<()> {
         self.check_owner()?;
-        let snapshot = self.snapshot(name)?;
+        let snapshot = self.snap_record(name)?;
         if snapshot.protection() != Protection::Unprotected {
             if !force {
                 return fail(
@@ -162,7 +162,7 @@ impl Image {
             }
             self.snap_unprotect(name)?;
         }
-        let id = self.snapshot(name)?.id;
+        let id = self.snap_record(name)?.id;
         let Some(pin) = self.identity.pool.lock_snapshot(self.identity.id, SnapId(id))? else {
             return fail(
                 ErrorKind::Busy,
@@ -253,7 +253,7 @@ impl Image {
     pub(super) fn snap_rollback(&mut self, name: &str) -> Result<()> {
         self.check_owner()?;
         self.settle()?;
-        let snapshot = self.snapshot(name)?.clone();
+        let snapshot = self.snap_record(name)?.clone();
         let root = snapshot.root.clone().unwrap_or_else(empty_root);
         let mut state = State::open(&self.root_of(Some(snapshot.id)), &root)?;
         // What is in memory only must not come back: the next head starts a new log.

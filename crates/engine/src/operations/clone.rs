@@ -11,8 +11,6 @@ use crate::catalog::names::check_image_name;
 use crate::catalog::no_snapshot;
 use crate::catalog::pool::Pool;
 use crate::catalog::store::Store;
-use crate::command::Command;
-use crate::device::BlockDevice;
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
 use crate::image::forget_child;
@@ -97,7 +95,7 @@ impl Store {
     /// `NotProtected`; `Invalid` for a snapshot of 0 bytes; `NotFound`; `Exists`; `ReadOnly` for `dest`; `PermissionDenied` where the
     /// parent belongs to another store and no marker can be left there (see
     /// [`CloneOptions::untracked`]); `Owned` for format 2 where another process has the parent
-    /// open, which should be sent [`Command::MarkShared`] first.
+    /// open, which should be asked for [`crate::Image::mark_shared`] first.
     pub fn clone_image(
         &self,
         parent: &Pool,
@@ -177,7 +175,7 @@ fn ensure_shared(
         return fail(ErrorKind::NotProtected, "parent snapshot must be protected");
     }
     let mut owner = parent.open(image)?;
-    owner.execute(&Command::MarkShared { name: snapshot.name.clone() }, &mut |_, _| {})?;
+    owner.mark_shared(&snapshot.name)?;
     owner.close()
 }
 

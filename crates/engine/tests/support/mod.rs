@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use marcot::{BlockDevice, CheckOptions, Command, CreateOptions, Image, ImageId, Pool, Store};
+use marcot::{CheckOptions, CreateOptions, ImageId, Pool, Store};
 use marcot_store::{
     AsyncIo, AsyncRead, AsyncWrite, Confined, Disk, DiskFile, InPlace, IoCompletion, LocalDisk,
     Lock, LockMode, SystemClock, SystemRandom, Trust, World,
@@ -300,11 +300,6 @@ impl DiskFile for FaultyFile {
 }
 
 pub const MIB: u64 = 1 << 20;
-
-/// Runs a command on an open image.
-pub fn execute(image: &mut Image, command: Command) -> marcot::Result<marcot::Reply> {
-    image.execute(&command, &mut |_, _| {})
-}
 
 /// A store whose pool `rbd` holds an image.
 pub fn store_with_image(directory: &Path, size_bytes: u64) -> (Store, Pool, ImageId) {

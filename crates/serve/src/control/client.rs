@@ -11,12 +11,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use marcot::{Command, Error, ErrorKind, Reply, Result};
+use marcot::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
+use super::command::{Command, Reply};
 use super::frame::{self, Decoded};
 use super::listener::{new_socket, open_directory};
 use super::message::{self, Answer};

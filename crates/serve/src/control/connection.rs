@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use marcot::{Command, Error, ErrorKind, Reply, Result};
+use marcot::{Error, ErrorKind, Result};
 
+use super::command::{Command, Reply};
 use super::frame::{self, Decoded, HEADER_BYTES};
 use super::message::{self, Answer, Request};
 use crate::buffer::{Progress, ReceiveBuffer, SendBuffer};

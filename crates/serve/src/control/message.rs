@@ -1,9 +1,10 @@
 //! What frames say: requests are [`Command`]s for an image, answers are signs of life, progress, a
 //! [`Reply`], or an error that keeps its kind.
 
-use marcot::{Command, Error, ErrorKind, Reply, Result};
+use marcot::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+use super::command::{Command, Reply};
 use super::frame::{Frame, JSON_BYTES_MAX};
 
 /// What a client sends.
@@ -201,6 +202,7 @@ pub fn kind_of_name(name: &str) -> ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::ExtentRow;
     use crate::control::frame::{Decoded, decode};
 
     fn through_the_wire(answer: &Answer) -> Answer {
@@ -240,9 +242,8 @@ mod tests {
 
     #[test]
     fn a_long_reply_travels_as_payload() {
-        let extents = (0..50_000)
-            .map(|i| marcot::command::DiffExtent { offset: i << 20, length: 4096, data: true })
-            .collect();
+        let extents =
+            (0..50_000).map(|i| ExtentRow { offset: i << 20, length: 4096, data: true }).collect();
         let reply = Reply::Diff { extents };
         let Answer::Reply { reply: got } =
             through_the_wire(&Answer::Reply { reply: reply.clone() })

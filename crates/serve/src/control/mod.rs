@@ -1,7 +1,7 @@
 //! Control sockets: how other processes ask the process that has an image open.
 //!
 //! The owner listens on [`SOCKET_NAME`] in the image's directory. A client connects, sends
-//! [`marcot::Command`]s, and gets for each any number of progress reports and signs of life, and one
+//! [`Command`]s, and gets for each any number of progress reports and signs of life, and one
 //! reply or error. Who has the image or a snapshot open for reading only listens there too, under a
 //! name of its own, and can be asked to give way.
 //!
@@ -16,7 +16,9 @@
 //!   one that is stopped, and nobody gives up one that is slow.
 
 pub mod client;
+mod command;
 mod connection;
+mod execute;
 pub mod frame;
 mod interrupt;
 mod listener;
@@ -25,7 +27,9 @@ mod place;
 mod pulse;
 
 pub use client::{Client, LOOK_SILENCE_MAX, Patience, SILENCE_MAX, ask};
+pub use command::{Command, ExtentRow, QuiesceMode, READ_BYTES_MAX, Reply, UsageRow, Watcher};
 pub(crate) use connection::ControlConnection;
+pub use execute::Execute;
 pub use interrupt::Interrupt;
 pub use listener::ControlListener;
 pub use place::Place;

@@ -14,12 +14,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use marcot::command::{READ_BYTES_MAX, Watcher};
-use marcot::{
-    BlockDevice, Command, CompletedRead, Completion, Error, ErrorKind, IdleOutcome, Reply, Result,
-};
+use marcot::{CompletedRead, Completion, Error, ErrorKind, IdleOutcome, Result};
 
-use super::HostOptions;
 use super::attendant::Attendant;
 use super::connection::Connection;
 use super::handle::{Event, Message, Shared};
@@ -31,7 +27,10 @@ use super::operation::Failure;
 use super::pacer::Pacer;
 use super::round::{self, Lane};
 use super::spin::Spin;
-use crate::control::{ControlConnection, ControlListener, Pulse};
+use super::{HostDevice, HostOptions};
+use crate::control::{
+    Command, ControlConnection, ControlListener, Pulse, READ_BYTES_MAX, Reply, Watcher,
+};
 use crate::nbd::NbdConnection;
 use crate::poll::{Interest, Poll, Ready};
 use crate::slab::Slab;
@@ -57,7 +56,7 @@ const MESSAGES_PER_TURN_MAX: usize = 256;
 
 /// The parts from which a loop is made.
 pub(super) struct Parts {
-    pub(super) device: Box<dyn BlockDevice>,
+    pub(super) device: Box<dyn HostDevice>,
     pub(super) options: HostOptions,
     pub(super) control: Option<ControlListener>,
     pub(super) wake: Arc<Wake>,

@@ -6,11 +6,12 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use marcot::{Command, Error, ErrorKind, Reply, Result};
+use marcot::{Error, ErrorKind, Result};
 
 use super::attendant::Attendant;
 use super::local::{Completion, DeviceRequest};
 use super::operation::Failure;
+use crate::control::{Command, Reply};
 use crate::nbd::NbdConnection;
 use crate::wake::Wake;
 

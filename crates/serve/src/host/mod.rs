@@ -1,6 +1,6 @@
 //! The host of an image: one thread that serves all requests to one open image.
 //!
-//! An [`ImageHost`] owns a [`BlockDevice`] and serves, in one epoll loop, its NBD clients, the
+//! An [`ImageHost`] owns a [`HostDevice`] and serves, in one epoll loop, its NBD clients, the
 //! requests of other threads in this process, and the owner's control socket. There is no lock on
 //! the data path.
 //!
@@ -39,13 +39,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use marcot::{BlockDevice, Error, ErrorKind, Result};
+use marcot::{BlockDevice, Error, ErrorKind, Housekeeping, Result};
 
 pub use attendant::Attendant;
 pub use handle::{Hold, HostHandle};
 pub use local::{Completion, DeviceRequest, LOCAL_BYTES_MAX};
 
-use crate::control::{ControlListener, Place};
+use crate::control::{ControlListener, Execute, Place};
 use crate::wake::Wake;
 use event_loop::EventLoop;
 use handle::Shared;
@@ -70,6 +70,11 @@ pub struct HostOptions {
     pub gives_way: bool,
 }
 
+/// What can be served: a block device that keeps house for itself and takes commands.
+pub trait HostDevice: BlockDevice + Housekeeping + Execute {}
+
+impl<T: BlockDevice + Housekeeping + Execute> HostDevice for T {}
+
 /// Starts threads that serve images.
 pub struct ImageHost;
 
@@ -79,7 +84,7 @@ impl ImageHost {
     /// # Errors
     /// If the control socket cannot be made, unless because of a full disk, or if the process is out of
     /// descriptors or threads. The device is dropped then, not closed.
-    pub fn start(device: Box<dyn BlockDevice>, options: HostOptions) -> Result<HostHandle> {
+    pub fn start(device: Box<dyn HostDevice>, options: HostOptions) -> Result<HostHandle> {
         let device = Padded::new(device, &options.name, Sectors::WhereWritable);
         Self::start_padded(device, options)
     }
@@ -90,7 +95,7 @@ impl ImageHost {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_for_kernel(
-        device: Box<dyn BlockDevice>,
+        device: Box<dyn HostDevice>,
         options: HostOptions,
     ) -> Result<HostHandle> {
         let device = Padded::new(device, &options.name, Sectors::Always);
@@ -98,7 +103,7 @@ impl ImageHost {
     }
 
     fn start_padded(device: Padded, options: HostOptions) -> Result<HostHandle> {
-        let device: Box<dyn BlockDevice> = Box::new(device);
+        let device: Box<dyn HostDevice> = Box::new(device);
         let control = listen(&options, device.read_only())?;
         let wake = Arc::new(Wake::new().map_err(no_resources)?);
         let shared = Arc::new(Shared::default());

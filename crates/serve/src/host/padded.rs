@@ -11,14 +11,17 @@
 
 use std::os::fd::BorrowedFd;
 
-use marcot::{BlockDevice, Command, Completion, Extent, IdleOutcome, Read, Reply, Result, Write};
+use marcot::{BlockDevice, Completion, Extent, Housekeeping, IdleOutcome, Read, Result, Write};
+
+use super::HostDevice;
+use crate::control::{Command, Execute, Reply};
 
 /// The unit of disks, in bytes.
 const SECTOR_BYTES: u64 = 512;
 
 /// A device of whole sectors.
 pub(super) struct Padded {
-    device: Box<dyn BlockDevice>,
+    device: Box<dyn HostDevice>,
     /// The image's name in logs.
     name: String,
     sectors: Sectors,
@@ -33,7 +36,7 @@ pub(super) enum Sectors {
 
 impl Padded {
     /// Shows `device`, which logs call `name`.
-    pub(super) fn new(device: Box<dyn BlockDevice>, name: &str, sectors: Sectors) -> Self {
+    pub(super) fn new(device: Box<dyn HostDevice>, name: &str, sectors: Sectors) -> Self {
         let padded = Self { device, name: name.to_owned(), sectors };
         let (size_bytes, shown_bytes) = (padded.device.size_bytes(), padded.size_bytes());
         if size_bytes != shown_bytes {
@@ -186,7 +189,9 @@ impl BlockDevice for Padded {
             Some(length) => self.device.cache(offset, length),
         }
     }
+}
 
+impl Housekeeping for Padded {
     fn background_step(&mut self) -> Result<bool> {
         self.device.background_step()
     }
@@ -199,11 +204,13 @@ impl BlockDevice for Padded {
         self.device.rest()
     }
 
-    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
-        self.device.execute(command, progress)
-    }
-
     fn close(self: Box<Self>) -> Result<()> {
         self.device.close()
+    }
+}
+
+impl Execute for Padded {
+    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+        self.device.execute(command, progress)
     }
 }

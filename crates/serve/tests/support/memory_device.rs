@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use marcot::command::UsageRow;
 use marcot::{
-    BlockDevice, Command, CompletedRead, Completion, Error, ErrorKind, Extent, IdleOutcome, Read,
-    Reply, Result, Write,
+    BlockDevice, CompletedRead, Completion, Error, ErrorKind, Extent, Housekeeping, IdleOutcome,
+    Read, Result, Write,
 };
+use marcot_serve::control::{Command, Execute, Reply, UsageRow};
 
 /// Unit of allocation in bytes.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -336,7 +336,9 @@ impl BlockDevice for MemoryDevice {
         self.probe.get().cached.push((offset, length));
         Ok(())
     }
+}
 
+impl Housekeeping for MemoryDevice {
     fn background_step(&mut self) -> Result<bool> {
         let mut probe = self.probe.get();
         probe.steps += 1;
@@ -352,6 +354,16 @@ impl BlockDevice for MemoryDevice {
         Ok(IdleOutcome { freed_bytes: 0, unfinished: false })
     }
 
+    fn close(mut self: Box<Self>) -> Result<()> {
+        let flushed = self.flush();
+        let close_time = self.probe.get().close_time;
+        std::thread::sleep(close_time);
+        self.probe.get().closed = true;
+        flushed
+    }
+}
+
+impl Execute for MemoryDevice {
     fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
         match command {
             Command::Resize { size_bytes, .. } => self.size_bytes = *size_bytes,
@@ -374,13 +386,5 @@ impl BlockDevice for MemoryDevice {
             _ => {}
         }
         Ok(Reply::Done)
-    }
-
-    fn close(mut self: Box<Self>) -> Result<()> {
-        let flushed = self.flush();
-        let close_time = self.probe.get().close_time;
-        std::thread::sleep(close_time);
-        self.probe.get().closed = true;
-        flushed
     }
 }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use marcot::command::QuiesceMode;
-use marcot::{Command, Result};
+use marcot::Result;
 
 use super::EventLoop;
+use crate::control::{Command, QuiesceMode};
 use crate::host::attendant::{Attendance, Attendant, RESIZE_WAIT, SNAPSHOT_WAIT, too_slow};
 
 /// Pause where sources are ready that cannot be served now.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use marcot::{Command, Error, ErrorKind, Result};
+use marcot::{Error, ErrorKind, Result};
 
 use super::{Client, EventLoop, TOKEN_CLIENTS};
-use crate::control::{Beating, ControlConnection};
+use crate::control::{Beating, Command, ControlConnection};
 use crate::poll::{Interest, Ready};
 
 /// Control clients served at once.

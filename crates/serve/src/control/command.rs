@@ -1,6 +1,11 @@
 //! What can be asked of an image's owner, in the same words whether the owner is this process or
 //! another one behind a control socket.
+//!
+//! Names and fields are what travels: they stay as they are, so that processes of different versions
+//! understand each other. Where the engine has a type of its own for what is told, it is turned into
+//! that one at both ends.
 
+use marcot::{DiffExtent, Extent, SnapId};
 use serde::{Deserialize, Serialize};
 
 /// A management command on one open image. Snapshots are given by name.
@@ -144,18 +149,7 @@ pub enum QuiesceMode {
 /// Longest [`Command::Read`] in bytes.
 pub const READ_BYTES_MAX: u64 = 32 << 20;
 
-/// A range that differs between two states of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiffExtent {
-    /// First byte.
-    pub offset: u64,
-    /// Bytes.
-    pub length: u64,
-    /// False where the later side reads as zeros.
-    pub data: bool,
-}
-
-/// Space of one state of an image.
+/// A [`marcot::UsageRow`] on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageRow {
     /// Snapshot, or `None` for the head.
@@ -196,7 +190,7 @@ pub enum Reply {
     /// To [`Command::Diff`].
     Diff {
         /// In order of offset.
-        extents: Vec<DiffExtent>,
+        extents: Vec<ExtentRow>,
     },
     /// To [`Command::Read`]; the bytes travel beside the reply.
     Data {
@@ -228,13 +222,51 @@ pub enum Reply {
     },
 }
 
-/// An [`Extent`] on the wire.
+/// A [`marcot::Extent`] or [`marcot::DiffExtent`] on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExtentRow {
     /// First byte.
     pub offset: u64,
     /// Bytes.
     pub length: u64,
-    /// Mapped, or a hole.
+    /// False for a hole, and where the later side of a comparison reads as zeros.
     pub data: bool,
+}
+
+impl From<marcot::UsageRow> for UsageRow {
+    fn from(row: marcot::UsageRow) -> Self {
+        let marcot::UsageRow { snapshot, snapshot_id, provisioned_bytes, used_bytes, .. } = row;
+        Self { snapshot, snapshot_id: snapshot_id.0, provisioned_bytes, used_bytes }
+    }
+}
+
+impl From<UsageRow> for marcot::UsageRow {
+    fn from(row: UsageRow) -> Self {
+        let UsageRow { snapshot, snapshot_id, provisioned_bytes, used_bytes } = row;
+        Self { snapshot, snapshot_id: SnapId(snapshot_id), provisioned_bytes, used_bytes }
+    }
+}
+
+impl From<Extent> for ExtentRow {
+    fn from(extent: Extent) -> Self {
+        Self { offset: extent.offset, length: extent.length, data: extent.data }
+    }
+}
+
+impl From<ExtentRow> for Extent {
+    fn from(row: ExtentRow) -> Self {
+        Self { offset: row.offset, length: row.length, data: row.data }
+    }
+}
+
+impl From<DiffExtent> for ExtentRow {
+    fn from(extent: DiffExtent) -> Self {
+        Self { offset: extent.offset, length: extent.length, data: extent.data }
+    }
+}
+
+impl From<ExtentRow> for DiffExtent {
+    fn from(row: ExtentRow) -> Self {
+        Self { offset: row.offset, length: row.length, data: row.data }
+    }
 }

@@ -1,0 +1,82 @@
+//! Carrying out commands on an open image: from the words of the control protocol to the engine's calls.
+
+use marcot::{Error, ErrorKind, Image, Result, SnapId};
+
+use super::command::{Command, READ_BYTES_MAX, Reply, Watcher};
+
+/// Most extents of one answer. In JSON they take less than 100 bytes each, and an answer that crosses a
+/// control socket has at most 32 MiB.
+const EXTENTS_MAX: usize = 1 << 18;
+
+/// What commands can be given to: an open image, as its owner has it.
+pub trait Execute {
+    /// Carries out a command. `progress` gets (done, total) of those that take long.
+    ///
+    /// # Errors
+    /// As the command says.
+    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply>;
+}
+
+impl Execute for Image {
+    fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+        match command {
+            Command::Checkpoint => self.take_checkpoint()?,
+            Command::SnapCreate { name } | Command::SnapCreateWith { name, .. } => {
+                let SnapId(id) = self.snapshot(name)?;
+                return Ok(Reply::Snapshot { id });
+            }
+            Command::SnapRemove { name, force } => self.remove_snapshot(name, *force)?,
+            Command::SnapRename { from, to } => self.rename_snapshot(from, to)?,
+            Command::SnapRollback { name } => self.roll_back(name)?,
+            Command::SnapProtect { name } => self.protect(name)?,
+            Command::SnapUnprotect { name } => self.unprotect(name)?,
+            Command::MarkShared { name } => self.mark_shared(name)?,
+            Command::Resize { size_bytes, allow_shrink } => {
+                self.resize(*size_bytes, *allow_shrink)?;
+            }
+            Command::Flatten => self.flatten_with(progress)?,
+            Command::FlattenPart => {
+                let part = self.flatten_part()?;
+                return Ok(Reply::Copied { left_blocks: part.left_blocks, more: part.more });
+            }
+            Command::MetaSet { key, value } => self.set_metadata(key, value)?,
+            Command::Tidy => self.tidy()?,
+            Command::Usage => {
+                let rows = self.usage()?.into_iter().map(Into::into).collect();
+                return Ok(Reply::Usage { rows });
+            }
+            Command::Diff { from_snap, to_snap, offset, length } => {
+                let (from, to) = (from_snap.as_deref(), to_snap.as_deref());
+                let extents = self.diff(from, to, *offset, *length)?;
+                return Ok(Reply::Diff { extents: extents.into_iter().map(Into::into).collect() });
+            }
+            Command::Read { offset, length } => {
+                if *length > READ_BYTES_MAX {
+                    return Err(Error::new(ErrorKind::Invalid, "too much to read at once"));
+                }
+                let mut data = vec![0; *length as usize];
+                self.read_at(*offset, &mut data)?;
+                return Ok(Reply::Data { data });
+            }
+            Command::Write { offset, data } => self.write_at(*offset, data)?,
+            Command::Discard { offset, length } => self.discard(*offset, *length)?,
+            Command::Flush => self.flush()?,
+            Command::Extents { offset, length } => {
+                let extents = self.extents(*offset, *length, EXTENTS_MAX)?;
+                let extents = extents.into_iter().map(Into::into).collect();
+                return Ok(Reply::Extents { extents });
+            }
+            Command::Reclaim => return Ok(Reply::Reclaimed { bytes: self.reclaim()? }),
+            Command::Status => {
+                let watcher = Watcher { pid: std::process::id(), usage: "library".to_owned() };
+                return Ok(Reply::Status { watchers: vec![watcher] });
+            }
+            // Whoever keeps images open without using them decides before it comes here.
+            Command::GiveWay => {
+                let message = format!("process {}", std::process::id());
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+        }
+        Ok(Reply::Done)
+    }
+}
