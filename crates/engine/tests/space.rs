@@ -243,7 +243,7 @@ fn rest(image: &mut marcot::Image) {
 }
 
 #[test]
-fn an_image_at_rest_takes_little_more_than_its_data() {
+fn an_idle_image_takes_little_more_than_its_data() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), 256 * MIB);
     let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
@@ -264,7 +264,7 @@ fn an_image_at_rest_takes_little_more_than_its_data() {
 }
 
 #[test]
-fn at_rest_headers_of_groups_do_not_outweigh_the_data() {
+fn headers_of_groups_do_not_outweigh_the_data_of_an_idle_image() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
     let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
@@ -285,7 +285,7 @@ fn at_rest_headers_of_groups_do_not_outweigh_the_data() {
 }
 
 #[test]
-fn at_rest_a_segment_that_a_snapshot_needs_in_part_gives_the_other_part_back() {
+fn an_idle_image_gives_back_the_part_of_a_segment_that_no_snapshot_needs() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
     let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
@@ -310,7 +310,7 @@ fn at_rest_a_segment_that_a_snapshot_needs_in_part_gives_the_other_part_back() {
 }
 
 #[test]
-fn an_image_at_rest_writes_nothing_once_its_space_is_given_back() {
+fn an_idle_image_writes_nothing_once_its_space_is_given_back() {
     let directory = tempfile::tempdir().unwrap();
     let (_store, pool, id) = store_with_image(directory.path(), 256 * MIB);
     let mut image = pool.open(id).unwrap();
