@@ -379,7 +379,7 @@ fn main() -> std::process::ExitCode {
     match make(&directory, tib) {
         Ok(()) => 0.into(),
         Err(error) => {
-            eprintln!("large_image: {error}");
+            eprintln!("large_image: {}", error.sentence());
             1.into()
         }
     }

@@ -125,7 +125,7 @@ fn main() -> std::process::ExitCode {
     match outcome {
         Ok(()) => 0.into(),
         Err(error) => {
-            eprintln!("shapes {name}: {error}");
+            eprintln!("shapes {name}: {}", error.sentence());
             1.into()
         }
     }

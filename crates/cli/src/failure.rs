@@ -6,8 +6,11 @@
 
 use std::fmt;
 
+use marcot::Remedy;
 use marcot::error::system_words;
 use marcot::printable::printable;
+
+use crate::errno;
 
 /// Result of everything a command does.
 pub type Outcome<T = ()> = std::result::Result<T, Failure>;
@@ -90,7 +93,7 @@ impl Failure {
     /// `<what>: (<errno>) <strerror>` for an engine error, preceded by the engine's sentence, which
     /// names what it is about.
     pub fn engine(what: impl fmt::Display, error: &marcot::Error) -> Self {
-        Self::errno(what, error.errno()).because(error)
+        Self::errno(what, errno::of(error)).because(error.sentence()).remedied(error)
     }
 
     /// `<what>: (<errno>) <strerror>` for an operating system error.
@@ -103,7 +106,9 @@ impl Failure {
 
     /// As [`Self::engine`], with the number that the operating system gave, where it lies below.
     pub fn lowest(what: impl fmt::Display, error: &marcot::Error) -> Self {
-        Self::errno(what, system_errno(error).unwrap_or_else(|| error.errno())).because(error)
+        Self::errno(what, system_errno(error).unwrap_or_else(|| errno::of(error)))
+            .because(error.sentence())
+            .remedied(error)
     }
 
     /// `<what>: (<errno>) <strerror>` with the number that the operating system gave, where it lies
@@ -111,7 +116,7 @@ impl Failure {
     pub fn system(error: &marcot::Error) -> Self {
         match system_errno(error) {
             Some(errno) => Self::errno(error.message(), errno),
-            None => Self::new(error.errno(), error.to_string()),
+            None => Self::from(error),
         }
     }
 
@@ -128,6 +133,27 @@ impl Failure {
         let causes = self.lines.iter().take_while(|line| matches!(line, Line::Cause(_))).count();
         self.lines.insert(causes, Line::Cause(remedy.into()));
         self
+    }
+
+    /// The same failure with what can be done about an engine error, in the words of the command line:
+    /// after its causes, or at the end where there are none.
+    #[must_use]
+    fn remedied(mut self, error: &marcot::Error) -> Self {
+        let words = match error.remedy() {
+            Some(Remedy::CloneUntracked) => "use --untracked to accept that".to_owned(),
+            Some(Remedy::RepairPool) => "'check --repair' repairs a pool".to_owned(),
+            Some(Remedy::OwnStore) => {
+                format!("choose a store with --store or {}", crate::session::STORE_VARIABLE)
+            }
+            _ => return self,
+        };
+        match self.lines.first() {
+            Some(Line::Cause(_)) => self.remedy(words),
+            _ => {
+                self.lines.push(Line::Cause(words));
+                self
+            }
+        }
     }
 
     /// The same failure with another named line at its end.
@@ -183,9 +209,15 @@ fn system_errno(error: &marcot::Error) -> Option<i32> {
 }
 
 /// An engine error whose context is the whole message.
+impl From<&marcot::Error> for Failure {
+    fn from(error: &marcot::Error) -> Self {
+        Self::new(errno::of(error), error.sentence().to_string()).remedied(error)
+    }
+}
+
 impl From<marcot::Error> for Failure {
     fn from(error: marcot::Error) -> Self {
-        Self::new(error.errno(), error.to_string())
+        Self::from(&error)
     }
 }
 
@@ -217,6 +249,39 @@ mod tests {
             assert_eq!(text.lines().count(), 3, "{text}");
             assert!(!text.contains('\u{1b}') && text.contains(r"a\nmarcot"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_damaged_log_is_told_with_the_command_that_repairs() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = marcot::Store::open(directory.path()).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let id = pool.create("", "a", &marcot::CreateOptions::default()).unwrap();
+        let mut image = pool.open(id).unwrap();
+        image.resize(3 * 4096, false).unwrap();
+        for block in 0..3 {
+            image.write_at(block * 4096, &[1; 4096]).unwrap();
+            image.flush().unwrap();
+        }
+        drop(image);
+        // The header of the first group; another follows.
+        let segments = pool.directory().join("segments").join(id.to_string());
+        let log = std::fs::read_dir(segments).unwrap().find_map(|entry| {
+            let entry = entry.unwrap();
+            let data = entry.file_name().to_string_lossy().starts_with('d');
+            data.then(|| entry.path())
+        });
+        let mut bytes = std::fs::read(log.as_ref().unwrap()).unwrap();
+        bytes[4096 + 70] ^= 1;
+        std::fs::write(log.unwrap(), bytes).unwrap();
+        let error = pool.open(id).err().unwrap();
+        let told = Failure::engine("open failed", &error).render("marcot");
+        let lines: Vec<_> = told.lines().collect();
+        assert!(lines[0].contains("repair its pool") && !lines[0].contains("--"), "{told}");
+        assert_eq!(lines[1], "marcot: 'check --repair' repairs a pool");
+        assert_eq!(lines[2], "marcot: open failed: (5) Input/output error");
+        let told = Failure::from(error).render("marcot");
+        assert_eq!(told.lines().last(), Some(lines[1]), "{told}");
     }
 
     #[test]

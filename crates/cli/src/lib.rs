@@ -10,6 +10,7 @@
 
 mod args;
 mod commands;
+pub mod errno;
 mod failure;
 mod layout;
 mod logging;

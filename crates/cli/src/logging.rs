@@ -163,7 +163,7 @@ mod tests {
             .finish();
         tracing::subscriber::with_default(subscriber, || {
             let error = marcot::Error::new(marcot::ErrorKind::Invalid, FORGED);
-            tracing::warn!(peer = FORGED, image = %FORGED, %error, ?error, "refused {FORGED}");
+            tracing::warn!(peer = FORGED, image = %FORGED, error = %error.sentence(), ?error, "refused {FORGED}");
             tracing::warn!("second");
         });
         let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();

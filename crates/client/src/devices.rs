@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use marcot::{Error, ErrorKind, ImageId, Result, World};
-use marcot_serve::control::message;
 use marcot_serve::mapping::{self, DeviceNames, Ending, Ready, Registry, Reservation};
 pub use marcot_serve::mapping::{Driver, MappedRecord};
 
@@ -190,10 +189,7 @@ impl Devices {
             Ready::Device { device, node, lacking_bytes } => {
                 Ok(MappedDevice { device, node, cookie: job.record.cookie, lacking_bytes })
             }
-            Ready::Failed { kind, message } => {
-                let kind = message::kind_of_name(&kind);
-                Err(MapFailure::Server(Error::new(kind, message)))
-            }
+            Ready::Failed { kind, message } => Err(MapFailure::Server(Error::new(kind, message))),
         }
     }
 

@@ -116,7 +116,7 @@ impl Names {
 /// hidden by it.
 fn list_pool(store: &Store, name: &str) -> Vec<ExportName> {
     let left_out = |namespace: &str, error: &Error| {
-        let error = error.to_string();
+        let error = error.sentence().to_string();
         tracing::warn!(pool = name, namespace, error, "left out of the list of exports");
     };
     let mut names = Names::default();

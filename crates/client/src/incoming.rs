@@ -122,7 +122,7 @@ impl Incoming {
         self.whole = true;
         if let Some(Err(error)) = self.device.take().map(marcot::Image::close) {
             // The data is durable; the next owner does what closing could not.
-            tracing::warn!(image = %self.name, %error, "the last checkpoint failed");
+            tracing::warn!(image = %self.name, error = %error.sentence(), "the last checkpoint failed");
         }
         Ok(self.pool.known_image(&self.namespace, &self.name, self.id))
     }

@@ -36,10 +36,10 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OwnerSilent(error) => write!(f, "{error}; this is what is on disk"),
-            Self::OwnerRefused(error) => write!(f, "{error}"),
+            Self::OwnerSilent(error) => write!(f, "{}; this is what is on disk", error.sentence()),
+            Self::OwnerRefused(error) => write!(f, "{}", error.sentence()),
             Self::RecordRefused(error) => {
-                write!(f, "{error}; it is left out until it is removed")
+                write!(f, "{}; it is left out until it is removed", error.sentence())
             }
             Self::MappedAlready(record) => {
                 write!(f, "the image is mapped already as {}", record.device.display())
@@ -144,7 +144,7 @@ impl Options {
         (self.admit)(&attempt)?;
         let outcome = work();
         if let Err(error) = &outcome {
-            tracing::trace!(%attempt, %error, "failed");
+            tracing::trace!(%attempt, error = %error.sentence(), "failed");
         }
         outcome
     }

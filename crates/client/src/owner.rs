@@ -179,7 +179,7 @@ impl Image {
             Ok(others) => others,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Given::Nothing),
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
-            Err(error) => return Ok(Given::Refusal(error.to_string())),
+            Err(error) => return Ok(Given::Refusal(error.sentence().to_string())),
         };
         let mut given = Given::Nothing;
         for mut other in others {
@@ -188,8 +188,8 @@ impl Image {
                 Err(_) if patience.interrupt.came() => return Err(interrupted()),
                 Err(error) if matches!(given, Given::Nothing) => {
                     given = match error.kind() {
-                        ErrorKind::Busy => Given::Use(error.to_string()),
-                        _ => Given::Refusal(error.to_string()),
+                        ErrorKind::Busy => Given::Use(error.sentence().to_string()),
+                        _ => Given::Refusal(error.sentence().to_string()),
                     };
                 }
                 Err(_) => {}

@@ -252,7 +252,7 @@ impl Pool {
     /// Removes the partial images of imports that are no more. What fails here is tried again by the next.
     pub(crate) fn remove_remains(&self, namespace: &str) {
         if let Err(error) = self.client.store().remove_abandoned(&self.pool, namespace) {
-            tracing::debug!(pool = %self.name(), %error, "a partial image is left");
+            tracing::debug!(pool = %self.name(), error = %error.sentence(), "a partial image is left");
         }
     }
 }

@@ -136,14 +136,17 @@ fn what_somebody_uses_is_refused_with_who_that_is() {
     let (outcome, _, pauses) = alone(Wait::ForCommands, after(1, ErrorKind::Owned), by);
     let error = outcome.unwrap_err();
     assert_eq!((error.kind(), pauses), (ErrorKind::Owned, 0));
-    assert_eq!(error.to_string(), "rbd/b is in use by process 7: device /dev/nbd0");
+    assert_eq!(error.sentence().to_string(), "rbd/b is in use by process 7: device /dev/nbd0");
     let (outcome, ..) = alone(Wait::ForCommands, after(1, ErrorKind::Busy), by);
     let error = outcome.unwrap_err();
-    assert_eq!(error.to_string(), "snapshot 's' is in use by process 7: device /dev/nbd0");
+    assert_eq!(
+        error.sentence().to_string(),
+        "snapshot 's' is in use by process 7: device /dev/nbd0"
+    );
     let (outcome, ..) = alone(Wait::ForCommands, after(1, ErrorKind::Owned), || {
         Given::Refusal("it is stopped".to_owned())
     });
-    assert_eq!(outcome.unwrap_err().to_string(), "it is stopped");
+    assert_eq!(outcome.unwrap_err().sentence().to_string(), "it is stopped");
 }
 
 #[test]
@@ -183,5 +186,5 @@ fn an_owner_in_the_way_is_told_each_time_and_named_in_the_end() {
     let (outcome, _) = paused(&Interrupt::never(), |retry| {
         retry.when_free(|| Err::<(), _>(owned()), || Ok(Given::Nothing))
     });
-    assert_eq!(outcome.unwrap_err().to_string(), "rbd/a is in use");
+    assert_eq!(outcome.unwrap_err().sentence().to_string(), "rbd/a is in use");
 }

@@ -196,7 +196,10 @@ fn an_image_in_use_is_refused_with_who_uses_it() {
     host.set_usage(Some("device /dev/nbd9".to_owned())).unwrap();
     let expected = format!("rbd/a is in use by process {}: device /dev/nbd9", std::process::id());
     for error in [image.remove(&mut quiet).unwrap_err(), image.open().map(drop).unwrap_err()] {
-        assert_eq!((error.kind(), error.to_string()), (ErrorKind::Owned, expected.clone()));
+        assert_eq!(
+            (error.kind(), error.sentence().to_string()),
+            (ErrorKind::Owned, expected.clone())
+        );
     }
 }
 
@@ -230,7 +233,10 @@ fn a_snapshot_that_is_read_is_refused_until_its_reader_only_keeps_it_open() {
     let reader = serve(&image, open(), false);
     let error = snapshot.remove(false, &mut quiet).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
-    assert!(error.to_string().contains(&format!("by process {}", std::process::id())), "{error}");
+    assert!(
+        error.sentence().to_string().contains(&format!("by process {}", std::process::id())),
+        "{error}"
+    );
     reader.stop().unwrap();
     let _idle = serve(&image, open(), true);
     snapshot.remove(false, &mut quiet).unwrap();

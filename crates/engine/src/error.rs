@@ -1,17 +1,36 @@
 //! One error for the whole engine: a kind that callers match on, a sentence for people, and the
 //! error below it.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 /// Result of every engine call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, for callers that must tell cases apart.
-///
-/// [`ErrorKind::errno`] gives the number an `rbd` user expects as exit status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorKind {
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What went wrong, for callers that must tell cases apart.
+        ///
+        /// Serialized by its name in lower case: `not_found`, `has_children`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[non_exhaustive]
+        pub enum ErrorKind {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl ErrorKind {
+            /// All of them, for tables that must not forget one.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+kinds! {
     /// The pool, image, snapshot or namespace does not exist.
     NotFound,
     /// The name is taken.
@@ -64,30 +83,6 @@ pub enum ErrorKind {
     Io,
 }
 
-impl ErrorKind {
-    /// The errno that `rbd` 16.2 would exit with for this kind.
-    #[must_use]
-    pub fn errno(self) -> i32 {
-        match self {
-            Self::NotFound => 2,
-            Self::Interrupted => 4,
-            Self::Io | Self::Corrupt | Self::Poisoned => 5,
-            Self::PermissionDenied => 13,
-            Self::Busy | Self::Owned | Self::HasChildren | Self::Protected | Self::NotEmpty => 16,
-            Self::Exists => 17,
-            Self::Invalid | Self::NotProtected | Self::NoParent | Self::OutOfRange => 22,
-            Self::NoSpace => 28,
-            Self::Exhausted => 24,
-            Self::ReadOnly => 30,
-            Self::NameTooLong => 36,
-            Self::HasSnapshots => 39,
-            Self::Unsupported | Self::NewerFormat => 95,
-            Self::Fenced => 108,
-            Self::TooMany => 122,
-        }
-    }
-}
-
 /// Kinds that say nothing of what is stored; see [`ErrorKind::is_obstacle`].
 const OBSTACLES: [ErrorKind; 5] = [
     ErrorKind::Busy,
@@ -104,12 +99,6 @@ impl ErrorKind {
     pub fn is_obstacle(self) -> bool {
         OBSTACLES.contains(&self)
     }
-
-    /// The obstacle that has this errno.
-    #[must_use]
-    pub fn obstacle_of_errno(errno: i32) -> Option<Self> {
-        OBSTACLES.into_iter().find(|kind| kind.errno() == errno)
-    }
 }
 
 impl ErrorKind {
@@ -120,23 +109,60 @@ impl ErrorKind {
     }
 }
 
-/// An engine error.
+/// What can be done about an error where the caller has a switch for it, whose name only the caller knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Remedy {
+    /// Clone without a marker in the parent's pool: [`crate::CloneOptions::untracked`].
+    CloneUntracked,
+    /// Check the pool and set right what can be: [`crate::CheckOptions::repair`].
+    RepairPool,
+    /// Work in a store that belongs to the user who runs this process: [`crate::Store::open`].
+    OwnStore,
+}
+
+/// An engine error: a kind, one sentence, and perhaps the error below it.
+///
+/// [`fmt::Display`] shows the sentence alone and [`std::error::Error::source`] gives what is below, so
+/// that a reporter that walks the chain shows everything once. [`Error::sentence`] is the whole of it.
+///
+/// Clones share what is below, so that one error can be the answer to several who wait.
+///
+/// ```
+/// use marcot::{Error, ErrorKind};
+///
+/// let full = Error::from_io("cannot write the head", std::io::ErrorKind::StorageFull.into());
+/// let error = full.context("cannot rename 'a'");
+/// assert_eq!(error.kind(), ErrorKind::NoSpace);
+/// assert_eq!(error.to_string(), "cannot rename 'a'");
+/// let whole = "cannot rename 'a': cannot write the head: no storage space";
+/// assert_eq!(error.sentence().to_string(), whole);
+/// ```
+#[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
-    message: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    message: Arc<str>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+    remedy: Option<Remedy>,
 }
 
 impl Error {
     /// An error of `kind` that reads `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: message.into().into(), source: None, remedy: None }
+    }
+
+    fn above(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        source: impl StdError + Send + Sync + 'static,
+    ) -> Self {
+        Self { source: Some(Arc::new(source)), ..Self::new(kind, message) }
     }
 
     /// Wraps an operating system error, keeping its kind.
     pub fn from_io(context: impl Into<String>, source: io::Error) -> Self {
-        let kind = kind_of_io(&source);
-        Self { kind, message: context.into(), source: Some(Box::new(source)) }
+        Self::above(kind_of_io(&source), context, source)
     }
 
     /// Wraps a decoding error.
@@ -145,7 +171,7 @@ impl Error {
             marcot_format::FormatError::NewerFormat { .. } => ErrorKind::NewerFormat,
             _ => ErrorKind::Corrupt,
         };
-        Self { kind, message: context.into(), source: Some(Box::new(source)) }
+        Self::above(kind, context, source)
     }
 
     /// What went wrong.
@@ -160,16 +186,42 @@ impl Error {
         &self.message
     }
 
-    /// The errno to report; see [`ErrorKind::errno`].
+    /// The sentence with the causes below it, for people: in a terminal, a log or an answer.
     #[must_use]
-    pub fn errno(&self) -> i32 {
-        self.kind.errno()
+    pub fn sentence(&self) -> Sentence<'_> {
+        Sentence(self)
     }
 
     /// The same error under a wider sentence.
     #[must_use]
     pub fn context(self, message: impl Into<String>) -> Self {
-        Self { kind: self.kind, message: message.into(), source: Some(Box::new(self)) }
+        Self { remedy: self.remedy, ..Self::above(self.kind, message, self) }
+    }
+
+    /// What can be done about it, where the caller has to say how.
+    #[must_use]
+    pub fn remedy(&self) -> Option<Remedy> {
+        self.remedy
+    }
+
+    pub(crate) fn with_remedy(self, remedy: Remedy) -> Self {
+        Self { remedy: Some(remedy), ..self }
+    }
+}
+
+/// An error with all that is below it, shown on one line: see [`Error::sentence`].
+#[derive(Debug, Clone, Copy)]
+pub struct Sentence<'a>(&'a Error);
+
+impl fmt::Display for Sentence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        let mut below = self.0.source();
+        while let Some(error) = below {
+            write!(f, ": {}", system_words(&error.to_string()))?;
+            below = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -199,28 +251,24 @@ fn kind_of_io(error: &io::Error) -> ErrorKind {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        match &self.source {
-            Some(source) => write!(f, ": {}", system_words(&source.to_string())),
-            None => Ok(()),
-        }
+        f.write_str(&self.message)
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {self}", self.kind)
+        write!(f, "{:?}: {}", self.kind, self.sentence())
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|s| s as &(dyn std::error::Error + 'static))
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|s| s as &(dyn StdError + 'static))
     }
 }
 
 /// A sentence without the error number that Rust appends to the system's words: it means nothing to
-/// who reads it, and where it is wanted there is [`Error::errno`].
+/// who reads it, and where it is wanted there is [`io::Error::raw_os_error`].
 #[must_use]
 pub fn system_words(sentence: &str) -> &str {
     sentence.rfind(" (os error ").map_or(sentence, |end| &sentence[..end])
@@ -257,16 +305,28 @@ mod tests {
         for errno in [2, 5, 20, 21, 61, 117] {
             assert!(!kind(errno).is_obstacle(), "{errno}: {:?}", kind(errno));
         }
-        assert_eq!(ErrorKind::obstacle_of_errno(24), Some(ErrorKind::Exhausted));
-        assert_eq!(ErrorKind::obstacle_of_errno(5), None);
     }
 
     #[test]
     fn the_systems_words_come_without_its_number() {
         let full = Error::from_io("cannot write the head", io::Error::from_raw_os_error(28));
-        assert_eq!(full.to_string(), "cannot write the head: No space left on device");
-        let wider = full.context("cannot rename 'a'");
-        let words = "cannot rename 'a': cannot write the head: No space left on device";
-        assert_eq!((wider.to_string().as_str(), wider.errno()), (words, 28));
+        let words = "cannot write the head: No space left on device";
+        assert_eq!(full.sentence().to_string(), words);
+        let wider = full.clone().context("cannot rename 'a'");
+        assert_eq!(wider.sentence().to_string(), format!("cannot rename 'a': {words}"));
+        assert_eq!(wider.kind(), ErrorKind::NoSpace);
+    }
+
+    #[test]
+    fn each_level_of_an_error_shows_itself_once() {
+        let error = Error::from_io("low", io::Error::from_raw_os_error(5)).context("high");
+        let mut levels = vec![error.to_string()];
+        let mut below = error.source();
+        while let Some(error) = below {
+            levels.push(system_words(&error.to_string()).to_owned());
+            below = error.source();
+        }
+        assert_eq!(levels, ["high", "low", "Input/output error"]);
+        assert_eq!(error.sentence().to_string(), levels.join(": "));
     }
 }

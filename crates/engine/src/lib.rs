@@ -56,7 +56,7 @@ pub use check::{CheckOptions, CheckReport, Finding};
 pub use device::{
     BlockDevice, CompletedRead, Completion, Extent, Housekeeping, IdleOutcome, Read, Write,
 };
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Remedy, Result, Sentence};
 pub use image::{DiffExtent, FlattenPart, Image, UsageRow};
 pub use limits::Limits;
 #[cfg(feature = "deliberate-faults")]

@@ -110,7 +110,10 @@ fn a_damaged_image_is_given_up_and_gc_and_unprotect_work_again() {
     write(pool, bystander, 2 * MIB, 3);
     damage(pool, *middle);
     let refused = gc(store, pool).unwrap_err();
-    assert!(refused.to_string().contains("image rbd/middle cannot be read"), "{refused}");
+    assert!(
+        refused.sentence().to_string().contains("image rbd/middle cannot be read"),
+        "{refused}"
+    );
     assert_eq!(unprotect(templates, *template).unwrap_err().kind(), ErrorKind::Corrupt);
     let refused = store.remove_named(pool, "", "middle", &mut |_, _| {}).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Corrupt);
@@ -142,7 +145,7 @@ fn a_damaged_image_is_kept_while_it_has_children_and_what_they_need_outlives_it(
     for (dest, child, name) in [(pool, near, "rbd/near"), (&third, far, "third/far")] {
         let refused = give_up(store, pool, "middle").unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::HasChildren);
-        assert!(refused.to_string().contains(name), "{refused}");
+        assert!(refused.sentence().to_string().contains(name), "{refused}");
         assert_eq!(bytes(dest, child), [1, 2, 0, 0]);
         run(dest, child, |image| image.flatten()).unwrap();
     }

@@ -317,7 +317,7 @@ fn a_write_that_fails_either_way_ends_the_image_and_nothing_flushed_is_lost() {
     bench.faults.room_bytes.store(0, Ordering::Relaxed);
     let error = bench.land(1).unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Poisoned);
-    assert!(error.to_string().contains("reopen it"), "{error}");
+    assert!(error.sentence().to_string().contains("reopen it"), "{error}");
     let refused = bench.image.write_batch_async(&[Write { offset: 0, data: &[1; 4096] }]);
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Poisoned);
     assert_eq!(bench.image.flush().unwrap_err().kind(), ErrorKind::Poisoned);

@@ -286,7 +286,7 @@ fn a_block_that_cannot_be_read_keeps_the_parent() {
     image.snapshot("before").unwrap();
     let error = image.flatten().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
-    assert!(error.to_string().contains("second/child@before"), "{error}");
+    assert!(error.sentence().to_string().contains("second/child@before"), "{error}");
     assert_eq!(family.unprotect().unwrap_err().kind(), ErrorKind::HasChildren);
     data[at] ^= 1;
     std::fs::write(&path, &data).unwrap();

@@ -168,7 +168,7 @@ fn a_namespace_is_removed_with_what_a_crash_left_in_it() {
     place.pool.namespace_create("part").unwrap();
     let strange = leave(&place.pool.directory().join("names/part"), "%zz");
     let refused = place.pool.namespace_remove("part").unwrap_err();
-    assert!(refused.to_string().contains("%zz"), "{refused}");
+    assert!(refused.sentence().to_string().contains("%zz"), "{refused}");
     fs::remove_file(strange).unwrap();
     let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
     place.pool.create("part", "image", &options).unwrap();

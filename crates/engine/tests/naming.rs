@@ -231,7 +231,7 @@ fn records_of_earlier_versions_are_children_too() {
 fn a_refusal_names_some_of_many_children() {
     let place = place("refusal");
     let image = template(&place, 12, 1);
-    let refused = run(&place.pool, image, unprotect).unwrap_err().to_string();
+    let refused = run(&place.pool, image, unprotect).unwrap_err().sentence().to_string();
     assert_eq!(refused.matches("rbd/clone-").count(), 8, "{refused}");
     assert!(refused.ends_with("and others"), "{refused}");
 }

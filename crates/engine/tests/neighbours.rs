@@ -170,12 +170,12 @@ fn a_pool_that_takes_another_number_is_refused_and_disables_nobody() {
     let store = Store::open(scene.store.directory()).unwrap();
     let refused = store.pool("tmpl").err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
-    assert!(refused.to_string().contains("'pool detach tmpl'"), "{refused}");
+    assert!(refused.sentence().to_string().contains("'pool detach tmpl'"), "{refused}");
     assert_eq!(store.pool_by_id(rbd.id()).unwrap().directory(), rbd.directory());
     assert_eq!(first_byte(&store.pool("rbd").unwrap(), secret).unwrap(), SECRET);
     store.pool_detach("tmpl").unwrap();
     let again = store.pool_attach("tmpl", tmpl.directory()).err().unwrap();
-    assert!(again.to_string().contains("has the number of pool 'rbd'"), "{again}");
+    assert!(again.sentence().to_string().contains("has the number of pool 'rbd'"), "{again}");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_pool_whose_directory_changed_hands_is_refused() {
     give(&directory, THIRD);
     let refused = scene.store.pool("tmpl").err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Invalid);
-    assert!(refused.to_string().contains("belongs to user 64004"), "{refused}");
+    assert!(refused.sentence().to_string().contains("belongs to user 64004"), "{refused}");
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn of_two_own_pools_with_one_number_both_are_named() {
     copy_tree(rbd.directory(), &copy);
     let store = Store::open(scene.store.directory()).unwrap();
     store.pool("rbd").unwrap();
-    let refused = store.pool("copy").err().unwrap().to_string();
+    let refused = store.pool("copy").err().unwrap().sentence().to_string();
     assert!(refused.contains("pools/rbd") && refused.contains("pools/copy"), "{refused}");
 }
 
@@ -240,7 +240,7 @@ fn root_changes_nothing_in_another_users_store() {
         let refused = refused.expect("it should have been refused");
         let kind = refused.kind();
         assert!(matches!(kind, ErrorKind::ReadOnly | ErrorKind::PermissionDenied), "{refused}");
-        assert!(refused.to_string().contains("user 64003"), "{refused}");
+        assert!(refused.sentence().to_string().contains("user 64003"), "{refused}");
     }
     let options = CheckOptions { repair: true, ..CheckOptions::default() };
     assert!(store.check(&tmpl, &options, &mut |_, _| {}).unwrap().findings.is_empty());
@@ -270,7 +270,7 @@ fn no_link_in_a_pool_leads_to_ones_own_images() {
         std::os::unix::fs::lchown(&link, Some(OTHER), None).unwrap();
     }
     let refused = first_byte(&tmpl, secret).unwrap_err();
-    assert!(refused.to_string().contains("symbolic link"), "{refused}");
+    assert!(refused.sentence().to_string().contains("symbolic link"), "{refused}");
     assert!(tmpl.info(secret).is_err());
     let options = CheckOptions { repair: true, ..CheckOptions::default() };
     let report = scene.store.check(&tmpl, &options, &mut |_, _| {}).unwrap();
@@ -328,8 +328,8 @@ fn a_marker_of_another_user_counts_by_its_name_and_is_not_followed() {
     let refused = run(&pool, base, |image| image.unprotect("s")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::HasChildren);
     let named = "(another store)/0000000000000002 (of user 64003), vms/web (of user 64003)";
-    assert!(refused.to_string().contains(named), "{refused}");
-    assert!(!refused.to_string().contains("forged"), "{refused}");
+    assert!(refused.sentence().to_string().contains(named), "{refused}");
+    assert!(!refused.sentence().to_string().contains("forged"), "{refused}");
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn no_more_pools_are_held_open_than_may_be_and_those_that_are_go_on() {
     store.pool_create("second", &PoolOptions::default()).unwrap();
     let refused = store.pool_create("third", &PoolOptions::default()).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Exhausted, "{refused}");
-    assert!(refused.to_string().contains("ulimit -n"), "{refused}");
+    assert!(refused.sentence().to_string().contains("ulimit -n"), "{refused}");
     a.write_at(0, &[1; 4096]).unwrap();
     a.close().unwrap();
     drop(open(&store, "rbd", "a").unwrap());
@@ -115,7 +115,7 @@ fn a_directory_that_is_exchanged_for_a_copy_is_noticed_and_nothing_is_mixed() {
     let before = files_below(&pool);
     let refused = open(&store, "rbd", "b").err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
-    assert!(refused.to_string().contains("exchanged"), "{refused}");
+    assert!(refused.sentence().to_string().contains("exchanged"), "{refused}");
     // The image that is open goes on where it was, also in segments that it begins now.
     a.write_at(4096, &[2; 4096]).unwrap();
     a.snapshot("s").unwrap();

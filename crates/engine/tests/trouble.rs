@@ -10,7 +10,7 @@ use support::{MIB, assert_sound, pattern, segments, store_with_image};
 
 use marcot::{
     CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Limits, Pool,
-    PoolOptions, Store,
+    PoolOptions, Remedy, Store,
 };
 
 fn flip_byte(path: &Path, offset: u64) {
@@ -196,7 +196,7 @@ fn damaged_and_newer_records_are_named_and_left_alone() {
         std::fs::write(&head, &good[..cut]).unwrap();
         let error = pool.open(id).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-        assert!(error.to_string().contains("head"), "{error}");
+        assert!(error.sentence().to_string().contains("head"), "{error}");
         let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
         assert_eq!(report.findings.len(), 1);
         assert!(store.gc(&pool, &mut |_, _| {}).is_err(), "nothing may be freed now");
@@ -347,7 +347,7 @@ fn a_map_page_that_is_damaged_under_the_log_costs_its_other_blocks_only() {
         for lost in [0, 4096, 12288, 2 * MIB - 4096] {
             let error = image.read_at(lost, &mut buf).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-            assert!(error.to_string().contains("lost"), "{error}");
+            assert!(error.sentence().to_string().contains("lost"), "{error}");
         }
         let extents = marcot::BlockDevice::extents(&mut image, 0, 4 * MIB, 10).unwrap();
         assert!(extents[0].data && extents[0].length == 2 * MIB, "a lost range is no hole");
@@ -418,7 +418,7 @@ fn a_damaged_group_before_a_durable_one_is_no_end_of_the_log() {
     flip_byte(&log, 3 * 4096 + 70);
     let error = fresh().open(id).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-    assert!(error.to_string().contains("check --repair"), "{error}");
+    assert_eq!(error.remedy(), Some(Remedy::RepairPool), "{error}");
     let mut reader = fresh().open_read_only(id).unwrap();
     reader.read_at(8192, &mut buf).unwrap();
     assert!(buf.iter().all(|b| *b == 0), "a reader sees what was before the damage");

@@ -1,6 +1,7 @@
 //! The words of the control protocol, by literal JSON: an owner and a client of different versions must
 //! understand each other, so that none of these may change.
 
+use marcot::ErrorKind;
 use marcot_serve::control::frame::{Decoded, Frame, decode};
 use marcot_serve::control::message::{
     Answer, Request, decode_answer, decode_command, encode_answer, encode_command,
@@ -141,7 +142,7 @@ fn every_reply_travels_in_the_same_words() {
 
 #[test]
 fn every_other_answer_travels_in_the_same_words() {
-    let error = Answer::Error { kind: "has_children".to_owned(), message: "why".to_owned() };
+    let error = Answer::Error { kind: ErrorKind::HasChildren, message: "why".to_owned() };
     for (answer, json) in [
         (Answer::Begun, r#"{"answer":"begun"}"#),
         (Answer::Alive, r#"{"answer":"alive"}"#),
@@ -152,5 +153,46 @@ fn every_other_answer_travels_in_the_same_words() {
         let mut bytes = Vec::new();
         encode_answer(&answer, &mut bytes).unwrap();
         assert_eq!(std::str::from_utf8(frame(&bytes).json).unwrap(), json);
+    }
+}
+
+#[test]
+fn every_kind_of_error_travels_by_the_same_name() {
+    let names = [
+        "not_found",
+        "exists",
+        "busy",
+        "owned",
+        "has_snapshots",
+        "has_children",
+        "protected",
+        "not_protected",
+        "no_parent",
+        "invalid",
+        "name_too_long",
+        "out_of_range",
+        "read_only",
+        "permission_denied",
+        "no_space",
+        "too_many",
+        "corrupt",
+        "newer_format",
+        "poisoned",
+        "fenced",
+        "not_empty",
+        "unsupported",
+        "interrupted",
+        "exhausted",
+        "io",
+    ];
+    assert_eq!(ErrorKind::ALL.len(), names.len());
+    for (kind, name) in ErrorKind::ALL.iter().zip(names) {
+        let json = format!(r#"{{"answer":"error","kind":"{name}","message":"why"}}"#);
+        let mut bytes = Vec::new();
+        let answer = Answer::Error { kind: *kind, message: "why".to_owned() };
+        encode_answer(&answer, &mut bytes).unwrap();
+        assert_eq!(std::str::from_utf8(frame(&bytes).json).unwrap(), json);
+        let received = decode_answer(&Frame { json: json.as_bytes(), payload: b"" }).unwrap();
+        assert!(matches!(received, Answer::Error { kind: got, .. } if got == *kind), "{name}");
     }
 }

@@ -18,7 +18,7 @@ impl Runner {
     pub(crate) fn tolerate(&self, error: &Error, what: &str) -> Result<(), Violation> {
         match self.may_fail(error.kind()) {
             true => Ok(()),
-            false => violation(Rule::Model, format!("{what}: {error}")),
+            false => violation(Rule::Model, format!("{what}: {}", error.sentence())),
         }
     }
 
@@ -41,7 +41,10 @@ impl Runner {
         error: &Error,
     ) -> Result<bool, Violation> {
         if !self.may_fail(error.kind()) {
-            return violation(Rule::Model, format!("{operation}: {error} ({:?})", error.kind()));
+            return violation(
+                Rule::Model,
+                format!("{operation}: {} ({:?})", error.sentence(), error.kind()),
+            );
         }
         if error.kind() == ErrorKind::Poisoned {
             self.must_stay_poisoned(operation)?;
@@ -59,7 +62,7 @@ impl Runner {
         let lost = self.settings.profile == Profile::Errors;
         let sync = self.settings.profile != Profile::Space;
         self.settle(self.expected.clone(), lost, sync).map_err(|v| Violation {
-            message: format!("after {operation}: {error}: {}", v.message),
+            message: format!("after {operation}: {}: {}", error.sentence(), v.message),
             ..v
         })?;
         Ok(true)
@@ -116,7 +119,7 @@ impl Runner {
         }
         let store = self.store(0).map_err(|e| Violation {
             rule: Rule::I1,
-            message: format!("opening the store: {e}"),
+            message: format!("opening the store: {}", e.sentence()),
         })?;
         if self.settings.profile == Profile::Errors {
             // A reader sees the page cache. Data lost in a failed sync shows only when an owner opens.
@@ -161,7 +164,9 @@ impl Runner {
                 match self.image(slot).and_then(|image| image.protect(&name)) {
                     Ok(_) => {}
                     Err(error) if error.kind() == ErrorKind::Protected => {}
-                    Err(error) => return violation(Rule::Model, format!("protecting: {error}")),
+                    Err(error) => {
+                        return violation(Rule::Model, format!("protecting: {}", error.sentence()));
+                    }
                 }
             }
         }
@@ -208,7 +213,7 @@ impl Runner {
         self.settle(vec![self.model.clone()], true, true)?;
         let store = self.store(0).map_err(|e| Violation {
             rule: Rule::I1,
-            message: format!("opening the store: {e}"),
+            message: format!("opening the store: {}", e.sentence()),
         })?;
         self.drop_all();
         observe::check(&store, true)

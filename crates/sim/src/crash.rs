@@ -80,8 +80,10 @@ fn context(what: &str) -> impl Fn(Violation) -> Violation + '_ {
 }
 
 fn open(machine: &Arc<Machine>, seed: u64) -> Result<Store, Violation> {
-    open_store(machine, 0, seed)
-        .map_err(|e| Violation { rule: Rule::I1, message: format!("opening the store: {e}") })
+    open_store(machine, 0, seed).map_err(|e| Violation {
+        rule: Rule::I1,
+        message: format!("opening the store: {}", e.sentence()),
+    })
 }
 
 fn lose_power(machine: &Machine) {
@@ -162,7 +164,8 @@ fn after_kill_and_removals(
 ) -> Result<(), Violation> {
     (0..PROCESSES).for_each(|process| machine.kill(process));
     let _ = machine.take_cut();
-    let failed = |e: marcot::Error| Violation { rule: Rule::Model, message: e.to_string() };
+    let failed =
+        |e: marcot::Error| Violation { rule: Rule::Model, message: e.sentence().to_string() };
     let store = open(machine, seed)?;
     // Nothing is collected before this, because that would make the visible state durable.
     let seen = observe::look(&store)?;
@@ -188,7 +191,7 @@ fn after_kill_and_removals(
     if seed.is_multiple_of(2) {
         // Only one pool is collected. Heads in the other pool may name segments of it.
         let freed = store.gc(&pools[0], &mut |_, _| {});
-        freed.map_err(|e| Violation { rule: Rule::I5, message: e.to_string() })?;
+        freed.map_err(|e| Violation { rule: Rule::I5, message: e.sentence().to_string() })?;
     }
     lose_power(machine);
     let how = "after a kill, removals by others and a loss of power";
@@ -199,7 +202,7 @@ fn after_kill_and_removals(
 fn use_image(store: &Store, model: &Model, slot: u8, rng: &mut Rng) -> Result<(), Violation> {
     let known = &model.images[&slot];
     let pool = &observe::open_pools(store)?[known.pool];
-    let failed = |e: marcot::Error| Violation { rule: Rule::I1, message: e.to_string() };
+    let failed = |e: marcot::Error| Violation { rule: Rule::I1, message: e.sentence().to_string() };
     let Some(id) = known.id else { return Ok(()) };
     let mut image = pool.open(id).map_err(failed)?;
     let mut want = Vec::clone(known.latest());

@@ -54,7 +54,7 @@ pub fn open_pools(store: &Store) -> Result<Vec<Pool>, Violation> {
             }
             pool => pool,
         };
-        pools.push(pool.map_err(|e| wrong(Rule::I1, format!("pool {name}: {e}")))?);
+        pools.push(pool.map_err(|e| wrong(Rule::I1, format!("pool {name}: {}", e.sentence())))?);
     }
     Ok(pools)
 }
@@ -62,7 +62,9 @@ pub fn open_pools(store: &Store) -> Result<Vec<Pool>, Violation> {
 /// Reads the whole content of an open image.
 fn read_all(image: &mut Image, what: &str) -> Result<Bytes, Violation> {
     let mut bytes = vec![0xAA; image.size_bytes() as usize];
-    image.read_at(0, &mut bytes).map_err(|e| wrong(Rule::I1, format!("reading {what}: {e}")))?;
+    image
+        .read_at(0, &mut bytes)
+        .map_err(|e| wrong(Rule::I1, format!("reading {what}: {}", e.sentence())))?;
     Ok(Arc::new(bytes))
 }
 
@@ -72,10 +74,10 @@ fn read_all(image: &mut Image, what: &str) -> Result<Bytes, Violation> {
 /// A violation for every finding that is not litter.
 pub fn check(store: &Store, strict: bool) -> Result<(), Violation> {
     for pool in open_pools(store)? {
-        let report = store
-            .check(&pool, &CheckOptions::default(), &mut |_, _| {})
-            .map_err(|e| wrong(Rule::Check, format!("check of {}: {e}", pool.name())))?;
-        // An image whose creation was interrupted before it had a name is litter too.
+        let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).map_err(|e| {
+            wrong(Rule::Check, format!("check of {}: {}", pool.name(), e.sentence()))
+        })?;
+        // A creation that was cut off before its name is litter, too.
         let litter = |f: &marcot::Finding| !f.serious || f.message.contains("has no name");
         if let Some(finding) = report.findings.iter().find(|f| strict || !litter(f)) {
             return Err(wrong(Rule::Check, format!("{}: {}", finding.image, finding.message)));
@@ -91,7 +93,8 @@ pub fn check(store: &Store, strict: bool) -> Result<(), Violation> {
 pub fn collect(store: &Store) -> Result<(), Violation> {
     for pool in open_pools(store)? {
         let collected = store.gc(&pool, &mut |_, _| {});
-        collected.map_err(|e| wrong(Rule::I5, format!("gc of {}: {e}", pool.name())))?;
+        collected
+            .map_err(|e| wrong(Rule::I5, format!("gc of {}: {}", pool.name(), e.sentence())))?;
     }
     Ok(())
 }
@@ -102,7 +105,8 @@ pub fn collect(store: &Store) -> Result<(), Violation> {
 /// A violation where the images cannot be listed.
 pub fn open_owners(store: &Store) -> Result<(), Violation> {
     for pool in open_pools(store)? {
-        let images = pool.images("").map_err(|e| wrong(Rule::I1, format!("listing: {e}")))?;
+        let images =
+            pool.images("").map_err(|e| wrong(Rule::I1, format!("listing: {}", e.sentence())))?;
         images.into_iter().for_each(|(_, id)| drop(pool.open(id)));
     }
     Ok(())
@@ -115,7 +119,8 @@ pub fn open_owners(store: &Store) -> Result<(), Violation> {
 pub fn look(store: &Store) -> Result<Seen, Violation> {
     let mut seen = Seen::default();
     for (number, pool) in open_pools(store)?.iter().enumerate() {
-        let images = pool.images("").map_err(|e| wrong(Rule::I1, format!("listing: {e}")))?;
+        let images =
+            pool.images("").map_err(|e| wrong(Rule::I1, format!("listing: {}", e.sentence())))?;
         for (name, id) in images {
             seen.images.push(look_at(store, pool, number, name, id)?);
         }
@@ -130,7 +135,8 @@ fn look_at(
     name: String,
     id: ImageId,
 ) -> Result<SeenImage, Violation> {
-    let failed = |what: &str, e: marcot::Error| wrong(Rule::I1, format!("{what} {name}: {e}"));
+    let failed =
+        |what: &str, e: marcot::Error| wrong(Rule::I1, format!("{what} {name}: {}", e.sentence()));
     let info = pool.info(id).map_err(|e| failed("info of", e))?;
     let mut image = pool.open_read_only(id).map_err(|e| failed("opening", e))?;
     let bytes = read_all(&mut image, &name)?;

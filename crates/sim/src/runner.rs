@@ -155,8 +155,9 @@ impl Runner {
 
     fn set_up(&mut self) -> Result<(), Violation> {
         self.expect_crashes(vec![self.model.clone()]);
-        let store =
-            self.store(0).map_err(|e| Violation { rule: Rule::Model, message: e.to_string() })?;
+        let store = self
+            .store(0)
+            .map_err(|e| Violation { rule: Rule::Model, message: e.sentence().to_string() })?;
         open_pools(&store)?;
         self.crash_failed()
     }

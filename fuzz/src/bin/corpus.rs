@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use marcot::{CloneOptions, CreateOptions, Store};
+use marcot::{CloneOptions, CreateOptions, ErrorKind, Store};
 use marcot_format::group::GroupHeader;
 use marcot_format::page::peek_page;
 use marcot_format::segment::SEGMENT_HEADER_BYTES;
@@ -214,7 +214,7 @@ fn control(directory: &Path) -> Outcome {
     answers.push(Answer::Alive);
     answers.push(Answer::Progress { done: 1, total: 9 });
     answers.push(Answer::LongReply);
-    answers.push(Answer::Error { kind: "busy".to_owned(), message: name() });
+    answers.push(Answer::Error { kind: ErrorKind::Busy, message: name() });
     for (i, answer) in answers.iter().enumerate() {
         let mut bytes = Vec::new();
         encode_answer(answer, &mut bytes)?;

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use marcot::{CheckOptions, CheckReport, ErrorKind, Finding, GcReport};
+use marcot::{CheckOptions, CheckReport, Finding, GcReport};
 use marcot_client::Pool;
 
 use super::POOL_NAME;
 use crate::args::names;
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
+use crate::errno;
 use crate::failure::{EIO, Failure, Outcome};
 use crate::output::{Align, Node, Table, line, output_open};
 use crate::session::Session;
@@ -94,7 +95,7 @@ fn check(session: &Session, args: &Args) -> Outcome {
             // A pool that cannot be checked does not keep the others from being checked.
             Err(failure) if args.flag("all") => {
                 let message = format!("the pool could not be checked: {}", failure.sentence());
-                let unseen = ErrorKind::obstacle_of_errno(failure.status);
+                let unseen = errno::obstacle(failure.status);
                 let mut report = unchecked(message, unseen.is_none());
                 report.findings.iter_mut().for_each(|finding| finding.unseen = unseen);
                 reports.push((name, report));
@@ -113,7 +114,7 @@ fn check(session: &Session, args: &Args) -> Outcome {
     let unseen = reports.iter().flat_map(|(_, report)| &report.findings).find_map(|f| f.unseen);
     if let Some(kind) = unseen {
         let message = "the check found no damage, but could not look at everything: check again";
-        return Err(Failure::new(kind.errno(), message));
+        return Err(Failure::new(errno::of_kind(kind), message));
     }
     Ok(())
 }

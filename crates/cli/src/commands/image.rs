@@ -200,7 +200,7 @@ fn removal_failure(session: &Session, image: &Image, error: &marcot::Error) -> F
                     "This means the image is still open or the client using it crashed. Try again \
                  after closing/unmapping it or waiting 30s for the crashed client to timeout.",
                 )
-                .because(error)
+                .because(error.sentence())
         }
         ErrorKind::Corrupt if image.info().is_err() => {
             let hint = "restore the head from a backup, or give the image up with 'rm --force'";

@@ -8,6 +8,7 @@ use super::image::objects;
 use super::{DEST_IMAGE_SPEC, IMAGE_OR_SNAP_SPEC, IMAGE_SPEC};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
+use crate::errno;
 use crate::failure::{EINVAL, ENOENT, EXDEV, Failure, Outcome};
 use crate::layout;
 use crate::output::{Node, err, line, warn};
@@ -104,8 +105,8 @@ fn clone_failure(source: &Target, error: &marcot::Error) -> Failure {
     match error.kind() {
         ErrorKind::NotFound => Failure::errno("clone error", ENOENT)
             .because(format!("parent snapshot '{name}' does not exist")),
-        ErrorKind::NotProtected => Failure::errno("clone error", error.errno())
-            .because(format!("{error}; protect it with 'snap protect {name}'")),
+        ErrorKind::NotProtected => Failure::errno("clone error", errno::of(error))
+            .because(format!("{}; protect it with 'snap protect {name}'", error.sentence())),
         _ => Failure::engine("clone error", error),
     }
 }

@@ -145,7 +145,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
                 let access = if pool.read_only() { "read-only" } else { "read-write" };
                 (access.to_string(), pool.directory().display().to_string())
             }
-            Err(error) => ("unusable".to_string(), error.to_string()),
+            Err(error) => ("unusable".to_string(), error.sentence().to_string()),
         };
         rows.push([name, access, directory]);
     }

@@ -150,7 +150,7 @@ fn run(store: &Path, line: &str, spawn: bool) -> u8 {
         hold_image(store, image, hold).map_or_else(
             |error| {
                 eprintln!("{line}: {error}");
-                u8::try_from(error.errno()).unwrap_or(u8::MAX)
+                u8::try_from(marcot_cli::errno::of(&error)).unwrap_or(u8::MAX)
             },
             |()| 0,
         )

@@ -171,7 +171,7 @@ impl fmt::Display for MapFailure {
             Self::OtherCookie { device } => write!(f, "{device} has another cookie"),
             Self::AtWork { device } => write!(f, "another command is at work on {device}"),
             Self::Served { device, pid } => write!(f, "process {pid} serves {device} already"),
-            Self::Before(error) | Self::Server(error) => error.fmt(f),
+            Self::Before(error) | Self::Server(error) => error.sentence().fmt(f),
         }
     }
 }

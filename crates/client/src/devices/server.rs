@@ -133,14 +133,16 @@ fn start(job: &Job) -> Result<DeviceServer> {
     if let Err(error) = recorded {
         record.names.remove(&record.device);
         for undone in [mapped.unmap_by_force(), host.stop()] {
-            undone.unwrap_or_else(|error| tracing::error!(%error, "undoing"));
+            undone.unwrap_or_else(|error| tracing::error!(error = %error.sentence(), "undoing"));
         }
         return Err(error);
     }
     if job.attach {
         // The image may have got another size while nobody served the device.
         let resized = mapped.resizer().resized(host.size_bytes());
-        resized.unwrap_or_else(|error| tracing::error!(%error, "the device keeps its old size"));
+        resized.unwrap_or_else(
+            |error| tracing::error!(error = %error.sentence(), "the device keeps its old size"),
+        );
     }
     mapping::report_ready(&Ready::Device {
         device: record.device.clone(),
@@ -193,7 +195,7 @@ impl Attendant for DeviceAttendant {
 
     fn after_snapshot(&self) {
         if let Some(Err(error)) = self.hook.as_ref().map(QuiesceHook::unquiesce) {
-            tracing::error!(%error, "the device's users may be left quiesced");
+            tracing::error!(error = %error.sentence(), "the device's users may be left quiesced");
         }
     }
 
@@ -252,7 +254,7 @@ impl DeviceServer {
         };
         let closed = self.host.stop();
         for error in [unmapped.as_ref().err(), closed.as_ref().err()].into_iter().flatten() {
-            tracing::error!(%error, device, "unmapping");
+            tracing::error!(error = %error.sentence(), device, "unmapping");
         }
         unmapped.and(closed)?;
         self.registry.remove(self.record.id);

@@ -481,15 +481,19 @@ impl Pool {
     pub(crate) fn add_pools(&self) {
         let names = match self.store().pools() {
             Ok(names) => names,
-            Err(error) => return tracing::warn!(%error, "pools cannot be listed"),
+            Err(error) => {
+                return tracing::warn!(error = %error.sentence(), "pools cannot be listed");
+            }
         };
         for name in names {
             // An error matters only if the image has data in that pool; then it is reported later.
             match self.store().pool(&name) {
                 Err(error) if matches!(error.kind(), ErrorKind::Exhausted | ErrorKind::Busy) => {
-                    tracing::warn!(pool = %name, %error, "a pool cannot be opened now");
+                    tracing::warn!(pool = %name, error = %error.sentence(), "a pool cannot be opened now");
                 }
-                Err(error) => tracing::debug!(pool = %name, %error, "a pool cannot be opened"),
+                Err(error) => {
+                    tracing::debug!(pool = %name, error = %error.sentence(), "a pool cannot be opened")
+                }
                 Ok(_) => {}
             }
         }

@@ -13,7 +13,7 @@ use marcot_store::{LockMode, World};
 use super::names::{check_pool_name, could_be_given};
 use super::opening::Whereabouts;
 use super::pool::Pool;
-use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::error::{Error, ErrorKind, IoContext, Remedy, Result, fail};
 use crate::limits::Limits;
 use crate::segment::Files;
 
@@ -220,7 +220,7 @@ impl Store {
             match self.pool(&name) {
                 Ok(pool) => pools.push(pool),
                 Err(_) if self.is_unfinished(&name) => {}
-                Err(error) => tracing::warn!(%error, "a pool is left out"),
+                Err(error) => tracing::warn!(error = %error.sentence(), "a pool is left out"),
             }
         }
         Ok(pools)
@@ -241,8 +241,10 @@ impl Store {
             let attached = matches!(at, Whereabouts::Attached(_));
             match Pool::open_at(self, &name, &at) {
                 Ok(pool) => pools.push(pool),
-                Err(error) if attached => tracing::warn!(%error, "a pool is left out"),
-                // Its creation was interrupted, or it was removed just now.
+                Err(error) if attached => {
+                    tracing::warn!(error = %error.sentence(), "a pool is left out")
+                }
+                // Its creation was cut off, or it was removed just now.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
                     return Err(error.context(format!("pool '{name}' may hold children")));
@@ -446,10 +448,10 @@ impl Store {
 fn check_own(directory: &Path, foreign: Option<u32>, what: &str) -> Result<()> {
     let Some(user) = foreign else { return Ok(()) };
     let message = format!(
-        "{} belongs to user {user}: you cannot {what}; run the command as that user, or give a store of your own with --store",
+        "{} belongs to user {user}: you cannot {what}; run the command as that user, or use a store of your own",
         directory.display()
     );
-    fail(ErrorKind::PermissionDenied, message)
+    Err(Error::new(ErrorKind::PermissionDenied, message).with_remedy(Remedy::OwnStore))
 }
 
 fn decode_record(home: &dyn Home, bytes: std::io::Result<Vec<u8>>) -> Result<StoreRecord> {

@@ -170,7 +170,7 @@ impl Reader<'_, '_> {
             let end = (i + 1) * block_bytes;
             if have < end || crc32c(&bytes[i * block_bytes..end]) != *crc {
                 let why = "they do not match their checksums".to_owned();
-                let why = error.as_ref().map_or(why, Error::to_string);
+                let why = error.as_ref().map_or(why, |error| error.sentence().to_string());
                 let sentence = format!("in segment {}: {why}", run.name);
                 let obstacle = error.as_ref().map(Error::kind).filter(|kind| kind.is_obstacle());
                 let reason = Reason { sentence, obstacle };

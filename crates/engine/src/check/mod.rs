@@ -141,7 +141,7 @@ impl Store {
                 Some(user) => format!("nothing was repaired: the pool belongs to user {user}"),
                 None => "nothing was repaired: the pool belongs to another store".to_owned(),
             };
-            checker.find("", false, format!("{message}; run 'check --repair' there"));
+            checker.find("", false, format!("{message}; check and repair it there"));
         }
         Ok(checker.report)
     }
@@ -158,7 +158,7 @@ impl Checker<'_> {
     /// error the damage described by `damage`.
     fn find_failed(&mut self, image: &str, what: &str, error: &Error, damage: String) {
         if error.kind().is_obstacle() {
-            self.find_unseen(image, what, error.kind(), &error.to_string());
+            self.find_unseen(image, what, error.kind(), &error.sentence().to_string());
         } else {
             self.find(image, true, damage);
         }
@@ -214,7 +214,8 @@ impl Checker<'_> {
             }
             Err(error) => {
                 let message = format!(
-                    "the head of image {image} cannot be used, so the image cannot be opened: {error}"
+                    "the head of image {image} cannot be used, so the image cannot be opened: {}",
+                    error.sentence()
                 );
                 let label = self.pool.label_by_names(image);
                 self.find_failed(&label, "the head, and so all of the image,", &error, message);
@@ -240,7 +241,10 @@ impl Checker<'_> {
             Ok(false) => {}
             Ok(true) => self.nameless(image, &head),
             Err(error) => {
-                let message = format!("whether image {image} has a name cannot be told: {error}");
+                let message = format!(
+                    "whether image {image} has a name cannot be told: {}",
+                    error.sentence()
+                );
                 self.find_failed(&label, "names of images", &error, message);
             }
         }
@@ -273,7 +277,10 @@ impl Checker<'_> {
         if let Err(error) = self.pool.snapshot_root(parent) {
             let message = format!(
                 "its parent {}/{}@{} is out of reach; blocks that it did not write itself may be lost: {error}",
-                parent.pool_name, parent.image_name, parent.snap_name
+                parent.pool_name,
+                parent.image_name,
+                parent.snap_name,
+                error = error.sentence()
             );
             let what = format!("{}/{}@{}", parent.pool_name, parent.image_name, parent.snap_name);
             self.find_failed(label, &format!("its parent {what}"), &error, message);
@@ -298,7 +305,7 @@ impl Checker<'_> {
             let images = match self.pool.images(&namespace) {
                 Ok(images) => images,
                 Err(error) => {
-                    let message = format!("names of images cannot be read: {error}");
+                    let message = format!("names of images cannot be read: {}", error.sentence());
                     self.find_failed("", "names of images", &error, message);
                     continue;
                 }
@@ -384,7 +391,7 @@ impl Checker<'_> {
     /// Checks that the log behind the durable root can be replayed.
     fn log_tail(&mut self, label: &str, image: ImageId) {
         let Err(error) = Image::open_reader(self.pool, image, DamagedLog::Refuse) else { return };
-        let message = format!("the image cannot be opened: {error}");
+        let message = format!("the image cannot be opened: {}", error.sentence());
         self.find_failed(label, "its log", &error, message);
         if self.options.repair && error.kind() == ErrorKind::Corrupt {
             // Opening for repair ends the log before the damage and starts a new one.
@@ -417,7 +424,7 @@ impl Checker<'_> {
                 }
             }
             Err(error) => {
-                let message = format!("it could not be repaired: {error}");
+                let message = format!("it could not be repaired: {}", error.sentence());
                 self.find_failed(label, "for repair, it", &error, message);
             }
         }

@@ -38,8 +38,10 @@ pub(super) fn check(
     let (map, mut table) = match opened {
         Ok(opened) => opened,
         Err(error) => {
-            let message =
-                format!("its segment table cannot be read, so none of its data can: {error}");
+            let message = format!(
+                "its segment table cannot be read, so none of its data can: {}",
+                error.sentence()
+            );
             checker.find_failed(label, "its segment table, and so its data,", &error, message);
             return None;
         }
@@ -53,7 +55,12 @@ pub(super) fn check(
     let noted = checker.report.findings.len();
     for (block, (level, error)) in &counts.unreadable {
         let range = range(*block, blocks_below(*level));
-        checker.find_failed(label, &range, error, format!("{range} cannot be read: {error}"));
+        checker.find_failed(
+            label,
+            &range,
+            error,
+            format!("{range} cannot be read: {}", error.sentence()),
+        );
     }
     for (block, blocks) in counts.lost_ranges() {
         let message = format!(
@@ -223,7 +230,8 @@ fn compare(
                 && !checker.present.contains(&name)
                 && let Err(error) = files.get(name)
             {
-                let message = format!("{found} {what} are lost with segment {name}: {error}");
+                let message =
+                    format!("{found} {what} are lost with segment {name}: {}", error.sentence());
                 missing.push((format!("segment {name}"), error, message));
             }
             Ok(())
@@ -231,7 +239,7 @@ fn compare(
         let mut lost = Vec::new();
         match listed {
             Err(error) => {
-                let message = format!("the segment table is damaged: {error}");
+                let message = format!("the segment table is damaged: {}", error.sentence());
                 missing.push(("the segment table".to_owned(), error, message));
             }
             Ok(()) => lost.extend(left.into_iter().map(|(index, found)| {

@@ -47,7 +47,7 @@ impl Image {
         if std::mem::take(&mut self.unclean)
             && let Err(error) = self.remove_strays()
         {
-            tracing::warn!(image = %self.identity.label, %error, "segments may be left behind; 'gc' removes them");
+            tracing::warn!(image = %self.identity.label, error = %error.sentence(), "segments may be left behind; 'gc' removes them");
         }
         Ok(())
     }
@@ -102,7 +102,7 @@ impl Image {
         self.state.idle.appended(placed.header.crcs.len());
         self.state.changed = true;
         self.state.apply(&placed, DamagedPages::Refuse).inspect_err(|error| {
-            tracing::error!(image = %self.identity.label, %error, "a logged write could not be mapped");
+            tracing::error!(image = %self.identity.label, error = %error.sentence(), "a logged write could not be mapped");
             self.poisoned = true;
         })?;
         self.journal.prepare_segment(&self.series);

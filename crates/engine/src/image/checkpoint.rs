@@ -114,7 +114,7 @@ impl Image {
         let (outcome, covered) = checkpoint_job.wait();
         match self.end_checkpoint(outcome, covered) {
             Err(error) if !error.kind().ends_writing() => {
-                tracing::warn!(image = %self.identity.label, %error, "checkpoint put off");
+                tracing::warn!(image = %self.identity.label, error = %error.sentence(), "checkpoint put off");
                 self.note_lack_of_room(Some(&error));
                 Ok(())
             }

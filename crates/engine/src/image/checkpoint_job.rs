@@ -143,7 +143,7 @@ fn remove(image: &Identity, dead: Vec<SegmentName>) -> Vec<SegmentName> {
     }
     for name in dead {
         if let Err(error) = image.pool.files().remove(name) {
-            tracing::warn!(image = %image.label, segment = %name, %error, "left behind; a later reclaim removes it");
+            tracing::warn!(image = %image.label, segment = %name, error = %error.sentence(), "left behind; a later reclaim removes it");
         }
     }
     Vec::new()

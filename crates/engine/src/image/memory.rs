@@ -28,7 +28,7 @@ impl Image {
         if self.state.memory_bytes() > bytes_max && self.is_owner() && !self.is_poisoned() {
             match self.begin_checkpoint() {
                 Err(error) if !error.kind().ends_writing() => {
-                    tracing::warn!(image = %self.identity.label, %error, "checkpoint put off");
+                    tracing::warn!(image = %self.identity.label, error = %error.sentence(), "checkpoint put off");
                 }
                 begun => begun?,
             }

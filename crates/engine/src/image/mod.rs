@@ -290,7 +290,7 @@ impl Image {
             match self.after_making_room(Self::checkpoint) {
                 // All of it is in the log, which the next owner replays.
                 Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    tracing::warn!(image = %self.identity.label, %error, "closed without a checkpoint");
+                    tracing::warn!(image = %self.identity.label, error = %error.sentence(), "closed without a checkpoint");
                 }
                 stored => stored?,
             }
@@ -332,7 +332,7 @@ impl Drop for Image {
         // Nothing must go on when the lock is somebody else's.
         self.journal.abandon(&mut self.in_flight);
         if let Err(error) = self.settle() {
-            tracing::warn!(image = %self.identity.label, %error, "the last checkpoint failed");
+            tracing::warn!(image = %self.identity.label, error = %error.sentence(), "the last checkpoint failed");
         }
         self.identity.pool.files().image_closed(&self.state.table.authors());
     }

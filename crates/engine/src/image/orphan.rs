@@ -50,6 +50,6 @@ fn tidy_trash(pool: &Pool, image: ImageId, snap: SnapId) {
         parent.close()
     });
     if let Err(error) = tidied {
-        tracing::info!(%image, %error, "a removed snapshot is left for gc");
+        tracing::info!(%image, error = %error.sentence(), "a removed snapshot is left for gc");
     }
 }

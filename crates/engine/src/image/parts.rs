@@ -66,7 +66,7 @@ impl Image {
         if stored.is_err()
             && let Err(error) = self.replay_again()
         {
-            tracing::error!(image = %self.identity.label, %error, "the log cannot be read again");
+            tracing::error!(image = %self.identity.label, error = %error.sentence(), "the log cannot be read again");
             self.poisoned = true;
         }
         self.state.size_bytes = size_bytes;

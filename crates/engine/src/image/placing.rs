@@ -79,7 +79,7 @@ fn close_map_segment(pages: &mut Pages, table: &mut SegmentTable, image: &Identi
     }
     pages.map.close_segment();
     if let Err(error) = table.look_again(pages.map_index, image.pool.files()) {
-        tracing::warn!(image = %image.label, %error, "a segment may be left behind");
+        tracing::warn!(image = %image.label, error = %error.sentence(), "a segment may be left behind");
     }
 }
 
@@ -234,7 +234,7 @@ impl State {
                 return Err(error);
             }
             Err(error) => {
-                tracing::warn!(image = %image.label, %error, "the log is replayed in memory alone");
+                tracing::warn!(image = %image.label, error = %error.sentence(), "the log is replayed in memory alone");
                 self.pages.spill_failed = true;
             }
             Ok(()) => self.evict(bytes_max, image.id),

@@ -175,7 +175,7 @@ impl Image {
                 let name = self.state.table.name(index, self.identity.pool.files())?;
                 let file = self.identity.pool.files().get(name).inspect_err(|error| {
                     let block = plan.pieces[i].block;
-                    tracing::error!(image = %self.identity.label, block, segment = %name, %error, "a block cannot be read");
+                    tracing::error!(image = %self.identity.label, block, segment = %name, error = %error.sentence(), "a block cannot be read");
                 })?;
                 plan.files.push((index, name, file));
             }

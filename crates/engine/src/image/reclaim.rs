@@ -20,7 +20,7 @@ impl Image {
             // What it would make free is found later.
             self.checkpoint_for_room(|_| {}).or_else(|error| match error.kind() {
                 ErrorKind::NoSpace => {
-                    tracing::warn!(image = %self.identity.label, %error, "some space comes back later");
+                    tracing::warn!(image = %self.identity.label, error = %error.sentence(), "some space comes back later");
                     Ok(())
                 }
                 _ => Err(error),

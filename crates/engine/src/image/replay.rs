@@ -15,7 +15,7 @@ use marcot_store::DiskFile;
 use super::Image;
 use super::overlay::Overlay;
 use super::state::DamagedPages;
-use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::error::{Error, ErrorKind, IoContext, Remedy, Result};
 use crate::fault::{self, Fault};
 use crate::journal::Placed;
 use crate::segment::SegmentName;
@@ -26,8 +26,8 @@ const OVERLAY_PART: u64 = 2;
 /// Blocks read at a time in search of a later group (1 MiB).
 const SCAN_BLOCKS: usize = 256;
 /// What an operator can do about a damaged log.
-const REMEDY: &str = "; open it read-only to save what it has, or run 'check --repair' to give up \
-                      what was written after it";
+const REMEDY: &str = "; open it read-only to save what it has, or repair its pool to give up what was \
+                      written after it";
 
 /// A segment being replayed.
 struct Cursor {
@@ -128,7 +128,7 @@ impl Image {
             "the log of {} is longer than {LOG_SEGMENTS_MAX} segments, which no writer leaves it",
             self.identity.label
         );
-        fail(ErrorKind::Corrupt, message)
+        Err(Error::new(ErrorKind::Corrupt, message).with_remedy(Remedy::RepairPool))
     }
 
     /// Sees to it that the overlay, if there is one, tells everything about `[from, to)`, which lie
@@ -186,7 +186,7 @@ impl Image {
             "data segment {sequence} of {}, where its log begins, is missing or damaged{REMEDY}",
             self.identity.label
         );
-        fail(ErrorKind::Corrupt, message)
+        Err(Error::new(ErrorKind::Corrupt, message).with_remedy(Remedy::RepairPool))
     }
 
     /// The group that is next, at the cursor or at the start of the segment after it, where the
@@ -233,7 +233,7 @@ impl Image {
                          it{REMEDY}",
                         self.identity.label, cursor.slot, cursor.name
                     );
-                    fail(ErrorKind::Corrupt, message)
+                    Err(Error::new(ErrorKind::Corrupt, message).with_remedy(Remedy::RepairPool))
                 }
             },
         }
@@ -524,6 +524,6 @@ mod tests {
         append(LOG_SEGMENTS_MAX + 1);
         let refused = open().unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Corrupt);
-        assert!(refused.to_string().contains("longer"), "{refused}");
+        assert!(refused.sentence().to_string().contains("longer"), "{refused}");
     }
 }

@@ -151,7 +151,7 @@ impl Image {
                 if error.kind() != ErrorKind::NoSpace {
                     return Err(error);
                 }
-                tracing::warn!(image = %self.identity.label, %error, "space is given back later");
+                tracing::warn!(image = %self.identity.label, error = %error.sentence(), "space is given back later");
                 Ok(false)
             }
         }

@@ -95,7 +95,7 @@ impl Image {
     pub(super) fn make_room(&mut self) -> Result<bool> {
         match self.checkpoint_for_room(|_| {}) {
             Err(error) if error.kind() == ErrorKind::NoSpace => {
-                tracing::warn!(image = %self.identity.label, %error, "checkpoint put off");
+                tracing::warn!(image = %self.identity.label, error = %error.sentence(), "checkpoint put off");
                 Ok(false)
             }
             made => made.map(|()| true),

@@ -151,7 +151,7 @@ impl Image {
     fn after_write(&mut self) -> Result<()> {
         match self.pay_for_space() {
             Err(error) if !error.kind().ends_writing() => {
-                tracing::warn!(image = %self.identity.label, %error, "compaction put off");
+                tracing::warn!(image = %self.identity.label, error = %error.sentence(), "compaction put off");
             }
             paid => paid?,
         }
@@ -170,7 +170,7 @@ impl Image {
         }
         match self.begin_checkpoint() {
             Err(error) if !error.kind().ends_writing() => {
-                tracing::warn!(image = %self.identity.label, %error, "checkpoint put off");
+                tracing::warn!(image = %self.identity.label, error = %error.sentence(), "checkpoint put off");
                 self.journal.count_at_most(limits.checkpoint_log_bytes);
             }
             begun => begun?,

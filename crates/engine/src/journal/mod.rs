@@ -317,7 +317,7 @@ impl Journal {
     /// A segment is not appended to any more, so that it may go when it is dead.
     fn leave(&mut self, log: Log, table: &mut SegmentTable) {
         if let Err(error) = table.look_again(log.index, self.image.pool.files()) {
-            tracing::warn!(image = %self.image.label, %error, "a segment may be left behind");
+            tracing::warn!(image = %self.image.label, error = %error.sentence(), "a segment may be left behind");
         }
         self.cut(log);
     }

@@ -53,7 +53,7 @@ impl Prepared {
         match self.wait()? {
             Ok(file) => is_it.then_some(file),
             Err(error) => {
-                tracing::debug!(image = %image.label, %error, "no segment was prepared");
+                tracing::debug!(image = %image.label, error = %error.sentence(), "no segment was prepared");
                 None
             }
         }
@@ -69,7 +69,7 @@ impl Prepared {
             && matches!(created, Some(Ok(_)))
             && let Err(error) = image.pool.files().remove(name)
         {
-            tracing::debug!(image = %image.label, segment = %name, %error, "left to the next owner");
+            tracing::debug!(image = %image.label, segment = %name, error = %error.sentence(), "left to the next owner");
         }
     }
 }

@@ -353,7 +353,7 @@ fn clear_link(
         Err(error) if whole => {
             // The whole range of the page is cleared, so its content is not needed. What it named
             // stays counted until `check` corrects the counts.
-            tracing::warn!(%error, "a damaged map page was discarded");
+            tracing::warn!(error = %error.sentence(), "a damaged map page was discarded");
             *link = Link::Hole;
             return Ok(0);
         }

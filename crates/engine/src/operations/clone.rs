@@ -11,7 +11,7 @@ use crate::catalog::names::check_image_name;
 use crate::catalog::no_snapshot;
 use crate::catalog::pool::Pool;
 use crate::catalog::store::Store;
-use crate::error::{ErrorKind, Result, fail};
+use crate::error::{ErrorKind, Remedy, Result, fail};
 use crate::fault::{self, Fault};
 use crate::image::forget_child;
 use crate::root::empty_root;
@@ -250,10 +250,10 @@ fn record_child(
         Err(error) if parent.attached() && !untracked => {
             forget_child(dest, link, marcot_format::SnapId(link.snap_id), id)?;
             let message = format!(
-                "no marker can be left in pool '{}', so its owner would not see this clone; use --untracked to accept that",
+                "no marker can be left in pool '{}', so its owner would not see this clone",
                 parent.name()
             );
-            Err(error.context(message))
+            Err(error.context(message).with_remedy(Remedy::CloneUntracked))
         }
         _ => Ok(()),
     }

@@ -76,7 +76,7 @@ impl Store {
         };
         self.open_pools()?;
         if let Err(error) = pool.sweep_litter().and_then(|_| self.sweep_litter()) {
-            tracing::info!(pool = %pool.name(), %error, "what commands left behind stays for now");
+            tracing::info!(pool = %pool.name(), error = %error.sentence(), "what commands left behind stays for now");
         }
         pool.tidy_all();
         pool.remove_stale_records()?;
@@ -93,7 +93,7 @@ impl Store {
             match self.free(pool, &collected, progress) {
                 // An owner may have stored a newer head and removed segments that the older head named.
                 Err(error) if attempt < ATTEMPTS_MAX && pool.have_moved(&collected.heads) => {
-                    tracing::debug!(pool = %pool.name(), %error, "collected again");
+                    tracing::debug!(pool = %pool.name(), error = %error.sentence(), "collected again");
                     attempt += 1;
                 }
                 freed => break freed?,
@@ -212,7 +212,7 @@ impl Pool {
                     image.close()
                 });
                 if let Err(error) = tidied {
-                    tracing::info!(%image, %error, "a removed snapshot stays for now");
+                    tracing::info!(%image, error = %error.sentence(), "a removed snapshot stays for now");
                 }
             }
         }

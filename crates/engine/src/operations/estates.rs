@@ -48,7 +48,7 @@ impl Pool {
             // The mark lets the next removal of an heir find the estate, if this one is interrupted.
             let noted = self.note_heir(HeirKey::Waiting(estate));
             if let Err(error) = self.free_estate(estate, &heads).and(noted) {
-                tracing::info!(author = %estate.author, %error, "the space of a removed image is left for gc");
+                tracing::info!(author = %estate.author, error = %error.sentence(), "the space of a removed image is left for gc");
             }
         }
         let line = heirs.line(image);

@@ -146,7 +146,9 @@ impl Store {
         }
         match self.gc(pool, progress) {
             // The image is gone. GC may fail because another head is damaged; then the space waits.
-            Err(error) => tracing::warn!(%error, "the space of a removed image is left for gc"),
+            Err(error) => {
+                tracing::warn!(error = %error.sentence(), "the space of a removed image is left for gc")
+            }
             Ok(report) => tracing::info!(report.freed_bytes, "freed"),
         }
         Ok(())

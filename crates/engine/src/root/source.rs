@@ -78,7 +78,7 @@ impl PageSource for Source<'_> {
     fn release(&mut self, address: BlockAddress, slots: u32) -> Result<()> {
         match self.table.count(address.index(), -i64::from(slots), 0, &self.files) {
             Err(error) if self.lenient && error.kind() == ErrorKind::Corrupt => {
-                tracing::warn!(%error, "space is not counted as free; 'check --repair' finds it");
+                tracing::warn!(error = %error.sentence(), "space is not counted as free; a check that repairs finds it");
                 Ok(())
             }
             counted => counted,
@@ -89,7 +89,7 @@ impl PageSource for Source<'_> {
         let give_up = self.lenient && self.damaged && error.kind() == ErrorKind::Corrupt;
         if give_up {
             let (bytes, first) = (entry_blocks(level + 1) * BLOCK_BYTES, base * BLOCK_BYTES);
-            tracing::error!(%error, first_byte = first, bytes, "a damaged map page is given up: its blocks read as errors until they are written again");
+            tracing::error!(error = %error.sentence(), first_byte = first, bytes, "a damaged map page is given up: its blocks read as errors until they are written again");
         }
         give_up
     }

@@ -258,7 +258,7 @@ impl Fixture {
             Ok(_) => true,
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Io);
-                assert!(error.to_string().contains("is missing"), "{error}");
+                assert!(error.sentence().to_string().contains("is missing"), "{error}");
                 false
             }
         }
@@ -293,7 +293,7 @@ fn the_header_of_another_segment_is_refused_and_a_damaged_one_is_not() {
     std::fs::copy(fixture.path(second), fixture.path(first)).unwrap();
     let other = fixture.files().get(first).err().unwrap();
     assert_eq!(other.kind(), ErrorKind::Corrupt);
-    assert!(other.to_string().contains("holds another segment"), "{other}");
+    assert!(other.sentence().to_string().contains("holds another segment"), "{other}");
     fixture.write(second, 24, &[9]);
     fixture.files().get(second).unwrap();
     assert!(fixture.files().header_is_damaged(second).unwrap());
@@ -312,7 +312,7 @@ fn the_header_of_a_data_segment_is_made_from_its_first_group() {
     let name = fixture.create(SegmentKind::Data, 3);
     fixture.write(name, 24, &[9]);
     let lost = fixture.files().restore_header(name).unwrap_err();
-    assert!(lost.to_string().contains("cannot restore the header"), "{lost}");
+    assert!(lost.sentence().to_string().contains("cannot restore the header"), "{lost}");
     let group = |author: u64, sequence: u32| GroupHeader {
         author,
         epoch: 77,
@@ -327,7 +327,7 @@ fn the_header_of_a_data_segment_is_made_from_its_first_group() {
         group(author, segment).encode_into(&mut bytes);
         fixture.write(name, 4096, &bytes);
         let other = fixture.files().restore_header(name).unwrap_err();
-        assert!(other.to_string().contains("its group is another's"), "{other}");
+        assert!(other.sentence().to_string().contains("its group is another's"), "{other}");
         assert!(fixture.files().header_is_damaged(name).unwrap());
     }
     group(fixture.author.0, 3).encode_into(&mut bytes);
@@ -426,7 +426,7 @@ fn a_pool_that_is_not_known_is_out_of_reach() {
     let name = SegmentName { pool: PoolId(9), ..fixture.name(SegmentKind::Map, 1) };
     let error = fixture.files().get(name).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Io);
-    assert!(error.to_string().contains("is not known to this store"), "{error}");
+    assert!(error.sentence().to_string().contains("is not known to this store"), "{error}");
 }
 
 /// The place of a pool in a directory. The directory need not hold one.

@@ -96,7 +96,7 @@ impl Fixture {
     fn is_refused(&self, root: &RootRecord, words: &str) {
         let refused = self.open(root).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Corrupt);
-        assert!(refused.to_string().contains(words), "{refused}");
+        assert!(refused.sentence().to_string().contains(words), "{refused}");
     }
 
     /// Writes a page of pointers to the end of the segment and returns where it lies.
@@ -191,7 +191,7 @@ fn tables_of_every_height_are_stored_and_opened_again() {
             let missing = opened.get(SegmentIndex(index), fixture.files()).unwrap_err();
             assert_eq!(missing.kind(), ErrorKind::Corrupt);
             let counted = opened.count(SegmentIndex(index), 1, 1, fixture.files()).unwrap_err();
-            assert!(counted.to_string().contains("which the table lacks"), "{counted}");
+            assert!(counted.sentence().to_string().contains("which the table lacks"), "{counted}");
         }
     }
 }
@@ -473,7 +473,7 @@ fn an_impossible_table_is_refused() {
         root.segment_next = 1;
     }));
     let lower = lower.as_mut().unwrap().get(SegmentIndex(1), fixture.files()).unwrap_err();
-    assert!(lower.to_string().contains("is damaged"), "{lower}");
+    assert!(lower.sentence().to_string().contains("is damaged"), "{lower}");
     let damage = |root: &mut RootRecord| root.table.as_mut().unwrap().crc ^= 1;
     fixture.is_refused(&with(&damage), "is damaged");
     let pool = |root: &mut RootRecord| root.table.as_mut().unwrap().pool = 1;

@@ -26,7 +26,7 @@ fn slots_count_blocks_and_units_count_512_bytes() {
     assert_eq!((Slot(3).offset_bytes(), MapUnit(3).offset_bytes()), (12288, 1536));
     assert_eq!((Slot(3).after(2), MapUnit::at(1536)), (Slot(5), MapUnit(3)));
     // The last slot of a field of 24 bits lies beyond 4 GiB.
-    assert_eq!(Slot(0xFF_FFFF).offset_bytes(), 0xFF_FFFF_000);
+    assert_eq!(Slot(0xFF_FFFF).offset_bytes(), 0xF_FFFF_F000);
 }
 
 #[test]

@@ -123,7 +123,9 @@ impl Client {
                     let _ = rustix::fs::unlinkat(&directory, name, AtFlags::empty());
                 }
                 // Not ours, or stopped: it is no help.
-                Err(error) => tracing::debug!(%error, "a reader cannot be asked"),
+                Err(error) => {
+                    tracing::debug!(error = %error.sentence(), "a reader cannot be asked")
+                }
             }
         }
         Ok(clients)
@@ -189,7 +191,7 @@ impl Client {
                 Answer::Progress { done, total } => progress(done, total),
                 Answer::Reply { reply } => return Ok(Some(reply)),
                 Answer::Error { kind, message } => {
-                    return Err(Error::new(message::kind_of_name(&kind), message));
+                    return Err(Error::new(kind, message));
                 }
                 Answer::LongReply => {
                     return Err(Error::new(ErrorKind::Invalid, "a reply without its content"));

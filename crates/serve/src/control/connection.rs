@@ -109,7 +109,7 @@ impl ControlConnection {
             }
             Ok(Decoded::Complete(frame)) => (message::decode_command(&frame), frame.bytes()),
             Err(error) => {
-                tracing::warn!("{error}; closing the connection");
+                tracing::warn!("{}; closing the connection", error.sentence());
                 self.over = true;
                 return None;
             }

@@ -2,7 +2,8 @@
 //! [`Reply`], or an error that keeps its kind.
 
 use marcot::{Error, ErrorKind, Result};
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::command::{Command, Reply};
 use super::frame::{Frame, JSON_BYTES_MAX};
@@ -53,7 +54,8 @@ pub enum Answer {
     /// The command failed.
     Error {
         /// The kind, by name.
-        kind: String,
+        #[serde(deserialize_with = "kind_or_io")]
+        kind: ErrorKind,
         /// The sentence.
         message: String,
     },
@@ -126,77 +128,23 @@ fn malformed(error: serde_json::Error) -> Error {
 
 impl From<&Error> for Answer {
     fn from(error: &Error) -> Self {
-        let kind = kind_name(error.kind()).to_owned();
         // A sentence is short; one that is not must not make the frame too long.
-        let message = error.to_string().chars().take(JSON_BYTES_MAX / 16).collect();
-        Self::Error { kind, message }
+        let message = error.sentence().to_string().chars().take(JSON_BYTES_MAX / 16).collect();
+        Self::Error { kind: error.kind(), message }
     }
 }
 
-/// The name of a kind on the wire.
-#[must_use]
-pub fn kind_name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::NotFound => "not_found",
-        ErrorKind::Exists => "exists",
-        ErrorKind::Busy => "busy",
-        ErrorKind::Owned => "owned",
-        ErrorKind::HasSnapshots => "has_snapshots",
-        ErrorKind::HasChildren => "has_children",
-        ErrorKind::Protected => "protected",
-        ErrorKind::NotProtected => "not_protected",
-        ErrorKind::NoParent => "no_parent",
-        ErrorKind::Invalid => "invalid",
-        ErrorKind::NameTooLong => "name_too_long",
-        ErrorKind::OutOfRange => "out_of_range",
-        ErrorKind::ReadOnly => "read_only",
-        ErrorKind::PermissionDenied => "permission_denied",
-        ErrorKind::NoSpace => "no_space",
-        ErrorKind::TooMany => "too_many",
-        ErrorKind::Corrupt => "corrupt",
-        ErrorKind::NewerFormat => "newer_format",
-        ErrorKind::Poisoned => "poisoned",
-        ErrorKind::Fenced => "fenced",
-        ErrorKind::NotEmpty => "not_empty",
-        ErrorKind::Unsupported => "unsupported",
-        ErrorKind::Interrupted => "interrupted",
-        ErrorKind::Exhausted => "exhausted",
-        ErrorKind::Io => "io",
-    }
-}
-
-const KINDS: [ErrorKind; 25] = [
-    ErrorKind::NotFound,
-    ErrorKind::Exists,
-    ErrorKind::Busy,
-    ErrorKind::Owned,
-    ErrorKind::HasSnapshots,
-    ErrorKind::HasChildren,
-    ErrorKind::Protected,
-    ErrorKind::NotProtected,
-    ErrorKind::NoParent,
-    ErrorKind::Invalid,
-    ErrorKind::NameTooLong,
-    ErrorKind::OutOfRange,
-    ErrorKind::ReadOnly,
-    ErrorKind::PermissionDenied,
-    ErrorKind::NoSpace,
-    ErrorKind::TooMany,
-    ErrorKind::Corrupt,
-    ErrorKind::NewerFormat,
-    ErrorKind::Poisoned,
-    ErrorKind::Fenced,
-    ErrorKind::NotEmpty,
-    ErrorKind::Unsupported,
-    ErrorKind::Interrupted,
-    ErrorKind::Exhausted,
-    ErrorKind::Io,
-];
-
-/// The kind of a name; a name from a newer version is `Io`.
-#[must_use]
-pub fn kind_of_name(name: &str) -> ErrorKind {
-    KINDS.into_iter().find(|&kind| kind_name(kind) == name).unwrap_or(ErrorKind::Io)
+/// Reads a kind by its name; a name from a newer version is `Io`.
+///
+/// # Errors
+/// Where there is no name at all.
+pub fn kind_or_io<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<ErrorKind, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let known: std::result::Result<_, serde::de::value::Error> =
+        ErrorKind::deserialize(name.into_deserializer());
+    Ok(known.unwrap_or(ErrorKind::Io))
 }
 
 #[cfg(test)]
@@ -214,13 +162,14 @@ mod tests {
 
     #[test]
     fn every_kind_survives_the_wire() {
-        for kind in KINDS {
-            assert_eq!(kind_of_name(kind_name(kind)), kind);
-            let answer = through_the_wire(&Answer::from(&Error::new(kind, "why")));
-            let Answer::Error { kind: name, message } = answer else { panic!() };
-            assert_eq!((kind_of_name(&name), message.as_str()), (kind, "why"));
+        for kind in ErrorKind::ALL {
+            let answer = through_the_wire(&Answer::from(&Error::new(*kind, "why")));
+            let Answer::Error { kind: got, message } = answer else { panic!() };
+            assert_eq!((got, message.as_str()), (*kind, "why"));
         }
-        assert_eq!(kind_of_name("from the future"), ErrorKind::Io);
+        let json = br#"{"answer":"error","kind":"from_the_future","message":"why"}"#;
+        let answer = decode_answer(&Frame { json, payload: b"" }).unwrap();
+        assert!(matches!(answer, Answer::Error { kind: ErrorKind::Io, .. }), "{answer:?}");
     }
 
     #[test]

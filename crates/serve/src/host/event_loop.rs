@@ -23,7 +23,6 @@ use super::heap;
 use super::idle::IdleTimers;
 use super::local::LocalLane;
 use super::looking::Looking;
-use super::operation::Failure;
 use super::pacer::Pacer;
 use super::round::{self, Lane};
 use super::spin::Spin;
@@ -100,7 +99,7 @@ pub(super) struct EventLoop {
     tidy_due: Option<Instant>,
     /// Set when a stop was asked for: the time until which replies are drained.
     stop_deadline: Option<Instant>,
-    fatal: Option<Failure>,
+    fatal: Option<Error>,
 }
 
 impl EventLoop {
@@ -143,11 +142,11 @@ impl EventLoop {
     ///
     /// # Errors
     /// What made the image unusable, or the error of closing it.
-    pub(super) fn run(mut self) -> Result<(), Failure> {
+    pub(super) fn run(mut self) -> Result<()> {
         let mut ready = Vec::new();
         while self.fatal.is_none() && !self.is_drained() {
             if let Err(error) = self.wait(&mut ready) {
-                self.fatal = Some(Failure::new(ErrorKind::Io, &error.to_string()));
+                self.fatal = Some(Error::new(ErrorKind::Io, error.to_string()));
                 break;
             }
             self.take_events(&ready);
@@ -180,7 +179,7 @@ impl EventLoop {
         Ok(())
     }
 
-    fn close(mut self) -> Result<(), Failure> {
+    fn close(mut self) -> Result<()> {
         // The socket goes first: once the device has released the image, the socket's path belongs
         // to the next owner.
         self.parts.control = None;
@@ -197,10 +196,9 @@ impl EventLoop {
             // opened next.
             client.answer(Ok(Reply::Done));
         }
-        let closed = closed.map_err(Failure::from);
         let outcome = self.fatal.map_or(closed, Err);
         if let Err(failure) = &outcome {
-            tracing::error!(image = %self.parts.options.name, "no longer served: {}", failure.message);
+            tracing::error!(image = %self.parts.options.name, "no longer served: {}", failure.sentence());
         }
         outcome
     }
@@ -288,15 +286,14 @@ impl EventLoop {
                     answered.push(index);
                 }
                 Completion::Written(result) => {
-                    let written = result.map_err(Failure::from);
-                    self.local.answer_written(&written);
+                    self.local.answer_written(&result);
                     for index in self.clients.indices() {
                         let client = self.clients.get_mut(index);
-                        if client.is_some_and(|c| c.client.answer_written(&written)) {
+                        if client.is_some_and(|c| c.client.answer_written(&result)) {
                             answered.push(index);
                         }
                     }
-                    if let Err(failure) = &written {
+                    if let Err(failure) = &result {
                         self.note_failure(failure);
                     }
                 }
@@ -325,7 +322,7 @@ impl EventLoop {
     fn watch_completions(&mut self) {
         let Some(fd) = self.parts.device.completion_fd() else { return };
         if let Err(error) = self.poll.add(fd, TOKEN_COMPLETION, Interest::READABLE) {
-            self.fatal = Some(Failure::new(ErrorKind::Io, &error.to_string()));
+            self.fatal = Some(Error::new(ErrorKind::Io, error.to_string()));
         }
         self.watches_completions = true;
     }
@@ -500,15 +497,15 @@ impl EventLoop {
         let outcome =
             self.attend_before(command).and_then(|()| self.parts.device.execute(command, progress));
         if let Err(error) = &outcome {
-            self.note_failure(&Failure::from(error));
+            self.note_failure(error);
         }
         self.parts.shared.size_bytes.store(self.parts.device.size_bytes(), Ordering::Release);
         self.attend_after(command, size_bytes);
         outcome
     }
 
-    fn note_failure(&mut self, failure: &Failure) {
-        if failure.is_fatal() && self.fatal.is_none() {
+    fn note_failure(&mut self, failure: &Error) {
+        if failure.kind().ends_writing() && self.fatal.is_none() {
             self.fatal = Some(failure.clone());
         }
     }
@@ -551,8 +548,8 @@ impl EventLoop {
     /// Gives memory back, because the image is idle.
     fn give_memory_back(&mut self, now: Instant) {
         let outcome = self.parts.device.rest().unwrap_or_else(|error| {
-            tracing::warn!(image = %self.parts.options.name, "cannot give memory back: {error}");
-            self.note_failure(&Failure::from(&error));
+            tracing::warn!(image = %self.parts.options.name, "cannot give memory back: {}", error.sentence());
+            self.note_failure(&error);
             IdleOutcome::default()
         });
         if self.idle.called(now, outcome) {
@@ -562,8 +559,8 @@ impl EventLoop {
 
     fn background_step(&mut self, start: Instant, busy: bool) {
         let more = self.parts.device.background_step().unwrap_or_else(|error| {
-            tracing::warn!(image = %self.parts.options.name, "background work failed: {error}");
-            self.note_failure(&Failure::from(&error));
+            tracing::warn!(image = %self.parts.options.name, "background work failed: {}", error.sentence());
+            self.note_failure(&error);
             false
         });
         let end = Instant::now();

@@ -10,7 +10,6 @@ use marcot::{Error, ErrorKind, Result};
 
 use super::attendant::Attendant;
 use super::local::{Completion, DeviceRequest};
-use super::operation::Failure;
 use crate::control::{Command, Reply};
 use crate::nbd::NbdConnection;
 use crate::wake::Wake;
@@ -49,7 +48,7 @@ pub(super) struct Shared {
     /// [`Hold`]s that exist.
     holds: Mutex<Holds>,
     over: AtomicBool,
-    end: Mutex<Option<Result<(), Failure>>>,
+    end: Mutex<Option<Result<()>>>,
     ended: Condvar,
 }
 
@@ -82,8 +81,8 @@ impl Shared {
         self.holds().refused = true;
     }
 
-    /// Wakes everybody who waits: the image is no longer served.
-    pub(super) fn set_end(&self, outcome: Result<(), Failure>) {
+    /// Tells everyone who waits that the image is no longer served.
+    pub(super) fn set_end(&self, outcome: Result<()>) {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         if end.is_none() {
             *end = Some(outcome);
@@ -98,7 +97,7 @@ impl Shared {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(outcome) = &*end {
-                return Some(outcome.as_ref().copied().map_err(Failure::to_error));
+                return Some(outcome.as_ref().copied().map_err(Error::clone));
             }
             end = match deadline {
                 None => self.ended.wait(end).unwrap_or_else(PoisonError::into_inner),

@@ -2,7 +2,7 @@
 
 use marcot::{BlockDevice, Error, ErrorKind, Read, Result, Write};
 
-use super::operation::{Failure, Operation, OperationKind, Stages};
+use super::operation::{Operation, OperationKind, Stages};
 use super::round::{Lane, ReadEnd};
 
 /// Largest read or write of one in-process request, in bytes.
@@ -112,8 +112,8 @@ impl LocalLane {
         self.entries.is_empty()
     }
 
-    /// Answers the writes of earlier rounds that are stored, or that never will be.
-    pub(super) fn answer_written(&mut self, written: &Result<u64, Failure>) {
+    /// Answers the writes of earlier rounds that are stored, or never will be.
+    pub(super) fn answer_written(&mut self, written: &Result<u64>) {
         let stored = |number: u64| written.as_ref().map_or(true, |below| number < *below);
         let (done, left) =
             std::mem::take(&mut self.in_flight).into_iter().partition(|l| stored(l.0));
@@ -121,7 +121,7 @@ impl LocalLane {
         let done: Vec<(u64, Completion)> = done;
         for (_, completion) in done {
             let outcome = written.as_ref().map(|_| Vec::new());
-            completion.call(outcome.map_err(Failure::to_error));
+            completion.call(outcome.map_err(Error::clone));
         }
     }
 
@@ -155,7 +155,7 @@ impl Entry {
     fn answer(&mut self) {
         let Some(done) = self.done.take() else { return };
         done.call(match &self.operation.outcome {
-            Err(failure) => Err(failure.to_error()),
+            Err(failure) => Err(failure.clone()),
             Ok(()) if self.operation.kind == OperationKind::Read => {
                 Ok(std::mem::take(&mut self.data))
             }
@@ -185,7 +185,7 @@ impl Lane for LocalLane {
         // The entries come first, so that `zip` does not take an end that belongs to another lane.
         for (entry, end) in self.of(stage, OperationKind::Read).zip(ends) {
             if let ReadEnd::Done(result) = end {
-                entry.operation.outcome = result.map_err(Failure::from);
+                entry.operation.outcome = result;
             }
         }
     }
@@ -202,13 +202,13 @@ impl Lane for LocalLane {
         }
     }
 
-    fn writes_failed(&mut self, stage: u32, failure: &Failure) {
+    fn writes_failed(&mut self, stage: u32, failure: &Error) {
         for entry in self.of(stage, OperationKind::Write) {
             entry.operation.outcome = Err(failure.clone());
         }
     }
 
-    fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<(), Failure> {
+    fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<()> {
         let mut fatal = Ok(());
         for entry in self.of(stage, OperationKind::Discard) {
             fatal = fatal.and(entry.operation.discard(device));
@@ -233,7 +233,7 @@ impl Lane for LocalLane {
         }
     }
 
-    fn answer_flushed(&mut self, outcome: &Result<(), Failure>) {
+    fn answer_flushed(&mut self, outcome: &Result<()>) {
         for mut entry in self.entries.drain(..) {
             entry.operation.outcome = outcome.clone();
             entry.answer();

@@ -49,7 +49,6 @@ use crate::control::{ControlListener, Execute, Place};
 use crate::wake::Wake;
 use event_loop::EventLoop;
 use handle::Shared;
-use operation::Failure;
 use padded::{Padded, Sectors};
 
 /// Linux cuts thread names at this many bytes.
@@ -133,21 +132,21 @@ fn listen(options: &HostOptions, reader: bool) -> Result<Option<ControlListener>
     };
     match bound {
         Err(error) if reader => {
-            tracing::debug!(image = %options.name, %error, "read without taking commands");
+            tracing::debug!(image = %options.name, error = %error.sentence(), "read without taking commands");
             Ok(None)
         }
         Err(error) if error.kind() == ErrorKind::NoSpace => {
-            tracing::warn!(image = %options.name, %error, "served without taking commands");
+            tracing::warn!(image = %options.name, error = %error.sentence(), "served without taking commands");
             Ok(None)
         }
         bound => bound.map(Some),
     }
 }
 
-/// Runs the loop. A panic in the engine ends only this image.
-fn run(events: EventLoop) -> Result<(), Failure> {
+/// Runs the loop; a panic in the engine ends this image and no other.
+fn run(events: EventLoop) -> Result<()> {
     catch_unwind(AssertUnwindSafe(|| events.run())).unwrap_or_else(|_| {
-        Err(Failure::new(ErrorKind::Io, "the thread that served the image has panicked"))
+        Err(Error::new(ErrorKind::Io, "the thread that served the image has panicked"))
     })
 }
 

@@ -8,9 +8,7 @@
 //! Invariant: within one lane, an operation never runs before an overlapping earlier one. CACHE and FLUSH
 //! have no place in that order.
 
-use std::sync::Arc;
-
-use marcot::{BlockDevice, Error, ErrorKind};
+use marcot::{BlockDevice, Result};
 
 use super::round::only_fatal;
 
@@ -31,42 +29,6 @@ pub(crate) enum OperationKind {
     Flush,
 }
 
-/// An engine error that several requests share.
-#[derive(Debug, Clone)]
-pub(crate) struct Failure {
-    /// The kind of the error.
-    pub(crate) kind: ErrorKind,
-    /// The error's message.
-    pub(crate) message: Arc<str>,
-}
-
-impl Failure {
-    pub(crate) fn new(kind: ErrorKind, message: &str) -> Self {
-        Self { kind, message: message.into() }
-    }
-
-    /// True if the image must be given up, because nothing can be promised about it any more.
-    pub(crate) fn is_fatal(&self) -> bool {
-        self.kind.ends_writing()
-    }
-
-    pub(crate) fn to_error(&self) -> Error {
-        Error::new(self.kind, &*self.message)
-    }
-}
-
-impl From<&Error> for Failure {
-    fn from(error: &Error) -> Self {
-        Self { kind: error.kind(), message: error.to_string().into() }
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::from(&error)
-    }
-}
-
 /// One operation of a round.
 #[derive(Debug)]
 pub(crate) struct Operation {
@@ -80,8 +42,8 @@ pub(crate) struct Operation {
     pub(crate) fua: bool,
     /// Set by [`Stages::place`].
     pub(crate) stage: u32,
-    /// Its outcome so far.
-    pub(crate) outcome: Result<(), Failure>,
+    /// How it went so far.
+    pub(crate) outcome: Result<()>,
 }
 
 impl Operation {
@@ -100,9 +62,9 @@ impl Operation {
         self.stage == stage && self.kind == kind && self.outcome.is_ok()
     }
 
-    /// Discards the range and notes the outcome. Fails if the image cannot be used any more.
-    pub(crate) fn discard(&mut self, device: &mut dyn BlockDevice) -> Result<(), Failure> {
-        self.outcome = device.discard(self.offset, self.length).map_err(Failure::from);
+    /// Discards the range and keeps the outcome; fails if the image cannot be used any more.
+    pub(crate) fn discard(&mut self, device: &mut dyn BlockDevice) -> Result<()> {
+        self.outcome = device.discard(self.offset, self.length);
         only_fatal(self.outcome.clone())
     }
 

@@ -5,7 +5,8 @@
 //! cannot report an error after its data has begun. So an error in a later part closes the connection, as
 //! the protocol demands.
 
-use super::operation::Failure;
+use marcot::{Error, Result};
+
 use crate::nbd::request::Request;
 
 /// Parts end at multiples of this, so that no block of the image is written twice.
@@ -73,15 +74,11 @@ pub(super) fn part_bytes(mut affords: impl FnMut(usize) -> bool) -> usize {
 
 /// The outcome of the parts of a WRITE so far.
 #[derive(Debug, Default)]
-pub(super) struct WriteOutcome(Option<Failure>);
+pub(super) struct WriteOutcome(Option<Error>);
 
 impl WriteOutcome {
-    /// Notes the outcome of a part. Returns the outcome of all parts where it was the last.
-    pub(super) fn note(
-        &mut self,
-        place: Place,
-        outcome: &Result<(), Failure>,
-    ) -> Option<Result<(), Failure>> {
+    /// Notes how a part went; gives the outcome of all where it was the last.
+    pub(super) fn note(&mut self, place: Place, outcome: &Result<()>) -> Option<Result<()>> {
         if let Err(failure) = outcome {
             self.0.get_or_insert_with(|| failure.clone());
         }
@@ -123,12 +120,12 @@ mod tests {
     fn the_first_failure_of_a_write_is_its_outcome() {
         let mut outcome = WriteOutcome::default();
         let part = Place { first: false, last: false };
-        let failed = |text: &str| Err(Failure::new(ErrorKind::NoSpace, text));
+        let failed = |text: &str| Err(Error::new(ErrorKind::NoSpace, text));
         assert!(outcome.note(part, &Ok(())).is_none());
         assert!(outcome.note(part, &failed("one")).is_none());
         assert!(outcome.note(part, &failed("two")).is_none());
         let end = outcome.note(Place { last: true, ..part }, &Ok(())).unwrap();
-        assert_eq!(&*end.unwrap_err().message, "one");
+        assert_eq!(end.unwrap_err().message(), "one");
         assert!(outcome.note(Place::WHOLE, &Ok(())).unwrap().is_ok(), "it is over with its write");
     }
 }

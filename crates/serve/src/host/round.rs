@@ -11,9 +11,7 @@
 //! Invariant: a flush comes after every write of this round and of all rounds before it. So it covers every
 //! write that has been acknowledged on any connection, as CAN_MULTI_CONN promises.
 
-use marcot::{BlockDevice, Read, Result, Write};
-
-use super::operation::Failure;
+use marcot::{BlockDevice, Error, Read, Result, Write};
 
 /// The outcome of a read in a round.
 pub(crate) enum ReadEnd {
@@ -44,11 +42,11 @@ pub(crate) trait Lane {
     /// says that all batches below a larger number are.
     fn writes_in_flight(&mut self, stage: u32, number: u64);
 
-    /// Notes that the batch with the writes of `stage` has failed.
-    fn writes_failed(&mut self, stage: u32, failure: &Failure);
+    /// Takes the outcome of the batch that held the writes of `stage`.
+    fn writes_failed(&mut self, stage: u32, failure: &Error);
 
-    /// Carries out the discards of `stage`. Fails if the image cannot be used any more.
-    fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<(), Failure>;
+    /// Carries out the discards of `stage`; fails if the image cannot be used any more.
+    fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<()>;
 
     /// True if an answer waits for a flush.
     fn waits_for_flush(&self) -> bool;
@@ -56,18 +54,15 @@ pub(crate) trait Lane {
     /// Gives the answers that do not wait for a flush.
     fn answer_unflushed(&mut self);
 
-    /// Gives the other answers, with the flush's outcome.
-    fn answer_flushed(&mut self, outcome: &Result<(), Failure>);
+    /// Answers the rest, given the flush's outcome.
+    fn answer_flushed(&mut self, outcome: &Result<()>);
 }
 
 /// Carries out and answers everything in `lanes`.
 ///
 /// # Errors
-/// A failure after which the image cannot be used. Every answer has been given all the same.
-pub(crate) fn run(
-    device: &mut dyn BlockDevice,
-    lanes: &mut [&mut dyn Lane],
-) -> Result<(), Failure> {
+/// A failure after which the image cannot be used; every answer has been given all the same.
+pub(crate) fn run(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane]) -> Result<()> {
     let mut fatal = Ok(());
     let stages = lanes.iter().map(|lane| lane.stages()).max().unwrap_or(0);
     for stage in 0..stages {
@@ -83,7 +78,7 @@ pub(crate) fn run(
         lane.answer_unflushed();
     }
     if flush {
-        let outcome = device.flush().map_err(Failure::from);
+        let outcome = device.flush();
         for lane in lanes.iter_mut() {
             lane.answer_flushed(&outcome);
         }
@@ -92,9 +87,9 @@ pub(crate) fn run(
     fatal
 }
 
-/// Keeps a failure only if it concerns the image and not a request.
-pub(super) fn only_fatal(outcome: Result<(), Failure>) -> Result<(), Failure> {
-    outcome.or_else(|failure| if failure.is_fatal() { Err(failure) } else { Ok(()) })
+/// Keeps a failure only if it is one of the image and not of a request.
+pub(super) fn only_fatal(outcome: Result<()>) -> Result<()> {
+    outcome.or_else(|failure| if failure.kind().ends_writing() { Err(failure) } else { Ok(()) })
 }
 
 fn read(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) {
@@ -117,11 +112,7 @@ fn read(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) {
     }
 }
 
-fn write(
-    device: &mut dyn BlockDevice,
-    lanes: &mut [&mut dyn Lane],
-    stage: u32,
-) -> Result<(), Failure> {
+fn write(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) -> Result<()> {
     let mut batch = Vec::new();
     for lane in lanes.iter() {
         lane.writes(stage, &mut batch);
@@ -129,7 +120,7 @@ fn write(
     if batch.is_empty() {
         return Ok(());
     }
-    let outcome = device.write_batch_async(&batch).map_err(Failure::from);
+    let outcome = device.write_batch_async(&batch);
     drop(batch);
     for lane in lanes.iter_mut() {
         match &outcome {

@@ -41,9 +41,10 @@ pub enum Ready {
     },
     /// It could not serve the device.
     Failed {
-        /// The kind of the error, by its name on the wire.
-        kind: String,
-        /// The error's message.
+        /// The kind of the error, by its name.
+        #[serde(deserialize_with = "message::kind_or_io")]
+        kind: ErrorKind,
+        /// The sentence.
         message: String,
     },
 }
@@ -131,8 +132,7 @@ pub fn report_ready(ready: &Ready) -> Result<()> {
 /// # Errors
 /// What the operating system says.
 pub fn report_failure(error: &Error) -> Result<()> {
-    let kind = message::kind_name(error.kind()).to_owned();
-    report(&Ready::Failed { kind, message: error.to_string() })
+    report(&Ready::Failed { kind: error.kind(), message: error.sentence().to_string() })
 }
 
 fn report(ready: &Ready) -> Result<()> {

@@ -14,7 +14,7 @@ use fuser::{
     ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, WriteFlags,
 };
-use marcot::{BLOCK_BYTES, Error, Result};
+use marcot::{BLOCK_BYTES, Error, ErrorKind, Result};
 
 use crate::host::{Completion, DeviceRequest, HostHandle};
 
@@ -117,8 +117,19 @@ struct ImageFile {
     read_only: bool,
 }
 
+/// What the kernel is told of an error.
 fn errno(error: &Error) -> Errno {
-    Errno::from(io::Error::from_raw_os_error(error.errno()))
+    match error.kind() {
+        ErrorKind::Invalid | ErrorKind::OutOfRange => Errno::EINVAL,
+        ErrorKind::NoSpace => Errno::ENOSPC,
+        ErrorKind::Exhausted => Errno::EMFILE,
+        ErrorKind::ReadOnly => Errno::EROFS,
+        ErrorKind::Fenced => Errno::ESHUTDOWN,
+        ErrorKind::PermissionDenied => Errno::EACCES,
+        ErrorKind::Unsupported => Errno::EOPNOTSUPP,
+        ErrorKind::Interrupted => Errno::EINTR,
+        _ => Errno::EIO,
+    }
 }
 
 impl ImageFile {

@@ -272,7 +272,7 @@ mod tests {
             set_mode(&path, mode);
             let refused = open(&path).err().expect("refused");
             assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
-            assert!(refused.to_string().ends_with("; set MARCOT_RUN_DIR"), "{refused}");
+            assert!(refused.sentence().to_string().ends_with("; set MARCOT_RUN_DIR"), "{refused}");
         }
         set_mode(&path, 0o700);
         let link = scratch.path().join("link");
@@ -296,7 +296,7 @@ mod tests {
             set_mode(&parent, mode);
             let refused = below(&parent).err().expect("refused");
             assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
-            assert!(refused.to_string().ends_with("; unset it"), "{refused}");
+            assert!(refused.sentence().to_string().ends_with("; unset it"), "{refused}");
         }
         assert!(!parent.join("run").exists());
         // A readable directory of this user keeps its permissions, even where a link leads to it.

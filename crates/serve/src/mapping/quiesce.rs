@@ -230,7 +230,7 @@ mod tests {
             device: "/dev/none".into(),
         };
         assert!(hook("/bin/true").quiesce().is_ok());
-        let error = hook("/bin/false").unquiesce().unwrap_err().to_string();
+        let error = hook("/bin/false").unquiesce().unwrap_err().sentence().to_string();
         assert!(error.contains("'/bin/false /dev/none unquiesce' failed"), "{error}");
         assert!(hook("/none").quiesce().is_err());
     }

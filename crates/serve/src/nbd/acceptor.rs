@@ -351,7 +351,7 @@ impl Acceptor {
         let now = Instant::now();
         let reply = reply.map(|bytes| self.lists.keep(bytes));
         if let Err(error) = &reply {
-            tracing::warn!(error = error.to_string(), "cannot list the exports");
+            tracing::warn!(error = error.sentence().to_string(), "cannot list the exports");
         }
         for asker in self.lists.ended(now, now - asked) {
             if self.is_waiting(asker) {
@@ -417,7 +417,7 @@ impl Acceptor {
         if self.poll.remove(&client.socket).is_ok()
             && let Err(error) = lease.host.attach_nbd(client.socket, settled)
         {
-            tracing::warn!(peer = client.peer, "cannot attach an nbd client: {error}");
+            tracing::warn!(peer = client.peer, "cannot attach an nbd client: {}", error.sentence());
         }
     }
 }

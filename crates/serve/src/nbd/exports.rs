@@ -282,7 +282,7 @@ impl OpenExports {
             let Some(mut state) = lock_unless_opening(&slot, deadline) else { continue };
             let Some(open) = state.open.take() else { continue };
             if let Err(error) = open.host.stop() {
-                let message = error.to_string();
+                let message = error.sentence().to_string();
                 tracing::error!(export = state.name, error = message, "closing failed");
                 outcome = Err(error);
             }
@@ -361,7 +361,7 @@ fn report_close(export: &str, outcome: Result<()>) {
     match outcome {
         Ok(()) => tracing::info!(export, "closed"),
         Err(error) => {
-            tracing::error!(export, error = error.to_string(), "closed with an error");
+            tracing::error!(export, error = error.sentence().to_string(), "closed with an error");
         }
     }
 }

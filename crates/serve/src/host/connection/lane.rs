@@ -3,10 +3,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use marcot::{BlockDevice, ErrorKind, Read, Result, Write};
+use marcot::{BlockDevice, Error, ErrorKind, Read, Result, Write};
 
 use super::{Connection, Exchange, InFlightExchange, Life, STATUS_RUNS_MAX};
-use crate::host::operation::{Failure, Operation, OperationKind, Stages};
+use crate::host::operation::{Operation, OperationKind, Stages};
 use crate::host::parts::Place;
 use crate::host::read_layout;
 use crate::host::round::{Lane, ReadEnd};
@@ -50,8 +50,8 @@ impl Connection {
             Err(failure) => {
                 let (cookie, failure) = (exchange.cookie, failure.clone());
                 match exchange.refused {
-                    // A message of this server, not of the engine.
-                    Some(errno) => self.append_error(cookie, errno, &failure.message),
+                    // A sentence of this server's own.
+                    Some(errno) => self.append_error(cookie, errno, failure.message()),
                     None => self.append_failure(cookie, &failure),
                 }
             }
@@ -72,7 +72,7 @@ impl Connection {
             // No data follows an error.
             self.reading = None;
             if !place.first && !self.settings.structured_replies {
-                let (peer, message) = (&self.settings.peer, &*failure.message);
+                let (peer, message) = (&self.settings.peer, failure.sentence().to_string());
                 tracing::warn!(peer, message, "a reply and its connection are broken off");
                 self.life = Life::Dead;
                 return false;
@@ -89,15 +89,15 @@ impl Connection {
         self.in_flight_bytes -= head.len() + bytes;
         let sent = match result {
             Ok(data) => self.send.append(&head).and_then(|()| self.send.append(&data)),
-            Err(error) => self.append_failure(cookie, &Failure::from(error)),
+            Err(error) => self.append_failure(cookie, &error),
         };
         if let Err(error) = sent {
             self.fail("no memory for a reply", &error);
         }
     }
 
-    /// Answers the writes that are stored, or that never will be. Returns true if there were any.
-    pub(in crate::host) fn answer_written(&mut self, written: &Result<u64, Failure>) -> bool {
+    /// Answers the writes that are stored, or never will be; true if there were any.
+    pub(in crate::host) fn answer_written(&mut self, written: &Result<u64>) -> bool {
         let before = self.async_writes.len();
         for (number, cookie) in std::mem::take(&mut self.async_writes) {
             let sent = match written {
@@ -115,16 +115,19 @@ impl Connection {
         self.async_writes.len() < before
     }
 
-    /// Answers with an error of the engine. The client gets the kind of the error; the error itself is
-    /// logged.
-    fn append_failure(&mut self, cookie: u64, failure: &Failure) -> io::Result<()> {
+    /// Answers with an error of the engine, which goes to the log: the client is told its kind.
+    fn append_failure(&mut self, cookie: u64, failure: &Error) -> io::Result<()> {
         let now = Instant::now();
         if self.tell_after.is_none_or(|after| now >= after) {
             self.tell_after = Some(now + TELL_INTERVAL);
-            let (peer, error) = (self.peer(), &*failure.message);
+            let (peer, error) = (self.peer(), failure.sentence().to_string());
             tracing::warn!(peer, error, "a request of an nbd client failed");
         }
-        self.append_error(cookie, reply::errno_of(failure.kind), reply::message_of(failure.kind))
+        self.append_error(
+            cookie,
+            reply::errno_of(failure.kind()),
+            reply::message_of(failure.kind()),
+        )
     }
 
     fn append_error(&mut self, cookie: u64, errno: u32, message: &str) -> io::Result<()> {
@@ -172,14 +175,14 @@ impl Connection {
                     exchange.reply = place;
                 })
             }
-            Err(error) => Err(Failure::from(error)),
+            Err(error) => Err(error),
         };
         exchange.operation.outcome = outcome;
     }
 }
 
-fn no_memory(error: &io::Error) -> Failure {
-    Failure::new(ErrorKind::Io, &format!("no memory for a reply: {error}"))
+fn no_memory(error: &io::Error) -> Error {
+    Error::new(ErrorKind::Io, format!("no memory for a reply: {error}"))
 }
 
 impl Lane for Connection {
@@ -197,7 +200,7 @@ impl Lane for Connection {
                 self.tell_status(index, device);
             } else if operation.runs_in(stage, OperationKind::Cache) {
                 let outcome = device.cache(operation.offset, operation.length);
-                operation.outcome = outcome.map_err(Failure::from);
+                operation.outcome = outcome;
             }
         }
     }
@@ -227,7 +230,7 @@ impl Lane for Connection {
             let exchange = &mut self.exchanges[piece.exchange];
             match end {
                 ReadEnd::Done(Ok(())) => {}
-                ReadEnd::Done(Err(error)) => exchange.operation.outcome = Err(error.into()),
+                ReadEnd::Done(Err(error)) => exchange.operation.outcome = Err(error),
                 ReadEnd::InFlight(number) => exchange.in_flight = Some(number),
             }
         }
@@ -251,7 +254,7 @@ impl Lane for Connection {
         }
     }
 
-    fn writes_failed(&mut self, stage: u32, failure: &Failure) {
+    fn writes_failed(&mut self, stage: u32, failure: &Error) {
         for exchange in &mut self.exchanges {
             if exchange.operation.runs_in(stage, OperationKind::Write) {
                 exchange.operation.outcome = Err(failure.clone());
@@ -259,7 +262,7 @@ impl Lane for Connection {
         }
     }
 
-    fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<(), Failure> {
+    fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<()> {
         let mut fatal = Ok(());
         for exchange in &mut self.exchanges {
             if exchange.operation.runs_in(stage, OperationKind::Discard) {
@@ -288,7 +291,7 @@ impl Lane for Connection {
         self.transmit();
     }
 
-    fn answer_flushed(&mut self, outcome: &Result<(), Failure>) {
+    fn answer_flushed(&mut self, outcome: &Result<()>) {
         if self.exchanges.is_empty() {
             return;
         }

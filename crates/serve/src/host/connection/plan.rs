@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use marcot::{BlockDevice, ErrorKind};
+use marcot::{BlockDevice, Error, ErrorKind};
 
 use super::{Connection, Exchange, Life, REPLY_BYTES_MAX, REPLY_BYTES_MIN, STATUS_RUNS_MAX};
 use crate::host::looking::{self, Looking};
-use crate::host::operation::{Failure, Operation, OperationKind};
+use crate::host::operation::{Operation, OperationKind};
 use crate::host::parts::{self, Parted, Place};
 use crate::nbd::reply;
 use crate::nbd::request::{self, Limits, Parsed, REQUEST_BYTES, Refusal, Request};
@@ -216,7 +216,7 @@ impl Connection {
         let mut operation = Operation::new(kind, request.offset, length, fua);
         match refusal {
             Some(refusal) => {
-                operation.outcome = Err(Failure::new(ErrorKind::Invalid, refusal.message));
+                operation.outcome = Err(Error::new(ErrorKind::Invalid, refusal.message));
                 operation.length = 0;
             }
             None => {

@@ -23,7 +23,7 @@ impl EventLoop {
         match self.attend("quiescing", SNAPSHOT_WAIT, quiet) {
             Err(error) if ignore_errors => {
                 let image = self.parts.options.name.clone();
-                tracing::warn!(image, %error, "a snapshot is taken all the same");
+                tracing::warn!(image, error = %error.sentence(), "a snapshot is taken all the same");
                 Ok(())
             }
             quieted => quieted,
@@ -39,7 +39,7 @@ impl EventLoop {
                 Ok(())
             };
             if let Err(error) = self.attend("unquiescing", SNAPSHOT_WAIT, thaw) {
-                tracing::error!(image, %error, "the device's users may be left quiesced");
+                tracing::error!(image, error = %error.sentence(), "the device's users may be left quiesced");
             }
         }
         let now = self.parts.device.size_bytes();
@@ -47,7 +47,7 @@ impl EventLoop {
             let resized =
                 self.attend("resizing", RESIZE_WAIT, move |attendant| attendant.resized(now));
             if let Err(error) = resized {
-                tracing::error!(image, %error, size_bytes = now, "the device keeps its old size");
+                tracing::error!(image, error = %error.sentence(), size_bytes = now, "the device keeps its old size");
             }
         }
     }

@@ -18,7 +18,9 @@ impl EventLoop {
         match listener.accept() {
             Ok(Some(client)) => self.add_control(client),
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "cannot accept a control connection"),
+            Err(error) => {
+                tracing::warn!(error = %error.sentence(), "cannot accept a control connection")
+            }
         }
     }
 
@@ -55,7 +57,9 @@ impl EventLoop {
             match listener.connection(socket) {
                 Ok(Some(client)) => self.add_control(client),
                 Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "cannot accept a control connection"),
+                Err(error) => {
+                    tracing::warn!(error = %error.sentence(), "cannot accept a control connection")
+                }
             }
         }
     }
