@@ -1,8 +1,8 @@
 //! Changes of inputs that a seed decides: what a fuzzer does that knows nothing of the program.
 
-/// splitmix64.
+/// The same seed always gives the same numbers.
 #[derive(Debug, Clone)]
-pub struct Random(u64);
+pub struct Random(fastrand::Rng);
 
 /// Numbers that decoders stumble over.
 const EDGES: [u64; 12] = [
@@ -29,16 +29,12 @@ impl Random {
     /// Begins with a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(fastrand::Rng::with_seed(seed))
     }
 
     /// Any number.
     pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.u64(..)
     }
 
     /// A number below `limit`; 0 where that is 0.

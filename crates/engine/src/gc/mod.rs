@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use marcot_format::group::GroupHeader;
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::{BLOCK_BYTES, MapEntry, MapUnit};
 
@@ -14,7 +13,7 @@ use crate::catalog::Pool;
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::map::{TOP_LEVEL, Visitor, visit};
 use crate::root::{OwnedRoot, Source};
-use crate::segment::SegmentName;
+use crate::segment::{SegmentName, groups};
 use crate::table::{Place, SegmentTable};
 
 /// Dead slots that a data segment must have at least before a walk over all maps is worth it.
@@ -187,8 +186,8 @@ fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
     }
     let before = file.allocated_bytes().at(context)?;
     let is_live = |slot: usize| live.get(slot / 64).is_some_and(|w| w >> (slot % 64) & 1 == 1);
-    for (header_slot, header) in groups(&*file)? {
-        let first = header_slot + header.header_blocks();
+    for (header_slot, header) in groups(&*file).at(context)? {
+        let first = header_slot.0 as usize + header.header_blocks();
         let end = first + header.crcs.len();
         let mut slot = first;
         while slot < end {
@@ -201,25 +200,4 @@ fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
     }
     let after = file.allocated_bytes().at(context)?;
     Ok(before.saturating_sub(after))
-}
-
-/// The groups of a data segment, each with its first slot. Stops at the first slot where no group starts.
-pub(crate) fn groups(file: &dyn marcot_store::DiskFile) -> Result<Vec<(usize, GroupHeader)>> {
-    let mut found = Vec::new();
-    let mut slot = 1;
-    while slot < marcot_format::SEGMENT_SLOTS as usize {
-        let mut bytes = vec![0; BLOCK_BYTES as usize];
-        let read = |slot: usize, bytes: &mut [u8]| {
-            file.read_at(slot as u64 * BLOCK_BYTES, bytes).at(|| "cannot read a segment".to_owned())
-        };
-        let n = read(slot, &mut bytes)?;
-        let Ok(blocks) = GroupHeader::peek(&bytes[..n]) else { break };
-        bytes.resize(blocks * BLOCK_BYTES as usize, 0);
-        let n = read(slot, &mut bytes)?;
-        let Ok(header) = GroupHeader::decode(&bytes[..n]) else { break };
-        let next = slot + header.blocks();
-        found.push((slot, header));
-        slot = next;
-    }
-    Ok(found)
 }

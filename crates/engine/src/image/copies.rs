@@ -23,8 +23,7 @@ use marcot_store::DiskFile;
 use crate::catalog::Pool;
 use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
-use crate::gc;
-use crate::segment::SegmentName;
+use crate::segment::{SegmentName, groups};
 use crate::table::SegmentTable;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -311,9 +310,9 @@ fn write_headers(copy: &dyn DiskFile, source: &dyn DiskFile, name: SegmentName) 
     write(0, &header)?;
     if name.kind == SegmentKind::Data {
         let mut bytes = Vec::new();
-        for (slot, group) in gc::groups(source)? {
+        for (slot, group) in groups(source).at(|| format!("cannot read segment {name}"))? {
             group.encode_into(&mut bytes);
-            write(slot as u64 * BLOCK_BYTES, &bytes)?;
+            write(slot.offset_bytes(), &bytes)?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GROUP_MAGIC, GroupHeader, LOG_SEGMENTS_MAX};
+use marcot_format::group::{GROUP_MAGIC, GroupHeader, LOG_SEGMENTS_MAX};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::{BLOCK_BYTES, FormatError, SEGMENT_SLOTS, SegmentIndex, Slot, crc32c};
 use marcot_store::DiskFile;
@@ -18,7 +18,7 @@ use super::state::DamagedPages;
 use crate::error::{Error, ErrorKind, IoContext, Remedy, Result};
 use crate::fault::{self, Fault};
 use crate::journal::Placed;
-use crate::segment::SegmentName;
+use crate::segment::{SegmentName, group_at, read_blocks};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Of a reader's memory for pages, the log takes one part in so many at the most.
@@ -56,17 +56,6 @@ enum Found {
     Torn(GroupHeader, Option<Error>),
     /// Nothing that can be told.
     Nothing,
-}
-
-/// Reads blocks of a segment that is being replayed, as far as it goes.
-fn read_blocks(cursor: &Cursor, slot: u32, blocks: usize) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; blocks * BLOCK];
-    let n = cursor
-        .file
-        .read_at(u64::from(slot) * BLOCK_BYTES, &mut bytes)
-        .at(|| format!("cannot read segment {}", cursor.name))?;
-    bytes.truncate(n);
-    Ok(bytes)
 }
 
 impl Image {
@@ -280,15 +269,12 @@ impl Image {
 
     /// True where a group of this log starts at the slot and says that the next one was durable.
     fn claims(&self, file: &dyn DiskFile, sequence: u32, slot: u64) -> bool {
-        let mut bytes = vec![0; GROUP_HEADER_BLOCKS_MAX * BLOCK];
-        let Ok(n) = file.read_at(slot * BLOCK_BYTES, &mut bytes) else { return false };
-        GroupHeader::decode(&bytes[..n]).is_ok_and(|header| {
-            header.author == self.identity.id.0
-                && header.epoch == self.head.epoch
-                && header.sequence == sequence
-                && header.group > self.journal.group_next()
-                && header.durable_below > self.journal.group_next()
-        })
+        let Ok(Some(header)) = group_at(file, Slot(slot as u32)) else { return false };
+        let expected = self.journal.group_next();
+        (header.author, header.epoch) == (self.identity.id.0, self.head.epoch)
+            && header.sequence == sequence
+            && header.group > expected
+            && header.durable_below > expected
     }
 
     /// Opens a data segment of this image's current epoch; `None` where there is none.
@@ -341,10 +327,13 @@ impl Image {
         let Some(header) = self.header_here(cursor, self.journal.group_next())? else {
             return Ok(Found::Nothing);
         };
-        let data_slot = cursor.slot + header.header_blocks() as u32;
-        let data = match read_blocks(cursor, data_slot, header.crcs.len()) {
+        let data_slot = Slot(cursor.slot).after(header.header_blocks() as u32);
+        let data = match read_blocks(&*cursor.file, data_slot, header.crcs.len()) {
             Ok(data) => data,
-            Err(error) => return Ok(Found::Torn(header, Some(error))),
+            Err(error) => {
+                let error = Error::from_io(format!("cannot read segment {}", cursor.name), error);
+                return Ok(Found::Torn(header, Some(error)));
+            }
         };
         let whole = data.len() == header.crcs.len() * BLOCK
             && (fault::is(Fault::ReplayUnverified)
@@ -357,12 +346,9 @@ impl Image {
         if cursor.slot >= SEGMENT_SLOTS {
             return Ok(None);
         }
-        let mut bytes = read_blocks(cursor, cursor.slot, 1)?;
-        let Ok(blocks) = GroupHeader::peek(&bytes) else { return Ok(None) };
-        if blocks > 1 {
-            bytes = read_blocks(cursor, cursor.slot, blocks)?;
-        }
-        let Ok(header) = GroupHeader::decode(&bytes) else { return Ok(None) };
+        let found = group_at(&*cursor.file, Slot(cursor.slot))
+            .at(|| format!("cannot read segment {}", cursor.name))?;
+        let Some(header) = found else { return Ok(None) };
         let expected = header.author == self.identity.id.0
             && (header.epoch == self.head.epoch || fault::is(Fault::ReplayStaleEpoch))
             && header.sequence == cursor.name.sequence

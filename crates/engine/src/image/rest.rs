@@ -20,7 +20,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GroupHeader, RecordKind};
+use marcot_format::group::RecordKind;
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry, SEGMENT_SLOTS, SegmentIndex, Slot};
 use marcot_store::DiskFile;
@@ -29,7 +29,7 @@ use super::{Image, Source};
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::fault::{self, Fault};
 use crate::map::{Map, position};
-use crate::segment::SegmentName;
+use crate::segment::{SegmentName, group_at};
 use crate::table::SegmentTable;
 
 /// Of the dead space that a busy image may keep, one in so many is left alone at rest: a MiB, if nothing
@@ -419,7 +419,11 @@ impl Image {
     ) -> Result<bool> {
         let stop = opened.end.min(opened.slot + STEP_SLOTS);
         while opened.slot < stop {
-            let Some(header) = group_at(&*opened.file, opened.slot)? else { return Ok(false) };
+            let Some(header) = group_at(&*opened.file, Slot(opened.slot))
+                .at(|| "cannot read a segment".to_owned())?
+            else {
+                return Ok(false);
+            };
             let blocks = header.blocks() as u32;
             if opened.slot + blocks > opened.end {
                 return Ok(false);
@@ -486,22 +490,4 @@ impl Image {
         }
         Ok(false)
     }
-}
-
-/// The header of the group that starts at a slot, if one does.
-fn group_at(file: &dyn DiskFile, slot: u32) -> Result<Option<GroupHeader>> {
-    let read = |blocks: usize| {
-        let mut bytes = vec![0; blocks * BLOCK_BYTES as usize];
-        let n = file
-            .read_at(u64::from(slot) * BLOCK_BYTES, &mut bytes)
-            .at(|| "cannot read a segment".to_owned())?;
-        bytes.truncate(n);
-        Ok(bytes)
-    };
-    let mut bytes = read(1)?;
-    let Ok(blocks) = GroupHeader::peek(&bytes) else { return Ok(None) };
-    if blocks > 1 {
-        bytes = read(blocks.min(GROUP_HEADER_BLOCKS_MAX))?;
-    }
-    Ok(GroupHeader::decode(&bytes).ok())
 }

@@ -1,6 +1,7 @@
 //! Segment files: their names, a bounded cache of open ones, and writing new ones.
 
 mod files;
+mod groups;
 mod pages;
 mod series;
 #[cfg(test)]
@@ -13,6 +14,7 @@ use marcot_format::segment::SegmentKind;
 use marcot_format::{ImageId, PoolId};
 
 pub(crate) use files::{Authors, Files, Place};
+pub(crate) use groups::{group_at, groups, read_blocks};
 pub(crate) use pages::{PageWriter, WrittenPages};
 pub(crate) use series::Series;
 

@@ -1,0 +1,39 @@
+//! Reading the groups of a data segment.
+
+use std::io;
+
+use marcot_format::group::{GROUP_HEADER_BLOCKS_MAX, GroupHeader};
+use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS, Slot};
+use marcot_store::DiskFile;
+
+/// The header of the group that starts at a slot, if one does.
+pub(crate) fn group_at(file: &dyn DiskFile, slot: Slot) -> io::Result<Option<GroupHeader>> {
+    let mut bytes = read_blocks(file, slot, 1)?;
+    let Ok(blocks) = GroupHeader::peek(&bytes) else { return Ok(None) };
+    if blocks > 1 {
+        bytes = read_blocks(file, slot, blocks.min(GROUP_HEADER_BLOCKS_MAX))?;
+    }
+    Ok(GroupHeader::decode(&bytes).ok())
+}
+
+/// The groups of a segment, each with its first slot. Stops at the first slot where no group starts.
+pub(crate) fn groups(file: &dyn DiskFile) -> io::Result<Vec<(Slot, GroupHeader)>> {
+    let mut found = Vec::new();
+    let mut slot = Slot(1);
+    while slot.0 < SEGMENT_SLOTS
+        && let Some(header) = group_at(file, slot)?
+    {
+        let next = slot.after(header.blocks() as u32);
+        found.push((slot, header));
+        slot = next;
+    }
+    Ok(found)
+}
+
+/// Blocks from a slot on, as far as the file goes.
+pub(crate) fn read_blocks(file: &dyn DiskFile, slot: Slot, blocks: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; blocks * BLOCK_BYTES as usize];
+    let n = file.read_at(slot.offset_bytes(), &mut bytes)?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
