@@ -126,11 +126,11 @@ impl Housekeeping for Image {
                 return Ok(true);
             }
         }
-        self.rest_step()
+        self.idle_step()
     }
 
     fn give_space_back(&mut self) {
-        self.begin_rest();
+        self.begin_idle_work();
     }
 
     fn rest(&mut self) -> Result<IdleOutcome> {

@@ -35,9 +35,9 @@ const LIVE_PERCENT_PAID: u64 = 77;
 /// Dead map pages that are left alone, as a part of the dead data that is.
 const DEAD_MAP_PART: u64 = 16;
 /// The same for an image at rest: a MiB, if nothing else was asked for.
-const DEAD_MAP_REST_PART: u64 = 64;
+const DEAD_MAP_IDLE_PART: u64 = 64;
 /// At rest, live map pages are moved that are a smaller part of their segments than this.
-const LIVE_PERCENT_REST: u64 = 50;
+const LIVE_PERCENT_IDLE: u64 = 50;
 /// Slots of a segment that one step looks at, unless a group is larger.
 const STEP_SLOTS: usize = 64;
 /// Slots of a segment that the system is asked to read before they are looked at (1 MiB).
@@ -399,8 +399,8 @@ impl Image {
 
     /// Has the next checkpoint move the live pages of map segments that are dead for the most part,
     /// also of the open one.
-    pub(super) fn compact_map_at_rest(&mut self) -> Result<()> {
-        let dead_min = self.limits().dead_bytes_min / DEAD_MAP_REST_PART / MAP_UNIT_BYTES;
+    pub(super) fn compact_map_while_idle(&mut self) -> Result<()> {
+        let dead_min = self.limits().dead_bytes_min / DEAD_MAP_IDLE_PART / MAP_UNIT_BYTES;
         if let Some(index) = self.state.pages.open_map_index() {
             let entry = self.state.table.get(index, self.identity.pool.files())?;
             let (live, used) = (u64::from(entry.live), u64::from(entry.used));
@@ -409,7 +409,7 @@ impl Image {
             }
         }
         let survey = self.survey(SegmentKind::Map)?;
-        if survey.wasteful(dead_min, LIVE_PERCENT_REST) {
+        if survey.wasteful(dead_min, LIVE_PERCENT_IDLE) {
             self.compact_map_segment(&survey)?;
             self.state.changed = true;
         }

@@ -12,7 +12,7 @@ use crate::error::Result;
 /// Of the memory that pages may take, one in so many is left while nobody uses the image: a MiB, if
 /// nothing else was asked for. A thousand idle images then take a GiB at most, and the first request
 /// after the rest may still find the upper levels.
-const REST_PART: u64 = 64;
+const IDLE_PART: u64 = 64;
 
 impl Image {
     /// Drops nearly all pages, and buffers, and gives back room on the medium that nobody may need.
@@ -21,7 +21,7 @@ impl Image {
     pub(super) fn give_memory_back(&mut self) -> Result<IdleOutcome> {
         self.state.compaction.due |= self.take_finished_checkpoint()?;
         let before = self.state.memory_bytes();
-        let bytes_max = self.limits().map_memory_bytes / REST_PART;
+        let bytes_max = self.limits().map_memory_bytes / IDLE_PART;
         self.evict(bytes_max);
         let spare_bytes = self.journal.give_back() + self.state.pages.drop_spare();
         let freed_bytes = before.saturating_sub(self.state.memory_bytes()) + spare_bytes;
@@ -145,7 +145,7 @@ mod tests {
         let rested = image.rest().unwrap();
         assert!(!rested.unfinished);
         assert!(
-            image.state.memory_bytes() <= MEMORY_BYTES_MAX / REST_PART,
+            image.state.memory_bytes() <= MEMORY_BYTES_MAX / IDLE_PART,
             "{}",
             image.state.memory_bytes()
         );

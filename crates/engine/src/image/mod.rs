@@ -18,6 +18,7 @@ mod copies;
 mod diff;
 mod flatten;
 mod head;
+mod idle;
 mod memory;
 mod open;
 mod orphan;
@@ -29,7 +30,7 @@ mod read;
 mod reclaim;
 mod replay;
 mod resize;
-mod rest;
+
 mod results;
 mod room;
 mod snapshot;

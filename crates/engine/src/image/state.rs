@@ -12,8 +12,8 @@ use marcot_format::{BLOCK_BYTES, BlockAddress, ImageId, MAP_FANOUT, MapEntry, Se
 
 use super::compact::Compaction;
 use super::flatten::Flattening;
+use super::idle::Idle;
 use super::pages::Pages;
-use super::rest::Idle;
 use crate::error::Result;
 use crate::journal::Placed;
 use crate::map::{Map, PageSource, position};

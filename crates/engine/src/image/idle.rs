@@ -34,7 +34,7 @@ use crate::table::SegmentTable;
 
 /// Of the dead space that a busy image may keep, one in so many is left alone at rest: a MiB, if nothing
 /// else was asked for.
-const REST_PART: u64 = 64;
+const IDLE_PART: u64 = 64;
 /// Slots of a segment that one step looks at, unless a group is larger.
 const STEP_SLOTS: u32 = 256;
 /// Snapshots of an image up to which segments are looked at that snapshots name too: each is asked for
@@ -104,7 +104,7 @@ impl Idle {
 
 impl Image {
     /// Begins to give space back, because nobody has asked for anything for a while.
-    pub(super) fn begin_rest(&mut self) {
+    pub(super) fn begin_idle_work(&mut self) {
         // What somebody else removes from now on is not kept by this process.
         self.identity.pool.files().forget_authors(&self.state.table.authors());
         self.journal.forget_write_behind();
@@ -127,12 +127,12 @@ impl Image {
     }
 
     /// Dead slots that are left alone.
-    fn rest_slots_min(&self) -> u64 {
-        (self.limits().dead_bytes_min / REST_PART / BLOCK_BYTES).max(1)
+    fn idle_slots_min(&self) -> u64 {
+        (self.limits().dead_bytes_min / IDLE_PART / BLOCK_BYTES).max(1)
     }
 
     /// Does one piece of what was begun; true if more waits. No checkpoint may be under way.
-    pub(super) fn rest_step(&mut self) -> Result<bool> {
+    pub(super) fn idle_step(&mut self) -> Result<bool> {
         if self.state.idle.waits_for_readers
             && !self.identity.pool.being_read(self.identity.id).unwrap_or(true)
         {
@@ -140,14 +140,14 @@ impl Image {
             self.state.idle.work.get_or_insert(Work::Look);
         }
         let Some(work) = self.state.idle.work.take() else { return Ok(false) };
-        match self.rest_on(work) {
+        match self.do_idle_work(work) {
             Ok(Some(work)) => {
                 self.state.idle.work = Some(work);
                 Ok(true)
             }
             Ok(None) => Ok(false),
             Err(error) => {
-                self.end_rest();
+                self.end_idle_work();
                 if error.kind() != ErrorKind::NoSpace {
                     return Err(error);
                 }
@@ -158,7 +158,7 @@ impl Image {
     }
 
     /// Nothing more is to be done until the image changes.
-    pub(super) fn end_rest(&mut self) {
+    pub(super) fn end_idle_work(&mut self) {
         self.state.idle.work = None;
         self.state.idle.done_at = Some(self.state_now());
         (self.state.idle.appended, self.state.idle.mapped) = (0, self.state.map.mapped_blocks());
@@ -172,13 +172,13 @@ impl Image {
     /// A segment could not be emptied.
     pub(super) fn end_emptying(&mut self) {
         if self.state.idle.work.is_some() {
-            self.end_rest();
+            self.end_idle_work();
         }
     }
 
-    fn rest_on(&mut self, work: Work) -> Result<Option<Work>> {
+    fn do_idle_work(&mut self, work: Work) -> Result<Option<Work>> {
         let next = match work {
-            Work::Look => self.look_at_rest()?,
+            Work::Look => self.look_for_idle_work()?,
             // The image is in use again, and will rest again.
             Work::Seal { group } if self.is_ahead() && group != self.journal.group_next() => {
                 return Ok(None);
@@ -197,12 +197,12 @@ impl Image {
             Work::End => None,
         };
         if next.is_none() {
-            self.end_rest();
+            self.end_idle_work();
         }
         Ok(next)
     }
 
-    fn look_at_rest(&mut self) -> Result<Option<Work>> {
+    fn look_for_idle_work(&mut self) -> Result<Option<Work>> {
         if !self.state.changed && !self.state.pages.has_pending() {
             // What had to stay for a reader.
             self.remove_dead();
@@ -214,14 +214,14 @@ impl Image {
         let grown = self.state.map.mapped_blocks() as i64 - self.state.idle.mapped as i64;
         let died = self.state.idle.appended as i64 - grown;
         let first = self.state.idle.done_at.is_none();
-        let worth = first || died >= self.rest_slots_min() as i64 || self.has_dead();
+        let worth = first || died >= self.idle_slots_min() as i64 || self.has_dead();
         if !worth {
             return Ok(None);
         }
         if first {
             self.find_forgotten()?;
         }
-        self.compact_map_at_rest()?;
+        self.compact_map_while_idle()?;
         let group = self.journal.group_next();
         if self.is_ahead()
             && let Err(error) = self.begin_checkpoint()
@@ -256,7 +256,7 @@ impl Image {
         let (index, written) = (log.index, u64::from(log.slot) - 1);
         let entry = self.state.table.get(index, self.identity.pool.files())?;
         let headers = written.saturating_sub(u64::from(entry.used));
-        let dead = entry.live == 0 && written >= self.rest_slots_min();
+        let dead = entry.live == 0 && written >= self.idle_slots_min();
         if dead || self.is_worth_emptying(u64::from(entry.live), headers) {
             self.end_log()?;
             self.checkpoint()?;
@@ -267,7 +267,7 @@ impl Image {
     /// Copying the live blocks of a segment must give back more than it takes, and more than punching
     /// would.
     fn is_worth_emptying(&self, live: u64, headers: u64) -> bool {
-        live > 0 && headers >= self.rest_slots_min() && live <= headers
+        live > 0 && headers >= self.idle_slots_min() && live <= headers
     }
 
     fn empty_next(&mut self) -> Result<Option<Work>> {
@@ -332,7 +332,7 @@ impl Image {
                 continue;
             }
             let may = name.sequence >= shared && (asked || self.head.is_private(&name));
-            let dead = used.is_none_or(|u| u64::from(live) + self.rest_slots_min() <= u64::from(u));
+            let dead = used.is_none_or(|u| u64::from(live) + self.idle_slots_min() <= u64::from(u));
             if may && dead && self.state.idle.punched.get(&name) != Some(&live) {
                 left.push((name, live, used));
             }
@@ -359,7 +359,7 @@ impl Image {
         };
         let headers = used.map_or(0, |used| length.saturating_sub(1 + u64::from(used)));
         let needed = 1 + headers + u64::from(live);
-        Ok(taken >= needed + self.rest_slots_min())
+        Ok(taken >= needed + self.idle_slots_min())
     }
 
     fn punch_on(&mut self, mut punching: Box<Punching>) -> Result<Option<Work>> {
