@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fills a pool with many copies of what one command made, from docs/format.md alone: thousands of commands would take minutes.
+"""Fills a pool with many copies of images and snapshots, using only docs/format.md. Thousands of commands would take minutes.
 
 usage: big_pool.py POOL clones CHILD COUNT      copies of the clone CHILD, named CHILD-0, CHILD-1, ...
        big_pool.py POOL snapshots IMAGE COUNT   snapshots of IMAGE as it is now, named s-0, s-1, ...

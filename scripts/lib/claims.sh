@@ -1,19 +1,19 @@
 # shellcheck shell=bash
-# What every test script shares: a scratch directory, owned processes, claims.
+# Code shared by all test scripts: a scratch directory, owned processes, claims.
 #
 # Sourced, never run. Invariants:
 #   * a claim prints one line, `ok - ...` or `not ok - ...`, and a script that
-#     ends with claims_end exits 1 when any was not kept;
+#     ends with claims_end exits 1 when any claim failed;
 #   * whatever way the script ends, the processes it gave to `own` are ended and
-#     waited for, by their ids; what is mounted in its scratch directory is
-#     unmounted, and then the directory is removed (kept when a claim failed and
-#     KEEP=yes). Nothing is removed that is still mounted there.
+#     waited for, by their ids. File systems mounted in its scratch directory are
+#     unmounted, and then the directory is removed (it is kept when a claim failed
+#     and KEEP=yes). Nothing is removed under a file system that is still mounted.
 
 CLAIMS_BROKEN=0
 CLAIMS_OWNED=()
 CLAIMS_SCRATCH=
 
-# claims_begin : makes $CLAIMS_SCRATCH and arranges for the end.
+# claims_begin : makes $CLAIMS_SCRATCH, and sets the traps that clean up at the end.
 claims_begin() {
     CLAIMS_SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/marcot-test.XXXXXX")
     trap claims_clean EXIT
@@ -26,14 +26,14 @@ own() {
     CLAIMS_OWNED+=("$1")
 }
 
-# start_owned COMMAND... : in the background, ended with the script even when
-# the script is killed outright; its id is in $!.
+# start_owned COMMAND... : runs it in the background. It ends with the script, even
+# when the script is killed with SIGKILL. Its id is in $!.
 start_owned() {
     setpriv --pdeathsig TERM "$@" &
     own "$!"
 }
 
-# disown_ended PID : the caller has waited for it; its id may belong to another now.
+# disown_ended PID : the caller has waited for it; another process may have its id now.
 disown_ended() {
     local pid kept=()
     for pid in "${CLAIMS_OWNED[@]}"; do
@@ -42,7 +42,7 @@ disown_ended() {
     CLAIMS_OWNED=("${kept[@]}")
 }
 
-# claims_end_owned : they may use what is mounted.
+# claims_end_owned : ends the owned processes. They may use mounted file systems, so this comes first.
 claims_end_owned() {
     local pid
     for pid in "${CLAIMS_OWNED[@]}"; do kill "$pid" 2>/dev/null || true; done
@@ -50,7 +50,7 @@ claims_end_owned() {
     CLAIMS_OWNED=()
 }
 
-# claims_unmount UNDER : everything mounted under that path; the last mount goes first.
+# claims_unmount UNDER : unmounts everything under that path, the last mount first.
 claims_unmount() {
     local at
     while read -r at; do

@@ -1,17 +1,18 @@
 # shellcheck shell=bash
-# What the tests of the command line share: the program, its refusals, its server.
+# Code shared by the tests of the command line: the program, its refusals, its server.
 #
 # Sourced after claims.sh, never run. Invariants:
-#   * no command is waited for longer than COMMAND_TIMEOUT_S: a hang is a claim not kept;
-#   * a command that fails an expectation shows what it printed;
-#   * a refusal is a status, a line of standard error among few, and no sign of a crash.
+#   * no command is waited for longer than COMMAND_TIMEOUT_S: a hang is a failed claim;
+#   * where a command does not do what is expected, its output is shown;
+#   * a refusal has the expected status, at most a few lines on standard error with the
+#     expected one among them, and no sign of a crash.
 
-# Far beyond what anything takes on a machine that is busy with other things: only a hang is found.
+# Much longer than any command takes on a busy machine: only a hang reaches this limit.
 COMMAND_TIMEOUT_S=120
 SERVER_WAIT_TENTHS=600
-# More than these is no clear sentence.
+# A refusal with more lines than this is not clear.
 REFUSAL_LINES_MAX=4
-# Panics of Rust end with it; so does a file that cannot be executed.
+# Statuses of a crash: a Rust panic, and a file that cannot be executed.
 STATUS_PANIC=101
 
 # commands_begin --marcot BINARY : the program under test, in a directory that all users can reach.
@@ -58,7 +59,7 @@ says() {
     return 1
 }
 
-# prints EXPECTED COMMAND... : succeeds, and that is all of its standard output.
+# prints EXPECTED COMMAND... : succeeds, and prints exactly this on standard output.
 prints() {
     local expected=$1
     shift
@@ -94,7 +95,7 @@ refuses() {
     return 1
 }
 
-# Everything but * means itself.
+# Every character except * stands for itself.
 commands_pattern() {
     local text=${1//\\/\\\\}
     text=${text//'['/'\['}
@@ -103,7 +104,7 @@ commands_pattern() {
     printf '%s' "${text//')'/'\)'}"
 }
 
-# tree_state DIRECTORY : names, modes, owners, sizes, times and content of all that is in it.
+# tree_state DIRECTORY : names, modes, owners, sizes, times and content of everything in it.
 tree_state() {
     (
         cd "$1" || exit 1
@@ -127,14 +128,14 @@ holds() {
     return 1
 }
 
-# serve SOCKET ARGUMENT... : a server, ended with the script; its process is $SERVER.
+# serve SOCKET ARGUMENT... : starts a server that ends with the script; its process id is in $SERVER.
 serve() {
     local socket=$1
     shift
     serve_with "$MARCOT" serve --socket "$socket" "$@"
 }
 
-# serve_with COMMAND... : as serve, the whole command given.
+# serve_with COMMAND... : as serve, with the complete command.
 serve_with() {
     local tenths=0
     start_owned "$@" >"$CLAIMS_SCRATCH/server.out" 2>"$CLAIMS_SCRATCH/server.err"
@@ -149,7 +150,7 @@ serve_with() {
     done
 }
 
-# stop_serving PID : it must end by itself, with status 0.
+# stop_serving PID : tells the server to end; it must end with status 0.
 stop_serving() {
     local status=0
     kill -TERM "$1"
@@ -165,7 +166,7 @@ uri() {
     printf 'nbd+unix:///%s?socket=%s' "$2" "$1"
 }
 
-# qemu_io [-r] URI QEMU-IO-COMMAND... : what it prints goes to $CLAIMS_SCRATCH/io.
+# qemu_io [-r] URI QEMU-IO-COMMAND... : its output goes to $CLAIMS_SCRATCH/io.
 qemu_io() {
     local options=(-f raw) command
     if [[ $1 == -r ]]; then options+=(-r) && shift; fi
@@ -175,7 +176,7 @@ qemu_io() {
     timeout "$COMMAND_TIMEOUT_S" qemu-io "${options[@]}" "$uri" >"$CLAIMS_SCRATCH/io" 2>&1
 }
 
-# io [-r] URI QEMU-IO-COMMAND... : all of them succeed, and reads with a pattern find it.
+# io [-r] URI QEMU-IO-COMMAND... : all commands succeed, and reads with a pattern find the pattern.
 io() {
     local status=0
     qemu_io "$@" || status=$?
@@ -184,7 +185,7 @@ io() {
     return 1
 }
 
-# io_fails TEXT [-r] URI QEMU-IO-COMMAND... : the last of them fails, saying TEXT.
+# io_fails TEXT [-r] URI QEMU-IO-COMMAND... : the last command fails and prints TEXT.
 io_fails() {
     local text=$1
     shift

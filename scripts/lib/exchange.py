@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Has directories and links in a directory take each other's place, for ever, as who wants to lead a removal elsewhere.
+"""Exchanges directories and links in a directory for ever, as an attacker does who wants to lead a removal elsewhere.
 
 usage: exchange.py DIRECTORY ELSEWHERE
 """
@@ -23,7 +23,7 @@ def main(directory, elsewhere):
         lambda: os.rename("moved", "tree/in/moved"),
         lambda: os.unlink("tree"),
     ]
-    # A directory that is held open can be changed wherever it has been moved to.
+    # An open directory can be changed even after it was moved.
     held = None
     while True:
         with contextlib.suppress(OSError):
@@ -34,7 +34,7 @@ def main(directory, elsewhere):
                 held = os.open("tree", os.O_DIRECTORY | os.O_NOFOLLOW)
             os.mkdir(f"{random.random()}", dir_fd=held)
         with contextlib.suppress(OSError):
-            # Through a link that stands for the directory, this would make files elsewhere.
+            # By a path this could make files elsewhere, through a link in the directory's place.
             if not os.path.islink("tree") and not os.path.islink("tree/in"):
                 random.choice(steps)()
 

@@ -1,7 +1,7 @@
 # shellcheck shell=dash
 # Sourced by jobs inside a guest as /data/claims.sh: the guest's half of
 # claims.sh, for busybox sh. A job that ends with claims_end returns 1 when any
-# claim was not kept.
+# claim failed.
 
 claims_broken=0
 

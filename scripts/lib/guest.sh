@@ -23,7 +23,7 @@ GUEST_MODULES_TEST=(nbd xfs loop fuse virtio_net)
 
 GUEST_KERNEL_ARGUMENTS="console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
 
-# Boot takes seconds and a job a minute or two; a host with two cores that does much else may need ten times that.
+# A boot takes seconds, and a job a minute or two. A busy host with two cores may need ten times that.
 GUEST_TIMEOUT_S=900
 GUEST_MEMORY_MIB=256
 # The initramfs lives in memory, with every program under test in it.
@@ -45,8 +45,8 @@ guest_fail() {
     return 1
 }
 
-# Functions here are called inside conditions, where `set -e` is deaf: each
-# step that may fail says so itself.
+# Functions here are called inside conditions, where `set -e` has no effect. So each
+# step that may fail handles its failure.
 
 # guest_unpack PACKAGE DIR : the files of a Debian package, without installing it.
 guest_unpack() (
@@ -92,7 +92,7 @@ guest_busybox_build() {
     mv "$found" "$1/busybox" && rm -rf "$1/tree"
 }
 
-# guest_cached DIR BUILDER : DIR as BUILDER makes it, whole or not at all.
+# guest_cached DIR BUILDER : DIR as BUILDER makes it, completely or not at all.
 guest_cached() {
     [[ ! -d $1 ]] || return 0
     packages_alone packages_refresh
@@ -124,7 +124,7 @@ guest_busybox() {
     guest_cached "$GUEST_CACHE/busybox" guest_busybox_build
 }
 
-# guest_copy_modules ROOT MODULE... : modules with all they depend on.
+# guest_copy_modules ROOT MODULE... : copies the modules, and all modules that they need.
 guest_copy_modules() {
     local root=$1 kernel=$GUEST_CACHE/kernel version listing verb path relative
     shift
@@ -155,8 +155,8 @@ guest_userland() {
 
 # guest_pack ROOT OUT : an initramfs; compressed when OUT ends in .gz.
 #
-# Plain is the better choice for big binaries: inflating is the guest's work,
-# and the guest is emulated.
+# Big binaries are better left uncompressed: the guest has to decompress them, and
+# it is emulated.
 guest_pack() {
     local compress=(cat)
     [[ $2 != *.gz ]] || compress=(gzip -1)
@@ -244,7 +244,7 @@ TABLE
 #
 # A disk of GUEST_TEMPLATE_MIB that boots by itself under a PC BIOS: a FAT
 # partition with syslinux and the kernel, an ext4 root with busybox. OUT appears
-# whole or not at all.
+# completely or not at all.
 guest_template() (
     local out=$1 work
     guest_kernel "$GUEST_CACHE/kernel" && guest_busybox || return 1
@@ -274,7 +274,7 @@ guest_drive() {
     esac
 }
 
-# guest_exit_status LOG : the job's status as the console told it.
+# guest_exit_status LOG : the job's status, from the console.
 guest_exit_status() {
     local status
     status=$(tr -d '\r' <"$1" | sed -n 's/^GUEST-EXIT \([0-9]\{1,3\}\)$/\1/p' | tail -n 1)
@@ -295,12 +295,12 @@ guest_nameless() {
 
 # guest_qemu TIMEOUT_S LOG QEMU-ARGUMENT... : runs a machine to its end.
 #
-# It waits in the background manner, so that a trap of the calling shell is
-# heard at once; and the machine is told to end when that shell dies.
+# The machine runs in the background, so that a trap of the calling shell runs at
+# once. The machine is ended when that shell dies.
 guest_qemu() {
     local timeout_s=$1 log=$2 status=0
     shift 2
-    # QEMU may fail before it opens the log; an older guest's must not speak for it.
+    # QEMU may fail before it opens the log. Then the log of an older guest must not count.
     : >"$log"
     setpriv --pdeathsig TERM timeout --kill-after=5 "$timeout_s" \
         qemu-system-x86_64 -no-user-config -nodefaults \
@@ -371,8 +371,8 @@ guest_run() {
 #                  [--log FILE] [-- QEMU-ARGUMENT...]
 #
 # Boots the kernel with an initramfs and no system disk. --scratch adds an empty
-# ext4 disk, mounted at /scratch, that goes away with the guest. Returns as
-# guest_run does.
+# ext4 disk, mounted at /scratch, which ends with the guest. Returns as guest_run
+# does.
 guest_kernel_run() {
     local disk='' job='' log='' memory_mib=$GUEST_KERNEL_MEMORY_MIB timeout_s=$GUEST_TIMEOUT_S extra=()
     local initramfs='' scratch_mib='' scratch='' scratch_fd='' arguments=() status=0
@@ -384,7 +384,7 @@ guest_kernel_run() {
         guest_nameless scratch scratch_fd || return 1
         truncate -s "${scratch_mib}M" "$scratch"
         mke2fs -q -F -t ext4 "$scratch" || return 1
-        # Its life ends with the guest's: flushing it would only cost time.
+        # The disk ends with the guest, so flushing it would only take time.
         # shellcheck disable=SC2054 # QEMU's commas, not the array's
         arguments+=(-drive "file=$scratch,format=raw,cache=unsafe,discard=unmap,if=none,id=scratch"
             -device virtio-blk-pci,drive=scratch,serial=scratch)

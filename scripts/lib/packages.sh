@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# Debian packages and tools the tests stand on.
+# Debian packages and tools that the tests need.
 #
 # Sourced, never run. Invariants:
-#   * with every package present nothing is started but dpkg-query: no network;
+#   * if all packages are present, only dpkg-query is started, and no network is used;
 #   * the package lists are refreshed at most once per shell, and only when
 #     something is missing;
-#   * two of us never install at the same time, and an administrator who does is
-#     waited for;
+#   * two test runs never install at the same time, and they wait for an administrator
+#     who installs;
 #   * no installed package is removed or downgraded to make room for another.
 
 PACKAGES_LISTS_FRESH=${PACKAGES_LISTS_FRESH:-no}
 
-# Held by `flock`, which apt does not see: it locks this file in another way.
+# The lock of test runs, taken by `flock`. apt locks this file in another way, and does not see it.
 PACKAGES_LOCK=/var/lib/dpkg/lock-frontend
 PACKAGES_LOCK_WAIT_S=1800
 
@@ -32,7 +32,7 @@ packages_apt() {
         -o DPkg::Lock::Timeout="$PACKAGES_LOCK_WAIT_S" "$@" </dev/null
 }
 
-# Old lists often serve as well, so that a failure is told but not fatal here.
+# Old lists are often good enough, so a failure is only reported here.
 packages_refresh() {
     [[ $PACKAGES_LISTS_FRESH == no ]] || return 0
     PACKAGES_LISTS_FRESH=yes
@@ -95,10 +95,10 @@ packages_alone() {
     fi
     exec {lock}<"$PACKAGES_LOCK"
     if flock -w "$PACKAGES_LOCK_WAIT_S" "$lock"; then
-        # A service that is installed must not take the lock along.
+        # A service that is installed must not inherit the lock.
         "$@" {lock}<&- || status=$?
     else
-        packages_fail "another test run installs for ever" || status=1
+        packages_fail "another test run has been installing for too long" || status=1
     fi
     exec {lock}<&-
     return "$status"
@@ -111,7 +111,7 @@ need_packages() {
     ((${#missing[@]} == 0)) || packages_alone packages_install_missing "$@"
 }
 
-# packages_install_missing PACKAGE... : by whatever way works here.
+# packages_install_missing PACKAGE... : installs them in the way that works on this machine.
 packages_install_missing() {
     local missing=() log
     # Another run may have installed them while this one waited.

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Running commands before an audience: what is typed, what it prints, and whether both the output and
-# the exit status are what they should be.
+# Running commands as in a terminal session: shows each command and its output, and checks that output and
+# exit status are as expected.
 #
 # Sourced after claims.sh. Expected output comes on standard input, a line a line:
 #   text        a line of standard output; * ? [] match as in file names
 #   err: text   a line of standard error; \r stands for a carriage return
 #   ...         any lines
-# No standard input at all (a terminal, or nothing) means that nothing is printed.
+# Without standard input (a terminal, or nothing) no output is expected.
 
 SESSION_STEPS=0
 CAPTURED=
@@ -15,12 +15,12 @@ say() {
     printf '\n== %s\n' "$*"
 }
 
-# What a terminal would show: of a line written over with carriage returns, the last state.
+# What a terminal would show: the last state of a line that is overwritten by carriage returns.
 session_show() {
     sed 's/.*\r//; s/^/    /' "$1"
 }
 
-# session_pattern TEXT : as a pattern in which only * and ? and \r mean something.
+# session_pattern TEXT : the text as a pattern in which only * and ? and \r are special.
 session_pattern() {
     local text=$1
     text=${text//'\r'/$'\r'}

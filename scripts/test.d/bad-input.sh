@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Bad input: each gets one clear sentence and the exit status that rbd gives, nothing is half done,
-# and nothing stored is lost.
+# Bad input: marcot answers with one clear sentence and the exit status that rbd gives. Nothing is done by
+# half, and no stored data is lost.
 #
 # usage: bad-input.sh --marcot BINARY
 #
@@ -15,7 +15,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/commands.sh
 . "$HERE/../lib/commands.sh"
 
-# refusal STATUS WORDS marcot's arguments...
+# refusal STATUS WORDS ARGUMENT... : marcot with the arguments fails with the status and says the words.
 refusal() {
     local want=$1 words=$2
     shift 2
@@ -80,7 +80,7 @@ command_line() {
     unharmed "after wrong command lines"
 }
 
-# damaged FILE WHAT STATUS WORDS COMMAND... : with a damaged copy of FILE in its place.
+# damaged FILE WHAT STATUS WORDS COMMAND... : runs the command while FILE is damaged.
 damaged() {
     local file=$1 what=$2 status=$3 words=$4
     shift 4
@@ -118,9 +118,9 @@ damaged_pool() {
     flip "$data" 400000
     claim "a damaged block is an error, not wrong data" refuses 5 "*checksum*" \
         marcot export --no-progress image "$CLAIMS_SCRATCH/damaged.raw"
-    claim "and leaves no half file" test ! -e "$CLAIMS_SCRATCH/damaged.raw"
-    claim "check tells that something is lost" refuses 5 "*" marcot check rbd --no-progress
-    claim "and which bytes" grep -q "bytes .* are damaged" "$CLAIMS_SCRATCH/out"
+    claim "a failed export leaves no file" test ! -e "$CLAIMS_SCRATCH/damaged.raw"
+    claim "check fails when data is lost" refuses 5 "*" marcot check rbd --no-progress
+    claim "check says which bytes are lost" grep -q "bytes .* are damaged" "$CLAIMS_SCRATCH/out"
     cp -p "$CLAIMS_SCRATCH/segment" "$data"
     mv "$data" "$CLAIMS_SCRATCH/moved"
     claim "a missing segment is named" refuses 5 "*is missing*" \
@@ -137,15 +137,15 @@ full_disk() {
     marcot import --no-progress "$CLAIMS_SCRATCH/raw-8m" image
     claim "full disk: an import ends with ENOSPC" refuses 28 "*No space left*" \
         marcot import --no-progress "$CLAIMS_SCRATCH/raw" big
-    claim "full disk: and leaves no image" refuses 2 "*error opening image*" marcot info big
-    # The image has 8 MiB, the pool keeps 4 MiB back.
-    claim "full disk: nor its data" test "$(du -sm "$small" | cut -f1)" -lt 16
+    claim "full disk: a failed import leaves no image" refuses 2 "*error opening image*" marcot info big
+    # The image has 8 MiB of data, and the pool reserves 4 MiB.
+    claim "full disk: a failed import leaves no data" test "$(du -sm "$small" | cut -f1)" -lt 16
     serve_here
     head -c 40M /dev/urandom >"$small/filler" 2>/dev/null || true
     claim "full disk: a served image answers writes with ENOSPC" writes_fail
-    claim "full disk: and goes on reading" qemu-io -r -f raw -c 'read 0 1M' "$(uri "$SOCKET" rbd/image)"
+    claim "full disk: a served image can still be read" qemu-io -r -f raw -c 'read 0 1M' "$(uri "$SOCKET" rbd/image)"
     rm "$small/filler"
-    claim "full disk: and writing, when there is room again" qemu-io -f raw -c 'write -P 1 7M 64k' -c flush "$(uri "$SOCKET" rbd/image)"
+    claim "full disk: a served image can be written when there is room again" qemu-io -f raw -c 'write -P 1 7M 64k' -c flush "$(uri "$SOCKET" rbd/image)"
     claim "the server ends in good order" stop_serving "$SERVER"
     claim "full disk: check finds the pool in order" marcot check rbd --no-progress
     export MARCOT_STORE=$CLAIMS_SCRATCH/store
@@ -244,12 +244,12 @@ s.sendall(request(0, 0, 512))
 assert reply(s) == 0
 exact(s, 512)
 PY
-    claim "and the server serves on" qemu-io -r -f raw -c 'read 0 1M' "$(uri "$SOCKET" rbd/image)"
+    claim "the server still serves after that" qemu-io -r -f raw -c 'read 0 1M' "$(uri "$SOCKET" rbd/image)"
     kill -9 "$SERVER"
     wait "$SERVER" 2>/dev/null || true
     disown_ended "$SERVER"
     claim "a socket left by a dead server is taken over" serve_here
-    claim "by one that serves" qemu-io -r -f raw -c 'read 0 1M' "$(uri "$SOCKET" rbd/image)"
+    claim "the new server serves on that socket" qemu-io -r -f raw -c 'read 0 1M' "$(uri "$SOCKET" rbd/image)"
     claim "the server ends in good order" stop_serving "$SERVER"
     unharmed "after bad clients"
 }

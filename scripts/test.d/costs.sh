@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What a command costs as images, clones and snapshots become many: what concerns one image opens as
-# many files among ten thousand as among ten, and a list no more an entry. Nothing here is a time.
+# What a command costs when there are many images, clones and snapshots. A command on one image opens the
+# same number of files among ten thousand images as among ten. A list opens no more files for each entry.
+# Nothing here measures time.
 #
 # usage: costs.sh --marcot BINARY
 #
@@ -16,20 +17,20 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../lib/commands.sh"
 
 SIZES=(10 1000 10000)
-# Snapshots that one more can still be added to.
+# With this many snapshots, one more can still be added.
 SNAPSHOTS_MAX=9990
-# A list may open as many files as it would for a few entries more.
+# How many more files a list may open.
 LIST_SLACK_PERCENT=5
-# Files that a command may open more once, when it finds something locked for a moment.
+# How many more files a command may open once, when it finds a lock held for a moment.
 ONE_SLACK=4
-# Memory of `ls -l` for each row, page cache and program aside.
+# Memory of `ls -l` for each row, without the page cache and the program itself.
 ROW_KIB_MAX=6
 
-# fill SIZE : a store whose pool has a template with SIZE clones, and an image with SIZE snapshots.
+# fill SIZE : makes a store whose pool has a template with SIZE clones and an image with SIZE snapshots.
 fill() {
     local pool=$CLAIMS_SCRATCH/store-$1/pools/rbd snapshots=$(($1 < SNAPSHOTS_MAX ? $1 : SNAPSHOTS_MAX))
     export MARCOT_STORE=$CLAIMS_SCRATCH/store-$1
-    # An imported image has another name than its head says.
+    # After an import, the name of an image differs from the name in its head.
     head -c 100000 /dev/urandom >"$CLAIMS_SCRATCH/raw"
     marcot import --no-progress "$CLAIMS_SCRATCH/raw" template
     marcot snap create --no-progress template@s
@@ -41,7 +42,8 @@ fill() {
     marcot snap create --no-progress many@last
 }
 
-# opens STATUS ARGUMENT... : files that the command opens, or looks for, go to $OPENS; its status must be that.
+# opens STATUS ARGUMENT... : sets $OPENS to the number of files that the command opens or looks for. Fails if
+# the command's exit status is not STATUS.
 opens() {
     local want=$1 status=0
     shift
@@ -54,20 +56,20 @@ opens() {
     return 1
 }
 
-# one STATUS ARGUMENT... : notes what a command costs that concerns one image.
+# one STATUS ARGUMENT... : notes how many files a command on one image opens.
 one() {
     if ! opens "$@"; then claim "${*:2}: works in a pool of $SIZE" false; fi
     COUNTS["one $*"]+=" $OPENS"
 }
 
-# reads ARGUMENT... : notes how many KiB a command reads that looks at everything.
+# reads ARGUMENT... : notes how many KiB a command on the whole pool reads.
 reads() {
     strace -f --seccomp-bpf -qq -e trace=read,pread64,preadv2 -o "$CLAIMS_SCRATCH/calls" \
         "$MARCOT" "$@" >"$CLAIMS_SCRATCH/out" </dev/null || claim "$*: works in a pool of $SIZE" false
     COUNTS["reads $*"]+=" $(awk '$NF > 0 { bytes += $NF } END { print int(bytes / 1024) }' "$CLAIMS_SCRATCH/calls")"
 }
 
-# list ARGUMENT... : notes what a list costs.
+# list ARGUMENT... : notes how many files a list opens.
 list() {
     if ! opens 0 "$@"; then claim "$*: works in a pool of $SIZE" false; fi
     COUNTS["list $*"]+=" $OPENS"
@@ -145,7 +147,8 @@ commands_on_one() {
     one_by_id "$(marcot info --format json clone-5 | jq -r .id)"
 }
 
-# What a removed image shared: nobody names it any more, or a flattened clone does.
+# Removes images whose data was shared. After that, nothing refers to the data of the first one, and a
+# flattened clone refers to the data of the second one.
 golden_images() {
     local no=--no-progress image
     for image in golden gilded; do
@@ -164,7 +167,7 @@ golden_images() {
     one 0 rm $no gilded-clone
 }
 
-# The number is another one in every pool.
+# Counted under a name without the number, since the image's number differs from pool to pool.
 one_by_id() {
     if ! opens 0 info --image-id "$1"; then claim "info --image-id: works in a pool of $SIZE" false; fi
     COUNTS["one 0 info --image-id"]+=" $OPENS"
@@ -183,31 +186,31 @@ lists() {
     list gc --no-progress
 }
 
-# unchanged COUNT... : among a thousand and ten thousand as among ten.
+# unchanged COUNT... : a command costs among a thousand and among ten thousand what it costs among ten.
 unchanged() {
     (($2 <= $1 + ONE_SLACK && $3 <= $1 + ONE_SLACK))
 }
 
-# no_worse COUNT... : an entry more costs among ten thousand what it costs among a thousand, or less.
+# no_worse COUNT... : one more entry costs no more among ten thousand than among a thousand.
 no_worse() {
     local small=$((SIZES[1] - SIZES[0])) large=$((SIZES[2] - SIZES[0]))
     (($3 - $1 <= ($2 - $1) * large * (100 + LIST_SLACK_PERCENT) / small / 100 + 100))
 }
 
-# rss_kib ARGUMENT... : the most memory that the command used.
+# rss_kib ARGUMENT... : prints the largest resident memory of the command, in KiB.
 rss_kib() {
     python3 -c 'import resource, subprocess, sys
 subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)' "$MARCOT" "$@"
 }
 
-# memory COMMAND... : a row more costs no more than so much.
+# memory ARGUMENT... : one more row costs the command no more than ROW_KIB_MAX.
 memory() {
     local few many rows=$((SIZES[2] - SIZES[1]))
     few=$(MARCOT_STORE=$CLAIMS_SCRATCH/store-${SIZES[1]} rss_kib "$@")
     many=$(MARCOT_STORE=$CLAIMS_SCRATCH/store-${SIZES[2]} rss_kib "$@")
     printf '#   %s: %d KiB of memory, and %d\n' "$*" "$few" "$many"
-    # As many images as snapshots.
+    # Each entry adds two rows: an image and a snapshot.
     ((many - few <= 2 * rows * ROW_KIB_MAX))
 }
 
@@ -224,15 +227,15 @@ main() {
     while IFS= read -r command; do
         read -ra counts <<<"${COUNTS[$command]}"
         case $command in
-        one*) claim "${command#one * }: as many files among many (${counts[*]})" unchanged "${counts[@]}" ;;
-        list*) claim "${command#list }: no more files an entry (${counts[*]})" no_worse "${counts[@]}" ;;
-        reads*) claim "${command#reads }: reads no more an entry (${counts[*]} KiB)" no_worse "${counts[@]}" ;;
+        one*) claim "${command#one * }: opens as many files among many images as among few (${counts[*]})" unchanged "${counts[@]}" ;;
+        list*) claim "${command#list }: opens no more files for an entry among many (${counts[*]})" no_worse "${counts[@]}" ;;
+        reads*) claim "${command#reads }: reads no more for an entry among many (${counts[*]} KiB)" no_worse "${counts[@]}" ;;
         esac
     done < <(printf '%s\n' "${!COUNTS[@]}" | sort)
-    claim "ls -l: no more memory a row" memory ls -l
-    claim "ls -l --format json: no more memory a row" memory ls -l --format json
-    claim "du: no more memory a row" memory du
-    claim "check: no more memory an image or snapshot" memory check --no-progress
+    claim "ls -l: at most $ROW_KIB_MAX KiB of memory for a row" memory ls -l
+    claim "ls -l --format json: at most $ROW_KIB_MAX KiB of memory for a row" memory ls -l --format json
+    claim "du: at most $ROW_KIB_MAX KiB of memory for a row" memory du
+    claim "check: at most $ROW_KIB_MAX KiB of memory for an image or snapshot" memory check --no-progress
     claims_end
 }
 

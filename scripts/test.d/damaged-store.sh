@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A store with damage at random: what is read is right or an error, before and after a repair, check
-# tells of it, and garbage collection does not make it worse; no child is forgotten because its pool
-# is damaged; a full disk leaves nothing half done.
+# A store with random damage. A read returns the right data or an error, before and after a repair. `check`
+# reports the damage, and garbage collection does not make it worse. A child is not forgotten because its
+# pool is damaged. On a full disk, no command is done by half.
 #
 # usage: damaged-store.sh --marcot BINARY
 #
@@ -24,7 +24,7 @@ DAMAGES=${MARCOT_TEST_DAMAGES:-40}
 SPECS=(rbd/template rbd/template@s rbd/child other/child other/child@t rbd/bystander)
 DISK_MIB=24
 
-# --- a family of images ---------------------------------------------------------------------------
+# --- a template and its children ---------------------------------------------------------------------------
 
 prepare() {
     need_packages qemu-utils
@@ -44,7 +44,7 @@ prepare() {
     io "$(uri "$CLAIMS_SCRATCH/nbd.sock" other/child)" "write -P 2 2M 100k" flush
     stop_serving "$SERVER"
     marcot snap create --no-progress other/child@t
-    # A server that was killed leaves a log to replay.
+    # A killed server leaves a log that has to be replayed.
     serve "$CLAIMS_SCRATCH/nbd.sock"
     io "$(uri "$CLAIMS_SCRATCH/nbd.sock" other/child)" "write -P 3 4M 64k" flush
     kill -9 "$SERVER"
@@ -68,7 +68,7 @@ pick() {
     printf '%d' $(((RANDOM * 32768 + RANDOM) % $1))
 }
 
-# damage FILE : in one of five ways, which is printed.
+# damage FILE : damages it in one of several ways, and prints which.
 damage() {
     local file=$1 size at byte other
     size=$(stat -c %s "$file")
@@ -92,7 +92,7 @@ damage() {
         printf 'zeros at %s of' "$at"
         ;;
     4)
-        # A write that went to the wrong file of the same kind.
+        # As after a write to the wrong file of the same kind.
         other=$(find "$MARCOT_STORE/pools" -type f -name "$(basename "$file" | cut -c 1)*" ! -path "$file" | sort | head -n 1)
         if [[ -n $other ]]; then cp "$other" "$file"; else rm "$file"; fi
         printf 'the content of another file in'
@@ -100,7 +100,7 @@ damage() {
     esac
 }
 
-# right SPEC : its content is what it was, or an error was given; which of the two is in $FAULTY.
+# right SPEC : its content is as before, or reading it fails with an error. Counts the errors in $FAULTY.
 right() {
     local sum status=0
     marcot export --no-progress "$1" - >"$CLAIMS_SCRATCH/read" 2>"$CLAIMS_SCRATCH/err" || status=$?
@@ -118,7 +118,7 @@ right() {
     return 1
 }
 
-# quiet COMMAND... : may fail, must not crash.
+# quiet COMMAND... : the command may fail, but must not crash.
 quiet() {
     local status=0
     "$@" >"$CLAIMS_SCRATCH/out" 2>"$CLAIMS_SCRATCH/err" </dev/null || status=$?
@@ -127,8 +127,8 @@ quiet() {
     return 1
 }
 
-# One trial: damage a file, look at everything, collect, mend the file, look again. Then the damage
-# once more, and repair, which gives up what cannot be read.
+# One trial with a damaged FILE: read everything, collect garbage, read again, restore the file, read again.
+# Then put the damaged file back, repair, and read again. The repair gives up what cannot be read.
 survives() {
     local file=$1 spec sound=0
     FAULTY=0
@@ -160,7 +160,7 @@ survives() {
     for spec in "${SPECS[@]}"; do right "$spec" || return 1; done
 }
 
-# Puts the file back as it was. What was made anew in its place meanwhile goes.
+# Puts the undamaged file back, also over a file that was made in its place meanwhile.
 mend() {
     local relative=${1#"$MARCOT_STORE"/}
     cp -a "$GOOD/$relative" "$1"
@@ -175,11 +175,11 @@ random_damage() {
     for ((i = 0; i < DAMAGES; i++)); do
         file=$MARCOT_STORE/${files[$(pick ${#files[@]})]#./}
         what=$(RANDOM=$((SEED + i)) && damage "$file")
-        claim "$what ${file#"$MARCOT_STORE"/}: right data or an error, check tells, nothing more is lost" survives "$file"
+        claim "$what ${file#"$MARCOT_STORE"/}: reads give the right data or an error, check reports it, no more is lost" survives "$file"
         restore
     done
-    # Without it, the claims above would say little.
-    claim "some of this damage was in the way of reading ($NOTICED of $DAMAGES)" test "$NOTICED" -gt 0
+    # If no damage made a read fail, the claims above would prove little.
+    claim "some of this damage made reads fail ($NOTICED of $DAMAGES)" test "$NOTICED" -gt 0
 }
 
 # --- a pool that cannot be looked into ------------------------------------------------------------
@@ -192,14 +192,14 @@ children_in_damaged_pool() {
     claim "a pool with a damaged record may hold children: unprotect is refused, naming it" \
         refuses 5 "marcot: *'other'*" marcot snap unprotect rbd/template@s
     rm "$record"
-    claim "so may one that has lost its record" refuses 5 "marcot: *'other'*" marcot snap unprotect rbd/template@s
+    claim "a pool without its record may hold children: unprotect is refused, naming it" refuses 5 "marcot: *'other'*" marcot snap unprotect rbd/template@s
     cp -a "$GOOD/pools/other/pool" "$record"
     claim "the snapshot is still protected" refuses 16 "marcot: *protected from removal." marcot snap rm --no-progress rbd/template@s
     claim "other images can be read all the time" holds rbd/bystander "${SUMS[rbd/bystander]}"
     restore
 }
 
-# A pool of another store that this one writes too: its children are known while it is away.
+# A pool of another store, attached here. Its children are known also while the pool is absent.
 children_in_absent_pool() {
     marcot --store "$CLAIMS_SCRATCH/far" pool create far
     marcot pool attach far --backend "$CLAIMS_SCRATCH/far/pools/far"
@@ -208,22 +208,22 @@ children_in_absent_pool() {
     marcot snap purge --no-progress other/child
     marcot clone rbd/template@s far/child
     mv "$CLAIMS_SCRATCH/far" "$CLAIMS_SCRATCH/away"
-    claim "a child in an attached pool that is away is not forgotten" \
+    claim "a child in an attached pool that is absent is not forgotten" \
         refuses 16 "marcot: *far/child*" marcot snap unprotect rbd/template@s
     mv "$CLAIMS_SCRATCH/away" "$CLAIMS_SCRATCH/far"
-    claim "and there when it is back" holds far/child "${SUMS[rbd/template@s]}"
+    claim "the child can be read when its pool is back" holds far/child "${SUMS[rbd/template@s]}"
     does marcot rm --no-progress far/child
     mv "$CLAIMS_SCRATCH/far" "$CLAIMS_SCRATCH/away"
-    claim "after its removal, unprotect works, with the pool away or not" does marcot snap unprotect rbd/template@s
-    claim "a pool that is away can be detached" does marcot pool detach far
-    claim "and is gone from the list" prints $'other\nrbd' marcot pool ls
+    claim "after the child's removal, unprotect works, also while its pool is absent" does marcot snap unprotect rbd/template@s
+    claim "an absent pool can be detached" does marcot pool detach far
+    claim "the detached pool is not listed any more" prints $'other\nrbd' marcot pool ls
     restore
 }
 
 # --- a full disk ----------------------------------------------------------------------------------
 
 fill() {
-    # The last blocks too, which a large write leaves.
+    # A large write leaves the last blocks free: the second file takes them.
     head -c "${DISK_MIB}M" /dev/zero >"$DISK/filler" 2>/dev/null || true
     head -c 1M /dev/zero >"$DISK/filler-2" 2>/dev/null || true
 }
@@ -240,22 +240,22 @@ full_disk() {
     marcot snap create --no-progress image@s
     image=$(content image)
     serve "$socket" --idle-time-s 1
-    claim "what is written before the disk is full" io "$(uri "$socket" rbd/image)" "write -P 5 1M 256k" flush
+    claim "a write before the disk is full succeeds" io "$(uri "$socket" rbd/image)" "write -P 5 1M 256k" flush
     fill
     claim "a full disk: writes end with ENOSPC" io_fails "No space left" "$(uri "$socket" rbd/image)" "write -P 6 2M 2M" "write -P 6 2M 2M"
-    claim "and what was written before can be read" io -r "$(uri "$socket" rbd/image)" "read -P 5 1M 256k"
+    claim "a full disk: what was written before can be read" io -r "$(uri "$socket" rbd/image)" "read -P 5 1M 256k"
     stop_serving "$SERVER" || true
     state=$(marcot ls -l rbd)
-    claim "export to it ends with ENOSPC" refuses 28 "marcot: export error: (28) No space left on device" \
+    claim "a full disk: an export to it ends with ENOSPC" refuses 28 "marcot: export error: (28) No space left on device" \
         marcot export --no-progress image@s "$DISK/exported.raw"
-    claim "and leaves no file" test ! -e "$DISK/exported.raw"
-    claim "import: ENOSPC" refuses 28 "marcot: import failed: (28) No space left on device" marcot import --no-progress template.raw new
-    claim "cp: ENOSPC" refuses 28 "marcot: copy failed: (28) No space left on device" marcot cp --no-progress image@s new
-    claim "nothing was added" prints "$state" marcot ls -l rbd
-    claim "the snapshot can be read" holds image@s "$image"
-    claim "with room again, the image goes on" room_again "$socket"
+    claim "a full disk: a failed export leaves no file" test ! -e "$DISK/exported.raw"
+    claim "a full disk: an import ends with ENOSPC" refuses 28 "marcot: import failed: (28) No space left on device" marcot import --no-progress template.raw new
+    claim "a full disk: a copy ends with ENOSPC" refuses 28 "marcot: copy failed: (28) No space left on device" marcot cp --no-progress image@s new
+    claim "a full disk: no image was added" prints "$state" marcot ls -l rbd
+    claim "a full disk: the snapshot can be read" holds image@s "$image"
+    claim "with room again, the image is read and written" room_again "$socket"
     claim "the pool is in order" sound rbd
-    claim "the snapshot is what it was" holds image@s "$image"
+    claim "the snapshot is as before" holds image@s "$image"
     umount "$DISK"
     export MARCOT_STORE=$CLAIMS_SCRATCH/store
 }

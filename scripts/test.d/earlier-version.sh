@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A store that the version before back ends has written opens, is whole, and goes on.
+# A store that was written by the version before back ends: this version opens it, reads all of it and
+# changes it.
 #
 # usage: earlier-version.sh --marcot BINARY
 #
 # The fixture was made by that version: a template with clones in its pool, in another pool and in a
 # namespace, an image that was renamed, one that was flattened together with its snapshot into another
-# pool, a removed snapshot that a clone of format 2 keeps, and a log that a killed server has left. Beside
+# pool, a removed snapshot that a clone of format 2 keeps, and a log that a killed server left. Beside
 # the store lie the checksums of all images and snapshots, as that version read them.
 #
 # shellcheck disable=SC2317 # claims call their checks by name
@@ -24,7 +25,7 @@ sum_of() (
     marcot export --no-progress "$1" - | sha256sum | cut -d' ' -f1
 )
 
-# holds SPEC... : these have the bytes that they had.
+# holds SPEC... : these have the bytes that the earlier version read.
 holds() {
     local spec
     for spec in "$@"; do
@@ -41,7 +42,7 @@ all_hold() {
     ((${#specs[@]} == 8)) && holds "${specs[@]}"
 }
 
-# Also the head that still has a log is read, and changed by nobody.
+# `check` also reads the head that still has a log, and changes nothing.
 is_clean() {
     marcot check --all --no-progress >out 2>err && [[ $(grep -c 'all is well' out) == 2 ]]
 }
@@ -52,7 +53,7 @@ children_are_told() {
         ! marcot snap unprotect golden@v1 2>err && grep -q 'web-1' err
 }
 
-# Snapshots, clones, flattens and removals on what that version has left.
+# Makes snapshots and clones of what that version left, and flattens and unprotects them.
 goes_on() {
     marcot snap create --no-progress web-1@new &&
         marcot snap protect web-1@new &&
@@ -64,7 +65,8 @@ goes_on() {
         holds second/vm-2 second/flat second/flat@inner
 }
 
-# What heirs of that version name, which have left no marks, stays.
+# That version left no marks for flattened images that still refer to the template's data. The data stays
+# all the same.
 removals_take_nothing_from_others() {
     marcot rm --no-progress trashy && marcot rm --no-progress rbd/team/vm-3 &&
         marcot snap rm --no-progress web-1@new && marcot flatten --no-progress web-1 &&
@@ -76,9 +78,9 @@ removals_take_nothing_from_others() {
 commands_begin "$@"
 tar -xJf "$FIXTURE"
 
-claim "earlier version: its store is whole" is_clean
+claim "earlier version: check finds the store in order" is_clean
 claim "earlier version: every image and snapshot has its bytes, the log of a killed server included" all_hold
 claim "earlier version: its children are found" children_are_told
-claim "earlier version: its images are snapshotted, cloned and flattened" goes_on
+claim "earlier version: snapshots and clones of its images are made and flattened" goes_on
 claim "earlier version: removals and gc take nothing that others need" removals_take_nothing_from_others
 claims_end

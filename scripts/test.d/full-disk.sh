@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A full disk is emptied: by removing snapshots and images, by shrinking, by discarding. Also after the
-# owner was killed, with a log that has to be replayed, and again and again.
+# Space on a full disk is freed by removing snapshots and images, by shrinking and by discarding. This also
+# works after the server was killed and its log has to be replayed, and several times in a row.
 #
 # usage: full-disk.sh --marcot BINARY
 #
@@ -17,12 +17,12 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/commands.sh
 . "$HERE/../lib/commands.sh"
 
-# xfs takes no disk below 300 MiB.
+# mkfs.xfs refuses disks below 300 MiB.
 DISK_MIB=320
-# A hang is a failure; space comes back within seconds.
+# How long to wait for space. It usually comes back within seconds.
 SPACE_WAIT_TENTHS=300
 
-# An empty store on a disk of its own, of a file system.
+# begin_disk FS : makes an empty store on a disk of its own with that file system.
 begin_disk() {
     DISK=$CLAIMS_SCRATCH/disk SOCKET=$CLAIMS_SCRATCH/disk.sock IMAGE=$CLAIMS_SCRATCH/disk.raw
     mkdir "$DISK"
@@ -41,7 +41,7 @@ end_disk() {
     rm "$IMAGE"
 }
 
-# Somebody else fills the disk, to the last block.
+# fill NUMBER : fills the disk with other files, to the last block.
 fill() {
     dd if=/dev/zero of="$DISK/fill.$1" bs=64k status=none 2>/dev/null || true
     dd if=/dev/zero of="$DISK/rest.$1" bs=1k status=none 2>/dev/null || true
@@ -51,7 +51,7 @@ free_kib() {
     df -k --output=avail "$DISK" | tail -n 1
 }
 
-# frees KIB COMMAND... : succeeds, and so much more is free then, soon.
+# frees KIB COMMAND... : the command succeeds, and soon at least KIB more are free.
 frees() {
     local wanted=$1 before tenths=0
     shift
@@ -87,19 +87,19 @@ removals_after_a_kill() {
     io "$(uri "$SOCKET" rbd/vm)" "write -P 3 0 32M" "write -P 4 40M 8M" flush
     fill 1
     kill_server
-    claim "$fs full, server killed: a snapshot can be removed, and that makes room" \
+    claim "$fs full, server killed: a snapshot can be removed, and its space is freed" \
         frees 20000 marcot snap rm --no-progress vm@one
     fill 2
-    claim "$fs full again: so can the next one" frees 20000 marcot snap rm --no-progress vm@two
+    claim "$fs full again: the next snapshot can be removed, and its space is freed" frees 20000 marcot snap rm --no-progress vm@two
     fill 3
-    claim "$fs full again: the image can be made smaller" \
+    claim "$fs full again: the image can be shrunk" \
         frees 4000 marcot resize --no-progress --size 40M --allow-shrink vm
     serve "$SOCKET"
-    claim "$fs: what was written last is there" io "$(uri "$SOCKET" rbd/vm)" "read -P 3 0 32M" "read -P 0 32M 8M"
+    claim "$fs: the last writes can be read" io "$(uri "$SOCKET" rbd/vm)" "read -P 3 0 32M" "read -P 0 32M 8M"
     fill 4
-    claim "$fs full again: a guest trims" frees 8000 trims 0 16M
-    claim "$fs: and can write as much as that" io "$(uri "$SOCKET" rbd/vm)" "write -P 5 0 8M" flush
-    claim "$fs: and has all of its data" io "$(uri "$SOCKET" rbd/vm)" "read -P 5 0 8M" "read -P 0 8M 8M" "read -P 3 16M 16M"
+    claim "$fs full again: a discard frees space" frees 8000 trims 0 16M
+    claim "$fs: as much can be written again" io "$(uri "$SOCKET" rbd/vm)" "write -P 5 0 8M" flush
+    claim "$fs: the image has all of its data" io "$(uri "$SOCKET" rbd/vm)" "read -P 5 0 8M" "read -P 0 8M 8M" "read -P 3 16M 16M"
     fill 5
     kill_server
     claim "$fs full, server killed again: the image can be removed" frees 16000 marcot rm --no-progress vm
@@ -114,7 +114,7 @@ after_an_end_without_room() {
     marcot snap create --no-progress vm@one
     io "$(uri "$SOCKET" rbd/vm)" "write -P 2 0 32M" flush
     fill 1
-    claim "$fs full: the server ends well" stop_serving "$SERVER"
+    claim "$fs full: the server ends in good order" stop_serving "$SERVER"
     SERVER=
     claim "$fs full, server ended: all snapshots can be removed" frees 20000 marcot snap purge --no-progress vm
     serve "$SOCKET"

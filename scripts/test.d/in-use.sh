@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every command on an image that is in use: served to a client that writes all the time.
+# Every command, on an image that is in use: a client writes to it all the time.
 #
 # usage: in-use.sh --marcot BINARY
 #
@@ -18,7 +18,7 @@ at() {
     uri "$SOCKET" "rbd/$1"
 }
 
-# A client that writes below 48 MiB until it is told to stop, and verifies what it wrote.
+# start_writer IMAGE : starts a client that writes below 48 MiB until it gets SIGINT, and verifies its writes.
 start_writer() {
     (cd "$CLAIMS_SCRATCH" && exec fio --name=w --ioengine=nbd --uri="$(at "$1")" --rw=randwrite \
         --bs=4k --iodepth=16 --size=48m --time_based --runtime=36000 --verify=crc32c --do_verify=0 \
@@ -27,7 +27,7 @@ start_writer() {
     own "$WRITER"
 }
 
-# 16 MiB from 64 MiB on are ours: each state of them has a pattern of its own.
+# mark PATTERN : writes the pattern to 16 MiB from 64 MiB on. The client above does not write there.
 mark() {
     io "$(at image)" "write -P $1 64M 16M"
 }
@@ -40,19 +40,19 @@ snapshots() {
     mark 1
     claim "a snapshot is taken while a client writes" marcot snap create --no-progress image@one
     mark 2
-    claim "another" marcot snap create --no-progress image@two
+    claim "a second snapshot is taken while a client writes" marcot snap create --no-progress image@two
     mark 3
     marcot export --no-progress image@one "$CLAIMS_SCRATCH/one.raw"
     claim "the first has what was acknowledged before its command" shows "$CLAIMS_SCRATCH/one.raw" 1
-    claim "the second what was acknowledged before its own" shows "$(at image@two)" 2
-    claim "the image what came last" shows "$(at image)" 3
+    claim "the second has what was acknowledged before its command" shows "$(at image@two)" 2
+    claim "the image has the last write" shows "$(at image)" 3
     claim "a snapshot is renamed" marcot snap rename image@two image@zwei
-    claim "protected" marcot snap protect image@one
-    claim "and cloned" marcot clone image@one child
+    claim "a snapshot is protected" marcot snap protect image@one
+    claim "a snapshot is cloned" marcot clone image@one child
     claim "the clone has the snapshot's content" shows "$(at child)" 1
     claim "a snapshot is cloned without protection, with clone format 2" \
         marcot clone --rbd-default-clone-format 2 image@zwei child-2
-    claim "and has its content" shows "$(at child-2)" 2
+    claim "the clone of format 2 has the snapshot's content" shows "$(at child-2)" 2
     claim "snap ls lists them" test "$(marcot snap ls image | wc -l)" = 3
 }
 
@@ -64,50 +64,50 @@ looks() {
     claim "diff answers" test -n "$(marcot diff --from-snap one image)"
     claim "children answers" grep -q 'rbd/child' <(marcot children image@one)
     claim "check finds the pool in order" marcot check rbd --no-progress
-    claim "gc does its work meanwhile" marcot gc rbd --no-progress
+    claim "gc runs meanwhile" marcot gc rbd --no-progress
 }
 
 changes() {
     claim "the image is grown" marcot resize --no-progress image --size 160M
-    claim "and a client sees it" test "$(nbdinfo --size "$(at image)")" = $((160 << 20))
-    claim "it is copied" marcot cp --no-progress image copy
+    claim "a client sees the new size" test "$(nbdinfo --size "$(at image)")" = $((160 << 20))
+    claim "the image is copied" marcot cp --no-progress image copy
     claim "the copy has its content" shows "$(at copy)" 3
     io "$(at child)" 'write -P 9 100M 4M'
     claim "a served clone is flattened" marcot flatten --no-progress child
-    claim "and keeps its content" shows "$(at child)" 1
-    claim "it has no parent any more" test -z "$(marcot info child | grep parent)"
+    claim "the flattened clone keeps its content" shows "$(at child)" 1
+    claim "the flattened clone has no parent any more" test -z "$(marcot info child | grep parent)"
     claim "removing the image is refused (39: it has snapshots)" \
         refuses 39 "*has snapshots*" marcot rm --no-progress image
-    claim "the image gets another name" marcot rename image renamed
-    claim "and its own back" marcot rename renamed image
+    claim "the image is renamed" marcot rename image renamed
+    claim "the image is renamed back" marcot rename renamed image
     claim "a snapshot is unprotected" marcot snap unprotect image@one
-    claim "and removed" marcot snap rm --no-progress image@one
+    claim "an unprotected snapshot is removed" marcot snap rm --no-progress image@one
     stay_connected -r image@zwei
     tell 'read -P 2 64M 16M'
-    claim "one that a client reads is not removed (16), and who it is is told" \
+    claim "a snapshot that a client reads is not removed (16); the message names the server's process" \
         refuses 16 "*in use by process $SERVER*" marcot snap rm --no-progress image@zwei
     leave
-    claim "with the client gone it is at once: one with a child of format 2 is moved aside" \
+    claim "it is removed as soon as the client is gone, though it has a child of format 2" \
         marcot snap rm --no-progress image@zwei
-    claim "where snap ls does not show it" test -z "$(marcot snap ls image)"
-    claim "and the child keeps its content" shows "$(at child-2)" 2
+    claim "snap ls does not show it any more" test -z "$(marcot snap ls image)"
+    claim "its child keeps its content" shows "$(at child-2)" 2
 }
 
 
-# The name of an open image goes to another one; neither may be taken for the other.
+# The name of an open image is given to another image. The server must not confuse the two.
 renames() {
     shows "$(at copy)" 3
     marcot rename copy moved
-    claim "an open image is served under its new name at once" shows "$(at moved)" 3
-    claim "and not under the old one" not_served copy
+    claim "a renamed open image is served under its new name at once" shows "$(at moved)" 3
+    claim "it is not served under its old name" not_served copy
     marcot create copy --size 8M
-    claim "which another image can have: then that is served" test "$(nbdinfo --size "$(at copy)")" = $((8 << 20))
+    claim "another image that gets the old name is served under it" test "$(nbdinfo --size "$(at copy)")" = $((8 << 20))
     marcot snap create --no-progress moved@s
     shows "$(at moved@s)" 3
     marcot snap rename moved@s moved@old
     marcot resize --no-progress moved --size 200M
     marcot snap create --no-progress moved@s
-    claim "so it is with the name of a snapshot" test "$(nbdinfo --size "$(at moved@s)")" = $((200 << 20))
+    claim "another snapshot that gets the name of a renamed one is served under it" test "$(nbdinfo --size "$(at moved@s)")" = $((200 << 20))
 }
 
 not_served() {
@@ -126,25 +126,26 @@ connected() {
     tell 'read -P 1 0 1M'
     tell 'write -P 3 64k 64k'
     tell 'read -P 3 64k 64k'
-    claim "which its client sees at once, and goes on" no_failure
+    claim "the client sees the rollback at once and goes on" no_failure
     claim "an image with a client is shrunk" marcot resize --no-progress --allow-shrink held --size 16M
     tell 'read -P 3 64k 64k'
     claim "the client reads what is left" no_failure
     tell 'read 20M 4k'
-    claim "and is refused what is not" grep -q 'read failed: Invalid argument' "$CLAIMS_SCRATCH/held"
+    claim "the client's read beyond the new end is refused" grep -q 'read failed: Invalid argument' "$CLAIMS_SCRATCH/held"
     marcot snap rm --no-progress held@one
-    claim "an image with a client is not removed (16), and who it is is told" \
+    claim "an image with a client is not removed (16); the message names the server's process" \
         refuses 16 "*in use by process $SERVER*" marcot rm --no-progress held
     leave
-    claim "with the client gone it is at once, though the server keeps it open" marcot rm --no-progress held
+    claim "it is removed as soon as the client is gone, though the server keeps it open" marcot rm --no-progress held
 }
 
-# stay_connected [OPTION] EXPORT : a client that does what it is told until it leaves.
+# stay_connected [OPTION] EXPORT : starts a client. `tell` gives it commands; `leave` ends it.
 stay_connected() {
     local options=("${@:1:$#-1}")
     rm -f "$CLAIMS_SCRATCH/commands"
     mkfifo "$CLAIMS_SCRATCH/commands"
-    # The client truncates it only after it has a reader: what the one before said must not be counted.
+    # Empty it here: the new client truncates it only when the FIFO has a writer. Until then, `answers` would
+    # count the answers of the client before.
     : >"$CLAIMS_SCRATCH/held"
     stdbuf -oL qemu-io "${options[@]}" -f raw "$(at "${*: -1}")" \
         <"$CLAIMS_SCRATCH/commands" >"$CLAIMS_SCRATCH/held" 2>&1 &
@@ -159,7 +160,7 @@ leave() {
     disown_ended "$CLIENT"
 }
 
-# tell COMMAND : the connected client does it, and has its answer.
+# tell COMMAND : gives the connected client a command, and waits for the answer.
 tell() {
     local before tenths=0
     before=$(answers)
@@ -178,7 +179,8 @@ no_failure() {
     ! grep -i 'fail\|error' "$CLAIMS_SCRATCH/held"
 }
 
-# Images and snapshots that a server only keeps open give way to who needs them for itself.
+# A server keeps images and snapshots open for a while without a client. It closes them at once when another
+# command needs them.
 gives_way() {
     local kept
     marcot create kept --size 16M
@@ -186,16 +188,16 @@ gives_way() {
     for kept in kept kept@s; do
         qemu-img info "$(at $kept)" >"$CLAIMS_SCRATCH/out"
     done
-    claim "what a server keeps open without a client: a snapshot is removed at once" marcot snap rm --no-progress kept@s
-    claim "the image becomes a device" maps kept
+    claim "open in the server without a client: a snapshot is removed at once" marcot snap rm --no-progress kept@s
+    claim "open in the server without a client: an image is mapped" maps kept
     qemu-img info "$(at kept)" >"$CLAIMS_SCRATCH/out"
-    claim "gc collects" marcot gc rbd --no-progress
+    claim "open in the server without a client: gc works" marcot gc rbd --no-progress
     qemu-img info "$(at kept)" >"$CLAIMS_SCRATCH/out"
-    claim "check repairs" marcot check rbd --repair --no-progress
+    claim "open in the server without a client: check repairs" marcot check rbd --repair --no-progress
     qemu-img info "$(at kept)" >"$CLAIMS_SCRATCH/out"
-    claim "a second server opens it" second_server kept
+    claim "open in the server without a client: a second server opens the image" second_server kept
     qemu-img info "$(at kept)" >"$CLAIMS_SCRATCH/out"
-    claim "it is removed" marcot rm --no-progress kept
+    claim "open in the server without a client: the image is removed" marcot rm --no-progress kept
 }
 
 maps() {
@@ -203,7 +205,7 @@ maps() {
     device=$(marcot device map "$1") && marcot device unmap "$device"
 }
 
-# Another user at the control socket of an image that is open, and in its place.
+# Another user connects to the control socket of an open image, or puts another socket in its place.
 strangers() {
     local socket
     marcot create ours --size 16M
@@ -212,18 +214,19 @@ strangers() {
     socket=$MARCOT_STORE/pools/rbd/images/$(marcot info ours | sed -n 's/^\tid: //p')/owner.sock
     chmod 711 "$MARCOT_STORE" "$MARCOT_STORE"/pools{,/rbd{,/images,/images/*}}
     chmod 666 "$socket"
-    claim "the owner answers root" hears_something python3 "$socket"
-    claim "and no other user, whatever the mode of its socket" hears_nothing \
+    claim "the control socket answers root" hears_something python3 "$socket"
+    claim "the control socket answers no other user, whatever its mode" hears_nothing \
         setpriv --reuid 65534 --regid 65534 --clear-groups /usr/bin/python3 "$socket"
-    claim "a socket that belongs to another user is not spoken to (13)" not_spoken_to "$socket" chown 65534
+    claim "a control socket that belongs to another user is not used (13)" not_spoken_to "$socket" chown 65534
     chown 0 "$socket"
-    claim "nor is one that a link leads to (13)" not_spoken_to "$socket" linked
+    claim "a control socket behind a symbolic link is not used (13)" not_spoken_to "$socket" linked
     mv "$socket.away" "$socket"
     leave
     marcot rm --no-progress ours
 }
 
-# hears_something PYTHON... SOCKET : whoever runs PYTHON connects there and sends something.
+# hears_something PYTHON... SOCKET : connects to the socket with the command PYTHON, sends a request, and gets
+# an answer.
 hears_something() {
     "${@:1:$#-1}" - "${*: -1}" <<'END'
 import socket, sys
@@ -245,7 +248,7 @@ hears_nothing() {
     ((status == 3))
 }
 
-# not_spoken_to SOCKET COMMAND... : the command changes the socket, and then nothing is sent there.
+# not_spoken_to SOCKET COMMAND... : runs the command, which changes the socket; then marcot refuses to use it.
 not_spoken_to() {
     local socket=$1
     shift
@@ -260,9 +263,9 @@ linked() {
 }
 
 second_owner() {
-    claim "a second server is refused the image, and told who has it" \
+    claim "a second server cannot open the image; the message names the first one's process" \
         refuses 1 "*in use by process $SERVER*" second_server image
-    claim "so is a device" refuses 16 "*process $SERVER*" marcot device map image
+    claim "the image cannot be mapped; the message names the server's process" refuses 16 "*process $SERVER*" marcot device map image
 }
 
 second_server() {
@@ -276,13 +279,14 @@ second_server() {
     return $status
 }
 
-# A block in every leaf of an image's map, which takes about 24 MiB whole.
+# scattered VERB : one block in every leaf of the image's map. The whole map takes about 24 MiB of memory.
 scattered() {
     local i verb=$1
     for ((i = 0; i < 4096; i++)); do printf '%s -P 5 %dM 4k\n' "$verb" $((2 * i)); done
 }
 
-# resident ARGUMENT... : KiB of memory of a server that has written and read all of them.
+# resident ARGUMENT... : starts a server with the arguments, writes and reads the scattered blocks, and sets
+# $RESIDENT_KIB to the server's resident memory.
 resident() {
     marcot create wide --size 8G
     serve "$SOCKET" "$@"
@@ -298,10 +302,10 @@ map_memory() {
     local usual
     claim "an image whose map is scattered is written and read" resident
     usual=$RESIDENT_KIB
-    claim "so it is with a map memory of 1 MiB" resident --map-memory 1M
-    claim "which takes at least 12 MiB less ($RESIDENT_KIB of $usual KiB)" test $((RESIDENT_KIB + 12 * 1024)) -lt "$usual"
-    claim "less than that is refused" refuses 22 "*at least 1M" marcot serve --map-memory 512K --socket "$SOCKET"
-    claim "so is what is no size" refuses 1 "*'--map-memory' is invalid" marcot device map --map-memory much image
+    claim "an image whose map is scattered is written and read with a map memory of 1 MiB" resident --map-memory 1M
+    claim "that server takes at least 12 MiB less ($RESIDENT_KIB instead of $usual KiB)" test $((RESIDENT_KIB + 12 * 1024)) -lt "$usual"
+    claim "a map memory below 1 MiB is refused" refuses 22 "*at least 1M" marcot serve --map-memory 512K --socket "$SOCKET"
+    claim "a map memory that is no size is refused" refuses 1 "*'--map-memory' is invalid" marcot device map --map-memory much image
 }
 
 writer_is_well() {
@@ -329,7 +333,7 @@ main() {
     gives_way
     strangers
     second_owner
-    claim "the client has written on, without an error" writer_is_well
+    claim "the client wrote all the time, without an error" writer_is_well
     claim "the server ends in good order" stop_serving "$SERVER"
     map_memory
     claim "check finds the pool in order afterwards" marcot check rbd --no-progress

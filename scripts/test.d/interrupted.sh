@@ -15,7 +15,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 WAIT_S=600
 
-# Paths and command lines of a run all have this directory in them.
+# The paths and command lines of a run all contain the directory $THERE.
 mounts() { awk -v under="$THERE/" 'index($2, under) == 1 { print $2 }' /proc/mounts; }
 loops() { cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep -F "$THERE/" || true; }
 processes() {
@@ -30,7 +30,7 @@ processes() {
 has_mount() { [[ -n $(mounts) ]]; }
 has_store() { [[ -n $(find "$THERE" -path '*/stores/*/store' 2>/dev/null) ]]; }
 
-# nothing WHAT : of that is left, a moment after the run has ended.
+# nothing WHAT : WHAT (one of the functions above and `files`) prints nothing, soon after the run has ended.
 nothing() {
     local tenths=0
     while [[ -n $("$1") ]]; do
@@ -41,13 +41,13 @@ nothing() {
 
 files() { find "$THERE" -mindepth 1; }
 
-# interrupt PART CONDITION SIGNAL : the run of this part gets the signal when the condition holds.
+# interrupt PART CONDITION SIGNAL : starts a run of the part, and sends it the signal when the condition holds.
 interrupt() {
     local part=$1 condition=$2 signal=$3 run status=0 began=$SECONDS what
     THERE=$CLAIMS_SCRATCH/$part
     mkdir "$THERE"
     chmod 755 "$CLAIMS_SCRATCH"
-    # Without the shell's own rule that what is in the background does not hear SIGINT.
+    # The shell makes background commands ignore SIGINT; Python resets that.
     TMPDIR=$THERE start_owned python3 -c 'import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.argv[1], sys.argv[1:])' "$HERE/../test" "$part" >"$CLAIMS_SCRATCH/$part.log" 2>&1
@@ -55,7 +55,7 @@ os.execv(sys.argv[1], sys.argv[1:])' "$HERE/../test" "$part" >"$CLAIMS_SCRATCH/$
     until "$condition"; do
         if ! kill -0 "$run" 2>/dev/null || ((SECONDS > began + WAIT_S)); then
             cat "$CLAIMS_SCRATCH/$part.log"
-            claim "$part: it comes so far" false
+            claim "$part: the run reaches the condition $condition" false
             return 0
         fi
         sleep 0.1
@@ -63,7 +63,7 @@ os.execv(sys.argv[1], sys.argv[1:])' "$HERE/../test" "$part" >"$CLAIMS_SCRATCH/$
     kill "-$signal" "$run"
     wait "$run" || status=$?
     disown_ended "$run"
-    claim "$part, SIG$signal: the run ends, and says so ($status)" test "$status" -ge 128
+    claim "$part, SIG$signal: the run ends with a signal's status ($status)" test "$status" -ge 128
     for what in processes mounts loops files; do claim "$part, SIG$signal: no $what are left" nothing "$what"; done
 }
 

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# A program under test and the kernel's NBD client, together inside a guest:
-# what happens to the client cannot hang the host.
+# A program under test and the kernel's NBD client run together inside a guest, so
+# that a client without a server cannot hang the host.
 #
 # usage: kernel-nbd-guest.sh --marcot BINARY
 #        kernel-nbd-guest.sh BINARY JOB [FILE[:DESTINATION]...]
 #        kernel-nbd-guest.sh --self-test
 #
-# JOB is a script for busybox sh. It finds BINARY and each program among the
-# FILEs on its PATH with the libraries they load, other FILEs in /data, an ext4
-# disk at /scratch, the modules nbd, xfs, loop and fuse ready for modprobe, and
-# `claim` and `claims_end` in /data/claims.sh. Its lines `ok - ...` and
-# `not ok - ...` are passed on. --self-test does with qemu-nbd, as the BINARY,
-# what a job is expected to do. --marcot runs scripts/lib/kernel-nbd-job.
+# JOB is a script for busybox sh. In the guest, BINARY and each program among the
+# FILEs are on its PATH, with the libraries they load; the other FILEs are in
+# /data; an ext4 disk is at /scratch; the modules nbd, xfs, loop and fuse are
+# ready for modprobe; `claim` and `claims_end` are in /data/claims.sh. Its lines
+# `ok - ...` and `not ok - ...` are passed on. --self-test does what a job is
+# expected to do, with qemu-nbd as the BINARY. --marcot runs
+# scripts/lib/kernel-nbd-job.
 #
 # environment: MARCOT_CACHE (kernel and busybox), KEEP=yes (keep a failed run's
 # files), GUEST_SCRATCH_MIB, GUEST_JOB_TIMEOUT_S
@@ -26,10 +27,10 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../lib/claims.sh"
 
 GUEST_SCRATCH_MIB=${GUEST_SCRATCH_MIB:-2048}
-# The guest is emulated, and its job is long.
+# Longer than for other guests: the guest is emulated, and its job is long.
 GUEST_JOB_TIMEOUT_S=${GUEST_JOB_TIMEOUT_S:-$((3 * GUEST_TIMEOUT_S))}
 
-# What a job needs to make, check and measure file systems on a device.
+# Programs that a job needs to make and check file systems on a device.
 TOOLS=(mkfs.ext4 e2fsck mkfs.xfs xfs_repair)
 
 tool_files() {
@@ -46,7 +47,7 @@ job_succeeded() {
     return 1
 }
 
-# Counts what the guest printed into this script's own claims.
+# pass_on_claims LOG : prints the guest's claims and counts them as claims of this script.
 pass_on_claims() {
     local line
     while read -r line; do
@@ -55,14 +56,14 @@ pass_on_claims() {
     done < <(tr -d '\r' <"$1" | grep -E '^(not )?ok - ')
 }
 
-# check BINARY JOB FILE...
+# check BINARY JOB FILE... : runs the job in a guest.
 check() {
     local binary=$1 job=$2 initramfs=$CLAIMS_SCRATCH/initramfs.cpio log=$CLAIMS_SCRATCH/console status=0 tools
     shift 2
     tools=$(tool_files)
     mapfile -t tools <<<"$tools"
     guest_initramfs "$initramfs" "$binary" "${tools[@]}" "$@"
-    # The initramfs is unpacked into memory: leave room for it twice over.
+    # The initramfs is unpacked in memory, so both its file and its content need room.
     local memory_mib=$((GUEST_KERNEL_MEMORY_MIB + 2 * $(stat -c %s "$initramfs") / 1048576))
     guest_kernel_run --initramfs "$initramfs" --job "$job" --scratch "$GUEST_SCRATCH_MIB" \
         --mem "$memory_mib" --timeout "$GUEST_JOB_TIMEOUT_S" --log "$log" || status=$?

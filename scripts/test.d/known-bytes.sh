@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The example of docs/format.md, whose bytes are in docs/example-pool.txt, read by two programs that
-# share no code: docs/read_pool.py and marcot. What the format's unit tests hold to is the same text.
+# Two programs that share no code read the example of docs/format.md: docs/read_pool.py and marcot. Its bytes
+# are in docs/example-pool.txt. The unit tests of the format compare with the same file.
 #
 # usage: known-bytes.sh --marcot BINARY
 #
@@ -16,7 +16,7 @@ DOCS=$(cd "$HERE/../../docs" && pwd)
 
 IMAGE=edeb4d9ddfcc1c4c
 
-# make_pool DIRECTORY : the pool of the text.
+# make_pool DIRECTORY : makes the pool from the file of bytes.
 make_pool() {
     python3 - "$DOCS/example-pool.txt" "$1" <<'PYTHON'
 import sys
@@ -76,8 +76,8 @@ expected >expected.raw
 
 claim "known bytes: the document's command prints what the document says" documents_command
 claim "known bytes: the document's reader reads the whole image" reader_reads_all
-claim "known bytes: marcot reads the same" marcot_reads_all
+claim "known bytes: marcot reads the same bytes" marcot_reads_all
 claim "known bytes: marcot finds nothing to repair" "$MARCOT" check example
 claim "known bytes: the document's reader refuses a damaged page" damage_is_seen
-claim "known bytes: what marcot adds is read by both, beside what was there" both_read_what_marcot_adds
+claim "known bytes: both read an image that marcot adds, and still the first one" both_read_what_marcot_adds
 claims_end

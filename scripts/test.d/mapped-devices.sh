@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Mapped devices as programs for RBD know them, and as their neighbours must not touch them: names,
-# sizes, options, quiesce hooks; the private directory of the records, and the process that serves.
+# Mapped devices: they have the names, sizes, options and quiesce hooks that programs for RBD expect. Other
+# users cannot interfere with the directory of the records or with the process that serves.
 #
 # usage: mapped-devices.sh --marcot BINARY
 #
@@ -15,7 +15,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/claims.sh
 . "$HERE/../lib/claims.sh"
 
-# A user who has no rights in what root makes.
+# A user without rights on files that root makes.
 NOBODY=65534
 
 clean_up() {
@@ -31,7 +31,7 @@ not() {
     ! "$@" 2>"$CLAIMS_SCRATCH/refusal"
 }
 
-# says TEXT : the last refusal has TEXT in it.
+# says TEXT : the last refusal contains TEXT.
 says() {
     grep -qF -- "$1" "$CLAIMS_SCRATCH/refusal" || { cat "$CLAIMS_SCRATCH/refusal" && return 1; }
 }
@@ -53,27 +53,27 @@ number_of() {
 private_directory() {
     local run=$MARCOT_RUN_DIR device mine=$CLAIMS_SCRATCH/mine
     device=$("$MARCOT" device map plain)
-    claim "records: their directory is its owner's alone" test "$(mode_of "$run")" = 700
-    claim "records: and so is each file" test "$(find "$run" -type f -not -perm 600)" = ""
-    claim "records: a second map says where the image is mapped" not "$MARCOT" device map plain
-    claim "records: by the device's name" says "mapped already as $device"
+    claim "records: only the owner can use their directory" test "$(mode_of "$run")" = 700
+    claim "records: only the owner can use each file" test "$(find "$run" -type f -not -perm 600)" = ""
+    claim "records: a second map of an image is refused" not "$MARCOT" device map plain
+    claim "records: the refusal names the device" says "mapped already as $device"
     "$MARCOT" device unmap "$device"
 
     mkdir "$mine"
     chmod 777 "$mine"
     claim "records: a directory that others can write to is refused" \
         not env MARCOT_RUN_DIR="$mine" "$MARCOT" device map plain
-    claim "records: with what to do about it" says "set MARCOT_RUN_DIR"
+    claim "records: the refusal says what to do" says "set MARCOT_RUN_DIR"
     chmod 700 "$mine"
     chown "$NOBODY" "$mine"
-    claim "records: one of another user is refused" not env MARCOT_RUN_DIR="$mine" "$MARCOT" device list
-    claim "records: naming the owner" says "belongs to user $NOBODY"
+    claim "records: a directory of another user is refused" not env MARCOT_RUN_DIR="$mine" "$MARCOT" device list
+    claim "records: the refusal names the directory's owner" says "belongs to user $NOBODY"
     ln -s "$run" "$CLAIMS_SCRATCH/link"
-    claim "records: a link to one is refused" \
+    claim "records: a link to a directory is refused" \
         not env MARCOT_RUN_DIR="$CLAIMS_SCRATCH/link" "$MARCOT" device list
 }
 
-# A user without XDG_RUNTIME_DIR, and a directory that somebody else prepared in /tmp's place.
+# A user without XDG_RUNTIME_DIR, and a directory prepared by somebody else where TMPDIR is.
 planted_directory() {
     local shared=$CLAIMS_SCRATCH/shared home=$CLAIMS_SCRATCH/home
     mkdir "$shared" "$home"
@@ -92,8 +92,8 @@ planted_directory() {
     }
     as_nobody create --size 1 own
     as_nobody device map own >/dev/null 2>&1 || true
-    claim "records: a user's are not where others can come first" test "$(ls "$shared/marcot")" = 0.log
-    claim "records: and nothing is written through what others planted" \
+    claim "records: they are not put into a directory that others prepared" test "$(ls "$shared/marcot")" = 0.log
+    claim "records: nothing is written through a link that others planted" \
         test "$(cat "$home/precious")" = precious
 }
 
@@ -108,11 +108,11 @@ forged_record() {
     chmod 600 "$MARCOT_RUN_DIR/5.json"
     "$MARCOT" device unmap -o force plain 2>/dev/null || true
     "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
-    claim "records: a process is not ended because a record has its number" kill -0 "$bystander"
-    claim "records: one of a device that shows nothing is cleared" test ! -e "$MARCOT_RUN_DIR/5.json"
+    claim "records: a process is not ended because a record names it" kill -0 "$bystander"
+    claim "records: a record of a device without a server is removed" test ! -e "$MARCOT_RUN_DIR/5.json"
     echo nonsense >"$MARCOT_RUN_DIR/6.json"
-    claim "records: what is none is left out" test -z "$("$MARCOT" device list 2>"$CLAIMS_SCRATCH/refusal")"
-    claim "records: and told of" says "6.json is no record of a mapped device"
+    claim "records: a file that is no record is not listed" test -z "$("$MARCOT" device list 2>"$CLAIMS_SCRATCH/refusal")"
+    claim "records: a warning names the file that is no record" says "6.json is no record of a mapped device"
     rm "$MARCOT_RUN_DIR/6.json"
 }
 
@@ -125,16 +125,17 @@ server_process() {
     device=$(SECRET=of-the-caller "$MARCOT" device map plain)
     exec 8>&-
     pid=$(record_member 0 pid)
-    claim "server: a lock of the caller is not held on" flock -n "$CLAIMS_SCRATCH/lock" true
-    claim "server: nothing of the caller's environment is kept" \
+    claim "server: it does not hold a lock of the caller" flock -n "$CLAIMS_SCRATCH/lock" true
+    claim "server: it keeps nothing of the caller's environment" \
         not grep -qz "SECRET\|HOME=" "/proc/$pid/environ"
     claim "server: it has a session of its own" test "$(cut -d' ' -f6 "/proc/$pid/stat")" = "$pid"
-    claim "server: and keeps no directory busy" test "$(readlink "/proc/$pid/cwd")" = /
+    claim "server: it keeps no directory busy" test "$(readlink "/proc/$pid/cwd")" = /
     "$MARCOT" device unmap "$device"
 }
 
-# untold WHERE : maps an image, with standard output there; its status and what is mapped then.
-untold() {
+# map_without_output HOW : maps an image while standard output is closed or full. Prints the status, and what
+# is mapped after that.
+map_without_output() {
     local status=0
     case $1 in
         nowhere) "$MARCOT" device map plain >&- 2>"$CLAIMS_SCRATCH/refusal" || status=$? ;;
@@ -143,14 +144,14 @@ untold() {
     echo "$status:$("$MARCOT" device list)"
 }
 
-# A device whose name nobody can be told.
-untold_names() {
+# When the device's name cannot be printed, the image must not stay mapped.
+unprinted_names() {
     local device
-    claim "untold: without standard output nothing is mapped" test "$(untold nowhere)" = 9:
-    claim "untold: where its name cannot be written, it is unmapped again" test "$(untold full)" = 28:
-    claim "untold: and that is said" says "unmapped again"
+    claim "output: without standard output nothing is mapped" test "$(map_without_output nowhere)" = 9:
+    claim "output: when the device's name cannot be printed, it is unmapped again" test "$(map_without_output full)" = 28:
+    claim "output: the message says so" says "unmapped again"
     device=$("$MARCOT" device map plain)
-    claim "untold: one that is told stays" test "$("$MARCOT" device list | awk 'NR > 1 { print $NF }')" = "$device"
+    claim "output: when the name is printed, the device stays" test "$("$MARCOT" device list | awk 'NR > 1 { print $NF }')" = "$device"
     "$MARCOT" device unmap "$device"
 }
 
@@ -160,30 +161,30 @@ names() {
     local dev=$MARCOT_DEV_DIR node device
     echo "not ours" >"$dev/rbd0"
     device=$("$MARCOT" device map plain)
-    claim "names: marcot prints the kernel's" test "${device#/dev/rbd}" = "$device"
-    claim "names: what is there is not replaced" grep -q "not ours" "$dev/rbd0"
+    claim "names: marcot prints the kernel's name of the device" test "${device#/dev/rbd}" = "$device"
+    claim "names: a file in the way is not replaced" grep -q "not ours" "$dev/rbd0"
     node=$dev/rbd1
-    claim "names: a node of RBD's has the device's number" test "$(number_of "$node")" = "$(number_of "$device")"
+    claim "names: the node with RBD's name has the device's number" test "$(number_of "$node")" = "$(number_of "$device")"
     claim "names: a link names the image" test "$(readlink -f "$dev/rbd/rbd/plain")" = "$node"
-    claim "names: called as rbd, the list has that node" grep -q "$node" <("$RBD" showmapped)
-    claim "names: but not for who asks for another driver" not grep -q "$node" <("$RBD" device list -t fuse)
+    claim "names: called as rbd, marcot lists that node" grep -q "$node" <("$RBD" showmapped)
+    claim "names: a list of another driver's devices does not have it" not grep -q "$node" <("$RBD" device list -t fuse)
     addpart "$device" 1 2048 20480
     claim "names: a partition gets a node" eventually test -b "${node}p1"
-    claim "names: with the partition's number" test "$(number_of "${node}p1")" = "$(number_of "${device}p1")"
-    claim "names: and a link" test "$(readlink -f "$dev/rbd/rbd/plain-part1")" = "${node}p1"
+    claim "names: the partition's node has the partition's number" test "$(number_of "${node}p1")" = "$(number_of "${device}p1")"
+    claim "names: a partition gets a link" test "$(readlink -f "$dev/rbd/rbd/plain-part1")" = "${node}p1"
     delpart "$device" 1
-    claim "names: which go with it" eventually test ! -e "${node}p1" -a ! -L "$dev/rbd/rbd/plain-part1"
+    claim "names: node and link are removed with the partition" eventually test ! -e "${node}p1" -a ! -L "$dev/rbd/rbd/plain-part1"
     claim "unmap: by the node" "$MARCOT" device unmap "$node"
-    claim "names: they go with the device" test "$(ls "$dev")" = rbd0
+    claim "names: node and link are removed with the device" test "$(ls "$dev")" = rbd0
     rm "$dev/rbd0"
 
     device=$("$RBD" map space/inner/image@s)
-    claim "names: called as rbd, map prints RBD's" test "$device" = "$dev/rbd0"
-    claim "names: a link has namespace and snapshot" test -b "$dev/rbd/space/inner/image@s"
+    claim "names: called as rbd, map prints RBD's name" test "$device" = "$dev/rbd0"
+    claim "names: a link's path has namespace and snapshot" test -b "$dev/rbd/space/inner/image@s"
     "$RBD" map space/inner/image@s >/dev/null 2>"$CLAIMS_SCRATCH/refusal"
-    claim "map: of a snapshot that is mapped it tells as what" says "image already mapped as $device"
+    claim "map: of a mapped snapshot names the device" says "image already mapped as $device"
     "$RBD" unmap space/inner/image@s 2>"$CLAIMS_SCRATCH/refusal"
-    claim "unmap: of several devices it names the one" says "more than once; $device is meant"
+    claim "unmap: of an image with several devices names the one that is unmapped" says "more than once; $device is meant"
     "$RBD" map space/inner/image@s >/dev/null 2>&1
     "$RBD" unmap "$dev/rbd1"
     claim "unmap: by a link" "$RBD" unmap "$dev/rbd/space/inner/image@s"
@@ -194,20 +195,20 @@ names() {
     ln -s "$dev/rbd0" "$CLAIMS_SCRATCH/elsewhere"
     claim "unmap: by any link to the device" "$MARCOT" device unmap "$CLAIMS_SCRATCH/elsewhere"
     claim "unmap: a device of others is refused" not "$MARCOT" device unmap /dev/loop-control
-    claim "unmap: in RBD's words" says "'/dev/loop-control' is not a block device"
+    claim "unmap: the refusal has RBD's words" says "'/dev/loop-control' is not a block device"
     device=$("$MARCOT" device map plain)
     exec 8<"$device"
     claim "unmap: a device that a program has open is refused" not "$MARCOT" device unmap plain
-    claim "unmap: naming the process" says "open in process"
-    claim "unmap: and the device works on" \
+    claim "unmap: the refusal names the process" says "open in process"
+    claim "unmap: after a refusal the device still works" \
         dd if="$device" of=/dev/null bs=4096 count=1 iflag=direct status=none
     exec 8<&-
-    claim "unmap: not after it was closed" "$MARCOT" device unmap plain
+    claim "unmap: a device that was closed is unmapped" "$MARCOT" device unmap plain
 
     "$MARCOT" create --size 1 rbd/..
     "$MARCOT" device map rbd/.. >/dev/null
-    claim "names: none leads out of the directory" test "$(ls "$dev")" = rbd0
-    claim "unmap: by a strange name" "$MARCOT" device unmap rbd/..
+    claim "names: an image called .. gets no name outside of the directory" test "$(ls "$dev")" = rbd0
+    claim "unmap: an image called .." "$MARCOT" device unmap rbd/..
 }
 
 eventually() {
@@ -218,7 +219,7 @@ eventually() {
     done
 }
 
-# Nodes of a server that was killed, whose device somebody else took away.
+# Names of a device whose server was killed and that another program then detached.
 stale_names() {
     local dev=$MARCOT_DEV_DIR device pid
     device=$("$MARCOT" device map -t fuse plain)
@@ -226,17 +227,17 @@ stale_names() {
     kill -9 "$pid"
     eventually test ! -e "/proc/$pid"
     claim "stale: a device is listed while the kernel has it" grep -q "$device" <("$MARCOT" device list)
-    claim "stale: a second map says that its server has died" not "$MARCOT" device map plain
-    claim "stale: in those words" says "whose server has died"
+    claim "stale: a second map is refused" not "$MARCOT" device map plain
+    claim "stale: the refusal says that the server has died" says "whose server has died"
     losetup -d "$device"
-    claim "stale: then it is listed no more" eventually test -z "$("$MARCOT" device list)"
-    claim "stale: and its names and its mount are gone" \
+    claim "stale: a detached device is not listed any more" eventually test -z "$("$MARCOT" device list)"
+    claim "stale: its names and its mount are gone" \
         test -z "$(ls "$dev")$(grep "$MARCOT_RUN_DIR" /proc/mounts)"
     ln -s "$device" "$dev/rbd7"
     mkdir -p "$dev/rbd/rbd"
     ln -s ../../rbd7 "$dev/rbd/rbd/plain"
     device=$("$MARCOT" device map plain)
-    claim "stale: names without a record are cleared by the next map" \
+    claim "stale: the next map removes names without a record" \
         test ! -L "$dev/rbd7" -a "$(readlink "$dev/rbd/rbd/plain")" = ../../rbd0
     "$MARCOT" device unmap "$device"
 }
@@ -246,11 +247,11 @@ renamed() {
     device=$("$MARCOT" device map plain)
     "$MARCOT" mv plain other
     claim "renamed: the list has the new name" grep -q " other " <("$MARCOT" device list)
-    claim "renamed: and so has the link" test -b "$MARCOT_DEV_DIR/rbd/rbd/other"
+    claim "renamed: the link has the new name" test -b "$MARCOT_DEV_DIR/rbd/rbd/other"
     "$MARCOT" create --size 1 plain
     claim "renamed: the old name does not unmap it" not "$MARCOT" device unmap plain
-    claim "renamed: it is another image's" says "rbd/plain: not a mapped image or snapshot"
-    claim "renamed: the new name does" "$MARCOT" device unmap other
+    claim "renamed: the refusal says that the image of that name is not mapped" says "rbd/plain: not a mapped image or snapshot"
+    claim "renamed: the new name unmaps it" "$MARCOT" device unmap other
     "$MARCOT" rm --no-progress plain
     "$MARCOT" mv other plain
 }
@@ -277,14 +278,14 @@ sizes() {
     claim "resize: the device has the new size when the command returns, and xfs grows" test "$bad" = 0
     umount "$mount"
     "$MARCOT" resize --no-progress --allow-shrink --size 100 grows
-    claim "resize: also a smaller one" size_is $((100 << 20))
+    claim "resize: the device also gets a smaller size" size_is $((100 << 20))
     "$MARCOT" snap rollback --no-progress grows@small
     claim "rollback: the device has the snapshot's size" size_is $((320 << 20))
     "$MARCOT" device unmap "$device"
 
     "$MARCOT" create --size 1048577B odd
     device=$("$MARCOT" device map -t fuse odd)
-    claim "odd size: the device has the last sector" size_is 1049088
+    claim "odd size: the device ends at the end of the last sector" size_is 1049088
     printf 'Z' | dd of="$device" bs=1 seek=1048576 conv=notrunc,fsync status=none
     "$MARCOT" device unmap "$device"
     claim "odd size: its last byte is written" \
@@ -297,18 +298,18 @@ options() {
     local device
     device=$("$RBD" --user someone map -o noudev --options rxbounce,queue_depth=128 \
         -o lock_on_read,ms_mode=prefer-crc plain --device-type krbd --options read_from_replica=no)
-    claim "options: those of RBD's drivers are accepted, repeated and in lists" test -b "$device"
-    claim "options: and by unmap" "$RBD" unmap -o noudev plain --device-type krbd
-    claim "options: an unknown one is refused" not "$RBD" map plain -o bogus
-    claim "options: in RBD's words" says "rbd: unknown map option 'bogus'"
+    claim "options: map accepts those of RBD's drivers, repeated and in lists" test -b "$device"
+    claim "options: unmap accepts them" "$RBD" unmap -o noudev plain --device-type krbd
+    claim "options: an unknown option is refused" not "$RBD" map plain -o bogus
+    claim "options: the refusal has RBD's words" says "rbd: unknown map option 'bogus'"
     device=$("$MARCOT" device map -o rw,ro plain)
     claim "options: the last of ro and rw counts" test "$(blockdev --getro "$device")" = 1
     "$MARCOT" device unmap "$device"
-    claim "options: a cookie is printed where it is asked for" \
+    claim "options: a cookie is printed on request" \
         grep -q ' volume-7$' <("$MARCOT" device map --cookie volume-7 --show-cookie --try-netlink \
             --reattach-timeout=300 --io-timeout=0 plain)
-    claim "detach: refused where the device could not wait" not "$MARCOT" device detach plain
-    claim "detach: saying which can" says "only devices of the NBD driver can be detached"
+    claim "detach: is refused for a device that cannot wait for a server" not "$MARCOT" device detach plain
+    claim "detach: the refusal says which devices can be detached" says "only devices of the NBD driver can be detached"
     "$MARCOT" device unmap plain
 }
 
@@ -320,14 +321,14 @@ quiesced() {
     "$MARCOT" snap create --no-progress plain@one
     claim "quiesce: a hook runs before and after a snapshot" test "$(tr '\n' ' ' <"$log")" = "quiesce unquiesce "
     touch "$log.fails"
-    claim "quiesce: where it fails there is no snapshot" not "$MARCOT" snap create --no-progress plain@two
-    claim "quiesce: the hook is named" says "$hook $device quiesce"
-    claim "quiesce: and undone all the same" test "$(tail -n 1 "$log")" = unquiesce
-    claim "quiesce: a failure can be ignored" \
+    claim "quiesce: when the hook fails, no snapshot is made" not "$MARCOT" snap create --no-progress plain@two
+    claim "quiesce: the message names the hook" says "$hook $device quiesce"
+    claim "quiesce: the hook is called to unquiesce all the same" test "$(tail -n 1 "$log")" = unquiesce
+    claim "quiesce: a failure of the hook can be ignored" \
         "$MARCOT" snap create --no-progress --ignore-quiesce-error plain@two
     rm "$log"
-    claim "quiesce: and the hook skipped" "$MARCOT" snap create --no-progress --skip-quiesce plain@three
-    claim "quiesce: it did not run" test ! -e "$log"
+    claim "quiesce: the hook can be skipped" "$MARCOT" snap create --no-progress --skip-quiesce plain@three
+    claim "quiesce: a skipped hook does not run" test ! -e "$log"
     "$MARCOT" snap purge --no-progress plain
     "$MARCOT" device unmap "$device"
 
@@ -336,14 +337,14 @@ quiesced() {
     mount "$device" "$mount"
     echo "never synced" >"$mount/file"
     "$MARCOT" snap create --no-progress plain@frozen
-    claim "quiesce: by itself it freezes the file system, and thaws it" \
+    claim "quiesce: without a hook, the file system is frozen and thawed" \
         timeout 20 sh -c "echo after >'$mount/after' && sync '$mount/after'"
     umount "$mount"
     "$MARCOT" device unmap "$device"
     device=$("$MARCOT" device map plain@frozen)
     claim "quiesce: the snapshot mounts without its journal" mount -o ro,noload "$device" "$mount"
-    claim "quiesce: and holds what was written and not synced" grep -q "never synced" "$mount/file"
-    claim "quiesce: and nothing later" test ! -e "$mount/after"
+    claim "quiesce: the snapshot holds what was written and not synced" grep -q "never synced" "$mount/file"
+    claim "quiesce: the snapshot holds nothing later" test ! -e "$mount/after"
     umount "$mount"
     "$MARCOT" device unmap "$device"
     "$MARCOT" snap purge --no-progress plain
@@ -368,7 +369,7 @@ main() {
     planted_directory
     forged_record
     server_process
-    untold_names
+    unprinted_names
     names
     stale_names
     renamed

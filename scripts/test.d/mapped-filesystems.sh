@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Real file systems on mapped clones of this machine: a workload, a snapshot taken under it, a clone
-# of that snapshot mounted and checked; and what is left when the serving process is killed.
+# File systems on clones that are mapped on this machine: a workload runs, a snapshot is taken meanwhile, and
+# a clone of that snapshot is mounted and checked. Also what is left when the serving process is killed.
 #
 # usage: mapped-filesystems.sh --marcot BINARY
 #
@@ -15,12 +15,12 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/claims.sh
 . "$HERE/../lib/claims.sh"
 
-# Files that the workload has written and synced when the snapshot is taken, and so many more at the end.
+# How many files the workload has written and synced before the snapshot, and how many more after it.
 FILES=40
 WAIT_TENTHS=1200
 
-# Whoever writes goes first, then what is mounted, then the devices, then the rest. Devices are taken by
-# force: nothing that is interrupted may leave one behind.
+# Ends the writers first, then the mounts, then the devices, then the rest. The devices are unmapped with
+# force, so that an interrupted run leaves none.
 clean_up() {
     local device
     trap '' INT TERM HUP
@@ -33,9 +33,9 @@ clean_up() {
     claims_clean
 }
 
-# workload DIRECTORY : files are written, synced, renamed over others and deleted. The names of
-# those that were synced go to DIRECTORY.synced with their checksums, in order. Of these, the last 30
-# are there; while the file `keep` exists, no other goes either, only nameless ones.
+# workload DIRECTORY : writes files, syncs, renames and deletes them. Adds the name and checksum of each
+# synced file to DIRECTORY.synced, in order. Keeps the last 30 files. While the file `keep` exists, deletes
+# none of the listed files, only others.
 workload() {
     local directory=$1 i=0 sum
     while [[ ! -e $CLAIMS_SCRATCH/stop ]]; do
@@ -70,7 +70,7 @@ is_clean() {
     esac || { cat "$CLAIMS_SCRATCH/fsck" && return 1; }
 }
 
-# holds DIRECTORY LIST : the last files of LIST that were not deleted later are there and whole.
+# holds DIRECTORY LIST : the last 20 files of LIST are there and whole.
 holds() {
     local name sum rest found=0
     while read -r name sum rest; do
@@ -80,11 +80,11 @@ holds() {
     ((found > 0)) && [[ -z ${rest#-} ]]
 }
 
-# await_files DIRECTORY COUNT : the workload has written so many.
+# await_files DIRECTORY COUNT : waits until the workload has written COUNT files.
 await_files() {
     local tenths=0
     until [[ -e $1.synced ]] && (($(wc -l <"$1.synced") >= $2)); do
-        ((tenths++ < WAIT_TENTHS)) || { echo "the workload does not get on" && return 1; }
+        ((tenths++ < WAIT_TENTHS)) || { echo "the workload makes no progress" && return 1; }
         sleep 0.1
     done
 }
@@ -103,16 +103,16 @@ file_system() {
     await_files "$directory" "$FILES"
     touch "$CLAIMS_SCRATCH/keep"
     cp "$directory.synced" "$CLAIMS_SCRATCH/before"
-    claim "$fs: a snapshot is taken under the workload" "$MARCOT" snap create --no-progress "$fs@mounted"
+    claim "$fs: a snapshot is taken while the workload runs" "$MARCOT" snap create --no-progress "$fs@mounted"
     rm "$CLAIMS_SCRATCH/keep"
-    claim "$fs: and the workload writes on after it" await_files "$directory" $(($(wc -l <"$directory.synced") + FILES))
+    claim "$fs: the workload still writes after the snapshot" await_files "$directory" $(($(wc -l <"$directory.synced") + FILES))
     touch "$CLAIMS_SCRATCH/stop"
-    claim "$fs: the workload goes on unharmed" wait "$worker"
+    claim "$fs: the workload ends without an error" wait "$worker"
     disown_ended "$worker"
     "$MARCOT" snap protect "$fs@mounted"
     "$MARCOT" clone "$fs@mounted" "$fs-clone"
     copy=$("$MARCOT" device map "$fs-clone")
-    # The two have the same identity, which xfs does not mount twice by default.
+    # The two file systems have the same UUID. By default, xfs does not mount a UUID twice.
     local options=rw
     [[ $fs != xfs ]] || options=nouuid
     claim "$fs: a clone of the snapshot mounts" mount -o "$options" "$copy" "$clone_directory"
@@ -145,7 +145,7 @@ killed_server() {
     while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
     claim "killed server: device list still shows the device" \
         grep -q "$device" <("$MARCOT" device list)
-    claim "killed server: with FUSE and loop, a writer is told at once, and does not hang" is_told "$directory/late"
+    claim "killed server: with FUSE and loop, a write fails at once and does not hang" write_fails "$directory/late"
     umount "$directory" || umount -l "$directory"
     claim "killed server: device unmap clears what is left" "$MARCOT" device unmap "$device"
     claim "killed server: no device is listed" test -z "$("$MARCOT" device list)"
@@ -155,17 +155,17 @@ killed_server() {
     claim "killed server: what was synced is there" test "$(sha256sum <"$directory/file")" = "$sum"
     umount "$directory"
     claim "killed server: its file system is clean" is_clean ext4 "$device"
-    claim "killed server: and is unmapped in good order" "$MARCOT" device unmap "$device"
+    claim "killed server: the image is unmapped in good order" "$MARCOT" device unmap "$device"
 }
 
-# is_told FILE : writing it and syncing fails, and soon.
-is_told() {
+# write_fails FILE : writing and syncing the file fails soon.
+write_fails() {
     local status=0
     timeout 120 dd if=/dev/zero of="$1" bs=1M count=1 conv=fsync status=none 2>/dev/null || status=$?
     ((status != 0 && status != 124))
 }
 
-# A service manager ends processes without asking what is mounted.
+# A service manager sends SIGTERM to processes, whatever is mounted.
 terminated_server() {
     local device directory=$CLAIMS_SCRATCH/mnt.terminated pid tenths=0
     mkdir "$directory"
@@ -178,16 +178,16 @@ terminated_server() {
     sleep 1
     kill -TERM "$pid"
     sleep 0.5
-    claim "SIGTERM while mounted: the server serves on" kill -0 "$pid"
+    claim "SIGTERM while mounted: the server goes on serving" kill -0 "$pid"
     claim "SIGTERM while mounted: the file system takes writes" \
         dd if=/dev/urandom of="$directory/file" bs=1M count=8 conv=fsync status=none
     umount "$directory"
     while kill -0 "$pid" 2>/dev/null && ((tenths++ < WAIT_TENTHS)); do sleep 0.1; done
-    claim "SIGTERM while mounted: it ends when it is unmounted" test ! -e "/proc/$pid"
-    claim "SIGTERM while mounted: and the device is gone" test -z "$("$MARCOT" device list)"
+    claim "SIGTERM while mounted: the server ends when the file system is unmounted" test ! -e "/proc/$pid"
+    claim "SIGTERM while mounted: the device is gone after that" test -z "$("$MARCOT" device list)"
 }
 
-# By force a device is taken from under its file system: what was synced is in the image.
+# With force, a device is unmapped though its file system is mounted. What was synced is in the image.
 forced() {
     local device directory=$CLAIMS_SCRATCH/mnt.forced pid sum backing tenths=0
     mkdir "$directory"
@@ -201,13 +201,13 @@ forced() {
     sum=$(sha256sum <"$directory/file")
     pid=$(server_of)
     claim "force: a mounted device is not unmapped without it" not "$MARCOT" device unmap "$device"
-    claim "force: nor with an option that is none" not "$MARCOT" device unmap -o farce "$device"
-    claim "force: with it, it is" timeout 120 "$MARCOT" device unmap -o force "$device"
+    claim "force: nor with an unknown option" not "$MARCOT" device unmap -o farce "$device"
+    claim "force: with it, a mounted device is unmapped" timeout 120 "$MARCOT" device unmap -o force "$device"
     while kill -0 "$pid" 2>/dev/null && ((tenths++ < WAIT_TENTHS)); do sleep 0.1; done
     claim "force: its server has ended" test ! -e "/proc/$pid"
-    claim "force: it is listed no more" test -z "$("$MARCOT" device list)"
+    claim "force: the device is not listed any more" test -z "$("$MARCOT" device list)"
     claim "force: no mount of ours is left" not_mounted
-    claim "force: a writer is told at once, and does not hang" is_told "$directory/late"
+    claim "force: a write fails at once and does not hang" write_fails "$directory/late"
     umount "$directory" || umount -l "$directory"
     while [[ $(backing "$device") == "$backing" ]] && ((tenths++ < WAIT_TENTHS)); do sleep 0.1; done
     claim "force: the loop device is free when its last user has gone" test "$(backing "$device")" != "$backing"
@@ -217,14 +217,14 @@ forced() {
     pid=$(server_of)
     kill -9 "$pid"
     while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
-    claim "force: a device whose server is dead is not unmapped while mounted" not "$MARCOT" device unmap "$device"
-    claim "force: but by force" "$MARCOT" device unmap -o force "$device"
+    claim "force: a mounted device whose server is dead is not unmapped without it" not "$MARCOT" device unmap "$device"
+    claim "force: with it, a mounted device whose server is dead is unmapped" "$MARCOT" device unmap -o force "$device"
     umount "$directory" || umount -l "$directory"
     claim "force: nothing is listed or mounted" test -z "$("$MARCOT" device list)$(grep "$MARCOT_RUN_DIR" /proc/mounts)"
 }
 
-# backing LOOP-DEVICE : device and inode of what it shows; nothing if it is free. Once it is free, another
-# program may take it at once.
+# backing LOOP-DEVICE : prints device and inode of its backing file, or nothing if the loop device is free.
+# Another program may take a free one at once.
 backing() {
     losetup --noheadings --output BACK-MAJ:MIN,BACK-INO "$1" 2>/dev/null || true
 }

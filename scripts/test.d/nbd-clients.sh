@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Points the NBD clients that people use at a server and checks what they see.
+# Runs common NBD clients against a server, and checks their results.
 #
 # usage: nbd-clients.sh --marcot BINARY     serves a fresh image, a clone and a snapshot by itself
 #        nbd-clients.sh URI                 an export of at least 64 MiB; ITS CONTENT IS OVERWRITTEN
@@ -15,14 +15,14 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/claims.sh
 . "$HERE/../lib/claims.sh"
 
-# quiet COMMAND... : shows what it prints only where it fails.
+# quiet COMMAND... : shows the command's output only if it fails.
 quiet() {
   "$@" >"$scratch/out" 2>&1 && return 0
   sed 's/^/#   /' "$scratch/out"
   return 1
 }
 
-# check TEXT COMMAND...
+# check TEXT COMMAND... : a claim about the export that $where names.
 check() {
   local text=$1
   shift
@@ -35,7 +35,7 @@ io() {
 says() { nbdinfo "$uri" | grep -q "$1"; }
 
 
-# clients : all claims on the export at $uri, told as $where.
+# clients : all claims about the export at $uri, which $where names.
 clients() {
   size=$(nbdinfo --size "$uri")
 
@@ -65,7 +65,7 @@ clients() {
   check "a FUA write reads back" fua
   check "a request of 32 MiB goes through" largest
 
-  # A sparse file with data at both ends and scattered between.
+  # A sparse file with data at both ends and scattered in between.
   data=$scratch/data
   truncate -s "$size" "$data"
   for at in 0 1 7 8 15; do
@@ -97,7 +97,7 @@ clients() {
   check "qemu-img converts the export to qcow2" convert_out
   check "qemu-img converts qcow2 onto the export" convert_in
 
-  # nbdsh belongs to the system's Python, whatever other one comes first in PATH.
+  # nbdsh needs the system's Python, but another Python may come first in PATH.
   shell() { PATH=/usr/bin:$PATH nbdsh "$@"; }
     errors() {
       shell -u "$uri" -c - <<'PY'

@@ -22,7 +22,7 @@ main() {
     [[ ${1:-} == --marcot && -n ${2:-} ]] || { printf 'usage: rbd-replay.sh --marcot BINARY\n' >&2 && exit 2; }
     need_packages python3
     claims_begin
-    claim 'what a program prints that does nothing is told from what rbd prints' a_program_that_does_nothing_is_found_out
+    claim 'a program that prints nothing fails the cases' a_program_that_does_nothing_is_found_out
     # Prints a claim for each file of cases.
     "$HERE/../oracle" replay --marcot "$2" || CLAIMS_BROKEN=1
     claims_end

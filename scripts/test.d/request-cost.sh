@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Instructions and system calls of one request, against the ceilings in bench/ceilings.json.
-# Nothing here is a time, so nothing depends on what else the machine does.
+# Nothing here measures time, so other work on the machine does not matter.
 #
 # usage: request-cost.sh --marcot BINARY [--record]
 #
-#   BINARY     of the dev profile
+#   BINARY     marcot, built with the dev profile
 #   --record   counts anew and writes the ceilings
 set -euo pipefail
 

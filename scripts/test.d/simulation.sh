@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The deterministic simulator: it finds every mistake that is built into the engine on purpose, and
-# nothing in the engine as it is, on two minutes of fresh seeds. (The fixed seeds are in `cargo test`.)
+# The deterministic simulator: it finds every deliberate fault that can be built into the engine, and finds
+# nothing in the engine as it is, in two minutes of fresh seeds. (`cargo test` runs the fixed seeds.)
 #
 # usage: simulation.sh [--marcot BINARY]
 #

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What other users leave in the directory `children` of a public pool, to fill its disk or to lead whoever
-# removes it elsewhere: it is told with its user, removed, and nothing else is touched.
+# Other users can put files into the directory `children` of a public pool: to fill its disk, or with links
+# that lead out of the directory. marcot reports such files with their user, removes them, and touches
+# nothing else.
 #
 # usage: strangers.sh --marcot BINARY
 #
@@ -19,24 +20,24 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/commands.sh
 . "$HERE/../lib/commands.sh"
 
-# Nobody on this machine.
+# A user that does not exist on this machine.
 USER_ID=64001
-# Directories in each other: their path is 50 times as long as the system takes.
+# Depth of a tree of directories. Its longest path is 50 times as long as the system accepts.
 DEPTH=1000
-# Enough for marcot itself, and for no descriptor or frame a directory.
+# Enough for marcot itself, but not for a descriptor or a stack frame for each directory.
 DESCRIPTORS=48
 STACK_KIB=512
-# How often everything is removed while the user goes on.
+# How often gc runs while the user makes new files.
 ROUNDS=20
 
-# What is first on root's path need not be there for others.
+# Other users may not be able to use the first directories of root's PATH.
 AS_USER=(setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups env PATH=/usr/bin:/bin)
 
 as_user() {
     "${AS_USER[@]}" "$@"
 }
 
-# dig DIRECTORY : directories in each other, as the user.
+# dig DIRECTORY : makes a deep tree of directories, as the user.
 dig() {
     as_user python3 -c 'import os, sys
 os.mkdir(sys.argv[1])
@@ -47,25 +48,25 @@ for _ in range(int(sys.argv[2])):
     os.chdir("d" * 200)' "$1" "$DEPTH"
 }
 
-# tight ARGUMENT... : the command with few descriptors and a small stack.
+# tight ARGUMENT... : runs marcot with few descriptors and a small stack.
 tight() (
     ulimit -n "$DESCRIPTORS" -s "$STACK_KIB"
     timeout "$COMMAND_TIMEOUT_S" "$MARCOT" "$@"
 )
 
-# collects : what gc removes is told on standard error.
+# collects : gc succeeds. It reports on standard error what it removes.
 collects() {
     tight gc --no-progress golden >/dev/null 2>&1
 }
 
-# empty : nothing lies in children.
+# empty : the directory `children` is empty.
 empty() {
     local left
     left=$(ls -A "$CHILDREN")
     [[ -z $left ]] || { printf '#   left: %s\n' "$left" && return 1; }
 }
 
-# says ARGUMENT... -- PATTERN... : the command succeeds, or finds something, and prints lines like these.
+# says ARGUMENT... -- PATTERN... : the output of marcot matches all of the patterns, whatever its exit status.
 says() {
     local arguments=() out status=0 pattern
     while [[ $1 != -- ]]; do arguments+=("$1") && shift; done
@@ -85,56 +86,56 @@ leave() {
     as_user mkfifo "$CHILDREN/tree/fifo"
 }
 
-told_and_removed() {
+reported_and_removed() {
     leave
-    claim "check tells of each with its user, on one line" says check --no-progress golden -- \
+    claim "check reports each file with its user, on one line" says check --no-progress golden -- \
         'children/deep (a directory) was left by user 64001' \
         'children/bytes\\xff\\xfe\\u{1b}\[2J (0 bytes) was left by user 64001' \
         'children/tree (a directory) was left by user 64001'
-    claim "a repair removes all, with few descriptors and a small stack" says check --repair --no-progress golden -- 'all repaired'
-    claim "nothing is left" empty
+    claim "a repair removes all of them, with few descriptors and a small stack" says check --repair --no-progress golden -- 'all repaired'
+    claim "nothing is left by the repair" empty
     leave
-    claim "gc removes all" collects
+    claim "gc removes all of them" collects
     claim "nothing is left by gc" empty
-    claim "what a link in it led to stays" test -e "$KEPT/file"
+    claim "the target of a link is not removed" test -e "$KEPT/file"
 }
 
-# Another file system in a tree: it is not entered, and what stays is told of its user until it goes.
+# A file system mounted in the tree is not entered. What stays is reported with its user until it is removed.
 mounted() {
     as_user mkdir -p "$CHILDREN/tree/a/b"
     mount -t tmpfs none "$CHILDREN/tree/a/b"
     touch "$CHILDREN/tree/a/b/kept"
-    claim "what cannot be removed is told" says check --repair --no-progress golden -- \
+    claim "check reports what cannot be removed" says check --repair --no-progress golden -- \
         'was left by user 64001' 'cannot be removed' 'busy'
     local at
     at=$(awk -v under="$CHILDREN/" 'index($2, under) == 1 { print $2 }' /proc/mounts)
-    claim "a file system that is mounted in a tree is not entered" test -e "$at/kept"
-    claim "what stays is told of the user who left it" says check --no-progress golden -- \
+    claim "a file system mounted in a tree is not entered" test -e "$at/kept"
+    claim "check reports what stays with the user who left it" says check --no-progress golden -- \
         'children/.swept.64001.' 'was left by user 64001'
     umount "$at"
-    claim "and goes when it can" says check --repair --no-progress golden -- 'all repaired'
+    claim "it is removed as soon as it can be" says check --repair --no-progress golden -- 'all repaired'
     claim "nothing is left after that" empty
     as_user mkdir "$CHILDREN/top"
     mount -t tmpfs none "$CHILDREN/top"
-    claim "nor one that is mounted right there" says check --repair --no-progress golden -- \
+    claim "a file system mounted directly in the directory is not entered" says check --repair --no-progress golden -- \
         'children/top cannot be looked at' 'another file system'
     umount "$CHILDREN/top"
-    claim "and what it was mounted on goes then" collects
+    claim "its mount point is removed after it is unmounted" collects
 }
 
-# While the user makes directories and links take each other's place.
+# gc runs while the user exchanges directories and links with each other.
 raced() {
     install -m 755 "$HERE/../lib/exchange.py" exchange.py
     start_owned "${AS_USER[@]}" python3 "$CLAIMS_SCRATCH/exchange.py" "$CHILDREN" "$KEPT"
     local exchanger=$! round
     for ((round = 0; round < ROUNDS; round++)); do
-        collects || { claim "gc works while somebody is at work there" false && break; }
+        collects || { claim "gc works while the user changes the directory" false && break; }
     done
     kill "$exchanger"
     wait "$exchanger" 2>/dev/null || true
     disown_ended "$exchanger"
-    claim "nothing outside was touched in $ROUNDS rounds" test -e "$KEPT/file" -a -e "$KEPT/in/file"
-    claim "and what is left goes" collects
+    claim "gc removed nothing outside of the directory in $ROUNDS rounds" test -e "$KEPT/file" -a -e "$KEPT/in/file"
+    claim "gc works after the race" collects
     claim "nothing is left after the race" empty
 }
 
@@ -143,11 +144,11 @@ main() {
     commands_begin "$@"
     marcot pool create golden --readable-by all
     CHILDREN=$MARCOT_STORE/pools/golden/children
-    # It is the user's own, so that only marcot keeps it.
+    # The user owns it, so permissions do not protect it. It stays only if marcot does not follow the links.
     KEPT=$CLAIMS_SCRATCH/kept
     install -d -o "$USER_ID" -m 777 "$KEPT" "$KEPT/in"
     as_user touch "$KEPT/file" "$KEPT/in/file"
-    told_and_removed
+    reported_and_removed
     mounted
     raced
     claims_end

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trouble under images in use: the disk fills up and has room again, a block rots, a map page, a
-# head. What is not concerned goes on without being opened again.
+# Trouble with images in use: the disk becomes full and has room again; a block, a map page or a head is
+# damaged. All that is not affected goes on without being opened again.
 #
 # usage: survival.sh --marcot BINARY
 #
 # environment: KEEP=yes (keep a failed run's files)
 #
-# A server that is killed under file systems: kernel-nbd-guest.sh and mapped-filesystems.sh.
+# For a server that is killed below a mounted file system, see kernel-nbd-guest.sh and mapped-filesystems.sh.
 #
 # shellcheck disable=SC2317 # claims call their checks by name
 set -euo pipefail
@@ -20,14 +20,14 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../lib/commands.sh"
 
 MIB=1048576
-# xfs takes no disk below 300 MiB.
+# mkfs.xfs refuses disks below 300 MiB.
 DISK_MIB=320
 EIO=5
 ENOSPC=28
 
-# --- one connection that is kept --------------------------------------------------------------------
+# --- one connection for many requests --------------------------------------------------------------------
 
-# connect SOCKET EXPORT
+# connect SOCKET EXPORT : starts a client that stays connected; `answers` sends it requests.
 connect() {
     coproc ASK { exec "$HERE/../lib/nbd-ask" "$1" "$2"; }
     own "$ASK_PID"
@@ -40,7 +40,7 @@ disconnect() {
     disown_ended "$pid"
 }
 
-# answers EXPECTED REQUEST...
+# answers EXPECTED REQUEST... : sends the request; its answer is as expected.
 answers() {
     local expected=$1 answer
     shift
@@ -53,7 +53,7 @@ answers() {
 
 # --- a full disk --------------------------------------------------------------------------------------
 
-# Writes until there is no room for the smallest write; $WRITTEN is where it ends.
+# Writes until there is no room for the smallest write. Sets $WRITTEN to the end of what it wrote.
 fill_through_image() {
     local length=$MIB answer
     WRITTEN=$((64 * MIB))
@@ -68,7 +68,8 @@ fill_through_image() {
     done
 }
 
-# text WORD SIZE : the reader closes early by design; that is not a failure.
+# text WORD SIZE : prints the word repeatedly, SIZE bytes in all. `yes` fails when `head` closes the pipe, and
+# that is no failure here.
 text() {
     { yes "$1" || true; } 2>/dev/null | head -c "$2"
 }
@@ -91,22 +92,22 @@ full_disk() {
     marcot snap create --no-progress disk@s
     answers ok write 2 0 $((16 * MIB)) && answers ok flush
     claim "$fs full: writes get ENOSPC, down to the smallest" fill_through_image
-    claim "$fs full: flushes go on" answers ok flush
+    claim "$fs full: flushes work" answers ok flush
     claim "$fs full: what was written last can be read" answers ok read 4 $((WRITTEN - 4096)) 4096
     claim "$fs full: what was written first can be read" answers ok read 2 0 $((16 * MIB))
-    claim "$fs full: writes are refused, again" answers $ENOSPC write 5 0 $MIB
-    claim "$fs full: the bytes of a write that was refused are what they were" answers ok read 2 0 $MIB
+    claim "$fs full: writes are still refused" answers $ENOSPC write 5 0 $MIB
+    claim "$fs full: a refused write leaves the bytes as they were" answers ok read 2 0 $MIB
     claim "$fs full: other images can be read" holds other "$other"
-    claim "$fs full: a snapshot can be removed, under the image in use" does marcot snap rm --no-progress disk@s
-    claim "$fs full: its space can be written" answers ok write 8 $((48 * MIB)) $((8 * MIB))
+    claim "$fs full: a snapshot of the image in use can be removed" does marcot snap rm --no-progress disk@s
+    claim "$fs full: the space of the snapshot can be written" answers ok write 8 $((48 * MIB)) $((8 * MIB))
     claim "$fs full: an image that nobody uses can be removed" does marcot rm --no-progress old
-    claim "$fs: with room again, the same connection writes on" answers ok write 6 $((32 * MIB)) $MIB
-    claim "$fs: and flushes" answers ok flush
-    claim "$fs: and reads it" answers ok read 6 $((32 * MIB)) $MIB
-    claim "$fs: the space of both can be written" answers ok write 7 $((40 * MIB)) $((8 * MIB))
+    claim "$fs: with room again, the same connection can write" answers ok write 6 $((32 * MIB)) $MIB
+    claim "$fs: with room again, it can flush" answers ok flush
+    claim "$fs: with room again, it reads what it wrote" answers ok read 6 $((32 * MIB)) $MIB
+    claim "$fs: the space of snapshot and image can be written" answers ok write 7 $((40 * MIB)) $((8 * MIB))
     claim "$fs: nothing written before is lost" answers ok read 4 $((WRITTEN - 4096)) 4096
     disconnect
-    claim "$fs: the server ends well" stop_serving "$SERVER"
+    claim "$fs: the server ends in good order" stop_serving "$SERVER"
     claim "$fs: the pool is in order" sound rbd
     umount "$disk"
     rm "$image"
@@ -115,7 +116,7 @@ full_disk() {
 
 # --- damage -------------------------------------------------------------------------------------------
 
-# flip FILE OFFSET : one byte of a file becomes another, in place.
+# flip FILE OFFSET : changes one byte of the file in place.
 flip() {
     local byte
     byte=$(od -An -tu1 -j "$2" -N 1 "$1")
@@ -127,8 +128,9 @@ number_of() {
     marcot info "$1" --format json | jq -r .id
 }
 
-# A template, its snapshot, three clones, one in another pool; one has overwritten the block that is
-# going to rot.
+# Makes a template, its snapshot and three clones, one of them in another pool. The image `healed` is meant
+# to overwrite the block that is damaged later.
+# NAMING lists the images and snapshots that refer to that block.
 make_family() {
     rm -rf "$MARCOT_STORE"
     marcot pool create other
@@ -145,7 +147,7 @@ make_family() {
     SEGMENTS=$MARCOT_STORE/pools/rbd/segments/$(number_of rbd/template)
 }
 
-# Where the only bytes 177 lie.
+# Finds where the bytes 177 are in the template's data segment. No other data has that byte.
 find_block() {
     DATA=$SEGMENTS/d00000001
     AT=$(LC_ALL=C grep -obUaP '\xb1{4096}' "$DATA" | head -n 1 | cut -d : -f 1)
@@ -162,7 +164,7 @@ only_the_block_is_lost() {
     done
 }
 
-# logged IMAGE : block 2049 begins at 8196 KiB.
+# logged IMAGE : the server's log names block 2049 of the image, which begins at 8196 KiB.
 logged() {
     grep -qE "block 2049 of $1 \(segment [0-9a-f]{16}/d00000001, slot $(((AT + 4096) / 4096))\)" "$CLAIMS_SCRATCH/server.err"
 }
@@ -172,7 +174,7 @@ all_logged() {
     for spec in "${NAMING[@]}"; do logged "$spec" || return 1; done
 }
 
-# check_names TEXT IMAGE... : these and no others.
+# check_names TEXT IMAGE... : check reports TEXT for exactly these images and snapshots.
 check_names() {
     local text=$1 expected found status=0
     shift
@@ -187,29 +189,29 @@ check_names() {
 damaged_block() {
     make_family
     io "$(uri "$SOCKET" rbd/healed)" "write -P 3 8196k 4k" flush
-    # `check` looks at what is on disk, and an owner moves the head there when it closes.
-    claim "the server ends well" stop_serving "$SERVER"
+    # `check` reads the head from its file. A server may write the current head there only when it closes.
+    claim "the server ends in good order" stop_serving "$SERVER"
     serve "$SOCKET"
-    claim "the block that is going to rot is found" find_block
+    claim "the block to damage is found" find_block
     connect "$SOCKET" rbd/clone
-    claim "a block before it rots: the connection reads it" answers ok read 177 $((8 * MIB)) 65536
+    claim "before the damage: the connection reads the block" answers ok read 177 $((8 * MIB)) 65536
     flip "$DATA" $((AT + 4096 + 1000))
-    claim "a rotten block: the connection gets EIO for it" answers $EIO read 177 $((8196 * 1024)) 4096
-    claim "a rotten block: and its neighbours as before" answers ok read 177 $((8200 * 1024)) 57344
-    claim "a rotten block: no image that has it loses more than it" only_the_block_is_lost
-    claim "a rotten block: an image that wrote its own has it" io "$(uri "$SOCKET" rbd/healed)" "read -P 3 8196k 4k"
-    claim "a rotten block: the log names image, block, segment and slot" all_logged
-    claim "a rotten block: check lists every image and snapshot that names it" \
+    claim "a damaged block: the connection gets EIO for it" answers $EIO read 177 $((8196 * 1024)) 4096
+    claim "a damaged block: its neighbours are read as before" answers ok read 177 $((8200 * 1024)) 57344
+    claim "a damaged block: the images that share it lose nothing else" only_the_block_is_lost
+    claim "a damaged block: an image that overwrote it before is whole" io "$(uri "$SOCKET" rbd/healed)" "read -P 3 8196k 4k"
+    claim "a damaged block: the log names image, block, segment and slot" all_logged
+    claim "a damaged block: check lists every image and snapshot that names it" \
         check_names "bytes 8392704 to 8396800 are damaged" "${NAMING[@]}"
-    claim "a rotten block: a write of part of it is refused, since the rest would be invented" \
+    claim "a damaged block: a write to a part of it is refused, since the rest is unknown" \
         answers $EIO write 9 $((8196 * 1024)) 512
-    claim "a rotten block: a write of all of it heals it" answers ok write 9 $((8196 * 1024)) 4096
-    claim "a rotten block: and it can be read" answers ok read 9 $((8196 * 1024)) 4096
+    claim "a damaged block: a write to all of it succeeds" answers ok write 9 $((8196 * 1024)) 4096
+    claim "a damaged block: after that it can be read" answers ok read 9 $((8196 * 1024)) 4096
     disconnect
     marcot check --all --repair --no-progress >/dev/null 2>&1 || true
-    claim "a rotten block: repair invents nothing and loses nothing more" reads_as_damaged
-    claim "a rotten block: the server ends well" stop_serving "$SERVER"
-    claim "a rotten block: check no longer lists the image that was healed" \
+    claim "a damaged block: repair invents nothing and loses nothing more" reads_as_damaged
+    claim "a damaged block: the server ends in good order" stop_serving "$SERVER"
+    claim "a damaged block: check no longer lists the image that overwrote it" \
         check_names "are damaged" rbd/template rbd/template@s other/clone
 }
 
@@ -218,56 +220,56 @@ reads_as_damaged() {
     only_the_block_is_lost
 }
 
-# The first page behind the header of the map segment: the leaf of the first 2 MiB.
+# Damages the first page after the header of the map segment: the leaf of the first 2 MiB.
 damaged_page() {
     local spec
     make_family
-    claim "the server ends well" stop_serving "$SERVER"
+    claim "the server ends in good order" stop_serving "$SERVER"
     flip "$SEGMENTS/m00000001" 4200
-    claim "a rotten map page: check lists every image and snapshot that needs it" \
+    claim "a damaged map page: check lists every image and snapshot that needs it" \
         check_names "bytes 0 to 2097152 cannot be read" rbd/template rbd/template@s rbd/clone rbd/healed other/clone
     serve "$SOCKET"
     for spec in rbd/template rbd/template@s other/clone; do
-        claim "a rotten map page, $spec: its 2 MiB are errors" \
+        claim "a damaged map page, $spec: its 2 MiB are errors" \
             io_fails "Input/output error" -r "$(uri "$SOCKET" "$spec")" "read 1M 4k"
-        claim "a rotten map page, $spec: all else can be read" io -r "$(uri "$SOCKET" "$spec")" \
+        claim "a damaged map page, $spec: all else can be read" io -r "$(uri "$SOCKET" "$spec")" \
             "read -P 1 2M 6M" "read -P 177 8M 64k" "read -P 2 20M 8M"
     done
-    claim "a rotten map page: its range cannot be written" \
+    claim "a damaged map page: its range cannot be written" \
         io_fails "Input/output error" "$(uri "$SOCKET" rbd/clone)" "write -P 8 1M 4k"
-    claim "a rotten map page: others can" io "$(uri "$SOCKET" rbd/clone)" "write -P 8 2M 4k" flush "read -P 8 2M 4k"
-    claim "a rotten map page: discarding the 2 MiB makes them usable" io "$(uri "$SOCKET" rbd/clone)" \
+    claim "a damaged map page: other ranges can be written" io "$(uri "$SOCKET" rbd/clone)" "write -P 8 2M 4k" flush "read -P 8 2M 4k"
+    claim "a damaged map page: a discard of the 2 MiB makes them usable" io "$(uri "$SOCKET" rbd/clone)" \
         "discard 0 2M" "write -P 8 1M 4k" flush "read -P 8 1M 4k" "read -P 0 0 1M"
-    claim "a rotten map page: the server ends well" stop_serving "$SERVER"
-    claim "a rotten map page: check no longer lists that image" \
+    claim "a damaged map page: the server ends in good order" stop_serving "$SERVER"
+    claim "a damaged map page: check no longer lists that image" \
         check_names "cannot be read" rbd/template rbd/template@s rbd/healed other/clone
 }
 
-# Without its head an image is lost; that must cost no other.
+# An image without its head is lost. No other image may be.
 damaged_head() {
     local head
     make_family
-    claim "the server ends well" stop_serving "$SERVER"
+    claim "the server ends in good order" stop_serving "$SERVER"
     head=$MARCOT_STORE/pools/rbd/images/$(number_of rbd/clone)/head
     cp -a "$head" "$CLAIMS_SCRATCH/head"
     flip "$head" 100
     serve "$SOCKET"
-    claim "a rotten head: the image cannot be opened, and the file is named" \
+    claim "a damaged head: the image cannot be opened, and the file is named" \
         refuses 5 "marcot: *$head*" marcot export --no-progress rbd/clone "$CLAIMS_SCRATCH/exported"
-    claim "a rotten head: nor served" io_fails "" -r "$(uri "$SOCKET" rbd/clone)" "read 0 4k"
-    claim "a rotten head: all others can be read and written" io "$(uri "$SOCKET" rbd/healed)" \
+    claim "a damaged head: the image is not served" io_fails "" -r "$(uri "$SOCKET" rbd/clone)" "read 0 4k"
+    claim "a damaged head: all others can be read and written" io "$(uri "$SOCKET" rbd/healed)" \
         "read -P 1 0 8M" "write -P 5 0 1M" flush "read -P 5 0 1M"
-    claim "a rotten head: and cloned" does marcot clone rbd/template@s rbd/late
-    claim "a rotten head: check names it" refuses 5 "*" marcot check --no-progress rbd
-    claim "a rotten head: by the file" grep -q "$head" "$CLAIMS_SCRATCH/out"
-    claim "a rotten head: its children might be anybody's, so unprotect is refused" \
+    claim "a damaged head: another image can be cloned" does marcot clone rbd/template@s rbd/late
+    claim "a damaged head: check fails" refuses 5 "*" marcot check --no-progress rbd
+    claim "a damaged head: check names the file" grep -q "$head" "$CLAIMS_SCRATCH/out"
+    claim "a damaged head: it might be a child of any snapshot, so unprotect is refused" \
         refuses 5 "marcot: *$head*" marcot snap unprotect rbd/template@s
-    claim "a rotten head: gc frees nothing, and says why" refuses 5 "marcot: *nothing is freed*" marcot gc --no-progress rbd
+    claim "a damaged head: gc frees nothing, and says why" refuses 5 "marcot: *nothing is freed*" marcot gc --no-progress rbd
     cp -a "$CLAIMS_SCRATCH/head" "$head"
-    claim "a rotten head: with the file restored from a backup, all is well" \
+    claim "a damaged head: with the file restored from a backup, all is well" \
         io "$(uri "$SOCKET" rbd/clone)" "read -P 1 0 8M" "read -P 2 20M 8M"
-    claim "a rotten head: the server ends well" stop_serving "$SERVER"
-    claim "a rotten head: the pool is in order" sound rbd other
+    claim "a damaged head: the server ends in good order" stop_serving "$SERVER"
+    claim "a damaged head: the pool is in order" sound rbd other
 }
 
 main() {

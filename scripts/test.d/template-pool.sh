@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A template pool: others than its owner read it and clone its snapshots, change nothing in it, and
-# none of their children is forgotten.
+# A template pool: other users than its owner read it and clone its snapshots. They change nothing in it, and
+# the owner's commands know about all of their children.
 #
 # usage: template-pool.sh --marcot BINARY
 #
@@ -19,7 +19,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/commands.sh
 . "$HERE/../lib/commands.sh"
 
-# Nobody on this machine.
+# A user that does not exist on this machine.
 USER_ID=64001
 SIZE_MIB=16
 
@@ -51,7 +51,7 @@ prepare() {
     AS_USER=(setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups
         env HOME="$USER_HOME" MARCOT_STORE="$USER_HOME/store")
     install -d -o "$USER_ID" -g "$USER_ID" -m 755 "$USER_HOME"
-    # The first 8 MiB are data, the rest a hole but for the end.
+    # The first 8 MiB and the last 64 KiB are data, and the rest is a hole.
     head -c 8M /dev/urandom >template.raw
     truncate -s "${SIZE_MIB}M" template.raw
     head -c 64K /dev/urandom | dd of=template.raw bs=64K seek=$((SIZE_MIB * 16 - 1)) conv=notrunc status=none
@@ -66,7 +66,7 @@ prepare() {
     user pool create own
 }
 
-# What only the owner of the pool writes; markers are left by others.
+# The state of all that only the pool's owner writes. Other users leave markers in `children`.
 template_state() {
     tree_state "$TEMPLATES" | grep -v ' \./children\|^\./children'
 }
@@ -74,7 +74,7 @@ template_state() {
 # --- reading ------------------------------------------------------------------------------------
 
 reading() {
-    claim "a socket where the user may not make one is refused, with the remedy" \
+    claim "a socket in a directory of others is refused, and the message says what to do" \
         refuses 13 "marcot: cannot listen on *(give a path *): (13) Permission denied" \
         user serve --socket "$CLAIMS_SCRATCH/no.sock"
     claim "the user attaches the pool by its directory" does user pool attach templates --backend "$TEMPLATES"
@@ -87,7 +87,7 @@ reading() {
     claim "du works" says "debian@12" user du templates/debian
     claim "diff works" says "data" user diff templates/debian@12
     claim "status works" says "Watchers: none" user status templates/debian
-    claim "children works, and there are none" prints "" user children templates/debian@12
+    claim "children works and lists none" prints "" user children templates/debian@12
     claim "check works" says "all is well" user check --no-progress templates
     claim "the user exports the snapshot" user_holds templates/debian@12 "$SUM"
     claim "the user exports the image itself" user_holds templates/debian "$SUM"
@@ -114,11 +114,11 @@ same_state() {
 
 # --- what is refused ----------------------------------------------------------------------------
 
-# refused WHAT ARGUMENT... : by the user's marcot, because the pool is read-only, without a trace.
+# refused WHAT ARGUMENT... : the user's marcot refuses it, since the pool is read-only, and changes nothing.
 refused() {
     local what=$1
     shift
-    claim "$what is refused, in words that name the pool" refuses 13,30 "marcot: *templates*" user "$@"
+    claim "$what is refused, and the message names the pool" refuses 13,30 "marcot: *templates*" user "$@"
     claim "$what leaves no trace" same_state
 }
 
@@ -172,25 +172,25 @@ clones() {
     claim "its snapshot is what was imported, byte for byte" holds templates/debian@12 "$SUM"
     claim "the owner sees the child of the other user, and whose it is" \
         prints "own/vm (of user $USER_ID)" marcot children templates/debian@12
-    claim "others see that there is a child, and not its name" names_untold
+    claim "other users see that there is a child, but not its name" names_hidden
     claim "unprotect is refused, naming it" refuses 16 "marcot: *own/vm*" marcot snap unprotect templates/debian@12
     claim "rm of the snapshot is refused" \
         refuses 16 "marcot: snapshot '12' is protected from removal." marcot snap rm --no-progress templates/debian@12
     claim "the user cannot detach the pool as long as there is a child" refuses 16 "marcot: *own*" user pool detach templates
     claim "the user removes the child" eventually does user rm --no-progress own/vm
-    claim "and with it its marker" test "$(markers)" -eq 0
+    claim "its marker is removed with it" test "$(markers)" -eq 0
     claim "unprotect works now" does marcot snap unprotect templates/debian@12
-    claim "and clone is refused now" refuses 22 "marcot: *must be protected*" user clone templates/debian@12 own/late
+    claim "clone is refused now" refuses 22 "marcot: *must be protected*" user clone templates/debian@12 own/late
     marcot snap protect templates/debian@12
 }
 
-names_untold() {
+names_hidden() {
     local stranger=(setpriv --reuid=64002 --regid=64002 --clear-groups)
     test -n "$("${stranger[@]}" ls "$TEMPLATES/children")" &&
         ! "${stranger[@]}" grep -qa -e own -e vm -r "$TEMPLATES/children" 2>/dev/null
 }
 
-# An image that was served is let go a moment after its last client.
+# A server closes an image a moment after its last client has gone, so a command may have to be repeated.
 eventually() {
     local tries
     for ((tries = 0; tries < 240; tries++)); do
@@ -201,7 +201,7 @@ eventually() {
     return 1
 }
 
-# Flatten makes a clone independent with its snapshots, and so with what was cloned from those.
+# Flatten makes a clone and its snapshots independent of the parent, and so the clones of those snapshots.
 generations() {
     user clone templates/debian@12 own/first
     user snap create --no-progress own/first@s
@@ -210,14 +210,14 @@ generations() {
     user flatten --no-progress own/first
     claim "a flattened clone with a snapshot is no child any more" prints "" marcot children templates/debian@12
     claim "its marker is gone" test "$(markers)" -eq 0
-    claim "so the template can be unprotected" does marcot snap unprotect templates/debian@12
+    claim "the template can be unprotected after that" does marcot snap unprotect templates/debian@12
     claim "the snapshot has no parent" without_parent own/first@s
-    claim "and is the template" user_holds own/first@s "$SUM"
-    claim "so is what was cloned from it" user_holds own/second "$SUM"
+    claim "the snapshot has the template's content" user_holds own/first@s "$SUM"
+    claim "a clone of the snapshot has the template's content" user_holds own/second "$SUM"
     marcot snap protect templates/debian@12
     user flatten --no-progress own/second
-    claim "the grandchild can be flattened, and its parent's snapshot goes" user_gone_generations
-    claim "its content stays" user_holds own/second "$SUM"
+    claim "the grandchild can be flattened, and then its parent's snapshot removed" user_gone_generations
+    claim "the grandchild keeps its content" user_holds own/second "$SUM"
 }
 
 without_parent() {
@@ -231,8 +231,8 @@ user_gone_generations() {
 
 flattened() {
     user clone templates/debian@12 own/kept
-    claim "flatten works while the parent is in a pool that can only be read" does user flatten --no-progress own/kept
-    claim "and removes the marker" test "$(markers)" -eq 0
+    claim "flatten works though the parent's pool is read-only" does user flatten --no-progress own/kept
+    claim "flatten removes the marker" test "$(markers)" -eq 0
     user clone templates/debian@12 own/renamed-later
     user rename own/renamed-later own/renamed
     claim "a child that was renamed is still seen" \
@@ -240,7 +240,7 @@ flattened() {
     user rm --no-progress own/renamed
 }
 
-# A user may put anything into the children directory, which all can write.
+# All users can write to the directory `children`, so a user may put anything there.
 hostile_markers() {
     local pool_id image_id key
     user clone templates/debian@12 own/pattern
@@ -253,12 +253,12 @@ hostile_markers() {
         refuses 16 "marcot: *00000000000000bb*" marcot snap unprotect templates/debian@12
     rm "$TEMPLATES/children/$key"
     as_user ln -s /etc/passwd "$TEMPLATES/children/$key"
-    claim "nor does a symbolic link" refuses 16 "marcot: *00000000000000bb*" marcot snap unprotect templates/debian@12
+    claim "a symbolic link in the place of a marker does not stop them" refuses 16 "marcot: *00000000000000bb*" marcot snap unprotect templates/debian@12
     rm "$TEMPLATES/children/$key"
     as_user truncate -s 1T "$TEMPLATES/children/$key"
-    claim "nor a file of a terabyte" refuses 16 "marcot: *00000000000000bb*" marcot snap unprotect templates/debian@12
+    claim "a marker of a terabyte does not stop them" refuses 16 "marcot: *00000000000000bb*" marcot snap unprotect templates/debian@12
     rm "$TEMPLATES/children/$key"
-    claim "what bears no number is no marker" stranger_ignored
+    claim "a file without numbers in its name is no marker" stranger_ignored
     user clone templates/debian@12 own/pattern
     as_user cp "$TEMPLATES/children/"*.* "$TEMPLATES/children/$key"
     user rm --no-progress own/pattern
@@ -268,7 +268,7 @@ hostile_markers() {
         says '"id":"00000000000000bb"' marcot children --all --format json templates/debian@12
     claim "the marker's file shows who left it" test "$(stat -c %u "$TEMPLATES/children/"*.00000000000000bb)" = "$USER_ID"
     rm "$TEMPLATES/children/"*.00000000000000bb
-    claim "and with it the owner removes the block" does marcot snap unprotect templates/debian@12
+    claim "unprotect works after the owner has removed that file" does marcot snap unprotect templates/debian@12
     marcot snap protect templates/debian@12
 }
 
@@ -284,12 +284,12 @@ reader_and_owner() {
     claim "the user's server ends in good order" stop_serving "$SERVER"
     user_serves --idle-time-s 600
     claim "a user reads image and snapshot" readers
-    claim "while they are open there, the owner makes a snapshot" \
+    claim "while the user has them open, the owner makes a snapshot" \
         does marcot snap create --no-progress templates/debian@later
-    claim "writes the image" does marcot bench --io-type write --io-total 64K --io-size 4K templates/debian
-    claim "and rolls it back" does marcot snap rollback --no-progress templates/debian@12
+    claim "while the user has them open, the owner writes to the image" does marcot bench --io-type write --io-total 64K --io-size 4K templates/debian
+    claim "while the user has them open, the owner rolls the image back" does marcot snap rollback --no-progress templates/debian@12
     claim "a snapshot that a user reads can be removed" removes_read
-    claim "the user gets no wrong data from it" right_or_error templates/debian@later
+    claim "the user gets no wrong data from the removed snapshot" right_or_error templates/debian@later
     claim "the image has its content" holds templates/debian "$SUM"
     claim "a user can take none of the owner's locks" locks_refused
     claim "the user's server ends in good order" stop_serving "$SERVER"
@@ -325,14 +325,14 @@ locks_refused() {
 
 untracked() {
     chmod 755 "$TEMPLATES/children"
-    claim "where no marker can be left, clone is refused with the reason" \
+    claim "when no marker can be left, clone is refused with the reason" \
         refuses 13 "marcot: no marker can be left in pool 'templates'*--untracked*" user clone templates/debian@12 own/unseen
-    claim "and leaves nothing in the user's pool" nothing_of unseen
-    claim "--untracked accepts it" does user clone --untracked templates/debian@12 own/unseen
+    claim "the refused clone leaves nothing in the user's pool" nothing_of unseen
+    claim "clone works with --untracked" does user clone --untracked templates/debian@12 own/unseen
     claim "the untracked clone is the template" user_holds own/unseen "$SUM"
     user snap create --no-progress own/unseen@s
     claim "the user writes into it" io "$(uri "$SOCKET" own/unseen)" "write -P 9 2M 64k" flush
-    claim "the owner does not see it, and may unprotect" eventually does marcot snap unprotect templates/debian@12
+    claim "the owner does not see the untracked clone and can unprotect" eventually does marcot snap unprotect templates/debian@12
     marcot snap protect templates/debian@12
     chmod 1777 "$TEMPLATES/children"
 }
@@ -353,22 +353,22 @@ stop_user_server() {
 
 gone() {
     user clone templates/debian@12 own/orphan
-    # Own blocks next to the parent's, in one page of the map and alone in another.
+    # The clone gets blocks of its own: in one page of the map next to the parent's, in another one alone.
     io "$(uri "$SOCKET" own/orphan)" "write -P 5 1M 64k" "write -P 6 10M 64k" "write -P 4 100 50" flush
     claim "the user's server ends in good order" stop_user_server
     mv "$TEMPLATES" "$TEMPLATES.away"
-    claim "without its parent, a child says so" says_gone own/orphan
-    claim "ls goes on" says orphan user ls own
-    claim "ls -l goes on" says orphan user ls -l own
-    claim "children of the clone goes on" prints "" user children own/orphan
-    claim "export is refused, naming what is missing" refuses 5 "marcot: export error: (5) Input/output error" user export --no-progress own/orphan "$USER_HOME/orphan.raw"
-    claim "and leaves no file" test ! -e "$USER_HOME/orphan.raw"
-    claim "flatten is refused" refuses 5 "marcot: flatten error: (5) Input/output error" user flatten --no-progress own/orphan
-    claim "check tells that the parent is out of reach" refuses 5 "marcot: *" user check --no-progress own
-    claim "in words" grep -q "own/orphan: its parent templates/debian@12 is out of reach" "$CLAIMS_SCRATCH/out"
+    claim "info of a child without its parent says that the parent is missing" says_gone own/orphan
+    claim "ls works without the parent" says orphan user ls own
+    claim "ls -l works without the parent" says orphan user ls -l own
+    claim "children of the clone works without the parent" prints "" user children own/orphan
+    claim "export fails without the parent" refuses 5 "marcot: export error: (5) Input/output error" user export --no-progress own/orphan "$USER_HOME/orphan.raw"
+    claim "the failed export leaves no file" test ! -e "$USER_HOME/orphan.raw"
+    claim "flatten fails without the parent" refuses 5 "marcot: flatten error: (5) Input/output error" user flatten --no-progress own/orphan
+    claim "check fails without the parent" refuses 5 "marcot: *" user check --no-progress own
+    claim "check says that the parent is out of reach" grep -q "own/orphan: its parent templates/debian@12 is out of reach" "$CLAIMS_SCRATCH/out"
     user_serves --idle-time-s 1
     orphan_serves "$(uri "$SOCKET" own/orphan)"
-    claim "the owner's pool is missed by name" refuses 2 "marcot: *templates*" user ls templates
+    claim "ls of the owner's pool fails, and the message names the pool" refuses 2 "marcot: *templates*" user ls templates
     claim "the user's server ends in good order" stop_user_server
     mv "$TEMPLATES.away" "$TEMPLATES"
     claim "when the parent is back, the child is whole again" whole_again
@@ -382,14 +382,14 @@ says_gone() {
 
 orphan_serves() {
     local at=$1
-    claim "it serves the blocks it wrote" io "$at" "read -P 5 1M 64k" "read -P 6 10M 64k"
-    claim "a block of the parent is an error" io_fails "Input/output error" "$at" "read 4M 4k"
-    claim "so is one in the page where it wrote" io_fails "Input/output error" "$at" "read 1984k 4k"
-    claim "a read over both is an error too" io_fails "Input/output error" "$at" "read 1088k 8k"
-    claim "writing part of a block of the parent is an error" io_fails "Input/output error" "$at" "write 4000k 100"
-    claim "whole blocks can be written next to its own, also where the parent's were" io "$at" \
+    claim "without the parent: the blocks that the clone wrote are served" io "$at" "read -P 5 1M 64k" "read -P 6 10M 64k"
+    claim "without the parent: a read of the parent's blocks fails" io_fails "Input/output error" "$at" "read 4M 4k"
+    claim "without the parent: so does a read of them in a map page where the clone wrote" io_fails "Input/output error" "$at" "read 1984k 4k"
+    claim "without the parent: a read of both kinds of blocks fails" io_fails "Input/output error" "$at" "read 1088k 8k"
+    claim "without the parent: a write to a part of the parent's block fails" io_fails "Input/output error" "$at" "write 4000k 100"
+    claim "without the parent: whole blocks can be written in a map page where the clone wrote" io "$at" \
         "write -P 3 1536k 64k" flush "read -P 3 1536k 64k" "read -P 5 1M 64k"
-    claim "and nowhere else: where the others lie is not known" io_fails "Input/output error" "$at" "write 5M 64k"
+    claim "without the parent: a write in a page of the parent fails, since its entries are not known" io_fails "Input/output error" "$at" "write 5M 64k"
 }
 
 whole_again() {
@@ -403,12 +403,12 @@ whole_again() {
     user_holds own/orphan "$expected"
 }
 
-# patch FILE BYTE OFFSET COUNT : COUNT times the byte; OFFSET in bytes.
+# patch FILE BYTE OFFSET COUNT : writes COUNT times the byte at OFFSET.
 patch() {
     head -c "$4" /dev/zero | tr '\0' "\\$2" | dd of="$1" oflag=seek_bytes seek="$3" conv=notrunc status=none
 }
 
-# The owner removes everything; of the children, the untracked one was not asked.
+# The owner removes the template. Only the untracked child loses its parent.
 removed() {
     user flatten --no-progress own/orphan
     marcot snap unprotect templates/debian@12
@@ -418,13 +418,13 @@ removed() {
     claim "flattened children keep their content: one" user_holds own/kept "$SUM"
     claim "flattened children keep their content: two" user_holds own/first "$SUM"
     claim "flattened children keep their content: three" user_holds own/second "$SUM"
-    claim "and one that had lost its parent for a while" whole_again
+    claim "flattened children keep their content: the one whose parent was gone for a while" whole_again
     claim "the untracked child says that its parent is gone" says_gone own/unseen
     user_serves --idle-time-s 1
-    claim "it serves the blocks it wrote" io "$(uri "$SOCKET" own/unseen)" "read -P 9 2M 64k"
-    claim "and never wrong data for the others" io_fails "Input/output error" "$(uri "$SOCKET" own/unseen)" "read 4M 4k"
+    claim "the blocks that the untracked child wrote are served" io "$(uri "$SOCKET" own/unseen)" "read -P 9 2M 64k"
+    claim "a read of its other blocks fails and gives no wrong data" io_fails "Input/output error" "$(uri "$SOCKET" own/unseen)" "read 4M 4k"
     claim "the user's server ends in good order" stop_user_server
-    claim "the user can remove it" removes_unseen
+    claim "the user can remove the untracked child" removes_unseen
     claim "the rest of the user's pool checks clean" says "all is well" user check --no-progress own
 }
 
@@ -432,18 +432,18 @@ removes_unseen() {
     does user snap purge --no-progress own/unseen && does user rm --no-progress own/unseen
 }
 
-# --- pools that are nobody else's ----------------------------------------------------------------
+# --- pools for their owner alone ----------------------------------------------------------------
 
 private_pool() {
     claim "a pool made without the option cannot be attached by the user" \
         refuses 13 "marcot: *private*Permission denied*" user pool attach private --backend "$MARCOT_STORE/pools/private"
-    claim "nor read through the owner's store" \
+    claim "it cannot be read through the owner's store" \
         refuses 13 "marcot: *private*" user --store "$MARCOT_STORE" ls private
-    claim "nor are its images" refuses 13 "marcot: *private*" user --store "$MARCOT_STORE" info private/secret
+    claim "its images cannot be read through the owner's store" refuses 13 "marcot: *private*" user --store "$MARCOT_STORE" info private/secret
     claim "through the owner's store the template pool can be read" \
         says debian user --store "$MARCOT_STORE" ls templates
-    claim "and not written" refuses 13,30 "marcot: *" user --store "$MARCOT_STORE" create templates/new --size 1M
-    claim "nor can a pool be made there" refuses 13,30 "marcot: *" user --store "$MARCOT_STORE" pool create mine
+    claim "through the owner's store the template pool cannot be written" refuses 13,30 "marcot: *" user --store "$MARCOT_STORE" create templates/new --size 1M
+    claim "the user cannot make a pool in the owner's store" refuses 13,30 "marcot: *" user --store "$MARCOT_STORE" pool create mine
     claim "the attached pools of the user are as before" prints $'own\nrbd\ntemplates' user pool ls
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Three virtual machines, started together from three images of one template:
-# each keeps what it wrote, sees nothing of the others, and the template stays
-# as it was, byte for byte.
+# Three virtual machines start together from three images of one template. Each
+# keeps what it wrote and sees nothing of the others. The template stays as it
+# was, byte for byte.
 #
 # usage: three-guests.sh --marcot BINARY
 #        three-guests.sh TEMPLATE DISK1 DISK2 DISK3
@@ -23,13 +23,13 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../lib/claims.sh"
 
 NAMES=(alder birch cedar)
-# Large enough to take many blocks of any layout, small enough for emulation.
+# Large enough for many blocks of any layout, small enough for an emulated machine.
 OWN_FILE_BYTES=$((8 * 1024 * 1024 + 512))
 SERVER_WAIT_TENTHS=600
 
-# The content of NAME's file; the guest and the examiner make it alike.
+# own_content NAME : prints the content of that guest's file. The guest's job makes the same content.
 own_content() {
-    # The reader closes early by design; that is not a failure.
+    # `yes` fails when `head` closes the pipe. That is no failure here.
     { yes "$1 wrote this" || true; } 2>/dev/null | head -c "$OWN_FILE_BYTES"
 }
 
@@ -45,7 +45,7 @@ sha256sum /own/$1
 JOB
 }
 
-# boot_together DISK... : statuses and times land in the scratch directory.
+# boot_together DISK... : boots the guests. Their statuses and times are written to the scratch directory.
 boot_together() {
     local i pid pids=() name
     for i in "${!NAMES[@]}"; do
@@ -83,12 +83,12 @@ ran_at_once() {
     ((began < ended))
 }
 
-# fetch DISK OUT : the disk as a sparse raw file.
+# fetch DISK OUT : copies the disk to a sparse raw file.
 fetch() {
     qemu-img convert -f raw -O raw "$1" "$2"
 }
 
-# digest_of DISK : sha256 of its bytes.
+# digest_of DISK : prints the SHA-256 of its bytes.
 digest_of() {
     local copy=$CLAIMS_SCRATCH/digest.raw
     fetch "$1" "$copy" || return 1
@@ -96,12 +96,12 @@ digest_of() {
     rm -f "$copy"
 }
 
-# root_of COPY : names the template's root partition to e2fsprogs.
+# root_of COPY : prints the name of the root partition for e2fsprogs.
 root_of() {
     printf '%s?offset=%d' "$1" $((GUEST_ROOT_START_MIB * 1024 * 1024))
 }
 
-# names_in_own COPY : what lies in /own, one name a line.
+# names_in_own COPY : prints the names in /own, one a line.
 names_in_own() {
     debugfs -R 'ls -p /own' "$(root_of "$1")" 2>/dev/null |
         awk -F / 'NF > 5 && $6 != "." && $6 != ".." { print $6 }'
@@ -144,7 +144,7 @@ check() {
     claim "the template is unchanged (sha256 ${before:0:16})" test "$before" = "$after"
 }
 
-# await_export URI : a socket is there a moment before its server listens.
+# await_export URI : waits for the server. Its socket exists a moment before it listens.
 await_export() {
     local tenths=0
     until qemu-img info "$1" >"$CLAIMS_SCRATCH/export" 2>&1; do
@@ -167,7 +167,7 @@ self_test() {
     check "$template" "${disks[@]}"
 }
 
-# The clones' way: import, protect, clone three times, serve.
+# Imports the template, protects it, clones it three times, and serves the clones.
 marcot_test() {
     local marcot=$1 template=$CLAIMS_SCRATCH/template.raw socket=$CLAIMS_SCRATCH/nbd.sock i disks=()
     export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_LOG=warn

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The short form of scripts/torture: kills, power cuts, and proof that it finds what it looks for.
+# A short run of scripts/torture: kills, power cuts, and proof that it finds lost data.
 #
 # usage: torture.sh --marcot BINARY
 #
@@ -26,7 +26,7 @@ survives() {
     "$HERE/../torture" --marcot "$MARCOT" --seed "$SEED" "$@"
 }
 
-# What the disk swore to keep is gone: a run that does not notice proves nothing.
+# The disk loses data that it has acknowledged a flush for. A run that does not notice this proves nothing.
 lie_is_found_out() {
     if survives --kills 0 --cuts 10 --lying-disk >"$CLAIMS_SCRATCH/lie" 2>&1; then
         cat "$CLAIMS_SCRATCH/lie"
@@ -42,9 +42,9 @@ main() {
     MARCOT=$(realpath "$2")
     claims_begin
     export TMPDIR=$CLAIMS_SCRATCH
-    claim "what breaks the promise of durability is told from what does not" judge_tested
-    claim "$KILLS kills: nothing acknowledged is lost, no mix, clean without repair" survives --kills "$KILLS" --cuts 0
-    claim "$CUTS power cuts: nothing flushed is lost, no gap, clean without repair" survives --kills 0 --cuts "$CUTS"
+    claim "the judge tells broken promises of durability from kept ones" judge_tested
+    claim "$KILLS kills: no acknowledged write is lost, no block is mixed, check needs no repair" survives --kills "$KILLS" --cuts 0
+    claim "$CUTS power cuts: no flushed write is lost, no gap, check needs no repair" survives --kills 0 --cuts "$CUTS"
     claim "a disk that lies about flushes is found out" lie_is_found_out
     claims_end
 }

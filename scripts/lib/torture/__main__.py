@@ -1,4 +1,4 @@
-"""Kills and power cuts, one after the other, on stores that go on living. See scripts/torture."""
+"""Kills and power cuts, one after the other, on stores that stay in use. See scripts/torture."""
 import argparse
 import os
 import random
@@ -14,14 +14,14 @@ from .torture import Pace, Torture
 from .writer import Figures
 
 SECTORS_PER_MIB = 2048
-# Kills: images of 48 MiB; a heavy round writes until checkpoints and compaction are under way.
+# Kills: images of 48 MiB. A heavy round writes until checkpoints and compaction are in progress.
 KILL_IMAGE_MIB = 48
 KILL_PACE = Pace(0.5, 0.12, (32 << 20, 320 << 20))
-# Cuts: smaller, since all of it happens in an emulated machine.
+# Cuts: smaller images and less to write, since they happen in an emulated machine.
 CUT_IMAGE_MIB = 16
 CUT_PACE = Pace(2.0, 0.1, (8 << 20, 90 << 20))
 CUT_DISK_BYTES = 2 << 30
-# Crashes on one store before a new one is begun, so that both file systems and young stores occur.
+# Crashes on one store, before a new store is made. So a run has both file systems and new stores.
 CUTS_PER_STORE = 13
 KILLS_PER_STORE = 50
 FILE_SYSTEMS = ("ext4", "xfs")
@@ -46,7 +46,7 @@ def make_file_system(kind, path):
     """An empty file system in a sparse file."""
     with open(path, "wb") as file:
         file.truncate(CUT_DISK_BYTES)
-    # Of its own accord, xfs takes the sectors of the file system that the file lies on.
+    # By default, xfs uses the sector size of the file system that the file lies on.
     command = f"mkfs.ext4 -q -F {path}" if kind == "ext4" else f"mkfs.xfs -q -f -s size={SECTOR} {path}"
     if os.system(command) != 0:
         sys.exit(f"torture: cannot make {kind}")
@@ -67,7 +67,7 @@ def cut(options, directory, chance, figures, kind):
 
 
 def survive(torture, crashes, what, verbose):
-    """So many crashes; raises what went wrong."""
+    """Makes crashes until there are `crashes`; raises the error that is found."""
     if verbose:
         torture.note = lambda text: print(f"  {torture.crashes}: {text}", flush=True)
     torture.begin()
@@ -78,12 +78,12 @@ def survive(torture, crashes, what, verbose):
             print(f"# {torture.crashes} {what}, {time.monotonic() - began:.0f} s", flush=True)
     torture.end()
     if crashes > 1 and not torture.figures.writes:
-        raise Violation("nothing was written, so nothing was shown")
+        raise Violation("nothing was written, so the run proves nothing")
     return torture.crashes
 
 
 def stores(options):
-    """(what, crashes, builder) of one store after another."""
+    """Yields (what, crashes, builder, its further arguments) for one store after the other."""
     left = options.kills
     while left > 0:
         yield "kills", min(left, KILLS_PER_STORE), killed, ()
@@ -119,7 +119,7 @@ def main():
         try:
             done[what] = done.get(what, 0) + survive(torture, crashes, what, options.verbose)
         except Exception as error:
-            # Anything else than these is a fault of the harness, for which the store is wanted as well.
+            # Any other exception is a mistake of the harness. The store is kept for that too.
             if not isinstance(error, (Violation, Dead, OSError, ValueError)):
                 traceback.print_exc()
             torture.machine.crash()

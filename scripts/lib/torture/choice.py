@@ -1,4 +1,4 @@
-"""Which command comes next: any that the model allows now."""
+"""Chooses the next command among those that the model allows now."""
 import itertools
 
 from . import pattern
@@ -46,7 +46,7 @@ class Chooser:
             return None
         if not image.snapshots[snap].protected:
             return Protect(key, snap, True)
-        # Children of format 2 do without, but which those are is not in the model.
+        # Children of format 2 do not need protection, but the model does not know which these are.
         return None if self.family.children(key, snap) else Protect(key, snap, False)
 
     def _clone(self, key, image, _floor, _active):
@@ -85,7 +85,7 @@ class Chooser:
         return Remove(key)
 
     def _rename(self, key, image, _floor, active):
-        # Children show the name that their parent had.
+        # Children show the old name of their parent.
         if active or image.snapshots or not image.history:
             return None
         return Rename(key, f"n{next(self.serial)}")

@@ -17,7 +17,7 @@ import threading
 from . import nbd
 
 SECTOR = 512
-# Of the file systems on it.
+# Block size of the file systems on the disk.
 BLOCK = 4096
 # HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_WRITE_ZEROES
 FLAGS = 1 | 1 << 2 | 1 << 3 | 1 << 6
@@ -30,9 +30,9 @@ class Disk:
 
     def __init__(self, path, address, size, seed, lies=False):
         self.path, self.size, self.random = path, size, random.Random(seed)
-        # Of a block of 4096 bytes: does it arrive whole or not at all?
+        # For a block of 4096 bytes: is it stored completely or not at all?
         self.stays_whole = lambda block: False
-        # A disk that acknowledges flushes and carries them out never: the test of the test.
+        # A disk that acknowledges flushes and never carries them out: with it the test itself is tested.
         self.lies = lies
         with open(path, "r+b") as file:
             os.ftruncate(file.fileno(), size)
@@ -57,7 +57,7 @@ class Disk:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _copy_all(self):
-        """Makes `live` what `durable` is, holes left holes."""
+        """Copies `durable` to `live`; holes stay holes."""
         descriptor, at = os.open(self.path, os.O_RDONLY), 0
         try:
             while True:
@@ -72,7 +72,7 @@ class Disk:
             os.close(descriptor)
 
     def arm(self, operations):
-        """The power goes after so many further writes and flushes; never, if None."""
+        """The power goes after this many further writes and flushes; never, if None."""
         with self.lock:
             self.fuse = operations
 

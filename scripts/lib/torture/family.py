@@ -1,4 +1,4 @@
-"""What images there are, and what they have to hold: a model beside the store.
+"""The model of a store: which images exist, and what they have to hold.
 
 A command that has ended well is applied to the model. One that a crash cut off either happened or
 did not: the store tells which, and then the model and the store must agree in everything.
@@ -14,7 +14,7 @@ POOLS = ("rbd", "other")
 
 @dataclass
 class Snapshot:
-    """`content` is known once it was read; until then it follows from `since`, `sent` and `ended`."""
+    """`content` is known after the first read. Before that it follows from `since`, `sent` and `ended`."""
 
     size: int
     content: object = None
@@ -22,22 +22,22 @@ class Snapshot:
     sent: float = 0
     ended: float = NEVER
     protected: bool = False
-    # The image's when it was taken; a flatten may have freed it of that.
+    # The parent of the image when the snapshot was taken. A flatten may have removed it.
     parent: tuple = None
 
 
 @dataclass
 class Image:
-    """`history` is missing in a clone of a snapshot whose content is not known yet."""
+    """A clone of a snapshot whose content is not known yet has no `history`."""
 
     size: int
     history: object
     snapshots: dict = field(default_factory=dict)
     # Pool, image and snapshot.
     parent: tuple = None
-    # True after a rollback: the parent is that or none, as the store says.
+    # True after a rollback: the store says whether the image has this parent or none.
     parent_unsure: bool = False
-    # The snapshot that a clone without history is one of.
+    # The snapshot that a clone without history was made from.
     origin: Snapshot = None
 
 
@@ -70,7 +70,7 @@ class Family:
                 if image.parent == parent or any(s.parent == parent for s in image.snapshots.values())]
 
     def look(self):
-        """What the store says there is; None for an image that says nothing."""
+        """The images that the store has; None for an image that cannot be read."""
         found = {}
         for pool in POOLS:
             for name in json.loads(self.run("ls", "-p", pool, "--format", "json")):
@@ -94,7 +94,7 @@ class Family:
         }
 
     def compare(self, found):
-        """Raises Violation unless the store has what the model has."""
+        """Raises Violation unless the store has the same images as the model."""
         for key, image in self.images.items():
             if image.parent_unsure and found.get(key) and found[key]["parent"] is None:
                 image.parent = None
@@ -114,11 +114,11 @@ class Family:
 
 
 class Command:
-    """Something that is done to an image; `arguments` are marcot's."""
+    """A command on an image; `arguments` are those of marcot."""
 
-    # The writer has to pause meanwhile.
+    # The writer has to pause while the command runs.
     exclusive = False
-    # The server may still hold what was read through it a moment ago.
+    # The server may still have an image open that was read through it a moment ago.
     may_be_busy = False
 
     def __init__(self, kind, key, *arguments):
@@ -132,18 +132,18 @@ class Command:
         return " ".join(self.arguments)
 
     def begin(self, family):
-        """Called when it is sent."""
+        """Called when the command is sent."""
         self.sent = family.clock.tick()
 
     def apply(self, family, ended):
-        """It has happened; `ended` is when its end was heard of, or NEVER."""
+        """Notes that the command has happened; `ended` is the time when its end was noticed, or NEVER."""
 
     def happened(self, found):
-        """After a crash: did it?"""
+        """After a crash: has the command happened?"""
         raise NotImplementedError
 
     def again(self, found):
-        """After a crash: must it be run again before anything else?"""
+        """After a crash: must the command be run again before anything else?"""
         return False
 
 
@@ -258,7 +258,7 @@ class Rollback(Command):
         image.parent, image.parent_unsure = image.snapshots[self.snap].parent, True
 
     def happened(self, found):
-        # Only the content tells; see `Torture.verify_image`.
+        # Only the content shows this; see `Torture.verify_image`.
         return False
 
 

@@ -1,4 +1,4 @@
-"""What happened to one image, and which contents it may have after a crash (promise I1).
+"""The history of one image, and the contents that it may have after a crash (promise I1).
 
 Requests that were in flight together have no order; a request that was sent after another was
 acknowledged comes later. So, whatever survived:
@@ -16,7 +16,7 @@ decides each sector.
 from .pattern import BLOCK_SECTORS, GARBLED, nothing
 
 NEVER = float("inf")
-# Sectors compared at a time; only those that differ are looked at one by one.
+# Sectors compared at a time. Only those that differ are compared one by one.
 COMPARE_SECTORS = 1024
 
 
@@ -25,7 +25,7 @@ class Violation(Exception):
 
 
 class Clock:
-    """Counts events: what is sent, and what is acknowledged."""
+    """Counts events: requests sent, and acknowledgements."""
 
     def __init__(self):
         self.now = 0
@@ -83,7 +83,7 @@ class History:
                 latest = max(latest, self._explain(sector, seen, expected, optional).sent)
             if latest <= required_before:
                 break
-            # What is there proves that more has to be.
+            # A write that is there proves that all earlier ones have to be there.
             required_before = latest
         self._check_blocks(seen, optional)
         return self._lost(seen, optional)
@@ -92,7 +92,7 @@ class History:
         last_sent = NEVER if snapshot_ended is None else snapshot_ended
         expected, optional = self.base[:], []
         for request in self.requests:
-            # A snapshot holds what was acknowledged before it was asked for, and FUA says no more there.
+            # A snapshot holds all writes acknowledged before its command. FUA promises no more than that.
             stored = request.fua and request.acknowledged < NEVER and snapshot_ended is None
             if (request.acknowledged < required_before or stored) and request.sent <= last_sent:
                 fill(expected, request)
@@ -101,7 +101,7 @@ class History:
         return expected, optional
 
     def _explain(self, sector, seen, expected, optional):
-        """The earliest request that may have made this sector what it is."""
+        """The earliest request that may have given this sector its content."""
         for request in optional:
             if request.number == seen[sector] and request.first <= sector < request.end():
                 return request
@@ -136,7 +136,7 @@ class History:
 
     @staticmethod
     def _lost(seen, optional):
-        """Acknowledged writes that are gone; judged by their first sector."""
+        """Acknowledged writes that are lost, judged by their first sector."""
         lost = 0
         for i, request in enumerate(optional):
             found = seen[request.first]

@@ -1,4 +1,4 @@
-"""Where marcot runs: processes of this machine, which are killed, or a guest, whose power is cut.
+"""The machine where marcot runs: processes of this machine, which are killed, or a guest, whose power is cut.
 
 Both start a server, carry out one command at a time, give connections to exports, and crash.
 """
@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from . import nbd
 
-# Far beyond what they take, also in an emulated guest on a machine that is busy with other things: a hang
-# is found, a slow machine is not.
+# Much longer than commands take, even in an emulated guest on a busy machine: only a hang reaches these limits.
 START_TIMEOUT_S = 300
 COMMAND_TIMEOUT_S = 300
-# When a crash comes that is to hit the recovery from the one before.
+# The time of a crash that should hit the recovery from the previous one.
 EARLY_KILL_S = 0.5
 EARLY_CUT_OPERATIONS = 120
 GUEST_MEMORY_MIB = 512
@@ -53,15 +52,15 @@ class Local:
         self.environment = dict(os.environ, MARCOT_STORE=f"{directory}/store", MARCOT_RUN_DIR=f"{directory}/run",
                                 MARCOT_LOG="info", RUST_BACKTRACE="1")
         self.server, self.command, self.timer = None, None, None
-        # A process that was killed closes its sockets a moment before it is gone.
+        # A killed process closes its sockets a moment before it is gone.
         self.killed = False
 
     def crash_soon(self):
-        """The server is killed while it is looked at."""
+        """Kills the server while its content is verified."""
         self.crash_in(self.random.uniform(0, EARLY_KILL_S))
 
     def crash_in(self, seconds):
-        """The server is killed then, whatever goes on here."""
+        """Kills the server at that time, whatever happens here meanwhile."""
         self.timer = threading.Timer(seconds, self._kill)
         self.timer.start()
 
@@ -70,7 +69,7 @@ class Local:
         return self.killed
 
     def crash_not(self):
-        """It is not, if it has not been."""
+        """Cancels the kill, if it has not happened."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer.join()
@@ -82,7 +81,7 @@ class Local:
             self.server.kill()
 
     def start(self):
-        """Nothing has to be there before commands can run."""
+        """Nothing needs to be started before commands can run."""
 
     def serve(self):
         """Starts a server and waits until it listens."""
@@ -113,7 +112,7 @@ class Local:
         return Result(self.command.returncode, *texts)
 
     def run(self, arguments):
-        """Carries out a command; a server that dies meanwhile is no reason to stop."""
+        """Carries out a command, even if the server dies meanwhile."""
         self.begin(arguments)
         try:
             self.command.wait(COMMAND_TIMEOUT_S)
@@ -123,7 +122,7 @@ class Local:
         return self.poll()
 
     def crash(self):
-        """Kills the server, and the command at work with it or not; its result if it had one."""
+        """Kills the server, and perhaps the running command too. Returns the command's result, if it had one."""
         self.crash_not()
         self._kill()
         running = self.command is not None and self.command.poll() is None
@@ -143,7 +142,7 @@ class Local:
         return self.poll()
 
     def log(self):
-        """What the server said."""
+        """The server's messages."""
         try:
             with open(f"{self.directory}/server.log", encoding="utf-8", errors="replace") as file:
                 return file.read()
@@ -176,7 +175,7 @@ class Guest:
         return holder
 
     def crash_soon(self):
-        """The power goes while the machine recovers."""
+        """Cuts the power while the machine recovers."""
         self.disk.arm(self.random.randint(1, EARLY_CUT_OPERATIONS))
 
     def was_crashed(self):
@@ -184,7 +183,7 @@ class Guest:
         return self.disk.dead.is_set()
 
     def crash_not(self):
-        """It does not, if it has not gone."""
+        """Cancels the cut, if it has not happened."""
         self.disk.arm(None)
 
     def start(self):
@@ -265,7 +264,7 @@ class Guest:
         self.received = self.received.partition(text)[2]
 
     def crash(self):
-        """Cuts the power; the result of the command at work if it had one."""
+        """Cuts the power. Returns the result of the running command, if it had one."""
         self.disk.stop()
         if self.qemu is not None:
             self.qemu.kill()

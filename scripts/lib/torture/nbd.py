@@ -1,4 +1,4 @@
-"""A client of the NBD protocol that keeps requests in flight; simple replies are all it needs.
+"""A client of the NBD protocol that keeps requests in flight. It uses simple replies only.
 
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """
@@ -13,7 +13,7 @@ FIXED_NEWSTYLE_NO_ZEROES = 3
 OPTION_GO, REPLY_ACK, REPLY_INFO, INFO_EXPORT = 7, 1, 3, 0
 REQUEST_MAGIC, SIMPLE_REPLY_MAGIC = 0x25609513, 0x67446698
 REQUEST, REPLY = struct.Struct(">IHHQQI"), struct.Struct(">IIQ")
-# Nothing that a healthy server is asked here takes longer, on the slowest machine.
+# No request to a healthy server takes longer, even on the slowest machine.
 TIMEOUT_S = 300
 
 
@@ -42,7 +42,7 @@ class Client:
             raise
 
     def close(self):
-        """Hangs up, politely where that is possible."""
+        """Disconnects, by DISC where that is possible."""
         try:
             self.socket.sendall(REQUEST.pack(REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
         except OSError:

@@ -1,4 +1,4 @@
-"""What is written to images: every sector says which write put it there.
+"""The content written to images: every sector says which write put it there.
 
 A sector of 512 bytes is one record of 16 bytes, 32 times: the number of the write, and the number
 of the sector. A sector that is half one write and half another, one that lies in the wrong place,

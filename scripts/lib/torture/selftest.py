@@ -1,4 +1,4 @@
-"""The judge judged: contents that break I1 must be found out, and contents that do not must pass.
+"""Tests of the checks themselves: contents that break I1 must be found, and contents that do not must pass.
 
 usage: PYTHONPATH=scripts/lib python3 -m torture.selftest
 """
@@ -17,7 +17,7 @@ SECTORS = 64
 
 
 class Rule(unittest.TestCase):
-    """Three writes, one after the other: the first flushed, the second acknowledged, the third not."""
+    """Three writes, one after the other: the first is flushed, the second acknowledged, the third neither."""
 
     def setUp(self):
         self.history = History(pattern.nothing(SECTORS))
@@ -108,7 +108,7 @@ class Pattern(unittest.TestCase):
 
 
 class Export:
-    """What `nbd.Client` is to a reader: an export with this content."""
+    """Stands for `nbd.Client`: an export with this content."""
 
     def __init__(self, content):
         self.data = b"".join(pattern.make(number, sector, 1) if number else bytes(pattern.SECTOR)
@@ -126,11 +126,11 @@ class Export:
             yield cookie, 0, self.data[offset:offset + length]
 
     def close(self):
-        """Nothing to hang up."""
+        """There is nothing to disconnect."""
 
 
 class Exports:
-    """A machine that has exports and nothing else. A crash of it is a kill."""
+    """A machine that has only exports. Its crash is a kill."""
 
     keeps_cache = True
 
@@ -142,8 +142,8 @@ class Exports:
 
 
 class OutlivedSnapshot(unittest.TestCase):
-    """In one round an image is written, a snapshot taken of it and cloned, the clone flattened, and the
-    snapshot removed: nobody has read the snapshot, and the clone is all that is left of it."""
+    """In one round an image is written, a snapshot of it is taken and cloned, the clone is flattened, and the
+    snapshot is removed. Nobody has read the snapshot, and only the clone is left of it."""
 
     def setUp(self):
         self.machine = Exports()
@@ -158,12 +158,12 @@ class OutlivedSnapshot(unittest.TestCase):
         self.carry_out(Clone(("rbd", "first"), "s", ("other", "child"), False))
         self.carry_out(Flatten(("rbd", "child")))
         self.carry_out(Flatten(("other", "child")))
-        # What is in the image, and what was in it when the snapshot was taken.
+        # The content of the image, and its content when the snapshot was taken.
         self.both, self.one = self.content(1, 2), self.content(1)
         self.machine.contents = {"rbd/first": self.both, "rbd/child": self.one, "other/child": self.one}
 
     def write(self, number):
-        """Eight sectors a write, side by side; acknowledged."""
+        """Acknowledged writes of eight sectors each, side by side."""
         request = Request(number, 8 * number, 8, self.torture.clock.tick())
         self.image.history.add(request)
         request.acknowledged = self.torture.clock.tick()
@@ -219,7 +219,7 @@ class OutlivedSnapshot(unittest.TestCase):
 
 
 class ForgettingDisk(unittest.TestCase):
-    """What a flush or FUA covered stays; of the rest, some goes."""
+    """Writes covered by a flush or FUA stay; some of the others are lost."""
 
     def setUp(self):
         self.directory = tempfile.TemporaryDirectory()
@@ -256,8 +256,8 @@ class ForgettingDisk(unittest.TestCase):
 
     def test_of_all_blocks_only_those_that_xfs_needs_whole_are_never_torn(self):
         self.disk.stays_whole = xfs.stays_whole
-        # Two that arrive whole or not at all, and one that does not. Where the first is not at the beginning
-        # of a block, it is only bytes.
+        # Two blocks that are stored completely or not at all, and one that is not. Where the first does not lie at
+        # the start of a block, it counts as plain bytes.
         tree, node, plain = b"AB3B" + bytes(4092), bytes(8) + b"\x3d\xff\0\0" + bytes(4084), bytes(4096)
         sent = tree + node + plain + bytes(512) + tree + bytes(3584)
         torn = [0] * (len(sent) // 4096)

@@ -9,18 +9,18 @@ from .history import NEVER, Clock, History, Violation
 from .machine import Dead
 from .writer import Profile, Writer
 
-# Findings of `check` that are no damage: what a command that was cut off leaves, by design.
+# Findings of `check` that are no damage: an interrupted command leaves them by design.
 LITTER = ("cut off",)
 COMMANDS_MAX = 4
-# Crashes before one may hit a recovery.
+# Number of crashes before one may hit a recovery.
 WORKED_FIRST = 4
 EBUSY = 16
-# Seconds and disk operations of a command that was not seen yet.
+# Assumed seconds and disk operations of a command that has not run yet.
 TYPICAL = (0.02, 30)
 
 
 class Pace:
-    """How long a round is, and when its crash comes."""
+    """The length of a round, and the time of its crash."""
 
     def __init__(self, round_s, heavy_share, heavy_bytes):
         self.round_s, self.heavy_share, self.heavy_bytes = round_s, heavy_share, heavy_bytes
@@ -36,7 +36,7 @@ class Torture:
         self.chooser = Chooser(self.family, random)
         self.interrupted = None
         self.crashes = 0
-        # What commands take, by kind, so that a crash can be aimed at them.
+        # The duration of commands, by kind, so that a crash can be aimed at them.
         self.typical = {}
         self.note = lambda text: None
 
@@ -51,14 +51,14 @@ class Torture:
 
     def round(self):
         """Starts, verifies everything, works, and crashes."""
-        # A short run works rather than recovers.
+        # A short run should work more than recover.
         early = self.crashes >= WORKED_FIRST and self.random.random() < 0.1
         if early:
             self.machine.crash_soon()
         try:
             self.recover()
         except (Violation, Dead, OSError, ValueError) as error:
-            # What is wrong with the content, and not with the moment, is found again next time.
+            # If the content is wrong, and this was not caused by the crash, the next round finds it again.
             if not (early and self.machine.is_dead()):
                 if isinstance(error, Violation):
                     raise
@@ -78,7 +78,7 @@ class Torture:
         self.recover()
         for key in list(self.family.images):
             self.verify_image(key, everything=True)
-        # No crash that counts: nobody looks afterwards.
+        # This crash does not count, because nothing is verified after it.
         self.machine.crash()
 
     def _crash(self):
@@ -107,7 +107,7 @@ class Torture:
             self.collect_and_check()
 
     def check(self, strict=False):
-        """No damage; and nothing at all that is not what a command leaves that was cut off."""
+        """Checks that there is no damage, and nothing else except what an interrupted command leaves."""
         result = self.machine.run(["check", "--all", "--no-progress", "--format", "json"])
         if not result.out:
             raise Violation(f"check: status {result.status}\n{result.err}")
@@ -123,13 +123,13 @@ class Torture:
         self.check(strict=True)
 
     def settle(self):
-        """Finds out whether the command that was cut off has happened."""
+        """Finds out whether the interrupted command has happened."""
         command = self.interrupted
         if command is None:
             return
         found = self.family.look()
         if command.again(found):
-            # Half done, as documented: running it again finishes it.
+            # It is half done, as documented. Running it again finishes it.
             self.family.run(*command.arguments)
             found = self.family.look()
             if not command.happened(found):
@@ -137,11 +137,11 @@ class Torture:
         if command.happened(found):
             command.apply(self.family, NEVER)
         if not isinstance(command, Rollback):
-            # Of a rollback, the content tells.
+            # For a rollback, the content shows it.
             self.interrupted = None
 
     def verify_image(self, key, everything=False):
-        """Reads an image and those of its snapshots that are new, and compares."""
+        """Reads an image and its new snapshots, and compares."""
         image = self.family.images[key]
         for name, snap in list(image.snapshots.items()):
             spec = "/".join(key) + "@" + name
@@ -185,7 +185,7 @@ class Torture:
         return isinstance(self.interrupted, Rollback) and self.interrupted.key == key
 
     def rolled_back(self, image, content):
-        """A rollback was cut off: if the content is the snapshot's, it has happened."""
+        """Decides on an interrupted rollback: if the content is that of the snapshot, it has happened."""
         if content != self.interrupted.content:
             return False
         if self.family.look()[self.interrupted.key]["size"] == self.interrupted.size:
@@ -249,7 +249,7 @@ class Shift:
         self.left = commands
         # The crash is aimed at one of the commands, or comes at any time.
         self.aim = self.random.randint(1, commands) if commands and self.random.random() < 0.85 else 0
-        # In the middle of it, or as soon as it has ended: what it said then has to be true.
+        # In the middle of it, or as soon as it has ended. Then its result has to be true.
         self.aim_behind = self.random.random() < 0.25
         self.started = 0
         self.command, self.began, self.writes_began = None, 0, 0
@@ -258,7 +258,7 @@ class Shift:
         self.bytes_before = self.random.randint(*pace.heavy_bytes) if heavy else 0
         self.crash_at = None if self.aim or heavy else now + self.random.uniform(0, pace.round_s)
         self.next_command_at = now + self.random.uniform(0, pace.round_s / 4)
-        # When a command last began or ended.
+        # The time when a command last began or ended.
         self.turned_at = now
 
     def run(self):
@@ -308,7 +308,7 @@ class Shift:
                 disk.arm(self.random.randint(1, int(1.2 * operations) + 2))
                 self.crash_at = self.began + 3 * seconds + 5
             else:
-                # By a clock of its own: a turn of this loop takes as long as a short command.
+                # A separate timer is used, because a turn of this loop takes as long as a short command.
                 self.machine.crash_in(self.random.uniform(0, 1.2 * seconds))
                 self.crash_at = self.began + 1.2 * seconds
 
@@ -318,7 +318,7 @@ class Shift:
             return
         disk = getattr(self.machine, "disk", None)
         operations = disk.writes + disk.flushes - self.writes_began if disk else 0
-        # The shortest time seen: aimed by a longer one, most crashes would come too late.
+        # The shortest time seen is used. With a longer one, most crashes would come too late.
         fastest, _ = self.torture.typical.get(self.command.kind, (now, 0))
         self.torture.typical[self.command.kind] = (min(fastest, now - self.began), operations)
         self._ended(result)
@@ -339,7 +339,7 @@ class Shift:
         count(self.torture.figures.commands, command.kind)
 
     def after_crash(self, result):
-        """The command that the crash cut off, if one was at work and did not end well."""
+        """The command that the crash has interrupted, if one was running and did not succeed."""
         command = self.command
         if command is None:
             return None

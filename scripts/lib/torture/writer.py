@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from . import nbd, pattern
 from .history import Request, Violation
 
-# Bytes of one request at most.
+# Limit on the bytes of one request.
 REQUEST_BYTES_MAX = 1 << 20
-# Longer than any one answer takes, on the slowest machine.
+# Longer than any answer takes, even on the slowest machine.
 SILENCE_S_MAX = 300
 
 
 @dataclass
 class Figures:
-    """What was done in all."""
+    """Sums of all requests and commands."""
 
     writes: int = 0
     discards: int = 0
@@ -29,7 +29,7 @@ class Figures:
 
 
 class Profile:
-    """What a round's requests look like."""
+    """The kind of requests in a round."""
 
     def __init__(self, random, heavy):
         self.depth = random.choice((1, 2, 8, 32))
@@ -38,7 +38,7 @@ class Profile:
         self.flush = random.choice((0.0, 0.01, 0.05, 0.3))
         self.discard = random.choice((0.0, 0.02, 0.1))
         self.fua = random.choice((0.0, 0.0, 0.05))
-        # Part of the image that most requests go to.
+        # The part of the image where most requests go.
         self.hot = 1.0 if heavy else random.choice((1.0, 0.1))
 
 
@@ -56,7 +56,7 @@ class Writer:
         self.heard_at = time.monotonic()
 
     def step(self, timeout_s):
-        """Sends what the depth allows and takes the replies that come in time."""
+        """Sends as many requests as the depth allows, and takes the replies that come in time."""
         while sum(map(len, self.flying)) < self.profile.depth:
             if not self._send():
                 break
@@ -71,7 +71,7 @@ class Writer:
                 self._answered(self.flying[i].pop(cookie), error)
 
     def drain(self, is_dead):
-        """Waits until nothing is in flight; False where the machine went away meanwhile."""
+        """Waits until nothing is in flight. Returns False where the machine has gone meanwhile."""
         while any(self.flying):
             if is_dead():
                 return False
@@ -81,12 +81,12 @@ class Writer:
 
     @staticmethod
     def check_silence(since):
-        """Raises Violation if nothing was heard for too long."""
+        """Raises Violation if no reply has come for too long."""
         if time.monotonic() > since + SILENCE_S_MAX:
             raise Violation(f"nothing was answered for {SILENCE_S_MAX} s: something hangs")
 
     def last_words(self):
-        """Takes what a server that was killed had answered before."""
+        """Takes the replies that a killed server has sent before."""
         for i, client in enumerate(self.clients):
             try:
                 while self.flying[i]:
@@ -116,7 +116,7 @@ class Writer:
             return True
         request = self._place(discard=chance < profile.flush + profile.discard)
         if any(request.overlaps(r) for flying in self.flying for r in flying.values() if isinstance(r, Request)):
-            # Their order would be anybody's guess.
+            # Their order would be unknown.
             return False
         self.history.add(request)
         offset, length = request.first * pattern.SECTOR, request.count * pattern.SECTOR

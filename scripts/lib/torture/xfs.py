@@ -1,4 +1,4 @@
-"""What a cut of the power must leave whole on a disk that XFS lies on.
+"""Blocks of XFS that a power cut must not tear, because XFS does not survive that.
 
 XFS writes the number of the log record that a block of metadata was last changed by (its LSN) into the
 block's first sector. Recovery after a crash does not write such a block again where that number says
@@ -17,7 +17,7 @@ https://docs.kernel.org/filesystems/xfs/xfs-self-describing-metadata.html
 
 # At the beginning of a block: B+trees, directories, symbolic links. Remote values of attributes are not logged.
 MAGICS = frozenset((b"AB3B", b"AB3C", b"IAB3", b"FIB3", b"BMA3", b"RMB3", b"R3FC", b"XDB3", b"XDD3", b"XDF3", b"XSLM"))
-# Behind the links to its neighbours, with two zeros: leaves and nodes of directories and attributes.
+# Behind the links to its neighbours, and two zeros: leaves and nodes of directories and attributes.
 NODE_MAGICS = frozenset((b"\x3d\xf1\0\0", b"\x3d\xff\0\0", b"\x3b\xee\0\0", b"\x3e\xbe\0\0"))
 
 
