@@ -302,8 +302,8 @@ impl TableWriter<'_> {
 }
 
 fn create(pool: &Pool, size_bytes: u64) -> Result<ImageId> {
-    let options = CreateOptions { size_bytes, ..CreateOptions::default() };
-    let id = pool.create("", "image", &options)?;
+    let options = CreateOptions::sized(size_bytes);
+    let id = pool.create("image", &options)?;
     // Opened once, so that the directories are what the engine makes them.
     let mut image = pool.open(id)?;
     image.write_at(0, &[0])?;

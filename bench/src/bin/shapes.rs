@@ -162,13 +162,13 @@ impl Bench {
     }
 
     fn create(&self, name: &str, size_bytes: u64) -> Result<ImageId> {
-        let options = CreateOptions { size_bytes, ..CreateOptions::default() };
-        self.pool.create("", name, &options)
+        let options = CreateOptions::sized(size_bytes);
+        self.pool.create(name, &options)
     }
 
     fn clone_of(&self, parent: ImageId, snap: &str, name: &str) -> Result<ImageId> {
         let options = CloneOptions::default();
-        self.store.clone_image(&self.pool, parent, snap, &self.pool, "", name, &options)
+        self.pool.snapshot(parent, snap).clone_to(&self.pool, name, &options)
     }
 
     fn remove(&self, image: ImageId) -> Result<()> {

@@ -256,7 +256,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = marcot::Store::open(directory.path()).unwrap();
         let pool = store.pool("rbd").unwrap();
-        let id = pool.create("", "a", &marcot::CreateOptions::default()).unwrap();
+        let id = pool.create("a", &marcot::CreateOptions::default()).unwrap();
         let mut image = pool.open(id).unwrap();
         image.resize(3 * 4096, false).unwrap();
         for block in 0..3 {

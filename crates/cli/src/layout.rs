@@ -29,11 +29,8 @@ pub fn create_options(args: &Args, size_bytes: u64, error: &str) -> Outcome<Crea
         return Err(failure.then(format!("{error}: (22) Invalid argument")));
     }
     refuse_what_would_lie(args)?;
-    Ok(CreateOptions {
-        size_bytes,
-        order: order(args, error)?.unwrap_or(ORDER_DEFAULT),
-        features: features(args, error)?,
-    })
+    let order = order(args, error)?.unwrap_or(ORDER_DEFAULT);
+    Ok(CreateOptions::sized(size_bytes).order(order).features(features(args, error)?))
 }
 
 /// Refuses options that promise what marcot does not do.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use marcot::{ErrorKind, ImageId, ImageInfo, Limits, SnapInfo};
 use marcot_client::devices::{Devices, ProgramWords};
-use marcot_client::{Client, DEFAULT_POOL, Image, ImageSpec, Interrupt, Options, Pool};
+use marcot_client::{Client, DEFAULT_POOL, Image, ImageSpec, Interrupt, Namespace, Options, Pool};
 
 use crate::args::Args;
 use crate::args::names::Target;
@@ -109,14 +109,14 @@ impl Session {
     /// The pool of a target, after making sure that its namespace exists.
     pub fn pool_of(&self, target: &Target) -> Outcome<Pool> {
         let pool = self.pool(target.pool_or_default())?;
-        require_namespace(&pool, &target.namespace)?;
+        require_namespace(&pool, &target.namespace())?;
         Ok(pool)
     }
 
     /// The image of a target.
     pub fn find(&self, target: &Target) -> Outcome<Image> {
         let pool = self.pool_of(target)?;
-        pool.image(&target.namespace, &target.image).map_err(|error| {
+        pool.image(target.name()).map_err(|error| {
             Failure::engine(format!("error opening image {}", target.image), &error)
         })
     }
@@ -130,7 +130,7 @@ impl Session {
         let missing = || Failure::errno(format!("error opening image with id {wanted}"), ENOENT);
         let number = u64::from_str_radix(wanted, 16).map(ImageId);
         let id = number.ok().filter(|id| id.to_string() == wanted).ok_or_else(missing)?;
-        match pool.image_by_id(&target.namespace, id) {
+        match pool.image_by_id(&target.namespace(), id) {
             Err(error) if error.kind() == ErrorKind::NotFound => Err(missing()),
             found => Ok(found?),
         }
@@ -184,8 +184,8 @@ fn default_pool_missing() -> Failure {
     )
 }
 
-/// Refuses a namespace that does not exist; the empty one always does.
-pub fn require_namespace(pool: &Pool, namespace: &str) -> Outcome {
+/// Refuses a namespace that does not exist.
+pub fn require_namespace(pool: &Pool, namespace: &Namespace) -> Outcome {
     if pool.has_namespace(namespace)? {
         return Ok(());
     }

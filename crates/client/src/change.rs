@@ -1,6 +1,6 @@
 //! What changes an image as a whole: size, name, metadata, and its end.
 
-use marcot::{Error, ErrorKind, ImageId, ParentInfo, Result, Store};
+use marcot::{Error, ErrorKind, ImageId, ImageName, ParentInfo, Result, Store};
 use marcot_serve::control::Command;
 
 use crate::client::Client;
@@ -32,15 +32,17 @@ impl Image {
     /// # Errors
     /// Those of [`Pool::rename`]; `Busy` where another image has its name by now.
     pub fn rename(&self, name: &str) -> Result<Self> {
-        let (namespace, from) = self.name();
+        let from = self.name();
         self.operate(Operation::RenameImage, || {
-            if self.engine_pool().find(namespace, from)? != self.id() {
-                let message = format!("the name '{from}' was given to another image meanwhile");
+            if self.engine_pool().find(from)? != self.id() {
+                let message =
+                    format!("the name '{}' was given to another image meanwhile", from.name());
                 return Err(Error::new(ErrorKind::Busy, message));
             }
-            self.engine_pool().rename(namespace, from, name)
+            self.engine_pool().rename(from, name)
         })?;
-        Ok(self.pool().known_image(namespace, name, self.id()))
+        let name = ImageName::new(name).in_namespace(from.namespace());
+        Ok(self.pool().known_image(name, self.id()))
     }
 
     /// Removes the image, if it is still called as it was when it was looked up, and the space that only
@@ -105,7 +107,7 @@ impl Image {
 
 /// A way of removing an image that still has a name.
 type RemoveIfNamed =
-    fn(&Store, &marcot::Pool, ImageId, (&str, &str), &mut dyn FnMut(u64, u64)) -> Result<()>;
+    fn(&Store, &marcot::Pool, ImageId, &ImageName, &mut dyn FnMut(u64, u64)) -> Result<()>;
 
 impl Client {
     /// Tells the owner of a parent, if it has one, that a child is gone: a removed snapshot that was kept
@@ -114,6 +116,7 @@ impl Client {
         let Some(parent) = parent.filter(|parent| parent.trashed) else { return };
         let Ok(pool) = self.store().pool_by_id(parent.pool_id) else { return };
         let pool = Pool::new(self.clone(), pool);
-        pool.known_image(&parent.namespace, &parent.image, parent.image_id).tell(&Command::Tidy);
+        let name = ImageName::new(&*parent.image).in_namespace(&parent.namespace);
+        pool.known_image(name, parent.image_id).tell(&Command::Tidy);
     }
 }

@@ -1,6 +1,6 @@
 //! A full, independent copy of an image or snapshot.
 
-use marcot::{CreateOptions, Error, ErrorKind, Result};
+use marcot::{CreateOptions, Error, ErrorKind, ImageName, Result};
 
 use crate::content::{Content, walk};
 use crate::image::Image;
@@ -13,7 +13,7 @@ use crate::snapshot::Snapshot;
 pub const GRAIN_BYTES: usize = 4096;
 
 impl Image {
-    /// Copies the image as it is now, without snapshots and without parent, as `name` in a namespace of
+    /// Copies the image as it is now, without snapshots and without parent, as `name` in
     /// `dest`. Nobody sees the copy before it is whole; interrupted, it leaves none. `order` is log2 of the
     /// object size that the copy shows, its own where that is `None`. `progress` gets bytes (done, total).
     ///
@@ -23,12 +23,11 @@ impl Image {
     pub fn copy_into(
         &self,
         dest: &Pool,
-        namespace: &str,
-        name: &str,
+        name: impl Into<ImageName>,
         order: Option<u32>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Image> {
-        let to = Destination { pool: dest, namespace, name, order };
+        let to = Destination { pool: dest, name: name.into(), order };
         self.operate(Operation::CopyImage, || copy(self, None, &to, progress))
     }
 }
@@ -41,20 +40,18 @@ impl Snapshot {
     pub fn copy_into(
         &self,
         dest: &Pool,
-        namespace: &str,
-        name: &str,
+        name: impl Into<ImageName>,
         order: Option<u32>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Image> {
-        let (image, to) = (self.image(), Destination { pool: dest, namespace, name, order });
+        let (image, to) = (self.image(), Destination { pool: dest, name: name.into(), order });
         image.operate(Operation::CopyImage, || copy(image, Some(self), &to, progress))
     }
 }
 
 struct Destination<'a> {
     pool: &'a Pool,
-    namespace: &'a str,
-    name: &'a str,
+    name: ImageName,
     order: Option<u32>,
 }
 
@@ -77,12 +74,9 @@ fn copy(
         let message = "the object size must not be smaller than that of the source";
         return Err(Error::new(ErrorKind::Invalid, message));
     }
-    let options = CreateOptions {
-        size_bytes,
-        order: to.order.unwrap_or(info.order),
-        features: info.features.clone(),
-    };
-    let incoming = Incoming::begin(to.pool, to.namespace, to.name, &options)?;
+    let order = to.order.unwrap_or(info.order);
+    let options = CreateOptions::sized(size_bytes).order(order).features(&*info.features);
+    let incoming = Incoming::begin(to.pool, &to.name, &options)?;
     let mut source = image.open_content(snapshot.map(Snapshot::name))?;
     let copied = transfer(source.as_mut(), incoming, 1 << info.order, progress)?;
     source.close()?;

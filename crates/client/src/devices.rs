@@ -96,7 +96,7 @@ impl Devices {
             return Ok(records.into_iter().find(by_name));
         };
         let pool = client.pool(&spec.pool);
-        let found = pool.and_then(|pool| pool.engine().find(&spec.namespace, &spec.image));
+        let found = pool.and_then(|pool| pool.engine().find(spec.name()));
         let number = match found {
             Ok(id) => Some(id.0),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -234,7 +234,7 @@ impl Devices {
             store,
             label: spec.to_string(),
             pool: spec.pool,
-            namespace: spec.namespace,
+            namespace: spec.namespace.to_string(),
             image: spec.image,
             image_number: image.id().0,
             snap: snap.to_owned(),

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use marcot::catalog::is_partial_name;
-use marcot::{Error, ErrorKind, Pool, Result, Store};
+use marcot::{Error, ErrorKind, Namespace, Pool, Result, Store};
 use marcot_serve::control::Place;
 use marcot_serve::host::{HostDevice, HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::negotiation::LIST_BYTES_MAX;
@@ -89,7 +89,7 @@ impl StoreExports {
             let message = format!("pool '{}' is not served", spec.pool);
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        self.client.pool(&spec.pool)?.image(&spec.namespace, &spec.image)
+        self.client.pool(&spec.pool)?.image(spec.name())
     }
 }
 
@@ -131,22 +131,23 @@ fn list_pool(store: &Store, name: &str) -> Vec<ExportName> {
         left_out("", &error);
         Vec::new()
     });
-    for namespace in std::iter::once(String::new()).chain(others) {
+    let others = others.into_iter().map(Namespace::named);
+    for namespace in std::iter::once(Namespace::DEFAULT).chain(others) {
         if let Err(error) = list_namespace(&pool, &namespace, &mut names) {
-            left_out(&namespace, &error);
+            left_out(&namespace.to_string(), &error);
         }
     }
     names.list
 }
 
 /// Adds the images of one namespace, and their snapshots.
-fn list_namespace(pool: &Pool, namespace: &str, names: &mut Names) -> Result<()> {
+fn list_namespace(pool: &Pool, namespace: &Namespace, names: &mut Names) -> Result<()> {
     for (image, id) in pool.images(namespace)? {
         if is_partial_name(&image) {
             continue;
         }
         if names.is_full() {
-            let pool = pool.name();
+            let (pool, namespace) = (pool.name(), namespace.to_string());
             tracing::warn!(pool, namespace, "the list of exports is too long for all of a pool");
             return Ok(());
         }

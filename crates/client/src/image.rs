@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use marcot::{CreateOptions, Error, ErrorKind, ImageId, ImageInfo, Result};
+use marcot::{CreateOptions, Error, ErrorKind, ImageId, ImageInfo, ImageName, Namespace, Result};
 
 use crate::client::Client;
 use crate::image_spec::ImageSpec;
@@ -15,8 +15,7 @@ use crate::pool::Pool;
 #[derive(Clone)]
 pub struct Image {
     pool: Pool,
-    namespace: String,
-    name: String,
+    name: ImageName,
     id: ImageId,
 }
 
@@ -34,7 +33,7 @@ impl Client {
     /// named, which [`Image::snapshot`] gives.
     pub fn image(&self, spec: &ImageSpec) -> Result<Image> {
         spec.refuse_snapshot()?;
-        self.pool(&spec.pool)?.image(&spec.namespace, &spec.image)
+        self.pool(&spec.pool)?.image(spec.name())
     }
 
     /// Creates an image that reads as zeros.
@@ -43,7 +42,7 @@ impl Client {
     /// Those of [`Self::pool`] and [`Pool::create`].
     pub fn create(&self, spec: &ImageSpec, options: &CreateOptions) -> Result<Image> {
         spec.refuse_snapshot()?;
-        self.pool(&spec.pool)?.create(&spec.namespace, &spec.image, options)
+        self.pool(&spec.pool)?.create(spec.name(), options)
     }
 }
 
@@ -52,10 +51,11 @@ impl Pool {
     ///
     /// # Errors
     /// `NotFound` for the image or its namespace; `Corrupt`.
-    pub fn image(&self, namespace: &str, name: &str) -> Result<Image> {
+    pub fn image(&self, name: impl Into<ImageName>) -> Result<Image> {
+        let name = name.into();
         self.operate(Operation::FindImage, || {
-            let id = self.engine().find(namespace, name)?;
-            Ok(self.known_image(namespace, name, id))
+            let id = self.engine().find(&name)?;
+            Ok(self.known_image(&name, id))
         })
     }
 
@@ -63,20 +63,20 @@ impl Pool {
     ///
     /// # Errors
     /// `NotFound` where there is none; `Corrupt`, `NewerFormat` for its head.
-    pub fn image_by_id(&self, namespace: &str, id: ImageId) -> Result<Image> {
+    pub fn image_by_id(&self, namespace: &Namespace, id: ImageId) -> Result<Image> {
         self.operate(Operation::FindImage, || {
             let name = self.engine().name_of_image(namespace, id)?.ok_or_else(|| {
                 let message = format!("there is no image with the number {id}");
                 Error::new(ErrorKind::NotFound, message)
             })?;
-            Ok(self.known_image(namespace, &name, id))
+            Ok(self.known_image(ImageName::new(name).in_namespace(namespace), id))
         })
     }
 
     /// An image whose name and number the caller knows, as from [`Self::images`]. Nothing is read.
     #[must_use]
-    pub fn known_image(&self, namespace: &str, name: &str, id: ImageId) -> Image {
-        Image::new(self.clone(), namespace, name, id)
+    pub fn known_image(&self, name: impl Into<ImageName>, id: ImageId) -> Image {
+        Image { pool: self.clone(), name: name.into(), id }
     }
 
     /// Creates an image that reads as zeros.
@@ -84,19 +84,16 @@ impl Pool {
     /// # Errors
     /// `Exists`; `Invalid`, `NameTooLong` for its name, `Invalid` for its size; `NotFound` for the
     /// namespace; `ReadOnly`.
-    pub fn create(&self, namespace: &str, name: &str, options: &CreateOptions) -> Result<Image> {
+    pub fn create(&self, name: impl Into<ImageName>, options: &CreateOptions) -> Result<Image> {
+        let name = name.into();
         self.operate(Operation::CreateImage, || {
-            let id = self.engine().create(namespace, name, options)?;
-            Ok(self.known_image(namespace, name, id))
+            let id = self.engine().create(&name, options)?;
+            Ok(self.known_image(&name, id))
         })
     }
 }
 
 impl Image {
-    pub(crate) fn new(pool: Pool, namespace: &str, name: &str, id: ImageId) -> Self {
-        Self { pool, namespace: namespace.to_owned(), name: name.to_owned(), id }
-    }
-
     /// Its pool.
     #[must_use]
     pub fn pool(&self) -> &Pool {
@@ -112,7 +109,7 @@ impl Image {
     /// What it was called when it was looked up.
     #[must_use]
     pub fn spec(&self) -> ImageSpec {
-        ImageSpec::new(self.pool.name(), self.name.as_str()).in_namespace(self.namespace.as_str())
+        ImageSpec::new(self.pool.name(), self.name.name()).in_namespace(self.name.namespace())
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -123,8 +120,8 @@ impl Image {
         self.pool.engine()
     }
 
-    pub(crate) fn name(&self) -> (&str, &str) {
-        (&self.namespace, &self.name)
+    pub(crate) fn name(&self) -> &ImageName {
+        &self.name
     }
 
     pub(crate) fn operate<T>(
@@ -144,7 +141,7 @@ impl Image {
     /// As its head says that it is called.
     pub(crate) fn spec_of(&self, info: &ImageInfo) -> ImageSpec {
         let spec = ImageSpec::new(self.pool.name(), info.name.as_str());
-        spec.in_namespace(info.namespace.as_str())
+        spec.in_namespace(&info.namespace)
     }
 
     /// As [`Self::label`], by the head.

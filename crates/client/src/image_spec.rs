@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use marcot::{Error, ErrorKind, Result};
+use marcot::{Error, ErrorKind, ImageName, Namespace, Result};
 
 use crate::spec::{self, Pattern, Spec};
 
@@ -16,7 +16,7 @@ pub const DEFAULT_POOL: &str = "rbd";
 /// use marcot_client::ImageSpec;
 ///
 /// let spec = ImageSpec::parse("web/blue/vm-1@monday")?;
-/// assert_eq!((spec.pool.as_str(), spec.namespace.as_str()), ("web", "blue"));
+/// assert_eq!((spec.pool.as_str(), spec.namespace.name()), ("web", Some("blue")));
 /// assert_eq!((spec.image.as_str(), spec.snapshot.as_deref()), ("vm-1", Some("monday")));
 /// assert_eq!(ImageSpec::parse("vm-1")?.to_string(), "rbd/vm-1");
 /// # Ok::<(), marcot_client::Error>(())
@@ -25,8 +25,8 @@ pub const DEFAULT_POOL: &str = "rbd";
 pub struct ImageSpec {
     /// Pool.
     pub pool: String,
-    /// Namespace; empty for the default one.
-    pub namespace: String,
+    /// Namespace.
+    pub namespace: Namespace,
     /// Image.
     pub image: String,
     /// Snapshot; `None` for the image itself.
@@ -37,7 +37,7 @@ impl ImageSpec {
     /// An image of a pool's default namespace.
     pub fn new(pool: impl Into<String>, image: impl Into<String>) -> Self {
         let (pool, image) = (pool.into(), image.into());
-        Self { pool, namespace: String::new(), image, snapshot: None }
+        Self { pool, namespace: Namespace::DEFAULT, image, snapshot: None }
     }
 
     /// Reads a name. Where it names no pool, [`DEFAULT_POOL`] is meant.
@@ -49,7 +49,7 @@ impl ImageSpec {
         let spec = Spec::parse(text, Pattern::NewImage).ok_or_else(bad)?;
         Ok(Self {
             pool: spec.pool.unwrap_or_else(|| DEFAULT_POOL.to_owned()),
-            namespace: spec.namespace.unwrap_or_default(),
+            namespace: spec.namespace.map(Namespace::named).unwrap_or_default(),
             image: spec.image,
             snapshot: spec.snap,
         })
@@ -57,7 +57,7 @@ impl ImageSpec {
 
     /// The same image in a namespace.
     #[must_use]
-    pub fn in_namespace(self, namespace: impl Into<String>) -> Self {
+    pub fn in_namespace(self, namespace: impl Into<Namespace>) -> Self {
         Self { namespace: namespace.into(), ..self }
     }
 
@@ -65,6 +65,12 @@ impl ImageSpec {
     #[must_use]
     pub fn at(self, snapshot: impl Into<String>) -> Self {
         Self { snapshot: Some(snapshot.into()), ..self }
+    }
+
+    /// What the image is called in its pool.
+    #[must_use]
+    pub fn name(&self) -> ImageName {
+        ImageName::new(&*self.image).in_namespace(&self.namespace)
     }
 
     pub(crate) fn refuse_snapshot(&self) -> Result<()> {

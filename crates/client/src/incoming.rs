@@ -4,7 +4,9 @@
 //! before, or the user interrupts, it is removed. What a killed process leaves behind is removed by
 //! the next import into the same namespace, and by `gc`.
 
-use marcot::{BlockDevice as _, CreateOptions, Error, ErrorKind, ImageId, Result, Write};
+use marcot::{
+    BlockDevice as _, CreateOptions, Error, ErrorKind, ImageId, ImageName, Result, Write,
+};
 
 use crate::image::Image;
 use crate::operation::Operation;
@@ -18,8 +20,7 @@ const GROWN_BYTES_MIN: u64 = 64 << 20;
 /// An image that is not whole yet. Dropped before [`Self::finish`], it is removed.
 pub struct Incoming {
     pool: Pool,
-    namespace: String,
-    name: String,
+    name: ImageName,
     id: ImageId,
     device: Option<marcot::Image>,
     whole: bool,
@@ -32,28 +33,22 @@ impl Pool {
     /// `Exists` if the name is taken, and those of creating and opening an image.
     pub fn begin_image(
         &self,
-        namespace: &str,
-        name: &str,
+        name: impl Into<ImageName>,
         options: &CreateOptions,
     ) -> Result<Incoming> {
-        let begin = || Incoming::begin(self, namespace, name, options);
+        let name = name.into();
+        let begin = || Incoming::begin(self, &name, options);
         self.client().operate(Operation::ImportImage, self.name(), None, begin)
     }
 }
 
 impl Incoming {
-    pub(crate) fn begin(
-        pool: &Pool,
-        namespace: &str,
-        name: &str,
-        options: &CreateOptions,
-    ) -> Result<Self> {
-        pool.remove_remains(namespace);
-        refuse_taken(pool, namespace, name)?;
-        let image = pool.engine().create_partial(namespace, name, options)?;
+    pub(crate) fn begin(pool: &Pool, name: &ImageName, options: &CreateOptions) -> Result<Self> {
+        pool.remove_remains(name.namespace());
+        refuse_taken(pool, name)?;
+        let image = pool.engine().create_partial(name, options)?;
         let id = image.id();
-        let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        Ok(Self { pool: pool.clone(), namespace, name, id, device: Some(image), whole: false })
+        Ok(Self { pool: pool.clone(), name: name.clone(), id, device: Some(image), whole: false })
     }
 
     fn device(&mut self) -> Result<&mut marcot::Image> {
@@ -118,13 +113,13 @@ impl Incoming {
         self.check_interrupted()?;
         self.device()?.flush()?;
         // Before it is closed: a partial image that nobody has open counts as abandoned.
-        self.pool.engine().publish_partial(&self.namespace, self.id, &self.name)?;
+        self.pool.engine().publish_partial(self.id, &self.name)?;
         self.whole = true;
         if let Some(Err(error)) = self.device.take().map(marcot::Image::close) {
             // The data is durable; the next owner does what closing could not.
-            tracing::warn!(image = %self.name, error = %error.sentence(), "the last checkpoint failed");
+            tracing::warn!(image = %self.name.name(), error = %error.sentence(), "the last checkpoint failed");
         }
-        Ok(self.pool.known_image(&self.namespace, &self.name, self.id))
+        Ok(self.pool.known_image(&self.name, self.id))
     }
 }
 
@@ -140,9 +135,12 @@ impl Drop for Incoming {
     }
 }
 
-fn refuse_taken(pool: &Pool, namespace: &str, name: &str) -> Result<()> {
-    match pool.engine().find(namespace, name) {
-        Ok(_) => Err(Error::new(ErrorKind::Exists, format!("image '{name}' already exists"))),
+fn refuse_taken(pool: &Pool, name: &ImageName) -> Result<()> {
+    match pool.engine().find(name) {
+        Ok(_) => {
+            let message = format!("image '{}' already exists", name.name());
+            Err(Error::new(ErrorKind::Exists, message))
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }

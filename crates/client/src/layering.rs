@@ -1,6 +1,6 @@
 //! Parents and children: what makes, shows and ends the tie between them.
 
-use marcot::{ChildInfo, CloneOptions, FlattenPart, Result, SnapId};
+use marcot::{ChildInfo, CloneOptions, FlattenPart, ImageName, Result, SnapId};
 use marcot_serve::control::Command;
 
 use crate::image::Image;
@@ -30,10 +30,10 @@ impl Snapshot {
     pub fn clone_to(&self, dest: &ImageSpec, options: &CloneOptions) -> Result<Image> {
         dest.refuse_snapshot()?;
         let pool = self.image().client().pool(&dest.pool)?;
-        self.clone_into(&pool, &dest.namespace, &dest.image, options)
+        self.clone_into(&pool, dest.name(), options)
     }
 
-    /// Clones the snapshot as `name` in a namespace of `dest`. Nothing is copied, and of its own pool
+    /// Clones the snapshot as `name` in `dest`. Nothing is copied, and of its own pool
     /// only read access is needed. An owner of the parent is told of the clone first where it has to
     /// know, and waited for where it is in the way.
     ///
@@ -45,10 +45,10 @@ impl Snapshot {
     pub fn clone_into(
         &self,
         dest: &Pool,
-        namespace: &str,
-        name: &str,
+        name: impl Into<ImageName>,
         options: &CloneOptions,
     ) -> Result<Image> {
+        let name = name.into();
         let (parent, snap) = (self.image(), self.name());
         parent.operate(Operation::CloneSnapshot, || {
             // Another command may have the parent open just now.
@@ -58,17 +58,10 @@ impl Snapshot {
                     // Cloning itself finds out whether it does.
                     parent.tell(&Command::MarkShared { name: snap.to_owned() });
                 }
-                parent.client().store().clone_image(
-                    parent.engine_pool(),
-                    parent.id(),
-                    snap,
-                    dest.engine(),
-                    namespace,
-                    name,
-                    options,
-                )
+                let snapshot = parent.engine_pool().snapshot(parent.id(), snap);
+                snapshot.clone_to(dest.engine(), &name, options)
             })?;
-            Ok(dest.known_image(namespace, name, id))
+            Ok(dest.known_image(&name, id))
         })
     }
 }

@@ -17,7 +17,7 @@
 //! use marcot_client::{Client, CloneOptions, CreateOptions, ImageSpec, Options};
 //!
 //! let client = Client::open(directory.path(), Options::new())?;
-//! let options = CreateOptions { size_bytes: 1 << 30, ..CreateOptions::default() };
+//! let options = CreateOptions::sized(1 << 30);
 //! let template = client.create(&ImageSpec::parse("rbd/debian")?, &options)?;
 //!
 //! // Of everything acknowledged until now, also where a guest has the image open.
@@ -95,8 +95,8 @@ pub use image_spec::{DEFAULT_POOL, ImageSpec};
 pub use marcot::Image as OpenImage;
 pub use marcot::{
     CheckOptions, CheckReport, ChildInfo, CloneOptions, CreateOptions, Error, ErrorKind, GcReport,
-    ImageId, ImageInfo, InfoReader, Limits, PoolId, PoolOptions, PoolStats, Result, SnapId,
-    SnapInfo,
+    ImageId, ImageInfo, ImageName, InfoReader, Limits, Namespace, PoolId, PoolOptions, PoolStats,
+    Result, SnapId, SnapInfo,
 };
 pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use marcot::catalog::is_partial_name;
-use marcot::{ImageId, InfoReader, PoolId, PoolOptions, PoolStats, Result};
+use marcot::{ImageId, ImageName, InfoReader, Namespace, PoolId, PoolOptions, PoolStats, Result};
 
 use crate::client::Client;
 use crate::operation::Operation;
@@ -164,12 +164,13 @@ impl Pool {
         self.operate(Operation::ListNamespaces, || self.pool.namespaces())
     }
 
-    /// True where a namespace exists. The default one, which is called by the empty name, always does.
+    /// True where a namespace exists. The default one always does.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn has_namespace(&self, namespace: &str) -> Result<bool> {
-        Ok(namespace.is_empty() || self.pool.namespaces()?.iter().any(|name| name == namespace))
+    pub fn has_namespace(&self, namespace: &Namespace) -> Result<bool> {
+        let Some(wanted) = namespace.name() else { return Ok(true) };
+        Ok(self.pool.namespaces()?.iter().any(|name| name == wanted))
     }
 
     /// Creates a namespace.
@@ -186,7 +187,7 @@ impl Pool {
     /// `NotFound`, `NotEmpty`, `Busy`, `ReadOnly`.
     pub fn remove_namespace(&self, namespace: &str) -> Result<()> {
         self.operate(Operation::RemoveNamespace, || {
-            self.remove_remains(namespace);
+            self.remove_remains(&Namespace::named(namespace));
             self.pool.namespace_remove(namespace)
         })
     }
@@ -197,7 +198,7 @@ impl Pool {
     ///
     /// # Errors
     /// `NotFound` for the namespace; `Corrupt`; what the operating system says.
-    pub fn images(&self, namespace: &str) -> Result<Vec<(String, ImageId)>> {
+    pub fn images(&self, namespace: &Namespace) -> Result<Vec<(String, ImageId)>> {
         self.operate(Operation::ListImages, || {
             let mut images = self.pool.images(namespace)?;
             let mut seen = HashSet::new();
@@ -229,8 +230,9 @@ impl Pool {
     ///
     /// # Errors
     /// `NotFound`; `Exists`; `Invalid`, `NameTooLong` for the new name; `ReadOnly`.
-    pub fn rename(&self, namespace: &str, from: &str, to: &str) -> Result<()> {
-        self.operate(Operation::RenameImage, || self.pool.rename(namespace, from, to))
+    pub fn rename(&self, from: impl Into<ImageName>, to: &str) -> Result<()> {
+        let from = from.into();
+        self.operate(Operation::RenameImage, || self.pool.rename(from, to))
     }
 
     /// Totals of the pool.
@@ -244,13 +246,14 @@ impl Pool {
     /// As [`Self::remove_remains`], in every namespace.
     pub(crate) fn remove_all_remains(&self) {
         let namespaces = self.pool.namespaces().unwrap_or_default();
-        for namespace in namespaces.iter().map(String::as_str).chain([""]) {
-            self.remove_remains(namespace);
+        let namespaces = namespaces.into_iter().map(Namespace::named);
+        for namespace in namespaces.chain([Namespace::DEFAULT]) {
+            self.remove_remains(&namespace);
         }
     }
 
     /// Removes the partial images of imports that are no more. What fails here is tried again by the next.
-    pub(crate) fn remove_remains(&self, namespace: &str) {
+    pub(crate) fn remove_remains(&self, namespace: &Namespace) {
         if let Err(error) = self.client.store().remove_abandoned(&self.pool, namespace) {
             tracing::debug!(pool = %self.name(), error = %error.sentence(), "a partial image is left");
         }

@@ -1,6 +1,6 @@
 //! A snapshot: taking and removing it, protecting it, going back to it.
 
-use marcot::{Error, ErrorKind, ImageInfo, Result, SnapId, SnapInfo};
+use marcot::{Error, ErrorKind, ImageInfo, ImageName, Result, SnapId, SnapInfo};
 use marcot_serve::control::{Command, QuiesceMode};
 
 use crate::image::Image;
@@ -212,7 +212,8 @@ impl Snapshot {
         }
         for child in children {
             let pool = client.pool(&child.pool)?;
-            let child = pool.known_image(&child.namespace, &child.image, child.image_id);
+            let name = ImageName::new(child.image).in_namespace(child.namespace);
+            let child = pool.known_image(name, child.image_id);
             child.flatten_in_parts(&mut |_, _| {})?;
         }
         Ok(())

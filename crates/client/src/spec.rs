@@ -5,6 +5,8 @@
 //! choice it prefers pool and namespace over none, so `a/b/c/d` is image `c/d` of `a/b` where it
 //! must exist, and no valid name where it is to be created.
 
+use marcot::{ImageName, Namespace};
+
 /// Which pattern an argument must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pattern {
@@ -93,10 +95,10 @@ pub fn parse_pool(text: &str) -> Result<(String, Option<String>), String> {
 }
 
 /// `pool/[namespace/]image[@snap]`.
-pub fn show(pool: &str, namespace: &str, image: &str, snap: &str) -> String {
-    let namespace = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+pub fn show(pool: &str, namespace: &Namespace, image: &str, snap: &str) -> String {
+    let image = ImageName::new(image).in_namespace(namespace);
     let snap = if snap.is_empty() { String::new() } else { format!("@{snap}") };
-    format!("{pool}/{namespace}{image}{snap}")
+    format!("{pool}/{image}{snap}")
 }
 
 #[cfg(test)]
@@ -148,6 +150,6 @@ mod tests {
         assert_eq!(parse_pool("p/n"), Ok(("p".into(), Some("n".into()))));
         assert_eq!(parse_pool("rbd/a/b"), Err("invalid pool 'rbd/a'".into()));
         assert_eq!(parse_pool("rbd/with@at"), Err("invalid namespace 'with@at'".into()));
-        assert_eq!(show("p", "n", "i", "s"), "p/n/i@s");
+        assert_eq!(show("p", &Namespace::named("n"), "i", "s"), "p/n/i@s");
     }
 }

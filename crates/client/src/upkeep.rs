@@ -1,6 +1,6 @@
 //! What is done to all images of a pool: verifying them, and giving back the space that none needs.
 
-use marcot::{CheckOptions, CheckReport, GcReport, Result};
+use marcot::{CheckOptions, CheckReport, GcReport, ImageName, Namespace, Result};
 
 use crate::operation::Operation;
 use crate::pool::Pool;
@@ -44,11 +44,10 @@ impl Pool {
 
     /// Has every image and snapshot of the pool closed that somebody only keeps open.
     fn let_all_idle_go(&self) -> Result<()> {
-        let mut namespaces = self.engine().namespaces()?;
-        namespaces.push(String::new());
-        for namespace in namespaces {
+        let namespaces = self.engine().namespaces()?.into_iter().map(Namespace::named);
+        for namespace in namespaces.chain([Namespace::DEFAULT]) {
             for (name, id) in self.engine().images(&namespace)? {
-                let image = self.known_image(&namespace, &name, id);
+                let image = self.known_image(ImageName::new(name).in_namespace(&namespace), id);
                 for holders in [Holders::Owner, Holders::Readers] {
                     image.ask_to_give_way(holders)?;
                 }

@@ -5,7 +5,9 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use marcot::{CheckOptions, CloneOptions, CreateOptions, ErrorKind, PoolOptions, SnapId};
+use marcot::{
+    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Namespace, PoolOptions, SnapId,
+};
 use marcot_client::devices::{Devices, MapRequest, ProgramWords};
 use marcot_client::exports::StoreExports;
 use marcot_client::inspect::Diff;
@@ -30,10 +32,10 @@ fn calls(client: &Client) -> Vec<Call> {
         }};
     }
     let pool = client.pool("rbd").unwrap();
-    let id = pool.engine().find("", "a").unwrap();
-    let image = || pool.known_image("", "a", id);
+    let id = pool.engine().find("a").unwrap();
+    let image = || pool.known_image("a", id);
     let snapshot = || image().snapshot("s");
-    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
+    let options = CreateOptions::sized(1 << 20);
     let new = options.clone();
     call!(ListPools, c: client.clone() => c.pools());
     call!(CreatePool, c: client.clone() => c.create_pool("p", &PoolOptions::default()));
@@ -47,14 +49,14 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(ListNamespaces, p: pool.clone() => p.namespaces());
     call!(CreateNamespace, p: pool.clone() => p.create_namespace("n"));
     call!(RemoveNamespace, p: pool.clone() => p.remove_namespace("n"));
-    call!(ListImages, p: pool.clone() => p.images(""));
-    call!(FindImage, p: pool.clone() => p.image("", "a"));
-    call!(FindImage, p: pool.clone() => p.image_by_id("", id));
+    call!(ListImages, p: pool.clone() => p.images(&Namespace::DEFAULT));
+    call!(FindImage, p: pool.clone() => p.image("a"));
+    call!(FindImage, p: pool.clone() => p.image_by_id(&Namespace::DEFAULT, id));
     call!(FindImage, c: client.clone() => c.image(&ImageSpec::new("rbd", "a")));
-    call!(CreateImage, p: pool.clone() => p.create("", "b", &new));
-    call!(ImportImage, p: pool.clone() => p.begin_image("", "c", &options));
-    call!(RenameImage, p: pool.clone() => p.rename("", "b", "d"));
-    call!(RenameImage, i: pool.known_image("", "d", id) => i.rename("b"));
+    call!(CreateImage, p: pool.clone() => p.create("b", &new));
+    call!(ImportImage, p: pool.clone() => p.begin_image("c", &options));
+    call!(RenameImage, p: pool.clone() => p.rename("b", "d"));
+    call!(RenameImage, i: pool.known_image("d", id) => i.rename("b"));
     call!(ImageInfo, i: image() => i.info());
     call!(ImageInfo, i: image() => i.metadata());
     call!(ImageInfo, s: snapshot() => s.info());
@@ -72,11 +74,11 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(CreateSnapshot, i: image() => i.create_snapshot("t", Quiesce::Skip));
     call!(ProtectSnapshot, s: snapshot() => s.protect());
     let (p, s) = (pool.clone(), snapshot());
-    call!(CloneSnapshot, x: (p, s) => x.1.clone_into(&x.0, "", "e", &CloneOptions::default()));
+    call!(CloneSnapshot, x: (p, s) => x.1.clone_into(&x.0, "e", &CloneOptions::default()));
     let (p, i) = (pool.clone(), image());
-    call!(CopyImage, x: (p, i) => x.1.copy_into(&x.0, "", "f", None, &mut quiet));
+    call!(CopyImage, x: (p, i) => x.1.copy_into(&x.0, "f", None, &mut quiet));
     let (p, s) = (pool.clone(), snapshot());
-    call!(CopyImage, x: (p, s) => x.1.copy_into(&x.0, "", "g", None, &mut quiet));
+    call!(CopyImage, x: (p, s) => x.1.copy_into(&x.0, "g", None, &mut quiet));
     call!(ListChildren, i: image() => i.children(Children::Descendants, None::<SnapId>));
     call!(ListChildren, i: image() => i.has_unprotected_child());
     call!(FlattenImage, i: image() => i.flatten(&mut quiet));
@@ -95,7 +97,7 @@ fn calls(client: &Client) -> Vec<Call> {
 fn refused_only(client: &Client, options: Options) -> Vec<Call> {
     const WORDS: ProgramWords = ProgramWords { server: &["true"], quiesce: &["true"] };
     let pool = client.pool("rbd").unwrap();
-    let image = pool.known_image("", "a", pool.engine().find("", "a").unwrap());
+    let image = pool.known_image("a", pool.engine().find("a").unwrap());
     let request = MapRequest::default;
     let devices =
         Arc::new(Devices::open_in(&client.directory().join("run"), options, WORDS).unwrap());
@@ -134,7 +136,7 @@ fn asking(
 ) -> (tempfile::TempDir, Client, Options, Arc<Mutex<Vec<Operation>>>) {
     let directory = tempfile::tempdir().unwrap();
     let client = Client::open(directory.path(), Options::new()).unwrap();
-    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
+    let options = CreateOptions::sized(1 << 20);
     let image = client.create(&ImageSpec::new("rbd", "a"), &options).unwrap();
     image.create_snapshot("s", Quiesce::Skip).unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -160,7 +162,7 @@ fn what_is_not_admitted_is_not_done() {
     let admit =
         move |operation| operation == Operation::FindImage && may_look.load(Ordering::Relaxed);
     let (_directory, client, options, asked) = asking(admit);
-    let before = client.pool("rbd").unwrap().engine().images("").unwrap();
+    let before = client.pool("rbd").unwrap().engine().images(&Namespace::DEFAULT).unwrap();
     let mut seen = HashSet::new();
     let mut all = calls(&client);
     all.extend(refused_only(&client, options));
@@ -174,7 +176,7 @@ fn what_is_not_admitted_is_not_done() {
     }
     assert_eq!(seen, Operation::ALL.iter().copied().collect());
     let pool = client.pool("rbd").unwrap();
-    assert_eq!(pool.engine().images("").unwrap(), before);
+    assert_eq!(pool.engine().images(&Namespace::DEFAULT).unwrap(), before);
     assert!(!client.directory().join("pools/p").exists());
     let info = pool.engine().info(before[0].1).unwrap();
     assert_eq!((info.size_bytes, info.snapshots.len()), (1 << 20, 1));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use marcot::{CloneOptions, CreateOptions, ErrorKind};
+use marcot::{CloneOptions, CreateOptions, ErrorKind, Namespace};
 use marcot_client::copy::GRAIN_BYTES;
 use marcot_client::snapshot::Quiesce;
 use marcot_client::{Client, Image, ImageSpec, Interrupt, Options};
@@ -19,17 +19,17 @@ fn store(options: Options) -> (TempDir, Client) {
 }
 
 fn sized(size_bytes: u64) -> CreateOptions {
-    CreateOptions { size_bytes, ..CreateOptions::default() }
+    CreateOptions::sized(size_bytes)
 }
 
 fn names(client: &Client) -> Vec<String> {
-    let images = client.pool("rbd").unwrap().images("").unwrap();
+    let images = client.pool("rbd").unwrap().images(&Namespace::DEFAULT).unwrap();
     images.into_iter().map(|(name, _)| name).collect()
 }
 
 /// All names, also those of images that are not whole.
 fn all_names(client: &Client) -> usize {
-    client.pool("rbd").unwrap().engine().image_names("").unwrap().len()
+    client.pool("rbd").unwrap().engine().image_names(&Namespace::DEFAULT).unwrap().len()
 }
 
 fn write(image: &Image, offset: u64, data: &[u8]) {
@@ -50,21 +50,21 @@ fn byte_at(image: &Image, offset: u64) -> u8 {
 fn an_image_is_seen_when_it_is_whole_and_gone_when_it_is_given_up() {
     let (_directory, client) = store(Options::new());
     let pool = client.pool("rbd").unwrap();
-    let mut incoming = pool.begin_image("", "a", &sized(0)).unwrap();
+    let mut incoming = pool.begin_image("a", &sized(0)).unwrap();
     assert!(names(&client).is_empty() && all_names(&client) == 1);
     incoming.grow_to_hold(8192).unwrap();
     incoming.write(4096, &[5; 4096], GRAIN_BYTES).unwrap();
     drop(incoming);
     assert_eq!(all_names(&client), 0);
 
-    let mut incoming = pool.begin_image("", "a", &sized(0)).unwrap();
+    let mut incoming = pool.begin_image("a", &sized(0)).unwrap();
     incoming.grow_to_hold(8192).unwrap();
     incoming.write(4096, &[5; 4096], GRAIN_BYTES).unwrap();
     incoming.resize(8192).unwrap();
     let image = incoming.finish().unwrap();
     assert_eq!((image.spec().to_string().as_str(), names(&client).len()), ("rbd/a", 1));
     assert_eq!((image.info().unwrap().size_bytes, byte_at(&image, 4096)), (8192, 5));
-    let taken = pool.begin_image("", "a", &sized(0)).map(drop).unwrap_err();
+    let taken = pool.begin_image("a", &sized(0)).map(drop).unwrap_err();
     assert_eq!((taken.kind(), all_names(&client)), (ErrorKind::Exists, 1));
 }
 
@@ -83,9 +83,9 @@ fn a_copy_is_independent_and_has_the_content_of_its_time() {
     let pool = client.pool("rbd").unwrap();
     let mut told = (0, 0);
     let mut progress = |done, total| told = (done, total);
-    let head = child.copy_into(&pool, "", "head", None, &mut progress).unwrap();
+    let head = child.copy_into(&pool, "head", None, &mut progress).unwrap();
     assert_eq!(told, (SIZE_BYTES, SIZE_BYTES));
-    let old = child.snapshot("s").copy_into(&pool, "", "old", Some(23), &mut |_, _| {}).unwrap();
+    let old = child.snapshot("s").copy_into(&pool, "old", Some(23), &mut |_, _| {}).unwrap();
     assert_eq!((byte_at(&head, 0), byte_at(&old, 0)), (2, 1));
     for copy in [&head, &old] {
         let info = copy.info().unwrap();
@@ -93,9 +93,9 @@ fn a_copy_is_independent_and_has_the_content_of_its_time() {
         assert_eq!(info.size_bytes, SIZE_BYTES);
     }
     assert_eq!(old.info().unwrap().order, 23);
-    let smaller = child.copy_into(&pool, "", "no", Some(12), &mut |_, _| {}).unwrap_err();
+    let smaller = child.copy_into(&pool, "no", Some(12), &mut |_, _| {}).unwrap_err();
     assert_eq!(smaller.kind(), ErrorKind::Invalid);
-    let missing = child.snapshot("t").copy_into(&pool, "", "no", None, &mut |_, _| {});
+    let missing = child.snapshot("t").copy_into(&pool, "no", None, &mut |_, _| {});
     assert_eq!(missing.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
@@ -111,7 +111,7 @@ fn an_interrupted_copy_leaves_nothing() {
     }
     let pool = client.pool("rbd").unwrap();
     let mut progress = |_, _| stop.store(true, Ordering::Relaxed);
-    let error = image.copy_into(&pool, "", "b", None, &mut progress).unwrap_err();
+    let error = image.copy_into(&pool, "b", None, &mut progress).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Interrupted);
     assert_eq!((names(&client), all_names(&client)), (vec!["a".to_owned()], 1));
 }

@@ -37,7 +37,7 @@ impl World {
     }
 
     fn create(&self, name: &str) -> Image {
-        let options = CreateOptions { size_bytes: SIZE_BYTES, ..CreateOptions::default() };
+        let options = CreateOptions::sized(SIZE_BYTES);
         self.client.create(&ImageSpec::new("rbd", name), &options).unwrap()
     }
 }
@@ -208,7 +208,7 @@ fn a_handle_does_nothing_to_another_image_that_has_the_name_by_now() {
     let world = World::new();
     let (first, second) = (world.create("a"), world.create("b"));
     let pool = world.client.pool("rbd").unwrap();
-    pool.rename("", "a", "c").unwrap();
+    pool.rename("a", "c").unwrap();
     assert_eq!(first.remove(&mut quiet).unwrap_err().kind(), ErrorKind::NotFound);
     second.rename("a").unwrap();
     for error in [
@@ -220,7 +220,7 @@ fn a_handle_does_nothing_to_another_image_that_has_the_name_by_now() {
     }
     // What needs no name still reaches the same image.
     first.resize(2 * SIZE_BYTES, false, &mut quiet).unwrap();
-    let sizes = ["c", "a"].map(|name| pool.image("", name).unwrap().info().unwrap().size_bytes);
+    let sizes = ["c", "a"].map(|name| pool.image(name).unwrap().info().unwrap().size_bytes);
     assert_eq!(sizes, [2 * SIZE_BYTES, SIZE_BYTES]);
 }
 
@@ -249,7 +249,7 @@ fn the_owner_of_a_parent_is_told_of_clones_that_come_and_go() {
     let host = own(&parent, false);
     write(&host, 0, &[3; 4096]);
     let snapshot = parent.create_snapshot("v1", Quiesce::Required).unwrap();
-    let options = CloneOptions { format: 2, ..CloneOptions::default() };
+    let options = CloneOptions::new().format(2);
     let spec = ImageSpec::new("rbd", "child");
     let child = snapshot.clone_to(&spec, &options).unwrap();
     assert_eq!(parent.children(Children::Direct, None).unwrap().len(), 1);

@@ -11,14 +11,14 @@
 //!
 //! let store = Store::open(dir.path())?;
 //! let pool = store.pool("rbd")?;
-//! let id = pool.create("", "golden", &CreateOptions { size_bytes: 1 << 30, ..Default::default() })?;
+//! let id = pool.create("golden", &CreateOptions::sized(1 << 30))?;
 //! let mut golden = pool.open(id)?;
 //! golden.write_at(4096, b"a kernel")?;
 //! golden.snapshot("v1")?;
 //! golden.protect("v1")?;
 //! golden.close()?;
 //!
-//! let child = store.clone_image(&pool, id, "v1", &pool, "", "vm-1", &CloneOptions::default())?;
+//! let child = pool.snapshot(id, "v1").clone_to(&pool, "vm-1", &CloneOptions::default())?;
 //! let mut vm = pool.open(child)?;
 //! let mut buf = [0; 8];
 //! vm.read_at(4096, &mut buf)?;
@@ -49,8 +49,8 @@ mod segment;
 mod table;
 
 pub use catalog::{
-    ChildInfo, CreateOptions, ImageInfo, InfoReader, ParentInfo, Pool, PoolOptions, PoolStats,
-    ReadableBy, SnapInfo, Store,
+    ChildInfo, CreateOptions, ImageInfo, ImageName, InfoReader, Namespace, ParentInfo, Pool,
+    PoolOptions, PoolStats, ReadableBy, SnapInfo, Store,
 };
 pub use check::{CheckOptions, CheckReport, Finding};
 pub use device::{
@@ -65,4 +65,4 @@ pub use marcot_backend::fault;
 use marcot_backend::fault;
 pub use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, PoolId, SnapId};
 pub use marcot_store::World;
-pub use operations::{CloneOptions, GcReport, PinnedRow};
+pub use operations::{CloneOptions, GcReport, PinnedRow, Snapshot};

@@ -36,8 +36,8 @@ fn place() -> Place {
     let (world, faults) = faulty_world();
     let store = Store::open_in(world, directory.path()).unwrap();
     let pool = store.pool("rbd").unwrap();
-    let options = CreateOptions { size_bytes: LEAVES * LEAF_BYTES, ..CreateOptions::default() };
-    let image = pool.create("", "image", &options).unwrap();
+    let options = CreateOptions::sized(LEAVES * LEAF_BYTES);
+    let image = pool.create("image", &options).unwrap();
     let place = Place { directory, store, pool, image, faults };
     place.change(|image| {
         for leaf in 0..LEAVES {

@@ -62,7 +62,7 @@ fn gc(store: &Store, pool: &Pool) -> marcot::Result<()> {
 }
 
 fn give_up(store: &Store, pool: &Pool, name: &str) -> marcot::Result<()> {
-    store.remove_damaged(pool, "", name, &mut |_, _| {})
+    store.remove_damaged(pool, name, &mut |_, _| {})
 }
 
 fn files(directory: &Path) -> usize {
@@ -81,12 +81,12 @@ struct Family {
 fn family(store: Store) -> Family {
     let templates = store.pool_create("templates", &PoolOptions::default()).unwrap();
     let pool = store.pool("rbd").unwrap();
-    let options = CreateOptions { size_bytes: SIZE as u64, ..CreateOptions::default() };
-    let template = templates.create("", "template", &options).unwrap();
+    let options = CreateOptions::sized(SIZE as u64);
+    let template = templates.create("template", &options).unwrap();
     write(&templates, template, 0, 1);
     protected_snapshot(&templates, template);
     let clone = CloneOptions::default();
-    let middle = store.clone_image(&templates, template, "s", &pool, "", "middle", &clone).unwrap();
+    let middle = templates.snapshot(template, "s").clone_to(&pool, "middle", &clone).unwrap();
     write(&pool, middle, MIB, 2);
     Family { store, templates, pool, template, middle }
 }
@@ -104,9 +104,7 @@ fn a_damaged_image_is_given_up_and_gc_and_unprotect_work_again() {
     let directory = tempfile::tempdir().unwrap();
     let family = family(Store::open(directory.path()).unwrap());
     let Family { store, templates, pool, template, middle } = &family;
-    let bystander = pool
-        .create("", "bystander", &CreateOptions { size_bytes: SIZE as u64, ..Default::default() })
-        .unwrap();
+    let bystander = pool.create("bystander", &CreateOptions::sized(SIZE as u64)).unwrap();
     write(pool, bystander, 2 * MIB, 3);
     damage(pool, *middle);
     let refused = gc(store, pool).unwrap_err();
@@ -115,10 +113,10 @@ fn a_damaged_image_is_given_up_and_gc_and_unprotect_work_again() {
         "{refused}"
     );
     assert_eq!(unprotect(templates, *template).unwrap_err().kind(), ErrorKind::Corrupt);
-    let refused = store.remove_named(pool, "", "middle", &mut |_, _| {}).unwrap_err();
+    let refused = store.remove_named(pool, "middle", &mut |_, _| {}).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Corrupt);
     give_up(store, pool, "middle").unwrap();
-    assert_eq!(pool.find("", "middle").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(pool.find("middle").unwrap_err().kind(), ErrorKind::NotFound);
     assert!(!pool.image_directory(*middle).exists());
     assert_eq!(files(&pool.directory().join("children")), 0);
     assert_eq!(files(&templates.directory().join("children")), 0);
@@ -138,7 +136,7 @@ fn a_damaged_image_is_kept_while_it_has_children_and_what_they_need_outlives_it(
     let third = store.pool_create("third", &PoolOptions::default()).unwrap();
     protected_snapshot(pool, *middle);
     let clone = |dest: &Pool, name: &str| {
-        store.clone_image(pool, *middle, "s", dest, "", name, &CloneOptions::default()).unwrap()
+        pool.snapshot(*middle, "s").clone_to(dest, name, &CloneOptions::default()).unwrap()
     };
     let (near, far) = (clone(pool, "near"), clone(&third, "far"));
     damage(pool, *middle);
@@ -153,7 +151,7 @@ fn a_damaged_image_is_kept_while_it_has_children_and_what_they_need_outlives_it(
     // The template's data, which both had through the damaged image, is not needed any more.
     unprotect(templates, *template).unwrap();
     run(templates, *template, |image| image.remove_snapshot("s", false)).unwrap();
-    store.remove_named(templates, "", "template", &mut |_, _| {}).unwrap();
+    store.remove_named(templates, "template", &mut |_, _| {}).unwrap();
     for pool in [templates, pool, &third] {
         gc(store, pool).unwrap();
         support::assert_sound(store, pool);
@@ -172,10 +170,10 @@ fn giving_up_that_is_cut_off_is_finished_by_gc() {
     damage(pool, *middle);
     faults.fail_remove.store(true, Ordering::Relaxed);
     assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Io);
-    assert!(pool.find("", "middle").is_ok(), "the first removal is that of the name");
+    assert!(pool.find("middle").is_ok(), "the first removal is that of the name");
     assert_eq!(pool.open(*middle).err().unwrap().kind(), ErrorKind::NotFound);
     gc(store, pool).unwrap();
-    assert_eq!(pool.find("", "middle").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(pool.find("middle").unwrap_err().kind(), ErrorKind::NotFound);
     gc(store, pool).unwrap();
     unprotect(templates, *template).unwrap();
     family.assert_sound();

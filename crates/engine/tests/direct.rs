@@ -34,8 +34,8 @@ fn bench(directory: &Path) -> Bench {
     let (world, faults) = faulty_world();
     faults.direct.store(true, Ordering::Relaxed);
     let (store, pool) = open_store(world, directory);
-    let options = CreateOptions { size_bytes: SIZE_BYTES, ..CreateOptions::default() };
-    let id = pool.create("", "image", &options).unwrap();
+    let options = CreateOptions::sized(SIZE_BYTES);
+    let id = pool.create("image", &options).unwrap();
     let image = pool.open(id).unwrap();
     Bench { store, pool, id, image, faults }
 }

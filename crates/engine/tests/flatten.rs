@@ -25,13 +25,8 @@ fn snapshot(image: &mut Image, name: &str) {
     image.protect(name).unwrap();
 }
 
-fn clone(
-    store: &Store,
-    (pool, image, snap): (&Pool, ImageId, &str),
-    to: &Pool,
-    name: &str,
-) -> ImageId {
-    store.clone_image(pool, image, snap, to, "", name, &CloneOptions::default()).unwrap()
+fn clone((pool, image, snap): (&Pool, ImageId, &str), to: &Pool, name: &str) -> ImageId {
+    pool.snapshot(image, snap).clone_to(to, name, &CloneOptions::default()).unwrap()
 }
 
 fn read(image: &mut Image) -> Vec<u8> {
@@ -46,14 +41,13 @@ impl Family {
         let first = store.pool("rbd").unwrap();
         let second = store.pool_create("second", &PoolOptions::default()).unwrap();
         let third = store.pool_create("third", &PoolOptions::default()).unwrap();
-        let features = features.to_owned();
-        let options = CreateOptions { size_bytes: SIZE, features, ..Default::default() };
-        let template = first.create("", "template", &options).unwrap();
+        let options = CreateOptions::sized(SIZE).features(features);
+        let template = first.create("template", &options).unwrap();
         let mut image = first.open(template).unwrap();
         image.write_at(0, &pattern(1, SIZE as usize)).unwrap();
         snapshot(&mut image, "s");
         image.close().unwrap();
-        let child = clone(&store, (&first, template, "s"), &second, "child");
+        let child = clone((&first, template, "s"), &second, "child");
         Self { store, first, second, third, template, child }
     }
 
@@ -154,13 +148,13 @@ fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
     content[MIB as usize..2 * MIB as usize].copy_from_slice(&pattern(2, MIB as usize));
     // In every pool; and one generation more, which was never written and knows the oldest place.
     let grandchildren: Vec<(&Pool, ImageId)> = [first, second, third]
-        .map(|pool| (pool, clone(store, (second, *child, "middle"), pool, "grandchild")))
+        .map(|pool| (pool, clone((second, *child, "middle"), pool, "grandchild")))
         .to_vec();
     let (third_pool, last) = grandchildren[2];
     let mut image = third_pool.open(last).unwrap();
     snapshot(&mut image, "deep");
     image.close().unwrap();
-    let great = clone(store, (third, last, "deep"), second, "great");
+    let great = clone((third, last, "deep"), second, "great");
     // Open all the while: a guest of a grandchild, and a reader of the snapshot.
     // In a store of their own, as in a process of their own: no segment is open there yet.
     let other = Store::open(directory.path()).unwrap();
@@ -326,12 +320,12 @@ fn what_an_ancestor_has_copied_into_the_images_own_pool_is_not_its_own() {
         let mut image = family.open();
         snapshot(&mut image, "x");
         image.close().unwrap();
-        let b = clone(store, (second, x, "x"), third, "b");
+        let b = clone((second, x, "x"), third, "b");
         let mut image = third.open(b).unwrap();
         image.write_at(6 * MIB, &pattern(3, 65_536)).unwrap();
         snapshot(&mut image, "b");
         image.close().unwrap();
-        let c = clone(store, (third, b, "b"), second, "c");
+        let c = clone((third, b, "b"), second, "c");
         let mut image = second.open(c).unwrap();
         image.snapshot("c0").unwrap();
         image.close().unwrap();

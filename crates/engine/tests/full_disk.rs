@@ -35,8 +35,8 @@ fn small_reserve(
 }
 
 fn image(pool: &Pool) -> ImageId {
-    let options = CreateOptions { size_bytes: LEAVES * LEAF_BYTES, ..CreateOptions::default() };
-    pool.create("", "image", &options).unwrap()
+    let options = CreateOptions::sized(LEAVES * LEAF_BYTES);
+    pool.create("image", &options).unwrap()
 }
 
 /// Fills the disk but for `room_bytes`.

@@ -32,8 +32,8 @@ fn snapshot(pool: &Pool, image: ImageId) {
 
 /// An image of random bytes with a protected snapshot.
 fn template(pool: &Pool, name: &str, seed: u8) -> ImageId {
-    let options = CreateOptions { size_bytes: SIZE_BYTES, ..CreateOptions::default() };
-    let id = pool.create("", name, &options).unwrap();
+    let options = CreateOptions::sized(SIZE_BYTES);
+    let id = pool.create(name, &options).unwrap();
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(seed, SIZE_BYTES as usize)).unwrap();
     image.close().unwrap();
@@ -41,8 +41,8 @@ fn template(pool: &Pool, name: &str, seed: u8) -> ImageId {
     id
 }
 
-fn clone(store: &Store, (parent, image): (&Pool, ImageId), pool: &Pool, name: &str) -> ImageId {
-    store.clone_image(parent, image, "s", pool, "", name, &CloneOptions::default()).unwrap()
+fn clone((parent, image): (&Pool, ImageId), pool: &Pool, name: &str) -> ImageId {
+    parent.snapshot(image, "s").clone_to(pool, name, &CloneOptions::default()).unwrap()
 }
 
 fn flatten(pool: &Pool, image: ImageId) {
@@ -92,11 +92,10 @@ fn a_template_without_clones_goes_with_all_it_had_and_no_other_head_is_read() {
         let (store, pool, faults) = store(directory.path());
         let template = template(&pool, "template", 1);
         for number in 0..others {
-            let id =
-                pool.create("", &format!("other-{number}"), &CreateOptions::default()).unwrap();
+            let id = pool.create(format!("other-{number}"), &CreateOptions::default()).unwrap();
             assert_ne!(id, template);
         }
-        let child = clone(&store, (&pool, template), &pool, "child");
+        let child = clone((&pool, template), &pool, "child");
         remove_alone(&store, &pool, child);
         on(&pool, template, remove_snapshot);
         let before = faults.opens.load(Ordering::Relaxed);
@@ -113,8 +112,8 @@ fn a_template_gives_its_space_back_when_the_last_flattened_clone_goes() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store(directory.path());
     let template = template(&pool, "template", 1);
-    let first = clone(&store, (&pool, template), &pool, "first");
-    let second = clone(&store, (&pool, template), &pool, "second");
+    let first = clone((&pool, template), &pool, "first");
+    let second = clone((&pool, template), &pool, "second");
     flatten(&pool, first);
     flatten(&pool, second);
     remove(&store, &pool, template);
@@ -132,7 +131,7 @@ fn what_few_heirs_name_no_more_comes_back_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store(directory.path());
     let template = template(&pool, "template", 1);
-    let child = clone(&store, (&pool, template), &pool, "child");
+    let child = clone((&pool, template), &pool, "child");
     flatten(&pool, child);
     // More than the child names.
     let mut image = pool.open(template).unwrap();
@@ -154,9 +153,9 @@ fn heirs_are_found_through_images_that_are_gone() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store(directory.path());
     let template = template(&pool, "template", 1);
-    let middle = clone(&store, (&pool, template), &pool, "middle");
+    let middle = clone((&pool, template), &pool, "middle");
     snapshot(&pool, middle);
-    let last = clone(&store, (&pool, middle), &pool, "last");
+    let last = clone((&pool, middle), &pool, "last");
     flatten(&pool, last);
     // It goes as a child of the template: its record tells of it no more.
     remove(&store, &pool, middle);
@@ -165,7 +164,7 @@ fn heirs_are_found_through_images_that_are_gone() {
     assert_sound(&store, &pool);
     // A clone of the heir is one too, while it is a child and afterwards.
     snapshot(&pool, last);
-    let heir = clone(&store, (&pool, last), &pool, "heir");
+    let heir = clone((&pool, last), &pool, "heir");
     flatten(&pool, heir);
     remove(&store, &pool, last);
     expect(&pool, heir, 1);
@@ -181,7 +180,7 @@ fn segments_that_many_heirs_may_name_wait_until_they_are_fewer() {
     let template = template(&pool, "template", 1);
     let heirs: Vec<_> = (0..20)
         .map(|number| {
-            let heir = clone(&store, (&pool, template), &pool, &format!("heir-{number}"));
+            let heir = clone((&pool, template), &pool, &format!("heir-{number}"));
             flatten(&pool, heir);
             heir
         })
@@ -201,9 +200,9 @@ fn an_heir_whose_parent_lies_in_another_pool_is_not_forgotten() {
     let (store, pool, _) = store(directory.path());
     let other = store.pool_create("other", &PoolOptions::default()).unwrap();
     let template = template(&pool, "template", 1);
-    let middle = clone(&store, (&pool, template), &other, "middle");
+    let middle = clone((&pool, template), &other, "middle");
     snapshot(&other, middle);
-    let back = clone(&store, (&other, middle), &pool, "back");
+    let back = clone((&other, middle), &pool, "back");
     flatten(&other, middle);
     remove(&store, &pool, template);
     expect(&pool, back, 1);
@@ -224,7 +223,7 @@ fn collecting_a_pool_removes_marks_that_nobody_needs_and_no_others() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store(directory.path());
     let template = template(&pool, "template", 1);
-    let child = clone(&store, (&pool, template), &pool, "child");
+    let child = clone((&pool, template), &pool, "child");
     flatten(&pool, child);
     remove(&store, &pool, template);
     // As a removal that was cut off leaves it.

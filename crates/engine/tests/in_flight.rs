@@ -32,8 +32,8 @@ fn bench(directory: &Path) -> Bench {
     let store = Store::open_with(world, directory, Limits::default()).unwrap();
     let pool = store.pool("rbd").unwrap();
     let size_bytes = (BLOCKS * BLOCK) as u64;
-    let options = CreateOptions { size_bytes, ..CreateOptions::default() };
-    let id = pool.create("", "image", &options).unwrap();
+    let options = CreateOptions::sized(size_bytes);
+    let id = pool.create("image", &options).unwrap();
     let mut image = pool.open(id).unwrap();
     let data: Vec<u8> = (0..BLOCKS).flat_map(content).collect();
     image.write_at(0, &data).unwrap();

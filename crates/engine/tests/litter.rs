@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use marcot::{
-    CheckOptions, CloneOptions, CreateOptions, ErrorKind, ImageId, Pool, PoolOptions, Store,
+    CheckOptions, CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, Namespace, Pool,
+    PoolOptions, Store,
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::HeadRecord;
@@ -33,8 +34,8 @@ fn place(name: &str) -> Place {
     let store = Store::open(&directory).unwrap();
     let pool = store.pool("rbd").unwrap();
     pool.namespace_create("part").unwrap();
-    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
-    let image = pool.create("", "image", &options).unwrap();
+    let options = CreateOptions::sized(1 << 20);
+    let image = pool.create("image", &options).unwrap();
     Place { directory, store, pool, image }
 }
 
@@ -97,7 +98,10 @@ fn gc_removes_temporary_files_of_all_directories() {
     files.push(store);
     place.gc();
     assert_eq!(left(&files), Vec::<&PathBuf>::new());
-    assert_eq!(place.pool.images("").unwrap(), [("image".to_owned(), place.image)]);
+    assert_eq!(
+        place.pool.images(&Namespace::DEFAULT).unwrap(),
+        [("image".to_owned(), place.image)]
+    );
 }
 
 #[test]
@@ -170,8 +174,8 @@ fn a_namespace_is_removed_with_what_a_crash_left_in_it() {
     let refused = place.pool.namespace_remove("part").unwrap_err();
     assert!(refused.sentence().to_string().contains("%zz"), "{refused}");
     fs::remove_file(strange).unwrap();
-    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
-    place.pool.create("part", "image", &options).unwrap();
+    let options = CreateOptions::sized(1 << 20);
+    place.pool.create(ImageName::new("image").in_namespace("part"), &options).unwrap();
     let refused = place.pool.namespace_remove("part").unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::NotEmpty);
 }
@@ -184,7 +188,7 @@ fn litter_does_not_keep_an_image_or_a_pool() {
     place.store.pool_remove("other").unwrap();
     assert!(!other.directory().exists());
     leave(&place.pool.image_directory(place.image), TEMPORARY);
-    place.store.remove_named(&place.pool, "", "image", &mut |_, _| {}).unwrap();
+    place.store.remove_named(&place.pool, "image", &mut |_, _| {}).unwrap();
     assert!(!place.pool.image_directory(place.image).exists());
 }
 
@@ -193,8 +197,8 @@ fn litter_does_not_keep_an_image_or_a_pool() {
 fn cut_off_clone(place: &Place, removing: bool) -> (Store, PathBuf) {
     let templates = Store::open(&place.directory.join("templates")).unwrap();
     let owner = templates.pool("rbd").unwrap();
-    let options = CreateOptions { size_bytes: 1 << 20, ..CreateOptions::default() };
-    let golden = owner.create("", "golden", &options).unwrap();
+    let options = CreateOptions::sized(1 << 20);
+    let golden = owner.create("golden", &options).unwrap();
     let mut image = owner.open(golden).unwrap();
     image.write_at(0, &[7; 8192]).unwrap();
     image.snapshot("s").unwrap();
@@ -202,8 +206,7 @@ fn cut_off_clone(place: &Place, removing: bool) -> (Store, PathBuf) {
     image.close().unwrap();
     let attached = place.store.pool_attach("tmpl", owner.directory()).unwrap();
     let made = CloneOptions::default();
-    let clone =
-        place.store.clone_image(&attached, golden, "s", &place.pool, "", "c", &made).unwrap();
+    let clone = attached.snapshot(golden, "s").clone_to(&place.pool, "c", &made).unwrap();
     if removing {
         let mut opened = place.pool.open(clone).unwrap();
         opened.write_at(0, b"its own").unwrap();
@@ -232,7 +235,7 @@ fn one_gc_finishes_a_clone_and_a_removal_that_were_cut_off() {
         assert_eq!(left(&place.pool.directory().join("children")), 0, "removing: {removing}");
         assert_eq!(left(&owner.directory().join("children")), 0, "removing: {removing}");
         assert_eq!(left(&place.pool.directory().join("segments")), 0, "removing: {removing}");
-        let golden = owner.find("", "golden").unwrap();
+        let golden = owner.find("golden").unwrap();
         let mut image = owner.open(golden).unwrap();
         image.unprotect("s").unwrap();
     }

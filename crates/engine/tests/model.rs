@@ -140,9 +140,9 @@ impl Family {
         let size_bytes = self.rng.below(SIZE_MAX) + 1;
         let pool = self.a_pool();
         let deep = self.rng.below(8) > 0;
-        let features = if deep { "layering,deep-flatten" } else { "layering" }.to_owned();
-        let options = CreateOptions { size_bytes, features, ..CreateOptions::default() };
-        let id = pool.create("", &name, &options).expect("creates");
+        let features = if deep { "layering,deep-flatten" } else { "layering" };
+        let options = CreateOptions::sized(size_bytes).features(features);
+        let id = pool.create(&name, &options).expect("creates");
         let bytes = vec![0; size_bytes as usize];
         let snaps = BTreeMap::new();
         self.models.insert(name, Model { id, pool, bytes, snaps, parent: None, deep });
@@ -199,9 +199,7 @@ impl Family {
         let (from, id) = (self.models[name].pool.clone(), self.models[name].id);
         let to = self.a_pool();
         let deep = self.models[name].deep;
-        let store = self.store.clone();
-        let clone =
-            || store.clone_image(&from, id, &snap, &to, "", &child, &CloneOptions::default());
+        let clone = || from.snapshot(id, &snap).clone_to(&to, &child, &CloneOptions::default());
         if !self.models[name].snaps[&snap].protected {
             let refused = clone().expect_err("an unprotected parent");
             assert_eq!(refused.kind(), ErrorKind::NotProtected);

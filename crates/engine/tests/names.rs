@@ -3,17 +3,17 @@
 mod support;
 
 use marcot::catalog::is_partial_name;
-use marcot::{CreateOptions, ErrorKind, ImageId, Pool, Store};
+use marcot::{CreateOptions, ErrorKind, ImageId, ImageName, Namespace, Pool, Store};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{HeadRecord, SnapshotRecord};
 use support::{MIB, store_with_image};
 
 fn options() -> CreateOptions {
-    CreateOptions { size_bytes: MIB, ..CreateOptions::default() }
+    CreateOptions::sized(MIB)
 }
 
 fn names(pool: &Pool) -> Vec<String> {
-    pool.images("").unwrap().into_iter().map(|(name, _)| name).collect()
+    pool.images(&Namespace::DEFAULT).unwrap().into_iter().map(|(name, _)| name).collect()
 }
 
 fn change_head(pool: &Pool, image: ImageId, change: impl FnOnce(&mut HeadRecord)) {
@@ -28,16 +28,16 @@ fn change_head(pool: &Pool, image: ImageId, change: impl FnOnce(&mut HeadRecord)
 fn a_partial_image_is_removed_when_its_maker_is_gone_and_not_before() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store_with_image(directory.path(), MIB);
-    let maker = pool.create_partial("", "disk", &options()).unwrap();
+    let maker = pool.create_partial("disk", &options()).unwrap();
     let id = maker.id();
     // Another process: what is locked through one file is locked for all others.
     let other = Store::open(directory.path()).unwrap();
     let other_pool = other.pool("rbd").unwrap();
-    other.remove_abandoned(&other_pool, "").unwrap();
-    let (name, _) = pool.images("").unwrap().remove(0);
+    other.remove_abandoned(&other_pool, &Namespace::DEFAULT).unwrap();
+    let (name, _) = pool.images(&Namespace::DEFAULT).unwrap().remove(0);
     assert!(is_partial_name(&name) && name.ends_with(&id.to_string()), "{name}");
     drop(maker);
-    other.remove_abandoned(&other_pool, "").unwrap();
+    other.remove_abandoned(&other_pool, &Namespace::DEFAULT).unwrap();
     assert_eq!(names(&pool), ["image"]);
     assert_eq!(pool.info(id).unwrap_err().kind(), ErrorKind::NotFound);
     store.gc(&pool, &mut |_, _| {}).unwrap();
@@ -48,20 +48,20 @@ fn a_partial_image_is_removed_when_its_maker_is_gone_and_not_before() {
 fn an_image_that_has_got_its_name_is_never_abandoned() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store_with_image(directory.path(), MIB);
-    let mut maker = pool.create_partial("", "disk", &options()).unwrap();
+    let mut maker = pool.create_partial("disk", &options()).unwrap();
     let id = maker.id();
     maker.write_at(0, &[7; 4096]).unwrap();
     maker.flush().unwrap();
-    pool.publish_partial("", id, "disk").unwrap();
+    pool.publish_partial(id, "disk").unwrap();
     Box::new(maker).close().unwrap();
-    store.remove_abandoned(&pool, "").unwrap();
-    assert_eq!(pool.find("", "disk").unwrap(), id);
+    store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
+    assert_eq!(pool.find("disk").unwrap(), id);
     // Without its name it gets that one back, and not one that would have it removed.
     std::fs::remove_file(pool.directory().join("names/@/disk")).unwrap();
     let repair = marcot::CheckOptions { repair: true, ..Default::default() };
     store.check(&pool, &repair, &mut |_, _| {}).unwrap();
-    store.remove_abandoned(&pool, "").unwrap();
-    assert_eq!(pool.find("", "disk").unwrap(), id);
+    store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
+    assert_eq!(pool.find("disk").unwrap(), id);
     let mut byte = [0];
     pool.open_read_only(id).unwrap().read_at(0, &mut byte).unwrap();
     assert_eq!(byte, [7]);
@@ -73,26 +73,18 @@ fn a_name_that_only_looks_like_a_partial_one_is_refused_and_was_never_one() {
     let (store, pool, id) = store_with_image(directory.path(), MIB);
     let own = format!(".marcot-partial.{id}");
     for name in [".marcot-partial.old-backup", ".marcot-partial.", own.as_str()] {
-        assert_eq!(
-            pool.rename("", "image", name).unwrap_err().kind(),
-            ErrorKind::Invalid,
-            "{name}"
-        );
-        assert_eq!(
-            pool.create("", name, &options()).unwrap_err().kind(),
-            ErrorKind::Invalid,
-            "{name}"
-        );
+        assert_eq!(pool.rename("image", name).unwrap_err().kind(), ErrorKind::Invalid, "{name}");
+        assert_eq!(pool.create(name, &options()).unwrap_err().kind(), ErrorKind::Invalid, "{name}");
     }
     // As earlier versions let users call their images, and as they called partial ones.
     let names_directory = pool.directory().join("names/@");
     for file in ["old-backup", "4711.disk", "12345678"] {
         let file = format!("%2emarcot-partial.{file}");
         std::fs::rename(names_directory.join("image"), names_directory.join(&file)).unwrap();
-        store.remove_abandoned(&pool, "").unwrap();
-        let (name, found) = pool.images("").unwrap().remove(0);
+        store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
+        let (name, found) = pool.images(&Namespace::DEFAULT).unwrap().remove(0);
         assert!(found == id && !is_partial_name(&name), "{name}");
-        pool.rename("", &name, "image").unwrap();
+        pool.rename(&name, "image").unwrap();
     }
     // A lost name does not come back as one that is refused.
     change_head(&pool, id, |head| head.name = format!(".marcot-partial.{id}"));
@@ -114,11 +106,14 @@ fn files_in_a_pool_that_no_name_has_are_left_out() {
         std::fs::create_dir(all.join(file)).unwrap();
         std::fs::write(directory.path().join("pools").join(file), "").unwrap();
     }
-    assert_eq!(pool.images("").unwrap(), [("image".to_owned(), id)]);
+    assert_eq!(pool.images(&Namespace::DEFAULT).unwrap(), [("image".to_owned(), id)]);
     assert_eq!(pool.namespaces().unwrap(), [""; 0]);
     assert_eq!(store.pools().unwrap(), ["rbd"]);
-    assert_eq!(pool.find("", "c/d").unwrap_err().kind(), ErrorKind::NotFound);
-    assert_eq!(pool.find("c/d", "image").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(pool.find("c/d").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        pool.find(ImageName::new("image").in_namespace("c/d")).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
 }
 
 #[test]
@@ -164,5 +159,5 @@ fn a_pool_that_lost_its_record_is_not_made_anew_over_its_images() {
     }
     assert!(!record.exists() && !store_again.is_unfinished("rbd"));
     std::fs::rename(&away, &record).unwrap();
-    assert_eq!(store_again.pool("rbd").unwrap().find("", "image").unwrap(), id);
+    assert_eq!(store_again.pool("rbd").unwrap().find("image").unwrap(), id);
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use marcot::{CloneOptions, CreateOptions, Image, ImageId, Limits, Pool, Store};
+use marcot::{CloneOptions, CreateOptions, Image, ImageId, Limits, Namespace, Pool, Store};
 
 use support::{Faults, faulty_world};
 
@@ -36,8 +36,8 @@ fn place(name: &str) -> Place {
 
 impl Place {
     fn create(&self, name: &str) -> ImageId {
-        let options = CreateOptions { size_bytes: MIB, ..CreateOptions::default() };
-        self.pool.create("", name, &options).unwrap()
+        let options = CreateOptions::sized(MIB);
+        self.pool.create(name, &options).unwrap()
     }
 
     /// What `work` returns, and how many files it opened, in a pool that was opened just now.
@@ -64,16 +64,19 @@ fn a_renamed_image_is_found_without_reading_other_names() {
     for n in 0..50 {
         place.create(&format!("other-{n}"));
     }
-    place.pool.rename("", "first", "second").unwrap();
+    place.pool.rename("first", "second").unwrap();
     let (name, opens) = place.name_and_opens(image);
     assert_eq!(name, "second");
     assert!(opens < 10, "{opens} files were opened");
-    place.pool.rename("", "second", "third").unwrap();
+    place.pool.rename("second", "third").unwrap();
     assert_eq!(place.name_and_opens(image).0, "third");
     // The name in the head is right again.
-    place.pool.rename("", "third", "first").unwrap();
+    place.pool.rename("third", "first").unwrap();
     assert_eq!(place.name_and_opens(image).0, "first");
-    assert_eq!(place.pool.name_of_image("", image).unwrap().as_deref(), Some("first"));
+    assert_eq!(
+        place.pool.name_of_image(&Namespace::DEFAULT, image).unwrap().as_deref(),
+        Some("first")
+    );
 }
 
 /// `spoil` does to the note what a crash or an earlier version may have done.
@@ -83,7 +86,7 @@ fn a_spoilt_note(name: &str, spoil: impl Fn(&Place, &Path)) {
     for n in 0..50 {
         place.create(&format!("other-{n}"));
     }
-    place.pool.rename("", "first", "second").unwrap();
+    place.pool.rename("first", "second").unwrap();
     spoil(&place, &place.note(image));
     let (name, opens) = place.name_and_opens(image);
     assert_eq!(name, "second");
@@ -110,7 +113,7 @@ fn a_torn_note_is_not_believed() {
 fn a_note_that_names_another_image_is_not_believed() {
     a_spoilt_note("other", |place, note| {
         let other = place.create("elsewhere");
-        place.pool.rename("", "elsewhere", "moved").unwrap();
+        place.pool.rename("elsewhere", "moved").unwrap();
         std::fs::copy(place.note(other), note).unwrap();
     });
 }
@@ -119,7 +122,7 @@ fn a_note_that_names_another_image_is_not_believed() {
 fn a_note_whose_name_was_given_to_another_image_is_not_believed() {
     let place = place("given");
     let image = place.create("first");
-    place.pool.rename("", "first", "second").unwrap();
+    place.pool.rename("first", "second").unwrap();
     // As an earlier version renames.
     let names = place.directory.join("pools/rbd/names/@");
     std::fs::rename(names.join("second"), names.join("third")).unwrap();
@@ -132,9 +135,9 @@ fn a_note_whose_name_was_given_to_another_image_is_not_believed() {
 fn a_renamed_image_is_removed_with_its_name_and_note() {
     let place = place("removed");
     let image = place.create("first");
-    place.pool.rename("", "first", "second").unwrap();
-    place.store.remove_named(&place.pool, "", "second", &mut |_, _| {}).unwrap();
-    assert!(place.pool.images("").unwrap().is_empty());
+    place.pool.rename("first", "second").unwrap();
+    place.store.remove_named(&place.pool, "second", &mut |_, _| {}).unwrap();
+    assert!(place.pool.images(&Namespace::DEFAULT).unwrap().is_empty());
     assert!(!place.pool.image_directory(image).exists());
 }
 
@@ -163,10 +166,10 @@ fn unprotect(image: &mut Image) -> marcot::Result<()> {
 }
 
 fn add_clones(place: &Place, image: ImageId, name: &str, clones: usize, format: u32) {
-    let options = CloneOptions { format, ..CloneOptions::default() };
+    let options = CloneOptions::new().format(format);
     for n in 0..clones {
         let name = format!("{name}-{n}");
-        place.store.clone_image(&place.pool, image, "s", &place.pool, "", &name, &options).unwrap();
+        place.pool.snapshot(image, "s").clone_to(&place.pool, &name, &options).unwrap();
     }
 }
 
@@ -182,7 +185,7 @@ fn a_template_with_many_clones_costs_what_one_with_few_does() {
             place
                 .opens(|store, pool| {
                     let options = CloneOptions::default();
-                    let clone = store.clone_image(pool, image, "s", pool, "", "more", &options);
+                    let clone = pool.snapshot(image, "s").clone_to(pool, "more", &options);
                     store.remove_image(pool, clone.unwrap(), &mut |_, _| {}).unwrap();
                 })
                 .1,

@@ -41,8 +41,8 @@ fn scene() -> Scene {
 }
 
 fn image(pool: &Pool, name: &str, byte: u8) -> ImageId {
-    let options = CreateOptions { size_bytes: SIZE, ..CreateOptions::default() };
-    let id = pool.create("", name, &options).unwrap();
+    let options = CreateOptions::sized(SIZE);
+    let id = pool.create(name, &options).unwrap();
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &vec![byte; SIZE as usize]).unwrap();
     image.close().unwrap();
@@ -115,7 +115,7 @@ impl Scene {
 
     fn secret(&self) -> (Pool, ImageId) {
         let pool = self.store.pool("rbd").unwrap();
-        let id = pool.find("", "secret").unwrap();
+        let id = pool.find("secret").unwrap();
         (pool, id)
     }
 }
@@ -133,7 +133,7 @@ fn an_image_of_another_user_that_names_ones_own_private_data_is_refused() {
     let scene = scene();
     let tmpl = scene.attach();
     let (rbd, secret) = scene.secret();
-    let base = tmpl.find("", "base").unwrap();
+    let base = tmpl.find("base").unwrap();
     // The attacker knows the numbers, and takes over the root of the private image.
     let head = rbd.image_directory(secret).join("head");
     let (stolen, _): (HeadRecord, _) =
@@ -153,7 +153,7 @@ fn an_image_of_another_user_that_names_ones_own_private_data_is_refused() {
         assert!(tmpl.open_snapshot(base, "s").is_err());
         let rbd = store.pool("rbd").unwrap();
         let options = CloneOptions::default();
-        let clone = store.clone_image(&tmpl, base, "s", &rbd, "", "web", &options);
+        let clone = tmpl.snapshot(base, "s").clone_to(&rbd, "web", &options);
         assert_eq!(clone.unwrap_err().kind(), ErrorKind::PermissionDenied);
         assert_eq!(first_byte(&rbd, secret).unwrap(), SECRET);
     }
@@ -221,11 +221,11 @@ fn root_changes_nothing_in_another_users_store() {
     assert!(store.is_foreign());
     let tmpl = store.pool("tmpl").unwrap();
     assert_eq!(tmpl.directory(), pool_directory);
-    let base = tmpl.find("", "base").unwrap();
+    let base = tmpl.find("base").unwrap();
     assert_eq!(first_byte(&tmpl, base).unwrap(), 1, "reading goes on");
     let refusals = [
-        tmpl.create("", "new", &CreateOptions::default()).err(),
-        tmpl.rename("", "base", "other").err(),
+        tmpl.create("new", &CreateOptions::default()).err(),
+        tmpl.rename("base", "other").err(),
         tmpl.namespace_create("ns").err(),
         tmpl.open(base).err(),
         store.remove_image(&tmpl, base, &mut |_, _| {}).err(),
@@ -234,7 +234,7 @@ fn root_changes_nothing_in_another_users_store() {
         store.pool_remove("tmpl").err(),
         store.pool_init("tmpl").err(),
         store.pool_attach("own", scene.secret().0.directory()).err(),
-        store.clone_image(&tmpl, base, "s", &tmpl, "", "new", &CloneOptions::default()).err(),
+        tmpl.snapshot(base, "s").clone_to(&tmpl, "new", &CloneOptions::default()).err(),
     ];
     for refused in refusals {
         let refused = refused.expect("it should have been refused");
@@ -283,7 +283,7 @@ fn no_link_in_a_pool_leads_to_ones_own_images() {
 fn a_hard_link_to_ones_own_file_is_refused() {
     let scene = scene();
     let tmpl = scene.attach();
-    let base = tmpl.find("", "base").unwrap();
+    let base = tmpl.find("base").unwrap();
     let head = tmpl.image_directory(base).join("head");
     let kept = std::fs::read(&head).unwrap();
     std::fs::remove_file(&head).unwrap();
@@ -449,11 +449,11 @@ fn what_a_removal_had_to_leave_is_told_of_the_user_who_left_it_and_removed_later
 fn a_marker_in_another_users_pool_is_small_private_and_goes_with_its_child() {
     let scene = scene();
     let tmpl = scene.attach();
-    let base = tmpl.find("", "base").unwrap();
+    let base = tmpl.find("base").unwrap();
     let vms = scene.store.pool_create("acquisitions", &PoolOptions::default()).unwrap();
     let before = state(tmpl.directory());
     let options = CloneOptions::default();
-    let id = scene.store.clone_image(&tmpl, base, "s", &vms, "", "target", &options).unwrap();
+    let id = tmpl.snapshot(base, "s").clone_to(&vms, "target", &options).unwrap();
     assert_eq!(first_byte(&vms, id).unwrap(), 1);
     let markers: Vec<_> = std::fs::read_dir(tmpl.directory().join("children"))
         .unwrap()
@@ -472,10 +472,10 @@ fn a_marker_in_another_users_pool_is_small_private_and_goes_with_its_child() {
 fn gc_removes_the_marker_of_a_child_whose_removal_was_cut_off() {
     let scene = scene();
     let tmpl = scene.attach();
-    let base = tmpl.find("", "base").unwrap();
+    let base = tmpl.find("base").unwrap();
     let (rbd, _) = scene.secret();
     let options = CloneOptions::default();
-    let id = scene.store.clone_image(&tmpl, base, "s", &rbd, "", "web", &options).unwrap();
+    let id = tmpl.snapshot(base, "s").clone_to(&rbd, "web", &options).unwrap();
     std::fs::remove_file(rbd.directory().join("names/@/web")).unwrap();
     std::fs::remove_dir_all(rbd.image_directory(id)).unwrap();
     scene.store.gc(&rbd, &mut |_, _| {}).unwrap();
@@ -525,7 +525,7 @@ fn a_public_pool_below_a_private_directory_is_not_public() {
     let options = PoolOptions { readable_by: ReadableBy::All };
     let vm = scene.store.pool_create("vm", &options).unwrap();
     let secret = image(&vm, "web", SECRET);
-    let base = tmpl.find("", "base").unwrap();
+    let base = tmpl.find("base").unwrap();
     let head = vm.image_directory(secret).join("head");
     let (stolen, _): (HeadRecord, _) =
         decode_message(FrameKind::Head, &std::fs::read(head).unwrap()).unwrap();
@@ -545,10 +545,10 @@ fn a_public_pool_below_a_private_directory_is_not_public() {
 fn a_marker_that_was_moved_here_from_another_pool_counts_for_nothing() {
     let scene = scene();
     let tmpl = scene.attach();
-    let base = tmpl.find("", "base").unwrap();
+    let base = tmpl.find("base").unwrap();
     let (rbd, _) = scene.secret();
     let options = CloneOptions::default();
-    scene.store.clone_image(&tmpl, base, "s", &rbd, "", "web", &options).unwrap();
+    tmpl.snapshot(base, "s").clone_to(&rbd, "web", &options).unwrap();
     let options = PoolOptions { readable_by: ReadableBy::All };
     let golden = scene.store.pool_create("golden", &options).unwrap();
     let own = image(&golden, "own", 1);

@@ -20,12 +20,12 @@ fn open_below(root: &Path) -> Vec<(PathBuf, usize)> {
 }
 
 fn image(pool: &Pool, name: &str) -> ImageId {
-    pool.create("", name, &CreateOptions { size_bytes: SIZE, ..Default::default() }).unwrap()
+    pool.create(name, &CreateOptions::sized(SIZE)).unwrap()
 }
 
 fn open(store: &Store, pool: &str, name: &str) -> marcot::Result<Image> {
     let pool = store.pool(pool)?;
-    pool.open(pool.find("", name)?)
+    pool.open(pool.find(name)?)
 }
 
 fn copy(from: &Path, to: &Path) {

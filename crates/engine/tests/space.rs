@@ -37,7 +37,7 @@ fn space_comes_back() {
     image.protect("p").unwrap();
     image.close().unwrap();
     let clone = CloneOptions::default();
-    let child = store.clone_image(&pool, id, "p", &pool, "", "child", &clone).unwrap();
+    let child = pool.snapshot(id, "p").clone_to(&pool, "child", &clone).unwrap();
     let mut image = pool.open(child).unwrap();
     image.flatten().unwrap();
     image.close().unwrap();
@@ -170,8 +170,8 @@ fn gc_does_not_stumble_over_an_owner_that_removes_what_dies() {
     image.snapshot("s").unwrap();
     image.mark_shared("s").unwrap();
     image.close().unwrap();
-    let options = CloneOptions { format: 2, ..CloneOptions::default() };
-    let other = store.clone_image(&pool, id, "s", &pool, "", "other", &options).unwrap();
+    let options = CloneOptions::new().format(2);
+    let other = pool.snapshot(id, "s").clone_to(&pool, "other", &options).unwrap();
     let mut other = pool.open(other).unwrap();
     other.flatten().unwrap();
     other.write_at(0, &pattern(2, 12 * MIB as usize)).unwrap();
@@ -391,8 +391,8 @@ fn segments_that_another_process_removes_are_not_kept_open() {
     image.write_at(0, &data).unwrap();
     image.snapshot("s").unwrap();
     image.close().unwrap();
-    let options = CloneOptions { format: 2, ..CloneOptions::default() };
-    let other = store.clone_image(&pool, id, "s", &pool, "", "other", &options).unwrap();
+    let options = CloneOptions::new().format(2);
+    let other = pool.snapshot(id, "s").clone_to(&pool, "other", &options).unwrap();
     let mut other = pool.open(other).unwrap();
     let mut image = pool.open(id).unwrap();
     let mut buf = vec![0; data.len()];

@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use support::{MIB, assert_sound, pattern, segments, store_with_image};
 
 use marcot::{
-    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Limits, Pool,
-    PoolOptions, Remedy, Store,
+    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, ImageName, Limits,
+    Namespace, Pool, PoolOptions, Remedy, Store,
 };
 
 fn flip_byte(path: &Path, offset: u64) {
@@ -31,8 +31,8 @@ fn a_full_disk_fails_writes_and_nothing_else_until_there_is_room() {
     let (world, faults) = support::faulty_world();
     let store = Store::open_in(world, directory.path()).unwrap();
     let pool = store.pool("rbd").unwrap();
-    let options = CreateOptions { size_bytes: 64 * MIB, ..CreateOptions::default() };
-    let id = pool.create("", "image", &options).unwrap();
+    let options = CreateOptions::sized(64 * MIB);
+    let id = pool.create("image", &options).unwrap();
     let mut image = pool.open(id).unwrap();
     let data = pattern(1, MIB as usize);
     image.write_at(0, &data).unwrap();
@@ -72,8 +72,8 @@ fn after_a_failed_sync_nothing_is_promised_until_reopened() {
     let (world, faults) = support::faulty_world();
     let store = Store::open_in(world, directory.path()).unwrap();
     let pool = store.pool("rbd").unwrap();
-    let options = CreateOptions { size_bytes: 8 * MIB, ..CreateOptions::default() };
-    let id = pool.create("", "image", &options).unwrap();
+    let options = CreateOptions::sized(8 * MIB);
+    let id = pool.create("image", &options).unwrap();
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(1, 4096)).unwrap();
     image.flush().unwrap();
@@ -103,8 +103,8 @@ fn a_damaged_block_fails_its_own_range_and_check_names_every_image_with_it() {
     image.protect("s").unwrap();
     image.close().unwrap();
     let clone = CloneOptions::default();
-    let child = store.clone_image(&pool, id, "s", &pool, "", "child", &clone).unwrap();
-    store.clone_image(&pool, id, "s", &pool, "", "other", &clone).unwrap();
+    let child = pool.snapshot(id, "s").clone_to(&pool, "child", &clone).unwrap();
+    pool.snapshot(id, "s").clone_to(&pool, "other", &clone).unwrap();
     let data_segment = segments(&pool, 'd').pop().unwrap();
     // Block 100 of the data: behind the segment's header and the group's two header blocks.
     flip_byte(&data_segment, (1 + 2 + 100) * 4096 + 17);
@@ -219,15 +219,16 @@ fn names_sizes_and_ranges_are_checked_before_anything_happens() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), MIB);
     let kind = |result: marcot::Result<ImageId>| result.err().map(|e| e.kind());
-    let create = |name: &str, size_bytes: u64| {
-        pool.create("", name, &CreateOptions { size_bytes, ..CreateOptions::default() })
-    };
+    let create = |name: &str, size_bytes: u64| pool.create(name, &CreateOptions::sized(size_bytes));
     assert_eq!(kind(create("a/b", 1)), Some(ErrorKind::Invalid));
     assert_eq!(kind(create("a@b", 1)), Some(ErrorKind::Invalid));
     assert_eq!(kind(create("image", 1)), Some(ErrorKind::Exists));
     assert_eq!(kind(create("huge", marcot::IMAGE_BYTES_MAX + 1)), Some(ErrorKind::Invalid));
-    assert_eq!(kind(pool.find("", "nothing")), Some(ErrorKind::NotFound));
-    assert_eq!(kind(pool.find("nowhere", "image")), Some(ErrorKind::NotFound));
+    assert_eq!(kind(pool.find("nothing")), Some(ErrorKind::NotFound));
+    assert_eq!(
+        kind(pool.find(ImageName::new("image").in_namespace("nowhere"))),
+        Some(ErrorKind::NotFound)
+    );
     assert_eq!(store.pool("nothing").err().unwrap().kind(), ErrorKind::NotFound);
     let exists = store.pool_create("rbd", &PoolOptions::default());
     assert_eq!(exists.err().unwrap().kind(), ErrorKind::Exists);
@@ -237,7 +238,7 @@ fn names_sizes_and_ranges_are_checked_before_anything_happens() {
     assert_eq!(image.read_at(u64::MAX, &mut [0]).unwrap_err().kind(), ErrorKind::OutOfRange);
     assert_eq!(image.discard(0, MIB + 1).unwrap_err().kind(), ErrorKind::OutOfRange);
     image.close().unwrap();
-    assert_eq!(pool.images("").unwrap().len(), 1);
+    assert_eq!(pool.images(&Namespace::DEFAULT).unwrap().len(), 1);
 }
 
 #[test]
@@ -263,7 +264,7 @@ fn a_creation_cut_off_before_its_name_is_litter_and_a_lost_name_is_damage() {
     store.gc(&pool, &mut |_, _| {}).unwrap();
     store.check(&pool, &repair, &mut |_, _| {}).unwrap();
     assert_eq!(std::fs::read(&name).unwrap(), record, "and what was written gets its name back");
-    pool.create("", "other", &CreateOptions::default()).unwrap();
+    pool.create("other", &CreateOptions::default()).unwrap();
     std::fs::remove_file(pool.directory().join("names/@/other")).unwrap();
     store.gc(&pool, &mut |_, _| {}).unwrap();
     let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
@@ -276,15 +277,15 @@ fn an_image_whose_name_cannot_be_read_is_no_litter() {
     let (world, faults) = support::faulty_world();
     let store = Store::open_with(world, directory.path(), Limits::default()).unwrap();
     let pool = store.pool("rbd").unwrap();
-    let options = CreateOptions { size_bytes: MIB, ..CreateOptions::default() };
-    let id = pool.create("", "image", &options).unwrap();
+    let options = CreateOptions::sized(MIB);
+    let id = pool.create("image", &options).unwrap();
     // Never written, like a creation that was cut off; but it has a name.
     faults.name_errno.store(5, Ordering::Relaxed);
     let _ = store.gc(&pool, &mut |_, _| {});
     let report = repair(&store, &pool);
     assert!(report.findings.iter().any(|f| f.serious && !f.repaired), "{report:#?}");
     faults.name_errno.store(0, Ordering::Relaxed);
-    assert_eq!(pool.images("").unwrap(), [("image".to_owned(), id)]);
+    assert_eq!(pool.images(&Namespace::DEFAULT).unwrap(), [("image".to_owned(), id)]);
     pool.open(id).unwrap().close().unwrap();
     assert_sound(&store, &pool);
 }
@@ -292,7 +293,7 @@ fn an_image_whose_name_cannot_be_read_is_no_litter() {
 #[test]
 fn forty_generations_read_like_one() {
     let directory = tempfile::tempdir().unwrap();
-    let (store, pool, mut id) = store_with_image(directory.path(), 4 * MIB);
+    let (_store, pool, mut id) = store_with_image(directory.path(), 4 * MIB);
     for generation in 0..40u64 {
         let mut image = pool.open(id).unwrap();
         image.write_at(generation * 65536, &pattern(generation as u8, 65536)).unwrap();
@@ -301,7 +302,7 @@ fn forty_generations_read_like_one() {
         image.close().unwrap();
         let name = format!("generation-{generation}");
         let clone = CloneOptions::default();
-        id = store.clone_image(&pool, id, "s", &pool, "", &name, &clone).unwrap();
+        id = pool.snapshot(id, "s").clone_to(&pool, &name, &clone).unwrap();
     }
     let mut image = pool.open(id).unwrap();
     for generation in 0..40u64 {
@@ -507,7 +508,7 @@ fn flatten_in_parts(prepare: &dyn Fn(&mut Image)) {
     image.close().unwrap();
     let other = store.pool_create("other", &PoolOptions::default()).unwrap();
     let clone = CloneOptions::default();
-    let child = store.clone_image(&pool, id, "s", &other, "", "child", &clone).unwrap();
+    let child = pool.snapshot(id, "s").clone_to(&other, "child", &clone).unwrap();
     let mut image = other.open(child).unwrap();
     prepare(&mut image);
     let part = |image: &mut Image| {

@@ -61,7 +61,7 @@ fn look(store: &Store, candidates: &[Model], how: Look) -> Result<Readable, Viol
         let names: BTreeSet<&String> =
             models().filter(|m| m.pool == number).map(|m| &m.name).collect();
         for name in names {
-            let Ok(id) = pool.find("", name) else { continue };
+            let Ok(id) = pool.find(name) else { continue };
             let images: Vec<_> = models().filter(|m| m.pool == number && m.name == *name).collect();
             if images.iter().all(|m| m.id.is_some_and(|known| known != id)) {
                 // The image's number is stored only in its name, so the name may be lost. `check`

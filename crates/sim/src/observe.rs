@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use marcot::{CheckOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, SnapId, Store};
+use marcot::{
+    CheckOptions, ErrorKind, Image, ImageId, Namespace, Pool, PoolOptions, SnapId, Store,
+};
 
 use crate::model::{Bytes, ImageModel, Link, Model, Snap};
 use crate::rules::{Rule, Violation};
@@ -105,8 +107,9 @@ pub fn collect(store: &Store) -> Result<(), Violation> {
 /// A violation where the images cannot be listed.
 pub fn open_owners(store: &Store) -> Result<(), Violation> {
     for pool in open_pools(store)? {
-        let images =
-            pool.images("").map_err(|e| wrong(Rule::I1, format!("listing: {}", e.sentence())))?;
+        let images = pool
+            .images(&Namespace::DEFAULT)
+            .map_err(|e| wrong(Rule::I1, format!("listing: {}", e.sentence())))?;
         images.into_iter().for_each(|(_, id)| drop(pool.open(id)));
     }
     Ok(())
@@ -119,8 +122,9 @@ pub fn open_owners(store: &Store) -> Result<(), Violation> {
 pub fn look(store: &Store) -> Result<Seen, Violation> {
     let mut seen = Seen::default();
     for (number, pool) in open_pools(store)?.iter().enumerate() {
-        let images =
-            pool.images("").map_err(|e| wrong(Rule::I1, format!("listing: {}", e.sentence())))?;
+        let images = pool
+            .images(&Namespace::DEFAULT)
+            .map_err(|e| wrong(Rule::I1, format!("listing: {}", e.sentence())))?;
         for (name, id) in images {
             seen.images.push(look_at(store, pool, number, name, id)?);
         }

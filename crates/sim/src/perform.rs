@@ -22,9 +22,9 @@ impl Runner {
         match operation {
             Operation::Create { slot, pool, size } => {
                 let home = self.home(*slot);
-                let options = CreateOptions { size_bytes: *size, ..CreateOptions::default() };
+                let options = CreateOptions::sized(*size);
                 let pool = self.pool(home, usize::from(*pool))?;
-                pool.create("", &format!("i{slot}"), &options)?;
+                pool.create(format!("i{slot}"), &options)?;
             }
             Operation::Write { slot, offset, length, salt } => {
                 let (offset, length) = self.model.images[slot].clip(*offset, *length);
@@ -102,16 +102,12 @@ impl Runner {
                 self.close(*slot)?;
                 let (home, image) = (self.home(*slot), self.model.images[slot].clone());
                 let pool = self.pool(home, image.pool)?;
-                let id = pool.find("", &image.name)?;
+                let id = pool.find(&image.name)?;
                 self.store(home)?.remove_image(&pool, id, &mut |_, _| {})?;
             }
             Operation::Rename { slot } => {
                 let (home, image) = (self.home(*slot), self.model.images[slot].clone());
-                self.pool(home, image.pool)?.rename(
-                    "",
-                    &image.name,
-                    &format!("{}r", image.name),
-                )?;
+                self.pool(home, image.pool)?.rename(&image.name, &format!("{}r", image.name))?;
             }
             Operation::Clone { slot, snap, to, pool, format } => {
                 self.clone_snapshot(*slot, *snap, *to, usize::from(*pool), *format)?;
@@ -168,11 +164,10 @@ impl Runner {
             // As the command line does where the parent has an owner.
             self.image(slot)?.mark_shared(&name)?;
         }
-        let store = self.store(home)?;
         let (parent, dest) = (self.pool(home, image.pool)?, self.pool(home, pool)?);
-        let id = parent.find("", &image.name)?;
-        let options = CloneOptions { format: u32::from(format), ..CloneOptions::default() };
-        store.clone_image(&parent, id, &name, &dest, "", &format!("i{to}"), &options)?;
+        let id = parent.find(&image.name)?;
+        let options = CloneOptions::new().format(u32::from(format));
+        parent.snapshot(id, &name).clone_to(&dest, format!("i{to}"), &options)?;
         Ok(())
     }
 
@@ -198,7 +193,7 @@ impl Runner {
     fn read_as_reader(&mut self, process: usize, slot: u8) -> marcot::Result<Bytes> {
         let (pool, name) = (self.model.images[&slot].pool, self.model.images[&slot].name.clone());
         let pool = self.pool(process, pool)?;
-        let mut image = pool.open_read_only(pool.find("", &name)?)?;
+        let mut image = pool.open_read_only(pool.find(&name)?)?;
         let mut bytes = vec![0xAA; image.size_bytes() as usize];
         image.read_at(0, &mut bytes)?;
         Ok(Arc::new(bytes))

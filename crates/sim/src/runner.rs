@@ -185,7 +185,7 @@ impl Runner {
     pub(crate) fn open_image(&mut self, process: usize, slot: u8) -> marcot::Result<Image> {
         let (pool, name) = (self.model.images[&slot].pool, self.model.images[&slot].name.clone());
         let pool = self.pool(process, pool)?;
-        let id = pool.find("", &name)?;
+        let id = pool.find(&name)?;
         pool.open(id)
     }
 
@@ -304,7 +304,7 @@ impl Runner {
         let home = self.home(slot);
         let image = &self.model.images[&slot];
         let (pool, name) = (image.pool, image.name.clone());
-        let info = self.pool(home, pool).and_then(|pool| pool.info(pool.find("", &name)?));
+        let info = self.pool(home, pool).and_then(|pool| pool.info(pool.find(&name)?));
         let info = match info {
             Ok(info) => info,
             Err(_) if self.settings.profile == Profile::Damage => return Ok(()),

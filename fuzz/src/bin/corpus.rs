@@ -54,8 +54,8 @@ fn keep(directory: &Path, target: &str, name: &str, bytes: &[u8]) -> io::Result<
 fn make_pool(directory: &Path) -> Outcome {
     let store = Store::open(directory)?;
     let pool = store.pool("rbd")?;
-    let options = CreateOptions { size_bytes: 1 << 40, ..CreateOptions::default() };
-    let id = pool.create("", "parent", &options)?;
+    let options = CreateOptions::sized(1 << 40);
+    let id = pool.create("parent", &options)?;
     let mut parent = pool.open(id)?;
     for i in 0..40 {
         parent.write_at(i * 12_288, &[i as u8 + 1; 4096])?;
@@ -67,7 +67,7 @@ fn make_pool(directory: &Path) -> Outcome {
     parent.protect("s")?;
     parent.snapshot("t")?;
     parent.close()?;
-    let child = store.clone_image(&pool, id, "s", &pool, "", "child", &CloneOptions::default())?;
+    let child = pool.snapshot(id, "s").clone_to(&pool, "child", &CloneOptions::default())?;
     let mut child = pool.open(child)?;
     child.write_at(5000, &[9; 9000])?;
     child.close()?;

@@ -17,7 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use marcot::{BlockDevice, CheckOptions, CloneOptions, CreateOptions, Image, Pool, Read, Store};
+use marcot::{
+    BlockDevice, CheckOptions, CloneOptions, CreateOptions, Image, Namespace, Pool, Read, Store,
+};
 use marcot_format::frame::{FrameKind, encode, encode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord};
 use marcot_store::{InPlace, LocalDisk, Random, SystemClock, World};
@@ -81,9 +83,9 @@ fn every(directory: &Path, found: &mut Vec<PathBuf>) {
 }
 
 /// Writes an image, its snapshot, and a clone of that.
-fn fill(store: &Store, pool: &Pool) {
-    let options = CreateOptions { size_bytes: 1 << 30, ..CreateOptions::default() };
-    let id = pool.create("", "parent", &options).unwrap();
+fn fill(pool: &Pool) {
+    let options = CreateOptions::sized(1 << 30);
+    let id = pool.create("parent", &options).unwrap();
     let mut parent = pool.open(id).unwrap();
     for i in 0..4 {
         parent.write_at(i << 24, &[i as u8 + 1; 8192]).unwrap();
@@ -92,7 +94,7 @@ fn fill(store: &Store, pool: &Pool) {
     parent.protect("s").unwrap();
     parent.close().unwrap();
     let clone = CloneOptions::default();
-    let child = store.clone_image(pool, id, "s", pool, "", "child", &clone).unwrap();
+    let child = pool.snapshot(id, "s").clone_to(pool, "child", &clone).unwrap();
     let mut child = pool.open(child).unwrap();
     child.write_at(5000, &[9; 9000]).unwrap();
     child.flush().unwrap();
@@ -105,7 +107,7 @@ impl Scene {
         let root = tempfile::tempdir().unwrap();
         let made = root.path().join("made");
         let store = Store::open_in(world(), &made).unwrap();
-        fill(&store, &store.pool("rbd").unwrap());
+        fill(&store.pool("rbd").unwrap());
         let (mut directories, mut files) = (Vec::new(), Vec::new());
         let mut all = Vec::new();
         every(&made, &mut all);
@@ -120,7 +122,7 @@ impl Scene {
             PoolRecord { pool_id: store.pool("rbd").unwrap().id().0, ..Default::default() };
         fs::remove_dir_all(&made).unwrap();
         let own = Store::open(&root.path().join("own")).unwrap();
-        fill(&own, &own.pool("rbd").unwrap());
+        fill(&own.pool("rbd").unwrap());
         read_own(&own);
         let foreign = rustix::process::geteuid().is_root();
         let scene = Self { root, directories, files, foreign };
@@ -295,7 +297,7 @@ fn look(store: &Store, pool: &Pool, repair: bool) {
     let mut namespaces = pool.namespaces().unwrap_or_default();
     namespaces.push(String::new());
     for namespace in namespaces {
-        for (_, id) in pool.images(&namespace).unwrap_or_default() {
+        for (_, id) in pool.images(&Namespace::named(&namespace)).unwrap_or_default() {
             let _ = store.children(pool, id, None);
             if let Ok(mut image) = pool.open_read_only(id) {
                 read(&mut image);
@@ -315,7 +317,7 @@ fn look(store: &Store, pool: &Pool, repair: bool) {
 /// One's own pool is as usable as ever.
 fn read_own(store: &Store) {
     let pool = store.pool("rbd").unwrap();
-    let parent = pool.find("", "parent").unwrap();
+    let parent = pool.find("parent").unwrap();
     assert!(pool.open_snapshot(parent, "s").unwrap().read_at(0, &mut [0; 4096]).is_ok());
 }
 

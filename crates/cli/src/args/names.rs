@@ -5,7 +5,7 @@
 //! spec says wins over `--pool`, `--namespace` and `--snap`.
 
 use marcot_client::spec::{self, Pattern, Spec};
-use marcot_client::{DEFAULT_POOL, ImageSpec};
+use marcot_client::{DEFAULT_POOL, ImageName, ImageSpec, Namespace};
 
 use super::Args;
 use crate::failure::{Failure, Outcome};
@@ -104,11 +104,21 @@ impl Target {
         if self.pool.is_empty() { DEFAULT_POOL } else { &self.pool }
     }
 
+    /// The namespace.
+    pub fn namespace(&self) -> Namespace {
+        Namespace::named(self.namespace.as_str())
+    }
+
+    /// What the image is called in its pool.
+    pub fn name(&self) -> ImageName {
+        ImageName::new(self.image.as_str()).in_namespace(self.namespace())
+    }
+
     /// The full name.
     pub fn spec(&self) -> ImageSpec {
         let snapshot = (!self.snap.is_empty()).then(|| self.snap.clone());
         let spec = ImageSpec::new(self.pool_or_default(), self.image.as_str());
-        ImageSpec { snapshot, ..spec.in_namespace(self.namespace.as_str()) }
+        ImageSpec { snapshot, ..spec.in_namespace(self.namespace()) }
     }
 
     fn apply(&mut self, found: Spec) {

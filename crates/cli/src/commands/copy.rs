@@ -54,10 +54,9 @@ fn copy(session: &Session, args: &Args) -> Outcome {
     let object_bytes = 1 << info.order;
     let mut report = |done, total| progress.pass(done, object_bytes, total);
     signals::catch_and_watch();
-    let (namespace, name) = (dest.namespace.as_str(), dest.image.as_str());
     let copied = match source.snap.as_str() {
-        "" => image.copy_into(&pool, namespace, name, order, &mut report),
-        snap => image.snapshot(snap).copy_into(&pool, namespace, name, order, &mut report),
+        "" => image.copy_into(&pool, dest.name(), order, &mut report),
+        snap => image.snapshot(snap).copy_into(&pool, dest.name(), order, &mut report),
     };
     progress.end(copied.map(drop).map_err(failed))
 }

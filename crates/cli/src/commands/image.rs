@@ -85,8 +85,7 @@ fn create(session: &Session, args: &Args) -> Outcome {
     let size_bytes = required_size(args)?;
     let options = layout::create_options(args, size_bytes, ERROR)?;
     let pool = session.pool_of(&target)?;
-    pool.create(&target.namespace, &target.image, &options)
-        .map_err(|error| Failure::engine(ERROR, &error))?;
+    pool.create(target.name(), &options).map_err(|error| Failure::engine(ERROR, &error))?;
     Ok(())
 }
 
@@ -135,8 +134,7 @@ fn rename(session: &Session, args: &Args) -> Outcome {
     let to = names::target(args, &mut cursor, wanted)?;
     check_same_place(&from, &to)?;
     let pool = session.pool_of(&from)?;
-    pool.rename(&from.namespace, &from.image, &to.image)
-        .map_err(|error| Failure::engine("rename error", &error))
+    pool.rename(from.name(), &to.image).map_err(|error| Failure::engine("rename error", &error))
 }
 
 /// `rbd` compares the pools as they were written.
@@ -159,7 +157,7 @@ fn remove(session: &Session, args: &Args) -> Outcome {
     let pool = session.pool_of(&target)?;
     let mut progress = session.parts("Removing image");
     let outcome = pool
-        .image(&target.namespace, &target.image)
+        .image(target.name())
         .map_err(|error| Failure::engine("delete error", &error))
         .and_then(|image| {
             let info = image.info().ok();

@@ -77,10 +77,10 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
     let source = open_source(session, &path)?;
     let mut progress = session.bytes("Importing image");
     let outcome = source_size(session, &source).and_then(|size_bytes| {
-        let options = marcot::CreateOptions { size_bytes: size_bytes.unwrap_or(0), ..options };
-        let (namespace, name) = (target.namespace.as_str(), target.image.as_str());
+        let mut options = options;
+        options.size_bytes = size_bytes.unwrap_or(0);
         signals::catch_and_watch();
-        let incoming = pool.begin_image(namespace, name, &options).map_err(|error| {
+        let incoming = pool.begin_image(target.name(), &options).map_err(|error| {
             warn(session.program, "image creation failed");
             failed(error)
         })?;

@@ -155,7 +155,7 @@ fn missing(parent: &ParentInfo) -> &'static str {
 fn parent_node(parent: &ParentInfo) -> Node {
     let mut members = vec![
         ("pool", parent.pool.as_str().into()),
-        ("pool_namespace", parent.namespace.as_str().into()),
+        ("pool_namespace", parent.namespace.to_string().into()),
         ("image", parent.image.as_str().into()),
         ("id", parent.image_id.to_string().into()),
         ("snapshot", parent.snap.as_str().into()),

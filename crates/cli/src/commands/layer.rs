@@ -1,8 +1,8 @@
 //! `clone`, `children`, `flatten`: what makes and ends the tie between parent and child.
 
 use marcot::{ChildInfo, CloneOptions, ErrorKind, SnapId};
-use marcot_client::Image;
 use marcot_client::layering::Children;
+use marcot_client::{Image, Namespace};
 
 use super::image::objects;
 use super::{DEST_IMAGE_SPEC, IMAGE_OR_SNAP_SPEC, IMAGE_SPEC};
@@ -87,15 +87,16 @@ fn clone(session: &Session, args: &Args) -> Outcome {
         return Err(Failure::new(EXDEV, "clone v2 required for cross-namespace clones."));
     }
     let failed = |error| clone_failure(&source, &error);
-    let parent = parent_pool.image(&source.namespace, &source.image).map_err(failed)?;
+    let parent = parent_pool.image(source.name()).map_err(failed)?;
     let parent_order = parent.info().map_err(failed)?.order;
     if order.is_some_and(|order| order != parent_order) {
         let cause = "a clone has the object size of its parent";
         return Err(Failure::errno(ERROR, EINVAL).because(cause));
     }
-    let options = CloneOptions { format, untracked: args.flag("untracked"), order, features };
+    let mut options = CloneOptions::new().format(format).untracked(args.flag("untracked"));
+    (options.order, options.features) = (order, features);
     let snapshot = parent.snapshot(&source.snap);
-    let cloned = snapshot.clone_into(&dest_pool, &dest.namespace, &dest.image, &options);
+    let cloned = snapshot.clone_into(&dest_pool, dest.name(), &options);
     cloned.map(drop).map_err(failed)
 }
 
@@ -162,7 +163,7 @@ fn chosen_snapshot(args: &Args, target: &Target, image: &Image) -> Outcome<Optio
     found.map(|s| Some(s.id)).ok_or_else(missing)
 }
 
-fn place(child: &ChildInfo) -> (&str, &str, &str) {
+fn place(child: &ChildInfo) -> (&str, &Namespace, &str) {
     (&child.pool, &child.namespace, &child.image)
 }
 
@@ -173,7 +174,7 @@ fn plain_child(child: &ChildInfo) -> String {
 fn child_node(child: &ChildInfo, all: bool) -> Node {
     let mut members: Vec<(&'static str, Node)> = vec![
         ("pool", child.pool.as_str().into()),
-        ("pool_namespace", child.namespace.as_str().into()),
+        ("pool_namespace", child.namespace.to_string().into()),
         ("image", child.image.as_str().into()),
     ];
     if all {

@@ -35,7 +35,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
     let target = names::pool_target(args)?;
     let listed = session
         .pool_of(&target)
-        .and_then(|pool| Ok((pool.images(&target.namespace)?, pool)))
+        .and_then(|pool| Ok((pool.images(&target.namespace())?, pool)))
         .map_err(listing_failed)?;
     let (images, pool) = listed;
     if args.flag("long") {
@@ -167,7 +167,7 @@ pub fn show_parent(parent: &ParentInfo) -> String {
 fn parent_node(parent: &ParentInfo) -> Node {
     Node::Object(vec![
         ("pool", parent.pool.as_str().into()),
-        ("pool_namespace", parent.namespace.as_str().into()),
+        ("pool_namespace", parent.namespace.to_string().into()),
         ("image", parent.image.as_str().into()),
         ("snapshot", parent.snap.as_str().into()),
     ])

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use marcot::{ErrorKind, ImageId};
 use marcot_client::inspect::UsageRow;
-use marcot_client::{Image, Pool};
+use marcot_client::{Image, ImageName, Pool};
 
 use super::IMAGE_OR_SNAP_SPEC;
 use super::list::{Unread, tell_unread};
@@ -50,7 +50,7 @@ fn usage(session: &Session, args: &Args) -> Outcome {
     let mut rows = Vec::new();
     let mut unread = Unread::new();
     for (name, id) in chosen_images(&pool, &target)? {
-        let image = pool.known_image(&target.namespace, &name, id);
+        let image = pool.known_image(ImageName::new(&*name).in_namespace(target.namespace()), id);
         match image_rows(&image, &name) {
             // Removed since the names were read.
             Err(failure) if whole_pool && failure.status == ENOENT => {}
@@ -83,9 +83,9 @@ fn not_found(message: String) -> Failure {
 
 fn chosen_images(pool: &Pool, target: &Target) -> Outcome<Vec<(String, ImageId)>> {
     if target.image.is_empty() {
-        return Ok(pool.images(&target.namespace)?);
+        return Ok(pool.images(&target.namespace())?);
     }
-    match pool.image(&target.namespace, &target.image) {
+    match pool.image(target.name()) {
         Ok(image) => Ok(vec![(target.image.clone(), image.id())]),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             Err(not_found(format!("specified image {} is not found.", target.image)))

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
 use std::path::Path;
 
-use marcot::{CheckOptions, Image, Pool, Result, SnapInfo, Store};
+use marcot::{CheckOptions, Image, Namespace, Pool, Result, SnapInfo, Store};
 
 /// The state now, and after every pool was collected: nothing that is needed may go, nothing that
 /// is not may stay.
@@ -42,7 +42,7 @@ fn show(store: &Store, text: &mut String) {
 }
 
 fn show_pool(store: &Store, pool: &Pool, text: &mut String) -> Result<()> {
-    for (name, id) in pool.images("")? {
+    for (name, id) in pool.images(&Namespace::DEFAULT)? {
         let info = pool.info(id)?;
         let _ = write!(text, "{}/{name}: {} bytes", pool.name(), info.size_bytes);
         if let Some(parent) = &info.parent {

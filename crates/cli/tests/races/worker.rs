@@ -175,14 +175,14 @@ fn hold_image(store: &Path, spec: &str, time: Duration) -> Result<()> {
     let (pool, image) = spec.split_once('/').unwrap_or(("rbd", spec));
     let pool = Store::open(store)?.pool(pool)?;
     if let Some((image, snap)) = image.split_once('@') {
-        let mut snapshot = pool.open_snapshot(pool.find("", image)?, snap)?;
+        let mut snapshot = pool.open_snapshot(pool.find(image)?, snap)?;
         let mut content = vec![0; snapshot.size_bytes() as usize];
         snapshot.read_at(0, &mut content)?;
         std::thread::sleep(time);
         snapshot.read_at(0, &mut content)?;
         return Box::new(snapshot).close();
     }
-    let id = pool.find("", image)?;
+    let id = pool.find(image)?;
     let device = Box::new(pool.open(id)?);
     let options = HostOptions {
         name: spec.to_owned(),

@@ -63,6 +63,6 @@ impl Stores {
             true => String::new(),
             false => info.snapshots.into_iter().find(|s| s.id.0 == record.snap_number)?.name,
         };
-        Some((info.namespace, info.name, snap))
+        Some((info.namespace.to_string(), info.name, snap))
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use marcot::{Error, ErrorKind};
+use marcot::{Error, ErrorKind, Namespace};
 use marcot_serve::mapping::{self, Driver, MappedRecord};
 
 use crate::image_spec::ImageSpec;
@@ -200,7 +200,7 @@ impl From<MapFailure> for Error {
 pub fn spec_of(record: &MappedRecord) -> ImageSpec {
     ImageSpec {
         pool: record.pool.clone(),
-        namespace: record.namespace.clone(),
+        namespace: Namespace::named(&*record.namespace),
         image: record.image.clone(),
         snapshot: (!record.snap.is_empty()).then(|| record.snap.clone()),
     }

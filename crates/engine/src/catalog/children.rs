@@ -17,6 +17,7 @@ use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::LockMode;
 
 use super::child_names::{is_of_another_name, key_of};
+use super::image_name::Namespace;
 use super::markers::MarkedChild;
 use super::names::{check_image_name, check_namespace_name, check_pool_name};
 use super::pool::Pool;
@@ -40,8 +41,8 @@ pub(crate) const MARKERS_MAX: usize = 10_000;
 pub struct ChildInfo {
     /// Its pool.
     pub pool: String,
-    /// Its namespace; empty for the default one.
-    pub namespace: String,
+    /// Its namespace.
+    pub namespace: Namespace,
     /// Its name.
     pub image: String,
     /// Its number.
@@ -60,7 +61,7 @@ pub struct ChildInfo {
 
 impl fmt::Display for ChildInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.namespace.as_str() {
+        match self.namespace.in_records() {
             "" => write!(f, "{}/{}", self.pool, self.image)?,
             namespace => write!(f, "{}/{namespace}/{}", self.pool, self.image)?,
         }
@@ -306,7 +307,7 @@ impl Pool {
                     }
                 },
                 pool: pool.name().to_owned(),
-                namespace: head.namespace.clone(),
+                namespace: Namespace::named(&*head.namespace),
                 image: pool.name_of(&head).unwrap_or(head.name),
                 image_id: image,
                 pool_id: pool.id(),
@@ -322,7 +323,7 @@ impl Pool {
                 Ok(unpublished.then(|| ChildInfo {
                     clone_format: self.recorded_child(key).clone_format.max(1),
                     pool: pool.name().to_owned(),
-                    namespace: String::new(),
+                    namespace: Namespace::DEFAULT,
                     image: format!("{image} (being cloned)"),
                     image_id: image,
                     pool_id: pool.id(),
@@ -381,12 +382,12 @@ impl Pool {
         let child = now.unwrap_or_else(|| match sane {
             true => MarkedChild {
                 pool: record.child_pool_name,
-                namespace: record.child_namespace,
+                namespace: Namespace::named(record.child_namespace),
                 name: record.child_name,
             },
             false => MarkedChild {
                 pool: "(another store)".to_owned(),
-                namespace: String::new(),
+                namespace: Namespace::DEFAULT,
                 name: number(),
             },
         });

@@ -6,6 +6,7 @@ use marcot_format::record::{HeadRecord, LogPosition, NameRecord, RootRecord, Seg
 use marcot_format::{IMAGE_BYTES_MAX, ImageId};
 use marcot_store::LockMode;
 
+use super::image_name::ImageName;
 use super::names::check_image_name;
 use super::naming::NamedImages;
 use super::pool::Pool;
@@ -15,7 +16,15 @@ use crate::error::{ErrorKind, IoContext, Result, fail};
 pub const ORDER_DEFAULT: u32 = 22;
 
 /// How an image is created.
-#[derive(Debug, Clone)]
+///
+/// ```
+/// use marcot::CreateOptions;
+///
+/// let options = CreateOptions::sized(1 << 30).order(20);
+/// assert_eq!((options.size_bytes, options.order), (1 << 30, 20));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CreateOptions {
     /// Size in bytes; 0 is allowed, as with RBD.
     pub size_bytes: u64,
@@ -28,6 +37,26 @@ pub struct CreateOptions {
 impl Default for CreateOptions {
     fn default() -> Self {
         Self { size_bytes: 0, order: ORDER_DEFAULT, features: String::new() }
+    }
+}
+
+impl CreateOptions {
+    /// An image of that many bytes; 0 is allowed, as with RBD.
+    #[must_use]
+    pub fn sized(size_bytes: u64) -> Self {
+        Self { size_bytes, ..Self::default() }
+    }
+
+    /// The same with another log2 of the object size that `info` shows.
+    #[must_use]
+    pub fn order(self, order: u32) -> Self {
+        Self { order, ..self }
+    }
+
+    /// The same with feature names that `info` shows, comma separated.
+    #[must_use]
+    pub fn features(self, features: impl Into<String>) -> Self {
+        Self { features: features.into(), ..self }
     }
 }
 
@@ -59,11 +88,12 @@ impl Pool {
     ///
     /// # Errors
     /// `Exists`; `Invalid` for its name or size; `NotFound` for the namespace; `ReadOnly`.
-    pub fn create(&self, namespace: &str, name: &str, options: &CreateOptions) -> Result<ImageId> {
-        self.check_new_image(name, options)?;
+    pub fn create(&self, name: impl Into<ImageName>, options: &CreateOptions) -> Result<ImageId> {
+        let name = name.into();
+        self.check_new_image(name.name(), options)?;
         let _lock = self.lock(LockMode::Exclusive)?;
-        let (id, head) = self.new_head(namespace, name, options)?;
-        self.publish_image(id, &head, name)?;
+        let (id, head) = self.new_head(&name, options)?;
+        self.publish_image(id, &head, name.name())?;
         Ok(id)
     }
 
@@ -81,10 +111,10 @@ impl Pool {
     /// held.
     pub(crate) fn new_head(
         &self,
-        namespace: &str,
-        name: &str,
+        name: &ImageName,
         options: &CreateOptions,
     ) -> Result<(ImageId, HeadRecord)> {
+        let (namespace, name) = (name.namespace().in_records(), name.name());
         self.check_free(namespace, name)?;
         let id = ImageId(self.unique());
         let mut head = first_head(id, namespace, name, self.now_s());
@@ -100,7 +130,7 @@ impl Pool {
 
     /// Fails where the name is taken or the namespace does not exist.
     pub(crate) fn check_free(&self, namespace: &str, name: &str) -> Result<()> {
-        match self.find(namespace, name) {
+        match self.find_in(namespace, name) {
             Ok(_) => fail(
                 ErrorKind::Exists,
                 format!("image '{name}' already exists in pool '{}'", self.name()),
@@ -129,7 +159,7 @@ impl Pool {
         if let Err(error) = made {
             // The name may exist, if only the sync of it failed. The head is removed only after the name
             // is gone for good. Otherwise the image stays complete, and can be removed later.
-            let unnamed = match self.find(&head.namespace, name) {
+            let unnamed = match self.find_in(&head.namespace, name) {
                 Ok(found) if found == id => {
                     records.remove(&name_key).and_then(|()| records.settle(&name_key)).is_ok()
                 }
@@ -151,15 +181,21 @@ impl Pool {
         }
     }
 
-    /// Gives an image another name. Works while the image is in use.
+    /// Gives an image another name in the same namespace. Works while the image is in use.
     ///
     /// # Errors
     /// `NotFound`, `Exists`, `Invalid`, `ReadOnly`.
-    pub fn rename(&self, namespace: &str, from: &str, to: &str) -> Result<()> {
+    pub fn rename(&self, from: impl Into<ImageName>, to: &str) -> Result<()> {
+        let from = from.into();
+        self.rename_in(from.namespace().in_records(), from.name(), to)
+    }
+
+    /// As [`Self::rename`], with the namespace as records have it.
+    pub(crate) fn rename_in(&self, namespace: &str, from: &str, to: &str) -> Result<()> {
         check_image_name(to)?;
         self.check_writable()?;
         let _lock = self.lock(LockMode::Exclusive)?;
-        let image = self.find(namespace, from)?;
+        let image = self.find_in(namespace, from)?;
         self.check_free(namespace, to)?;
         let key = |name: &str| Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
         let context = || format!("cannot rename image '{from}'");

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use marcot_format::record::{HeadRecord, ParentRecord, Protection};
 use marcot_format::{ImageId, PoolId, SnapId};
 
+use super::image_name::Namespace;
 use super::pool::Pool;
 use super::store::Store;
 use crate::error::Result;
@@ -15,7 +16,7 @@ pub struct ParentInfo {
     /// Its pool: the present name, if the store knows the pool.
     pub pool: String,
     /// Its namespace.
-    pub namespace: String,
+    pub namespace: Namespace,
     /// Its present name; the name when it was cloned, if the parent cannot be found.
     pub image: String,
     /// The snapshot.
@@ -64,8 +65,8 @@ pub struct ImageInfo {
     pub id: ImageId,
     /// Its name.
     pub name: String,
-    /// Its namespace; empty for the default one.
-    pub namespace: String,
+    /// Its namespace.
+    pub namespace: Namespace,
     /// Size in bytes.
     pub size_bytes: u64,
     /// log2 of the object size to show.
@@ -181,7 +182,7 @@ impl InfoReader {
         ImageInfo {
             id: image,
             name,
-            namespace: head.namespace,
+            namespace: Namespace::named(head.namespace),
             size_bytes: head.root.as_ref().map_or(0, |r| r.size_bytes),
             order: head.order,
             created_s: head.created_s,
@@ -197,7 +198,7 @@ impl InfoReader {
     fn parent_info(&mut self, parent: &ParentRecord) -> ParentInfo {
         let mut info = ParentInfo {
             pool: parent.pool_name.clone(),
-            namespace: parent.namespace.clone(),
+            namespace: Namespace::named(&*parent.namespace),
             image: parent.image_name.clone(),
             snap: parent.snap_name.clone(),
             pool_id: PoolId(parent.pool_id),

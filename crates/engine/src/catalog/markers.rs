@@ -11,6 +11,7 @@ use marcot_format::ImageId;
 use marcot_format::frame::{FrameKind, decode_message};
 use marcot_format::record::{ChildRecord, HeadRecord, NameRecord, PoolRecord};
 
+use super::image_name::Namespace;
 use super::pool::{Pool, RECORD_BYTES_MAX};
 
 /// Age in seconds from which a marker without an image is stale. A clone takes milliseconds between its
@@ -23,7 +24,7 @@ const POOLS: &str = "pools";
 /// A child's pool, namespace and name.
 pub(crate) struct MarkedChild {
     pub pool: String,
-    pub namespace: String,
+    pub namespace: Namespace,
     pub name: String,
 }
 
@@ -76,7 +77,7 @@ impl Pool {
         let directory = Path::new(&marker.child_pool_directory);
         Some(MarkedChild {
             pool: pool_name(directory).unwrap_or_else(|| marker.child_pool_name.clone()),
-            namespace: head.namespace,
+            namespace: Namespace::named(head.namespace),
             name: name.unwrap_or(head.name),
         })
     }

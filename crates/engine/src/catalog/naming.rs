@@ -18,6 +18,7 @@ use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{HeadRecord, NameRecord};
 use marcot_store::LockMode;
 
+use super::image_name::Namespace;
 use super::partial::{is_partial_name, partial_name};
 use super::pool::Pool;
 use crate::error::{Error, ErrorKind, Result};
@@ -56,14 +57,14 @@ impl Pool {
     #[must_use]
     pub fn label_by_names(&self, image: ImageId) -> String {
         if let Some((namespace, name)) = self.noted_name(image)
-            && self.find(&namespace, &name).is_ok_and(|found| found == image)
+            && self.find_in(&namespace, &name).is_ok_and(|found| found == image)
         {
             return self.label(&namespace, &name);
         }
         let mut namespaces = self.namespaces().unwrap_or_default();
         namespaces.insert(0, String::new());
         let named = namespaces.into_iter().find_map(|namespace| {
-            let images = self.images(&namespace).ok()?;
+            let images = self.images_in(&namespace).ok()?;
             let (name, _) = images.into_iter().find(|(_, id)| *id == image)?;
             Some(self.label(&namespace, &name))
         });
@@ -75,9 +76,9 @@ impl Pool {
     ///
     /// # Errors
     /// `Corrupt`, `NewerFormat` for its head; what the operating system says.
-    pub fn name_of_image(&self, namespace: &str, image: ImageId) -> Result<Option<String>> {
+    pub fn name_of_image(&self, namespace: &Namespace, image: ImageId) -> Result<Option<String>> {
         match self.read_head(image) {
-            Ok(head) if head.namespace == namespace => self.find_name_of(&head),
+            Ok(head) if head.namespace == namespace.in_records() => self.find_name_of(&head),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -97,7 +98,7 @@ impl Pool {
             Err(error) if may_be_there(&error) => return Err(error),
             _ => {}
         }
-        let images = match self.images(&head.namespace) {
+        let images = match self.images_in(&head.namespace) {
             Ok(images) => images,
             Err(error) if may_be_there(&error) => return Err(error),
             Err(_) => return Ok(None),
@@ -128,7 +129,7 @@ impl Pool {
     fn named_images(&self) -> Result<HashSet<ImageId>> {
         let mut named = HashSet::new();
         for namespace in self.namespaces()?.iter().map(String::as_str).chain([""]) {
-            named.extend(self.images(namespace)?.into_iter().map(|(_, image)| image));
+            named.extend(self.images_in(namespace)?.into_iter().map(|(_, image)| image));
         }
         Ok(named)
     }
@@ -137,7 +138,7 @@ impl Pool {
     /// none of them leads to the image; then all names have to be read.
     fn name_by_hints(&self, head: &HeadRecord) -> Result<Option<String>> {
         let image = ImageId(head.image_id);
-        let leads_here = |name: &str| match self.find(&head.namespace, name) {
+        let leads_here = |name: &str| match self.find_in(&head.namespace, name) {
             Ok(found) => Ok(found == image),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
@@ -185,7 +186,7 @@ impl Pool {
             return;
         }
         let Ok(Some(_lock)) = self.try_lock(LockMode::Exclusive) else { return };
-        if self.find(namespace, name).is_ok_and(|found| found == image) {
+        if self.find_in(namespace, name).is_ok_and(|found| found == image) {
             self.note_name(image, namespace, name);
         }
     }

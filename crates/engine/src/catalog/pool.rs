@@ -12,6 +12,7 @@ use marcot_format::record::{HeadRecord, NameRecord, ParentRecord, PoolRecord, Ro
 use marcot_format::{ImageId, PoolId};
 use marcot_store::{Lock, LockMode};
 
+use super::image_name::{ImageName, Namespace};
 use super::names::{check_namespace_name, could_be_given, is_acceptable};
 use super::naming::NamesRead;
 use super::store::Store;
@@ -366,7 +367,7 @@ impl Pool {
         check_namespace_name(namespace)?;
         self.check_writable()?;
         let _lock = self.lock(LockMode::Exclusive)?;
-        if !self.image_names(namespace)?.is_empty() {
+        if !self.image_names_in(namespace)?.is_empty() {
             return fail(ErrorKind::NotEmpty, format!("namespace '{namespace}' contains images"));
         }
         self.sweep_names(namespace);
@@ -391,11 +392,16 @@ impl Pool {
         self.records().remove(&key).and_then(|()| self.records().settle(&key)).at(context)
     }
 
-    /// Names of the images of a namespace (`""`: the default one). The images are not read.
+    /// Names of the images of a namespace. The images are not read.
     ///
     /// # Errors
     /// `NotFound` for an unknown namespace, or what the operating system says.
-    pub fn image_names(&self, namespace: &str) -> Result<Vec<String>> {
+    pub fn image_names(&self, namespace: &Namespace) -> Result<Vec<String>> {
+        self.image_names_in(namespace.in_records())
+    }
+
+    /// As [`Self::image_names`], with the namespace as records have it.
+    pub(crate) fn image_names_in(&self, namespace: &str) -> Result<Vec<String>> {
         let keys = match self.list_records(&Prefix::Names(namespace.to_owned())) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(self.namespace_missing(namespace));
@@ -409,15 +415,20 @@ impl Pool {
         Ok(names.filter(|name| could_be_given(self.directory(), name)).collect())
     }
 
-    /// Images of a namespace (`""`: the default one), sorted by name.
+    /// Images of a namespace, sorted by name.
     ///
     /// # Errors
     /// `NotFound` for an unknown namespace; `Corrupt` for a damaged name.
-    pub fn images(&self, namespace: &str) -> Result<Vec<(String, ImageId)>> {
-        let names = self.image_names(namespace)?;
+    pub fn images(&self, namespace: &Namespace) -> Result<Vec<(String, ImageId)>> {
+        self.images_in(namespace.in_records())
+    }
+
+    /// As [`Self::images`], with the namespace as records have it.
+    pub(crate) fn images_in(&self, namespace: &str) -> Result<Vec<(String, ImageId)>> {
+        let names = self.image_names_in(namespace)?;
         let mut images = Vec::with_capacity(names.len());
         for name in names {
-            match self.find(namespace, &name) {
+            match self.find_in(namespace, &name) {
                 Ok(id) => images.push((name, id)),
                 // The name was removed since the directory was listed.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -432,7 +443,13 @@ impl Pool {
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`.
-    pub fn find(&self, namespace: &str, name: &str) -> Result<ImageId> {
+    pub fn find(&self, name: impl Into<ImageName>) -> Result<ImageId> {
+        let name = name.into();
+        self.find_in(name.namespace().in_records(), name.name())
+    }
+
+    /// As [`Self::find`], with the namespace as records have it.
+    pub(crate) fn find_in(&self, namespace: &str, name: &str) -> Result<ImageId> {
         let key = Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
         let missing = || {
             let message = format!("image '{name}' does not exist in pool '{}'", self.name());
@@ -470,7 +487,7 @@ impl Pool {
     /// The name of any image in the pool, for an error message.
     pub(crate) fn any_image(&self) -> Result<Option<String>> {
         for namespace in self.namespaces()?.iter().map(String::as_str).chain([""]) {
-            if let Some(name) = self.image_names(namespace)?.into_iter().next() {
+            if let Some(name) = self.image_names_in(namespace)?.into_iter().next() {
                 return Ok(Some(name));
             }
         }

@@ -302,7 +302,7 @@ impl Checker<'_> {
         let mut namespaces = self.pool.namespaces()?;
         namespaces.insert(0, String::new());
         for namespace in namespaces {
-            let images = match self.pool.images(&namespace) {
+            let images = match self.pool.images_in(&namespace) {
                 Ok(images) => images,
                 Err(error) => {
                     let message = format!("names of images cannot be read: {}", error.sentence());

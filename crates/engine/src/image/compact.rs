@@ -494,8 +494,7 @@ mod tests {
         let limits = Limits { dead_bytes_min: 1 << 20, ..Limits::default() };
         let store = Store::open_with(World::system(), directory.path(), limits).unwrap();
         let pool = store.pool("rbd").unwrap();
-        let options = CreateOptions { size_bytes: 1 << 30, ..CreateOptions::default() };
-        let id = pool.create("", "image", &options).unwrap();
+        let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
         let mut image = pool.open(id).unwrap();
         image.snap_create("empty").unwrap();
         image.write_at(0, &[1; BLOCK]).unwrap();

@@ -95,8 +95,8 @@ mod tests {
         let limits = Limits { map_memory_bytes: MEMORY_BYTES_MAX, ..Limits::default() };
         let store = Store::open_with(world(), directory, limits).unwrap();
         let pool = store.pool("rbd").unwrap();
-        let options = CreateOptions { size_bytes: 1 << 40, ..CreateOptions::default() };
-        let id = pool.create("", "many", &options).unwrap();
+        let options = CreateOptions::sized(1 << 40);
+        let id = pool.create("many", &options).unwrap();
         let mut image = pool.open(id).unwrap();
         image.begin_writing().unwrap();
         let files = Arc::clone(pool.files());

@@ -404,8 +404,8 @@ mod tests {
             ..Limits::default()
         };
         let (_, pool) = store(directory, many);
-        let options = CreateOptions { size_bytes: LEAVES * LEAF_BYTES, ..Default::default() };
-        let id = pool.create("", "image", &options).unwrap();
+        let options = CreateOptions::sized(LEAVES * LEAF_BYTES);
+        let id = pool.create("image", &options).unwrap();
         let mut image = pool.open(id).unwrap();
         image.write_at(4096, &[7; 4096]).unwrap();
         image.checkpoint().unwrap();
@@ -472,8 +472,8 @@ mod tests {
     fn a_log_that_no_writer_leaves_so_long_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let (_, pool) = store(directory.path(), Limits::default());
-        let options = CreateOptions { size_bytes: LEAF_BYTES, ..Default::default() };
-        let id = pool.create("", "image", &options).unwrap();
+        let options = CreateOptions::sized(LEAF_BYTES);
+        let id = pool.create("image", &options).unwrap();
         let mut image = pool.open(id).unwrap();
         image.write_at(0, &[1; 4096]).unwrap();
         image.flush().unwrap();

@@ -6,18 +6,26 @@ use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord, Protection, S
 use marcot_format::{ImageId, PoolId};
 use marcot_store::LockMode;
 
+use crate::catalog::ImageName;
 use crate::catalog::create::first_head;
 use crate::catalog::names::check_image_name;
 use crate::catalog::no_snapshot;
 use crate::catalog::pool::Pool;
-use crate::catalog::store::Store;
 use crate::error::{ErrorKind, Remedy, Result, fail};
 use crate::fault::{self, Fault};
 use crate::image::forget_child;
 use crate::root::empty_root;
 
-/// Options of a clone.
-#[derive(Debug, Clone)]
+/// How a clone is made.
+///
+/// ```
+/// use marcot::CloneOptions;
+///
+/// let options = CloneOptions::new().format(2).order(20);
+/// assert_eq!((options.format, options.order), (2, Some(20)));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CloneOptions {
     /// The clone format: with 1 the snapshot must be protected, with 2 it need not be.
     pub format: u32,
@@ -32,6 +40,39 @@ pub struct CloneOptions {
 impl Default for CloneOptions {
     fn default() -> Self {
         Self { format: 1, untracked: false, order: None, features: None }
+    }
+}
+
+impl CloneOptions {
+    /// Format 1, tracked, with order and features of the parent.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same with another clone format, 1 or 2: see the field `format`.
+    #[must_use]
+    pub fn format(self, format: u32) -> Self {
+        Self { format, ..self }
+    }
+
+    /// The same, whether the owner of the parent's pool can see the child or not: see
+    /// the field `untracked`.
+    #[must_use]
+    pub fn untracked(self, untracked: bool) -> Self {
+        Self { untracked, ..self }
+    }
+
+    /// The same with another log2 of the object size that `info` shows.
+    #[must_use]
+    pub fn order(self, order: u32) -> Self {
+        Self { order: Some(order), ..self }
+    }
+
+    /// The same with other feature names that `info` shows, comma separated.
+    #[must_use]
+    pub fn features(self, features: impl Into<String>) -> Self {
+        Self { features: Some(features.into()), ..self }
     }
 }
 
@@ -87,25 +128,40 @@ fn snapshot_for_clone(
     Ok(snapshot.clone())
 }
 
-impl Store {
-    /// Clones a snapshot of `image` in `parent` as `name` in `dest`. For `parent`, read access is
-    /// enough.
+/// A snapshot of an image of a pool, by its name: what is cloned. Nothing is opened or read while it exists.
+#[derive(Clone, Copy)]
+pub struct Snapshot<'a> {
+    pool: &'a Pool,
+    image: ImageId,
+    name: &'a str,
+}
+
+impl Pool {
+    /// A snapshot of an image of this pool. That it exists is found out by what is done to it.
+    #[must_use]
+    pub fn snapshot<'a>(&'a self, image: ImageId, name: &'a str) -> Snapshot<'a> {
+        Snapshot { pool: self, image, name }
+    }
+}
+
+impl Snapshot<'_> {
+    /// Clones it as `name` in `dest`, a pool of the same store. Nothing is copied, and read access to the
+    /// snapshot's pool is enough.
     ///
     /// # Errors
-    /// `NotProtected`; `Invalid` for a snapshot of 0 bytes; `NotFound`; `Exists`; `ReadOnly` for `dest`; `PermissionDenied` where the
-    /// parent belongs to another store and no marker can be left there (see
-    /// [`CloneOptions::untracked`]); `Owned` for format 2 where another process has the parent
-    /// open, which should be asked for [`crate::Image::mark_shared`] first.
-    pub fn clone_image(
+    /// `NotProtected`; `Invalid` for a snapshot of 0 bytes; `NotFound`; `Exists`; `ReadOnly` for `dest`;
+    /// `PermissionDenied` where the parent belongs to another store and no marker can be left there (see
+    /// [`CloneOptions::untracked`]); `Owned` for format 2 where another process has the parent open,
+    /// which should be asked for [`crate::Image::mark_shared`] first.
+    pub fn clone_to(
         &self,
-        parent: &Pool,
-        image: ImageId,
-        snap: &str,
         dest: &Pool,
-        namespace: &str,
-        name: &str,
+        name: impl Into<ImageName>,
         options: &CloneOptions,
     ) -> Result<ImageId> {
+        let child = name.into();
+        let (namespace, name) = (child.namespace().in_records(), child.name());
+        let Self { pool: parent, image, name: snap } = *self;
         check_image_name(name)?;
         dest.check_writable()?;
         if !(1..=2).contains(&options.format) {
@@ -114,9 +170,9 @@ impl Store {
         let head = settled_head(parent, image, snap)?;
         let snapshot = snapshot_for_clone(parent, &head, snap, options.format)?;
         if parent.foreign().is_some() {
-            // The child will belong to this user, and may then name any pool. So the pools that it takes
-            // over from another user's snapshot are checked now, after all pools of the store are known.
-            self.pools_of_children()?;
+            // The child will be one's own, and may name everything; what it takes over is checked now,
+            // when all pools of the store are known.
+            parent.store().pools_of_children()?;
             for pool in snapshot.root.iter().flat_map(|root| &root.pools) {
                 parent.files().check_named(parent.id(), PoolId(*pool))?;
             }

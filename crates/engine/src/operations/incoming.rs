@@ -11,7 +11,7 @@ use marcot_store::LockMode;
 
 use crate::catalog::create::CreateOptions;
 use crate::catalog::partial::{is_partial_name, partial_name};
-use crate::catalog::{Pool, Store};
+use crate::catalog::{ImageName, Namespace, Pool, Store};
 use crate::error::{ErrorKind, Result};
 use crate::image::Image;
 
@@ -23,13 +23,13 @@ impl Pool {
     /// As [`Pool::create`] and [`Pool::open`].
     pub fn create_partial(
         &self,
-        namespace: &str,
-        name: &str,
+        name: impl Into<ImageName>,
         options: &CreateOptions,
     ) -> Result<Image> {
-        self.check_new_image(name, options)?;
+        let name = name.into();
+        self.check_new_image(name.name(), options)?;
         let _lock = self.lock(LockMode::Exclusive)?;
-        let (id, head) = self.new_head(namespace, name, options)?;
+        let (id, head) = self.new_head(&name, options)?;
         self.publish_image(id, &head, &partial_name(id))?;
         self.open(id)
     }
@@ -38,15 +38,16 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::rename`]; `Exists` where the name was taken meanwhile.
-    pub fn publish_partial(&self, namespace: &str, image: ImageId, name: &str) -> Result<()> {
-        self.rename(namespace, &partial_name(image), name)
+    pub fn publish_partial(&self, image: ImageId, name: impl Into<ImageName>) -> Result<()> {
+        let name = name.into();
+        self.rename_in(name.namespace().in_records(), &partial_name(image), name.name())
     }
 
     /// True where the maker of this partial image is gone.
     fn is_abandoned(&self, namespace: &str, image: ImageId) -> Result<bool> {
         let _lock = self.lock(LockMode::Exclusive)?;
         // The image may have got its final name and been closed meanwhile.
-        match self.find(namespace, &partial_name(image)) {
+        match self.find_in(namespace, &partial_name(image)) {
             Ok(found) if found == image => Ok(self.lock_image(image)?.is_some()),
             Ok(_) => Ok(false),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
@@ -60,17 +61,18 @@ impl Store {
     ///
     /// # Errors
     /// `ReadOnly`; those of [`Pool::image_names`] and [`Store::remove_named`], after all were tried.
-    pub fn remove_abandoned(&self, pool: &Pool, namespace: &str) -> Result<()> {
+    pub fn remove_abandoned(&self, pool: &Pool, namespace: &Namespace) -> Result<()> {
+        let namespace = namespace.in_records();
         pool.check_writable()?;
         let mut outcome = Ok(());
         // Only names of this form are looked up, because there may be many others.
-        let names = pool.image_names(namespace)?;
+        let names = pool.image_names_in(namespace)?;
         for name in names.iter().filter(|name| is_partial_name(name)) {
-            let removed = pool.find(namespace, name).and_then(|image| {
+            let removed = pool.find_in(namespace, name).and_then(|image| {
                 if *name != partial_name(image) || !pool.is_abandoned(namespace, image)? {
                     return Ok(());
                 }
-                self.remove_named(pool, namespace, name, &mut |_, _| {})
+                self.remove(pool, image, Some((namespace, name)), &mut |_, _| {})
             });
             match removed {
                 // Another process has removed it meanwhile.

@@ -6,5 +6,5 @@ mod estates;
 mod incoming;
 mod remove;
 
-pub use clone::CloneOptions;
+pub use clone::{CloneOptions, Snapshot};
 pub use collect::{GcReport, PinnedRow};

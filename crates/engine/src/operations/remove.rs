@@ -5,7 +5,8 @@ use marcot_format::record::HeadRecord;
 use marcot_format::{ImageId, SnapId};
 use marcot_store::{Lock, LockMode};
 
-use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named};
+use crate::catalog::ImageName;
+use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named as some_of};
 use crate::catalog::create::first_head;
 use crate::catalog::pool::Pool;
 use crate::catalog::store::Store;
@@ -41,16 +42,16 @@ impl Store {
     pub fn remove_named(
         &self,
         pool: &Pool,
-        namespace: &str,
-        name: &str,
+        name: impl Into<ImageName>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
-        let image = pool.find(namespace, name)?;
-        self.remove_if_named(pool, image, (namespace, name), progress)
+        let name = name.into();
+        let image = pool.find(&name)?;
+        self.remove_if_named(pool, image, &name, progress)
     }
 
-    /// As [`Self::remove_image`], if the image still has this name (namespace and name). For callers that
-    /// have looked up the name before.
+    /// As [`Self::remove_image`], if the image still has this name. For callers that have looked up the name
+    /// before.
     ///
     /// # Errors
     /// As [`Self::remove_image`]; `Busy` where another image has the name by now.
@@ -58,9 +59,10 @@ impl Store {
         &self,
         pool: &Pool,
         image: ImageId,
-        named: (&str, &str),
+        name: &ImageName,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
+        let named = (name.namespace().in_records(), name.name());
         self.remove(pool, image, Some(named), progress)
     }
 
@@ -84,17 +86,17 @@ impl Store {
     pub fn remove_damaged(
         &self,
         pool: &Pool,
-        namespace: &str,
-        name: &str,
+        name: impl Into<ImageName>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         pool.check_writable()?;
-        let image = pool.find(namespace, name)?;
-        self.remove_damaged_if_named(pool, image, (namespace, name), progress)
+        let name = name.into();
+        let image = pool.find(&name)?;
+        self.remove_damaged_if_named(pool, image, &name, progress)
     }
 
-    /// As [`Self::remove_damaged`], if the image still has this name (namespace and name). For callers that
-    /// have looked up the name before.
+    /// As [`Self::remove_damaged`], if the image still has this name. For callers that have looked up the name
+    /// before.
     ///
     /// # Errors
     /// As [`Self::remove_damaged`]; `Busy` where another image has the name by now.
@@ -102,25 +104,26 @@ impl Store {
         &self,
         pool: &Pool,
         image: ImageId,
-        (namespace, name): (&str, &str),
+        named: &ImageName,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         pool.check_writable()?;
         if !is_damaged(pool, image)? {
-            return self.remove_if_named(pool, image, (namespace, name), progress);
+            return self.remove_if_named(pool, image, named, progress);
         }
+        let (namespace, name) = (named.namespace().in_records(), named.name());
         let label = format!("{}/{name}", pool.name());
         let lock = lock_for_removal(pool, image, &label)?;
         if !is_damaged(pool, image)? {
             // Its owner has written a good head meanwhile.
             drop(lock);
-            return self.remove_if_named(pool, image, (namespace, name), progress);
+            return self.remove_if_named(pool, image, named, progress);
         }
         let children = pool.some_children(image, None, Formats::All, CHILDREN_LOOKED_AT_MAX)?;
         if !children.is_empty() {
             let message = format!(
                 "{label} has children, which may need what it names; flatten or remove them first: {}",
-                named(&children)
+                some_of(&children)
             );
             return fail(ErrorKind::HasChildren, message);
         }
@@ -154,7 +157,7 @@ impl Store {
         Ok(())
     }
 
-    fn remove(
+    pub(super) fn remove(
         &self,
         pool: &Pool,
         image: ImageId,
@@ -211,7 +214,7 @@ fn lock_for_removal(pool: &Pool, image: ImageId, label: &str) -> Result<Box<dyn 
 
 /// Fails where another image has the name (namespace and name) meanwhile. The pool's lock is held.
 fn check_still_named(pool: &Pool, image: ImageId, (namespace, name): (&str, &str)) -> Result<()> {
-    if pool.find(namespace, name)? == image {
+    if pool.find_in(namespace, name)? == image {
         return Ok(());
     }
     fail(ErrorKind::Busy, format!("the name '{name}' was given to another image meanwhile"))

@@ -218,7 +218,7 @@ impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let pool = Store::open(directory.path()).unwrap().pool("rbd").unwrap();
-        let author = pool.create("", "image", &CreateOptions::default()).unwrap();
+        let author = pool.create("image", &CreateOptions::default()).unwrap();
         pool.create_own_set(author).unwrap();
         Self { _directory: directory, pool, author }
     }

@@ -305,8 +305,8 @@ pub const MIB: u64 = 1 << 20;
 pub fn store_with_image(directory: &Path, size_bytes: u64) -> (Store, Pool, ImageId) {
     let store = Store::open(directory).unwrap();
     let pool = store.pool("rbd").unwrap();
-    let options = CreateOptions { size_bytes, ..CreateOptions::default() };
-    let id = pool.create("", "image", &options).unwrap();
+    let options = CreateOptions::sized(size_bytes);
+    let id = pool.create("image", &options).unwrap();
     (store, pool, id)
 }
 
