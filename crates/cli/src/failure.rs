@@ -143,7 +143,7 @@ impl Failure {
             Some(Remedy::CloneUntracked) => "use --untracked to accept that".to_owned(),
             Some(Remedy::RepairPool) => "'check --repair' repairs a pool".to_owned(),
             Some(Remedy::OwnStore) => {
-                format!("choose a store with --store or {}", crate::session::STORE_VARIABLE)
+                format!("choose a store with --store or {}", crate::environment::STORE_VARIABLE)
             }
             _ => return self,
         };

@@ -10,6 +10,7 @@
 
 mod args;
 mod commands;
+mod environment;
 pub mod errno;
 mod failure;
 mod layout;

@@ -10,14 +10,13 @@ use marcot_client::{Client, DEFAULT_POOL, Image, ImageSpec, Interrupt, Namespace
 
 use crate::args::Args;
 use crate::args::names::Target;
+use crate::environment::STORE_VARIABLE;
 use crate::failure::{ENOENT, Failure, Outcome};
 use crate::output::warn;
 use crate::progress::{Measure, Progress};
 use crate::shown::worded;
 use crate::{logging, signals};
 
-/// Names a store directory where `--store` does not.
-pub const STORE_VARIABLE: &str = "MARCOT_STORE";
 /// The store of root.
 const SYSTEM_STORE: &str = "/var/lib/marcot";
 /// Less would drop pages faster than a batch of writes needs them.
