@@ -60,6 +60,7 @@ def parser():
     table.add_argument("--seconds", type=int, default=10, help="of one run")
     table.add_argument("--rounds", type=int, default=5)
     table.add_argument("--peers", type=words, default=["file", "null"], help=",".join(systems.PEERS))
+    table.add_argument("--before", type=pathlib.Path, help="another build of marcot, as a peer")
     table.add_argument("--row", type=words, default=[], help=",".join(w.name for w in WORKLOADS))
     table.add_argument("--depth", type=words, default=["fresh", "deep"], help="fresh,deep")
     table.add_argument("--ceph-conf", default=os.environ.get("CEPH_CONF"))
@@ -82,6 +83,7 @@ class Settings:
         self.stack = stack
         self.marcot = options.marcot
         self.tools = options.tools
+        self.before = getattr(options, "before", None)
         # A directory of our own inside, because it is removed.
         self.directory = options.dir.resolve() / "marcot-bench"
         self.size_bytes = getattr(options, "size", 0)
@@ -115,6 +117,8 @@ def measure_rows(settings, options):
     makers = {"fresh": systems.fresh_clone, "deep": systems.deep_clone}
     ours = [makers[depth](settings) for depth in options.depth]
     peers = systems.peers(settings, options.peers)
+    if options.before:
+        peers.insert(0, systems.Before(settings))
     make_source(settings)
     for system in [*ours, *peers]:
         say(f"preparing {system.title}")

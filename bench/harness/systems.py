@@ -88,14 +88,18 @@ class Marcot(System):
         self.title = title
         super().__init__(settings)
         self.parent = parent
-        self.directory = settings.directory / "marcot"
+        self.program = settings.marcot
+        self._keep_in(settings.directory / "marcot")
+        self._made = 0
+
+    def _keep_in(self, directory):
+        self.directory = directory
         self.store = self.directory / "store"
         self.environment = {"MARCOT_STORE": str(self.store)}
-        self._made = 0
 
     def marcot(self, *words):
         """Runs one command of marcot's."""
-        return run(self.settings.marcot, *words, env=self.environment)
+        return run(self.program, *words, env=self.environment)
 
     def prepare(self):
         super().prepare()
@@ -140,7 +144,7 @@ class Marcot(System):
     def serve(self, image, count):
         names = list(self._images(image, count))
         socket = self.socket(0)
-        command = [self.settings.marcot, "serve", "--socket", socket]
+        command = [self.program, "serve", "--socket", socket]
         log = self.directory / "server.log"
         with server([socket], *command, env=self.environment, log=log) as process:
             self.process = process
@@ -162,6 +166,17 @@ class Marcot(System):
 def fresh_clone(settings):
     """marcot, on clones of the template."""
     return Marcot(settings, "fresh", "marcot, fresh clone", "template@base")
+
+
+class Before(Marcot):
+    """Another build of marcot, say the one before a change: a peer, with a store of its own."""
+
+    is_peer = True
+
+    def __init__(self, settings):
+        super().__init__(settings, "before", f"{settings.before}, fresh clone", "template@base")
+        self.program = settings.before
+        self._keep_in(settings.directory / "before")
 
 
 def deep_clone(settings):
