@@ -1,4 +1,4 @@
-//! Appending to the journal: making the image ready for it, and taking in what was written.
+//! Appending to the journal: making the image ready for it, and applying completions.
 
 use marcot_format::group::LOG_SEGMENTS_MAX;
 
@@ -70,8 +70,8 @@ impl Image {
         self.remove_unnamed(|name| name.sequence >= marks.of(name.kind))
     }
 
-    /// Removes segments of the image's own that no head names. Whoever owned the image before may have made
-    /// them, and is stopped first.
+    /// Removes own segments for which `unnamed` is true, because no head names them. A previous owner may
+    /// have created them and may still be running, so it is fenced first.
     pub(super) fn remove_unnamed(&mut self, unnamed: impl Fn(&SegmentName) -> bool) -> Result<()> {
         let files = self.identity.pool.files();
         let mut left = files.list(self.identity.pool.id(), self.identity.own_set())?;
@@ -92,7 +92,8 @@ impl Image {
         if self.journal.needs_segment(slots) {
             self.check_log_length()?;
         }
-        // The counts of its segment change once the group is written, when it is too late to fail.
+        // This also loads the segment's entry in the table. Its counts change once the group is written, when
+        // it is too late to fail.
         self.with_free_names(&[SegmentKind::Data], |image| {
             let Self { journal, series, state, in_flight, .. } = image;
             journal.find_room(slots, series, &mut state.table, in_flight)
@@ -109,8 +110,8 @@ impl Image {
         Ok(())
     }
 
-    /// Fails where the log would go on in a segment that no replay reads: for that long, no checkpoint
-    /// has succeeded.
+    /// Fails where the log has become so long that replay would not read its next segment. This happens only
+    /// where no checkpoint has succeeded for a long time.
     fn check_log_length(&mut self) -> Result<()> {
         if self.is_log_too_long() {
             self.settle()?;
@@ -132,7 +133,7 @@ impl Image {
         next - first.min(next) >= LOG_SEGMENTS_MAX
     }
 
-    /// Something that has ended since, and that somebody waits for.
+    /// Takes the next completion that a caller waits for.
     pub(super) fn take_completion(&mut self) -> Option<Completion> {
         loop {
             let Self { journal, mode, poisoned, identity, .. } = self;
@@ -147,7 +148,8 @@ impl Image {
         }
     }
 
-    /// What lay elsewhere when it was read is read again.
+    /// Completes a read. Where its bytes did not match the checksums, they are read again: the blocks may
+    /// have moved meanwhile.
     fn finish_read(&mut self, read: EndedRead) -> CompletedRead {
         let EndedRead { number, offset, mut buf, is_whole } = read;
         let result = match is_whole {

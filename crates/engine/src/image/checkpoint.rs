@@ -1,13 +1,15 @@
 //! Checkpoints: making the root in memory the durable one.
 //!
 //! Order, each step durable before the next:
-//! 1. the log up to now; 2. map and table pages; 3. the head (this is the commit: its rename);
+//! 1. the log up to now;
+//! 2. map and table pages;
+//! 3. the head (this is the commit: its rename);
 //! 4. removal of segments that no head needs any more.
 //!
-//! The image's thread gives every dirty page its place ([`super::placing`]). Steps 1 to 3 are the
-//! *checkpoint job* ([`super::checkpoint_job`]): a worker does them while the image goes on, or the image's
-//! thread itself where somebody waits for the result. The job gets a frozen root and touches nothing of the
-//! image. At most one is under way, and every change of the head waits for it.
+//! The image's thread gives every dirty page its place ([`super::placing`]). Steps 1 to 3 are the *checkpoint
+//! job* ([`super::checkpoint_job`]). A worker runs the job while the image goes on; where somebody waits for
+//! the result, the image's thread runs it itself. The job gets a frozen root and touches nothing of the
+//! image. At most one job is running, and every change of the head waits for it.
 //!
 //! A failure before step 3 changes nothing that a reader would see.
 
@@ -42,7 +44,7 @@ impl Image {
         self.check_owner()?;
         self.settle()?;
         self.head.check_not_fenced()?;
-        // The medium takes the end of the log while the pages are made and written.
+        // The end of the log goes to the medium while the pages are encoded and written.
         self.journal.hurry(&mut self.in_flight)?;
         let loaded = self
             .state
@@ -51,7 +53,8 @@ impl Image {
             .and_then(|()| self.prepare_checkpoint(Vec::new(), change));
         let mut work = match loaded {
             Ok(work) => work,
-            // What a command changed before it found no room is there to stay.
+            // What a command has changed stays, although there is no room for the checkpoint. The log makes
+            // it durable.
             Err(error) => return self.sync_log().and(Err(error)),
         };
         if fault::is(Fault::RemoveBeforeHead) {
@@ -66,7 +69,7 @@ impl Image {
         self.end_checkpoint(outcome, covered)
     }
 
-    /// Starts a checkpoint in the background, unless one is under way.
+    /// Starts a checkpoint in the background, unless one is running.
     ///
     /// # Errors
     /// As [`Self::checkpoint`], as far as they are known by now.
@@ -90,7 +93,7 @@ impl Image {
         Ok(())
     }
 
-    /// Notes what the checkpoint that is about to begin covers, and counts anew.
+    /// Notes what the next checkpoint covers, and starts the counts of what comes after it.
     fn begin_to_cover(&mut self) -> Covered {
         self.state.changed = false;
         let dead = self.state.pages.take_dead(&self.head);
@@ -105,10 +108,11 @@ impl Image {
         self.settle().map(|()| true)
     }
 
-    /// Waits for the checkpoint that is under way, if there is one.
+    /// Waits for the checkpoint that is running, if there is one.
     ///
     /// # Errors
-    /// `Poisoned` and `Fenced`. That it found no space, say, is for the next one to tell.
+    /// `Poisoned` and `Fenced`. Other errors, such as no space, are logged, and the next checkpoint tries
+    /// again.
     pub(super) fn settle(&mut self) -> Result<()> {
         let Some(checkpoint_job) = self.checkpoint_job.take() else { return Ok(()) };
         let (outcome, covered) = checkpoint_job.wait();
@@ -130,7 +134,7 @@ impl Image {
                 self.state.pages.written(pages);
                 self.journal.covered(&covered.log);
                 let mut dead = covered.dead;
-                // A snapshot may have been taken with this head: then they stay.
+                // This head may have taken a snapshot. Segments that the snapshot may name stay.
                 dead.retain(|name| self.head.is_private(name));
                 checkpoint_job::remove_dead(&self.identity, dead, &mut self.state.pages);
                 Ok(())
@@ -186,10 +190,11 @@ impl Image {
         })
     }
 
-    /// Creates segments of some series. Where one of the next names is taken, makes these names free and tries
-    /// once more: an owner that was replaced or has crashed has made it, if the head is still ours.
+    /// Runs `create`, which creates segments of these series. Where a segment with one of the next names
+    /// exists already, fences the owner that has created it, removes it and tries once more. If the head is
+    /// still ours, only an owner that was replaced or has crashed can have created it.
     ///
-    /// Other series are left alone, because a worker of ours may have made the next data segment.
+    /// Other series are left alone, because a worker of this process may have created the next data segment.
     pub(super) fn with_free_names<T>(
         &mut self,
         kinds: &[SegmentKind],
@@ -207,7 +212,7 @@ impl Image {
         }
     }
 
-    /// Removes the segments that only a head before named.
+    /// Removes the segments that only earlier heads named.
     pub(super) fn remove_dead(&mut self) {
         let dead = self.state.pages.take_dead(&self.head);
         checkpoint_job::remove_dead(&self.identity, dead, &mut self.state.pages);
@@ -218,7 +223,7 @@ impl Image {
         checkpoint_job::postponed_for_readers(&self.identity)
     }
 
-    /// Where journal and series are.
+    /// Where the journal and the series stand.
     fn progress(&self) -> Progress {
         let marks = self.series.marks();
         let open = self.journal.open_segment().map(|open| open.name);
@@ -237,7 +242,7 @@ impl Image {
     pub(super) fn publish(&mut self, change: impl Fn(&mut HeadRecord)) -> Result<()> {
         self.settle()?;
         if !self.journal.is_open() && self.state.changed {
-            // The log that was replayed ends with this head, so its content goes with it.
+            // This head ends the log that was replayed, so it has to name what the log has written.
             return match self.checkpoint_with(&change) {
                 Err(error) if error.kind() == ErrorKind::NoSpace => self.publish_over_log(change),
                 published => published,
@@ -246,11 +251,11 @@ impl Image {
         self.publish_root(change)
     }
 
-    /// Changes a head whose log was replayed and finds no room for a checkpoint: root, log and epoch
-    /// stay as they are, so that the log is replayed again by the next owner.
+    /// Changes the head although a replayed log finds no room for a checkpoint. Root, log and epoch stay as
+    /// they are, so that the next owner replays the log again.
     ///
-    /// An owner that was replaced cannot publish any more, because the version has changed. What it
-    /// still appends is accepted until the log is left, with the next checkpoint.
+    /// An owner that was replaced cannot publish any more, because the version has changed. What it still
+    /// appends is accepted until the next checkpoint leaves the log behind.
     fn publish_over_log(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
         let mut head = self.head.clone();
         change(&mut head);
@@ -258,7 +263,8 @@ impl Image {
         self.replace_head(head)
     }
 
-    /// As [`Self::publish`]; what is only in memory is stored, or is to be forgotten.
+    /// As [`Self::publish`], but never with a checkpoint: the changes in memory are in the log, or are to be
+    /// forgotten.
     pub(super) fn publish_root(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
         self.settle()?;
         let mut head = self.head.clone();
@@ -274,8 +280,8 @@ impl Image {
         written
     }
 
-    /// Makes whoever owned the image before fail at its next head. To be called before anything is
-    /// removed that it may have made for one: where locks do not hold, it may still be at work.
+    /// Makes a previous owner fail when it publishes its next head. To be called before segments are removed
+    /// that such an owner may have created: where locks do not work, it may still be running.
     pub(super) fn fence(&mut self) -> Result<()> {
         self.settle()?;
         let mut head = self.head.clone();

@@ -1,8 +1,8 @@
-//! A checkpoint under way: what it writes, syncs and publishes, by whatever thread.
+//! The checkpoint job: what a checkpoint writes, syncs and publishes, on any thread.
 //!
-//! Nothing of the image itself is touched here, so that the image can go on meanwhile. The log is
-//! synced through descriptors of its own: the operating system tells a failed write-back once to each
-//! descriptor, and neither the checkpoint nor a flush of the image may miss it.
+//! The job touches nothing of the image itself, so that the image can go on meanwhile. It syncs the log
+//! through descriptors of its own: the operating system reports a failed write-back once to each descriptor,
+//! and neither the checkpoint nor a flush of the image may miss it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,13 +37,13 @@ pub(super) enum CheckpointOutcome {
     /// The head before is the durable one, unless the error says `Poisoned`.
     Failed {
         error: Error,
-        /// What is still to be written before another head can be published.
+        /// Pages that have to be written before another head can be published.
         pages: Option<WrittenPages>,
     },
 }
 
 impl CheckpointWork {
-    /// Brings everything to stable storage, in the order that is told in `checkpoint`.
+    /// Makes everything durable, in the order that [`super::checkpoint`] describes.
     pub(super) fn run(mut self) -> CheckpointOutcome {
         let log = self.log.iter().filter(|_| !fault::is(Fault::CheckpointSkipsLog));
         for file in log {
@@ -71,7 +71,7 @@ impl CheckpointWork {
     }
 }
 
-/// What a checkpoint makes durable, or useless, when it has ended.
+/// What a checkpoint makes durable, and the segments that it makes useless.
 #[derive(Default)]
 pub(super) struct Covered {
     /// To be removed once the head is durable.
@@ -82,7 +82,7 @@ pub(super) struct Covered {
 /// How a checkpoint ended, and the dead segments that it did not remove.
 type Outcome = (CheckpointOutcome, Vec<SegmentName>);
 
-/// A checkpoint that a worker has taken over.
+/// A checkpoint job that a worker runs.
 pub(super) struct CheckpointJob {
     running: Box<dyn Running>,
     outcome: Arc<Mutex<Option<Outcome>>>,
@@ -90,7 +90,7 @@ pub(super) struct CheckpointJob {
 }
 
 impl CheckpointJob {
-    /// Removing what is dead takes longer than a request may wait, so it is done here as well.
+    /// The worker also removes the dead segments, because that takes longer than a request may wait.
     pub(super) fn start(workers: &dyn Workers, work: CheckpointWork, mut covered: Covered) -> Self {
         let outcome = Arc::new(Mutex::new(None));
         let place = Arc::clone(&outcome);
@@ -112,7 +112,7 @@ impl CheckpointJob {
         self.running.is_finished()
     }
 
-    /// Bytes of log that are not behind a durable head before it has ended.
+    /// Bytes of the log that no durable head covers until the job has ended.
     pub(super) fn log_bytes(&self) -> u64 {
         self.covered.log.bytes
     }
@@ -130,13 +130,13 @@ impl CheckpointJob {
     }
 }
 
-/// Removes segments that only a head before named. Those that readers of that head may still need are
+/// Removes segments that only earlier heads named. Those that readers of such a head may still need are
 /// removed after a later head.
 pub(super) fn remove_dead(image: &Identity, dead: Vec<SegmentName>, pages: &mut Pages) {
     pages.add_all_dead(remove(image, dead));
 }
 
-/// Returns what has to stay for readers.
+/// Removes segments, unless they have to stay for readers; returns those that stay.
 fn remove(image: &Identity, dead: Vec<SegmentName>) -> Vec<SegmentName> {
     if dead.is_empty() || postponed_for_readers(image) {
         return dead;
@@ -149,8 +149,8 @@ fn remove(image: &Identity, dead: Vec<SegmentName>) -> Vec<SegmentName> {
     Vec::new()
 }
 
-/// True where somebody reads the image by an older head: what that names has to stay. What a
-/// removal leaves behind is found by the next one, or by `Reclaim`.
+/// True where a process reads the image by an older head: the segments that this head names have to stay. A
+/// later removal, or a reclaim, finds them.
 pub(super) fn postponed_for_readers(image: &Identity) -> bool {
     let being_read = image.pool.being_read(image.id).unwrap_or(true);
     if being_read {

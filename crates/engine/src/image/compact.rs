@@ -1,9 +1,8 @@
-//! Keeping the log compact: copying live blocks out of mostly dead private segments, so that the
-//! segments can go.
+//! Keeping the log compact: copying live blocks out of mostly dead private segments, so that these segments
+//! can be removed.
 //!
-//! A copy is an ordinary group of the log, so recovery knows nothing of it. The segment goes when
-//! a head is durable that no longer names it. Segments that snapshots or clones may name are left
-//! to `gc`.
+//! A copy is an ordinary group of the log, so recovery knows nothing of it. The old segment is removed once a
+//! head is durable that no longer names it. Segments that snapshots or clones may name are left to `gc`.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -30,23 +29,24 @@ use crate::segment::SegmentName;
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Compaction starts when live slots are a smaller part of the private segments than this.
 const LIVE_PERCENT_MIN: u64 = 80;
-/// Where live slots are a smaller part than this, every write pays for the space that it takes.
+/// Where live slots are a smaller part than this, every write does a part of the compaction
+/// ([`Image::pay_for_space`]).
 const LIVE_PERCENT_PAID: u64 = 77;
-/// Dead map pages that are left alone, as a part of the dead data that is.
+/// Dead bytes of map segments that are left alone: one part in this many of `dead_bytes_min`.
 const DEAD_MAP_PART: u64 = 16;
-/// The same for an image at rest: a MiB, if nothing else was asked for.
+/// The same for an idle image: 1 MiB with the default limits.
 const DEAD_MAP_IDLE_PART: u64 = 64;
-/// At rest, live map pages are moved that are a smaller part of their segments than this.
+/// In an idle image, live map pages are moved where they are a smaller part of their segments than this.
 const LIVE_PERCENT_IDLE: u64 = 50;
 /// Slots of a segment that one step looks at, unless a group is larger.
 const STEP_SLOTS: usize = 64;
-/// Slots of a segment that the system is asked to read before they are looked at (1 MiB).
-const AHEAD_SLOTS: usize = 256;
-/// How often the counts are looked at while as much is written as may be dead before compaction begins.
-const LOOKS: u64 = 8;
-/// The same for large images, while all that they hold is written once.
-const LOOKS_LARGE: u64 = 256;
-/// Slots looked at for a slot written, at the most, in percent: writers must go on.
+/// Slots of a segment that are read ahead at a time (1 MiB).
+const READ_AHEAD_SLOTS: usize = 256;
+/// The counts are surveyed this many times while as much is written as may be dead before compaction begins.
+const SURVEYS: u64 = 8;
+/// In large images, the counts are surveyed at most this many times while as much is written as they hold.
+const SURVEYS_LARGE: u64 = 256;
+/// Most slots that a writer looks at for each slot that it writes, in percent: writers must go on.
 const PRICE_PERCENT_MAX: u64 = 800;
 
 /// A segment being emptied.
@@ -54,19 +54,19 @@ struct Victim {
     index: SegmentIndex,
     name: SegmentName,
     file: Arc<dyn DiskFile>,
-    /// Where the next group to be looked at starts.
+    /// Slot where the next group to be looked at starts.
     slot: usize,
-    /// Up to there the system has been asked to read.
-    ahead: usize,
+    /// Slot up to which the system was asked to read.
+    read_to: usize,
 }
 
 impl Victim {
-    /// Keeps the medium ahead of the looks, so that none of them waits for it.
+    /// Asks the system to read the next slots, so that no step waits for the medium.
     fn read_ahead(&mut self) {
-        while self.ahead < self.slot + AHEAD_SLOTS {
-            let bytes = AHEAD_SLOTS as u64 * BLOCK_BYTES;
-            self.file.advise(self.ahead as u64 * BLOCK_BYTES, bytes);
-            self.ahead += AHEAD_SLOTS;
+        while self.read_to < self.slot + READ_AHEAD_SLOTS {
+            let bytes = READ_AHEAD_SLOTS as u64 * BLOCK_BYTES;
+            self.file.advise(self.read_to as u64 * BLOCK_BYTES, bytes);
+            self.read_to += READ_AHEAD_SLOTS;
         }
     }
 }
@@ -74,20 +74,20 @@ impl Victim {
 /// What compaction is doing.
 #[derive(Default)]
 pub(super) struct Compaction {
-    /// Counts have changed enough to look for a victim.
+    /// The counts have changed enough to survey them again.
     pub due: bool,
     victim: Option<Victim>,
-    /// Table index of a map segment, and where the next of its pages is to be looked at.
+    /// Table index of a map segment, and the offset in bytes of its page that is to be looked at next.
     map_at: Option<(SegmentIndex, u64)>,
     /// Segments that could not be emptied, because a block in them is damaged.
     stuck: HashSet<SegmentIndex>,
-    /// Slots written since the last look at the counts.
+    /// Slots written since the last survey.
     written: u64,
-    /// So many of them before the next one, if that is more than [`LOOKS`] asks for.
-    look_after: u64,
+    /// Slots to be written before the next survey, if they are more than [`SURVEYS`] asks for.
+    survey_after: u64,
     /// Slots that a writer looks at for each slot that it writes, in percent.
     price_percent: u64,
-    /// Slots that writers have yet to look at.
+    /// Slots that writers still have to look at.
     owed: u64,
     buffer: Vec<u8>,
 }
@@ -100,8 +100,8 @@ impl Compaction {
     }
 }
 
-/// Live and taken slots of the private segments of a series, and the emptiest of them. Those with
-/// nothing live are left out: they go with the next checkpoint.
+/// Live and used slots of the private segments of a series, and the emptiest of these segments. Segments with
+/// nothing live are left out: the next checkpoint removes them.
 #[derive(Default)]
 struct Survey {
     live: u64,
@@ -129,8 +129,9 @@ impl Survey {
         dead >= dead_min && self.live * 100 < self.used * live_percent
     }
 
-    /// What keeps the dead from growing: emptying a segment of `used` slots gives back those that
-    /// are not live, and a little more is asked for, to catch up.
+    /// Slots that a writer has to look at for each slot that it writes, in percent, so that the dead slots do
+    /// not grow. Emptying a segment of `used` slots gives back the slots that are not live. Writers look at
+    /// 20 % more than that, to catch up.
     fn price_percent(&self, dead_min: u64) -> u64 {
         match self.emptiest {
             Some((.., live, used)) if self.wasteful(dead_min, LIVE_PERCENT_PAID) => {
@@ -142,7 +143,7 @@ impl Survey {
 }
 
 impl Image {
-    /// Does one piece of compaction; true if more waits.
+    /// Does one step of compaction; true if more is left to do.
     pub(super) fn compact_step(&mut self) -> Result<bool> {
         if std::mem::take(&mut self.state.compaction.due) {
             self.look_for_work()?;
@@ -177,11 +178,11 @@ impl Image {
         Ok(true)
     }
 
-    /// Lets a writer do as much of compaction as keeps what is dead from growing, where background
-    /// work has fallen behind.
+    /// Lets a writer do a part of the compaction where the background work has fallen behind, so that the
+    /// dead slots do not grow.
     pub(super) fn pay_for_space(&mut self) -> Result<()> {
-        let look_after = self.state.compaction.look_after.max(self.dead_slots_min() / LOOKS);
-        if self.state.compaction.written >= look_after {
+        let survey_after = self.state.compaction.survey_after.max(self.dead_slots_min() / SURVEYS);
+        if self.state.compaction.written >= survey_after {
             self.state.compaction.written = 0;
             self.look_for_work()?;
         }
@@ -189,7 +190,7 @@ impl Image {
             self.state.compaction.owed -= STEP_SLOTS as u64;
             let stepped = self.compact_step();
             if !matches!(stepped, Ok(true)) {
-                // Also where there is no space: not every write is to try again.
+                // Also where there is no space: the next write must not try again at once.
                 self.state.compaction.owed = 0;
             }
             stepped?;
@@ -208,8 +209,8 @@ impl Image {
         }
         let survey = self.survey(SegmentKind::Data)?;
         self.state.compaction.price_percent = survey.price_percent(dead_min);
-        // A look takes as long as there are segments.
-        self.state.compaction.look_after = survey.used / LOOKS_LARGE;
+        // A survey takes longer the more segments there are.
+        self.state.compaction.survey_after = survey.used / SURVEYS_LARGE;
         if self.state.compaction.victim.is_some() || !survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
             return Ok(());
         }
@@ -235,7 +236,8 @@ impl Image {
     fn survey(&mut self, kind: SegmentKind) -> Result<Survey> {
         let mut survey = Survey::default();
         for (index, name, entry) in self.closed_private_segments(kind)? {
-            // Headers of groups take slots too, and go with the groups.
+            // Group headers take slots too, and are removed with their segment. So a closed data segment
+            // counts as full.
             let used = if kind == SegmentKind::Data { SEGMENT_SLOTS - 1 } else { entry.used };
             survey.add(index, name, entry.live, used);
         }
@@ -270,7 +272,7 @@ impl Image {
         name: SegmentName,
         file: Arc<dyn DiskFile>,
     ) {
-        let mut victim = Victim { index, name, file, slot: 1, ahead: 0 };
+        let mut victim = Victim { index, name, file, slot: 1, read_to: 0 };
         victim.read_ahead();
         self.state.compaction.victim = Some(victim);
     }
@@ -305,7 +307,7 @@ impl Image {
             self.find_live(victim, &header, at, &bytes, &mut live)?;
             at = next;
         }
-        // Whatever fails from here on, the next step goes on behind it.
+        // Even where something fails from here on, the next step starts behind these groups.
         victim.slot += at;
         victim.read_ahead();
         let written = (self.state.compaction.written, self.state.compaction.owed);
@@ -315,7 +317,7 @@ impl Image {
         moved.map(|()| at > 0)
     }
 
-    /// Adds the blocks of a group that the map still finds there, and where they lie in `bytes`.
+    /// Adds those blocks of a group that the map still names, and where they lie in `bytes`.
     fn find_live(
         &mut self,
         victim: &Victim,
@@ -337,7 +339,7 @@ impl Image {
                     if right || fault::is(Fault::CompactDead) {
                         live.push((block, at * BLOCK));
                     } else {
-                        // It stays where it is: a copy would make the damage look whole.
+                        // It stays where it is: a copy would get a new checksum, which would hide the damage.
                         let (image, segment) = (&self.identity.label, &victim.name);
                         let slot = victim.slot + at;
                         tracing::error!(%image, block, %segment, slot, "a block is damaged");
@@ -365,8 +367,8 @@ impl Image {
         self.append(group)
     }
 
-    /// Appends the present content of blocks, at most a group of them. Returns the first that
-    /// cannot be read, and so stays where it is.
+    /// Appends the present content of blocks, at most as many as fit into a group. Blocks that cannot be read
+    /// stay where they are; returns the first of them.
     pub(super) fn copy_blocks(&mut self, blocks: &[u64]) -> Result<Option<u64>> {
         if blocks.is_empty() {
             return Ok(None);
@@ -385,7 +387,8 @@ impl Image {
         for ((block, bytes), intact) in
             blocks.iter().zip(data.chunks_exact(BLOCK_BYTES as usize)).zip(intact)
         {
-            // A damaged block stays where it is: a copy would make the damage look whole.
+            // A damaged block stays where it is: a copy would get a new checksum, which would hide the
+            // damage.
             if intact {
                 self.state.prepare(*block, 1)?;
                 group.write(*block, Cow::Borrowed(bytes));
@@ -397,8 +400,8 @@ impl Image {
         Ok(unreadable)
     }
 
-    /// Has the next checkpoint move the live pages of map segments that are dead for the most part,
-    /// also of the open one.
+    /// Has the next checkpoint move the live pages of the emptiest map segment, where map segments are dead
+    /// for the most part. An open map segment that is mostly dead is closed first.
     pub(super) fn compact_map_while_idle(&mut self) -> Result<()> {
         let dead_min = self.limits().dead_bytes_min / DEAD_MAP_IDLE_PART / MAP_UNIT_BYTES;
         if let Some(index) = self.state.pages.open_map_index() {
@@ -416,8 +419,8 @@ impl Image {
         Ok(())
     }
 
-    /// Makes the pages of mostly dead map segments dirty, so that the next checkpoint moves them; as
-    /// many at a time as the memory for the map takes.
+    /// As [`Self::compact_map_while_idle`], for an image in use: the open segment is left alone, and more may
+    /// be dead before anything is moved.
     fn compact_map(&mut self) -> Result<()> {
         let survey = self.survey(SegmentKind::Map)?;
         let dead_min = self.limits().dead_bytes_min / DEAD_MAP_PART / MAP_UNIT_BYTES;
@@ -427,7 +430,8 @@ impl Image {
         }
     }
 
-    /// The same, for the emptiest segment.
+    /// Makes the live pages of the emptiest map segment dirty, so that the next checkpoint moves them. Takes
+    /// as many at a time as the memory for pages allows, and goes on at `map_at`.
     fn compact_map_segment(&mut self, survey: &Survey) -> Result<()> {
         let Some((index, name, ..)) = survey.emptiest else { return Ok(()) };
         let file = self.identity.pool.files().get(name)?;
@@ -489,7 +493,7 @@ mod tests {
 
     /// A rollback brings another table, in which an index may stand for another segment.
     #[test]
-    fn what_was_known_of_segments_does_not_outlive_a_rollback() {
+    fn a_rollback_forgets_which_segments_could_not_be_emptied() {
         let directory = tempfile::tempdir().unwrap();
         let limits = Limits { dead_bytes_min: 1 << 20, ..Limits::default() };
         let store = Store::open_with(World::system(), directory.path(), limits).unwrap();
@@ -513,7 +517,7 @@ mod tests {
         compact_all(&mut image);
         image.checkpoint().unwrap();
         let gone = pool.files().open_as_it_is(name, false).err().map(|error| error.kind());
-        assert_eq!(gone, Some(ErrorKind::NotFound), "it was emptied, and removed");
+        assert_eq!(gone, Some(ErrorKind::NotFound), "the segment was emptied and removed");
         let mut blocks = [0; 2 * BLOCK];
         image.read_at(0, &mut blocks).unwrap();
         assert!(blocks[..BLOCK].iter().all(|b| *b == 2) && blocks[BLOCK..].iter().all(|b| *b == 3));

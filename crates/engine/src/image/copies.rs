@@ -1,14 +1,14 @@
-//! Copies of other pools' segments, which flatten makes for an image with snapshots.
+//! Copies of segments of other pools, which flatten makes for an image with snapshots.
 //!
-//! A copy has the name and the slots of what it is a copy of (author, series, number), and holds only
-//! what the image's roots name: a map then reads the same in either place, so that all roots go on
-//! sharing what they shared, and nothing is rewritten but the list of places in the head. Copies
-//! belong to a *set* of this image's own, because others of the pool may have copies of the same
-//! segments, and what a parent says of a segment must not touch those.
+//! A copy has the author, series, number and slots of its original. It holds only what the image's roots
+//! name. A map reads the same in either place, so all roots go on sharing what they shared, and only the list
+//! of places in the head is rewritten. Copies belong to a *set* of this image's own. Other images of the pool
+//! may have copies of the same segments, and what a parent says about its copies must not affect this
+//! image's.
 //!
-//! The head says which set is being made before there is anything of it, and GC leaves that alone. A
-//! slot that is right already, from a flatten that was cut off, is not copied again. What is copied
-//! means nothing before a head says that the data lies there (the commit of the flatten).
+//! The head names the set before the first copy is made, and GC leaves that set alone. A slot that an
+//! interrupted flatten has copied correctly is not copied again. Nobody reads the copies before a head says
+//! that the data lies there; that head is the commit of the flatten.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -37,22 +37,22 @@ pub(super) struct Run {
     pub index: SegmentIndex,
     pub slot: Slot,
     pub crcs: Vec<u32>,
-    /// The first block of the image; the others follow it in whatever order.
+    /// Numbers of the image's blocks, in the order of the slots.
     pub blocks: Vec<u64>,
 }
 
-/// Copies under way.
+/// The copies that a flatten is making.
 #[derive(Default)]
 pub(super) struct Copies {
-    /// The set, from the first part on.
+    /// Number of the set; 0 before the first part of the work.
     pub set: u64,
-    /// Written to since they were synced.
+    /// Copies that were written to since they were last synced.
     open: HashMap<SegmentName, Arc<dyn DiskFile>>,
     /// Table pages that are known to be copied.
     table_pages: HashSet<(SegmentName, u32)>,
 }
 
-/// A page as it lies in a segment: what follows must match `crc`.
+/// The kind of a page that is copied.
 #[derive(Clone, Copy)]
 enum PageKind {
     Map,
@@ -74,7 +74,7 @@ impl PageKind {
         }
     }
 
-    /// The bytes of the page that begins here, where it is the one that is looked for.
+    /// The page at the start of `bytes`, where it is whole and matches `crc`.
     fn whole(self, bytes: &[u8], crc: u32) -> Option<&[u8]> {
         match self {
             Self::Map => {
@@ -115,7 +115,7 @@ pub(super) fn runs(mut blocks: Vec<(u64, MapEntry)>) -> Vec<Run> {
     runs
 }
 
-/// Reads as much as there is.
+/// Reads `bytes` bytes, or fewer at the end of the file.
 fn read(file: &dyn DiskFile, name: SegmentName, offset: u64, bytes: usize) -> Result<Vec<u8>> {
     let mut buffer = vec![0; bytes];
     let n = file.read_at(offset, &mut buffer).at(|| format!("cannot read segment {name}"))?;
@@ -124,8 +124,8 @@ fn read(file: &dyn DiskFile, name: SegmentName, offset: u64, bytes: usize) -> Re
 }
 
 impl Copies {
-    /// Copies the blocks of a run, so far as this pool lacks them; returns the first block of the image
-    /// that cannot be read.
+    /// Copies those blocks of a run that this pool lacks. Returns the first block of the image that cannot be
+    /// read.
     pub(super) fn copy_run(
         &mut self,
         pool: &Pool,
@@ -151,7 +151,7 @@ impl Copies {
                     true => Vec::new(),
                     false => read(&*source, name, offset, bytes).unwrap_or_default(),
                 };
-                // A damaged block is not copied: that would make the damage look whole.
+                // A damaged block is not copied: the image goes on needing the original.
                 lacking.retain(|i| !right(&data, *i));
                 let mut at = 0;
                 while at < run.crcs.len() {
@@ -218,7 +218,7 @@ impl Copies {
         Ok(())
     }
 
-    /// False where the page cannot be read.
+    /// Copies a page, unless a whole copy is there. False where the page cannot be read.
     fn copy_page(
         &mut self,
         pool: &Pool,
@@ -240,7 +240,7 @@ impl Copies {
         Ok(true)
     }
 
-    /// The copy of a segment in this pool, open for writing.
+    /// Opens the copy of a segment in this pool for writing; creates it if it does not exist.
     fn open(
         &mut self,
         pool: &Pool,
@@ -262,13 +262,13 @@ impl Copies {
                     files.create_set(pool.id(), copy.key().set)?;
                     files.create(copy, 0)
                 };
-                // GC may just have removed the place of the set, because it was empty.
+                // GC may have removed the set just now, because it was empty.
                 create().or_else(|_| create()).map_err(|error| error.context(context()))?
             }
             opened => {
                 let file = opened.map_err(|error| error.context(context()))?;
-                // Whoever made it may have died before it was stored: what is right there must be so
-                // on the medium.
+                // The process that wrote it may have ended before it synced. Correct slots are not copied
+                // again, so they must be on the medium.
                 file.sync().at(context)?;
                 file.drop_cache();
                 file
@@ -293,7 +293,7 @@ impl Copies {
     }
 }
 
-/// Gives a copy its segment's header, and the headers of the groups, so that it can be walked.
+/// Gives a copy its segment header and the headers of the groups, so that its groups can be found.
 fn write_headers(copy: &dyn DiskFile, source: &dyn DiskFile, name: SegmentName) -> Result<()> {
     let write = |offset: u64, bytes: &[u8]| {
         if read(copy, name, offset, bytes.len())? == bytes {
@@ -303,7 +303,7 @@ fn write_headers(copy: &dyn DiskFile, source: &dyn DiskFile, name: SegmentName) 
     };
     let mut header = read(source, name, 0, SEGMENT_HEADER_BYTES)?;
     if SegmentHeader::decode(&header).is_err() {
-        // Damaged where it comes from. Only replay asks for the epoch, and not of a copy.
+        // The original's header is damaged. Only replay needs the epoch, and it never reads a copy.
         let (author, sequence) = (name.author.0, name.sequence);
         header = SegmentHeader { kind: name.kind, author, sequence, epoch: 0 }.encode().to_vec();
     }

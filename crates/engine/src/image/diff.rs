@@ -1,4 +1,4 @@
-//! What differs between states of an image, and what each of them uses.
+//! What differs between the states of an image, and how much space each of them uses.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::map::{self, TOP_LEVEL};
 
 impl Image {
-    /// A durable root equal to what is in memory.
+    /// A durable root that equals the root in memory.
     fn current_root(&mut self) -> Result<OwnedRoot> {
         if self.state.changed && self.is_owner() {
             self.checkpoint()?;
@@ -20,7 +20,7 @@ impl Image {
         Ok(OwnedRoot { of: self.root_of(None), root })
     }
 
-    /// No content at all.
+    /// A root without content.
     fn no_root(&self) -> OwnedRoot {
         OwnedRoot { of: self.root_of(None), root: empty_root() }
     }
@@ -111,7 +111,7 @@ impl Image {
         Ok(rows)
     }
 
-    /// The content that the image began with; nothing where the parent is out of reach.
+    /// The content that the image began with; none where the parent cannot be read.
     fn parent_root(&self, parent: Option<&ParentRecord>) -> OwnedRoot {
         let root = parent.and_then(|parent| {
             let root = self.identity.pool.snapshot_root(parent).ok()?;

@@ -1,17 +1,18 @@
 //! Flatten: making an image independent of its parent, together with its snapshots.
 //!
-//! In the parent's pool the image's roots already name every segment they need, so only the head
-//! changes. What lies in other pools is copied first, in parts, between which the image serves its
-//! users; an interrupted flatten leaves a valid clone with less left to copy.
+//! Where the parent lies in the same pool, the image's roots name every segment that they need, so only the
+//! head changes. Data in other pools is copied first, in parts. Between the parts, the image serves its
+//! users. An interrupted flatten leaves a valid clone with less left to copy.
 //!
-//! - Without snapshots, blocks are copied as ordinary writes of the same content. They are the image's
-//!   own then, and their space comes back as that of any write does.
-//! - With snapshots, the segments are copied ([`super::copies`]), so that all states go on sharing what
-//!   they share. Snapshots are looked at from the oldest on, each compared with the one before it, then
-//!   the head; a block that ten of them share is copied once.
+//! - Without snapshots, blocks are copied as ordinary writes of the same content. Then they belong to the
+//!   image, and their space comes back as after any write.
+//! - With snapshots, the segments are copied ([`super::copies`]), so that all states go on sharing what they
+//!   share. Snapshots are handled from the oldest on, each compared with the one before it, and then the
+//!   head. A block that ten of them share is copied once.
 //!
-//! Clones of the image's snapshots go on naming what they named, and follow it (`lineage`). An image
-//! without the feature `deep-flatten` leaves its snapshots with the parent, as with RBD.
+//! Clones of the image's snapshots go on naming the originals. Where these are gone, the clones find the
+//! copies ([`crate::root`]). An image without the feature `deep-flatten` leaves its snapshots with the
+//! parent, as with RBD.
 
 use std::sync::Arc;
 
@@ -31,19 +32,19 @@ use crate::table::{Place, SegmentTable};
 const COPY_BLOCKS: usize = 1024;
 /// Mapped blocks looked at in one walk.
 const STRETCH_BLOCKS: usize = 64 * COPY_BLOCKS;
-/// The same where several states are compared, each walk of which begins at the tops of two maps.
+/// The same where states are compared. Each of these walks begins at the tops of two maps.
 const COMPARED_BLOCKS: usize = 8 * COPY_BLOCKS;
 
 /// How far flatten has come with copying, in this process.
 #[derive(Default)]
 pub(super) struct Flattening {
-    /// Blocks below lie in this pool, but for one that cannot be read.
+    /// Blocks below this one lie in this pool, except those that cannot be read.
     own_below: u64,
     /// The first block that could not be copied, and of which state.
     unreadable: Option<(String, u64)>,
     /// All blocks of the head were looked at.
     done: bool,
-    /// With snapshots: the copies, and where the comparison of states is.
+    /// With snapshots: the copies, and how far the comparison of states has come.
     deep: Option<Deep>,
 }
 
@@ -55,12 +56,13 @@ struct Deep {
     done_snap: u64,
     /// The snapshot that is being looked at; `None`: the head.
     at: Option<u64>,
-    /// Its blocks below are done.
+    /// Blocks of that state below this one are done.
     below: u64,
     /// Everything is copied, durably.
     done: bool,
-    /// Blocks that there are to copy, about, and that were looked at.
+    /// Blocks to be copied, about.
     total: u64,
+    /// Blocks that were handled so far.
     copied: u64,
 }
 
@@ -116,8 +118,8 @@ impl Image {
         parents.iter().try_for_each(|parent| self.leave_parent(parent))
     }
 
-    /// Copies some of what lies in other pools. Returns how many blocks are left, by count, and
-    /// whether there is more to look at.
+    /// Copies some of the data that lies in other pools. Returns how many blocks are left by the table's
+    /// counts, and whether more is to be looked at.
     pub(super) fn flatten_some(&mut self) -> Result<(u64, bool)> {
         self.check_owner()?;
         self.parents()?;
@@ -148,7 +150,8 @@ impl Image {
         Ok((self.foreign_live()?.0, !self.state.flattening.done))
     }
 
-    /// The snapshots that image and, where they are flattened with it, its snapshots were cloned from.
+    /// The snapshots that the image was cloned from and, where its snapshots are flattened too, those that
+    /// they were cloned from.
     fn parents(&self) -> Result<Vec<ParentRecord>> {
         let mut parents: Vec<ParentRecord> = self.head.parent.iter().cloned().collect();
         if self.flattens_snapshots() {
@@ -187,14 +190,14 @@ impl Image {
         Ok(false)
     }
 
-    /// As [`Self::flatten_part`], for an image with snapshots.
+    /// As [`Self::flatten_some`], for an image with snapshots.
     fn deep_part(&mut self) -> Result<(u64, bool)> {
         let mut deep = match self.state.flattening.deep.take() {
             Some(deep) => deep,
             None => self.begin_deep()?,
         };
         if !deep.done {
-            // Where that fails, the next part begins anew, and looks at what the medium has.
+            // Where this fails, the next part begins anew, and skips what the medium has already.
             deep.done = self.copy_states(&mut deep)?;
         }
         let left = match deep.done {
@@ -206,7 +209,7 @@ impl Image {
         Ok((left, more))
     }
 
-    /// Says in the head which set of copies is being made, before there is any of it.
+    /// Notes in the head which set of copies is being made, before the first copy exists.
     fn begin_deep(&mut self) -> Result<Deep> {
         if self.head.copying == 0 {
             let set = self.identity.pool.unique();
@@ -214,7 +217,7 @@ impl Image {
         }
         let mut deep = Deep::default();
         deep.copies.set = self.head.copying;
-        // About: what only a state between the first and the last has is not counted.
+        // An estimate: blocks that only a state between the oldest and the head has are not counted.
         let (in_head, _) = self.foreign_live()?;
         let oldest = self.head.snapshots.iter().find(|s| s.parent.is_some());
         let in_oldest = match oldest.map(|s| (s.id, s.root.clone().unwrap_or_else(empty_root))) {
@@ -227,13 +230,13 @@ impl Image {
         Ok(deep)
     }
 
-    /// Copies some of the next state; true where nothing is left.
+    /// Copies some of the next state; true where nothing is left to copy.
     fn copy_states(&mut self, deep: &mut Deep) -> Result<bool> {
         let next = self.head.snapshots.iter().map(|s| s.id).find(|id| *id > deep.done_snap);
         if deep.at != next {
             (deep.at, deep.below) = (next, 0);
         }
-        // Any snapshot that is done will do, the last has most in common.
+        // The last snapshot that is done has the most in common with the next state.
         let before = self.head.snapshots.iter().rfind(|s| s.id <= deep.done_snap);
         let before = before.map(|s| (Some(s.id), s.root.clone().unwrap_or_else(empty_root)));
         let (id, root) = before.unwrap_or_else(|| (None, empty_root()));
@@ -301,8 +304,8 @@ impl Image {
         Ok(data > 0 || pages || self.state.table.has_pages_elsewhere(own)?)
     }
 
-    /// Some of the next blocks from `from` on that lie in another pool, at most [`COPY_BLOCKS`] and
-    /// maybe none, and where to look next; `None` when all were looked at.
+    /// Blocks in other pools among the next mapped blocks from `from` on, at most [`COPY_BLOCKS`] and maybe
+    /// none, and where to look next; `None` when all were looked at.
     fn foreign_blocks(&mut self, from: u64) -> Result<(Vec<u64>, Option<u64>)> {
         let own = self.identity.pool.id();
         let files = Arc::clone(self.identity.pool.files());
@@ -326,7 +329,7 @@ impl Image {
     fn mapped_stretch(&mut self, top: &Link, from: u64) -> Result<Vec<(u64, SegmentIndex)>> {
         struct Stretch(Vec<(u64, SegmentIndex)>);
         impl Visitor for Stretch {
-            /// Nothing can be copied, and nothing of the parent is named.
+            /// There is nothing to copy, and nothing of the parent is named.
             fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
                 Ok(true)
             }
@@ -342,7 +345,8 @@ impl Image {
         Ok(stretch.0)
     }
 
-    /// Pages in other pools whose blocks are all ours (or that name other pages only).
+    /// Rewrites the pages of map and table that lie in other pools. All blocks that they name lie in this
+    /// pool.
     fn rewrite_foreign_pages(&mut self) -> Result<()> {
         struct Foreign<'a> {
             table: SegmentTable,
@@ -388,8 +392,8 @@ impl Image {
         Ok(())
     }
 
-    /// Before a head goes out that may let go of the parent: in the same pool, the image goes on naming
-    /// what the parent does.
+    /// Marks the image as an heir of the parent, whose segments it goes on naming in the same pool. To be
+    /// called before a head is published that may drop the link to the parent.
     pub(super) fn mark_heir_of(&self, parent: &ParentRecord) -> Result<()> {
         if parent.pool_id != self.identity.pool.id().0 {
             return Ok(());
@@ -410,8 +414,8 @@ impl Image {
 
 /// Data blocks that lie in other pools than an image's own, by the table's counts, and whether map pages do.
 ///
-/// By the lists that the image's roots have: what an ancestor's flatten has moved into the image's pool is
-/// the ancestor's, and may go with it.
+/// This goes by the list of places in the image's roots. Copies that an ancestor's flatten has made in the
+/// image's pool count as foreign: they belong to the ancestor and may be removed with it.
 fn foreign_in(table: &mut SegmentTable, pool: &Pool) -> Result<(u64, bool)> {
     let own = pool.id();
     let pools = table.recorded_pools();
@@ -432,7 +436,8 @@ pub(super) fn same(a: &ParentRecord, b: &ParentRecord) -> bool {
     (a.pool_id, a.image_id, a.snap_id) == (b.pool_id, b.image_id, b.snap_id)
 }
 
-/// Says that what the roots of a head name in other pools lies here, and that nothing has a parent.
+/// Changes a head to say that what its roots name in other pools lies `here`, and that its snapshots have no
+/// parent.
 fn move_to(head: &mut HeadRecord, here: Place) {
     for snapshot in &mut head.snapshots {
         snapshot.parent = None;
@@ -453,12 +458,12 @@ fn move_root(root: &mut RootRecord, here: Place) {
     Place::put_all(&places, root);
 }
 
-/// What a state names and the one before does not, from some block on.
+/// What a state names and the state before it does not, from some block on.
 #[derive(Default)]
 struct Unshared {
     pages: Vec<MapEntry>,
     blocks: Vec<(u64, MapEntry)>,
-    /// Where to go on, where that is not all.
+    /// The block to go on from, if there is more.
     next: Option<u64>,
 }
 
@@ -468,7 +473,7 @@ impl Visitor for Unshared {
         Ok(true)
     }
 
-    /// Nothing can be copied, and nothing of the parent is named.
+    /// There is nothing to copy, and nothing of the parent is named.
     fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
         Ok(true)
     }

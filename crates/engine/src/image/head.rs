@@ -27,7 +27,7 @@ pub(super) struct Head {
     pub keeps_log: bool,
 }
 
-/// Where journal and series are, for the head that follows.
+/// Where the journal and the series stand, for the next head.
 #[derive(Clone, Copy)]
 pub(super) struct Progress {
     /// Where the next group will start.
@@ -63,10 +63,11 @@ impl Head {
         Ok(Self { image, record, keeps_log: false })
     }
 
-    /// The head that is to follow this one, at `now_s`.
+    /// The head that is to follow this one, with the changes of `next`.
     ///
-    /// While no log is open, it says that one begins behind all that is there, in an epoch of its own. So
-    /// nobody accepts what an owner that was replaced still appends to the log before (I6).
+    /// While the journal is not open, the new head starts a log that is empty: behind all segments that
+    /// exist, and in an epoch of its own. So replay does not accept what an owner that was replaced still
+    /// appends to the old log (I6).
     pub(super) fn following(&self, mut next: HeadRecord, progress: Progress) -> HeadRecord {
         if !progress.log_is_open && !self.keeps_log {
             next.epoch += 1;
@@ -77,20 +78,20 @@ impl Head {
         self.next_version(next)
     }
 
-    /// A head with another version, and all else as it is given.
+    /// `next` with the next version and the present time.
     pub(super) fn next_version(&self, mut next: HeadRecord) -> HeadRecord {
         next.version += 1;
         next.modified_s = self.image.pool.files().world().clock.now_s();
         next
     }
 
-    /// Version and epoch, by which a back end knows the head.
+    /// Version and epoch, by which a back end identifies the head.
     pub(super) fn stamp(&self) -> Stamp {
         Stamp::of(&self.record)
     }
 
-    /// Writes a head that names nothing new, with the pool's reserve where the disk is full: this is how
-    /// snapshots go.
+    /// Writes a head that names nothing new, with the pool's reserve where the disk is full. This is how
+    /// snapshots are removed on a full disk.
     ///
     /// # Errors
     /// `Fenced` where another owner has replaced it; `Poisoned`; those of writing.
@@ -139,7 +140,7 @@ impl Head {
         snapshots.max().unwrap_or(0).max(shared)
     }
 
-    /// True for a segment of the log, where the heads that follow keep it.
+    /// True for a segment of the log, while the next heads keep the log.
     pub(super) fn keeps(&self, name: &SegmentName) -> bool {
         let first = self.record.log.filter(|_| self.keeps_log).map(|log| log.sequence);
         let in_log = first.is_some_and(|first| name.sequence >= first);

@@ -1,21 +1,19 @@
-//! Giving space back while nobody uses the image.
+//! Giving space back while an image is idle.
 //!
-//! What was overwritten or discarded takes room until a head is durable that does not name it, and a
-//! segment that is dead in part takes all of its room. While an image is in use, both are put off:
-//! checkpoints wait for a length of log, compaction for an amount of dead slots. Once nobody has asked
-//! for anything for a while, the following is done, as far as it gives space back, in small steps
-//! between which the image is served:
+//! Overwritten and discarded data takes room until a head is durable that does not name it, and a segment
+//! that is dead in part takes all of its room. While an image is in use, both are put off: checkpoints wait
+//! for a length of log, compaction for an amount of dead slots. Once the image is idle, the following steps
+//! are taken, as far as they give space back. They are small, and the image is served between them:
 //!
-//! 1. a checkpoint; segments go that it does not name;
-//! 2. the open segment is left, if little in it is live;
-//! 3. dead slots are punched out of all others, which takes no room and so comes first;
-//! 4. segments are emptied that hold more headers of groups than live blocks; another checkpoint.
+//! 1. A checkpoint, after which segments are removed that its head does not name.
+//! 2. The open segment is closed, if little in it is live.
+//! 3. Dead slots are punched out of all other segments. This needs no room, so it comes before the next step.
+//! 4. Segments that hold more group headers than live blocks are emptied. Another checkpoint follows.
 //!
 //! Invariants:
-//! - Slots are punched only while the map in memory is that of the durable head and no log follows it
+//! - Slots are punched only while the map in memory is that of the durable head and no log follows that head
 //!   (I5).
-//! - Work that has been done is not begun again before the image has changed: an image at rest writes
-//!   nothing.
+//! - Work that is done is not begun again before the image has changed: an idle image writes nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,22 +30,22 @@ use crate::map::{Map, position};
 use crate::segment::{SegmentName, group_at};
 use crate::table::SegmentTable;
 
-/// Of the dead space that a busy image may keep, one in so many is left alone at rest: a MiB, if nothing
-/// else was asked for.
+/// An idle image leaves one part in this many of the dead space alone that a busy image may keep: 1 MiB with
+/// the default limits.
 const IDLE_PART: u64 = 64;
 /// Slots of a segment that one step looks at, unless a group is larger.
 const STEP_SLOTS: u32 = 256;
-/// Snapshots of an image up to which segments are looked at that snapshots name too: each is asked for
-/// every block.
+/// Segments that snapshots name are looked at only in an image with at most this many snapshots, because
+/// every snapshot is asked about every block.
 const SNAPSHOTS_ASKED_MAX: usize = 16;
 
-/// What there is to do next. The group is the image's next one when the work was begun: if it has
+/// What is to be done next. `group` is the number of the image's next group when the work began: if it has
 /// changed, the image is in use again.
 enum Work {
-    /// Looks what there is to do at all.
+    /// Looks whether anything is to be done.
     Look,
-    /// Waits for a checkpoint, then leaves the open segment.
-    Seal { group: u64 },
+    /// Waits for a checkpoint, then closes the open segment.
+    CloseOpen { group: u64 },
     /// Looks for segments to punch.
     Choose,
     /// Punches.
@@ -62,36 +60,38 @@ enum Work {
 struct Punching {
     group: u64,
     version: u64,
-    /// With the slots that are live at the least, and those ever written with data; `None` where only
-    /// snapshots name the segment, which do not know what came after them.
+    /// Segments still to be punched, each with its live slots at the least, and with the slots that were ever
+    /// written with data. The latter are `None` where only snapshots name the segment: they do not know what
+    /// was written after them.
     left: Vec<(SegmentName, u32, Option<u32>)>,
     open: Option<Opened>,
-    /// The snapshots' roots: where their own segments end, map and table.
+    /// The snapshots' roots: the number of the first data segment that is newer than the snapshot, its map
+    /// and its table.
     snapshots: Vec<(u32, Map, SegmentTable)>,
 }
 
 struct Opened {
     name: SegmentName,
-    /// Index in the table of the head, which may name nothing of it.
+    /// Index in the head's table; `None` where the head names nothing of the segment.
     index: Option<SegmentIndex>,
     file: Arc<dyn DiskFile>,
-    /// Where the next group starts, and where the last one ends at the latest.
+    /// Slot where the next group starts, and the slot where the last group ends at the latest.
     slot: u32,
     end: u32,
 }
 
-/// What an image at rest is doing.
+/// What an idle image is doing.
 #[derive(Default)]
 pub(super) struct Idle {
     work: Option<Work>,
-    /// Next group and version of the head when everything was done.
+    /// The next group and the version of the head when everything was done.
     done_at: Option<(u64, u64)>,
-    /// Data blocks written since then, and blocks mapped then.
+    /// Data blocks written since then, and the number of mapped blocks at that time.
     appended: u64,
     mapped: u64,
-    /// Segments that have been punched, and the slots that were live at the least.
+    /// Segments that have been punched, and their live slots at the least.
     punched: HashMap<SegmentName, u32>,
-    /// Somebody reads the image by an older head, so that something had to stay.
+    /// A process reads the image by an older head, so that some segments had to stay.
     pub waits_for_readers: bool,
 }
 
@@ -103,9 +103,9 @@ impl Idle {
 }
 
 impl Image {
-    /// Begins to give space back, because nobody has asked for anything for a while.
+    /// Begins to give space back, because the image is idle.
     pub(super) fn begin_idle_work(&mut self) {
-        // What somebody else removes from now on is not kept by this process.
+        // Open files would keep the space of segments that another process removes.
         self.identity.pool.files().forget_authors(&self.state.table.authors());
         self.journal.forget_write_behind();
         let writes = self.is_owner() && !self.is_poisoned();
@@ -131,7 +131,8 @@ impl Image {
         (self.limits().dead_bytes_min / IDLE_PART / BLOCK_BYTES).max(1)
     }
 
-    /// Does one piece of what was begun; true if more waits. No checkpoint may be under way.
+    /// Does one step of the work that was begun; true if more is left to do. No checkpoint job may be
+    /// running.
     pub(super) fn idle_step(&mut self) -> Result<bool> {
         if self.state.idle.waits_for_readers
             && !self.identity.pool.being_read(self.identity.id).unwrap_or(true)
@@ -166,7 +167,7 @@ impl Image {
 
     /// True where emptying segments has to wait.
     pub(super) fn is_punching(&self) -> bool {
-        matches!(self.state.idle.work, Some(Work::Seal { .. } | Work::Choose | Work::Punch(_)))
+        matches!(self.state.idle.work, Some(Work::CloseOpen { .. } | Work::Choose | Work::Punch(_)))
     }
 
     /// A segment could not be emptied.
@@ -179,16 +180,16 @@ impl Image {
     fn do_idle_work(&mut self, work: Work) -> Result<Option<Work>> {
         let next = match work {
             Work::Look => self.look_for_idle_work()?,
-            // The image is in use again, and will rest again.
-            Work::Seal { group } if self.is_ahead() && group != self.journal.group_next() => {
+            // The image is in use again. The work begins anew when it is idle again.
+            Work::CloseOpen { group } if self.is_ahead() && group != self.journal.group_next() => {
                 return Ok(None);
             }
-            Work::Seal { .. } => {
+            Work::CloseOpen { .. } => {
                 if self.is_ahead() {
-                    // The checkpoint has failed. Where the disk is full, it makes room.
+                    // The checkpoint has failed. This one may spend the reserve.
                     self.checkpoint_for_room(|_| {})?;
                 }
-                self.seal()?;
+                self.close_open_segment()?;
                 Some(Work::Choose)
             }
             Work::Choose => self.choose_segments()?,
@@ -204,7 +205,7 @@ impl Image {
 
     fn look_for_idle_work(&mut self) -> Result<Option<Work>> {
         if !self.state.changed && !self.state.pages.has_pending() {
-            // What had to stay for a reader.
+            // Segments that had to stay for a reader.
             self.remove_dead();
             if self.state.pages.has_dead() {
                 self.state.idle.waits_for_readers = true;
@@ -229,10 +230,10 @@ impl Image {
         {
             return Err(error);
         }
-        Ok(Some(Work::Seal { group }))
+        Ok(Some(Work::CloseOpen { group }))
     }
 
-    /// Makes sure that the next checkpoint looks at segments that the table has and that nothing names.
+    /// Makes sure that the next checkpoint drops segments from the table of which nothing is live.
     fn find_forgotten(&mut self) -> Result<()> {
         let files = Arc::clone(self.identity.pool.files());
         let open = [self.journal.open_segment().map(|open| open.name), self.state.pages.open_map()];
@@ -250,8 +251,8 @@ impl Image {
         Ok(())
     }
 
-    /// Leaves the open segment, where that gives more back than punching it would.
-    fn seal(&mut self) -> Result<()> {
+    /// Closes the open segment, where that gives back more than punching would.
+    fn close_open_segment(&mut self) -> Result<()> {
         let Some(log) = self.journal.open_segment() else { return Ok(()) };
         let (index, written) = (log.index, u64::from(log.slot) - 1);
         let entry = self.state.table.get(index, self.identity.pool.files())?;
@@ -272,7 +273,7 @@ impl Image {
 
     fn empty_next(&mut self) -> Result<Option<Work>> {
         for (index, name, entry) in self.closed_private_segments(SegmentKind::Data)? {
-            // What is not known without a look at the file: how long it is.
+            // The length of the file is known only after a look at it.
             let headers_max = u64::from(SEGMENT_SLOTS - 1).saturating_sub(u64::from(entry.used));
             if !self.is_worth_emptying(u64::from(entry.live), headers_max) {
                 continue;
@@ -292,7 +293,7 @@ impl Image {
         Ok(Some(Work::End))
     }
 
-    /// The own segments of which slots may be punched: those that no clone can name.
+    /// Chooses the segments to be punched: own segments that no clone can name.
     fn choose_segments(&mut self) -> Result<Option<Work>> {
         if self.postponed_for_readers() {
             self.state.idle.waits_for_readers = true;
@@ -300,8 +301,8 @@ impl Image {
         }
         let files = Arc::clone(self.identity.pool.files());
         let (own, id) = (self.identity.pool.id(), self.identity.id);
-        // What the root names that names most. What roots name together is more, so that a segment may
-        // be looked at in vain.
+        // The live slots of a segment are those of the root that names most of it. All roots together may
+        // name more, so a segment may be looked at in vain.
         let mut found: HashMap<SegmentName, (u32, Option<u32>)> = HashMap::new();
         let mut gather = |table: &mut SegmentTable, is_head: bool| {
             table.for_each(&files, |_, entry, name| {
@@ -327,7 +328,7 @@ impl Image {
         let mut left = Vec::new();
         let open = self.journal.open_segment().map(|open| open.name);
         for (name, (live, used)) in found {
-            // A closed segment of which nothing is named goes as a whole, and may be gone already.
+            // A closed segment of which nothing is named is removed as a whole, and may be gone already.
             if live == 0 && open != Some(name) {
                 continue;
             }
@@ -350,7 +351,7 @@ impl Image {
         let length = file.length().at(context)? / BLOCK_BYTES;
         let taken = file.allocated_bytes().at(context)? / BLOCK_BYTES;
         let (length, taken) = match self.journal.open_segment().filter(|log| log.name == name) {
-            // Room that was taken ahead is no part of it.
+            // Preallocated room is not part of it.
             Some(log) => {
                 let end = length.min(u64::from(log.slot));
                 (end, taken.saturating_sub(length - end))
@@ -389,7 +390,7 @@ impl Image {
         Ok(Some(Work::Punch(punching)))
     }
 
-    /// `None` where nothing may be punched out of it.
+    /// Opens a segment for punching; `None` where nothing may be punched out of it.
     fn open_to_punch(&mut self, name: SegmentName) -> Result<Option<Opened>> {
         let context = || format!("cannot give space of segment {name} back");
         let files = Arc::clone(self.identity.pool.files());
@@ -454,7 +455,7 @@ impl Image {
         let at = u64::from(slots.start) * BLOCK_BYTES;
         let length = u64::from(slots.end - slots.start) * BLOCK_BYTES;
         let context = || format!("cannot give space of segment {} back", opened.name);
-        // Cutting an extent in two may take a block of the file system's own.
+        // Splitting an extent may take a block of the file system's own.
         self.identity.pool.with_reserve(|| opened.file.punch(at, length).at(context))
     }
 

@@ -1,23 +1,23 @@
 //! The memory that an image takes for pages of its map and of its segment table.
 //!
 //! Invariants:
-//! - Pages are dropped between requests, and never between [`Image::prepare`] and the append of what
-//!   was prepared: what a logged group changes is in memory already.
+//! - Pages are dropped between requests, and never between [`super::state::State::prepare`] and the append of
+//!   what was prepared: what a logged group changes is in memory already.
 //! - A page is dropped only where it can be read again: it is clean, and known to be on disk.
 
 use super::Image;
 use crate::device::IdleOutcome;
 use crate::error::Result;
 
-/// Of the memory that pages may take, one in so many is left while nobody uses the image: a MiB, if
-/// nothing else was asked for. A thousand idle images then take a GiB at most, and the first request
-/// after the rest may still find the upper levels.
+/// An idle image keeps one part in this many of the memory for pages: 1 MiB with the default limits. So a
+/// thousand idle images take 1 GiB at most, and the first request afterwards may still find the upper levels
+/// in memory.
 const IDLE_PART: u64 = 64;
 
 impl Image {
-    /// Drops nearly all pages, and buffers, and gives back room on the medium that nobody may need.
-    /// Where too many pages are dirty for that, begins a checkpoint first, so that they can be
-    /// dropped once it has ended.
+    /// Drops nearly all pages, and buffers, and gives back room on the medium that was preallocated. Where
+    /// too many pages are dirty for that, begins a checkpoint first, so that they can be dropped once it has
+    /// ended.
     pub(super) fn give_memory_back(&mut self) -> Result<IdleOutcome> {
         self.state.compaction.due |= self.take_finished_checkpoint()?;
         let before = self.state.memory_bytes();
@@ -56,18 +56,18 @@ mod tests {
     /// Segments whose table pages take half a MiB.
     const SEGMENTS: u32 = 170 * TABLE_FANOUT as u32;
 
-    /// Begins jobs when somebody looks whether they have ended.
-    struct Completion;
+    /// Workers that begin a job when somebody asks whether it has ended.
+    struct LazyWorkers;
 
-    struct AsyncJob(Option<Job>);
+    struct LazyJob(Option<Job>);
 
-    impl Workers for Completion {
+    impl Workers for LazyWorkers {
         fn start(&self, job: Job) -> Box<dyn Running> {
-            Box::new(AsyncJob(Some(job)))
+            Box::new(LazyJob(Some(job)))
         }
     }
 
-    impl Running for AsyncJob {
+    impl Running for LazyJob {
         fn is_finished(&mut self) -> bool {
             if let Some(job) = self.0.take() {
                 job();
@@ -85,12 +85,12 @@ mod tests {
             disk: Arc::new(LocalDisk::plain()),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
-            workers: Arc::new(Completion),
+            workers: Arc::new(LazyWorkers),
         }
     }
 
-    /// An image whose table has [`SEGMENTS`] entries that it has not stored yet. One segment in each
-    /// page of the table is there, with a block of zeros, which is mapped at a leaf of its own.
+    /// An image whose table has [`SEGMENTS`] entries that are not stored yet. For each page of the table, one
+    /// segment exists. It holds a block of zeros, which is mapped under a leaf of its own.
     fn image_of_many_segments(directory: &Path) -> Image {
         let limits = Limits { map_memory_bytes: MEMORY_BYTES_MAX, ..Limits::default() };
         let store = Store::open_with(world(), directory, limits).unwrap();
@@ -140,16 +140,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut image = image_of_many_segments(directory.path());
         let full = image.state.memory_bytes();
-        let rested = image.rest().unwrap();
-        assert!(rested.unfinished, "what is dirty goes to disk first");
-        let rested = image.rest().unwrap();
-        assert!(!rested.unfinished);
+        let outcome = image.rest().unwrap();
+        assert!(outcome.unfinished, "what is dirty goes to disk first");
+        let outcome = image.rest().unwrap();
+        assert!(!outcome.unfinished);
         assert!(
             image.state.memory_bytes() <= MEMORY_BYTES_MAX / IDLE_PART,
             "{}",
             image.state.memory_bytes()
         );
-        assert!(rested.freed_bytes > full / 2, "{} of {full}", rested.freed_bytes);
+        assert!(outcome.freed_bytes > full / 2, "{} of {full}", outcome.freed_bytes);
         assert!(image.head.root.is_some());
         let mut block = [1; BLOCK_BYTES as usize];
         image.read_at(0, &mut block).unwrap();
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_a_checkpoint_under_way_stay_in_memory() {
+    fn pages_of_a_running_checkpoint_job_stay_in_memory() {
         let directory = tempfile::tempdir().unwrap();
         let mut image = image_of_many_segments(directory.path());
         let before = image.state.memory_bytes();
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(image.state.table.get(SegmentIndex(2), &files).unwrap().live, 1);
     }
 
-    /// Its counts change once the group is written, when it is too late to fail.
+    /// The counts of the log's segment change once the group is written, when it is too late to fail.
     #[test]
     fn a_write_fails_unlogged_where_the_table_page_of_the_log_is_damaged() {
         let directory = tempfile::tempdir().unwrap();
@@ -212,7 +212,7 @@ mod tests {
         }
         assert_eq!(damaged, 1);
         let group = image.journal.group_next();
-        // Where nothing is mapped, so that no other page is needed.
+        // Nothing is mapped there, so no other page is needed.
         let error = image.write_at(1 << 39, &[1; BLOCK_BYTES as usize]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert_eq!(image.journal.group_next(), group, "nothing was logged");

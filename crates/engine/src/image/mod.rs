@@ -61,15 +61,15 @@ use room::Room;
 pub use snapshot::SNAPSHOTS_MAX;
 use state::State;
 
-/// How often a reader looks at the head of an image whose owner changes it meanwhile.
+/// How often a reader without a lock tries to open an image whose head changes meanwhile.
 const READ_ATTEMPTS_MAX: u32 = 10;
 
 /// What this process may do with the image.
 enum Mode {
     /// Alone with it; holds the image lock.
     Owner { _lock: Box<dyn Lock> },
-    /// Reads the head as it was when opened; holds the readers' lock where it could get it, so that
-    /// what that head names stays.
+    /// Reads by the head as it was at opening. The readers' lock, where it could be taken, keeps the segments
+    /// that this head names.
     Reader { _lock: Option<Box<dyn Lock>> },
     /// Reads a snapshot; holds the snapshot's pin where the pool can be written.
     Snapshot { _pin: Option<Box<dyn Lock>> },
@@ -103,7 +103,7 @@ pub struct Image {
     mode: Mode,
     /// The durable head.
     head: Head,
-    /// The root in memory, and all that speaks of it.
+    /// The root in memory, and everything that refers to it.
     state: State,
     /// Numbers of the next segments.
     series: Series,
@@ -116,7 +116,7 @@ pub struct Image {
     overlay: Option<Overlay>,
     room: Room,
     poisoned: bool,
-    /// The owner before did not close the image: it may have left segments that no root names.
+    /// The previous owner may not have closed the image, and may have left segments that no root names.
     unclean: bool,
 }
 
@@ -140,7 +140,7 @@ impl Image {
             };
             return fail(ErrorKind::Owned, format!("{label} is open in {owner}"));
         };
-        // Read again: it may have changed until the lock was ours.
+        // Read again: it may have changed before this process got the lock.
         let head = pool.read_head_for_writing(id)?;
         let mut image = Self::assemble(pool, id, head, Mode::Owner { _lock: lock }, None)?;
         image.replay(damaged_log)?;
@@ -161,7 +161,7 @@ impl Image {
             let version = head.version;
             let opened = Self::assemble(pool, id, head, mode, None)
                 .and_then(|mut image| image.replay(damaged_log).map(|()| image));
-            // Without the lock, an owner at work may have removed what this head needs.
+            // Without the lock, the owner may have removed segments that this head needs.
             let moved = !locked && pool.read_head(id).is_ok_and(|head| head.version != version);
             attempts += 1;
             match opened {
@@ -271,12 +271,12 @@ impl Image {
         self.identity.pool.store().limits()
     }
 
-    /// Whose root a snapshot's or, with `None`, the head's is.
+    /// Where a root comes from: a snapshot of this image or, with `None`, its head.
     fn root_of(&self, snap: Option<u64>) -> RootOf {
         RootOf { pool: self.identity.pool.clone(), image: self.identity.id, snap: snap.map(SnapId) }
     }
 
-    /// Makes everything durable and lets go of the image.
+    /// Makes everything durable and closes the image.
     ///
     /// # Errors
     /// `Poisoned`, `Io`: what was flushed stays; reopening replays it. A full disk is no error: all is
@@ -330,7 +330,7 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        // Nothing must go on when the lock is somebody else's.
+        // Nothing of this image may be running or in flight when another process takes the lock.
         self.journal.abandon(&mut self.in_flight);
         if let Err(error) = self.settle() {
             tracing::warn!(image = %self.identity.label, error = %error.sentence(), "the last checkpoint failed");

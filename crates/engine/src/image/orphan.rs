@@ -1,4 +1,4 @@
-//! What a parent keeps for its children goes with the last of them.
+//! Removing what a parent keeps for its children, once the last of them is gone.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use marcot_format::{ImageId, SnapId};
 use crate::catalog::Pool;
 use crate::error::{ErrorKind, Result};
 
-/// How often the parent is tried when its last child goes, and how long apart.
+/// How often opening the parent is tried when its last child is gone, and the time between two attempts.
 const TIDY_ATTEMPTS: u32 = 10;
 const TIDY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Removes the record of `child`, an image of `pool`, which is no child of the snapshot any more, and what
-/// the parent kept for it alone.
+/// Removes the record that `child`, an image of `pool`, is a child of the snapshot, and what the parent kept
+/// for this child alone.
 pub(crate) fn forget_child(
     pool: &Pool,
     parent: &ParentRecord,
@@ -26,8 +26,8 @@ pub(crate) fn forget_child(
     Ok(())
 }
 
-/// Removes a snapshot that was kept for the child that just went, unless its image is in use:
-/// then its owner or `gc` does it later.
+/// Removes a snapshot that was kept for the child that is gone now. Where its image is in use, the owner or
+/// `gc` does that later.
 fn tidy_trash(pool: &Pool, image: ImageId, snap: SnapId) {
     let Ok(head) = pool.read_head(image) else { return };
     let trashed = head.snapshots.iter().any(|s| s.id == snap.0 && s.trashed);
@@ -37,7 +37,7 @@ fn tidy_trash(pool: &Pool, image: ImageId, snap: SnapId) {
     let mut attempts = 0;
     let opened = loop {
         match pool.open(image) {
-            // Most likely a short command, perhaps the one that moved the snapshot aside.
+            // Most likely a short command has it open, perhaps the one that moved the snapshot aside.
             Err(error) if error.kind() == ErrorKind::Owned && attempts < TIDY_ATTEMPTS => {
                 attempts += 1;
                 pool.store().inner.world.clock.pause(TIDY_INTERVAL);

@@ -1,9 +1,9 @@
 //! What the log says of an image that is only read: which blocks it wrote, and which are holes.
 //!
-//! An owner brings the log into its map. A reader cannot write map pages out, and so could never drop
-//! what it changed: a log that touches a block under each of many pages would decide how much memory
-//! its readers take. Here a write takes a few bytes, and beyond a bound the overlay keeps only a
-//! *window* of the image, made anew from the log where somebody reads elsewhere.
+//! An owner brings the log into its map. A reader cannot write map pages, and so could never drop pages that
+//! the log has changed: a log that touches one block under each of many pages would decide how much memory
+//! its readers take. In an overlay, a write takes a few bytes. Beyond a bound, the overlay keeps only a
+//! *window* of the image, and is made anew from the log where somebody reads outside of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use marcot_format::{
     BLOCK_BYTES, BlockAddress, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry, SegmentIndex, Slot,
 };
 
-/// Memory of a run, roughly, in bytes; its checksums come on top.
+/// Memory of a run without its checksums, in bytes, about.
 const RUN_BYTES: u64 = 128;
 /// The least memory that an overlay is given, in bytes: a window of one leaf fits in it.
 const MEMORY_BYTES_MIN: u64 = 2 * RUN_BYTES * MAP_FANOUT as u64;
@@ -25,12 +25,12 @@ struct Written {
     /// Table index of the segment.
     index: SegmentIndex,
     slot: Slot,
-    /// Checksums of the record that the run is a part of, and where in it the run begins.
+    /// Checksums of the record that the run is a part of, and the position in it where the run begins.
     crcs: Arc<[u32]>,
     at: usize,
 }
 
-/// A run of blocks, by its first block; `None`: holes.
+/// A run of blocks up to `end`; its key in the overlay is its first block. `None`: holes.
 struct Run {
     end: u64,
     written: Option<Written>,
@@ -42,24 +42,24 @@ impl Run {
     }
 }
 
-/// The last word of the log on some of the blocks of an image.
+/// What the log says last about some of the blocks of an image.
 pub(super) struct Overlay {
     runs: BTreeMap<u64, Run>,
     bytes: u64,
     bytes_max: u64,
-    /// Only of these blocks it tells everything.
+    /// The overlay is complete for these blocks, and says nothing about others.
     window: (u64, u64),
 }
 
 impl Overlay {
-    /// An overlay of nothing yet, which is to take about `bytes_max` of memory.
+    /// An empty overlay, which is to take about `bytes_max` of memory at most.
     pub(super) fn new(bytes_max: u64) -> Self {
         let bytes_max = bytes_max.max(MEMORY_BYTES_MIN);
         Self { runs: BTreeMap::new(), bytes: 0, bytes_max, window: (0, BLOCKS_MAX) }
     }
 
-    /// True where it tells everything about `[from, to)`.
-    pub(super) fn knows(&self, from: u64, to: u64) -> bool {
+    /// True where the overlay is complete for `[from, to)`.
+    pub(super) fn covers(&self, from: u64, to: u64) -> bool {
         self.window.0 <= from && to <= self.window.1
     }
 
@@ -68,7 +68,7 @@ impl Overlay {
         self.window.1
     }
 
-    /// Forgets everything; the log is to be told again, for a window from the leaf of `block` on.
+    /// Forgets everything. The window begins at the leaf of `block`; the caller applies the whole log again.
     pub(super) fn restart(&mut self, block: u64) {
         self.runs.clear();
         self.bytes = 0;
@@ -81,7 +81,7 @@ impl Overlay {
         self.bytes
     }
 
-    /// Forgets everything, and knows nothing.
+    /// Forgets everything; the window is empty.
     pub(super) fn forget(&mut self) {
         self.restart(0);
         self.window = (0, 0);
@@ -118,7 +118,7 @@ impl Overlay {
         let mut run = cut(&run, start, from, to);
         let mut from = from;
         if run.written.is_none() {
-            // Discards often come one behind the other.
+            // Discards often follow one another, so they are merged.
             let before = self.runs.range(..from).next_back().map(|(at, r)| (*at, r));
             if let Some((at, before)) = before
                 && before.end == from
@@ -139,7 +139,7 @@ impl Overlay {
         }
     }
 
-    /// Makes room for `[from, to)`.
+    /// Removes what is said about `[from, to)`.
     fn carve(&mut self, from: u64, to: u64) {
         let before = self.runs.range(..from).next_back().map(|(at, r)| (*at, r.end));
         if let Some((at, end)) = before
@@ -170,7 +170,7 @@ impl Overlay {
         Some(run)
     }
 
-    /// Gives up the later half of the window.
+    /// Gives up the later half of the window, to save memory.
     fn narrow(&mut self) {
         let middle = self.runs.keys().nth(self.runs.len() / 2).copied().unwrap_or_default();
         let end = middle.max(self.window.0 + MAP_FANOUT as u64);
@@ -178,13 +178,13 @@ impl Overlay {
         self.carve(end, BLOCKS_MAX);
     }
 
-    /// True where something of `[from, to)` is told.
-    pub(super) fn tells(&self, from: u64, to: u64) -> bool {
+    /// True where the log says something about a block of `[from, to)`.
+    pub(super) fn has_any(&self, from: u64, to: u64) -> bool {
         self.first_run(from, to).is_some()
     }
 
-    /// The first part of `[from, to)` that is told: its first block, the block behind it, and whether
-    /// it was written.
+    /// The first part of `[from, to)` about which the log says something: its first block, the block behind
+    /// it, and whether it was written.
     pub(super) fn first_run(&self, from: u64, to: u64) -> Option<(u64, u64, bool)> {
         if from >= to {
             return None;
@@ -194,7 +194,7 @@ impl Overlay {
         Some(((*start).max(from), run.end.min(to), run.written.is_some()))
     }
 
-    /// Brings what is told into the entries of the blocks from `first` on.
+    /// Changes the entries of the blocks from `first` on to what the log says.
     pub(super) fn patch(&self, first: u64, entries: &mut [MapEntry]) {
         let end = first + entries.len() as u64;
         let mut at = first;
@@ -239,7 +239,8 @@ mod tests {
         GroupHeader { author: 1, epoch: 1, sequence: 1, group: 1, durable_below: 1, records, crcs }
     }
 
-    /// The same on a plain array: `None` where the log says nothing.
+    /// An overlay and a plain array take the same groups. In the array, `None` stands for blocks about which
+    /// the log says nothing.
     #[test]
     fn an_overlay_equals_a_plain_array_in_every_window() {
         let mut number = 88_172_645_463_325_252_u64;
@@ -251,7 +252,7 @@ mod tests {
         };
         const BLOCKS: u64 = 16 * MAP_FANOUT as u64;
         for round in 0..10 {
-            // Some have to keep to a window.
+            // Every other overlay has so little memory that it has to use a window.
             let bytes_max = if round % 2 == 0 { 1 << 40 } else { 0 };
             let mut groups = Vec::new();
             for n in 0..8000_u32 {
@@ -281,7 +282,7 @@ mod tests {
             let mut overlay = Overlay::new(bytes_max);
             let mut restarts = 0;
             for leaf in (0..BLOCKS).step_by(MAP_FANOUT) {
-                if leaf == 0 || !overlay.knows(leaf, leaf + MAP_FANOUT as u64) {
+                if leaf == 0 || !overlay.covers(leaf, leaf + MAP_FANOUT as u64) {
                     overlay.restart(leaf);
                     restarts += 1;
                     for (header, index, slot) in &groups {
@@ -289,13 +290,13 @@ mod tests {
                         assert!(overlay.bytes <= overlay.bytes_max + 4096 + 2 * RUN_BYTES);
                     }
                 }
-                let untold =
+                let other =
                     MapEntry { address: BlockAddress::of_block(SegmentIndex(9), Slot(9)), crc: 9 };
-                let mut entries = vec![untold; MAP_FANOUT];
+                let mut entries = vec![other; MAP_FANOUT];
                 overlay.patch(leaf, &mut entries);
-                let told = &expected[leaf as usize..][..MAP_FANOUT];
-                for (i, (found, expected)) in entries.iter().zip(told).enumerate() {
-                    assert_eq!(*found, expected.unwrap_or(untold), "block {}", leaf as usize + i);
+                let expected = &expected[leaf as usize..][..MAP_FANOUT];
+                for (i, (found, expected)) in entries.iter().zip(expected).enumerate() {
+                    assert_eq!(*found, expected.unwrap_or(other), "block {}", leaf as usize + i);
                 }
             }
             assert_eq!(restarts > 1, bytes_max == 0);

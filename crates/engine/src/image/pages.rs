@@ -11,8 +11,8 @@ use crate::segment::{PageWriter, SegmentName, Series, WrittenPages};
 use crate::table::SegmentTable;
 use marcot_format::{MapUnit, SegmentIndex};
 
-/// The first places of pages that may not be on disk yet. Numbers only grow: table indices, an
-/// author's segments, and what lies within one.
+/// The first places of pages that may not be on disk yet. Table indices, the numbers of an author's segments
+/// and places within one segment only grow.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unwritten {
     /// Map pages.
@@ -34,12 +34,12 @@ pub(super) struct Pages {
     unwritten_from: Option<Unwritten>,
     /// Segments to be removed once the next head is durable.
     dead: Vec<SegmentName>,
-    /// There was no room to spill pages, so that it is not tried again.
+    /// Spilling pages found no room, so it is not tried again.
     pub spill_failed: bool,
 }
 
 impl Pages {
-    /// Where pages begin that may not be on disk yet; `None`: all are.
+    /// The first places of pages that may not be on disk yet; `None`: all pages are on disk.
     pub(super) fn unwritten_from(&self) -> Option<Unwritten> {
         self.unwritten_from
     }
@@ -59,12 +59,12 @@ impl Pages {
         self.map.open_segment().map(|_| self.map_index)
     }
 
-    /// True where pages were placed that no checkpoint has taken.
+    /// True where pages were placed that no checkpoint has taken over.
     pub(super) fn has_pending(&self) -> bool {
         self.pending.is_some()
     }
 
-    /// Writes and syncs the pages that a checkpoint before could not write.
+    /// Writes and syncs the pages that an earlier checkpoint could not write.
     pub(super) fn write_pending(&mut self) -> Result<()> {
         if let Some(pages) = &mut self.pending {
             pages.write_and_sync()?;
@@ -78,7 +78,7 @@ impl Pages {
         self.pending.take().unwrap_or_default()
     }
 
-    /// All pages are on disk; their memory is for the next ones.
+    /// All pages are on disk. Their buffers are used for the next pages.
     pub(super) fn written(&mut self, pages: WrittenPages) {
         self.map.reuse(pages);
         self.unwritten_from = None;
@@ -104,15 +104,15 @@ impl Pages {
         !self.dead.is_empty()
     }
 
-    /// Segments to be removed once the next head is durable. A snapshot may have been taken since
-    /// they died: then they stay.
+    /// Segments to be removed once the next head is durable. Those that a snapshot may name that was taken
+    /// meanwhile are left out: they stay.
     pub(super) fn take_dead(&mut self, head: &Head) -> Vec<SegmentName> {
         let mut dead = std::mem::take(&mut self.dead);
         dead.retain(|name| head.is_private(name));
         dead
     }
 
-    /// Gives the memory for the next pages back; how much that was, in bytes.
+    /// Frees the buffers for the next pages. Returns their size in bytes.
     pub(super) fn drop_spare(&mut self) -> u64 {
         self.map.drop_spare()
     }
@@ -124,7 +124,7 @@ impl Pages {
         self.pending.get_or_insert_default().extend(pages);
     }
 
-    /// Notes from where on pages may not be on disk yet.
+    /// Notes the places from which on pages may not be on disk yet.
     pub(super) fn note_unwritten(&mut self, table: &SegmentTable, series: &Series) {
         if self.unwritten_from.is_some() {
             return;

@@ -1,16 +1,16 @@
 //! A checkpoint of a long log where there is little room.
 //!
-//! A checkpoint gives nothing back before all pages that the log has changed are written. A log of writes
-//! all over a large image changes more of them than a full disk has room for, and more than any reserve
-//! can hold. So the log is brought into the durable root a few leaves at a time: they become as the whole
-//! log leaves them, a head is published that keeps the log, and what no root names any more goes. That
-//! makes room for the next ones.
+//! A checkpoint frees nothing before it has written all pages that the log has changed. A log of writes all
+//! over a large image changes more pages than fit on a full disk, and more than any reserve can hold. Such a
+//! log is therefore brought into the durable root a few leaves at a time. These leaves get the content that
+//! the whole log gives them. A head is published that names them and keeps the log. Segments that no root
+//! names any more are removed, which makes room for the next leaves.
 //!
 //! Invariants:
-//! - Each of these heads names a whole state. A log says what blocks are, and not how they change: over a
-//!   root in which some blocks are already as it leaves them, it gives what it gave before.
-//! - Such a head has the epoch and the log position of the one before. Segments of the log stay while a
-//!   head keeps it, also those of which the root names nothing.
+//! - Each of these heads names a whole state. A log says what blocks contain, and not how they change.
+//!   Replayed over a root in which some blocks are up to date already, it gives the same result.
+//! - Such a head has the epoch and the log position of the head before it. Segments of the log stay as long
+//!   as a head keeps the log, also segments of which the root names nothing.
 //! - Where this fails, memory holds what the durable head and its log say, as after opening.
 
 use std::collections::HashMap;
@@ -25,25 +25,28 @@ use super::{Image, empty_root};
 use crate::error::{ErrorKind, Result};
 use crate::map::position;
 
-/// Room that one leaf takes between two heads, in bytes: itself, and its share of the pages above it, of
-/// the table and of the head.
+/// Room that one leaf takes between two heads, in bytes: the leaf itself, and its share of the pages above
+/// it, of the table and of the head.
 const LEAF_ROOM_BYTES: u64 = 16 << 10;
-/// Parts of the reserve that the leaves between two heads may take: as much as may have been kept back.
+/// How much of the reserve the leaves between two heads may take, as right shifts: all of it, a quarter, a
+/// sixteenth. Less than the whole reserve may have been kept.
 const RESERVE_SHIFTS: [u32; 3] = [0, 2, 4];
-/// Memory for what the log says of some of the leaves, in bytes.
+/// Memory of the overlay that says what the log has written, in bytes. It covers some of the leaves at a
+/// time.
 const OVERLAY_BYTES: u64 = 4 << 20;
 const LEAF_BLOCKS: u64 = MAP_FANOUT as u64;
 const BLOCKS_MAX: u64 = IMAGE_BYTES_MAX / BLOCK_BYTES;
 
 impl Image {
-    /// True where a log follows the durable head that no process appends to: memory holds what it says.
+    /// True where a log follows the durable head and nothing is appended to it any more. Memory holds its
+    /// content.
     pub(super) fn has_ended_log(&self) -> bool {
         !self.journal.is_open()
             && self.head.log.is_some_and(|log| log.group < self.journal.group_next())
     }
 
-    /// Brings an ended log into the durable root, part by part. What is left for the checkpoint that leaves
-    /// the log is a head and some pages of the table.
+    /// Brings an ended log into the durable root, part by part. The checkpoint that then leaves the log
+    /// behind has to write only a head and some pages of the table.
     ///
     /// # Errors
     /// `NoSpace` where even a few leaves find no room.
@@ -84,11 +87,12 @@ impl Image {
         })
     }
 
-    /// Takes back what opening and checkpoints without room have done in memory, and on the medium.
+    /// Undoes what opening, and checkpoints that found no room, have changed in memory and on the medium.
     fn back_to_durable_root(&mut self) -> Result<()> {
         let root = self.head.root.clone().unwrap_or_else(empty_root);
         self.state = State::open(&self.root_of(None), &root)?;
-        // Pages that no head names. A segment of the log may have any number.
+        // Segments of pages that no head names. Data segments stay: they may belong to the log, whatever
+        // their numbers are.
         let marks = self.head.marks.unwrap_or_default();
         self.remove_unnamed(|name| {
             name.kind != SegmentKind::Data && name.sequence >= marks.of(name.kind)
@@ -101,14 +105,14 @@ impl Image {
         self.replay(DamagedLog::Refuse)
     }
 
-    /// Brings all leaves up to date, so many between two heads.
+    /// Brings all leaves up to date, at most `leaves_max` of them between two heads.
     fn store_leaves(&mut self, leaves_max: u64) -> Result<()> {
         let mut overlay = Overlay::new(OVERLAY_BYTES);
         let mut used = HashMap::new();
         let (mut at, mut leaf_before, mut leaves) = (0, None, 0);
         while at < BLOCKS_MAX {
             overlay.restart(at);
-            used = self.tell_again(&mut overlay)?;
+            used = self.read_log_again(&mut overlay)?;
             let end = overlay.window_end();
             while let Some((from, to, written)) = overlay.first_run(at, end) {
                 let leaf = from / LEAF_BLOCKS;
@@ -119,7 +123,7 @@ impl Image {
                     }
                     leaves += 1;
                 }
-                // A hole may be as long as the image.
+                // A run of holes is handled at once: it may be as long as the image.
                 at = if written { to.min((leaf + 1) * LEAF_BLOCKS) } else { to };
                 self.bring_up_to_date(&overlay, from, at, written)?;
             }
@@ -132,7 +136,8 @@ impl Image {
         Ok(())
     }
 
-    /// Makes blocks what the log leaves them. Those that are written lie under one leaf.
+    /// Gives blocks the content that they have after the log. Blocks that are written must lie under one
+    /// leaf.
     fn bring_up_to_date(
         &mut self,
         overlay: &Overlay,
@@ -148,7 +153,7 @@ impl Image {
         overlay.patch(from, &mut entries);
         let (map, mut source) = self.state.lenient_parts();
         let at = position(from, 0);
-        // It may have come so far before: no page is written twice.
+        // An earlier attempt may have stored this leaf. Then its page is not written again.
         if let Ok(Some(leaf)) = map.leaf(from, &mut source)
             && leaf[at..at + entries.len()] == entries[..]
         {
@@ -162,7 +167,7 @@ impl Image {
         map.set_run(from, &entries, &mut source)
     }
 
-    /// A head that names the leaves which are up to date, and keeps the log.
+    /// Publishes a head that names the leaves which are up to date, and keeps the log.
     fn publish_leaves(&mut self) -> Result<()> {
         match self.checkpoint_with(|_| {}) {
             Err(error) if error.kind() == ErrorKind::NoSpace => {

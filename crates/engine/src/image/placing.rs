@@ -1,7 +1,7 @@
 //! Placing the dirty pages of a root: which page goes to which place in which segment.
 //!
-//! A place is fixed before anything is written, so that a checkpoint knows its root while the image goes on.
-//! It needs no I/O but creating segments.
+//! A place is fixed before the page is written, so that a checkpoint knows its root while the image goes on.
+//! Placing creates segments and may read pages of the table, but writes no page.
 
 use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::page::{PAGE_READ_BYTES, encode_page};
@@ -21,12 +21,12 @@ use crate::table::{SegmentTable, TableSink};
 
 /// Bytes of a table segment; small, because a table is rewritten whole now and then.
 const TABLE_SEGMENT_BYTES: u64 = 4 << 20;
-/// The table is rewritten when its open segment holds this many times the table's pages.
+/// The table is rewritten when its open segment holds more than this many times the table's pages.
 const TABLE_REWRITE_FACTOR: u64 = 8;
 /// Pages that a table segment may hold before a rewrite is considered.
 const TABLE_REWRITE_PAGES_MIN: u64 = 64;
 
-/// Who the pages belong to, and which segments have to stay.
+/// The image that the pages belong to, and what tells which segments have to stay.
 pub(super) struct Owner<'a> {
     pub image: &'a Identity,
     pub head: &'a Head,
@@ -72,7 +72,7 @@ impl PageSink for MapSink<'_> {
     }
 }
 
-/// Leaves the open map segment. It goes with the next checkpoint, if nothing in it is live.
+/// Closes the open map segment. The next checkpoint removes it if nothing in it is live.
 fn close_map_segment(pages: &mut Pages, table: &mut SegmentTable, image: &Identity) {
     if pages.map.open_segment().is_none() {
         return;
@@ -88,7 +88,7 @@ struct TablePages<'a> {
     owner: &'a Owner<'a>,
     pages: &'a mut Pages,
     series: &'a mut Series,
-    /// The image's own pool in the root's list of places.
+    /// The position of the image's own pool in the root's list of places.
     position: u16,
 }
 
@@ -115,7 +115,7 @@ impl TableSink for TablePages<'_> {
 }
 
 impl State {
-    /// Leaves the open map segment. It goes with the next checkpoint, if nothing in it is live.
+    /// Closes the open map segment. The next checkpoint removes it if nothing in it is live.
     pub(super) fn close_map_segment(&mut self, image: &Identity) {
         close_map_segment(&mut self.pages, &mut self.table, image);
     }
@@ -141,7 +141,7 @@ impl State {
         placed.map(|()| root)
     }
 
-    /// Gives every dirty page of the map its place, and writes all pages. No head names them.
+    /// Gives every dirty page of the map its place, and writes all placed pages. No head names them yet.
     ///
     /// # Errors
     /// Those of [`Series::create`] and of writing.
@@ -169,7 +169,7 @@ impl State {
         root.map_address = { entry.address }.0;
         root.map_crc = entry.crc;
         if entry.is_hole() {
-            // No page is left in its segment, which goes.
+            // The root has no map page any more, so the map segment can be removed.
             self.close_map_segment(image);
         }
         let open_map = self.pages.open_map();
@@ -211,9 +211,9 @@ impl State {
         Ok(())
     }
 
-    /// While a log is replayed that touches more of the map than memory is for: writes changed pages to
-    /// new places, which no head names before the next checkpoint, so that they can be dropped. Where
-    /// the medium has no room, they stay.
+    /// Writes changed pages to new places, so that they can be dropped from memory. This is needed while a
+    /// log is replayed that touches more of the map than the memory holds. No head names these places before
+    /// the next checkpoint. Where the medium has no room, the pages stay in memory.
     ///
     /// # Errors
     /// `Exists` as [`Series::create`]; `Poisoned`, `Fenced`.

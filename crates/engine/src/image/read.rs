@@ -17,7 +17,7 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 
 /// Blocks that lie together in a segment and belong together in a buffer.
 struct Piece {
-    /// Which target.
+    /// Index of the read.
     target: usize,
     /// Where in the target's buffer, in bytes.
     at: usize,
@@ -26,7 +26,7 @@ struct Piece {
     index: SegmentIndex,
     slot: Slot,
     blocks: usize,
-    /// First checksum in the plan.
+    /// Index of its first checksum in the plan.
     crc_at: usize,
 }
 
@@ -37,8 +37,8 @@ struct Plan {
     files: Vec<(SegmentIndex, SegmentName, Arc<dyn DiskFile>)>,
 }
 
-/// The entries of a leaf that the log is to be brought into. Where the leaf is damaged, what the log
-/// does not tell is lost.
+/// The entries of a leaf, into which the log is to be brought. Where the leaf is damaged, the blocks about
+/// which the log says nothing are lost.
 fn entries_below(
     leaf: Result<Option<&Leaf>>,
     range: std::ops::Range<usize>,
@@ -51,7 +51,7 @@ fn entries_below(
     }
 }
 
-/// True for a read that failed in a way in which what has moved to another pool does.
+/// True where a read has failed in a way that data which was moved to another pool may be the cause.
 fn may_have_moved(read: &Read<'_>) -> bool {
     let kind = read.result.as_ref().err().map(Error::kind);
     matches!(kind, Some(ErrorKind::Corrupt | ErrorKind::Io))
@@ -65,7 +65,7 @@ impl Image {
         self.read_checked(reads);
     }
 
-    /// Reads those whose `result` is good so far; whole blocks may reach beyond the image's end.
+    /// Performs the reads whose `result` is `Ok` so far. Whole blocks may reach beyond the image's end.
     pub(super) fn read_checked(&mut self, reads: &mut [Read<'_>]) {
         let mut spare: Vec<(usize, Vec<u8>)> = Vec::new();
         for (i, read) in reads.iter_mut().enumerate() {
@@ -92,7 +92,7 @@ impl Image {
         self.evict(self.limits().map_memory_bytes);
     }
 
-    /// Reads anew what could not be read.
+    /// Performs the reads again whose data may have moved.
     fn read_again(&mut self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)]) {
         for (i, read) in reads.iter_mut().enumerate().filter(|(_, read)| may_have_moved(read)) {
             let whole = spare.iter_mut().find(|(at, _)| *at == i);
@@ -129,7 +129,7 @@ impl Image {
         }
     }
 
-    /// Plans one target; holes are filled at once.
+    /// Plans the read of one buffer. Holes are filled with zeros at once.
     fn plan_one(
         &mut self,
         target: usize,
@@ -141,7 +141,7 @@ impl Image {
         let mut at = block;
         while at < end {
             let stop = end.min((at | (MAP_FANOUT as u64 - 1)) + 1);
-            let overlaid = self.overlay_for(at, stop)?.is_some_and(|o| o.tells(at, stop));
+            let overlaid = self.overlay_for(at, stop)?.is_some_and(|o| o.has_any(at, stop));
             let (map, mut source) = self.state.parts();
             let leaf = map.leaf(at, &mut source);
             let bytes = &mut buffer[(at - block) as usize * BLOCK..(stop - block) as usize * BLOCK];
@@ -318,11 +318,11 @@ impl Image {
         let mut list = ExtentList { extents: Vec::new(), at: offset, end, max };
         let mut whole = true;
         while at < stop && whole {
-            // Up to what the log tells, then that.
+            // First the map up to the next run of the log, then that run.
             let overlay = self.overlay_for(at, at + 1)?;
             let known = overlay.map_or(stop, |o| o.window_end().min(stop));
-            let told = overlay.and_then(|o| o.first_run(at, known));
-            let (from, to, written) = told.unwrap_or((known, known, false));
+            let run = overlay.and_then(|o| o.first_run(at, known));
+            let (from, to, written) = run.unwrap_or((known, known, false));
             let (map, mut source) = self.state.parts();
             let top = crate::map::TOP_LEVEL;
             whole = visit(map.top(), top, 0, (at, from), &mut source, &mut list)?;
@@ -383,7 +383,7 @@ impl ExtentList {
 }
 
 impl Visitor for ExtentList {
-    /// Not a hole: reading it must fail, not be left out.
+    /// Listed as data, not as a hole: reading it must fail, and must not be skipped.
     fn lost(&mut self, first: u64, blocks: u64) -> Result<bool> {
         Ok(self.data(first, blocks))
     }

@@ -1,4 +1,4 @@
-//! Giving space back after a root has gone away (a snapshot, or a head rolled back).
+//! Giving space back after a root is gone: that of a removed snapshot, or of a head that was rolled back.
 //!
 //! Only segments that no clone can name are looked at here; see `gc` for the others.
 
@@ -17,7 +17,7 @@ impl Image {
     /// those that are named in part. Returns the bytes given back.
     pub(crate) fn reclaim_unnamed(&mut self) -> Result<u64> {
         if self.state.changed {
-            // What it would make free is found later.
+            // Where there is no room for the checkpoint, the space that it would free is found later.
             self.checkpoint_for_room(|_| {}).or_else(|error| match error.kind() {
                 ErrorKind::NoSpace => {
                     tracing::warn!(image = %self.identity.label, error = %error.sentence(), "some space comes back later");
@@ -31,14 +31,14 @@ impl Image {
         freed
     }
 
-    /// The same, whatever there is in memory.
+    /// The same, without regard to what is in memory.
     pub(super) fn reclaim_by_durable_head(&mut self) -> Result<u64> {
         if self.postponed_for_readers() {
             return Ok(0);
         }
         let shared = self.head.shared_below.unwrap_or_default();
-        // As the durable head has it: a checkpoint that found no room may have left pages in memory that
-        // name segments which no durable root names yet.
+        // The limits are those of the durable head: a checkpoint that found no room may have left pages in
+        // memory that name segments which no durable root names yet.
         let open = self.head.open_from.or(self.head.marks).unwrap_or_default();
         let log = self.head.log.unwrap_or_default().sequence;
         let limit = SegmentMarks { data: open.data.min(log), ..open };
@@ -53,8 +53,8 @@ impl Image {
         gc::reclaim(&self.identity.pool, &self.own_roots(), &candidates, &mut |_, _| {})
     }
 
-    /// Removes private segments that the owner before left between a head and their removal. The
-    /// head must be durable, and equal to what is in memory.
+    /// Removes private segments that nothing names: the previous owner has published a head without them and
+    /// ended before it removed them. The head must be durable, and equal to what is in memory.
     pub(super) fn remove_strays(&mut self) -> Result<()> {
         if self.postponed_for_readers() {
             return Ok(());
@@ -78,8 +78,8 @@ impl Image {
         Ok(())
     }
 
-    /// Gives up damaged map pages and returns how many there were: what they named is lost, and
-    /// can be written again. Nothing of it could be read before.
+    /// Gives up damaged map pages and returns how many there were. Blocks that they named are lost, and can
+    /// be written again. They could not be read before either.
     fn give_up_damaged(&mut self) -> Result<u64> {
         let root = self.head.root.clone().unwrap_or_default();
         let (map, mut names) = self.root_of(None).open(&root)?;
@@ -93,8 +93,8 @@ impl Image {
         Ok(damaged.len() as u64)
     }
 
-    /// Sets the counts of the segment table right, from the map, and gives up damaged pages;
-    /// returns how many of those there were.
+    /// Corrects the counts of the segment table by what the map names, and gives up damaged pages; returns
+    /// how many of those there were.
     pub(crate) fn recount(&mut self) -> Result<u64> {
         self.begin_writing()?;
         self.checkpoint()?;

@@ -1,8 +1,8 @@
 //! Recovery: the log after the head's position, up to the first group that does not verify.
 //!
-//! Such a group is the end of the log, unless a later one says that it was durable: then it was
-//! damaged since. If only its data was, the group is applied all the same, because the damaged
-//! blocks fail their checksums whenever they are read; if its header was, what it wrote is unknown.
+//! Such a group is the end of the log, unless a later group says that it was durable: then it was damaged
+//! since. If only its data is damaged, the group is applied all the same, because the damaged blocks fail
+//! their checksums whenever they are read. If its header is damaged, what it wrote is unknown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::journal::Placed;
 use crate::segment::{SegmentName, group_at, read_blocks};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
-/// Of a reader's memory for pages, the log takes one part in so many at the most.
+/// The log takes at most one part in this many of a reader's memory for pages.
 const OVERLAY_PART: u64 = 2;
 /// Blocks read at a time in search of a later group (1 MiB).
 const SCAN_BLOCKS: usize = 256;
@@ -34,27 +34,27 @@ struct Cursor {
     name: SegmentName,
     file: Arc<dyn DiskFile>,
     slot: u32,
-    /// Its header is what it was.
+    /// The segment's header is intact.
     whole: bool,
 }
 
 /// What replay does where the log is damaged, and not merely at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DamagedLog {
-    /// Refuses: somebody must decide whether what comes after is to be given up.
+    /// Refuses: an operator must decide whether what comes after the damage is to be given up.
     Refuse,
     /// Takes the damage for the end of the log.
     Cut,
 }
 
-/// What lies at a cursor.
+/// What was found at a cursor.
 enum Found {
-    /// The group that is next, whole.
+    /// The next group, whole.
     Group(GroupHeader),
-    /// The header of the group that is next. Some of its data is not what it was: either it never
-    /// arrived, or it was damaged afterwards.
+    /// The header of the next group. Some of its data does not verify: either it never reached the medium, or
+    /// it was damaged afterwards.
     Torn(GroupHeader, Option<Error>),
-    /// Nothing that can be told.
+    /// No header of the next group.
     Nothing,
 }
 
@@ -103,31 +103,31 @@ impl Image {
         Ok(())
     }
 
-    /// What the log may take of a reader's memory for pages.
+    /// Memory for a reader's overlay, in bytes.
     fn overlay_bytes_max(&self) -> u64 {
         self.limits().map_memory_bytes / OVERLAY_PART
     }
 
-    /// Fails where the log is longer than any writer leaves it.
+    /// Fails where the log is longer than any writer makes it.
     fn check_length(&self, first: u32, cursor: &Cursor) -> Result<()> {
         if cursor.name.sequence - first < LOG_SEGMENTS_MAX {
             return Ok(());
         }
         let message = format!(
-            "the log of {} is longer than {LOG_SEGMENTS_MAX} segments, which no writer leaves it",
+            "the log of {} is longer than {LOG_SEGMENTS_MAX} segments, and no writer makes a log that long",
             self.identity.label
         );
         Err(Error::new(ErrorKind::Corrupt, message).with_remedy(Remedy::RepairPool))
     }
 
-    /// Sees to it that the overlay, if there is one, tells everything about `[from, to)`, which lie
-    /// under one leaf.
+    /// Makes sure that the overlay, if there is one, is complete for `[from, to)`. These blocks lie under one
+    /// leaf.
     pub(super) fn overlay_for(&mut self, from: u64, to: u64) -> Result<Option<&Overlay>> {
         let Some(mut overlay) = self.overlay.take() else { return Ok(None) };
-        if !overlay.knows(from, to) {
+        if !overlay.covers(from, to) {
             overlay.restart(from);
-            if let Err(error) = self.tell_again(&mut overlay) {
-                // What it tells is not all.
+            if let Err(error) = self.read_log_again(&mut overlay) {
+                // The overlay is incomplete.
                 overlay.forget();
                 self.overlay = Some(overlay);
                 return Err(error);
@@ -137,9 +137,9 @@ impl Image {
         Ok(self.overlay.as_ref())
     }
 
-    /// Reads the headers of the groups that were replayed once more. Returns how many slots of data they
-    /// have in each segment, by its index in the table.
-    pub(super) fn tell_again(
+    /// Applies the headers of the replayed groups to an overlay, once more. Returns the slots of data that
+    /// they have in each segment, by its index in the table.
+    pub(super) fn read_log_again(
         &mut self,
         overlay: &mut Overlay,
     ) -> Result<HashMap<SegmentIndex, u32>> {
@@ -169,7 +169,8 @@ impl Image {
         Ok(slots)
     }
 
-    /// Groups in that segment may have been flushed, so it is no empty log.
+    /// Fails because the first segment of the log is missing or damaged. Groups in it may have been flushed,
+    /// so the log must not count as empty.
     fn lost_log(&self, sequence: u32) -> Result<()> {
         let message = format!(
             "data segment {sequence} of {}, where its log begins, is missing or damaged{REMEDY}",
@@ -178,8 +179,8 @@ impl Image {
         Err(Error::new(ErrorKind::Corrupt, message).with_remedy(Remedy::RepairPool))
     }
 
-    /// The group that is next, at the cursor or at the start of the segment after it, where the
-    /// cursor is moved then; `None` at the end of the log.
+    /// The next group, at the cursor or at the start of the segment after it; in that case the cursor is
+    /// moved there. `None` at the end of the log.
     fn next_to_apply(
         &mut self,
         cursor: &mut Cursor,
@@ -191,8 +192,8 @@ impl Image {
         }
         let mut found = here;
         if let Some(next) = self.open_cursor(cursor.name.sequence + 1, 1)? {
-            // Its first group has the number that is next only if the writer had moved on: what
-            // lies at the end of the segment before is an append that had failed.
+            // The first group of that segment has the next number only if the writer had moved on to it. Then
+            // the end of the segment before holds an append that failed.
             match self.next_group(&next)? {
                 Found::Nothing => {}
                 there => (*cursor, found) = (next, there),
@@ -204,16 +205,16 @@ impl Image {
                 if !self.was_durable(cursor)? {
                     return error.map_or(Ok(None), Err);
                 }
-                self.tell_damage(cursor, "some data of the");
-                // Its checksums keep what is damaged from being taken for data.
+                self.report_damage(cursor, "some data of the");
+                // Checksums keep the damaged blocks from being taken for data.
                 Ok(Some(header))
             }
             Found::Nothing if !self.was_durable(cursor)? => Ok(None),
-            // An owner at work may have written it since.
+            // A running owner may have written the group meanwhile.
             Found::Nothing => match self.next_group(cursor)? {
                 Found::Group(header) => Ok(Some(header)),
                 _ => {
-                    self.tell_damage(cursor, "the header of the");
+                    self.report_damage(cursor, "the header of the");
                     if damaged_log == DamagedLog::Cut {
                         return Ok(None);
                     }
@@ -228,7 +229,7 @@ impl Image {
         }
     }
 
-    fn tell_damage(&self, cursor: &Cursor, what: &str) {
+    fn report_damage(&self, cursor: &Cursor, what: &str) {
         let (slot, group) = (cursor.slot, self.journal.group_next());
         tracing::error!(
             image = %self.identity.label, segment = %cursor.name, slot, group,
@@ -267,7 +268,7 @@ impl Image {
         }
     }
 
-    /// True where a group of this log starts at the slot and says that the next one was durable.
+    /// True where a group of this log starts at the slot and says that the expected group was durable.
     fn claims(&self, file: &dyn DiskFile, sequence: u32, slot: u64) -> bool {
         let Ok(Some(header)) = group_at(file, Slot(slot as u32)) else { return false };
         let expected = self.journal.group_next();
@@ -279,9 +280,9 @@ impl Image {
 
     /// Opens a data segment of this image's current epoch; `None` where there is none.
     ///
-    /// An owner makes it durable before it is read: what replay accepts is what the medium has, and
-    /// what a head will name. The process before may have died with its writes in the cache only,
-    /// or after a sync that failed.
+    /// An owner makes the segment durable before it reads it: replay must accept only what is on the medium,
+    /// because a head will name it. The previous process may have ended with its writes only in the page
+    /// cache, or after a sync that failed.
     fn open_cursor(&self, sequence: u32, slot: u32) -> Result<Option<Cursor>> {
         let name = SegmentName {
             pool: self.identity.pool.id(),
@@ -299,7 +300,7 @@ impl Image {
             file => file?,
         };
         if self.is_owner() {
-            // What ends later must not make the log longer than it is now.
+            // Writes that complete later must not make the log longer than it is now.
             file.await_writers();
             file.sync().at(|| format!("cannot make segment {name} durable"))?;
             file.drop_cache();
@@ -307,7 +308,7 @@ impl Image {
         let mut block = vec![0; SEGMENT_HEADER_BYTES];
         let n = file.read_at(0, &mut block).at(|| format!("cannot read segment {name}"))?;
         let whole = match SegmentHeader::decode(&block[..n]) {
-            // A stale owner's: nothing in it was ever acknowledged.
+            // An owner that was replaced has written it: nothing in it was ever acknowledged.
             Ok(h) if h.epoch != self.head.epoch && !fault::is(Fault::ReplayStaleEpoch) => {
                 return Ok(None);
             }
@@ -317,8 +318,8 @@ impl Image {
             }
             Err(_) => false,
         };
-        // A damaged header hides nothing: groups say for themselves whose they are. After a torn
-        // creation there are none.
+        // Where the segment's header is damaged, its groups are still found: each says which image and epoch
+        // it belongs to. A segment whose creation was interrupted has no groups.
         Ok(Some(Cursor { name, file, slot, whole }))
     }
 
@@ -341,7 +342,7 @@ impl Image {
         Ok(if whole { Found::Group(header) } else { Found::Torn(header, None) })
     }
 
-    /// The header of a group of this log with that number, if it lies at the cursor.
+    /// The header of a group of this log with this number, if it lies at the cursor.
     fn header_here(&self, cursor: &Cursor, group: u64) -> Result<Option<GroupHeader>> {
         if cursor.slot >= SEGMENT_SLOTS {
             return Ok(None);
@@ -357,7 +358,8 @@ impl Image {
         Ok(expected.then_some(header))
     }
 
-    /// Table index of a segment of the log, which the table has only if a checkpoint saw it.
+    /// Table index of a segment of the log. The table has it only if a checkpoint saw it; otherwise it is
+    /// added.
     fn index_of(&mut self, name: SegmentName) -> Result<SegmentIndex> {
         let files = Arc::clone(self.identity.pool.files());
         let mut found = None;
@@ -440,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_under_many_leaves_takes_its_reader_no_more_memory_than_it_may() {
+    fn a_reader_of_a_log_under_many_leaves_stays_within_its_memory() {
         let directory = tempfile::tempdir().unwrap();
         let id = long_log(directory.path());
         let (_, pool) =
@@ -450,12 +452,12 @@ mod tests {
     }
 
     #[test]
-    fn a_log_under_many_leaves_takes_the_next_owner_no_more_memory_than_it_may() {
+    fn the_next_owner_of_a_log_under_many_leaves_stays_within_its_memory() {
         let directory = tempfile::tempdir().unwrap();
         let id = long_log(directory.path());
         let (store, pool) =
             store(directory.path(), Limits { map_memory_bytes: MEMORY_BYTES, ..Limits::default() });
-        // What is written out is named by nobody, should the owner die.
+        // An owner that ends without a checkpoint leaves pages that no head names.
         drop(pool.open(id).unwrap());
         let mut image = pool.open(id).unwrap();
         assert!(image.state.memory_bytes() <= MEMORY_BYTES, "{} bytes", image.state.memory_bytes());
@@ -469,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_no_writer_leaves_so_long_is_refused() {
+    fn a_log_longer_than_any_writer_makes_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let (_, pool) = store(directory.path(), Limits::default());
         let options = CreateOptions::sized(LEAF_BYTES);

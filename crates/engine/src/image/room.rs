@@ -1,8 +1,8 @@
 //! Making room on a full disk.
 //!
-//! What gives space back has to write a little first: a group that says what was discarded, map pages
-//! that no longer name it, a head. Each pool keeps a reserve for that. It is given up for such work
-//! only, and taken again at once after it, as far as there is room: nothing else ever gets it.
+//! Work that gives space back has to write a little first: a group that says what was discarded, map pages
+//! that no longer name it, a head. Each pool keeps a reserve for that. The reserve is given up for such work
+//! only, and is taken again right after it, as far as there is room.
 
 use marcot_format::record::HeadRecord;
 
@@ -12,14 +12,14 @@ use crate::error::{Error, ErrorKind, Result};
 /// Where the image stands with room on the medium.
 #[derive(Default)]
 pub(super) struct Room {
-    /// What is being done makes room, so the reserve must not be taken again meanwhile.
+    /// The work that is being done makes room, so the reserve must not be taken again meanwhile.
     pub spends_reserve: bool,
-    /// Something found no room that a checkpoint may make.
+    /// Some work found no room, and a checkpoint may make some.
     pub wanted: bool,
 }
 
 impl Image {
-    /// Does what gives space back; where there is no room for it, with the pool's reserve.
+    /// Does work that gives space back. Where there is no room for it, does it again with the pool's reserve.
     pub(super) fn for_room<T>(&mut self, work: impl Fn(&mut Self) -> Result<T>) -> Result<T> {
         match work(self) {
             Err(error)
@@ -36,7 +36,8 @@ impl Image {
         }
     }
 
-    /// A checkpoint that lets go of what the head before named.
+    /// A checkpoint that frees what only the previous head named. It may spend the reserve, and may store an
+    /// ended log in parts.
     ///
     /// # Errors
     /// As [`Self::checkpoint`].
@@ -52,12 +53,13 @@ impl Image {
         stored
     }
 
-    /// True where a log that finds no room for its map is brought into it in parts: with the reserve.
+    /// True where an ended log that finds no room for its map may be stored in parts: the reserve is being
+    /// spent, or there is none.
     pub(super) fn may_store_in_parts(&self) -> bool {
         self.has_ended_log() && (self.room.spends_reserve || !self.identity.pool.has_reserve())
     }
 
-    /// True where the next checkpoint makes room: segments go that it does not name.
+    /// True where the next checkpoint makes room, because it removes segments.
     pub(super) fn has_dead(&self) -> bool {
         let open_data = self.journal.open_segment().map(|open| open.name);
         let open_map = self.state.pages.open_map();
@@ -67,7 +69,7 @@ impl Image {
         self.state.pages.has_dead() || self.state.table.has_dead(goes)
     }
 
-    /// Does what needs room. Where there is none, but a checkpoint makes some, does it again after that.
+    /// Does work that needs room. Where there is none, but a checkpoint makes some, does it again after that.
     pub(super) fn after_making_room<T>(
         &mut self,
         work: impl Fn(&mut Self) -> Result<T>,
@@ -84,8 +86,8 @@ impl Image {
         }
     }
 
-    /// A checkpoint that makes room and found none is done again with the reserve, in
-    /// [`Self::make_room`].
+    /// Notes where a checkpoint that would make room has found none. [`Self::make_room`] does it again with
+    /// the reserve.
     pub(super) fn note_lack_of_room(&mut self, error: Option<&Error>) {
         let full = error.is_some_and(|error| error.kind() == ErrorKind::NoSpace);
         self.room.wanted |= full && self.has_dead();

@@ -19,7 +19,7 @@ fn max_marks(a: SegmentMarks, b: SegmentMarks) -> SegmentMarks {
     SegmentMarks { data: a.data.max(b.data), map: a.map.max(b.map), table: a.table.max(b.table) }
 }
 
-/// Says that what a snapshot names may be named by clones from now on.
+/// Notes in a head that clones may name what a snapshot names.
 fn share(head: &mut HeadRecord, snap: u64) {
     let marks = head.snapshots.iter().find(|s| s.id == snap).and_then(|s| s.marks);
     let marks = marks.unwrap_or_default();
@@ -123,7 +123,7 @@ impl Image {
         }
         let id = snapshot.id;
         self.update_snapshot(id, |s| s.set_protection(Protection::Unprotecting))?;
-        // Those of format 2 do without protection.
+        // Children of format 2 need no protection.
         let children = self.identity.pool.some_children(
             self.identity.id,
             Some(SnapId(id)),
@@ -142,7 +142,7 @@ impl Image {
         }
     }
 
-    /// Says that a snapshot is going to be cloned without protection (clone format 2).
+    /// Notes that a snapshot is going to be cloned without protection (clone format 2).
     pub(super) fn snap_mark_shared(&mut self, name: &str) -> Result<()> {
         self.check_owner()?;
         let id = self.snap_record(name)?.id;
@@ -179,7 +179,7 @@ impl Image {
                     (s.removing, s.trashed) = (false, true);
                     s.original_name = std::mem::replace(&mut s.name, trash.clone());
                 })?;
-                // The last child may have gone before it could see that the snapshot waits for it.
+                // The last child may have been removed before it could see that the snapshot is kept for it.
                 let left = self.identity.pool.some_children(
                     self.identity.id,
                     Some(SnapId(id)),
@@ -207,10 +207,10 @@ impl Image {
         if trashed.is_empty() {
             return Ok(());
         }
-        // They refuse clones, so no record of theirs is to come.
+        // These snapshots cannot be cloned, so they get no new children.
         let records = self.identity.pool.child_records(self.identity.id)?;
         for id in trashed {
-            // Whoever removes or reads it is not disturbed.
+            // Another process removes or reads this snapshot, and is not disturbed.
             let Some(_pin) = self.identity.pool.lock_snapshot(self.identity.id, SnapId(id))? else {
                 continue;
             };
@@ -239,8 +239,8 @@ impl Image {
         {
             self.mark_heir_of(parent)?;
         }
-        // The head alone, which takes next to no room: on a full disk this is what makes some. The
-        // space that comes free is found by comparing durable roots.
+        // Only the head is written, which takes almost no room: on a full disk, this is what makes some. A
+        // comparison of durable roots finds the space that becomes free.
         self.publish(|head| head.snapshots.retain(|s| s.id != id))?;
         self.identity.pool.remove_snapshot_pin(self.identity.id, SnapId(id));
         if let Some(parent) = parent {
@@ -256,7 +256,7 @@ impl Image {
         let snapshot = self.snap_record(name)?.clone();
         let root = snapshot.root.clone().unwrap_or_else(empty_root);
         let mut state = State::open(&self.root_of(Some(snapshot.id)), &root)?;
-        // What is in memory only must not come back: the next head starts a new log.
+        // Changes that are only in memory must not come back: the next head starts a new log.
         self.end_log()?;
         self.head.check_not_fenced()?;
         let (log, marks) = (self.log_position(), self.series.marks());
@@ -272,7 +272,7 @@ impl Image {
             head.marks = Some(marks);
             head.parent = snapshot.parent.clone();
         })?;
-        // The snapshot may go before the image does.
+        // The table must follow the head from now on: the snapshot may be removed before the image is closed.
         state.table.set_guide(self.root_of(None).guide());
         self.state = state;
         self.journal.count_anew();
@@ -283,7 +283,7 @@ impl Image {
     }
 }
 
-/// A random UUID (RFC 9562, version 4): what a snapshot is called that lives on for its clones.
+/// A random UUID (RFC 9562, version 4): the name of a removed snapshot that is kept for its clones.
 fn uuid(random: &dyn Random) -> String {
     let (a, b) = (random.number(), random.number());
     let (high, middle, version) = (a >> 32, a >> 16 & 0xffff, 0x4000 | a & 0x0fff);

@@ -1,8 +1,8 @@
-//! The root of an open image in memory, with all that speaks of it.
+//! The root of an open image in memory, with everything that refers to it.
 //!
-//! A root is a block map, a segment table and a size. Whatever holds indices of that table or places of those
-//! pages belongs to the root: it is in [`State`], and is replaced together with the root. So a rollback cannot
-//! forget any of it.
+//! A root is a block map, a segment table and a size. Whatever holds indices of that table, or places of
+//! those pages, belongs to the root: it is in [`State`], and is replaced together with the root. So a
+//! rollback cannot forget any of it.
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ use crate::root::{RootOf, Source};
 use crate::segment::Files;
 use crate::table::SegmentTable;
 
-/// Of the memory that pages may take, the segment table's part is one in so many. It is far denser
-/// than the map: a page of it, 3 KiB, tells of 4 GiB of data, a leaf of the map, 6 KiB, of 2 MiB.
+/// The segment table gets one part in this many of the memory for pages. It is far denser than the map: a
+/// page of the table (3 KiB) describes 4 GiB of data, a leaf of the map (6 KiB) describes 2 MiB.
 const TABLE_PART: u64 = 4;
 
 /// What a group does about map pages that are damaged.
@@ -40,7 +40,7 @@ pub(super) struct State {
     pub map: Map,
     pub table: SegmentTable,
     pub size_bytes: u64,
-    /// It is newer than the durable root.
+    /// The root in memory is newer than the durable root.
     pub changed: bool,
     /// Where its pages go.
     pub pages: Pages,
@@ -74,7 +74,7 @@ impl State {
         (&mut self.map, Source::new(&mut self.table, Arc::clone(&self.files)))
     }
 
-    /// As [`Self::parts`], for one who goes on without pages that are damaged.
+    /// As [`Self::parts`], for callers that go on without damaged pages.
     pub(super) fn lenient_parts(&mut self) -> (&mut Map, Source<'_>) {
         (&mut self.map, Source::lenient(&mut self.table, Arc::clone(&self.files)))
     }
@@ -108,7 +108,8 @@ impl State {
     pub(super) fn apply(&mut self, placed: &Placed, damaged: DamagedPages) -> Result<()> {
         let Placed { header, index, data_slot } = placed;
         let data_blocks = header.crcs.len();
-        // Before they are named: a block written twice in a group is released again at once.
+        // The blocks are counted before the map names them: a block that the group writes twice is released
+        // again at once.
         self.table.count(*index, data_blocks as i64, data_blocks as u32, &self.files)?;
         let (map, mut source) = match damaged {
             DamagedPages::Refuse => self.parts(),

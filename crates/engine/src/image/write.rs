@@ -19,8 +19,8 @@ impl Image {
         self.journal.finish(&mut self.in_flight)
     }
 
-    /// As [`Self::write_all`], but what goes past the page cache may still be under way; then it
-    /// returns the number of the last group.
+    /// As [`Self::write_all`], but direct writes may still be in flight; then it returns the number of the
+    /// last group.
     pub(super) fn write_all_async(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
         self.after_making_room(|image| image.append_all(writes))?;
         self.journal.unstored_group()
@@ -50,7 +50,7 @@ impl Image {
     ) -> Result<Group<'a>> {
         let end = offset + data.len() as u64;
         let (first, last) = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
-        // What a partly written block keeps is read, so it must not be in the group.
+        // The rest of a partly written block is read, so a write to this block must not wait in the group.
         let partly = |block: u64, edge: u64| !edge.is_multiple_of(BLOCK_BYTES) && group.has(block);
         let fits = (last - first) as usize <= group.room_blocks();
         if fits && !partly(first, offset) && !partly(end / BLOCK_BYTES, end) {
@@ -70,7 +70,7 @@ impl Image {
             let within = (offset % BLOCK_BYTES) as usize;
             let whole = data.len() / BLOCK;
             if within != 0 || whole == 0 {
-                // A part of a block: the rest comes from what is there.
+                // A part of a block is written: the rest is read.
                 if group.room_blocks() == 0 {
                     self.append(std::mem::take(&mut group))?;
                 }
@@ -95,8 +95,8 @@ impl Image {
         Ok(group)
     }
 
-    /// Makes a range read as zeros; blocks that are covered whole become holes. On a full disk too,
-    /// where this is how a guest makes room.
+    /// Makes a range read as zeros. Blocks that are covered whole become holes. This works on a full disk
+    /// too, because it is how a guest makes room.
     pub(super) fn discard_range(&mut self, offset: u64, length: u64) -> Result<()> {
         let discard = |image: &mut Self| image.discard_once(offset, length);
         self.after_making_room(|image| image.for_room(discard))
@@ -129,7 +129,8 @@ impl Image {
             group = self.gather(group, at, &ZEROS[..bytes])?;
         }
         if whole {
-            // Only leaves at the ends keep other entries: those must load before it is logged.
+            // Only the leaves at both ends keep other entries. They must be loaded before the group is
+            // logged.
             for (block, edge) in [(first, first), (last - 1, last)] {
                 if edge.is_multiple_of(MAP_FANOUT as u64) {
                     let (map, mut source) = self.state.parts();
@@ -142,7 +143,7 @@ impl Image {
         }
         self.append(group)?;
         self.after_write()?;
-        // It is acknowledged now, and so must be what came before it.
+        // The discard is acknowledged now, so everything before it must be stored too.
         self.journal.finish(&mut self.in_flight)
     }
 
