@@ -2,8 +2,9 @@
 //!
 //! A read whose data is not in the page cache is left in flight, if it lies in one piece and the caller is
 //! prepared for that. Meanwhile anything may happen: its blocks may be overwritten or copied elsewhere, and
-//! their old place may be punched or removed. The read gives what the image held when it began, or what it
-//! holds later: bytes that do not match the checksums of the beginning are read again, as things are then.
+//! their old place may be punched or removed. The read returns what the image held when the read began, or
+//! what it held later: bytes that do not match the checksums of the beginning are read again, as things are
+//! then.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
@@ -15,7 +16,7 @@ use marcot_store::{AsyncIo, AsyncRead, AsyncWrite, Disk, DiskFile, IoCompletion}
 /// Longest read that is left in flight, in bytes; longer ones move enough to be worth the wait.
 const READ_BYTES_MAX: usize = 1 << 20;
 
-/// What a read in flight has to be.
+/// What a read in flight has to return.
 struct Asked {
     offset: u64,
     bytes: usize,
@@ -35,7 +36,7 @@ pub(crate) struct Candidate<'a> {
     pub crcs: &'a [u32],
 }
 
-/// A read that has ended.
+/// A read that has completed.
 pub(crate) struct EndedRead {
     pub number: u64,
     /// First byte of the image.
@@ -45,7 +46,7 @@ pub(crate) struct EndedRead {
     pub is_whole: bool,
 }
 
-/// What has ended.
+/// A request that has completed.
 pub(crate) enum Ended {
     Read(EndedRead),
     Write(AsyncWrite),
@@ -58,12 +59,12 @@ pub(crate) struct InFlight {
     /// The disk has no asynchronous I/O.
     refused: bool,
     asked: HashMap<u64, Asked>,
-    /// Reads that ended while a write was waited for.
+    /// Reads that completed while a write was waited for.
     reads: VecDeque<AsyncRead>,
 }
 
 impl InFlight {
-    /// `None` where the disk has no asynchronous I/O, or as much is in flight as can be.
+    /// `None` where the disk has no asynchronous I/O, and where no more requests can be in flight.
     fn io(&mut self, disk: &dyn Disk) -> Option<&mut (dyn AsyncIo + 'static)> {
         if self.io.is_none() && !self.refused {
             self.io = disk.async_io();
@@ -77,7 +78,7 @@ impl InFlight {
         bytes <= READ_BYTES_MAX && self.io(disk).is_some()
     }
 
-    /// Starts a read that [`Self::takes_read`] has agreed to.
+    /// Starts a read for which [`Self::takes_read`] was true.
     pub(crate) fn start_read(&mut self, candidate: Candidate<'_>) {
         let Some(io) = &mut self.io else { return };
         let Candidate { number, offset, file, place, crcs } = candidate;
@@ -114,8 +115,8 @@ impl InFlight {
         }
     }
 
-    /// Waits until a write has ended, and takes it; reads that end meanwhile are kept. `None`: there is
-    /// nothing to wait for.
+    /// Waits until a write has completed, and takes it; reads that complete meanwhile are kept. `None`: there
+    /// is nothing to wait for.
     pub(crate) fn wait_for_write(&mut self) -> Option<AsyncWrite> {
         let io = self.io.as_mut()?;
         loop {
@@ -127,7 +128,7 @@ impl InFlight {
         }
     }
 
-    /// Takes what has ended by now.
+    /// Takes a request that has completed by now.
     pub(crate) fn take(&mut self) -> Option<Ended> {
         loop {
             let ended = match self.reads.pop_front() {
@@ -145,7 +146,7 @@ impl InFlight {
         }
     }
 
-    /// Readable when something may have ended.
+    /// Readable when a request may have completed.
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         let fd = self.io.as_ref()?.raw_fd()?;
         // SAFETY: the descriptor belongs to `io`, which lives as long as the borrow.

@@ -1,18 +1,18 @@
-//! Streams go past the page cache, and the image goes on meanwhile.
+//! Direct writes: streams bypass the page cache, and the image goes on meanwhile.
 //!
 //! A program that writes a large part of an image in one go (an import, a restore, a guest that installs
-//! itself) does not read it back at once, and has a cache of its own. A group that is long and lies together
-//! is therefore written from the memory of the process straight to the medium. No page has to be found for
-//! it, none has to be cleaned, and what others have cached stays (docs/decisions/0010).
+//! itself) does not read it back at once, and has a cache of its own. A long group of adjacent blocks is
+//! therefore written from the memory of the process straight to the medium. No page of the cache has to be
+//! found or cleaned for it, and what others have cached stays (docs/decisions/0010).
 //!
 //! Invariants:
 //! - A write is acknowledged when its group and all groups before it are in the page cache or on the medium,
 //!   in the order of the log. So the end of the process loses no acknowledged write.
 //! - The map names a group from the moment when its write starts. The journal therefore waits for direct
-//!   writes before it syncs the log, appends through the page cache or ends the log, and before somebody reads
-//!   the slots ([`super::Journal::await_slots`]).
-//! - The room of a direct write is taken before it starts, so that no accepted write meets a full medium, as
-//!   far as the file system keeps its word (one that copies on write may not).
+//!   writes before it syncs the log, appends through the page cache or ends the log, and before anything
+//!   reads the slots ([`super::Journal::await_slots`]).
+//! - The room of a direct write is preallocated before the write starts, so that no accepted write meets a
+//!   full medium. This holds as far as the file system keeps its word; one that copies on write may not.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -24,11 +24,11 @@ use marcot_store::{AlignedBytes, AsyncWrite, DiskFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fault::{self, Fault};
 
-/// Memory of the groups in flight together, in bytes; a writer that is ahead so far waits. Four requests of
-/// 1 MiB keep the medium busy.
+/// Most memory of all groups in flight, in bytes; a writer that would exceed it waits. Four requests of 1 MiB
+/// keep the medium busy.
 const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
-/// Memory kept for the next groups, in bytes, until the image is idle: new memory costs as much as the
-/// pages of the cache that this saves. Enough for the longest group.
+/// Most memory that is kept for the next groups, in bytes, until the image is idle: new memory costs as much
+/// as the pages of the cache that a direct write saves. Enough for the longest group.
 const SPARE_BYTES_MAX: usize = 12 << 20;
 
 /// A group in flight.
@@ -41,7 +41,8 @@ pub(super) struct GroupInFlight {
     pub file: Arc<dyn DiskFile>,
     /// Memory that it takes, in bytes.
     pub bytes: usize,
-    /// It is on the medium. Its writer is told when the groups before it are, too.
+    /// The write has ended. Its writer gets the completion when the writes of all groups before it have ended
+    /// too.
     pub completed: bool,
 }
 
@@ -52,11 +53,11 @@ pub(super) struct DirectWrites {
     bytes: usize,
     spare: Vec<AlignedBytes>,
     spare_bytes: usize,
-    /// A writer waits until it is told of groups.
+    /// A writer waits for completions.
     awaited: bool,
     /// A group could not be written. No write is acknowledged any more.
     failed: Option<String>,
-    /// The file system takes no direct writes, or has no room to take ahead.
+    /// The file system takes no direct writes or no preallocation, or a direct write has failed.
     pub refused: bool,
 }
 
@@ -66,7 +67,7 @@ impl DirectWrites {
         self.groups.iter().all(|group| group.completed)
     }
 
-    /// True where so many bytes more have to wait.
+    /// True where a write of `bytes` more has to wait.
     pub(super) fn is_full(&self, bytes: usize) -> bool {
         !self.is_idle() && self.bytes + bytes > IN_FLIGHT_BYTES_MAX
     }
@@ -82,7 +83,7 @@ impl DirectWrites {
         self.groups.push_back(group);
     }
 
-    /// Takes in a write that has ended. `label` names the image in messages.
+    /// Takes the completion of a write. `label` names the image in messages.
     pub(super) fn completed(&mut self, write: AsyncWrite, label: &str) {
         let AsyncWrite { number, offset, data, result, .. } = write;
         let bytes = data.as_slice().len();
@@ -90,7 +91,8 @@ impl DirectWrites {
         group.completed = true;
         self.bytes -= group.bytes;
         if !result.as_ref().is_ok_and(|n| *n == bytes) {
-            // The file system would not, or not just now; the page cache may all the same.
+            // The file system did not take the direct write. It may take the data through the page cache all
+            // the same.
             tracing::debug!(image = %label, ?result, "a group goes through the page cache");
             self.refused = true;
             if let Err(error) = group.file.write_at(offset, &[data.as_slice()]) {
@@ -115,14 +117,14 @@ impl DirectWrites {
         }
     }
 
-    /// Nothing is in flight any more, so that nobody has to be told, unless somebody waits for it.
+    /// Nothing is in flight any more. Completed groups are forgotten, unless a writer waits for completions.
     pub(super) fn forget_completed(&mut self) {
         if !self.awaited {
             self.groups.clear();
         }
     }
 
-    /// True where a writer has to wait until it is told; from then on somebody waits.
+    /// True where a writer has to wait for completions; [`Self::is_awaited`] is true from then on.
     pub(super) fn begin_to_await(&mut self) -> bool {
         if self.is_idle() && !self.awaited {
             self.groups.clear();
@@ -132,21 +134,21 @@ impl DirectWrites {
         true
     }
 
-    /// True where a writer waits until it is told of groups.
+    /// True where a writer waits for completions.
     pub(super) fn is_awaited(&self) -> bool {
         self.awaited
     }
 
-    /// Nobody is told any more.
+    /// No completion is reported any more.
     pub(super) fn end_awaiting(&mut self) {
         self.awaited = false;
     }
 
-    /// The number below which all groups are stored, where there are more of them than were told before.
+    /// The number below which all groups are stored, where there are more of them than were reported before.
     /// `group_next` is the number of the next group of the log.
     pub(super) fn newly_stored_below(&mut self, group_next: u64) -> Option<u64> {
-        let told = |group: &&GroupInFlight| group.completed || fault::is(Fault::ToldUnderWay);
-        let completed = self.groups.iter().take_while(told).count();
+        let stored = |group: &&GroupInFlight| group.completed || fault::is(Fault::ToldUnderWay);
+        let completed = self.groups.iter().take_while(stored).count();
         if completed == 0 {
             return None;
         }
@@ -157,7 +159,7 @@ impl DirectWrites {
 
     /// A buffer for so many bytes.
     pub(super) fn take_buffer(&mut self, bytes: usize) -> AlignedBytes {
-        // The last one used is the one that the processor has in its cache.
+        // The buffer that was used last is the one that the processor has in its cache.
         match self.spare.iter().rposition(|spare| spare.capacity() >= bytes) {
             Some(at) => {
                 let spare = self.spare.remove(at);
@@ -172,13 +174,13 @@ impl DirectWrites {
         buffer.clear();
         self.spare_bytes += buffer.capacity();
         self.spare.push(buffer);
-        // The oldest go: they are those that nobody has needed for long.
+        // The oldest are dropped: nothing has needed them for long.
         while self.spare_bytes > SPARE_BYTES_MAX {
             self.spare_bytes -= self.spare.remove(0).capacity();
         }
     }
 
-    /// Gives the memory of buffers back; how much that was, in bytes.
+    /// Frees the spare buffers. Returns their size in bytes.
     pub(super) fn drop_spare(&mut self) -> u64 {
         self.spare = Vec::new();
         std::mem::take(&mut self.spare_bytes) as u64

@@ -20,7 +20,7 @@ impl<'a> Group<'a> {
         self.records.is_empty()
     }
 
-    /// True where the group says something of a block.
+    /// True where the group writes or discards a block.
     pub(crate) fn has(&self, block: u64) -> bool {
         self.records.iter().any(|r| r.block <= block && block - r.block < r.count)
     }

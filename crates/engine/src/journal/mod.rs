@@ -1,11 +1,11 @@
 //! The journal of an image: the open data segment, to which groups of writes are appended.
 //!
-//! The journal knows how a group reaches the medium: through the page cache or past it ([`direct`]), written
-//! behind ([`write_behind`]) and into room that was taken ahead ([`preallocation`]). It waits for its own
-//! writes wherever that is needed. Methods that may wait for the medium take [`InFlight`].
+//! The journal knows how a group reaches the medium: through the page cache or as a direct write
+//! ([`direct`]), with write-behind ([`write_behind`]) and into preallocated room ([`preallocation`]). It
+//! waits for its own writes wherever that is needed. Methods that may wait for the medium take [`InFlight`].
 //!
-//! What the groups mean is not its business: it gives back where a group was placed, and the image changes
-//! its map.
+//! What the groups mean is not its business: it returns where a group was placed, and the image changes its
+//! map.
 //!
 //! Invariants:
 //! - Where an append fails, the log is not longer than before.
@@ -41,12 +41,12 @@ use preallocation::Preallocation;
 use prepared::Prepared;
 use write_behind::WriteBehind;
 
-/// Room is taken for so many of the shortest direct writes ahead.
+/// Room is preallocated for this many of the shortest direct writes.
 const RESERVED_GROUPS: u64 = 16;
 
-/// Set once a sync of the log has failed, whoever asked for it: what it should have stored may be gone, and
-/// no later sync tells. The journal and checkpoint jobs share it, because neither may take the other's word
-/// for the log's.
+/// Set once a sync of the log has failed, in the journal or in a checkpoint job. What it should have stored
+/// may be gone, and no later sync reports that. Journal and checkpoint jobs share the flag: a sync by one of
+/// them may succeed although a sync by the other has failed.
 #[derive(Clone, Default)]
 pub(crate) struct LogLost(Arc<AtomicBool>);
 
@@ -70,7 +70,7 @@ struct Log {
     name: SegmentName,
     epoch: u64,
     file: Arc<dyn DiskFile>,
-    /// The same past the page cache, from the first stream on.
+    /// The same file for direct writes, from the first stream on.
     direct: Option<Arc<dyn DiskFile>>,
     /// Its index in the segment table.
     index: SegmentIndex,
@@ -95,7 +95,7 @@ pub(crate) struct Placed {
     pub data_slot: Slot,
 }
 
-/// The open segment, for those who decide about segments.
+/// The open segment, for code that decides about segments.
 #[derive(Clone, Copy)]
 pub(crate) struct OpenSegment {
     pub name: SegmentName,
@@ -105,14 +105,14 @@ pub(crate) struct OpenSegment {
     pub slot: u32,
 }
 
-/// What of the log a checkpoint makes durable.
+/// The part of the log that a checkpoint makes durable.
 #[derive(Default)]
 pub(crate) struct CoveredLog {
-    /// Segments that had been left already.
-    left: Vec<SegmentName>,
+    /// Earlier segments that were not durable yet.
+    unsynced: Vec<SegmentName>,
     /// Length in bytes.
     pub bytes: u64,
-    /// The first group that the checkpoint does not know.
+    /// The first group that the checkpoint does not cover.
     group: u64,
 }
 
@@ -130,7 +130,7 @@ pub(crate) struct Journal {
     direct: DirectWrites,
     /// The next segment, which a worker creates.
     prepared: Option<Prepared>,
-    /// A worker cuts a segment that was left.
+    /// A worker that cuts preallocated room off a closed segment.
     cutting: Option<Box<dyn Running>>,
     poisoned: bool,
 }
@@ -174,7 +174,7 @@ impl Journal {
         self.group_next
     }
 
-    /// Groups with smaller numbers were found in the log, which this process has not opened.
+    /// Groups with numbers below `below` were found in the log, which this process has not opened.
     pub(crate) fn found_groups(&mut self, below: u64) {
         self.group_next = below;
     }
@@ -184,7 +184,7 @@ impl Journal {
         self.bytes
     }
 
-    /// Counts the bytes of the log as no more than that, so that the next checkpoint is not tried at once.
+    /// Counts at most `bytes_max` bytes of the log, so that the next checkpoint is not tried at once.
     pub(crate) fn count_at_most(&mut self, bytes_max: u64) {
         self.bytes = self.bytes.min(bytes_max);
     }
@@ -257,13 +257,13 @@ impl Journal {
         Ok(())
     }
 
-    /// True where a group of so many slots needs a segment of its own.
+    /// True where a group of `slots` slots does not fit into the open segment.
     pub(crate) fn needs_segment(&self, slots: u32) -> bool {
         self.log.as_ref().is_some_and(|log| log.slot + slots > SEGMENT_SLOTS)
     }
 
-    /// Sees to it that a group of so many slots has a segment with room, and that this segment can be counted
-    /// in the table.
+    /// Makes sure that the open segment has room for `slots` slots, and that its entry in the table is
+    /// loaded.
     ///
     /// # Errors
     /// Those of [`Series::create`]; the journal goes on in the segment before.
@@ -301,7 +301,7 @@ impl Journal {
             && self.finish(in_flight).is_ok()
             && log.preallocation.cut(&*log.file, log.slot)
         {
-            // The room that had been taken ahead may be what the next segment lacks.
+            // The next segment may find the room that was preallocated for this one.
             opened = self.open_log(epoch, unsynced.clone(), durable_below, series, table);
         }
         if let Err(error) = opened {
@@ -310,12 +310,12 @@ impl Journal {
             self.log = Some(log);
             return Err(error);
         }
-        self.leave(log, table);
+        self.close_segment(log, table);
         Ok(())
     }
 
-    /// A segment is not appended to any more, so that it may go when it is dead.
-    fn leave(&mut self, log: Log, table: &mut SegmentTable) {
+    /// Closes a segment. Nothing is appended to it any more, so it may be removed when it is dead.
+    fn close_segment(&mut self, log: Log, table: &mut SegmentTable) {
         if let Err(error) = table.look_again(log.index, self.image.pool.files()) {
             tracing::warn!(image = %self.image.label, error = %error.sentence(), "a segment may be left behind");
         }
@@ -366,7 +366,7 @@ impl Journal {
         Ok(Placed { header, index, data_slot })
     }
 
-    /// Writes a group at the end of the log, which is not longer afterwards where that fails. `parts` are
+    /// Writes a group at the end of the log. Where that fails, the log is not longer than before. `parts` are
     /// whole blocks: the header, then the data.
     fn write(
         &mut self,
@@ -383,8 +383,8 @@ impl Journal {
             self.write_behind.end_stretch(&log.file, before, after, &*self.workers());
             return Ok(());
         }
-        // The group's pages may lie in one folio with the end of a direct write: none of those may be dirty
-        // when the kernel forgets what it has of that.
+        // The pages of this group may share a folio with the end of a direct write. When that write
+        // completes, the kernel drops the folio from the page cache, and no page of it may be dirty then.
         self.finish(in_flight)?;
         self.write_cached(log, parts)?;
         log.slot = after;
@@ -398,8 +398,8 @@ impl Journal {
     fn write_cached(&mut self, log: &mut Log, parts: &[&[u8]]) -> Result<()> {
         let offset = u64::from(log.slot) * BLOCK_BYTES;
         let Err(error) = log.file.write_at(offset, parts) else { return Ok(()) };
-        // What arrived must not come back as a group once the file grows again, nor after a loss
-        // of power: a header whose end is zeros is whole with its first bytes.
+        // A part of the group may have been written. It must not become a group when the file grows again,
+        // nor after a power loss: a header that ends in zeros is whole once its first bytes are there.
         let undone = log.file.set_length(offset);
         let undone = match fault::is(Fault::FailedAppendStays) {
             true => undone,
@@ -410,7 +410,7 @@ impl Journal {
         Err(error).at(|| format!("cannot write to {}", self.image.label))
     }
 
-    /// Starts writing a group past the page cache; false where it has to go through it.
+    /// Starts a direct write of a group; false where the group has to go through the page cache.
     fn start_direct(
         &mut self,
         log: &mut Log,
@@ -438,7 +438,7 @@ impl Journal {
             let to = (slots.start + ahead).min(SEGMENT_SLOTS).max(slots.end);
             let room = u64::from(to - slots.start) * BLOCK_BYTES;
             if let Err(error) = log.file.reserve(u64::from(slots.start) * BLOCK_BYTES, room) {
-                // The page cache may still find room, or say why not.
+                // The write through the page cache may still find room, or says why it does not.
                 self.direct.refused = error.kind() == std::io::ErrorKind::Unsupported;
                 return Ok(false);
             }
@@ -475,21 +475,21 @@ impl Journal {
         }
     }
 
-    /// Takes in a write that has ended.
+    /// Takes the completion of a direct write.
     pub(crate) fn completed(&mut self, write: AsyncWrite) {
         self.direct.completed(write, &self.image.label);
         self.poisoned |= self.direct.check().is_err();
     }
 
-    /// Waits until one direct write has ended.
+    /// Waits until one direct write has completed.
     fn wait_for_one(&mut self, in_flight: &mut InFlight) -> Result<()> {
         match in_flight.wait_for_write() {
             Some(write) => self.completed(write),
             None => {
-                // Not what a disk does: what it was given is gone.
+                // No disk should do this. The data of the writes is gone.
                 self.poisoned = true;
                 let label = &self.image.label;
-                self.direct.fail(format!("writes to {label} came to no end; reopen it"));
+                self.direct.fail(format!("writes to {label} did not complete; reopen it"));
             }
         }
         self.direct.check()
@@ -515,7 +515,7 @@ impl Journal {
         in_flight: &mut InFlight,
     ) {
         if self.direct.touch(index, slots) {
-            // Where that failed, checksums tell.
+            // Where a write has failed, the checksums show it.
             let _ = self.finish(in_flight);
         }
     }
@@ -525,18 +525,18 @@ impl Journal {
         self.direct.is_idle()
     }
 
-    /// Number of the last group, where its writer has to wait: it or one before it is in flight, or completed
-    /// without its writer having been told. [`Self::newly_stored`] tells.
+    /// Number of the last group, where its writer has to wait for [`Self::newly_stored`]: this group or one
+    /// before it is in flight, or has completed and was not reported yet.
     ///
     /// # Errors
-    /// `Poisoned` where nothing will be told any more.
+    /// `Poisoned` where no completion will be reported any more.
     pub(crate) fn unstored_group(&mut self) -> Result<Option<u64>> {
         self.direct.check()?;
         Ok(self.direct.begin_to_await().then(|| self.group_next - 1))
     }
 
-    /// What writers who wait may be told now: the number below which all groups are stored. `usable`: whether
-    /// the image can be used at all.
+    /// The next completion for writers that wait: the number below which all groups are stored. `usable`
+    /// fails where the image cannot be used at all.
     pub(crate) fn newly_stored(
         &mut self,
         usable: impl FnOnce() -> Result<()>,
@@ -552,7 +552,7 @@ impl Journal {
         self.direct.newly_stored_below(self.group_next).map(Ok)
     }
 
-    /// Asks the medium for what [`Self::sync`] will wait for.
+    /// Starts writing what [`Self::sync`] will wait for.
     ///
     /// # Errors
     /// `Poisoned` where a group could not be written.
@@ -614,11 +614,11 @@ impl Journal {
         unsynced.chain(open).map(|name| files.open_as_it_is(name, false)).collect()
     }
 
-    /// Notes what a checkpoint that is about to begin covers, and counts anew.
+    /// Notes which part of the log the next checkpoint covers, and starts the count of bytes anew.
     pub(crate) fn begin_to_cover(&mut self) -> CoveredLog {
         let unsynced = self.log.iter().flat_map(|log| &log.unsynced);
         CoveredLog {
-            left: unsynced.map(|(name, _)| *name).collect(),
+            unsynced: unsynced.map(|(name, _)| *name).collect(),
             bytes: std::mem::take(&mut self.bytes),
             group: self.group_next,
         }
@@ -628,28 +628,28 @@ impl Journal {
     pub(crate) fn covered(&mut self, covered: &CoveredLog) {
         if let Some(log) = &mut self.log {
             log.durable_below = log.durable_below.max(covered.group);
-            log.unsynced.retain(|(name, _)| !covered.left.contains(name));
+            log.unsynced.retain(|(name, _)| !covered.unsynced.contains(name));
         }
     }
 
-    /// A checkpoint has failed. Its part of the log is counted again, as `bytes_max` at the most with what
-    /// came since, so that not every write tries the next checkpoint.
+    /// A checkpoint has failed, and its part of the log is counted again. The count is `bytes_max` at the
+    /// most, so that not every write tries the next checkpoint.
     pub(crate) fn not_covered(&mut self, covered: &CoveredLog, bytes_max: u64) {
         self.bytes = (self.bytes + covered.bytes).min(bytes_max);
     }
 
-    /// The root in memory was replaced by one on the medium: no log belongs to it.
+    /// The root in memory was replaced by one on the medium, to which no log belongs.
     pub(crate) fn count_anew(&mut self) {
         self.bytes = 0;
     }
 
-    /// Gives back what lies behind the last group of a segment that was left for good.
+    /// Cuts off what lies behind the last group of a closed segment.
     fn cut(&mut self, mut log: Log) {
         if self.direct.is_idle() {
             log.preallocation.cut(&*log.file, log.slot);
             return;
         }
-        // It waits for what is being written there, which a worker can do.
+        // Cutting has to wait for the direct writes to the file, which a worker can do.
         let cut = self.workers().start(Box::new(move || {
             log.preallocation.cut(&*log.file, log.slot);
         }));
@@ -658,14 +658,14 @@ impl Journal {
         }
     }
 
-    /// Makes the log durable and ends it: what is appended next goes to another segment.
+    /// Makes the log durable and ends it: the next group goes to another segment.
     ///
     /// # Errors
     /// `Poisoned`, as [`Self::sync`].
     pub(crate) fn end(&mut self, table: &mut SegmentTable, in_flight: &mut InFlight) -> Result<()> {
         self.sync(in_flight)?;
         if let Some(log) = self.log.take() {
-            self.leave(log, table);
+            self.close_segment(log, table);
         }
         if let Some(prepared) = self.prepared.take() {
             prepared.remove(&self.image);
@@ -673,7 +673,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Waits until nothing is being written, created or cut, however it ends: the image is let go of.
+    /// Waits until nothing is being written, created or cut, whether it succeeds or fails. For an image that
+    /// is dropped.
     pub(crate) fn abandon(&mut self, in_flight: &mut InFlight) {
         while !self.direct.is_idle() {
             match in_flight.wait_for_write() {
@@ -689,12 +690,12 @@ impl Journal {
         }
     }
 
-    /// The image is idle: lets go of files that are written behind.
+    /// Closes the files that write-behind keeps open, because the image is idle.
     pub(crate) fn forget_write_behind(&mut self) {
         self.write_behind.forget();
     }
 
-    /// Gives back room that streams have taken ahead and not written, where nothing is being written there.
+    /// Gives back room that was preallocated for streams and not written, unless direct writes are in flight.
     pub(crate) fn give_back_reserved_room(&mut self) {
         if self.direct.is_idle()
             && let Some(log) = &mut self.log
@@ -703,7 +704,8 @@ impl Journal {
         }
     }
 
-    /// Gives back memory and all room that was taken or written ahead. Returns the bytes of memory.
+    /// Gives back spare memory and, unless direct writes are in flight, all preallocated room. Returns the
+    /// bytes of memory.
     pub(crate) fn give_back(&mut self) -> u64 {
         if self.direct.is_idle()
             && let Some(log) = &mut self.log

@@ -1,29 +1,29 @@
-//! Zeros behind the log, so that small flushes need no allocation.
+//! Preallocation: zeros behind the log, so that small flushes need no allocation.
 //!
 //! To make an append to a growing file durable, a file system writes its journal too: a new length, new
-//! extents. Overwriting what was written before needs the data only, and takes half the time.
-//! Where flushes follow small writes, the log is therefore kept written a little ahead. Zeros are no
-//! group, so recovery sees the end of the log where it is.
+//! extents. Overwriting what was written before needs the data only, and takes half the time. Where flushes
+//! follow small writes, zeros are therefore written behind the end of the log. Zeros are no group, so
+//! recovery sees the end of the log where it is.
 
 use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS};
 use marcot_store::DiskFile;
 
-/// Bytes written ahead at a time.
-const AHEAD_BYTES: usize = 1 << 20;
-/// Blocks between two syncs that make a small flush.
+/// Bytes of zeros that are written at a time.
+const ZEROS_BYTES: usize = 1 << 20;
+/// Most blocks between two syncs that make a small flush.
 const SMALL_BLOCKS_MAX: u32 = 64;
-/// Small flushes in a row before writing ahead is worth it.
+/// Small flushes in a row before zeros are worth writing.
 const SMALL_FLUSHES_MIN: u32 = 8;
 
-static ZEROS: [u8; AHEAD_BYTES] = [0; AHEAD_BYTES];
+static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
 
 /// How far the open segment is written.
 #[derive(Default)]
 pub(super) struct Preallocation {
-    /// Blocks of the file that are written, or 0 where nothing was written ahead.
+    /// Slot up to which the file is written with data or zeros; 0 where no zeros were written.
     end: u32,
-    /// Blocks that the medium has room for, or 0 where none was taken ahead. Using it costs the file
-    /// system's journal as much as growing does, so it is no reason not to write ahead.
+    /// Slot up to which room on the medium was taken for direct writes; 0 where none was. Using such room
+    /// costs the file system's journal as much as growing does, so zeros are written all the same.
     room_end: u32,
     synced_slot: u32,
     small_flushes: u32,
@@ -42,9 +42,10 @@ impl Preallocation {
             return;
         }
         let from = self.end.max(slot);
-        let to = SEGMENT_SLOTS.min(from + (AHEAD_BYTES as u64 / BLOCK_BYTES) as u32);
+        let to = SEGMENT_SLOTS.min(from + (ZEROS_BYTES as u64 / BLOCK_BYTES) as u32);
         let zeros = &ZEROS[..(to - from) as usize * BLOCK_BYTES as usize];
-        // Without it, the flush is only slower. What was written in part is overwritten or cut.
+        // Without zeros, the flush is only slower. Where some of them were written, they are overwritten or
+        // cut off.
         if file.write_at(u64::from(from) * BLOCK_BYTES, &[zeros]).is_ok() {
             self.end = to;
         } else {
@@ -57,23 +58,21 @@ impl Preallocation {
         self.end.max(self.room_end) >= slot
     }
 
-    /// The medium has it now.
+    /// Room for all that lies before `slot` was taken.
     pub(super) fn took_room(&mut self, slot: u32) {
         self.room_end = slot;
     }
 
-    /// Gives back the room that streams have taken ahead, but not what is written, where nothing is being
-    /// written there.
+    /// Gives back room that was taken for direct writes, but not the zeros. No write may be in flight there.
     pub(super) fn cut_room(&mut self, file: &dyn DiskFile, slot: u32) {
         let end = self.end.max(slot);
         if std::mem::take(&mut self.room_end) > end {
-            // Where that fails, it is given back with the segment.
+            // Where this fails, the room comes back together with the segment.
             let _ = file.set_length(u64::from(end) * BLOCK_BYTES);
         }
     }
 
-    /// Gives back what lies behind the last group, where nothing is being written there; true if
-    /// there was anything.
+    /// Cuts off what lies behind the last group; true if there was anything. No write may be in flight there.
     pub(super) fn cut(&mut self, file: &dyn DiskFile, slot: u32) -> bool {
         let end = std::mem::take(&mut self.end).max(std::mem::take(&mut self.room_end));
         // Zeros at the end of a file do no harm.

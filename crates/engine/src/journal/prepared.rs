@@ -1,8 +1,8 @@
 //! The next data segment, which a worker creates before it is needed.
 //!
 //! The header and the name of a new segment are made durable before anything is written to it. That takes as
-//! long as some thousand requests. Until the segment is used, its number is the next one of the series, as
-//! with a segment that a crashed owner left behind: the next owner removes it.
+//! long as some thousand requests. Until the segment is used, its number is still the next one of the series.
+//! So, if this process ends, the next owner removes the segment, as it removes one that was created in place.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -41,8 +41,8 @@ impl Prepared {
         self.created.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The segment, where it is the one with this name and epoch. `None` where it is not, and where it could
-    /// not be created: creating it in place tells why.
+    /// The segment, where it has this name and epoch. `None` where it has not, and where it could not be
+    /// created: then the caller creates it, and learns why that fails.
     pub(super) fn take(
         self,
         image: &Identity,

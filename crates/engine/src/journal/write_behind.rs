@@ -1,16 +1,16 @@
-//! The medium follows the log closely, and streams leave the page cache.
+//! Write-behind: the log is written to the medium soon after it was appended, and streams leave the page
+//! cache.
 //!
-//! Left to the system, what was appended stays in memory until a flush, a snapshot or a checkpoint
-//! asks for it, which then waits for all of it. The log is never written twice, so nothing is saved by
-//! that. A worker therefore begins with the writing as soon as a stretch of it is complete.
+//! Without this, appended data stays in the page cache until a flush, a snapshot or a checkpoint needs it on
+//! the medium, which then waits for all of it. No slot of the log is written twice, so it saves nothing to
+//! wait. A worker therefore starts writing a *stretch* of the log as soon as that is complete.
 //!
-//! Who writes a large part of an image in one go (an import, a restore, a guest that installs
-//! itself) does not read it back at once, and has a cache of its own. Such a stream would fill memory
-//! with pages that somebody else's data has to make room for, and every page would be a new one. What
-//! it wrote is forgotten as soon as the medium has it: the stream goes on in the same few pages
-//! (docs/decisions/0009).
+//! A program that writes a large part of an image in one go (an import, a restore, a guest that installs
+//! itself) does not read it back at once, and has a cache of its own. Such a stream would fill memory with
+//! new pages, for which other data has to leave the cache. Its pages are therefore dropped as soon as they
+//! are on the medium, and the stream goes on in the same few pages (docs/decisions/0009).
 //!
-//! Nothing is promised by this: only a sync makes anything durable, and only a sync hears of errors.
+//! This promises nothing: only a sync makes anything durable, and only a sync reports errors.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use marcot_format::BLOCK_BYTES;
 use marcot_format::group::{Record, RecordKind};
 use marcot_store::{DiskFile, Running, Workers};
 
-/// Slots of the log that are looked at together (8 MiB).
+/// Slots of a stretch (8 MiB): they are written together.
 const STRETCH_SLOTS: u32 = 2048;
-/// Blocks that a stream writes in one go, on average, at the least (512 KiB).
+/// Blocks that a stream writes to one place, on average, at the least (512 KiB).
 const RUN_BLOCKS_MIN: u32 = 128;
-/// Stretches of a stream that are told of again, because they were not written when they were told
-/// of before; and that wait for a worker, at the most.
+/// Most stretches that are kept. They wait for a worker. Those of a stream are then kept, and dropped from
+/// the page cache again with the next stretches, because a page stays in it until it was written.
 const STRETCHES_MAX: usize = 4;
 
 /// A part of a segment.
@@ -45,16 +45,16 @@ impl Stretch {
     }
 }
 
-/// What was appended lately.
+/// The stretches that were appended last.
 #[derive(Default)]
 pub(super) struct WriteBehind {
-    /// The stretch that is being appended: where it starts, its blocks, and how often one did not
-    /// follow the block before.
+    /// The stretch that is being appended: its first slot, its blocks, and how many records did not follow
+    /// the block before.
     first: u32,
     blocks: u32,
     jumps: u32,
     next_block: u64,
-    /// To be told of, the oldest first.
+    /// Stretches for the worker, the oldest first.
     stretches: VecDeque<Stretch>,
     running: Option<Box<dyn Running>>,
 }
@@ -69,7 +69,7 @@ impl WriteBehind {
         }
     }
 
-    /// Lets go of what was appended before, so that a segment that goes is not kept open.
+    /// Closes the files of earlier stretches, so that they do not keep the space of removed segments.
     pub(super) fn forget(&mut self) {
         self.stretches.clear();
     }
@@ -79,7 +79,7 @@ impl WriteBehind {
         slot >= self.first + STRETCH_SLOTS
     }
 
-    /// Has the unfinished stretch, up to `slot`, written out now.
+    /// Starts writing the unfinished stretch, up to `slot`.
     pub(super) fn hurry(&self, file: &dyn DiskFile, slot: u32) {
         let (from, slots) = (u64::from(self.first), u64::from(slot.saturating_sub(self.first)));
         if slots > 0 {
@@ -87,8 +87,8 @@ impl WriteBehind {
         }
     }
 
-    /// Ends the stretch at `slot` of `file`; the next one starts at `next`, behind what went past the
-    /// page cache, if anything did.
+    /// Ends the stretch at `slot` of `file`. The next one starts at `next`, which lies behind a direct write
+    /// if there was one.
     pub(super) fn end_stretch(
         &mut self,
         file: &Arc<dyn DiskFile>,
@@ -132,14 +132,14 @@ mod tests {
 
     use super::*;
 
-    /// Keeps what it was told of: offset and length in stretches, and whether it may forget them.
+    /// Records the calls: offset and length in stretches, and whether the pages may be dropped.
     #[derive(Default)]
-    struct Told(Mutex<Vec<(u64, u64, bool)>>);
+    struct Calls(Mutex<Vec<(u64, u64, bool)>>);
 
-    impl Told {
-        fn note(&self, offset: u64, length: u64, forget: bool) {
+    impl Calls {
+        fn note(&self, offset: u64, length: u64, drops: bool) {
             let stretch = u64::from(STRETCH_SLOTS) * BLOCK_BYTES;
-            let entry = (offset / stretch, length / stretch, forget);
+            let entry = (offset / stretch, length / stretch, drops);
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
         }
 
@@ -148,7 +148,7 @@ mod tests {
         }
     }
 
-    impl DiskFile for Told {
+    impl DiskFile for Calls {
         fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<usize> {
             Ok(0)
         }
@@ -179,7 +179,7 @@ mod tests {
         }
     }
 
-    /// Appends one stretch of records of so many blocks, each `step` blocks behind the one before.
+    /// Appends one stretch of records of `count` blocks, each `step` blocks behind the one before.
     fn append_stretch(behind: &mut WriteBehind, file: &Arc<dyn DiskFile>, count: u32, step: u64) {
         let (start, mut block) = (behind.first, 1_000_000);
         let mut slot = start;
@@ -193,36 +193,40 @@ mod tests {
 
     #[test]
     fn scattered_writes_are_written_out_once_and_stay_in_memory() {
-        let told = Arc::new(Told::default());
-        let file: Arc<dyn DiskFile> = Arc::clone(&told) as _;
+        let calls = Arc::new(Calls::default());
+        let file: Arc<dyn DiskFile> = Arc::clone(&calls) as _;
         let mut behind = WriteBehind::default();
         append_stretch(&mut behind, &file, 1, 77);
         append_stretch(&mut behind, &file, 16, 160);
-        assert_eq!(told.take(), [(0, 1, false), (1, 1, false)]);
+        assert_eq!(calls.take(), [(0, 1, false), (1, 1, false)]);
     }
 
     #[test]
-    fn a_stream_is_forgotten_and_told_of_until_it_has_been_written() {
-        let told = Arc::new(Told::default());
-        let file: Arc<dyn DiskFile> = Arc::clone(&told) as _;
+    fn each_stretch_of_a_stream_drops_those_before_it_from_the_page_cache_again() {
+        let calls = Arc::new(Calls::default());
+        let file: Arc<dyn DiskFile> = Arc::clone(&calls) as _;
         let mut behind = WriteBehind::default();
         for stretch in 0..STRETCHES_MAX as u64 + 1 {
             append_stretch(&mut behind, &file, 16, 16);
             let oldest = (stretch + 1).saturating_sub(STRETCHES_MAX as u64);
             let expected: Vec<_> = (oldest..=stretch).map(|at| (at, 1, true)).collect();
-            assert_eq!(told.take(), expected);
+            assert_eq!(calls.take(), expected);
         }
         append_stretch(&mut behind, &file, 1, 77);
-        let last = told.take().pop();
-        assert_eq!(last, Some((5, 1, false)), "what comes after the stream is none of it");
+        let last = calls.take().pop();
+        assert_eq!(
+            last,
+            Some((5, 1, false)),
+            "scattered writes after a stream stay in the page cache"
+        );
     }
 
     #[test]
     fn large_writes_at_random_places_are_streams() {
-        let told = Arc::new(Told::default());
-        let file: Arc<dyn DiskFile> = Arc::clone(&told) as _;
+        let calls = Arc::new(Calls::default());
+        let file: Arc<dyn DiskFile> = Arc::clone(&calls) as _;
         let mut behind = WriteBehind::default();
         append_stretch(&mut behind, &file, 256, 10_000);
-        assert_eq!(told.take(), [(0, 1, true)]);
+        assert_eq!(calls.take(), [(0, 1, true)]);
     }
 }

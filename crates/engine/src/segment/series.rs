@@ -10,7 +10,7 @@ use marcot_store::DiskFile;
 use super::{Files, SegmentName};
 use crate::error::Result;
 
-/// The three series of segments that an image writes, and the next number of each. A number is given once.
+/// The three series of segments that an image writes, and the next number of each. No number is given twice.
 pub(crate) struct Series {
     files: Arc<Files>,
     pool: PoolId,
@@ -47,8 +47,8 @@ impl Series {
     /// Creates the next segment of a series.
     ///
     /// # Errors
-    /// `Exists` where the segment is there already. If the head is still ours, only an owner that was replaced
-    /// can have made it.
+    /// `Exists` where the segment exists already. If the head is still ours, only an owner that was replaced
+    /// can have created it.
     pub(crate) fn create(
         &mut self,
         kind: SegmentKind,
@@ -60,7 +60,7 @@ impl Series {
         Ok((name, file))
     }
 
-    /// A segment is there, so that its number and those before it are not given again.
+    /// Notes that a segment exists, so that its number and those before it are not given again.
     pub(crate) fn used(&mut self, name: SegmentName) {
         let next = match name.kind {
             SegmentKind::Data => &mut self.next.data,
