@@ -1,5 +1,5 @@
-//! What `check` reads grows with what the snapshots of an image differ in, not with their number times the
-//! image. And what it does not read again is none the less checked.
+//! What `check` reads grows with the differences between the snapshots of an image, and not with the number
+//! of snapshots times the size of the image. Pages that it does not read again are checked all the same.
 
 mod support;
 
@@ -18,8 +18,8 @@ const LEAF_BYTES: u64 = 2 << 20;
 const LEAVES: u64 = 200;
 /// Pages from the top of a map to a block.
 const PATH_PAGES: u64 = 4;
-/// Most that is read for a snapshot with one block more: its path twice (as the later and as the earlier of
-/// two), its table, the block, and its part of the head; pages are read at their full length.
+/// Most bytes that are read for a snapshot with one block more: its path twice (as the later and as the
+/// earlier of two), its table, the block, and its part of the head. Pages are read at their full length.
 const SNAPSHOT_BYTES_MAX: i64 = 200 << 10;
 
 struct Place {
@@ -30,7 +30,7 @@ struct Place {
     faults: Arc<Faults>,
 }
 
-/// A block under each leaf.
+/// An image with a block under each leaf.
 fn place() -> Place {
     let directory = tempfile::tempdir().unwrap();
     let (world, faults) = faulty_world();
@@ -54,7 +54,7 @@ impl Place {
         image.close().unwrap();
     }
 
-    /// Snapshots, each after another block was written.
+    /// Takes snapshots, each after another block was written.
     fn snapshots(&self, numbers: std::ops::Range<u64>) {
         self.change(|image| {
             for number in numbers {
@@ -75,7 +75,7 @@ impl Place {
 }
 
 #[test]
-fn a_snapshot_more_costs_what_it_differs_in() {
+fn check_reads_for_one_more_snapshot_only_what_differs() {
     let place = place();
     place.snapshots(0..20);
     let (few, few_bytes) = place.check(false);
@@ -84,16 +84,16 @@ fn a_snapshot_more_costs_what_it_differs_in() {
     assert!(few.findings.is_empty() && many.findings.is_empty(), "{few:?} {many:?}");
     assert_eq!((few.snapshots, many.snapshots), (20, 220));
     assert!(few.pages >= LEAVES, "{few:?}");
-    // Ten times as many snapshots as are compared: a page more for each level, and no leaf of the rest.
+    // Ten times as many snapshots are compared. Each adds a page for each level, and no leaf of the rest.
     assert!(many.pages - few.pages <= 201 * PATH_PAGES, "{} and {}", few.pages, many.pages);
-    // Blocks are read again with a leaf that is new: here there are no more than three under one.
+    // The blocks of a new leaf are read again: here there are at most three under one leaf.
     assert!(many.blocks - few.blocks <= 201 * 3, "{} and {}", few.blocks, many.blocks);
     let each = (many_bytes - few_bytes) / 200;
     assert!(each <= SNAPSHOT_BYTES_MAX, "{each} bytes are read for a snapshot");
 }
 
 #[test]
-fn damage_under_shared_pages_is_told_for_every_snapshot_and_counted_for_each() {
+fn damage_to_shared_pages_is_reported_for_every_snapshot() {
     let place = place();
     place.snapshots(0..5);
     // The first map segment holds pages that all snapshots share.
@@ -110,8 +110,8 @@ fn damage_under_shared_pages_is_told_for_every_snapshot_and_counted_for_each() {
     for snapshot in 0..5 {
         let label = format!("rbd/image@s{snapshot}");
         let of_it = |f: &&marcot::Finding| f.image == label && f.serious;
-        let told = report.findings.iter().filter(of_it).count();
-        assert!(told > 0, "{label}: {:?}", report.findings);
+        let found = report.findings.iter().filter(of_it).count();
+        assert!(found > 0, "{label}: {:?}", report.findings);
     }
     std::fs::write(map, whole).unwrap();
     assert!(place.check(false).0.findings.is_empty());
@@ -119,7 +119,7 @@ fn damage_under_shared_pages_is_told_for_every_snapshot_and_counted_for_each() {
 }
 
 #[test]
-fn blocks_whose_segment_the_table_lacks_are_told() {
+fn blocks_in_a_segment_that_the_table_lacks_are_reported() {
     let place = place();
     let head_path = place.pool.image_directory(place.image).join("head");
     let bytes = std::fs::read(&head_path).unwrap();
@@ -127,7 +127,7 @@ fn blocks_whose_segment_the_table_lacks_are_told() {
     let root = head.root.as_mut().unwrap();
     assert_eq!(root.table_levels, 1);
     let table = root.table.as_mut().unwrap();
-    // The table as a writer with a mistake would have it, with good checksums.
+    // The table as a faulty writer would leave it, with good checksums.
     let segments = place.pool.directory().join("segments").join(place.image.to_string());
     let path = segments.join(format!("t{:08x}", table.sequence));
     let mut file = std::fs::read(&path).unwrap();

@@ -1,4 +1,4 @@
-//! An image whose head is damaged is given up without harm to anything else.
+//! An image whose head is damaged can be given up without harm to anything else.
 
 mod support;
 
@@ -100,7 +100,7 @@ impl Family {
 }
 
 #[test]
-fn a_damaged_image_is_given_up_and_gc_and_unprotect_work_again() {
+fn gc_and_unprotect_work_again_once_a_damaged_image_is_given_up() {
     let directory = tempfile::tempdir().unwrap();
     let family = family(Store::open(directory.path()).unwrap());
     let Family { store, templates, pool, template, middle } = &family;
@@ -129,7 +129,7 @@ fn a_damaged_image_is_given_up_and_gc_and_unprotect_work_again() {
 }
 
 #[test]
-fn a_damaged_image_is_kept_while_it_has_children_and_what_they_need_outlives_it() {
+fn a_damaged_image_with_children_is_not_given_up_and_their_data_outlives_it() {
     let directory = tempfile::tempdir().unwrap();
     let family = family(Store::open(directory.path()).unwrap());
     let Family { store, templates, pool, template, middle } = &family;
@@ -148,7 +148,7 @@ fn a_damaged_image_is_kept_while_it_has_children_and_what_they_need_outlives_it(
         run(dest, child, |image| image.flatten()).unwrap();
     }
     give_up(store, pool, "middle").unwrap();
-    // The template's data, which both had through the damaged image, is not needed any more.
+    // The children had the template's data through the damaged image. They do not need it any more.
     unprotect(templates, *template).unwrap();
     run(templates, *template, |image| image.remove_snapshot("s", false)).unwrap();
     store.remove_named(templates, "template", &mut |_, _| {}).unwrap();
@@ -162,7 +162,7 @@ fn a_damaged_image_is_kept_while_it_has_children_and_what_they_need_outlives_it(
 }
 
 #[test]
-fn giving_up_that_is_cut_off_is_finished_by_gc() {
+fn gc_finishes_an_interrupted_giving_up() {
     let directory = tempfile::tempdir().unwrap();
     let (world, faults) = support::faulty_world();
     let family = family(Store::open_in(world, directory.path()).unwrap());
@@ -180,7 +180,7 @@ fn giving_up_that_is_cut_off_is_finished_by_gc() {
 }
 
 #[test]
-fn nothing_but_a_damaged_head_is_forced() {
+fn only_an_image_with_a_damaged_head_can_be_given_up() {
     let directory = tempfile::tempdir().unwrap();
     let family = family(Store::open(directory.path()).unwrap());
     let Family { store, pool, middle, .. } = &family;
@@ -204,7 +204,7 @@ fn nothing_but_a_damaged_head_is_forced() {
 }
 
 #[test]
-fn a_head_that_is_only_out_of_reach_for_now_is_not_given_up() {
+fn an_image_whose_head_cannot_be_opened_at_the_moment_is_not_given_up() {
     const TOO_MANY_OPEN_FILES: i32 = 24;
     let directory = tempfile::tempdir().unwrap();
     let (world, faults) = support::faulty_world();

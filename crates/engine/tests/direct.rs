@@ -1,4 +1,4 @@
-//! Streams that go past the page cache while the image goes on.
+//! Direct writes: streams bypass the page cache while the image goes on.
 
 mod support;
 
@@ -29,7 +29,7 @@ fn open_store(world: World, directory: &Path) -> (Store, Pool) {
     (store, pool)
 }
 
-/// An image on a disk that can be written past the page cache.
+/// An image on a disk that takes direct writes.
 fn bench(directory: &Path) -> Bench {
     let (world, faults) = faulty_world();
     faults.direct.store(true, Ordering::Relaxed);
@@ -45,21 +45,21 @@ impl Bench {
         self.image.write_batch_async(&[Write { offset, data }]).unwrap()
     }
 
-    /// Starts a write of 1 MiB past the page cache.
+    /// Starts a direct write of 1 MiB. Returns the number of its group.
     fn stream(&mut self, seed: u8) -> u64 {
         let before = self.faults.direct_writes.load(Ordering::Relaxed);
         let number = self.write_async(u64::from(seed) * MIB, &pattern(seed, MIB as usize));
         let started = self.faults.direct_writes.load(Ordering::Relaxed) - before;
-        assert_eq!(started, 1, "1 MiB in one piece goes past the page cache");
-        number.expect("it is under way")
+        assert_eq!(started, 1, "1 MiB in one piece is a direct write");
+        number.expect("it is in flight")
     }
 
-    /// Completes so many; what the writers are told.
-    fn land(&mut self, count: i64) -> Option<marcot::Result<u64>> {
-        self.faults.landing.store(count, Ordering::Relaxed);
-        let told = self.image.take_completion();
-        self.faults.landing.store(0, Ordering::Relaxed);
-        match told {
+    /// Lets `count` writes complete; returns the completion that the writers get.
+    fn complete(&mut self, count: i64) -> Option<marcot::Result<u64>> {
+        self.faults.may_complete.store(count, Ordering::Relaxed);
+        let completion = self.image.take_completion();
+        self.faults.may_complete.store(0, Ordering::Relaxed);
+        match completion {
             None => None,
             Some(Completion::Written(below)) => Some(below),
             Some(Completion::Read(_)) => panic!("nothing was read"),
@@ -72,7 +72,7 @@ impl Bench {
         buf
     }
 
-    /// Leaves the image as a killed process does, and opens it again on a sound disk.
+    /// Leaves the image as a killed process leaves it, and opens it again on a sound disk.
     fn killed(self) -> (Store, Pool, Image) {
         let Bench { store, pool, id, image, .. } = self;
         let directory = store.directory().to_owned();
@@ -84,7 +84,7 @@ impl Bench {
     }
 }
 
-/// What [`Bench::stream`] wrote is there.
+/// Asserts that what [`Bench::stream`] wrote is there.
 fn assert_streamed(image: &mut Image, seed: u8) {
     let mut buf = vec![0; MIB as usize];
     image.read_at(u64::from(seed) * MIB, &mut buf).unwrap();
@@ -92,7 +92,7 @@ fn assert_streamed(image: &mut Image, seed: u8) {
 }
 
 #[test]
-fn only_what_lies_together_goes_past_the_page_cache() {
+fn only_long_groups_of_adjacent_blocks_are_direct_writes() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     let short = pattern(1, 256 << 10);
@@ -101,12 +101,12 @@ fn only_what_lies_together_goes_past_the_page_cache() {
         (0..8).map(|i| Write { offset: i * 2 * MIB, data: &short }).collect();
     assert_eq!(bench.image.write_batch_async(&scattered).unwrap(), None);
     assert_eq!(bench.faults.direct_writes.load(Ordering::Relaxed), 0);
-    // Many requests that follow each other are one.
+    // Requests that follow each other become one write.
     let adjacent: Vec<Write<'_>> =
         (0..8).map(|i| Write { offset: i * (256 << 10), data: &short }).collect();
     assert!(bench.image.write_batch_async(&adjacent).unwrap().is_some());
     assert_eq!(bench.faults.direct_writes.load(Ordering::Relaxed), 1);
-    // Who does not ask for less is told when it is done.
+    // A caller that does not take completions waits until the write is complete.
     bench.image.write_at(8 * MIB, &pattern(2, MIB as usize)).unwrap();
     assert_eq!(bench.faults.direct_writes.load(Ordering::Relaxed), 2);
     bench.image.close().unwrap();
@@ -114,52 +114,52 @@ fn only_what_lies_together_goes_past_the_page_cache() {
 }
 
 #[test]
-fn writes_are_told_of_in_the_order_of_the_log() {
+fn writes_complete_in_the_order_of_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     let first = bench.stream(1);
     let second = bench.stream(2);
     assert!(first < second);
-    assert!(bench.land(0).is_none());
+    assert!(bench.complete(0).is_none());
     bench.faults.last_first.store(true, Ordering::Relaxed);
-    assert!(bench.land(1).is_none(), "the first is still under way");
-    let below = bench.land(1).unwrap().unwrap();
-    assert!(below > second, "both have landed");
-    assert!(bench.land(0).is_none(), "nobody is told twice");
-    assert_eq!(bench.write_async(0, &pattern(4, 4096)), None, "nothing is under way any more");
+    assert!(bench.complete(1).is_none(), "the first is still in flight");
+    let below = bench.complete(1).unwrap().unwrap();
+    assert!(below > second, "both are complete");
+    assert!(bench.complete(0).is_none(), "there is one completion only");
+    assert_eq!(bench.write_async(0, &pattern(4, 4096)), None, "nothing is in flight any more");
 
     bench.faults.last_first.store(false, Ordering::Relaxed);
     let first = bench.stream(5);
     let second = bench.stream(6);
-    let below = bench.land(1).unwrap().unwrap();
+    let below = bench.complete(1).unwrap().unwrap();
     assert!(first < below && below <= second);
-    // One that goes through the page cache waits for those before it, and is told of with them.
-    let third = bench.write_async(10 * MIB, &pattern(3, 4096)).expect("the second is not told yet");
-    assert!(bench.land(0).unwrap().unwrap() > third);
+    // A write through the page cache waits for the direct writes before it, and completes with them.
+    let third = bench.write_async(10 * MIB, &pattern(3, 4096)).expect("the second is in flight");
+    assert!(bench.complete(0).unwrap().unwrap() > third);
     bench.image.close().unwrap();
     assert_sound(&bench.store, &bench.pool);
 }
 
 #[test]
-fn a_flush_that_fails_fails_the_writers_who_wait() {
+fn a_failed_flush_fails_the_writes_that_wait_for_their_completion() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.stream(1);
-    bench.write_async(0, &pattern(2, 4096)).expect("the stream is not told yet");
+    bench.write_async(0, &pattern(2, 4096)).expect("the stream is in flight");
     bench.faults.fail_sync.store(true, Ordering::Relaxed);
     assert_eq!(bench.image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
-    let told = bench.land(0).expect("they are told");
-    assert_eq!(told.unwrap_err().kind(), ErrorKind::Poisoned, "not that it is stored");
-    assert!(bench.land(0).is_none());
+    let completion = bench.complete(0).expect("the writers get an error");
+    assert_eq!(completion.unwrap_err().kind(), ErrorKind::Poisoned, "nothing counts as stored");
+    assert!(bench.complete(0).is_none());
 }
 
 #[test]
-fn where_the_next_segment_finds_no_room_the_log_goes_on_where_it_was() {
+fn the_log_goes_on_in_its_segment_where_the_next_one_finds_no_room() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.stream(0);
     bench.faults.no_new_files.store(true, Ordering::Relaxed);
-    // 257 slots each: 224 are left of the segment.
+    // Each write takes 257 slots. After these, 224 slots are left in the segment.
     for seed in 1..31 {
         bench.write_async(seed * MIB, &pattern(seed as u8, MIB as usize));
     }
@@ -180,14 +180,14 @@ fn where_the_next_segment_finds_no_room_the_log_goes_on_where_it_was() {
 }
 
 #[test]
-fn an_idle_image_holds_no_room_that_nobody_may_need() {
+fn an_idle_image_gives_back_preallocated_room_and_buffers() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.image.write_at(0, &pattern(1, MIB as usize)).unwrap();
     let segment = support::segments(&bench.pool, 'd').pop().unwrap();
     let length = || segment.metadata().unwrap().len();
-    assert!(length() > 2 * MIB, "room was taken ahead");
-    assert!(bench.image.rest().unwrap().freed_bytes >= MIB, "and a buffer kept");
+    assert!(length() > 2 * MIB, "room was preallocated");
+    assert!(bench.image.rest().unwrap().freed_bytes >= MIB, "a buffer was kept");
     assert!(length() < 2 * MIB);
     bench.image.write_at(4 * MIB, &pattern(2, MIB as usize)).unwrap();
     assert!(bench.read(4 * MIB, MIB as usize) == pattern(2, MIB as usize));
@@ -196,14 +196,14 @@ fn an_idle_image_holds_no_room_that_nobody_may_need() {
 }
 
 #[test]
-fn reads_flushes_and_commands_wait_for_what_is_under_way() {
+fn reads_flushes_and_commands_wait_for_direct_writes_in_flight() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.stream(1);
     let middle = bench.read(MIB + 100, 5000);
     assert!(middle == pattern(1, MIB as usize)[100..5100]);
-    assert!(bench.land(0).is_some(), "waiting for it finished it");
-    // A part of a block keeps what is under way around it.
+    assert!(bench.complete(0).is_some(), "the read has waited for it");
+    // A write of a part of a block keeps what the write in flight has around it.
     bench.stream(2);
     bench.write_async(2 * MIB + 10, b"part");
     let mut expected = pattern(2, 4096);
@@ -225,13 +225,13 @@ fn reads_flushes_and_commands_wait_for_what_is_under_way() {
 }
 
 #[test]
-fn streams_of_many_segments_are_whole_after_closing_and_leave_no_reserved_room() {
+fn a_stream_over_many_segments_is_whole_after_closing_and_leaves_no_preallocated_room() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     for seed in 0..SIZE_BYTES / MIB {
         bench.write_async(seed * MIB, &pattern(seed as u8, MIB as usize));
         if seed % 7 == 0 {
-            bench.land(3);
+            bench.complete(3);
         }
     }
     bench.image.close().unwrap();
@@ -244,7 +244,7 @@ fn streams_of_many_segments_are_whole_after_closing_and_leave_no_reserved_room()
 }
 
 #[test]
-fn what_never_landed_is_the_end_of_the_log() {
+fn a_direct_write_that_never_completed_is_the_end_of_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.image.write_at(0, &pattern(9, 4096)).unwrap();
@@ -252,8 +252,9 @@ fn what_never_landed_is_the_end_of_the_log() {
     bench.stream(1);
     bench.stream(2);
     bench.faults.last_first.store(true, Ordering::Relaxed);
-    assert!(bench.land(1).is_none(), "the second has landed, the first has not");
-    // The process ends so: as if the medium had never been asked for the first.
+    assert!(bench.complete(1).is_none(), "the second is complete, the first is not");
+    // A copy of the directory shows what a killed process leaves: the first write has never reached the
+    // medium.
     let id = bench.id;
     let before = tempfile::tempdir().unwrap();
     copy_tree(directory.path(), before.path());
@@ -264,7 +265,7 @@ fn what_never_landed_is_the_end_of_the_log() {
     assert!(block == pattern(9, 4096));
     for seed in [1, 2] {
         image.read_at(seed * MIB, &mut block).unwrap();
-        assert!(block.iter().all(|b| *b == 0), "what came behind it is not there either");
+        assert!(block.iter().all(|b| *b == 0), "the write behind it is not there either");
     }
 }
 
@@ -283,13 +284,13 @@ fn copy_tree(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_medium_that_will_not_is_written_through_the_page_cache() {
+fn a_group_that_cannot_be_written_directly_is_written_through_the_page_cache() {
     for short in [false, true] {
-        refused_by_the_medium(short);
+        refused_direct_write(short);
     }
 }
 
-fn refused_by_the_medium(short: bool) {
+fn refused_direct_write(short: bool) {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     let number = bench.stream(1);
@@ -297,16 +298,16 @@ fn refused_by_the_medium(short: bool) {
         true => bench.faults.direct_short.store(true, Ordering::Relaxed),
         false => bench.faults.direct_errno.store(22, Ordering::Relaxed),
     }
-    assert!(bench.land(1).unwrap().unwrap() > number);
+    assert!(bench.complete(1).unwrap().unwrap() > number);
     assert!(bench.read(MIB, MIB as usize) == pattern(1, MIB as usize));
-    // It is not asked again.
+    // No direct write is tried again.
     assert_eq!(bench.write_async(2 * MIB, &pattern(2, MIB as usize)), None);
     bench.image.close().unwrap();
     assert_sound(&bench.store, &bench.pool);
 }
 
 #[test]
-fn a_write_that_fails_either_way_ends_the_image_and_nothing_flushed_is_lost() {
+fn a_write_that_fails_through_the_page_cache_too_poisons_the_image_and_nothing_flushed_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.image.write_at(0, &pattern(9, 4096)).unwrap();
@@ -315,7 +316,7 @@ fn a_write_that_fails_either_way_ends_the_image_and_nothing_flushed_is_lost() {
     bench.stream(2);
     bench.faults.direct_errno.store(5, Ordering::Relaxed);
     bench.faults.room_bytes.store(0, Ordering::Relaxed);
-    let error = bench.land(1).unwrap().unwrap_err();
+    let error = bench.complete(1).unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Poisoned);
     assert!(error.sentence().to_string().contains("reopen it"), "{error}");
     let refused = bench.image.write_batch_async(&[Write { offset: 0, data: &[1; 4096] }]);
@@ -331,7 +332,7 @@ fn a_write_that_fails_either_way_ends_the_image_and_nothing_flushed_is_lost() {
 }
 
 #[test]
-fn a_full_medium_is_told_before_anything_is_accepted() {
+fn a_full_medium_refuses_a_direct_write_before_it_is_accepted() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.image.write_at(0, &pattern(9, 4096)).unwrap();

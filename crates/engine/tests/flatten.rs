@@ -1,5 +1,5 @@
-//! An image that is flattened becomes independent together with its snapshots, and whoever was cloned
-//! from those goes on reading right when everything above is gone.
+//! A flattened image is independent, together with its snapshots. Clones of these snapshots go on reading the
+//! right data when all ancestors are gone.
 
 mod support;
 
@@ -62,7 +62,7 @@ impl Family {
         outcome
     }
 
-    /// The template goes, with all its space.
+    /// Removes the template with all its space.
     fn remove_template(&self) {
         assert!(self.store.children(&self.first, self.template, None).unwrap().is_empty());
         self.unprotect().unwrap();
@@ -93,7 +93,7 @@ fn copied_bytes(pool: &Pool) -> u64 {
 }
 
 #[test]
-fn snapshots_are_independent_with_their_image_and_share_what_they_shared() {
+fn flatten_makes_snapshots_independent_and_they_go_on_sharing_data() {
     let directory = tempfile::tempdir().unwrap();
     let family = Family::new(directory.path(), "");
     let mut image = family.open();
@@ -132,11 +132,11 @@ fn snapshots_are_independent_with_their_image_and_share_what_they_shared() {
     }
     image.close().unwrap();
     family.store.remove_image(&family.second, family.child, &mut |_, _| {}).unwrap();
-    assert_eq!(copied_bytes(&family.second), 0, "copies go with the image");
+    assert_eq!(copied_bytes(&family.second), 0, "copies are removed with the image");
 }
 
 #[test]
-fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
+fn clones_of_flattened_snapshots_outlive_the_image_that_their_data_came_from() {
     let directory = tempfile::tempdir().unwrap();
     let family = Family::new(directory.path(), "");
     let Family { store, first, second, third, child, .. } = &family;
@@ -146,7 +146,7 @@ fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
     image.close().unwrap();
     let mut content = pattern(1, SIZE as usize);
     content[MIB as usize..2 * MIB as usize].copy_from_slice(&pattern(2, MIB as usize));
-    // In every pool; and one generation more, which was never written and knows the oldest place.
+    // A clone in every pool. One more generation, which was never written, knows only the oldest place.
     let grandchildren: Vec<(&Pool, ImageId)> = [first, second, third]
         .map(|pool| (pool, clone((second, *child, "middle"), pool, "grandchild")))
         .to_vec();
@@ -155,12 +155,12 @@ fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
     snapshot(&mut image, "deep");
     image.close().unwrap();
     let great = clone((third, last, "deep"), second, "great");
-    // Open all the while: a guest of a grandchild, and a reader of the snapshot.
-    // In a store of their own, as in a process of their own: no segment is open there yet.
+    // A guest of a grandchild and a reader of the snapshot stay open all the while. They use a store of their
+    // own, as another process does: no segment is open there yet.
     let other = Store::open(directory.path()).unwrap();
     let of = |pool: &Pool| other.pool(pool.name()).unwrap();
     let mut guest = of(third).open(last).unwrap();
-    // Its state comes from a snapshot that is gone.
+    // The guest's state comes from a snapshot that is gone.
     guest.snapshot("x").unwrap();
     guest.roll_back("x").unwrap();
     guest.remove_snapshot("x", false).unwrap();
@@ -178,14 +178,14 @@ fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
     template.remove_snapshot("s", false).unwrap();
     template.close().unwrap();
     store.remove_image(first, family.template, &mut |_, _| {}).unwrap();
-    // The clone in the template's own pool still names its segments there; the others must not need
-    // them.
+    // The clone in the template's own pool still names the template's segments there. The others must not
+    // need them.
     let gone = first.directory().join("segments").join(family.template.to_string());
     let aside = directory.path().join("aside");
     std::fs::rename(&gone, &aside).unwrap();
-    assert!(read(&mut guest) == content, "a guest that was at work meanwhile");
+    assert!(read(&mut guest) == content, "a guest that was running meanwhile");
     guest.write_at(0, &[9; 4096]).unwrap();
-    assert!(read(&mut reader) == content, "a reader that was at work meanwhile");
+    assert!(read(&mut reader) == content, "a reader that was open meanwhile");
     drop(reader);
     for (pool, image) in [(second, great), (second, grandchildren[1].1), (second, *child)] {
         let fresh = Store::open(directory.path()).unwrap();
@@ -197,7 +197,7 @@ fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
     guest.close().unwrap();
     family.assert_sound();
     assert!(read(&mut first.open(grandchildren[0].1).unwrap()) == content);
-    // Those below are flattened in turn, from where the data is now.
+    // The descendants are flattened too, from where the data is now.
     for (pool, image) in [(second, great), (third, last), (second, grandchildren[1].1)] {
         let mut image = pool.open(image).unwrap();
         image.flatten().unwrap();
@@ -209,7 +209,7 @@ fn clones_of_flattened_snapshots_outlive_what_their_data_came_from() {
 }
 
 #[test]
-fn a_flatten_that_was_cut_off_goes_on_with_what_it_has() {
+fn an_interrupted_flatten_goes_on_with_the_copies_it_has() {
     let directory = tempfile::tempdir().unwrap();
     let family = Family::new(directory.path(), "");
     let mut image = family.open();
@@ -218,7 +218,7 @@ fn a_flatten_that_was_cut_off_goes_on_with_what_it_has() {
     drop(image);
     let half = copied_bytes(&family.second);
     assert!(half >= SIZE / 2, "{half}");
-    // GC leaves alone what is being made.
+    // GC leaves alone the copies that are being made.
     family.assert_sound();
     assert_eq!(copied_bytes(&family.second), half);
     let copy = segments(&family.second, 'd').into_iter().next().unwrap();
@@ -234,7 +234,7 @@ fn a_flatten_that_was_cut_off_goes_on_with_what_it_has() {
 }
 
 #[test]
-fn copies_of_a_flatten_that_is_never_finished_go_with_their_image() {
+fn copies_of_an_unfinished_flatten_are_removed_with_their_image() {
     let directory = tempfile::tempdir().unwrap();
     let family = Family::new(directory.path(), "");
     let mut image = family.open();
@@ -268,7 +268,7 @@ fn without_deep_flatten_snapshots_stay_with_the_parent() {
 }
 
 #[test]
-fn a_block_that_cannot_be_read_keeps_the_parent() {
+fn an_unreadable_block_keeps_the_parent() {
     let directory = tempfile::tempdir().unwrap();
     let family = Family::new(directory.path(), "");
     let path = segments(&family.first, 'd').remove(0);
@@ -290,7 +290,7 @@ fn a_block_that_cannot_be_read_keeps_the_parent() {
     family.assert_sound();
 }
 
-/// Flattens an image, so that the one it came from can go, and removes that with all its space.
+/// Flattens an image, so that its parent can be removed. Then removes the parent with all its space.
 fn flatten_and_remove_parent(
     store: &Store,
     (pool, image): (&Pool, ImageId),
@@ -307,14 +307,15 @@ fn flatten_and_remove_parent(
     store.gc(above, &mut |_, _| {}).unwrap();
 }
 
-/// An ancestor's flatten has put data into the image's own pool for a while. It is the ancestor's: the
-/// image must not keep to it, and its own flatten must copy it.
+/// An ancestor's flatten has put data into the image's own pool for a while. The data belongs to the
+/// ancestor: the image must not rely on it, and its own flatten must copy it.
 #[test]
-fn what_an_ancestor_has_copied_into_the_images_own_pool_is_not_its_own() {
+fn copies_that_an_ancestor_made_in_the_images_own_pool_do_not_belong_to_the_image() {
     for written in [false, true] {
         let directory = tempfile::tempdir().unwrap();
         let family = Family::new(directory.path(), "");
-        // The template in `rbd`, the child in `second`, below it one in `third`, and one in `second`.
+        // The template lies in `rbd`, the child in `second`. Below the child, one clone lies in `third`, and
+        // one below that in `second`.
         let Family { store, first, second, third, child: x, template: w } = &family;
         let (x, w) = (*x, *w);
         let mut image = family.open();
@@ -332,7 +333,7 @@ fn what_an_ancestor_has_copied_into_the_images_own_pool_is_not_its_own() {
         flatten_and_remove_parent(store, (second, x), (first, w, "s"));
         let mut expected = pattern(1, SIZE as usize);
         expected[6 * MIB as usize..][..65_536].copy_from_slice(&pattern(3, 65_536));
-        // It is read from where the ancestor has put it, while the image is used.
+        // It is read from where the ancestor has put it, while the image is in use.
         let mut image = second.open(c).unwrap();
         assert!(read(&mut image) == expected);
         if written {

@@ -12,10 +12,10 @@ use marcot::{CreateOptions, ImageId, Limits, Pool, Store};
 /// What one leaf of the map covers.
 const LEAF_BYTES: u64 = 2 * MIB;
 const LEAVES: u64 = 24;
-/// Less than the pages of so many leaves.
+/// Less than the pages of [`LEAVES`] leaves take.
 const RESERVE_BYTES: u64 = 64 << 10;
 
-/// A pool that keeps less back than the map of the log takes, in which only the log tells when a
+/// A pool with a reserve that is smaller than the map pages that the log changes. Only the log decides when a
 /// checkpoint is due.
 fn small_reserve(
     directory: &Path,
@@ -39,7 +39,7 @@ fn image(pool: &Pool) -> ImageId {
     pool.create("image", &options).unwrap()
 }
 
-/// Fills the disk but for `room_bytes`.
+/// Fills the disk except for `room_bytes`.
 fn fill(faults: &Faults, directory: &Path, room_bytes: u64) {
     let taken = taken_bytes(directory);
     *faults.capacity.lock().unwrap() = Some((directory.to_owned(), taken + room_bytes));
@@ -58,7 +58,7 @@ fn expect(image: &mut marcot::Image, seed: u8) {
 }
 
 #[test]
-fn a_snapshot_gives_its_space_back_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve() {
+fn removing_a_snapshot_frees_space_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, faults) = small_reserve(directory.path(), 64 * MIB, RESERVE_BYTES);
     let id = image(&pool);
@@ -93,7 +93,7 @@ fn a_snapshot_gives_its_space_back_on_a_full_disk_though_the_log_needs_more_map_
 }
 
 #[test]
-fn a_guest_trims_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve() {
+fn a_guests_trim_frees_space_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, faults) = small_reserve(directory.path(), 64 * MIB, RESERVE_BYTES);
     let id = image(&pool);
@@ -127,10 +127,10 @@ fn a_guest_trims_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve()
     assert_sound(&store, &pool);
 }
 
-/// Opening has written more of the map than one segment holds, because there is little memory. No durable root
-/// names those pages, and memory does.
+/// There is little memory, so opening has written more map pages than one segment holds. Memory names these
+/// pages, and no durable root does.
 #[test]
-fn a_reclaim_on_a_full_disk_leaves_alone_what_only_memory_names() {
+fn a_reclaim_on_a_full_disk_keeps_segments_that_only_memory_names() {
     const MEMORY_BYTES: u64 = 128 << 10;
     const WRITES: u64 = 7000;
     // Enough for heads, and for nothing else.
@@ -145,7 +145,7 @@ fn a_reclaim_on_a_full_disk_leaves_alone_what_only_memory_names() {
             opened.write_at(leaf * LEAF_BYTES, &pattern(1, LEAF_BYTES as usize)).unwrap();
         }
         opened.snapshot("s").unwrap();
-        // A page of six KiB for each, in turns.
+        // Each write changes a page of 6 KiB, in turns.
         for write in 0..WRITES {
             let offset = write % LEAVES * LEAF_BYTES + write / LEAVES * 4096;
             opened.write_at(offset, &data).unwrap();

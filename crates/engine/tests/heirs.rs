@@ -1,5 +1,5 @@
-//! What a removed image had shared comes back without a collection of the pool, as soon as nobody names it,
-//! and not before. What that costs does not depend on the number of images.
+//! Space that a removed image had shared comes back without a collection of the pool, as soon as no image
+//! names it, and not before. The cost does not depend on the number of images.
 
 mod support;
 
@@ -30,7 +30,7 @@ fn snapshot(pool: &Pool, image: ImageId) {
     on(pool, image, |image| image.snapshot("s").and_then(|_| image.protect("s")));
 }
 
-/// An image of random bytes with a protected snapshot.
+/// An image full of data with a protected snapshot.
 fn template(pool: &Pool, name: &str, seed: u8) -> ImageId {
     let options = CreateOptions::sized(SIZE_BYTES);
     let id = pool.create(name, &options).unwrap();
@@ -76,7 +76,7 @@ fn allocated(store: &Store, pool: &Pool) -> u64 {
     store.pool_stats(pool).unwrap().allocated_bytes
 }
 
-/// Nothing is left that waits for somebody.
+/// Asserts that no mark of an heir is left.
 fn no_marks(pool: &Pool) {
     let left: Vec<_> = std::fs::read_dir(pool.directory().join("heirs"))
         .map(|entries| entries.map(|e| e.unwrap().file_name()).collect())
@@ -85,7 +85,7 @@ fn no_marks(pool: &Pool) {
 }
 
 #[test]
-fn a_template_without_clones_goes_with_all_it_had_and_no_other_head_is_read() {
+fn removing_a_template_without_clones_frees_all_its_space_and_reads_no_other_head() {
     let mut opened = Vec::new();
     for others in [3, 60] {
         let directory = tempfile::tempdir().unwrap();
@@ -108,7 +108,7 @@ fn a_template_without_clones_goes_with_all_it_had_and_no_other_head_is_read() {
 }
 
 #[test]
-fn a_template_gives_its_space_back_when_the_last_flattened_clone_goes() {
+fn the_space_of_a_template_comes_back_when_its_last_flattened_clone_is_removed() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store(directory.path());
     let template = template(&pool, "template", 1);
@@ -127,13 +127,13 @@ fn a_template_gives_its_space_back_when_the_last_flattened_clone_goes() {
 }
 
 #[test]
-fn what_few_heirs_name_no_more_comes_back_at_once() {
+fn segments_that_a_few_heirs_do_not_name_come_back_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store(directory.path());
     let template = template(&pool, "template", 1);
     let child = clone((&pool, template), &pool, "child");
     flatten(&pool, child);
-    // More than the child names.
+    // The template gets more data than the child names.
     let mut image = pool.open(template).unwrap();
     image.write_at(0, &pattern(2, SIZE_BYTES as usize)).unwrap();
     image.snapshot("later").unwrap();
@@ -157,12 +157,12 @@ fn heirs_are_found_through_images_that_are_gone() {
     snapshot(&pool, middle);
     let last = clone((&pool, middle), &pool, "last");
     flatten(&pool, last);
-    // It goes as a child of the template: its record tells of it no more.
+    // `middle` is removed, and with it the record that it is a child of the template.
     remove(&store, &pool, middle);
     remove(&store, &pool, template);
     expect(&pool, last, 1);
     assert_sound(&store, &pool);
-    // A clone of the heir is one too, while it is a child and afterwards.
+    // A clone of the heir is an heir too, while it is a child and afterwards.
     snapshot(&pool, last);
     let heir = clone((&pool, last), &pool, "heir");
     flatten(&pool, heir);
@@ -174,7 +174,7 @@ fn heirs_are_found_through_images_that_are_gone() {
 }
 
 #[test]
-fn segments_that_many_heirs_may_name_wait_until_they_are_fewer() {
+fn segments_that_many_heirs_may_name_are_kept_until_the_heirs_are_fewer() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store(directory.path());
     let template = template(&pool, "template", 1);
@@ -219,14 +219,14 @@ fn an_heir_whose_parent_lies_in_another_pool_is_not_forgotten() {
 }
 
 #[test]
-fn collecting_a_pool_removes_marks_that_nobody_needs_and_no_others() {
+fn gc_removes_only_the_marks_that_are_not_needed() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store(directory.path());
     let template = template(&pool, "template", 1);
     let child = clone((&pool, template), &pool, "child");
     flatten(&pool, child);
     remove(&store, &pool, template);
-    // As a removal that was cut off leaves it.
+    // An interrupted removal leaves such a mark.
     let gone = pool.directory().join("heirs").join(format!("{:016x}.{:016x}", 77, 78));
     std::fs::write(&gone, "").unwrap();
     store.gc(&pool, &mut |_, _| {}).unwrap();

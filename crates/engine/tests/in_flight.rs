@@ -1,4 +1,4 @@
-//! Reads that are left under way while the image goes on.
+//! Reads that are left in flight while the image goes on.
 
 mod support;
 
@@ -26,7 +26,7 @@ fn content(block: usize) -> Vec<u8> {
     (0..BLOCK).map(|i| (i * 7 + block * 13) as u8).collect()
 }
 
-/// An image with content, of which nothing is cached.
+/// An image with content that is not in the page cache.
 fn bench(directory: &Path) -> Bench {
     let (world, faults) = faulty_world();
     let store = Store::open_with(world, directory, Limits::default()).unwrap();
@@ -50,58 +50,58 @@ impl Bench {
         let [Read { in_flight, result, .. }] = reads;
         if let Some(in_flight) = in_flight {
             assert_eq!(in_flight, number);
-            assert!(buf.iter().all(|b| *b == 0xEE), "the buffer of a late read was touched");
+            assert!(buf.iter().all(|b| *b == 0xEE), "the buffer of a read in flight was touched");
             return None;
         }
         Some(result.map(|()| buf))
     }
 
-    fn land(&mut self) -> CompletedRead {
-        assert!(self.image.take_completion().is_none(), "nothing has landed yet");
-        self.faults.landing.store(1, Ordering::Relaxed);
+    fn complete_one(&mut self) -> CompletedRead {
+        assert!(self.image.take_completion().is_none(), "nothing is complete yet");
+        self.faults.may_complete.store(1, Ordering::Relaxed);
         match self.image.take_completion() {
             Some(Completion::Read(read)) => read,
-            other => panic!("a read may land, not {other:?}"),
+            other => panic!("a read may complete, not {other:?}"),
         }
     }
 }
 
 #[test]
-fn what_is_not_cached_comes_later_and_everything_else_at_once() {
+fn only_whole_uncached_blocks_in_one_piece_are_left_in_flight() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     assert!(bench.ask(7, 3 * BLOCK as u64, 2 * BLOCK).is_none());
     assert!(bench.ask(8, 5 * BLOCK as u64, BLOCK).is_none());
-    let first = bench.land();
+    let first = bench.complete_one();
     assert_eq!(first.number, 7);
     assert!(first.result.unwrap() == [content(3), content(4)].concat());
 
-    // Not whole blocks, and not in one piece: these are waited for.
+    // Parts of blocks, and blocks in several pieces, are waited for.
     let partial = bench.ask(9, 100, 5000).unwrap().unwrap();
     assert!(partial[..BLOCK - 100] == content(0)[100..]);
     bench.image.write_at(BLOCK as u64, &content(40)).unwrap();
     let pieces = bench.ask(10, 0, 3 * BLOCK).unwrap().unwrap();
     assert!(pieces == [content(0), content(40), content(2)].concat());
-    // So is a hole, which lies nowhere.
+    // A hole lies nowhere, so it is read at once.
     bench.image.discard(0, BLOCK as u64).unwrap();
     assert!(bench.ask(11, 0, BLOCK).unwrap().unwrap().iter().all(|b| *b == 0));
-    // And a caller who is not prepared for it.
+    // A caller that does not take completions waits.
     let mut buf = vec![0; BLOCK];
     bench.image.read_at(6 * BLOCK as u64, &mut buf).unwrap();
     assert!(buf == content(6));
 
     bench.faults.cold.store(false, Ordering::Relaxed);
     assert!(bench.ask(12, 7 * BLOCK as u64, BLOCK).unwrap().unwrap() == content(7));
-    let second = bench.land();
+    let second = bench.complete_one();
     assert!(second.number == 8 && second.result.unwrap() == content(5));
 }
 
 #[test]
-fn a_read_under_way_survives_what_happens_to_its_blocks() {
+fn a_read_in_flight_survives_changes_of_its_blocks() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.image.snapshot("s").unwrap();
-    // Overwritten, and the snapshot that kept the old ones goes with its segments.
+    // The blocks are overwritten. The snapshot that kept the old ones is removed with its segments.
     assert!(bench.ask(1, 9 * BLOCK as u64, BLOCK).is_none());
     assert!(bench.ask(2, 10 * BLOCK as u64, BLOCK).is_none());
     let data: Vec<u8> = (100..100 + BLOCKS).flat_map(content).collect();
@@ -109,17 +109,17 @@ fn a_read_under_way_survives_what_happens_to_its_blocks() {
     bench.image.remove_snapshot("s", false).unwrap();
     bench.image.reclaim().unwrap();
     for number in [1, 2] {
-        let read = bench.land();
+        let read = bench.complete_one();
         assert_eq!(read.number, number);
         let got = read.result.unwrap();
         let block = 8 + number as usize;
         assert!(got == content(block) || got == content(100 + block), "block {block}");
     }
-    // One whose place is cut off by a shrink is told so, or has what was there.
+    // A shrink removes the blocks of this read. The read fails, or returns what was there.
     assert!(bench.ask(3, 60 * BLOCK as u64, BLOCK).is_none());
     let size_bytes = 8 * BLOCK as u64;
     bench.image.resize(size_bytes, true).unwrap();
-    match bench.land().result {
+    match bench.complete_one().result {
         Ok(got) => assert!(got == content(160)),
         Err(error) => assert_eq!(error.kind(), ErrorKind::OutOfRange),
     }
@@ -128,7 +128,7 @@ fn a_read_under_way_survives_what_happens_to_its_blocks() {
 }
 
 #[test]
-fn damage_is_an_error_of_the_late_read() {
+fn a_damaged_block_fails_the_read_in_flight() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
     bench.image.flush().unwrap();
@@ -141,14 +141,14 @@ fn damage_is_an_error_of_the_late_read() {
     let mut damaged = bytes;
     damaged[at + 5] ^= 1;
     std::fs::write(&segment, damaged).unwrap();
-    assert_eq!(bench.land().result.unwrap_err().kind(), ErrorKind::Corrupt);
-    assert!(bench.land().result.unwrap() == content(10));
+    assert_eq!(bench.complete_one().result.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(bench.complete_one().result.unwrap() == content(10));
 }
 
 #[test]
-fn there_is_a_bound_to_what_is_under_way() {
+fn the_number_of_reads_in_flight_is_limited() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = bench(directory.path());
-    let late = (0..BLOCKS as u64).filter(|i| bench.ask(*i, i * BLOCK as u64, BLOCK).is_none());
-    assert_eq!(late.count(), 8, "what the disk takes");
+    let in_flight = (0..BLOCKS as u64).filter(|i| bench.ask(*i, i * BLOCK as u64, BLOCK).is_none());
+    assert_eq!(in_flight.count(), 8, "as many as the disk takes");
 }

@@ -1,4 +1,5 @@
-//! What commands leave behind when they are cut off goes away, and what somebody is writing stays.
+//! Temporary files that interrupted commands leave are removed, and files that another process is writing
+//! stay.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::HeadRecord;
 
 const TEMPORARY: &str = ".left.0123456789abcdef.tmp";
-/// Long enough that nobody can be at work on a file.
+/// So long that no process can still be writing a file.
 const LONG_AGO: Duration = Duration::from_secs(2 * 3600);
 
 struct Place {
@@ -63,14 +64,14 @@ impl Place {
         report.findings.into_iter().map(|f| (f.message, f.repaired)).collect()
     }
 
-    /// The temporary file of a child's record, made by a command of the pool with that number.
+    /// The temporary file of a child's record, made by a command of the pool with this number.
     fn record_of(&self, child_pool: &str) -> PathBuf {
         let (pool, image) = (self.pool.id(), self.image);
         let name = format!(".{pool}.{image}.01.{child_pool}.00000000000000aa.0123456789abcdef.tmp");
         leave(&self.pool.directory().join("children"), &name)
     }
 
-    /// Litter that is known to be litter when the locks of image and pool are held.
+    /// Temporary files that are known to be litter while the locks of image and pool are held.
     fn leave_in_all_directories(&self) -> Vec<PathBuf> {
         let pool = self.pool.directory();
         vec![
@@ -105,10 +106,10 @@ fn gc_removes_temporary_files_of_all_directories() {
 }
 
 #[test]
-fn repair_removes_them_and_says_so() {
+fn repair_removes_temporary_files_and_reports_them() {
     let place = place("repair");
     let files = place.leave_in_all_directories();
-    assert_eq!(place.check(false), [], "they may be in the making");
+    assert_eq!(place.check(false), [], "another process may be writing them");
     assert_eq!(left(&files).len(), files.len());
     let found = place.check(true);
     assert!(
@@ -120,7 +121,7 @@ fn repair_removes_them_and_says_so() {
 }
 
 #[test]
-fn check_tells_of_those_that_are_old() {
+fn check_reports_temporary_files_that_are_old() {
     let place = place("check");
     let files = place.leave_in_all_directories();
     make_old(&files[1]);
@@ -131,11 +132,11 @@ fn check_tells_of_those_that_are_old() {
 }
 
 #[test]
-fn what_somebody_may_be_writing_stays_until_it_is_old() {
+fn files_that_another_process_may_be_writing_stay_until_they_are_old() {
     let place = place("writing");
     let open = place.pool.open(place.image).unwrap();
     let files = [
-        // A head by its owner, and a marker by a cloner into another pool.
+        // An owner may be writing the head, and a clone into another pool may be writing the marker.
         leave(&place.pool.image_directory(place.image), ".head.0123456789abcdef.tmp"),
         place.record_of("00000000000000bb"),
     ];
@@ -149,7 +150,7 @@ fn what_somebody_may_be_writing_stays_until_it_is_old() {
 }
 
 #[test]
-fn what_is_no_temporary_file_stays() {
+fn files_that_are_not_temporary_stay() {
     let place = place("other");
     let pool = place.pool.directory();
     let files = [
@@ -164,7 +165,7 @@ fn what_is_no_temporary_file_stays() {
 }
 
 #[test]
-fn a_namespace_is_removed_with_what_a_crash_left_in_it() {
+fn a_namespace_is_removed_together_with_temporary_files_in_it() {
     let place = place("namespace");
     leave(&place.pool.directory().join("names/part"), TEMPORARY);
     place.pool.namespace_remove("part").unwrap();
@@ -181,7 +182,7 @@ fn a_namespace_is_removed_with_what_a_crash_left_in_it() {
 }
 
 #[test]
-fn litter_does_not_keep_an_image_or_a_pool() {
+fn temporary_files_do_not_prevent_the_removal_of_an_image_or_a_pool() {
     let place = place("kept");
     let other = place.store.pool_create("other", &PoolOptions::default()).unwrap();
     leave(&other.directory().join("names/@"), TEMPORARY);
@@ -192,9 +193,9 @@ fn litter_does_not_keep_an_image_or_a_pool() {
     assert!(!place.pool.image_directory(place.image).exists());
 }
 
-/// A clone of a template in another store, whose creation was cut off between its head and its name,
-/// or whose removal was cut off at the head.
-fn cut_off_clone(place: &Place, removing: bool) -> (Store, PathBuf) {
+/// A clone of a template in another store. Its creation was interrupted between its head and its name, or its
+/// removal was interrupted at the head.
+fn interrupted_clone(place: &Place, removing: bool) -> (Store, PathBuf) {
     let templates = Store::open(&place.directory.join("templates")).unwrap();
     let owner = templates.pool("rbd").unwrap();
     let options = CreateOptions::sized(1 << 20);
@@ -224,10 +225,10 @@ fn cut_off_clone(place: &Place, removing: bool) -> (Store, PathBuf) {
 }
 
 #[test]
-fn one_gc_finishes_a_clone_and_a_removal_that_were_cut_off() {
+fn one_gc_finishes_an_interrupted_clone_and_an_interrupted_removal() {
     for removing in [false, true] {
         let place = place(if removing { "cut-rm" } else { "cut-clone" });
-        let (templates, head) = cut_off_clone(&place, removing);
+        let (templates, head) = interrupted_clone(&place, removing);
         place.gc();
         assert!(!head.exists());
         let owner = templates.pool("rbd").unwrap();

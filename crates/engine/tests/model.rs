@@ -17,7 +17,7 @@ use support::no_disk::NoDisk;
 const SIZE_MAX: u64 = 9 << 20;
 const IMAGES_MAX: usize = 12;
 
-/// A small generator (xorshift64*), so that a seed names a run for ever.
+/// A small generator (xorshift64*), so that a seed always gives the same run.
 struct Rng(u64);
 
 impl Rng {
@@ -33,7 +33,7 @@ impl Rng {
     }
 }
 
-/// A snapshot of which image.
+/// The image and the snapshot that a state was cloned from.
 type Link = Option<(String, String)>;
 
 struct Snap {
@@ -219,7 +219,8 @@ impl Family {
         self.models.values().any(|m| m.parent == link || m.snaps.values().any(|s| s.parent == link))
     }
 
-    /// Image and snapshots become independent, as with RBD's `deep-flatten`; some images lack that.
+    /// Image and snapshots become independent, as with RBD's `deep-flatten`. Images without this feature keep
+    /// their snapshots with the parent.
     fn flatten(&mut self, name: &str) {
         let result = self.image(name).flatten();
         if self.models[name].parent.is_none() {
@@ -241,7 +242,7 @@ impl Family {
         self.compare_children();
     }
 
-    /// The children of every snapshot, in whatever pool, are those that the model has.
+    /// Asserts that the children of every snapshot, in all pools, are those that the model has.
     fn compare_children(&self) {
         for (name, model) in &self.models {
             let children = self.store.children(&model.pool, model.id, None).expect("children");
@@ -261,7 +262,7 @@ impl Family {
         }
     }
 
-    /// Takes the protection of a snapshot away, which works where the model has no child of it.
+    /// Removes the protection of a snapshot, which works only where the model has no child of it.
     fn unprotect(&mut self, name: &str) {
         let Some(snap) = self.a_snapshot(name) else { return };
         if !self.models[name].snaps[&snap].protected {
@@ -333,7 +334,7 @@ impl Family {
         self.read(name);
     }
 
-    /// Lets go of an image without closing it: the log must bring everything flushed back.
+    /// Drops an image without closing it: the log must bring back everything that was flushed.
     fn crash(&mut self, name: &str) {
         if let Some(mut image) = self.open.remove(name) {
             image.flush().expect("flushes");
@@ -403,7 +404,7 @@ fn a_family_of_images_equals_its_byte_model() {
     }
 }
 
-/// The engine needs nothing of a back end but what its traits promise: here there is no disk at all.
+/// The engine needs nothing of a back end but what its traits promise: here there is no disk.
 #[test]
 fn a_family_of_images_in_memory_equals_its_byte_model() {
     let (seeds, steps) = seeds();

@@ -1,4 +1,4 @@
-//! Names that no user can have given: those of others, and those of images that are not whole.
+//! Names that no user can have given: those of foreign files, and those of partial images.
 
 mod support;
 
@@ -25,12 +25,12 @@ fn change_head(pool: &Pool, image: ImageId, change: impl FnOnce(&mut HeadRecord)
 }
 
 #[test]
-fn a_partial_image_is_removed_when_its_maker_is_gone_and_not_before() {
+fn a_partial_image_is_removed_only_when_the_process_that_fills_it_is_gone() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store_with_image(directory.path(), MIB);
     let maker = pool.create_partial("disk", &options()).unwrap();
     let id = maker.id();
-    // Another process: what is locked through one file is locked for all others.
+    // Another store stands for another process: a lock that one store holds counts for the other.
     let other = Store::open(directory.path()).unwrap();
     let other_pool = other.pool("rbd").unwrap();
     other.remove_abandoned(&other_pool, &Namespace::DEFAULT).unwrap();
@@ -45,7 +45,7 @@ fn a_partial_image_is_removed_when_its_maker_is_gone_and_not_before() {
 }
 
 #[test]
-fn an_image_that_has_got_its_name_is_never_abandoned() {
+fn an_image_that_has_its_name_is_not_removed_as_abandoned() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store_with_image(directory.path(), MIB);
     let mut maker = pool.create_partial("disk", &options()).unwrap();
@@ -56,7 +56,7 @@ fn an_image_that_has_got_its_name_is_never_abandoned() {
     Box::new(maker).close().unwrap();
     store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
     assert_eq!(pool.find("disk").unwrap(), id);
-    // Without its name it gets that one back, and not one that would have it removed.
+    // If its name is lost, it gets the same name again, and not one under which it would be removed.
     std::fs::remove_file(pool.directory().join("names/@/disk")).unwrap();
     let repair = marcot::CheckOptions { repair: true, ..Default::default() };
     store.check(&pool, &repair, &mut |_, _| {}).unwrap();
@@ -68,7 +68,7 @@ fn an_image_that_has_got_its_name_is_never_abandoned() {
 }
 
 #[test]
-fn a_name_that_only_looks_like_a_partial_one_is_refused_and_was_never_one() {
+fn names_like_those_of_partial_images_are_refused_and_images_that_have_one_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), MIB);
     let own = format!(".marcot-partial.{id}");
@@ -76,7 +76,7 @@ fn a_name_that_only_looks_like_a_partial_one_is_refused_and_was_never_one() {
         assert_eq!(pool.rename("image", name).unwrap_err().kind(), ErrorKind::Invalid, "{name}");
         assert_eq!(pool.create(name, &options()).unwrap_err().kind(), ErrorKind::Invalid, "{name}");
     }
-    // As earlier versions let users call their images, and as they called partial ones.
+    // Earlier versions allowed such names for images, and gave some to partial images.
     let names_directory = pool.directory().join("names/@");
     for file in ["old-backup", "4711.disk", "12345678"] {
         let file = format!("%2emarcot-partial.{file}");
@@ -86,7 +86,7 @@ fn a_name_that_only_looks_like_a_partial_one_is_refused_and_was_never_one() {
         assert!(found == id && !is_partial_name(&name), "{name}");
         pool.rename(&name, "image").unwrap();
     }
-    // A lost name does not come back as one that is refused.
+    // A lost name is not restored if it would be refused today.
     change_head(&pool, id, |head| head.name = format!(".marcot-partial.{id}"));
     pool.open(id).unwrap().write_at(0, &[1]).unwrap();
     std::fs::remove_file(names_directory.join("image")).unwrap();
@@ -97,7 +97,7 @@ fn a_name_that_only_looks_like_a_partial_one_is_refused_and_was_never_one() {
 }
 
 #[test]
-fn files_in_a_pool_that_no_name_has_are_left_out() {
+fn files_whose_names_no_image_can_have_are_not_listed() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), MIB);
     let all = pool.directory().join("names");
@@ -117,7 +117,7 @@ fn files_in_a_pool_that_no_name_has_are_left_out() {
 }
 
 #[test]
-fn the_snapshot_after_the_last_is_refused_as_too_many() {
+fn a_snapshot_beyond_the_limit_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let (_store, pool, id) = store_with_image(directory.path(), MIB);
     let mut image = pool.open(id).unwrap();
@@ -142,7 +142,7 @@ fn the_snapshot_after_the_last_is_refused_as_too_many() {
 }
 
 #[test]
-fn a_pool_that_lost_its_record_is_not_made_anew_over_its_images() {
+fn a_pool_that_has_lost_its_record_is_not_created_again() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), MIB);
     let (record, away) = (pool.directory().join("pool"), directory.path().join("away"));

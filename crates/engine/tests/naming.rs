@@ -1,4 +1,4 @@
-//! The way from an image's number to its name costs the same whatever the number of images.
+//! Finding the name of an image by its number costs the same whatever the number of images is.
 
 mod support;
 
@@ -40,7 +40,7 @@ impl Place {
         self.pool.create(name, &options).unwrap()
     }
 
-    /// What `work` returns, and how many files it opened, in a pool that was opened just now.
+    /// Returns what `work` returns, and how many files it opened in a pool that was opened just now.
     fn opens<T>(&self, work: impl FnOnce(&Store, &Pool) -> T) -> (T, i64) {
         let pool = self.store.pool("rbd").unwrap();
         let before = self.faults.opens.load(Ordering::Relaxed);
@@ -70,7 +70,7 @@ fn a_renamed_image_is_found_without_reading_other_names() {
     assert!(opens < 10, "{opens} files were opened");
     place.pool.rename("second", "third").unwrap();
     assert_eq!(place.name_and_opens(image).0, "third");
-    // The name in the head is right again.
+    // Now the name in the head is right again.
     place.pool.rename("third", "first").unwrap();
     assert_eq!(place.name_and_opens(image).0, "first");
     assert_eq!(
@@ -79,7 +79,7 @@ fn a_renamed_image_is_found_without_reading_other_names() {
     );
 }
 
-/// `spoil` does to the note what a crash or an earlier version may have done.
+/// `spoil` changes the note as a crash or an earlier version may have done.
 fn a_spoilt_note(name: &str, spoil: impl Fn(&Place, &Path)) {
     let place = place(name);
     let image = place.create("first");
@@ -97,7 +97,7 @@ fn a_spoilt_note(name: &str, spoil: impl Fn(&Place, &Path)) {
 }
 
 #[test]
-fn a_missing_note_is_written_by_whoever_reads_all_names() {
+fn a_missing_note_is_written_after_all_names_were_read() {
     a_spoilt_note("missing", |_, note| std::fs::remove_file(note).unwrap());
 }
 
@@ -123,7 +123,7 @@ fn a_note_whose_name_was_given_to_another_image_is_not_believed() {
     let place = place("given");
     let image = place.create("first");
     place.pool.rename("first", "second").unwrap();
-    // As an earlier version renames.
+    // An earlier version renames like this.
     let names = place.directory.join("pools/rbd/names/@");
     std::fs::rename(names.join("second"), names.join("third")).unwrap();
     let other = place.create("second");
@@ -152,7 +152,7 @@ fn run<T>(
     done
 }
 
-/// A snapshot `s` of an image `template`, protected, with that many clones.
+/// An image `template` with a protected snapshot `s` and `clones` clones.
 fn template(place: &Place, clones: usize, format: u32) -> ImageId {
     let image = place.create("template");
     run(&place.pool, image, |image| image.snapshot("s")).unwrap();
@@ -174,7 +174,7 @@ fn add_clones(place: &Place, image: ImageId, name: &str, clones: usize, format: 
 }
 
 #[test]
-fn a_template_with_many_clones_costs_what_one_with_few_does() {
+fn operations_on_a_template_cost_the_same_with_many_clones_as_with_few() {
     let place = place("clones");
     let image = template(&place, 4, 1);
     let measure = || {
@@ -198,7 +198,7 @@ fn a_template_with_many_clones_costs_what_one_with_few_does() {
 }
 
 #[test]
-fn clones_of_format_2_are_told_from_others_without_looking_at_them() {
+fn clones_of_format_2_are_recognised_without_opening_them() {
     let place = place("formats");
     let image = template(&place, 30, 2);
     let (has, opens) =

@@ -1,7 +1,7 @@
-//! What another user wrote is a claim: an attached pool, a store that root looks after, markers.
+//! Data that another user wrote is not trusted: an attached pool, a store that root maintains, markers.
 //!
-//! The other user is root's own doing here: files are given away after they were made. So these tests
-//! need to be run as root, as the whole suite does.
+//! The tests play the other user themselves: they give files away after they have made them. So they have to
+//! run as root, as the whole suite does.
 
 mod support;
 
@@ -19,7 +19,7 @@ use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{AttachedRecord, ChildRecord, HeadRecord, PoolRecord};
 
 const SIZE: u64 = 1 << 20;
-/// The other user, and a third one.
+/// User numbers of the other user and of a third one.
 const OTHER: u32 = 64_003;
 const THIRD: u32 = 64_004;
 const SECRET: u8 = 0x53;
@@ -85,7 +85,7 @@ fn give(directory: &Path, user: u32) {
     each(directory, &mut |path| std::os::unix::fs::lchown(path, Some(user), None).unwrap());
 }
 
-/// Everything below a directory, by name: what must not change.
+/// Everything below a directory, by name: to be compared with the same later.
 fn state(directory: &Path) -> BTreeMap<PathBuf, (u32, u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
     each(directory, &mut |path| {
@@ -134,7 +134,7 @@ fn an_image_of_another_user_that_names_ones_own_private_data_is_refused() {
     let tmpl = scene.attach();
     let (rbd, secret) = scene.secret();
     let base = tmpl.find("base").unwrap();
-    // The attacker knows the numbers, and takes over the root of the private image.
+    // The attacker knows the numbers, and puts the root of the private image into an own head.
     let head = rbd.image_directory(secret).join("head");
     let (stolen, _): (HeadRecord, _) =
         decode_message(FrameKind::Head, &std::fs::read(head).unwrap()).unwrap();
@@ -144,7 +144,7 @@ fn an_image_of_another_user_that_names_ones_own_private_data_is_refused() {
             snapshot.root.clone_from(&stolen.root);
         }
     });
-    // Nobody who has opened no other pool yet is taken in either.
+    // A store that has opened no other pool yet refuses it too.
     let store = Store::open(scene.store.directory()).unwrap();
     for store in [&scene.store, &store] {
         let tmpl = store.pool("tmpl").unwrap();
@@ -189,7 +189,7 @@ fn a_pool_whose_directory_changed_hands_is_refused() {
 }
 
 #[test]
-fn of_two_own_pools_with_one_number_both_are_named() {
+fn the_error_for_two_own_pools_with_one_number_names_both() {
     let scene = scene();
     let (rbd, _) = scene.secret();
     let copy = scene.store.directory().join("pools/copy");
@@ -301,7 +301,7 @@ fn a_marker_of_another_user_counts_by_its_name_and_is_not_followed() {
     let pool = scene.store.pool_create("golden", &options).unwrap();
     let base = image(&pool, "base", 1);
     protect(&pool, base);
-    // Where the marker points to, there is a pool of that number without the image: it looks stale.
+    // The marker points to a pool with the right number that lacks the image, so it looks stale.
     let bait = scene.root.path().join("bait");
     std::fs::create_dir_all(bait.join("images")).unwrap();
     let record = PoolRecord { pool_id: 0xabc, ..PoolRecord::default() };
@@ -333,13 +333,13 @@ fn a_marker_of_another_user_counts_by_its_name_and_is_not_followed() {
 }
 
 #[test]
-fn what_is_no_marker_is_told_and_removed_for_the_owner() {
+fn files_that_are_no_markers_are_reported_and_removed_for_the_owner() {
     let scene = scene();
     let options = PoolOptions { readable_by: ReadableBy::All };
     let pool = scene.store.pool_create("golden", &options).unwrap();
     let children = pool.directory().join("children");
     std::fs::write(children.join("junk"), vec![1; 1 << 20]).unwrap();
-    // A name of numbers does not make a marker of it.
+    // A file with the name of a marker is none if it is too large.
     let fat = children.join(format!("{}.{:016x}.1.{:016x}.{:016x}", pool.id(), 1, 2, 3));
     std::fs::write(&fat, vec![1; 1 << 20]).unwrap();
     std::fs::create_dir_all(children.join("tree/of/directories")).unwrap();
@@ -347,15 +347,15 @@ fn what_is_no_marker_is_told_and_removed_for_the_owner() {
     std::fs::write(&marker, "small").unwrap();
     give(&children, OTHER);
     chown(&children, Some(0), None).unwrap();
-    let told = |repair| {
+    let check = |repair| {
         let options = CheckOptions { repair, ..CheckOptions::default() };
         scene.store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
     };
-    let found = told(false);
+    let found = check(false);
     assert_eq!(found.len(), 3, "{found:?}");
     assert!(found.iter().all(|f| f.message.contains("user 64003") && !f.repaired), "{found:?}");
-    assert!(told(true).iter().all(|f| f.repaired));
-    assert!(told(false).is_empty());
+    assert!(check(true).iter().all(|f| f.repaired));
+    assert!(check(false).is_empty());
     assert!(marker.exists() && std::fs::read_dir(&children).unwrap().count() == 1);
     std::fs::write(children.join("junk"), "again").unwrap();
     give(&children.join("junk"), OTHER);
@@ -363,7 +363,7 @@ fn what_is_no_marker_is_told_and_removed_for_the_owner() {
     assert_eq!(std::fs::read_dir(&children).unwrap().count(), 1);
 }
 
-/// A tree whose paths are several times as long as the system takes; its top is `NAME-LINKS`.
+/// Makes a tree whose paths are several times as long as the system allows; its top is `NAME-LINKS`.
 fn dig(directory: &Path, name: &str, links: usize) {
     let mut below: Option<PathBuf> = None;
     for link in 1..=links {
@@ -379,7 +379,7 @@ fn dig(directory: &Path, name: &str, links: usize) {
 }
 
 #[test]
-fn names_that_are_no_text_and_trees_of_any_depth_are_told_with_their_user_and_removed() {
+fn names_that_are_no_text_and_trees_of_any_depth_are_reported_with_their_user_and_removed() {
     let scene = scene();
     let options = PoolOptions { readable_by: ReadableBy::All };
     let pool = scene.store.pool_create("golden", &options).unwrap();
@@ -397,7 +397,7 @@ fn names_that_are_no_text_and_trees_of_any_depth_are_told_with_their_user_and_re
             std::os::unix::fs::lchown(entry.unwrap().path(), Some(OTHER), None).unwrap();
         }
     };
-    let told = |repair| {
+    let check = |repair| {
         let options = CheckOptions { repair, ..CheckOptions::default() };
         scene.store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
     };
@@ -405,7 +405,7 @@ fn names_that_are_no_text_and_trees_of_any_depth_are_told_with_their_user_and_re
     let names =
         [r"children/a\xff\u{1b} (4096 bytes)", r"children/t\xfe (a dir", "children/deep-4 (a dir"];
     for repaired in [false, true] {
-        let found = told(repaired);
+        let found = check(repaired);
         assert_eq!(found.len(), names.len(), "{found:?}");
         for name in names {
             let of = |f: &&marcot::Finding| f.message.starts_with(name);
@@ -419,30 +419,30 @@ fn names_that_are_no_text_and_trees_of_any_depth_are_told_with_their_user_and_re
     scene.store.gc(&pool, &mut |_, _| {}).unwrap();
     assert_eq!(std::fs::read_dir(&children).unwrap().count(), 0);
     assert!(outside.join("kept").exists());
-    // A pool that goes takes them with it.
+    // Removing the pool removes them too.
     fill();
     scene.store.pool_remove("golden").unwrap();
     assert!(!pool.directory().exists() && outside.join("kept").exists());
 }
 
 #[test]
-fn what_a_removal_had_to_leave_is_told_of_the_user_who_left_it_and_removed_later() {
+fn leftovers_of_a_removal_are_reported_with_their_user_and_removed_later() {
     let scene = scene();
     let (pool, _) = scene.secret();
     let children = pool.directory().join("children");
     let left = children.join(format!(".swept.{OTHER}.00000000000000ff.7"));
     std::fs::create_dir_all(left.join("3/in")).unwrap();
     std::fs::set_permissions(&left, std::fs::Permissions::from_mode(0o700)).unwrap();
-    // One's own directories are not taken for it by anything less.
+    // A directory of one's own with a similar name is no such leftover.
     std::fs::create_dir_all(children.join(".swept/in")).unwrap();
-    let told = |repair| {
+    let check = |repair| {
         let options = CheckOptions { repair, ..CheckOptions::default() };
         scene.store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
     };
-    let found = told(false);
+    let found = check(false);
     assert!(found.len() == 1 && found[0].message.contains("left by user 64003"), "{found:?}");
-    assert!(told(true).iter().all(|f| f.repaired));
-    assert!(told(false).is_empty() && !left.exists() && children.join(".swept/in").exists());
+    assert!(check(true).iter().all(|f| f.repaired));
+    assert!(check(false).is_empty() && !left.exists() && children.join(".swept/in").exists());
 }
 
 #[test]
@@ -485,11 +485,12 @@ fn gc_removes_the_marker_of_a_child_whose_removal_was_cut_off() {
 }
 
 #[test]
-fn a_file_of_ones_own_that_a_user_put_into_his_store_does_not_make_it_ones_own() {
+fn a_file_of_ones_own_in_another_users_store_does_not_make_the_store_ones_own() {
     let scene = scene();
     scene.others_pool();
     let directory = scene.root.path().join("other");
-    // As a marker that was left in his pool, and that he may rename from there.
+    // The other user can rename a marker that was left in that user's pool, and so put a file of one's own
+    // into the store.
     std::fs::rename(directory.join("pools"), directory.join("real")).unwrap();
     std::fs::create_dir(directory.join("pools")).unwrap();
     assert_eq!(std::fs::metadata(directory.join("pools")).unwrap().uid(), 0);
@@ -542,7 +543,7 @@ fn a_public_pool_below_a_private_directory_is_not_public() {
 }
 
 #[test]
-fn a_marker_that_was_moved_here_from_another_pool_counts_for_nothing() {
+fn a_marker_that_was_moved_from_another_pool_is_ignored() {
     let scene = scene();
     let tmpl = scene.attach();
     let base = tmpl.find("base").unwrap();

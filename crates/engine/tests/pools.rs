@@ -1,4 +1,4 @@
-//! What a process holds of the pools of its store: one descriptor each, and of the right directory.
+//! Open pools: a process has one descriptor for each, and it leads to the right directory.
 #![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use marcot::{CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Store}
 
 const SIZE: u64 = 1 << 20;
 
-/// How often this process has each directory or file below `root` open.
+/// Every directory or file below `root` that this process has open, and how often.
 fn open_below(root: &Path) -> Vec<(PathBuf, usize)> {
     let mut counts = std::collections::BTreeMap::new();
     for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
@@ -80,7 +80,7 @@ fn all_images_share_one_descriptor_of_each_pool() {
 }
 
 #[test]
-fn no_more_pools_are_held_open_than_may_be_and_those_that_are_go_on() {
+fn a_pool_beyond_the_limit_is_refused_and_open_pools_go_on() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
     image(&store.pool("rbd").unwrap(), "a");
@@ -96,7 +96,7 @@ fn no_more_pools_are_held_open_than_may_be_and_those_that_are_go_on() {
 }
 
 #[test]
-fn a_directory_that_is_exchanged_for_a_copy_is_noticed_and_nothing_is_mixed() {
+fn a_directory_that_is_exchanged_for_a_copy_is_noticed_and_the_two_are_not_mixed() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
     let rbd = store.pool("rbd").unwrap();
@@ -116,14 +116,14 @@ fn a_directory_that_is_exchanged_for_a_copy_is_noticed_and_nothing_is_mixed() {
     let refused = open(&store, "rbd", "b").err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
     assert!(refused.sentence().to_string().contains("exchanged"), "{refused}");
-    // The image that is open goes on where it was, also in segments that it begins now.
+    // The open image goes on in its old directory, also with new segments.
     a.write_at(4096, &[2; 4096]).unwrap();
     a.snapshot("s").unwrap();
     a.write_at(8192, &[3; 4096]).unwrap();
     a.close().unwrap();
     assert!(files_below(&pool) == before, "something was written into the other directory");
 
-    // Now nobody needs the one before.
+    // Nothing uses the old directory any more.
     let mut copied = open(&store, "rbd", "a").unwrap();
     let mut bytes = [0; 8192];
     copied.read_at(0, &mut bytes).unwrap();
@@ -135,6 +135,9 @@ fn a_directory_that_is_exchanged_for_a_copy_is_noticed_and_nothing_is_mixed() {
     let mut a = open(&store, "rbd", "a").unwrap();
     let mut bytes = [0; 12288];
     a.read_at(0, &mut bytes).unwrap();
-    assert!(bytes[..4096] == [1; 4096] && bytes[4096..8192] == [2; 4096], "not the first one's");
+    assert!(
+        bytes[..4096] == [1; 4096] && bytes[4096..8192] == [2; 4096],
+        "the blocks are not those of the first directory"
+    );
     assert!(bytes[8192..] == [3; 4096]);
 }

@@ -1,4 +1,4 @@
-//! Space: what is dead comes back, and nothing goes that somebody needs.
+//! Dead space comes back, and nothing is removed that is still needed.
 
 #![expect(clippy::disallowed_methods, reason = "these tests wait for threads of the system")]
 
@@ -56,7 +56,7 @@ fn space_comes_back() {
     assert_eq!(allocated(), 0);
 }
 
-/// Without it, random overwrites leave every segment a little live, and the disk fills up.
+/// Without compaction by writers, random overwrites leave every segment a little live, and the disk fills up.
 #[test]
 fn a_writer_that_never_pauses_makes_room_for_what_it_writes() {
     let directory = tempfile::tempdir().unwrap();
@@ -76,8 +76,8 @@ fn a_writer_that_never_pauses_makes_room_for_what_it_writes() {
                 .collect();
             image.write_batch(&writes).unwrap();
         }
-        // What is live, what may be dead, and the log that writes need not wait for. All that was
-        // ever written would be 1,024 MiB.
+        // The live data, the dead data that is left alone, and the log that writes need not wait for. All
+        // that is written is 1,024 MiB.
         assert!(allocated() < 640 * MIB, "pass {pass}: {} MiB", allocated() / MIB);
     }
     image.close().unwrap();
@@ -96,7 +96,7 @@ fn gc_leaves_alone_what_an_owner_may_still_append_to() {
     image.protect("s").unwrap();
     image.unprotect("s").unwrap();
     image.remove_snapshot("s", false).unwrap();
-    // Nothing durable names the open segments now, and they count as shared.
+    // No durable head names the open segments now, and they count as shared.
     image.discard(0, 8 * MIB).unwrap();
     image.take_checkpoint().unwrap();
     store.gc(&pool, &mut |_, _| {}).unwrap();
@@ -132,7 +132,10 @@ fn owners_and_gc_keep_what_a_reader_needs() {
     drop(reader);
     image.reclaim().unwrap();
     image.close().unwrap();
-    assert!(segments(&pool, 'd').len() < before, "and go when it has gone");
+    assert!(
+        segments(&pool, 'd').len() < before,
+        "the segments are removed once the reader has gone"
+    );
 }
 
 #[test]
@@ -161,10 +164,10 @@ fn the_next_owner_removes_what_a_crash_left_between_head_and_removal() {
 }
 
 #[test]
-fn gc_does_not_stumble_over_an_owner_that_removes_what_dies() {
+fn gc_succeeds_while_an_owner_removes_dead_segments() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
-    // Another image names half of what this one had, so that collecting it takes a walk over all maps.
+    // Another image names half of what this image had, so that GC has to walk over all maps.
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(1, 24 * MIB as usize)).unwrap();
     image.snapshot("s").unwrap();
@@ -180,8 +183,8 @@ fn gc_does_not_stumble_over_an_owner_that_removes_what_dies() {
     image.discard(0, 24 * MIB).unwrap();
     image.remove_snapshot("s", false).unwrap();
     image.close().unwrap();
-    // Between the first look at the roots and the walk, an owner leaves all map segments of one of
-    // them without a name.
+    // Between GC's first look at the roots and its walk, an owner changes one root so that none of the map
+    // segments it had is named any more.
     let mut rounds = 0;
     let mut owner = |_, _| {
         if rounds < 4 {
@@ -200,7 +203,7 @@ fn gc_does_not_stumble_over_an_owner_that_removes_what_dies() {
     assert_sound(&store, &pool);
 }
 #[test]
-fn what_is_written_ahead_of_the_log_is_no_data_and_goes_with_the_segment() {
+fn preallocated_zeros_are_no_data_and_are_cut_off_when_the_image_is_closed() {
     let directory = tempfile::tempdir().unwrap();
     let (_store, pool, id) = store_with_image(directory.path(), 64 * MIB);
     let mut image = pool.open(id).unwrap();
@@ -210,7 +213,7 @@ fn what_is_written_ahead_of_the_log_is_no_data_and_goes_with_the_segment() {
     }
     let log = segments(&pool, 'd').pop().unwrap();
     let used = (1 + 20 * 2) * 4096;
-    assert!(std::fs::metadata(&log).unwrap().len() > used, "small flushes write ahead");
+    assert!(std::fs::metadata(&log).unwrap().len() > used, "small flushes preallocate");
     drop(image);
     let mut image = pool.open(id).unwrap();
     let mut buf = vec![0; 4096];
@@ -226,9 +229,9 @@ fn what_is_written_ahead_of_the_log_is_no_data_and_goes_with_the_segment() {
     assert_eq!(std::fs::metadata(segments(&pool, 'd').pop().unwrap()).unwrap().len(), used);
 }
 
-/// What a server does with an image that nobody uses, until there has been nothing to do for a while:
-/// checkpoints are under way in a thread of their own.
-fn rest(image: &mut marcot::Image) {
+/// Does what a server does with an idle image, until there has been nothing to do for a while. Checkpoint
+/// jobs run in a thread of their own.
+fn be_idle(image: &mut marcot::Image) {
     const QUIET_STEPS: u32 = 100;
     let mut quiet = 0;
     while quiet < QUIET_STEPS {
@@ -250,13 +253,13 @@ fn an_idle_image_takes_little_more_than_its_data() {
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(1, 100 * MIB as usize)).unwrap();
     image.discard(10 * MIB, 70 * MIB).unwrap();
-    rest(&mut image);
+    be_idle(&mut image);
     assert!(allocated() < 33 * MIB, "{} KiB of 30 MiB", allocated() >> 10);
     let mut buf = vec![0; 10 * MIB as usize];
     image.read_at(0, &mut buf).unwrap();
     assert!(buf == pattern(1, 100 * MIB as usize)[..10 * MIB as usize]);
     image.discard(0, 256 * MIB).unwrap();
-    rest(&mut image);
+    be_idle(&mut image);
     assert!(allocated() < MIB, "{} KiB of nothing", allocated() >> 10);
     image.write_at(0, &pattern(2, 4096)).unwrap();
     image.close().unwrap();
@@ -273,7 +276,7 @@ fn headers_of_groups_do_not_outweigh_the_data_of_an_idle_image() {
         image.write_at(i * 4096, &pattern(i as u8, 4096)).unwrap();
     }
     image.discard(0, 15 * MIB).unwrap();
-    rest(&mut image);
+    be_idle(&mut image);
     assert!(allocated() < 3 * MIB, "{} KiB of 1 MiB", allocated() >> 10);
     let mut buf = vec![0; 4096];
     for i in 15 * 256..4096_u64 {
@@ -295,7 +298,7 @@ fn an_idle_image_gives_back_the_part_of_a_segment_that_no_snapshot_needs() {
     // These lie in the same segment.
     image.write_at(32 * MIB, &pattern(2, 16 * MIB as usize)).unwrap();
     image.discard(0, 64 * MIB).unwrap();
-    rest(&mut image);
+    be_idle(&mut image);
     assert!(allocated() < 10 * MIB, "{} KiB of 8 MiB", allocated() >> 10);
     let mut snapshot = pool.open_snapshot(id, "s").unwrap();
     let mut buf = vec![0; 8 * MIB as usize];
@@ -303,7 +306,7 @@ fn an_idle_image_gives_back_the_part_of_a_segment_that_no_snapshot_needs() {
     assert!(buf == pattern(1, 8 * MIB as usize));
     drop(snapshot);
     image.remove_snapshot("s", false).unwrap();
-    rest(&mut image);
+    be_idle(&mut image);
     assert!(allocated() < MIB, "{} KiB of nothing", allocated() >> 10);
     image.close().unwrap();
     assert_sound(&store, &pool);
@@ -316,7 +319,7 @@ fn an_idle_image_writes_nothing_once_its_space_is_given_back() {
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(1, 40 * MIB as usize)).unwrap();
     image.discard(4 * MIB, 20 * MIB).unwrap();
-    rest(&mut image);
+    be_idle(&mut image);
     let head = pool.directory().join("images").join(id.to_string()).join("head");
     let state = || {
         let segments = ['d', 'm', 't'].into_iter().flat_map(|kind| segments(&pool, kind));
@@ -326,16 +329,16 @@ fn an_idle_image_writes_nothing_once_its_space_is_given_back() {
         files.into_iter().map(|path| (time(&path), path)).collect::<Vec<_>>()
     };
     let before = state();
-    rest(&mut image);
+    be_idle(&mut image);
     let mut buf = vec![0; 4096];
     image.read_at(0, &mut buf).unwrap();
-    rest(&mut image);
+    be_idle(&mut image);
     assert_eq!(state(), before);
     image.close().unwrap();
 }
 
 #[test]
-fn what_a_reader_needed_is_given_back_when_it_has_gone() {
+fn space_that_a_reader_needed_comes_back_when_the_reader_has_gone() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), 64 * MIB);
     let allocated = || store.pool_stats(&pool).unwrap().allocated_bytes;
@@ -346,18 +349,18 @@ fn what_a_reader_needed_is_given_back_when_it_has_gone() {
     let mut image = pool.open(id).unwrap();
     let mut reader = pool.open_read_only(id).unwrap();
     image.discard(0, 64 * MIB).unwrap();
-    rest(&mut image);
+    be_idle(&mut image);
     let mut buf = vec![0; data.len()];
     reader.read_at(0, &mut buf).unwrap();
     assert!(buf == data);
     drop(reader);
-    // No other request comes.
-    rest(&mut image);
+    // No other request arrives.
+    be_idle(&mut image);
     assert!(allocated() < MIB, "{} KiB of nothing", allocated() >> 10);
     image.close().unwrap();
 }
 
-/// The open segment was kept by a checkpoint when nothing in it was live any more.
+/// A checkpoint has kept the open segment, although nothing in it is live any more.
 #[test]
 fn an_image_without_data_keeps_no_segment_after_its_close() {
     let directory = tempfile::tempdir().unwrap();
@@ -372,7 +375,7 @@ fn an_image_without_data_keeps_no_segment_after_its_close() {
     assert_sound(&store, &pool);
 }
 
-/// Files of this process that have no name any more, in a directory.
+/// Files below a directory that are removed and that this process has open.
 fn removed_and_open(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
     let files = descriptors.filter_map(|fd| std::fs::read_link(fd.path()).ok());
@@ -399,7 +402,7 @@ fn segments_that_another_process_removes_are_not_kept_open() {
     other.read_at(0, &mut buf).unwrap();
     image.read_at(0, &mut buf).unwrap();
     assert!(buf == data);
-    // Closed by a server; the other one is only told to rest.
+    // A server closes the one image. The other one is only idle.
     image.close().unwrap();
     other.give_space_back();
     let remover = Store::open(store.directory()).unwrap();
@@ -409,7 +412,7 @@ fn segments_that_another_process_removes_are_not_kept_open() {
 }
 
 #[test]
-fn a_busy_image_lets_go_of_segments_that_another_process_removes() {
+fn a_busy_image_closes_segments_that_another_process_removes() {
     let directory = tempfile::tempdir().unwrap();
     let (_store, pool, id) = store_with_image(directory.path(), 64 * MIB);
     let mut image = pool.open(id).unwrap();

@@ -1,4 +1,4 @@
-//! What goes wrong stays small: full disks, failed syncs, damaged and newer files.
+//! Damage and failures stay local: full disks, failed syncs, damaged and newer files.
 
 mod support;
 
@@ -124,8 +124,8 @@ fn a_damaged_block_fails_its_own_range_and_check_names_every_image_with_it() {
     image.close().unwrap();
     for scrub in [false, true] {
         let options = CheckOptions { scrub, ..CheckOptions::default() };
-        let mut told = (0, 0);
-        let mut progress = |done, total| told = (done, total);
+        let mut last = (0, 0);
+        let mut progress = |done, total| last = (done, total);
         let report = store.check(&pool, &options, &mut progress).unwrap();
         let mut named: Vec<&str> = report.findings.iter().map(|f| f.image.as_str()).collect();
         named.sort_unstable();
@@ -134,7 +134,7 @@ fn a_damaged_block_fails_its_own_range_and_check_names_every_image_with_it() {
         assert!(report.findings.iter().all(|f| f.serious && f.message.starts_with(damage)));
         // The child has one leaf of its own.
         assert_eq!(report.blocks, 1024 + 512, "{report:#?}");
-        assert!(told.0 == report.blocks * 4096 && told.1 >= told.0, "{told:?}");
+        assert!(last.0 == report.blocks * 4096 && last.1 >= last.0, "{last:?}");
     }
 }
 
@@ -176,7 +176,7 @@ fn a_damaged_map_page_is_an_error_for_its_range_and_no_panic() {
     image.read_at(32 * MIB, &mut buf).unwrap();
     assert!(buf == data);
     image.write_at(48 * MIB, &data).unwrap();
-    // Throwing the damaged part away makes it usable again.
+    // Discarding the damaged part makes it usable again.
     image.discard(0, 2 * MIB).unwrap();
     image.write_at(0, &data).unwrap();
     image.read_at(0, &mut buf).unwrap();
@@ -242,7 +242,7 @@ fn names_sizes_and_ranges_are_checked_before_anything_happens() {
 }
 
 #[test]
-fn a_creation_cut_off_before_its_name_is_litter_and_a_lost_name_is_damage() {
+fn an_image_that_never_had_a_name_is_litter_and_a_lost_name_is_damage() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), 4 * MIB);
     let name = pool.directory().join("names/@/image");
@@ -253,7 +253,7 @@ fn a_creation_cut_off_before_its_name_is_litter_and_a_lost_name_is_damage() {
     assert!(!report.findings[0].serious && report.findings[0].message.contains("cut off"));
     let repair = CheckOptions { repair: true, ..CheckOptions::default() };
     store.check(&pool, &repair, &mut |_, _| {}).unwrap();
-    assert!(!name.exists(), "check leaves to gc what gc removes");
+    assert!(!name.exists(), "check leaves the image to gc");
     std::fs::write(&name, &record).unwrap();
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(1, 4096)).unwrap();
@@ -263,7 +263,11 @@ fn a_creation_cut_off_before_its_name_is_litter_and_a_lost_name_is_damage() {
     assert!(report.findings[0].serious, "{:#?}", report.findings);
     store.gc(&pool, &mut |_, _| {}).unwrap();
     store.check(&pool, &repair, &mut |_, _| {}).unwrap();
-    assert_eq!(std::fs::read(&name).unwrap(), record, "and what was written gets its name back");
+    assert_eq!(
+        std::fs::read(&name).unwrap(),
+        record,
+        "an image that was written gets its name back"
+    );
     pool.create("other", &CreateOptions::default()).unwrap();
     std::fs::remove_file(pool.directory().join("names/@/other")).unwrap();
     store.gc(&pool, &mut |_, _| {}).unwrap();
@@ -272,14 +276,14 @@ fn a_creation_cut_off_before_its_name_is_litter_and_a_lost_name_is_damage() {
 }
 
 #[test]
-fn an_image_whose_name_cannot_be_read_is_no_litter() {
+fn an_image_whose_name_cannot_be_read_is_not_removed_as_litter() {
     let directory = tempfile::tempdir().unwrap();
     let (world, faults) = support::faulty_world();
     let store = Store::open_with(world, directory.path(), Limits::default()).unwrap();
     let pool = store.pool("rbd").unwrap();
     let options = CreateOptions::sized(MIB);
     let id = pool.create("image", &options).unwrap();
-    // Never written, like a creation that was cut off; but it has a name.
+    // The image was never written, as after an interrupted creation. But it has a name.
     faults.name_errno.store(5, Ordering::Relaxed);
     let _ = store.gc(&pool, &mut |_, _| {});
     let report = repair(&store, &pool);
@@ -313,7 +317,7 @@ fn forty_generations_read_like_one() {
     image.close().unwrap();
 }
 
-/// Writes without closing: what was flushed is in the log only.
+/// Writes without closing, so that what was flushed is only in the log.
 fn leave_log(pool: &Pool, id: ImageId, writes: &[(u64, Vec<u8>)]) {
     let mut image = pool.open(id).unwrap();
     for (offset, data) in writes {
@@ -407,7 +411,7 @@ fn a_damaged_group_before_a_durable_one_is_no_end_of_the_log() {
     let fresh = || Store::open(store.directory()).unwrap().pool("rbd").unwrap();
     let mut buf = vec![0; 4096];
 
-    // Data: the group counts, its block is an error.
+    // Damaged data: the group counts, and reading its block is an error.
     flip_byte(&log, 2 * 4096 + 5);
     let mut image = fresh().open(id).unwrap();
     assert_eq!(image.read_at(0, &mut buf).unwrap_err().kind(), ErrorKind::Corrupt);
@@ -415,7 +419,7 @@ fn a_damaged_group_before_a_durable_one_is_no_end_of_the_log() {
     assert!(buf == pattern(3, 4096));
     drop(image);
 
-    // Header: nobody knows what it wrote.
+    // A damaged header: what the group wrote is unknown.
     flip_byte(&log, 3 * 4096 + 70);
     let error = fresh().open(id).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
@@ -435,11 +439,11 @@ fn a_damaged_group_before_a_durable_one_is_no_end_of_the_log() {
 }
 
 #[test]
-fn a_damaged_segment_header_hides_nothing_and_is_restored() {
+fn the_groups_behind_a_damaged_segment_header_are_replayed_and_repair_restores_it() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = store_with_image(directory.path(), 128 * MIB);
     let data = pattern(7, (4 * MIB) as usize);
-    // A log over two segments, in which everything but the last block was flushed.
+    // A log in two segments. All of it was flushed.
     let mut writes: Vec<(u64, Vec<u8>)> = (0..10).map(|i| (i * 4 * MIB, data.clone())).collect();
     writes.push((100 * MIB, pattern(8, 4096)));
     leave_log(&pool, id, &writes);
@@ -457,12 +461,12 @@ fn a_damaged_segment_header_hides_nothing_and_is_restored() {
     }
     image.close().unwrap();
     let report = repair(&store, &pool);
-    let told = report.findings.iter().filter(|f| f.message.contains("header of segment"));
+    let restored = report.findings.iter().filter(|f| f.message.contains("header of segment"));
     assert!(report.findings.iter().all(|f| f.repaired && !f.serious), "{report:#?}");
-    assert_eq!(told.count(), 2, "{report:#?}");
+    assert_eq!(restored.count(), 2, "{report:#?}");
     assert_sound(&store, &pool);
 
-    // Nor is a log empty that begins in a segment of which nothing can be read.
+    // A log whose first segment cannot be read does not count as empty.
     leave_log(&pool, id, &[(0, pattern(9, 4096))]);
     let log = segments(&pool, 'd').pop().unwrap();
     let file = std::fs::File::options().write(true).open(&log).unwrap();
@@ -517,17 +521,17 @@ fn flatten_in_parts(prepare: &dyn Fn(&mut Image)) {
     };
     let (left, more) = part(&mut image);
     assert_eq!((left, more), (4096, true), "5120 blocks, 1024 at a time");
-    // Written meanwhile, before and behind where the copying is.
+    // These blocks are written meanwhile, before and behind the place that the copying has reached.
     image.write_at(MIB, &pattern(1, 4096)).unwrap();
     image.write_at(19 * MIB, &pattern(2, 4096)).unwrap();
     let left = part(&mut image).0;
     assert!((3000..=3072).contains(&left), "{left}");
-    // From now on there is a snapshot that needs the parent's pool.
+    // From here on, a snapshot needs the parent's pool.
     image.snapshot("middle").unwrap();
     image.write_at(19 * MIB, &[0; 4096]).unwrap();
     image.roll_back("middle").unwrap();
     while part(&mut image).1 {}
-    // One that came after all was copied.
+    // This snapshot is taken after everything was copied.
     image.snapshot("late").unwrap();
     image.flatten().unwrap();
     image.close().unwrap();

@@ -1,4 +1,4 @@
-//! A disk that fails when told to, over a real directory; and what must hold of every pool.
+//! A disk over a real directory that fails as a test says; and what must hold for every pool.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -22,7 +22,7 @@ use marcot_store::{
 pub struct Faults {
     /// Bytes that may still be written before the disk is full; negative: no limit.
     pub room_bytes: AtomicI64,
-    /// A directory whose files may take so many bytes on the medium, if there is a limit.
+    /// A directory, and the bytes that its files may take on the medium, if there is a limit.
     pub capacity: Mutex<Option<(PathBuf, u64)>>,
     /// No file can be created.
     pub no_new_files: AtomicBool,
@@ -34,27 +34,27 @@ pub struct Faults {
     pub name_errno: AtomicI32,
     /// The next removal of a file fails.
     pub fail_remove: AtomicBool,
-    /// Nothing can be read without waiting, and what waits lands when it is let.
+    /// Nothing is in the page cache. Asynchronous reads complete when the test lets them.
     pub cold: AtomicBool,
-    /// Reads, or writes past the page cache, that may land.
-    pub landing: AtomicI64,
-    /// Files can be written past the page cache.
+    /// Number of reads or direct writes in flight that may complete.
+    pub may_complete: AtomicI64,
+    /// Files take direct writes.
     pub direct: AtomicBool,
-    /// The last of the writes that wait lands first.
+    /// The write that was started last completes first.
     pub last_first: AtomicBool,
-    /// The next write past the page cache fails, with this error number; 0: it does not.
+    /// The next direct write fails, with this error number; 0: it does not.
     pub direct_errno: AtomicI32,
-    /// The next write past the page cache ends half-way.
+    /// The next direct write writes only a half.
     pub direct_short: AtomicBool,
-    /// Writes past the page cache that have been started.
+    /// Direct writes that were started.
     pub direct_writes: AtomicI64,
-    /// Files and directories that have been opened, or looked for.
+    /// Files and directories that were opened or looked for.
     pub opens: AtomicI64,
-    /// Bytes that have been read.
+    /// Bytes that were read.
     pub read_bytes: AtomicI64,
 }
 
-/// Reads and writes that wait until they are let, or waited for.
+/// Reads and writes in flight. They complete when the test lets them, or when they are waited for.
 struct Waiting {
     faults: Arc<Faults>,
     reads: VecDeque<AsyncRead>,
@@ -77,7 +77,7 @@ impl AsyncIo for Waiting {
     }
     fn submit(&mut self) {}
     fn take(&mut self) -> Option<IoCompletion> {
-        if self.faults.landing.load(Ordering::Relaxed) == 0 {
+        if self.faults.may_complete.load(Ordering::Relaxed) == 0 {
             return None;
         }
         let write = match self.faults.last_first.load(Ordering::Relaxed) {
@@ -85,7 +85,7 @@ impl AsyncIo for Waiting {
             false => self.writes.pop_front(),
         };
         if let Some(mut write) = write {
-            self.faults.landing.fetch_sub(1, Ordering::Relaxed);
+            self.faults.may_complete.fetch_sub(1, Ordering::Relaxed);
             let data = write.data.as_slice();
             let data = match self.faults.direct_short.swap(false, Ordering::Relaxed) {
                 true => &data[..data.len() / 2],
@@ -98,12 +98,12 @@ impl AsyncIo for Waiting {
             return Some(IoCompletion::Write(write));
         }
         let mut read = self.reads.pop_front()?;
-        self.faults.landing.fetch_sub(1, Ordering::Relaxed);
+        self.faults.may_complete.fetch_sub(1, Ordering::Relaxed);
         read.result = read.file.read_at(read.offset, &mut read.buf);
         Some(IoCompletion::Read(read))
     }
     fn wait(&mut self) {
-        self.faults.landing.fetch_max(1, Ordering::Relaxed);
+        self.faults.may_complete.fetch_max(1, Ordering::Relaxed);
     }
     fn raw_fd(&self) -> Option<i32> {
         None
@@ -251,7 +251,7 @@ impl DiskFile for FaultyFile {
         let room = self.faults.room_bytes.load(Ordering::Relaxed);
         if room >= 0 {
             if room < length as i64 {
-                // As a full disk does: part of it arrives.
+                // A full disk takes a part.
                 let part = &parts[0][..parts[0].len().min(room as usize)];
                 let _ = self.inner.write_at(offset, &[part]);
                 return Err(io::ErrorKind::StorageFull.into());
@@ -310,7 +310,7 @@ pub fn store_with_image(directory: &Path, size_bytes: u64) -> (Store, Pool, Imag
     (store, pool, id)
 }
 
-/// Bytes that no other seed gives.
+/// Bytes that differ for every seed.
 pub fn pattern(seed: u8, length: usize) -> Vec<u8> {
     (0..length).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect()
 }
