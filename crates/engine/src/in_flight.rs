@@ -13,7 +13,8 @@ use std::sync::Arc;
 use marcot_format::{BLOCK_BYTES, crc32c};
 use marcot_store::{AsyncIo, AsyncRead, AsyncWrite, Disk, DiskFile, IoCompletion};
 
-/// Longest read that is left in flight, in bytes; longer ones move enough to be worth the wait.
+/// Longest read that is left in flight, in bytes. Longer reads are waited for: they move enough data to be
+/// worth it.
 const READ_BYTES_MAX: usize = 1 << 20;
 
 /// What a read in flight has to return.

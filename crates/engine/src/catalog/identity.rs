@@ -1,4 +1,4 @@
-//! Which image an open image is, for all its parts.
+//! The identity of an open image, which all its parts share.
 
 use marcot_backend::SegmentSet;
 use marcot_format::ImageId;

@@ -120,8 +120,8 @@ impl Image {
             return Ok(());
         }
         let message = format!(
-            "the log of {} is as long as a log can be, because no checkpoint succeeds; the log of the \
-             process that serves it says why",
+            "the log of {} is as long as a log can be, because no checkpoint succeeds; the messages of \
+             the process that serves it say why",
             self.identity.label
         );
         fail(ErrorKind::NoSpace, message)

@@ -7,7 +7,7 @@
 //! 4. removal of segments that no head needs any more.
 //!
 //! The image's thread gives every dirty page its place ([`super::placing`]). Steps 1 to 3 are the *checkpoint
-//! job* ([`super::checkpoint_job`]). A worker runs the job while the image goes on; where somebody waits for
+//! job* ([`super::checkpoint_job`]). A worker runs the job while the image goes on; where a caller waits for
 //! the result, the image's thread runs it itself. The job gets a frozen root and touches nothing of the
 //! image. At most one job is running, and every change of the head waits for it.
 //!

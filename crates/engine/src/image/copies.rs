@@ -280,7 +280,7 @@ impl Copies {
         Ok(file)
     }
 
-    /// Makes everything copied durable.
+    /// Makes all copies durable.
     pub(super) fn sync(&mut self) -> Result<()> {
         if fault::is(Fault::CopiesUnsynced) {
             self.open.clear();

@@ -60,7 +60,7 @@ struct Deep {
     below: u64,
     /// Everything is copied, durably.
     done: bool,
-    /// Blocks to be copied, about.
+    /// About how many blocks there are to copy.
     total: u64,
     /// Blocks that were handled so far.
     copied: u64,
@@ -197,7 +197,7 @@ impl Image {
             None => self.begin_deep()?,
         };
         if !deep.done {
-            // Where this fails, the next part begins anew, and skips what the medium has already.
+            // Where this fails, the next part starts again, and skips what the medium has already.
             deep.done = self.copy_states(&mut deep)?;
         }
         let left = match deep.done {

@@ -42,7 +42,7 @@ const SNAPSHOTS_ASKED_MAX: usize = 16;
 /// What is to be done next. `group` is the number of the image's next group when the work began: if it has
 /// changed, the image is in use again.
 enum Work {
-    /// Looks whether anything is to be done.
+    /// Looks whether there is anything to do.
     Look,
     /// Waits for a checkpoint, then closes the open segment.
     CloseOpen { group: u64 },
@@ -117,8 +117,8 @@ impl Image {
         }
     }
 
-    /// True where the durable head does not name what is in memory.
-    fn is_ahead(&self) -> bool {
+    /// True where memory has changes that the durable head does not name.
+    fn is_newer_than_head(&self) -> bool {
         self.state.changed && !fault::is(Fault::PunchBeforeHead)
     }
 
@@ -180,12 +180,14 @@ impl Image {
     fn do_idle_work(&mut self, work: Work) -> Result<Option<Work>> {
         let next = match work {
             Work::Look => self.look_for_idle_work()?,
-            // The image is in use again. The work begins anew when it is idle again.
-            Work::CloseOpen { group } if self.is_ahead() && group != self.journal.group_next() => {
+            // The image is in use again. The work starts again when it is idle again.
+            Work::CloseOpen { group }
+                if self.is_newer_than_head() && group != self.journal.group_next() =>
+            {
                 return Ok(None);
             }
             Work::CloseOpen { .. } => {
-                if self.is_ahead() {
+                if self.is_newer_than_head() {
                     // The checkpoint has failed. This one may spend the reserve.
                     self.checkpoint_for_room(|_| {})?;
                 }
@@ -224,7 +226,7 @@ impl Image {
         }
         self.compact_map_while_idle()?;
         let group = self.journal.group_next();
-        if self.is_ahead()
+        if self.is_newer_than_head()
             && let Err(error) = self.begin_checkpoint()
             && error.kind() != ErrorKind::NoSpace
         {

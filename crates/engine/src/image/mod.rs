@@ -66,7 +66,7 @@ const READ_ATTEMPTS_MAX: u32 = 10;
 
 /// What this process may do with the image.
 enum Mode {
-    /// Alone with it; holds the image lock.
+    /// The only process that may write it; holds the image lock.
     Owner { _lock: Box<dyn Lock> },
     /// Reads by the head as it was at opening. The readers' lock, where it could be taken, keeps the segments
     /// that this head names.

@@ -3,7 +3,7 @@
 //! An owner brings the log into its map. A reader cannot write map pages, and so could never drop pages that
 //! the log has changed: a log that touches one block under each of many pages would decide how much memory
 //! its readers take. In an overlay, a write takes a few bytes. Beyond a bound, the overlay keeps only a
-//! *window* of the image, and is made anew from the log where somebody reads outside of it.
+//! *window* of the image. It is made again from the log where a read lies outside of the window.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use marcot_format::{
     BLOCK_BYTES, BlockAddress, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry, SegmentIndex, Slot,
 };
 
-/// Memory of a run without its checksums, in bytes, about.
+/// About the memory of a run without its checksums, in bytes.
 const RUN_BYTES: u64 = 128;
 /// The least memory that an overlay is given, in bytes: a window of one leaf fits in it.
 const MEMORY_BYTES_MIN: u64 = 2 * RUN_BYTES * MAP_FANOUT as u64;
@@ -30,7 +30,7 @@ struct Written {
     at: usize,
 }
 
-/// A run of blocks up to `end`; its key in the overlay is its first block. `None`: holes.
+/// A run of blocks up to `end`; its key in the overlay is its first block. `written` is `None` for holes.
 struct Run {
     end: u64,
     written: Option<Written>,

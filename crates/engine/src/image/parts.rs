@@ -78,7 +78,7 @@ impl Image {
             ErrorKind::NoSpace => {
                 let mib = self.state.map.resident_bytes().div_ceil(1 << 20);
                 error.context(format!(
-                    "{} needs about {mib} MiB of room for the map of what was written last; make so much, or \
+                    "{} needs about {mib} MiB of room for the map of what was written last; free that much, or \
                      remove a snapshot or an image",
                     self.identity.label
                 ))

@@ -26,7 +26,7 @@ const TABLE_REWRITE_FACTOR: u64 = 8;
 /// Pages that a table segment may hold before a rewrite is considered.
 const TABLE_REWRITE_PAGES_MIN: u64 = 64;
 
-/// The image that the pages belong to, and what tells which segments have to stay.
+/// The image that the pages belong to, and the head and the open data segment, which say what has to stay.
 pub(super) struct Owner<'a> {
     pub image: &'a Identity,
     pub head: &'a Head,

@@ -51,7 +51,7 @@ fn entries_below(
     }
 }
 
-/// True where a read has failed in a way that data which was moved to another pool may be the cause.
+/// True where a read may have failed because its data was moved to another pool.
 fn may_have_moved(read: &Read<'_>) -> bool {
     let kind = read.result.as_ref().err().map(Error::kind);
     matches!(kind, Some(ErrorKind::Corrupt | ErrorKind::Io))
@@ -92,7 +92,7 @@ impl Image {
         self.evict(self.limits().map_memory_bytes);
     }
 
-    /// Performs the reads again whose data may have moved.
+    /// Performs those reads again whose data may have moved.
     fn read_again(&mut self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)]) {
         for (i, read) in reads.iter_mut().enumerate().filter(|(_, read)| may_have_moved(read)) {
             let whole = spare.iter_mut().find(|(at, _)| *at == i);

@@ -26,8 +26,8 @@ const OVERLAY_PART: u64 = 2;
 /// Blocks read at a time in search of a later group (1 MiB).
 const SCAN_BLOCKS: usize = 256;
 /// What an operator can do about a damaged log.
-const REMEDY: &str = "; open it read-only to save what it has, or repair its pool to give up what was \
-                      written after it";
+const REMEDY: &str = "; open the image read-only to save what it has, or repair its pool to give up the log \
+                      from there on";
 
 /// A segment being replayed.
 struct Cursor {

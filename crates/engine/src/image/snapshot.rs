@@ -149,7 +149,7 @@ impl Image {
         self.publish(|head| share(head, id))
     }
 
-    /// Removes a snapshot, or moves it aside while format-2 children need it.
+    /// Removes a snapshot, or moves it to the trash while children of format 2 need it.
     pub(super) fn snap_remove(&mut self, name: &str, force: bool) -> Result<()> {
         self.check_owner()?;
         let snapshot = self.snap_record(name)?;
@@ -199,8 +199,7 @@ impl Image {
         Ok(())
     }
 
-    /// Removes trashed snapshots whose last child is gone, and takes back marks of commands that
-    /// were cut off.
+    /// Removes trashed snapshots whose last child is gone, and takes back the marks of interrupted commands.
     pub(crate) fn tidy_snapshots(&mut self) -> Result<()> {
         let trashed: Vec<u64> =
             self.head.snapshots.iter().filter(|s| s.trashed || s.removing).map(|s| s.id).collect();
@@ -275,7 +274,7 @@ impl Image {
         // The table must follow the head from now on: the snapshot may be removed before the image is closed.
         state.table.set_guide(self.root_of(None).guide());
         self.state = state;
-        self.journal.count_anew();
+        self.journal.reset_count();
         if let Some(parent) = old_parent {
             self.leave_parent(&parent)?;
         }

@@ -157,9 +157,9 @@ impl DirectWrites {
         Some(self.groups.front().map_or(group_next, |group| group.group))
     }
 
-    /// A buffer for so many bytes.
+    /// A buffer with room for `bytes` bytes.
     pub(super) fn take_buffer(&mut self, bytes: usize) -> AlignedBytes {
-        // The buffer that was used last is the one that the processor has in its cache.
+        // The buffer that was used last is most likely still in the processor's cache.
         match self.spare.iter().rposition(|spare| spare.capacity() >= bytes) {
             Some(at) => {
                 let spare = self.spare.remove(at);

@@ -80,7 +80,7 @@ struct Log {
     dirty: bool,
     /// Earlier segments that are not durable yet.
     unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
-    /// Groups with smaller numbers are durable; each group says so, see [`GroupHeader`].
+    /// Groups with numbers below this one are durable. Each header of a group notes this number.
     durable_below: u64,
     preallocation: Preallocation,
     header: Vec<u8>,
@@ -598,7 +598,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The segments that [`Self::sync`] would sync, opened anew for another thread.
+    /// The segments that [`Self::sync`] would sync, opened again for another thread.
     ///
     /// # Errors
     /// `Poisoned` where a group could not be written; those of opening files.
@@ -614,7 +614,7 @@ impl Journal {
         unsynced.chain(open).map(|name| files.open_as_it_is(name, false)).collect()
     }
 
-    /// Notes which part of the log the next checkpoint covers, and starts the count of bytes anew.
+    /// Notes which part of the log the next checkpoint covers, and starts the count of bytes again.
     pub(crate) fn begin_to_cover(&mut self) -> CoveredLog {
         let unsynced = self.log.iter().flat_map(|log| &log.unsynced);
         CoveredLog {
@@ -639,7 +639,7 @@ impl Journal {
     }
 
     /// The root in memory was replaced by one on the medium, to which no log belongs.
-    pub(crate) fn count_anew(&mut self) {
+    pub(crate) fn reset_count(&mut self) {
         self.bytes = 0;
     }
 

@@ -1,8 +1,9 @@
 //! The next data segment, which a worker creates before it is needed.
 //!
-//! The header and the name of a new segment are made durable before anything is written to it. That takes as
-//! long as some thousand requests. Until the segment is used, its number is still the next one of the series.
-//! So, if this process ends, the next owner removes the segment, as it removes one that was created in place.
+//! The header and the name of a new segment are made durable before anything is written to it. That takes
+//! about as long as a thousand requests. Until the segment is used, its number is still the next one of the
+//! series. So, if this process ends, the next owner removes the segment, as it removes one that was created
+//! in place.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -23,8 +23,9 @@ use marcot_store::{DiskFile, Running, Workers};
 const STRETCH_SLOTS: u32 = 2048;
 /// Blocks that a stream writes to one place, on average, at the least (512 KiB).
 const RUN_BLOCKS_MIN: u32 = 128;
-/// Most stretches that are kept. They wait for a worker. Those of a stream are then kept, and dropped from
-/// the page cache again with the next stretches, because a page stays in it until it was written.
+/// Most stretches that are kept. They wait for a worker. Those of a stream are kept after that, and dropped
+/// from the page cache once more with each of the next stretches, because pages that were not on the medium
+/// yet stayed there.
 const STRETCHES_MAX: usize = 4;
 
 /// A part of a segment.
