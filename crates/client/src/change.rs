@@ -1,4 +1,4 @@
-//! What changes an image as a whole: size, name, metadata, and its end.
+//! Operations that change an image as a whole: resize, rename, metadata, removal.
 
 use marcot::{Error, ErrorKind, ImageId, ImageName, ParentInfo, Result, Store};
 use marcot_serve::control::Command;
@@ -10,11 +10,11 @@ use crate::owner::Reclaimed;
 use crate::pool::Pool;
 
 impl Image {
-    /// Changes the size to `size_bytes`, while the image is in use or not; durable when it returns.
+    /// Changes the size to `size_bytes`, also while the image is in use. The change is durable on return.
     /// Shrinking needs `allow_shrink`: data beyond the new end is lost. `progress` gets (done, total).
     ///
     /// # Errors
-    /// `Invalid` for a size that cannot be, or a smaller one that is not allowed; `NoSpace`; `Owned` for
+    /// `Invalid` for an impossible size, or for a smaller one without `allow_shrink`; `NoSpace`; `Owned` for
     /// an owner that cannot be reached; `Interrupted`.
     pub fn resize(
         &self,
@@ -26,11 +26,11 @@ impl Image {
         self.operate(Operation::ResizeImage, || self.run(&command, progress))
     }
 
-    /// Gives the image another name in its namespace, if it is still called as it was when it was looked
-    /// up. The handle that is returned knows the new name.
+    /// Gives the image another name in its namespace, if it still has the name by which it was looked
+    /// up. The returned handle knows the new name.
     ///
     /// # Errors
-    /// Those of [`Pool::rename`]; `Busy` where another image has its name by now.
+    /// Those of [`Pool::rename`]; `Busy` if another image has the old name now.
     pub fn rename(&self, name: &str) -> Result<Self> {
         let from = self.name();
         self.operate(Operation::RenameImage, || {
@@ -45,22 +45,23 @@ impl Image {
         Ok(self.pool().known_image(name, self.id()))
     }
 
-    /// Removes the image, if it is still called as it was when it was looked up, and the space that only
-    /// it used. Its parent's owner is told, so that a removed snapshot that was kept for this image can
-    /// go. `progress` gets (done, total).
+    /// Removes the image, if it still has the name by which it was looked up, and frees the space that only
+    /// it used. Notifies the owner of its parent: a removed snapshot that was kept for this image can then
+    /// be freed. `progress` gets (done, total).
     ///
     /// # Errors
-    /// `HasSnapshots`; `Owned` or `Busy`, with who uses it, where somebody does; `NotFound`, also where
-    /// it is called otherwise now; `Busy` where another image has its name; `ReadOnly`; `Corrupt` for a damaged head, see [`Self::give_up`].
+    /// `HasSnapshots`; `Owned` or `Busy`, naming the user, if it is in use; `NotFound`, also if
+    /// it was renamed; `Busy` if another image has its name; `ReadOnly`; `Corrupt` for a damaged head, see
+    /// [`Self::give_up`].
     pub fn remove(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         self.remove_as(Store::remove_if_named, progress)
     }
 
-    /// As [`Self::remove`], but an image whose head is damaged is given up: its data, its snapshots, and
-    /// whatever else only its head knew. Nothing else is forced.
+    /// As [`Self::remove`], but also for an image whose head is damaged: its data and snapshots are lost, with
+    /// everything that only its head recorded. The other conditions of a removal still hold.
     ///
     /// # Errors
-    /// As [`Self::remove`]; `HasChildren` where it has a child, in any pool.
+    /// As [`Self::remove`]; `HasChildren` if it has a child in any pool.
     pub fn give_up(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         self.remove_as(Store::remove_damaged_if_named, progress)
     }
@@ -93,8 +94,8 @@ impl Image {
         Ok(self.info()?.metadata)
     }
 
-    /// Gives back now what space of the image nobody needs, and returns how many bytes that was. Owners
-    /// do so by themselves, in time.
+    /// Gives back the space of the image that nothing needs, and returns how many bytes that is. Owners
+    /// also do this by themselves, some time later.
     ///
     /// # Errors
     /// `Owned` for an owner that cannot be reached; `NoSpace`, `Io`; `Interrupted`.
@@ -105,13 +106,13 @@ impl Image {
     }
 }
 
-/// A way of removing an image that still has a name.
+/// An operation that removes an image if it still has a name.
 type RemoveIfNamed =
     fn(&Store, &marcot::Pool, ImageId, &ImageName, &mut dyn FnMut(u64, u64)) -> Result<()>;
 
 impl Client {
-    /// Tells the owner of a parent, if it has one, that a child is gone: a removed snapshot that was kept
-    /// for that child can go now. Where nobody has the parent open, the engine has seen to it.
+    /// Notifies the owner of a parent, if there is one, that a child is gone: a removed snapshot that was kept
+    /// for that child can be freed now. If nobody has the parent open, the engine has already freed it.
     pub(crate) fn child_is_gone(&self, parent: Option<&ParentInfo>) {
         let Some(parent) = parent.filter(|parent| parent.trashed) else { return };
         let Ok(pool) = self.store().pool_by_id(parent.pool_id) else { return };

@@ -1,4 +1,4 @@
-//! A client of a store: what all its operations have in common.
+//! A client of a store: the state and settings that all operations share.
 
 use std::fmt;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::operation::Operation;
 use crate::options::Options;
 use crate::retry::Retry;
 
-/// A store, and how things are done in it. Cheap to clone; clones are the same client.
+/// A store, with the settings for operations on it. Cheap to clone; clones are the same client.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -19,8 +19,8 @@ struct Inner {
     store: Store,
     world: World,
     options: Options,
-    /// Processes that have not answered this client. Nobody waits twice for the same server, however
-    /// many images it has open.
+    /// Processes that have not answered this client. It waits only once for the same server, however
+    /// many images the server has open.
     silent: Mutex<Vec<u32>>,
 }
 
@@ -31,24 +31,24 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Opens the store in `directory`, which is made where there is none.
+    /// Opens the store in `directory`. Makes the directory if it does not exist.
     ///
     /// # Errors
-    /// `PermissionDenied`, `Corrupt`, `NewerFormat`; what the operating system says.
+    /// `PermissionDenied`, `Corrupt`, `NewerFormat`; errors of the operating system.
     pub fn open(directory: &Path, options: Options) -> Result<Self> {
         let world = World::system();
         let store = Store::open_with(world.clone(), directory, options.limits)?;
         Ok(Self(Arc::new(Inner { store, world, options, silent: Mutex::default() })))
     }
 
-    /// The store, for what this crate has no operation for.
+    /// The store, for operations that this crate does not have.
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.0.store
     }
 
-    /// Lets this process have as many files open as it may, and the store keep its share of them open:
-    /// where there are many pools and segments, the limit that processes begin with is low.
+    /// Raises this process's limit of open files as far as it may, and lets the store use its share of them.
+    /// With many pools and segments, the limit that processes start with is low.
     pub fn use_all_descriptors(&self) {
         let segment_files = descriptors::segment_files(descriptors::raise_limit());
         self.0.store.set_segment_files_max(usize::try_from(segment_files).unwrap_or(usize::MAX));
@@ -68,7 +68,7 @@ impl Client {
         Retry { interrupt: &self.0.options.interrupt, world: &self.0.world }
     }
 
-    /// True once what is being done should end.
+    /// True once the operation in progress should end.
     pub(crate) fn interrupted(&self) -> bool {
         self.0.options.interrupt.came()
     }

@@ -1,4 +1,4 @@
-//! Reading the content of an image or snapshot from end to end, whoever has it open.
+//! Reading the whole content of an image or snapshot, whoever has it open.
 
 use marcot::{Error, Extent, Result};
 use marcot_serve::control::Command;
@@ -8,7 +8,7 @@ use crate::operation::Operation;
 use crate::owner::{Access, strange_reply};
 use crate::snapshot::Snapshot;
 
-/// Extents asked for at a time.
+/// Largest number of extents that are requested at a time.
 const EXTENTS_MAX: usize = 4096;
 
 /// Content that can be read.
@@ -22,13 +22,14 @@ pub trait Content {
     /// `OutOfRange`, `Corrupt`, `Io`.
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
-    /// Runs of data and holes from `offset` on: in order, without gaps, perhaps not to the end.
+    /// Extents of data and holes from `offset` on: in order and without gaps, but they may end before
+    /// `offset + length`.
     ///
     /// # Errors
     /// As [`Self::read`].
     fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<Extent>>;
 
-    /// Lets go of it.
+    /// Closes it.
     ///
     /// # Errors
     /// Those of closing the image.
@@ -36,7 +37,7 @@ pub trait Content {
 }
 
 impl Image {
-    /// Opens the content of the image: here, or at its owner, and then it is written by others meanwhile.
+    /// Opens the content of the image, here or at its owner. At an owner, others may write to it meanwhile.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `Io`; `Owned` for an owner that cannot be reached; `Interrupted`.
@@ -90,7 +91,7 @@ impl Content for Opened {
     }
 }
 
-/// Open here or elsewhere, and written by others meanwhile.
+/// Open here or elsewhere; others may write to it meanwhile.
 struct Shared {
     access: Access,
     size_bytes: u64,
@@ -121,9 +122,9 @@ impl Content for Shared {
     }
 }
 
-/// Calls `each` with every piece of `content` in order: `Some(bytes)` for data, none longer than
-/// `piece_bytes`, and none across a multiple of it; `None` for a hole, however long. So the cost follows
-/// the data and not the size.
+/// Calls `each` with every piece of `content` in order: `Some(bytes)` for data, at most
+/// `piece_bytes` long and never across a multiple of that; `None` for a hole of any length. So the cost
+/// depends on the amount of data, not on the size.
 ///
 /// # Errors
 /// Those of reading, and of `each`.
@@ -165,7 +166,7 @@ pub fn walk<E: From<Error>>(
 mod tests {
     use super::*;
 
-    /// Data in every second run of three bytes.
+    /// Three bytes of data, three bytes of hole, and so on.
     struct Striped;
 
     impl Content for Striped {

@@ -9,7 +9,7 @@ use crate::operation::Operation;
 use crate::pool::Pool;
 use crate::snapshot::Snapshot;
 
-/// Zeros shorter than this are stored: the size of a block, in bytes.
+/// Runs of zeros shorter than this are stored as data: the size of a block, in bytes.
 pub const GRAIN_BYTES: usize = 4096;
 
 impl Image {
@@ -64,7 +64,7 @@ fn copy(
     let info = image.engine_pool().info(image.id())?;
     let size_bytes = match snapshot {
         None => info.size_bytes,
-        // Also one that was removed and waits for its children: it is there, and can be named.
+        // This also finds a removed snapshot that is kept for its children, by the name it has now.
         Some(snapshot) => match info.snapshots.iter().find(|s| s.name == snapshot.name()) {
             Some(found) => found.size_bytes,
             None => return Err(snapshot.missing_in(&info)),

@@ -1,5 +1,5 @@
-//! Mapping images to block devices of this machine: the side of who asks for it. The process that serves
-//! a device, and lives on when who asked has ended, is in [`server`].
+//! Mapping images to block devices of this machine: the calling side. The process that serves
+//! a device, and runs on when the caller has ended, is in [`server`].
 
 mod names_now;
 mod request;
@@ -24,16 +24,16 @@ pub use request::{
 };
 use server::Job;
 
-/// How long a server may take to end after it was told to: it makes the image durable first.
+/// How long a server may take to end after the request: it makes the image durable first.
 const UNMAP_WAIT: Duration = Duration::from_secs(60);
 
-/// So long may a device be in use that was mapped just now.
+/// How long [`Devices::take_back`] waits for a new device that is in use.
 const TAKE_BACK_TIME_MAX: Duration = Duration::from_secs(5);
-/// Between two attempts to take it away.
+/// Pause between two attempts of it.
 const TAKE_BACK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The mapped devices of this machine and user. They do without a store: a device can be taken away whose
-/// store is out of reach.
+/// The mapped devices of this machine and user. No store is needed: a device can be unmapped also if its
+/// store cannot be reached.
 pub struct Devices {
     options: Options,
     registry: Registry,
@@ -41,16 +41,16 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// The devices that the run directory knows.
+    /// The devices that are recorded in the run directory.
     ///
     /// # Errors
-    /// `PermissionDenied` for a run directory that is not this user's alone; `NotFound` where there is no
-    /// place for one; what the operating system says.
+    /// `PermissionDenied` for a run directory that another user owns or can write to; `NotFound` if there is no
+    /// place for one; errors of the operating system.
     pub fn open(options: Options, program: ProgramWords) -> Result<Self> {
         Ok(Self { options, registry: Registry::open()?, program })
     }
 
-    /// As [`Self::open`], with a run directory of the caller's.
+    /// As [`Self::open`], with a run directory that the caller gives.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -58,11 +58,11 @@ impl Devices {
         Ok(Self { options, registry: Registry::open_in(directory)?, program })
     }
 
-    /// The devices, by the names that their images have now. What is left of devices that are gone is
-    /// cleared.
+    /// The devices, with the current names of their images. Records and names of devices that are gone are
+    /// removed.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// Errors of the operating system.
     pub fn list(&self) -> Result<Vec<MappedRecord>> {
         self.options.operate(Operation::ListDevices, "", None, || self.settled())
     }
@@ -84,8 +84,8 @@ impl Devices {
         Ok(records)
     }
 
-    /// The device that shows what `spec` names now, if one does. Without a client, or where its pool
-    /// cannot be read, the names in the records have to do.
+    /// The device that shows the image or snapshot of that name, if one does. Without a client, or if the pool
+    /// cannot be read, the names in the records are used.
     ///
     /// # Errors
     /// As [`Self::list`].
@@ -100,7 +100,7 @@ impl Devices {
         let number = match found {
             Ok(id) => Some(id.0),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            // A pool that cannot be read must not keep its devices here.
+            // A device must be found and unmapped also when its pool cannot be read.
             Err(_) => None,
         };
         let snap = spec.snapshot.as_deref().unwrap_or_default();
@@ -131,7 +131,7 @@ impl Devices {
         Ok(self.list()?.into_iter().find(shows))
     }
 
-    /// Maps an image, or a snapshot of it, and returns the device, which stays when this process ends.
+    /// Maps an image or a snapshot, and returns the device. It stays when this process ends.
     ///
     /// # Errors
     /// [`MapFailure`].
@@ -154,8 +154,8 @@ impl Devices {
         })
     }
 
-    /// Gives a device whose server has died a new one. A cookie in `request` must be the device's, unless
-    /// `force` gives it that one.
+    /// Starts a new server for a device whose server has died. A cookie in `request` must be the device's,
+    /// unless `force` is set: then the device gets that cookie.
     ///
     /// # Errors
     /// [`MapFailure`].
@@ -303,12 +303,12 @@ impl Devices {
         Ok((self.job(request, record, driver, true), held))
     }
 
-    /// Takes a device away: its server ends in good order, or what a dead one left is cleared. With
-    /// `force` also a device that is in use.
+    /// Unmaps a device: its server ends in good order, or the remains of a dead one are removed. With
+    /// `force`, also a device that is in use.
     ///
     /// # Errors
-    /// `Busy` where another operation is at work on the device; `Io` where it did not go away in good
-    /// order; what the operating system says.
+    /// `Busy` while another operation works on the device; `Io` if it was not unmapped in good
+    /// order; errors of the operating system.
     pub fn unmap(&self, record: &MappedRecord, force: bool) -> Result<Unmapped> {
         let unmap = || self.take_away(record, force);
         self.options.operate(Operation::UnmapDevice, &record.pool, Some(of(record)), unmap)
@@ -348,8 +348,8 @@ impl Devices {
         Ok(Unmapped::Gone)
     }
 
-    /// Takes away what was mapped just now. Whoever watches for devices looks at a new one, and has it
-    /// open for a moment.
+    /// Unmaps a device that was mapped just now. Programs that watch for devices (such as udev) open a new one
+    /// for a moment, so an attempt that finds it in use is repeated.
     ///
     /// # Errors
     /// As [`Self::unmap`].
@@ -370,11 +370,11 @@ impl Devices {
         }
     }
 
-    /// Ends the server of a device, and leaves the device to another one.
+    /// Ends the server of a device. The device stays and can be given to another server.
     ///
     /// # Errors
-    /// `Unsupported` for a device that cannot be given to another server; `Busy` where its server does
-    /// not end; what the operating system says.
+    /// `Unsupported` for a device that cannot be given to another server; `Busy` if its server does
+    /// not end; errors of the operating system.
     pub fn detach(&self, record: &MappedRecord) -> Result<()> {
         let detach = || {
             if record.driver != Driver::Nbd {
@@ -393,7 +393,7 @@ impl Devices {
     }
 }
 
-/// What a device shows, or is going to.
+/// The image or snapshot that a device shows, or is going to show.
 struct Shown<'a> {
     image: &'a Image,
     /// Empty for the image itself.
@@ -422,18 +422,18 @@ fn store_directory(client: &Client) -> Result<PathBuf> {
     known.map_err(|e| Error::from_io("error opening the store", e))
 }
 
-/// A random name, in the form that `rbd-nbd` gives to devices.
+/// A random cookie, in the form that `rbd-nbd` uses.
 fn new_cookie() -> String {
     let random = World::system().random;
     let hex = format!("{:016x}{:016x}", random.number(), random.number());
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// Freezes (`quiesce`) or thaws (`unquiesce`) what is mounted from a device: what a program does that is
-/// called with [`ProgramWords::quiesce`].
+/// Freezes (`quiesce`) or thaws (`unquiesce`) the file systems that are mounted from a device. A program that
+/// is called with the words [`ProgramWords::quiesce`] has to do this.
 ///
 /// # Errors
-/// `Invalid` for another action; what the operating system says.
+/// `Invalid` for another action; errors of the operating system.
 pub fn quiesce(device: &Path, action: &str) -> Result<()> {
     match action {
         "quiesce" => mapping::freeze(device),

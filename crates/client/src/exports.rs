@@ -21,24 +21,25 @@ use crate::image_spec::ImageSpec;
 use crate::operation::Operation;
 use crate::spec;
 
-/// A list leaves out what has not been read by then; shorter than clients wait for an answer.
+/// Largest time to make a list. Pools that have not been read by then are left out. Clients wait longer than
+/// this for an answer.
 const LIST_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// Pools whose names are read at a time: a few, because each takes descriptors. Those that hang stay
-/// among them.
+/// Largest number of pools whose names are read at a time. It is small, since each takes descriptors. Pools
+/// that hang count too.
 const POOLS_READ_MAX: usize = 8;
 
 /// The exports of a store.
 pub struct StoreExports {
     client: Client,
-    /// Only these pools; all where empty.
+    /// Only these pools; all if empty.
     pools: Vec<String>,
     read_only: bool,
     /// Pools whose names are being read for a list.
     being_read: Arc<Mutex<HashSet<String>>>,
 }
 
-/// The names of a pool that were read for a list.
+/// A pool, and its names that were read for a list.
 type Listed = (String, Vec<ExportName>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -50,7 +51,7 @@ fn time_left(deadline: Instant) -> Duration {
 }
 
 impl StoreExports {
-    /// Exports the images of `pools`, or of all pools where that is empty. With `read_only` nobody can
+    /// Exports the images of `pools`, or of all pools if that is empty. With `read_only`, nobody can
     /// write to them.
     #[must_use]
     pub fn new(client: &Client, pools: Vec<String>, read_only: bool) -> Self {
@@ -61,8 +62,8 @@ impl StoreExports {
         self.pools.is_empty() || self.pools.iter().any(|name| name == pool)
     }
 
-    /// Has the names of a pool read; false where that is under way since an earlier list, because the
-    /// pool hangs.
+    /// Starts to read the names of a pool. Returns false if the thread of an earlier list still reads them,
+    /// because the pool hangs.
     fn start_listing(&self, pool: String, sender: &mpsc::Sender<Listed>) -> bool {
         if !lock(&self.being_read).insert(pool.clone()) {
             return false;
@@ -73,7 +74,7 @@ impl StoreExports {
         let started = thread.spawn(move || {
             let names = list_pool(&store, &name);
             lock(&being_read).remove(&name);
-            // Nobody waits for a pool that hangs.
+            // If the pool hung, the list is already made and nobody receives this.
             let _ = sender.send((name, names));
         });
         if let Err(error) = &started {
@@ -93,7 +94,7 @@ impl StoreExports {
     }
 }
 
-/// The names of one pool, as long as they fit into a list.
+/// The names of one pool, as many as fit into a list.
 #[derive(Default)]
 struct Names {
     list: Vec<ExportName>,
@@ -106,14 +107,14 @@ impl Names {
         self.list.push(ExportName { name, ..ExportName::default() });
     }
 
-    /// The list of a server is no longer than this.
+    /// True when a server's list cannot take more names.
     fn is_full(&self) -> bool {
         self.bytes >= LIST_BYTES_MAX
     }
 }
 
-/// The exports of a pool. What cannot be read is left out, and the log says so: others must not be
-/// hidden by it.
+/// The exports of a pool. Images that cannot be read are left out, and the log says so: they must not keep
+/// other images out of the list.
 fn list_pool(store: &Store, name: &str) -> Vec<ExportName> {
     let left_out = |namespace: &str, error: &Error| {
         let error = error.sentence().to_string();
@@ -153,7 +154,7 @@ fn list_namespace(pool: &Pool, namespace: &Namespace, names: &mut Names) -> Resu
         }
         let name = |snap: &str| spec::show(pool.name(), namespace, &image, snap);
         names.push(name(""));
-        // An image that was removed since, or that cannot be read, has no snapshots to show.
+        // An image that was removed meanwhile, or that cannot be read, is listed without snapshots.
         let snapshots = pool.info(id).map(|info| info.snapshots).unwrap_or_default();
         snapshots.iter().filter(|s| !s.trashed).for_each(|s| names.push(name(&s.name)));
     }
@@ -161,7 +162,7 @@ fn list_namespace(pool: &Pool, namespace: &Namespace, names: &mut Names) -> Resu
 }
 
 impl Exports for StoreExports {
-    /// Each pool has a thread, so that one that hangs hides no other.
+    /// Reads each pool in a thread of its own, so that a pool that hangs does not keep others out of the list.
     fn list(&self) -> Result<Vec<ExportName>> {
         let deadline = Instant::now() + LIST_TIME_MAX;
         let pools: Vec<String> =
@@ -224,7 +225,7 @@ impl Exports for StoreExports {
             let device: Box<dyn HostDevice> = match &spec.snapshot {
                 Some(snap) => Box::new(pool.open_snapshot(id, snap)?),
                 None if self.read_only || pool.read_only() => Box::new(pool.open_read_only(id)?),
-                // Another server may keep it open that nobody uses any more.
+                // Another server may still keep the image open, though its clients are gone.
                 None => Box::new(image.for_itself_at_once(|| pool.open(id))?),
             };
             ImageHost::start(device, options)

@@ -1,4 +1,4 @@
-//! Images: how they are found and made, and the handle that everything is done by.
+//! Images: finding and making them, and the handle with their operations.
 
 use std::fmt;
 
@@ -9,9 +9,9 @@ use crate::image_spec::ImageSpec;
 use crate::operation::Operation;
 use crate::pool::Pool;
 
-/// An image of a pool, whoever has it open. Cheap to clone, and nothing is open while it exists.
+/// An image of a pool, whoever has it open. Cheap to clone. The handle keeps nothing open.
 ///
-/// It is known by its number: when it is renamed, it stays the same image.
+/// It stands for the image's number, so it stays the same image when that is renamed.
 #[derive(Clone)]
 pub struct Image {
     pool: Pool,
@@ -29,8 +29,8 @@ impl Client {
     /// The image that a name leads to now. It stays the same image when it is renamed.
     ///
     /// # Errors
-    /// Those of [`Self::pool`]; `NotFound` for the image or its namespace; `Invalid` where a snapshot is
-    /// named, which [`Image::snapshot`] gives.
+    /// Those of [`Self::pool`]; `NotFound` for the image or its namespace; `Invalid` if `spec` names a
+    /// snapshot: use [`Image::snapshot`].
     pub fn image(&self, spec: &ImageSpec) -> Result<Image> {
         spec.refuse_snapshot()?;
         self.pool(&spec.pool)?.image(spec.name())
@@ -59,7 +59,7 @@ impl Pool {
         })
     }
 
-    /// The image with a number, where it is in this namespace and has a name.
+    /// The image with this number, if it is in this namespace and has a name.
     ///
     /// # Errors
     /// `NotFound` where there is none; `Corrupt`, `NewerFormat` for its head.
@@ -106,7 +106,7 @@ impl Image {
         self.id
     }
 
-    /// What it was called when it was looked up.
+    /// Its name when it was looked up.
     #[must_use]
     pub fn spec(&self) -> ImageSpec {
         ImageSpec::new(self.pool.name(), self.name.name()).in_namespace(self.name.namespace())
@@ -132,19 +132,19 @@ impl Image {
         self.client().operate(operation, self.pool.name(), Some(self.id), work)
     }
 
-    /// As it is called now, for messages: `pool/[namespace/]image`, also where its head is damaged.
+    /// Its current name, for messages: `pool/[namespace/]image`. Works also if its head is damaged.
     #[must_use]
     pub fn label(&self) -> String {
         self.engine_pool().label_by_names(self.id)
     }
 
-    /// As its head says that it is called.
+    /// Its name as recorded in its head.
     pub(crate) fn spec_of(&self, info: &ImageInfo) -> ImageSpec {
         let spec = ImageSpec::new(self.pool.name(), info.name.as_str());
         spec.in_namespace(&info.namespace)
     }
 
-    /// As [`Self::label`], by the head.
+    /// As [`Self::label`], with the name in the head.
     pub(crate) fn label_now(&self) -> String {
         match self.engine_pool().info(self.id) {
             Ok(info) => self.spec_of(&info).to_string(),
@@ -152,7 +152,7 @@ impl Image {
         }
     }
 
-    /// What is recorded about the image and its snapshots; works while it is in use.
+    /// Reads the records of the image and its snapshots. Works while the image is in use.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `NewerFormat`.

@@ -7,7 +7,7 @@ use marcot::{Error, ErrorKind, ImageName, Namespace, Result};
 
 use crate::spec::{self, Pattern, Spec};
 
-/// The pool that is meant where none is named.
+/// The pool of a name without a pool.
 pub const DEFAULT_POOL: &str = "rbd";
 
 /// Pool, namespace, image, and perhaps a snapshot: `[pool/[namespace/]]image[@snapshot]`.
@@ -40,10 +40,10 @@ impl ImageSpec {
         Self { pool, namespace: Namespace::DEFAULT, image, snapshot: None }
     }
 
-    /// Reads a name. Where it names no pool, [`DEFAULT_POOL`] is meant.
+    /// Parses a name. Without a pool in it, the pool is [`DEFAULT_POOL`].
     ///
     /// # Errors
-    /// `Invalid` for what names no image.
+    /// `Invalid` for text that is no name of an image.
     pub fn parse(text: &str) -> Result<Self> {
         let bad = || Error::new(ErrorKind::Invalid, format!("'{text}' names no image"));
         let spec = Spec::parse(text, Pattern::NewImage).ok_or_else(bad)?;
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_become_full_and_come_back() {
+    fn names_are_parsed_and_displayed() {
         for (given, full) in [("vm", "rbd/vm"), ("p/vm@s", "p/vm@s"), ("p/n/vm", "p/n/vm")] {
             let spec = ImageSpec::parse(given).unwrap();
             assert_eq!(spec.to_string(), full);

@@ -1,7 +1,7 @@
-//! An image on its way in: it is hidden until it is whole.
+//! An image that is being made from data: it is hidden until it is complete.
 //!
-//! Import and copy write into it. When the data is durable it gets its name; when anything fails
-//! before, or the user interrupts, it is removed. What a killed process leaves behind is removed by
+//! Import and copy write into it. When the data is durable, the image gets its name. When anything fails
+//! before, or the user interrupts, it is removed. The remains of a killed process are removed by
 //! the next import into the same namespace, and by `gc`.
 
 use marcot::{
@@ -14,10 +14,10 @@ use crate::pool::Pool;
 use crate::retry::interrupted;
 use crate::sparse;
 
-/// First size of an image whose size is not known.
+/// First size of an image whose final size is not known.
 const GROWN_BYTES_MIN: u64 = 64 << 20;
 
-/// An image that is not whole yet. Dropped before [`Self::finish`], it is removed.
+/// An image that is not complete yet. If it is dropped before [`Self::finish`], it is removed.
 pub struct Incoming {
     pool: Pool,
     name: ImageName,
@@ -27,7 +27,7 @@ pub struct Incoming {
 }
 
 impl Pool {
-    /// Begins an image that will be called `name`, and that nobody sees before it is whole.
+    /// Begins an image that will be called `name`. It is hidden until it is complete.
     ///
     /// # Errors
     /// `Exists` if the name is taken, and those of creating and opening an image.
@@ -56,10 +56,10 @@ impl Incoming {
         self.device.as_mut().ok_or_else(closed)
     }
 
-    /// Stores what is not zero of `data`, seen in steps of `grain_bytes`, from byte `offset` on.
+    /// Writes `data` at byte `offset`, without its zeros. Runs of zeros are found in steps of `grain_bytes`.
     ///
     /// # Errors
-    /// `Interrupted` when the caller wants it to end; those of writing.
+    /// `Interrupted` if the caller interrupts; those of writing.
     pub fn write(&mut self, offset: u64, data: &[u8], grain_bytes: usize) -> Result<()> {
         self.check_interrupted()?;
         let runs = sparse::data_runs(data, grain_bytes);
@@ -70,11 +70,11 @@ impl Incoming {
         if writes.is_empty() {
             return Ok(());
         }
-        // What is still under way is waited for by the flush, while more of the source is read.
+        // The flush waits for writes in flight. Meanwhile more of the source is read.
         self.device()?.write_batch_async(&writes).map(drop)
     }
 
-    /// Ends early if the caller wants it.
+    /// Fails if the caller interrupts.
     ///
     /// # Errors
     /// `Interrupted`.
@@ -85,7 +85,7 @@ impl Incoming {
         }
     }
 
-    /// Makes room for bytes up to `end`, and for more, where the size is not known beforehand.
+    /// Grows the image to hold bytes up to `end`, and some more, when the final size is not known.
     ///
     /// # Errors
     /// Those of resizing.

@@ -1,5 +1,5 @@
-//! What is told of an image without changing it: by its owner where there is one, for that one knows
-//! more than the disk, else by what is on disk.
+//! Queries about an image that change nothing. They go to its owner if there is one, since the owner knows
+//! more than the disk; else they read the disk.
 
 pub use marcot::{DiffExtent, UsageRow};
 use marcot::{ErrorKind, Result};
@@ -9,19 +9,19 @@ pub use marcot_serve::control::Watcher;
 use crate::image::Image;
 use crate::operation::Operation;
 
-/// However it differs, an answer for so much fits into a message.
+/// Smallest range to ask for. The answer for this much always fits into a message.
 const PART_BYTES_MIN: u64 = 256 << 20;
 
-/// What to compare.
+/// Two states of an image to compare, and a range.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Diff<'a> {
-    /// The earlier side: a snapshot; `None`: an image that has no data.
+    /// The earlier state: a snapshot; `None`: an image without data.
     pub from: Option<&'a str>,
-    /// The later side: a snapshot; `None`: the image itself.
+    /// The later state: a snapshot; `None`: the image itself.
     pub to: Option<&'a str>,
-    /// First byte.
+    /// First byte of the range.
     pub offset: u64,
-    /// Bytes.
+    /// Length of the range in bytes.
     pub length: u64,
 }
 
@@ -35,7 +35,7 @@ impl Image {
         self.operate(Operation::ImageUsage, || self.inspect(&Command::Usage))
     }
 
-    /// Who has the image open: as the owner tells it, or its process number where it does not answer.
+    /// Who has the image open: the answer of its owner, or the owner's process number if it does not answer.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `NewerFormat`; `Interrupted`.
@@ -49,8 +49,8 @@ impl Image {
         })
     }
 
-    /// Where two states of the image differ within a range, in order of offset. What reads the same in
-    /// both is left out.
+    /// The extents in which two states of the image differ within a range, in order of offset. Extents that
+    /// read the same in both are left out.
     ///
     /// # Errors
     /// `NotFound` for a snapshot; `OutOfRange`; `Corrupt`; `Interrupted`.
@@ -64,7 +64,7 @@ impl Image {
     }
 }
 
-/// Asks for a range in one go, or in as many as it takes until each answer is short enough for the
+/// Asks for a range at once, or in as many parts as needed to make each answer short enough for the
 /// owner's socket.
 fn in_parts(
     offset: u64,
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_for_one_answer_is_asked_for_in_parts_and_comes_out_the_same() {
+    fn a_range_that_is_too_much_for_one_answer_is_asked_for_in_parts_with_the_same_result() {
         let whole = vec![extent(5, PART_BYTES_MIN, true), extent(PART_BYTES_MIN * 3, 9, false)];
         let size_bytes = PART_BYTES_MIN * 5 + 7;
         let ask = |offset: u64, length: u64| {

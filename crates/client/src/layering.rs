@@ -1,4 +1,4 @@
-//! Parents and children: what makes, shows and ends the tie between them.
+//! Parents and children: cloning, listing children, flattening.
 
 use marcot::{ChildInfo, CloneOptions, FlattenPart, ImageName, Result, SnapId};
 use marcot_serve::control::Command;
@@ -10,15 +10,15 @@ use crate::owner::Access;
 use crate::pool::Pool;
 use crate::snapshot::Snapshot;
 
-/// The clone format whose parents need no protection.
+/// The clone format that needs no protected snapshot.
 const FORMAT_UNPROTECTED: u32 = 2;
 
-/// Which children.
+/// Which children to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Children {
     /// Those that were cloned from it.
     Direct,
-    /// And their children, and so on. A child in another store is listed, but not looked into.
+    /// Those and their children, and so on. A child in another store is listed, but its own children are not.
     Descendants,
 }
 
@@ -51,11 +51,11 @@ impl Snapshot {
         let name = name.into();
         let (parent, snap) = (self.image(), self.name());
         parent.operate(Operation::CloneSnapshot, || {
-            // Another command may have the parent open just now.
+            // Another command may have the parent open at the moment.
             let id = parent.when_free(|| {
                 if options.format == FORMAT_UNPROTECTED {
-                    // An owner in another process must know that the snapshot is going to be cloned.
-                    // Cloning itself finds out whether it does.
+                    // An owner in another process must know that the snapshot is about to be cloned. If it
+                    // does not, cloning itself fails.
                     parent.tell(&Command::MarkShared { name: snap.to_owned() });
                 }
                 let snapshot = parent.engine_pool().snapshot(parent.id(), snap);
@@ -67,11 +67,11 @@ impl Snapshot {
 }
 
 impl Image {
-    /// Children of the image, or of the snapshot with that number, in every pool of the store; those in
-    /// other stores through the markers they left.
+    /// Children of the image, or of the snapshot with this number, in every pool of the store. Children in
+    /// other stores are found by the markers that they left.
     ///
     /// # Errors
-    /// `Corrupt` for a damaged head; what the operating system says.
+    /// `Corrupt` for a damaged head; errors of the operating system.
     pub fn children(&self, which: Children, snap: Option<SnapId>) -> Result<Vec<ChildInfo>> {
         let (store, pool) = (self.client().store(), self.engine_pool());
         self.operate(Operation::ListChildren, || match which {
@@ -80,7 +80,7 @@ impl Image {
         })
     }
 
-    /// True where the image has a child of clone format 2, which needs no protected parent.
+    /// True if the image has a child of clone format 2, which needs no protected snapshot.
     ///
     /// # Errors
     /// As [`Self::children`].
@@ -90,9 +90,9 @@ impl Image {
         self.operate(Operation::ListChildren, look)
     }
 
-    /// Makes the image independent of its parent, while it is in use or not: part by part, so that its
-    /// users are served meanwhile. Interrupted half-way, it leaves a clone with less to copy. The
-    /// parent's owner is told. `progress` gets (done, total).
+    /// Makes the image independent of its parent, also while it is in use. It is copied in parts, so that its
+    /// users are served meanwhile. After an interruption, the image is a clone with less to copy. The
+    /// parent's owner is notified. `progress` gets (done, total).
     ///
     /// # Errors
     /// `NoParent`; `NoSpace`; `Corrupt` for a block that cannot be verified; `Owned` for an owner that
@@ -122,8 +122,8 @@ impl Image {
         access.close()
     }
 
-    /// The snapshots that still need the image's former parent: those of an image without the feature
-    /// `deep-flatten`, after it was flattened.
+    /// The snapshots that still need the image's former parent. There are such snapshots after flattening an
+    /// image without the feature `deep-flatten`.
     ///
     /// # Errors
     /// As [`Self::info`].

@@ -1,14 +1,14 @@
-//! What can be done to marcot's images and snapshots: one call an operation, whoever has the image open.
+//! The operations on marcot's images and snapshots. Each is one call, whoever has the image open.
 //!
 //! An image has one owner at a time: the process that has it open for writing. It may be a server, a
-//! mapped device, another command, or nobody. This crate does what is asked for either way: it opens the
-//! image itself, or asks the owner over its control socket, and where the owner changes in between, it
-//! tries again. The command line calls it; so does every other program that manages images.
+//! mapped device, another command, or nobody. The calls work in each of these cases: this crate opens the
+//! image itself, or asks the owner over its control socket. If the owner changes in between, it
+//! tries again. The command line uses this crate, and so does every other program that manages images.
 //!
 //! # A first image
 //!
 //! A [`Client`] is the way into a store, an [`ImageSpec`] the full name of an image. Images and snapshots
-//! are handles: cheap to clone, nothing is open while they exist, and each call is one operation.
+//! are handles: they are cheap to clone and keep nothing open, and each call is one operation.
 //!
 //! ```
 //! # fn main() -> marcot_client::Result<()> {
@@ -20,16 +20,16 @@
 //! let options = CreateOptions::sized(1 << 30);
 //! let template = client.create(&ImageSpec::parse("rbd/debian")?, &options)?;
 //!
-//! // Of everything acknowledged until now, also where a guest has the image open.
+//! // It has every write that was acknowledged until now, also if a guest has the image open.
 //! let v1 = template.create_snapshot("v1", Quiesce::Required)?;
 //! v1.protect()?;
 //!
-//! // A clone costs nothing and owes its parent what it does not write.
+//! // A clone copies nothing. It reads from its parent what it has not written itself.
 //! let vm = v1.clone_to(&ImageSpec::parse("vm-1")?, &CloneOptions::default())?;
 //! assert_eq!(vm.info()?.parent.unwrap().snap, "v1");
 //! assert_eq!(v1.unprotect().unwrap_err().kind(), marcot_client::ErrorKind::HasChildren);
 //!
-//! // Long operations tell how far they are.
+//! // Long operations report their progress.
 //! vm.flatten(&mut |done, total| println!("{done} of {total}"))?;
 //! v1.unprotect()?;
 //! v1.remove(false, &mut |_, _| {})?;
@@ -59,12 +59,12 @@
 //!
 //! # What a caller decides
 //!
-//! [`Options`] say what interrupts an operation, who is warned of what does not end one, and who may do
-//! what. Every operation passes one door before it begins ([`Operation`]), once. Nothing here prints,
-//! and no message names a flag of a command line: an [`Error`] has a kind, and what its remedy is called
-//! is the caller's business.
+//! [`Options`] say what interrupts an operation, who gets its warnings, and who may do
+//! what. Every operation is admitted once, in one place, before it begins ([`Operation`]). Nothing here prints,
+//! and no message names a flag of a command line: an [`Error`] has a kind, and naming the remedy
+//! is up to the caller.
 //!
-//! `marcot-client -> {marcot-serve, marcot}`; nothing points back.
+//! `marcot-client -> {marcot-serve, marcot}`: neither of these depends on this crate.
 
 mod change;
 mod client;

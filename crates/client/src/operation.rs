@@ -1,4 +1,4 @@
-//! What can be done, by name: what the door that every operation passes is told
+//! The names of the operations, as the admission of each operation gets them
 //! ([`crate::Options::admission`]).
 
 use std::fmt;
@@ -15,7 +15,7 @@ macro_rules! operations {
         }
 
         impl Operation {
-            /// All of them, for who counts them.
+            /// All of them, for example to count operations by kind.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
         }
     };
@@ -112,15 +112,15 @@ operations! {
     ServeImages,
 }
 
-/// An operation that somebody is about to begin: what [`crate::Options::admission`] is asked about.
+/// An operation that a caller is about to begin. [`crate::Options::admission`] decides about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Attempt<'a> {
-    /// What is to be done.
+    /// The operation.
     pub operation: Operation,
-    /// In which pool; empty for what concerns the store as a whole.
+    /// The pool; empty for an operation on the store as a whole.
     pub pool: &'a str,
-    /// To which image; `None` for what concerns the pool as a whole.
+    /// The image; `None` for an operation on the pool as a whole.
     pub image: Option<ImageId>,
 }
 

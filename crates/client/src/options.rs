@@ -1,4 +1,4 @@
-//! How a client behaves: what interrupts it, who is warned, who may do what.
+//! How a client behaves: what interrupts it, who gets warnings, who may do what.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,25 +10,25 @@ use marcot_serve::mapping::MappedRecord;
 use crate::image_spec::ImageSpec;
 use crate::operation::{Attempt, Operation};
 
-/// What a caller should be told although the operation goes on.
+/// A problem that the caller should know of, although the operation goes on.
 ///
 /// It reads as a sentence.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Warning {
-    /// An owner gives no sign of life. What is told comes from disk, which may be older.
+    /// An owner gives no sign of life. The answer comes from disk and may be out of date.
     OwnerSilent(Error),
-    /// What listens in an image's directory is not one of the pool's own processes, and is not asked.
+    /// The socket in an image's directory does not belong to one of the pool's own processes, and is not used.
     OwnerRefused(Error),
     /// The record of a mapped device makes no sense and is left out.
     RecordRefused(Error),
-    /// What is mapped now, and cannot be written to, is mapped already, as this device.
+    /// An image or snapshot that is being mapped read-only is mapped already, as this device.
     MappedAlready(Box<MappedRecord>),
-    /// Several devices show what was asked for.
+    /// Several devices show the requested image or snapshot.
     MappedMoreThanOnce {
-        /// What they show.
+        /// The image or snapshot.
         image: ImageSpec,
-        /// The one that was taken.
+        /// The device that is used.
         record: Box<MappedRecord>,
     },
 }
@@ -51,8 +51,8 @@ impl fmt::Display for Warning {
     }
 }
 
-/// How a [`crate::Client`] behaves. The default is never interrupted, tells nobody of warnings, and
-/// lets everything be done that the operating system permits.
+/// How a [`crate::Client`] behaves. By default it is never interrupted, drops warnings, and
+/// allows everything that the operating system permits.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -88,33 +88,33 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The default.
+    /// The default options.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Memory and files that an open image may have.
+    /// Limits of the memory and files of an open image.
     #[must_use]
     pub fn limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
-    /// What ends operations early, with `Interrupted`. They leave nothing half done behind that the next
-    /// operation does not clear.
+    /// What ends operations early, with `Interrupted`. An interrupted operation leaves nothing half done that
+    /// the next operation does not clean up.
     #[must_use]
     pub fn interrupt(self, interrupt: Interrupt) -> Self {
         Self { interrupt, ..self }
     }
 
-    /// Who is told of what does not end an operation.
+    /// Who gets the warnings.
     #[must_use]
     pub fn on_warning(self, warn: impl Fn(&Warning) + Send + Sync + 'static) -> Self {
         Self { on_warning: Arc::new(warn), ..self }
     }
 
-    /// Who decides whether an operation may begin. It is asked once for each, before anything is done,
-    /// and its error is that of the operation.
+    /// Decides whether an operation may begin. It is called once for each operation, before anything is done.
+    /// Its error becomes the error of the operation.
     #[must_use]
     pub fn admission(
         self,
@@ -127,9 +127,9 @@ impl Options {
         (self.on_warning)(warning);
     }
 
-    /// Carries out an operation. **Every operation passes here, once**, before anything of it is done:
-    /// the place to check a caller's rights, and to count and time operations. What operations have in
-    /// common inside, such as reading a head, does not.
+    /// Carries out an operation. **Every operation calls this once**, before anything of it is done:
+    /// the place to check a caller's rights, and to count and time operations. Internal steps that operations
+    /// share, such as reading a head, do not call this.
     ///
     /// # Errors
     /// Those of [`Self::admission`], and then those of `work`.

@@ -1,13 +1,13 @@
-//! The way to an image, whoever has it open.
+//! Running commands on an image, whoever has it open.
 //!
-//! An image has one owner. Where there is none, this process becomes it; where another process has it (a
-//! device, a server, a long command), that one is asked over its control socket. Either side may come and
-//! go in between, so both are tried in turn for a while ([`crate::retry`]).
+//! An image has one owner. If it has none, this process becomes the owner. If another process owns it (a
+//! device, a server, a long command), the command is sent over its control socket. Owners may come and
+//! go in between, so both ways are tried in turn for a while ([`crate::retry`]).
 //!
-//! What needs an image or snapshot for itself asks those who only keep it open, without using it, to
+//! An operation that needs an image or snapshot for itself asks processes that keep it open without using it to
 //! close it ([`Image::for_itself`]).
 //!
-//! The commands of the control socket and its replies stay in this crate: what an operation gives is
+//! The commands of the control socket and their replies stay in this crate: the results of operations are
 //! typed ([`Answer`]).
 
 use marcot::{DiffExtent, Error, ErrorKind, Extent, FlattenPart, Result, SnapId, UsageRow};
@@ -23,12 +23,12 @@ use crate::retry::{Given, Holders, Wait, interrupted};
 /// Receives (done, total).
 pub(crate) type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
-/// The owner answered with something else than what was asked for.
+/// The error of a reply that is not of the kind that the command has.
 pub(crate) fn strange_reply() -> Error {
     Error::new(ErrorKind::Io, "the image's owner gave an answer that does not fit the question")
 }
 
-/// What a reply holds, where it is of the kind that was asked for.
+/// The content of a reply, if it is of the expected kind.
 pub(crate) trait Answer: Sized {
     /// `None`: the reply is of another kind.
     fn of(reply: Reply) -> Option<Self>;
@@ -40,7 +40,7 @@ pub(crate) trait Answer: Sized {
     }
 }
 
-/// To what is done without a result: whatever it is, it is done.
+/// For commands without a result: any reply means that the command is done.
 impl Answer for () {
     fn of(_: Reply) -> Option<Self> {
         Some(())
@@ -80,7 +80,7 @@ answers! {
 }
 
 impl Image {
-    /// That of commands that only the owner can carry out.
+    /// The patience of commands that only the owner can carry out.
     fn patience(&self) -> Patience {
         Patience { interrupt: self.client().options().interrupt.clone(), ..Patience::default() }
     }
@@ -98,7 +98,7 @@ impl Image {
     /// # Errors
     /// Those of the command; `Owned` if an owner exists that cannot be reached.
     pub(crate) fn run<T: Answer>(&self, command: &Command, progress: Progress<'_>) -> Result<T> {
-        // `Busy` tells of somebody who reads the snapshot in question.
+        // `Busy` means that a process reads the snapshot in question.
         let reply = self.for_itself(|| self.run_once(command, progress))?;
         T::from_reply(reply)
     }
@@ -113,7 +113,7 @@ impl Image {
         outcome?.ok_or_else(|| self.unreachable_owner())
     }
 
-    /// `None` if no owner listens: it has gone, or has not come up yet.
+    /// `None` if no owner listens: it has gone, or does not listen yet.
     fn ask_owner(&self, command: &Command, progress: Progress<'_>) -> Result<Option<Reply>> {
         match Connection::connect(&self.place(), &self.patience()) {
             Ok(mut owner) => owner.try_ask(command, progress),
@@ -122,17 +122,18 @@ impl Image {
         }
     }
 
-    /// Tries what needs the image (`Owned`) or a snapshot of it (`Busy`) for itself. Who keeps that open
-    /// without using it closes it; who is about to close it is waited for.
+    /// Runs an attempt that needs the image (else `Owned`) or a snapshot of it (else `Busy`) for itself. A
+    /// process that keeps it open without using it is asked to close it, and one that is about to close it is
+    /// waited for.
     ///
     /// # Errors
-    /// Those of `attempt`; `Owned` or `Busy`, with who uses it, where somebody does.
+    /// Those of `attempt`; `Owned` or `Busy`, naming the user, if it is in use.
     pub(crate) fn for_itself<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
         self.for_itself_within(Wait::ForCommands, attempt)
     }
 
-    /// As [`Self::for_itself`], for a server, where others wait meanwhile: an image that cannot be had at
-    /// once is not waited for.
+    /// As [`Self::for_itself`], for a server whose clients wait meanwhile: hardly waits for an image that is
+    /// not free at once.
     ///
     /// # Errors
     /// As [`Self::for_itself`].
@@ -147,8 +148,8 @@ impl Image {
         outcome?.ok_or_else(|| self.unreachable_owner())
     }
 
-    /// Tries what the image's owner can be in the way of, until it is not, for a while. It goes away, or
-    /// it comes to know what is going to be done.
+    /// Repeats an attempt that the image's owner can be in the way of, for a while. The owner is asked to
+    /// close the image. If it keeps it open, the attempt itself has to notify it.
     ///
     /// # Errors
     /// Those of `attempt`.
@@ -158,8 +159,8 @@ impl Image {
         outcome?.ok_or_else(|| self.unreachable_owner())
     }
 
-    /// Has the image closed that somebody only keeps open, and waits for who is about to close it. Where
-    /// it is in use, it stays so.
+    /// Asks a process that keeps the image open without using it to close it, and waits for one that is about
+    /// to close it. If the image is in use, it stays open.
     pub(crate) fn let_idle_go(&self) {
         let _ = self.for_itself(|| match self.engine_pool().info(self.id())?.owned_by {
             Some(_) => Err(Error::new(ErrorKind::Owned, "in use")),
@@ -207,8 +208,8 @@ impl Image {
         )
     }
 
-    /// Runs one command that changes nothing: at the owner where there is one, else on what is on disk,
-    /// so that it works in a pool that can only be read.
+    /// Runs one command that changes nothing: at the owner if there is one, else on the files on disk,
+    /// so that it works in a read-only pool.
     ///
     /// # Errors
     /// Those of the command.
@@ -220,8 +221,8 @@ impl Image {
         T::from_reply(image.execute(command, &mut |_, _| {})?)
     }
 
-    /// Asks the owner for what can also be seen on disk; `None` where nobody listens, somebody else's
-    /// owner listens, or it does not answer, of which the caller is warned.
+    /// Asks the owner for information that is also on disk. Returns `None` if nobody listens, if the listener
+    /// belongs to another user, or if it does not answer; in the last two cases, the caller gets a warning.
     ///
     /// # Errors
     /// Those of the command; `Interrupted` by the caller.
@@ -255,8 +256,8 @@ impl Image {
         }
     }
 
-    /// Gives the owner of the image, if there is one, a command that saves later work. What fails here
-    /// is found out by who depends on it, or done by gc.
+    /// Sends the owner of the image, if there is one, a command that saves later work. If it fails, a later
+    /// operation that depends on it notices, or gc does the work.
     pub(crate) fn tell(&self, command: &Command) {
         let _ = control::ask(&self.place(), command, &self.patience_to_look(), &mut |_, _| {});
     }
@@ -290,12 +291,12 @@ impl Image {
 
 fn run_here(mut image: marcot::Image, command: &Command, progress: Progress<'_>) -> Result<Reply> {
     let outcome = image.execute(command, progress);
-    // What the command did is durable when it answers; closing only saves the next one time.
+    // The command's changes are durable when it answers. Closing only saves the next owner time.
     let closed = image.close();
     outcome.and_then(|reply| closed.map(|()| reply))
 }
 
-/// An image to which commands can be given one after the other.
+/// An image that is open for a series of commands.
 pub(crate) struct Access {
     image: Image,
     usage: &'static str,
@@ -303,14 +304,15 @@ pub(crate) struct Access {
 }
 
 enum Way {
-    /// Open in this process, which answers commands of others meanwhile.
+    /// Open in this process, which answers commands of other processes meanwhile.
     Here(HostHandle),
     /// Open in another process.
     Owner(Connection),
 }
 
 impl Access {
-    /// Opens an image for a longer stay, or reaches its owner. `usage` is what `status` says of it.
+    /// Opens an image for a series of commands, or connects to its owner. `status` shows `usage` as the
+    /// purpose.
     ///
     /// # Errors
     /// As [`Image::run`].
@@ -318,8 +320,8 @@ impl Access {
         Ok(Self { image: image.clone(), usage, way: image.find_way(usage)? })
     }
 
-    /// Runs one command. Where the owner goes away before it begins, the next one is asked; also where
-    /// it goes away later, if the command changes nothing.
+    /// Runs one command. If the owner ends before the command begins, the next owner is asked. The same holds
+    /// if it ends later, when the command changes nothing.
     ///
     /// # Errors
     /// Those of the command.
@@ -343,7 +345,7 @@ impl Access {
         T::from_reply(outcome?.ok_or_else(|| image.unreachable_owner())?)
     }
 
-    /// Lets go of the image.
+    /// Closes the image.
     ///
     /// # Errors
     /// Those of closing it.
@@ -355,7 +357,7 @@ impl Access {
     }
 }
 
-/// True where an answer was lost that another owner can give as well.
+/// True if an answer was lost that another owner can give as well.
 fn may_be_repeated(command: &Command, error: &Error) -> bool {
     let reads = matches!(
         command,

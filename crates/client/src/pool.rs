@@ -1,4 +1,4 @@
-//! The pools of a store; the namespaces of a pool, and which images it has.
+//! The pools of a store, and the namespaces and lists of images of a pool.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -36,7 +36,7 @@ impl Client {
     /// A pool of the store.
     ///
     /// # Errors
-    /// `NotFound`, `PermissionDenied`, `Invalid` where it is not the pool that was attached, `Corrupt`,
+    /// `NotFound`, `PermissionDenied`, `Invalid` if it is not the pool that was attached, `Corrupt`,
     /// `NewerFormat`.
     pub fn pool(&self, name: &str) -> Result<Pool> {
         let pool = self.store().pool(name)?;
@@ -46,7 +46,7 @@ impl Client {
     /// The names of the store's pools, sorted.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// Errors of the operating system.
     pub fn pools(&self) -> Result<Vec<String>> {
         self.operate_on_pool(Operation::ListPools, "", || self.store().pools())
     }
@@ -54,25 +54,25 @@ impl Client {
     /// Creates a pool in the store's own directory.
     ///
     /// # Errors
-    /// `Exists`; `Invalid`, `NameTooLong` for its name; what the operating system says.
+    /// `Exists`; `Invalid`, `NameTooLong` for its name; errors of the operating system.
     pub fn create_pool(&self, name: &str, options: &PoolOptions) -> Result<Pool> {
         let create = || self.store().pool_create(name, options);
         let pool = self.operate_on_pool(Operation::CreatePool, name, create)?;
         Ok(Pool::new(self.clone(), pool))
     }
 
-    /// Makes sure that a pool can be used; harmless, for that is so when it has been created.
+    /// Checks that a pool can be used. It changes nothing: a created pool needs no initialization.
     ///
     /// # Errors
-    /// `NotFound`, `ReadOnly`; what the operating system says.
+    /// `NotFound`, `ReadOnly`; errors of the operating system.
     pub fn init_pool(&self, name: &str) -> Result<()> {
         self.operate_on_pool(Operation::InitPool, name, || self.store().pool_init(name))
     }
 
-    /// Removes a pool that holds no images; those that were never whole do not count.
+    /// Removes a pool that holds no images. Incomplete images do not count.
     ///
     /// # Errors
-    /// `NotFound`, `NotEmpty`, `Busy`; what the operating system says.
+    /// `NotFound`, `NotEmpty`, `Busy`; errors of the operating system.
     pub fn remove_pool(&self, name: &str) -> Result<()> {
         self.operate_on_pool(Operation::RemovePool, name, || {
             if let Ok(pool) = self.pool(name) {
@@ -82,7 +82,7 @@ impl Client {
         })
     }
 
-    /// Makes the pool of another store, in `directory`, known here as `name`.
+    /// Attaches the pool of another store, in `directory`, to this store as `name`.
     ///
     /// # Errors
     /// `Exists`, `Invalid`; `NotFound` where the directory holds no pool.
@@ -92,7 +92,7 @@ impl Client {
         Ok(Pool::new(self.clone(), pool))
     }
 
-    /// Forgets an attached pool.
+    /// Detaches an attached pool.
     ///
     /// # Errors
     /// `NotFound`; `Busy` while there are clones of its images here; `Invalid` for a pool of this store.
@@ -100,7 +100,7 @@ impl Client {
         self.operate_on_pool(Operation::DetachPool, name, || self.store().pool_detach(name))
     }
 
-    /// True where the creation of a pool was cut off; creating it again finishes it.
+    /// True if the creation of a pool was cut off. Creating it again finishes it.
     #[must_use]
     pub fn is_unfinished(&self, pool: &str) -> bool {
         self.store().is_unfinished(pool)
@@ -112,13 +112,13 @@ impl Pool {
         Self { client, pool }
     }
 
-    /// The client that it was opened by.
+    /// The client that opened it.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The engine's pool, for what this crate has no operation for.
+    /// The engine's pool, for operations that this crate does not have.
     #[must_use]
     pub fn engine(&self) -> &marcot::Pool {
         &self.pool
@@ -136,13 +136,13 @@ impl Pool {
         self.pool.id()
     }
 
-    /// Where it lies.
+    /// Its directory.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.pool.directory()
     }
 
-    /// True where it can only be read.
+    /// True if it is read-only.
     #[must_use]
     pub fn read_only(&self) -> bool {
         self.pool.read_only()
@@ -159,7 +159,7 @@ impl Pool {
     /// Its namespaces, sorted, without the default one.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// Errors of the operating system.
     pub fn namespaces(&self) -> Result<Vec<String>> {
         self.operate(Operation::ListNamespaces, || self.pool.namespaces())
     }
@@ -181,7 +181,7 @@ impl Pool {
         self.operate(Operation::CreateNamespace, || self.pool.namespace_create(namespace))
     }
 
-    /// Removes a namespace that holds no images; those that were never whole do not count.
+    /// Removes a namespace that holds no images. Incomplete images do not count.
     ///
     /// # Errors
     /// `NotFound`, `NotEmpty`, `Busy`, `ReadOnly`.
@@ -192,9 +192,9 @@ impl Pool {
         })
     }
 
-    /// The images of a namespace, by name, without those that are not whole yet. An image has one name:
-    /// where more lead to it, as only damage or a hostile pool can have it, the others are left out, so
-    /// that a few bytes do not decide how much is shown.
+    /// The images of a namespace, by name, without incomplete ones. An image has one name:
+    /// if several names lead to it, which only damage or a hostile pool can cause, the others are left out. So
+    /// a few bytes on disk cannot make the list long.
     ///
     /// # Errors
     /// `NotFound` for the namespace; `Corrupt`; what the operating system says.
@@ -219,13 +219,13 @@ impl Pool {
         })
     }
 
-    /// Reads what heads tell of many images of this pool, at less cost than one by one.
+    /// A reader for the heads of many images of this pool. It costs less than reading them one by one.
     #[must_use]
     pub fn info_reader(&self) -> InfoReader {
         InfoReader::new(&self.pool)
     }
 
-    /// Gives an image another name in the same namespace, while it is in use or not. Its children keep
+    /// Gives an image another name in the same namespace, also while it is in use. Its children keep
     /// their parent.
     ///
     /// # Errors
@@ -238,7 +238,7 @@ impl Pool {
     /// Totals of the pool.
     ///
     /// # Errors
-    /// `Corrupt` for a damaged head; what the operating system says.
+    /// `Corrupt` for a damaged head; errors of the operating system.
     pub fn stats(&self) -> Result<PoolStats> {
         self.operate(Operation::PoolStats, || self.client.store().pool_stats(&self.pool))
     }

@@ -1,16 +1,16 @@
-//! How often, and for how long, something is tried again: the one policy of this crate.
+//! How often and how long attempts are repeated: the one policy of this crate.
 //!
-//! An image has one owner at a time, and owners come and go while others want something of them. So
+//! An image has one owner at a time, and owners come and go while other processes need the image. So
 //! every operation may meet an owner that is about to close the image, one that has it open but does not
-//! listen yet, or one that only keeps it open. Each of these passes by itself or when it is asked to,
-//! and is worth another attempt; an image that somebody uses is not.
+//! listen yet, or one that only keeps it open. Each of these states ends by itself or on request,
+//! so it is worth another attempt. An image in use is not.
 //!
-//! What is *not* here, on purpose:
-//! - The engine tries again where it reads what others replace meanwhile (a head that has moved, a
-//!   lock that is held for a moment, a snapshot in the middle of being unprotected), and where it takes
-//!   away what a removed child leaves at its parent. Those waits are steps of its protocols, they take
+//! Two kinds of repetition are *not* here, on purpose:
+//! - The engine repeats reads of files that others replace meanwhile (a head that has moved, a
+//!   lock that is held for a moment, a snapshot in the middle of being unprotected), and repeats attempts to
+//!   remove what a removed child leaves at its parent. Those waits are steps of its protocols, they take
 //!   milliseconds, they must do without a control socket, and its simulator must see them.
-//! - Whether an owner that has an image open gives a sign of life is looked at by the connection to it
+//! - The connection to an owner checks whether the owner gives signs of life
 //!   ([`marcot_serve::control::Patience`]).
 
 use std::time::Duration;
@@ -18,17 +18,17 @@ use std::time::Duration;
 use marcot::{Error, ErrorKind, Result, World};
 use marcot_serve::control::Interrupt;
 
-/// How often something is tried when the owner changes under us.
+/// How often an attempt is made when the owner keeps changing.
 const ATTEMPTS_MAX: u32 = 100;
-/// Between two attempts. Short commands hold an image for a few milliseconds.
+/// Pause between two attempts. Short commands hold an image for a few milliseconds.
 const ATTEMPT_INTERVAL: Duration = Duration::from_millis(50);
-/// How often an image is tried that somebody has open who does not listen, being at its end.
+/// How often to repeat an attempt while the owner does not listen, since it is about to close the image.
 const FREE_ATTEMPTS_MAX: u32 = 40;
-/// As that, for a snapshot: who reads one and does not listen may go on for long. Also for an image
-/// that a server is asked for, where others wait meanwhile.
+/// As that, for a snapshot: a reader that does not listen may go on for long. Also for an image
+/// that a server opens, since its clients wait meanwhile.
 const UNREAD_ATTEMPTS_MAX: u32 = 4;
 
-/// Who keeps an image, or a snapshot of it, from being had alone.
+/// The processes that have an image or a snapshot of it open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Holders {
     /// The process that has it open for writing.
@@ -37,25 +37,25 @@ pub(crate) enum Holders {
     Readers,
 }
 
-/// What came of asking others to give way.
+/// The result of asking other processes to close an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Given {
-    /// Somebody did, or is gone.
+    /// One of them closed it, or has ended.
     Way,
-    /// Somebody uses it: who.
+    /// One uses it: which.
     Use(String),
-    /// Whoever has it cannot be asked: why.
+    /// The process that has it open cannot be asked: why.
     Refusal(String),
-    /// There was nobody to ask.
+    /// None listens.
     Nothing,
 }
 
-/// How long to wait for an image that somebody has open who does not listen.
+/// How long to wait for an image whose owner does not listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Until a short command would be over.
+    /// As long as a short command takes.
     ForCommands,
-    /// Hardly: others wait meanwhile.
+    /// Hardly, since others wait meanwhile.
     AtOnce,
 }
 
@@ -68,12 +68,13 @@ impl Wait {
     }
 }
 
-/// The error of what was ended by an interruption.
+/// The error of an interrupted operation.
 pub(crate) fn interrupted() -> Error {
     Error::new(ErrorKind::Interrupted, "interrupted")
 }
 
-/// True for a refusal of the operating system's, such as a lease on a file: nobody can give way.
+/// True for a refusal by the operating system, for example because of a lease on a file: no process could close
+/// the image.
 fn is_of_system(error: &Error) -> bool {
     let mut below = std::error::Error::source(error);
     while let Some(error) = below {
@@ -85,11 +86,11 @@ fn is_of_system(error: &Error) -> bool {
     false
 }
 
-/// Tries things again, as the policy says.
+/// Repeats attempts by this policy.
 pub(crate) struct Retry<'a> {
-    /// What ends it early.
+    /// Ends the repetition early.
     pub interrupt: &'a Interrupt,
-    /// How time passes between attempts.
+    /// Whose clock makes the pauses.
     pub world: &'a World,
 }
 
@@ -98,7 +99,7 @@ impl Retry<'_> {
         self.world.clock.pause(ATTEMPT_INTERVAL);
     }
 
-    /// Tries until there is an outcome; `None` when there was none in time.
+    /// Repeats the attempt until it has a result; `None` if it has none in time.
     ///
     /// # Errors
     /// Those of `attempt`; `Interrupted`.
@@ -117,8 +118,8 @@ impl Retry<'_> {
         Ok(None)
     }
 
-    /// As [`Self::until_some`], without a pause: for connections that break. Making one anew waits by
-    /// itself where nobody is there.
+    /// As [`Self::until_some`], without a pause, for connections that break. Connecting again waits by
+    /// itself if nobody listens.
     ///
     /// # Errors
     /// Those of `attempt`.
@@ -131,12 +132,12 @@ impl Retry<'_> {
         Ok(None)
     }
 
-    /// Tries what needs an image (`Owned`) or a snapshot of it (`Busy`) for itself. `ask` has those who
-    /// keep it open without using it close it; who is about to close it is waited for. `None` where
-    /// somebody else always had it again.
+    /// Runs an attempt that needs an image (else `Owned`) or a snapshot of it (else `Busy`) for itself. `ask`
+    /// asks the processes that keep it open without using it to close it. One that is about to close it is
+    /// waited for. `None` if another process had it open again each time.
     ///
     /// # Errors
-    /// Those of `attempt`; `Owned` or `Busy`, with who uses it, where somebody does: `in_use` makes the
+    /// Those of `attempt`; `Owned` or `Busy`, naming the user, if it is in use: `in_use` makes the
     /// sentence of an image that is in use.
     pub fn for_itself<T>(
         &self,
@@ -180,11 +181,11 @@ impl Retry<'_> {
         Ok(None)
     }
 
-    /// Tries what an image's owner can be in the way of (`Owned`), until it is not, for a while. `ask`
-    /// has it go away where it can; else it comes to know what is going to be done.
+    /// Repeats an attempt that an image's owner can be in the way of (`Owned`), for a while. `ask`
+    /// asks the owner to close the image. If it keeps it open, the attempt itself has to notify it.
     ///
     /// # Errors
-    /// Those of `attempt` and of `ask`; the last `Owned` where it was always in the way.
+    /// Those of `attempt` and of `ask`; the last `Owned` if the owner was in the way each time.
     pub fn when_free<T>(
         &self,
         mut attempt: impl FnMut() -> Result<T>,

@@ -1,4 +1,4 @@
-//! The policy, in a world where waiting takes no time.
+//! Tests of the policy, with a clock that makes no pauses.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ impl Clock for Pauses {
     }
 }
 
-/// What `use_retry` gives, and how often it paused.
+/// The result of `use_retry`, and how often it paused.
 fn paused<T>(interrupt: &Interrupt, use_retry: impl FnOnce(&Retry<'_>) -> T) -> (T, u32) {
     let pauses = Arc::new(Pauses::default());
     let world = World { clock: Arc::<Pauses>::clone(&pauses), ..World::system() };
@@ -36,7 +36,7 @@ fn owned() -> Error {
 }
 
 #[test]
-fn an_attempt_that_gives_nothing_is_repeated_until_it_gives_something() {
+fn an_attempt_without_a_result_is_repeated_until_it_has_one() {
     let tries = Cell::new(0);
     let attempt = || {
         tries.set(tries.get() + 1);
@@ -47,7 +47,7 @@ fn an_attempt_that_gives_nothing_is_repeated_until_it_gives_something() {
 }
 
 #[test]
-fn an_error_ends_it_and_so_does_patience() {
+fn an_error_or_the_last_attempt_ends_the_repetition() {
     let (outcome, pauses) =
         paused(&Interrupt::never(), |retry| retry.until_some(|| Err::<Option<()>, _>(owned())));
     assert_eq!((outcome.unwrap_err().kind(), pauses), (ErrorKind::Owned, 0));
@@ -57,7 +57,7 @@ fn an_error_ends_it_and_so_does_patience() {
 }
 
 #[test]
-fn an_interruption_ends_it_after_the_attempt_under_way() {
+fn an_interruption_ends_the_repetition_after_the_current_attempt() {
     let tries = Arc::new(AtomicU32::new(0));
     let seen = Arc::clone(&tries);
     let interrupt = Interrupt::when(move || seen.load(Ordering::Relaxed) == 3);
@@ -67,14 +67,14 @@ fn an_interruption_ends_it_after_the_attempt_under_way() {
     };
     let (outcome, pauses) = paused(&interrupt, |retry| retry.until_some(attempt));
     assert_eq!((outcome.unwrap_err().kind(), pauses), (ErrorKind::Interrupted, 2));
-    // What an interrupted attempt has brought about counts.
+    // The result of an attempt counts also after an interruption.
     let always = Interrupt::when(|| true);
     let (outcome, _) = paused(&always, |retry| retry.until_some(|| Ok(Some(7))));
     assert_eq!(outcome.unwrap(), Some(7));
 }
 
-/// Runs `for_itself` with attempts that end as `ends` says, and others that answer as `answers` says;
-/// also gives who was asked.
+/// Runs `for_itself` with attempts whose results come from `ends`, and other processes whose answers come
+/// from `answers`. Returns the result, who was asked, and the number of pauses.
 fn alone(
     wait: Wait,
     ends: impl FnMut() -> Result<u32>,
@@ -91,7 +91,7 @@ fn alone(
     (outcome, asked.into_inner(), pauses)
 }
 
-/// Ends with `kind` so often, and then well.
+/// An attempt that fails `times` times with `kind`, and then succeeds.
 fn after(mut times: u32, kind: ErrorKind) -> impl FnMut() -> Result<u32> {
     move || match times {
         0 => Ok(1),
@@ -103,7 +103,7 @@ fn after(mut times: u32, kind: ErrorKind) -> impl FnMut() -> Result<u32> {
 }
 
 #[test]
-fn who_gives_way_is_followed_at_once_and_who_is_about_to_go_is_waited_for() {
+fn an_image_that_was_closed_is_opened_at_once_and_one_about_to_be_closed_is_waited_for() {
     let (outcome, asked, pauses) =
         alone(Wait::ForCommands, after(2, ErrorKind::Owned), || Given::Way);
     assert_eq!((outcome.unwrap(), pauses), (Some(1), 0));
@@ -117,7 +117,7 @@ fn who_gives_way_is_followed_at_once_and_who_is_about_to_go_is_waited_for() {
 }
 
 #[test]
-fn readers_and_a_server_that_others_wait_for_are_waited_for_less() {
+fn the_wait_for_readers_and_of_servers_is_shorter() {
     let endless = u32::MAX;
     for (wait, kind, holders) in [
         (Wait::ForCommands, ErrorKind::Busy, Holders::Readers),
@@ -131,7 +131,7 @@ fn readers_and_a_server_that_others_wait_for_are_waited_for_less() {
 }
 
 #[test]
-fn what_somebody_uses_is_refused_with_who_that_is() {
+fn the_error_of_an_image_in_use_names_the_user() {
     let by = || Given::Use("process 7: device /dev/nbd0".to_owned());
     let (outcome, _, pauses) = alone(Wait::ForCommands, after(1, ErrorKind::Owned), by);
     let error = outcome.unwrap_err();
@@ -150,14 +150,14 @@ fn what_somebody_uses_is_refused_with_who_that_is() {
 }
 
 #[test]
-fn other_errors_are_nobodys_business() {
+fn other_errors_are_returned_without_asking_anybody() {
     let fails = || Err(Error::new(ErrorKind::NoSpace, "full"));
     let (outcome, asked, _) = alone(Wait::ForCommands, fails, || Given::Way);
     assert_eq!((outcome.unwrap_err().kind(), asked.len()), (ErrorKind::NoSpace, 0));
 }
 
 #[test]
-fn nobody_is_asked_to_give_way_where_the_operating_system_refuses() {
+fn nobody_is_asked_when_the_operating_system_refuses() {
     let leased = || {
         let why = std::io::Error::from(std::io::ErrorKind::WouldBlock);
         Err(Error::from_io("cannot open the lock", why).context("cannot open the image"))
@@ -167,14 +167,14 @@ fn nobody_is_asked_to_give_way_where_the_operating_system_refuses() {
 }
 
 #[test]
-fn an_image_that_others_always_have_again_is_given_up() {
+fn attempts_end_when_others_open_the_image_again_each_time() {
     let ends = after(u32::MAX, ErrorKind::Owned);
     let (outcome, asked, _) = alone(Wait::ForCommands, ends, || Given::Way);
     assert_eq!((outcome.unwrap(), asked.len()), (None, ATTEMPTS_MAX as usize));
 }
 
 #[test]
-fn an_owner_in_the_way_is_told_each_time_and_named_in_the_end() {
+fn an_owner_in_the_way_is_asked_each_time_and_named_in_the_end() {
     let asked = Cell::new(0);
     let ask = || {
         asked.set(asked.get() + 1);

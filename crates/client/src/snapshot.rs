@@ -1,4 +1,4 @@
-//! A snapshot: taking and removing it, protecting it, going back to it.
+//! Snapshots: taking, removing, protecting and renaming them, and rolling back to one.
 
 use marcot::{Error, ErrorKind, ImageInfo, ImageName, Result, SnapId, SnapInfo};
 use marcot_serve::control::{Command, QuiesceMode};
@@ -6,32 +6,32 @@ use marcot_serve::control::{Command, QuiesceMode};
 use crate::image::Image;
 use crate::operation::Operation;
 
-/// What becomes of those who use an image while a snapshot is taken: a mapped device may have a hook
-/// that quiets its file system.
+/// Whether writes to an image are paused while a snapshot is taken: a mapped device may have a hook
+/// that freezes its file system.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Quiesce {
-    /// They are quieted; where that fails, no snapshot is taken.
+    /// They are paused; if that fails, no snapshot is taken.
     #[default]
     Required,
-    /// They are quieted; where that fails, the snapshot is taken all the same.
+    /// They are paused; if that fails, the snapshot is taken all the same.
     IgnoreErrors,
-    /// They are not asked.
+    /// They are not paused.
     Skip,
 }
 
-/// What removing an image's snapshots came to.
+/// The result of removing an image's snapshots.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Purged {
     /// How many were removed.
     pub removed: usize,
-    /// Names of those that are protected, and stay.
+    /// Names of protected snapshots. They stay.
     pub protected: Vec<String>,
 }
 
-/// A snapshot of an image, by name. Cheap to clone, and nothing is open while it exists.
+/// A snapshot of an image, by name. Cheap to clone. The handle keeps nothing open.
 ///
-/// Every method fails with `NotFound` where the image has no snapshot of that name.
+/// Every method fails with `NotFound` if the image has no snapshot of that name.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     image: Image,
@@ -39,17 +39,17 @@ pub struct Snapshot {
 }
 
 impl Image {
-    /// A snapshot of it. Nothing is read yet: what is done to a snapshot that does not exist fails with
+    /// A handle of a snapshot. Nothing is read yet: operations on a snapshot that does not exist fail with
     /// `NotFound`.
     #[must_use]
     pub fn snapshot(&self, name: &str) -> Snapshot {
         Snapshot::new(self.clone(), name)
     }
 
-    /// Takes a snapshot of everything acknowledged; durable when it returns.
+    /// Takes a snapshot. It has every write that was acknowledged before. It is durable on return.
     ///
     /// # Errors
-    /// `Exists`; `Invalid`, `NameTooLong` for the name; `TooMany`; those of quieting the image's users;
+    /// `Exists`; `Invalid`, `NameTooLong` for the name; `TooMany`; those of pausing writes;
     /// `Owned` for an owner that cannot be reached; `NoSpace`; `Interrupted`.
     pub fn create_snapshot(&self, name: &str, quiesce: Quiesce) -> Result<Snapshot> {
         let given = name.to_owned();
@@ -66,11 +66,12 @@ impl Image {
         })
     }
 
-    /// Removes all snapshots that are not protected, oldest first. `progress` gets how many of all
-    /// snapshots are gone, and how many there were.
+    /// Removes all snapshots that are not protected, oldest first. `progress` gets how many
+    /// snapshots were removed, and how many there were.
     ///
     /// # Errors
-    /// Those of [`Image::info`] and [`Snapshot::remove`]; the snapshots before that one are gone.
+    /// Those of [`Image::info`] and [`Snapshot::remove`]. Snapshots that were removed before the error stay
+    /// removed.
     pub fn purge_snapshots(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Purged> {
         self.operate(Operation::PurgeSnapshots, || {
             let mut snaps = self.engine_pool().info(self.id())?.snapshots;
@@ -118,10 +119,10 @@ impl Snapshot {
         self.image.operate(operation, || self.image.run(command, progress))
     }
 
-    /// What an image's head tells of it.
+    /// Its record in an image's head.
     ///
     /// # Errors
-    /// `NotFound`, also where it was removed and waits for its children.
+    /// `NotFound`, also if it was removed and is only kept for its children.
     pub(crate) fn found_in(&self, image: &ImageInfo) -> Result<SnapInfo> {
         let mut snapshots = image.snapshots.iter();
         let found = snapshots.find(|snap| snap.name == self.name && !snap.trashed);
@@ -137,7 +138,7 @@ impl Snapshot {
         self.found_in(&self.image.engine_pool().info(self.image.id())?)
     }
 
-    /// What is recorded about it; works while the image is in use.
+    /// Reads its record. Works while the image is in use.
     ///
     /// # Errors
     /// `NotFound`; those of [`Image::info`].
@@ -157,30 +158,30 @@ impl Snapshot {
     /// Protects it from removal, so that it can be cloned.
     ///
     /// # Errors
-    /// `Protected` where it is already; `NotFound`; `Owned` for an owner that cannot be reached;
+    /// `Protected` if it is protected already; `NotFound`; `Owned` for an owner that cannot be reached;
     /// `Interrupted`.
     pub fn protect(&self) -> Result<()> {
         let command = Command::SnapProtect { name: self.name.clone() };
         self.run(Operation::ProtectSnapshot, &command, &mut |_, _| {})
     }
 
-    /// Takes the protection away.
+    /// Removes the protection.
     ///
     /// # Errors
-    /// `HasChildren`, with some of them; `NotProtected`; `NotFound`; `Owned` for an owner that cannot be
+    /// `HasChildren`, naming some of them; `NotProtected`; `NotFound`; `Owned` for an owner that cannot be
     /// reached; `Interrupted`.
     pub fn unprotect(&self) -> Result<()> {
         let command = Command::SnapUnprotect { name: self.name.clone() };
         self.run(Operation::UnprotectSnapshot, &command, &mut |_, _| {})
     }
 
-    /// Removes it. With children of clone format 2 it is moved aside instead, and goes with the last of
-    /// them. With `force` its children are flattened and its protection is taken away first. `progress`
+    /// Removes it. If it has children of clone format 2, it is only hidden, and is freed together with the
+    /// last of them. With `force`, its children are flattened and its protection is removed first. `progress`
     /// gets (done, total).
     ///
     /// # Errors
-    /// `Protected`; `HasChildren` where a child in another store has to be flattened there; `NotFound`;
-    /// `Busy`, with who reads it; `Owned` for an owner that cannot be reached; `Interrupted`.
+    /// `Protected`; `HasChildren` if a child is in another store and has to be flattened there; `NotFound`;
+    /// `Busy`, naming its reader; `Owned` for an owner that cannot be reached; `Interrupted`.
     pub fn remove(&self, force: bool, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let command = Command::SnapRemove { name: self.name.clone(), force };
         self.image.operate(Operation::RemoveSnapshot, || {
@@ -194,14 +195,14 @@ impl Snapshot {
     /// Flattens its children, so that it can be unprotected and removed.
     fn flatten_children(&self) -> Result<()> {
         let snap = match self.found() {
-            // Removing it says so.
+            // Removing the snapshot then fails with the same error.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             found => found?,
         };
         let (client, image) = (self.image.client(), &self.image);
         let store = client.store();
         let children = store.children(image.engine_pool(), image.id(), Some(snap.id))?;
-        // Before any is flattened, for nothing.
+        // Checked before any child is flattened, since the removal would fail afterwards.
         if let Some(child) = children.iter().find(|child| child.marker) {
             let message = format!(
                 "snapshot '{}' has a child in another store, where it has to be flattened first: \
@@ -230,7 +231,7 @@ impl Snapshot {
         Ok(self.image.snapshot(name))
     }
 
-    /// Brings the image back to the content and size of the snapshot; what came later is lost.
+    /// Resets the image to the content and size of the snapshot. Later changes are lost.
     /// `progress` gets (done, total).
     ///
     /// # Errors

@@ -1,6 +1,6 @@
-//! Finding what is worth storing: runs of bytes that are not zero.
+//! Finding the runs of bytes that are not zero, which have to be stored.
 
-/// The runs of `data` that are not zero, as ranges, seen in steps of `grain_bytes`.
+/// The runs of `data` that are not zero, as ranges. `data` is checked in steps of `grain_bytes`.
 pub fn data_runs(data: &[u8], grain_bytes: usize) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
     for (i, grain) in data.chunks(grain_bytes.max(1)).enumerate() {
@@ -17,7 +17,7 @@ pub fn data_runs(data: &[u8], grain_bytes: usize) -> Vec<std::ops::Range<usize>>
     runs
 }
 
-/// True if every byte is zero. Written so that the compiler can look at many bytes at a time.
+/// True if every byte is zero. Written so that the compiler can compare many bytes at a time.
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }

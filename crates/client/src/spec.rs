@@ -1,9 +1,9 @@
 //! `[pool/[namespace/]]image[@snap]`, read as `rbd` reads it.
 //!
-//! `rbd` matches the whole argument against one of three patterns, depending on whether the thing
-//! named must exist, is being created, or is a snapshot being created. Where the pattern has a
-//! choice it prefers pool and namespace over none, so `a/b/c/d` is image `c/d` of `a/b` where it
-//! must exist, and no valid name where it is to be created.
+//! `rbd` matches the whole argument against one of three patterns, depending on whether it
+//! must name something that exists, an image to create, or a snapshot to create. If a pattern matches in
+//! several ways, pool and namespace are preferred over none. So `a/b/c/d` is image `c/d` of `a/b` if it
+//! must exist, and no valid name of an image to create.
 
 use marcot::{ImageName, Namespace};
 
@@ -18,7 +18,7 @@ pub enum Pattern {
     NewSnapshot,
 }
 
-/// The parts of a spec; `None` where the argument did not have one.
+/// The parts of a spec; `None` for a part that the argument did not have.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Spec {
     /// Pool.
@@ -32,7 +32,7 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// The parts of `text`, or `None` where it does not match.
+    /// The parts of `text`, or `None` if it does not match.
     pub fn parse(text: &str, pattern: Pattern) -> Option<Self> {
         let pool_ends = text.find('/').filter(|end| pool_valid(&text[..*end], pattern));
         if let Some(pool_end) = pool_ends {
@@ -81,7 +81,7 @@ fn pool_valid(pool: &str, pattern: Pattern) -> bool {
 /// A pool with an optional namespace: `pool`, `pool/`, `pool/namespace`.
 ///
 /// # Errors
-/// `rbd`'s sentence for a name that cannot be.
+/// `rbd`'s sentence for an invalid name.
 pub fn parse_pool(text: &str) -> Result<(String, Option<String>), String> {
     let (pool, namespace) = text.rsplit_once('/').unwrap_or((text, ""));
     let bad = |name: &str| name.contains(['/', '@']);

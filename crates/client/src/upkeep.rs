@@ -1,4 +1,4 @@
-//! What is done to all images of a pool: verifying them, and giving back the space that none needs.
+//! Operations on all images of a pool: verifying them, and freeing the space that none needs.
 
 use marcot::{CheckOptions, CheckReport, GcReport, ImageName, Namespace, Result};
 
@@ -7,11 +7,12 @@ use crate::pool::Pool;
 use crate::retry::Holders;
 
 impl Pool {
-    /// Verifies the pool, while images are in use. To repair, images that somebody only keeps open are
-    /// closed first. `progress` gets bytes (done, total), between two reads, and may take its time.
+    /// Verifies the pool. Images may be in use meanwhile. For a repair, images that a process keeps open
+    /// without using them are closed first. `progress` gets bytes (done, total). It is called between two
+    /// reads, and may block.
     ///
     /// # Errors
-    /// `Interrupted`; what keeps the check from going on. Damage is no error, but a finding.
+    /// `Interrupted`; errors that keep the check from going on. Damage is no error, but a finding.
     pub fn check(
         &self,
         options: &CheckOptions,
@@ -20,7 +21,7 @@ impl Pool {
         self.operate(Operation::CheckPool, || {
             if options.repair {
                 match self.let_all_idle_go() {
-                    // The check tells what it was.
+                    // The check reports the same problem.
                     Err(error) if error.kind().is_obstacle() && !self.client().interrupted() => {}
                     gone => gone?,
                 }
@@ -29,11 +30,11 @@ impl Pool {
         })
     }
 
-    /// Gives back the space that no image or snapshot needs; images that were never whole are removed,
-    /// and those that somebody only keeps open are closed first. `progress` gets (done, total).
+    /// Frees the space that no image or snapshot needs. Incomplete images are removed.
+    /// Images that a process keeps open without using them are closed first. `progress` gets (done, total).
     ///
     /// # Errors
-    /// `Busy`, `ReadOnly`, `Corrupt`; `Interrupted`; what the operating system says.
+    /// `Busy`, `ReadOnly`, `Corrupt`; `Interrupted`; errors of the operating system.
     pub fn collect_garbage(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<GcReport> {
         self.operate(Operation::CollectGarbage, || {
             self.remove_all_remains();
@@ -42,7 +43,7 @@ impl Pool {
         })
     }
 
-    /// Has every image and snapshot of the pool closed that somebody only keeps open.
+    /// Asks processes to close every image and snapshot of the pool that they keep open without using it.
     fn let_all_idle_go(&self) -> Result<()> {
         let namespaces = self.engine().namespaces()?.into_iter().map(Namespace::named);
         for namespace in namespaces.chain([Namespace::DEFAULT]) {

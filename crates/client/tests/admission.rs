@@ -1,4 +1,4 @@
-//! The door that every operation passes.
+//! The admission of operations.
 #![allow(missing_docs)]
 
 use std::collections::HashSet;
@@ -92,8 +92,8 @@ fn calls(client: &Client) -> Vec<Call> {
     calls
 }
 
-/// What is done with devices and exports, which the first door refuses; past it they need a kernel, or
-/// ask several operations.
+/// Operations on devices and exports. They are only tested with an admission that refuses: without it they
+/// need a kernel, or ask for several operations.
 fn refused_only(client: &Client, options: Options) -> Vec<Call> {
     const WORDS: ProgramWords = ProgramWords { server: &["true"], quiesce: &["true"] };
     let pool = client.pool("rbd").unwrap();
@@ -130,7 +130,7 @@ fn refused_only(client: &Client, options: Options) -> Vec<Call> {
     ]
 }
 
-/// A store with an image and a snapshot, a client that asks before each operation, and what it has asked.
+/// A store with an image and a snapshot, a client with an admission, and the operations that it asked for.
 fn asking(
     admit: impl Fn(Operation) -> bool + Send + Sync + 'static,
 ) -> (tempfile::TempDir, Client, Options, Arc<Mutex<Vec<Operation>>>) {
@@ -155,8 +155,8 @@ fn asking(
 }
 
 #[test]
-fn what_is_not_admitted_is_not_done() {
-    // An export is looked up before it is opened.
+fn an_operation_that_is_not_admitted_changes_nothing() {
+    // Serving an export needs two operations: the image is looked up before it is opened.
     let looking = Arc::new(AtomicBool::new(false));
     let may_look = Arc::clone(&looking);
     let admit =
@@ -184,11 +184,11 @@ fn what_is_not_admitted_is_not_done() {
 }
 
 #[test]
-fn an_operation_asks_once_whatever_it_takes() {
+fn an_operation_asks_for_admission_once() {
     let (_directory, client, _, asked) = asking(|_| true);
     for (operation, call) in calls(&client) {
         asked.lock().unwrap().clear();
-        // Some cannot succeed one after the other; that they were asked for is what counts.
+        // Some fail after the others. This test only counts how often they ask.
         let _ = call();
         assert_eq!(*asked.lock().unwrap(), [operation]);
     }

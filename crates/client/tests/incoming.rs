@@ -1,4 +1,4 @@
-//! Images on their way in, and copies.
+//! Images that are being made from data, and copies.
 #![allow(missing_docs)]
 
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn names(client: &Client) -> Vec<String> {
     images.into_iter().map(|(name, _)| name).collect()
 }
 
-/// All names, also those of images that are not whole.
+/// The number of all names, also of incomplete images.
 fn all_names(client: &Client) -> usize {
     client.pool("rbd").unwrap().engine().image_names(&Namespace::DEFAULT).unwrap().len()
 }
@@ -47,7 +47,7 @@ fn byte_at(image: &Image, offset: u64) -> u8 {
 }
 
 #[test]
-fn an_image_is_seen_when_it_is_whole_and_gone_when_it_is_given_up() {
+fn an_image_is_listed_when_it_is_complete_and_removed_when_it_is_dropped() {
     let (_directory, client) = store(Options::new());
     let pool = client.pool("rbd").unwrap();
     let mut incoming = pool.begin_image("a", &sized(0)).unwrap();
@@ -69,7 +69,7 @@ fn an_image_is_seen_when_it_is_whole_and_gone_when_it_is_given_up() {
 }
 
 #[test]
-fn a_copy_is_independent_and_has_the_content_of_its_time() {
+fn a_copy_is_independent_and_has_the_content_at_its_start() {
     let (_directory, client) = store(Options::new());
     let parent = client.create(&ImageSpec::new("rbd", "parent"), &sized(SIZE_BYTES)).unwrap();
     write(&parent, 0, &[1; 4096]);

@@ -1,5 +1,5 @@
-//! Operations on images that somebody has open: an owner in this process, behind its control socket, is
-//! as far away as one in another.
+//! Operations on open images. The owner is in this process, behind its control socket: for the client that is
+//! the same as an owner in another process.
 #![allow(missing_docs)]
 
 use std::io::{Read as _, Write as _};
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 const SIZE_BYTES: u64 = 64 << 20;
 
-/// A store of its own, which goes with the test.
+/// A store in a temporary directory.
 struct World {
     client: Client,
     _directory: TempDir,
@@ -131,7 +131,7 @@ fn reading_goes_on_where_the_owner_ends_it() {
     content.read(0, &mut buf).unwrap();
     assert_eq!(buf, [1; 4096]);
     host.stop().unwrap();
-    // This process has become the owner.
+    // This process is the owner now.
     buf.fill(0);
     content.read(0, &mut buf).unwrap();
     assert_eq!(buf, [1; 4096]);
@@ -140,7 +140,7 @@ fn reading_goes_on_where_the_owner_ends_it() {
     assert!(image.status().unwrap().is_empty());
 }
 
-/// An owner that goes away in the middle of the first command it gets, whatever that is.
+/// An owner that breaks its connection in the middle of its first command.
 fn goes_away_at_once(image: &Image) -> std::thread::JoinHandle<()> {
     let (pool, id) = (image.pool().engine(), image.id());
     let open = pool.open(id).unwrap();
@@ -218,7 +218,7 @@ fn a_handle_does_nothing_to_another_image_that_has_the_name_by_now() {
     ] {
         assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
     }
-    // What needs no name still reaches the same image.
+    // Operations that need no name still reach the same image.
     first.resize(2 * SIZE_BYTES, false, &mut quiet).unwrap();
     let sizes = ["c", "a"].map(|name| pool.image(name).unwrap().info().unwrap().size_bytes);
     assert_eq!(sizes, [2 * SIZE_BYTES, SIZE_BYTES]);
@@ -254,7 +254,7 @@ fn the_owner_of_a_parent_is_told_of_clones_that_come_and_go() {
     let child = snapshot.clone_to(&spec, &options).unwrap();
     assert_eq!(parent.children(Children::Direct, None).unwrap().len(), 1);
     assert!(parent.has_unprotected_child().unwrap());
-    // It waits for its child, and goes when the owner hears that the child needs it no more.
+    // The snapshot is kept for its child. It is freed when the owner hears that the child is gone.
     snapshot.remove(false, &mut quiet).unwrap();
     assert!(parent.info().unwrap().snapshots[0].trashed);
     assert!(parent.usage().unwrap().iter().all(|row| row.snapshot.is_none()));
@@ -322,7 +322,7 @@ fn an_interruption_ends_the_wait_for_an_owner() {
     let interrupt = Interrupt::when(move || seen.load(Ordering::Relaxed));
     let world = World::with(Options::new().interrupt(interrupt));
     let (silent, deaf) = (world.create("silent"), world.create("deaf"));
-    // One listens and says nothing; the other has the image open and does not listen.
+    // One owner listens but never answers. The other has the image open and does not listen.
     let socket = silent.pool().engine().image_directory(silent.id()).join(SOCKET_NAME);
     let _listens = UnixListener::bind(socket).unwrap();
     let _open = [&silent, &deaf].map(|image| image.pool().engine().open(image.id()).unwrap());

@@ -1,5 +1,5 @@
-//! What has become of mapped devices since their records were written: some are gone, and the images of
-//! others have other names.
+//! Updates the records of mapped devices: some devices are gone since a record was written, and the images of
+//! others were renamed.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -7,15 +7,15 @@ use std::path::PathBuf;
 use marcot::{ImageId, Limits, Store, World};
 use marcot_serve::mapping::{self, MappedRecord, Registry};
 
-/// Clears what is left of a device that is gone, with its server; false where there is a device, or a
-/// process or command that is at work on it.
+/// Removes the remains of a device that is gone and whose server has ended. Returns false while the device, its
+/// server, or a command that works on it still exists.
 pub(super) fn cleared(registry: &Registry, record: &MappedRecord) -> bool {
     let gone = || !mapping::is_shown(record, registry);
     if !gone() || !matches!(registry.server(record.id), Ok(None)) {
         return false;
     }
     let Ok(Some(_held)) = registry.hold(record.id) else { return false };
-    // Looked at once more: another command may have been at work until now.
+    // Read it once more: another command may have worked on it until now.
     let same = matches!(registry.read(record.id), Ok(Some(now)) if now == *record);
     if !same || !gone() || !matches!(registry.server(record.id), Ok(None)) {
         return false;
@@ -27,9 +27,9 @@ pub(super) fn cleared(registry: &Registry, record: &MappedRecord) -> bool {
     cleared
 }
 
-/// Gives a record and the device's link the names that the image has now.
+/// Updates a record and the device's link to the current names of the image.
 pub(super) fn follow_names(registry: &Registry, record: &mut MappedRecord, stores: &mut Stores) {
-    // Where they cannot be told, those of the record are the best there are.
+    // If the current names cannot be read, those of the record stay.
     let Some((namespace, image, snap)) = stores.names_now(record) else { return };
     if (&namespace, &image, &snap) == (&record.namespace, &record.image, &record.snap) {
         return;
@@ -42,7 +42,7 @@ pub(super) fn follow_names(registry: &Registry, record: &mut MappedRecord, store
     }
 }
 
-/// The stores that images are mapped from, each opened once.
+/// The stores of the mapped images. Each is opened once.
 pub(super) struct Stores {
     limits: Limits,
     open: HashMap<PathBuf, Option<Store>>,
@@ -53,7 +53,7 @@ impl Stores {
         Self { limits, open: HashMap::new() }
     }
 
-    /// Namespace, image and snapshot of a device, as they are called now.
+    /// Current names of the namespace, image and snapshot that a device shows.
     fn names_now(&mut self, record: &MappedRecord) -> Option<(String, String, String)> {
         let limits = self.limits;
         let open = || Store::open_with(World::system(), &record.store, limits).ok();

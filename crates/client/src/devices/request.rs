@@ -1,4 +1,4 @@
-//! What is asked for, and what comes of it.
+//! Requests to map and unmap devices, and their results.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,32 +8,32 @@ use marcot_serve::mapping::{self, Driver, MappedRecord};
 
 use crate::image_spec::ImageSpec;
 
-/// Seconds that the kernel waits for a new server, where nothing else is asked for.
+/// Default of [`MapRequest::reattach_timeout_s`].
 pub const REATTACH_TIMEOUT_S: u64 = mapping::REATTACH_TIMEOUT_S;
 
-/// The words with which this program, started again, does what a device needs. A program that maps
+/// Command-line words with which this program is started again for the tasks of a device. A program that maps
 /// devices has to understand them.
 #[derive(Debug, Clone, Copy)]
 pub struct ProgramWords {
     /// Serves a device: [`super::server::DeviceServer`], with the job on its standard input.
     pub server: &'static [&'static str],
-    /// Before a device and `quiesce` or `unquiesce`: freezes or thaws what is mounted from it, which
-    /// [`super::quiesce`] does.
+    /// Followed by a device and `quiesce` or `unquiesce`: freezes or thaws the file systems on it, with
+    /// [`super::quiesce`].
     pub quiesce: &'static [&'static str],
 }
 
 /// How to map.
 #[derive(Debug, Clone)]
 pub struct MapRequest {
-    /// Let nobody write.
+    /// Make the device read-only.
     pub read_only: bool,
-    /// `None`: what the machine has.
+    /// `None`: a driver that the machine has.
     pub driver: Option<Driver>,
-    /// What the user wants to know the device by; `None`: a random name.
+    /// A string by which the user identifies the device; `None`: a random one.
     pub cookie: Option<String>,
     /// What to do around snapshots.
     pub quiesce: QuiesceBy,
-    /// How long the kernel waits for a new server, in seconds.
+    /// How long the kernel waits for a new server after the old one has ended, in seconds.
     pub reattach_timeout_s: u64,
 }
 
@@ -49,14 +49,14 @@ impl Default for MapRequest {
     }
 }
 
-/// How users of a device are quieted while a snapshot is taken.
+/// How writes to a device are paused while a snapshot is taken.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum QuiesceBy {
     /// Not at all.
     Nothing,
     /// File systems on the device are frozen.
     Freeze,
-    /// By a program, called with the device and `quiesce` or `unquiesce`.
+    /// This program is called with the device and `quiesce` or `unquiesce`.
     Hook(PathBuf),
 }
 
@@ -65,7 +65,7 @@ pub enum QuiesceBy {
 pub struct MappedDevice {
     /// The kernel's name.
     pub device: PathBuf,
-    /// The name as a device of RBD's, where it has one.
+    /// Its name as an RBD device, if it has one.
     pub node: Option<PathBuf>,
     /// Its cookie.
     pub cookie: String,
@@ -73,20 +73,20 @@ pub struct MappedDevice {
     pub lacking_bytes: u64,
 }
 
-/// What came of taking a device away.
+/// The result of unmapping a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Unmapped {
-    /// It is gone.
+    /// The device is gone.
     Gone,
-    /// It is in use, and stays.
+    /// The device is in use and stays.
     InUse(InUse),
 }
 
-/// What keeps a device from being taken away. It reads as a few words in brackets do.
+/// Why a device cannot be unmapped. Its text is meant to stand in brackets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InUse {
-    /// The kernel does: most often a file system that is mounted from it.
+    /// The kernel uses it: most often a file system that is mounted from it.
     Mounted,
     /// A process has it open.
     Open {
@@ -95,7 +95,7 @@ pub enum InUse {
         /// What the process is called.
         name: String,
     },
-    /// Its server has not let go of it in time.
+    /// Its server has not released it in time.
     Kept,
 }
 
@@ -109,8 +109,8 @@ impl fmt::Display for InUse {
     }
 }
 
-/// Why an image was not mapped, or a device not attached: for who words it, or offers a remedy. It
-/// becomes an [`Error`] by `?`.
+/// Why an image was not mapped or a device not attached, for callers that write their own message. It
+/// is converted to an [`Error`] by `?`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MapFailure {
@@ -140,7 +140,7 @@ pub enum MapFailure {
         /// The device.
         device: String,
     },
-    /// Another operation is at work on the device.
+    /// Another operation works on the device.
     AtWork {
         /// The device.
         device: String,
@@ -152,7 +152,7 @@ pub enum MapFailure {
         /// Its server.
         pid: u32,
     },
-    /// Something before the device's server was started.
+    /// An error before the device's server was started.
     Before(Error),
     /// The device's server could not be started, or could not serve.
     Server(Error),

@@ -1,4 +1,4 @@
-//! The process that serves a device: it gets a job, reports, and serves until it is told to end.
+//! The process that serves a device: it gets a job, reports to the caller, and serves until it is asked to end.
 //!
 //! ```text
 //!   Job::read(input)  ->  DeviceServer::start(job)  ->  wait(stop)  ->  unmap(how) or detach()
@@ -20,10 +20,10 @@ use marcot_serve::mapping::{
 
 use super::request::{QuiesceBy, spec_of};
 
-/// How often a server looks whether it is told to end, and for partitions of its device.
+/// How often a server checks whether it should end, and for partitions of its device.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What the serving process is told.
+/// The task of the serving process.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub struct Job {
     pub(super) run_directory: PathBuf,
@@ -37,12 +37,12 @@ pub struct Job {
     pub(super) quiesce_words: Vec<String>,
 }
 
-/// What tells the process that it should end.
+/// The source of requests to end the process.
 pub trait Stop {
-    /// True once it was told to.
+    /// True once the process was asked to end.
     fn asked(&self) -> bool;
 
-    /// The device is in use, and goes on being served. Telling again must not end the process either.
+    /// Called when the device is in use and is still served. Later requests must not kill the process either.
     fn refused(&self);
 }
 
@@ -50,11 +50,11 @@ pub trait Stop {
 pub enum DeviceEnding {
     /// The device stays, and waits for another server.
     Detach,
-    /// The device goes.
+    /// The device is removed.
     Unmap(UnmapHow),
 }
 
-/// How a device is taken away.
+/// How a device is unmapped.
 pub struct UnmapHow(
     /// `None`: by force.
     Option<Claim>,
@@ -70,11 +70,11 @@ pub struct DeviceServer {
 }
 
 impl DeviceServer {
-    /// Serves the device of a job, and reports that, or why not, on standard output: to the process that
-    /// asked for it.
+    /// Serves the device of a job. Reports on standard output that it does, or the error, to the process that
+    /// started this one.
     ///
     /// # Errors
-    /// Why the device is not served, or why that could not be reported.
+    /// Errors of starting to serve, and of the report.
     pub fn start(job: &Job) -> Result<Self> {
         start(job).or_else(|error| {
             mapping::report_failure(&error)?;
@@ -84,11 +84,11 @@ impl DeviceServer {
 }
 
 impl Job {
-    /// Reads the job that [`super::Devices::map`] gives to the process that it starts, on its standard
-    /// input.
+    /// Reads the job from `input`. [`super::Devices::map`] writes it to the standard input of the process that
+    /// it starts.
     ///
     /// # Errors
-    /// `Invalid` for what is no job; what the operating system says.
+    /// `Invalid` for input that is no job; errors of the operating system.
     pub fn read(input: &mut dyn Read) -> Result<Self> {
         let mut job = Vec::new();
         let read = input.read_to_end(&mut job);
@@ -103,7 +103,7 @@ fn start(job: &Job) -> Result<DeviceServer> {
     let mut record = job.record.clone();
     let serving = registry.serve(record.id)?;
     let limits = Limits { map_memory_bytes: job.map_memory_bytes, ..Limits::default() };
-    // The caller's soft limit was handed down, and a guest must not be short of descriptors.
+    // The caller's soft limit is inherited, and a guest must not run out of descriptors.
     let segment_files = descriptors::segment_files(descriptors::raise_limit());
     let store = Store::open_with(World::system(), &record.store, limits)?;
     store.set_segment_files_max(usize::try_from(segment_files).unwrap_or(usize::MAX));
@@ -122,7 +122,7 @@ fn start(job: &Job) -> Result<DeviceServer> {
     record.pid = std::process::id();
     record.device = mapped.device().to_owned();
     record.driver = mapped.driver();
-    // First the record: whatever ends this process from here on, the device is known.
+    // The record comes first: the device is known even if this process is killed from here on.
     let recorded = registry.write(&record).and_then(|()| {
         let link = mapping::link_of(&record.pool, &record.namespace, &record.image, &record.snap);
         record.names = DeviceNames::make(record.id, &record.device, &link);
@@ -154,7 +154,7 @@ fn start(job: &Job) -> Result<DeviceServer> {
 
 fn open(pool: &Pool, record: &MappedRecord, name: &str) -> Result<HostHandle> {
     let id = ImageId(record.image_number);
-    // Also for a device that nobody may write to, so that commands can be given to its server.
+    // A read-only device has a control socket too, so that its server can get commands.
     let control = Some(Place::of(pool, id));
     let options = HostOptions { name: name.to_owned(), control, ..HostOptions::default() };
     let image = if !record.snap.is_empty() {
@@ -167,7 +167,7 @@ fn open(pool: &Pool, record: &MappedRecord, name: &str) -> Result<HostHandle> {
     ImageHost::start_for_kernel(Box::new(image), options)
 }
 
-/// Does for a device what belongs to commands on its image.
+/// Does the device's part of commands on its image: resizing and quiescing.
 struct DeviceAttendant {
     resizer: Resizer,
     hook: Option<QuiesceHook>,
@@ -205,8 +205,8 @@ impl Attendant for DeviceAttendant {
 }
 
 impl DeviceServer {
-    /// Serves until the process is told to end, and the device can be let go: one that is in use is not
-    /// taken from under its file system or a program, unless by force.
+    /// Serves until the process is asked to end and the device can be released. A device that is in use is not
+    /// removed below a file system or a program, unless by force.
     pub fn wait(&self, stop: &dyn Stop) -> DeviceEnding {
         let mut told = false;
         let mut partitions = Vec::new();
@@ -219,7 +219,7 @@ impl DeviceServer {
                 if self.registry.ends_by(self.record.id, Ending::Force) {
                     return DeviceEnding::Unmap(UnmapHow(None));
                 }
-                // Else a device is not taken from under a file system or a program.
+                // Without force, a device that a file system or a program uses stays.
                 let unused = mapping::claim(&self.record.device).filter(|_| !self.is_open());
                 match unused {
                     Some(claim) => return DeviceEnding::Unmap(UnmapHow(Some(claim))),
@@ -240,13 +240,13 @@ impl DeviceServer {
         }
     }
 
-    /// Takes the device away, and lets go of the image.
+    /// Removes the device and closes the image.
     ///
     /// # Errors
     /// Those of the kernel and of closing the image. Both are done as far as they can be.
     pub fn unmap(self, how: UnmapHow) -> Result<()> {
         let device = self.record.device.display().to_string();
-        // First the names: from then on the device may become somebody else's.
+        // The names go first: once the device is removed, another program may get it.
         self.names().remove(&self.record.device);
         let unmapped = match how.0 {
             Some(claim) => self.mapped.unmap(claim),
@@ -266,13 +266,13 @@ impl DeviceServer {
         mapping::opener(&self.record.device, std::process::id()).is_some()
     }
 
-    /// The names of the device now: commands change them when its image is renamed.
+    /// The current names of the device. Commands change them when its image is renamed.
     fn names(&self) -> DeviceNames {
         let record = self.registry.read(self.record.id).ok().flatten();
         record.map_or_else(|| self.record.names.clone(), |record| record.names)
     }
 
-    /// Lets go of the image; the device waits for another server.
+    /// Closes the image. The device waits for another server.
     ///
     /// # Errors
     /// Those of closing the image.
