@@ -1,8 +1,8 @@
-//! How a command ends badly: the lines for standard error and the exit status.
+//! Failures of commands: the lines for standard error and the exit status.
 //!
 //! The wording follows `rbd`: `<what>: (<errno>) <strerror>`, and the status is that errno. Where
-//! `rbd`'s own sentence does not tell the cause, the engine's sentence is printed on a line before
-//! it. Each line stays one line, whatever names it holds.
+//! `rbd`'s own sentence does not name the cause, the engine's sentence is printed on a line before
+//! it. Control characters in names are escaped, so each line stays one line.
 
 use std::fmt;
 
@@ -47,7 +47,7 @@ enum Line {
     Named(String),
     /// Printed as it is.
     Bare(String),
-    /// A cause that `rbd` leaves to its client library's log.
+    /// A cause. `rbd` has none, but its client library may log one.
     Cause(String),
 }
 
@@ -70,7 +70,7 @@ impl Failure {
         Self { lines: vec![Line::Bare(message.into())], status }
     }
 
-    /// Nothing that anybody has to be told.
+    /// A failure without a message.
     pub fn quiet(status: i32) -> Self {
         Self { lines: Vec::new(), status }
     }
@@ -90,8 +90,8 @@ impl Failure {
         Self::new(errno, format!("{what}: ({errno}) {}", strerror(errno)))
     }
 
-    /// `<what>: (<errno>) <strerror>` for an engine error, preceded by the engine's sentence, which
-    /// names what it is about.
+    /// `<what>: (<errno>) <strerror>` for an engine error, after a line with the engine's sentence, which
+    /// names the object.
     pub fn engine(what: impl fmt::Display, error: &marcot::Error) -> Self {
         Self::errno(what, errno::of(error)).because(error.sentence()).remedied(error)
     }
@@ -104,15 +104,15 @@ impl Failure {
         }
     }
 
-    /// As [`Self::engine`], with the number that the operating system gave, where it lies below.
+    /// As [`Self::engine`], with the operating system's error number if that is the cause.
     pub fn lowest(what: impl fmt::Display, error: &marcot::Error) -> Self {
         Self::errno(what, system_errno(error).unwrap_or_else(|| errno::of(error)))
             .because(error.sentence())
             .remedied(error)
     }
 
-    /// `<what>: (<errno>) <strerror>` with the number that the operating system gave, where it lies
-    /// below an engine error: engine errors tell fewer cases apart.
+    /// `<what>: (<errno>) <strerror>` with the operating system's error number if that is the cause of
+    /// an engine error. Engine errors distinguish fewer cases.
     pub fn system(error: &marcot::Error) -> Self {
         match system_errno(error) {
             Some(errno) => Self::errno(error.message(), errno),
@@ -120,14 +120,14 @@ impl Failure {
         }
     }
 
-    /// The same failure after a line that tells the cause.
+    /// The same failure with a line before it that names the cause.
     #[must_use]
     pub fn because(mut self, cause: impl fmt::Display) -> Self {
         self.lines.insert(0, Line::Cause(cause.to_string()));
         self
     }
 
-    /// The same failure with a line after its causes that tells what to do.
+    /// The same failure with a line after its causes that says what to do.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         let causes = self.lines.iter().take_while(|line| matches!(line, Line::Cause(_))).count();
@@ -170,7 +170,7 @@ impl Failure {
         self
     }
 
-    /// What its first line says, without the program's name.
+    /// Its first line, without the program's name.
     pub fn sentence(&self) -> &str {
         match self.lines.first() {
             Some(Line::Named(text) | Line::Bare(text) | Line::Cause(text)) => text,
@@ -192,8 +192,8 @@ impl Failure {
     }
 }
 
-/// Called as `rbd`, a cause has the form of the Ceph client's log lines, which scripts that
-/// compare `rbd`'s output already drop.
+/// The line for a cause. If the program is called as `rbd`, it has the form of the Ceph client's log lines,
+/// which scripts that compare `rbd`'s output drop anyway.
 pub fn cause_line(program: &str, cause: &str) -> String {
     let cause = printable(cause);
     if program != crate::program::RBD {
@@ -202,7 +202,7 @@ pub fn cause_line(program: &str, cause: &str) -> String {
     format!("{} {:x} -1 librbd: {cause}\n", crate::time::log_stamp(), std::process::id())
 }
 
-/// What the operating system said, where that is the cause.
+/// The operating system's error number, if that is the cause.
 fn system_errno(error: &marcot::Error) -> Option<i32> {
     let below = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
     below.raw_os_error()
@@ -221,7 +221,7 @@ impl From<marcot::Error> for Failure {
     }
 }
 
-/// The system's words for an error number.
+/// The system's text for an error number.
 pub fn strerror(errno: i32) -> String {
     system_words(&std::io::Error::from_raw_os_error(errno).to_string()).to_string()
 }

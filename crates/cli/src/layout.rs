@@ -1,14 +1,14 @@
-//! The options that say how a new image is laid out.
+//! The options for the layout of a new image.
 //!
-//! marcot stores every image alike, so most of them only shape what `info` shows: the object size
-//! and the feature names. Those that promise something marcot does not do are refused.
+//! marcot stores all images in the same way, so most of them only affect the output of `info`: the object size
+//! and the feature names. Options that promise something that marcot does not do are refused.
 
 use marcot::CreateOptions;
 
 use crate::args::{Args, parse};
 use crate::failure::{EDOM, EINVAL, EOPNOTSUPP, Failure, Outcome};
 
-/// Object order where none is asked for: 4 MiB.
+/// The default object order: objects of 4 MiB.
 pub use marcot::catalog::ORDER_DEFAULT;
 const OBJECT_BYTES_MIN: u64 = 4 << 10;
 const OBJECT_BYTES_MAX: u64 = 32 << 20;
@@ -21,8 +21,8 @@ const FEATURES_REFUSED: [&str; 4] = ["journaling", "data-pool", "operations", "m
 const FEATURES_DEFAULT: &str = "layering,exclusive-lock,object-map,fast-diff,deep-flatten";
 const FEATURES_SHARED: &str = "layering,deep-flatten";
 
-/// What the command line says about a new image of `size_bytes`; `error` is `rbd`'s name for the
-/// failure, such as `create error`.
+/// The options of a new image of `size_bytes`. `error` is `rbd`'s name for the failure, such as `create
+/// error`.
 pub fn create_options(args: &Args, size_bytes: u64, error: &str) -> Outcome<CreateOptions> {
     if args.text("image-format") == Some("1") {
         let failure = Failure::new(EINVAL, "image format 1 is deprecated");
@@ -33,7 +33,7 @@ pub fn create_options(args: &Args, size_bytes: u64, error: &str) -> Outcome<Crea
     Ok(CreateOptions::sized(size_bytes).order(order).features(features(args, error)?))
 }
 
-/// Refuses options that promise what marcot does not do.
+/// Refuses options that promise something that marcot does not do.
 pub fn refuse_what_would_lie(args: &Args) -> Outcome {
     let refused = [
         ("data-pool", "an image keeps its data in its own pool"),
@@ -50,7 +50,7 @@ pub fn refuse_what_would_lie(args: &Args) -> Outcome {
     Ok(())
 }
 
-/// The order asked for by `--object-size` or `--order`.
+/// The order from `--object-size` or `--order`.
 pub fn order(args: &Args, error: &str) -> Outcome<Option<u32>> {
     if let Some(bytes) = args.bytes("object-size") {
         if !(OBJECT_BYTES_MIN..=OBJECT_BYTES_MAX).contains(&bytes) {
@@ -62,7 +62,7 @@ pub fn order(args: &Args, error: &str) -> Outcome<Option<u32>> {
     Ok(args.integer("order").and_then(|order| u32::try_from(order).ok()))
 }
 
-/// The features asked for, comma separated, in `rbd`'s order.
+/// The requested features, comma separated, in `rbd`'s order.
 pub fn features(args: &Args, error: &str) -> Outcome<String> {
     let asked: Vec<&str> =
         args.texts("image-feature").flat_map(|t| t.split(',')).filter(|t| !t.is_empty()).collect();

@@ -1,11 +1,11 @@
 //! The `marcot` command line: RBD's commands on layered images in local pools.
 //!
-//! It reads a command line, calls [`marcot_client`] for what is to be done, and prints what came of it.
+//! It reads a command line, calls [`marcot_client`] to do the work, and prints the result.
 //!
-//! Called as `rbd`, it calls itself `rbd` in its messages, so that scripts written for Ceph run
+//! If it is called as `rbd`, it also names itself `rbd` in messages, so that scripts written for Ceph run
 //! unchanged. Wording, layout and exit statuses follow `rbd` 16.2.
 //!
-//! A library, so that tests can run commands in a process of theirs and fuzz the parsers; the
+//! It is a library so that tests can run commands in their own process and fuzz the parsers. The
 //! program is [`main`].
 
 mod args;
@@ -40,10 +40,10 @@ pub fn main() -> ExitCode {
     ExitCode::from(run_line(std::env::args_os()))
 }
 
-/// Runs a command line, whose first argument is the program's name, and returns its exit status.
+/// Runs a command line and returns its exit status. The first argument is the program's name.
 pub fn run_line(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     let program = program::name(&arguments.next().unwrap_or_default().to_string_lossy());
-    // Names that are not UTF-8 must not become others that are.
+    // Names that are not UTF-8 are refused: converting them would change them to other names.
     let arguments: Result<Vec<String>, _> = arguments.map(OsString::into_string).collect();
     let outcome = match arguments {
         Ok(arguments) => answer(program, parse(commands::ALL, &arguments)),
@@ -58,7 +58,7 @@ pub fn run_line(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     }
 }
 
-/// What a command line would do.
+/// The meaning of a command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Understood {
     /// Run the command with these words, or show its help, with these arguments by position.
@@ -69,7 +69,7 @@ pub enum Understood {
     Refused(i32, String),
 }
 
-/// Reads a command line without the program's name, and does nothing. For tests and fuzzing.
+/// Parses a command line without the program's name, and runs nothing. For tests and fuzzing.
 #[must_use]
 pub fn understand(arguments: &[String]) -> Understood {
     match parse(commands::ALL, arguments) {

@@ -1,7 +1,7 @@
-//! What goes on inside, on standard error. `MARCOT_LOG` chooses what is shown.
+//! The log on standard error. `MARCOT_LOG` chooses what is logged.
 //!
-//! A server writes log lines. Any other command only tells of what went wrong on its way and did not
-//! end it, in lines like those of its failures. Either way one event is one line, whatever it holds.
+//! A server writes log lines. Any other command only reports problems that did not end it, in lines like
+//! those of its failures. In both cases one event is one line, since line breaks are escaped.
 
 use std::collections::HashSet;
 use std::fmt::{self, Write as _};
@@ -19,10 +19,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::failure::cause_line;
 use crate::output::err;
 
-/// Names what is logged, such as `debug` or `marcot_serve=trace`.
+/// The variable that chooses what is logged, such as `debug` or `marcot_serve=trace`.
 const LOG_VARIABLE: &str = "MARCOT_LOG";
 const LOG_DEFAULT: &str = "info";
-/// More lines than this tell nothing new, as where a medium fails block by block.
+/// Largest number of warnings of a command. More tell nothing new, for example when a medium fails block by
+/// block.
 const WARNINGS_MAX: usize = 50;
 
 static STARTED: Once = Once::new();
@@ -32,7 +33,7 @@ pub fn start() {
     STARTED.call_once(log_lines);
 }
 
-/// Starts telling of what goes wrong; later calls change nothing. Where `MARCOT_LOG` is set, as
+/// Starts to report problems; later calls change nothing. If `MARCOT_LOG` is set, does the same as
 /// [`start`].
 pub fn start_brief(program: &'static str) {
     STARTED.call_once(|| {
@@ -53,13 +54,13 @@ fn log_lines() {
         .with_env_filter(filter)
         .with_writer(|| Line(io::stderr()))
         .with_ansi(false)
-        // Else it tells of what fails by a macro that panics where standard error fails.
+        // By default, internal errors are reported with a macro that panics if standard error fails.
         .log_internal_errors(false)
         .try_init();
 }
 
-/// Writes what it is given at once as one line: an event comes in one piece. Where the log cannot be
-/// written, as on a full disk or when its reader has gone, the line is lost, and the server goes on.
+/// Writes each buffer as one line, since an event comes in one piece. If the log cannot be
+/// written (the disk is full, or its reader has gone), the line is lost and the server goes on.
 struct Line<W>(W);
 
 impl<W: Write> Write for Line<W> {
@@ -95,7 +96,7 @@ impl<S: Subscriber> Layer<S> for Warnings {
     }
 }
 
-/// An event in words: `message (name value, ...): error`.
+/// An event as a sentence: `message (name value, ...): error`.
 #[derive(Default)]
 struct Sentence {
     message: String,

@@ -1,6 +1,6 @@
-//! The name this program was called by, which its messages begin with.
+//! The name by which this program was called. Its messages begin with that name.
 
-/// The name under which scripts written for Ceph call it.
+/// The name by which scripts written for Ceph call it.
 pub const RBD: &str = "rbd";
 /// Its own name.
 pub const MARCOT: &str = "marcot";

@@ -1,4 +1,4 @@
-//! Progress on standard error: `rbd`'s lines, or a bar with rate and time left on a terminal.
+//! Progress on standard error: `rbd`'s lines, or, on a terminal, a bar with the rate and the time left.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -8,21 +8,21 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::failure::Outcome;
 use crate::output::err_as_it_is;
 
-/// What a bar counts.
+/// The unit of a progress bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Measure {
-    /// Short work: `rbd`'s lines on a terminal too.
+    /// Short work: `rbd`'s lines, also on a terminal.
     Steps,
     /// Long work measured in bytes.
     Bytes,
-    /// Long work measured in other things, as long as the work says.
+    /// Long work measured in other parts. The work defines them.
     Parts,
 }
 
 enum Face {
     Silent,
     Lines,
-    /// A bar that is not drawn before there is something to show.
+    /// A bar that is drawn only when the first progress is reported.
     Waiting(Measure),
     Bar(ProgressBar),
 }
@@ -32,7 +32,7 @@ pub struct Progress {
     label: &'static str,
     face: Face,
     percent: u64,
-    /// Lines count in so many parts, whatever the work counts in.
+    /// If set, lines show the percentages of this many parts, whatever the work counts.
     parts: Option<u64>,
 }
 
@@ -48,7 +48,7 @@ impl Progress {
         Self { label, face, percent: 0, parts: None }
     }
 
-    /// `done` of `total` is behind us. The percentage is shown each time it grows.
+    /// Reports that `done` of `total` is done. The percentage is shown each time it grows.
     pub fn update(&mut self, done: u64, total: u64) {
         if let Face::Waiting(measure) = self.face {
             self.face = Face::Bar(bar(self.label, measure, total));
@@ -69,21 +69,21 @@ impl Progress {
         }
     }
 
-    /// Lines show the percentages that `parts` steps have, as `rbd` counts objects.
+    /// Makes lines show the percentages of `parts` steps, as `rbd` does with objects.
     pub fn count_in(&mut self, parts: u64) {
         self.parts = Some(parts);
     }
 
-    /// As [`Self::update`], except that the end itself is left to [`Self::finish`], as `rbd` does
-    /// where it counts the parts behind it and not the one that completes.
+    /// As [`Self::update`], but without the end, which [`Self::finish`] shows. `rbd` does so
+    /// where it counts the parts before the current one.
     pub fn update_before_end(&mut self, done: u64, total: u64) {
         if done < total {
             self.update(done, total);
         }
     }
 
-    /// As [`Self::update`] for every multiple of `step` up to `done`, and for the end: but at a cost that
-    /// does not depend on how many there are.
+    /// As [`Self::update`] for every multiple of `step` up to `done`, and for the end, but at a cost that
+    /// does not depend on the number of steps.
     pub fn pass(&mut self, done: u64, step: u64, total: u64) {
         while let Some(part) = self.next_part(step, total).filter(|part| *part <= done) {
             self.update(part, total);
@@ -91,22 +91,22 @@ impl Progress {
         self.update(if done == total { done } else { done / step * step }, total);
     }
 
-    /// As [`Self::pass`], except that the end itself is left to [`Self::finish`].
+    /// As [`Self::pass`], but without the end, which [`Self::finish`] shows.
     pub fn pass_before_end(&mut self, done: u64, step: u64, total: u64) {
         let last = done.min(total.saturating_sub(1)) / step * step;
         self.pass(last, step, total);
     }
 
-    /// Where the percentage grows next: at a multiple of `step`, or at the end.
+    /// The next value at which the percentage grows: a multiple of `step`, or the end.
     fn next_part(&self, step: u64, total: u64) -> Option<u64> {
         let percent = u128::from(self.percent + 1);
         let bytes = u64::try_from((u128::from(total) * percent).div_ceil(100)).ok()?;
         (percent <= 100 && total > 0).then(|| bytes.next_multiple_of(step).min(total))
     }
 
-    /// Shows what `rbd` shows on its way through parts `first` to `total - 1`, as far as the work
-    /// has not shown it: most of what takes `rbd` a step an object is a single step here. On a
-    /// terminal there is nothing to catch up with.
+    /// Shows the lines that `rbd` shows for parts `first` to `total - 1`, unless they were
+    /// shown already: work that takes `rbd` a step for each object is often a single step here. On a
+    /// terminal, nothing is shown.
     pub fn catch_up(&mut self, first: u64, total: u64) {
         if !matches!(self.face, Face::Lines) {
             return;
@@ -167,7 +167,7 @@ fn bar(label: &'static str, measure: Measure, total: u64) -> ProgressBar {
     bar
 }
 
-/// The parts from `first` on at which the percentage grows, without the last.
+/// The parts from `first` on at which the percentage grows, except the last part.
 fn telling_parts(first: u64, total: u64) -> impl Iterator<Item = u64> {
     // A percentage grows at most a hundred times, however many parts there are.
     (percent_of(first, total)..100)
@@ -178,7 +178,7 @@ fn telling_parts(first: u64, total: u64) -> impl Iterator<Item = u64> {
         .filter(move |part| *part < total)
 }
 
-/// How many of `parts` are behind when `done` of `total` is.
+/// How many of `parts` are done when `done` of `total` is.
 fn rescale(done: u64, total: u64, parts: u64) -> u64 {
     let behind = u128::from(done) * u128::from(parts) / u128::from(total.max(1));
     u64::try_from(behind).unwrap_or(parts).min(parts)

@@ -1,5 +1,5 @@
-//! What every command needs: the program's name, the store, and the way from names to pools and
-//! images, with `rbd`'s words where they do not exist.
+//! The context of every command: the program's name, the store, and the lookup of pools and
+//! images by name, with `rbd`'s words for those that do not exist.
 
 use std::cell::OnceCell;
 use std::path::PathBuf;
@@ -19,9 +19,9 @@ use crate::{logging, signals};
 
 /// The store of root.
 const SYSTEM_STORE: &str = "/var/lib/marcot";
-/// Less would drop pages faster than a batch of writes needs them.
+/// With less, pages would be dropped before a batch of writes has used them.
 const MAP_MEMORY_BYTES_MIN: u64 = 1 << 20;
-/// What this program understands of itself, for the processes that serve devices.
+/// The words with which this program starts itself for devices.
 const DEVICE_WORDS: ProgramWords =
     ProgramWords { server: &["device", "server"], quiesce: &["device", "quiesce"] };
 
@@ -37,14 +37,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session; `store` is what `--store` says.
+    /// A session. `store` is the value of `--store`.
     pub fn new(program: &'static str, store: Option<&str>, silent: bool) -> Self {
         let store_directory = store.map(PathBuf::from).or_else(default_store);
         let limits = Limits::default();
         Self { program, silent, store_directory, client: OnceCell::new(), limits }
     }
 
-    /// The same session with the limits for open images that the options give.
+    /// The same session with the limits for open images from the options.
     pub fn limited(mut self, args: &Args) -> Outcome<Self> {
         if let Some(bytes) = args.bytes("map-memory") {
             if bytes < MAP_MEMORY_BYTES_MIN {
@@ -55,7 +55,7 @@ impl Session {
         Ok(self)
     }
 
-    /// What interrupts the library is a signal, and what it warns of is printed.
+    /// The options of the client: signals interrupt it, and its warnings are printed.
     fn options(&self) -> Options {
         let program = self.program;
         Options::new()
@@ -64,7 +64,7 @@ impl Session {
             .on_warning(move |warning| warn(program, &worded(program, warning)))
     }
 
-    /// The client of the store, opened when first asked for.
+    /// The client of the store. It is opened by the first call.
     pub fn client(&self) -> Outcome<&Client> {
         if let Some(client) = self.client.get() {
             return Ok(client);
@@ -80,17 +80,17 @@ impl Session {
             Failure::lowest(format!("error opening the store '{}'", directory.display()), &error)
                 .remedy(format!("choose a store with --store or {STORE_VARIABLE}"))
         })?;
-        // With many pools and segments a command has many files open, and the soft limit is low.
+        // With many pools and segments, a command opens many files, and the default soft limit is low.
         client.use_all_descriptors();
         Ok(self.client.get_or_init(|| client))
     }
 
-    /// The mapped devices of this machine; they are there without a store.
+    /// The mapped devices of this machine. They need no store.
     pub fn devices(&self) -> Outcome<Devices> {
         Ok(Devices::open(self.options(), DEVICE_WORDS)?)
     }
 
-    /// The pool of a name, and its existence.
+    /// The pool with a name.
     pub fn pool(&self, name: &str) -> Outcome<Pool> {
         let client = self.client()?;
         client.pool(name).map_err(|error| match error.kind() {
@@ -120,7 +120,7 @@ impl Session {
         })
     }
 
-    /// The image of a target, or of `--image-id` where that is given.
+    /// The image of a target, or of `--image-id` if that is given.
     pub fn find_by(&self, target: &Target, image_id: Option<&str>) -> Outcome<Image> {
         let Some(wanted) = image_id else {
             return self.find(target);
@@ -145,23 +145,23 @@ impl Session {
         Progress::new(label, Measure::Bytes, self.silent)
     }
 
-    /// Progress of long work that counts other things.
+    /// Progress of long work that counts other parts.
     pub fn parts(&self, label: &'static str) -> Progress {
         Progress::new(label, Measure::Parts, self.silent)
     }
 }
 
-/// What is recorded about an image.
+/// The record of an image.
 pub fn info(image: &Image) -> Outcome<ImageInfo> {
     image.info().map_err(|error| opening_failed(image, &error))
 }
 
-/// `rbd`'s words for an image that was found and cannot be opened.
+/// `rbd`'s words for an image that was found but cannot be opened.
 pub fn opening_failed(image: &Image, error: &marcot::Error) -> Failure {
     Failure::engine(format!("error opening image {}", image.label()), error)
 }
 
-/// What is recorded about a snapshot of an image.
+/// The record of a snapshot.
 pub fn snapshot(image: &Image, name: &str) -> Outcome<SnapInfo> {
     let info = info(image)?;
     let found = info.snapshots.iter().find(|s| s.name == name);
@@ -171,7 +171,7 @@ pub fn snapshot(image: &Image, name: &str) -> Outcome<SnapInfo> {
     })
 }
 
-/// `rbd`'s words for a snapshot that does not exist, where it sets a context first.
+/// `rbd`'s words for a snapshot that does not exist, in commands that set a context first.
 pub fn no_such_snapshot() -> Failure {
     let text = crate::failure::strerror(ENOENT);
     Failure::bare(ENOENT, format!("error setting snapshot context: ({ENOENT}) {text}"))

@@ -1,4 +1,4 @@
-//! What devices are called by those who call this program, and what the library warns of, in its words.
+//! Names of devices in this program's output, and the library's warnings as sentences.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,8 @@ use marcot_client::devices::{Driver, MappedRecord};
 
 use crate::program;
 
-/// The name of a device for people who call the program `program` and ask for devices of `driver`:
-/// called as `rbd`, the one that the kernel's RBD driver would give it.
+/// The name of a device in the output, if the program is called `program` and lists devices of `driver`:
+/// called as `rbd`, it is the name that the kernel's RBD driver would give the device.
 pub fn shown_device(
     program: &str,
     driver: Option<Driver>,
@@ -20,7 +20,7 @@ pub fn shown_device(
     shown.display().to_string()
 }
 
-/// A warning of the library's.
+/// The sentence of a warning of the library.
 pub fn worded(program: &str, warning: &Warning) -> String {
     let shown = |r: &MappedRecord| shown_device(program, None, &r.device, r.names.node());
     match warning {

@@ -1,10 +1,10 @@
 //! Interruption by SIGINT and SIGTERM: the first asks for an orderly end, the second kills.
 //!
-//! A command that makes something looks for the signal between its steps, and takes away what is half
-//! done. But a step can take for ever: a pipe that nobody reads, a disk or another process that does not
-//! answer. So a thread watches: where the command has not seen the signal after a moment, or is not
-//! done with clearing up after a while, the file it has begun is removed and the process dies of the
-//! signal, as it would have without us. A partial image that is left is removed by the next import.
+//! A command that creates something checks for a signal between its steps, and then removes what is half
+//! done. But a step can take forever: a pipe that nobody reads, a disk or another process that does not
+//! answer. So a thread watches: if the command has not seen the signal after a moment, or has not
+//! cleaned up after a while, the thread removes the unfinished file and the process dies of the
+//! signal, as it would have without a handler. A partial image that is left is removed by the next import.
 //! Servers are not watched: they make everything durable first, however long that takes.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -15,23 +15,23 @@ use std::time::{Duration, Instant};
 
 use rustix::pipe::PipeFlags;
 
-/// How often a waiting server looks for a signal.
+/// How often a waiting server checks for a signal.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A command that has not seen the signal by then is stuck.
+/// A command that has not seen the signal after this time is stuck.
 const NOTICE_TIME_MAX: Duration = Duration::from_millis(500);
-/// So long may a command take that has seen it, to remove what is half done.
+/// How long a command may take to clean up after it has seen the signal.
 const CLEAR_TIME_MAX: Duration = Duration::from_secs(10);
 /// What shells add to the number of the signal that ended a process.
 const STATUS_SIGNAL: i32 = 128;
 
 /// The first signal that has come; 0 before.
 static CAME: AtomicI32 = AtomicI32::new(0);
-/// The command has seen it.
+/// True once the command has seen the signal.
 static NOTICED: AtomicBool = AtomicBool::new(false);
-/// Where the handler wakes the watching thread.
+/// The pipe by which the handler wakes the watching thread.
 static WAKES: OnceLock<OwnedFd> = OnceLock::new();
-/// To be removed if the process is ended by the watching thread.
+/// The file that is removed if the watching thread ends the process.
 static HALF_DONE: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 extern "C" fn on_signal(signal: libc::c_int) {
@@ -39,7 +39,7 @@ extern "C" fn on_signal(signal: libc::c_int) {
     if let Some(wakes) = WAKES.get() {
         // SAFETY: `write` is safe in a signal handler, the byte lives through the call, and the
         // descriptor is never closed. The pipe never fills: there are at most two signals. What the
-        // call does to `errno` is put back.
+        // call changes in `errno` is restored.
         unsafe {
             let errno = *libc::__errno_location();
             libc::write(wakes.as_raw_fd(), [0u8].as_ptr().cast(), 1);
@@ -48,7 +48,7 @@ extern "C" fn on_signal(signal: libc::c_int) {
     }
 }
 
-/// From now on SIGINT and SIGTERM are noted rather than deadly, once each. For servers.
+/// From now on, the first SIGINT and the first SIGTERM are noted instead of killing the process. For servers.
 pub fn catch() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         // SAFETY: an all-zero `sigaction` is valid; the handler does only what is safe in a signal
@@ -62,9 +62,9 @@ pub fn catch() {
     }
 }
 
-/// As [`catch`], for commands: one that is stuck is ended all the same.
+/// As [`catch`], for commands: a stuck command is ended all the same.
 pub fn catch_and_watch() {
-    // Without a pipe or a thread signals stay deadly, which ends the command too.
+    // Without a pipe or a thread, signals still kill the process, which ends the command too.
     let Ok((woken, wakes)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else { return };
     if WAKES.set(wakes).is_err() {
         return;
@@ -86,7 +86,7 @@ fn watch(woken: &OwnedFd) {
         let _ = std::fs::remove_file(path);
     }
     let signal = CAME.load(Ordering::Relaxed);
-    // SAFETY: plain calls. The handler has gone with the first signal, so this one is deadly.
+    // SAFETY: plain calls. The first signal has removed the handler, so this one kills the process.
     unsafe { libc::raise(signal) };
     std::process::exit(STATUS_SIGNAL + signal);
 }
@@ -95,12 +95,12 @@ fn half_done() -> std::sync::MutexGuard<'static, Option<PathBuf>> {
     HALF_DONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A file that is not whole, for as long as this exists. If the process is ended while it is stuck, the
+/// Stands for an unfinished file. If the process is ended while it is stuck and this exists, the
 /// file is removed.
 pub struct HalfDone(());
 
 impl HalfDone {
-    /// One file at a time.
+    /// Registers the file. Only one at a time.
     pub fn file(path: &Path) -> Self {
         *half_done() = Some(path.to_owned());
         Self(())
@@ -113,7 +113,7 @@ impl Drop for HalfDone {
     }
 }
 
-/// True once a signal has come. Who asks is expected to end soon.
+/// True once a signal has come. A caller that gets true has to end soon.
 pub fn stop_asked() -> bool {
     let asked = CAME.load(Ordering::Relaxed) != 0;
     if asked {
@@ -122,7 +122,7 @@ pub fn stop_asked() -> bool {
     asked
 }
 
-/// Exit status of a command that a signal has ended, as shells tell it.
+/// Exit status of a command that a signal has ended, as in shells.
 pub fn status() -> i32 {
     match CAME.load(Ordering::Relaxed) {
         0 => STATUS_SIGNAL + libc::SIGINT,
@@ -130,7 +130,7 @@ pub fn status() -> i32 {
     }
 }
 
-/// Waits for a signal, or until `over` says that there is nothing left to wait for.
+/// Waits for a signal, or until `over` returns true.
 pub fn wait(mut over: impl FnMut() -> bool) {
     while !stop_asked() && !over() {
         std::thread::sleep(POLL_INTERVAL);

@@ -1,18 +1,18 @@
-//! Sizes on the command line and sizes for people, by `rbd`'s rules.
+//! Parsing and printing sizes by `rbd`'s rules.
 
 const KIB: u64 = 1024;
-/// What a bare number means for `--size`, in bytes.
+/// The unit of a bare number for `--size`.
 const MIB: u64 = 1024 * 1024;
-/// Longest form of a number that was rounded: digits, blank and unit.
+/// Length of the longest rounded size: digits, blank and unit.
 const ROUNDED_CHARS_MAX: usize = 7;
 const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
-/// Bytes of `text` where a bare number counts MiB.
+/// Bytes of `text`. A bare number counts MiB.
 pub fn parse_mib(text: &str) -> Option<u64> {
     parse(text, MIB)
 }
 
-/// Bytes of `text` where a bare number counts bytes.
+/// Bytes of `text`. A bare number counts bytes.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     parse(text, 1)
 }

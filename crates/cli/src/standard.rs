@@ -1,9 +1,9 @@
-//! Standard input, output and error of the process: whether they were there when it was started, and
-//! streams of bytes through them that a signal ends.
+//! Standard input, output and error of the process: whether they were open when it was started, and
+//! streams through them that a signal interrupts.
 //!
-//! A descriptor that was closed when the program was started is opened on `/dev/null` before `main`, by
-//! Rust's runtime: so no file gets its number by chance. But what is written there is lost, and what is
-//! read there is empty, and both would look like success. So that is noted before.
+//! Before `main`, Rust's runtime opens descriptors that were closed at the start on `/dev/null`,
+//! so that no file gets such a number by chance. But writes there are lost and reads there are
+//! empty, and both would look like success. So this module notes beforehand which were closed.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,18 +17,18 @@ use crate::signals;
 /// Bit N: descriptor N was closed when the process was started.
 static CLOSED: AtomicU8 = AtomicU8::new(0);
 
-/// Zeros that are written at a time.
+/// Zeros to write, at most this many at a time.
 const ZEROS: &[u8] = &[0; 1 << 20];
 
 /// The loader calls this before `main`, and so before the runtime opens what is closed.
 #[used]
-// SAFETY: the section holds pointers to functions of this type. This one needs nothing of the runtime:
+// SAFETY: the section holds pointers to functions of this type. This function needs no runtime:
 // it makes system calls and stores to an atomic.
 #[unsafe(link_section = ".init_array")]
 static LOOK: extern "C" fn() = {
     extern "C" fn look() {
         for fd in 0..3 {
-            // SAFETY: the call reads the table of descriptors only.
+            // SAFETY: the call only reads the table of descriptors.
             if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
                 CLOSED.fetch_or(1 << fd, Ordering::Relaxed);
             }
@@ -44,7 +44,7 @@ fn check(fd: u8) -> io::Result<()> {
     }
 }
 
-/// Fails where the process was started without standard input.
+/// Fails if the process was started without standard input.
 ///
 /// # Errors
 /// `EBADF`.
@@ -52,7 +52,7 @@ pub fn check_input() -> io::Result<()> {
     check(0)
 }
 
-/// Fails where the process was started without standard output.
+/// Fails if the process was started without standard output.
 ///
 /// # Errors
 /// `EBADF`.
@@ -63,10 +63,10 @@ pub fn check_output() -> io::Result<()> {
 /// Reads standard input once.
 ///
 /// # Errors
-/// `Interrupted` once the user wants the command to end; what the operating system says.
+/// `Interrupted` once the user wants the command to end; errors of the operating system.
 pub fn read(buffer: &mut [u8]) -> io::Result<usize> {
     let input = rustix::stdio::stdin();
-    // Waiting in `poll` rather than in `read`: a signal just before a `read` would be missed.
+    // Waits in `poll` and not in `read`: a signal just before a `read` would be missed.
     wait_readable(input)?;
     loop {
         match rustix::io::read(input, &mut *buffer) {
@@ -86,7 +86,7 @@ fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
         }
         match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], slice.as_ref()) {
             Ok(0) | Err(Errno::INTR) => {}
-            // What cannot be waited for is found out by reading.
+            // If `poll` cannot wait for the descriptor, the read shows the error.
             _ => return Ok(()),
         }
     }
@@ -96,20 +96,20 @@ fn interrupted() -> io::Error {
     io::ErrorKind::Interrupted.into()
 }
 
-/// A stream to standard output, with holes where that is a file.
+/// A stream to standard output. If that is a file, it can get holes.
 pub struct Output {
     seeks: bool,
 }
 
 impl Output {
     /// # Errors
-    /// `EBADF` where the process was started without standard output.
+    /// `EBADF` if the process was started without standard output.
     pub fn open() -> io::Result<Self> {
         check_output()?;
         let output = rustix::stdio::stdout();
         let file = rustix::fs::fstat(output)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
-        // What is appended goes to the end, wherever the position is.
+        // With O_APPEND, writes go to the end, whatever the position is.
         let appends = rustix::fs::fcntl_getfl(output).is_ok_and(|f| f.contains(OFlags::APPEND));
         Ok(Self { seeks: file && !appends })
     }
@@ -117,7 +117,7 @@ impl Output {
     /// Writes all of `data`.
     ///
     /// # Errors
-    /// `Interrupted` once the user wants the command to end; what the operating system says.
+    /// `Interrupted` once the user wants the command to end; errors of the operating system.
     pub fn write(&mut self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
             if signals::stop_asked() {
@@ -127,7 +127,7 @@ impl Output {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(bytes) => data = &data[bytes..],
                 Err(Errno::INTR) => {}
-                // Whoever has given it to us has it not wait.
+                // The caller has set O_NONBLOCK on it.
                 Err(Errno::AGAIN) => std::thread::sleep(signals::POLL_INTERVAL / 100),
                 Err(errno) => return Err(errno.into()),
             }
@@ -135,7 +135,7 @@ impl Output {
         Ok(())
     }
 
-    /// Goes on by zeros: all of `length` where that costs nothing, else a part; returns how many.
+    /// Adds zeros: all of `length` if a hole is possible, else a part. Returns how many.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -149,8 +149,8 @@ impl Output {
         Ok(bytes)
     }
 
-    /// Leaves a hole at the end of the file; false where there is something behind the position, which
-    /// would show.
+    /// Leaves a hole at the end of the file. Returns false if there is data after the position, since that
+    /// would be read instead of zeros.
     fn seek_over(&mut self, length: u64) -> io::Result<bool> {
         let output = rustix::stdio::stdout();
         let at = rustix::fs::seek(output, SeekFrom::Current(0))?;

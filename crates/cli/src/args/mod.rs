@@ -1,8 +1,8 @@
-//! The command line: what each command accepts, and what was given.
+//! The command line: what each command accepts, and what one command line contains.
 //!
-//! `rbd` takes options and words in any order, options even before the command, and has its own
-//! sentence for each mistake. So the commands are described in tables ([`CommandSpec`], one a
-//! command, kept beside the code that runs it); [`parse`] reads a command line by `rbd`'s rules,
+//! `rbd` takes options and words in any order, even options before the command, and has its own
+//! sentence for each mistake. So tables describe the commands ([`CommandSpec`], one a
+//! command, beside the code that runs it). [`parse`] reads a command line by `rbd`'s rules,
 //! and [`model`] turns the same tables into help, completions and manual pages.
 
 pub mod model;
@@ -15,7 +15,7 @@ use crate::failure::{Failure, Outcome};
 use crate::session::Session;
 use crate::size;
 
-/// What an option takes.
+/// The kind of value that an option takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Nothing.
@@ -41,7 +41,7 @@ pub struct Opt {
     pub long: &'static str,
     /// Letter after `-`.
     pub short: Option<char>,
-    /// What it takes.
+    /// The kind of its value.
     pub kind: Kind,
     /// For the help text.
     pub help: &'static str,
@@ -68,7 +68,7 @@ pub struct Positional {
     pub name: &'static str,
     /// For the help text.
     pub help: &'static str,
-    /// Takes all that follow.
+    /// Takes all arguments that follow.
     pub many: bool,
 }
 
@@ -83,7 +83,7 @@ impl Positional {
 pub struct CommandSpec {
     /// The words that name it: `snap`, `create`.
     pub words: &'static [&'static str],
-    /// Other words for the same.
+    /// Other words that name it.
     pub aliases: &'static [&'static [&'static str]],
     /// One sentence.
     pub about: &'static str,
@@ -91,9 +91,9 @@ pub struct CommandSpec {
     pub positionals: &'static [Positional],
     /// Groups of options.
     pub options: &'static [&'static [Opt]],
-    /// Command lines to show in the help, without the program's name, each with what it does.
+    /// Example command lines for the help, without the program's name, each with an explanation.
     pub examples: &'static [(&'static str, &'static str)],
-    /// Left out of the lists.
+    /// Not shown in the lists of commands.
     pub hidden: bool,
     /// Runs it.
     pub run: fn(&Session, &Args) -> Outcome,
@@ -111,7 +111,7 @@ impl CommandSpec {
     }
 }
 
-/// What a command line gave to a command.
+/// The options and arguments of a command line.
 #[derive(Debug, Default)]
 pub struct Args {
     values: Vec<(&'static str, String)>,
@@ -165,7 +165,7 @@ impl Args {
         self.config.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    /// The output format asked for.
+    /// The requested output format.
     pub fn format(&self) -> Outcome<crate::output::Format> {
         crate::output::Format::choose(self.text("format"), self.flag("pretty-format"))
     }

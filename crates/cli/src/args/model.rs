@@ -103,7 +103,7 @@ pub fn program(all: Commands, name: &'static str) -> Command {
     program
 }
 
-/// Adds a command, below the command of its first word where it has two.
+/// Adds a command. One of two words is added below the command of its first word.
 fn add(
     parent: Command,
     program: &'static str,

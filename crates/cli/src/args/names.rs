@@ -1,8 +1,8 @@
-//! Which pool, namespace, image and snapshot a command line names: by argument, by options, or by
-//! both, as `rbd` weighs them.
+//! Which pool, namespace, image and snapshot a command line names, by argument, by options, or by
+//! both. The precedence is that of `rbd`.
 //!
-//! `--image` is itself read as a spec, and then no positional argument is consumed for it. What a
-//! spec says wins over `--pool`, `--namespace` and `--snap`.
+//! `--image` is itself parsed as a spec, and then no positional argument is consumed for it. A
+//! spec takes precedence over `--pool`, `--namespace` and `--snap`.
 
 use marcot_client::spec::{self, Pattern, Spec};
 use marcot_client::{DEFAULT_POOL, ImageName, ImageSpec, Namespace};
@@ -41,20 +41,20 @@ impl Role {
 pub enum SnapRule {
     /// Refused.
     None,
-    /// Taken if named.
+    /// Accepted.
     Permitted,
-    /// Missing is an error.
+    /// Required.
     Required,
 }
 
-/// What to look for on the command line.
+/// Which name to read from the command line.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
-    /// Which options.
+    /// Which options name it.
     pub role: Role,
-    /// The snapshot.
+    /// Whether a snapshot is accepted.
     pub snap: SnapRule,
-    /// How a spec is read.
+    /// How a spec is parsed.
     pub pattern: Pattern,
     /// Whether the image may be missing.
     pub image_required: bool,
@@ -72,12 +72,12 @@ impl Wanted {
     pub const IMAGE_OR_SNAP: Self = Self { snap: SnapRule::Permitted, ..Self::IMAGE };
     /// A snapshot that must exist.
     pub const SNAP: Self = Self { snap: SnapRule::Required, ..Self::IMAGE };
-    /// An image about to be created.
+    /// An image to create.
     pub const NEW_IMAGE: Self = Self { pattern: Pattern::NewImage, ..Self::IMAGE };
-    /// A destination about to be created.
+    /// A destination image to create.
     pub const DEST: Self = Self { role: Role::Dest, ..Self::NEW_IMAGE };
 
-    /// The same, where an image may be selected by `--image-id` or not at all.
+    /// The same, for commands where the image may be missing or be given by `--image-id`.
     #[must_use]
     pub const fn optional(mut self) -> Self {
         self.image_required = false;
@@ -85,7 +85,7 @@ impl Wanted {
     }
 }
 
-/// What was named; empty text where nothing was.
+/// The names that were given; empty for a name that was not.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Target {
     /// Pool, or empty for the default pool.
@@ -140,7 +140,7 @@ impl Target {
     }
 }
 
-/// Reads what `wanted` asks for, taking positional arguments from `cursor` on.
+/// Reads the name that `wanted` describes. Takes positional arguments from `cursor` on.
 pub fn target(args: &Args, cursor: &mut usize, wanted: Wanted) -> Outcome<Target> {
     let target = gather(args, cursor, wanted)?;
     if wanted.image_required && target.image.is_empty() {
@@ -189,7 +189,7 @@ fn check_snapshot(target: &Target, wanted: Wanted) -> Outcome {
     }
 }
 
-/// A pool, and perhaps a namespace, by argument or options; options win.
+/// A pool, and perhaps a namespace, by argument or options. Options take precedence.
 pub fn pool_target(args: &Args) -> Outcome<Target> {
     let mut target = Target {
         pool: args.text("pool").unwrap_or_default().to_string(),

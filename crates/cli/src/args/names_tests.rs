@@ -37,7 +37,7 @@ fn an_image_option_is_a_spec_and_leaves_the_argument_for_what_follows() {
 }
 
 #[test]
-fn what_is_missing_is_said() {
+fn an_error_names_what_is_missing() {
     let none = args(&[], &[]);
     assert_eq!(found(&none, Wanted::IMAGE).unwrap_err(), "rbd: image name was not specified");
     assert_eq!(

@@ -2,8 +2,8 @@
 
 use super::{Kind, Opt};
 
-/// Understood by every command. Those of Ceph's that say how to reach a cluster are accepted, so
-/// that scripts run unchanged, and mean nothing here.
+/// Accepted by every command. Ceph's options for reaching a cluster have no effect here. They are accepted so
+/// that scripts run unchanged.
 pub const GLOBAL: &[Opt] = &[
     Opt::new("store", Kind::Text, "store directory [default: MARCOT_STORE, else per user]"),
     Opt::new("conf", Kind::Text, "accepted and ignored (Ceph configuration)").letter('c'),
@@ -30,21 +30,21 @@ pub const SNAP_ID: Opt = Opt::new("snap-id", Kind::Integer, "snapshot id");
 /// `--dest-snap`.
 pub const DEST_SNAP: Opt = Opt::new("dest-snap", Kind::Text, "destination snapshot name");
 
-/// Names a pool.
+/// Options that name a pool.
 pub const ONE_POOL: &[Opt] = &[POOL];
-/// Names a pool and a namespace.
+/// Options that name a pool and a namespace.
 pub const POOL_AND_NAMESPACE: &[Opt] = &[POOL, NAMESPACE];
 /// Names an image.
 pub const IMAGE: &[Opt] = &[POOL, NAMESPACE, IMAGE_NAME];
-/// Names an image or a snapshot.
+/// Options that name an image or a snapshot.
 pub const SNAP: &[Opt] = &[POOL, NAMESPACE, IMAGE_NAME, SNAP_NAME];
-/// Names a destination image.
+/// Options that name a destination image.
 pub const DEST: &[Opt] = &[
     Opt::new("dest-pool", Kind::Text, "destination pool name"),
     Opt::new("dest-namespace", Kind::Text, "destination namespace name"),
     Opt::new("dest", Kind::Text, "destination image name"),
 ];
-/// Chooses the output format.
+/// Options for the output format.
 pub const FORMAT: &[Opt] = &[
     Opt::new(
         "format",
@@ -53,12 +53,12 @@ pub const FORMAT: &[Opt] = &[
     ),
     Opt::new("pretty-format", Kind::Flag, "pretty formatting (json and xml)"),
 ];
-/// Silences progress.
+/// The option against progress output.
 pub const NO_PROGRESS: &[Opt] = &[Opt::new("no-progress", Kind::Flag, "disable progress output")];
 /// A size in MiB.
 pub const SIZE: &[Opt] =
     &[Opt::new("size", Kind::SizeMib, "image size (in M/G/T) [default: M]").letter('s')];
-/// How an image is laid out.
+/// Options for the layout of an image.
 pub const CREATION: &[Opt] = &[
     Opt::new("image-format", Kind::Choice(&["1", "2"]), "image format [default: 2]"),
     Opt::new("new-format", Kind::Flag, "use image format 2 (deprecated)"),
@@ -74,10 +74,10 @@ pub const CREATION: &[Opt] = &[
     Opt::new("journal-object-size", Kind::Bytes, "size of journal objects"),
     Opt::new("journal-pool", Kind::Text, "pool for journal objects"),
 ];
-/// Finest grain of zeros that are left out of a copy.
+/// The size from which runs of zeros are left out of a copy.
 pub const SPARSE_SIZE: &[Opt] =
     &[Opt::new("sparse-size", Kind::Bytes, "sparse size in B/K/M [default: 4K]")];
-/// Memory of images that are open for long.
+/// Memory for the maps of images that stay open.
 pub const MAP_MEMORY: Opt = Opt::new(
     "map-memory",
     Kind::Bytes,

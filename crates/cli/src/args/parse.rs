@@ -1,8 +1,8 @@
 //! Reads a command line by `rbd`'s rules.
 //!
-//! The words that are neither options nor their values name the command and then its arguments;
-//! they may stand anywhere. `--opt value`, `--opt=value`, `-p value`, `-pvalue` and bundles of
-//! letters are understood, `--` ends the options, and names of options cannot be shortened.
+//! The words that are neither options nor their values are the command's name and then its arguments; they
+//! may stand anywhere. The parser accepts `--opt value`, `--opt=value`, `-p value`, `-pvalue` and bundles of
+//! letters. `--` ends the options. Names of options cannot be shortened.
 
 use super::{Args, CommandSpec, Kind, Opt, options};
 use crate::failure::Failure;
@@ -21,9 +21,9 @@ pub enum Request {
     Help,
     /// Show the version.
     Version,
-    /// No such command: show all commands, and say so.
+    /// No such command: show all commands and an error.
     Unknown(Vec<String>),
-    /// Refused.
+    /// Refuse the command line.
     Bad(Failure),
 }
 
@@ -35,7 +35,7 @@ enum Piece {
     Given(&'static str, String),
     /// A configuration option, passed to every command.
     Config(String, String),
-    /// An option nobody knows, as typed.
+    /// An unknown option, as typed.
     Strange(String),
     /// A known option that lacks its value.
     Valueless(&'static str),
@@ -84,7 +84,7 @@ fn help(commands: &'static [&'static [CommandSpec]], words: &[String]) -> Reques
     }
 }
 
-/// The command that the most leading words name, and how many they are.
+/// The command that is named by the most leading words, and how many words name it.
 fn find(
     commands: &'static [&'static [CommandSpec]],
     words: &[String],
@@ -109,7 +109,7 @@ fn word_of(piece: &Piece) -> Option<&str> {
     }
 }
 
-/// Every option any command knows, by name or letter. A name means the same kind everywhere.
+/// The options of all commands, by name and by letter. An option has the same kind in all commands.
 struct Known {
     all: Vec<&'static Opt>,
 }
@@ -184,7 +184,7 @@ fn split(commands: &'static [&'static [CommandSpec]], arguments: &[String]) -> V
     pieces
 }
 
-/// A bundle of letters: flags, and at its end perhaps an option whose value follows.
+/// Splits a bundle of letters: flags, and perhaps at its end an option whose value follows.
 fn split_letters(
     known: &Known,
     letters: &str,
@@ -223,7 +223,7 @@ fn take_value<'a>(
     }
 }
 
-/// Ceph's configuration options may follow any command.
+/// True for the name of a Ceph configuration option. All commands accept these.
 fn is_config(name: &str) -> bool {
     let name = name.replace('-', "_");
     ["rbd_", "debug_", "rados_", "mon_", "auth_", "log_", "osd_", "ms_", "admin_socket", "client_"]
@@ -306,7 +306,7 @@ pub fn invalid_argument(long: &str) -> Failure {
     Failure::usage(format!("the argument for option '--{long}' is invalid"))
 }
 
-/// What an option takes, for who gave it something else.
+/// A description of the values that an option takes, for the error about another value.
 fn wanted(kind: Kind) -> Option<String> {
     const SIZE: &str = "a whole number with B, K, M, G, T, P or E";
     match kind {

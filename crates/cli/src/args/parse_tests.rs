@@ -83,7 +83,7 @@ fn configuration_options_follow_any_command() {
 }
 
 #[test]
-fn mistakes_are_told_in_rbds_words() {
+fn mistakes_are_reported_in_rbds_words() {
     for (line, message) in [
         ("info a --bogus", "rbd: unrecognised option '--bogus'"),
         ("info a -x", "rbd: unrecognised option '-x'"),
@@ -96,7 +96,7 @@ fn mistakes_are_told_in_rbds_words() {
         ("create a --size 1 --size 2", "rbd: option '--size' cannot be specified more than once"),
         ("info a b", "rbd: too many arguments"),
     ] {
-        // What a value should have been is told before, as the Ceph client's log would be.
+        // A line before says what the value should be. It has the form of a log line of the Ceph client.
         assert_eq!(refusal(line).lines().last(), Some(message), "{line}");
     }
 }

@@ -1,9 +1,9 @@
-//! What somebody may have meant who typed a command that is not there.
+//! Suggestions for an unknown command.
 
 use super::CommandSpec;
 
-/// Commands of `rbd` that marcot has not; a single word stands for all commands that begin with it. The
-/// README has the same list, and a test compares both with what `rbd help` prints.
+/// Commands of `rbd` that marcot does not have. A single word stands for all commands that begin with it. The
+/// README has the same list, and a test compares both with the list of `rbd help`.
 const MISSING: &[&str] = &[
     "config",
     "deep copy",
@@ -27,10 +27,10 @@ const MISSING: &[&str] = &[
     "watch",
 ];
 
-/// One letter in so many may be wrong, and one always.
+/// A suggestion may differ in one letter, and in one more for each this many letters.
 const LETTERS_A_MISTAKE: usize = 4;
 
-/// A sentence about `typed`, which is no command, where there is something to say.
+/// A suggestion for `typed`, which is no command, if there is one.
 pub fn hint(
     commands: &'static [&'static [CommandSpec]],
     program: &str,
@@ -63,8 +63,8 @@ fn names(
     commands.iter().copied().flatten().filter(|spec| !spec.hidden).flat_map(CommandSpec::names)
 }
 
-/// The command that the first words are nearest to, if they are near. A first word that several
-/// commands have was meant.
+/// The command that is nearest to the first words, if it is near enough. A first word that several
+/// commands have is taken as correct.
 fn nearest(commands: &'static [&'static [CommandSpec]], typed: &[String]) -> Option<String> {
     let first = typed.first().map(String::as_str);
     let family = names(commands).any(|name| name.len() > 1 && name.first().copied() == first);
@@ -79,7 +79,7 @@ fn nearest(commands: &'static [&'static [CommandSpec]], typed: &[String]) -> Opt
     possible.filter_map(near).min().map(|(_, name)| name)
 }
 
-/// Letters that must be inserted, removed, replaced or swapped with the next to make `b` of `a`.
+/// How many letters must be inserted, removed, replaced or swapped with the next one to change `a` to `b`.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before: Vec<usize> = Vec::new();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_of_rbd_alone_is_said_to_be_missing() {
+    fn the_hint_for_a_command_of_rbd_says_that_marcot_lacks_it() {
         for (typed, name) in [("trash mv a", "trash"), ("deep copy a b", "deep copy")] {
             let said = format!("'{name}' of rbd is not available here");
             assert_eq!(hint_for(typed), Some(said));
@@ -162,7 +162,7 @@ mod tests {
             .collect()
     }
 
-    /// Commands without a namesake here, whole families by their first words.
+    /// Commands of `rbd` that do not exist here. A whole family is represented by its first word.
     fn missing() -> Vec<String> {
         let there = |name: &str| names(ALL).any(|words| words.join(" ") == name);
         let all = commands_of_rbd();
@@ -172,7 +172,7 @@ mod tests {
         );
         let mut missing: Vec<String> = Vec::new();
         for name in all.iter().copied().filter(|name| !there(name)) {
-            // The shortest beginning that no command of this program has, and several of rbd have.
+            // The shortest sequence of first words that no command here has and several commands of rbd have.
             let words: Vec<&str> = name.split(' ').collect();
             let short = (1..words.len()).map(|n| words[..n].join(" ")).find(|begin| {
                 let of = |name: &str| name.starts_with(&format!("{begin} "));

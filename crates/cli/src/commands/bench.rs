@@ -1,4 +1,4 @@
-//! `bench`: reads and writes at an open image, and reports as `rbd` does.
+//! `bench`: reads and writes an open image, and reports as `rbd` does.
 
 use std::time::{Duration, Instant};
 
@@ -72,13 +72,13 @@ enum Pattern {
     FullSequential,
 }
 
-/// What to do.
+/// The parameters of a run.
 struct Plan {
     io_bytes: u64,
     threads: u64,
     total_bytes: u64,
     pattern: Pattern,
-    /// Of a hundred requests, so many read: 0 writes only, 100 reads only.
+    /// Percentage of reads among the requests: 0 for writes only, 100 for reads only.
     read_percent: u64,
     name: &'static str,
 }
@@ -181,9 +181,9 @@ impl Plan {
     }
 }
 
-/// Where the next requests go.
+/// The offsets of the next requests.
 struct Offsets {
-    /// One a thread; the first is the only one of a full sequential run.
+    /// One offset for each thread; a full sequential run only uses the first.
     next: Vec<u64>,
     slots: u64,
     io_bytes: u64,
@@ -200,7 +200,7 @@ impl Offsets {
         Self { next, slots, io_bytes: plan.io_bytes, pattern: plan.pattern, seed: seed | 1 }
     }
 
-    /// xorshift64*: good enough to scatter requests.
+    /// A random number (xorshift64*): good enough to scatter requests.
     fn random(&mut self) -> u64 {
         self.seed ^= self.seed >> 12;
         self.seed ^= self.seed << 25;
@@ -278,12 +278,12 @@ fn transfer(device: &mut Image, reads: &[u64], writes: &[u64], data: &[u8]) -> O
     device.background_step().map(drop).map_err(|e| failed(&e))
 }
 
-/// Counts requests and prints a row each second.
+/// Counts requests and prints a row every second.
 struct Meter {
     start: Instant,
     io_bytes: u64,
     ops: u64,
-    /// (time, requests) at the end of the last rows; the rate is that since the oldest.
+    /// (time, requests) at the end of the last rows. The rate is computed since the oldest of them.
     rows: Vec<(Duration, u64)>,
 }
 
@@ -333,7 +333,7 @@ impl Meter {
     }
 }
 
-/// Six significant digits without trailing zeros, as C's `%g`.
+/// `number` with six significant digits and without trailing zeros, as C's `%g`.
 fn significant(number: f64) -> String {
     if !number.is_finite() {
         return "inf".to_string();

@@ -1,4 +1,4 @@
-//! `check` and `gc`: verifying pools, and giving space back.
+//! `check` and `gc`: verifying pools, and freeing space.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::output::{Align, Node, Table, line, output_open};
 use crate::session::Session;
 use crate::size;
 
-/// Rate of a scrub that nobody set: a fraction of what any disk reads, a terabyte in five hours.
+/// Default rate of a scrub: a small part of what any disk can read, and a terabyte in five hours.
 const SCRUB_BYTES_PER_S_DEFAULT: u64 = 64 << 20;
 
 const CHECK: &[Opt] = &[
@@ -65,7 +65,7 @@ fn check(session: &Session, args: &Args) -> Outcome {
     let scrub = args.flag("scrub");
     let (repair, skip_data) = (args.flag("repair"), args.flag("skip-data"));
     if repair {
-        // What was given up must be told.
+        // A repair must report what it gives up, so it only begins if there is a standard output.
         output_open()?;
     }
     if scrub && skip_data {
@@ -92,7 +92,7 @@ fn check(session: &Session, args: &Args) -> Outcome {
                 let message = "its creation was cut off; 'pool create' finishes it".to_string();
                 reports.push((name, unchecked(message, false)));
             }
-            // A pool that cannot be checked does not keep the others from being checked.
+            // With `--all`, the other pools are still checked.
             Err(failure) if args.flag("all") => {
                 let message = format!("the pool could not be checked: {}", failure.sentence());
                 let unseen = errno::obstacle(failure.status);
@@ -119,7 +119,7 @@ fn check(session: &Session, args: &Args) -> Outcome {
     Ok(())
 }
 
-/// The report on a pool that could not be checked, or not to the end.
+/// The report about a pool that could not be checked at all or to the end.
 fn unchecked(message: String, serious: bool) -> CheckReport {
     let finding = Finding { message, image: String::new(), repaired: false, serious, unseen: None };
     CheckReport { findings: vec![finding], ..CheckReport::default() }
@@ -141,7 +141,7 @@ fn check_pool(
     progress.end(outcome.map_err(|e| Failure::engine("check failed", &e)))
 }
 
-/// How long to wait when so many bytes were read in `elapsed`; none where the rate is 0.
+/// How long to wait to keep the rate, after `bytes` were read in `elapsed`. There is no wait if the rate is 0.
 fn ahead(bytes: u64, rate_bytes_per_s: u64, elapsed: Duration) -> Duration {
     if rate_bytes_per_s == 0 {
         return Duration::ZERO;

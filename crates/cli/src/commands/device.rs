@@ -1,7 +1,7 @@
 //! `device list`, `map`, `unmap`, `attach`, `detach`: images as block devices of this machine.
 //!
-//! This file reads the command line and prints; [`marcot_client::devices`] does the work, and
-//! `map_options` knows the device specific options.
+//! This file reads the command line and prints the results. [`marcot_client::devices`] does the work, and
+//! `map_options` parses the device specific options.
 
 mod map_options;
 
@@ -25,7 +25,7 @@ use crate::shown::shown_device;
 use crate::{logging, signals};
 use map_options::MapOptions;
 
-/// `krbd` and `ggate` are names that scripts for `rbd` give.
+/// Scripts for `rbd` also use `krbd` and `ggate`.
 const TYPE: &[Opt] = &[Opt::new(
     "device-type",
     Kind::Choice(&["nbd", "fuse", "krbd", "ggate"]),
@@ -163,7 +163,7 @@ pub const COMMANDS: &[CommandSpec] = &[
     },
 ];
 
-/// The process that serves a device: reads its job, reports, serves until SIGTERM.
+/// The process that serves a device. It reads its job, reports, and serves until SIGTERM.
 fn serve_device(_session: &Session, _args: &Args) -> Outcome {
     logging::start();
     let job = Job::read(&mut std::io::stdin()).map_err(|error| match error.kind() {
@@ -203,7 +203,7 @@ fn quiesce(_session: &Session, args: &Args) -> Outcome {
     }
 }
 
-/// `nbd` or `fuse`; what other names mean is what the machine has.
+/// The driver for `nbd` or `fuse`. For all other names, the machine decides.
 fn kind(args: &Args) -> Outcome<Option<Driver>> {
     match args.text("device-type") {
         Some("ggate") => Err(Failure::new(EOPNOTSUPP, "ggate is only supported on FreeBSD")),
@@ -223,12 +223,12 @@ fn list(session: &Session, args: &Args) -> Outcome {
     format.print(|| rows.table(&mapped), document)
 }
 
-/// A dash stands for no snapshot.
+/// The snapshot of a device, or a dash if it shows the image itself.
 fn shown_snap(mapped: &MappedRecord) -> &str {
     if mapped.snap.is_empty() { "-" } else { &mapped.snap }
 }
 
-/// How devices are listed.
+/// The list of devices, and how to show it.
 struct Rows {
     program: &'static str,
     kind: Option<Driver>,
@@ -239,7 +239,7 @@ impl Rows {
         shown_device(self.program, self.kind, &mapped.device, mapped.names.node())
     }
 
-    /// `rbd-nbd` lists cookies, the kernel's driver has none.
+    /// True for a list with cookies. `rbd-nbd` lists them; the kernel's RBD driver has none.
     fn shows_cookies(&self) -> bool {
         self.kind == Some(Driver::Nbd)
     }
@@ -285,7 +285,7 @@ fn attach(session: &Session, args: &Args) -> Outcome {
 }
 
 fn map_to(session: &Session, args: &Args, device: Option<&str>) -> Outcome {
-    // A device whose name nobody can be told is of no use, and would stay.
+    // Without standard output, the device's name could not be printed, but the device would stay.
     output_open()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP)?;
     let kind = kind(args)?;
@@ -325,7 +325,7 @@ fn map_to(session: &Session, args: &Args, device: Option<&str>) -> Outcome {
     })
 }
 
-/// Unmaps what was mapped just now, because nobody could be told its name. To a script a status other
+/// Unmaps a device that was mapped just now, since its name could not be printed. For a script, a status other
 /// than 0 says that nothing is mapped.
 fn taken_back(devices: &Devices, mapped: &MappedDevice, failure: Failure) -> Failure {
     match unmapped(&mapped.device, devices.take_back(mapped)) {
@@ -373,7 +373,7 @@ fn tell_of_lacking_bytes(session: &Session, spec: &ImageSpec, mapped: &MappedDev
     }
 }
 
-/// The server runs in another directory: a hook named by a path is looked for from here.
+/// The absolute path of a hook, since the server runs in another directory.
 fn hook_path(hook: &str) -> Outcome<PathBuf> {
     if !hook.contains('/') {
         return Ok(PathBuf::from(hook));
@@ -389,7 +389,7 @@ fn unmap(session: &Session, args: &Args) -> Outcome {
     unmapped(&record.device, devices.unmap(&record, force))
 }
 
-/// What is said of how a device was taken away.
+/// Converts the result of unmapping a device to messages.
 fn unmapped(device: &Path, outcome: marcot::Result<Unmapped>) -> Outcome {
     match outcome.map_err(|error| Failure::engine("unmap failed", &error))? {
         Unmapped::Gone => Ok(()),
@@ -409,7 +409,7 @@ fn detach(session: &Session, args: &Args) -> Outcome {
     devices.detach(&record).map_err(|error| Failure::engine("detach failed", &error))
 }
 
-/// The device that the command line names, by a path or by what it shows.
+/// The device that the command line names, by its path or by its image.
 fn mapped(
     session: &Session,
     devices: &Devices,
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_name_is_shown_by_marcot_and_to_who_asks_for_nbd() {
+    fn the_kernels_name_is_shown_by_marcot_and_for_the_driver_nbd() {
         let shown = |program, kind| Rows { program, kind }.table(&[record(0, "", "a", "")]);
         assert!(shown("marcot", None).contains("/dev/nbd0"));
         let nbd = shown("rbd", Some(Driver::Nbd));
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_mapped_is_said_in_rbds_words() {
+    fn the_error_for_an_image_that_is_not_mapped_has_rbds_words() {
         let target = Target { image: "a".into(), ..Target::default() };
         assert_eq!(
             not_mapped(&target, "unmap").render("rbd"),

@@ -1,4 +1,4 @@
-//! `diff`: where content differs from a snapshot, or from nothing.
+//! `diff`: where content differs from a snapshot, or from an image without data.
 
 use marcot_client::inspect::{Diff, DiffExtent};
 
@@ -79,8 +79,8 @@ fn hull<'a>(extents: impl Iterator<Item = &'a DiffExtent>) -> Option<(u64, u64)>
     Some((from, to - from))
 }
 
-/// Calls an object data that still holds some. As with RBD, only one that has gone altogether is
-/// zero: who copies whole objects would drop the rest of it.
+/// Marks objects that still hold data as data. As with RBD, only an object without any data is
+/// zero: a program that copies whole objects would lose the rest otherwise.
 fn keep_objects(objects: &mut [DiffExtent], left: &[DiffExtent], object_bytes: u64) {
     let left = split(left, object_bytes);
     let mut left = left.iter().filter(|piece| piece.data).peekable();

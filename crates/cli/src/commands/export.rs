@@ -1,4 +1,4 @@
-//! `export`: an image or snapshot becomes a file or a stream.
+//! `export`: writes an image or snapshot to a file or a stream.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,7 +21,7 @@ use crate::signals::{self, HalfDone};
 use crate::standard::Output;
 
 const ERROR: &str = "export error";
-/// As `rbd` makes the file; the umask applies.
+/// The mode with which `rbd` creates the file. The umask applies.
 const FILE_MODE: u32 = 0o644;
 
 /// The commands of this file.
@@ -85,7 +85,7 @@ fn interrupted() -> Failure {
     Failure::new(signals::status(), format!("{ERROR}: interrupted"))
 }
 
-/// Why a piece could not be passed on.
+/// Why a piece could not be exported.
 enum Trouble {
     Source(marcot::Error),
     Sink(io::Error),
@@ -134,10 +134,10 @@ fn transfer(
     })
 }
 
-/// Where an export goes.
+/// The destination of an export.
 enum Sink {
     Stdout(Output),
-    /// Under a temporary name until it is whole.
+    /// It has a temporary name until it is complete.
     File {
         file: File,
         partial: PathBuf,
@@ -182,7 +182,7 @@ impl Sink {
         }
     }
 
-    /// Goes on by at most `length` zeros; returns how many.
+    /// Adds at most `length` zeros, and returns how many.
     fn skip(&mut self, length: u64) -> io::Result<u64> {
         match self {
             Self::Stdout(output) => output.skip(length),
@@ -211,18 +211,18 @@ impl Drop for Sink {
     }
 }
 
-/// Beside the file, so that it can be renamed.
+/// The temporary path. It is in the directory of the file, so that it can be renamed.
 fn partial_path(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_string_lossy();
     let partial = format!(".{name}.marcot-partial.{}", std::process::id());
     Some(path.with_file_name(partial))
 }
 
-/// Gives the file its name, unless another has taken it.
+/// Gives the file its name, unless another file has that name.
 fn publish(partial: &Path, path: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, partial, CWD, path, RenameFlags::NOREPLACE) {
-        // File systems without this kind of rename: a link does not replace either.
+        // For file systems without this kind of rename: a link does not replace a file either.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
             std::fs::hard_link(partial, path)?;
             std::fs::remove_file(partial)

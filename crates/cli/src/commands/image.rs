@@ -109,7 +109,7 @@ fn resize(session: &Session, args: &Args) -> Outcome {
     progress.end(outcome.map_err(|e| Failure::engine("resize error", &e)))
 }
 
-/// How many objects `rbd` would have.
+/// How many objects an image of `rbd` would have.
 pub fn objects(size_bytes: u64, order: u32) -> u64 {
     size_bytes.div_ceil(1 << order)
 }
@@ -137,7 +137,7 @@ fn rename(session: &Session, args: &Args) -> Outcome {
     pool.rename(from.name(), &to.image).map_err(|error| Failure::engine("rename error", &error))
 }
 
-/// `rbd` compares the pools as they were written.
+/// `rbd` compares the pools as they are written on the command line.
 fn check_same_place(from: &Target, to: &Target) -> Outcome {
     if !to.pool.is_empty() && from.pool != to.pool {
         let pools = format!("source pool: {} dest pool: {}", from.pool, to.pool);

@@ -1,4 +1,4 @@
-//! `import`: a file or standard input becomes an image.
+//! `import`: makes an image from a file or standard input.
 
 use std::fs::File;
 use std::io;
@@ -19,14 +19,14 @@ use crate::progress::Progress;
 use crate::session::Session;
 use crate::{signals, standard};
 
-/// Standard input and output.
+/// The path that stands for standard input or output.
 pub const PIPE: &str = "-";
 
 const OLD_NAMES: &[Opt] = &[
     Opt::new("pool", Kind::Text, "deprecated: use --dest-pool").letter('p'),
     Opt::new("image", Kind::Text, "deprecated: use --dest"),
 ];
-/// Only the plain form is understood.
+/// Only the plain format is supported.
 pub const EXPORT_FORMAT: &[Opt] = &[Opt::new(
     "export-format",
     Kind::Choice(&["1", "2"]),
@@ -105,7 +105,7 @@ pub fn path_argument(args: &Args, cursor: &mut usize) -> Outcome<String> {
     path.map(str::to_string).ok_or_else(|| Failure::invalid("path was not specified"))
 }
 
-/// Only plain files can be read and written.
+/// Refuses other export formats than the plain one.
 pub fn refuse_export_format(args: &Args) -> Outcome {
     match args.text("export-format") {
         Some("2") => Err(Failure::new(EOPNOTSUPP, "--export-format 2 is not available")),
@@ -113,7 +113,7 @@ pub fn refuse_export_format(args: &Args) -> Outcome {
     }
 }
 
-/// The image to make: named after the file where the command line does not name it.
+/// The image to make. It is named after the file if the command line does not name it.
 fn destination(args: &Args, cursor: &mut usize, path: &str) -> Outcome<Target> {
     let mut target = names::target(args, cursor, Wanted::DEST.optional())?;
     if target.pool.is_empty() {
@@ -142,7 +142,7 @@ enum Source {
     Stdin,
 }
 
-/// `rbd` says what is wrong with the file on a line of its own, before the last progress line.
+/// Opens the file. `rbd` reports an error of the file on a line of its own, before the last progress line.
 fn open_source(session: &Session, path: &str) -> Outcome<Source> {
     if path == PIPE {
         let open = standard::check_input().map(|()| Source::Stdin);
@@ -179,7 +179,7 @@ fn source_size(session: &Session, source: &Source) -> Outcome<Option<u64>> {
 }
 
 struct Plan {
-    /// Read, written and reported at a time.
+    /// How much is read, written and reported at a time.
     piece_bytes: u64,
     grain_bytes: usize,
 }
@@ -207,7 +207,7 @@ impl Plan {
         incoming.finish().map(drop).map_err(failed)
     }
 
-    /// Where the next piece begins that has data, in one step; `size_bytes` where there is none.
+    /// The start of the next piece with data, found in one step; `size_bytes` if there is none.
     fn skip_holes(&self, file: &File, offset: u64, size_bytes: u64) -> u64 {
         match next_data(file, offset, size_bytes) {
             data if data >= size_bytes => size_bytes,
@@ -247,7 +247,7 @@ fn interrupted() -> Failure {
     Failure::new(signals::status(), format!("{ERROR}: interrupted"))
 }
 
-/// Where data begins at or after `offset`; `offset` where the file cannot tell.
+/// The start of the next data at or after `offset`; `offset` if the file system does not know.
 fn next_data(file: &File, offset: u64, size_bytes: u64) -> u64 {
     match rustix::fs::seek(file, SeekFrom::Data(offset)) {
         Ok(found) => found,
@@ -290,7 +290,7 @@ mod tests {
             assert!(offset <= AT + (1 << 20) && AT < offset + (1 << 20), "{offset}");
             offset += plan.piece_bytes;
         }
-        // As many as the file system takes for one byte.
+        // As many pieces as the file system allocates for one byte.
         assert!((1..=256).contains(&pieces), "{pieces}");
     }
 }

@@ -1,4 +1,4 @@
-//! `info`: what is known about an image or snapshot.
+//! `info`: the records of an image or snapshot.
 
 use marcot::{ImageInfo, ParentInfo, SnapInfo};
 
@@ -34,7 +34,7 @@ fn info(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, wanted)?;
     let found = session.find_by(&target, image_id)?;
     let image = session::info(&found)?;
-    // What cannot be told now is left out: the rest is wanted all the same.
+    // If this cannot be read now, it is left out. The rest is shown all the same.
     let is_parent = found.has_unprotected_child().unwrap_or_default();
     let snap = match target.snap.as_str() {
         "" => None,
@@ -51,7 +51,7 @@ fn named_snapshot(image: &ImageInfo, name: &str) -> Outcome<SnapInfo> {
     })
 }
 
-/// An image as the head or one snapshot shows it.
+/// An image as its head or one of its snapshots records it.
 struct View<'a> {
     image: &'a ImageInfo,
     snap: Option<&'a SnapInfo>,
@@ -147,7 +147,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// A word for what only an image that has lost its parent says.
+/// The note for an image whose parent is missing.
 fn missing(parent: &ParentInfo) -> &'static str {
     if parent.reachable { "" } else { " (missing: only blocks written to the child can be read)" }
 }
@@ -173,7 +173,7 @@ fn feature_names(features: &str) -> Vec<String> {
     names.map(str::to_string).collect()
 }
 
-/// What format-2 clones leave on parent and child; `is_parent` where there are some.
+/// The operation features that clones of format 2 set on parent and child; `is_parent` if the image has some.
 fn op_features(image: &ImageInfo, is_parent: bool) -> Vec<&'static str> {
     let mut names = Vec::new();
     let trash = image.snapshots.iter().any(|s| s.trashed);

@@ -1,4 +1,4 @@
-//! `clone`, `children`, `flatten`: what makes and ends the tie between parent and child.
+//! `clone`, `children`, `flatten`.
 
 use marcot::{ChildInfo, CloneOptions, ErrorKind, SnapId};
 use marcot_client::layering::Children;
@@ -100,7 +100,8 @@ fn clone(session: &Session, args: &Args) -> Outcome {
     cloned.map(drop).map_err(failed)
 }
 
-/// As `rbd` words it, but telling what was not found: there are two names in the command.
+/// `rbd`'s error of a failed clone, with a line about the cause. The command has two names, so the line says
+/// which was not found.
 fn clone_failure(source: &Target, error: &marcot::Error) -> Failure {
     let name = source.spec();
     match error.kind() {
@@ -112,7 +113,7 @@ fn clone_failure(source: &Target, error: &marcot::Error) -> Failure {
     }
 }
 
-/// `--rbd-default-clone-format`: 1 unless 2 is asked for.
+/// The value of `--rbd-default-clone-format`: 1 unless it is 2.
 fn clone_format(args: &Args) -> u32 {
     match args.config("rbd_default_clone_format") {
         None | Some("1" | "auto") => 1,
@@ -200,7 +201,7 @@ fn flatten(session: &Session, args: &Args) -> Outcome {
     tell_of_attached_snapshots(session, &image)
 }
 
-/// Says which snapshots still need the parent: those of an image without `deep-flatten`.
+/// Prints which snapshots still need the parent. An image without the feature `deep-flatten` has some.
 fn tell_of_attached_snapshots(session: &Session, image: &Image) -> Outcome {
     let attached =
         image.attached_snapshots().map_err(|error| session::opening_failed(image, &error))?;

@@ -53,17 +53,17 @@ fn listing_failed(failure: Failure) -> Failure {
     failure.then(format!("listing images failed: ({status}) {}", strerror(status)))
 }
 
-/// An image, or a snapshot of it. All rows of an image share what is known of it.
+/// An image, or a snapshot of it. All rows of an image share its record.
 struct Row {
     image: Rc<ImageInfo>,
-    /// Its place among the image's snapshots.
+    /// Its index among the image's snapshots.
     snap: Option<usize>,
 }
 
 /// Images that cannot be read, by name, and why.
 pub type Unread = Vec<(String, Failure)>;
 
-/// Names each image that is missing in what was printed, and then fails.
+/// Names each image that is missing in the output, and then fails.
 pub fn tell_unread(session: &Session, unread: Unread) -> Outcome {
     for (name, why) in &unread {
         warn(session.program, &format!("image '{name}' is left out: {}", why.sentence()));
@@ -76,7 +76,7 @@ pub fn tell_unread(session: &Session, unread: Unread) -> Outcome {
     }
 }
 
-/// The rows of all images that can be read, and the others.
+/// The rows of all images that can be read, and the images that cannot.
 fn rows(pool: &Pool, images: Vec<(String, ImageId)>) -> (Vec<Row>, Unread) {
     let mut rows = Vec::new();
     let mut unread = Vec::new();

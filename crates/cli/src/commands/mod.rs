@@ -1,4 +1,4 @@
-//! The commands, one file a family.
+//! The commands. Each family has a file.
 
 mod bench;
 mod check;
@@ -59,7 +59,7 @@ const SNAP_SPEC: crate::args::Positional = crate::args::Positional::one(
     "snap-spec",
     "snapshot specification (example: [<pool-name>/[<namespace>/]]<image-name>@<snap-name>)",
 );
-/// The argument that names an image to be made.
+/// The argument that names an image to create.
 const DEST_IMAGE_SPEC: crate::args::Positional = crate::args::Positional::one(
     "dest-image-spec",
     "destination image specification (example: [<pool-name>/[<namespace>/]]<image-name>)",

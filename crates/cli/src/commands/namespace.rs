@@ -54,7 +54,7 @@ fn named(args: &Args) -> Outcome<Target> {
 fn create(session: &Session, args: &Args) -> Outcome {
     let target = named(args)?;
     let pool = session.pool(target.pool_or_default())?;
-    // The grammar is rbd's.
+    // The wording is rbd's, grammar included.
     pool.create_namespace(&target.namespace)
         .map_err(|error| Failure::engine("failed to created namespace", &error))
 }

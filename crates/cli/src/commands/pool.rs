@@ -105,7 +105,7 @@ pub const COMMANDS: &[CommandSpec] = &[
     },
 ];
 
-/// The pool that must be named.
+/// The name of the pool. It is required.
 fn named(args: &Args) -> Outcome<&str> {
     let name = args.text("pool").or_else(|| args.positional(0)).unwrap_or_default();
     if name.is_empty() {

@@ -38,7 +38,7 @@ const SERVE: &[Opt] = &[
         "close images unused for so long, or as soon as a command needs one for itself [default: 30]",
     ),
 ];
-/// More descriptors than Linux gives to a process.
+/// More than Linux allows descriptors in a process.
 const CONNECTIONS_MAX: u64 = 1 << 30;
 /// Too many open files.
 const EMFILE: i32 = 24;
@@ -87,7 +87,7 @@ fn serve(session: &Session, args: &Args) -> Outcome {
     let exports = StoreExports::new(client, pools, args.flag("read-only"));
     let server = NbdServer::bind(&options, Arc::new(exports)).map_err(|e| Failure::system(&e))?;
     for address in server.addresses() {
-        // A server serves, whether or not anybody can read this.
+        // The server also works if this cannot be written.
         let _ = out(&line(&format!("listening on {address}")));
     }
     signals::catch();
@@ -100,7 +100,7 @@ fn serve(session: &Session, args: &Args) -> Outcome {
     Ok(())
 }
 
-/// What clients and images may have of the descriptors.
+/// How clients and images share the descriptors.
 fn shares(args: &Args, pools: u64) -> Outcome<Shares> {
     let limit = descriptors::raise_limit();
     let connections = args.integer("connections-max");
@@ -147,7 +147,7 @@ fn socket_mode(args: &Args) -> Outcome<u32> {
         .ok_or_else(|| crate::args::parse::invalid_argument("socket-mode"))
 }
 
-/// The first address that `HOST:PORT` stands for.
+/// The first address of `HOST:PORT`.
 fn resolve(text: &str) -> Outcome<SocketAddr> {
     let bad = |why: String| Failure::new(EINVAL, format!("cannot listen on '{text}': {why}"));
     let mut found = text.to_socket_addrs().map_err(|error| bad(error.to_string()))?;

@@ -1,4 +1,4 @@
-//! `completion` and `man`: what shells and readers of manuals need, made from the command tables.
+//! `completion` and `man`: completions and manual pages, made from the command tables.
 
 use std::path::Path;
 

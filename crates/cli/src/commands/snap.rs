@@ -151,7 +151,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
     format.print(|| snap_table(&snaps, all), || ("snapshots", node()))
 }
 
-/// The image that `--image-id` or a spec names.
+/// The image that is named by `--image-id` or by a spec.
 fn find_image(session: &Session, args: &Args, snap: SnapRule) -> Outcome<(Target, Image)> {
     let image_id = args.text("image-id");
     let mut wanted = Wanted { snap, ..Wanted::IMAGE };
@@ -235,7 +235,7 @@ fn both_name_and_id() -> Failure {
     Failure::new(EINVAL, "trying to access snapshot using both name and id.")
 }
 
-/// The name of the snapshot with a number.
+/// The name of the snapshot with this number.
 fn name_of_id(image: &Image, id: u64) -> Option<String> {
     let snapshots = image.info().ok()?.snapshots;
     snapshots.into_iter().find(|s| s.id == SnapId(id)).map(|s| s.name)
@@ -263,7 +263,7 @@ fn purge(session: &Session, args: &Args) -> Outcome {
     out(&purge_left(session.program, &protected))
 }
 
-/// `rbd` says this on standard output, and succeeds.
+/// `rbd` prints this to standard output, and succeeds.
 fn purge_left(program: &str, protected: &[String]) -> String {
     let verb = if protected.len() == 1 { "is" } else { "are" };
     line(&format!(

@@ -29,7 +29,7 @@ fn status(session: &Session, args: &Args) -> Outcome {
     format.print(|| plain(&watchers), || ("status", document(&watchers)))
 }
 
-/// In the place of a network address: the watcher is on this host.
+/// Stands in the place of a network address, since the watcher is on this host.
 fn address(watcher: &Watcher) -> String {
     format!("127.0.0.1:0/{}", watcher.pid)
 }

@@ -94,7 +94,7 @@ fn chosen_images(pool: &Pool, target: &Target) -> Outcome<Vec<(String, ImageId)>
     }
 }
 
-/// Rows of one image, oldest snapshot first, without snapshots moved aside.
+/// Rows of one image, oldest snapshot first, without removed snapshots that are kept for their children.
 fn image_rows(image: &Image, name: &str) -> Outcome<Vec<Row>> {
     let rows = image.usage().map_err(|error| Failure::engine("du failed", &error))?;
     let row = |usage| Row { image: name.to_owned(), id: image.id(), usage };
@@ -107,7 +107,7 @@ fn after_snapshot(rows: Vec<Row>, from: &str) -> Outcome<Vec<Row>> {
     Ok(rows.into_iter().skip(at + 1).collect())
 }
 
-/// One row an image, with the sum of what its rows use.
+/// One row for each image, with the sum of the used bytes of its rows.
 fn merge(rows: Vec<Row>) -> Vec<Row> {
     let mut used: HashMap<ImageId, u64> = HashMap::new();
     for row in &rows {
@@ -122,7 +122,7 @@ fn merge(rows: Vec<Row>) -> Vec<Row> {
         .collect()
 }
 
-/// Provisioned bytes count each image once, used bytes every row.
+/// Sums: provisioned bytes once for each image, used bytes of every row.
 fn totals(rows: &[Row]) -> (u64, u64) {
     let heads = rows.iter().filter(|row| row.usage.snapshot.is_none());
     let provisioned = heads.map(|row| row.usage.provisioned_bytes).sum();

@@ -133,7 +133,7 @@ fn push_json_string(text: &mut String, s: &str) {
             '\n' => text.push_str("\\n"),
             '\t' => text.push_str("\\t"),
             '\r' => text.push_str("\\r"),
-            // All of them lie below U+10000.
+            // All control characters are below U+10000.
             c if is_control(c) => text.push_str(&format!("\\u{:04x}", u32::from(c))),
             c => text.push(c),
         }
@@ -157,7 +157,7 @@ fn escape_xml(s: &str) -> String {
     text
 }
 
-/// False for what XML 1.0 can express in no way (section 2.2, `Char`).
+/// False for characters that XML 1.0 cannot express (section 2.2, `Char`).
 fn xml_has(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..)
 }

@@ -1,9 +1,9 @@
-//! What commands print on standard output: plain text, tables, JSON and XML, byte for byte in the
+//! The output of commands on standard output: plain text, tables, JSON and XML, byte for byte in the
 //! layout of Ceph's formatters.
 //!
-//! Nothing that is printed carries control characters of others: [`line`] and [`Table`] escape what
-//! they are given, line breaks included, and [`out`] and [`err`] whatever else is left. JSON and XML
-//! escape by their own rules.
+//! The output never has control characters from names and other data: [`line`] and [`Table`] escape the text
+//! that they get, line breaks included, and [`out`] and [`err`] escape what is left. JSON and XML escape by
+//! their own rules.
 
 pub mod document;
 pub mod table;
@@ -17,8 +17,8 @@ pub use table::{Align, Table};
 use crate::failure::{Failure, Outcome};
 use crate::standard;
 
-/// Exit status when nobody reads standard output any more: what shells tell of programs that the
-/// system ends for that, without a word.
+/// Exit status when nobody reads standard output any more: that of shells for programs that SIGPIPE
+/// ends. Nothing is printed.
 const STATUS_PIPE: i32 = 141;
 
 /// `--format` and `--pretty-format`.
@@ -39,7 +39,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that `--format name` and `--pretty-format` ask for.
+    /// The format that `--format name` and `--pretty-format` choose.
     pub fn choose(name: Option<&str>, pretty: bool) -> Outcome<Self> {
         match name.unwrap_or("plain") {
             "json" => Ok(Self::Json { pretty }),
@@ -51,7 +51,7 @@ impl Format {
         }
     }
 
-    /// Prints `plain` or `document`, whichever this format asks for.
+    /// Prints `plain` or `document`, as this format requires.
     pub fn print(
         self,
         plain: impl FnOnce() -> String,
@@ -68,12 +68,12 @@ impl Format {
     }
 }
 
-/// A line of plain text, whatever the text holds.
+/// One line of plain text. Control characters are escaped.
 pub fn line(text: &str) -> String {
     format!("{}\n", printable(text))
 }
 
-/// Writes text to standard output; its line breaks and tabs are layout.
+/// Writes text to standard output. Line breaks and tabs are layout and stay.
 pub fn out(text: &str) -> Outcome {
     out_bytes(printable_lines(text).as_bytes()).map_err(|error| unwritten(&error))
 }
@@ -85,8 +85,8 @@ fn unwritten(error: &io::Error) -> Failure {
     }
 }
 
-/// Fails where nothing can be written to standard output: for commands that change something before they
-/// tell what.
+/// Fails if nothing can be written to standard output. For commands that change something before they
+/// print the result.
 pub fn output_open() -> Outcome {
     standard::check_output().map_err(|error| unwritten(&error))
 }
@@ -99,17 +99,17 @@ pub fn out_bytes(bytes: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Writes a line to standard error after the program's name. There is nobody to tell if it fails.
+/// Writes a line to standard error after the program's name. A failure cannot be reported and is ignored.
 pub fn warn(program: &str, message: &str) {
     err(&line(&format!("{program}: {message}")));
 }
 
-/// Writes text to standard error; its line breaks and tabs are layout.
+/// Writes text to standard error. Line breaks and tabs are layout and stay.
 pub fn err(text: &str) {
     err_as_it_is(&printable_lines(text));
 }
 
-/// Writes text that is this program's own, and may move the cursor, to standard error.
+/// Writes this program's own text, which may contain cursor movements, to standard error.
 pub fn err_as_it_is(text: &str) {
     let mut stderr = io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());

@@ -1,9 +1,9 @@
-//! Tables as Ceph lays them out: columns as wide as their widest cell, two blanks between, and
-//! every cell padded, the last one too.
+//! Tables in Ceph's layout: columns as wide as their widest cell, two blanks between columns, and
+//! every cell padded, also the last one.
 
 use marcot::printable::printable;
 
-/// Where a cell's text stands in its column.
+/// The alignment of a cell's text in its column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
     /// At the left edge.
@@ -52,7 +52,7 @@ impl Table {
         self
     }
 
-    /// Adds a row with one cell a column, each on one line whatever it holds.
+    /// Adds a row with one cell for each column. Line breaks in cells are escaped.
     pub fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.columns.len());
         self.rows.push(cells.iter().map(|cell| printable(cell).into_owned()).collect());

@@ -1,12 +1,12 @@
 //! Device specific options (`-o`): those of RBD's kernel driver and of `rbd-nbd`.
 //!
-//! Most tune a client of a cluster and mean nothing here. They are accepted, so that scripts run
-//! unchanged; what nobody knows is refused, as `rbd` does.
+//! Most of them tune a client of a cluster and have no effect here. They are accepted so that scripts run
+//! unchanged. Unknown options are refused, as by `rbd`.
 
 use crate::args::Args;
 use crate::failure::{Failure, Outcome};
 
-/// Without a value, and without a meaning here.
+/// Options without a value that have no effect here.
 const IGNORED: &[&str] = &[
     "abort_on_full",
     "cephx_require_signatures",
@@ -27,7 +27,7 @@ const IGNORED: &[&str] = &[
     "try-netlink",
     "udev",
 ];
-/// The same with a value.
+/// Options with a value that have no effect here.
 const IGNORED_WITH_VALUE: &[&str] = &[
     "alloc_size",
     "compression_hint",
@@ -47,28 +47,28 @@ const IGNORED_WITH_VALUE: &[&str] = &[
     "read_from_replica",
     "timeout",
 ];
-/// Settings of the RBD client, with or without a value.
+/// Prefixes of settings of the RBD client, which may have a value. They have no effect here.
 const IGNORED_PREFIXES: &[&str] = &["rbd_", "norbd_"];
 
-/// What the options of `map` and `attach` come to.
+/// The options of `map` and `attach`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct MapOptions {
-    /// Nobody may write.
+    /// Make the device read-only.
     pub read_only: bool,
     /// Print the cookie.
     pub show_cookie: bool,
-    /// What to know the device by.
+    /// A string by which the user identifies the device.
     pub cookie: Option<String>,
-    /// Quiet the device's users while a snapshot is taken.
+    /// Pause writes to the device while a snapshot is taken.
     pub quiesce: bool,
-    /// By this program.
+    /// The program that does so.
     pub quiesce_hook: Option<String>,
     /// Seconds to wait for another server.
     pub reattach_timeout_s: Option<u64>,
 }
 
 impl MapOptions {
-    /// Those of a command line; what `-o` says counts more than other options.
+    /// Reads them from a command line. `-o` takes precedence over other options.
     pub fn of(args: &Args) -> Outcome<Self> {
         let mut options = Self {
             read_only: args.flag("read-only"),
@@ -120,18 +120,18 @@ fn refused(why: String) -> Failure {
     Failure::invalid(why).then("couldn't parse map options")
 }
 
-/// Every option of every `-o`.
+/// All options in all `-o`.
 fn given(args: &Args) -> impl Iterator<Item = &str> {
     args.texts("options").flat_map(|list| list.split(',')).filter(|option| !option.is_empty())
 }
 
-/// `force` among the options of `unmap`.
+/// True if `unmap` has the option `force`.
 pub fn force(args: &Args) -> Outcome<bool> {
     let mut force = false;
     for option in given(args) {
         match option {
             "force" => force = true,
-            // Who makes and removes links: here it is always the same.
+            // Whether udev makes and removes the links. Here the server always does.
             "udev" | "noudev" => {}
             other => {
                 return Err(Failure::invalid(format!("unknown unmap option '{other}'"))
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_knows_is_refused_in_rbds_words() {
+    fn an_unknown_option_is_refused_in_rbds_words() {
         assert_eq!(
             taken(&["bogus"]).unwrap_err().render("rbd"),
             "rbd: unknown map option 'bogus'\nrbd: couldn't parse map options\n"
