@@ -142,6 +142,7 @@ pub enum Part {
 
 /// Who may read a new pool's images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum ReadableBy {
     /// Only the user who creates it.
     #[default]

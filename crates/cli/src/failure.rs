@@ -7,8 +7,8 @@
 use std::fmt;
 
 use marcot::Remedy;
-use marcot::error::system_words;
 use marcot::printable::printable;
+use marcot::printable::system_words;
 
 use crate::errno;
 

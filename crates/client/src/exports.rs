@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marcot::catalog::is_partial_name;
+use marcot::is_partial_name;
 use marcot::{Error, ErrorKind, Namespace, Pool, Result, Store};
 use marcot_serve::control::Place;
 use marcot_serve::host::{HostDevice, HostHandle, HostOptions, ImageHost};

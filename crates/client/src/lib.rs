@@ -13,8 +13,7 @@
 //! ```
 //! # fn main() -> marcot_client::Result<()> {
 //! # let directory = tempfile::tempdir().unwrap();
-//! use marcot_client::snapshot::Quiesce;
-//! use marcot_client::{Client, CloneOptions, CreateOptions, ImageSpec, Options};
+//! use marcot_client::{Client, CloneOptions, CreateOptions, ImageSpec, Options, Quiesce};
 //!
 //! let client = Client::open(directory.path(), Options::new())?;
 //! let options = CreateOptions::sized(1 << 30);
@@ -82,7 +81,7 @@ mod options;
 mod owner;
 mod pool;
 mod retry;
-pub mod snapshot;
+mod snapshot;
 pub mod sparse;
 pub mod spec;
 mod upkeep;
@@ -102,4 +101,4 @@ pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};
 pub use options::{Options, Warning};
 pub use pool::Pool;
-pub use snapshot::Snapshot;
+pub use snapshot::{Purged, Quiesce, Snapshot};

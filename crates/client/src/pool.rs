@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
-use marcot::catalog::is_partial_name;
+use marcot::is_partial_name;
 use marcot::{ImageId, ImageName, InfoReader, Namespace, PoolId, PoolOptions, PoolStats, Result};
 
 use crate::client::Client;

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use marcot::{
     CheckOptions, CloneOptions, CreateOptions, ErrorKind, Namespace, PoolOptions, SnapId,
 };
+use marcot_client::Quiesce;
 use marcot_client::devices::{Devices, MapRequest, ProgramWords};
 use marcot_client::exports::StoreExports;
 use marcot_client::inspect::Diff;
 use marcot_client::layering::Children;
-use marcot_client::snapshot::Quiesce;
 use marcot_client::{Client, Error, ImageSpec, Operation, Options, Result};
 use marcot_serve::mapping::MappedRecord;
 use marcot_serve::nbd::Exports;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use marcot::{CloneOptions, CreateOptions, ErrorKind, Namespace};
+use marcot_client::Quiesce;
 use marcot_client::copy::GRAIN_BYTES;
-use marcot_client::snapshot::Quiesce;
 use marcot_client::{Client, Image, ImageSpec, Interrupt, Options};
 use tempfile::TempDir;
 

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use marcot::{CloneOptions, CreateOptions, DiffExtent, ErrorKind};
+use marcot_client::Quiesce;
 use marcot_client::inspect::Diff;
 use marcot_client::layering::Children;
-use marcot_client::snapshot::Quiesce;
 use marcot_client::{Client, Image, ImageSpec, Interrupt, Options};
 use marcot_serve::control::message::{Answer, encode_answer};
 use marcot_serve::control::{Place, SOCKET_NAME};

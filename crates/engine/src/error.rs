@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::printable::system_words;
+
 /// Result of every engine call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -265,13 +267,6 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_deref().map(|s| s as &(dyn StdError + 'static))
     }
-}
-
-/// A sentence without the error number that Rust appends to the system's words: it means nothing to
-/// who reads it, and where it is wanted there is [`io::Error::raw_os_error`].
-#[must_use]
-pub fn system_words(sentence: &str) -> &str {
-    sentence.rfind(" (os error ").map_or(sentence, |end| &sentence[..end])
 }
 
 /// Shorthand used all over the engine.

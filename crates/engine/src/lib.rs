@@ -32,32 +32,30 @@
 //! # }
 //! ```
 
-pub mod catalog;
-pub mod check;
-pub mod device;
-pub mod error;
+mod catalog;
+mod check;
+mod device;
+mod error;
 mod gc;
-pub mod image;
-mod in_flight;
-mod journal;
+mod image;
 mod limits;
 mod map;
-pub mod operations;
+mod operations;
 pub mod printable;
 mod root;
 mod segment;
 mod table;
 
 pub use catalog::{
-    ChildInfo, CreateOptions, ImageInfo, ImageName, InfoReader, Namespace, ParentInfo, Pool,
-    PoolOptions, PoolStats, ReadableBy, SnapInfo, Store,
+    ChildInfo, CreateOptions, ImageInfo, ImageName, InfoReader, Namespace, ORDER_DEFAULT,
+    ParentInfo, Pool, PoolOptions, PoolStats, ReadableBy, SnapInfo, Store, is_partial_name,
 };
 pub use check::{CheckOptions, CheckReport, Finding};
 pub use device::{
     BlockDevice, CompletedRead, Completion, Extent, Housekeeping, IdleOutcome, Read, Write,
 };
 pub use error::{Error, ErrorKind, Remedy, Result, Sentence};
-pub use image::{DiffExtent, FlattenPart, Image, UsageRow};
+pub use image::{DiffExtent, FlattenPart, Image, SNAPSHOTS_MAX, UsageRow};
 pub use limits::Limits;
 #[cfg(feature = "deliberate-faults")]
 pub use marcot_backend::fault;

@@ -35,6 +35,13 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_control(c) && !matches!(c, '\n' | '\t'))
 }
 
+/// A sentence without the error number that Rust appends to the system's words: it means nothing to
+/// who reads it, and where it is wanted there is [`std::io::Error::raw_os_error`].
+#[must_use]
+pub fn system_words(sentence: &str) -> &str {
+    sentence.rfind(" (os error ").map_or(sentence, |end| &sentence[..end])
+}
+
 fn escape(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
     if !text.chars().any(&is_bad) {
         return Cow::Borrowed(text);

@@ -2,7 +2,7 @@
 
 mod support;
 
-use marcot::catalog::is_partial_name;
+use marcot::is_partial_name;
 use marcot::{CreateOptions, ErrorKind, ImageId, ImageName, Namespace, Pool, Store};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{HeadRecord, SnapshotRecord};
@@ -125,7 +125,7 @@ fn a_snapshot_beyond_the_limit_is_refused() {
     image.close().unwrap();
     change_head(&pool, id, |head| {
         let first = head.snapshots[0].clone();
-        let more = (1..marcot::image::SNAPSHOTS_MAX as u64).map(|n| SnapshotRecord {
+        let more = (1..marcot::SNAPSHOTS_MAX as u64).map(|n| SnapshotRecord {
             id: first.id + n,
             name: format!("s{n}"),
             ..first.clone()

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use marcot::ErrorKind;
 use marcot_serve::control::message::{Answer, encode_answer, encode_command};
 use marcot_serve::control::{
-    Client, Command, Interrupt, Patience, Place, Reply, SOCKET_NAME, client,
+    self, Client, Command, Interrupt, Patience, Place, Reply, SOCKET_NAME,
 };
 use marcot_serve::host::{HostHandle, HostOptions, ImageHost};
 use support::memory_device::{MemoryDevice, Probes};
@@ -29,7 +29,7 @@ fn ask(
     command: &Command,
     progress: &mut dyn FnMut(u64, u64),
 ) -> marcot::Result<Reply> {
-    client::ask(&place(directory), command, &Patience::default(), progress)
+    control::ask(&place(directory), command, &Patience::default(), progress)
 }
 
 fn own(directory: &Path) -> HostHandle {
@@ -245,7 +245,7 @@ fn a_slow_owner_is_waited_for_and_a_silent_one_is_not() {
         let first = scope.spawn(|| first.ask(&Command::Checkpoint, &mut quiet));
         std::thread::sleep(silence_max / 4);
         let place = place(directory.path());
-        let other = client::ask(&place, &Command::Flush, &impatient, &mut quiet);
+        let other = control::ask(&place, &Command::Flush, &impatient, &mut quiet);
         assert_eq!(first.join().unwrap().unwrap(), Reply::Done);
         other
     });
@@ -254,13 +254,13 @@ fn a_slow_owner_is_waited_for_and_a_silent_one_is_not() {
     let silent = tempfile::tempdir().unwrap();
     let _listens = UnixListener::bind(silent.path().join(SOCKET_NAME)).unwrap();
     let start = Instant::now();
-    let error = client::ask(&place(silent.path()), &Command::Flush, &impatient, &mut quiet);
+    let error = control::ask(&place(silent.path()), &Command::Flush, &impatient, &mut quiet);
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Owned);
     assert!(error.message().contains("kill -CONT"), "{error}");
     assert!(start.elapsed() >= silence_max);
     let hasty = Patience { interrupt: Interrupt::when(|| true), ..Patience::default() };
-    let error = client::ask(&place(silent.path()), &Command::Flush, &hasty, &mut quiet);
+    let error = control::ask(&place(silent.path()), &Command::Flush, &hasty, &mut quiet);
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Interrupted);
 }
 
@@ -296,7 +296,7 @@ fn no_link_is_followed_and_no_other_image_is_spoken_to() {
     std::fs::remove_file(&link).unwrap();
     std::fs::hard_link(other.path().join(SOCKET_NAME), &link).unwrap();
     let theirs = Place::new(ours.path(), "pool/another");
-    let refused = client::ask(&theirs, &resize, &Patience::default(), &mut quiet).unwrap_err();
+    let refused = control::ask(&theirs, &resize, &Patience::default(), &mut quiet).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
     std::fs::remove_file(&link).unwrap();
     std::fs::write(&link, "no socket").unwrap();
@@ -313,7 +313,7 @@ fn the_sockets_of_another_users_place_are_not_used() {
     let host = own(directory.path());
     let user = rustix::process::geteuid().as_raw() + 1;
     let theirs = place(directory.path()).of_user(user);
-    let refused = client::ask(&theirs, &Command::Flush, &Patience::default(), &mut quiet);
+    let refused = control::ask(&theirs, &Command::Flush, &Patience::default(), &mut quiet);
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotFound);
     assert!(Client::connect_readers(&theirs, &Patience::default()).unwrap().is_empty());
     let options = HostOptions { control: Some(theirs), ..HostOptions::default() };

@@ -121,8 +121,9 @@ fn check(session: &Session, args: &Args) -> Outcome {
 
 /// The report about a pool that could not be checked at all or to the end.
 fn unchecked(message: String, serious: bool) -> CheckReport {
-    let finding = Finding { message, image: String::new(), repaired: false, serious, unseen: None };
-    CheckReport { findings: vec![finding], ..CheckReport::default() }
+    let mut report = CheckReport::default();
+    report.findings.push(Finding::of_pool(message, serious));
+    report
 }
 
 fn check_pool(

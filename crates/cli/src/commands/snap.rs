@@ -2,7 +2,7 @@
 
 use marcot::{ErrorKind, SnapId, SnapInfo};
 use marcot_client::Image;
-use marcot_client::snapshot::Quiesce;
+use marcot_client::Quiesce;
 use marcot_client::spec::Pattern;
 
 use super::image::objects;

@@ -38,6 +38,7 @@ pub(crate) const MARKERS_MAX: usize = 10_000;
 
 /// A child of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct ChildInfo {
     /// Its pool.
     pub pool: String,

@@ -12,6 +12,7 @@ use crate::error::Result;
 
 /// The parent of a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ParentInfo {
     /// Its pool: the present name, if the store knows the pool.
     pub pool: String,
@@ -39,6 +40,7 @@ pub struct ParentInfo {
 
 /// A snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SnapInfo {
     /// Its number.
     pub id: SnapId,
@@ -60,6 +62,7 @@ pub struct SnapInfo {
 
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ImageInfo {
     /// Its number.
     pub id: ImageId,
@@ -89,6 +92,7 @@ pub struct ImageInfo {
 
 /// Totals of a pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PoolStats {
     /// Images.
     pub images: u64,

@@ -16,7 +16,8 @@ use super::image_name::{ImageName, Namespace};
 use super::names::{check_namespace_name, could_be_given, is_acceptable};
 use super::naming::NamesRead;
 use super::store::Store;
-use crate::error::{Error, ErrorKind, IoContext, Result, fail, system_words};
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::printable::system_words;
 use crate::segment::Files;
 
 /// Limit on the size of a record that is read, in bytes.

@@ -49,6 +49,7 @@ pub struct CheckOptions {
 
 /// Something that is wrong, in plain words.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Finding {
     /// The image that it concerns; empty where it concerns the pool.
     pub image: String,
@@ -62,8 +63,17 @@ pub struct Finding {
     pub unseen: Option<ErrorKind>,
 }
 
+impl Finding {
+    /// Something about the pool as a whole that was not set right.
+    pub fn of_pool(message: impl Into<String>, serious: bool) -> Self {
+        let (image, message) = (String::new(), message.into());
+        Self { image, message, repaired: false, serious, unseen: None }
+    }
+}
+
 /// The outcome of a check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CheckReport {
     /// Images checked.
     pub images: u64,
@@ -149,8 +159,7 @@ impl Store {
 
 impl Checker<'_> {
     fn find(&mut self, image: &str, serious: bool, message: String) {
-        let image = image.to_owned();
-        let finding = Finding { image, message, repaired: false, serious, unseen: None };
+        let finding = Finding { image: image.to_owned(), ..Finding::of_pool(message, serious) };
         self.report.findings.push(finding);
     }
 

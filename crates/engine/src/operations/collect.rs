@@ -28,6 +28,7 @@ const ATTEMPTS_MAX: u32 = 5;
 
 /// A snapshot that keeps data alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PinnedRow {
     /// `pool/image@snap`.
     pub holder: String,
@@ -37,6 +38,7 @@ pub struct PinnedRow {
 
 /// The outcome of a GC.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GcReport {
     /// Bytes given back to the file system.
     pub freed_bytes: u64,

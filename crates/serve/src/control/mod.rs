@@ -12,10 +12,10 @@
 //! - Both sides look who the other is: an owner serves its own user and root, a client speaks to a
 //!   socket and a process of the user to whom the pool belongs. No link is followed.
 //! - A command says which image it is for, and an owner of another image refuses it.
-//! - An owner that works gives a sign of life every second ([`pulse`]), so that nobody has to wait for
+//! - An owner that works gives a sign of life every second (`pulse`), so that nobody has to wait for
 //!   one that is stopped, and nobody gives up one that is slow.
 
-pub mod client;
+mod client;
 mod command;
 mod connection;
 mod execute;

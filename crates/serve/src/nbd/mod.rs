@@ -1,12 +1,13 @@
 //! The NBD server: fixed newstyle negotiation, simple and structured replies.
 //!
-//! The rules are those of the protocol's specification, `doc/proto.md` of the NetworkBlockDevice project.
-//! [`negotiation`], [`request`] and [`reply`] encode and decode messages without I/O. Sockets are handled by
-//! [`server`] until a client's negotiation is over, and by the image's [host](crate::host) after that.
+//! The rules are those of the protocol's specification, `doc/proto.md` of the NetworkBlockDevice
+//! project. What is said on the wire is decided without I/O ([`negotiation`], [`request`],
+//! [`reply`]); sockets are handled by `server` until a client's negotiation is over, and by the
+//! image's [host](crate::host) from then on.
 
 mod acceptor;
 mod client;
-pub mod exports;
+mod exports;
 mod listen;
 mod lists;
 mod memory;
@@ -17,7 +18,7 @@ mod permits;
 mod places;
 pub mod reply;
 pub mod request;
-pub mod server;
+mod server;
 pub mod wire;
 
 pub use exports::{ExportName, Exports};
