@@ -178,6 +178,8 @@ mod device;
 mod error;
 mod gc;
 mod image;
+mod in_flight;
+mod journal;
 mod limits;
 mod map;
 mod operations;
