@@ -100,6 +100,49 @@ pub struct CommandSpec {
 }
 
 impl CommandSpec {
+    /// A command without arguments and options.
+    pub const fn new(
+        words: &'static [&'static str],
+        about: &'static str,
+        run: fn(&Session, &Args) -> Outcome,
+    ) -> Self {
+        Self {
+            words,
+            aliases: &[],
+            about,
+            positionals: &[],
+            options: &[],
+            examples: &[],
+            hidden: false,
+            run,
+        }
+    }
+
+    /// The same with other words for it.
+    pub const fn aliases(self, aliases: &'static [&'static [&'static str]]) -> Self {
+        Self { aliases, ..self }
+    }
+
+    /// The same with arguments by position.
+    pub const fn positionals(self, positionals: &'static [Positional]) -> Self {
+        Self { positionals, ..self }
+    }
+
+    /// The same with groups of options.
+    pub const fn options(self, options: &'static [&'static [Opt]]) -> Self {
+        Self { options, ..self }
+    }
+
+    /// The same with command lines to show in the help.
+    pub const fn examples(self, examples: &'static [(&'static str, &'static str)]) -> Self {
+        Self { examples, ..self }
+    }
+
+    /// The same, left out of the lists.
+    pub const fn hidden(self) -> Self {
+        Self { hidden: true, ..self }
+    }
+
     /// All its options.
     pub fn all_options(&self) -> impl Iterator<Item = &'static Opt> {
         self.options.iter().copied().flatten()

@@ -1,26 +1,23 @@
 use super::*;
-use crate::args::{CommandSpec, Positional};
+use crate::args::{Args, CommandSpec, Positional};
+use crate::failure::Outcome;
+use crate::session::Session;
 
 const INFO_OPTIONS: &[&[Opt]] = &[options::SNAP, options::FORMAT];
 const CREATE_OPTIONS: &[&[Opt]] = &[options::IMAGE, options::SIZE, options::NO_PROGRESS];
 
 const IMAGE_SPEC: &[Positional] = &[Positional::one("image-spec", "")];
 
+fn nothing(_: &Session, _: &Args) -> Outcome {
+    Ok(())
+}
+
 const fn command(
     words: &'static [&'static str],
     aliases: &'static [&'static [&'static str]],
     options: &'static [&'static [Opt]],
 ) -> CommandSpec {
-    CommandSpec {
-        words,
-        aliases,
-        about: "",
-        positionals: IMAGE_SPEC,
-        options,
-        examples: &[],
-        hidden: false,
-        run: |_, _| Ok(()),
-    }
+    CommandSpec::new(words, "", nothing).aliases(aliases).positionals(IMAGE_SPEC).options(options)
 }
 
 static LIST: &[CommandSpec] = &[

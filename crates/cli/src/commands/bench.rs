@@ -40,29 +40,21 @@ const IO_TYPE: &[Opt] = &[Opt::new(
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        words: &["bench"],
-        aliases: &[],
-        about: "Simple benchmark.",
-        positionals: &[IMAGE_OR_SNAP_SPEC],
-        options: &[options::SNAP, IO, IO_TYPE],
-        examples: &[
+    CommandSpec::new(&["bench"], "Simple benchmark.", bench)
+        .positionals(&[IMAGE_OR_SNAP_SPEC])
+        .options(&[options::SNAP, IO, IO_TYPE])
+        .examples(&[
             ("bench --io-type write vm-1", "overwrites the image"),
             ("bench --io-type read --io-pattern rand --io-total 256M vm-1", "random reads"),
-        ],
-        hidden: false,
-        run: bench,
-    },
-    CommandSpec {
-        words: &["bench-write"],
-        aliases: &[],
-        about: "Simple write benchmark (deprecated: use 'bench --io-type write').",
-        positionals: &[IMAGE_OR_SNAP_SPEC],
-        options: &[options::SNAP, IO],
-        examples: &[],
-        hidden: true,
-        run: bench_write,
-    },
+        ]),
+    CommandSpec::new(
+        &["bench-write"],
+        "Simple write benchmark (deprecated: use 'bench --io-type write').",
+        bench_write,
+    )
+    .positionals(&[IMAGE_OR_SNAP_SPEC])
+    .options(&[options::SNAP, IO])
+    .hidden(),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -31,33 +31,21 @@ const CHECK: &[Opt] = &[
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        words: &["check"],
-        aliases: &[],
-        about: "Verify a pool: every head, page, checksum and count.",
-        positionals: &[Positional::one("pool-name", "pool name [default: rbd]")],
-        options: &[options::ONE_POOL, CHECK, options::NO_PROGRESS, options::FORMAT],
-        examples: &[
+    CommandSpec::new(&["check"], "Verify a pool: every head, page, checksum and count.", check)
+        .positionals(&[Positional::one("pool-name", "pool name [default: rbd]")])
+        .options(&[options::ONE_POOL, CHECK, options::NO_PROGRESS, options::FORMAT])
+        .examples(&[
             (
                 "check kubernetes",
                 "status 5 if data is damaged; another if it could not be looked at",
             ),
             ("check --all --repair", "every pool; finishes what was cut off"),
             ("check --scrub --rate 20M kubernetes", "in the background, while images are in use"),
-        ],
-        hidden: false,
-        run: check,
-    },
-    CommandSpec {
-        words: &["gc"],
-        aliases: &[],
-        about: "Give back the space that no image or snapshot of a pool needs.",
-        positionals: &[POOL_NAME],
-        options: &[options::ONE_POOL, options::NO_PROGRESS, options::FORMAT],
-        examples: &[("gc kubernetes", "and tell what snapshots hold")],
-        hidden: false,
-        run: gc,
-    },
+        ]),
+    CommandSpec::new(&["gc"], "Give back the space that no image or snapshot of a pool needs.", gc)
+        .positionals(&[POOL_NAME])
+        .options(&[options::ONE_POOL, options::NO_PROGRESS, options::FORMAT])
+        .examples(&[("gc kubernetes", "and tell what snapshots hold")]),
 ];
 
 fn check(session: &Session, args: &Args) -> Outcome {

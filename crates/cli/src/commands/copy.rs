@@ -11,32 +11,28 @@ use crate::signals;
 const ERROR: &str = "copy failed";
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
-    words: &["copy"],
-    aliases: &[&["cp"]],
-    about: "Copy src image to dest.",
-    positionals: &[
-        Positional::one(
-            "source-image-or-snap-spec",
-            "source image or snapshot specification \
+pub const COMMANDS: &[CommandSpec] =
+    &[CommandSpec::new(&["copy"], "Copy src image to dest.", copy)
+        .aliases(&[&["cp"]])
+        .positionals(&[
+            Positional::one(
+                "source-image-or-snap-spec",
+                "source image or snapshot specification \
              (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
-        ),
-        DEST_IMAGE_SPEC,
-    ],
-    options: &[
-        options::SNAP,
-        options::DEST,
-        options::CREATION,
-        options::SPARSE_SIZE,
-        options::NO_PROGRESS,
-    ],
-    examples: &[
-        ("cp vm-1 vm-1-copy", "without snapshots and without parent"),
-        ("cp vm-1@before-upgrade backup/vm-1", "of a snapshot, into another pool"),
-    ],
-    hidden: false,
-    run: copy,
-}];
+            ),
+            DEST_IMAGE_SPEC,
+        ])
+        .options(&[
+            options::SNAP,
+            options::DEST,
+            options::CREATION,
+            options::SPARSE_SIZE,
+            options::NO_PROGRESS,
+        ])
+        .examples(&[
+            ("cp vm-1 vm-1-copy", "without snapshots and without parent"),
+            ("cp vm-1@before-upgrade backup/vm-1", "of a snapshot, into another pool"),
+        ])];
 
 fn copy(session: &Session, args: &Args) -> Outcome {
     let mut cursor = 0;

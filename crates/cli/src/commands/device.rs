@@ -74,93 +74,62 @@ const SPEC_OR_DEVICE: Positional = Positional::one(
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        words: &["device", "list"],
-        aliases: &[&["showmapped"], &["device", "ls"]],
-        about: "List mapped rbd images.",
-        positionals: &[],
-        options: &[TYPE, options::FORMAT],
-        examples: &[
+    CommandSpec::new(&["device", "list"], "List mapped rbd images.", list)
+        .aliases(&[&["showmapped"], &["device", "ls"]])
+        .options(&[TYPE, options::FORMAT])
+        .examples(&[
             ("device list", "images, snapshots and their devices"),
             ("device list -t nbd", "those of the NBD driver, with their cookies"),
-        ],
-        hidden: false,
-        run: list,
-    },
-    CommandSpec {
-        words: &["device", "map"],
-        aliases: &[&["map"]],
-        about: "Map an image to a block device.",
-        positionals: &[IMAGE_OR_SNAP_SPEC],
-        options: &[TYPE, options::SNAP, MAP, &[options::MAP_MEMORY]],
-        examples: &[
+        ]),
+    CommandSpec::new(&["device", "map"], "Map an image to a block device.", map)
+        .aliases(&[&["map"]])
+        .positionals(&[IMAGE_OR_SNAP_SPEC])
+        .options(&[TYPE, options::SNAP, MAP, &[options::MAP_MEMORY]])
+        .examples(&[
             ("device map vm-1", "prints the device; /dev/rbd/rbd/vm-1 is a link to it"),
             ("device map template@v1", "a snapshot, read-only"),
             ("device map --quiesce vm-1", "snapshots find its file system clean"),
-        ],
-        hidden: false,
-        run: map,
-    },
-    CommandSpec {
-        words: &["device", "unmap"],
-        aliases: &[&["unmap"]],
-        about: "Unmap a rbd device.",
-        positionals: &[SPEC_OR_DEVICE],
-        options: &[TYPE, options::SNAP, UNMAP],
-        examples: &[
+        ]),
+    CommandSpec::new(&["device", "unmap"], "Unmap a rbd device.", unmap)
+        .aliases(&[&["unmap"]])
+        .positionals(&[SPEC_OR_DEVICE])
+        .options(&[TYPE, options::SNAP, UNMAP])
+        .examples(&[
             ("device unmap /dev/nbd0", "by device, or a partition of it, or a link to it"),
             ("device unmap vm-1", "by image"),
             ("device unmap -o force vm-1", "though it is mounted; what was not synced is lost"),
-        ],
-        hidden: false,
-        run: unmap,
-    },
-    CommandSpec {
-        words: &["device", "attach"],
-        aliases: &[],
-        about: "Serve a device again whose server has died.",
-        positionals: &[IMAGE_OR_SNAP_SPEC],
-        options: &[TYPE, options::SNAP, ATTACH, MAP, &[options::MAP_MEMORY]],
-        examples: &[("device attach --device /dev/nbd0 vm-1", "without unmounting it")],
-        hidden: false,
-        run: attach,
-    },
-    CommandSpec {
-        words: &["device", "detach"],
-        aliases: &[],
-        about: "End the server of a device and keep the device.",
-        positionals: &[SPEC_OR_DEVICE],
-        options: &[TYPE, options::SNAP, DETACH],
-        examples: &[(
-            "device detach /dev/nbd0",
-            "its users wait until 'device attach' gives it another server",
-        )],
-        hidden: false,
-        run: detach,
-    },
-    CommandSpec {
-        words: &["device", "server"],
-        aliases: &[],
-        about: "Serve a device; started by 'device map'.",
-        positionals: &[],
-        options: &[],
-        examples: &[],
-        hidden: true,
-        run: serve_device,
-    },
-    CommandSpec {
-        words: &["device", "quiesce"],
-        aliases: &[],
-        about: "Freeze or thaw what is mounted from a device; the default quiesce hook.",
-        positionals: &[
-            Positional::one("device", "device"),
-            Positional::one("action", "quiesce or unquiesce"),
-        ],
-        options: &[],
-        examples: &[],
-        hidden: true,
-        run: quiesce,
-    },
+        ]),
+    CommandSpec::new(&["device", "attach"], "Serve a device again whose server has died.", attach)
+        .positionals(&[IMAGE_OR_SNAP_SPEC])
+        .options(&[TYPE, options::SNAP, ATTACH, MAP, &[options::MAP_MEMORY]])
+        .examples(&[("device attach --device /dev/nbd0 vm-1", "without unmounting it")]),
+    CommandSpec::new(
+        &["device", "detach"],
+        "End the server of a device and keep the device.",
+        detach,
+    )
+    .positionals(&[SPEC_OR_DEVICE])
+    .options(&[TYPE, options::SNAP, DETACH])
+    .examples(&[(
+        "device detach /dev/nbd0",
+        "its users wait until 'device attach' gives it another server",
+    )]),
+    CommandSpec::new(
+        &["device", "server"],
+        "Serve a device; started by 'device map'.",
+        serve_device,
+    )
+    .hidden(),
+    CommandSpec::new(
+        &["device", "quiesce"],
+        "Freeze or thaw what is mounted from a device; the default quiesce hook.",
+        quiesce,
+    )
+    .positionals(&[
+        Positional::one("device", "device"),
+        Positional::one("action", "quiesce or unquiesce"),
+    ])
+    .hidden(),
 ];
 
 /// The process that serves a device. It reads its job, reports, and serves until SIGTERM.

@@ -16,19 +16,17 @@ const DIFF: &[Opt] = &[
 ];
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
-    words: &["diff"],
-    aliases: &[],
-    about: "Print extents that differ since a previous snap, or image creation.",
-    positionals: &[IMAGE_OR_SNAP_SPEC],
-    options: &[options::SNAP, DIFF, options::FORMAT],
-    examples: &[
-        ("diff vm-1", "where there is data"),
-        ("diff --from-snap monday vm-1@tuesday", "what changed between two snapshots"),
-    ],
-    hidden: false,
-    run: diff,
-}];
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec::new(
+    &["diff"],
+    "Print extents that differ since a previous snap, or image creation.",
+    diff,
+)
+.positionals(&[IMAGE_OR_SNAP_SPEC])
+.options(&[options::SNAP, DIFF, options::FORMAT])
+.examples(&[
+    ("diff vm-1", "where there is data"),
+    ("diff --from-snap monday vm-1@tuesday", "what changed between two snapshots"),
+])];
 
 fn diff(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;

@@ -25,26 +25,21 @@ const ERROR: &str = "export error";
 const FILE_MODE: u32 = 0o644;
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
-    words: &["export"],
-    aliases: &[],
-    about: "Export image to file.",
-    positionals: &[
-        Positional::one(
-            "source-image-or-snap-spec",
-            "source image or snapshot specification \
+pub const COMMANDS: &[CommandSpec] =
+    &[CommandSpec::new(&["export"], "Export image to file.", export)
+        .positionals(&[
+            Positional::one(
+                "source-image-or-snap-spec",
+                "source image or snapshot specification \
              (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
-        ),
-        Positional::one("path-name", "export file (or '-' for stdout)"),
-    ],
-    options: &[options::SNAP, options::PATH, options::NO_PROGRESS, EXPORT_FORMAT],
-    examples: &[
-        ("export vm-1 vm-1.raw", "a sparse file; an existing one is never overwritten"),
-        ("export vm-1@backup - | zstd > vm-1.zst", "to a pipe"),
-    ],
-    hidden: false,
-    run: export,
-}];
+            ),
+            Positional::one("path-name", "export file (or '-' for stdout)"),
+        ])
+        .options(&[options::SNAP, options::PATH, options::NO_PROGRESS, EXPORT_FORMAT])
+        .examples(&[
+            ("export vm-1 vm-1.raw", "a sparse file; an existing one is never overwritten"),
+            ("export vm-1@backup - | zstd > vm-1.zst", "to a pipe"),
+        ])];
 
 fn export(session: &Session, args: &Args) -> Outcome {
     let mut cursor = 0;

@@ -22,61 +22,39 @@ const FORCE: &[Opt] = &[Opt::new(
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        words: &["create"],
-        aliases: &[],
-        about: "Create an empty image.",
-        positionals: &[IMAGE_SPEC],
-        options: &[options::IMAGE, options::CREATION, THICK, options::SIZE, options::NO_PROGRESS],
-        examples: &[
+    CommandSpec::new(&["create"], "Create an empty image.", create)
+        .positionals(&[IMAGE_SPEC])
+        .options(&[options::IMAGE, options::CREATION, THICK, options::SIZE, options::NO_PROGRESS])
+        .examples(&[
             ("create vm-1 --size 10G", "an image in the pool rbd"),
             ("create kubernetes/empty.img -s 512", "512 MiB in another pool"),
-        ],
-        hidden: false,
-        run: create,
-    },
-    CommandSpec {
-        words: &["resize"],
-        aliases: &[],
-        about: "Resize (expand or shrink) image.",
-        positionals: &[IMAGE_SPEC],
-        options: &[options::IMAGE, options::SIZE, ALLOW_SHRINK, options::NO_PROGRESS],
-        examples: &[
+        ]),
+    CommandSpec::new(&["resize"], "Resize (expand or shrink) image.", resize)
+        .positionals(&[IMAGE_SPEC])
+        .options(&[options::IMAGE, options::SIZE, ALLOW_SHRINK, options::NO_PROGRESS])
+        .examples(&[
             ("resize vm-1 --size 20G", "grow; works while the image is in use"),
             ("resize vm-1 --size 5G --allow-shrink", "shrink; data beyond 5 GiB is lost"),
-        ],
-        hidden: false,
-        run: resize,
-    },
-    CommandSpec {
-        words: &["rename"],
-        aliases: &[&["mv"]],
-        about: "Rename image within pool.",
-        positionals: &[
+        ]),
+    CommandSpec::new(&["rename"], "Rename image within pool.", rename)
+        .aliases(&[&["mv"]])
+        .positionals(&[
             Positional::one(
                 "source-image-spec",
                 "source image specification (example: [<pool-name>/[<namespace>/]]<image-name>)",
             ),
             DEST_IMAGE_SPEC,
-        ],
-        options: &[options::IMAGE, options::DEST],
-        examples: &[("rename vm-1 web-1", "children keep their parent")],
-        hidden: false,
-        run: rename,
-    },
-    CommandSpec {
-        words: &["remove"],
-        aliases: &[&["rm"]],
-        about: "Delete an image.",
-        positionals: &[IMAGE_SPEC],
-        options: &[options::IMAGE, FORCE, options::NO_PROGRESS],
-        examples: &[
+        ])
+        .options(&[options::IMAGE, options::DEST])
+        .examples(&[("rename vm-1 web-1", "children keep their parent")]),
+    CommandSpec::new(&["remove"], "Delete an image.", remove)
+        .aliases(&[&["rm"]])
+        .positionals(&[IMAGE_SPEC])
+        .options(&[options::IMAGE, FORCE, options::NO_PROGRESS])
+        .examples(&[
             ("rm vm-1", "refused while the image has snapshots or is in use"),
             ("rm --force vm-1", "give up what a damaged head named; nothing else is forced"),
-        ],
-        hidden: false,
-        run: remove,
-    },
+        ]),
 ];
 
 fn create(session: &Session, args: &Args) -> Outcome {

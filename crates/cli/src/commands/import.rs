@@ -34,27 +34,25 @@ pub const EXPORT_FORMAT: &[Opt] = &[Opt::new(
 )];
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
-    words: &["import"],
-    aliases: &[],
-    about: "Import image from file.",
-    positionals: &[Positional::one("path-name", "import file (or '-' for stdin)"), DEST_IMAGE_SPEC],
-    options: &[
-        options::PATH,
-        options::DEST,
-        options::CREATION,
-        options::SPARSE_SIZE,
-        options::NO_PROGRESS,
-        EXPORT_FORMAT,
-        OLD_NAMES,
-    ],
-    examples: &[
-        ("import debian.raw templates/debian", "zeros take no space"),
-        ("import - vm-1 < disk.raw", "from a pipe"),
-    ],
-    hidden: false,
-    run: import,
-}];
+pub const COMMANDS: &[CommandSpec] =
+    &[CommandSpec::new(&["import"], "Import image from file.", import)
+        .positionals(&[
+            Positional::one("path-name", "import file (or '-' for stdin)"),
+            DEST_IMAGE_SPEC,
+        ])
+        .options(&[
+            options::PATH,
+            options::DEST,
+            options::CREATION,
+            options::SPARSE_SIZE,
+            options::NO_PROGRESS,
+            EXPORT_FORMAT,
+            OLD_NAMES,
+        ])
+        .examples(&[
+            ("import debian.raw templates/debian", "zeros take no space"),
+            ("import - vm-1 < disk.raw", "from a pipe"),
+        ])];
 
 fn import(session: &Session, args: &Args) -> Outcome {
     let outcome = import_quietly(session, args);

@@ -12,19 +12,17 @@ use crate::session::{self, Session, no_such_snapshot};
 use crate::{size, time};
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
-    words: &["info"],
-    aliases: &[],
-    about: "Show information about image size, parent, features etc.",
-    positionals: &[IMAGE_OR_SNAP_SPEC],
-    options: &[options::SNAP, &[options::IMAGE_ID], options::FORMAT],
-    examples: &[
-        ("info vm-1", "size, id, parent and overlap"),
-        ("info template@v1", "a snapshot, and whether it is protected"),
-    ],
-    hidden: false,
-    run: info,
-}];
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec::new(
+    &["info"],
+    "Show information about image size, parent, features etc.",
+    info,
+)
+.positionals(&[IMAGE_OR_SNAP_SPEC])
+.options(&[options::SNAP, &[options::IMAGE_ID], options::FORMAT])
+.examples(&[
+    ("info vm-1", "size, id, parent and overlap"),
+    ("info template@v1", "a snapshot, and whether it is protected"),
+])];
 
 fn info(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;

@@ -26,50 +26,32 @@ const CHILDREN: &[Opt] = &[
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        words: &["clone"],
-        aliases: &[],
-        about: "Clone a snapshot into a CoW child image.",
-        positionals: &[
+    CommandSpec::new(&["clone"], "Clone a snapshot into a CoW child image.", clone)
+        .positionals(&[
             Positional::one(
                 "source-snap-spec",
                 "source snapshot specification \
                  (example: [<pool-name>/[<namespace>/]]<image-name>@<snap-name>)",
             ),
             DEST_IMAGE_SPEC,
-        ],
-        options: &[options::SNAP, options::DEST, options::CREATION, UNTRACKED],
-        examples: &[
+        ])
+        .options(&[options::SNAP, options::DEST, options::CREATION, UNTRACKED])
+        .examples(&[
             ("clone template@v1 vm-1", "the snapshot must be protected"),
             ("clone templates/debian@12 web/vm-1", "into another pool"),
             ("clone --rbd-default-clone-format 2 template@v1 vm-2", "no protection needed"),
-        ],
-        hidden: false,
-        run: clone,
-    },
-    CommandSpec {
-        words: &["children"],
-        aliases: &[],
-        about: "Display children of an image or its snapshot.",
-        positionals: &[IMAGE_OR_SNAP_SPEC],
-        options: &[options::SNAP, &[options::SNAP_ID], CHILDREN, options::FORMAT],
-        examples: &[
+        ]),
+    CommandSpec::new(&["children"], "Display children of an image or its snapshot.", children)
+        .positionals(&[IMAGE_OR_SNAP_SPEC])
+        .options(&[options::SNAP, &[options::SNAP_ID], CHILDREN, options::FORMAT])
+        .examples(&[
             ("children template@v1", "of one snapshot, in every pool of the store"),
             ("children template --descendants", "and their children"),
-        ],
-        hidden: false,
-        run: children,
-    },
-    CommandSpec {
-        words: &["flatten"],
-        aliases: &[],
-        about: "Fill clone with parent data (make it independent).",
-        positionals: &[IMAGE_SPEC],
-        options: &[options::IMAGE, options::NO_PROGRESS],
-        examples: &[("flatten vm-1", "works while the image is in use")],
-        hidden: false,
-        run: flatten,
-    },
+        ]),
+    CommandSpec::new(&["flatten"], "Fill clone with parent data (make it independent).", flatten)
+        .positionals(&[IMAGE_SPEC])
+        .options(&[options::IMAGE, options::NO_PROGRESS])
+        .examples(&[("flatten vm-1", "works while the image is in use")]),
 ];
 
 fn clone(session: &Session, args: &Args) -> Outcome {

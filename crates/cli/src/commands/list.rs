@@ -15,20 +15,15 @@ use crate::size;
 const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "long listing format").letter('l')];
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
-    words: &["list"],
-    aliases: &[&["ls"]],
-    about: "List rbd images.",
-    positionals: &[POOL_SPEC],
-    options: &[LONG, options::POOL_AND_NAMESPACE, options::FORMAT],
-    examples: &[
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec::new(&["list"], "List rbd images.", list)
+    .aliases(&[&["ls"]])
+    .positionals(&[POOL_SPEC])
+    .options(&[LONG, options::POOL_AND_NAMESPACE, options::FORMAT])
+    .examples(&[
         ("ls", "names of the images of the pool rbd"),
         ("ls -l kubernetes", "with sizes, parents and snapshots"),
         ("ls -l --format json --pretty-format", "for programs"),
-    ],
-    hidden: false,
-    run: list,
-}];
+    ])];
 
 fn list(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;

@@ -11,36 +11,20 @@ use crate::session::Session;
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        words: &["namespace", "create"],
-        aliases: &[],
-        about: "Create an RBD image namespace.",
-        positionals: &[POOL_SPEC],
-        options: &[options::POOL_AND_NAMESPACE],
-        examples: &[("namespace create kubernetes/staging", "a part of a pool")],
-        hidden: false,
-        run: create,
-    },
-    CommandSpec {
-        words: &["namespace", "list"],
-        aliases: &[&["namespace", "ls"]],
-        about: "List RBD image namespaces.",
-        positionals: &[POOL_NAME],
-        options: &[options::ONE_POOL, options::FORMAT],
-        examples: &[("namespace ls kubernetes", "")],
-        hidden: false,
-        run: list,
-    },
-    CommandSpec {
-        words: &["namespace", "remove"],
-        aliases: &[&["namespace", "rm"]],
-        about: "Remove an RBD image namespace.",
-        positionals: &[POOL_SPEC],
-        options: &[options::POOL_AND_NAMESPACE],
-        examples: &[("namespace rm kubernetes/staging", "refused while it holds images")],
-        hidden: false,
-        run: remove,
-    },
+    CommandSpec::new(&["namespace", "create"], "Create an RBD image namespace.", create)
+        .positionals(&[POOL_SPEC])
+        .options(&[options::POOL_AND_NAMESPACE])
+        .examples(&[("namespace create kubernetes/staging", "a part of a pool")]),
+    CommandSpec::new(&["namespace", "list"], "List RBD image namespaces.", list)
+        .aliases(&[&["namespace", "ls"]])
+        .positionals(&[POOL_NAME])
+        .options(&[options::ONE_POOL, options::FORMAT])
+        .examples(&[("namespace ls kubernetes", "")]),
+    CommandSpec::new(&["namespace", "remove"], "Remove an RBD image namespace.", remove)
+        .aliases(&[&["namespace", "rm"]])
+        .positionals(&[POOL_SPEC])
+        .options(&[options::POOL_AND_NAMESPACE])
+        .examples(&[("namespace rm kubernetes/staging", "refused while it holds images")]),
 ];
 
 fn named(args: &Args) -> Outcome<Target> {

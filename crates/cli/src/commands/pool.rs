@@ -24,85 +24,44 @@ const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "with directory and access")
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        words: &["pool", "create"],
-        aliases: &[],
-        about: "Create a pool.",
-        positionals: &[POOL_NAME],
-        options: &[options::ONE_POOL, READABLE],
-        examples: &[
+    CommandSpec::new(&["pool", "create"], "Create a pool.", create)
+        .positionals(&[POOL_NAME])
+        .options(&[options::ONE_POOL, READABLE])
+        .examples(&[
             ("pool create kubernetes", "for this user alone"),
             ("pool create templates --readable-by all", "others may read and clone"),
-        ],
-        hidden: false,
-        run: create,
-    },
-    CommandSpec {
-        words: &["pool", "list"],
-        aliases: &[&["pool", "ls"]],
-        about: "List pools.",
-        positionals: &[],
-        options: &[LONG, options::FORMAT],
-        examples: &[("pool ls", "names"), ("pool ls -l", "with directories")],
-        hidden: false,
-        run: list,
-    },
-    CommandSpec {
-        words: &["pool", "remove"],
-        aliases: &[&["pool", "rm"]],
-        about: "Remove an empty pool.",
-        positionals: &[POOL_NAME],
-        options: &[options::ONE_POOL],
-        examples: &[("pool rm kubernetes", "refused while it holds images")],
-        hidden: false,
-        run: remove,
-    },
-    CommandSpec {
-        words: &["pool", "init"],
-        aliases: &[],
-        about: "Initialize pool for use by RBD.",
-        positionals: &[POOL_NAME],
-        options: &[options::ONE_POOL, FORCE],
-        examples: &[("pool init kubernetes", "harmless; pools need no initialization")],
-        hidden: false,
-        run: init,
-    },
-    CommandSpec {
-        words: &["pool", "stats"],
-        aliases: &[],
-        about: "Display pool statistics.",
-        positionals: &[POOL_SPEC],
-        options: &[LONG, options::POOL_AND_NAMESPACE, options::FORMAT],
-        examples: &[
+        ]),
+    CommandSpec::new(&["pool", "list"], "List pools.", list)
+        .aliases(&[&["pool", "ls"]])
+        .options(&[LONG, options::FORMAT])
+        .examples(&[("pool ls", "names"), ("pool ls -l", "with directories")]),
+    CommandSpec::new(&["pool", "remove"], "Remove an empty pool.", remove)
+        .aliases(&[&["pool", "rm"]])
+        .positionals(&[POOL_NAME])
+        .options(&[options::ONE_POOL])
+        .examples(&[("pool rm kubernetes", "refused while it holds images")]),
+    CommandSpec::new(&["pool", "init"], "Initialize pool for use by RBD.", init)
+        .positionals(&[POOL_NAME])
+        .options(&[options::ONE_POOL, FORCE])
+        .examples(&[("pool init kubernetes", "harmless; pools need no initialization")]),
+    CommandSpec::new(&["pool", "stats"], "Display pool statistics.", stats)
+        .positionals(&[POOL_SPEC])
+        .options(&[LONG, options::POOL_AND_NAMESPACE, options::FORMAT])
+        .examples(&[
             ("pool stats kubernetes", "images, snapshots, provisioned size"),
             ("pool stats -l kubernetes", "and what is stored and free; 'gc' tells what pins it"),
-        ],
-        hidden: false,
-        run: stats,
-    },
-    CommandSpec {
-        words: &["pool", "attach"],
-        aliases: &[],
-        about: "Use a pool of another store.",
-        positionals: &[POOL_NAME],
-        options: &[options::ONE_POOL, BACKEND],
-        examples: &[(
+        ]),
+    CommandSpec::new(&["pool", "attach"], "Use a pool of another store.", attach)
+        .positionals(&[POOL_NAME])
+        .options(&[options::ONE_POOL, BACKEND])
+        .examples(&[(
             "pool attach templates --backend /var/lib/marcot/pools/templates",
             "its protected snapshots can be cloned; read access is enough",
-        )],
-        hidden: false,
-        run: attach,
-    },
-    CommandSpec {
-        words: &["pool", "detach"],
-        aliases: &[],
-        about: "Forget a pool of another store.",
-        positionals: &[POOL_NAME],
-        options: &[options::ONE_POOL],
-        examples: &[("pool detach templates", "refused while there are clones of its images")],
-        hidden: false,
-        run: detach,
-    },
+        )]),
+    CommandSpec::new(&["pool", "detach"], "Forget a pool of another store.", detach)
+        .positionals(&[POOL_NAME])
+        .options(&[options::ONE_POOL])
+        .examples(&[("pool detach templates", "refused while there are clones of its images")]),
 ];
 
 /// The name of the pool. It is required.

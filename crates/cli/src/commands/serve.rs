@@ -45,26 +45,21 @@ const EMFILE: i32 = 24;
 const SOCKET_NAME: &str = "nbd.sock";
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
-    words: &["serve"],
-    aliases: &[],
-    about: "Serve images to NBD clients, opened when asked for.",
-    positionals: &[Positional {
-        name: "pool-name",
-        help: "pools to serve [default: all]",
-        many: true,
-    }],
-    options: &[options::ONE_POOL, SERVE, &[options::MAP_MEMORY]],
-    examples: &[
-        (
-            "serve --socket /run/marcot.sock kubernetes",
-            "then qemu-img info 'nbd+unix:///kubernetes/vm-1?socket=/run/marcot.sock'",
-        ),
-        ("serve --tcp 10.0.0.5:10809", "then nbdinfo nbd://10.0.0.5/rbd/vm-1"),
-    ],
-    hidden: false,
-    run: serve,
-}];
+pub const COMMANDS: &[CommandSpec] =
+    &[CommandSpec::new(&["serve"], "Serve images to NBD clients, opened when asked for.", serve)
+        .positionals(&[Positional {
+            name: "pool-name",
+            help: "pools to serve [default: all]",
+            many: true,
+        }])
+        .options(&[options::ONE_POOL, SERVE, &[options::MAP_MEMORY]])
+        .examples(&[
+            (
+                "serve --socket /run/marcot.sock kubernetes",
+                "then qemu-img info 'nbd+unix:///kubernetes/vm-1?socket=/run/marcot.sock'",
+            ),
+            ("serve --tcp 10.0.0.5:10809", "then nbdinfo nbd://10.0.0.5/rbd/vm-1"),
+        ])];
 
 fn serve(session: &Session, args: &Args) -> Outcome {
     logging::start();

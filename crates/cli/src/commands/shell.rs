@@ -13,26 +13,13 @@ use crate::session::Session;
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        words: &["completion"],
-        aliases: &[],
-        about: "Print a completion script for a shell.",
-        positionals: &[Positional::one("shell", "bash, elvish, fish, powershell or zsh")],
-        options: &[],
-        examples: &[("completion bash > /etc/bash_completion.d/marcot", "")],
-        hidden: false,
-        run: completion,
-    },
-    CommandSpec {
-        words: &["man"],
-        aliases: &[],
-        about: "Write the manual pages into a directory.",
-        positionals: &[Positional::one("directory", "where to write them")],
-        options: &[],
-        examples: &[("man /usr/local/share/man/man1", "")],
-        hidden: true,
-        run: man,
-    },
+    CommandSpec::new(&["completion"], "Print a completion script for a shell.", completion)
+        .positionals(&[Positional::one("shell", "bash, elvish, fish, powershell or zsh")])
+        .examples(&[("completion bash > /etc/bash_completion.d/marcot", "")]),
+    CommandSpec::new(&["man"], "Write the manual pages into a directory.", man)
+        .positionals(&[Positional::one("directory", "where to write them")])
+        .examples(&[("man /usr/local/share/man/man1", "")])
+        .hidden(),
 ];
 
 fn completion(session: &Session, args: &Args) -> Outcome {

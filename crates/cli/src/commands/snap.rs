@@ -34,94 +34,50 @@ const DEST_SNAP_SPEC: Positional = Positional::one(
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        words: &["snap", "create"],
-        aliases: &[&["snap", "add"]],
-        about: "Create a snapshot.",
-        positionals: &[SNAP_SPEC],
-        options: &[options::SNAP, QUIESCE, options::NO_PROGRESS],
-        examples: &[("snap create template@v1", "of everything acknowledged until now")],
-        hidden: false,
-        run: create,
-    },
-    CommandSpec {
-        words: &["snap", "list"],
-        aliases: &[&["snap", "ls"]],
-        about: "Dump list of image snapshots.",
-        positionals: &[IMAGE_SPEC],
-        options: &[options::IMAGE, &[options::IMAGE_ID], options::FORMAT, ALL],
-        examples: &[("snap ls template", "oldest first")],
-        hidden: false,
-        run: list,
-    },
-    CommandSpec {
-        words: &["snap", "remove"],
-        aliases: &[&["snap", "rm"]],
-        about: "Delete a snapshot.",
-        positionals: &[SNAP_SPEC],
-        options: &[
+    CommandSpec::new(&["snap", "create"], "Create a snapshot.", create)
+        .aliases(&[&["snap", "add"]])
+        .positionals(&[SNAP_SPEC])
+        .options(&[options::SNAP, QUIESCE, options::NO_PROGRESS])
+        .examples(&[("snap create template@v1", "of everything acknowledged until now")]),
+    CommandSpec::new(&["snap", "list"], "Dump list of image snapshots.", list)
+        .aliases(&[&["snap", "ls"]])
+        .positionals(&[IMAGE_SPEC])
+        .options(&[options::IMAGE, &[options::IMAGE_ID], options::FORMAT, ALL])
+        .examples(&[("snap ls template", "oldest first")]),
+    CommandSpec::new(&["snap", "remove"], "Delete a snapshot.", remove)
+        .aliases(&[&["snap", "rm"]])
+        .positionals(&[SNAP_SPEC])
+        .options(&[
             options::SNAP,
             &[options::IMAGE_ID, options::SNAP_ID],
             options::NO_PROGRESS,
             FORCE,
-        ],
-        examples: &[
+        ])
+        .examples(&[
             ("snap rm vm-1@before-upgrade", "refused while the snapshot is protected"),
             ("snap rm template@v1 --force", "flattens its children first"),
-        ],
-        hidden: false,
-        run: remove,
-    },
-    CommandSpec {
-        words: &["snap", "purge"],
-        aliases: &[],
-        about: "Delete all unprotected snapshots.",
-        positionals: &[IMAGE_SPEC],
-        options: &[options::IMAGE, &[options::IMAGE_ID], options::NO_PROGRESS],
-        examples: &[("snap purge vm-1", "protected snapshots stay")],
-        hidden: false,
-        run: purge,
-    },
-    CommandSpec {
-        words: &["snap", "rename"],
-        aliases: &[],
-        about: "Rename a snapshot.",
-        positionals: &[SOURCE_SNAP_SPEC, DEST_SNAP_SPEC],
-        options: &[options::SNAP, options::DEST, &[options::DEST_SNAP]],
-        examples: &[("snap rename template@v1 template@2024", "children keep their parent")],
-        hidden: false,
-        run: rename,
-    },
-    CommandSpec {
-        words: &["snap", "rollback"],
-        aliases: &[&["snap", "revert"]],
-        about: "Rollback image to snapshot.",
-        positionals: &[SNAP_SPEC],
-        options: &[options::SNAP, options::NO_PROGRESS],
-        examples: &[("snap rollback vm-1@before-upgrade", "what came later is lost")],
-        hidden: false,
-        run: rollback,
-    },
-    CommandSpec {
-        words: &["snap", "protect"],
-        aliases: &[],
-        about: "Prevent a snapshot from being deleted.",
-        positionals: &[SNAP_SPEC],
-        options: &[options::SNAP],
-        examples: &[("snap protect template@v1", "so that it can be cloned")],
-        hidden: false,
-        run: protect,
-    },
-    CommandSpec {
-        words: &["snap", "unprotect"],
-        aliases: &[],
-        about: "Allow a snapshot to be deleted.",
-        positionals: &[SNAP_SPEC],
-        options: &[options::SNAP, &[options::IMAGE_ID]],
-        examples: &[("snap unprotect template@v1", "refused while it has children")],
-        hidden: false,
-        run: unprotect,
-    },
+        ]),
+    CommandSpec::new(&["snap", "purge"], "Delete all unprotected snapshots.", purge)
+        .positionals(&[IMAGE_SPEC])
+        .options(&[options::IMAGE, &[options::IMAGE_ID], options::NO_PROGRESS])
+        .examples(&[("snap purge vm-1", "protected snapshots stay")]),
+    CommandSpec::new(&["snap", "rename"], "Rename a snapshot.", rename)
+        .positionals(&[SOURCE_SNAP_SPEC, DEST_SNAP_SPEC])
+        .options(&[options::SNAP, options::DEST, &[options::DEST_SNAP]])
+        .examples(&[("snap rename template@v1 template@2024", "children keep their parent")]),
+    CommandSpec::new(&["snap", "rollback"], "Rollback image to snapshot.", rollback)
+        .aliases(&[&["snap", "revert"]])
+        .positionals(&[SNAP_SPEC])
+        .options(&[options::SNAP, options::NO_PROGRESS])
+        .examples(&[("snap rollback vm-1@before-upgrade", "what came later is lost")]),
+    CommandSpec::new(&["snap", "protect"], "Prevent a snapshot from being deleted.", protect)
+        .positionals(&[SNAP_SPEC])
+        .options(&[options::SNAP])
+        .examples(&[("snap protect template@v1", "so that it can be cloned")]),
+    CommandSpec::new(&["snap", "unprotect"], "Allow a snapshot to be deleted.", unprotect)
+        .positionals(&[SNAP_SPEC])
+        .options(&[options::SNAP, &[options::IMAGE_ID]])
+        .examples(&[("snap unprotect template@v1", "refused while it has children")]),
 ];
 
 fn create(session: &Session, args: &Args) -> Outcome {

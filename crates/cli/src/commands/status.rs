@@ -10,16 +10,11 @@ use crate::output::{Node, line};
 use crate::session::{Session, opening_failed};
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
-    words: &["status"],
-    aliases: &[],
-    about: "Show the status of this image.",
-    positionals: &[IMAGE_SPEC],
-    options: &[options::IMAGE, options::FORMAT],
-    examples: &[("status vm-1", "the process that has the image open, and what for")],
-    hidden: false,
-    run: status,
-}];
+pub const COMMANDS: &[CommandSpec] =
+    &[CommandSpec::new(&["status"], "Show the status of this image.", status)
+        .positionals(&[IMAGE_SPEC])
+        .options(&[options::IMAGE, options::FORMAT])
+        .examples(&[("status vm-1", "the process that has the image open, and what for")])];
 
 fn status(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;

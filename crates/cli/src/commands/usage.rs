@@ -22,19 +22,18 @@ const USAGE: &[Opt] = &[
 ];
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec {
-    words: &["disk-usage"],
-    aliases: &[&["du"]],
-    about: "Show disk usage stats for pool, image or snapshot.",
-    positionals: &[IMAGE_OR_SNAP_SPEC],
-    options: &[options::SNAP, options::FORMAT, USAGE],
-    examples: &[
-        ("du", "every image of the pool rbd"),
-        ("du vm-1", "an image and its snapshots; data of the parent does not count"),
-    ],
-    hidden: false,
-    run: usage,
-}];
+pub const COMMANDS: &[CommandSpec] = &[CommandSpec::new(
+    &["disk-usage"],
+    "Show disk usage stats for pool, image or snapshot.",
+    usage,
+)
+.aliases(&[&["du"]])
+.positionals(&[IMAGE_OR_SNAP_SPEC])
+.options(&[options::SNAP, options::FORMAT, USAGE])
+.examples(&[
+    ("du", "every image of the pool rbd"),
+    ("du vm-1", "an image and its snapshots; data of the parent does not count"),
+])];
 
 struct Row {
     image: String,
