@@ -14,8 +14,9 @@ pub const GRAIN_BYTES: usize = 4096;
 
 impl Image {
     /// Copies the image as it is now, without snapshots and without parent, as `name` in
-    /// `dest`. Nobody sees the copy before it is whole; interrupted, it leaves none. `order` is log2 of the
-    /// object size that the copy shows, its own where that is `None`. `progress` gets bytes (done, total).
+    /// `dest`. The copy is hidden until it is complete, and an interrupted operation leaves none. `order` is
+    /// log2 of the object size that the copy reports; `None` keeps the image's own. `progress` gets bytes
+    /// (done, total).
     ///
     /// # Errors
     /// `Invalid` for an `order` smaller than the image's own; `Exists`; those of [`Pool::create`] and

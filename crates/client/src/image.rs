@@ -62,7 +62,7 @@ impl Pool {
     /// The image with this number, if it is in this namespace and has a name.
     ///
     /// # Errors
-    /// `NotFound` where there is none; `Corrupt`, `NewerFormat` for its head.
+    /// `NotFound` if there is none; `Corrupt`, `NewerFormat` for its head.
     pub fn image_by_id(&self, namespace: &Namespace, id: ImageId) -> Result<Image> {
         self.operate(Operation::FindImage, || {
             let name = self.engine().name_of_image(namespace, id)?.ok_or_else(|| {
@@ -160,11 +160,11 @@ impl Image {
         self.operate(Operation::ImageInfo, || self.engine_pool().info(self.id))
     }
 
-    /// Opens the image for writing, in this process alone, until it is closed. Who only keeps it
-    /// open closes it; who is about to close it is waited for.
+    /// Opens the image for writing, in this process alone, until it is closed. A process that keeps it
+    /// open without using it is asked to close it, and one that is about to close it is waited for.
     ///
     /// # Errors
-    /// `Owned`, with who uses it, where somebody does; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
+    /// `Owned`, naming the user, if it is in use; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
     pub fn open(&self) -> Result<marcot::Image> {
         let open = || self.engine_pool().open(self.id);
         self.operate(Operation::OpenImage, || self.for_itself(open))

@@ -116,7 +116,7 @@ impl Incoming {
         self.pool.engine().publish_partial(self.id, &self.name)?;
         self.whole = true;
         if let Some(Err(error)) = self.device.take().map(marcot::Image::close) {
-            // The data is durable; the next owner does what closing could not.
+            // The data is durable. The next owner replays the log.
             tracing::warn!(image = %self.name.name(), error = %error.sentence(), "the last checkpoint failed");
         }
         Ok(self.pool.known_image(&self.name, self.id))

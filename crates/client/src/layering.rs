@@ -33,9 +33,9 @@ impl Snapshot {
         self.clone_into(&pool, dest.name(), options)
     }
 
-    /// Clones the snapshot as `name` in `dest`. Nothing is copied, and of its own pool
-    /// only read access is needed. An owner of the parent is told of the clone first where it has to
-    /// know, and waited for where it is in the way.
+    /// Clones the snapshot as `name` in `dest`. Nothing is copied, and the snapshot's pool
+    /// needs only read access. If the parent has an owner that has to know of the clone, it is notified first.
+    /// If the owner is in the way, the operation waits for it.
     ///
     /// # Errors
     /// `NotProtected`; `NotFound` for snapshot or namespace; `Exists`; `Invalid` for the name, or a

@@ -38,9 +38,9 @@
 //!
 //! # Reading and writing
 //!
-//! [`Image::open`] gives the image to this process alone, as an [`OpenImage`]. [`Image::content`] reads an image that
-//! others may write meanwhile, and [`content::walk`] goes through it at a cost that follows the data and
-//! not the size. [`Pool::begin_image`] makes an image that nobody sees before it is whole.
+//! [`Image::open`] gives the image to this process alone, as an [`OpenImage`]. [`Image::content`] reads an
+//! image that others may write meanwhile. [`content::walk`] goes through it at a cost that depends on the
+//! data and not on the size. [`Pool::begin_image`] makes an image that is hidden until it is complete.
 //!
 //! # Where to look
 //!
@@ -89,7 +89,7 @@ mod upkeep;
 pub use client::Client;
 pub use image::Image;
 pub use image_spec::{DEFAULT_POOL, ImageSpec};
-// What stands in the signatures.
+// Types that occur in the signatures.
 /// An image that is open in this process: the engine's [`marcot::Image`].
 pub use marcot::Image as OpenImage;
 pub use marcot::{

@@ -60,7 +60,7 @@ macro_rules! answers {
     )*};
 }
 
-/// What travels, as the engine's types.
+/// Converts rows of a reply to the engine's types.
 fn typed<T, U: From<T>>(rows: Vec<T>) -> Vec<U> {
     rows.into_iter().map(U::from).collect()
 }

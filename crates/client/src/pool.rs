@@ -164,10 +164,10 @@ impl Pool {
         self.operate(Operation::ListNamespaces, || self.pool.namespaces())
     }
 
-    /// True where a namespace exists. The default one always does.
+    /// True if a namespace exists. The default one always does.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// Errors of the operating system.
     pub fn has_namespace(&self, namespace: &Namespace) -> Result<bool> {
         let Some(wanted) = namespace.name() else { return Ok(true) };
         Ok(self.pool.namespaces()?.iter().any(|name| name == wanted))
@@ -197,7 +197,7 @@ impl Pool {
     /// a few bytes on disk cannot make the list long.
     ///
     /// # Errors
-    /// `NotFound` for the namespace; `Corrupt`; what the operating system says.
+    /// `NotFound` for the namespace; `Corrupt`; errors of the operating system.
     pub fn images(&self, namespace: &Namespace) -> Result<Vec<(String, ImageId)>> {
         self.operate(Operation::ListImages, || {
             let mut images = self.pool.images(namespace)?;
@@ -252,7 +252,7 @@ impl Pool {
         }
     }
 
-    /// Removes the partial images of imports that are no more. What fails here is tried again by the next.
+    /// Removes the partial images of imports that have ended. If this fails, the next import tries again.
     pub(crate) fn remove_remains(&self, namespace: &Namespace) {
         if let Err(error) = self.client.store().remove_abandoned(&self.pool, namespace) {
             tracing::debug!(pool = %self.name(), error = %error.sentence(), "a partial image is left");
