@@ -1,4 +1,5 @@
-//! What clients of a server may take, and that others go on: memory, descriptors, lists, log lines.
+//! Limits of what clients take from a server (memory, descriptors, lists, log lines), and that other clients
+//! are still served.
 #![allow(missing_docs)]
 
 mod common;
@@ -20,11 +21,11 @@ use nbd_client::{
 };
 use server::Server;
 
-/// What a connection may have besides the memory that all share.
+/// Memory that a connection has in addition to the memory that all share.
 const CONNECTION_BYTES_MIN: usize = 192 << 10;
-/// What the image's map and the allocator take besides.
+/// Memory that the image's map and the allocator take in addition.
 const SLACK_BYTES: usize = 48 << 20;
-/// Things that happen in the background happen by then.
+/// Background work of the server has ended after this time.
 const SETTLE_TIME: Duration = Duration::from_secs(20);
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -44,14 +45,14 @@ fn until_there_is_room(socket: &Path) {
     });
 }
 
-/// Asks for the largest READ and takes nothing of it.
+/// Sends the largest READ and receives nothing of its reply.
 fn takes_no_reply(server: &Server) -> UnixStream {
     let mut client = NbdClient::connect(&server.socket, "rbd/t");
     client.send(&request(READ, 0, 1, 0, PAYLOAD_BYTES_MAX));
     client.0
 }
 
-/// Sends all of a WRITE but its last part.
+/// Sends a WRITE without the last part of its data.
 fn withholds_bytes(server: &Server) -> UnixStream {
     let mut client = NbdClient::connect(&server.socket, "rbd/t");
     client.send(&request(WRITE, 0, 1, 512 << 20, PAYLOAD_BYTES_MAX));
@@ -69,7 +70,7 @@ fn clients_that_stop_in_the_middle_cost_a_bounded_sum_and_nobody_waits_for_them(
     let before = server.resident_bytes();
     let mut crowd: Vec<UnixStream> = (0..60).map(|_| takes_no_reply(&server)).collect();
     crowd.extend((0..8).map(|_| withholds_bytes(&server)));
-    // Longer than the memory that is left: these are carried out in the smallest parts.
+    // Longer than the memory that is left, so these requests are carried out in the smallest parts.
     let data = noise(9 << 20);
     for offset in [64 << 20, 100_000_001] {
         assert_eq!(honest.write(0, offset, &data), 0);
@@ -98,7 +99,7 @@ fn whatever_others_open_no_guest_fails_for_lack_of_descriptors() {
     let mut server = Server::start_with_descriptors(&world, 512, "");
     let mut honest = NbdClient::connect(&server.socket, "rbd/t");
     let piece = noise(1 << 20);
-    // Some flushed and some not, over several segments.
+    // Some writes are flushed and some are not; they use several segments.
     let mut turn = 0;
     let mut works = |honest: &mut NbdClient| {
         for _ in 0..40 {
@@ -128,7 +129,7 @@ fn whatever_others_open_no_guest_fails_for_lack_of_descriptors() {
     }
     assert!(!refused.is_empty() && crowd.len() > 5, "{} opened", crowd.len());
     works(&mut honest);
-    // Connections that only come and go take no descriptors from images either.
+    // Connections that are opened and closed take no descriptors from images either.
     let sockets: Vec<UnixStream> = (0..300).map(|_| server.connect()).collect();
     works(&mut honest);
     for client in &mut crowd {
@@ -189,7 +190,7 @@ fn many_pools_take_one_descriptor_each_and_none_from_a_guest() {
         }
     }
     assert!(!others.is_empty());
-    // Each pool, from many clients at a time, and all in one list.
+    // Many clients use each pool at a time, and all pools are in one list.
     let mut crowd: Vec<NbdClient> = Vec::new();
     for pool in &pools {
         for image in ["x", "y"] {
@@ -248,7 +249,7 @@ fn clients_are_told_no_paths_and_write_no_lines_of_the_log() {
     let text = String::from_utf8(text).unwrap();
     assert!(kind >> 31 == 1 && !text.contains('/') && !text.contains("broken"), "{text}");
 
-    // What cannot be read is left out, and hides nothing.
+    // A pool that cannot be read is left out of the list. The others are listed.
     let mut client = NbdClient::new(server.connect());
     client.bytes(18);
     client.send(&option(LIST, b""));
@@ -297,7 +298,7 @@ fn a_log_that_cannot_be_written_stops_no_server() {
     let mut client = NbdClient::connect(&server.socket, "rbd/t");
     assert_eq!(client.write(0, 0, &[1; 4096]), 0);
     assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
-    // Lines of the log come where images are closed and opened.
+    // Closing and opening images writes log lines.
     drop(client);
     let mut again = NbdClient::connect(&server.socket, "rbd/t");
     assert_eq!(again.read(0, 4096).unwrap(), [1; 4096]);

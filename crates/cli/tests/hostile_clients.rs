@@ -1,11 +1,11 @@
 //! A server among 1,000 idle and 100 malformed connections, with one honest client.
 //!
-//! The bounds, all of them asserted here:
+//! The tests assert these bounds:
 //! - an idle connection costs the server less than [`IDLE_BYTES_MAX`], negotiated or not, and one
 //!   descriptor;
-//! - malformed ones cost less than [`MALFORMED_BYTES_MAX`] each while they last;
-//! - the honest client keeps more than 1 / [`SLOWDOWN_MAX`] of its throughput, and its data;
-//! - afterwards descriptors and threads are what they were.
+//! - malformed connections cost less than [`MALFORMED_BYTES_MAX`] each while they are open;
+//! - the honest client keeps more than 1 / [`SLOWDOWN_MAX`] of its throughput, and its data is right;
+//! - afterwards there are as many descriptors and threads as before.
 #![allow(missing_docs)]
 
 mod common;
@@ -27,14 +27,14 @@ use server::Server;
 
 const IDLE: usize = 1000;
 const MALFORMED: usize = 100;
-/// Measured: less than 1 KiB, besides what the kernel keeps for a socket.
+/// Measured: less than 1 KiB, without the kernel's memory for a socket.
 const IDLE_BYTES_MAX: usize = 8 << 10;
-/// On average of all kinds. Most of it goes to those that ask for much and take no reply: the server
+/// Average of all kinds. Most of it is for clients that send large reads and receive no reply: the server
 /// keeps up to 4 MiB of replies for each.
 const MALFORMED_BYTES_MAX: usize = 512 << 10;
-/// Measured: 1.0 to 1.6 where attackers, server and client share two processors.
+/// Measured: 1.0 to 1.6 when attackers, server and client share two processors.
 const SLOWDOWN_MAX: f64 = 5.0;
-/// How long the honest client is measured at a time, and how often with and without the others.
+/// How long the honest client is measured each time, and how often with and without the others.
 const MEASURE_TIME: Duration = Duration::from_millis(400);
 const ROUNDS: usize = 4;
 const IMAGE_BYTES: u64 = 16 << 20;
@@ -60,17 +60,17 @@ fn option(number: u32, announced: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Client flags, then options.
+/// The client flags, followed by options.
 fn hello(rest: &[u8]) -> Vec<u8> {
     [&3_u32.to_be_bytes(), rest].concat()
 }
 
-/// Negotiated, then these bytes.
+/// A complete negotiation, followed by these bytes.
 fn transmission(rest: &[u8]) -> Vec<u8> {
     hello(&[&option(1, 5, b"rbd/t"), rest].concat())
 }
 
-/// What each kind of malformed client sends before it falls silent or leaves.
+/// The bytes that each kind of malformed client sends before it stops or disconnects.
 fn malformed(kind: usize) -> Vec<u8> {
     const BEYOND: u64 = IMAGE_BYTES - 1;
     match kind % 18 {
@@ -79,7 +79,7 @@ fn malformed(kind: usize) -> Vec<u8> {
         2 => hello(b""),
         3 => hello(&option(7, u32::MAX, b"")),
         4 => hello(&option(7, 64 << 10, &noise(1000))),
-        5 => hello(&option(5, 0, b"")), // STARTTLS, of which this server has none
+        5 => hello(&option(5, 0, b"")), // STARTTLS, which this server does not support
         6 => hello(&option(7, 6, &[0xff; 6])), // GO with a name of 4 GiB
         7 => hello(&option(1, 70_000, &noise(70_000))),
         8 => hello(&option(0xdead, 0, b"").repeat(2000)),
@@ -90,13 +90,13 @@ fn malformed(kind: usize) -> Vec<u8> {
         13 => transmission(&[request(WRITE, 0, 1, 0, 32 << 20), noise(64 << 10)].concat()),
         14 => transmission(&[request(WRITE, 0, 1, 0, u32::MAX), noise(64 << 10)].concat()),
         15 => transmission(&write(0, 1, u64::MAX - 100, &noise(4096))),
-        16 => transmission(&request(READ, 0, 1, 0, 1 << 20).repeat(64)), // and takes no replies
+        16 => transmission(&request(READ, 0, 1, 0, 1 << 20).repeat(64)), // and receives no replies
         17 => transmission(&request(TRIM, 0xffff, 1, u64::MAX, u32::MAX).repeat(100)),
         _ => unreachable!(),
     }
 }
 
-/// Sends what the server takes without waiting for it.
+/// Sends as much as the socket accepts without waiting.
 fn send_some(stream: &UnixStream, bytes: &[u8]) {
     stream.set_nonblocking(true).unwrap();
     let _ = (&*stream).write(bytes);
@@ -125,7 +125,7 @@ impl Attack {
                 if clients.len() < MALFORMED {
                     clients.push(stream);
                 } else {
-                    // Leaves in the midst of whatever it was sending.
+                    // The old client disconnects in the middle of what it was sending.
                     clients[kind % MALFORMED] = stream;
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -143,7 +143,7 @@ impl Attack {
 
 // --- the honest client ----------------------------------------------------------------------------
 
-/// Writes and reads back for a while; bytes a second.
+/// Writes and reads back for a while. Returns bytes per second.
 fn throughput(client: &mut NbdClient, turn: u8) -> f64 {
     let data = vec![turn; PIECE_BYTES];
     let start = Instant::now();
@@ -168,7 +168,7 @@ fn idle_clients(server: &Server, negotiated: bool) -> Vec<UnixStream> {
         if negotiated {
             stream.write_all(&transmission(b"")).unwrap();
         }
-        // The greeting, and the answer to the option: they were taken in.
+        // The greeting and the reply to the option: the server has accepted the client.
         let mut answer = vec![0; if negotiated { 28 } else { 18 }];
         stream.read_exact(&mut answer).unwrap();
         stream
@@ -183,7 +183,7 @@ fn a_thousand_idle_and_a_hundred_malformed_clients_disturb_nobody() {
     world.silently(&["import --no-progress f t"]);
     let mut server = Server::start(&world, "");
     let mut honest = NbdClient::connect(&server.socket, "rbd/t");
-    // What the image's map and the log take in memory is not the clients' doing.
+    // Fills the image's map and the log first, so that their memory is not counted.
     for turn in 0..3 {
         throughput(&mut honest, turn);
     }

@@ -1,4 +1,5 @@
-//! Names that others chose are printed, and never obeyed by the terminal or the reader of lines.
+//! Names of other users are printed so that neither a terminal nor a reader of lines takes them for control
+//! characters.
 #![allow(missing_docs)]
 
 mod common;
@@ -13,10 +14,10 @@ use marcot_format::record::{
     AttachedRecord, ChildRecord, HeadRecord, MetaRecord, NameRecord, PoolRecord, SnapshotRecord,
 };
 
-/// A name that moves the cursor, ends its line, forges the next, and turns the direction of text.
+/// A name that moves the cursor, ends its line, forges the next line, and changes the direction of text.
 const EVIL: &str = "e\u{1b}]0;owned\u{7}\u{9b}2J\r\nforged\u{2028}\u{202e}\u{2066}\u{7f}\t<&\"";
 
-/// As files are called after it: see `escape` in the engine.
+/// The file name for a name: see `escape` in the engine.
 fn file_name(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte >= 0x80;
     let byte =
@@ -43,8 +44,8 @@ fn change_head(pool: &Path, image: u64, change: impl FnOnce(&mut HeadRecord)) {
     write(FrameKind::Head, &path, &head);
 }
 
-/// A pool of ours, `own`, and one of somebody who means harm, `h`, attached: with hostile names
-/// wherever a record or a file has room for one.
+/// A pool of ours, `own`, and an attached pool of an attacker, `h`. It has hostile names
+/// wherever a record or a file contains a name.
 fn hostile_world() -> World {
     let world = World::new();
     world.silently(&["pool create own", "create own/img --size 8M"]);
@@ -75,7 +76,7 @@ fn hostile_world() -> World {
     let backend = theirs.join("pools/h");
     let attached = world.marcot(&format!("pool attach h --backend {}", backend.display()));
     assert_eq!(attached.status, 0, "{attached:?}");
-    // One more that is broken, in a directory with such a name.
+    // One more pool, which is damaged, in a directory with a hostile name.
     let broken = world.path(&format!("b{}", EVIL.replace('/', "")));
     std::fs::create_dir(&broken).unwrap();
     std::fs::write(broken.join("pool"), "rot").unwrap();
@@ -99,7 +100,7 @@ fn poison_heads(pool: &Path) {
     });
     change_head(pool, image_of(pool, "kid"), |head| {
         let parent = head.parent.as_mut().unwrap();
-        // Nothing leads there, so what the record says is what is shown.
+        // There is no such pool, so the names in the record are shown.
         parent.pool_id = 1;
         for name in [&mut parent.pool_name, &mut parent.image_name, &mut parent.snap_name] {
             *name = EVIL.into();
@@ -139,14 +140,14 @@ fn poison_files(pool: &Path) {
     write(FrameKind::Head, &path, &head);
 }
 
-/// Runs a command whose arguments are taken as they are, and looks at all that it prints.
+/// Runs a command with these arguments, and checks all of its output.
 fn prints_nothing_raw(mut command: Command, arguments: &[&str]) -> (String, String) {
     let ran = command.args(arguments).output().unwrap();
     let (out, err) =
         (String::from_utf8(ran.stdout).unwrap(), String::from_utf8(ran.stderr).unwrap());
     for text in [&out, &err] {
-        // Line breaks, the indentation of `info` and `status`, and the way back to a line's begin
-        // that progress has.
+        // Line breaks, the indentation of `info` and `status`, and the carriage return
+        // of progress.
         let layout = |c| matches!(c, '\n' | '\t' | '\r');
         let raw: Vec<char> = text.chars().filter(|c| is_control(*c) && !layout(*c)).collect();
         assert!(raw.is_empty(), "{arguments:?}: {raw:?} in {text:?}");
@@ -207,11 +208,11 @@ fn no_command_prints_a_name_as_it_is() {
             assert!(!out.contains("<&") && out.matches('<').count() == out.matches('>').count());
         }
     }
-    // What JSON says is what is there.
+    // JSON has the names unchanged.
     let listed = world.marcot("snap ls own/img --format json").out;
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert_eq!(listed[1]["name"], format!("{EVIL}100"));
-    // Files that no accepted name has are no images, and that is told.
+    // Files whose names no command would accept are no images. A warning says so.
     let listed = world.marcot("ls h");
     assert_eq!((listed.out.as_str(), listed.status), ("img\nkid\n", 0));
     // Three images, and the name of an attached pool.
@@ -317,7 +318,7 @@ fn a_broken_attached_pool_is_told_of_and_hides_no_other() {
     let ran = told("children img@s", 0, "rbd/kid\n");
     assert!(ran.err.contains("a pool is left out: cannot open pool 't'"), "{ran:?}");
     told("pool detach t", 0, "");
-    // A creation that was cut off is no damage, and is not told of by others.
+    // A creation that was cut off is no damage, and other commands do not warn of it.
     std::fs::create_dir_all(world.path("store/pools/zz/images")).unwrap();
     assert_eq!(told("children img@s", 0, "rbd/kid\n").err, "");
     assert_eq!(told("gc rbd --no-progress", 0, "").err, "");
@@ -351,7 +352,7 @@ fn a_partial_images_name_is_refused_wherever_a_name_is_given() {
 fn an_import_that_was_killed_is_removed_by_the_next_whoever_has_its_process_number() {
     let world = World::new();
     world.silently(&["namespace create rbd/n"]);
-    // Filled by a process that waits for more, and is then killed.
+    // A process fills it, waits for more data, and is killed.
     let mut killed = world.marcot_command("import --no-progress - rbd/n/disk");
     let mut killed = killed.stdin(std::process::Stdio::piped()).spawn().unwrap();
     let names = world.path("store/pools/rbd/names/n");

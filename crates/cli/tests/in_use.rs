@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{WAIT_MAX, World, await_listening, noise, prints};
 
-/// A server that ends with the test.
+/// A server that is ended with the test.
 struct Server(Child);
 
 impl Server {
@@ -59,7 +59,7 @@ fn a_scrub_keeps_to_its_rate_while_images_are_in_use() {
     assert_eq!(server.stop(), Some(0));
 }
 
-/// The least that makes a server open an export: newstyle with NBD_OPT_GO, and an answer to it.
+/// The shortest negotiation that makes a server open an export: newstyle with NBD_OPT_GO, and the reply.
 fn open_export(world: &World, name: &str) -> std::os::unix::net::UnixStream {
     use std::io::{Read, Write};
     let mut socket = std::os::unix::net::UnixStream::connect(world.path("nbd.sock")).unwrap();
@@ -138,7 +138,7 @@ fn every_command_works_while_an_image_is_served() {
     assert_eq!(world.rbd("status t"), prints("Watchers: none\n"));
 }
 
-/// An export that was asked for, and that nobody uses any more.
+/// Opens exports and disconnects: the server keeps them open for a while.
 fn leave_open(world: &World, names: &[&str]) {
     for name in names {
         drop(open_export(world, name));
@@ -201,7 +201,7 @@ fn a_command_of_another_process_keeps_the_image_open() {
     world.silently(&["import --no-progress f t"]);
     let mut server = Server::start_with(&world, "--idle-time-s 0");
     leave_open(&world, &["rbd/t"]);
-    // It is read in the midst of several looks for what is idle.
+    // It is read while the server checks several times for idle images.
     let mut export = world
         .rbd_command("export --no-progress t -")
         .stdout(Stdio::piped())
@@ -278,12 +278,12 @@ fn a_stopped_owner_keeps_nobody_waiting() {
         assert!(ran.out.contains(&says), "{command}: {}", ran.out);
         assert_eq!(ran.err.contains(&advice), command != "info t", "{command}: {}", ran.err);
     }
-    // Three that wait once each, also that which looks at two images.
+    // Three commands that wait once each, also the one that queries two images.
     assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
     let refused = world.rbd("rm --no-progress t");
     assert_eq!(refused.status, 16, "{}", refused.err);
     assert!(refused.err.contains(&advice), "{}", refused.err);
-    // A command that needs the owner can be ended, and leaves nothing.
+    // A command that needs the owner can be ended by a signal, and leaves nothing behind.
     for (line, by, status) in [
         ("export --no-progress t out", Signal::INT, 130),
         ("cp --no-progress t copy", Signal::TERM, 143),

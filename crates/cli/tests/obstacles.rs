@@ -1,6 +1,6 @@
-//! What keeps a command from looking at a pool is told as what it is: locks and leases of other
-//! processes, links of other users, too few descriptors. None of it is damage, and nothing is repaired
-//! or given up because of it.
+//! Obstacles that keep a command from reading a pool are reported as such: locks and leases of other
+//! processes, links of other users, too few descriptors. None of them is damage, and nothing is repaired
+//! or given up because of them.
 #![allow(missing_docs)]
 
 mod common;
@@ -59,10 +59,10 @@ fn world() -> World {
     world
 }
 
-/// Takes a lease that no open is compatible with, and does not give it up when asked.
+/// Takes a lease that conflicts with every open, and keeps it when the kernel asks for it.
 fn lease(path: &Path) -> File {
-    // The kernel asks by SIGIO, which ends a process that does not want it.
-    // SAFETY: ignoring a signal runs no code of ours.
+    // The kernel asks with SIGIO, which kills a process by default. SAFETY: ignoring a signal runs no code of
+    // ours.
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     let file = File::options().read(true).write(true).open(path).unwrap();
     // SAFETY: the descriptor is open, and the call touches no memory of ours.
@@ -78,7 +78,7 @@ fn assert_no_damage(ran: &Ran, what: &str) {
     assert_ne!(ran.status, 5, "{what}: {said}");
 }
 
-/// All of a pool but its locks, into which who takes them writes.
+/// All files of a pool except its locks, since their holders write into them.
 fn stored(pool: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let locks = ["lock", "readers", "gc.lock"];
     let is_lock = |path: &PathBuf| {
@@ -200,7 +200,7 @@ fn who_waits_for_a_lock_is_told_whom_for_and_a_signal_ends_it() {
         assert_eq!(by, Some(number), "{ended}: {}", said());
     }
     assert!(world.marcot("info t").err.is_empty());
-    // Who is let go on goes on.
+    // When the holder continues, the waiting command goes on.
     let mut command = world.marcot_command("rename t u");
     let mut waiting = Process(command.stderr(File::create(&log).unwrap()).spawn().unwrap());
     await_that("it is told", || std::fs::read_to_string(&log).unwrap().contains("waiting for"));
@@ -254,7 +254,7 @@ fn a_linked_pool_of_another_user_is_left_out_with_what_to_do() {
         "{}",
         ran.out
     );
-    // The remedy works.
+    // The remedy in the message works.
     let attach = format!("--store own pool attach theirs --backend {}", elsewhere.display());
     world.silently(&[&attach]);
     assert_eq!(world.marcot("--store own ls theirs").out, "clone\nt\n");
@@ -267,7 +267,7 @@ fn a_pool_of_ones_own_can_lie_elsewhere_by_a_link() {
     let elsewhere = move_pool(&world);
     world.silently(&["create --size 1M u", "rename u v", "info clone", "gc --no-progress rbd"]);
     assert_eq!(world.marcot("check --no-progress --all").status, 0);
-    // As long as what it leads to is mounted.
+    // It only works while the target of the link is mounted.
     std::fs::rename(&elsewhere, world.path("unmounted")).unwrap();
     for line in ["ls", "info t", "create --size 1M w", "pool create rbd", "check --no-progress rbd"]
     {
@@ -278,7 +278,7 @@ fn a_pool_of_ones_own_can_lie_elsewhere_by_a_link() {
     assert!(!elsewhere.exists());
     std::fs::rename(world.path("unmounted"), &elsewhere).unwrap();
     world.silently(&["info t"]);
-    // Nothing below it is a link.
+    // Below it, links are not followed.
     std::fs::rename(elsewhere.join("segments"), world.path("segments")).unwrap();
     symlink(world.path("segments"), elsewhere.join("segments")).unwrap();
     let ran = world.marcot("export --no-progress t out");

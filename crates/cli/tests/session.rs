@@ -148,13 +148,13 @@ fn children_in_another_store_are_told_by_their_names_now() {
         "--store other rename rbd/first rbd/second",
     ]);
     assert_eq!(world.rbd("children kubernetes/t@temp"), prints("rbd/second\nrbd/n/inside\n"));
-    // Its own store only can flatten it.
+    // Only the child's own store can flatten it.
     let refused = world.rbd("snap rm --no-progress --force kubernetes/t@temp");
     assert!(
         refused.err.contains("a child in another store") && refused.status == 16,
         "{refused:?}"
     );
-    // The pool is out of reach: what the marker says is left.
+    // The child's pool cannot be reached, so the names in the marker are shown.
     std::fs::rename(world.path("other"), world.path("away")).unwrap();
     let children = world.rbd("children kubernetes/t@temp");
     assert_eq!((children.out.lines().count(), children.status), (2, 0), "{children:?}");

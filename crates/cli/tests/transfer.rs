@@ -1,4 +1,4 @@
-//! Import, export and copy: sparse, whole or not at all.
+//! Import, export and copy: sparse, and complete or not at all.
 #![allow(missing_docs)]
 
 mod common;
@@ -93,7 +93,7 @@ fn bad_files_are_refused_in_rbds_words() {
     assert_eq!(world.rbd("ls"), prints(""));
 }
 
-/// Waits until the pool has so many images, with those that are not whole yet.
+/// Waits until the pool has `count` images, including incomplete ones.
 fn await_images(world: &World, count: usize) {
     let first = format!("Total Images: {count}\n");
     await_that(&first, || world.rbd("pool stats").out.starts_with(&first));
@@ -137,7 +137,7 @@ fn what_a_killed_import_left_goes_with_the_next() {
     assert!(world.rbd("pool stats").out.starts_with("Total Images: 1\n"));
 }
 
-/// Waits for the end of a process that should end soon; its status as a shell tells it.
+/// Waits for the end of a process that should end soon. Returns the status that a shell would give it.
 fn status_soon(child: &mut std::process::Child) -> i32 {
     use std::os::unix::process::ExitStatusExt;
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
@@ -193,7 +193,7 @@ fn an_export_that_is_stuck_is_ended_and_its_file_removed() {
     assert!(partial.symlink_metadata().is_err());
 }
 
-/// Runs a line of a shell in the world's directory.
+/// Runs a shell command line in the world's directory.
 fn shell(world: &World, line: &str) -> (i32, String) {
     let ran = std::process::Command::new("sh")
         .args(["-c", line])
@@ -220,12 +220,12 @@ fn standard_input_and_output_that_are_closed_are_no_success() {
     assert_eq!(shell(&world, "./rbd export --no-progress i - >/dev/full").0, 28);
     assert_eq!(shell(&world, "./rbd ls >/dev/null"), (0, String::new()));
     assert_eq!(shell(&world, "./rbd export --no-progress i - >/dev/null"), (0, String::new()));
-    // With all three closed, no file that is opened is taken for one of them.
+    // With all three closed, no file that is opened gets one of their numbers.
     assert_eq!(shell(&world, "./rbd export --no-progress i out <&- >&- 2>&-").0, 0);
     assert!(std::fs::read(world.path("out")).unwrap() == noise(MIB));
     assert_eq!(shell(&world, "./rbd create -s 1M k <&- >&- 2>&-").0, 0);
     assert_eq!(world.rbd("ls"), prints("i\nk\n"));
-    // Nobody reads any more.
+    // The reader of the pipe has ended.
     let (status, said) = shell(&world, "{ ./rbd help; echo $? >&2; } | true");
     assert!(status == 0 && matches!(said.as_str(), "0\n" | "141\n"), "{said}");
 }
@@ -252,7 +252,7 @@ fn holes_cost_nothing_however_large_the_image_and_small_its_objects() {
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut back, 4 << 40).unwrap();
         assert!(back == block, "{name}");
     }
-    // Behind what a file has already, and over it.
+    // After existing content of a file, and over it.
     world.silently(&["create -s 1M hole"]);
     let (status, said) = shell(&world, "{ printf ab; ./rbd export --no-progress hole -; } >behind");
     assert_eq!((status, said.as_str()), (0, ""));

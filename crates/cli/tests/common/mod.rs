@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A hang is found, a slow machine is not.
+/// Long enough for a slow machine; a longer wait is a hang.
 pub const WAIT_MAX: Duration = Duration::from_secs(120);
 
-/// What a run of the program left.
+/// The result of a run of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ran {
     pub out: String,
@@ -71,7 +71,7 @@ impl World {
         ran(self.rbd_command(line).stdin(std::fs::File::open(input).unwrap()))
     }
 
-    /// Runs commands that must succeed without a word on standard error.
+    /// Runs commands that must succeed without output on standard error.
     pub fn silently(&self, lines: &[&str]) {
         for line in lines {
             let ran = self.rbd(line);
@@ -80,17 +80,17 @@ impl World {
     }
 }
 
-/// Waits until a server that was started with a pipe as standard output listens: its socket is there
-/// a moment before.
+/// Waits until a server that was started with a pipe as standard output listens. Its socket exists
+/// a moment before it listens.
 pub fn await_listening(server: &mut Child) {
     let mut line = String::new();
     let said = server.stdout.as_mut().expect("a pipe");
-    // It writes no more than these lines; the pipe stays open for them with the child.
+    // The child keeps the pipe, and the server writes no more than these lines.
     BufReader::new(said).read_line(&mut line).unwrap();
     assert!(line.starts_with("listening on "), "the server does not listen: {line:?}");
 }
 
-/// Waits for a state of things, longer than it takes on the slowest machine.
+/// Waits until a condition holds, longer than it takes on the slowest machine.
 pub fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + WAIT_MAX;
     while !holds() {
@@ -108,7 +108,7 @@ fn ran(command: &mut Command) -> Ran {
     }
 }
 
-/// A good run that prints `out` and nothing else.
+/// A successful run that prints `out` and nothing else.
 pub fn prints(out: &str) -> Ran {
     Ran { out: out.to_string(), err: String::new(), status: 0 }
 }
@@ -118,13 +118,13 @@ pub fn says(err: &str, status: i32) -> Ran {
     Ran { out: String::new(), err: err.to_string(), status }
 }
 
-/// Without the lines that stand for the log of the Ceph client.
+/// The run without the lines in the form of the Ceph client's log.
 pub fn without_log(ran: Ran) -> Ran {
     let kept = ran.err.split_inclusive('\n').filter(|line| !line.contains(" -1 librbd: "));
     Ran { err: kept.collect(), ..ran }
 }
 
-/// Bytes that repeat nowhere near.
+/// Bytes without repetitions close to each other.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {

@@ -1,4 +1,4 @@
-//! `serve` as a process of its own, watched from outside.
+//! `serve` as a process of its own, observed from outside.
 
 #![allow(dead_code, missing_docs, reason = "each test uses a part of it")]
 
@@ -21,12 +21,12 @@ impl Server {
         Self::start_with_log(world, world.path("server.log"), options)
     }
 
-    /// Starts a server that writes its log there.
+    /// Starts a server that writes its log to `log`.
     pub fn start_with_log(world: &World, log: PathBuf, options: &str) -> Self {
         Self::run(world, log, world.rbd_command(&format!("serve --socket nbd.sock {options}")))
     }
 
-    /// Starts a server that may have so many descriptors.
+    /// Starts a server that may have `count` descriptors.
     pub fn start_with_descriptors(world: &World, count: u64, options: &str) -> Self {
         let server = world.rbd_command(&format!("serve --socket nbd.sock {options}"));
         let mut shell = Command::new("sh");
@@ -70,14 +70,15 @@ impl Server {
         self.status("Threads:")
     }
 
-    /// Open sockets; files of the image come and go with what the honest client writes.
+    /// Number of open sockets. Other descriptors are not counted, since the honest client's writes open and
+    /// close files.
     pub fn sockets(&self) -> usize {
         let entries = std::fs::read_dir(self.of_proc("fd")).unwrap().flatten();
         let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
         links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
     }
 
-    /// What each of its descriptors leads to.
+    /// The file of each of its descriptors.
     pub fn open_files(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.of_proc("fd")).unwrap().flatten();
         entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()

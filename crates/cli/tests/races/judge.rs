@@ -1,6 +1,6 @@
-//! Which outcomes of a race are right: those of one of the two serial orders, run for comparison on
-//! copies of the same store; and a refusal with EBUSY where [`may_refuse`] says why, or
-//! another status where [`excused`] does.
+//! Which outcomes of a race are right: those of one of the two serial orders, which are run on
+//! copies of the same store; a refusal with EBUSY if [`may_refuse`] allows it; and
+//! another status if [`excused`] allows it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ const EBUSY: u8 = 16;
 /// Bytes of the image `p`.
 const DATA_BYTES: usize = 1 << 20;
 
-/// Draws of which the best is raced.
+/// Number of random draws; the best of them is raced.
 const DRAWS: usize = 8;
 
-/// What a serial order, or a single command, leaves.
+/// The result of a serial order or of a single command.
 #[derive(Clone)]
 struct Serial {
     statuses: Vec<u8>,
@@ -26,7 +26,7 @@ struct Serial {
     took: Vec<Duration>,
 }
 
-/// What a race can be taken for.
+/// The verdict on a race.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Both orders give this.
@@ -43,7 +43,7 @@ pub enum Verdict {
     Wrong,
 }
 
-/// The serial runs so far, and the stores to begin with.
+/// The results of the serial runs so far, and the initial stores.
 pub struct Judge {
     scratch: PathBuf,
     known: HashMap<(usize, Vec<String>), Serial>,
@@ -74,7 +74,7 @@ impl Judge {
         copied(&self.scratch.join(format!("base-{variant}")), place)
     }
 
-    /// The state of a store, which stays as it is.
+    /// The state of a store. The store is not changed.
     pub fn look_at(&self, store: &Path) -> String {
         state::describe(&copied(store, &self.scratch.join("look")))
     }
@@ -95,8 +95,8 @@ impl Judge {
         serial
     }
 
-    /// The pair of race `index`. Commands that fail whatever the other does say little, so that
-    /// mostly the best of some draws is taken.
+    /// The pair of race `index`. A command that fails whatever the other does proves little, so
+    /// in most races the best of some draws is used.
     pub fn choose(&mut self, index: u64, random: &mut Random) -> Pair {
         let draws = if random.below(4) == 0 { 1 } else { DRAWS };
         let drawn: Vec<Pair> = (0..draws).map(|_| Pair::draw(index, random)).collect();
@@ -104,11 +104,11 @@ impl Judge {
             let mut works = |line: &String| self.serial(pair.variant, &[line]).statuses == [0];
             pair.lines.iter().filter(|&line| works(line)).count()
         };
-        // Of equals the last: as good as any.
+        // Of equal draws this takes the last.
         drawn.into_iter().max_by_key(|pair| good(pair)).unwrap()
     }
 
-    /// How long each of the two takes when it is first.
+    /// How long each of the two commands takes when it is first.
     pub fn usual_times(&mut self, pair: &Pair) -> [Duration; 2] {
         let [a, b] = &pair.lines;
         let first = self.serial(pair.variant, &[a, b]).took[0];
@@ -155,12 +155,12 @@ impl Judge {
 
 /// Whether the command `refused` of a pair may end with EBUSY although no serial order says so:
 ///
-/// - `rm` refuses an image that somebody has open, whatever for: the user must not lose what is in
+/// - `rm` refuses an image that a process has open for any purpose: the user must not lose an image in
 ///   use ("image still has watchers").
-/// - `map` is refused while another process has the image open, for however short a time: a block
-///   device has one owner, and whoever maps does not wait for it.
-/// - `snap rm` is refused while somebody reads the snapshot.
-/// - A second `gc` of a pool is refused while the first is at work.
+/// - `map` is refused while another process has the image open, even for a short time: a block
+///   device has one owner, and `map` does not wait for it.
+/// - `snap rm` is refused while a process reads the snapshot.
+/// - A second `gc` of a pool is refused while the first is running.
 fn may_refuse(pair: &Pair, refused: usize) -> bool {
     let name = |i: usize| OPERATIONS[pair.operations[i]].name;
     match (name(refused), name(1 - refused)) {
@@ -170,12 +170,12 @@ fn may_refuse(pair: &Pair, refused: usize) -> bool {
     }
 }
 
-/// Statuses that no serial order gives, with a state that one does:
+/// Accepts statuses that no serial order gives, if a serial order gives the state:
 ///
-/// - `resize` looks before it begins whether the size is new ("new size is equal to original size",
+/// - `resize` checks before it begins whether the size is new ("new size is equal to original size",
 ///   as `rbd` does), so that two equal ones may both succeed.
-/// - A command looks up a name first. If `rename` comes in between, it acts on the same image, and
-///   where it is refused then, the reason may be another true one than that the name is gone.
+/// - A command looks up a name first. If `rename` comes in between, the command acts on the same image. If
+///   it is refused then, the reason may be another one than that the name is gone.
 fn excused(pair: &Pair, statuses: [u8; 2], orders: &[Vec<u8>; 2], same_state: [bool; 2]) -> bool {
     let names = pair.operations.map(|o| OPERATIONS[o].name);
     if names == ["resize"; 2] && pair.lines[0] == pair.lines[1] {
@@ -183,7 +183,7 @@ fn excused(pair: &Pair, statuses: [u8; 2], orders: &[Vec<u8>; 2], same_state: [b
     }
     let Some(rename) = names.iter().position(|name| *name == "rename") else { return false };
     let other = 1 - rename;
-    // The order in which the rename is first.
+    // The statuses of the order in which the rename is first.
     let serial = &orders[rename];
     same_state[rename]
         && serial[rename] == statuses[rename]

@@ -4,10 +4,10 @@
 //! usage: races [--count N] [--seed S] [--race I [--repeat K]] [--directory D] [--spawn-every N]
 //!
 //! Every race begins with a fresh copy of a small store. Two worker processes run one command each,
-//! the second a random time before or after the first, so that it falls anywhere into its run.
+//! the second a random time before or after the first, so that it starts anywhere in the first one's run.
 //! Exit statuses and the final state (names, sizes, parents, overlaps, snapshots, protection,
 //! children, contents, what `check` says, what is left in the directories) must be those that one
-//! of the two orders gives; see [`judge`] for the refusals that are accepted besides.
+//! of the two orders gives. [`judge`] describes the refusals that are accepted in addition.
 //!
 //! Every `--spawn-every`th race starts the program instead of calling its code in the workers.
 #![allow(missing_docs)]
@@ -28,11 +28,11 @@ use random::Random;
 use scenario::{Pair, VARIANTS, pairs_of_operations};
 use worker::{Ran, Task, Worker};
 
-/// Races of a run that says nothing else: every pair some times.
+/// Default number of races: every pair several times.
 const COUNT_DEFAULT: u64 = 330;
-/// Not slower than any command: a start of the program, and its end.
+/// The time to start and end the program. No command takes less.
 const SPAWN_TIME: Duration = Duration::from_millis(8);
-/// Both workers have their tasks by then.
+/// Time before a race begins, in which both workers get their tasks.
 const LEAD_NS: u64 = 400_000;
 /// Wrong outcomes after which a run gives up.
 const WRONG_MAX: u64 = 10;
@@ -40,7 +40,7 @@ const WRONG_MAX: u64 = 10;
 struct Options {
     count: u64,
     seed: u64,
-    /// Only this race, so many times.
+    /// Only this race, repeated.
     only: Option<u64>,
     directory: Option<PathBuf>,
     spawn_every: u64,
@@ -61,7 +61,7 @@ fn options() -> Options {
             "--repeat" => repeat = Some(number()),
             "--spawn-every" => options.spawn_every = number().max(1),
             "--directory" => options.directory = words.next().map(PathBuf::from),
-            // What cargo passes to every test.
+            // An option that cargo passes to every test.
             _ => {}
         }
     }
@@ -86,15 +86,15 @@ struct Tally {
 struct Race<'a> {
     judge: &'a mut Judge,
     workers: &'a mut [Worker; 2],
-    /// Where the store of a race is made.
+    /// The directory for the store of a race.
     place: &'a Path,
-    /// How long each command took last.
+    /// How long the last run of each command took.
     took: HashMap<String, Duration>,
     tallies: BTreeMap<String, Tally>,
 }
 
 impl Race<'_> {
-    /// Runs one race; what was wrong with it, if anything.
+    /// Runs one race. The error describes a wrong outcome.
     fn run(&mut self, pair: &Pair, random: &mut Random, spawn: bool) -> Result<(), String> {
         let store = self.judge.begin(pair.variant, self.place);
         let delays = self.delays(pair, random, spawn);
@@ -129,7 +129,7 @@ impl Race<'_> {
         Ok(())
     }
 
-    /// One begins at once, the other at any time of its run, or a little later.
+    /// The delays of the two commands: one begins at once, the other at any time of its run or a little later.
     fn delays(&mut self, pair: &Pair, random: &mut Random, spawn: bool) -> [Duration; 2] {
         let serial = self.judge.usual_times(pair);
         let time = |i: usize| self.took.get(&pair.lines[i]).copied().unwrap_or(serial[i]);
@@ -164,8 +164,8 @@ impl Race<'_> {
 fn main() -> ExitCode {
     worker::serve_if_asked();
     let options = options();
-    // Only the store of the race lies on a disk, where commands take turns by waiting for it. What
-    // is compared with it is made in memory, where there is one.
+    // Only the store of the race is on a disk, where commands interleave while they wait for it. The stores
+    // for comparison are in memory, if there is a file system in memory.
     let memory = Path::new("/dev/shm");
     let memory = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
     let scratch = tempfile::tempdir_in(memory).unwrap();
@@ -185,7 +185,7 @@ fn main() -> ExitCode {
         let pair = race.judge.choose(index, &mut random);
         let spawn = index % options.spawn_every == options.spawn_every - 1;
         if options.only.is_some() {
-            // The same commands, at other times.
+            // The same commands, with other delays.
             random = Random::new(options.seed.wrapping_add(turn << 32));
         }
         if let Err(what) = race.run(&pair, &mut random, spawn) {
@@ -227,7 +227,7 @@ fn report(tallies: &BTreeMap<String, Tally>, wrong: u64, took: Duration) -> Exit
     );
     let kept = if wrong == 0 { "ok" } else { "not ok" };
     println!("{kept} - {} races of two commands end as a serial order would", all.races);
-    // A race in which nothing overlaps shows nothing.
+    // A race without an overlap proves nothing.
     let dense = all.races < 50 || all.overlapped * 3 > all.races;
     println!("{} - a third of them or more overlapped", if dense { "ok" } else { "not ok" });
     if wrong == 0 && dense { ExitCode::SUCCESS } else { ExitCode::FAILURE }

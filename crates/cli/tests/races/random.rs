@@ -1,4 +1,4 @@
-//! Numbers that one seed decides.
+//! Random numbers from a seed.
 
 /// The same seed always gives the same numbers.
 #[derive(Clone)]
@@ -13,7 +13,7 @@ impl Random {
         self.0.u64(..)
     }
 
-    /// Below `limit`, which is not 0.
+    /// A number below `limit`, which is not 0.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.number() % limit
     }

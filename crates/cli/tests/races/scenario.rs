@@ -1,14 +1,14 @@
-//! The stores that races begin with, and the commands that race.
+//! The initial stores of races, and the commands that race.
 //!
 //! Every store has a pool `rbd` with an image `p` of 1 MiB, and an empty pool `o`. `C` stands for
-//! the clone that the store has; where it has none, for a name that is free.
+//! the clone in the store; if the store has none, for a free name.
 
 use crate::random::Random;
 
-/// A store to begin with, by the commands that make it.
+/// An initial store, as the commands that make it.
 pub struct Variant {
     pub name: &'static str,
-    /// What `C` stands for.
+    /// The name that `C` stands for.
     pub child: &'static str,
     pub commands: &'static [&'static str],
 }
@@ -87,7 +87,7 @@ pub struct Operation {
     pub forms: &'static [&'static str],
 }
 
-/// The ten of them. `map` and `write` are not the program's: see [`crate::worker`].
+/// The commands. `map` and `write` are no commands of the program: see [`crate::worker`].
 pub const OPERATIONS: &[Operation] = &[
     Operation {
         name: "clone",
@@ -123,7 +123,7 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "map", forms: &["map C", "map rbd/p", "map rbd/p@s"] },
 ];
 
-/// Two commands and the store they meet.
+/// Two commands and the initial store.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pair {
     pub variant: usize,
@@ -131,14 +131,14 @@ pub struct Pair {
     pub lines: [String; 2],
 }
 
-/// All unordered pairs of operations, each with itself too.
+/// All unordered pairs of operations, including pairs of an operation with itself.
 pub fn pairs_of_operations() -> Vec<[usize; 2]> {
     let count = OPERATIONS.len();
     (0..count).flat_map(|a| (a..count).map(move |b| [a, b])).collect()
 }
 
 impl Pair {
-    /// A pair for race `index`: operations in turn, the rest by chance.
+    /// A pair for race `index`: the operations in turn, the rest at random.
     pub fn draw(index: u64, random: &mut Random) -> Self {
         let pairs = pairs_of_operations();
         let operations = pairs[(index % pairs.len() as u64) as usize];
@@ -148,7 +148,7 @@ impl Pair {
         Self { variant, operations, lines }
     }
 
-    /// For people.
+    /// The name of the pair in reports.
     pub fn names(&self) -> String {
         let [a, b] = self.operations.map(|o| OPERATIONS[o].name);
         format!("{a} | {b}")

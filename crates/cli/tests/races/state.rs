@@ -1,5 +1,5 @@
-//! What a store holds, as text: everything a user could see, and what only `check` and a look into
-//! the directories tell.
+//! The content of a store as text: everything that a user can see, and what only `check` and
+//! the directories show.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::Write as _;
@@ -8,8 +8,8 @@ use std::path::Path;
 
 use marcot::{CheckOptions, Image, Namespace, Pool, Result, SnapInfo, Store};
 
-/// The state now, and after every pool was collected: nothing that is needed may go, nothing that
-/// is not may stay.
+/// The state before and after garbage collection of every pool: nothing needed may be removed, and nothing
+/// else may stay.
 pub fn describe(directory: &Path) -> String {
     let mut text = String::new();
     match Store::open(directory) {
@@ -61,7 +61,7 @@ fn show_pool(store: &Store, pool: &Pool, text: &mut String) -> Result<()> {
         for snap in &info.snapshots {
             show_snapshot(store, pool, id, snap, text)?;
         }
-        // An owner's way in must be open too.
+        // It must also be possible to open the image.
         let opened = pool.open(id).and_then(Image::close);
         if let Err(error) = opened {
             let _ = writeln!(text, "  cannot be opened: {error}");

@@ -1,10 +1,10 @@
-//! A process that runs commands when told to, without the cost of starting a program each time.
+//! A process that runs commands on request, without the cost of starting a program each time.
 //!
-//! It runs the program's own code on a command line, or starts the program. Requests come a line
-//! each on standard input: when to begin (on a clock that all processes share), the store, whether to start the program, the command
-//! line. Replies leave on what was standard output: exit status, begin and end.
+//! It calls the program's code with a command line, or starts the program. Each request is a line on standard
+//! input: when to begin (on a clock that all processes share), the store, whether to start the program, the
+//! command line. Replies are written to the original standard output: exit status, begin and end.
 //!
-//! Two words are not commands of the program. `write IMAGE` stores a block. `map IMAGE` does what
+//! Two words are no commands of the program. `write IMAGE` writes a block. `map IMAGE` does what
 //! the server does for a device or a client: opens the image, listens for commands, writes a
 //! block, flushes, stays a moment, and closes. `map IMAGE@SNAP` opens the snapshot and reads.
 
@@ -21,11 +21,11 @@ use marcot_serve::host::{DeviceRequest, HostOptions, ImageHost};
 
 const WORKER_VARIABLE: &str = "MARCOT_RACES_WORKER";
 const BLOCK_BYTES: usize = 4096;
-/// How long `map` stays; commands of others take one to a few milliseconds.
+/// How long `map` keeps the image open. Other commands take one to a few milliseconds.
 const MAP_TIME: Duration = Duration::from_millis(3);
-/// Waking up takes less.
+/// How long to spin instead of sleeping. Waking up takes less.
 const SPIN_TIME: Duration = Duration::from_micros(300);
-/// What a panic counts as.
+/// The exit status of a panic.
 pub const STATUS_PANIC: u8 = 101;
 
 /// One command of a race.
@@ -33,13 +33,13 @@ pub const STATUS_PANIC: u8 = 101;
 pub struct Task<'a> {
     pub store: &'a Path,
     pub line: &'a str,
-    /// On the clock of [`now_ns`].
+    /// Begin of the command on the clock of [`now_ns`].
     pub begin_ns: u64,
     /// Start the program instead of calling its code.
     pub spawn: bool,
 }
 
-/// How it went.
+/// The result of a command.
 #[derive(Clone, Copy, Debug)]
 pub struct Ran {
     pub status: u8,
@@ -94,7 +94,7 @@ impl Worker {
         self.reply()
     }
 
-    /// What commands have said on standard error since the last call.
+    /// The output of commands on standard error since the last call.
     pub fn messages(&mut self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         OpenOptions::new().write(true).open(&self.log).unwrap().set_len(0).unwrap();
@@ -109,7 +109,7 @@ impl Drop for Worker {
     }
 }
 
-/// Serves as a worker where this process was started as one.
+/// Works as a worker if this process was started as one.
 pub fn serve_if_asked() {
     if std::env::var_os(WORKER_VARIABLE).is_none() {
         return;
@@ -131,7 +131,7 @@ pub fn serve_if_asked() {
     std::process::exit(0);
 }
 
-/// Sleeps, and goes round for the last bit: waking up takes as long as a short command.
+/// Sleeps, and spins for the last part: waking up takes as long as a short command.
 fn wait_until(begin_ns: u64) {
     let left_ns = begin_ns.saturating_sub(now_ns());
     std::thread::sleep(Duration::from_nanos(left_ns).saturating_sub(SPIN_TIME));
@@ -197,7 +197,7 @@ fn hold_image(store: &Path, spec: &str, time: Duration) -> Result<()> {
     });
     let stopped = host.stop();
     match outcome {
-        // Whoever is told that the image is gone learns the reason from its end.
+        // If the image is gone, the reason is the error of stopping its host.
         Err(error) if error.kind() == ErrorKind::Fenced => stopped.and(Err(error)),
         outcome => outcome.and(stopped),
     }
