@@ -1,4 +1,4 @@
 //! Variables of the environment that the command line reads.
 
-/// Where the store lies, unless `--store` says so.
+/// Names the store directory if `--store` does not.
 pub const STORE_VARIABLE: &str = "MARCOT_STORE";

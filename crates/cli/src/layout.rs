@@ -8,7 +8,7 @@ use marcot::CreateOptions;
 use crate::args::{Args, parse};
 use crate::failure::{EDOM, EINVAL, EOPNOTSUPP, Failure, Outcome};
 
-/// Object order where none is asked for: 4 MiB.
+/// The default object order: objects of 4 MiB.
 pub use marcot::ORDER_DEFAULT;
 const OBJECT_BYTES_MIN: u64 = 4 << 10;
 const OBJECT_BYTES_MAX: u64 = 32 << 20;

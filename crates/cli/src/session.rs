@@ -17,7 +17,7 @@ use crate::progress::{Measure, Progress};
 use crate::shown::worded;
 use crate::{logging, signals};
 
-/// The store of root.
+/// The default store of root.
 const SYSTEM_STORE: &str = "/var/lib/marcot";
 /// With less, pages would be dropped before a batch of writes has used them.
 const MAP_MEMORY_BYTES_MIN: u64 = 1 << 20;

@@ -79,7 +79,7 @@ pub fn check(store: &Store, strict: bool) -> Result<(), Violation> {
         let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).map_err(|e| {
             wrong(Rule::Check, format!("check of {}: {}", pool.name(), e.sentence()))
         })?;
-        // A creation that was cut off before its name is litter, too.
+        // An image whose creation was interrupted before it had a name is litter too.
         let litter = |f: &marcot::Finding| !f.serious || f.message.contains("has no name");
         if let Some(finding) = report.findings.iter().find(|f| strict || !litter(f)) {
             return Err(wrong(Rule::Check, format!("{}: {}", finding.image, finding.message)));

@@ -244,7 +244,7 @@ impl Store {
                 Err(error) if attached => {
                     tracing::warn!(error = %error.sentence(), "a pool is left out")
                 }
-                // Its creation was cut off, or it was removed just now.
+                // The creation of the pool was interrupted, or the pool was removed just now.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
                     return Err(error.context(format!("pool '{name}' may hold children")));

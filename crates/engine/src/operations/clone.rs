@@ -16,7 +16,7 @@ use crate::fault::{self, Fault};
 use crate::image::forget_child;
 use crate::root::empty_root;
 
-/// How a clone is made.
+/// Options of a new clone.
 ///
 /// ```
 /// use marcot::CloneOptions;
@@ -170,8 +170,8 @@ impl Snapshot<'_> {
         let head = settled_head(parent, image, snap)?;
         let snapshot = snapshot_for_clone(parent, &head, snap, options.format)?;
         if parent.foreign().is_some() {
-            // The child will be one's own, and may name everything; what it takes over is checked now,
-            // when all pools of the store are known.
+            // The child will be one's own and may name everything, so the names that it takes over are
+            // checked now, when all pools of the store are known.
             parent.store().pools_of_children()?;
             for pool in snapshot.root.iter().flat_map(|root| &root.pools) {
                 parent.files().check_named(parent.id(), PoolId(*pool))?;

@@ -81,7 +81,7 @@ impl Shared {
         self.holds().refused = true;
     }
 
-    /// Tells everyone who waits that the image is no longer served.
+    /// Notes that the image is no longer served, and wakes everyone who waits for that.
     pub(super) fn set_end(&self, outcome: Result<()>) {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         if end.is_none() {

@@ -112,7 +112,7 @@ impl LocalLane {
         self.entries.is_empty()
     }
 
-    /// Answers the writes of earlier rounds that are stored, or never will be.
+    /// Answers the writes of earlier rounds that have completed or have failed.
     pub(super) fn answer_written(&mut self, written: &Result<u64>) {
         let stored = |number: u64| written.as_ref().map_or(true, |below| number < *below);
         let (done, left) =

@@ -143,7 +143,7 @@ fn listen(options: &HostOptions, reader: bool) -> Result<Option<ControlListener>
     }
 }
 
-/// Runs the loop; a panic in the engine ends this image and no other.
+/// Runs the loop. A panic in the engine ends only this image.
 fn run(events: EventLoop) -> Result<()> {
     catch_unwind(AssertUnwindSafe(|| events.run())).unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::Io, "the thread that served the image has panicked"))

@@ -42,7 +42,7 @@ pub(crate) struct Operation {
     pub(crate) fua: bool,
     /// Set by [`Stages::place`].
     pub(crate) stage: u32,
-    /// How it went so far.
+    /// Its outcome so far.
     pub(crate) outcome: Result<()>,
 }
 
@@ -62,7 +62,7 @@ impl Operation {
         self.stage == stage && self.kind == kind && self.outcome.is_ok()
     }
 
-    /// Discards the range and keeps the outcome; fails if the image cannot be used any more.
+    /// Discards the range and notes the outcome. Fails if the image cannot be used any more.
     pub(crate) fn discard(&mut self, device: &mut dyn BlockDevice) -> Result<()> {
         self.outcome = device.discard(self.offset, self.length);
         only_fatal(self.outcome.clone())

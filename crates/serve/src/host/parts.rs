@@ -77,7 +77,7 @@ pub(super) fn part_bytes(mut affords: impl FnMut(usize) -> bool) -> usize {
 pub(super) struct WriteOutcome(Option<Error>);
 
 impl WriteOutcome {
-    /// Notes how a part went; gives the outcome of all where it was the last.
+    /// Notes the outcome of a part. Returns the outcome of all parts where it was the last.
     pub(super) fn note(&mut self, place: Place, outcome: &Result<()>) -> Option<Result<()>> {
         if let Err(failure) = outcome {
             self.0.get_or_insert_with(|| failure.clone());

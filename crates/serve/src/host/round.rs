@@ -42,10 +42,10 @@ pub(crate) trait Lane {
     /// says that all batches below a larger number are.
     fn writes_in_flight(&mut self, stage: u32, number: u64);
 
-    /// Takes the outcome of the batch that held the writes of `stage`.
+    /// Notes that the batch with the writes of `stage` has failed.
     fn writes_failed(&mut self, stage: u32, failure: &Error);
 
-    /// Carries out the discards of `stage`; fails if the image cannot be used any more.
+    /// Carries out the discards of `stage`. Fails if the image cannot be used any more.
     fn discard(&mut self, stage: u32, device: &mut dyn BlockDevice) -> Result<()>;
 
     /// True if an answer waits for a flush.
@@ -54,14 +54,14 @@ pub(crate) trait Lane {
     /// Gives the answers that do not wait for a flush.
     fn answer_unflushed(&mut self);
 
-    /// Answers the rest, given the flush's outcome.
+    /// Gives the other answers, with the flush's outcome.
     fn answer_flushed(&mut self, outcome: &Result<()>);
 }
 
 /// Carries out and answers everything in `lanes`.
 ///
 /// # Errors
-/// A failure after which the image cannot be used; every answer has been given all the same.
+/// A failure after which the image cannot be used. Every answer has been given all the same.
 pub(crate) fn run(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane]) -> Result<()> {
     let mut fatal = Ok(());
     let stages = lanes.iter().map(|lane| lane.stages()).max().unwrap_or(0);
@@ -87,7 +87,7 @@ pub(crate) fn run(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane]) -> 
     fatal
 }
 
-/// Keeps a failure only if it is one of the image and not of a request.
+/// Keeps a failure only if it concerns the image and not a request.
 pub(super) fn only_fatal(outcome: Result<()>) -> Result<()> {
     outcome.or_else(|failure| if failure.kind().ends_writing() { Err(failure) } else { Ok(()) })
 }

@@ -44,7 +44,7 @@ pub enum Ready {
         /// The kind of the error, by its name.
         #[serde(deserialize_with = "message::kind_or_io")]
         kind: ErrorKind,
-        /// The sentence.
+        /// The error's message.
         message: String,
     },
 }

@@ -271,7 +271,7 @@ impl Client {
         if let Err(error) = &lease
             && refusals.may_be_told()
         {
-            // The client is told the kind of error only.
+            // The client gets only the kind of the error. The error itself is logged.
             let (peer, export, text) = (&*self.peer, &*self.export, error.sentence().to_string());
             match error.kind() {
                 ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Interrupted => {

@@ -1,9 +1,8 @@
 //! The NBD server: fixed newstyle negotiation, simple and structured replies.
 //!
-//! The rules are those of the protocol's specification, `doc/proto.md` of the NetworkBlockDevice
-//! project. What is said on the wire is decided without I/O ([`negotiation`], [`request`],
-//! [`reply`]); sockets are handled by `server` until a client's negotiation is over, and by the
-//! image's [host](crate::host) from then on.
+//! The rules are those of the protocol's specification, `doc/proto.md` of the NetworkBlockDevice project.
+//! [`negotiation`], [`request`] and [`reply`] encode and decode messages without I/O. Sockets are handled by
+//! `server` until a client's negotiation is over, and by the image's [host](crate::host) after that.
 
 mod acceptor;
 mod client;

@@ -77,7 +77,7 @@ fn what_was_given_up_is_lost_until_it_is_written_or_cleared() {
         let error = visit(top, TOP_LEVEL, 0, range, &mut pair.pages, &mut blocks).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert!(error.sentence().to_string().contains("bytes 12288 to 16384 were lost"), "{error}");
-        // It survives a checkpoint.
+        // The lost entries survive a checkpoint.
         pair.store(true);
         let (_, stored) = seen(&mut pair, (1, 7), Seen::default());
         assert_eq!(stored.lost, part);

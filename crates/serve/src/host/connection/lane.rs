@@ -50,7 +50,7 @@ impl Connection {
             Err(failure) => {
                 let (cookie, failure) = (exchange.cookie, failure.clone());
                 match exchange.refused {
-                    // A sentence of this server's own.
+                    // A sentence of this server, not of the engine.
                     Some(errno) => self.append_error(cookie, errno, failure.message()),
                     None => self.append_failure(cookie, &failure),
                 }
@@ -96,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// Answers the writes that are stored, or never will be; true if there were any.
+    /// Answers the writes that have completed or have failed. Returns true if there were any.
     pub(in crate::host) fn answer_written(&mut self, written: &Result<u64>) -> bool {
         let before = self.async_writes.len();
         for (number, cookie) in std::mem::take(&mut self.async_writes) {
@@ -115,7 +115,7 @@ impl Connection {
         self.async_writes.len() < before
     }
 
-    /// Answers with an error of the engine, which goes to the log: the client is told its kind.
+    /// Answers with an error of the engine. The client gets only its kind; the error itself is logged.
     fn append_failure(&mut self, cookie: u64, failure: &Error) -> io::Result<()> {
         let now = Instant::now();
         if self.tell_after.is_none_or(|after| now >= after) {
