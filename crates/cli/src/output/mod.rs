@@ -1,7 +1,7 @@
 //! The output of commands on standard output: plain text, tables, JSON and XML, byte for byte in the
 //! layout of Ceph's formatters.
 //!
-//! The output never has control characters from names and other data: [`line`] and [`Table`] escape the text
+//! The output never has control characters from names and other data: [`line()`] and [`Table`] escape the text
 //! that they get, line breaks included, and [`out`] and [`err`] escape what is left. JSON and XML escape by
 //! their own rules.
 

@@ -52,7 +52,7 @@ impl Pool {
         }
     }
 
-    /// As [`Self::image_label`], for an image whose head cannot be read: its name by the names alone, or
+    /// As `image_label`, for an image whose head cannot be read: its name by the names alone, or
     /// its number.
     #[must_use]
     pub fn label_by_names(&self, image: ImageId) -> String {

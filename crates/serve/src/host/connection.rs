@@ -3,7 +3,7 @@
 //! Payloads of writes stay where the socket put them, and data is read to where it will be sent from.
 //! A client's memory is limited whatever it sends: [`RECEIVE_BYTES_MIN`] for requests and
 //! [`REPLY_BYTES_MIN`] for replies; beyond that what its [`Grant`] covers, at most
-//! [`WRITE_WHOLE_BYTES_MAX`], and [`REPLY_BYTES_MAX`] or one reply. A longer request is carried out in parts
+//! `WRITE_WHOLE_BYTES_MAX`, and [`REPLY_BYTES_MAX`] or one reply. A longer request is carried out in parts
 //! (module `parts`). So no client waits for memory that another client holds. From a client that does not
 //! take its replies nothing is read until it does.
 

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Everything that happens depends only on the seed and on the calls made. Every call that reaches the
 //!   machine is one I/O, has a number, and goes into the hash of the trace.
-//! - Only what the contract of [`marcot_store::Disk`] promises is durable (see [`node`]).
+//! - Only what the contract of [`marcot_store::Disk`] promises is durable (see `node`).
 //! - In this contract a short read means the end of the file. So a failed read is an error of the call, never
 //!   a short read.
 //! - A machine can be copied at any I/O ([`Probe`]). The copy shares only pages.
