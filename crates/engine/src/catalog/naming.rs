@@ -52,8 +52,8 @@ impl Pool {
         }
     }
 
-    /// As `image_label`, for an image whose head cannot be read: its name by the names alone, or
-    /// its number.
+    /// What an image is called for people, `pool/image` or `pool/namespace/image`, also where its head cannot
+    /// be read: its name by the names alone, or its number.
     #[must_use]
     pub fn label_by_names(&self, image: ImageId) -> String {
         if let Some((namespace, name)) = self.noted_name(image)

@@ -216,3 +216,53 @@ impl Image {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CreateOptions, Store};
+
+    type Call = fn(&mut Image) -> Result<()>;
+
+    /// Every management call, in an order in which all can be carried out.
+    const CALLS: &[(&str, Call)] = &[
+        ("snapshot", |image| image.snapshot("s").map(drop)),
+        ("rename_snapshot", |image| image.rename_snapshot("s", "t")),
+        ("mark_shared", |image| image.mark_shared("t")),
+        ("protect", |image| image.protect("t")),
+        ("unprotect", |image| image.unprotect("t")),
+        ("diff", |image| image.diff(Some("t"), None, 0, 4096).map(drop)),
+        ("usage", |image| image.usage().map(drop)),
+        ("extents", |image| image.extents(0, 4096, 1).map(drop)),
+        ("roll_back", |image| image.roll_back("t")),
+        ("remove_snapshot", |image| image.remove_snapshot("t", false)),
+        ("resize", |image| image.resize(1 << 20, true)),
+        ("set_metadata", |image| image.set_metadata("key", "value")),
+        ("tidy", Image::tidy),
+        ("flatten", Image::flatten),
+        ("flatten_part", |image| image.flatten_part().map(drop)),
+        ("reclaim", |image| image.reclaim().map(drop)),
+        ("take_checkpoint", Image::take_checkpoint),
+    ];
+
+    #[test]
+    fn every_management_call_waits_for_the_checkpoint_that_is_under_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = Store::open(directory.path()).unwrap().pool("rbd").unwrap();
+        let id = pool.create("a", &CreateOptions::sized(2 << 20)).unwrap();
+        let mut image = pool.open(id).unwrap();
+        for (name, call) in CALLS {
+            image.write_at(0, name.as_bytes()).unwrap();
+            image.begin_checkpoint().unwrap();
+            assert!(image.checkpoint_job.is_some(), "{name}");
+            match call(&mut image) {
+                Err(error) if name.starts_with("flatten") => {
+                    assert_eq!(error.kind(), ErrorKind::NoParent, "{error}");
+                }
+                outcome => outcome.unwrap(),
+            }
+            assert!(image.checkpoint_job.is_none(), "{name}");
+        }
+        image.close().unwrap();
+    }
+}
