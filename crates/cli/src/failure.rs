@@ -93,7 +93,7 @@ impl Failure {
     /// `<what>: (<errno>) <strerror>` for an engine error, after a line with the engine's sentence, which
     /// names the object.
     pub fn engine(what: impl fmt::Display, error: &marcot::Error) -> Self {
-        Self::errno(what, errno::of(error)).because(error.sentence()).remedied(error)
+        Self::errno(what, errno::of(error)).because(told(error))
     }
 
     /// `<what>: (<errno>) <strerror>` for an operating system error.
@@ -107,8 +107,7 @@ impl Failure {
     /// As [`Self::engine`], with the operating system's error number if that is the cause.
     pub fn lowest(what: impl fmt::Display, error: &marcot::Error) -> Self {
         Self::errno(what, system_errno(error).unwrap_or_else(|| errno::of(error)))
-            .because(error.sentence())
-            .remedied(error)
+            .because(told(error))
     }
 
     /// `<what>: (<errno>) <strerror>` with the operating system's error number if that is the cause of
@@ -133,27 +132,6 @@ impl Failure {
         let causes = self.lines.iter().take_while(|line| matches!(line, Line::Cause(_))).count();
         self.lines.insert(causes, Line::Cause(remedy.into()));
         self
-    }
-
-    /// The same failure with what can be done about an engine error, in the words of the command line:
-    /// after its causes, or at the end where there are none.
-    #[must_use]
-    fn remedied(mut self, error: &marcot::Error) -> Self {
-        let words = match error.remedy() {
-            Some(Remedy::CloneUntracked) => "use --untracked to accept that".to_owned(),
-            Some(Remedy::RepairPool) => "'check --repair' repairs a pool".to_owned(),
-            Some(Remedy::OwnStore) => {
-                format!("choose a store with --store or {}", crate::environment::STORE_VARIABLE)
-            }
-            _ => return self,
-        };
-        match self.lines.first() {
-            Some(Line::Cause(_)) => self.remedy(words),
-            _ => {
-                self.lines.push(Line::Cause(words));
-                self
-            }
-        }
     }
 
     /// The same failure with another named line at its end.
@@ -211,13 +189,27 @@ fn system_errno(error: &marcot::Error) -> Option<i32> {
 /// An engine error whose context is the whole message.
 impl From<&marcot::Error> for Failure {
     fn from(error: &marcot::Error) -> Self {
-        Self::new(errno::of(error), error.sentence().to_string()).remedied(error)
+        Self::new(errno::of(error), told(error))
     }
 }
 
 impl From<marcot::Error> for Failure {
     fn from(error: marcot::Error) -> Self {
         Self::from(&error)
+    }
+}
+
+/// The whole sentence of an engine error, and what can be done about it by a switch of the command line.
+fn told(error: &marcot::Error) -> String {
+    let sentence = error.sentence();
+    match error.remedy() {
+        Some(Remedy::CloneUntracked) => format!("{sentence}; use --untracked to accept that"),
+        Some(Remedy::RepairPool) => format!("{sentence}; 'check --repair' repairs a pool"),
+        Some(Remedy::OwnStore) => {
+            let variable = crate::environment::STORE_VARIABLE;
+            format!("{sentence}; choose a store with --store or {variable}")
+        }
+        _ => sentence.to_string(),
     }
 }
 
@@ -275,13 +267,12 @@ mod tests {
         bytes[4096 + 70] ^= 1;
         std::fs::write(log.unwrap(), bytes).unwrap();
         let error = pool.open(id).err().unwrap();
+        assert!(!error.sentence().to_string().contains("--"), "{error}");
         let told = Failure::engine("open failed", &error).render("marcot");
         let lines: Vec<_> = told.lines().collect();
-        assert!(lines[0].contains("repair its pool") && !lines[0].contains("--"), "{told}");
-        assert_eq!(lines[1], "marcot: 'check --repair' repairs a pool");
-        assert_eq!(lines[2], "marcot: open failed: (5) Input/output error");
-        let told = Failure::from(error).render("marcot");
-        assert_eq!(told.lines().last(), Some(lines[1]), "{told}");
+        assert!(lines[0].ends_with("; 'check --repair' repairs a pool"), "{told}");
+        assert_eq!(lines[1], "marcot: open failed: (5) Input/output error");
+        assert_eq!(Failure::from(error).render("marcot").lines().next(), Some(lines[0]));
     }
 
     #[test]
