@@ -1,6 +1,6 @@
 """scripts/bench: measures marcot and its peers.
 
-  scripts/bench rows      the table of ratios and floors
+  scripts/bench rows      the table of ratios and floors; --sustained: kept up, second by second
   scripts/bench shapes    what must be fast in itself, and flat
   scripts/bench profile   where instructions, system calls and copies go
   scripts/bench report    tables and pictures from the figures of the runs before
@@ -16,10 +16,10 @@ import signal
 import sys
 import tempfile
 
-from . import picture, report, rows, systems
+from . import limit, picture, report, rows, systems
 from .process import Failed
 from .report import say
-from .workloads import WORKLOADS, named
+from .workloads import SUSTAINED, WORKLOADS, named
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
@@ -57,13 +57,16 @@ def parser():
     commands = top.add_subparsers(dest="command", required=True)
     table = commands.add_parser("rows", parents=[common])
     table.add_argument("--size", type=bytes_of, default=4 << 30)
-    table.add_argument("--seconds", type=int, default=10, help="of one run")
-    table.add_argument("--rounds", type=int, default=5)
-    table.add_argument("--peers", type=words, default=["file", "null"], help=",".join(systems.PEERS))
+    table.add_argument("--seconds", type=int, help="of one run [10; sustained: 30]")
+    table.add_argument("--rounds", type=int, help="[5; sustained: 3]")
+    table.add_argument("--peers", type=words, help=f"{','.join(systems.PEERS)} [file,null; sustained: file,client,medium]")
     table.add_argument("--before", type=pathlib.Path, help="another build of marcot, as a peer")
-    table.add_argument("--row", type=words, default=[], help=",".join(w.name for w in WORKLOADS))
-    table.add_argument("--depth", type=words, default=["fresh", "deep"], help="fresh,deep")
+    names = ",".join(w.name for w in [*WORKLOADS, *SUSTAINED])
+    table.add_argument("--row", type=words, default=[], help=names)
+    table.add_argument("--depth", type=words, help="fresh,deep,worn [fresh,deep; sustained: all]")
     table.add_argument("--ceph-conf", default=os.environ.get("CEPH_CONF"))
+    table.add_argument("--sustained", action="store_true", help="rows of 30 s, second by second")
+    table.add_argument("--memory", type=bytes_of, help="servers may have no more than that, page cache included")
     table.add_argument("--quick", action="store_true", help="512M, 2 s, 2 rounds: does it work?")
     shape = commands.add_parser("shapes", parents=[common])
     shape.add_argument("--quick", action="store_true", help="smaller ranges: does it work?")
@@ -75,6 +78,25 @@ def parser():
     return top
 
 
+DEFAULTS = {
+    False: {"seconds": 10, "rounds": 5, "peers": ["file", "null"], "depth": ["fresh", "deep"]},
+    True: {
+        "seconds": 30,
+        "rounds": 3,
+        "peers": ["file", "client", "medium"],
+        "depth": ["fresh", "deep", "worn"],
+    },
+}
+
+
+def with_defaults(options):
+    """Fills in what nobody said, of the table."""
+    for name, value in DEFAULTS[getattr(options, "sustained", False)].items():
+        if getattr(options, name, value) is None:
+            setattr(options, name, value)
+    return options
+
+
 class Settings:
     """What every part is told; also owns what has to be put away at the end."""
 
@@ -84,6 +106,9 @@ class Settings:
         self.marcot = options.marcot
         self.tools = options.tools
         self.before = getattr(options, "before", None)
+        self.memory_bytes = getattr(options, "memory", None)
+        # The control group that servers are members of.
+        self.group = stack.enter_context(limit.memory(self.memory_bytes))
         # A directory of our own inside, because it is removed.
         self.directory = options.dir.resolve() / "marcot-bench"
         self.size_bytes = getattr(options, "size", 0)
@@ -113,8 +138,12 @@ def measure_rows(settings, options):
     """The table."""
     if options.quick:
         settings.size_bytes, settings.seconds, settings.rounds = 512 << 20, 2, 2
-    chosen = named(options.row)
-    makers = {"fresh": systems.fresh_clone, "deep": systems.deep_clone}
+    chosen = named(options.row, SUSTAINED if options.sustained else WORKLOADS)
+    makers = {
+        "fresh": systems.fresh_clone,
+        "deep": systems.deep_clone,
+        "worn": systems.worn_clone,
+    }
     ours = [makers[depth](settings) for depth in options.depth]
     peers = systems.peers(settings, options.peers)
     if options.before:
@@ -148,6 +177,8 @@ def write_report(data, out):
     for peer in peers:
         title = f"Ratios to {peer}"
         (out / f"ratios-{peer}.svg").write_text(picture.ratios(data["rows"], peer, title))
+    if data.get("sustained"):
+        (out / "sustained.svg").write_text(picture.series(data["sustained"]))
     drawn = picture.shapes(data.get("shapes", []), "Time, whatever the size")
     if drawn:
         (out / "shapes.svg").write_text(drawn)
@@ -162,7 +193,7 @@ def load(out):
 
 def main():
     """Runs one command; status 1 where a bound is not met, 2 where nothing could be measured."""
-    options = parser().parse_args()
+    options = with_defaults(parser().parse_args())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(130))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -175,8 +206,9 @@ def main():
         data["machine"] = report.machine(settings)
         if options.command == "rows":
             found = measure_rows(settings, options)
-            order = [workload.name for workload in WORKLOADS]
-            data["rows"] = merged(data.get("rows", []), found, "name", order)
+            part, table = ("sustained", SUSTAINED) if options.sustained else ("rows", WORKLOADS)
+            order = [workload.name for workload in table]
+            data[part] = merged(data.get(part, []), found, "name", order)
         elif options.command == "shapes":
             from . import shapes
 

@@ -1,13 +1,19 @@
 """One run of the client, fio."""
 
+import collections
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
+import tempfile
 
 from .process import Failed
 
 P99 = "99.000000"
+P999 = "99.900000"
+# A point of a series, in milliseconds.
+SERIES_STEP_MS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +23,11 @@ class Outcome:
     iops: float
     bytes_s: float
     p99_us: float
+    p999_us: float
     mean_us: float
     requests: int
+    # Requests of each second, of all images together; empty where nobody asked for it.
+    series: tuple = ()
 
     def figure(self, workload):
         """The figure that the row compares."""
@@ -42,9 +51,30 @@ def _command(targets, options, size_bytes):
     return words
 
 
-def run(targets, options, size_bytes, env=None):
+def run(targets, options, size_bytes, env=None, series=False):
     """Runs the same job against every target at once; `targets` are options that name them."""
-    command = _command(targets, options, size_bytes)
+    with tempfile.TemporaryDirectory(prefix="marcot-fio-") as directory:
+        log = pathlib.Path(directory) / "log"
+        if series:
+            options = {**options, "write_iops_log": log, "log_avg_msec": SERIES_STEP_MS}
+        outcome = _run(_command(targets, options, size_bytes), len(targets), env)
+        if series:
+            outcome = dataclasses.replace(outcome, series=_series(log))
+        return outcome
+
+
+def _series(log):
+    """Requests of each whole second, from fio's logs: lines of time in ms, rate, direction."""
+    seconds = collections.Counter()
+    for file in log.parent.glob(f"{log.name}_iops.*.log"):
+        for line in file.read_text(encoding="ascii").splitlines():
+            time_ms, rate = line.split(",")[:2]
+            seconds[round(int(time_ms) / SERIES_STEP_MS)] += int(rate)
+    # The last one is as long as what was left.
+    return tuple(seconds[second] for second in sorted(seconds))[:-1]
+
+
+def _run(command, targets, env):
     done = subprocess.run(
         command,
         capture_output=True,
@@ -59,7 +89,7 @@ def run(targets, options, size_bytes, env=None):
         raise Failed(f"{' '.join(command)}: status {done.returncode}: {said}")
     jobs = json.loads(done.stdout[start:])["jobs"]
     failed = [job for job in jobs if job["error"]]
-    if failed or len(jobs) != len(targets):
+    if failed or len(jobs) != targets:
         raise Failed(f"{' '.join(command)}: {done.stderr.strip()}")
     return _sum(jobs)
 
@@ -74,6 +104,7 @@ def _sum(jobs):
         iops=sum(side["iops"] for side in sides),
         bytes_s=float(sum(side["bw_bytes"] for side in sides)),
         p99_us=max(side["clat_ns"]["percentile"][P99] for side in sides) / 1000,
+        p999_us=max(side["clat_ns"]["percentile"][P999] for side in sides) / 1000,
         mean_us=total_ns / requests / 1000,
         requests=requests,
     )

@@ -108,3 +108,35 @@ def shapes(found, title):
         parts.append(_text(WIDTH - right + 10, top + 12 + 18 * number, label, fill=colour))
     height = max(height, top + 18 * len(lines) + 20)
     return _frame(WIDTH, height, parts)
+
+
+def series(rows):
+    """One panel for each row: requests of each second, of the last round of every system."""
+    left, right, tall, gap, top = 70, 200, 120, 44, 20
+    span = WIDTH - left - right
+    parts = []
+    names = list(dict.fromkeys(name for row in rows for name in row["runs"]))
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
+    for number, row in enumerate(rows):
+        y = top + number * (tall + gap)
+        lines = {name: runs[-1]["series"] for name, runs in row["runs"].items()}
+        lines = {name: line for name, line in lines.items() if len(line) > 1}
+        if not lines:
+            continue
+        high = max(max(line) for line in lines.values())
+        parts.append(_text(left, y - 4, row["title"], more='font-weight="bold"'))
+        for part in (0, 0.5, 1):
+            parts.append(_line(left, y + tall * (1 - part), left + span, y + tall * (1 - part)))
+            parts.append(_text(left - 6, y + tall * (1 - part) + 4, f"{high * part:,.0f}", "end"))
+        for place, (name, line) in enumerate(lines.items()):
+            spots = [
+                (left + span * i / (len(line) - 1), y + tall * (1 - value / high))
+                for i, value in enumerate(line)
+            ]
+            path = " ".join(f"{x:.1f},{at:.1f}" for x, at in spots)
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="{colours[name]}" stroke-width="2"/>'
+            )
+            label = f"{name} (slowest {min(line):,})"
+            parts.append(_text(left + span + 8, y + 12 + 16 * place, label, fill=colours[name]))
+    return _frame(WIDTH, top + len(rows) * (tall + gap), parts)

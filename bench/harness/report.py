@@ -91,6 +91,11 @@ def document(data):
         parts += ["![ratios to nbdkit file](ratios-file.svg)\n"]
         parts += ["## Figures\n", "Medians, and ± half of the range between the rounds.\n"]
         parts += [figures_table(data["rows"])]
+    if data.get("sustained"):
+        row = data["sustained"][0]
+        parts += [f"## Kept up for {row['seconds']} s, {row['rounds']} rounds\n"]
+        parts += [ratios_table(data["sustained"]), "![each second](sustained.svg)\n"]
+        parts += [figures_table(data["sustained"])]
     if data.get("shapes"):
         parts += ["## Shapes\n", shapes_table(data["shapes"]), "![shapes](shapes.svg)\n"]
     return "\n".join(parts)

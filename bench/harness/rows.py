@@ -6,7 +6,7 @@ import pathlib
 import threading
 
 from . import fio, memory
-from .figures import bounds, ratios
+from .figures import bounds, ratios, slowest_second
 from .report import say
 
 DISK_USE_INTERVAL_S = 0.5
@@ -72,13 +72,15 @@ def one_run(system, workload, settings):
         if workload.disk_use_max is not None and not system.is_peer:
             watch = DiskUseWatch(system)
         with watch or contextlib.nullcontext():
-            outcome = fio.run(targets, options, size, environment)
+            outcome = fio.run(targets, options, size, environment, workload.sustained)
     return {
         "peer": system.is_peer,
         "figure": outcome.figure(workload),
         "iops": outcome.iops,
         "bytes_s": outcome.bytes_s,
         "p99_us": outcome.p99_us,
+        "p999_us": outcome.p999_us,
+        "series": outcome.series,
         "mean_us": outcome.mean_us,
         "requests": outcome.requests,
         "disk_use": watch.highest if watch else None,
@@ -101,18 +103,24 @@ def measure(workload, systems, settings):
 def shown(workload, outcome):
     """A run's figure for people."""
     if workload.bandwidth:
-        return f"{outcome['bytes_s'] / (1 << 20):9.0f} MiB/s"
-    return f"{outcome['iops']:9.0f} /s, p99 {outcome['p99_us']:.0f} us"
+        rate = f"{outcome['bytes_s'] / (1 << 20):9.0f} MiB/s"
+    else:
+        rate = f"{outcome['iops']:9.0f} /s, p99 {outcome['p99_us']:.0f} us"
+    if not outcome["series"]:
+        return rate
+    return f"{rate}, p99.9 {outcome['p999_us']:.0f} us, slowest second {slowest_second(outcome):.2f}"
 
 
 def document(workload, runs, settings):
     """One row for the JSON document."""
+    limited = settings.memory_bytes
+    within = f" (servers within {limited >> 20} MiB)" if limited else ""
     return {
-        "name": workload.name,
+        "name": workload.name + (f"-{limited >> 20}m" if limited else ""),
         "size_bytes": settings.size_bytes,
         "seconds": settings.seconds,
         "rounds": settings.rounds,
-        "title": workload.title,
+        "title": workload.title + within,
         "unit": "bytes/s" if workload.bandwidth else "requests/s",
         "fio": workload.fio,
         "runs": runs,

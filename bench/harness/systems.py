@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 
-from . import fio
+from . import fio, limit
 from .process import Failed, run, server
 from .workloads import WORN_PASSES
 
@@ -36,6 +36,8 @@ class System:
     title = ""
     # Ratios are to this system's figure.
     is_peer = True
+    # How often the worn image is overwritten before its first run.
+    worn_passes = WORN_PASSES
     # Reads come from somewhere.
     has_content = True
 
@@ -69,7 +71,7 @@ class System:
     def wear(self, targets):
         """Overwrites the worn image, the first time that it is served."""
         if not self._worn:
-            fio.overwrite(targets, WORN_PASSES, self.settings.size_bytes, self.environment)
+            fio.overwrite(targets, self.worn_passes, self.settings.size_bytes, self.environment)
             self._worn = True
 
 
@@ -83,8 +85,10 @@ class Marcot(System):
 
     is_peer = False
 
-    def __init__(self, settings, name, title, parent):
+    def __init__(self, settings, name, title, parent, image=None):
         self.name = name
+        # Whatever the row says, its runs are on an image of this kind.
+        self.image = image
         self.title = title
         super().__init__(settings)
         self.parent = parent
@@ -142,10 +146,12 @@ class Marcot(System):
 
     @contextlib.contextmanager
     def serve(self, image, count):
+        image = self.image or image
         names = list(self._images(image, count))
         socket = self.socket(0)
         command = [self.program, "serve", "--socket", socket]
         log = self.directory / "server.log"
+        command = limit.inside(self.settings.group, command)
         with server([socket], *command, env=self.environment, log=log) as process:
             self.process = process
             targets = [nbd(socket, name) for name in names]
@@ -185,6 +191,14 @@ def deep_clone(settings):
     return Marcot(settings, "deep", f"marcot, {GENERATIONS} generations deep", parent)
 
 
+def worn_clone(settings):
+    """marcot, on clones that were overwritten at random before the first run."""
+    title = "marcot, overwritten twice before"
+    system = Marcot(settings, "worn", title, "template@base", image="worn")
+    system.worn_passes = 2
+    return system
+
+
 class Nothing(System):
     """A server that stores nothing, one process for each image."""
 
@@ -199,7 +213,8 @@ class Nothing(System):
         sockets = [self.socket(number) for number in range(count)]
         with contextlib.ExitStack() as stack:
             for socket in sockets:
-                stack.enter_context(server([socket], *self.command(socket)))
+                command = limit.inside(self.settings.group, self.command(socket))
+                stack.enter_context(server([socket], *command))
             yield [nbd(socket) for socket in sockets]
 
 
@@ -244,7 +259,8 @@ class FileSystem(System):
         log = self.directory / "server.log"
         with contextlib.ExitStack() as stack:
             for socket, path in zip(sockets, paths, strict=True):
-                stack.enter_context(server([socket], *self.command(socket, path), log=log))
+                command = limit.inside(self.settings.group, self.command(socket, path))
+                stack.enter_context(server([socket], *command, log=log))
             targets = [nbd(socket) for socket in sockets]
             if image == "worn":
                 self.wear(targets)
@@ -356,6 +372,7 @@ def peers(settings, names):
         "file": NbdkitFile,
         "null": NbdkitNull,
         "client": ClientLimit,
+        "medium": Medium,
         "qemu-raw": QemuRaw,
         "qcow2": lambda s: Qcow2(s, "qcow2", "qemu-nbd, qcow2 overlay", []),
         "qcow2-subclusters": lambda s: Qcow2(
@@ -373,4 +390,20 @@ def peers(settings, names):
     return [makers[name](settings) for name in names]
 
 
-PEERS = ["file", "null", "client", "qemu-raw", "qcow2", "qcow2-subclusters", "xfs-reflink", "rbd"]
+class Medium(System):
+    """fio itself, past the page cache, on a file of the same disk: what the medium takes."""
+
+    name = "medium"
+    title = "the medium, past the page cache"
+
+    @contextlib.contextmanager
+    def serve(self, image, count):
+        paths = [self.directory / f"image-{number}.raw" for number in range(count)]
+        for path in paths:
+            if not path.exists():
+                shutil.copyfile(self.settings.source, path)
+                os.sync()
+        yield [{"ioengine": "io_uring", "direct": 1, "filename": path} for path in paths]
+
+
+PEERS = ["file", "null", "client", "medium", "qemu-raw", "qcow2", "qcow2-subclusters", "xfs-reflink", "rbd"]

@@ -29,6 +29,8 @@ class Workload:
     # Bounds besides the floors: p99 latency to the first peer's, disk use to live data.
     p99_ratio_max: float | None = None
     disk_use_max: float | None = None
+    # Kept up: the run is looked at second by second, and its slowest second and p99.9 count.
+    sustained: bool = False
 
 
 def _random(direction, depth, **more):
@@ -139,10 +141,75 @@ WORKLOADS = [
 ]
 
 
-def named(names):
+# A second may be this part of the median second, at the least.
+SLOWEST_SECOND_MIN = 0.5
+
+
+def _sustained(name, title, options, floors, **more):
+    # As an installation or a database does it: at random places, with repetitions.
+    options = {"norandommap": 1, **options} if options["rw"] != "write" else options
+    return Workload(
+        name, title, options, floors, image="fresh", p99_ratio_max=1.0, sustained=True, **more
+    )
+
+
+SUSTAINED = [
+    _sustained(
+        "kept-up-randwrite-32",
+        "random write 4 KiB, depth 32",
+        _random("randwrite", 32),
+        {"file": 1.0, "client": 0.6},
+    ),
+    _sustained(
+        "kept-up-randwrite-16k",
+        "random write 16 KiB, depth 16",
+        {"rw": "randwrite", "bs": "16k", "iodepth": 16},
+        {"file": 1.0},
+    ),
+    _sustained(
+        "kept-up-randwrite-1", "random write 4 KiB, depth 1", _random("randwrite", 1), {"file": 1.0}
+    ),
+    _sustained(
+        "kept-up-write-1m",
+        "sequential write 1 MiB, depth 8",
+        _sequential("write"),
+        {"medium": 0.9},
+        bandwidth=True,
+    ),
+    _sustained(
+        "kept-up-mix",
+        "70/30 mix, depth 32",
+        _random("randrw", 32, rwmixread=70),
+        {"file": 1.1},
+        disk_use_max=1.4,
+    ),
+    _sustained(
+        "kept-up-flush-32",
+        "write + flush every 32, depth 32",
+        _random("randwrite", 32, fsync=32),
+        {"file": 1.5},
+    ),
+    _sustained(
+        "kept-up-flush-128",
+        "write + flush every 128, depth 32",
+        _random("randwrite", 32, fsync=128),
+        {"file": 1.5},
+    ),
+    _sustained(
+        "kept-up-two",
+        "two images at once (sum), random write 4 KiB, depth 32",
+        _random("randwrite", 32),
+        {"file": 1.5},
+        images=2,
+    ),
+]
+
+
+def named(names, table=None):
     """The workloads with these names, in the order of the table; all of them for no names."""
-    known = {workload.name for workload in WORKLOADS}
+    table = WORKLOADS if table is None else table
+    known = {workload.name for workload in table}
     unknown = sorted(set(names) - known)
     if unknown:
         raise ValueError(f"no such row: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    return [workload for workload in WORKLOADS if not names or workload.name in names]
+    return [workload for workload in table if not names or workload.name in names]
