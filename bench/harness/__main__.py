@@ -137,7 +137,9 @@ def make_source(settings):
 def measure_rows(settings, options):
     """The table."""
     if options.quick:
-        settings.size_bytes, settings.seconds, settings.rounds = 512 << 20, 2, 2
+        # A series needs some seconds.
+        settings.size_bytes, settings.rounds = 512 << 20, 2
+        settings.seconds = 5 if options.sustained else 2
     chosen = named(options.row, SUSTAINED if options.sustained else WORKLOADS)
     makers = {
         "fresh": systems.fresh_clone,
