@@ -20,7 +20,6 @@ const READ_BYTES_MAX: usize = 1 << 20;
 /// What a read in flight has to return.
 struct Asked {
     offset: u64,
-    bytes: usize,
     crcs: Vec<u32>,
 }
 
@@ -85,7 +84,7 @@ impl InFlight {
         let Candidate { number, offset, file, place, crcs } = candidate;
         let bytes = crcs.len() * BLOCK_BYTES as usize;
         let (file, buf, result) = (Arc::clone(file), vec![0; bytes], Ok(0));
-        self.asked.insert(number, Asked { offset, bytes, crcs: crcs.to_vec() });
+        self.asked.insert(number, Asked { offset, crcs: crcs.to_vec() });
         io.start(AsyncRead { number, file, offset: place, buf, result });
     }
 
@@ -159,7 +158,7 @@ impl Asked {
     fn compare(self, read: AsyncRead) -> EndedRead {
         let AsyncRead { number, buf, result, .. } = read;
         let blocks = buf.chunks_exact(BLOCK_BYTES as usize);
-        let is_whole = result.is_ok_and(|n| n == self.bytes)
+        let is_whole = result.is_ok_and(|n| n == buf.len())
             && blocks.zip(&self.crcs).all(|(block, crc)| crc32c(block) == *crc);
         EndedRead { number, offset: self.offset, buf, is_whole }
     }

@@ -1,7 +1,6 @@
 //! Appending to the journal: making the image ready for it, and applying completions.
 
 use marcot_format::group::LOG_SEGMENTS_MAX;
-
 use marcot_format::segment::SegmentKind;
 
 use super::Image;
@@ -33,7 +32,7 @@ impl Image {
         })?;
         let started = self.publish_start(epoch);
         if let Err(error) = started {
-            self.state.pages.add_all_dead(self.journal.abandon_start());
+            self.state.pages.add_dead(self.journal.abandon_start());
             if error.kind() == ErrorKind::NoSpace
                 && self.room.spends_reserve
                 && self.may_store_in_parts()
@@ -101,7 +100,6 @@ impl Image {
         let placed = self.journal.append(group, &mut self.in_flight)?;
         self.state.compaction.appended(slots);
         self.state.idle.appended(placed.header.crcs.len());
-        self.state.changed = true;
         self.state.apply(&placed, DamagedPages::Refuse).inspect_err(|error| {
             tracing::error!(image = %self.identity.label, error = %error.sentence(), "a logged write could not be mapped");
             self.poisoned = true;
@@ -136,9 +134,9 @@ impl Image {
     /// Takes the next completion that a caller waits for.
     pub(super) fn take_completion(&mut self) -> Option<Completion> {
         loop {
-            let Self { journal, mode, poisoned, identity, .. } = self;
-            let is_poisoned = *poisoned || journal.is_poisoned();
-            if let Some(stored) = journal.newly_stored(|| mode.check_owner(is_poisoned, identity)) {
+            if self.journal.is_awaited()
+                && let Some(stored) = self.journal.newly_stored(self.check_owner())
+            {
                 return Some(Completion::Written(stored));
             }
             match self.in_flight.take()? {

@@ -141,7 +141,7 @@ impl Image {
             }
             CheckpointOutcome::Failed { error, pages } => {
                 self.state.pages.not_written(pages);
-                self.state.pages.add_all_dead(covered.dead);
+                self.state.pages.add_dead(covered.dead);
                 self.state.changed = true;
                 let bytes_max = self.limits().checkpoint_log_bytes;
                 self.journal.not_covered(&covered.log, bytes_max);
@@ -159,12 +159,13 @@ impl Image {
     ) -> Result<CheckpointWork> {
         self.identity.pool.create_own_set(self.identity.id)?;
         let root = self.place_root()?;
+        let progress = self.progress();
         let mut head = self.head.clone();
         head.root = Some(root);
-        head.log = Some(self.log_position());
-        head.marks = Some(self.series.marks());
+        head.log = Some(progress.log);
+        head.marks = Some(progress.marks);
         change(&mut head);
-        let head = self.head.following(head, self.progress());
+        let head = self.head.following(head, progress);
         let pages = self.state.pages.take_pending();
         let (image, before) = (Arc::clone(&self.identity), self.head.stamp());
         let log_lost = self.journal.lost().clone();
@@ -175,8 +176,7 @@ impl Image {
     fn place_root(&mut self) -> Result<RootRecord> {
         self.with_free_names(&PAGES, |image| {
             let Self { identity, head, journal, state, series, .. } = image;
-            let open_data = journal.open_segment().map(|open| open.name);
-            state.place_root(&Owner { image: identity, head, open_data }, series)
+            state.place_root(&Owner::new(identity, head, journal), series)
         })
     }
 
@@ -185,8 +185,7 @@ impl Image {
         let bytes_max = self.limits().map_memory_bytes_soft();
         self.with_free_names(&PAGES, |image| {
             let Self { identity, head, journal, state, series, .. } = image;
-            let open_data = journal.open_segment().map(|open| open.name);
-            state.spill(&Owner { image: identity, head, open_data }, series, bytes_max)
+            state.spill(&Owner::new(identity, head, journal), series, bytes_max)
         })
     }
 
@@ -226,7 +225,7 @@ impl Image {
     /// Where the journal and the series stand.
     fn progress(&self) -> Progress {
         let marks = self.series.marks();
-        let open = self.journal.open_segment().map(|open| open.name);
+        let open = self.journal.open_name();
         let (map, table) = (self.state.pages.open_map(), self.state.pages.open_table());
         let open_from = SegmentMarks {
             data: open.map_or(marks.data, |name| name.sequence),

@@ -133,7 +133,7 @@ impl CheckpointJob {
 /// Removes segments that only earlier heads named. Those that readers of such a head may still need are
 /// removed after a later head.
 pub(super) fn remove_dead(image: &Identity, dead: Vec<SegmentName>, pages: &mut Pages) {
-    pages.add_all_dead(remove(image, dead));
+    pages.add_dead(remove(image, dead));
 }
 
 /// Removes segments, unless they have to stay for readers; returns those that stay.

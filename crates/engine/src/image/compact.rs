@@ -154,10 +154,9 @@ impl Image {
             &(Slot(0)..Slot(SEGMENT_SLOTS)),
             &mut self.in_flight,
         );
-        let files = Arc::clone(self.identity.pool.files());
         // It may be gone by now: overwritten whole, or rolled back.
-        let named =
-            self.state.table.name(victim.index, &files).is_ok_and(|name| name == victim.name);
+        let found = self.state.table.name(victim.index, self.identity.pool.files());
+        let named = found.is_ok_and(|name| name == victim.name);
         match if named { self.move_some(&mut victim) } else { Ok(false) } {
             Ok(true) => {
                 self.state.compaction.victim = Some(victim);
@@ -172,7 +171,8 @@ impl Image {
             }
         }
         self.state.compaction.due = true;
-        if named && self.state.table.get(victim.index, &files).is_ok_and(|entry| entry.live > 0) {
+        let entry = self.state.table.get(victim.index, self.identity.pool.files());
+        if named && entry.is_ok_and(|entry| entry.live > 0) {
             self.state.compaction.stuck.insert(victim.index);
         }
         Ok(true)
@@ -249,12 +249,11 @@ impl Image {
         &mut self,
         kind: SegmentKind,
     ) -> Result<Vec<(SegmentIndex, SegmentName, SegmentEntry)>> {
-        let files = Arc::clone(self.identity.pool.files());
-        let open_data = self.journal.open_segment().map(|open| open.name);
-        let open_map = self.state.pages.open_map();
+        let files = self.identity.pool.files();
+        let open = self.open_segments();
         let mut found = Vec::new();
-        self.state.table.for_each(&files, |index, entry, name| {
-            if name.kind == kind && Some(name) != open_data && Some(name) != open_map {
+        self.state.table.for_each(files, |index, entry, name| {
+            if name.kind == kind && !open.contains(&Some(name)) {
                 found.push((index, name, entry));
             }
             Ok(())

@@ -6,7 +6,7 @@ use marcot_format::record::ParentRecord;
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry, SnapId};
 
 use super::results::{DiffExtent, UsageRow};
-use super::{Image, OwnedRoot, RootOf, Source, empty_root, no_snapshot};
+use super::{Image, OwnedRoot, RootOf, Source, empty_root};
 use crate::error::Result;
 use crate::map::{self, TOP_LEVEL};
 
@@ -27,8 +27,7 @@ impl Image {
 
     fn state(&mut self, snap: Option<&str>) -> Result<OwnedRoot> {
         let Some(name) = snap else { return self.current_root() };
-        let found = self.head.snapshots.iter().find(|s| s.name == name && !s.trashed);
-        let snapshot = found.ok_or_else(|| no_snapshot(&self.identity.label, name))?;
+        let snapshot = self.snap_record(name)?;
         let root = snapshot.root.clone().unwrap_or_else(empty_root);
         Ok(OwnedRoot { of: self.root_of(Some(snapshot.id)), root })
     }

@@ -308,13 +308,12 @@ impl Image {
     /// none, and where to look next; `None` when all were looked at.
     fn foreign_blocks(&mut self, from: u64) -> Result<(Vec<u64>, Option<u64>)> {
         let own = self.identity.pool.id();
-        let files = Arc::clone(self.identity.pool.files());
         let top = self.state.map.top().clone();
         let mut names = SegmentNames::default();
         let mut found = Vec::new();
         let stretch = self.mapped_stretch(&top, from)?;
         for (block, segment) in &stretch {
-            if names.pool_of(&mut self.state.table, *segment, &files)? != own {
+            if names.pool_of(&mut self.state.table, *segment, self.identity.pool.files())? != own {
                 found.push(*block);
                 if found.len() == COPY_BLOCKS {
                     return Ok((found, Some(block + 1)));
@@ -386,8 +385,7 @@ impl Image {
             let (map, mut source) = self.state.parts();
             map.rewrite_page(entry.address, level, base, &mut source)?;
         }
-        let files = Arc::clone(self.identity.pool.files());
-        self.state.table.rewrite(&files)?;
+        self.state.table.rewrite(self.identity.pool.files())?;
         self.state.changed = true;
         Ok(())
     }

@@ -237,17 +237,17 @@ impl Image {
 
     /// Makes sure that the next checkpoint drops segments from the table of which nothing is live.
     fn find_forgotten(&mut self) -> Result<()> {
-        let files = Arc::clone(self.identity.pool.files());
-        let open = [self.journal.open_segment().map(|open| open.name), self.state.pages.open_map()];
+        let files = self.identity.pool.files();
+        let open = self.open_segments();
         let mut forgotten = Vec::new();
-        self.state.table.for_each(&files, |index, entry, name| {
+        self.state.table.for_each(files, |index, entry, name| {
             if entry.live == 0 && !open.contains(&Some(name)) {
                 forgotten.push(index);
             }
             Ok(())
         })?;
         for index in forgotten {
-            self.state.table.count(index, 0, 0, &files)?;
+            self.state.table.count(index, 0, 0, files)?;
             self.state.changed = true;
         }
         Ok(())
@@ -301,13 +301,13 @@ impl Image {
             self.state.idle.waits_for_readers = true;
             return Ok(Some(Work::Empty));
         }
-        let files = Arc::clone(self.identity.pool.files());
+        let files = self.identity.pool.files();
         let (own, id) = (self.identity.pool.id(), self.identity.id);
         // The live slots of a segment are those of the root that names most of it. All roots together may
         // name more, so a segment may be looked at in vain.
         let mut found: HashMap<SegmentName, (u32, Option<u32>)> = HashMap::new();
         let mut gather = |table: &mut SegmentTable, is_head: bool| {
-            table.for_each(&files, |_, entry, name| {
+            table.for_each(files, |_, entry, name| {
                 if name.kind == SegmentKind::Data && name.author == id && name.pool == own {
                     let (live, used) = found.entry(name).or_default();
                     *live = (*live).max(entry.live);
@@ -328,7 +328,7 @@ impl Image {
         let shared = self.head.shared_below.unwrap_or_default().data;
         self.state.idle.punched.retain(|name, _| found.contains_key(name));
         let mut left = Vec::new();
-        let open = self.journal.open_segment().map(|open| open.name);
+        let open = self.journal.open_name();
         for (name, (live, used)) in found {
             // A closed segment of which nothing is named is removed as a whole, and may be gone already.
             if live == 0 && open != Some(name) {
@@ -395,7 +395,7 @@ impl Image {
     /// Opens a segment for punching; `None` where nothing may be punched out of it.
     fn open_to_punch(&mut self, name: SegmentName) -> Result<Option<Opened>> {
         let context = || format!("cannot give space of segment {name} back");
-        let files = Arc::clone(self.identity.pool.files());
+        let files = self.identity.pool.files();
         let file = files.open_as_it_is(name, true).map_err(|error| error.context(context()))?;
         let mut header = vec![0; SEGMENT_HEADER_BYTES];
         let n = file.read_at(0, &mut header).at(context)?;
@@ -403,7 +403,7 @@ impl Image {
             return Ok(None);
         }
         let mut index = None;
-        self.state.table.for_each(&files, |at, _, found| {
+        self.state.table.for_each(files, |at, _, found| {
             if found == name {
                 index = Some(at);
             }
@@ -469,7 +469,7 @@ impl Image {
         slot: Slot,
         snapshots: &mut [(u32, Map, SegmentTable)],
     ) -> Result<bool> {
-        let files = Arc::clone(self.identity.pool.files());
+        let files = self.identity.pool.files();
         let at = |leaf: Option<&[MapEntry]>| leaf.map(|leaf| leaf[position(block, 0)].address);
         if let Some(index) = opened.index {
             let (map, mut source) = self.state.parts();
@@ -482,11 +482,11 @@ impl Image {
             if opened.name.sequence >= *below {
                 continue;
             }
-            let leaf = map.leaf(block, &mut Source::new(table, Arc::clone(&files)))?;
+            let leaf = map.leaf(block, &mut Source::new(table, Arc::clone(files)))?;
             let address = at(leaf.map(|leaf| &leaf[..]));
             let named = address.filter(|a| !a.is_hole() && !a.is_lost() && a.slot() == slot);
             if let Some(address) = named
-                && table.name(address.index(), &files)? == opened.name
+                && table.name(address.index(), files)? == opened.name
             {
                 return Ok(true);
             }

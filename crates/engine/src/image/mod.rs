@@ -49,7 +49,7 @@ use crate::in_flight::InFlight;
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::root::{OwnedRoot, RootOf, Source, empty_root};
-use crate::segment::Series;
+use crate::segment::{SegmentName, Series};
 
 use checkpoint_job::CheckpointJob;
 use head::Head;
@@ -73,26 +73,6 @@ enum Mode {
     Reader { _lock: Option<Box<dyn Lock>> },
     /// Reads a snapshot; holds the snapshot's pin where the pool can be written.
     Snapshot { _pin: Option<Box<dyn Lock>> },
-}
-
-impl Mode {
-    /// Fails where the image cannot be written.
-    fn check_owner(&self, is_poisoned: bool, image: &Identity) -> Result<()> {
-        let label = &image.label;
-        match self {
-            Self::Owner { .. } if is_poisoned => fail(
-                ErrorKind::Poisoned,
-                format!("{label} lost an earlier write to its medium; close it and open it again"),
-            ),
-            Self::Owner { .. } => Ok(()),
-            Self::Reader { .. } => {
-                fail(ErrorKind::ReadOnly, format!("{label} was opened read-only"))
-            }
-            Self::Snapshot { .. } => {
-                fail(ErrorKind::ReadOnly, format!("{label} is a snapshot and cannot be written"))
-            }
-        }
-    }
 }
 
 /// An open image or snapshot.
@@ -248,7 +228,20 @@ impl Image {
     }
 
     fn check_owner(&self) -> Result<()> {
-        self.mode.check_owner(self.is_poisoned(), &self.identity)
+        let label = &self.identity.label;
+        match self.mode {
+            Mode::Owner { .. } if self.is_poisoned() => fail(
+                ErrorKind::Poisoned,
+                format!("{label} lost an earlier write to its medium; close it and open it again"),
+            ),
+            Mode::Owner { .. } => Ok(()),
+            Mode::Reader { .. } => {
+                fail(ErrorKind::ReadOnly, format!("{label} was opened read-only"))
+            }
+            Mode::Snapshot { .. } => {
+                fail(ErrorKind::ReadOnly, format!("{label} is a snapshot and cannot be written"))
+            }
+        }
     }
 
     /// True once something that was acknowledged may be gone.
@@ -310,6 +303,11 @@ impl Image {
                 group: self.journal.group_next(),
             },
         }
+    }
+
+    /// The data segment and the map segment that are being written. Nobody may empty or remove them.
+    fn open_segments(&self) -> [Option<SegmentName>; 2] {
+        [self.journal.open_name(), self.state.pages.open_map()]
     }
 
     /// Makes the log durable.

@@ -8,10 +8,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use marcot_format::group::{GroupHeader, RecordKind};
+use marcot_format::group::RecordKind;
 use marcot_format::{
     BLOCK_BYTES, BlockAddress, IMAGE_BYTES_MAX, MAP_FANOUT, MapEntry, SegmentIndex, Slot,
 };
+
+use crate::journal::Placed;
 
 /// About the memory of a run without its checksums, in bytes.
 const RUN_BYTES: u64 = 128;
@@ -87,8 +89,9 @@ impl Overlay {
         self.window = (0, 0);
     }
 
-    /// Takes in a group, whose data starts at `data_slot` of the segment at `index`.
-    pub(super) fn apply(&mut self, header: &GroupHeader, index: SegmentIndex, data_slot: Slot) {
+    /// Takes in a group.
+    pub(super) fn apply(&mut self, placed: &Placed) {
+        let Placed { header, index, data_slot } = placed;
         let mut done = 0;
         for record in &header.records {
             let end = record.block + record.count;
@@ -98,7 +101,7 @@ impl Overlay {
                     let first = done;
                     done += record.count as usize;
                     Some(Written {
-                        index,
+                        index: *index,
                         slot: data_slot.after(first as u32),
                         crcs: header.crcs[first..done].into(),
                         at: 0,
@@ -228,7 +231,7 @@ fn cut(run: &Run, start: u64, from: u64, to: u64) -> Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use marcot_format::group::Record;
+    use marcot_format::group::{GroupHeader, Record};
 
     fn group(kind: RecordKind, block: u64, count: u64, crc: u32) -> GroupHeader {
         let crcs = match kind {
@@ -259,21 +262,21 @@ mod tests {
                 let kind = if draw(3) == 0 { RecordKind::Discard } else { RecordKind::Write };
                 let block = draw(BLOCKS);
                 let count = (1 + draw(if n % 50 == 0 { 300 } else { 3 })).min(BLOCKS - block);
-                groups.push((
-                    group(kind, block, count, n * 1000),
-                    SegmentIndex(1 + n % 3),
-                    Slot(n * 10),
-                ));
+                groups.push(Placed {
+                    header: group(kind, block, count, n * 1000),
+                    index: SegmentIndex(1 + n % 3),
+                    data_slot: Slot(n * 10),
+                });
             }
             let mut expected: Vec<Option<MapEntry>> = vec![None; BLOCKS as usize];
-            for (header, index, slot) in &groups {
+            for Placed { header, index, data_slot } in &groups {
                 let record = header.records[0];
                 for i in 0..record.count {
                     let written = record.kind == RecordKind::Write;
                     expected[(record.block + i) as usize] = Some(match written {
                         false => MapEntry::HOLE,
                         true => MapEntry {
-                            address: BlockAddress::of_block(*index, slot.after(i as u32)),
+                            address: BlockAddress::of_block(*index, data_slot.after(i as u32)),
                             crc: header.crcs[i as usize],
                         },
                     });
@@ -285,8 +288,8 @@ mod tests {
                 if leaf == 0 || !overlay.covers(leaf, leaf + MAP_FANOUT as u64) {
                     overlay.restart(leaf);
                     restarts += 1;
-                    for (header, index, slot) in &groups {
-                        overlay.apply(header, *index, *slot);
+                    for placed in &groups {
+                        overlay.apply(placed);
                         assert!(overlay.bytes <= overlay.bytes_max + 4096 + 2 * RUN_BYTES);
                     }
                 }

@@ -4,12 +4,12 @@
 //! to them.
 
 use marcot_format::table::TABLE_PAGE_BYTES;
+use marcot_format::{MapUnit, SegmentIndex};
 
 use super::head::Head;
 use crate::error::Result;
 use crate::segment::{PageWriter, SegmentName, Series, WrittenPages};
 use crate::table::SegmentTable;
-use marcot_format::{MapUnit, SegmentIndex};
 
 /// The first places of pages that may not be on disk yet. Table indices, the numbers of an author's segments
 /// and places within one segment only grow.
@@ -89,13 +89,8 @@ impl Pages {
         self.pending = pages;
     }
 
-    /// A segment is to be removed once the next head is durable.
-    pub(super) fn add_dead(&mut self, name: SegmentName) {
-        self.dead.push(name);
-    }
-
-    /// As [`Self::add_dead`], for several.
-    pub(super) fn add_all_dead(&mut self, names: impl IntoIterator<Item = SegmentName>) {
+    /// Segments are to be removed once the next head is durable.
+    pub(super) fn add_dead(&mut self, names: impl IntoIterator<Item = SegmentName>) {
         self.dead.extend(names);
     }
 

@@ -15,6 +15,7 @@ use super::pages::Pages;
 use super::state::State;
 use crate::catalog::Identity;
 use crate::error::{ErrorKind, Result, fail};
+use crate::journal::Journal;
 use crate::map::PageSink;
 use crate::segment::{SegmentName, Series};
 use crate::table::{SegmentTable, TableSink};
@@ -32,6 +33,12 @@ pub(super) struct Owner<'a> {
     pub head: &'a Head,
     /// The data segment that is being written.
     pub open_data: Option<SegmentName>,
+}
+
+impl<'a> Owner<'a> {
+    pub(super) fn new(image: &'a Identity, head: &'a Head, journal: &Journal) -> Self {
+        Self { image, head, open_data: journal.open_name() }
+    }
 }
 
 /// Places map pages, and counts them in the table.
@@ -78,9 +85,7 @@ fn close_map_segment(pages: &mut Pages, table: &mut SegmentTable, image: &Identi
         return;
     }
     pages.map.close_segment();
-    if let Err(error) = table.look_again(pages.map_index, image.pool.files()) {
-        tracing::warn!(image = %image.label, error = %error.sentence(), "a segment may be left behind");
-    }
+    table.close_segment(pages.map_index, image.pool.files(), &image.label);
 }
 
 /// Places table pages.
@@ -176,7 +181,7 @@ impl State {
         let dropped = self.table.drop_dead(|name| {
             Some(*name) == open_data || Some(*name) == open_map || head.keeps(name)
         })?;
-        self.pages.add_all_dead(dropped.into_iter().filter(|name| head.is_private(name)));
+        self.pages.add_dead(dropped.into_iter().filter(|name| head.is_private(name)));
         self.rewrite_table_if_due(owner)?;
         let position = self.table.pool_position(image.pool.id());
         let before = self.own_table_segments(image)?;
@@ -184,7 +189,7 @@ impl State {
         self.table.store(image.id, &mut TablePages { owner, pages, series, position }, root)?;
         let after = self.own_table_segments(image)?;
         let gone = before.into_iter().filter(|n| !after.contains(n) && head.is_private(n));
-        self.pages.add_all_dead(gone);
+        self.pages.add_dead(gone);
         Ok(())
     }
 
@@ -205,7 +210,7 @@ impl State {
             self.table.rewrite(owner.image.pool.files())?;
             self.pages.table.close_segment();
             if owner.head.is_private(&name) {
-                self.pages.add_dead(name);
+                self.pages.add_dead([name]);
             }
         }
         Ok(())

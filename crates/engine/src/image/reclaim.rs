@@ -59,10 +59,10 @@ impl Image {
         if self.postponed_for_readers() {
             return Ok(());
         }
-        let files = Arc::clone(self.identity.pool.files());
+        let files = self.identity.pool.files();
         let mut named: HashSet<SegmentName> =
             self.state.table.page_segments()?.into_iter().collect();
-        self.state.table.for_each(&files, |_, _, name| {
+        self.state.table.for_each(files, |_, _, name| {
             named.insert(name);
             Ok(())
         })?;
@@ -104,9 +104,9 @@ impl Image {
         let (map, mut names) = self.root_of(None).open(&root)?;
         let mut source = Source::new(&mut names, Arc::clone(self.identity.pool.files()));
         let (live, mapped) = crate::root::count_all(map.top(), &mut source)?;
-        let files = Arc::clone(self.identity.pool.files());
+        let files = self.identity.pool.files();
         let mut wrong = Vec::new();
-        self.state.table.for_each(&files, |index, entry, _| {
+        self.state.table.for_each(files, |index, entry, _| {
             let found = live.get(&index).copied().unwrap_or(0);
             if found != u64::from(entry.live) {
                 wrong.push((index, found as i64 - i64::from(entry.live)));
@@ -114,7 +114,7 @@ impl Image {
             Ok(())
         })?;
         for (index, difference) in wrong {
-            self.state.table.count(index, difference, 0, &files)?;
+            self.state.table.count(index, difference, 0, files)?;
         }
         self.state.map.set_mapped_blocks(mapped);
         self.state.changed = true;

@@ -81,7 +81,7 @@ impl Image {
             let data_slot = Slot(cursor.slot).after(header.header_blocks() as u32);
             let placed = Placed { header, index, data_slot };
             match &mut overlay {
-                Some(overlay) => overlay.apply(&placed.header, index, data_slot),
+                Some(overlay) => overlay.apply(&placed),
                 None => {
                     self.state.apply(&placed, DamagedPages::GiveUp)?;
                     self.spill()?;
@@ -162,9 +162,10 @@ impl Image {
                 _ => index.insert((cursor.name.sequence, self.index_of(cursor.name)?)).1,
             };
             let data_slot = Slot(cursor.slot).after(header.header_blocks() as u32);
-            overlay.apply(&header, index, data_slot);
-            *slots.entry(index).or_default() += header.crcs.len() as u32;
-            cursor.slot += header.blocks() as u32;
+            let placed = Placed { header, index, data_slot };
+            overlay.apply(&placed);
+            *slots.entry(index).or_default() += placed.header.crcs.len() as u32;
+            cursor.slot += placed.header.blocks() as u32;
         }
         Ok(slots)
     }
@@ -284,13 +285,7 @@ impl Image {
     /// because a head will name it. The previous process may have ended with its writes only in the page
     /// cache, or after a sync that failed.
     fn open_cursor(&self, sequence: u32, slot: u32) -> Result<Option<Cursor>> {
-        let name = SegmentName {
-            pool: self.identity.pool.id(),
-            copies: 0,
-            author: self.identity.id,
-            kind: SegmentKind::Data,
-            sequence,
-        };
+        let name = self.series.name(SegmentKind::Data, sequence);
         let first = self.head.log.unwrap_or_default().sequence;
         if sequence.saturating_sub(first) > LOG_SEGMENTS_MAX {
             return Ok(None);
@@ -361,9 +356,9 @@ impl Image {
     /// Table index of a segment of the log. The table has it only if a checkpoint saw it; otherwise it is
     /// added.
     fn index_of(&mut self, name: SegmentName) -> Result<SegmentIndex> {
-        let files = Arc::clone(self.identity.pool.files());
+        let files = self.identity.pool.files();
         let mut found = None;
-        self.state.table.for_each(&files, |index, _, n| {
+        self.state.table.for_each(files, |index, _, n| {
             if n == name {
                 found = Some(index);
             }
@@ -371,7 +366,7 @@ impl Image {
         })?;
         match found {
             Some(index) => Ok(index),
-            None => self.state.table.add(name, &files),
+            None => self.state.table.add(name, files),
         }
     }
 }

@@ -61,11 +61,8 @@ impl Image {
 
     /// True where the next checkpoint makes room, because it removes segments.
     pub(super) fn has_dead(&self) -> bool {
-        let open_data = self.journal.open_segment().map(|open| open.name);
-        let open_map = self.state.pages.open_map();
-        let goes = |name: &_| {
-            Some(*name) != open_data && Some(*name) != open_map && self.head.is_private(name)
-        };
+        let open = self.open_segments();
+        let goes = |name: &_| !open.contains(&Some(*name)) && self.head.is_private(name);
         self.state.pages.has_dead() || self.state.table.has_dead(goes)
     }
 

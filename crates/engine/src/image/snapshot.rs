@@ -27,7 +27,7 @@ fn share(head: &mut HeadRecord, snap: u64) {
 }
 
 impl Image {
-    fn snap_record(&self, name: &str) -> Result<&SnapshotRecord> {
+    pub(super) fn snap_record(&self, name: &str) -> Result<&SnapshotRecord> {
         let found = self.head.snapshots.iter().find(|s| s.name == name && !s.trashed);
         found.ok_or_else(|| no_snapshot(&self.identity.label, name))
     }

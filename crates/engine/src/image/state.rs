@@ -107,6 +107,7 @@ impl State {
     /// Changes the map as a group says.
     pub(super) fn apply(&mut self, placed: &Placed, damaged: DamagedPages) -> Result<()> {
         let Placed { header, index, data_slot } = placed;
+        self.changed = true;
         let data_blocks = header.crcs.len();
         // The blocks are counted before the map names them: a block that the group writes twice is released
         // again at once.
@@ -136,7 +137,6 @@ impl State {
                 block = stop;
             }
         }
-        self.changed = true;
         Ok(())
     }
 

@@ -163,6 +163,11 @@ impl Journal {
         Some(OpenSegment { name: *name, index: *index, slot: *slot })
     }
 
+    /// The name of the segment that is being written.
+    pub(crate) fn open_name(&self) -> Option<SegmentName> {
+        self.log.as_ref().map(|log| log.name)
+    }
+
     /// Where the next group will start, while the journal is open.
     pub(crate) fn position(&self) -> Option<LogPosition> {
         let Log { name, slot, .. } = self.log.as_ref()?;
@@ -316,9 +321,7 @@ impl Journal {
 
     /// Closes a segment. Nothing is appended to it any more, so it may be removed when it is dead.
     fn close_segment(&mut self, log: Log, table: &mut SegmentTable) {
-        if let Err(error) = table.look_again(log.index, self.image.pool.files()) {
-            tracing::warn!(image = %self.image.label, error = %error.sentence(), "a segment may be left behind");
-        }
+        table.close_segment(log.index, self.image.pool.files(), &self.image.label);
         self.cut(log);
     }
 
@@ -535,17 +538,16 @@ impl Journal {
         Ok(self.direct.begin_to_await().then(|| self.group_next - 1))
     }
 
+    /// True where writers wait for [`Self::newly_stored`].
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.direct.is_awaited()
+    }
+
     /// The next completion for writers that wait: the number below which all groups are stored. `usable`
-    /// fails where the image cannot be used at all.
-    pub(crate) fn newly_stored(
-        &mut self,
-        usable: impl FnOnce() -> Result<()>,
-    ) -> Option<Result<u64>> {
-        if !self.direct.is_awaited() {
-            return None;
-        }
+    /// says whether the image can be used at all.
+    pub(crate) fn newly_stored(&mut self, usable: Result<()>) -> Option<Result<u64>> {
         // Nothing is acknowledged any more, whatever made the image unusable.
-        if let Err(error) = self.direct.check().and_then(|()| usable()) {
+        if let Err(error) = self.direct.check().and(usable) {
             self.direct.end_awaiting();
             return Some(Err(error));
         }

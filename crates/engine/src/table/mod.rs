@@ -507,6 +507,14 @@ impl SegmentTable {
         }
     }
 
+    /// As [`Self::look_again`], for a segment of the image `label` that is not appended to any more. Where its
+    /// entry cannot be read, the segment may be left behind.
+    pub(crate) fn close_segment(&mut self, index: SegmentIndex, files: &Files, label: &str) {
+        if let Err(error) = self.look_again(index, files) {
+            tracing::warn!(image = %label, error = %error.sentence(), "a segment may be left behind");
+        }
+    }
+
     /// True where [`Self::drop_dead`] would drop a segment for which `goes` is true.
     pub(crate) fn has_dead(&self, goes: impl Fn(&SegmentName) -> bool) -> bool {
         let looked_at = self.leaves.iter().filter(|leaf| leaf.dirty);
