@@ -2,14 +2,34 @@
 
 use marcot::{Error, ErrorKind};
 
-/// Input/output error: also for kinds that this version does not know.
-const EIO: i32 = 5;
+/// No such file or directory.
+pub const ENOENT: i32 = 2;
+/// Input/output error.
+pub const EIO: i32 = 5;
+/// Device or resource busy.
+pub const EBUSY: i32 = 16;
+/// File exists.
+pub const EEXIST: i32 = 17;
+/// Invalid cross-device link.
+pub const EXDEV: i32 = 18;
+/// Is a directory.
+pub const EISDIR: i32 = 21;
+/// Invalid argument.
+pub const EINVAL: i32 = 22;
+/// Inappropriate ioctl for device.
+pub const ENOTTY: i32 = 25;
+/// Numerical argument out of domain.
+pub const EDOM: i32 = 33;
+/// Directory not empty.
+pub const ENOTEMPTY: i32 = 39;
+/// Operation not supported.
+pub const EOPNOTSUPP: i32 = 95;
 
 /// The errno that `rbd` 16.2 would exit with for an error of this kind.
 #[must_use]
 pub fn of_kind(kind: ErrorKind) -> i32 {
     match kind {
-        ErrorKind::NotFound => 2,
+        ErrorKind::NotFound => ENOENT,
         ErrorKind::Interrupted => 4,
         ErrorKind::Io | ErrorKind::Corrupt | ErrorKind::Poisoned => EIO,
         ErrorKind::PermissionDenied => 13,
@@ -17,20 +37,21 @@ pub fn of_kind(kind: ErrorKind) -> i32 {
         | ErrorKind::Owned
         | ErrorKind::HasChildren
         | ErrorKind::Protected
-        | ErrorKind::NotEmpty => 16,
-        ErrorKind::Exists => 17,
+        | ErrorKind::NotEmpty => EBUSY,
+        ErrorKind::Exists => EEXIST,
         ErrorKind::Invalid
         | ErrorKind::NotProtected
         | ErrorKind::NoParent
-        | ErrorKind::OutOfRange => 22,
+        | ErrorKind::OutOfRange => EINVAL,
         ErrorKind::Exhausted => 24,
         ErrorKind::NoSpace => 28,
         ErrorKind::ReadOnly => 30,
         ErrorKind::NameTooLong => 36,
-        ErrorKind::HasSnapshots => 39,
-        ErrorKind::Unsupported | ErrorKind::NewerFormat => 95,
+        ErrorKind::HasSnapshots => ENOTEMPTY,
+        ErrorKind::Unsupported | ErrorKind::NewerFormat => EOPNOTSUPP,
         ErrorKind::Fenced => 108,
         ErrorKind::TooMany => 122,
+        // A kind that this version does not know.
         _ => EIO,
     }
 }

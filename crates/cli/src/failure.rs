@@ -7,38 +7,15 @@
 use std::fmt;
 
 use marcot::Remedy;
-use marcot::printable::printable;
-use marcot::printable::system_words;
+use marcot::printable::{printable, system_words};
 
-use crate::errno;
+use crate::errno::{self, EINVAL, EIO};
 
 /// Result of everything a command does.
 pub type Outcome<T = ()> = std::result::Result<T, Failure>;
 
 /// Exit status of a command line that cannot be understood.
 pub const STATUS_USAGE: i32 = 1;
-/// No such file or directory.
-pub const ENOENT: i32 = 2;
-/// Input/output error.
-pub const EIO: i32 = 5;
-/// Device or resource busy.
-pub const EBUSY: i32 = 16;
-/// File exists.
-pub const EEXIST: i32 = 17;
-/// Invalid cross-device link.
-pub const EXDEV: i32 = 18;
-/// Is a directory.
-pub const EISDIR: i32 = 21;
-/// Invalid argument.
-pub const EINVAL: i32 = 22;
-/// Inappropriate ioctl for device.
-pub const ENOTTY: i32 = 25;
-/// Numerical argument out of domain.
-pub const EDOM: i32 = 33;
-/// Directory not empty.
-pub const ENOTEMPTY: i32 = 39;
-/// Operation not supported.
-pub const EOPNOTSUPP: i32 = 95;
 
 /// One line of standard error.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -221,6 +198,7 @@ pub fn strerror(errno: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::errno::{EEXIST, ENOENT};
     use marcot::ErrorKind;
 
     #[test]

@@ -6,7 +6,8 @@
 use marcot::CreateOptions;
 
 use crate::args::{Args, parse};
-use crate::failure::{EDOM, EINVAL, EOPNOTSUPP, Failure, Outcome};
+use crate::errno::{EDOM, EINVAL, EOPNOTSUPP};
+use crate::failure::{Failure, Outcome};
 
 /// The default object order: objects of 4 MiB.
 pub use marcot::ORDER_DEFAULT;

@@ -11,7 +11,8 @@ use marcot_client::{Client, DEFAULT_POOL, Image, ImageSpec, Interrupt, Namespace
 use crate::args::Args;
 use crate::args::names::Target;
 use crate::environment::STORE_VARIABLE;
-use crate::failure::{ENOENT, Failure, Outcome};
+use crate::errno::ENOENT;
+use crate::failure::{Failure, Outcome};
 use crate::output::warn;
 use crate::progress::{Measure, Progress};
 use crate::shown::worded;

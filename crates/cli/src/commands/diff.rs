@@ -5,7 +5,8 @@ use marcot_client::inspect::{Diff, DiffExtent};
 use super::IMAGE_OR_SNAP_SPEC;
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, options};
-use crate::failure::{EINVAL, ENOENT, Failure, Outcome};
+use crate::errno::{EINVAL, ENOENT};
+use crate::failure::{Failure, Outcome};
 use crate::output::{Align, Node, Table};
 use crate::session::{self, Session};
 

@@ -6,7 +6,8 @@ use marcot_client::Image;
 use super::{DEST_IMAGE_SPEC, IMAGE_SPEC};
 use crate::args::names::{self, Role, SnapRule, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::failure::{EBUSY, ENOTEMPTY, Failure, Outcome};
+use crate::errno::{EBUSY, ENOTEMPTY};
+use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::session::{self, Session};
 

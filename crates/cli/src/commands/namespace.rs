@@ -5,7 +5,8 @@ use marcot::ErrorKind;
 use super::{POOL_NAME, POOL_SPEC};
 use crate::args::names::{self, Target};
 use crate::args::{Args, CommandSpec, options};
-use crate::failure::{EBUSY, ENOENT, Failure, Outcome};
+use crate::errno::{EBUSY, ENOENT};
+use crate::failure::{Failure, Outcome};
 use crate::output::{Align, Node, Table};
 use crate::session::Session;
 

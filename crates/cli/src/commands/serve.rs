@@ -12,7 +12,8 @@ use marcot_serve::nbd::{
 };
 
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::failure::{EINVAL, Failure, Outcome};
+use crate::errno::EINVAL;
+use crate::failure::{Failure, Outcome};
 use crate::output::{line, out};
 use crate::session::Session;
 use crate::{logging, signals};
