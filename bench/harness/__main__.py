@@ -149,7 +149,7 @@ def measure_rows(settings, options):
     ours = [makers[depth](settings) for depth in options.depth]
     peers = systems.peers(settings, options.peers)
     if options.before:
-        peers.insert(0, systems.Before(settings))
+        peers.insert(0, systems.before(settings))
     make_source(settings)
     for system in [*ours, *peers]:
         say(f"preparing {system.title}")

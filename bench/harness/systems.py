@@ -55,6 +55,10 @@ class System:
         """Where server `number` listens; short, because such paths are bounded."""
         return self.settings.sockets / f"{self.name}-{number}"
 
+    def server(self, sockets, command, **more):
+        """A server, within the memory that servers may have."""
+        return server(sockets, *limit.inside(self.settings.group, command), **more)
+
     @contextlib.contextmanager
     def serve(self, image, count):
         """Serves `count` images; yields one dict of fio's options for each."""
@@ -85,19 +89,17 @@ class Marcot(System):
 
     is_peer = False
 
-    def __init__(self, settings, name, title, parent, image=None):
+    def __init__(self, settings, name, title, parent, *, program=None, image=None):
         self.name = name
         # Whatever the row says, its runs are on an image of this kind.
         self.image = image
         self.title = title
         super().__init__(settings)
         self.parent = parent
-        self.program = settings.marcot
-        self._keep_in(settings.directory / "marcot")
+        # Another build has a store of its own.
+        self.program = program or settings.marcot
+        self.directory = settings.directory / ("marcot" if program is None else name)
         self._made = 0
-
-    def _keep_in(self, directory):
-        self.directory = directory
         self.store = self.directory / "store"
         self.environment = {"MARCOT_STORE": str(self.store)}
 
@@ -151,8 +153,7 @@ class Marcot(System):
         socket = self.socket(0)
         command = [self.program, "serve", "--socket", socket]
         log = self.directory / "server.log"
-        command = limit.inside(self.settings.group, command)
-        with server([socket], *command, env=self.environment, log=log) as process:
+        with self.server([socket], command, env=self.environment, log=log) as process:
             self.process = process
             targets = [nbd(socket, name) for name in names]
             if image == "worn":
@@ -174,15 +175,12 @@ def fresh_clone(settings):
     return Marcot(settings, "fresh", "marcot, fresh clone", "template@base")
 
 
-class Before(Marcot):
-    """Another build of marcot, say the one before a change: a peer, with a store of its own."""
-
-    is_peer = True
-
-    def __init__(self, settings):
-        super().__init__(settings, "before", f"{settings.before}, fresh clone", "template@base")
-        self.program = settings.before
-        self._keep_in(settings.directory / "before")
+def before(settings):
+    """Another build of marcot, say the one before a change: a peer."""
+    title = f"{settings.before}, fresh clone"
+    system = Marcot(settings, "before", title, "template@base", program=settings.before)
+    system.is_peer = True
+    return system
 
 
 def deep_clone(settings):
@@ -213,8 +211,7 @@ class Nothing(System):
         sockets = [self.socket(number) for number in range(count)]
         with contextlib.ExitStack() as stack:
             for socket in sockets:
-                command = limit.inside(self.settings.group, self.command(socket))
-                stack.enter_context(server([socket], *command))
+                stack.enter_context(self.server([socket], self.command(socket)))
             yield [nbd(socket) for socket in sockets]
 
 
@@ -259,8 +256,7 @@ class FileSystem(System):
         log = self.directory / "server.log"
         with contextlib.ExitStack() as stack:
             for socket, path in zip(sockets, paths, strict=True):
-                command = limit.inside(self.settings.group, self.command(socket, path))
-                stack.enter_context(server([socket], *command, log=log))
+                stack.enter_context(self.server([socket], self.command(socket, path), log=log))
             targets = [nbd(socket) for socket in sockets]
             if image == "worn":
                 self.wear(targets)

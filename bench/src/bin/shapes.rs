@@ -2,7 +2,7 @@
 //! the process. Prints one line a point: shape, what it was measured at, value and unit, separated
 //! by tabs.
 //!
-//! usage: shapes NAME DIRECTORY [SCALE]
+//! usage: `shapes NAME DIRECTORY [SCALE]`
 //!
 //! NAME is `sizes`, `generations`, `images`, `busy`, `flatten`, `discard`, `memory` or `replay`;
 //! SCALE divides the larger ranges, for a quick look. What is measured many times is given as its
