@@ -279,6 +279,25 @@ fn owners() -> Vec<Scenario> {
                 Close { slot: 0 },
             ],
         ),
+        scenario(
+            "the log goes over the end of a segment, past a segment of copies",
+            vec![
+                create(0, 0, 100),
+                write(0, 0, 100),
+                Close { slot: 0 },
+                // The other blocks of the first segment are copied meanwhile.
+                Fill { slot: 0, salt: 3 },
+                write(0, 0, 20),
+                write(0, 30, 20),
+                write(0, 55, 9),
+                write(0, 50, 3),
+                Flush { slot: 0 },
+                write(0, 60, 1),
+                Checkpoint { slot: 0 },
+                write(0, 70, 20),
+                Read { slot: 0 },
+            ],
+        ),
     ]
 }
 

@@ -248,6 +248,12 @@ impl Fixture {
         file.write_all_at(bytes, offset).unwrap();
     }
 
+    /// Changes a byte of a segment, whatever it is.
+    fn damage(&self, name: SegmentName, offset: u64) {
+        let byte = std::fs::read(self.path(name)).unwrap()[offset as usize];
+        self.write(name, offset, &[!byte]);
+    }
+
     /// Whether the cache has the segment: it is read although its file is gone.
     fn is_open(&self, name: SegmentName) -> bool {
         let (path, away) = (self.path(name), self.path(name).with_extension("away"));
@@ -294,7 +300,7 @@ fn the_header_of_another_segment_is_refused_and_a_damaged_one_is_not() {
     let other = fixture.files().get(first).err().unwrap();
     assert_eq!(other.kind(), ErrorKind::Corrupt);
     assert!(other.sentence().to_string().contains("holds another segment"), "{other}");
-    fixture.write(second, 24, &[9]);
+    fixture.damage(second, 24);
     fixture.files().get(second).unwrap();
     assert!(fixture.files().header_is_damaged(second).unwrap());
     fixture.files().restore_header(second).unwrap();
@@ -310,7 +316,7 @@ fn the_header_of_another_segment_is_refused_and_a_damaged_one_is_not() {
 fn the_header_of_a_data_segment_is_made_from_its_first_group() {
     let fixture = Fixture::new();
     let name = fixture.create(SegmentKind::Data, 3);
-    fixture.write(name, 24, &[9]);
+    fixture.damage(name, 24);
     let lost = fixture.files().restore_header(name).unwrap_err();
     assert!(lost.sentence().to_string().contains("cannot restore the header"), "{lost}");
     let group = |author: u64, sequence: u32| GroupHeader {
