@@ -48,6 +48,8 @@ const LIVE_PERCENT_PAID: u64 = 77;
 const DEAD_MAP_PART: u64 = 16;
 /// The same for an idle image: 1 MiB with the default limits.
 const DEAD_MAP_IDLE_PART: u64 = 64;
+/// Pages of a map segment that are looked at in one go while the image is in use: a guest waits meanwhile.
+const MAP_PAGES_MAX: usize = 128;
 /// In an idle image, live map pages are moved where they are a smaller part of their segments than this.
 const LIVE_PERCENT_IDLE: u64 = 50;
 /// A writer waits for the worker once compaction is behind by this many slots (8 MiB).
@@ -101,6 +103,9 @@ pub(super) struct Compaction {
     moves: Vec<Move>,
     /// Table index of a map segment, and the offset in bytes of its page that is to be looked at next.
     map_at: Option<(SegmentIndex, u64)>,
+    /// Table index of a map segment whose live pages are all dirty by now, and the version of the head then: the
+    /// next checkpoint moves them.
+    map_done: Option<(SegmentIndex, u64)>,
     /// Segments that could not be emptied, because a block in them is damaged.
     stuck: HashSet<SegmentIndex>,
     /// Slots written since the last survey.
@@ -530,7 +535,7 @@ impl Image {
         }
         let survey = self.survey(SegmentKind::Map)?;
         if survey.wasteful(dead_min, LIVE_PERCENT_IDLE) {
-            self.compact_map_segment(&survey)?;
+            self.compact_map_segment(&survey, usize::MAX)?;
             self.state.changed = true;
         }
         Ok(())
@@ -542,15 +547,18 @@ impl Image {
         let survey = self.survey(SegmentKind::Map)?;
         let dead_min = self.limits().dead_bytes_min / DEAD_MAP_PART / MAP_UNIT_BYTES;
         match survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
-            true => self.compact_map_segment(&survey),
+            true => self.compact_map_segment(&survey, MAP_PAGES_MAX),
             false => Ok(()),
         }
     }
 
     /// Makes the live pages of the emptiest map segment dirty, so that the next checkpoint moves them. Takes
-    /// as many at a time as the memory for pages allows, and goes on at `map_at`.
-    fn compact_map_segment(&mut self, survey: &Survey) -> Result<()> {
+    /// `pages_max` at a time, or as many as the memory for pages allows, and goes on at `map_at`.
+    fn compact_map_segment(&mut self, survey: &Survey, pages_max: usize) -> Result<()> {
         let Some((index, name, ..)) = survey.emptiest else { return Ok(()) };
+        if self.state.compaction.map_done == Some((index, self.head.version)) {
+            return Ok(());
+        }
         let file = self.identity.pool.files().get(name)?;
         let mut offset = match self.state.compaction.map_at.take() {
             Some((segment, offset)) if segment == index => offset,
@@ -558,15 +566,18 @@ impl Image {
         };
         let memory_max = self.limits().map_memory_bytes_soft();
         let mut bytes = vec![0; PAGE_READ_BYTES];
+        let mut pages = 0;
         loop {
             self.evict(memory_max);
-            if self.state.memory_bytes() > memory_max {
+            if self.state.memory_bytes() > memory_max || pages == pages_max {
                 self.state.compaction.map_at = Some((index, offset));
                 return Ok(());
             }
+            pages += 1;
             let n =
                 file.read_at(offset, &mut bytes).at(|| format!("cannot read segment {name}"))?;
             if n == 0 {
+                self.state.compaction.map_done = Some((index, self.head.version));
                 return Ok(());
             }
             let Ok((page, _)) = decode_page(&bytes[..n]) else {
@@ -720,6 +731,42 @@ mod tests {
         image.checkpoint().unwrap();
         let log = image.journal.open_name().unwrap().sequence;
         assert_eq!(open_from(&mut image), log, "it is closed, and its copies are in the root");
+    }
+
+    /// Looking through a map segment takes tens of milliseconds, and guests wait for it.
+    #[test]
+    fn a_map_segment_is_looked_through_once_before_it_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits { dead_bytes_min: 64 << 10, ..Limits::default() };
+        let store = Store::open_with(World::system(), directory.path(), limits).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
+        let mut image = pool.open(id).unwrap();
+        let leaves = 2 * MAP_PAGES_MAX as u64;
+        for round in 0..3 {
+            for leaf in (0..leaves).filter(|leaf| round == 0 || leaf % 4 != 0) {
+                image.write_at(leaf << 21, &[round; BLOCK]).unwrap();
+            }
+            image.checkpoint().unwrap();
+        }
+        let emptied = image.state.pages.open_map().unwrap();
+        image.state.close_map_segment(&image.identity);
+        for looks in 0.. {
+            assert_eq!(image.state.compaction.map_done, None, "look {looks}");
+            image.compact_map().unwrap();
+            if image.state.compaction.map_at.is_none() {
+                assert!(looks > 0, "more pages than are looked at in one go");
+                break;
+            }
+        }
+        let done = image.state.compaction.map_done.unwrap();
+        assert_eq!(image.state.table.name(done.0, pool.files()).unwrap(), emptied);
+        image.compact_map().unwrap();
+        assert!(image.state.compaction.map_at.is_none(), "it is not looked at again");
+        image.state.changed = true;
+        image.checkpoint().unwrap();
+        let gone = pool.files().open_as_it_is(emptied, false).err().map(|error| error.kind());
+        assert_eq!(gone, Some(ErrorKind::NotFound));
     }
 
     #[test]
