@@ -52,10 +52,10 @@ const DEAD_MAP_IDLE_PART: u64 = 64;
 const MAP_PAGES_MAX: usize = 128;
 /// In an idle image, live map pages are moved where they are a smaller part of their segments than this.
 const LIVE_PERCENT_IDLE: u64 = 50;
-/// A writer waits for the worker once compaction is behind by this many slots (8 MiB).
-const OWED_SLOTS_MAX: i64 = 8 * PART_SLOTS as i64;
+/// A writer waits for the worker once compaction is behind by this many slots (32 MiB).
+const OWED_SLOTS_MAX: i64 = 16 * PART_SLOTS as i64;
 /// First slot of copies in a target. The slot before is the journal's: see
-/// [`crate::journal::Journal::go_beside`].
+/// [`crate::journal::Journal::take_segment_beside`].
 const COPIES_SLOT: u32 = 2;
 /// The counts are surveyed this many times while as much is written as may be dead before compaction begins.
 const SURVEYS: u64 = 8;
@@ -432,11 +432,10 @@ impl Image {
         let fits = |target: &Target| target.slot + slots <= SEGMENT_SLOTS && target.epoch == epoch;
         if !self.state.compaction.target.as_ref().is_some_and(fits) {
             self.close_target();
-            let (name, file) = self.with_free_names(&[SegmentKind::Data], |image| {
-                image.journal.take_segment(epoch, &mut image.series)
+            let (name, file, index) = self.with_free_names(&[SegmentKind::Data], |image| {
+                let Self { journal, series, state, .. } = image;
+                journal.take_segment_beside(epoch, series, &mut state.table)
             })?;
-            let index = self.state.table.add(name, self.identity.pool.files())?;
-            self.journal.go_beside(name, index, &file)?;
             self.state.compaction.target =
                 Some(Target { index, name, epoch, file, slot: COPIES_SLOT });
         }

@@ -12,8 +12,8 @@ use marcot_format::{BLOCK_BYTES, crc32c};
 use marcot_store::{DiskFile, Running, Workers};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
-/// Slots of a segment that a job reads, unless a group is larger (1 MiB).
-pub(super) const PART_SLOTS: usize = 256;
+/// Slots of a segment that a job reads, unless a group is larger (2 MiB).
+pub(super) const PART_SLOTS: usize = 512;
 
 /// Groups that lie one after the other in a segment.
 #[derive(Default)]

@@ -92,7 +92,8 @@ struct Log {
 /// segment, the first slot of it gets an empty group of the log.
 struct Beside {
     name: SegmentName,
-    index: SegmentIndex,
+    /// Its index in the table, if it has one.
+    index: Option<SegmentIndex>,
     file: Arc<dyn DiskFile>,
 }
 
@@ -237,6 +238,8 @@ impl Journal {
         table: &mut SegmentTable,
     ) -> Result<()> {
         self.write_behind = WriteBehind::default();
+        // The log begins behind all earlier segments.
+        self.beside.clear();
         self.open_log(epoch, Vec::new(), self.group_next, series, table)
     }
 
@@ -255,7 +258,14 @@ impl Journal {
         table: &mut SegmentTable,
     ) -> Result<()> {
         let (name, file) = self.take_segment(epoch, series)?;
-        let index = table.add(name, self.image.pool.files())?;
+        let index = match table.add(name, self.image.pool.files()) {
+            Ok(index) => index,
+            Err(error) => {
+                // Its number is used, so the log will have to pass it.
+                self.beside.push(Beside { name, index: None, file });
+                return Err(error);
+            }
+        };
         self.log = Some(Log {
             name,
             epoch,
@@ -273,10 +283,7 @@ impl Journal {
     }
 
     /// The next data segment of the series, which a worker may have created already.
-    ///
-    /// # Errors
-    /// Those of [`Series::create`].
-    pub(crate) fn take_segment(
+    fn take_segment(
         &mut self,
         epoch: u64,
         series: &mut Series,
@@ -292,21 +299,25 @@ impl Journal {
         }
     }
 
-    /// A data segment that [`Self::take_segment`] has returned is written beside the log. Its first slot belongs
-    /// to the journal. `index`: that of the segment in the table.
+    /// Takes the next data segment for copies, to be written beside the log. Its first slot belongs to the
+    /// journal. Returns its name, its file, and its index in the table.
     ///
     /// # Errors
-    /// What the operating system says.
-    pub(crate) fn go_beside(
+    /// Those of [`Series::create`], of writing and of the table. The log passes the segment all the same.
+    pub(crate) fn take_segment_beside(
         &mut self,
-        name: SegmentName,
-        index: SegmentIndex,
-        file: &Arc<dyn DiskFile>,
-    ) -> Result<()> {
-        let file = Arc::clone(file);
-        self.write_passage(&Beside { name, index, file: Arc::clone(&file) }, GROUP_BESIDE_LOG)?;
-        self.beside.push(Beside { name, index, file });
-        Ok(())
+        epoch: u64,
+        series: &mut Series,
+        table: &mut SegmentTable,
+    ) -> Result<(SegmentName, Arc<dyn DiskFile>, SegmentIndex)> {
+        let (name, file) = self.take_segment(epoch, series)?;
+        let added = table.add(name, self.image.pool.files());
+        let index = added.as_ref().ok().copied();
+        self.beside.push(Beside { name, index, file: Arc::clone(&file) });
+        if let Some(beside) = self.beside.last() {
+            self.write_passage(beside, GROUP_BESIDE_LOG)?;
+        }
+        added.map(|index| (name, file, index))
     }
 
     /// Writes the empty group in the first slot of a segment beside the log.
@@ -399,7 +410,7 @@ impl Journal {
             if let Some(opened) = self.log.replace(log) {
                 self.beside.push(Beside {
                     name: opened.name,
-                    index: opened.index,
+                    index: Some(opened.index),
                     file: opened.file,
                 });
             }
@@ -420,7 +431,9 @@ impl Journal {
             self.group_next += 1;
         }
         for Beside { name, index, file } in std::mem::take(&mut self.beside) {
-            table.close_segment(index, self.image.pool.files(), &self.image.label);
+            if let Some(index) = index {
+                table.close_segment(index, self.image.pool.files(), &self.image.label);
+            }
             if let Some(log) = &mut self.log {
                 log.unsynced.push((name, file));
             }
@@ -773,6 +786,7 @@ impl Journal {
     /// The root in memory was replaced by one on the medium, to which no log belongs.
     pub(crate) fn reset_count(&mut self) {
         self.bytes = 0;
+        self.beside_unsynced.clear();
     }
 
     /// Cuts off what lies behind the last group of a closed segment.
@@ -800,7 +814,7 @@ impl Journal {
             self.close_segment(log, table);
         }
         // The next log begins behind them.
-        for Beside { index, .. } in std::mem::take(&mut self.beside) {
+        for index in std::mem::take(&mut self.beside).into_iter().filter_map(|b| b.index) {
             table.close_segment(index, self.image.pool.files(), &self.image.label);
         }
         if let Some(prepared) = self.prepared.take() {
