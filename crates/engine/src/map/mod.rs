@@ -342,9 +342,6 @@ fn clear_link(
     resident_bytes: &mut u64,
 ) -> Result<u64> {
     let (from, to) = (range.0.max(base), range.1.min(base + entry_blocks(level + 1)));
-    if from >= to || link.is_hole() {
-        return Ok(0);
-    }
     if !may_map(link, level, base, from, to) {
         return Ok(0);
     }

@@ -18,9 +18,7 @@ pub(crate) trait PageSource {
     /// Says whether a page that could not be loaded is given up for good. Replay gives up damaged
     /// pages, because it has to change entries below them. Where this is false, the error is
     /// returned.
-    fn give_up(&mut self, _error: &Error, _level: u32, _base: u64) -> bool {
-        false
-    }
+    fn give_up(&mut self, error: &Error, level: u32, base: u64) -> bool;
 
     /// The root no longer names `slots` slots (or units) at `address`.
     fn release(&mut self, address: BlockAddress, slots: u32) -> Result<()>;
@@ -69,9 +67,7 @@ pub(super) fn store_link(
 /// Drops clean nodes, deepest first, until about `bytes_max` are left. Returns the bytes left.
 pub(super) fn evict(top: &mut Link, bytes_max: u64, on_disk: &dyn Fn(MapEntry) -> bool) -> u64 {
     let mut left = resident(top);
-    if left > bytes_max {
-        drop_clean(top, &mut left, bytes_max, on_disk);
-    }
+    drop_clean(top, &mut left, bytes_max, on_disk);
     left
 }
 

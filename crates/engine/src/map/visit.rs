@@ -45,12 +45,6 @@ pub(crate) trait Visitor {
     fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool>;
 }
 
-impl<F: FnMut(u64, MapEntry) -> Result<bool>> Visitor for F {
-    fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool> {
-        self(block, entry)
-    }
-}
-
 /// Shows every mapped block of `range` to `visitor`, in order. Returns false where the visitor ended
 /// the visit.
 pub(crate) fn visit(

@@ -106,6 +106,24 @@ proptest! {
 }
 
 #[test]
+fn blocks_of_which_only_the_place_or_only_the_checksum_differs_are_different() {
+    let mut pair = Pair::default();
+    pair.set(0, 3);
+    let mut earlier = earlier(&mut pair);
+    let (first, second) = (pair.blocks[&0], pair.blocks[&1]);
+    let moved = MapEntry { crc: first.crc, ..second };
+    let changed = MapEntry { crc: !second.crc, ..second };
+    for (block, entry) in [(0, moved), (1, changed)] {
+        pair.map.set_run(block, &[entry], &mut pair.pages).unwrap();
+        pair.blocks.insert(block, entry);
+    }
+    let shown = differs(&mut earlier, &mut pair, (0, BLOCKS));
+    assert_eq!(shown, expected(&earlier.blocks, &pair.blocks, (0, BLOCKS)));
+    let (_, seen) = unshared(&mut earlier, &mut pair, (0, BLOCKS), Seen::default());
+    assert_eq!(seen.blocks, Blocks::from([(0, moved), (1, changed)]));
+}
+
+#[test]
 fn what_two_maps_share_is_not_read() {
     let mut pair = Pair::default();
     LEAVES.iter().for_each(|leaf| pair.set(*leaf, 5));

@@ -5,7 +5,16 @@ use marcot_format::MapEntry;
 use super::pages::{Seen, everything};
 use super::{BLOCKS, LEAVES, Pair};
 use crate::error::{ErrorKind, Result};
-use crate::map::{TOP_LEVEL, visit};
+use crate::map::{TOP_LEVEL, Visitor, visit};
+
+/// A visitor that handles neither lost blocks nor unreadable pages.
+struct BlocksOnly;
+
+impl Visitor for BlocksOnly {
+    fn block(&mut self, _block: u64, _entry: MapEntry) -> Result<bool> {
+        Ok(true)
+    }
+}
 
 /// A stored map whose page of `level` above block 0 is damaged.
 fn damaged(level: u32) -> Pair {
@@ -71,7 +80,7 @@ fn what_was_given_up_is_lost_until_it_is_written_or_cleared() {
         assert_eq!(part.iter().map(|(_, blocks)| blocks).sum::<u64>(), 6);
         assert_eq!(part[0].0, 1);
         // A visitor that does not handle lost blocks gets an error, not a hole.
-        let mut blocks = |_: u64, _: MapEntry| -> Result<bool> { Ok(true) };
+        let mut blocks = BlocksOnly;
         let range = (3, 4);
         let top = pair.map.top();
         let error = visit(top, TOP_LEVEL, 0, range, &mut pair.pages, &mut blocks).unwrap_err();
@@ -151,7 +160,7 @@ fn an_unreadable_page_is_shown_with_the_range_below_it() {
         let limit = Seen { at_most: Some(1), ..Seen::default() };
         let (went_on, found) = seen(&mut pair, (3, BLOCKS), limit);
         assert!(!went_on && found.blocks.is_empty());
-        let mut blocks = |_: u64, _: MapEntry| -> Result<bool> { Ok(true) };
+        let mut blocks = BlocksOnly;
         let top = pair.map.top();
         assert!(visit(top, TOP_LEVEL, 0, (0, BLOCKS), &mut pair.pages, &mut blocks).is_err());
     }

@@ -40,6 +40,18 @@ fn loaded_and_new_nodes_are_counted() {
 }
 
 #[test]
+fn a_page_that_was_given_up_is_counted_like_every_other() {
+    let mut pair = pair();
+    pair.store(true);
+    let seen = super::everything(&pair.map, (0, 1), &mut pair.pages);
+    let leaf = seen.pages.iter().find(|(_, level, _)| *level == 0).unwrap().0;
+    pair.pages.damaged.insert({ leaf.address }.0);
+    pair.pages.gives_up = true;
+    pair.map.give_up(0, 0, &mut pair.pages).unwrap();
+    assert_eq!(pair.map.resident_bytes(), 3 * INNER + LEAF);
+}
+
+#[test]
 fn clean_nodes_go_until_the_limit_is_kept() {
     let mut pair = pair();
     pair.store(false);
