@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::map::{Link, TOP_LEVEL, Visitor, visit};
 use crate::root::{RootOf, Source, TABLE_BYTES_MAX};
 use crate::segment::{Files, SegmentName};
-use crate::table::SegmentTable;
+use crate::table::{Place, SegmentTable};
 
 /// Blocks read at a time.
 const RUN_BLOCKS_MAX: usize = 256;
@@ -59,12 +59,8 @@ pub(super) fn check(
     table: &mut SegmentTable,
 ) {
     let files = Arc::clone(checker.pool.files());
-    let lists = &mut checker.lists;
     let list = table.places().to_vec();
-    let places = lists.iter().position(|known| *known == list).unwrap_or_else(|| {
-        lists.push(list.clone());
-        lists.len() - 1
-    });
+    let places = Place::number_of(&list, &mut checker.lists);
     if let Some(entry) = top.entry().filter(|entry| !entry.is_hole() && !entry.is_lost())
         && let Ok(name) = table.name({ entry.address }.index(), &files)
     {

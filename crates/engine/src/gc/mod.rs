@@ -155,11 +155,7 @@ fn live_slots(
     for (i, root) in roots.iter().enumerate() {
         let (map, mut table) = root.of.open(&root.root)?;
         let names = root.of.table(&root.root)?;
-        let places = Place::all(&root.root);
-        let places = lists.iter().position(|known| *known == places).unwrap_or_else(|| {
-            lists.push(places);
-            lists.len() - 1
-        });
+        let places = Place::number_of(&Place::all(&root.root), &mut lists);
         let (maps, seen) = (&mut maps, &mut seen);
         let mut marker = Marker { wanted, maps, seen, places, table: names, pool };
         let mut source = Source::new(&mut table, Arc::clone(pool.files()));

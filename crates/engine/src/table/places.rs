@@ -31,6 +31,14 @@ impl Place {
         root.pools.iter().zip(copies).map(|(p, copies)| Self { pool: PoolId(*p), copies }).collect()
     }
 
+    /// The number of a list of places among the lists that are known. A new list becomes the last one.
+    pub(crate) fn number_of(list: &[Self], known: &mut Vec<Vec<Self>>) -> usize {
+        known.iter().position(|other| other == list).unwrap_or_else(|| {
+            known.push(list.to_vec());
+            known.len() - 1
+        })
+    }
+
     /// Puts places into a root, by position.
     pub(crate) fn put_all(places: &[Self], root: &mut RootRecord) {
         root.pools = places.iter().map(|place| place.pool.0).collect();

@@ -338,6 +338,23 @@ fn place(pool: PoolId, copies: u64) -> Place {
 }
 
 #[test]
+fn lists_of_places_are_numbered_as_they_come() {
+    let lists = [
+        vec![],
+        vec![place(PoolId(1), 0)],
+        vec![place(PoolId(1), 2)],
+        vec![place(PoolId(1), 0), place(PoolId(2), 0)],
+    ];
+    let mut known = Vec::new();
+    for _ in 0..2 {
+        for (number, list) in lists.iter().enumerate() {
+            assert_eq!(Place::number_of(list, &mut known), number);
+        }
+    }
+    assert_eq!(known, lists);
+}
+
+#[test]
 fn trailing_places_without_copies_are_recorded_by_their_pool_only() {
     let (a, b, c) = (PoolId(1), PoolId(2), PoolId(3));
     let mut root = RootRecord::default();
