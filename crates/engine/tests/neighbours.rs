@@ -469,6 +469,30 @@ fn a_marker_in_another_users_pool_is_small_private_and_goes_with_its_child() {
 }
 
 #[test]
+fn a_pool_leaves_a_limited_number_of_markers_in_another_users_pool() {
+    let scene = scene();
+    let (tmpl, (rbd, _)) = (scene.attach(), scene.secret());
+    let base = tmpl.find("base").unwrap();
+    let clone = |dest: &Pool, name: &str| {
+        tmpl.snapshot(base, "s").clone_to(dest, name, &CloneOptions::default())
+    };
+    let first = clone(&rbd, "first").unwrap();
+    let children = tmpl.directory().join("children");
+    let marker = std::fs::read_dir(&children).unwrap().next().unwrap().unwrap().file_name();
+    for number in 1..9_999 {
+        let name = marker.to_str().unwrap().replace(&first.to_string(), &format!("{number:016x}"));
+        std::fs::write(children.join(name), b"").unwrap();
+    }
+    let last = clone(&rbd, "last").unwrap();
+    let refused = clone(&rbd, "more").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    // A pool of another number has room of its own.
+    clone(&scene.store.pool_create("more", &PoolOptions::default()).unwrap(), "there").unwrap();
+    run(&rbd, last, |image| image.flatten()).unwrap();
+    clone(&rbd, "again").unwrap();
+}
+
+#[test]
 fn gc_removes_the_marker_of_a_child_whose_removal_was_cut_off() {
     let scene = scene();
     let tmpl = scene.attach();

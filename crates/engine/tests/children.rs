@@ -1,0 +1,328 @@
+//! Which children a snapshot has: by records in the pools of a store, and by markers of other stores.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use marcot::{
+    ChildInfo, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, ImageName, Pool,
+    PoolOptions, Store,
+};
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::ChildRecord;
+use support::{MIB, assert_sound};
+
+/// So many seconds old that a marker without an image is stale, and so young that it is not.
+const OLD_S: i64 = 3600 + 60;
+const YOUNG_S: i64 = 3600 - 600;
+
+fn run<T>(
+    pool: &Pool,
+    image: ImageId,
+    change: impl FnOnce(&mut Image) -> marcot::Result<T>,
+) -> marcot::Result<T> {
+    let mut image = pool.open(image)?;
+    let done = change(&mut image);
+    image.close()?;
+    done
+}
+
+fn template(pool: &Pool, name: &str) -> ImageId {
+    let id = pool.create(name, &CreateOptions::sized(MIB)).unwrap();
+    protect(pool, id);
+    id
+}
+
+fn protect(pool: &Pool, id: ImageId) {
+    run(pool, id, |image| image.write_at(0, &[7; 4096])).unwrap();
+    run(pool, id, |image| image.snapshot("s")).unwrap();
+    run(pool, id, |image| image.protect("s")).unwrap();
+}
+
+fn cloned(parent: &Pool, image: ImageId, dest: &Pool, name: impl Into<ImageName>) -> ImageId {
+    let options = CloneOptions::default();
+    parent.snapshot(image, "s").clone_to(dest, name, &options).unwrap()
+}
+
+fn shown(children: &[ChildInfo]) -> Vec<String> {
+    children.iter().map(ToString::to_string).collect()
+}
+
+/// The files with records and markers in a pool.
+fn records(pool: &Pool) -> Vec<PathBuf> {
+    let listed = fs::read_dir(pool.directory().join("children")).unwrap();
+    let mut paths: Vec<PathBuf> = listed.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+/// Two stores of one user. A clone in the second one has a parent in the first.
+struct Stores {
+    directory: tempfile::TempDir,
+    golden: Store,
+    templates: Pool,
+    base: ImageId,
+    vms: Store,
+    pool: Pool,
+    child: ImageId,
+}
+
+fn stores() -> Stores {
+    let directory = tempfile::tempdir().unwrap();
+    let golden = Store::open(&directory.path().join("golden")).unwrap();
+    let templates = golden.pool("rbd").unwrap();
+    let base = template(&templates, "base");
+    let vms = Store::open(&directory.path().join("vms")).unwrap();
+    let pool = vms.pool_create("disks", &PoolOptions::default()).unwrap();
+    pool.namespace_create("ci").unwrap();
+    let attached = vms.pool_attach("golden", templates.directory()).unwrap();
+    let child = cloned(&attached, base, &pool, ImageName::new("vm-1").in_namespace("ci"));
+    Stores { directory, golden, templates, base, vms, pool, child }
+}
+
+impl Stores {
+    fn children(&self) -> Vec<ChildInfo> {
+        self.golden.children(&self.templates, self.base, None).unwrap()
+    }
+
+    fn marker(&self) -> PathBuf {
+        let mut markers = records(&self.templates);
+        assert_eq!(markers.len(), 1);
+        markers.remove(0)
+    }
+
+    fn change_marker(&self, change: impl FnOnce(&mut ChildRecord)) {
+        let path = self.marker();
+        let (mut record, _) = decode_message(FrameKind::Child, &fs::read(&path).unwrap()).unwrap();
+        change(&mut record);
+        fs::write(&path, encode_message(FrameKind::Child, &record)).unwrap();
+    }
+
+    /// The child goes as if its store's directory had been changed by hand.
+    fn lose_child(&self) {
+        fs::remove_dir_all(self.pool.image_directory(self.child)).unwrap();
+    }
+}
+
+#[test]
+fn a_child_in_another_store_is_listed_by_its_present_name_there() {
+    let stores = stores();
+    let children = stores.children();
+    assert_eq!(shown(&children), ["disks/ci/vm-1"]);
+    let ids = (children[0].pool_id, children[0].image_id, children[0].clone_format);
+    assert_eq!(ids, (stores.pool.id(), stores.child, 1));
+    assert!(children[0].marker && children[0].user.is_none());
+    let name = |name: &str| ImageName::new(name).in_namespace("ci");
+    stores.pool.rename(name("vm-1"), "vm-2").unwrap();
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-2"]);
+    // A name that was given to another image is not the child's any more.
+    stores.pool.create(name("vm-1"), &CreateOptions::sized(MIB)).unwrap();
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-2"]);
+    // The name that the pool has in the child's store counts, not the one that the marker tells.
+    stores.change_marker(|marker| marker.child_pool_name = "other".to_owned());
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-2"]);
+}
+
+#[test]
+fn a_child_that_cannot_be_read_is_listed_by_what_its_marker_says() {
+    let stores = stores();
+    let name = ImageName::new("vm-1").in_namespace("ci");
+    stores.pool.rename(name, "vm-2").unwrap();
+    let other = stores.vms.pool_create("other", &PoolOptions::default()).unwrap();
+    for directory in ["disks", "../vms/pools/disks", other.directory().to_str().unwrap()] {
+        stores.change_marker(|marker| marker.child_pool_directory = directory.to_owned());
+        assert_eq!(shown(&stores.children()), ["disks/ci/vm-1"], "{directory}");
+    }
+    // Names that no image or pool can have are not shown.
+    let number = format!("(another store)/{}", stores.child);
+    for field in 0..3 {
+        stores.change_marker(|marker| {
+            let names = ["disks", "ci", "vm-1"].map(|name| name.to_owned());
+            let [pool, namespace, image] = names;
+            (marker.child_pool_name, marker.child_namespace) = (pool, namespace);
+            marker.child_name = image;
+            let bad = "a/b\u{1b}".to_owned();
+            match field {
+                0 => marker.child_pool_name = bad,
+                1 => marker.child_namespace = bad,
+                _ => marker.child_name = bad,
+            }
+        });
+        assert_eq!(shown(&stores.children()), [&*number]);
+    }
+    // A marker of which nothing can be read counts too.
+    fs::write(stores.marker(), b"torn").unwrap();
+    assert_eq!(shown(&stores.children()), [&*number]);
+    let refused = run(&stores.templates, stores.base, |image| image.unprotect("s")).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::HasChildren);
+}
+
+#[test]
+fn a_marker_without_its_image_counts_for_an_hour() {
+    let stores = stores();
+    stores.lose_child();
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-1"], "a clone may be in the making");
+    stores.change_marker(|marker| marker.created_s -= YOUNG_S);
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-1"]);
+    stores.change_marker(|marker| marker.created_s -= OLD_S - YOUNG_S);
+    assert!(stores.children().is_empty());
+    assert!(records(&stores.templates).is_empty(), "the stale marker is removed");
+}
+
+#[test]
+fn a_marker_counts_for_ever_where_its_pool_cannot_be_looked_at() {
+    let stores = stores();
+    let other = stores.vms.pool_create("other", &PoolOptions::default()).unwrap();
+    stores.change_marker(|marker| marker.created_s -= OLD_S);
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-1"], "the image is there");
+    // Another pool at the same place, no pool at all, and a pool whose images cannot be listed.
+    let directory = stores.pool.directory().to_owned();
+    stores.change_marker(|marker| {
+        marker.child_pool_directory = other.directory().to_str().unwrap().to_owned();
+    });
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-1"]);
+    stores.change_marker(|marker| {
+        marker.child_pool_directory = directory.to_str().unwrap().to_owned();
+    });
+    let away = stores.directory.path().join("away");
+    fs::rename(&directory, &away).unwrap();
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-1"]);
+    fs::rename(&away, &directory).unwrap();
+    fs::rename(directory.join("images"), &away).unwrap();
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-1"]);
+    fs::rename(&away, directory.join("images")).unwrap();
+    assert_eq!(records(&stores.templates).len(), 1);
+    assert_sound(&stores.vms, &stores.pool);
+}
+
+#[test]
+fn a_pool_is_detached_only_when_no_clone_leads_into_it_or_out_of_it() {
+    let Stores { directory, golden: _golden, vms, pool, child, .. } = stores();
+    let refused = vms.pool_detach("golden").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    run(&pool, child, |image| image.flatten()).unwrap();
+    vms.pool_detach("golden").unwrap();
+    // The other way round: a clone in the attached pool.
+    let third = Store::open(&directory.path().join("third")).unwrap();
+    let attached = third.pool_attach("disks", pool.directory()).unwrap();
+    let base = template(&third.pool("rbd").unwrap(), "base");
+    let clone = cloned(&third.pool("rbd").unwrap(), base, &attached, "clone");
+    let refused = third.pool_detach("disks").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    // Its marker alone is enough, where the directory is gone.
+    let away = directory.path().join("away");
+    fs::rename(pool.directory(), &away).unwrap();
+    let third = Store::open(third.directory()).unwrap();
+    assert_eq!(third.pool_detach("disks").unwrap_err().kind(), ErrorKind::Busy);
+    fs::rename(&away, pool.directory()).unwrap();
+    let attached = third.pool("disks").unwrap();
+    run(&attached, clone, |image| image.flatten()).unwrap();
+    // A clone inside the attached pool concerns nobody else.
+    let inside = template(&attached, "inside");
+    cloned(&attached, inside, &attached, "inside-clone");
+    third.pool_detach("disks").unwrap();
+}
+
+#[test]
+fn descendants_are_children_of_children_and_so_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    let base = template(&pool, "base");
+    run(&pool, base, |image| image.snapshot("t")).unwrap();
+    let options = CloneOptions::new().format(2);
+    pool.snapshot(base, "t").clone_to(&pool, "of-t", &options).unwrap();
+    let middle = cloned(&pool, base, &other, "middle");
+    protect(&other, middle);
+    let low = cloned(&other, middle, &pool, "low");
+    cloned(&pool, base, &pool, "near");
+    let all = store.descendants(&pool, base, None).unwrap();
+    let all_shown = ["other/middle", "rbd/near", "rbd/of-t", "rbd/low"];
+    let mut wanted = all_shown.map(str::to_owned).to_vec();
+    let mut found = shown(&all);
+    assert_eq!(found.pop(), wanted.pop(), "{all:?}");
+    found.sort();
+    wanted.sort();
+    assert_eq!(found, wanted);
+    let by_name = |name: &str| all.iter().find(|child| child.image == name).unwrap();
+    let only = store.descendants(&pool, base, Some(by_name("near").snap_id)).unwrap();
+    let mut only = shown(&only);
+    only.sort();
+    assert_eq!(only, ["other/middle", "rbd/low", "rbd/near"]);
+    assert_eq!(shown(&store.descendants(&other, middle, None).unwrap()), ["rbd/low"]);
+    assert!(store.descendants(&pool, low, None).unwrap().is_empty());
+    assert_eq!(store.children(&pool, base, None).unwrap().len(), 3);
+}
+
+#[test]
+fn a_child_that_is_recorded_twice_is_listed_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    let base = template(&pool, "base");
+    let options = CloneOptions::new().format(2);
+    pool.snapshot(base, "s").clone_to(&other, "child", &options).unwrap();
+    assert_eq!((records(&pool).len(), records(&other).len()), (1, 1));
+    assert_eq!(shown(&store.children(&pool, base, None).unwrap()), ["other/child"]);
+    // An earlier version did not note the format in the record's name.
+    let marker = &records(&pool)[0];
+    let name = marker.file_name().unwrap().to_str().unwrap();
+    let earlier: Vec<String> = name
+        .split('.')
+        .enumerate()
+        .map(|(i, part)| if i == 2 { part.trim_start_matches('0').to_owned() } else { part.into() })
+        .collect();
+    fs::rename(marker, marker.with_file_name(earlier.join("."))).unwrap();
+    assert_eq!(shown(&store.children(&pool, base, None).unwrap()), ["other/child"]);
+    assert!(store.has_child_of_format_2(&pool, base, None).unwrap());
+    run(&other, other.find("child").unwrap(), |image| image.flatten()).unwrap();
+    assert!(!store.has_child_of_format_2(&pool, base, None).unwrap());
+}
+
+#[test]
+fn a_record_without_its_image_counts_only_while_the_pool_is_locked() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let base = template(&pool, "base");
+    let child = cloned(&pool, base, &pool, "child");
+    fs::remove_dir_all(pool.image_directory(child)).unwrap();
+    let lock = fs::File::open(pool.directory().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let children = store.children(&pool, base, None).unwrap();
+    assert_eq!(shown(&children), [format!("rbd/{child} (being cloned)")]);
+    assert_eq!(children[0].clone_format, 1, "a protected snapshot has clones of format 1");
+    assert_eq!(records(&pool).len(), 1);
+    drop(lock);
+    assert!(store.children(&pool, base, None).unwrap().is_empty());
+    assert!(records(&pool).is_empty(), "the stale record is removed");
+}
+
+#[test]
+fn children_that_cannot_be_listed_are_an_error_and_a_pool_that_never_had_any_has_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let base = template(&pool, "base");
+    let listed = pool.directory().join("children");
+    fs::remove_dir_all(&listed).unwrap();
+    assert!(store.children(&pool, base, None).unwrap().is_empty());
+    fs::write(&listed, b"no directory").unwrap();
+    store.children(&pool, base, None).unwrap_err();
+    assert!(run(&pool, base, |image| image.unprotect("s")).is_err());
+}
+
+#[test]
+fn a_pool_outside_of_a_store_is_shown_by_the_name_that_the_marker_tells() {
+    let stores = stores();
+    let outside = stores.directory.path().join("outside");
+    fs::rename(stores.pool.directory(), &outside).unwrap();
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    stores.change_marker(|marker| marker.child_pool_directory = path(&outside));
+    assert_eq!(shown(&stores.children()), ["disks/ci/vm-1"]);
+    stores.change_marker(|marker| marker.child_pool_name = "mine".to_owned());
+    assert_eq!(shown(&stores.children()), ["mine/ci/vm-1"]);
+}
