@@ -193,6 +193,7 @@ fn tables_of_every_height_are_stored_and_opened_again() {
             let counted = opened.count(SegmentIndex(index), 1, 1, fixture.files()).unwrap_err();
             assert!(counted.sentence().to_string().contains("which the table lacks"), "{counted}");
         }
+        assert_eq!(opened.page_count(), pages, "an index beyond the table does not make it grow");
     }
 }
 
@@ -219,6 +220,25 @@ fn only_pages_on_the_way_to_a_change_are_written() {
     let root = fixture.store(&mut opened);
     assert_eq!(fixture.placed.len(), opened.page_count());
     assert_eq!(all(&mut fixture.open(&root).unwrap(), fixture.files()), wanted);
+}
+
+#[test]
+fn pages_on_disk_that_two_tables_share_are_known() {
+    let mut fixture = Fixture::new();
+    let mut table = fixture.table(2 * FANOUT);
+    let root = fixture.store(&mut table);
+    let (earlier, mut later) = (fixture.open(&root).unwrap(), fixture.open(&root).unwrap());
+    assert_eq!((SegmentTable::new().leaf_count(), later.leaf_count()), (0, 3));
+    let shared = |later: &SegmentTable, earlier: &SegmentTable| {
+        let both = [0, 1, 2, 3].map(|number| later.has_leaf_of(earlier, number));
+        assert_eq!(both, [0, 1, 2, 3].map(|number| earlier.has_leaf_of(later, number)));
+        both
+    };
+    assert_eq!(shared(&later, &earlier), [true, true, true, false]);
+    later.count(SegmentIndex(FANOUT), 1, 0, fixture.files()).unwrap();
+    assert_eq!(shared(&later, &earlier), [true, false, true, false]);
+    fixture.store(&mut later);
+    assert_eq!(shared(&later, &earlier), [true, false, true, false]);
 }
 
 #[test]

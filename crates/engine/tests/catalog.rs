@@ -1,0 +1,314 @@
+//! Pools, namespaces, images and snapshots by name: what is created, what is refused, and what `info` says.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use marcot::{
+    CloneOptions, CreateOptions, ErrorKind, Image, ImageId, ImageName, Namespace, Pool,
+    PoolOptions, Result, SnapId, Store,
+};
+use marcot_format::IMAGE_BYTES_MAX;
+use marcot_format::frame::{FRAME_BODY_BYTES_MAX, FrameKind, decode_message, encode_message};
+use marcot_format::record::{HeadRecord, LogPosition, MetaRecord, SegmentMarks};
+use support::{MIB, assert_sound, store_with_image};
+
+/// Longest name in bytes.
+const NAME_BYTES_MAX: usize = 230;
+
+fn run<T>(pool: &Pool, image: ImageId, change: impl FnOnce(&mut Image) -> Result<T>) -> Result<T> {
+    let mut image = pool.open(image)?;
+    let done = change(&mut image);
+    image.close()?;
+    done
+}
+
+fn refused<T>(result: Result<T>, kind: ErrorKind, words: &str) {
+    let Err(error) = result else { panic!("it was not refused: {words}") };
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.sentence().to_string().contains(words), "{error}");
+}
+
+fn head_of(pool: &Pool, image: ImageId) -> HeadRecord {
+    let bytes = fs::read(pool.image_directory(image).join("head")).unwrap();
+    decode_message(FrameKind::Head, &bytes).unwrap().0
+}
+
+fn files_in(directory: &Path) -> Vec<String> {
+    let listed = fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> =
+        listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[expect(clippy::disallowed_methods, reason = "the times in a head are by the system's clock")]
+fn now_s() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap().as_secs() as i64
+}
+
+#[test]
+fn a_new_image_is_what_its_options_say_and_its_head_what_the_format_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = Store::open(directory.path()).unwrap().pool("rbd").unwrap();
+    let options = CreateOptions::sized(3 * MIB).order(20).features("layering,striping");
+    let before = now_s();
+    let id = pool.create("image", &options).unwrap();
+    let after = now_s();
+    let info = pool.info(id).unwrap();
+    assert_eq!((info.size_bytes, info.order, &*info.features), (3 * MIB, 20, "layering,striping"));
+    assert_eq!((info.id, &*info.name), (id, "image"));
+    assert!((before..=after).contains(&info.created_s), "{info:?}");
+    assert!((before..=after).contains(&info.modified_s), "{info:?}");
+    assert_eq!((info.parent, info.owned_by), (None, None));
+    let head = head_of(&pool, id);
+    assert_eq!((head.version, head.epoch, head.snap_next, head.leaves_marks), (1, 0, 1, true));
+    assert_eq!(head.log, Some(LogPosition { sequence: 1, slot: 1, group: 1 }));
+    assert_eq!(head.marks, Some(SegmentMarks { data: 1, map: 1, table: 1 }));
+    assert_eq!(head.root.unwrap().segment_next, 1);
+    let snap = run(&pool, id, |image| image.snapshot("s")).unwrap();
+    assert_eq!(snap, SnapId(1));
+}
+
+#[test]
+fn the_largest_image_can_be_created_and_no_larger_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = Store::open(directory.path()).unwrap().pool("rbd").unwrap();
+    pool.create("largest", &CreateOptions::sized(IMAGE_BYTES_MAX)).unwrap();
+    let options = CreateOptions::sized(IMAGE_BYTES_MAX + 1);
+    refused(pool.create("larger", &options), ErrorKind::Invalid, "the largest image is");
+}
+
+#[test]
+fn names_of_pools_namespaces_images_and_snapshots_are_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let give = |what: &str, name: &str| match what {
+        "pool" => store.pool_create(name, &PoolOptions::default()).map(drop),
+        "namespace" => pool.namespace_create(name),
+        "image" => pool.create(name, &CreateOptions::sized(MIB)).map(drop),
+        _ => run(&pool, id, |image| image.snapshot(name)).map(drop),
+    };
+    for what in ["pool", "namespace", "image", "snapshot"] {
+        let words = format!("{what} name");
+        for bad in ["", "a/b", "a@b", "a\u{7}"] {
+            refused(give(what, bad), ErrorKind::Invalid, &words);
+        }
+        let longest = "x".repeat(NAME_BYTES_MAX);
+        give(what, &longest).unwrap();
+        refused(give(what, &format!("{longest}x")), ErrorKind::NameTooLong, &words);
+        refused(give(what, &longest), ErrorKind::Exists, "already");
+    }
+    let attached = store.pool_attach("a/b", pool.directory()).map(drop);
+    refused(attached, ErrorKind::Invalid, "pool name");
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn what_does_not_exist_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let options = CreateOptions::sized(MIB);
+    let there = |name: &str| ImageName::new(name).in_namespace("nowhere");
+    let no_namespace = "namespace 'nowhere' does not exist in pool 'rbd'";
+    let no_image = "image 'no' does not exist in pool 'rbd'";
+    refused(pool.create(there("a"), &options), ErrorKind::NotFound, no_namespace);
+    refused(pool.find(there("a")), ErrorKind::NotFound, no_namespace);
+    refused(pool.images(&Namespace::named("nowhere")), ErrorKind::NotFound, no_namespace);
+    refused(pool.find("no"), ErrorKind::NotFound, no_image);
+    refused(pool.rename("no", "other"), ErrorKind::NotFound, no_image);
+    refused(pool.info(ImageId(7)), ErrorKind::NotFound, "image 0000000000000007 does not exist");
+    refused(store.pool("no"), ErrorKind::NotFound, "pool 'no' does not exist");
+    let empty = directory.path().join("empty");
+    refused(store.pool_attach("a", &empty), ErrorKind::NotFound, "holds no pool");
+    fs::create_dir(&empty).unwrap();
+    refused(store.pool_attach("a", &empty), ErrorKind::NotFound, "holds no pool");
+    refused(store.pool_detach("rbd"), ErrorKind::Invalid, "belongs to this store");
+    assert_eq!(pool.name_of_image(&Namespace::DEFAULT, ImageId(7)).unwrap(), None);
+    assert_eq!(pool.name_of_image(&Namespace::named("nowhere"), id).unwrap(), None);
+    let name = pool.name_of_image(&Namespace::DEFAULT, id).unwrap();
+    assert_eq!(name.as_deref(), Some("image"));
+}
+
+#[test]
+fn a_name_that_is_taken_is_not_given_again_even_if_it_is_damaged() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let options = CreateOptions::sized(MIB);
+    let other = pool.create("other", &options).unwrap();
+    let exists = "image 'image' already exists in pool 'rbd'";
+    refused(pool.create("image", &options), ErrorKind::Exists, exists);
+    refused(pool.rename("other", "image"), ErrorKind::Exists, exists);
+    assert_eq!((pool.find("image").unwrap(), pool.find("other").unwrap()), (id, other));
+    let name = pool.directory().join("names/@/image");
+    let whole = fs::read(&name).unwrap();
+    fs::write(&name, b"torn").unwrap();
+    refused(pool.create("image", &options), ErrorKind::Corrupt, "image");
+    refused(pool.rename("other", "image"), ErrorKind::Corrupt, "image");
+    assert_eq!(fs::read(&name).unwrap(), b"torn");
+    fs::write(&name, whole).unwrap();
+    assert_eq!(files_in(&pool.directory().join("images")).len(), 2);
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn a_creation_that_finds_no_room_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let mut refusals = 0;
+    for room_bytes in (0..).step_by(16) {
+        faults.room_bytes.store(room_bytes, Ordering::Relaxed);
+        let created = pool.create("image", &CreateOptions::sized(MIB));
+        faults.room_bytes.store(-1, Ordering::Relaxed);
+        assert_sound(&store, &pool);
+        if created.is_ok() {
+            break;
+        }
+        refused(created, ErrorKind::NoSpace, "cannot create image 'image'");
+        assert_eq!(files_in(&pool.directory().join("images")), [""; 0]);
+        refusals += 1;
+    }
+    assert!(refusals > 4, "head and name are written one after the other");
+}
+
+#[test]
+fn info_tells_who_has_an_image_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), MIB);
+    let open = pool.open(id).unwrap();
+    assert_eq!(pool.info(id).unwrap().owned_by, Some(std::process::id()));
+    open.close().unwrap();
+    assert_eq!(pool.info(id).unwrap().owned_by, None);
+}
+
+#[test]
+fn info_tells_the_present_names_of_a_parent_and_whether_it_is_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    run(&pool, id, |image| image.snapshot("s")).unwrap();
+    assert!(!pool.info(id).unwrap().snapshots[0].protected);
+    run(&pool, id, |image| image.protect("s")).unwrap();
+    assert!(pool.info(id).unwrap().snapshots[0].protected);
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    let options = CloneOptions::default();
+    let child = pool.snapshot(id, "s").clone_to(&other, "child", &options).unwrap();
+    let format_2 = CloneOptions::new().format(2);
+    run(&pool, id, |image| image.snapshot("t")).unwrap();
+    let second = pool.snapshot(id, "t").clone_to(&other, "second", &format_2).unwrap();
+    pool.rename("image", "renamed").unwrap();
+    run(&pool, id, |image| image.rename_snapshot("s", "u")).unwrap();
+    run(&pool, id, |image| image.remove_snapshot("t", false)).unwrap();
+    let mut reader = marcot::InfoReader::new(&other);
+    for _ in 0..2 {
+        let parent = reader.info(child).unwrap().parent.unwrap();
+        assert_eq!((&*parent.pool, &*parent.image, &*parent.snap), ("rbd", "renamed", "u"));
+        assert!(parent.reachable && !parent.trashed, "{parent:?}");
+        let parent = reader.info_of("second", second).unwrap().parent.unwrap();
+        assert!(parent.reachable && parent.trashed, "{parent:?}");
+        assert_eq!(parent.image_id, id);
+    }
+    fs::rename(pool.image_directory(id), directory.path().join("away")).unwrap();
+    let parent = other.info(child).unwrap().parent.unwrap();
+    assert_eq!((&*parent.image, &*parent.snap, parent.reachable), ("image", "s", false));
+}
+
+#[test]
+fn the_totals_of_a_pool_count_each_image_and_snapshot_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 8 * MIB);
+    pool.namespace_create("apart").unwrap();
+    let apart = ImageName::new("image").in_namespace("apart");
+    pool.create(apart, &CreateOptions::sized(100 * MIB)).unwrap();
+    let second = pool.create("second", &CreateOptions::sized(2 * MIB)).unwrap();
+    run(&pool, id, |image| {
+        image.write_at(0, &[1; 4096])?;
+        image.snapshot("a")?;
+        image.resize(MIB, true)?;
+        image.snapshot("b")
+    })
+    .unwrap();
+    run(&pool, second, |image| image.snapshot("c")).unwrap();
+    // A removed snapshot that still has a clone is not counted.
+    let options = CloneOptions::new().format(2);
+    pool.snapshot(second, "c").clone_to(&pool, "clone", &options).unwrap();
+    run(&pool, second, |image| image.remove_snapshot("c", false)).unwrap();
+    let stats = store.pool_stats(&pool).unwrap();
+    assert_eq!((stats.images, stats.snapshots), (3, 2));
+    assert_eq!(stats.provisioned_bytes, MIB + 2 * MIB + 2 * MIB);
+    assert_eq!(stats.provisioned_max_bytes, 8 * MIB + 2 * MIB + 2 * MIB);
+    assert_eq!(stats.allocated_bytes, support::taken_bytes(&pool.directory().join("segments")));
+    assert!(stats.allocated_bytes > 0 && stats.free_bytes > 0);
+}
+
+#[test]
+fn a_snapshot_that_is_read_is_not_removed_and_leaves_no_lock_file_when_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, pool, id) = store_with_image(directory.path(), MIB);
+    run(&pool, id, |image| image.snapshot("s")).unwrap();
+    let remove = || run(&pool, id, |image| image.remove_snapshot("s", false));
+    let before = files_in(&pool.image_directory(id));
+    let reader = pool.open_snapshot(id, "s").unwrap();
+    refused(remove(), ErrorKind::Busy, "s");
+    drop(reader);
+    remove().unwrap();
+    let mut after = files_in(&pool.image_directory(id));
+    after.retain(|name| !before.contains(name) && name != "readers");
+    assert_eq!(after, [""; 0]);
+}
+
+#[test]
+fn a_head_beyond_the_limit_is_refused_and_a_file_beyond_it_is_no_head() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let path = pool.image_directory(id).join("head");
+    let mut head = head_of(&pool, id);
+    // Two more values fit, and not three.
+    let value = "x".repeat(60_000);
+    let count = FRAME_BODY_BYTES_MAX / 60_100 - 2;
+    let pair = |n: usize| MetaRecord { key: format!("key{n}"), value: value.clone() };
+    head.metadata = (0..count).map(pair).collect();
+    fs::write(&path, encode_message(FrameKind::Head, &head)).unwrap();
+    let set = |n: usize| run(&pool, id, |image| image.set_metadata(&format!("more{n}"), &value));
+    let refusal = (0..9).find_map(|n| set(n).err().map(|error| (n, error)));
+    let (fitted, error) = refusal.unwrap();
+    assert!(fitted > 0, "{error}");
+    let words = "rbd/image has more snapshots and metadata than a head can hold";
+    refused::<()>(Err(error), ErrorKind::TooMany, words);
+    assert_eq!(pool.info(id).unwrap().metadata.len(), count + fitted);
+    assert_sound(&store, &pool);
+    fs::File::options().write(true).open(&path).unwrap().set_len(64 * MIB).unwrap();
+    refused(pool.info(id), ErrorKind::Corrupt, "head is too long to be a record");
+    fs::write(&path, b"torn").unwrap();
+    let words = format!("cannot use {}", path.display());
+    refused(pool.info(id), ErrorKind::Corrupt, &words);
+}
+
+#[test]
+fn a_pool_keeps_its_number_when_it_is_initialised() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    store.pool_init("rbd").unwrap();
+    let again = Store::open(directory.path()).unwrap().pool("rbd").unwrap();
+    assert_eq!((again.id(), again.find("image").unwrap()), (pool.id(), id));
+    assert!(!again.attached() && !again.read_only());
+}
+
+#[test]
+fn a_pool_of_another_store_is_changed_and_collected_there_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = Store::open(&directory.path().join("other")).unwrap();
+    let (store, _, _) = store_with_image(&directory.path().join("own"), MIB);
+    let lent = other.pool_create("lent", &PoolOptions::default()).unwrap();
+    let by_link = store.directory().join("pools/linked");
+    std::os::unix::fs::symlink(lent.directory(), by_link).unwrap();
+    let linked = store.pool("linked").unwrap();
+    assert!(linked.attached() && !linked.read_only());
+    refused(store.gc(&linked, &mut |_, _| {}), ErrorKind::Invalid, "belongs to another store");
+    refused(store.pool_remove("linked"), ErrorKind::Invalid, "belongs to another store");
+    other.pool_remove("lent").unwrap();
+}
