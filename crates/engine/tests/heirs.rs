@@ -236,3 +236,44 @@ fn gc_removes_only_the_marks_that_are_not_needed() {
     assert_eq!(allocated(&store, &pool), 0);
     no_marks(&pool);
 }
+
+#[test]
+fn a_mark_that_an_interrupted_flatten_has_made_does_not_stop_the_next_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let template = template(&pool, "template", 1);
+    let child = clone((&pool, template), &pool, "child");
+    let marks = pool.directory().join("heirs");
+    std::fs::create_dir_all(&marks).unwrap();
+    std::fs::write(marks.join(format!("{template}.{child}")), "").unwrap();
+    flatten(&pool, child);
+    remove(&store, &pool, template);
+    expect(&pool, child, 1);
+    remove_alone(&store, &pool, child);
+    assert_eq!(allocated(&store, &pool), 0);
+    no_marks(&pool);
+}
+
+#[test]
+fn nothing_is_freed_where_the_marks_cannot_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let template = template(&pool, "template", 1);
+    let child = clone((&pool, template), &pool, "child");
+    flatten(&pool, child);
+    on(&pool, template, remove_snapshot);
+    let (marks, away) = (pool.directory().join("heirs"), directory.path().join("away"));
+    std::fs::rename(&marks, &away).unwrap();
+    std::fs::write(&marks, "no directory").unwrap();
+    store.remove_image(&pool, template, &mut |_, _| {}).unwrap_err();
+    expect(&pool, child, 1);
+    std::fs::remove_file(&marks).unwrap();
+    std::fs::rename(&away, &marks).unwrap();
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    expect(&pool, child, 1);
+    assert_sound(&store, &pool);
+    remove_alone(&store, &pool, child);
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    assert_eq!(allocated(&store, &pool), 0);
+    no_marks(&pool);
+}

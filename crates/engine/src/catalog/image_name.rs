@@ -144,3 +144,32 @@ impl fmt::Display for ImageName {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_namespace_has_no_name_and_every_other_has_one() {
+        let ci = Namespace::named("ci");
+        for default in [Namespace::DEFAULT, Namespace::named(""), Namespace::from(String::new())] {
+            assert!(default.is_default() && default == Namespace::default());
+            assert_eq!((default.name(), &*default.to_string()), (None, ""));
+        }
+        for named in [Namespace::from("ci"), Namespace::from("ci".to_owned()), (&ci).into()] {
+            assert!(!named.is_default() && named == ci);
+            assert_eq!((named.name(), &*named.to_string()), (Some("ci"), "ci"));
+        }
+    }
+
+    #[test]
+    fn names_are_shown_as_people_write_them() {
+        let plain = ImageName::new("vm");
+        assert_eq!(plain.to_string(), "vm");
+        assert_eq!(plain.clone().in_namespace("ci").to_string(), "ci/vm");
+        for same in [ImageName::from("vm"), "vm".to_owned().into(), (&"vm".to_owned()).into()] {
+            assert_eq!(same, plain);
+        }
+        assert_eq!(ImageName::from(&plain), plain);
+    }
+}
