@@ -207,6 +207,37 @@ fn a_wrong_count_is_repaired_and_lost_blocks_beside_it_are_not() {
     let found: Vec<_> = report.findings.iter().map(|f| (f.serious, f.repaired)).collect();
     assert_eq!(found, [(true, false), (false, true)], "{report:#?}");
     assert!(report.findings[0].message.contains("were lost"), "{report:#?}");
+    // What lies behind the lost range is read all the same: the last block of the second write.
+    damage(&segments(&pool, 'd')[0], 1 + 257 + 256);
+    let report = checked(&store, &pool, false);
+    let range = format!("bytes {} to {} are damaged", 33 * MIB - BLOCK_BYTES, 33 * MIB);
+    assert!(report.findings.iter().any(|f| f.message.starts_with(&range)), "{report:#?}");
+}
+
+#[test]
+fn blocks_that_lie_in_turns_in_several_segments_are_read_where_they_lie() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let write = |image: &mut Image, block: u64, blocks: usize| {
+        image.write_at(block * BLOCK_BYTES, &pattern(block as u8, blocks * BLOCK)).unwrap();
+    };
+    changed(&pool, id, |image| write(image, 0, 8));
+    // Blocks 0 and 1 now lie in neighbouring slots, but of two segments. So do 3 and 4.
+    changed(&pool, id, |image| write(image, 0, 1));
+    changed(&pool, id, |image| {
+        write(image, 20, 3);
+        write(image, 3, 1);
+        write(image, 6, 1);
+        write(image, 5, 1);
+    });
+    assert_sound(&store, &pool);
+    // Slots of the blocks 2, 0 and 20.
+    for (number, (path, slot)) in segments(&pool, 'd').iter().zip([4, 2, 2]).enumerate() {
+        damage(path, slot);
+        let report = checked(&store, &pool, false);
+        assert_eq!(report.findings.len(), number + 1, "{report:#?}");
+        assert!(report.findings.iter().all(|finding| finding.serious));
+    }
 }
 
 #[test]

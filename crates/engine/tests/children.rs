@@ -326,3 +326,39 @@ fn a_pool_outside_of_a_store_is_shown_by_the_name_that_the_marker_tells() {
     stores.change_marker(|marker| marker.child_pool_name = "mine".to_owned());
     assert_eq!(shown(&stores.children()), ["mine/ci/vm-1"]);
 }
+
+/// Another user may leave files in the directory of a pool that everybody may clone from. The test plays
+/// that user, so it has to run as root.
+#[test]
+fn all_files_that_are_no_markers_are_told_and_removed_however_many_there_are() {
+    const OTHER: u32 = 64_003;
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let options = PoolOptions { readable_by: marcot::ReadableBy::All };
+    let pool = store.pool_create("golden", &options).unwrap();
+    let junk = |count: usize| {
+        for number in 0..count {
+            let path = pool.directory().join("children").join(format!("junk{number}"));
+            fs::write(&path, b"junk").unwrap();
+            std::os::unix::fs::chown(&path, Some(OTHER), None).unwrap();
+        }
+    };
+    let check = |repair| {
+        let options = marcot::CheckOptions { repair, ..Default::default() };
+        store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
+    };
+    junk(20);
+    let findings = check(false);
+    assert_eq!(findings.len(), 20, "{findings:#?}");
+    assert!(findings.iter().all(|f| !f.repaired && f.message.contains("left by user 64003")));
+    junk(25);
+    let findings = check(false);
+    assert_eq!(findings.len(), 21, "{findings:#?}");
+    assert!(findings[20].message.starts_with("5 more files in children/"), "{findings:#?}");
+    assert!(findings.iter().all(|finding| !finding.repaired));
+    let findings = check(true);
+    assert_eq!(findings.len(), 21, "{findings:#?}");
+    assert!(findings.iter().all(|finding| finding.repaired), "{findings:#?}");
+    assert!(records(&pool).is_empty());
+    assert!(check(false).is_empty());
+}

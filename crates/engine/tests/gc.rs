@@ -225,3 +225,20 @@ fn gc_says_where_it_cannot_open_a_segment() {
     });
     assert_eq!(kind, Some(ErrorKind::Io));
 }
+
+#[test]
+fn gc_says_where_it_cannot_remove_a_segment_and_the_next_one_removes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let id = pool.create("image", &CreateOptions::sized(8 * MIB)).unwrap();
+    changed(&pool, id, |image| image.write_at(0, &pattern(1, 4 * MIB as usize))).unwrap();
+    share(&pool, id);
+    changed(&pool, id, |image| image.discard(0, 4 * MIB)).unwrap();
+    // Nothing else is removed between the first report of progress and the segment.
+    let mut fail = |_, _| faults.fail_remove.store(true, Ordering::Relaxed);
+    assert_eq!(store.gc(&pool, &mut fail).unwrap_err().kind(), ErrorKind::Io);
+    faults.fail_remove.store(false, Ordering::Relaxed);
+    assert!(gc(&store, &pool).0.freed_bytes >= 4 * MIB);
+}

@@ -61,7 +61,8 @@ pub(super) fn check(
     let files = Arc::clone(checker.pool.files());
     let list = table.places().to_vec();
     let places = Place::number_of(&list, &mut checker.lists);
-    if let Some(entry) = top.entry().filter(|entry| !entry.is_hole() && !entry.is_lost())
+    // Neither a hole nor a lost page is among the pages that were verified.
+    if let Some(entry) = top.entry()
         && let Ok(name) = table.name({ entry.address }.index(), &files)
     {
         let key = (places, name, { entry.address }.unit());

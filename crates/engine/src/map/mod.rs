@@ -157,17 +157,9 @@ impl Map {
 
     /// Makes `[from, to)` holes.
     pub(crate) fn clear(&mut self, from: u64, to: u64, source: &mut dyn PageSource) -> Result<()> {
-        if from < to {
-            let cleared = clear_link(
-                &mut self.top,
-                TOP_LEVEL,
-                0,
-                (from, to),
-                source,
-                &mut self.resident_bytes,
-            )?;
-            self.mapped_blocks = self.mapped_blocks.saturating_sub(cleared);
-        }
+        let Self { top, resident_bytes, mapped_blocks } = self;
+        let cleared = clear_link(top, TOP_LEVEL, 0, (from, to), source, resident_bytes)?;
+        *mapped_blocks = mapped_blocks.saturating_sub(cleared);
         Ok(())
     }
 
