@@ -312,3 +312,59 @@ fn a_pool_of_another_store_is_changed_and_collected_there_only() {
     refused(store.pool_remove("linked"), ErrorKind::Invalid, "belongs to another store");
     other.pool_remove("lent").unwrap();
 }
+
+#[test]
+fn many_may_open_a_new_store_at_once() {
+    for _ in 0..20 {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("store");
+        let open = || Store::open(&place).unwrap().pool("rbd").unwrap().id();
+        let pools: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(pools.windows(2).all(|two| two[0] == two[1]), "{pools:?}");
+    }
+}
+
+#[test]
+fn a_first_use_of_a_store_that_was_cut_off_is_finished_by_the_next_one() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(Store::open(directory.path()).unwrap());
+    let record = directory.path().join("pools/rbd/pool");
+    fs::remove_file(&record).unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    pool.create("image", &CreateOptions::sized(MIB)).unwrap();
+    assert_sound(&store, &pool);
+    // A store with another pool is no new store.
+    store.pool_create("other", &PoolOptions::default()).unwrap();
+    pool.find("image").and_then(|id| store.remove_image(&pool, id, &mut |_, _| {})).unwrap();
+    store.pool_remove("rbd").unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    assert_eq!(store.pools().unwrap(), ["other"]);
+}
+
+#[test]
+fn a_pool_that_cannot_be_reached_is_not_taken_for_one_that_does_not_exist() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store_with_image(directory.path(), MIB);
+    let nowhere = directory.path().join("nowhere");
+    std::os::unix::fs::symlink(&nowhere, store.directory().join("pools/linked")).unwrap();
+    let words = "is a file system not mounted?";
+    refused(store.pool("linked"), ErrorKind::Io, words);
+    refused(store.pool_create("linked", &PoolOptions::default()), ErrorKind::Io, words);
+    assert!(!store.is_unfinished("linked"));
+    // Notes of attached pools, one that is no file and one that is torn.
+    let notes = store.directory().join("attached");
+    fs::create_dir_all(notes.join("folder")).unwrap();
+    fs::write(notes.join("torn"), b"torn").unwrap();
+    refused(store.pool("folder"), ErrorKind::Io, "cannot read");
+    refused(store.pool("torn"), ErrorKind::Corrupt, "cannot use");
+    // A creation that was cut off leaves no pool.
+    fs::create_dir(store.directory().join("pools/half")).unwrap();
+    assert!(store.is_unfinished("half") && !store.is_unfinished("rbd"));
+    refused(store.pool("half"), ErrorKind::NotFound, "pool 'half' does not exist");
+    store.pool_create("half", &PoolOptions::default()).unwrap();
+    assert_sound(&store, &pool);
+}

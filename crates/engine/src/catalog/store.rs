@@ -96,8 +96,9 @@ impl Store {
         let id = record.store_id;
         let inner = StoreInner { directory, home, id, world, limits, files };
         let store = Self { inner: Arc::new(inner) };
-        let empty = !store.is_foreign() && store.pools()?.is_empty();
-        if empty && store.find_pool(DEFAULT_POOL)?.is_none() {
+        // Another process may be creating the pool just now, or may have been killed meanwhile.
+        let empty = !store.is_foreign() && store.pools()?.iter().all(|name| name == DEFAULT_POOL);
+        if empty && store.is_unfinished(DEFAULT_POOL) {
             // Another process may be first, and this one may lack the permission to write.
             match store.pool_create(DEFAULT_POOL, &PoolOptions::default()) {
                 Err(e)
