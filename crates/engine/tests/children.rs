@@ -362,3 +362,87 @@ fn all_files_that_are_no_markers_are_told_and_removed_however_many_there_are() {
     assert!(records(&pool).is_empty());
     assert!(check(false).is_empty());
 }
+
+#[test]
+fn children_are_not_told_while_a_pool_of_the_store_cannot_be_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let base = template(&pool, "base");
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    cloned(&pool, base, &other, "child");
+    fs::create_dir(store.directory().join("pools/half")).unwrap();
+    assert_eq!(shown(&store.children(&pool, base, None).unwrap()), ["other/child"]);
+    fs::write(other.directory().join("pool"), b"torn").unwrap();
+    // The marker would be enough to find this child, and not to find others.
+    for records_too in [true, false] {
+        if !records_too {
+            fs::remove_file(&records(&pool)[0]).unwrap();
+        }
+        let error = store.children(&pool, base, None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.sentence().to_string().contains("may hold children"), "{error}");
+        assert!(run(&pool, base, |image| image.unprotect("s")).is_err());
+    }
+}
+
+#[test]
+fn an_attached_pool_that_cannot_be_opened_does_not_hide_the_other_children() {
+    let stores = stores();
+    let own = template(&stores.pool, "own");
+    cloned(&stores.pool, own, &stores.pool, "near");
+    fs::rename(stores.templates.directory(), stores.directory.path().join("away")).unwrap();
+    assert_eq!(shown(&stores.vms.children(&stores.pool, own, None).unwrap()), ["disks/near"]);
+}
+
+#[test]
+fn a_clone_finds_its_parents_data_in_a_pool_that_was_not_used_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let child = {
+        let store = Store::open(directory.path()).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let base = template(&pool, "base");
+        let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+        cloned(&pool, base, &other, "child")
+    };
+    let other = Store::open(directory.path()).unwrap().pool("other").unwrap();
+    let mut bytes = [0; 4096];
+    other.open_read_only(child).unwrap().read_at(0, &mut bytes).unwrap();
+    assert!(bytes == [7; 4096]);
+}
+
+#[test]
+fn a_user_who_leaves_too_many_markers_or_too_large_ones_is_named() {
+    const OTHER: u32 = 64_003;
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let options = PoolOptions { readable_by: marcot::ReadableBy::All };
+    let pool = store.pool_create("golden", &options).unwrap();
+    let marker = |number: u64| {
+        let name = format!("{}.{:016x}.1.{:016x}.{number:016x}", pool.id(), 1, 2);
+        pool.directory().join("children").join(name)
+    };
+    let give = |path: &Path| std::os::unix::fs::chown(path, Some(OTHER), None).unwrap();
+    let findings = || store.check(&pool, &Default::default(), &mut |_, _| {}).unwrap().findings;
+    for number in 0..10_000 {
+        fs::write(marker(number), b"").unwrap();
+        give(&marker(number));
+    }
+    assert_eq!(findings(), []);
+    fs::write(marker(10_000), b"").unwrap();
+    give(&marker(10_000));
+    let found = findings();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].message.starts_with("user 64003 has left 10001 markers"), "{found:#?}");
+    fs::remove_file(marker(10_000)).unwrap();
+    // None of these is a marker, whatever its name is.
+    let (folder, long, wide) = (marker(20_000), marker(20_001), marker(20_002));
+    fs::create_dir(&folder).unwrap();
+    fs::write(&long, vec![1; (16 << 10) + 1]).unwrap();
+    fs::File::create(&wide).unwrap().set_len(1 << 20).unwrap();
+    let no_markers = [&folder, &long, &wide];
+    no_markers.into_iter().for_each(|path| give(path));
+    let found = findings();
+    assert_eq!(found.len(), no_markers.len(), "{found:#?}");
+    assert!(found.iter().all(|f| f.message.contains("is no marker of a clone")), "{found:#?}");
+}
