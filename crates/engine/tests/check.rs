@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use marcot::{
-    CheckOptions, CheckReport, CloneOptions, CreateOptions, Finding, Image, ImageId, Pool, Store,
+    BlockDevice, CheckOptions, CheckReport, CloneOptions, CreateOptions, Finding, Image, ImageId,
+    Pool, Store, Write,
 };
 use marcot_format::BLOCK_BYTES;
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
@@ -238,6 +239,23 @@ fn blocks_that_lie_in_turns_in_several_segments_are_read_where_they_lie() {
         assert_eq!(report.findings.len(), number + 1, "{report:#?}");
         assert!(report.findings.iter().all(|finding| finding.serious));
     }
+}
+
+#[test]
+fn damage_is_told_for_the_right_block_where_neighbours_in_a_segment_lie_apart_in_the_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let data = pattern(1, BLOCK);
+    changed(&pool, id, |image| {
+        let writes = [0, 5, 20].map(|block| Write { offset: block * BLOCK_BYTES, data: &data });
+        image.write_batch(&writes).unwrap();
+    });
+    // One group, so the three lie side by side.
+    damage(&segments(&pool, 'd')[0], 3);
+    let report = checked(&store, &pool, false);
+    assert_eq!(report.findings.len(), 1, "{report:#?}");
+    let range = format!("bytes {} to {} are damaged", 5 * BLOCK, 6 * BLOCK);
+    assert!(report.findings[0].message.starts_with(&range), "{report:#?}");
 }
 
 #[test]
