@@ -13,6 +13,7 @@ use marcot::{
 use marcot_format::BLOCK_BYTES;
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::HeadRecord;
+use marcot_format::table::TABLE_FANOUT;
 use support::{MIB, assert_sound, pattern, segments, store_with_image};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -134,18 +135,26 @@ fn damaged_blocks_side_by_side_are_one_range_and_others_are_not() {
     }
 }
 
-#[test]
-fn a_missing_segment_is_reported_for_every_snapshot_that_needs_it_and_for_no_other() {
-    // More segments than one page of the table has entries.
-    const SESSIONS: u64 = 50;
-    let directory = tempfile::tempdir().unwrap();
-    let (store, pool, id) = store_with_image(directory.path(), SESSIONS * MIB);
+/// Sessions of an image after which its table has more entries than one page holds: each adds a data
+/// segment and a map segment.
+const SESSIONS: u64 = 70;
+
+/// An image that was opened, written, snapshotted and closed many times.
+fn many_sessions(directory: &Path) -> (Store, Pool, ImageId) {
+    let (store, pool, id) = store_with_image(directory, SESSIONS * MIB);
     for session in 0..SESSIONS {
         changed(&pool, id, |image| {
             image.write_at(session * MIB, &pattern(session as u8, BLOCK)).unwrap();
             image.snapshot(&format!("s{session}")).unwrap();
         });
     }
+    (store, pool, id)
+}
+
+#[test]
+fn a_missing_segment_is_reported_for_every_snapshot_that_needs_it_and_for_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = many_sessions(directory.path());
     assert_eq!(checked(&store, &pool, false).findings, []);
     let files = segments(&pool, 'd');
     assert_eq!(files.len() as u64, SESSIONS);
@@ -167,6 +176,28 @@ fn a_missing_segment_is_reported_for_every_snapshot_that_needs_it_and_for_no_oth
         fs::rename(&away, path).unwrap();
     }
     assert_sound(&store, &pool);
+}
+
+#[test]
+fn wrong_counts_in_a_table_that_two_snapshots_share_are_found_in_all_its_pages() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = many_sessions(directory.path());
+    changed(&pool, id, |image| {
+        image.write_at(BLOCK_BYTES, &pattern(1, BLOCK)).unwrap();
+        image.snapshot("a").unwrap();
+        image.write_at(2 * BLOCK_BYTES, &pattern(2, BLOCK)).unwrap();
+        image.snapshot("b").unwrap();
+    });
+    assert_sound(&store, &pool);
+    change_head(&pool, id, |head| {
+        let [.., a, b] = &mut head.snapshots[..] else { panic!("two snapshots") };
+        let (a, b) = (a.root.as_ref().unwrap(), b.root.as_mut().unwrap());
+        assert!(a.segment_next as usize > TABLE_FANOUT && a.table_levels == b.table_levels);
+        b.table = a.table;
+    });
+    let report = checked(&store, &pool, false);
+    assert!(!about(&report, "rbd/image@b").is_empty(), "{report:#?}");
+    assert_eq!(report.findings.len(), about(&report, "rbd/image@b").len(), "{report:#?}");
 }
 
 #[test]

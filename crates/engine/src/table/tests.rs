@@ -223,6 +223,20 @@ fn only_pages_on_the_way_to_a_change_are_written() {
 }
 
 #[test]
+fn a_segment_that_was_kept_while_it_was_appended_to_goes_once_it_is_closed() {
+    let mut fixture = Fixture::new();
+    let mut table = fixture.table(3);
+    table.count(SegmentIndex(2), -2, 0, fixture.files()).unwrap();
+    assert_eq!(table.drop_dead(|_| true).unwrap(), []);
+    fixture.store(&mut table);
+    table.close_segment(SegmentIndex(1), fixture.files(), "image");
+    assert_eq!(table.drop_dead(|_| false).unwrap(), [], "something is named in this one");
+    table.close_segment(SegmentIndex(2), fixture.files(), "image");
+    assert_eq!(table.drop_dead(|_| false).unwrap(), [fixture.name(2)]);
+    table.close_segment(SegmentIndex(2), fixture.files(), "image");
+}
+
+#[test]
 fn pages_on_disk_that_two_tables_share_are_known() {
     let mut fixture = Fixture::new();
     let mut table = fixture.table(2 * FANOUT);
