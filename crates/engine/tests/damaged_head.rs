@@ -9,6 +9,9 @@ use marcot::{
     CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Store,
 };
 
+use marcot_format::frame::{FrameKind, decode_message};
+use marcot_format::record::HeadRecord;
+
 const MIB: usize = 1 << 20;
 const SIZE: usize = 4 * MIB;
 
@@ -171,6 +174,13 @@ fn gc_finishes_an_interrupted_giving_up() {
     faults.fail_remove.store(true, Ordering::Relaxed);
     assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Io);
     assert!(pool.find("middle").is_ok(), "the first removal is that of the name");
+    // The head that it has now names the parent, so that whoever finishes removes the records of the child.
+    let bytes = std::fs::read(pool.image_directory(*middle).join("head")).unwrap();
+    let (head, _): (HeadRecord, _) = decode_message(FrameKind::Head, &bytes).unwrap();
+    let parent = head.parent.unwrap();
+    let snap = templates.info(*template).unwrap().snapshots[0].id;
+    let (pool_id, image_id) = (templates.id().0, template.0);
+    assert_eq!((parent.pool_id, parent.image_id, parent.snap_id), (pool_id, image_id, snap.0));
     assert_eq!(pool.open(*middle).err().unwrap().kind(), ErrorKind::NotFound);
     gc(store, pool).unwrap();
     assert_eq!(pool.find("middle").unwrap_err().kind(), ErrorKind::NotFound);
