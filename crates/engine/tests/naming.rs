@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use marcot::{CloneOptions, CreateOptions, Image, ImageId, Limits, Namespace, Pool, Store};
+use marcot::{
+    CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Limits, Namespace, Pool, Store,
+};
 
-use support::{Faults, faulty_world};
+use support::{Faults, assert_sound, faulty_world};
 
 const MIB: u64 = 1 << 20;
 
@@ -237,4 +239,60 @@ fn a_refusal_names_some_of_many_children() {
     let refused = run(&place.pool, image, unprotect).unwrap_err().sentence().to_string();
     assert_eq!(refused.matches("rbd/clone-").count(), 8, "{refused}");
     assert!(refused.ends_with("and others"), "{refused}");
+}
+
+#[test]
+fn a_name_that_cannot_be_read_now_does_not_count_as_missing() {
+    let place = place("unreadable");
+    let image = place.create("image");
+    let name = || place.pool.name_of_image(&Namespace::default(), image);
+    // EIO, EACCES, EMFILE.
+    for errno in [5, 13, 24] {
+        place.faults.name_errno.store(errno, Ordering::Relaxed);
+        let found = name();
+        place.faults.name_errno.store(0, Ordering::Relaxed);
+        assert!(found.is_err(), "{errno}: {found:?}");
+    }
+    assert_eq!(name().unwrap().as_deref(), Some("image"));
+    // A name that leads elsewhere is no obstacle.
+    std::fs::write(place.directory.join("pools/rbd/names/@/image"), "torn").unwrap();
+    assert_eq!(name().unwrap(), None);
+}
+
+#[test]
+fn a_creation_or_renaming_that_fails_at_a_sync_leaves_a_whole_image_or_none() {
+    for after in 0.. {
+        let place = place(&format!("sync-{after}"));
+        let faults = &place.faults;
+        let with_failing_sync = |work: &dyn Fn() -> marcot::Result<()>| {
+            faults.sync_fails_after.store(after, Ordering::Relaxed);
+            let done = work();
+            let failed = faults.sync_fails_after.swap(-1, Ordering::Relaxed) < 0;
+            (failed, done.is_err())
+        };
+        let options = CreateOptions::sized(MIB);
+        let create = || place.pool.create("image", &options).map(drop);
+        let (failed_creating, refused) = with_failing_sync(&create);
+        assert_eq!(refused, failed_creating, "{after}");
+        match place.pool.find("image") {
+            Ok(image) => place.pool.open(image).unwrap().close().unwrap(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::NotFound, "{after}: {error}");
+                create().unwrap();
+            }
+        }
+        let image = place.pool.find("image").unwrap();
+        // The note of the new name may fail: it is a hint.
+        let (failed_renaming, refused) =
+            with_failing_sync(&|| place.pool.rename("image", "renamed"));
+        let names = place.pool.image_names(&Namespace::DEFAULT).unwrap();
+        assert!(names == ["renamed"] || (refused && names == ["image"]), "{after}: {names:?}");
+        assert_eq!(place.pool.find(names[0].as_str()).unwrap(), image);
+        place.store.gc(&place.pool, &mut |_, _| {}).unwrap();
+        assert_sound(&place.store, &place.pool);
+        if !failed_creating && !failed_renaming {
+            assert!(after > 2, "creating an image syncs more than once");
+            break;
+        }
+    }
 }

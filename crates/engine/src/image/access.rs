@@ -124,6 +124,7 @@ impl Housekeeping for Image {
                 self.end_emptying();
             }
             if more? {
+                self.keep_within_bounds()?;
                 return Ok(true);
             }
             if self.is_copying() {

@@ -273,7 +273,9 @@ impl Image {
         self.begin_writing()?;
         self.checkpoint()?;
         self.state.compaction.due = true;
-        while self.compact_step(true)? {}
+        while self.compact_step(true)? {
+            self.keep_within_bounds()?;
+        }
         self.close_target();
         self.checkpoint()
     }
@@ -730,6 +732,43 @@ mod tests {
         image.checkpoint().unwrap();
         let log = image.journal.open_name().unwrap().sequence;
         assert_eq!(open_from(&mut image), log, "it is closed, and its copies are in the root");
+    }
+
+    /// Copies make map pages dirty, and only a checkpoint makes it possible to drop these.
+    #[test]
+    fn compaction_of_blocks_under_many_pages_stays_within_the_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            map_memory_bytes: 4 << 20,
+            dead_bytes_min: 1 << 20,
+            checkpoint_log_bytes: 1 << 40,
+            ..Limits::default()
+        };
+        let store = Store::open_with(World::system(), directory.path(), limits).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let leaves = 3000;
+        let id = pool.create("image", &CreateOptions::sized(leaves << 21)).unwrap();
+        let mut image = pool.open(id).unwrap();
+        for leaf in 0..leaves {
+            image.write_at(leaf << 21, &[1; BLOCK]).unwrap();
+        }
+        let emptied = image.journal.open_name().unwrap();
+        close_segment(&mut image);
+        image.write_at(0, &[2; BLOCK]).unwrap();
+        image.state.compaction.due = true;
+        // A job moves up to one part before anything can be written.
+        let bytes_max = limits.map_memory_bytes + (PART_SLOTS * PAGE_READ_BYTES) as u64;
+        let mut copied = 0;
+        while image.compact_step(true).unwrap() {
+            copied = copied.max(image.state.compaction.moves.len());
+            image.keep_within_bounds().unwrap();
+            let bytes = image.state.memory_bytes();
+            assert!(bytes <= bytes_max, "{bytes} bytes");
+        }
+        assert!(copied > 0);
+        image.checkpoint().unwrap();
+        let gone = pool.files().open_as_it_is(emptied, false).err().map(|error| error.kind());
+        assert_eq!(gone, Some(ErrorKind::NotFound));
     }
 
     /// Looking through a map segment takes tens of milliseconds, and guests wait for it.

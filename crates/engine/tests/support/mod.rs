@@ -28,6 +28,8 @@ pub struct Faults {
     pub no_new_files: AtomicBool,
     /// The next sync of a file fails.
     pub fail_sync: AtomicBool,
+    /// Syncs of files and directories before the one that fails; negative: none fails.
+    pub sync_fails_after: AtomicI64,
     /// Heads cannot be opened, with this error number; 0: they can.
     pub head_errno: AtomicI32,
     /// The same for names of images.
@@ -110,6 +112,15 @@ impl AsyncIo for Waiting {
     }
 }
 
+impl Faults {
+    fn count_sync(&self) -> io::Result<()> {
+        match self.sync_fails_after.fetch_sub(1, Ordering::Relaxed) {
+            0 => Err(io::Error::from_raw_os_error(5)),
+            _ => Ok(()),
+        }
+    }
+}
+
 pub struct FaultyDisk {
     inner: Arc<dyn Disk>,
     faults: Arc<Faults>,
@@ -125,6 +136,7 @@ struct FaultyFile {
 pub fn faulty_world() -> (World, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     faults.room_bytes.store(-1, Ordering::Relaxed);
+    faults.sync_fails_after.store(-1, Ordering::Relaxed);
     let disk = FaultyDisk { inner: Arc::new(LocalDisk::plain()), faults: Arc::clone(&faults) };
     let (clock, random) = (Arc::new(SystemClock), Arc::new(SystemRandom));
     (World { disk: Arc::new(disk), clock, random, workers: Arc::new(InPlace) }, faults)
@@ -180,6 +192,7 @@ impl Disk for FaultyDisk {
         self.inner.list(path)
     }
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.faults.count_sync()?;
         self.inner.sync_directory(path)
     }
     fn mode(&self, path: &Path) -> io::Result<u32> {
@@ -261,6 +274,7 @@ impl DiskFile for FaultyFile {
         self.inner.write_at(offset, parts)
     }
     fn sync(&self) -> io::Result<()> {
+        self.faults.count_sync()?;
         if self.faults.fail_sync.swap(false, Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(5));
         }
