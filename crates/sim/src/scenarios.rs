@@ -263,6 +263,23 @@ fn owners() -> Vec<Scenario> {
             ],
         ),
         scenario(
+            "a stale owner had a segment of copies that its successor removes",
+            vec![
+                create(0, 0, 40),
+                write(0, 5, 6),
+                Close { slot: 0 },
+                write(0, 34, 4),
+                write(0, 15, 14),
+                write(0, 20, 2),
+                write(0, 22, 2),
+                write(0, 24, 2),
+                write(0, 26, 2),
+                Read { slot: 0 },
+                stale(vec![Act::Reclaim, Act::Write(5)], vec![Act::Snapshot]),
+                Read { slot: 0 },
+            ],
+        ),
+        scenario(
             "the log goes over the end of a segment",
             vec![
                 create(0, 0, 64),
