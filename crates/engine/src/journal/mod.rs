@@ -236,6 +236,9 @@ impl Journal {
         series: &mut Series,
         table: &mut SegmentTable,
     ) -> Result<()> {
+        // Once the segment exists, its number is used. Replay would not find a later segment behind it, if this
+        // one did not become a part of the log.
+        table.prepare_add(self.image.pool.files())?;
         let name = series.next_name(SegmentKind::Data);
         let prepared = self.prepared.take().and_then(|p| p.take(&self.image, name, epoch));
         let (name, file) = match prepared {

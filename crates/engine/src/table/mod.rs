@@ -381,12 +381,21 @@ impl SegmentTable {
         Ok(false)
     }
 
-    /// Adds a segment and returns its index.
-    pub(crate) fn add(&mut self, name: SegmentName, files: &Files) -> Result<SegmentIndex> {
-        let index = SegmentIndex(self.next);
+    /// Loads what [`Self::add`] will change, so that it cannot fail.
+    ///
+    /// # Errors
+    /// `NoSpace` where the table is full; those of reading a page.
+    pub(crate) fn prepare_add(&mut self, files: &Files) -> Result<()> {
         if self.next == u32::MAX {
             return fail(ErrorKind::NoSpace, "the segment table of the image is full");
         }
+        self.entries(self.next as usize / TABLE_FANOUT, files).map(drop)
+    }
+
+    /// Adds a segment and returns its index.
+    pub(crate) fn add(&mut self, name: SegmentName, files: &Files) -> Result<SegmentIndex> {
+        let index = SegmentIndex(self.next);
+        self.prepare_add(files)?;
         let entry = SegmentEntry {
             author: name.author.0,
             sequence: name.sequence,
