@@ -7,33 +7,21 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    CloneOptions, CreateOptions, ErrorKind, Image, ImageId, ImageName, Namespace, Pool,
-    PoolOptions, Result, SnapId, Store,
+    CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, Namespace, PoolOptions, Result,
+    SnapId, Store,
 };
 use marcot_format::IMAGE_BYTES_MAX;
-use marcot_format::frame::{FRAME_BODY_BYTES_MAX, FrameKind, decode_message, encode_message};
-use marcot_format::record::{HeadRecord, LogPosition, MetaRecord, SegmentMarks};
-use support::{MIB, assert_sound, store_with_image};
+use marcot_format::frame::{FRAME_BODY_BYTES_MAX, FrameKind, encode_message};
+use marcot_format::record::{LogPosition, MetaRecord, SegmentMarks};
+use support::{MIB, assert_sound, head_of, run, store_with_image};
 
 /// Longest name in bytes.
 const NAME_BYTES_MAX: usize = 230;
-
-fn run<T>(pool: &Pool, image: ImageId, change: impl FnOnce(&mut Image) -> Result<T>) -> Result<T> {
-    let mut image = pool.open(image)?;
-    let done = change(&mut image);
-    image.close()?;
-    done
-}
 
 fn refused<T>(result: Result<T>, kind: ErrorKind, words: &str) {
     let Err(error) = result else { panic!("it was not refused: {words}") };
     assert_eq!(error.kind(), kind, "{error}");
     assert!(error.sentence().to_string().contains(words), "{error}");
-}
-
-fn head_of(pool: &Pool, image: ImageId) -> HeadRecord {
-    let bytes = fs::read(pool.image_directory(image).join("head")).unwrap();
-    decode_message(FrameKind::Head, &bytes).unwrap().0
 }
 
 fn files_in(directory: &Path) -> Vec<String> {

@@ -11,39 +11,19 @@ use marcot::{
     Pool, Store, Write,
 };
 use marcot_format::BLOCK_BYTES;
-use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::HeadRecord;
 use marcot_format::table::TABLE_FANOUT;
-use support::{MIB, assert_sound, pattern, segments, store_with_image};
+use support::{
+    MIB, assert_sound, change_head, changed, checked, damage_head, flip_byte, pattern, segments,
+    store_with_image,
+};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Pages from the top of a map to a block.
 const PATH_PAGES: u64 = 4;
 
-fn changed<T>(pool: &Pool, id: ImageId, change: impl FnOnce(&mut Image) -> T) -> T {
-    let mut image = pool.open(id).unwrap();
-    let done = change(&mut image);
-    image.close().unwrap();
-    done
-}
-
-fn checked(store: &Store, pool: &Pool, repair: bool) -> CheckReport {
-    let options = CheckOptions { repair, ..CheckOptions::default() };
-    store.check(pool, &options, &mut |_, _| {}).unwrap()
-}
-
-fn change_head(pool: &Pool, image: ImageId, change: impl FnOnce(&mut HeadRecord)) {
-    let path = pool.image_directory(image).join("head");
-    let (mut head, _) = decode_message(FrameKind::Head, &fs::read(&path).unwrap()).unwrap();
-    change(&mut head);
-    fs::write(&path, encode_message(FrameKind::Head, &head)).unwrap();
-}
-
 /// Flips bits of a block of a file.
 fn damage(path: &Path, block: u64) {
-    let mut bytes = fs::read(path).unwrap();
-    bytes[block as usize * BLOCK + 100] ^= 1;
-    fs::write(path, bytes).unwrap();
+    flip_byte(path, block * BLOCK_BYTES + 100);
 }
 
 /// All files below a directory, with their bytes. The locks of readers are left out.
@@ -346,13 +326,6 @@ fn an_image_without_a_head_is_litter_and_an_unreadable_head_is_damage() {
     let report = checked(&store, &pool, false);
     assert!(report.findings[0].serious, "{report:#?}");
     assert!(report.findings[0].message.contains("cannot be used"), "{report:#?}");
-}
-
-fn damage_head(pool: &Pool, id: ImageId) {
-    let path = pool.image_directory(id).join("head");
-    let mut bytes = fs::read(&path).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    fs::write(path, bytes).unwrap();
 }
 
 #[test]

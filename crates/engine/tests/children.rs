@@ -6,27 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use marcot::{
-    ChildInfo, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, ImageName, Pool,
-    PoolOptions, Store,
+    ChildInfo, CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, Pool, PoolOptions, Store,
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::ChildRecord;
-use support::{MIB, assert_sound};
+use support::{MIB, assert_sound, checked, run};
 
 /// So many seconds old that a marker without an image is stale, and so young that it is not.
 const OLD_S: i64 = 3600 + 60;
 const YOUNG_S: i64 = 3600 - 600;
-
-fn run<T>(
-    pool: &Pool,
-    image: ImageId,
-    change: impl FnOnce(&mut Image) -> marcot::Result<T>,
-) -> marcot::Result<T> {
-    let mut image = pool.open(image)?;
-    let done = change(&mut image);
-    image.close()?;
-    done
-}
 
 fn template(pool: &Pool, name: &str) -> ImageId {
     let id = pool.create(name, &CreateOptions::sized(MIB)).unwrap();
@@ -343,10 +331,7 @@ fn all_files_that_are_no_markers_are_told_and_removed_however_many_there_are() {
             std::os::unix::fs::chown(&path, Some(OTHER), None).unwrap();
         }
     };
-    let check = |repair| {
-        let options = marcot::CheckOptions { repair, ..Default::default() };
-        store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
-    };
+    let check = |repair| checked(&store, &pool, repair).findings;
     junk(20);
     let findings = check(false);
     assert_eq!(findings.len(), 20, "{findings:#?}");

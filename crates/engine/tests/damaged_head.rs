@@ -2,29 +2,15 @@
 
 mod support;
 
+use support::{checked, damage_head, head_of, run};
+
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use marcot::{
-    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Store,
-};
-
-use marcot_format::frame::{FrameKind, decode_message};
-use marcot_format::record::HeadRecord;
+use marcot::{CloneOptions, CreateOptions, ErrorKind, ImageId, Pool, PoolOptions, Store};
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 4 * MIB;
-
-fn run<T>(
-    pool: &Pool,
-    image: ImageId,
-    change: impl FnOnce(&mut Image) -> marcot::Result<T>,
-) -> marcot::Result<T> {
-    let mut image = pool.open(image)?;
-    let done = change(&mut image);
-    image.close()?;
-    done
-}
 
 fn protected_snapshot(pool: &Pool, image: ImageId) {
     run(pool, image, |image| image.snapshot("s")).unwrap();
@@ -51,13 +37,6 @@ fn bytes(pool: &Pool, image: ImageId) -> [u8; SIZE / MIB] {
         *byte = mib[0];
     }
     first
-}
-
-fn damage(pool: &Pool, image: ImageId) {
-    let path = pool.image_directory(image).join("head");
-    let mut head = std::fs::read(&path).unwrap();
-    *head.last_mut().unwrap() ^= 1;
-    std::fs::write(&path, head).unwrap();
 }
 
 fn gc(store: &Store, pool: &Pool) -> marcot::Result<()> {
@@ -109,7 +88,7 @@ fn gc_and_unprotect_work_again_once_a_damaged_image_is_given_up() {
     let Family { store, templates, pool, template, middle } = &family;
     let bystander = pool.create("bystander", &CreateOptions::sized(SIZE as u64)).unwrap();
     write(pool, bystander, 2 * MIB, 3);
-    damage(pool, *middle);
+    damage_head(pool, *middle);
     let refused = gc(store, pool).unwrap_err();
     assert!(
         refused.sentence().to_string().contains("image rbd/middle cannot be read"),
@@ -142,7 +121,7 @@ fn a_damaged_image_with_children_is_not_given_up_and_their_data_outlives_it() {
         pool.snapshot(*middle, "s").clone_to(dest, name, &CloneOptions::default()).unwrap()
     };
     let (near, far) = (clone(pool, "near"), clone(&third, "far"));
-    damage(pool, *middle);
+    damage_head(pool, *middle);
     for (dest, child, name) in [(pool, near, "rbd/near"), (&third, far, "third/far")] {
         let refused = give_up(store, pool, "middle").unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::HasChildren);
@@ -170,14 +149,12 @@ fn gc_finishes_an_interrupted_giving_up() {
     let (world, faults) = support::faulty_world();
     let family = family(Store::open_in(world, directory.path()).unwrap());
     let Family { store, templates, pool, template, middle } = &family;
-    damage(pool, *middle);
+    damage_head(pool, *middle);
     faults.fail_remove.store(true, Ordering::Relaxed);
     assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Io);
     assert!(pool.find("middle").is_ok(), "the first removal is that of the name");
     // The head that it has now names the parent, so that whoever finishes removes the records of the child.
-    let bytes = std::fs::read(pool.image_directory(*middle).join("head")).unwrap();
-    let (head, _): (HeadRecord, _) = decode_message(FrameKind::Head, &bytes).unwrap();
-    let parent = head.parent.unwrap();
+    let parent = head_of(pool, *middle).parent.unwrap();
     let snap = templates.info(*template).unwrap().snapshots[0].id;
     let (pool_id, image_id) = (templates.id().0, template.0);
     assert_eq!((parent.pool_id, parent.image_id, parent.snap_id), (pool_id, image_id, snap.0));
@@ -206,7 +183,7 @@ fn only_an_image_with_a_damaged_head_can_be_given_up() {
     assert_eq!(std::fs::read(&path).unwrap(), newer);
     std::fs::write(&path, &good).unwrap();
     let open = pool.open(*middle).unwrap();
-    damage(pool, *middle);
+    damage_head(pool, *middle);
     assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Owned);
     drop(open);
     std::fs::write(&path, &good).unwrap();
@@ -223,8 +200,7 @@ fn an_image_whose_head_cannot_be_opened_at_the_moment_is_not_given_up() {
     faults.head_errno.store(TOO_MANY_OPEN_FILES, Ordering::Relaxed);
     assert_eq!(give_up(store, pool, "middle").unwrap_err().kind(), ErrorKind::Exhausted);
     assert_eq!(store.gc(pool, &mut |_, _| {}).unwrap_err().kind(), ErrorKind::Exhausted);
-    let options = CheckOptions { repair: true, ..CheckOptions::default() };
-    let findings = store.check(pool, &options, &mut |_, _| {}).unwrap().findings;
+    let findings = checked(store, pool, true).findings;
     assert!(!findings.is_empty() && findings.iter().all(|f| !f.serious && !f.repaired));
     assert!(findings.iter().any(|f| f.unseen == Some(ErrorKind::Exhausted)), "{findings:#?}");
     faults.head_errno.store(0, Ordering::Relaxed);

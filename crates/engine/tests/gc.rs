@@ -6,10 +6,13 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use marcot::{CheckOptions, CreateOptions, ErrorKind, GcReport, Image, ImageId, Pool, Store};
+use marcot::{CreateOptions, ErrorKind, GcReport, ImageId, Pool, Store};
 use marcot_format::BLOCK_BYTES;
 use marcot_format::group::GroupHeader;
-use support::{MIB, assert_sound, pattern, segments, store_with_image, taken_bytes};
+use support::{
+    MIB, assert_sound, changed, checked, flip_byte, pattern, segments, store_with_image,
+    taken_bytes,
+};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 const ZEROS: [u8; BLOCK] = [0; BLOCK];
@@ -17,13 +20,6 @@ const ZEROS: [u8; BLOCK] = [0; BLOCK];
 /// Every block of the image differs from all others, and none is zeros.
 fn numbered(first: u64, blocks: u64) -> Vec<u8> {
     (first..first + blocks).flat_map(|block| (block + 1).to_le_bytes().repeat(BLOCK / 8)).collect()
-}
-
-fn changed<T>(pool: &Pool, id: ImageId, change: impl FnOnce(&mut Image) -> T) -> T {
-    let mut image = pool.open(id).unwrap();
-    let done = change(&mut image);
-    image.close().unwrap();
-    done
 }
 
 /// From now on what the image has written counts as shared, so that only gc may free it.
@@ -111,11 +107,8 @@ fn gc_keeps_what_lies_behind_a_range_that_was_lost() {
     });
     // The first page of the map is that of the first leaf.
     let map = segments(&pool, 'm').pop().unwrap();
-    let mut bytes = fs::read(&map).unwrap();
-    bytes[BLOCK + 100] ^= 1;
-    fs::write(&map, bytes).unwrap();
-    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
-    let findings = store.check(&pool, &repair, &mut |_, _| {}).unwrap().findings;
+    flip_byte(&map, BLOCK_BYTES + 100);
+    let findings = checked(&store, &pool, true).findings;
     assert!(findings.iter().any(|f| f.message.contains("given up")), "{findings:#?}");
     share(&pool, id);
     changed(&pool, id, |image| image.discard(34 * MIB, 2 * MIB)).unwrap();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use support::{Faults, MIB, assert_sound, pattern};
+use support::{Faults, MIB, assert_sound, pattern, run};
 
 use marcot::{CloneOptions, CreateOptions, Image, ImageId, Pool, PoolOptions, Store};
 
@@ -21,9 +21,7 @@ fn store(directory: &Path) -> (Store, Pool, Arc<Faults>) {
 }
 
 fn on(pool: &Pool, image: ImageId, change: impl FnOnce(&mut Image) -> marcot::Result<()>) {
-    let mut opened = pool.open(image).unwrap();
-    change(&mut opened).unwrap();
-    opened.close().unwrap();
+    run(pool, image, change).unwrap();
 }
 
 fn snapshot(pool: &Pool, image: ImageId) {

@@ -3,10 +3,9 @@
 mod support;
 
 use marcot::is_partial_name;
-use marcot::{CreateOptions, ErrorKind, ImageId, ImageName, Namespace, Pool, Store};
-use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{HeadRecord, SnapshotRecord};
-use support::{MIB, store_with_image};
+use marcot::{CreateOptions, ErrorKind, ImageName, Namespace, Pool, Store};
+use marcot_format::record::SnapshotRecord;
+use support::{MIB, change_head, checked, store_with_image};
 
 fn options() -> CreateOptions {
     CreateOptions::sized(MIB)
@@ -14,14 +13,6 @@ fn options() -> CreateOptions {
 
 fn names(pool: &Pool) -> Vec<String> {
     pool.images(&Namespace::DEFAULT).unwrap().into_iter().map(|(name, _)| name).collect()
-}
-
-fn change_head(pool: &Pool, image: ImageId, change: impl FnOnce(&mut HeadRecord)) {
-    let path = pool.image_directory(image).join("head");
-    let bytes = std::fs::read(&path).unwrap();
-    let (mut head, _): (HeadRecord, _) = decode_message(FrameKind::Head, &bytes).unwrap();
-    change(&mut head);
-    std::fs::write(&path, encode_message(FrameKind::Head, &head)).unwrap();
 }
 
 #[test]
@@ -58,8 +49,7 @@ fn an_image_that_has_its_name_is_not_removed_as_abandoned() {
     assert_eq!(pool.find("disk").unwrap(), id);
     // If its name is lost, it gets the same name again, and not one under which it would be removed.
     std::fs::remove_file(pool.directory().join("names/@/disk")).unwrap();
-    let repair = marcot::CheckOptions { repair: true, ..Default::default() };
-    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    checked(&store, &pool, true);
     store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
     assert_eq!(pool.find("disk").unwrap(), id);
     let mut byte = [0];
@@ -91,8 +81,7 @@ fn names_like_those_of_partial_images_are_refused_and_images_that_have_one_are_k
     pool.open(id).unwrap().write_at(0, &[1]).unwrap();
     std::fs::remove_file(names_directory.join("image")).unwrap();
     change_head(&pool, id, |head| head.epoch = head.epoch.max(1));
-    let repair = marcot::CheckOptions { repair: true, ..Default::default() };
-    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    checked(&store, &pool, true);
     assert_eq!(names(&pool), [format!("found-{id}")]);
 }
 

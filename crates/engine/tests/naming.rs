@@ -10,7 +10,7 @@ use marcot::{
     CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Limits, Namespace, Pool, Store,
 };
 
-use support::{Faults, assert_sound, faulty_world};
+use support::{Faults, assert_sound, faulty_world, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -141,17 +141,6 @@ fn a_renamed_image_is_removed_with_its_name_and_note() {
     place.store.remove_named(&place.pool, "second", &mut |_, _| {}).unwrap();
     assert!(place.pool.images(&Namespace::DEFAULT).unwrap().is_empty());
     assert!(!place.pool.image_directory(image).exists());
-}
-
-fn run<T>(
-    pool: &Pool,
-    image: ImageId,
-    change: impl FnOnce(&mut Image) -> marcot::Result<T>,
-) -> marcot::Result<T> {
-    let mut image = pool.open(image)?;
-    let done = change(&mut image);
-    image.close()?;
-    done
 }
 
 /// An image `template` with a protected snapshot `s` and `clones` clones.

@@ -5,6 +5,8 @@
 
 mod support;
 
+use support::{checked, run};
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +14,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use marcot::{
-    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions,
-    ReadableBy, Store,
+    CloneOptions, CreateOptions, ErrorKind, ImageId, Pool, PoolOptions, ReadableBy, Store,
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{AttachedRecord, ChildRecord, HeadRecord, PoolRecord};
@@ -47,17 +48,6 @@ fn image(pool: &Pool, name: &str, byte: u8) -> ImageId {
     image.write_at(0, &vec![byte; SIZE as usize]).unwrap();
     image.close().unwrap();
     id
-}
-
-fn run<T>(
-    pool: &Pool,
-    image: ImageId,
-    change: impl FnOnce(&mut Image) -> marcot::Result<T>,
-) -> marcot::Result<T> {
-    let mut image = pool.open(image)?;
-    let done = change(&mut image);
-    image.close()?;
-    done
 }
 
 fn protect(pool: &Pool, id: ImageId) {
@@ -242,8 +232,7 @@ fn root_changes_nothing_in_another_users_store() {
         assert!(matches!(kind, ErrorKind::ReadOnly | ErrorKind::PermissionDenied), "{refused}");
         assert!(refused.sentence().to_string().contains("user 64003"), "{refused}");
     }
-    let options = CheckOptions { repair: true, ..CheckOptions::default() };
-    assert!(store.check(&tmpl, &options, &mut |_, _| {}).unwrap().findings.is_empty());
+    assert!(checked(&store, &tmpl, true).findings.is_empty());
     assert_eq!(state(&directory), before);
 }
 
@@ -272,8 +261,7 @@ fn no_link_in_a_pool_leads_to_ones_own_images() {
     let refused = first_byte(&tmpl, secret).unwrap_err();
     assert!(refused.sentence().to_string().contains("symbolic link"), "{refused}");
     assert!(tmpl.info(secret).is_err());
-    let options = CheckOptions { repair: true, ..CheckOptions::default() };
-    let report = scene.store.check(&tmpl, &options, &mut |_, _| {}).unwrap();
+    let report = checked(&scene.store, &tmpl, true);
     assert!(report.findings.iter().any(|f| f.serious), "{:?}", report.findings);
     assert!(report.findings.iter().all(|f| !f.repaired), "{:?}", report.findings);
     assert_eq!(state(rbd.directory()), before);
@@ -347,10 +335,7 @@ fn files_that_are_no_markers_are_reported_and_removed_for_the_owner() {
     std::fs::write(&marker, "small").unwrap();
     give(&children, OTHER);
     chown(&children, Some(0), None).unwrap();
-    let check = |repair| {
-        let options = CheckOptions { repair, ..CheckOptions::default() };
-        scene.store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
-    };
+    let check = |repair| checked(&scene.store, &pool, repair).findings;
     let found = check(false);
     assert_eq!(found.len(), 3, "{found:?}");
     assert!(found.iter().all(|f| f.message.contains("user 64003") && !f.repaired), "{found:?}");
@@ -397,10 +382,7 @@ fn names_that_are_no_text_and_trees_of_any_depth_are_reported_with_their_user_an
             std::os::unix::fs::lchown(entry.unwrap().path(), Some(OTHER), None).unwrap();
         }
     };
-    let check = |repair| {
-        let options = CheckOptions { repair, ..CheckOptions::default() };
-        scene.store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
-    };
+    let check = |repair| checked(&scene.store, &pool, repair).findings;
     fill();
     let names =
         [r"children/a\xff\u{1b} (4096 bytes)", r"children/t\xfe (a dir", "children/deep-4 (a dir"];
@@ -435,10 +417,7 @@ fn leftovers_of_a_removal_are_reported_with_their_user_and_removed_later() {
     std::fs::set_permissions(&left, std::fs::Permissions::from_mode(0o700)).unwrap();
     // A directory of one's own with a similar name is no such leftover.
     std::fs::create_dir_all(children.join(".swept/in")).unwrap();
-    let check = |repair| {
-        let options = CheckOptions { repair, ..CheckOptions::default() };
-        scene.store.check(&pool, &options, &mut |_, _| {}).unwrap().findings
-    };
+    let check = |repair| checked(&scene.store, &pool, repair).findings;
     let found = check(false);
     assert!(found.len() == 1 && found[0].message.contains("left by user 64003"), "{found:?}");
     assert!(check(true).iter().all(|f| f.repaired));
@@ -582,10 +561,7 @@ fn a_marker_that_was_moved_from_another_pool_is_ignored() {
     let name = format!("{}.{own}.1.{:016x}.{:016x}", golden.id(), 0xabc, 0xdef);
     let planted = golden.directory().join("children").join(name);
     std::fs::rename(marker.unwrap().path(), &planted).unwrap();
-    let check = |repair| {
-        let options = CheckOptions { repair, ..CheckOptions::default() };
-        scene.store.check(&golden, &options, &mut |_, _| {}).unwrap().findings
-    };
+    let check = |repair| checked(&scene.store, &golden, repair).findings;
     assert_eq!(check(false).len(), 1);
     run(&golden, own, |image| image.unprotect("s")).unwrap();
     assert!(check(true).iter().all(|finding| finding.repaired));

@@ -2,28 +2,14 @@
 
 mod support;
 
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use support::{MIB, assert_sound, pattern, segments, store_with_image};
+use support::{MIB, assert_sound, checked, flip_byte, pattern, segments, store_with_image};
 
 use marcot::{
     CheckOptions, CloneOptions, CreateOptions, ErrorKind, Image, ImageId, ImageName, Limits,
     Namespace, Pool, PoolOptions, Remedy, Store,
 };
-
-fn flip_byte(path: &Path, offset: u64) {
-    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x40], offset).unwrap();
-}
-
-fn repair(store: &Store, pool: &Pool) -> marcot::CheckReport {
-    let options = CheckOptions { repair: true, ..CheckOptions::default() };
-    store.check(pool, &options, &mut |_, _| {}).unwrap()
-}
 
 #[test]
 fn a_full_disk_fails_writes_and_nothing_else_until_there_is_room() {
@@ -149,7 +135,7 @@ fn check_goes_on_behind_a_damaged_map_page() {
     flip_byte(&segments(&pool, 'm').pop().unwrap(), 4096 + 100);
     // The second group, behind the segment's header and the first group, with one block of header.
     flip_byte(&segments(&pool, 'd').pop().unwrap(), (1 + 1 + 256 + 1 + 10) * 4096);
-    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    let report = checked(&store, &pool, false);
     let messages: Vec<&str> = report.findings.iter().map(|f| f.message.as_str()).collect();
     assert_eq!(messages.len(), 2, "{messages:#?}");
     assert!(messages[0].starts_with("bytes 0 to 2097152 cannot be read"), "{messages:#?}");
@@ -182,7 +168,7 @@ fn a_damaged_map_page_is_an_error_for_its_range_and_no_panic() {
     image.read_at(0, &mut buf).unwrap();
     assert!(buf == data);
     image.close().unwrap();
-    repair(&store, &pool);
+    checked(&store, &pool, true);
     assert_sound(&store, &pool);
 }
 
@@ -197,7 +183,7 @@ fn damaged_and_newer_records_are_named_and_left_alone() {
         let error = pool.open(id).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         assert!(error.sentence().to_string().contains("head"), "{error}");
-        let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+        let report = checked(&store, &pool, false);
         assert_eq!(report.findings.len(), 1);
         assert!(store.gc(&pool, &mut |_, _| {}).is_err(), "nothing may be freed now");
     }
@@ -248,21 +234,20 @@ fn an_image_that_never_had_a_name_is_litter_and_a_lost_name_is_damage() {
     let name = pool.directory().join("names/@/image");
     let record = std::fs::read(&name).unwrap();
     std::fs::remove_file(&name).unwrap();
-    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    let report = checked(&store, &pool, false);
     assert_eq!(report.findings.len(), 1, "{:#?}", report.findings);
     assert!(!report.findings[0].serious && report.findings[0].message.contains("cut off"));
-    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
-    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    checked(&store, &pool, true);
     assert!(!name.exists(), "check leaves the image to gc");
     std::fs::write(&name, &record).unwrap();
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(1, 4096)).unwrap();
     image.close().unwrap();
     std::fs::remove_file(&name).unwrap();
-    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    let report = checked(&store, &pool, false);
     assert!(report.findings[0].serious, "{:#?}", report.findings);
     store.gc(&pool, &mut |_, _| {}).unwrap();
-    store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    checked(&store, &pool, true);
     assert_eq!(
         std::fs::read(&name).unwrap(),
         record,
@@ -271,7 +256,7 @@ fn an_image_that_never_had_a_name_is_litter_and_a_lost_name_is_damage() {
     pool.create("other", &CreateOptions::default()).unwrap();
     std::fs::remove_file(pool.directory().join("names/@/other")).unwrap();
     store.gc(&pool, &mut |_, _| {}).unwrap();
-    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    let report = checked(&store, &pool, false);
     assert_eq!(report.findings, [], "gc has removed the image that never had a name");
 }
 
@@ -286,7 +271,7 @@ fn an_image_whose_name_cannot_be_read_is_not_removed_as_litter() {
     // The image was never written, as after an interrupted creation. But it has a name.
     faults.name_errno.store(5, Ordering::Relaxed);
     let _ = store.gc(&pool, &mut |_, _| {});
-    let report = repair(&store, &pool);
+    let report = checked(&store, &pool, true);
     assert!(report.findings.iter().any(|f| f.serious && !f.repaired), "{report:#?}");
     faults.name_errno.store(0, Ordering::Relaxed);
     assert_eq!(pool.images(&Namespace::DEFAULT).unwrap(), [("image".to_owned(), id)]);
@@ -358,7 +343,7 @@ fn a_map_page_that_is_damaged_under_the_log_costs_its_other_blocks_only() {
         assert!(extents[0].data && extents[0].length == 2 * MIB, "a lost range is no hole");
         image.close().unwrap();
     }
-    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    let report = checked(&store, &pool, false);
     assert!(report.findings.iter().any(|f| f.message.contains("lost")), "{report:#?}");
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &pattern(5, 4096)).unwrap();
@@ -366,7 +351,7 @@ fn a_map_page_that_is_damaged_under_the_log_costs_its_other_blocks_only() {
     image.read_at(0, &mut buf).unwrap();
     assert!(buf == pattern(5, 4096));
     image.close().unwrap();
-    repair(&store, &pool);
+    checked(&store, &pool, true);
     assert_sound(&store, &pool);
 }
 
@@ -383,8 +368,7 @@ fn repair_gives_up_a_damaged_map_page_so_that_its_range_can_be_written() {
     let mut image = pool.open(id).unwrap();
     assert_eq!(image.write_at(0, &data[..4096]).unwrap_err().kind(), ErrorKind::Corrupt);
     image.close().unwrap();
-    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
-    let report = store.check(&pool, &repair, &mut |_, _| {}).unwrap();
+    let report = checked(&store, &pool, true);
     assert!(report.findings.iter().any(|f| f.message.contains("given up")), "{report:#?}");
     let mut image = pool.open(id).unwrap();
     image.write_at(0, &data[..4096]).unwrap();
@@ -428,8 +412,7 @@ fn a_damaged_group_before_a_durable_one_is_no_end_of_the_log() {
     reader.read_at(8192, &mut buf).unwrap();
     assert!(buf.iter().all(|b| *b == 0), "a reader sees what was before the damage");
     drop(reader);
-    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
-    let report = store.check(&fresh(), &repair, &mut |_, _| {}).unwrap();
+    let report = checked(&store, &fresh(), true);
     assert!(report.findings.iter().any(|f| f.repaired), "{report:#?}");
     let mut image = fresh().open(id).unwrap();
     image.write_at(0, &pattern(6, 4096)).unwrap();
@@ -460,7 +443,7 @@ fn the_groups_behind_a_damaged_segment_header_are_replayed_and_repair_restores_i
         assert!(buf[..data.len()] == **data, "at {offset}");
     }
     image.close().unwrap();
-    let report = repair(&store, &pool);
+    let report = checked(&store, &pool, true);
     let restored = report.findings.iter().filter(|f| f.message.contains("header of segment"));
     assert!(report.findings.iter().all(|f| f.repaired && !f.serious), "{report:#?}");
     assert_eq!(restored.count(), 2, "{report:#?}");

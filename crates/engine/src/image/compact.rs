@@ -488,6 +488,16 @@ mod tests {
     use crate::{CreateOptions, Limits, Store};
     use marcot_store::World;
 
+    /// An image of 1 GiB in a store of its own.
+    fn new_image(directory: &std::path::Path, dead_bytes_min: u64) -> (crate::Pool, Image) {
+        let limits = Limits { dead_bytes_min, ..Limits::default() };
+        let store = Store::open_with(World::system(), directory, limits).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
+        let image = pool.open(id).unwrap();
+        (pool, image)
+    }
+
     fn compact_all(image: &mut Image) {
         image.state.compaction.due = true;
         while image.compact_step().unwrap() {}
@@ -505,11 +515,7 @@ mod tests {
     #[test]
     fn a_rollback_forgets_which_segments_could_not_be_emptied() {
         let directory = tempfile::tempdir().unwrap();
-        let limits = Limits { dead_bytes_min: 1 << 20, ..Limits::default() };
-        let store = Store::open_with(World::system(), directory.path(), limits).unwrap();
-        let pool = store.pool("rbd").unwrap();
-        let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
-        let mut image = pool.open(id).unwrap();
+        let (pool, mut image) = new_image(directory.path(), 1 << 20);
         image.snap_create("empty").unwrap();
         image.write_at(0, &[1; BLOCK]).unwrap();
         let index = close_segment(&mut image);
@@ -537,11 +543,7 @@ mod tests {
     #[test]
     fn a_map_segment_is_looked_through_once_before_it_is_removed() {
         let directory = tempfile::tempdir().unwrap();
-        let limits = Limits { dead_bytes_min: 64 << 10, ..Limits::default() };
-        let store = Store::open_with(World::system(), directory.path(), limits).unwrap();
-        let pool = store.pool("rbd").unwrap();
-        let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
-        let mut image = pool.open(id).unwrap();
+        let (pool, mut image) = new_image(directory.path(), 64 << 10);
         let leaves = 2 * MAP_PAGES_MAX as u64;
         for round in 0..3 {
             for leaf in (0..leaves).filter(|leaf| round == 0 || leaf % 4 != 0) {

@@ -6,12 +6,14 @@ pub mod no_disk;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use marcot::{CheckOptions, CreateOptions, ImageId, Pool, Store};
+use marcot::{CheckOptions, CheckReport, CreateOptions, Image, ImageId, Pool, Result, Store};
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::HeadRecord;
 use marcot_store::{
     AsyncIo, AsyncRead, AsyncWrite, Confined, Disk, DiskFile, InPlace, IoCompletion, LocalDisk,
     Lock, LockMode, SystemClock, SystemRandom, Trust, World,
@@ -344,8 +346,56 @@ pub fn segments(pool: &Pool, letter: char) -> Vec<PathBuf> {
     found
 }
 
+/// Opens an image, changes it, and closes it.
+pub fn run<T>(pool: &Pool, id: ImageId, change: impl FnOnce(&mut Image) -> Result<T>) -> Result<T> {
+    let mut image = pool.open(id)?;
+    let done = change(&mut image);
+    image.close()?;
+    done
+}
+
+/// As [`run`], for a change that returns anything.
+pub fn changed<T>(pool: &Pool, id: ImageId, change: impl FnOnce(&mut Image) -> T) -> T {
+    run(pool, id, |image| Ok(change(image))).unwrap()
+}
+
+/// The head of an image, as it lies on disk.
+pub fn head_of(pool: &Pool, id: ImageId) -> HeadRecord {
+    let bytes = std::fs::read(pool.image_directory(id).join("head")).unwrap();
+    decode_message(FrameKind::Head, &bytes).unwrap().0
+}
+
+/// Changes the head of an image on disk.
+pub fn change_head(pool: &Pool, id: ImageId, change: impl FnOnce(&mut HeadRecord)) {
+    let mut head = head_of(pool, id);
+    change(&mut head);
+    let path = pool.image_directory(id).join("head");
+    std::fs::write(path, encode_message(FrameKind::Head, &head)).unwrap();
+}
+
+/// Damages the head of an image on disk.
+pub fn damage_head(pool: &Pool, id: ImageId) {
+    let path = pool.image_directory(id).join("head");
+    let last = std::fs::metadata(&path).unwrap().len() - 1;
+    flip_byte(&path, last);
+}
+
+/// Flips a bit of a byte of a file.
+pub fn flip_byte(path: &Path, offset: u64) {
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x40], offset).unwrap();
+}
+
+/// What `check` finds in a pool, data included, and whether it repairs that.
+pub fn checked(store: &Store, pool: &Pool, repair: bool) -> CheckReport {
+    let options = CheckOptions { repair, ..CheckOptions::default() };
+    store.check(pool, &options, &mut |_, _| {}).unwrap()
+}
+
 /// Checks a pool, data included, and finds nothing.
 pub fn assert_sound(store: &Store, pool: &Pool) {
-    let report = store.check(pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    let report = checked(store, pool, false);
     assert!(report.findings.is_empty(), "{}: {:#?}", pool.name(), report.findings);
 }
