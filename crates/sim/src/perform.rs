@@ -236,18 +236,19 @@ impl Runner {
     fn write(&mut self, slot: u8, writes: &[Write<'_>], salt: u64) -> Done {
         let image = self.image(slot)?;
         let Some(number) = image.write_batch_async(writes)? else { return Ok(()) };
-        match salt % 4 {
-            0 => image.flush()?,
-            1 => image.read_at(writes[0].offset, &mut vec![0; writes[0].data.len()])?,
-            2 => drop(image.background_step()?),
-            _ => {}
-        }
-        // The disk returns completions after some calls.
+        let meanwhile = match salt % 4 {
+            0 => image.flush(),
+            1 => image.read_at(writes[0].offset, &mut vec![0; writes[0].data.len()]),
+            2 => image.background_step().map(drop),
+            _ => Ok(()),
+        };
+        // The disk returns completions after some calls. If something else failed meanwhile, the write is still
+        // under way, and completes.
         loop {
             if let Some(Completion::Written(below)) = image.take_completion()
                 && below? > number
             {
-                return Ok(());
+                return Ok(meanwhile?);
             }
         }
     }
