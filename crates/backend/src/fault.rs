@@ -62,13 +62,17 @@ pub enum Fault {
     FlushUnderWay,
     /// An idle image punches slots that the durable head still names.
     PunchBeforeHead,
+    /// The log goes on behind a segment of copies, and replay cannot follow.
+    PassageForgotten,
+    /// A head names copies that compaction has made before they are durable.
+    CopiesBesideUnsynced,
     /// A flatten leaves no mark that the image still names segments of its former parent.
     FlattenLeavesNoMark,
 }
 
 /// All mistakes.
 #[cfg(feature = "deliberate-faults")]
-pub const ALL: [Fault; 29] = [
+pub const ALL: [Fault; 31] = [
     Fault::SkipLogSync,
     Fault::CheckpointSkipsLog,
     Fault::HeadBeforePages,
@@ -97,6 +101,8 @@ pub const ALL: [Fault; 29] = [
     Fault::ToldUnderWay,
     Fault::FlushUnderWay,
     Fault::PunchBeforeHead,
+    Fault::PassageForgotten,
+    Fault::CopiesBesideUnsynced,
     Fault::FlattenLeavesNoMark,
 ];
 

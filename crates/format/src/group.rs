@@ -32,6 +32,8 @@ pub const GROUP_FIXED_BYTES: usize = 64;
 pub const GROUP_DATA_BLOCKS_MAX: usize = 2048;
 /// Limit on the records of a group.
 pub const GROUP_RECORDS_MAX: usize = 2048;
+/// Number of groups that do not belong to the log: copies that compaction has made. No group of a log has it.
+pub const GROUP_BESIDE_LOG: u64 = u64::MAX;
 /// Limit on the data segments of a log (4 GiB), from the one in the head's log position on. A writer whose
 /// checkpoints all fail stops at this limit, and replay reads no further.
 pub const LOG_SEGMENTS_MAX: u32 = 128;

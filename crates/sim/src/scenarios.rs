@@ -263,6 +263,23 @@ fn owners() -> Vec<Scenario> {
             ],
         ),
         scenario(
+            "a stale owner had a segment of copies that its successor removes",
+            vec![
+                create(0, 0, 40),
+                write(0, 5, 6),
+                Close { slot: 0 },
+                write(0, 34, 4),
+                write(0, 15, 14),
+                write(0, 20, 2),
+                write(0, 22, 2),
+                write(0, 24, 2),
+                write(0, 26, 2),
+                Read { slot: 0 },
+                stale(vec![Act::Reclaim, Act::Write(5)], vec![Act::Snapshot]),
+                Read { slot: 0 },
+            ],
+        ),
+        scenario(
             "the log goes over the end of a segment",
             vec![
                 create(0, 0, 64),
@@ -277,6 +294,25 @@ fn owners() -> Vec<Scenario> {
                 Flush { slot: 0 },
                 write(0, 3, 40),
                 Close { slot: 0 },
+            ],
+        ),
+        scenario(
+            "the log goes over the end of a segment, past a segment of copies",
+            vec![
+                create(0, 0, 100),
+                write(0, 0, 100),
+                Close { slot: 0 },
+                // The other blocks of the first segment are copied meanwhile.
+                Fill { slot: 0, salt: 3 },
+                write(0, 0, 20),
+                write(0, 30, 20),
+                write(0, 55, 9),
+                write(0, 50, 3),
+                Flush { slot: 0 },
+                write(0, 60, 1),
+                Checkpoint { slot: 0 },
+                write(0, 70, 20),
+                Read { slot: 0 },
             ],
         ),
     ]

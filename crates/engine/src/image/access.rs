@@ -118,12 +118,17 @@ impl Housekeeping for Image {
         }
         let compacts = self.journal.is_open() || self.is_emptying();
         if compacts && !self.is_punching() {
-            let more = self.compact_step();
+            // An idle image has time to wait for the worker.
+            let more = self.compact_step(self.state.idle.is_at_work());
             if more.is_err() {
                 self.end_emptying();
             }
             if more? {
+                self.keep_within_bounds()?;
                 return Ok(true);
+            }
+            if self.is_copying() {
+                return Ok(false);
             }
         }
         self.idle_step()

@@ -11,6 +11,9 @@ use crate::in_flight::{Ended, EndedRead};
 use crate::journal::Group;
 use crate::segment::SegmentName;
 
+/// No owner creates more segments than this that no head names.
+const LEFTOVERS_MAX: u32 = 1 << 16;
+
 impl Image {
     /// Makes the image ready to append: a new epoch, a fresh data segment, and a head that names
     /// both, durable before the first group.
@@ -63,22 +66,32 @@ impl Image {
         })
     }
 
-    /// Removes segments that a crashed owner created and no head names.
+    /// Removes segments that a crashed owner created and no head names. Their numbers are not given again: the
+    /// owner may still be running, and other images of its process may read by the name.
     fn remove_leftovers(&mut self) -> Result<()> {
         let marks = self.series.marks();
-        self.remove_unnamed(|name| name.sequence >= marks.of(name.kind))
+        let left = self.remove_unnamed(|name| name.sequence >= marks.of(name.kind))?;
+        let near = |name: &&SegmentName| name.sequence - marks.of(name.kind) < LEFTOVERS_MAX;
+        left.iter().filter(near).for_each(|name| self.series.used(*name));
+        Ok(())
     }
 
     /// Removes own segments for which `unnamed` is true, because no head names them. A previous owner may
-    /// have created them and may still be running, so it is fenced first.
-    pub(super) fn remove_unnamed(&mut self, unnamed: impl Fn(&SegmentName) -> bool) -> Result<()> {
+    /// have created them and may still be running, so it is fenced first. Returns the segments.
+    pub(super) fn remove_unnamed(
+        &mut self,
+        unnamed: impl Fn(&SegmentName) -> bool,
+    ) -> Result<Vec<SegmentName>> {
         let files = self.identity.pool.files();
         let mut left = files.list(self.identity.pool.id(), self.identity.own_set())?;
         left.retain(unnamed);
         if !left.is_empty() {
             self.fence()?;
         }
-        left.into_iter().try_for_each(|name| self.identity.pool.files().remove(name).map(drop))
+        for name in &left {
+            self.identity.pool.files().remove(*name)?;
+        }
+        Ok(left)
     }
 
     /// Appends a group and applies it to the map. The pages and table entries it touches must be

@@ -62,7 +62,8 @@ impl Image {
         }
         let covered = self.begin_to_cover();
         let written = work.pages.write();
-        let outcome = match self.sync_log().and(written) {
+        let synced = self.sync_log().and_then(|()| self.journal.sync_beside(&covered.log));
+        let outcome = match synced.and(written) {
             Ok(()) => work.run(),
             Err(error) => CheckpointOutcome::Failed { error, pages: Some(work.pages) },
         };
@@ -175,8 +176,9 @@ impl Image {
     /// Gives every dirty page its place and returns the root that names them.
     fn place_root(&mut self) -> Result<RootRecord> {
         self.with_free_names(&PAGES, |image| {
-            let Self { identity, head, journal, state, series, .. } = image;
-            state.place_root(&Owner::new(identity, head, journal), series)
+            let open = image.open_segments();
+            let Self { identity, head, state, series, .. } = image;
+            state.place_root(&Owner { image: identity, head, open: &open }, series)
         })
     }
 
@@ -184,8 +186,9 @@ impl Image {
     pub(super) fn spill(&mut self) -> Result<()> {
         let bytes_max = self.limits().map_memory_bytes_soft();
         self.with_free_names(&PAGES, |image| {
-            let Self { identity, head, journal, state, series, .. } = image;
-            state.spill(&Owner::new(identity, head, journal), series, bytes_max)
+            let open = image.open_segments();
+            let Self { identity, head, state, series, .. } = image;
+            state.spill(&Owner { image: identity, head, open: &open }, series, bytes_max)
         })
     }
 
@@ -225,7 +228,11 @@ impl Image {
     /// Where the journal and the series stand.
     fn progress(&self) -> Progress {
         let marks = self.series.marks();
-        let open = self.journal.open_name();
+        // A segment that is closed by now counts too, where the durable root lacks copies in it.
+        let copies =
+            self.state.compaction.open_name().into_iter().chain(self.journal.beside_from());
+        let open = self.journal.open_name().into_iter().chain(copies);
+        let open = open.min_by_key(|name| name.sequence);
         let (map, table) = (self.state.pages.open_map(), self.state.pages.open_table());
         let open_from = SegmentMarks {
             data: open.map_or(marks.data, |name| name.sequence),

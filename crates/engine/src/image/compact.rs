@@ -1,32 +1,44 @@
-//! Keeping the log compact: copying live blocks out of mostly dead private segments, so that these segments
+//! Keeping the image compact: copying live blocks out of mostly dead private segments, so that these segments
 //! can be removed.
 //!
-//! A copy is an ordinary group of the log, so recovery knows nothing of it. The old segment is removed once a
-//! head is durable that no longer names it. Segments that snapshots or clones may name are left to `gc`.
+//! Copies go to a data segment beside the log, the *target*. A worker reads and writes ([`super::move_job`]), so
+//! that guests do not wait. The image's thread decides which blocks are live, and lets the map name the copies.
+//! The log says nothing about that, because the content of the image does not change: until a checkpoint has
+//! stored the new places, recovery finds the blocks at their old ones. The old segment is removed once a head is
+//! durable that no longer names it. Segments that snapshots or clones may name are left to `gc`.
+//!
+//! Invariants:
+//! - The map names a copy only if it still named the block that was copied.
+//! - Copies are durable before a head names them ([`crate::journal::Journal::sync_beside`]).
+//! - While the target is written, it counts as open, in heads too: nobody may empty, punch or remove it.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use marcot_format::address::MAP_UNIT_BYTES;
-use marcot_format::group::{GroupHeader, RecordKind};
+use marcot_format::group::{
+    GROUP_BESIDE_LOG, GROUP_DATA_BLOCKS_MAX, GROUP_RECORDS_MAX, GroupHeader, Record, RecordKind,
+    header_blocks,
+};
 use marcot_format::page::{PAGE_READ_BYTES, decode_page};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentKind};
 use marcot_format::table::SegmentEntry;
 use marcot_format::{
-    BLOCK_BYTES, BlockAddress, MapEntry, MapUnit, SEGMENT_SLOTS, SegmentIndex, Slot, crc32c,
+    BLOCK_BYTES, BlockAddress, MapEntry, MapUnit, SEGMENT_SLOTS, SegmentIndex, Slot,
 };
 use marcot_store::DiskFile;
 
 use super::Image;
+use super::move_job::{CopiesToWrite, MoveJob, MoveWork, PART_SLOTS, Part, PartToRead};
 use crate::device::Read;
-use crate::error::{ErrorKind, IoContext, Result};
+use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::journal::Group;
 use crate::map::position;
 use crate::segment::SegmentName;
 
-const BLOCK: usize = BLOCK_BYTES as usize;
 /// Compaction starts when live slots are a smaller part of the private segments than this.
 const LIVE_PERCENT_MIN: u64 = 80;
 /// Where live slots are a smaller part than this, every write does a part of the compaction
@@ -40,15 +52,16 @@ const DEAD_MAP_IDLE_PART: u64 = 64;
 const MAP_PAGES_MAX: usize = 128;
 /// In an idle image, live map pages are moved where they are a smaller part of their segments than this.
 const LIVE_PERCENT_IDLE: u64 = 50;
-/// Slots of a segment that one step looks at, unless a group is larger.
-const STEP_SLOTS: usize = 64;
-/// Slots of a segment that are read ahead at a time (1 MiB).
-const READ_AHEAD_SLOTS: usize = 256;
+/// A writer waits for the worker once compaction is behind by this many slots (32 MiB).
+const OWED_SLOTS_MAX: i64 = 16 * PART_SLOTS as i64;
+/// First slot of copies in a target. The slot before is the journal's: see
+/// [`crate::journal::Journal::take_segment_beside`].
+const COPIES_SLOT: u32 = 2;
 /// The counts are surveyed this many times while as much is written as may be dead before compaction begins.
 const SURVEYS: u64 = 8;
 /// In large images, the counts are surveyed at most this many times while as much is written as they hold.
 const SURVEYS_LARGE: u64 = 256;
-/// Most slots that a writer looks at for each slot that it writes, in percent: writers must go on.
+/// Most slots that are looked at for each slot that a writer writes, in percent: writers must go on.
 const PRICE_PERCENT_MAX: u64 = 800;
 
 /// A segment being emptied.
@@ -58,19 +71,23 @@ struct Victim {
     file: Arc<dyn DiskFile>,
     /// Slot where the next group to be looked at starts.
     slot: usize,
-    /// Slot up to which the system was asked to read.
-    read_to: usize,
 }
 
-impl Victim {
-    /// Asks the system to read the next slots, so that no step waits for the medium.
-    fn read_ahead(&mut self) {
-        while self.read_to < self.slot + READ_AHEAD_SLOTS {
-            let bytes = READ_AHEAD_SLOTS as u64 * BLOCK_BYTES;
-            self.file.advise(self.read_to as u64 * BLOCK_BYTES, bytes);
-            self.read_to += READ_AHEAD_SLOTS;
-        }
-    }
+/// The segment that copies go to.
+struct Target {
+    index: SegmentIndex,
+    name: SegmentName,
+    epoch: u64,
+    file: Arc<dyn DiskFile>,
+    /// Slot where the next group starts.
+    slot: u32,
+}
+
+/// A block that is moved.
+struct Move {
+    block: u64,
+    from: BlockAddress,
+    to: MapEntry,
 }
 
 /// What compaction is doing.
@@ -79,6 +96,11 @@ pub(super) struct Compaction {
     /// The counts have changed enough to survey them again.
     pub due: bool,
     victim: Option<Victim>,
+    target: Option<Target>,
+    /// What the worker does.
+    job: Option<MoveJob>,
+    /// The blocks that it copies.
+    moves: Vec<Move>,
     /// Table index of a map segment, and the offset in bytes of its page that is to be looked at next.
     map_at: Option<(SegmentIndex, u64)>,
     /// Table index of a map segment whose live pages are all dirty by now, and the version of the head then: the
@@ -90,18 +112,28 @@ pub(super) struct Compaction {
     written: u64,
     /// Slots to be written before the next survey, if they are more than [`SURVEYS`] asks for.
     survey_after: u64,
-    /// Slots that a writer looks at for each slot that it writes, in percent.
+    /// Slots that are looked at for each slot that a writer writes, in percent.
     price_percent: u64,
-    /// Slots that writers still have to look at.
-    owed: u64,
-    buffer: Vec<u8>,
+    /// Slots that compaction has to look at before it has kept up with the writers; negative where it is ahead.
+    owed: i64,
 }
 
 impl Compaction {
     /// Counts what was appended to the log.
     pub(super) fn appended(&mut self, slots: u32) {
         self.written += u64::from(slots);
-        self.owed += u64::from(slots) * self.price_percent / 100;
+        self.owed += (u64::from(slots) * self.price_percent / 100) as i64;
+    }
+
+    /// The segment that copies go to.
+    pub(super) fn open_name(&self) -> Option<SegmentName> {
+        self.target.as_ref().map(|target| target.name)
+    }
+
+    /// Waits for the worker, and forgets what it was doing.
+    pub(super) fn abandon(&mut self) {
+        (self.victim, self.job) = (None, None);
+        self.moves.clear();
     }
 }
 
@@ -134,9 +166,9 @@ impl Survey {
         dead >= dead_min && self.live * 100 < self.used * live_percent
     }
 
-    /// Slots that a writer has to look at for each slot that it writes, in percent, so that the dead slots do
-    /// not grow. Emptying a segment of `used` slots gives back the slots that are not live. Writers look at
-    /// 20 % more than that, to catch up.
+    /// Slots that have to be looked at for each slot that a writer writes, in percent, so that the dead slots do
+    /// not grow. Emptying a segment of `used` slots gives back the slots that are not live. 20 % more than that
+    /// are looked at, to catch up.
     fn price_percent(&self, dead_min: u64) -> u64 {
         match self.emptiest {
             Some((.., live, used)) if self.wasteful(dead_min, LIVE_PERCENT_PAID) => {
@@ -148,17 +180,17 @@ impl Survey {
 }
 
 impl Image {
-    /// Does one step of compaction; true if more is left to do.
-    pub(super) fn compact_step(&mut self) -> Result<bool> {
+    /// Does one step of compaction; true if more is left to do. Where the worker is busy, it waits if `waits`
+    /// is true, and else does nothing and returns false.
+    pub(super) fn compact_step(&mut self, waits: bool) -> Result<bool> {
+        let busy = self.state.compaction.job.as_mut().is_some_and(|job| !job.is_finished());
+        if busy && !waits {
+            return Ok(false);
+        }
         if std::mem::take(&mut self.state.compaction.due) {
             self.look_for_work()?;
         }
         let Some(mut victim) = self.state.compaction.victim.take() else { return Ok(false) };
-        self.journal.await_slots(
-            victim.index,
-            &(Slot(0)..Slot(SEGMENT_SLOTS)),
-            &mut self.in_flight,
-        );
         // It may be gone by now: overwritten whole, or rolled back.
         let found = self.state.table.name(victim.index, self.identity.pool.files());
         let named = found.is_ok_and(|name| name == victim.name);
@@ -169,12 +201,14 @@ impl Image {
             }
             Ok(false) => {}
             Err(error) => {
+                self.state.compaction.abandon();
                 if !matches!(error.kind(), ErrorKind::NoSpace) {
                     self.state.compaction.stuck.insert(victim.index);
                 }
                 return Err(error);
             }
         }
+        self.state.compaction.abandon();
         self.state.compaction.due = true;
         let entry = self.state.table.get(victim.index, self.identity.pool.files());
         if named && entry.is_ok_and(|entry| entry.live > 0) {
@@ -183,17 +217,25 @@ impl Image {
         Ok(true)
     }
 
-    /// Lets a writer do a part of the compaction where the background work has fallen behind, so that the
-    /// dead slots do not grow.
+    /// True while the worker copies blocks.
+    pub(super) fn is_copying(&mut self) -> bool {
+        self.state.compaction.job.as_mut().is_some_and(|job| !job.is_finished())
+    }
+
+    /// Lets compaction go on as writers make garbage, where the background work has fallen behind. A writer
+    /// waits for the worker only where it is far behind.
     pub(super) fn pay_for_space(&mut self) -> Result<()> {
         let survey_after = self.state.compaction.survey_after.max(self.dead_slots_min() / SURVEYS);
         if self.state.compaction.written >= survey_after {
             self.state.compaction.written = 0;
             self.look_for_work()?;
         }
-        while self.state.compaction.owed >= STEP_SLOTS as u64 {
-            self.state.compaction.owed -= STEP_SLOTS as u64;
-            let stepped = self.compact_step();
+        while self.state.compaction.owed > 0 {
+            let waits = self.state.compaction.owed >= OWED_SLOTS_MAX;
+            if !waits && self.is_copying() {
+                return Ok(());
+            }
+            let stepped = self.compact_step(waits);
             if !matches!(stepped, Ok(true)) {
                 // Also where there is no space: the next write must not try again at once.
                 self.state.compaction.owed = 0;
@@ -219,12 +261,9 @@ impl Image {
         if self.state.compaction.victim.is_some() || !survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
             return Ok(());
         }
-        match survey.emptiest {
-            Some((index, name, ..)) => {
-                let file = self.identity.pool.files().get(name)?;
-                self.empty(index, name, file);
-            }
-            None => self.state.compaction.buffer = Vec::new(),
+        if let Some((index, name, ..)) = survey.emptiest {
+            let file = self.identity.pool.files().get(name)?;
+            self.empty(index, name, file);
         }
         Ok(())
     }
@@ -234,7 +273,10 @@ impl Image {
         self.begin_writing()?;
         self.checkpoint()?;
         self.state.compaction.due = true;
-        while self.compact_step()? {}
+        while self.compact_step(true)? {
+            self.keep_within_bounds()?;
+        }
+        self.close_target();
         self.checkpoint()
     }
 
@@ -258,7 +300,7 @@ impl Image {
         let open = self.open_segments();
         let mut found = Vec::new();
         self.state.table.for_each(files, |index, entry, name| {
-            if name.kind == kind && !open.contains(&Some(name)) {
+            if name.kind == kind && !open.contains(&name) {
                 found.push((index, name, entry));
             }
             Ok(())
@@ -276,9 +318,8 @@ impl Image {
         name: SegmentName,
         file: Arc<dyn DiskFile>,
     ) {
-        let mut victim = Victim { index, name, file, slot: 1, read_to: 0 };
-        victim.read_ahead();
-        self.state.compaction.victim = Some(victim);
+        self.state.compaction.abandon();
+        self.state.compaction.victim = Some(Victim { index, name, file, slot: 1 });
     }
 
     /// True while a segment is being emptied.
@@ -286,66 +327,160 @@ impl Image {
         self.state.compaction.victim.is_some()
     }
 
-    /// Writes the live blocks of the next groups of a segment again; false at its end.
+    /// Takes in what the worker has done, and has it do more; false at the end of the segment.
     fn move_some(&mut self, victim: &mut Victim) -> Result<bool> {
-        let mut bytes = std::mem::take(&mut self.state.compaction.buffer);
-        let (from, file) = (victim.slot as u64 * BLOCK_BYTES, Arc::clone(&victim.file));
-        let read = |bytes: &mut Vec<u8>, slots: usize| {
-            bytes.resize(slots * BLOCK, 0);
-            let n = file.read_at(from, bytes).at(|| "cannot read a segment".to_owned())?;
-            bytes.truncate(n);
-            Ok(())
-        };
-        read(&mut bytes, STEP_SLOTS)?;
-        let Some(first) = header_at(&bytes, 0) else { return Ok(false) };
-        if first.blocks() * BLOCK > bytes.len() {
-            read(&mut bytes, first.blocks())?;
-        }
-        let mut live = Vec::new();
-        let mut at = 0;
-        while let Some(header) = header_at(&bytes, at) {
-            let next = at + header.blocks();
-            if next * BLOCK > bytes.len() {
-                break;
+        let mut work = MoveWork::default();
+        if let Some(job) = self.state.compaction.job.take() {
+            let outcome = job.wait();
+            let label = &self.identity.label;
+            outcome.written.at(|| format!("cannot copy blocks of {label}"))?;
+            work.buffer = outcome.buffer;
+            self.finish_moves()?;
+            if let Some(part) = outcome.part {
+                let part = part.at(|| format!("cannot read segment {}", victim.name))?;
+                if part.groups.is_empty() {
+                    return Ok(false);
+                }
+                victim.slot += part.blocks;
+                self.state.compaction.owed -= part.blocks as i64;
+                work.write = self.begin_moves(victim, part)?;
             }
-            self.find_live(victim, &header, at, &bytes, &mut live)?;
-            at = next;
         }
-        // Even where something fails from here on, the next step starts behind these groups.
-        victim.slot += at;
-        victim.read_ahead();
-        let written = (self.state.compaction.written, self.state.compaction.owed);
-        let moved = self.append_copies(&live, &bytes);
-        (self.state.compaction.written, self.state.compaction.owed) = written;
-        self.state.compaction.buffer = bytes;
-        moved.map(|()| at > 0)
+        // No group of the segment may be on its way to the medium.
+        let all = Slot(0)..Slot(SEGMENT_SLOTS);
+        self.journal.await_slots(victim.index, &all, &mut self.in_flight);
+        work.read = Some(PartToRead { file: Arc::clone(&victim.file), slot: victim.slot });
+        let workers = Arc::clone(&self.identity.pool.files().world().workers);
+        self.state.compaction.job = Some(MoveJob::start(&*workers, work));
+        Ok(true)
     }
 
-    /// Adds those blocks of a group that the map still names, and where they lie in `bytes`.
+    /// Finds the live blocks of a part, and gives their copies places.
+    fn begin_moves(&mut self, victim: &Victim, part: Part) -> Result<Option<CopiesToWrite>> {
+        let mut live = Vec::new();
+        for (at, header) in &part.groups {
+            self.find_live(victim, &part, *at, header, &mut live)?;
+        }
+        if live.is_empty() {
+            return Ok(None);
+        }
+        let (author, groups) = (self.identity.id.0, in_groups(&live));
+        let slots: u32 =
+            groups.iter().map(|group| group.header_slots() + group.blocks() as u32).sum();
+        let target = self.target_for(slots)?;
+        let (offset, mut slot) = (u64::from(target.slot) * BLOCK_BYTES, target.slot);
+        target.slot += slots;
+        let (mut moves, mut written) = (Vec::with_capacity(live.len()), Vec::new());
+        for group in groups {
+            slot += group.header_slots();
+            let mut blocks = Vec::with_capacity(group.blocks());
+            for block in &live[group.live.clone()] {
+                let address = BlockAddress::of_block(target.index, Slot(slot));
+                let to = MapEntry { address, crc: block.crc };
+                moves.push(Move { block: block.block, from: block.address, to });
+                blocks.push(block.at);
+                slot += 1;
+            }
+            let header = GroupHeader {
+                author,
+                epoch: target.epoch,
+                sequence: target.name.sequence,
+                group: GROUP_BESIDE_LOG,
+                durable_below: 0,
+                crcs: live[group.live.clone()].iter().map(|block| block.crc).collect(),
+                records: group.records,
+            };
+            let mut bytes = Vec::new();
+            header.encode_into(&mut bytes);
+            written.push((bytes, blocks));
+        }
+        let file = Arc::clone(&target.file);
+        self.state.compaction.moves = moves;
+        Ok(Some(CopiesToWrite { file, offset, groups: written, bytes: part.bytes }))
+    }
+
+    /// Lets the map name the copies that were written, of those blocks that have not changed meanwhile.
+    fn finish_moves(&mut self) -> Result<()> {
+        let moves = std::mem::take(&mut self.state.compaction.moves);
+        let Some(target) = self.state.compaction.target.as_ref().filter(|_| !moves.is_empty())
+        else {
+            return Ok(());
+        };
+        let (name, index, file) = (target.name, target.index, Arc::clone(&target.file));
+        // Even where something fails below, some copies may be named.
+        self.state.changed = true;
+        self.journal.wrote_beside(name, file, moves.len() as u64 * BLOCK_BYTES);
+        let files = Arc::clone(self.identity.pool.files());
+        self.state.table.count(index, 0, moves.len() as u32, &files)?;
+        for Move { block, from, to } in moves {
+            self.state.prepare(block, 1)?;
+            let (map, mut source) = self.state.parts();
+            let entry = map.leaf(block, &mut source)?.map(|leaf| leaf[position(block, 0)]);
+            let same = entry.is_some_and(|entry| { entry.address } == from);
+            if same || fault::is(Fault::CompactDead) {
+                // The copy is counted before the map names it: a block may be released at once.
+                self.state.table.count(index, 1, 0, &files)?;
+                let (map, mut source) = self.state.parts();
+                map.set_run(block, &[to], &mut source)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A target with room for that many slots.
+    fn target_for(&mut self, slots: u32) -> Result<&mut Target> {
+        self.begin_writing()?;
+        let epoch = self.head.epoch;
+        let fits = |target: &Target| target.slot + slots <= SEGMENT_SLOTS && target.epoch == epoch;
+        if !self.state.compaction.target.as_ref().is_some_and(fits) {
+            self.close_target();
+            let (name, file, index) = self.with_free_names(&[SegmentKind::Data], |image| {
+                let Self { journal, series, state, .. } = image;
+                journal.take_segment_beside(epoch, series, &mut state.table)
+            })?;
+            self.state.compaction.target =
+                Some(Target { index, name, epoch, file, slot: COPIES_SLOT });
+        }
+        match &mut self.state.compaction.target {
+            Some(target) => Ok(target),
+            None => fail(ErrorKind::Io, "no segment for copies"),
+        }
+    }
+
+    /// Nothing is copied to the present target any more.
+    pub(super) fn close_target(&mut self) {
+        if let Some(target) = self.state.compaction.target.take() {
+            let Self { identity, state, .. } = self;
+            state.table.close_segment(target.index, identity.pool.files(), &identity.label);
+        }
+    }
+
+    /// Adds those blocks of a group that the map still names. `start`: where the group starts in the part.
     fn find_live(
         &mut self,
         victim: &Victim,
+        part: &Part,
+        start: usize,
         header: &GroupHeader,
-        at: usize,
-        bytes: &[u8],
-        live: &mut Vec<(u64, usize)>,
+        live: &mut Vec<LiveBlock>,
     ) -> Result<()> {
-        let mut at = at + header.header_blocks();
+        let mut at = start + header.header_blocks();
         for record in header.records.iter().filter(|r| r.kind == RecordKind::Write) {
             for block in record.block..record.block + record.count {
-                let address = BlockAddress::of_block(victim.index, Slot((victim.slot + at) as u32));
+                let address = BlockAddress::of_block(victim.index, Slot((part.slot + at) as u32));
+                let crc = header.crcs[at - start - header.header_blocks()];
                 let (map, mut source) = self.state.parts();
                 let entry = map.leaf(block, &mut source)?.map(|leaf| leaf[position(block, 0)]);
                 let current =
                     |e: &MapEntry| { e.address } == address || fault::is(Fault::CompactDead);
                 if let Some(entry) = entry.filter(current) {
-                    let right = crc32c(&bytes[at * BLOCK..(at + 1) * BLOCK]) == entry.crc;
+                    let right = entry.crc == crc && !part.damaged.contains(&at);
                     if right || fault::is(Fault::CompactDead) {
-                        live.push((block, at * BLOCK));
+                        live.push(LiveBlock { block, at, address: entry.address, crc });
                     } else {
-                        // It stays where it is: a copy would get a new checksum, which would hide the damage.
+                        // It stays where it is: a copy would hide the damage.
                         let (image, segment) = (&self.identity.label, &victim.name);
-                        let slot = victim.slot + at;
+                        let slot = part.slot + at;
                         tracing::error!(%image, block, %segment, slot, "a block is damaged");
                     }
                 }
@@ -353,22 +488,6 @@ impl Image {
             }
         }
         Ok(())
-    }
-
-    fn append_copies(&mut self, live: &[(u64, usize)], bytes: &[u8]) -> Result<()> {
-        if live.is_empty() {
-            return Ok(());
-        }
-        self.begin_writing()?;
-        let mut group = Group::default();
-        for (block, at) in live {
-            if group.room_blocks() == 0 {
-                self.append(std::mem::take(&mut group))?;
-            }
-            self.state.prepare(*block, 1)?;
-            group.write(*block, Cow::Borrowed(&bytes[*at..*at + BLOCK]));
-        }
-        self.append(group)
     }
 
     /// Appends the present content of blocks, at most as many as fit into a group. Blocks that cannot be read
@@ -475,16 +594,57 @@ impl Image {
     }
 }
 
-/// The header of the group that starts at block `at` of `bytes`, if a whole one does.
-fn header_at(bytes: &[u8], at: usize) -> Option<GroupHeader> {
-    let rest = bytes.get(at * BLOCK..).filter(|rest| rest.len() >= BLOCK)?;
-    let blocks = GroupHeader::peek(&rest[..BLOCK]).ok()?;
-    GroupHeader::decode(rest.get(..blocks * BLOCK)?).ok()
+/// A block to be copied.
+struct LiveBlock {
+    block: u64,
+    /// Where it lies in the part, in blocks.
+    at: usize,
+    address: BlockAddress,
+    crc: u32,
+}
+
+/// A group of copies.
+struct CopyGroup {
+    records: Vec<Record>,
+    /// Its blocks, among those to be copied.
+    live: Range<usize>,
+}
+
+impl CopyGroup {
+    fn blocks(&self) -> usize {
+        self.live.len()
+    }
+
+    fn header_slots(&self) -> u32 {
+        header_blocks(self.records.len(), self.blocks()) as u32
+    }
+}
+
+/// Divides blocks into groups, as many as are needed.
+fn in_groups(live: &[LiveBlock]) -> Vec<CopyGroup> {
+    let mut groups: Vec<CopyGroup> = Vec::new();
+    for (i, LiveBlock { block, .. }) in live.iter().enumerate() {
+        let full =
+            |group: &CopyGroup| group.blocks() == GROUP_RECORDS_MAX.min(GROUP_DATA_BLOCKS_MAX);
+        if groups.last().is_none_or(full) {
+            groups.push(CopyGroup { records: Vec::new(), live: i..i });
+        }
+        let Some(group) = groups.last_mut() else { continue };
+        group.live.end = i + 1;
+        match group.records.last_mut() {
+            Some(record) if record.block + record.count == *block => record.count += 1,
+            _ => group.records.push(Record { kind: RecordKind::Write, block: *block, count: 1 }),
+        }
+    }
+    groups
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const BLOCK: usize = BLOCK_BYTES as usize;
+
     use crate::{CreateOptions, Limits, Store};
     use marcot_store::World;
 
@@ -500,7 +660,7 @@ mod tests {
 
     fn compact_all(image: &mut Image) {
         image.state.compaction.due = true;
-        while image.compact_step().unwrap() {}
+        while image.compact_step(true).unwrap() {}
     }
 
     /// Ends the log, so that its segment can be emptied; returns the segment's index in the table.
@@ -539,6 +699,84 @@ mod tests {
         assert!(blocks[..BLOCK].iter().all(|b| *b == 2) && blocks[BLOCK..].iter().all(|b| *b == 3));
     }
 
+    /// An image with copies in a segment beside its log, and that segment.
+    fn with_copies(directory: &std::path::Path) -> (Image, SegmentName) {
+        let (dead_bytes_min, checkpoint_log_bytes) = (1 << 20, 1 << 40);
+        let limits = Limits { dead_bytes_min, checkpoint_log_bytes, ..Limits::default() };
+        let store = Store::open_with(World::system(), directory, limits).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
+        let mut image = pool.open(id).unwrap();
+        image.write_at(0, &[1; 100 * BLOCK]).unwrap();
+        close_segment(&mut image);
+        image.write_at(0, &[2; 50 * BLOCK]).unwrap();
+        compact_all(&mut image);
+        let target = image.state.compaction.open_name().unwrap();
+        assert!(target.sequence > image.journal.open_name().unwrap().sequence);
+        (image, target)
+    }
+
+    /// Writes until the log goes on behind the segment of copies.
+    fn pass(image: &mut Image, target: SegmentName) {
+        while image.journal.open_name().unwrap().sequence < target.sequence {
+            image.write_at(0, &vec![4; 1024 * BLOCK]).unwrap();
+        }
+    }
+
+    #[test]
+    fn heads_say_from_which_segment_on_copies_are_added() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut image, target) = with_copies(directory.path());
+        let open_from = |image: &mut Image| {
+            image.publish_root(|_| {}).unwrap();
+            image.head.open_from.unwrap().data
+        };
+        pass(&mut image, target);
+        assert_eq!(open_from(&mut image), target.sequence, "it is written");
+        image.close_target();
+        assert_eq!(open_from(&mut image), target.sequence, "the durable root lacks copies in it");
+        image.checkpoint().unwrap();
+        let log = image.journal.open_name().unwrap().sequence;
+        assert_eq!(open_from(&mut image), log, "it is closed, and its copies are in the root");
+    }
+
+    /// Copies make map pages dirty, and only a checkpoint makes it possible to drop these.
+    #[test]
+    fn compaction_of_blocks_under_many_pages_stays_within_the_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            map_memory_bytes: 4 << 20,
+            dead_bytes_min: 1 << 20,
+            checkpoint_log_bytes: 1 << 40,
+            ..Limits::default()
+        };
+        let store = Store::open_with(World::system(), directory.path(), limits).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let leaves = 3000;
+        let id = pool.create("image", &CreateOptions::sized(leaves << 21)).unwrap();
+        let mut image = pool.open(id).unwrap();
+        for leaf in 0..leaves {
+            image.write_at(leaf << 21, &[1; BLOCK]).unwrap();
+        }
+        let emptied = image.journal.open_name().unwrap();
+        close_segment(&mut image);
+        image.write_at(0, &[2; BLOCK]).unwrap();
+        image.state.compaction.due = true;
+        // A job moves up to one part before anything can be written.
+        let bytes_max = limits.map_memory_bytes + (PART_SLOTS * PAGE_READ_BYTES) as u64;
+        let mut copied = 0;
+        while image.compact_step(true).unwrap() {
+            copied = copied.max(image.state.compaction.moves.len());
+            image.keep_within_bounds().unwrap();
+            let bytes = image.state.memory_bytes();
+            assert!(bytes <= bytes_max, "{bytes} bytes");
+        }
+        assert!(copied > 0);
+        image.checkpoint().unwrap();
+        let gone = pool.files().open_as_it_is(emptied, false).err().map(|error| error.kind());
+        assert_eq!(gone, Some(ErrorKind::NotFound));
+    }
+
     /// Looking through a map segment takes tens of milliseconds, and guests wait for it.
     #[test]
     fn a_map_segment_is_looked_through_once_before_it_is_removed() {
@@ -569,5 +807,20 @@ mod tests {
         image.checkpoint().unwrap();
         let gone = pool.files().open_as_it_is(emptied, false).err().map(|error| error.kind());
         assert_eq!(gone, Some(ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn a_log_that_goes_on_behind_copies_is_replayed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut image, target) = with_copies(directory.path());
+        let (id, pool) = (image.id(), image.pool().clone());
+        pass(&mut image, target);
+        image.write_at(0, &[5; BLOCK]).unwrap();
+        image.flush().unwrap();
+        drop(image);
+        let mut image = pool.open(id).unwrap();
+        let mut blocks = vec![0; 1024 * BLOCK];
+        image.read_at(0, &mut blocks).unwrap();
+        assert!(blocks[..BLOCK].iter().all(|b| *b == 5) && blocks[BLOCK..].iter().all(|b| *b == 4));
     }
 }

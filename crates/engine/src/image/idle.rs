@@ -96,6 +96,11 @@ pub(super) struct Idle {
 }
 
 impl Idle {
+    /// True while an idle image gives space back.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.work.is_some()
+    }
+
     /// Counts what was appended to the log.
     pub(super) fn appended(&mut self, data_blocks: usize) {
         self.appended += data_blocks as u64;
@@ -113,6 +118,9 @@ impl Image {
             && self.state.idle.work.is_none()
             && self.state.idle.done_at != Some(self.state_now())
         {
+            // Slots with copies that the map does not name yet would look dead.
+            self.state.compaction.abandon();
+            self.close_target();
             self.state.idle.work = Some(Work::Look);
         }
     }
@@ -160,6 +168,7 @@ impl Image {
 
     /// Nothing more is to be done until the image changes.
     pub(super) fn end_idle_work(&mut self) {
+        self.close_target();
         self.state.idle.work = None;
         self.state.idle.done_at = Some(self.state_now());
         (self.state.idle.appended, self.state.idle.mapped) = (0, self.state.map.mapped_blocks());
@@ -241,7 +250,7 @@ impl Image {
         let open = self.open_segments();
         let mut forgotten = Vec::new();
         self.state.table.for_each(files, |index, entry, name| {
-            if entry.live == 0 && !open.contains(&Some(name)) {
+            if entry.live == 0 && !open.contains(&name) {
                 forgotten.push(index);
             }
             Ok(())

@@ -20,6 +20,7 @@ mod flatten;
 mod head;
 mod idle;
 mod memory;
+mod move_job;
 mod open;
 mod orphan;
 mod overlay;
@@ -280,6 +281,8 @@ impl Image {
         }
         self.check_owner()?;
         if self.state.changed || self.journal.is_open() {
+            self.state.compaction.abandon();
+            self.close_target();
             self.end_log()?;
             match self.after_making_room(Self::checkpoint) {
                 // All of it is in the log, which the next owner replays.
@@ -305,9 +308,12 @@ impl Image {
         }
     }
 
-    /// The data segment and the map segment that are being written. Nobody may empty or remove them.
-    fn open_segments(&self) -> [Option<SegmentName>; 2] {
-        [self.journal.open_name(), self.state.pages.open_map()]
+    /// The data and map segments that are being written, or that replay needs as a passage. Nobody may empty or
+    /// remove them.
+    fn open_segments(&self) -> Vec<SegmentName> {
+        let open = [self.journal.open_name(), self.state.pages.open_map()];
+        let target = self.state.compaction.open_name();
+        open.into_iter().flatten().chain(target).chain(self.journal.beside_names()).collect()
     }
 
     /// Makes the log durable.
@@ -329,6 +335,7 @@ impl Image {
 impl Drop for Image {
     fn drop(&mut self) {
         // Nothing of this image may be running or in flight when another process takes the lock.
+        self.state.compaction.abandon();
         self.journal.abandon(&mut self.in_flight);
         if let Err(error) = self.settle() {
             tracing::warn!(image = %self.identity.label, error = %error.sentence(), "the last checkpoint failed");

@@ -97,6 +97,7 @@ impl Image {
         self.remove_unnamed(|name| {
             name.kind != SegmentKind::Data && name.sequence >= marks.of(name.kind)
         })
+        .map(drop)
     }
 
     fn replay_again(&mut self) -> Result<()> {

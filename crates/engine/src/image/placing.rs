@@ -15,7 +15,6 @@ use super::pages::Pages;
 use super::state::State;
 use crate::catalog::Identity;
 use crate::error::{ErrorKind, Result, fail};
-use crate::journal::Journal;
 use crate::map::PageSink;
 use crate::segment::{SegmentName, Series};
 use crate::table::{SegmentTable, TableSink};
@@ -31,14 +30,8 @@ const TABLE_REWRITE_PAGES_MIN: u64 = 64;
 pub(super) struct Owner<'a> {
     pub image: &'a Identity,
     pub head: &'a Head,
-    /// The data segment that is being written.
-    pub open_data: Option<SegmentName>,
-}
-
-impl<'a> Owner<'a> {
-    pub(super) fn new(image: &'a Identity, head: &'a Head, journal: &Journal) -> Self {
-        Self { image, head, open_data: journal.open_name() }
-    }
+    /// Segments that may not be dropped, though nothing in them may be live: see [`Image::open_segments`].
+    pub open: &'a [SegmentName],
 }
 
 /// Places map pages, and counts them in the table.
@@ -169,7 +162,7 @@ impl State {
         series: &mut Series,
         root: &mut RootRecord,
     ) -> Result<()> {
-        let Owner { image, head, open_data } = *owner;
+        let Owner { image, head, open } = *owner;
         let entry = self.place_map(owner, series)?;
         root.map_address = { entry.address }.0;
         root.map_crc = entry.crc;
@@ -178,9 +171,9 @@ impl State {
             self.close_map_segment(image);
         }
         let open_map = self.pages.open_map();
-        let dropped = self.table.drop_dead(|name| {
-            Some(*name) == open_data || Some(*name) == open_map || head.keeps(name)
-        })?;
+        let dropped = self
+            .table
+            .drop_dead(|name| open.contains(name) || Some(*name) == open_map || head.keeps(name))?;
         self.pages.add_dead(dropped.into_iter().filter(|name| head.is_private(name)));
         self.rewrite_table_if_due(owner)?;
         let position = self.table.pool_position(image.pool.id());

@@ -8,6 +8,7 @@ use marcot_format::record::HeadRecord;
 
 use super::Image;
 use crate::error::{Error, ErrorKind, Result};
+use crate::segment::SegmentName;
 
 /// Where the image stands with room on the medium.
 #[derive(Default)]
@@ -62,7 +63,7 @@ impl Image {
     /// True where the next checkpoint makes room, because it removes segments.
     pub(super) fn has_dead(&self) -> bool {
         let open = self.open_segments();
-        let goes = |name: &_| !open.contains(&Some(*name)) && self.head.is_private(name);
+        let goes = |name: &SegmentName| !open.contains(name) && self.head.is_private(name);
         self.state.pages.has_dead() || self.state.table.has_dead(goes)
     }
 

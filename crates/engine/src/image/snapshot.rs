@@ -59,6 +59,9 @@ impl Image {
                 ),
             );
         }
+        // What is copied later must not lie in a segment that the snapshot keeps.
+        self.state.compaction.abandon();
+        self.close_target();
         let id = self.head.snap_next.max(1);
         let created_s = self.identity.pool.files().world().clock.now_s();
         let name = name.to_owned();

@@ -147,8 +147,8 @@ impl Image {
         self.journal.finish(&mut self.in_flight)
     }
 
-    /// Keeps log and memory within their bounds. The write itself is done: a checkpoint that finds
-    /// no space is tried again later.
+    /// Lets compaction go on, and keeps log and memory within their bounds. The write itself is done: a
+    /// checkpoint that finds no space is tried again later.
     fn after_write(&mut self) -> Result<()> {
         match self.pay_for_space() {
             Err(error) if !error.kind().ends_writing() => {
@@ -156,6 +156,11 @@ impl Image {
             }
             paid => paid?,
         }
+        self.keep_within_bounds()
+    }
+
+    /// Keeps log and memory within their bounds.
+    pub(super) fn keep_within_bounds(&mut self) -> Result<()> {
         let limits = self.limits();
         self.evict(limits.map_memory_bytes_soft());
         let crowded = self.state.memory_bytes() > limits.map_memory_bytes_soft();

@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use marcot_format::group::GroupHeader;
+use marcot_format::group::{GROUP_BESIDE_LOG, GroupHeader};
 use marcot_format::record::LogPosition;
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, SEGMENT_SLOTS, SegmentIndex, Slot, crc32c};
@@ -86,6 +86,17 @@ struct Log {
     header: Vec<u8>,
 }
 
+/// A data segment that is written beside the log, and whose number lies between those of two segments of the log.
+///
+/// Replay goes from one segment of the log to the next by their numbers. So when the log goes on behind this
+/// segment, the first slot of it gets an empty group of the log.
+struct Beside {
+    name: SegmentName,
+    /// Its index in the table.
+    index: SegmentIndex,
+    file: Arc<dyn DiskFile>,
+}
+
 /// Where a group was placed.
 pub(crate) struct Placed {
     pub header: GroupHeader,
@@ -110,6 +121,8 @@ pub(crate) struct OpenSegment {
 pub(crate) struct CoveredLog {
     /// Earlier segments that were not durable yet.
     unsynced: Vec<SegmentName>,
+    /// Segments beside the log that were written.
+    beside: Vec<(SegmentName, Arc<dyn DiskFile>)>,
     /// Length in bytes.
     pub bytes: u64,
     /// The first group that the checkpoint does not cover.
@@ -126,6 +139,10 @@ pub(crate) struct Journal {
     /// Bytes of the log since the last checkpoint.
     bytes: u64,
     lost: LogLost,
+    /// Segments beside the log that the log has not passed, by their numbers.
+    beside: Vec<Beside>,
+    /// Segments beside the log that were written since the last checkpoint.
+    beside_unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
     write_behind: WriteBehind,
     direct: DirectWrites,
     /// The next segment, which a worker creates.
@@ -144,6 +161,8 @@ impl Journal {
             group_next,
             bytes: 0,
             lost: LogLost::default(),
+            beside: Vec::new(),
+            beside_unsynced: Vec::new(),
             write_behind: WriteBehind::default(),
             direct: DirectWrites::default(),
             prepared: None,
@@ -219,6 +238,8 @@ impl Journal {
         table: &mut SegmentTable,
     ) -> Result<()> {
         self.write_behind = WriteBehind::default();
+        // The log begins behind all earlier segments.
+        self.beside.clear();
         self.open_log(epoch, Vec::new(), self.group_next, series, table)
     }
 
@@ -236,19 +257,7 @@ impl Journal {
         series: &mut Series,
         table: &mut SegmentTable,
     ) -> Result<()> {
-        // Once the segment exists, its number is used. Replay would not find a later segment behind it, if this
-        // one did not become a part of the log.
-        table.prepare_add(self.image.pool.files())?;
-        let name = series.next_name(SegmentKind::Data);
-        let prepared = self.prepared.take().and_then(|p| p.take(&self.image, name, epoch));
-        let (name, file) = match prepared {
-            Some(file) => {
-                series.used(name);
-                (name, file)
-            }
-            None => series.create(SegmentKind::Data, epoch)?,
-        };
-        let index = table.add(name, self.image.pool.files())?;
+        let (name, file, index) = self.take_segment(epoch, series, table)?;
         self.log = Some(Log {
             name,
             epoch,
@@ -263,6 +272,86 @@ impl Journal {
             header: Vec::new(),
         });
         Ok(())
+    }
+
+    /// Takes the next data segment of the series, which a worker may have created already, and enters it in
+    /// the table.
+    fn take_segment(
+        &mut self,
+        epoch: u64,
+        series: &mut Series,
+        table: &mut SegmentTable,
+    ) -> Result<(SegmentName, Arc<dyn DiskFile>, SegmentIndex)> {
+        // Once the segment exists, its number is used. Replay would not find a later segment behind it, if this
+        // one did not become a part of the image.
+        table.prepare_add(self.image.pool.files())?;
+        let name = series.next_name(SegmentKind::Data);
+        let prepared = self.prepared.take().and_then(|p| p.take(&self.image, name, epoch));
+        let (name, file) = match prepared {
+            Some(file) => {
+                series.used(name);
+                (name, file)
+            }
+            None => series.create(SegmentKind::Data, epoch)?,
+        };
+        let index = table.add(name, self.image.pool.files())?;
+        Ok((name, file, index))
+    }
+
+    /// Takes the next data segment for copies, to be written beside the log. Its first slot belongs to the
+    /// journal. Returns its name, its file, and its index in the table.
+    ///
+    /// # Errors
+    /// Those of [`Series::create`], of writing and of the table. The log passes the segment all the same.
+    pub(crate) fn take_segment_beside(
+        &mut self,
+        epoch: u64,
+        series: &mut Series,
+        table: &mut SegmentTable,
+    ) -> Result<(SegmentName, Arc<dyn DiskFile>, SegmentIndex)> {
+        let (name, file, index) = self.take_segment(epoch, series, table)?;
+        self.beside.push(Beside { name, index, file: Arc::clone(&file) });
+        if let Some(beside) = self.beside.last() {
+            self.write_passage(beside, GROUP_BESIDE_LOG)?;
+        }
+        Ok((name, file, index))
+    }
+
+    /// Writes the empty group in the first slot of a segment beside the log.
+    fn write_passage(&self, beside: &Beside, group: u64) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let header = GroupHeader {
+            author: self.image.id.0,
+            epoch: log.epoch,
+            sequence: beside.name.sequence,
+            group,
+            durable_below: if group == GROUP_BESIDE_LOG { 0 } else { log.durable_below },
+            records: Vec::new(),
+            crcs: Vec::new(),
+        };
+        let mut bytes = Vec::new();
+        header.encode_into(&mut bytes);
+        let written = beside.file.write_at(BLOCK_BYTES, &[&bytes]);
+        written.at(|| format!("cannot write to {}", self.image.label))
+    }
+
+    /// Segments beside the log that the log has not passed. They may not be removed before that.
+    pub(crate) fn beside_names(&self) -> impl Iterator<Item = SegmentName> {
+        self.beside.iter().map(|beside| beside.name)
+    }
+
+    /// The first segment beside the log of which the map in memory may name more than the last checkpoint did.
+    pub(crate) fn beside_from(&self) -> Option<SegmentName> {
+        self.beside_unsynced.iter().map(|(name, _)| *name).min_by_key(|name| name.sequence)
+    }
+
+    /// `bytes` more were written to a segment beside the log, and the map may name them. They count as log, so
+    /// that checkpoints come as often as before.
+    pub(crate) fn wrote_beside(&mut self, name: SegmentName, file: Arc<dyn DiskFile>, bytes: u64) {
+        self.bytes += bytes;
+        if self.beside_unsynced.iter().all(|(known, _)| *known != name) {
+            self.beside_unsynced.push((name, file));
+        }
     }
 
     /// True where a group of `slots` slots does not fit into the open segment.
@@ -312,13 +401,38 @@ impl Journal {
             // The next segment may find the room that was preallocated for this one.
             opened = self.open_log(epoch, unsynced.clone(), durable_below, series, table);
         }
-        if let Err(error) = opened {
+        if let Err(error) = opened.and_then(|()| self.pass_beside(table)) {
             unsynced.retain(|(name, _)| *name != log.name);
             log.unsynced = unsynced;
-            self.log = Some(log);
+            if let Some(opened) = self.log.replace(log) {
+                self.beside.push(Beside {
+                    name: opened.name,
+                    index: opened.index,
+                    file: opened.file,
+                });
+            }
             return Err(error);
         }
         self.close_segment(log, table);
+        Ok(())
+    }
+
+    /// Leads the log through the segments beside it to its present segment.
+    fn pass_beside(&mut self, table: &mut SegmentTable) -> Result<()> {
+        let group_next = self.group_next;
+        for beside in self.beside.iter().filter(|_| !fault::is(Fault::PassageForgotten)) {
+            if let Err(error) = self.write_passage(beside, self.group_next) {
+                self.group_next = group_next;
+                return Err(error);
+            }
+            self.group_next += 1;
+        }
+        for Beside { name, index, file } in std::mem::take(&mut self.beside) {
+            table.close_segment(index, self.image.pool.files(), &self.image.label);
+            if let Some(log) = &mut self.log {
+                log.unsynced.push((name, file));
+            }
+        }
         Ok(())
     }
 
@@ -603,7 +717,22 @@ impl Journal {
         Ok(())
     }
 
-    /// The segments that [`Self::sync`] would sync, opened again for another thread.
+    /// Makes durable what was written beside the log.
+    ///
+    /// # Errors
+    /// `Poisoned`: copies that the map names may be gone.
+    pub(crate) fn sync_beside(&mut self, covered: &CoveredLog) -> Result<()> {
+        let files = covered.beside.iter().filter(|_| !fault::is(Fault::CopiesBesideUnsynced));
+        let synced = files.map(|(_, file)| file.sync()).find(std::io::Result::is_err);
+        let Some(Err(error)) = synced else { return Ok(()) };
+        self.lost.set();
+        self.poisoned = !fault::is(Fault::ForgetPoison);
+        let label = &self.image.label;
+        tracing::error!(image = %label, %error, "copied blocks cannot be made durable; the image must be reopened");
+        Err(Error::new(ErrorKind::Poisoned, format!("flushing {label} failed; reopen it: {error}")))
+    }
+
+    /// The segments that [`Self::sync`] would sync, and those beside the log, opened again for another thread.
     ///
     /// # Errors
     /// `Poisoned` where a group could not be written; those of opening files.
@@ -612,11 +741,13 @@ impl Journal {
         in_flight: &mut InFlight,
     ) -> Result<Vec<Arc<dyn DiskFile>>> {
         self.finish(in_flight)?;
-        let Some(log) = &self.log else { return Ok(Vec::new()) };
-        let unsynced = log.unsynced.iter().map(|(name, _)| *name);
-        let open = Some(log.name).filter(|_| log.dirty);
+        let unsynced = self.log.iter().flat_map(|log| &log.unsynced).map(|(name, _)| *name);
+        let open = self.log.iter().filter(|log| log.dirty).map(|log| log.name);
+        let beside =
+            self.beside_unsynced.iter().filter(|_| !fault::is(Fault::CopiesBesideUnsynced));
+        let beside = beside.map(|(name, _)| *name);
         let files = self.image.pool.files();
-        unsynced.chain(open).map(|name| files.open_as_it_is(name, false)).collect()
+        unsynced.chain(open).chain(beside).map(|name| files.open_as_it_is(name, false)).collect()
     }
 
     /// Notes which part of the log the next checkpoint covers, and starts the count of bytes again.
@@ -624,6 +755,7 @@ impl Journal {
         let unsynced = self.log.iter().flat_map(|log| &log.unsynced);
         CoveredLog {
             unsynced: unsynced.map(|(name, _)| *name).collect(),
+            beside: std::mem::take(&mut self.beside_unsynced),
             bytes: std::mem::take(&mut self.bytes),
             group: self.group_next,
         }
@@ -641,11 +773,15 @@ impl Journal {
     /// most, so that not every write tries the next checkpoint.
     pub(crate) fn not_covered(&mut self, covered: &CoveredLog, bytes_max: u64) {
         self.bytes = (self.bytes + covered.bytes).min(bytes_max);
+        for (name, file) in &covered.beside {
+            self.wrote_beside(*name, Arc::clone(file), 0);
+        }
     }
 
     /// The root in memory was replaced by one on the medium, to which no log belongs.
     pub(crate) fn reset_count(&mut self) {
         self.bytes = 0;
+        self.beside_unsynced.clear();
     }
 
     /// Cuts off what lies behind the last group of a closed segment.
@@ -671,6 +807,10 @@ impl Journal {
         self.sync(in_flight)?;
         if let Some(log) = self.log.take() {
             self.close_segment(log, table);
+        }
+        // The next log begins behind them.
+        for beside in std::mem::take(&mut self.beside) {
+            table.close_segment(beside.index, self.image.pool.files(), &self.image.label);
         }
         if let Some(prepared) = self.prepared.take() {
             prepared.remove(&self.image);
