@@ -1,5 +1,10 @@
 //! Jobs in the background.
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
 /// A job. It has no return value: it leaves its result where its maker expects it.
 pub type Job = Box<dyn FnOnce() + Send>;
 
@@ -18,31 +23,121 @@ pub trait Running: Send {
     fn wait(self: Box<Self>);
 }
 
-/// A thread for each job.
+/// Runs each job in a thread of its own. Threads are kept for a while, because a new one takes about as long as a
+/// small job.
 pub struct Threads;
+
+/// A thread ends after this time without a job.
+const KEEP_THREAD: Duration = Duration::from_secs(1);
+
+/// The threads of the process.
+static POOL: Pool =
+    Pool { state: Mutex::new(State { idle: 0, jobs: VecDeque::new() }), called: Condvar::new() };
+
+struct Pool {
+    state: Mutex<State>,
+    called: Condvar,
+}
+
+struct State {
+    /// Threads that wait for a job.
+    idle: usize,
+    /// Jobs for these threads; never more than there are.
+    jobs: VecDeque<Started>,
+}
+
+/// A job, and what is to be told when it has ended.
+struct Started {
+    job: Job,
+    ended: Ended,
+}
+
+impl Started {
+    fn run(self) {
+        // Dropped when the job ends, even if by a panic.
+        let ended = self.ended;
+        (self.job)();
+        ended.in_order.store(true, Ordering::Release);
+    }
+}
+
+/// Tells that a job has ended, once it is dropped.
+struct Ended {
+    thread: Arc<Thread>,
+    in_order: AtomicBool,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if !self.in_order.load(Ordering::Acquire) {
+            tracing::error!("a worker panicked");
+        }
+        *lock(&self.thread.ended) = true;
+        self.thread.changed.notify_all();
+    }
+}
+
+#[derive(Default)]
+struct Thread {
+    ended: Mutex<bool>,
+    changed: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// Runs jobs until there has been none for a while.
+    fn work(&self, first: Started) {
+        let mut next = Some(first);
+        while let Some(started) = next {
+            started.run();
+            next = self.next();
+        }
+    }
+
+    fn next(&self) -> Option<Started> {
+        let mut state = lock(&self.state);
+        state.idle += 1;
+        let none = |state: &mut State| state.jobs.is_empty();
+        let waited = self.called.wait_timeout_while(state, KEEP_THREAD, none);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.idle -= 1;
+        state.jobs.pop_front()
+    }
+}
 
 impl Workers for Threads {
     fn start(&self, job: Job) -> Box<dyn Running> {
-        let (give, take) = std::sync::mpsc::sync_channel::<Job>(1);
+        let thread = Arc::new(Thread::default());
+        let ended = Ended { thread: Arc::clone(&thread), in_order: AtomicBool::new(false) };
+        let started = Started { job, ended };
+        let mut state = lock(&POOL.state);
+        if state.idle > state.jobs.len() {
+            state.jobs.push_back(started);
+            drop(state);
+            POOL.called.notify_one();
+            return Box::new(thread);
+        }
+        drop(state);
         // The job is sent through a channel, so that it is still here if no thread can be started.
-        let started = std::thread::Builder::new().name("marcot-worker".to_owned());
-        let started = started.spawn(move || {
-            if let Ok(job) = take.recv() {
-                job();
-            }
-        });
-        match started {
-            Ok(thread) => {
-                // The thread is waiting for it.
-                let _ = give.send(job);
-                Box::new(Thread(thread))
-            }
+        let (give, take) = std::sync::mpsc::sync_channel::<Started>(1);
+        let spawned =
+            std::thread::Builder::new().name("marcot-worker".to_owned()).spawn(move || {
+                if let Ok(started) = take.recv() {
+                    POOL.work(started);
+                }
+            });
+        match spawned {
+            // The thread is waiting for it.
+            Ok(_) => drop(give.send(started)),
             Err(error) => {
                 tracing::debug!(%error, "no thread for a job, which is run in place");
-                job();
-                Box::new(Finished)
+                started.run();
             }
         }
+        Box::new(thread)
     }
 }
 
@@ -56,17 +151,14 @@ impl Workers for InPlace {
     }
 }
 
-struct Thread(std::thread::JoinHandle<()>);
-
-impl Running for Thread {
+impl Running for Arc<Thread> {
     fn is_finished(&mut self) -> bool {
-        self.0.is_finished()
+        *lock(&self.ended)
     }
 
     fn wait(self: Box<Self>) {
-        if self.0.join().is_err() {
-            tracing::error!("a worker panicked");
-        }
+        let ended = self.changed.wait_while(lock(&self.ended), |ended| !*ended);
+        drop(ended.unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -78,4 +170,43 @@ impl Running for Finished {
     }
 
     fn wait(self: Box<Self>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_panics_has_ended_and_the_next_ones_run() {
+        let mut panics = Threads.start(Box::new(|| panic!("on purpose")));
+        while !panics.is_finished() {
+            std::thread::yield_now();
+        }
+        panics.wait();
+        let (give, take) = std::sync::mpsc::channel();
+        let running: Vec<_> = (0..20u32)
+            .map(|i| {
+                let give = give.clone();
+                Threads.start(Box::new(move || give.send(i).unwrap()))
+            })
+            .collect();
+        running.into_iter().for_each(|running| running.wait());
+        let mut ran: Vec<u32> = take.try_iter().collect();
+        ran.sort_unstable();
+        assert_eq!(ran, (0..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn jobs_that_wait_for_each_other_run_at_the_same_time() {
+        let barrier = Arc::new(std::sync::Barrier::new(8));
+        let running: Vec<_> = (0..8)
+            .map(|_| {
+                let barrier = Arc::clone(&barrier);
+                Threads.start(Box::new(move || {
+                    barrier.wait();
+                }))
+            })
+            .collect();
+        running.into_iter().for_each(|running| running.wait());
+    }
 }
