@@ -68,11 +68,15 @@ pub enum Fault {
     CopiesBesideUnsynced,
     /// A flatten leaves no mark that the image still names segments of its former parent.
     FlattenLeavesNoMark,
+    /// A data segment is used again before a head is durable that does not need it.
+    ReuseBeforeHead,
+    /// A data segment is used again that an earlier owner may still write to.
+    ReuseOfEarlierOwner,
 }
 
 /// All mistakes.
 #[cfg(feature = "deliberate-faults")]
-pub const ALL: [Fault; 31] = [
+pub const ALL: [Fault; 33] = [
     Fault::SkipLogSync,
     Fault::CheckpointSkipsLog,
     Fault::HeadBeforePages,
@@ -104,6 +108,8 @@ pub const ALL: [Fault; 31] = [
     Fault::PassageForgotten,
     Fault::CopiesBesideUnsynced,
     Fault::FlattenLeavesNoMark,
+    Fault::ReuseBeforeHead,
+    Fault::ReuseOfEarlierOwner,
 ];
 
 #[cfg(feature = "deliberate-faults")]

@@ -17,6 +17,20 @@ pub trait Segments: Send + Sync {
     /// `AlreadyExists`; `NotFound` where its set was not created.
     fn create(&self, key: SegmentKey, start: &[u8]) -> io::Result<Arc<dyn DiskFile>>;
 
+    /// Makes the segment `new` out of `old`, which keeps its room on the medium: writes these bytes at its
+    /// start, and gives it the name `new`. Behind them lies what was there before. Name and bytes are durable
+    /// when this returns. Nobody may need `old`, and nobody may write to it.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where there is a segment `new`; `NotFound` where there is none `old`; `Unsupported` where
+    /// segments cannot get other names. The name `old` may be left.
+    fn reuse(
+        &self,
+        old: SegmentKey,
+        new: SegmentKey,
+        start: &[u8],
+    ) -> io::Result<Arc<dyn DiskFile>>;
+
     /// Opens a segment; for writing too where `write` is true. Segments are written again only to punch
     /// out dead blocks, to restore a header, or to continue a copy.
     ///

@@ -343,6 +343,35 @@ fn a_segment_is_created_once_and_read_in_ranges() {
 }
 
 #[test]
+fn a_segment_that_is_used_again_keeps_what_lies_behind_its_start_and_replaces_no_other() {
+    on_each(|backend| {
+        let segments = &backend.segments;
+        let set = SegmentSet { author: IMAGE, copies: 0 };
+        let key = |sequence| SegmentKey { set, kind: SegmentKind::Data, sequence };
+        segments.create_set(set).unwrap();
+        segments.create(key(1), b"dead....data").unwrap();
+        segments.create(key(2), b"another").unwrap();
+        assert_eq!(kind(segments.reuse(key(9), key(3), b"new").map(drop)), ErrorKind::NotFound);
+        let taken = segments.reuse(key(1), key(2), b"new").map(drop);
+        assert_eq!(kind(taken), ErrorKind::AlreadyExists);
+        let read = |sequence| {
+            let mut buf = [0; 12];
+            let n = segments.open(key(sequence), false).unwrap().read_at(0, &mut buf).unwrap();
+            buf[..n].to_vec()
+        };
+        assert_eq!(read(2), b"another");
+        let file = segments.reuse(key(1), key(3), b"next").unwrap();
+        file.write_at(4, &[b"++"]).unwrap();
+        assert_eq!(read(3), b"next++..data");
+        assert_eq!(kind(segments.open(key(1), false).map(drop)), ErrorKind::NotFound);
+        assert_eq!(segments.list(set).unwrap(), vec![key(2), key(3)]);
+        segments.remove(key(2)).unwrap();
+        segments.remove(key(3)).unwrap();
+        segments.remove_set(set).unwrap();
+    });
+}
+
+#[test]
 fn what_is_punched_out_of_a_segment_reads_as_zeros() {
     on_each(|backend| {
         let set = SegmentSet { author: IMAGE, copies: 0xC0 };

@@ -21,16 +21,27 @@ pub struct Limits {
     /// left: 0.9 MiB for [`Limits::log_bytes_max`] of streams, 3.4 MiB for writes all over 1 GiB. A larger
     /// one is written in parts.
     pub reserve_bytes: u64,
+    /// Slots of a data segment. The log goes on in the next one behind them; only a longer group takes more. At
+    /// most [`marcot_format::SEGMENT_SLOTS`]; less is for tests.
+    pub segment_slots: u32,
+    /// Live data of an image for which one dead segment is kept, to be used again, in bytes. At most eight are
+    /// kept, until the image is idle.
+    pub live_bytes_per_spare: u64,
+    /// A dead segment is kept only if it is that long, in bytes.
+    pub spare_bytes_min: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             map_memory_bytes: 64 << 20,
-            checkpoint_log_bytes: 64 << 20,
+            checkpoint_log_bytes: 128 << 20,
             dead_bytes_min: 64 << 20,
             stream_bytes_min: 512 << 10,
             reserve_bytes: 4 << 20,
+            segment_slots: marcot_format::SEGMENT_SLOTS,
+            live_bytes_per_spare: 512 << 20,
+            spare_bytes_min: 16 << 20,
         }
     }
 }
@@ -39,7 +50,12 @@ impl Limits {
     /// Bytes of log at which a write waits for the checkpoint that is under way.
     #[must_use]
     pub fn log_bytes_max(&self) -> u64 {
-        self.checkpoint_log_bytes.saturating_mul(4)
+        self.checkpoint_log_bytes.saturating_mul(2)
+    }
+
+    /// What is left of a segment that is used again is cut off from that many slots on (1 MiB of 32).
+    pub(crate) fn cut_slots_min(&self) -> u32 {
+        self.segment_slots / 32
     }
 
     /// Map memory at which a checkpoint begins, so that pages are clean, and can be dropped, before

@@ -279,6 +279,42 @@ fn owners() -> Vec<Scenario> {
                 Read { slot: 0 },
             ],
         ),
+        scenario("dead segments become the next ones", used_again()),
+        scenario(
+            "a successor does not use a segment again that a stale owner writes to",
+            vec![
+                create(0, 0, 100),
+                write(0, 2, 90),
+                Close { slot: 0 },
+                write(0, 0, 2),
+                stale((0..50).map(Act::Write).collect(), vec![Act::Write(90), Act::Write(91)]),
+                Read { slot: 0 },
+            ],
+        ),
+        scenario(
+            "a stale owner does not replace a segment of its successor by one that it uses again",
+            vec![
+                create(0, 0, 140),
+                write(0, 40, 90),
+                Close { slot: 0 },
+                write(0, 0, 30),
+                write(0, 0, 30),
+                write(0, 0, 30),
+                write(0, 0, 30),
+                write(0, 0, 30),
+                write(0, 0, 30),
+                write(0, 0, 30),
+                write(0, 0, 30),
+                write(0, 0, 30),
+                write(0, 0, 30),
+                // The fourth segment is not half full now, and the first ones are dead.
+                write(0, 0, 2),
+                write(0, 2, 2),
+                write(0, 4, 2),
+                stale(vec![Act::Write(5)], (0..6).map(Act::Write).collect()),
+                Read { slot: 0 },
+            ],
+        ),
         scenario(
             "the log goes over the end of a segment",
             vec![
@@ -401,4 +437,15 @@ fn damaged_log(fault: Fault, after: u64) -> Vec<Operation> {
         all.extend([write(0, 2 * block, 3), Flush { slot: 0 }]);
     }
     all
+}
+
+/// Half of an image is written again and again, while the other half stays.
+fn used_again() -> Vec<Operation> {
+    let mut operations = vec![create(0, 0, 160), write(0, 65, 90), Close { slot: 0 }];
+    for turn in 0..8 {
+        operations.extend([write(0, 0, 60), write(0, turn, 55)]);
+        operations.push(if turn % 3 == 0 { Flush { slot: 0 } } else { Read { slot: 0 } });
+    }
+    operations.extend([Close { slot: 0 }, Read { slot: 0 }, Check]);
+    operations
 }

@@ -75,6 +75,23 @@ impl Segments for LocalSegments {
         Ok(file)
     }
 
+    fn reuse(
+        &self,
+        old: SegmentKey,
+        new: SegmentKey,
+        start: &[u8],
+    ) -> io::Result<Arc<dyn DiskFile>> {
+        let (from, to) = (self.path(old), self.path(new));
+        let file = self.0.disk.open(&from, true)?;
+        file.write_at(0, &[start]).and_then(|()| file.sync())?;
+        // An owner that was replaced may do this while its successor has a segment of that name.
+        self.0.disk.rename_new(&from, &to)?;
+        let opened = self.0.disk.sync_directory(parent(&to));
+        opened.and_then(|()| self.0.disk.open(&to, true)).inspect_err(|_| {
+            let _ = self.0.disk.remove_file(&to);
+        })
+    }
+
     fn open(&self, key: SegmentKey, write: bool) -> io::Result<Arc<dyn DiskFile>> {
         self.0.disk.open(&self.path(key), write)
     }

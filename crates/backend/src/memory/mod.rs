@@ -239,6 +239,22 @@ impl Segments for Memory {
         Ok(Arc::new(file.writable()))
     }
 
+    fn reuse(
+        &self,
+        old: SegmentKey,
+        new: SegmentKey,
+        start: &[u8],
+    ) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.state();
+        if state.segments.contains_key(&new) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let file = state.segments.remove(&old).ok_or(io::ErrorKind::NotFound)?;
+        file.writable().write_at(0, &[start])?;
+        state.segments.insert(new, file.clone());
+        Ok(Arc::new(file.writable()))
+    }
+
     fn open(&self, key: SegmentKey, write: bool) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.state();
         let file = state.segments.get(&key).ok_or(io::ErrorKind::NotFound)?;

@@ -182,7 +182,7 @@ fn punch_dead(pool: &Pool, name: SegmentName, live: &SlotMap) -> Result<u64> {
     }
     let before = file.allocated_bytes().at(context)?;
     let is_live = |slot: usize| live.get(slot / 64).is_some_and(|w| w >> (slot % 64) & 1 == 1);
-    for (header_slot, header) in groups(&*file).at(context)? {
+    for (header_slot, header) in groups(&*file, name.sequence).at(context)? {
         let first = header_slot.0 as usize + header.header_blocks();
         let end = first + header.crcs.len();
         let mut slot = first;

@@ -117,7 +117,7 @@ impl Image {
             tracing::error!(image = %self.identity.label, error = %error.sentence(), "a logged write could not be mapped");
             self.poisoned = true;
         })?;
-        self.journal.prepare_segment(&self.series);
+        self.journal.prepare_segments(&self.series, self.state.compaction.target_slot());
         Ok(())
     }
 

@@ -25,6 +25,7 @@ use super::head::Progress;
 use super::placing::Owner;
 use crate::error::{ErrorKind, Result};
 use crate::fault::{self, Fault};
+use crate::journal::SparesWanted;
 
 /// The series that pages go to.
 const PAGES: [SegmentKind; 2] = [SegmentKind::Map, SegmentKind::Table];
@@ -91,14 +92,28 @@ impl Image {
         let covered = self.begin_to_cover();
         let workers = Arc::clone(&self.identity.pool.files().world().workers);
         self.checkpoint_job = Some(CheckpointJob::start(&*workers, work, covered));
+        self.state.pages.prepare_map(&self.identity, &self.series, self.head.epoch);
         Ok(())
     }
 
     /// Notes what the next checkpoint covers, and starts the counts of what comes after it.
     fn begin_to_cover(&mut self) -> Covered {
         self.state.changed = false;
-        let dead = self.state.pages.take_dead(&self.head);
-        Covered { dead, log: self.journal.begin_to_cover() }
+        let mut dead = self.state.pages.take_dead(&self.head);
+        let wanted = self.spares_wanted();
+        if fault::is(Fault::ReuseBeforeHead) {
+            self.journal.add_spares(wanted.choose(&self.identity, &mut dead));
+        }
+        Covered { dead, wanted, spares: Vec::new(), log: self.journal.begin_to_cover() }
+    }
+
+    /// Which dead segments may be kept, to be used again: none while one of them may still be shortened.
+    fn spares_wanted(&mut self) -> SparesWanted {
+        let compaction = &mut self.state.compaction;
+        if compaction.is_cutting() || self.journal.is_cutting() {
+            return SparesWanted::default();
+        }
+        self.journal.spares_wanted(compaction.live_slots())
     }
 
     /// Takes in a checkpoint that has ended in the background; true if one had.
@@ -134,6 +149,7 @@ impl Image {
                 self.head.was_replaced(*head);
                 self.state.pages.written(pages);
                 self.journal.covered(&covered.log);
+                self.journal.add_spares(covered.spares);
                 let mut dead = covered.dead;
                 // This head may have taken a snapshot. Segments that the snapshot may name stay.
                 dead.retain(|name| self.head.is_private(name));

@@ -14,7 +14,7 @@ use super::pages::Pages;
 use crate::catalog::Identity;
 use crate::error::{Error, ErrorKind};
 use crate::fault::{self, Fault};
-use crate::journal::{CoveredLog, LogLost};
+use crate::journal::{CoveredLog, LogLost, SparesWanted};
 use crate::segment::{SegmentName, WrittenPages};
 
 /// What a checkpoint has to write.
@@ -76,11 +76,14 @@ impl CheckpointWork {
 pub(super) struct Covered {
     /// To be removed once the head is durable.
     pub dead: Vec<SegmentName>,
+    /// Which of them may be kept instead, to be used again, and those that were.
+    pub wanted: SparesWanted,
+    pub spares: Vec<SegmentName>,
     pub log: CoveredLog,
 }
 
-/// How a checkpoint ended, and the dead segments that it did not remove.
-type Outcome = (CheckpointOutcome, Vec<SegmentName>);
+/// How a checkpoint ended, the dead segments that it did not remove, and those that it kept to be used again.
+type Outcome = (CheckpointOutcome, Vec<SegmentName>, Vec<SegmentName>);
 
 /// A checkpoint job that a worker runs.
 pub(super) struct CheckpointJob {
@@ -94,15 +97,19 @@ impl CheckpointJob {
     pub(super) fn start(workers: &dyn Workers, work: CheckpointWork, mut covered: Covered) -> Self {
         let outcome = Arc::new(Mutex::new(None));
         let place = Arc::clone(&outcome);
-        let dead = std::mem::take(&mut covered.dead);
+        let (mut dead, wanted) = (std::mem::take(&mut covered.dead), covered.wanted);
         let running = workers.start(Box::new(move || {
             let image = Arc::clone(&work.image);
             let outcome = work.run();
-            let left = match outcome {
-                CheckpointOutcome::Done(..) => remove(&image, dead),
-                CheckpointOutcome::Failed { .. } => dead,
-            };
-            let outcome = (outcome, left);
+            let mut spares = Vec::new();
+            if matches!(outcome, CheckpointOutcome::Done(..))
+                && !dead.is_empty()
+                && !postponed_for_readers(&image)
+            {
+                spares = wanted.choose(&image, &mut dead);
+                remove(&image, std::mem::take(&mut dead));
+            }
+            let outcome = (outcome, dead, spares);
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         }));
         Self { running, outcome, covered }
@@ -121,11 +128,11 @@ impl CheckpointJob {
     pub(super) fn wait(mut self) -> (CheckpointOutcome, Covered) {
         self.running.wait();
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (outcome, dead) = outcome.unwrap_or_else(|| {
+        let (outcome, dead, spares) = outcome.unwrap_or_else(|| {
             let error = Error::new(ErrorKind::Poisoned, "a checkpoint ended without an outcome");
-            (CheckpointOutcome::Failed { error, pages: None }, Vec::new())
+            (CheckpointOutcome::Failed { error, pages: None }, Vec::new(), Vec::new())
         });
-        self.covered.dead = dead;
+        (self.covered.dead, self.covered.spares) = (dead, spares);
         (outcome, self.covered)
     }
 }
@@ -133,20 +140,19 @@ impl CheckpointJob {
 /// Removes segments that only earlier heads named. Those that readers of such a head may still need are
 /// removed after a later head.
 pub(super) fn remove_dead(image: &Identity, dead: Vec<SegmentName>, pages: &mut Pages) {
-    pages.add_dead(remove(image, dead));
+    if dead.is_empty() || !postponed_for_readers(image) {
+        remove(image, dead);
+    } else {
+        pages.add_dead(dead);
+    }
 }
 
-/// Removes segments, unless they have to stay for readers; returns those that stay.
-fn remove(image: &Identity, dead: Vec<SegmentName>) -> Vec<SegmentName> {
-    if dead.is_empty() || postponed_for_readers(image) {
-        return dead;
-    }
+fn remove(image: &Identity, dead: Vec<SegmentName>) {
     for name in dead {
         if let Err(error) = image.pool.files().remove(name) {
             tracing::warn!(image = %image.label, segment = %name, error = %error.sentence(), "left behind; a later reclaim removes it");
         }
     }
-    Vec::new()
 }
 
 /// True where a process reads the image by an older head: the segments that this head names have to stay. A

@@ -31,7 +31,7 @@ use marcot_format::{
 use marcot_store::DiskFile;
 
 use super::Image;
-use super::move_job::{CopiesToWrite, MoveJob, MoveWork, PART_SLOTS, Part, PartToRead};
+use super::move_job::{CopiesToWrite, Cut, MoveJob, MoveWork, PART_SLOTS, Part, PartToRead};
 use crate::device::Read;
 use crate::error::{ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
@@ -40,10 +40,10 @@ use crate::map::position;
 use crate::segment::SegmentName;
 
 /// Compaction starts when live slots are a smaller part of the private segments than this.
-const LIVE_PERCENT_MIN: u64 = 80;
+const LIVE_PERCENT_MIN: u64 = 77;
 /// Where live slots are a smaller part than this, every write does a part of the compaction
 /// ([`Image::pay_for_space`]).
-const LIVE_PERCENT_PAID: u64 = 77;
+const LIVE_PERCENT_PAID: u64 = 75;
 /// Dead bytes of map segments that are left alone: one part in this many of `dead_bytes_min`.
 const DEAD_MAP_PART: u64 = 16;
 /// The same for an idle image: 1 MiB with the default limits.
@@ -101,6 +101,8 @@ pub(super) struct Compaction {
     job: Option<MoveJob>,
     /// The blocks that it copies.
     moves: Vec<Move>,
+    /// What it has to cut off the target before.
+    cut: Option<Cut>,
     /// Table index of a map segment, and the offset in bytes of its page that is to be looked at next.
     map_at: Option<(SegmentIndex, u64)>,
     /// Table index of a map segment whose live pages are all dirty by now, and the version of the head then: the
@@ -110,6 +112,8 @@ pub(super) struct Compaction {
     stuck: HashSet<SegmentIndex>,
     /// Slots written since the last survey.
     written: u64,
+    /// Live slots by that survey.
+    live: u64,
     /// Slots to be written before the next survey, if they are more than [`SURVEYS`] asks for.
     survey_after: u64,
     /// Slots that are looked at for each slot that a writer writes, in percent.
@@ -125,6 +129,21 @@ impl Compaction {
         self.owed += (u64::from(slots) * self.price_percent / 100) as i64;
     }
 
+    /// Live slots of the data segments that were surveyed last.
+    pub(super) fn live_slots(&self) -> u64 {
+        self.live
+    }
+
+    /// True while a worker cuts off what lies behind the copies in a target.
+    pub(super) fn is_cutting(&mut self) -> bool {
+        self.cut.is_some() || self.job.as_mut().is_some_and(MoveJob::is_cutting)
+    }
+
+    /// Slot where the next copies go, where a segment for copies is open.
+    pub(super) fn target_slot(&self) -> Option<u32> {
+        self.target.as_ref().map(|target| target.slot)
+    }
+
     /// The segment that copies go to.
     pub(super) fn open_name(&self) -> Option<SegmentName> {
         self.target.as_ref().map(|target| target.name)
@@ -133,6 +152,9 @@ impl Compaction {
     /// Waits for the worker, and forgets what it was doing.
     pub(super) fn abandon(&mut self) {
         (self.victim, self.job) = (None, None);
+        if let Some(cut) = self.cut.take() {
+            cut.make();
+        }
         self.moves.clear();
     }
 }
@@ -147,8 +169,7 @@ struct Survey {
 }
 
 impl Survey {
-    fn add(&mut self, index: SegmentIndex, name: SegmentName, live: u32, used: u32) {
-        let (live, used) = (u64::from(live), u64::from(used));
+    fn add(&mut self, index: SegmentIndex, name: SegmentName, live: u64, used: u64) {
         if live == 0 {
             return;
         }
@@ -241,6 +262,10 @@ impl Image {
                 self.state.compaction.owed = 0;
             }
             stepped?;
+            if waits {
+                // One write does not wait for all that is owed.
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -255,6 +280,7 @@ impl Image {
             self.compact_map()?;
         }
         let survey = self.survey(SegmentKind::Data)?;
+        self.state.compaction.live = survey.live;
         self.state.compaction.price_percent = survey.price_percent(dead_min);
         // A survey takes longer the more segments there are.
         self.state.compaction.survey_after = survey.used / SURVEYS_LARGE;
@@ -282,11 +308,16 @@ impl Image {
 
     fn survey(&mut self, kind: SegmentKind) -> Result<Survey> {
         let mut survey = Survey::default();
+        let slots_max = u64::from(self.limits().segment_slots - 1);
+        if kind == SegmentKind::Data {
+            survey.used = self.journal.spare_count() * slots_max;
+        }
         for (index, name, entry) in self.closed_private_segments(kind)? {
             // Group headers take slots too, and are removed with their segment. So a closed data segment
             // counts as full.
-            let used = if kind == SegmentKind::Data { SEGMENT_SLOTS - 1 } else { entry.used };
-            survey.add(index, name, entry.live, used);
+            let used = u64::from(entry.used);
+            let used = if kind == SegmentKind::Data { used.max(slots_max) } else { used };
+            survey.add(index, name, u64::from(entry.live), used);
         }
         Ok(survey)
     }
@@ -349,7 +380,12 @@ impl Image {
         // No group of the segment may be on its way to the medium.
         let all = Slot(0)..Slot(SEGMENT_SLOTS);
         self.journal.await_slots(victim.index, &all, &mut self.in_flight);
-        work.read = Some(PartToRead { file: Arc::clone(&victim.file), slot: victim.slot });
+        work.cut = self.state.compaction.cut.take();
+        work.read = Some(PartToRead {
+            file: Arc::clone(&victim.file),
+            sequence: victim.name.sequence,
+            slot: victim.slot,
+        });
         let workers = Arc::clone(&self.identity.pool.files().world().workers);
         self.state.compaction.job = Some(MoveJob::start(&*workers, work));
         Ok(true)
@@ -431,9 +467,13 @@ impl Image {
     fn target_for(&mut self, slots: u32) -> Result<&mut Target> {
         self.begin_writing()?;
         let epoch = self.head.epoch;
-        let fits = |target: &Target| target.slot + slots <= SEGMENT_SLOTS && target.epoch == epoch;
+        let slots_max = self.limits().segment_slots;
+        let fits = |target: &Target| {
+            let room = target.slot == COPIES_SLOT || target.slot + slots <= slots_max;
+            room && target.slot + slots <= SEGMENT_SLOTS && target.epoch == epoch
+        };
         if !self.state.compaction.target.as_ref().is_some_and(fits) {
-            self.close_target();
+            self.state.compaction.cut = self.end_target();
             let (name, file, index) = self.with_free_names(&[SegmentKind::Data], |image| {
                 let Self { journal, series, state, .. } = image;
                 journal.take_segment_beside(epoch, series, &mut state.table)
@@ -449,10 +489,20 @@ impl Image {
 
     /// Nothing is copied to the present target any more.
     pub(super) fn close_target(&mut self) {
-        if let Some(target) = self.state.compaction.target.take() {
-            let Self { identity, state, .. } = self;
-            state.table.close_segment(target.index, identity.pool.files(), &identity.label);
+        if let Some(cut) = self.end_target() {
+            cut.make();
         }
+    }
+
+    /// As [`Self::close_target`], but what an earlier segment left behind the copies is not cut off yet.
+    fn end_target(&mut self) -> Option<Cut> {
+        let target = self.state.compaction.target.take()?;
+        let Self { identity, state, .. } = self;
+        state.table.close_segment(target.index, identity.pool.files(), &identity.label);
+        let bytes = u64::from(target.slot) * BLOCK_BYTES;
+        let cut = Cut { file: target.file, bytes };
+        let limits = self.limits();
+        (target.slot + limits.cut_slots_min() <= limits.segment_slots).then_some(cut)
     }
 
     /// Adds those blocks of a group that the map still names. `start`: where the group starts in the part.

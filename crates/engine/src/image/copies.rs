@@ -310,7 +310,9 @@ fn write_headers(copy: &dyn DiskFile, source: &dyn DiskFile, name: SegmentName) 
     write(0, &header)?;
     if name.kind == SegmentKind::Data {
         let mut bytes = Vec::new();
-        for (slot, group) in groups(source).at(|| format!("cannot read segment {name}"))? {
+        for (slot, group) in
+            groups(source, name.sequence).at(|| format!("cannot read segment {name}"))?
+        {
             group.encode_into(&mut bytes);
             write(slot.offset_bytes(), &bytes)?;
         }

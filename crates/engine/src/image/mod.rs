@@ -323,6 +323,9 @@ impl Image {
 
     /// Makes the log durable and ends it.
     fn end_log(&mut self) -> Result<()> {
+        if let Some(prepared) = self.state.pages.take_prepared_map() {
+            prepared.remove(&self.identity);
+        }
         self.journal.end(&mut self.state.table, &mut self.in_flight)
     }
 
@@ -337,6 +340,9 @@ impl Drop for Image {
         // Nothing of this image may be running or in flight when another process takes the lock.
         self.state.compaction.abandon();
         self.journal.abandon(&mut self.in_flight);
+        if let Some(prepared) = self.state.pages.take_prepared_map() {
+            prepared.wait();
+        }
         if let Err(error) = self.settle() {
             tracing::warn!(image = %self.identity.label, error = %error.sentence(), "the last checkpoint failed");
         }

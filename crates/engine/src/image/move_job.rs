@@ -32,6 +32,8 @@ pub(super) struct Part {
 /// A part to be read.
 pub(super) struct PartToRead {
     pub file: Arc<dyn DiskFile>,
+    /// The segment's number.
+    pub sequence: u32,
     pub slot: usize,
 }
 
@@ -44,9 +46,23 @@ pub(super) struct CopiesToWrite {
     pub bytes: Vec<u8>,
 }
 
-/// What a job does: it writes first.
+/// A file to be shortened.
+pub(super) struct Cut {
+    pub file: Arc<dyn DiskFile>,
+    pub bytes: u64,
+}
+
+impl Cut {
+    /// Where this fails, the file takes more room than it needs.
+    pub(super) fn make(&self) {
+        let _ = self.file.set_length(self.bytes);
+    }
+}
+
+/// What a job does, in this order.
 #[derive(Default)]
 pub(super) struct MoveWork {
+    pub cut: Option<Cut>,
     pub write: Option<CopiesToWrite>,
     pub read: Option<PartToRead>,
     /// Memory for the part.
@@ -64,6 +80,9 @@ pub(super) struct MoveOutcome {
 
 impl MoveWork {
     fn run(self) -> MoveOutcome {
+        if let Some(cut) = &self.cut {
+            cut.make();
+        }
         let written = self.write.as_ref().map_or(Ok(()), CopiesToWrite::write);
         let read = self.read.filter(|_| written.is_ok());
         let part = read.map(|read| read.read(self.buffer));
@@ -94,13 +113,13 @@ impl PartToRead {
         };
         self.file.advise(offset, (2 * PART_SLOTS * BLOCK) as u64);
         read(&mut bytes, PART_SLOTS)?;
-        if let Some(first) = header_at(&bytes, 0)
+        if let Some(first) = self.header_at(&bytes, 0)
             && first.blocks() * BLOCK > bytes.len()
         {
             read(&mut bytes, first.blocks())?;
         }
         let mut part = Part { slot: self.slot, ..Part::default() };
-        while let Some(header) = header_at(&bytes, part.blocks) {
+        while let Some(header) = self.header_at(&bytes, part.blocks) {
             let next = part.blocks + header.blocks();
             if next * BLOCK > bytes.len() {
                 break;
@@ -116,17 +135,21 @@ impl PartToRead {
         part.bytes = bytes;
         Ok(part)
     }
-}
 
-/// The header of the group that starts at block `at` of `bytes`, if a whole one does.
-fn header_at(bytes: &[u8], at: usize) -> Option<GroupHeader> {
-    let rest = bytes.get(at * BLOCK..).filter(|rest| rest.len() >= BLOCK)?;
-    let blocks = GroupHeader::peek(&rest[..BLOCK]).ok()?;
-    GroupHeader::decode(rest.get(..blocks * BLOCK)?).ok()
+    /// The header of the segment's group that starts at block `at` of `bytes`, if a whole one does.
+    fn header_at(&self, bytes: &[u8], at: usize) -> Option<GroupHeader> {
+        let rest = bytes.get(at * BLOCK..).filter(|rest| rest.len() >= BLOCK)?;
+        let blocks = GroupHeader::peek(&rest[..BLOCK]).ok()?;
+        let header = GroupHeader::decode(rest.get(..blocks * BLOCK)?).ok()?;
+        // The file may have held another segment before.
+        (header.sequence == self.sequence).then_some(header)
+    }
 }
 
 /// A job that a worker runs. Dropping it waits for its end.
 pub(super) struct MoveJob {
+    /// It shortens a file.
+    cuts: bool,
     running: Option<Box<dyn Running>>,
     outcome: Arc<Mutex<Option<MoveOutcome>>>,
 }
@@ -134,12 +157,16 @@ pub(super) struct MoveJob {
 impl MoveJob {
     pub(super) fn start(workers: &dyn Workers, work: MoveWork) -> Self {
         let outcome = Arc::new(Mutex::new(None));
-        let place = Arc::clone(&outcome);
+        let (place, cuts) = (Arc::clone(&outcome), work.cut.is_some());
         let running = workers.start(Box::new(move || {
             let outcome = work.run();
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         }));
-        Self { running: Some(running), outcome }
+        Self { cuts, running: Some(running), outcome }
+    }
+
+    pub(super) fn is_cutting(&mut self) -> bool {
+        self.cuts && !self.is_finished()
     }
 
     pub(super) fn is_finished(&mut self) -> bool {

@@ -3,11 +3,14 @@
 //! Pages that found no room are kept and written first at the next try, because nodes in memory already point
 //! to them.
 
+use marcot_format::segment::SegmentKind;
 use marcot_format::table::TABLE_PAGE_BYTES;
-use marcot_format::{MapUnit, SegmentIndex};
+use marcot_format::{MapUnit, SEGMENT_BYTES, SegmentIndex};
 
 use super::head::Head;
+use crate::catalog::Identity;
 use crate::error::Result;
+use crate::journal::Prepared;
 use crate::segment::{PageWriter, SegmentName, Series, WrittenPages};
 use crate::table::SegmentTable;
 
@@ -28,6 +31,8 @@ pub(super) struct Pages {
     /// Table index of the open map segment.
     pub map_index: SegmentIndex,
     pub table: PageWriter,
+    /// The next map segment, which a worker creates.
+    prepared_map: Option<Prepared>,
     /// Pages that were placed and still have to be written.
     pending: Option<WrittenPages>,
     /// Pages placed from here on may not be on disk yet.
@@ -87,6 +92,20 @@ impl Pages {
     /// A checkpoint has failed, and these pages still have to be written.
     pub(super) fn not_written(&mut self, pages: Option<WrittenPages>) {
         self.pending = pages;
+    }
+
+    /// Has the next map segment created, once the open one is half full.
+    pub(super) fn prepare_map(&mut self, image: &Identity, series: &Series, epoch: u64) {
+        let half_full = |(_, end): (_, u64)| end >= SEGMENT_BYTES / 2;
+        if self.prepared_map.is_none() && self.map.open_segment().is_some_and(half_full) {
+            let name = series.next_name(SegmentKind::Map);
+            self.prepared_map = Some(Prepared::start(image, name, epoch, None));
+        }
+    }
+
+    /// The map segment that was prepared.
+    pub(super) fn take_prepared_map(&mut self) -> Option<Prepared> {
+        self.prepared_map.take()
     }
 
     /// Segments are to be removed once the next head is durable.

@@ -15,6 +15,7 @@ use super::pages::Pages;
 use super::state::State;
 use crate::catalog::Identity;
 use crate::error::{ErrorKind, Result, fail};
+use crate::journal::take_or_create;
 use crate::map::PageSink;
 use crate::segment::{SegmentName, Series};
 use crate::table::{SegmentTable, TableSink};
@@ -52,7 +53,9 @@ impl PageSink for MapSink<'_> {
         let Owner { image, head, .. } = *self.owner;
         let files = image.pool.files();
         if self.pages.map.needs_segment(PAGE_READ_BYTES as u64, SEGMENT_BYTES) {
-            let (name, file) = self.series.create(SegmentKind::Map, head.epoch)?;
+            let (prepared, kind) = (self.pages.take_prepared_map(), SegmentKind::Map);
+            let (name, file) =
+                take_or_create(image, self.series, kind, head.epoch, prepared, None)?;
             close_map_segment(self.pages, self.table, image);
             self.pages.map_index = self.table.add(name, files)?;
             self.pages.map.start_segment(name, file);

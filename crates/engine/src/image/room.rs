@@ -43,6 +43,7 @@ impl Image {
     /// # Errors
     /// As [`Self::checkpoint`].
     pub(super) fn checkpoint_for_room(&mut self, change: impl Fn(&mut HeadRecord)) -> Result<()> {
+        self.journal.remove_spares();
         let stored = self.for_room(|image| match image.checkpoint_with(&change) {
             Err(error) if error.kind() == ErrorKind::NoSpace && image.may_store_in_parts() => {
                 image.store_log_in_parts()?;
@@ -64,7 +65,9 @@ impl Image {
     pub(super) fn has_dead(&self) -> bool {
         let open = self.open_segments();
         let goes = |name: &SegmentName| !open.contains(name) && self.head.is_private(name);
-        self.state.pages.has_dead() || self.state.table.has_dead(goes)
+        self.journal.spare_count() > 0
+            || self.state.pages.has_dead()
+            || self.state.table.has_dead(goes)
     }
 
     /// Does work that needs room. Where there is none, but a checkpoint makes some, does it again after that.

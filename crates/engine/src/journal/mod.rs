@@ -16,8 +16,10 @@ mod direct;
 mod group;
 mod preallocation;
 mod prepared;
+mod spares;
 mod write_behind;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,13 +34,16 @@ use crate::catalog::Identity;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::in_flight::InFlight;
+use crate::limits::Limits;
 use crate::segment::{SegmentName, Series};
 use crate::table::SegmentTable;
 
 use direct::{DirectWrites, GroupInFlight};
 pub(crate) use group::Group;
 use preallocation::Preallocation;
-use prepared::Prepared;
+pub(crate) use prepared::{Prepared, take_or_create};
+use spares::Spares;
+pub(crate) use spares::SparesWanted;
 use write_behind::WriteBehind;
 
 /// Room is preallocated for this many of the shortest direct writes.
@@ -145,10 +150,13 @@ pub(crate) struct Journal {
     beside_unsynced: Vec<(SegmentName, Arc<dyn DiskFile>)>,
     write_behind: WriteBehind,
     direct: DirectWrites,
-    /// The next segment, which a worker creates.
-    prepared: Option<Prepared>,
+    /// The next segments, by their numbers, which workers create.
+    prepared: VecDeque<Prepared>,
+    spares: Spares,
     /// A worker that cuts preallocated room off a closed segment.
     cutting: Option<Box<dyn Running>>,
+    /// A worker that removes spares.
+    removing: Option<Box<dyn Running>>,
     poisoned: bool,
 }
 
@@ -165,8 +173,10 @@ impl Journal {
             beside_unsynced: Vec::new(),
             write_behind: WriteBehind::default(),
             direct: DirectWrites::default(),
-            prepared: None,
+            prepared: VecDeque::new(),
+            spares: Spares::default(),
             cutting: None,
+            removing: None,
             poisoned: false,
         }
     }
@@ -227,6 +237,10 @@ impl Journal {
         Arc::clone(&self.image.pool.files().world().workers)
     }
 
+    fn limits(&self) -> Limits {
+        self.image.pool.store().limits()
+    }
+
     /// Opens the journal in a segment of its own.
     ///
     /// # Errors
@@ -240,6 +254,7 @@ impl Journal {
         self.write_behind = WriteBehind::default();
         // The log begins behind all earlier segments.
         self.beside.clear();
+        self.spares.begin(series.marks().data);
         self.open_log(epoch, Vec::new(), self.group_next, series, table)
     }
 
@@ -258,6 +273,7 @@ impl Journal {
         table: &mut SegmentTable,
     ) -> Result<()> {
         let (name, file, index) = self.take_segment(epoch, series, table)?;
+        let bytes = file.length().unwrap_or(0);
         self.log = Some(Log {
             name,
             epoch,
@@ -268,7 +284,7 @@ impl Journal {
             dirty: false,
             unsynced,
             durable_below,
-            preallocation: Preallocation::default(),
+            preallocation: Preallocation::of_file(bytes, self.limits().cut_slots_min()),
             header: Vec::new(),
         });
         Ok(())
@@ -285,15 +301,9 @@ impl Journal {
         // Once the segment exists, its number is used. Replay would not find a later segment behind it, if this
         // one did not become a part of the image.
         table.prepare_add(self.image.pool.files())?;
-        let name = series.next_name(SegmentKind::Data);
-        let prepared = self.prepared.take().and_then(|p| p.take(&self.image, name, epoch));
-        let (name, file) = match prepared {
-            Some(file) => {
-                series.used(name);
-                (name, file)
-            }
-            None => series.create(SegmentKind::Data, epoch)?,
-        };
+        let (prepared, kind) = (self.prepared.pop_front(), SegmentKind::Data);
+        let dead = if prepared.is_none() { self.spares.take() } else { None };
+        let (name, file) = take_or_create(&self.image, series, kind, epoch, prepared, dead)?;
         let index = table.add(name, self.image.pool.files())?;
         Ok((name, file, index))
     }
@@ -356,7 +366,12 @@ impl Journal {
 
     /// True where a group of `slots` slots does not fit into the open segment.
     pub(crate) fn needs_segment(&self, slots: u32) -> bool {
-        self.log.as_ref().is_some_and(|log| log.slot + slots > SEGMENT_SLOTS)
+        let slots_max = self.limits().segment_slots;
+        self.log.as_ref().is_some_and(|log| {
+            // A group that is longer than that has a segment of its own.
+            let full = log.slot > 1 && log.slot + slots > slots_max;
+            full || log.slot + slots > SEGMENT_SLOTS
+        })
     }
 
     /// Makes sure that the open segment has room for `slots` slots, and that its entry in the table is
@@ -584,15 +599,61 @@ impl Journal {
         Ok(true)
     }
 
-    /// Has the next data segment created, once the open one is half full.
-    pub(crate) fn prepare_segment(&mut self, series: &Series) {
-        let Some(log) = self.log.as_ref().filter(|log| log.slot >= SEGMENT_SLOTS / 2) else {
-            return;
-        };
-        if self.prepared.is_none() {
-            let name = series.next_name(SegmentKind::Data);
-            self.prepared = Some(Prepared::start(&self.image, name, log.epoch));
+    /// Has the next data segment created for each one that is half full: the open one, and one beside the log if
+    /// `target_slot`, where the next group goes in that, says so.
+    pub(crate) fn prepare_segments(&mut self, series: &Series, target_slot: Option<u32>) {
+        let Some(log) = &self.log else { return };
+        let half = self.limits().segment_slots / 2;
+        let half_full = |slot: &u32| *slot >= half;
+        let wanted =
+            [Some(log.slot), target_slot].iter().flatten().filter(|s| half_full(s)).count();
+        while self.prepared.len() < wanted {
+            let sequence = series.marks().data + self.prepared.len() as u32;
+            let name = series.name(SegmentKind::Data, sequence);
+            let dead = self.spares.take();
+            self.prepared.push_back(Prepared::start(&self.image, name, log.epoch, dead));
         }
+    }
+
+    /// See [`Spares::wanted`].
+    pub(crate) fn spares_wanted(&self, live_slots: u64) -> SparesWanted {
+        self.spares.wanted(&self.image, live_slots)
+    }
+
+    /// Keeps dead segments that were chosen ([`SparesWanted::choose`]) for later; removes them where the log was
+    /// ended meanwhile.
+    pub(crate) fn add_spares(&mut self, names: Vec<SegmentName>) {
+        self.spares.add(names);
+        if self.log.is_none() {
+            self.remove_spares();
+        }
+    }
+
+    /// Number of dead segments that are kept.
+    pub(crate) fn spare_count(&self) -> u64 {
+        self.spares.count()
+    }
+
+    /// Removes the dead segments that are kept.
+    pub(crate) fn remove_spares(&mut self) {
+        spares::remove(&self.image, self.spares.take_all());
+    }
+
+    /// As [`Self::remove_spares`], on a worker: it takes longer than a request may wait.
+    pub(crate) fn remove_spares_later(&mut self) {
+        let names = self.spares.take_all();
+        if !names.is_empty() {
+            let image = Arc::clone(&self.image);
+            let removing = self.workers().start(Box::new(move || spares::remove(&image, names)));
+            if let Some(before) = self.removing.replace(removing) {
+                before.wait();
+            }
+        }
+    }
+
+    /// True while a worker shortens a closed segment.
+    pub(crate) fn is_cutting(&mut self) -> bool {
+        self.cutting.as_mut().is_some_and(|cutting| !cutting.is_finished())
     }
 
     /// Takes the completion of a direct write.
@@ -765,7 +826,18 @@ impl Journal {
     pub(crate) fn covered(&mut self, covered: &CoveredLog) {
         if let Some(log) = &mut self.log {
             log.durable_below = log.durable_below.max(covered.group);
-            log.unsynced.retain(|(name, _)| !covered.unsynced.contains(name));
+            let unsynced = std::mem::take(&mut log.unsynced);
+            let (done, left): (Vec<_>, Vec<_>) =
+                unsynced.into_iter().partition(|(name, _)| covered.unsynced.contains(name));
+            log.unsynced = left;
+            self.close_files(done);
+        }
+    }
+
+    /// Closes files on a worker: closing the last descriptor of a file may wait for the medium.
+    fn close_files(&self, files: Vec<(SegmentName, Arc<dyn DiskFile>)>) {
+        if !files.is_empty() {
+            drop(self.workers().start(Box::new(move || drop(files))));
         }
     }
 
@@ -812,9 +884,11 @@ impl Journal {
         for beside in std::mem::take(&mut self.beside) {
             table.close_segment(beside.index, self.image.pool.files(), &self.image.label);
         }
-        if let Some(prepared) = self.prepared.take() {
+        // The last one first: numbers are given without a gap.
+        while let Some(prepared) = self.prepared.pop_back() {
             prepared.remove(&self.image);
         }
+        self.remove_spares();
         Ok(())
     }
 
@@ -827,10 +901,10 @@ impl Journal {
                 None => break,
             }
         }
-        if let Some(cutting) = self.cutting.take() {
-            cutting.wait();
+        for running in self.cutting.take().into_iter().chain(self.removing.take()) {
+            running.wait();
         }
-        if let Some(prepared) = self.prepared.take() {
+        while let Some(prepared) = self.prepared.pop_front() {
             prepared.wait();
         }
     }

@@ -27,9 +27,22 @@ pub(super) struct Preallocation {
     room_end: u32,
     synced_slot: u32,
     small_flushes: u32,
+    /// Fewer slots than this are not cut off, because cutting waits for the medium.
+    cut_slots_min: u32,
 }
 
 impl Preallocation {
+    /// For a segment whose file is `bytes` long: one that is used again has been written before. Of that, fewer
+    /// slots than `cut_slots_min` are not cut off.
+    pub(super) fn of_file(bytes: u64, cut_slots_min: u32) -> Self {
+        let end = (bytes / BLOCK_BYTES).min(u64::from(SEGMENT_SLOTS)) as u32;
+        // The first slot holds the segment's header.
+        match end {
+            0 | 1 => Self::default(),
+            end => Self { end, cut_slots_min, ..Self::default() },
+        }
+    }
+
     /// To be called before the segment is synced, with the block where the next group will start.
     pub(super) fn before_sync(&mut self, file: &dyn DiskFile, slot: u32) {
         let written = slot - self.synced_slot.min(slot);
@@ -74,7 +87,11 @@ impl Preallocation {
 
     /// Cuts off what lies behind the last group; true if there was anything. No write may be in flight there.
     pub(super) fn cut(&mut self, file: &dyn DiskFile, slot: u32) -> bool {
-        let end = std::mem::take(&mut self.end).max(std::mem::take(&mut self.room_end));
+        let end = self.end.max(self.room_end);
+        if end < slot + self.cut_slots_min {
+            return false;
+        }
+        (self.end, self.room_end) = (0, 0);
         // Zeros at the end of a file do no harm.
         end > slot && file.set_length(u64::from(slot) * BLOCK_BYTES).is_ok()
     }

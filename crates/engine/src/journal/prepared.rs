@@ -1,22 +1,67 @@
-//! The next data segment, which a worker creates before it is needed.
+//! The next segments, which workers create before they are needed.
 //!
 //! The header and the name of a new segment are made durable before anything is written to it. That takes
-//! about as long as a thousand requests. Until the segment is used, its number is still the next one of the
+//! about as long as a thousand requests. Until the segment is used, its number is still one of the next of the
 //! series. So, if this process ends, the next owner removes the segment, as it removes one that was created
 //! in place.
+//!
+//! Where there is a dead segment to be used again ([`super::spares`]), the new one is made of it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use marcot_format::segment::SegmentKind;
 use marcot_store::{DiskFile, Running};
 
 use crate::catalog::Identity;
 use crate::error::Result;
-use crate::segment::SegmentName;
+use crate::segment::{Files, SegmentName, Series};
+
+/// Creates a segment, out of the dead one if there is one and that works. Else the dead one is removed.
+///
+/// # Errors
+/// Those of [`Files::create`].
+fn create(
+    files: &Files,
+    name: SegmentName,
+    epoch: u64,
+    dead: Option<SegmentName>,
+    label: &str,
+) -> Result<Arc<dyn DiskFile>> {
+    let Some(dead) = dead else { return files.create(name, epoch) };
+    files.reuse(dead, name, epoch).or_else(|error| {
+        tracing::debug!(image = %label, segment = %dead, error = %error.sentence(), "not used again");
+        // Where this fails, a later reclaim removes it.
+        let _ = files.remove(dead);
+        files.create(name, epoch)
+    })
+}
+
+/// The next segment of a series: the prepared one, if there is one and it has the right name. Else it is created,
+/// out of the dead segment if there is one.
+///
+/// # Errors
+/// Those of [`Series::create`].
+pub(crate) fn take_or_create(
+    image: &Identity,
+    series: &mut Series,
+    kind: SegmentKind,
+    epoch: u64,
+    prepared: Option<Prepared>,
+    dead: Option<SegmentName>,
+) -> Result<(SegmentName, Arc<dyn DiskFile>)> {
+    let name = series.next_name(kind);
+    let file = match prepared.and_then(|prepared| prepared.take(image, name, epoch)) {
+        Some(file) => file,
+        None => create(image.pool.files(), name, epoch, dead, &image.label)?,
+    };
+    series.used(name);
+    Ok((name, file))
+}
 
 type Created = Option<Result<Arc<dyn DiskFile>>>;
 
 /// A segment that a worker creates.
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     name: SegmentName,
     epoch: u64,
     running: Box<dyn Running>,
@@ -24,32 +69,32 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Has a worker create the segment.
-    pub(super) fn start(image: &Identity, name: SegmentName, epoch: u64) -> Self {
+    /// Has a worker create the segment, out of the dead one if that works.
+    pub(crate) fn start(
+        image: &Identity,
+        name: SegmentName,
+        epoch: u64,
+        dead: Option<SegmentName>,
+    ) -> Self {
         let created = Arc::new(Mutex::new(None));
         let (place, files) = (Arc::clone(&created), Arc::clone(image.pool.files()));
-        let workers = Arc::clone(&files.world().workers);
+        let (workers, label) = (Arc::clone(&files.world().workers), image.label.clone());
         let running = workers.start(Box::new(move || {
-            let outcome = files.create(name, epoch);
+            let outcome = create(&files, name, epoch, dead, &label);
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         }));
         Self { name, epoch, running, created }
     }
 
     /// Waits until the worker has ended. A segment that it created is left to the next owner.
-    pub(super) fn wait(self) -> Created {
+    pub(crate) fn wait(self) -> Created {
         self.running.wait();
         self.created.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The segment, where it has this name and epoch. `None` where it has not, and where it could not be
     /// created: then the caller creates it, and learns why that fails.
-    pub(super) fn take(
-        self,
-        image: &Identity,
-        name: SegmentName,
-        epoch: u64,
-    ) -> Option<Arc<dyn DiskFile>> {
+    fn take(self, image: &Identity, name: SegmentName, epoch: u64) -> Option<Arc<dyn DiskFile>> {
         let is_it = (self.name, self.epoch) == (name, epoch);
         match self.wait()? {
             Ok(file) => is_it.then_some(file),
@@ -60,8 +105,8 @@ impl Prepared {
         }
     }
 
-    /// Removes the segment, because the log ends before it.
-    pub(super) fn remove(self, image: &Identity) {
+    /// Removes the segment, because the image is not written any more for a while.
+    pub(crate) fn remove(self, image: &Identity) {
         let (name, epoch) = (self.name, self.epoch);
         let created = self.wait();
         // A later owner may have created a segment of the same name.

@@ -385,6 +385,22 @@ impl Files {
         created.at(|| format!("cannot create segment {}", self.show(name)))
     }
 
+    /// Makes a new segment out of a dead one of the same pool; see [`marcot_backend::Segments::reuse`].
+    ///
+    /// # Errors
+    /// `Exists` where the name is taken, or what the operating system says.
+    pub(crate) fn reuse(
+        &self,
+        dead: SegmentName,
+        name: SegmentName,
+        epoch: u64,
+    ) -> Result<Arc<dyn DiskFile>> {
+        self.forget(dead);
+        let (segments, header) = (self.place(name.pool)?.backend.segments, header_of(name, epoch));
+        let reused = segments.reuse(dead.key(), name.key(), &header.encode());
+        reused.at(|| format!("cannot use segment {} again", self.show(dead)))
+    }
+
     /// Creates the place for the segments of a set, durably.
     ///
     /// # Errors

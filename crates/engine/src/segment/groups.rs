@@ -16,12 +16,14 @@ pub(crate) fn group_at(file: &dyn DiskFile, slot: Slot) -> io::Result<Option<Gro
     Ok(GroupHeader::decode(&bytes).ok())
 }
 
-/// The groups of a segment, each with its first slot. Stops at the first slot where no group starts.
-pub(crate) fn groups(file: &dyn DiskFile) -> io::Result<Vec<(Slot, GroupHeader)>> {
+/// The groups of the data segment with this number, each with its first slot. Stops at the first slot where none
+/// of them starts: behind them may lie groups of the segment that the file held before
+/// ([`marcot_backend::Segments::reuse`]).
+pub(crate) fn groups(file: &dyn DiskFile, sequence: u32) -> io::Result<Vec<(Slot, GroupHeader)>> {
     let mut found = Vec::new();
     let mut slot = Slot(1);
     while slot.0 < SEGMENT_SLOTS
-        && let Some(header) = group_at(file, slot)?
+        && let Some(header) = group_at(file, slot)?.filter(|header| header.sequence == sequence)
     {
         let next = slot.after(header.blocks() as u32);
         found.push((slot, header));
