@@ -275,3 +275,33 @@ fn nothing_is_freed_where_the_marks_cannot_be_read() {
     assert_eq!(allocated(&store, &pool), 0);
     no_marks(&pool);
 }
+
+#[test]
+fn copies_that_an_image_did_not_make_itself_stay_when_it_is_removed() {
+    for flattened in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, pool, _) = store(directory.path());
+        let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+        let base = template(&other, "base", 1);
+        let maker = clone((&other, base), &pool, "maker");
+        // Because it has a snapshot, its flatten makes a set of copies.
+        snapshot(&pool, maker);
+        flatten(&pool, maker);
+        // This image names that set too, since it was cloned from a clone in another pool.
+        let middle = clone((&pool, maker), &other, "middle");
+        snapshot(&other, middle);
+        let back = clone((&other, middle), &pool, "back");
+        if flattened {
+            flatten(&pool, back);
+        }
+        remove_alone(&store, &pool, back);
+        expect(&pool, maker, 1);
+        expect(&other, middle, 1);
+        assert_sound(&store, &pool);
+        assert_sound(&store, &other);
+        remove(&store, &other, middle);
+        remove(&store, &pool, maker);
+        assert_eq!(allocated(&store, &pool), 0);
+        no_marks(&pool);
+    }
+}
