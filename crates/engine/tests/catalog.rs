@@ -10,9 +10,9 @@ use marcot::{
     CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, Namespace, PoolOptions, Result,
     SnapId, Store,
 };
-use marcot_format::IMAGE_BYTES_MAX;
 use marcot_format::frame::{FRAME_BODY_BYTES_MAX, FrameKind, encode_message};
 use marcot_format::record::{LogPosition, MetaRecord, SegmentMarks};
+use marcot_format::{IMAGE_BYTES_MAX, crc32c};
 use support::{MIB, assert_sound, head_of, run, store_with_image};
 
 /// Longest name in bytes.
@@ -355,4 +355,64 @@ fn a_pool_that_cannot_be_reached_is_not_taken_for_one_that_does_not_exist() {
     refused(store.pool("half"), ErrorKind::NotFound, "pool 'half' does not exist");
     store.pool_create("half", &PoolOptions::default()).unwrap();
     assert_sound(&store, &pool);
+}
+
+#[test]
+fn what_holds_no_pool_is_told_from_what_cannot_be_looked_at() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    let record = other.directory().join("pool");
+    fs::remove_file(&record).unwrap();
+    refused(store.pool("other"), ErrorKind::NotFound, "pool 'other' does not exist");
+    assert!(store.children(&pool, id, None).unwrap().is_empty());
+    // A record that cannot be read: the pool may hold children.
+    fs::create_dir(&record).unwrap();
+    refused(store.pool("other"), ErrorKind::Io, "cannot open pool 'other'");
+    refused(store.children(&pool, id, None), ErrorKind::Io, "pool 'other' may hold children");
+    let round = directory.path().join("round");
+    std::os::unix::fs::symlink(&round, &round).unwrap();
+    refused(store.pool_attach("round", &round), ErrorKind::Io, "cannot attach the pool in");
+}
+
+#[test]
+fn a_pool_of_a_newer_version_and_one_on_a_read_only_file_system_are_only_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let options = CreateOptions::sized(MIB);
+    let id = pool.create("image", &options).unwrap();
+    drop(pool);
+    let check = |read_only: bool| {
+        let pool = store.pool("rbd").unwrap();
+        assert_eq!((pool.read_only(), pool.find("image").unwrap()), (read_only, id));
+        if read_only {
+            refused(pool.create("more", &options), ErrorKind::ReadOnly, "is read-only for you");
+        }
+    };
+    check(false);
+    faults.read_only.store(true, Ordering::Relaxed);
+    check(true);
+    faults.read_only.store(false, Ordering::Relaxed);
+    // A feature that this version does not know, and that does not stop it from reading.
+    let path = directory.path().join("pools/rbd/pool");
+    let mut record = fs::read(&path).unwrap();
+    record[20] = 1;
+    record[28..32].fill(0);
+    let crc = crc32c(&record);
+    record[28..32].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, record).unwrap();
+    check(true);
+}
+
+#[test]
+fn a_store_that_cannot_be_created_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    faults.no_new_files.store(true, Ordering::Relaxed);
+    let opened = Store::open_in(world.clone(), directory.path()).map(drop);
+    refused(opened, ErrorKind::NoSpace, "cannot create a store in");
+    faults.no_new_files.store(false, Ordering::Relaxed);
+    Store::open_in(world, directory.path()).unwrap().pool("rbd").unwrap();
 }
