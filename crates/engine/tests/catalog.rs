@@ -13,7 +13,7 @@ use marcot::{
 use marcot_format::frame::{FRAME_BODY_BYTES_MAX, FrameKind, encode_message};
 use marcot_format::record::{LogPosition, MetaRecord, SegmentMarks};
 use marcot_format::{IMAGE_BYTES_MAX, crc32c};
-use support::{MIB, assert_sound, head_of, run, store_with_image};
+use support::{EIO, ENOENT, ENOSPC, MIB, assert_sound, head_of, run, store_with_image};
 
 /// Longest name in bytes.
 const NAME_BYTES_MAX: usize = 230;
@@ -343,6 +343,11 @@ fn a_pool_that_cannot_be_reached_is_not_taken_for_one_that_does_not_exist() {
     refused(store.pool("linked"), ErrorKind::Io, words);
     refused(store.pool_create("linked", &PoolOptions::default()), ErrorKind::Io, words);
     assert!(!store.is_unfinished("linked"));
+    // A directory that may hold images, which cannot be listed.
+    fs::create_dir(store.directory().join("pools/odd")).unwrap();
+    fs::write(store.directory().join("pools/odd/images"), b"no directory").unwrap();
+    refused(store.pool("odd"), ErrorKind::Io, "cannot list the images of pool 'odd'");
+    fs::remove_dir_all(store.directory().join("pools/odd")).unwrap();
     // Notes of attached pools, one that is no file and one that is torn.
     let notes = store.directory().join("attached");
     fs::create_dir_all(notes.join("folder")).unwrap();
@@ -370,6 +375,20 @@ fn what_holds_no_pool_is_told_from_what_cannot_be_looked_at() {
     fs::create_dir(&record).unwrap();
     refused(store.pool("other"), ErrorKind::Io, "cannot open pool 'other'");
     refused(store.children(&pool, id, None), ErrorKind::Io, "pool 'other' may hold children");
+    fs::remove_dir(&record).unwrap();
+    store.pool_create("other", &PoolOptions::default()).unwrap();
+    // A record that another process removes just now, and one that the medium does not give.
+    let (world, faults) = support::faulty_world();
+    let seen = Store::open_in(world, directory.path()).unwrap();
+    let seen_pool = seen.pool("rbd").unwrap();
+    let children = |errno| {
+        faults.pool_errno.store(errno, Ordering::Relaxed);
+        let children = seen.children(&seen_pool, id, None);
+        faults.pool_errno.store(0, Ordering::Relaxed);
+        children
+    };
+    assert!(children(ENOENT).unwrap().is_empty());
+    refused(children(EIO), ErrorKind::Io, "may hold children");
     let round = directory.path().join("round");
     std::os::unix::fs::symlink(&round, &round).unwrap();
     refused(store.pool_attach("round", &round), ErrorKind::Io, "cannot attach the pool in");
@@ -407,12 +426,23 @@ fn a_pool_of_a_newer_version_and_one_on_a_read_only_file_system_are_only_read() 
 }
 
 #[test]
-fn a_store_that_cannot_be_created_says_so() {
+fn a_store_pool_or_namespace_that_cannot_be_created_is_told_from_one_that_exists() {
     let directory = tempfile::tempdir().unwrap();
     let (world, faults) = support::faulty_world();
     faults.no_new_files.store(true, Ordering::Relaxed);
     let opened = Store::open_in(world.clone(), directory.path()).map(drop);
     refused(opened, ErrorKind::NoSpace, "cannot create a store in");
     faults.no_new_files.store(false, Ordering::Relaxed);
-    Store::open_in(world, directory.path()).unwrap().pool("rbd").unwrap();
+    // The same for the pool that every store has from the start.
+    *faults.create_errno.lock().unwrap() = Some(("rbd", ENOSPC));
+    let opened = Store::open_in(world.clone(), directory.path()).map(drop);
+    refused(opened, ErrorKind::NoSpace, "cannot create pool 'rbd'");
+    *faults.create_errno.lock().unwrap() = None;
+    let pool = Store::open_in(world, directory.path()).unwrap().pool("rbd").unwrap();
+    // And for a namespace.
+    *faults.create_errno.lock().unwrap() = Some(("names", ENOSPC));
+    refused(pool.namespace_create("ci"), ErrorKind::NoSpace, "cannot create namespace 'ci'");
+    *faults.create_errno.lock().unwrap() = None;
+    pool.namespace_create("ci").unwrap();
+    refused(pool.namespace_create("ci"), ErrorKind::Exists, "namespace 'ci' already exists");
 }

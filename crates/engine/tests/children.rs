@@ -377,8 +377,11 @@ fn an_attached_pool_that_cannot_be_opened_does_not_hide_the_other_children() {
     let stores = stores();
     let own = template(&stores.pool, "own");
     cloned(&stores.pool, own, &stores.pool, "near");
+    let children = || shown(&stores.vms.children(&stores.pool, own, None).unwrap());
+    fs::write(stores.templates.directory().join("pool"), b"torn").unwrap();
+    assert_eq!(children(), ["disks/near"]);
     fs::rename(stores.templates.directory(), stores.directory.path().join("away")).unwrap();
-    assert_eq!(shown(&stores.vms.children(&stores.pool, own, None).unwrap()), ["disks/near"]);
+    assert_eq!(children(), ["disks/near"]);
 }
 
 #[test]

@@ -569,7 +569,7 @@ fn a_marker_that_was_moved_from_another_pool_is_ignored() {
 }
 
 #[test]
-fn a_link_in_another_users_store_is_named_and_not_followed() {
+fn a_link_or_an_odd_record_in_another_users_store_is_named() {
     let scene = scene();
     scene.others_pool();
     let (rbd, _) = scene.secret();
@@ -581,6 +581,13 @@ fn a_link_in_another_users_store_is_named_and_not_followed() {
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
     let words = format!("by the symbolic link {} of user {OTHER}", link.display());
     assert!(refused.sentence().to_string().contains(&words), "{refused}");
+    // No store is to be created where its record cannot be read.
+    let record = scene.root.path().join("other/store");
+    std::fs::remove_file(&record).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    give(&record, OTHER);
+    let refused = Store::open(&scene.root.path().join("other")).err().unwrap();
+    assert!(refused.sentence().to_string().contains("cannot read"), "{refused}");
 }
 
 #[test]

@@ -42,13 +42,15 @@ pub struct Faults {
     pub head_errno: AtomicI32,
     /// The same for names of images.
     pub name_errno: AtomicI32,
+    /// The same for records of pools.
+    pub pool_errno: AtomicI32,
     /// Files in directories of children cannot be looked at or opened, with this error number; 0: they can.
     pub child_errno: AtomicI32,
     /// The next removal of a file fails.
     pub fail_remove: AtomicBool,
     /// The file system of the store is read-only.
     pub read_only: AtomicBool,
-    /// A directory's name, and the error number with which files cannot be created in such a directory.
+    /// A directory's name, and the error number with which nothing can be created in such a directory.
     pub create_errno: Mutex<Option<(&'static str, i32)>>,
     /// A directory's name, and the error number with which removals of files in such a directory fail. With
     /// `ENOENT`, another process has removed them.
@@ -140,6 +142,7 @@ impl Faults {
         let faults = [
             (&self.head_errno, path.ends_with("head")),
             (&self.name_errno, is_below(path, "names")),
+            (&self.pool_errno, path.ends_with("pool")),
             (&self.child_errno, is_below(path, "children")),
         ];
         for (errno, _) in faults.into_iter().filter(|(_, concerned)| *concerned) {
@@ -149,6 +152,15 @@ impl Faults {
             }
         }
         Ok(())
+    }
+
+    fn check_create(&self, path: &Path) -> io::Result<()> {
+        match *self.create_errno.lock().unwrap() {
+            Some((directory, errno)) if is_below(path, directory) => {
+                Err(io::Error::from_raw_os_error(errno))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn count_sync(&self) -> io::Result<()> {
@@ -191,12 +203,7 @@ impl Disk for FaultyDisk {
         if self.faults.no_new_files.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        match *self.faults.create_errno.lock().unwrap() {
-            Some((directory, errno)) if is_below(path, directory) => {
-                return Err(io::Error::from_raw_os_error(errno));
-            }
-            _ => {}
-        }
+        self.faults.check_create(path)?;
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.create_new(path, mode).map(|f| self.wrap(f))
     }
@@ -229,6 +236,7 @@ impl Disk for FaultyDisk {
         self.inner.remove_directory(path)
     }
     fn create_directory(&self, path: &Path, mode: u32) -> io::Result<()> {
+        self.faults.check_create(path)?;
         self.inner.create_directory(path, mode)
     }
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
