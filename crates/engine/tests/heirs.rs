@@ -378,3 +378,32 @@ fn gc_says_where_it_cannot_remove_a_mark_and_does_not_miss_one_that_has_just_gon
     assert!(!mark.exists());
     expect(&pool, child, 1);
 }
+
+#[test]
+fn a_clone_in_the_pool_that_its_data_has_left_reads_it_where_it_lies_now() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    let first = template(&pool, "first", 1);
+    let middle = clone((&pool, first), &other, "middle");
+    snapshot(&other, middle);
+    let last = clone((&other, middle), &other, "last");
+    snapshot(&other, last);
+    let before = clone((&other, last), &pool, "before");
+    // The flatten copies the data to the other pool. The image `last` finds it there.
+    flatten(&other, middle);
+    remove(&store, &pool, first);
+    expect(&pool, before, 1);
+    remove_alone(&store, &pool, before);
+    assert_eq!(allocated(&store, &pool), 0);
+    let after = clone((&other, last), &pool, "after");
+    expect(&pool, after, 1);
+    assert_sound(&store, &pool);
+    flatten(&pool, after);
+    on(&other, last, remove_snapshot);
+    remove_alone(&store, &other, last);
+    remove(&store, &other, middle);
+    assert_eq!(allocated(&store, &other), 0);
+    expect(&pool, after, 1);
+    assert_sound(&store, &pool);
+}
