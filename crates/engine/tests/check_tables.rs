@@ -256,7 +256,7 @@ fn blocks_are_lost_whose_segment_would_be_behind_the_end_of_the_table() {
     // The last one takes three of the first page, and then the first of the second page, for data.
     changed(&pool, id, |image| {
         image.write_at(0, &pattern(1, BLOCK)).unwrap();
-        image.snapshot("s").unwrap();
+        image.take_checkpoint().unwrap();
         image.write_at(2 * MIB, &pattern(2, 65 * MIB as usize)).unwrap();
     });
     assert_sound(&store, &pool);
@@ -269,7 +269,6 @@ fn blocks_are_lost_whose_segment_would_be_behind_the_end_of_the_table() {
     let lost = format!("blocks are lost: the table lacks segment index {TABLE_FANOUT}");
     let told = report.findings.iter().filter(|f| f.serious && f.message.ends_with(&lost));
     assert_eq!(told.count(), 1, "{report:#?}");
-    assert!(about(&report, "rbd/image@s").is_empty(), "{report:#?}");
 }
 
 #[test]
