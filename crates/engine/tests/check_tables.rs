@@ -16,7 +16,7 @@ use marcot_format::table::{
     encode_pointers, encode_segments,
 };
 use support::{
-    MIB, assert_sound, change_head, changed, checked, flip_byte, pattern, segments,
+    MIB, assert_sound, change_head, changed, checked, flip_byte, head_of, pattern, segments,
     store_with_image,
 };
 
@@ -164,6 +164,11 @@ fn leaves(path: &Path, base: u64) -> Vec<u64> {
     units.filter(is_leaf).map(|at| at as u64).collect()
 }
 
+fn pointer(at: &TablePointer) -> PagePointer {
+    let TablePointer { author, sequence, page, crc, .. } = *at;
+    PagePointer { author, sequence, pool: 0, page, crc }
+}
+
 /// Reads a page of a segment table.
 fn table_page(pool: &Pool, at: &PagePointer, level: u8, base: u64) -> TablePage {
     let path = table_segment(pool, at);
@@ -195,9 +200,8 @@ fn change_first_page(
     change: impl FnOnce(&mut [Option<SegmentEntry>]),
 ) {
     let at = root.table.unwrap();
-    let (author, sequence, page, crc) = (at.author, at.sequence, at.page, at.crc);
     assert_eq!((root.table_levels, at.pool), (2, 0));
-    let top = PagePointer { author, sequence, pool: 0, page, crc };
+    let top = pointer(&at);
     let TablePage::Pointers(mut pointers) = table_page(pool, &top, 1, 0) else { panic!() };
     let first = pointers[0].unwrap();
     let TablePage::Segments(mut entries) = table_page(pool, &first, 0, 0) else { panic!() };
@@ -209,7 +213,7 @@ fn change_first_page(
         pointers[1..].fill(None);
     }
     let mut page = Vec::new();
-    let crc = encode_pointers(1, author, 0, &pointers, &mut page);
+    let crc = encode_pointers(1, at.author, 0, &pointers, &mut page);
     let top = append_table_page(pool, &top, (page, crc));
     root.table = Some(TablePointer { page: top.page, crc: top.crc, ..at });
 }
@@ -296,4 +300,29 @@ fn maps_of_two_snapshots_that_look_alike_by_number_are_told_apart_by_segment() {
     let unreadable = |f: &&&Finding| f.serious && f.message.contains("cannot be read");
     assert_eq!(found.iter().filter(unreadable).count(), 1, "{report:#?}");
     assert!(about(&report, "rbd/image@a").is_empty(), "{report:#?}");
+}
+
+#[test]
+fn damage_is_found_behind_blocks_whose_place_a_damaged_table_does_not_tell() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = many_sessions(directory.path());
+    changed(&pool, id, |image| image.write_at(0, &pattern(9, BLOCK))).unwrap();
+    // The head shares the first page of its table with no snapshot, and it is damaged.
+    change_head(&pool, id, |head| {
+        change_first_page(&pool, head.root.as_mut().unwrap(), false, |_| {});
+    });
+    let top = pointer(&head_of(&pool, id).root.unwrap().table.unwrap());
+    let TablePage::Pointers(pointers) = table_page(&pool, &top, 1, 0) else { panic!() };
+    let first = pointers[0].unwrap();
+    flip_byte(&table_segment(&pool, &first), u64::from(first.page) * TABLE_PAGE_BYTES as u64 + 100);
+    // The last session's block: behind the headers of its segment and its group.
+    let files = segments(&pool, 'd');
+    flip_byte(&files[SESSIONS as usize - 1], 2 * BLOCK_BYTES + 100);
+    let report = checked(&store, &pool, false);
+    let found = about(&report, "rbd/image");
+    let range = format!("bytes {} to", (SESSIONS - 1) * MIB);
+    for wanted in ["the segment table is damaged", &range] {
+        let told = found.iter().filter(|f| f.serious && f.message.starts_with(wanted));
+        assert_eq!(told.count(), 1, "{wanted}: {found:#?}");
+    }
 }
