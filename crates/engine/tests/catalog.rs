@@ -10,10 +10,10 @@ use marcot::{
     CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, Namespace, PoolOptions, Result,
     SnapId, Store,
 };
-use marcot_format::IMAGE_BYTES_MAX;
 use marcot_format::frame::{FRAME_BODY_BYTES_MAX, FrameKind, encode_message};
 use marcot_format::record::{LogPosition, MetaRecord, SegmentMarks};
-use support::{MIB, assert_sound, head_of, run, store_with_image};
+use marcot_format::{IMAGE_BYTES_MAX, crc32c};
+use support::{EIO, ENOENT, ENOSPC, MIB, assert_sound, head_of, run, store_with_image};
 
 /// Longest name in bytes.
 const NAME_BYTES_MAX: usize = 230;
@@ -343,6 +343,11 @@ fn a_pool_that_cannot_be_reached_is_not_taken_for_one_that_does_not_exist() {
     refused(store.pool("linked"), ErrorKind::Io, words);
     refused(store.pool_create("linked", &PoolOptions::default()), ErrorKind::Io, words);
     assert!(!store.is_unfinished("linked"));
+    // A directory that may hold images, which cannot be listed.
+    fs::create_dir(store.directory().join("pools/odd")).unwrap();
+    fs::write(store.directory().join("pools/odd/images"), b"no directory").unwrap();
+    refused(store.pool("odd"), ErrorKind::Io, "cannot list the images of pool 'odd'");
+    fs::remove_dir_all(store.directory().join("pools/odd")).unwrap();
     // Notes of attached pools, one that is no file and one that is torn.
     let notes = store.directory().join("attached");
     fs::create_dir_all(notes.join("folder")).unwrap();
@@ -355,4 +360,89 @@ fn a_pool_that_cannot_be_reached_is_not_taken_for_one_that_does_not_exist() {
     refused(store.pool("half"), ErrorKind::NotFound, "pool 'half' does not exist");
     store.pool_create("half", &PoolOptions::default()).unwrap();
     assert_sound(&store, &pool);
+}
+
+#[test]
+fn what_holds_no_pool_is_told_from_what_cannot_be_looked_at() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    let record = other.directory().join("pool");
+    fs::remove_file(&record).unwrap();
+    refused(store.pool("other"), ErrorKind::NotFound, "pool 'other' does not exist");
+    assert!(store.children(&pool, id, None).unwrap().is_empty());
+    // A record that cannot be read: the pool may hold children.
+    fs::create_dir(&record).unwrap();
+    refused(store.pool("other"), ErrorKind::Io, "cannot open pool 'other'");
+    refused(store.children(&pool, id, None), ErrorKind::Io, "pool 'other' may hold children");
+    fs::remove_dir(&record).unwrap();
+    store.pool_create("other", &PoolOptions::default()).unwrap();
+    // A record that another process removes just now, and one that the medium does not give.
+    let (world, faults) = support::faulty_world();
+    let seen = Store::open_in(world, directory.path()).unwrap();
+    let seen_pool = seen.pool("rbd").unwrap();
+    let children = |errno| {
+        faults.pool_errno.store(errno, Ordering::Relaxed);
+        let children = seen.children(&seen_pool, id, None);
+        faults.pool_errno.store(0, Ordering::Relaxed);
+        children
+    };
+    assert!(children(ENOENT).unwrap().is_empty());
+    refused(children(EIO), ErrorKind::Io, "may hold children");
+    let round = directory.path().join("round");
+    std::os::unix::fs::symlink(&round, &round).unwrap();
+    refused(store.pool_attach("round", &round), ErrorKind::Io, "cannot attach the pool in");
+}
+
+#[test]
+fn a_pool_of_a_newer_version_and_one_on_a_read_only_file_system_are_only_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let options = CreateOptions::sized(MIB);
+    let id = pool.create("image", &options).unwrap();
+    drop(pool);
+    let check = |read_only: bool| {
+        let pool = store.pool("rbd").unwrap();
+        assert_eq!((pool.read_only(), pool.find("image").unwrap()), (read_only, id));
+        if read_only {
+            refused(pool.create("more", &options), ErrorKind::ReadOnly, "is read-only for you");
+        }
+    };
+    check(false);
+    faults.read_only.store(true, Ordering::Relaxed);
+    check(true);
+    faults.read_only.store(false, Ordering::Relaxed);
+    // A feature that this version does not know, and that does not stop it from reading.
+    let path = directory.path().join("pools/rbd/pool");
+    let mut record = fs::read(&path).unwrap();
+    record[20] = 1;
+    record[28..32].fill(0);
+    let crc = crc32c(&record);
+    record[28..32].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, record).unwrap();
+    check(true);
+}
+
+#[test]
+fn a_store_pool_or_namespace_that_cannot_be_created_is_told_from_one_that_exists() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = support::faulty_world();
+    faults.no_new_files.store(true, Ordering::Relaxed);
+    let opened = Store::open_in(world.clone(), directory.path()).map(drop);
+    refused(opened, ErrorKind::NoSpace, "cannot create a store in");
+    faults.no_new_files.store(false, Ordering::Relaxed);
+    // The same for the pool that every store has from the start.
+    *faults.create_errno.lock().unwrap() = Some(("rbd", ENOSPC));
+    let opened = Store::open_in(world.clone(), directory.path()).map(drop);
+    refused(opened, ErrorKind::NoSpace, "cannot create pool 'rbd'");
+    *faults.create_errno.lock().unwrap() = None;
+    let pool = Store::open_in(world, directory.path()).unwrap().pool("rbd").unwrap();
+    // And for a namespace.
+    *faults.create_errno.lock().unwrap() = Some(("names", ENOSPC));
+    refused(pool.namespace_create("ci"), ErrorKind::NoSpace, "cannot create namespace 'ci'");
+    *faults.create_errno.lock().unwrap() = None;
+    pool.namespace_create("ci").unwrap();
+    refused(pool.namespace_create("ci"), ErrorKind::Exists, "namespace 'ci' already exists");
 }

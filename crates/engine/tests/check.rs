@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 
 use marcot::{
     BlockDevice, CheckOptions, CheckReport, CloneOptions, CreateOptions, Finding, Image, ImageId,
-    Pool, Store, Write,
+    Store, Write,
 };
 use marcot_format::BLOCK_BYTES;
-use marcot_format::table::TABLE_FANOUT;
 use support::{
     MIB, assert_sound, change_head, changed, checked, damage_head, flip_byte, pattern, segments,
     store_with_image,
@@ -115,69 +114,52 @@ fn damaged_blocks_side_by_side_are_one_range_and_others_are_not() {
     }
 }
 
-/// Sessions of an image after which its table has more entries than one page holds: each adds a data
-/// segment and a map segment.
-const SESSIONS: u64 = 70;
-
-/// An image that was opened, written, snapshotted and closed many times.
-fn many_sessions(directory: &Path) -> (Store, Pool, ImageId) {
-    let (store, pool, id) = store_with_image(directory, SESSIONS * MIB);
-    for session in 0..SESSIONS {
-        changed(&pool, id, |image| {
-            image.write_at(session * MIB, &pattern(session as u8, BLOCK)).unwrap();
-            image.snapshot(&format!("s{session}")).unwrap();
-        });
-    }
-    (store, pool, id)
-}
-
 #[test]
-fn a_missing_segment_is_reported_for_every_snapshot_that_needs_it_and_for_no_other() {
+fn a_damaged_header_is_told_once_however_many_snapshots_need_the_segment() {
     let directory = tempfile::tempdir().unwrap();
-    let (store, pool, _) = many_sessions(directory.path());
-    assert_eq!(checked(&store, &pool, false).findings, []);
-    let files = segments(&pool, 'd');
-    assert_eq!(files.len() as u64, SESSIONS);
-    for missing in [0, 3, SESSIONS - 2] {
-        let path = &files[missing as usize];
-        let away = directory.path().join("away");
-        fs::rename(path, &away).unwrap();
-        // A fresh store has no files open.
-        let store = Store::open(directory.path()).unwrap();
-        let pool = store.pool("rbd").unwrap();
-        let report = checked(&store, &pool, false);
-        let lost = |f: &&&Finding| f.serious && f.message.starts_with("1 blocks are lost with");
-        for session in 0..SESSIONS {
-            let found = about(&report, &format!("rbd/image@s{session}"));
-            let lost = found.iter().filter(lost).count();
-            assert_eq!(lost, usize::from(session >= missing), "{missing} in {session}: {found:#?}");
-        }
-        assert_eq!(about(&report, "rbd/image").iter().filter(lost).count(), 1);
-        fs::rename(&away, path).unwrap();
-    }
-    assert_sound(&store, &pool);
-}
-
-#[test]
-fn wrong_counts_in_a_table_that_two_snapshots_share_are_found_in_all_its_pages() {
-    let directory = tempfile::tempdir().unwrap();
-    let (store, pool, id) = many_sessions(directory.path());
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
     changed(&pool, id, |image| {
-        image.write_at(BLOCK_BYTES, &pattern(1, BLOCK)).unwrap();
-        image.snapshot("a").unwrap();
-        image.write_at(2 * BLOCK_BYTES, &pattern(2, BLOCK)).unwrap();
-        image.snapshot("b").unwrap();
+        for (block, snapshot) in [(0, "a"), (1, "b"), (2, "c")] {
+            image.write_at(block * BLOCK_BYTES, &pattern(9, BLOCK)).unwrap();
+            image.snapshot(snapshot).unwrap();
+        }
     });
-    assert_sound(&store, &pool);
-    change_head(&pool, id, |head| {
-        let [.., a, b] = &mut head.snapshots[..] else { panic!("two snapshots") };
-        let (a, b) = (a.root.as_ref().unwrap(), b.root.as_mut().unwrap());
-        assert!(a.segment_next as usize > TABLE_FANOUT && a.table_levels == b.table_levels);
-        b.table = a.table;
-    });
+    damage(&segments(&pool, 'd')[0], 0);
     let report = checked(&store, &pool, false);
-    assert!(!about(&report, "rbd/image@b").is_empty(), "{report:#?}");
-    assert_eq!(report.findings.len(), about(&report, "rbd/image@b").len(), "{report:#?}");
+    assert_eq!(report.findings.len(), 1, "{report:#?}");
+    assert!(report.findings[0].message.contains("the header of segment"), "{report:#?}");
+}
+
+#[test]
+fn a_segment_that_a_table_lists_and_of_which_nothing_is_used_may_be_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), MIB);
+    changed(&pool, id, |image| {
+        image.write_at(0, &pattern(1, BLOCK)).unwrap();
+        image.discard(0, BLOCK_BYTES).unwrap();
+        image.snapshot("s").unwrap();
+    });
+    fs::remove_file(&segments(&pool, 'd')[0]).unwrap();
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn damage_is_told_for_each_root_where_the_blocks_of_two_leaves_lie_side_by_side() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 4 * MIB);
+    changed(&pool, id, |image| {
+        // The last block of the first leaf and the first block of the second.
+        image.write_at(2 * MIB - BLOCK_BYTES, &pattern(1, 2 * BLOCK)).unwrap();
+        image.snapshot("s").unwrap();
+        image.write_at(0, &pattern(2, BLOCK)).unwrap();
+    });
+    damage(&segments(&pool, 'd')[0], 3);
+    let report = checked(&store, &pool, false);
+    assert_eq!(report.findings.len(), 2, "{report:#?}");
+    let range = format!("bytes {} to {} are damaged", 2 * MIB, 2 * MIB + BLOCK_BYTES);
+    for image in ["rbd/image@s", "rbd/image"] {
+        assert!(about(&report, image)[0].message.starts_with(&range), "{report:#?}");
+    }
 }
 
 #[test]

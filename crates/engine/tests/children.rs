@@ -4,13 +4,14 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use marcot::{
     ChildInfo, CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, Pool, PoolOptions, Store,
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::ChildRecord;
-use support::{MIB, assert_sound, checked, run};
+use support::{EACCES, EIO, ENOENT, MIB, assert_sound, checked, faulty_world, run};
 
 /// So many seconds old that a marker without an image is stale, and so young that it is not.
 const OLD_S: i64 = 3600 + 60;
@@ -376,8 +377,11 @@ fn an_attached_pool_that_cannot_be_opened_does_not_hide_the_other_children() {
     let stores = stores();
     let own = template(&stores.pool, "own");
     cloned(&stores.pool, own, &stores.pool, "near");
+    let children = || shown(&stores.vms.children(&stores.pool, own, None).unwrap());
+    fs::write(stores.templates.directory().join("pool"), b"torn").unwrap();
+    assert_eq!(children(), ["disks/near"]);
     fs::rename(stores.templates.directory(), stores.directory.path().join("away")).unwrap();
-    assert_eq!(shown(&stores.vms.children(&stores.pool, own, None).unwrap()), ["disks/near"]);
+    assert_eq!(children(), ["disks/near"]);
 }
 
 #[test]
@@ -430,4 +434,108 @@ fn a_user_who_leaves_too_many_markers_or_too_large_ones_is_named() {
     let found = findings();
     assert_eq!(found.len(), no_markers.len(), "{found:#?}");
     assert!(found.iter().all(|f| f.message.contains("is no marker of a clone")), "{found:#?}");
+}
+
+#[test]
+fn a_marker_that_cannot_be_looked_at_counts_and_one_that_has_just_gone_does_not() {
+    let stores = stores();
+    let (world, faults) = faulty_world();
+    let golden = Store::open_in(world, stores.golden.directory()).unwrap();
+    let templates = golden.pool("rbd").unwrap();
+    let children = |errno| {
+        faults.child_errno.store(errno, Ordering::Relaxed);
+        let children = golden.children(&templates, stores.base, None);
+        faults.child_errno.store(0, Ordering::Relaxed);
+        children.unwrap()
+    };
+    assert_eq!(shown(&children(0)), ["disks/ci/vm-1"]);
+    assert!(children(ENOENT).is_empty());
+    let unseen = children(EIO);
+    assert_eq!((unseen.len(), unseen[0].image_id), (1, stores.child), "{unseen:?}");
+    assert!(unseen[0].marker && unseen[0].user.is_some(), "{unseen:?}");
+}
+
+#[test]
+fn the_record_of_a_flattened_child_goes_only_when_the_head_without_the_parent_is_durable() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let base = template(&pool, "base");
+    let child = cloned(&pool, base, &pool, "child");
+    let record = records(&pool).remove(0);
+    let bytes = fs::read(&record).unwrap();
+    run(&pool, child, |image| image.flatten()).unwrap();
+    // The flatten was cut off after its head was stored.
+    fs::write(&record, bytes).unwrap();
+    faults.sync_fails_after.store(0, Ordering::Relaxed);
+    let refused = store.children(&pool, base, None);
+    faults.sync_fails_after.store(-1, Ordering::Relaxed);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Io);
+    assert!(record.exists(), "after a power cut the child may have its parent again");
+    assert!(store.children(&pool, base, None).unwrap().is_empty());
+    assert!(!record.exists());
+}
+
+#[test]
+fn gc_says_where_it_cannot_remove_the_record_of_a_child_that_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let base = template(&pool, "base");
+    let child = cloned(&pool, base, &pool, "child");
+    fs::remove_file(pool.directory().join("names/@/child")).unwrap();
+    fs::remove_dir_all(pool.image_directory(child)).unwrap();
+    let gc = |errno| {
+        *faults.remove_errno.lock().unwrap() = Some(("children", errno));
+        let collected = store.gc(&pool, &mut |_, _| {});
+        *faults.remove_errno.lock().unwrap() = None;
+        collected.map(drop)
+    };
+    let refused = gc(EIO).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Io);
+    assert!(refused.sentence().to_string().contains("cannot remove"), "{refused}");
+    assert_eq!(records(&pool).len(), 1);
+    // Another process may be faster.
+    gc(ENOENT).unwrap();
+    assert!(records(&pool).is_empty());
+}
+
+#[test]
+fn a_directory_of_children_may_be_missing_and_otherwise_can_be_listed_or_is_told_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let children = pool.directory().join("children");
+    fs::remove_dir(&children).unwrap();
+    assert_sound(&store, &pool);
+    store.gc(&pool, &mut |_, _| {}).unwrap();
+    fs::write(&children, b"no directory").unwrap();
+    let refused = store.check(&pool, &Default::default(), &mut |_, _| {}).unwrap_err();
+    assert!(refused.sentence().to_string().contains("cannot list"), "{refused}");
+}
+
+#[test]
+fn who_may_not_remove_another_users_file_learns_that_root_may() {
+    const OTHER: u32 = 64_003;
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let options = PoolOptions { readable_by: marcot::ReadableBy::All };
+    let pool = store.pool_create("golden", &options).unwrap();
+    let junk = pool.directory().join("children/junk");
+    fs::write(&junk, b"junk").unwrap();
+    std::os::unix::fs::chown(&junk, Some(OTHER), None).unwrap();
+    let refused = |user: u32, errno: i32| {
+        faults.user_id.store(user, Ordering::Relaxed);
+        *faults.remove_errno.lock().unwrap() = Some(("children", errno));
+        let findings = checked(&store, &pool, true).findings;
+        *faults.remove_errno.lock().unwrap() = None;
+        assert!(findings.len() == 1 && !findings[0].repaired, "{findings:#?}");
+        assert!(findings[0].message.contains("cannot be removed"), "{findings:#?}");
+        findings[0].message.contains("root can, with 'rm -r'")
+    };
+    assert!(refused(1000, EACCES));
+    assert!(!refused(1000, EIO) && !refused(0, EACCES));
 }

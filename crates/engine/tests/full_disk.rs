@@ -59,6 +59,15 @@ fn expect(image: &mut marcot::Image, seed: u8) {
 
 #[test]
 fn removing_a_snapshot_frees_space_on_a_full_disk_though_the_log_needs_more_map_than_the_reserve() {
+    removing_a_snapshot_frees_space(true);
+}
+
+#[test]
+fn removing_a_snapshot_frees_space_on_a_full_disk_whose_reserve_is_gone() {
+    removing_a_snapshot_frees_space(false);
+}
+
+fn removing_a_snapshot_frees_space(with_reserve: bool) {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, faults) = small_reserve(directory.path(), 64 * MIB, RESERVE_BYTES);
     let id = image(&pool);
@@ -73,7 +82,13 @@ fn removing_a_snapshot_frees_space_on_a_full_disk_though_the_log_needs_more_map_
     }
     opened.flush().unwrap();
     drop(opened);
-    fill(&faults, directory.path(), 8 << 10);
+    let mut room_bytes = 8 << 10;
+    if !with_reserve {
+        // A command that spent it was killed, and something else has filled the disk since.
+        std::fs::remove_file(pool.directory().join("reserve")).unwrap();
+        room_bytes += RESERVE_BYTES;
+    }
+    fill(&faults, directory.path(), room_bytes);
     let before = taken_bytes(directory.path());
     let mut opened = pool.open(id).unwrap();
     remove(&mut opened, "s");

@@ -235,3 +235,26 @@ fn gc_says_where_it_cannot_remove_a_segment_and_the_next_one_removes_it() {
     faults.fail_remove.store(false, Ordering::Relaxed);
     assert!(gc(&store, &pool).0.freed_bytes >= 4 * MIB);
 }
+
+#[test]
+fn an_image_that_is_being_read_is_not_removed_and_its_pool_is_not_collected() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = store_with_image(directory.path(), 8 * MIB);
+    let data = pattern(1, MIB as usize);
+    changed(&pool, id, |image| image.write_at(0, &data)).unwrap();
+    let mut reader = pool.open_read_only(id).unwrap();
+    let remove = || store.remove_image(&pool, id, &mut |_, _| {});
+    assert_eq!(remove().unwrap_err().kind(), ErrorKind::Busy);
+    // The reader goes on by the head that it has read.
+    changed(&pool, id, |image| image.discard(0, 8 * MIB)).unwrap();
+    let refused = store.gc(&pool, &mut |_, _| {}).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    assert!(refused.sentence().to_string().contains("rbd/image is being read"), "{refused}");
+    let mut read = vec![0; data.len()];
+    reader.read_at(0, &mut read).unwrap();
+    assert!(read == data);
+    drop(reader);
+    gc(&store, &pool);
+    assert_sound(&store, &pool);
+    remove().unwrap();
+}

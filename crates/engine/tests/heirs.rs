@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use support::{Faults, MIB, assert_sound, pattern, run};
+use support::{EIO, ENOENT, ENOSPC, Faults, MIB, assert_sound, pattern, run};
 
-use marcot::{CloneOptions, CreateOptions, Image, ImageId, Pool, PoolOptions, Store};
+use marcot::{CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Pool, PoolOptions, Store};
 
 const SIZE_BYTES: u64 = 8 * MIB;
 
@@ -274,4 +274,139 @@ fn nothing_is_freed_where_the_marks_cannot_be_read() {
     store.gc(&pool, &mut |_, _| {}).unwrap();
     assert_eq!(allocated(&store, &pool), 0);
     no_marks(&pool);
+}
+
+#[test]
+fn copies_that_an_image_did_not_make_itself_stay_when_it_is_removed() {
+    for flattened in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, pool, _) = store(directory.path());
+        let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+        let base = template(&other, "base", 1);
+        let maker = clone((&other, base), &pool, "maker");
+        // Because it has a snapshot, its flatten makes a set of copies.
+        snapshot(&pool, maker);
+        flatten(&pool, maker);
+        // This image names that set too, since it was cloned from a clone in another pool.
+        let middle = clone((&pool, maker), &other, "middle");
+        snapshot(&other, middle);
+        let back = clone((&other, middle), &pool, "back");
+        if flattened {
+            flatten(&pool, back);
+        }
+        on(&pool, back, |image| image.write_at(0, &pattern(2, 4096)));
+        // A gc that runs beside the removal removes the marks of the image.
+        let mut gc = |_, _| drop(store.gc(&pool, &mut |_, _| {}).unwrap());
+        store.remove_image(&pool, back, &mut gc).unwrap();
+        expect(&pool, maker, 1);
+        expect(&other, middle, 1);
+        assert_sound(&store, &pool);
+        assert_sound(&store, &other);
+        remove(&store, &other, middle);
+        remove(&store, &pool, maker);
+        assert_eq!(allocated(&store, &pool), 0);
+        no_marks(&pool);
+    }
+}
+
+#[test]
+fn what_somebody_may_read_by_an_older_head_is_freed_only_after_that() {
+    for elsewhere in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, pool, _) = store(directory.path());
+        let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+        let template = template(&pool, "template", 1);
+        let child = clone((&pool, template), &pool, "child");
+        let away = clone((&pool, template), &other, "away");
+        flatten(&pool, child);
+        flatten(&other, away);
+        let reader = match elsewhere {
+            false => pool.open_read_only(child).unwrap(),
+            true => other.open_read_only(away).unwrap(),
+        };
+        on(&pool, child, |image| image.discard(0, SIZE_BYTES));
+        remove(&store, &pool, template);
+        assert!(
+            allocated(&store, &pool) >= SIZE_BYTES,
+            "the reader is in the other pool: {elsewhere}"
+        );
+        drop(reader);
+        remove_alone(&store, &pool, child);
+        assert_eq!(allocated(&store, &pool), 0);
+        no_marks(&pool);
+    }
+}
+
+#[test]
+fn a_flatten_that_cannot_mark_the_image_as_an_heir_leaves_it_a_clone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, faults) = store(directory.path());
+    let template = template(&pool, "template", 1);
+    let child = clone((&pool, template), &pool, "child");
+    *faults.create_errno.lock().unwrap() = Some(("heirs", ENOSPC));
+    let refused = run(&pool, child, Image::flatten).unwrap_err();
+    *faults.create_errno.lock().unwrap() = None;
+    assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    assert_eq!(pool.info(child).unwrap().parent.unwrap().image_id, template);
+    flatten(&pool, child);
+    remove(&store, &pool, template);
+    expect(&pool, child, 1);
+    assert_sound(&store, &pool);
+}
+
+#[test]
+fn gc_says_where_it_cannot_remove_a_mark_and_does_not_miss_one_that_has_just_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, faults) = store(directory.path());
+    let child = {
+        let template = template(&pool, "template", 1);
+        let child = clone((&pool, template), &pool, "child");
+        flatten(&pool, child);
+        remove(&store, &pool, template);
+        child
+    };
+    let mark = pool.directory().join("heirs").join(format!("{:016x}.{:016x}", 77, 78));
+    let gc = |errno| {
+        std::fs::write(&mark, "").unwrap();
+        *faults.remove_errno.lock().unwrap() = Some(("heirs", errno));
+        let collected = store.gc(&pool, &mut |_, _| {});
+        *faults.remove_errno.lock().unwrap() = None;
+        collected.map(drop)
+    };
+    let refused = gc(EIO).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Io);
+    assert!(refused.sentence().to_string().contains("cannot remove"), "{refused}");
+    assert!(mark.exists());
+    gc(ENOENT).unwrap();
+    assert!(!mark.exists());
+    expect(&pool, child, 1);
+}
+
+#[test]
+fn a_clone_in_the_pool_that_its_data_has_left_reads_it_where_it_lies_now() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store(directory.path());
+    let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+    let first = template(&pool, "first", 1);
+    let middle = clone((&pool, first), &other, "middle");
+    snapshot(&other, middle);
+    let last = clone((&other, middle), &other, "last");
+    snapshot(&other, last);
+    let before = clone((&other, last), &pool, "before");
+    // The flatten copies the data to the other pool. The image `last` finds it there.
+    flatten(&other, middle);
+    remove(&store, &pool, first);
+    expect(&pool, before, 1);
+    remove_alone(&store, &pool, before);
+    assert_eq!(allocated(&store, &pool), 0);
+    let after = clone((&other, last), &pool, "after");
+    expect(&pool, after, 1);
+    assert_sound(&store, &pool);
+    flatten(&pool, after);
+    on(&other, last, remove_snapshot);
+    remove_alone(&store, &other, last);
+    remove(&store, &other, middle);
+    assert_eq!(allocated(&store, &other), 0);
+    expect(&pool, after, 1);
+    assert_sound(&store, &pool);
 }

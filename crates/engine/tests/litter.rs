@@ -1,6 +1,8 @@
 //! Temporary files that interrupted commands leave are removed, and files that another process is writing
 //! stay.
 
+mod support;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -11,6 +13,7 @@ use marcot::{
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::HeadRecord;
+use support::{MIB, change_head, pattern, segments, store_with_image};
 
 const TEMPORARY: &str = ".left.0123456789abcdef.tmp";
 /// So long that no process can still be writing a file.
@@ -239,5 +242,23 @@ fn one_gc_finishes_an_interrupted_clone_and_an_interrupted_removal() {
         let golden = owner.find("golden").unwrap();
         let mut image = owner.open(golden).unwrap();
         image.unprotect("s").unwrap();
+    }
+}
+
+#[test]
+fn an_owner_removes_a_segment_that_it_prepared_in_vain_unless_a_later_owner_may_use_it() {
+    for taken_over in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let (_store, pool, id) = store_with_image(directory.path(), 32 * MIB);
+        let mut image = pool.open(id).unwrap();
+        // The next segment is prepared when the open one is half full.
+        image.write_at(0, &pattern(1, 17 * MIB as usize)).unwrap();
+        if taken_over {
+            change_head(&pool, id, |head| head.epoch += 1);
+        }
+        let closed = image.close();
+        let refused = closed.err().map(|error| error.kind());
+        assert_eq!(refused, taken_over.then_some(ErrorKind::Fenced));
+        assert_eq!(segments(&pool, 'd').len(), 1 + usize::from(taken_over));
     }
 }

@@ -10,7 +10,7 @@ use marcot::{
     CloneOptions, CreateOptions, ErrorKind, Image, ImageId, Limits, Namespace, Pool, Store,
 };
 
-use support::{Faults, assert_sound, faulty_world, run};
+use support::{EIO, ENOENT, Faults, assert_sound, checked, damage_head, faulty_world, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -222,12 +222,17 @@ fn records_of_earlier_versions_are_children_too() {
 }
 
 #[test]
-fn a_refusal_names_some_of_many_children() {
+fn a_refusal_names_eight_children_and_says_whether_there_are_others() {
     let place = place("refusal");
-    let image = template(&place, 12, 1);
-    let refused = run(&place.pool, image, unprotect).unwrap_err().sentence().to_string();
-    assert_eq!(refused.matches("rbd/clone-").count(), 8, "{refused}");
-    assert!(refused.ends_with("and others"), "{refused}");
+    let image = template(&place, 8, 1);
+    for more in [false, true] {
+        if more {
+            add_clones(&place, image, "one-more", 1, 1);
+        }
+        let refused = run(&place.pool, image, unprotect).unwrap_err().sentence().to_string();
+        assert_eq!(refused.matches("rbd/").count(), 8, "{refused}");
+        assert_eq!(refused.ends_with("and others"), more, "{refused}");
+    }
 }
 
 #[test]
@@ -246,6 +251,114 @@ fn a_name_that_cannot_be_read_now_does_not_count_as_missing() {
     // A name that leads elsewhere is no obstacle.
     std::fs::write(place.directory.join("pools/rbd/names/@/image"), "torn").unwrap();
     assert_eq!(name().unwrap(), None);
+}
+
+#[test]
+fn an_image_whose_head_cannot_be_read_is_not_said_to_have_no_name() {
+    let place = place("unreadable-head");
+    let image = place.create("image");
+    let name = || place.pool.name_of_image(&Namespace::DEFAULT, image);
+    place.faults.head_errno.store(EIO, Ordering::Relaxed);
+    let unreadable = name();
+    place.faults.head_errno.store(0, Ordering::Relaxed);
+    assert_eq!(unreadable.unwrap_err().kind(), ErrorKind::Io);
+    damage_head(&place.pool, image);
+    assert_eq!(name().unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn an_image_is_not_said_to_have_no_name_while_other_names_cannot_be_read() {
+    let place = place("unreadable-names");
+    let image = place.create("image");
+    // An earlier version renames like this, and so no hint leads to the name.
+    let names = place.directory.join("pools/rbd/names/@");
+    std::fs::rename(names.join("image"), names.join("renamed")).unwrap();
+    std::fs::create_dir(names.join("no-file")).unwrap();
+    let name = || place.pool.name_of_image(&Namespace::DEFAULT, image);
+    assert_eq!(name().unwrap_err().kind(), ErrorKind::Io);
+    std::fs::remove_dir(names.join("no-file")).unwrap();
+    assert_eq!(name().unwrap().as_deref(), Some("renamed"));
+}
+
+#[test]
+fn images_are_listed_without_names_that_have_just_gone_and_not_without_damaged_ones() {
+    let place = place("listed");
+    place.create("first");
+    let second = place.create("second");
+    let images = || place.pool.images(&Namespace::DEFAULT);
+    // A name is removed after the names were listed.
+    place.faults.name_errno.store(ENOENT, Ordering::Relaxed);
+    let listed = images();
+    place.faults.name_errno.store(0, Ordering::Relaxed);
+    assert_eq!(listed.unwrap(), []);
+    let names = place.directory.join("pools/rbd/names/@");
+    std::fs::write(names.join("first"), "torn").unwrap();
+    assert_eq!(images().unwrap_err().kind(), ErrorKind::Corrupt);
+    std::fs::remove_file(names.join("first")).unwrap();
+    assert_eq!(images().unwrap(), [("second".to_owned(), second)]);
+    assert_eq!(place.pool.image_names(&Namespace::DEFAULT).unwrap(), ["second"]);
+    // Names that cannot be listed are no missing namespace.
+    std::fs::rename(&names, place.directory.join("away")).unwrap();
+    std::fs::write(&names, "no directory").unwrap();
+    assert_eq!(images().unwrap_err().kind(), ErrorKind::Io);
+}
+
+#[test]
+fn messages_name_an_image_as_it_is_called_now() {
+    let place = place("messages");
+    let image = place.create("first");
+    place.pool.rename("first", "second").unwrap();
+    let open = place.pool.open(image).unwrap();
+    let refused = place.pool.open(image).err().unwrap().sentence().to_string();
+    assert!(refused.starts_with("rbd/second is open"), "{refused}");
+    open.close().unwrap();
+    // So do those about an image whose head cannot say anything.
+    damage_head(&place.pool, image);
+    let label = || checked(&place.store, &place.pool, false).findings[0].image.clone();
+    assert_eq!(label(), "rbd/second");
+    // An earlier version renames like this, and gives the old name to another image.
+    let names = place.directory.join("pools/rbd/names/@");
+    std::fs::rename(names.join("second"), names.join("third")).unwrap();
+    place.create("second");
+    assert_eq!(label(), "rbd/third");
+}
+
+#[test]
+fn the_names_in_another_stores_pool_are_read_once_and_its_notes_are_left_alone() {
+    let place = place("lent");
+    let image = place.create("first");
+    for n in 0..50 {
+        place.create(&format!("other-{n}"));
+    }
+    place.pool.rename("first", "second").unwrap();
+    std::fs::remove_file(place.note(image)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (world, faults) = faulty_world();
+    let store = Store::open_in(world, directory.path()).unwrap();
+    let lent = store.pool_attach("lent", place.pool.directory()).unwrap();
+    let opens = || {
+        let before = faults.opens.load(Ordering::Relaxed);
+        assert_eq!(lent.info(image).unwrap().name, "second");
+        faults.opens.load(Ordering::Relaxed) - before
+    };
+    let (first, again) = (opens(), opens());
+    assert!(first > 50 && again < 10, "{first} files were opened, and then {again}");
+    assert!(!place.note(image).exists());
+    assert_eq!(place.name_and_opens(image).0, "second");
+    assert!(place.note(image).exists(), "the pool's own store writes the note");
+}
+
+#[test]
+fn gc_keeps_a_clone_that_an_earlier_version_renamed_before_anybody_opened_it() {
+    let place = place("renamed-clone");
+    let image = template(&place, 1, 1);
+    let clone = place.pool.find("clone-0").unwrap();
+    let names = place.directory.join("pools/rbd/names/@");
+    std::fs::rename(names.join("clone-0"), names.join("renamed")).unwrap();
+    place.store.gc(&place.pool, &mut |_, _| {}).unwrap();
+    assert_eq!(place.pool.find("renamed").unwrap(), clone);
+    assert_eq!(place.pool.info(clone).unwrap().parent.unwrap().image_id, image);
+    assert_sound(&place.store, &place.pool);
 }
 
 #[test]

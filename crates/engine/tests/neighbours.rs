@@ -567,3 +567,47 @@ fn a_marker_that_was_moved_from_another_pool_is_ignored() {
     assert!(check(true).iter().all(|finding| finding.repaired));
     assert!(!planted.exists());
 }
+
+#[test]
+fn a_link_or_an_odd_record_in_another_users_store_is_named() {
+    let scene = scene();
+    scene.others_pool();
+    let (rbd, _) = scene.secret();
+    let link = scene.root.path().join("other/pools/linked");
+    symlink(rbd.directory(), &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(OTHER), None).unwrap();
+    let refused =
+        Store::open(&scene.root.path().join("other")).unwrap().pool("linked").err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+    let words = format!("by the symbolic link {} of user {OTHER}", link.display());
+    assert!(refused.sentence().to_string().contains(&words), "{refused}");
+    // No store is to be created where its record cannot be read.
+    let record = scene.root.path().join("other/store");
+    std::fs::remove_file(&record).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    give(&record, OTHER);
+    let refused = Store::open(&scene.root.path().join("other")).err().unwrap();
+    assert!(refused.sentence().to_string().contains("cannot read"), "{refused}");
+}
+
+#[test]
+fn the_children_of_a_child_that_another_user_claims_are_not_ones_own() {
+    let scene = scene();
+    let tmpl = scene.attach();
+    let claimed = tmpl.find("base").unwrap();
+    let options = PoolOptions { readable_by: ReadableBy::All };
+    let golden = scene.store.pool_create("golden", &options).unwrap();
+    let base = image(&golden, "base", 1);
+    protect(&golden, base);
+    let (rbd, _) = scene.secret();
+    let clone_of_it = CloneOptions::default();
+    tmpl.snapshot(claimed, "s").clone_to(&rbd, "web", &clone_of_it).unwrap();
+    // The other user says that the parent of `web` is a clone of `base`.
+    let name = format!("{}.{base}.1.{}.{claimed}", golden.id(), tmpl.id());
+    let marker = golden.directory().join("children").join(name);
+    std::fs::write(&marker, "").unwrap();
+    give(&marker, OTHER);
+    let found = scene.store.descendants(&golden, base, None).unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].image_id, found[0].user), (claimed, Some(OTHER)));
+}

@@ -141,3 +141,32 @@ fn a_directory_that_is_exchanged_for_a_copy_is_noticed_and_the_two_are_not_mixed
     );
     assert!(bytes[8192..] == [3; 4096]);
 }
+
+#[test]
+fn no_more_segments_are_kept_open_for_reading_than_the_store_was_told() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let rbd = store.pool("rbd").unwrap();
+    let id = image(&rbd, "a");
+    for session in 0..20 {
+        let mut a = open(&store, "rbd", "a").unwrap();
+        a.write_at(session * 4096, &[session as u8; 4096]).unwrap();
+        a.close().unwrap();
+    }
+    drop((store, rbd));
+    let segments_after_reading = |most: usize| {
+        let store = Store::open(root.path()).unwrap();
+        store.set_segment_files_max(most);
+        let mut a = store.pool("rbd").unwrap().open_read_only(id).unwrap();
+        for session in 0..20 {
+            let mut block = [0; 4096];
+            a.read_at(session * 4096, &mut block).unwrap();
+            assert!(block == [session as u8; 4096]);
+        }
+        let counts = open_below(&root.path().join("pools/rbd/segments"));
+        counts.iter().filter(|(path, _)| path.is_file()).map(|(_, count)| count).sum::<usize>()
+    };
+    assert!(segments_after_reading(100) > 20);
+    let kept = segments_after_reading(4);
+    assert!(kept <= 4, "{kept} are open");
+}

@@ -170,3 +170,38 @@ impl Pool {
         Ok(heirs)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CreateOptions, PoolOptions, Store};
+    use super::*;
+    use crate::operations::CloneOptions;
+
+    #[test]
+    fn heirs_are_children_in_the_same_pool_and_images_that_a_mark_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        let other = store.pool_create("other", &PoolOptions::default()).unwrap();
+        let parent = |pool: &Pool| {
+            let id = pool.create("parent", &CreateOptions::sized(1 << 20)).unwrap();
+            let mut image = pool.open(id).unwrap();
+            image.snapshot("s").and_then(|_| image.protect("s")).unwrap();
+            image.close().unwrap();
+            id
+        };
+        let clone = |from: &Pool, image: ImageId, to: &Pool, name: &str| {
+            from.snapshot(image, "s").clone_to(to, name, &CloneOptions::default()).unwrap()
+        };
+        let (here, there) = (parent(&pool), parent(&other));
+        let child = clone(&pool, here, &pool, "child");
+        clone(&pool, here, &other, "away");
+        clone(&other, there, &pool, "from-there");
+        clone(&other, there, &other, "there");
+        pool.mark_heir(Some(child), ImageId(7)).unwrap();
+        let heirs = pool.heirs().unwrap();
+        let wanted = [(here, vec![child]), (child, vec![ImageId(7)])];
+        assert_eq!(heirs.below, HashMap::from(wanted));
+        assert_eq!(heirs.above, HashMap::from([(ImageId(7), vec![child])]));
+    }
+}

@@ -1,12 +1,15 @@
 //! The data that a root names. Every block is read once and compared with its checksum.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use marcot_format::record::RootRecord;
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_LEVELS, MapEntry, Slot, crc32c};
+use marcot_format::{
+    BLOCK_BYTES, IMAGE_BYTES_MAX, MAP_LEVELS, MapEntry, SegmentIndex, Slot, crc32c,
+};
 
-use super::Checker;
 use super::seen::PageKey;
+use super::{Checker, page_of};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::map::{Link, TOP_LEVEL, Visitor, visit};
 use crate::root::{RootOf, Source, TABLE_BYTES_MAX};
@@ -40,6 +43,8 @@ struct Reader<'a, 'c> {
     checker: &'a mut Checker<'c>,
     label: &'a str,
     table: SegmentTable,
+    /// Pages of the table that cannot be read. Each is tried once.
+    unread: BTreeSet<usize>,
     /// The number of the root's list of places.
     places: usize,
     files: Arc<Files>,
@@ -79,6 +84,7 @@ pub(super) fn check(
         label,
         places,
         table: names,
+        unread: BTreeSet::new(),
         files: Arc::clone(&files),
         run: None,
         path: [None; MAP_LEVELS as usize],
@@ -94,7 +100,8 @@ pub(super) fn check(
 impl Visitor for Reader<'_, '_> {
     fn page(&mut self, entry: MapEntry, level: u32, _base: u64) -> Result<bool> {
         let address = entry.address;
-        let name = self.table.name(address.index(), &self.files)?;
+        self.path[level as usize] = None;
+        let Some(name) = self.name(address.index()) else { return Ok(true) };
         self.table.evict(TABLE_BYTES_MAX, &|_| true);
         let key = (self.places, name, address.unit());
         self.path[level as usize] = Some(key);
@@ -125,7 +132,7 @@ impl Visitor for Reader<'_, '_> {
 
     fn block(&mut self, block: u64, entry: MapEntry) -> Result<bool> {
         let address = entry.address;
-        let name = self.table.name(address.index(), &self.files)?;
+        let Some(name) = self.name(address.index()) else { return Ok(true) };
         let continues = self.run.as_ref().is_some_and(|r| {
             r.name == name
                 && r.slot.after(r.crcs.len() as u32) == address.slot()
@@ -146,6 +153,20 @@ impl Visitor for Reader<'_, '_> {
 }
 
 impl Reader<'_, '_> {
+    /// The segment at an index; `None` where the table does not tell it. That was reported when counts were
+    /// compared, and what other segments hold is verified all the same.
+    fn name(&mut self, index: SegmentIndex) -> Option<SegmentName> {
+        let page = page_of(index);
+        if self.unread.contains(&page) {
+            return None;
+        }
+        let name = self.table.name(index, &self.files).ok();
+        if name.is_none() && self.table.for_each_of(page, &self.files, |_, _, _| Ok(())).is_err() {
+            self.unread.insert(page);
+        }
+        name
+    }
+
     fn verify_run(&mut self) {
         let Some(run) = self.run.take() else { return };
         let block_bytes = BLOCK_BYTES as usize;

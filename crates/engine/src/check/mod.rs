@@ -18,7 +18,8 @@ mod seen;
 use std::collections::{HashMap, HashSet};
 
 use marcot_format::record::HeadRecord;
-use marcot_format::{ImageId, SnapId};
+use marcot_format::table::TABLE_FANOUT;
+use marcot_format::{ImageId, SegmentIndex, SnapId};
 
 use crate::catalog::naming::NamedImages;
 use crate::catalog::strangers::Kind;
@@ -438,4 +439,9 @@ impl Checker<'_> {
             }
         }
     }
+}
+
+/// The page of a table that an index lies in.
+fn page_of(index: SegmentIndex) -> usize {
+    index.0 as usize / TABLE_FANOUT
 }

@@ -9,7 +9,7 @@ use marcot_format::segment::SegmentKind;
 use marcot_format::table::TABLE_FANOUT;
 use marcot_format::{BLOCK_BYTES, SegmentIndex};
 
-use super::{Checker, blocks};
+use super::{Checker, blocks, page_of};
 use crate::error::{Error, ErrorKind, Result, fail};
 use crate::map::Link;
 use crate::root::{Change, Counts, RootOf, Source, TABLE_BYTES_MAX, blocks_below};
@@ -119,11 +119,6 @@ fn count(
     checker.report.pages += pages;
     let beyond = counts.live.keys().next_back().map_or(0, |last| page_of(*last) + 1);
     (counts, (0..table.leaf_count().max(beyond)).collect())
-}
-
-/// The page of a table that an index lies in.
-fn page_of(index: SegmentIndex) -> usize {
-    index.0 as usize / TABLE_FANOUT
 }
 
 fn indices_of(page: usize) -> Range<SegmentIndex> {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord, Protection, SnapshotRecord};
-use marcot_format::{ImageId, PoolId};
+use marcot_format::record::{
+    ChildRecord, HeadRecord, ParentRecord, Protection, RootRecord, SnapshotRecord,
+};
+use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::LockMode;
 
 use crate::catalog::ImageName;
@@ -14,7 +16,8 @@ use crate::catalog::pool::Pool;
 use crate::error::{ErrorKind, Remedy, Result, fail};
 use crate::fault::{self, Fault};
 use crate::image::forget_child;
-use crate::root::empty_root;
+use crate::root::{RootOf, empty_root};
+use crate::table::{Place, Whereabouts};
 
 /// Options of a new clone.
 ///
@@ -181,7 +184,11 @@ impl Snapshot<'_> {
         let _lock = dest.lock(LockMode::Exclusive)?;
         dest.check_free(namespace, name)?;
         let id = ImageId(dest.unique());
-        let child = child_head(parent, &head, &snapshot, dest, id, (namespace, name), options);
+        let mut child = child_head(parent, &head, &snapshot, dest, id, (namespace, name), options);
+        if let Some(root) = &mut child.root {
+            let of = RootOf { pool: parent.clone(), image, snap: Some(SnapId(snapshot.id)) };
+            settle_places(root, &of, dest);
+        }
         let Some(link) = &child.parent else { return fail(ErrorKind::Invalid, "no parent") };
         let root = child.root.as_ref();
         if parent.id() != dest.id() && root.is_some_and(|root| root.pools.contains(&dest.id().0)) {
@@ -203,7 +210,7 @@ impl Snapshot<'_> {
         if let Err(error) = published {
             // Where the child could not be removed again, it stays complete, and so does its record.
             if dest.read_head(id).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-                let snap_id = marcot_format::SnapId(link.snap_id);
+                let snap_id = SnapId(link.snap_id);
                 forget_child(dest, link, snap_id, id)?;
             }
             return Err(error);
@@ -213,6 +220,24 @@ impl Snapshot<'_> {
         }
         Ok(id)
     }
+}
+
+/// Has the root of a new clone name data in the clone's own pool only where it lies there now. The flatten
+/// of an ancestor may have copied it to another pool, and places in the own pool are never looked up again.
+/// The lock of the clone's pool is held, so what lies there now stays until the clone is published.
+fn settle_places(root: &mut RootRecord, parent: &RootOf, dest: &Pool) {
+    let mut places = Place::all(root);
+    let in_dest = |place: &Place| parent.pool.id() != dest.id() && place.pool == dest.id();
+    if !places.iter().any(in_dest) {
+        return;
+    }
+    let now = parent.places().unwrap_or_default();
+    for (place, now) in places.iter_mut().zip(now).filter(|(place, _)| in_dest(place)) {
+        if now != Place::UNKNOWN {
+            *place = now;
+        }
+    }
+    Place::put_all(&places, root);
 }
 
 /// Makes sure that the parent's owner does not free segments that the snapshot names.
@@ -304,7 +329,7 @@ fn record_child(
     // names are not.
     match left.and_then(|()| parent.leave_marker(&marker)) {
         Err(error) if parent.attached() && !untracked => {
-            forget_child(dest, link, marcot_format::SnapId(link.snap_id), id)?;
+            forget_child(dest, link, SnapId(link.snap_id), id)?;
             let message = format!(
                 "no marker can be left in pool '{}', so its owner would not see this clone",
                 parent.name()

@@ -32,18 +32,13 @@ struct Freeing {
 
 impl Pool {
     /// Frees the segments that a just removed image had shared, and those of its ancestors that were
-    /// removed earlier, as far as no heir names them. The cost grows with the number of heirs, up to
-    /// [`HEADS_MAX`] for each author, and not with the number of images.
-    pub(crate) fn free_estates(
-        &self,
-        image: ImageId,
-        head: &HeadRecord,
-        shares: bool,
-    ) -> Result<()> {
-        if !shares && !self.marks()?.above.contains_key(&image) {
+    /// removed earlier, as far as no heir names them. `own` are the sets that the image made. The cost grows
+    /// with the number of heirs, up to [`HEADS_MAX`] for each author, and not with the number of images.
+    pub(crate) fn free_estates(&self, image: ImageId, own: &[SegmentSet]) -> Result<()> {
+        if own.is_empty() && !self.marks()?.above.contains_key(&image) {
             return Ok(());
         }
-        let (freeing, heirs) = self.collect_estates(image, head, shares)?;
+        let (freeing, heirs) = self.collect_estates(image, own)?;
         for Freeing { estate, heads } in freeing {
             // The mark lets the next removal of an heir find the estate, if this one is interrupted.
             let noted = self.note_heir(HeirKey::Waiting(estate));
@@ -55,23 +50,13 @@ impl Pool {
         self.remove_dead_marks(heirs, &line)
     }
 
-    fn collect_estates(
-        &self,
-        image: ImageId,
-        head: &HeadRecord,
-        shares: bool,
-    ) -> Result<(Vec<Freeing>, Heirs)> {
+    fn collect_estates(&self, image: ImageId, own: &[SegmentSet]) -> Result<(Vec<Freeing>, Heirs)> {
         let _catalogue = self.lock(LockMode::Exclusive)?;
         // The removed head must not come back, after a crash, when its segments are freed.
         self.settle(&Key::Head(image))?;
         let heirs = self.heirs()?;
         let line = heirs.line(image);
-        let mut estates: Vec<SegmentSet> = Vec::new();
-        if shares {
-            let of = |copies| SegmentSet { author: image, copies };
-            estates.push(of(0));
-            estates.extend(self.own_sets(head, line.len() > 1).map(of));
-        }
+        let mut estates = own.to_vec();
         let unknown = heirs.above.get(&image).is_some_and(|above| above.contains(&UNKNOWN));
         let above = |estate: &&SegmentSet| unknown || line.contains(&estate.author);
         estates.extend(heirs.waiting.iter().filter(above));
@@ -91,27 +76,29 @@ impl Pool {
         Ok((freeing, heirs))
     }
 
-    /// True for an image that has made a set of copies, or has begun one.
-    pub(crate) fn made_copies(&self, head: &HeadRecord) -> bool {
-        self.own_sets(head, false).next().is_some()
-    }
-
-    /// The sets of copies that a removed image made. Sets that it names since it was cloned belong to its
-    /// parent.
-    fn own_sets(&self, head: &HeadRecord, cloned_here: bool) -> impl Iterator<Item = u64> + use<> {
+    /// The sets of copies that an image has made or begun. This is asked before the image is removed,
+    /// because another process may remove the marks of an image that is gone.
+    ///
+    /// Sets that the image names since it was cloned belong to its ancestors, which may be alive. Where it
+    /// was cloned from an image that may name sets of this pool, its own sets cannot be told from those.
+    /// They are left for `gc`.
+    pub(crate) fn own_copies(&self, image: ImageId, head: &HeadRecord) -> Result<Vec<SegmentSet>> {
         let own = self.id().0;
-        let inherited = cloned_here || head.parent.as_ref().is_some_and(|p| p.pool_id == own);
-        let root = head.root.clone().filter(|_| !inherited).unwrap_or_default();
+        let root = head.root.clone().unwrap_or_default();
         let mut sets: Vec<u64> = crate::table::Place::all(&root)
             .into_iter()
             .filter(|place| place.pool.0 == own)
             .map(|place| place.copies)
-            .chain([head.copying])
             .filter(|set| *set != 0)
             .collect();
+        let is_clone = head.parent.as_ref().is_some_and(|p| p.pool_id == own);
+        if !sets.is_empty() && (is_clone || self.marks()?.above.contains_key(&image)) {
+            sets.clear();
+        }
+        sets.extend(Some(head.copying).filter(|set| *set != 0));
         sets.sort_unstable();
         sets.dedup();
-        sets.into_iter()
+        Ok(sets.into_iter().map(|copies| SegmentSet { author: image, copies }).collect())
     }
 
     /// Frees the segments of an estate that none of these heads names. Holds the lock of `gc` meanwhile.

@@ -172,6 +172,7 @@ impl Store {
         let lock = lock_for_removal(pool, image, &label)?;
         let head = pool.read_head(image)?;
         check_no_snapshots(&label, &head)?;
+        let mut own = pool.own_copies(image, &head)?;
         {
             let _catalogue = pool.lock(LockMode::Exclusive)?;
             if let Some(named) = named {
@@ -187,9 +188,11 @@ impl Store {
         if pool.attached() {
             return Ok(());
         }
-        let shares = left > 0 || pool.made_copies(&head);
-        let freed = match head.leaves_marks || !shares {
-            true => pool.free_estates(image, &head, shares),
+        if left > 0 || !own.is_empty() {
+            own.push(SegmentSet { author: image, copies: 0 });
+        }
+        let freed = match head.leaves_marks || own.is_empty() {
+            true => pool.free_estates(image, &own),
             // An earlier version made the image without marks. Any image of the pool may name what it
             // shared.
             false => self.gc(pool, &mut |_, _| {}).map(drop),

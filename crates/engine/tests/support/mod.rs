@@ -8,16 +8,22 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use marcot::{CheckOptions, CheckReport, CreateOptions, Image, ImageId, Pool, Result, Store};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::HeadRecord;
 use marcot_store::{
-    AsyncIo, AsyncRead, AsyncWrite, Confined, Disk, DiskFile, InPlace, IoCompletion, LocalDisk,
-    Lock, LockMode, SystemClock, SystemRandom, Trust, World,
+    AsyncIo, AsyncRead, AsyncWrite, Confined, Disk, DiskFile, FileInfo, InPlace, IoCompletion,
+    LocalDisk, Lock, LockMode, SystemClock, SystemRandom, Trust, World,
 };
+
+/// Error numbers of the operating system.
+pub const ENOENT: i32 = 2;
+pub const EIO: i32 = 5;
+pub const EACCES: i32 = 13;
+pub const ENOSPC: i32 = 28;
 
 /// What goes wrong.
 #[derive(Default)]
@@ -36,8 +42,21 @@ pub struct Faults {
     pub head_errno: AtomicI32,
     /// The same for names of images.
     pub name_errno: AtomicI32,
+    /// The same for records of pools.
+    pub pool_errno: AtomicI32,
+    /// Files in directories of children cannot be looked at or opened, with this error number; 0: they can.
+    pub child_errno: AtomicI32,
     /// The next removal of a file fails.
     pub fail_remove: AtomicBool,
+    /// The file system of the store is read-only.
+    pub read_only: AtomicBool,
+    /// A directory's name, and the error number with which nothing can be created in such a directory.
+    pub create_errno: Mutex<Option<(&'static str, i32)>>,
+    /// A directory's name, and the error number with which removals of files in such a directory fail. With
+    /// `ENOENT`, another process has removed them.
+    pub remove_errno: Mutex<Option<(&'static str, i32)>>,
+    /// The user of this process.
+    pub user_id: AtomicU32,
     /// Nothing is in the page cache. Asynchronous reads complete when the test lets them.
     pub cold: AtomicBool,
     /// Number of reads or direct writes in flight that may complete.
@@ -114,7 +133,36 @@ impl AsyncIo for Waiting {
     }
 }
 
+fn is_below(path: &Path, directory: &str) -> bool {
+    path.components().any(|part| part.as_os_str() == directory)
+}
+
 impl Faults {
+    fn check_open(&self, path: &Path) -> io::Result<()> {
+        let faults = [
+            (&self.head_errno, path.ends_with("head")),
+            (&self.name_errno, is_below(path, "names")),
+            (&self.pool_errno, path.ends_with("pool")),
+            (&self.child_errno, is_below(path, "children")),
+        ];
+        for (errno, _) in faults.into_iter().filter(|(_, concerned)| *concerned) {
+            match errno.load(Ordering::Relaxed) {
+                0 => {}
+                errno => return Err(io::Error::from_raw_os_error(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_create(&self, path: &Path) -> io::Result<()> {
+        match *self.create_errno.lock().unwrap() {
+            Some((directory, errno)) if is_below(path, directory) => {
+                Err(io::Error::from_raw_os_error(errno))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn count_sync(&self) -> io::Result<()> {
         match self.sync_fails_after.fetch_sub(1, Ordering::Relaxed) {
             0 => Err(io::Error::from_raw_os_error(5)),
@@ -155,19 +203,12 @@ impl Disk for FaultyDisk {
         if self.faults.no_new_files.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        self.faults.check_create(path)?;
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.create_new(path, mode).map(|f| self.wrap(f))
     }
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
-        let is_name = path.components().any(|c| c.as_os_str() == "names");
-        let faults =
-            [(&self.faults.head_errno, path.ends_with("head")), (&self.faults.name_errno, is_name)];
-        for (errno, _) in faults.into_iter().filter(|(_, concerned)| *concerned) {
-            match errno.load(Ordering::Relaxed) {
-                0 => {}
-                errno => return Err(io::Error::from_raw_os_error(errno)),
-            }
-        }
+        self.faults.check_open(path)?;
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
         self.inner.open(path, write).map(|f| self.wrap(f))
     }
@@ -179,14 +220,23 @@ impl Disk for FaultyDisk {
     }
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         if self.faults.fail_remove.swap(false, Ordering::Relaxed) {
-            return Err(io::Error::from_raw_os_error(5));
+            return Err(io::Error::from_raw_os_error(EIO));
         }
-        self.inner.remove_file(path)
+        match *self.faults.remove_errno.lock().unwrap() {
+            Some((directory, errno)) if is_below(path, directory) => {
+                if errno == ENOENT {
+                    self.inner.remove_file(path)?;
+                }
+                Err(io::Error::from_raw_os_error(errno))
+            }
+            _ => self.inner.remove_file(path),
+        }
     }
     fn remove_directory(&self, path: &Path) -> io::Result<()> {
         self.inner.remove_directory(path)
     }
     fn create_directory(&self, path: &Path, mode: u32) -> io::Result<()> {
+        self.faults.check_create(path)?;
         self.inner.create_directory(path, mode)
     }
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -204,8 +254,16 @@ impl Disk for FaultyDisk {
     fn modified_s(&self, path: &Path) -> io::Result<i64> {
         self.inner.modified_s(path)
     }
+    fn file_info(&self, path: &Path) -> io::Result<FileInfo> {
+        self.faults.check_open(path)?;
+        self.faults.opens.fetch_add(1, Ordering::Relaxed);
+        self.inner.file_info(path)
+    }
+    fn user_id(&self) -> u32 {
+        self.faults.user_id.load(Ordering::Relaxed)
+    }
     fn writable(&self, path: &Path) -> bool {
-        self.inner.writable(path)
+        !self.faults.read_only.load(Ordering::Relaxed) && self.inner.writable(path)
     }
     fn lock(&self, path: &Path, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
