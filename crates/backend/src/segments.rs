@@ -23,7 +23,7 @@ pub trait Segments: Send + Sync {
     ///
     /// # Errors
     /// `AlreadyExists` where there is a segment `new`; `NotFound` where there is none `old`; `Unsupported` where
-    /// segments cannot get other names. The name `old` may be left.
+    /// segments cannot get other names. Either name may be left.
     fn reuse(
         &self,
         old: SegmentKey,

@@ -21,8 +21,8 @@ pub struct Limits {
     /// left: 0.9 MiB for [`Limits::log_bytes_max`] of streams, 3.4 MiB for writes all over 1 GiB. A larger
     /// one is written in parts.
     pub reserve_bytes: u64,
-    /// Slots of a data segment. The log goes on in the next one behind them; only a longer group takes more. At
-    /// most [`marcot_format::SEGMENT_SLOTS`]; less is for tests.
+    /// Slots of a data segment. The log goes on in the next one behind them; only a longer group takes more. Map
+    /// segments have as many bytes. At most [`marcot_format::SEGMENT_SLOTS`]; less is for tests.
     pub segment_slots: u32,
     /// Live data of an image for which one dead segment is kept, to be used again, in bytes. At most eight are
     /// kept, until the image is idle.
@@ -51,6 +51,11 @@ impl Limits {
     #[must_use]
     pub fn log_bytes_max(&self) -> u64 {
         self.checkpoint_log_bytes.saturating_mul(2)
+    }
+
+    /// Bytes of a data or map segment.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        u64::from(self.segment_slots) * marcot_format::BLOCK_BYTES
     }
 
     /// What is left of a segment that is used again is cut off from that many slots on (1 MiB of 32).

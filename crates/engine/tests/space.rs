@@ -65,19 +65,21 @@ fn a_writer_that_never_pauses_makes_room_for_what_it_writes() {
     let mut image = pool.open(id).unwrap();
     let mut random = 1_u64;
     let blocks = 128 * MIB / 4096;
-    for pass in 0..8 {
-        for _ in 0..blocks / 32 {
-            let data = vec![pass; 4096];
-            let writes: Vec<Write<'_>> = (0..32)
+    for pass in 0..9 {
+        // Requests in a batch, and blocks of each. Large ones make more garbage with each call.
+        let (requests, length) = [(32, 1), (16, 4), (8, 256)][usize::from(pass) % 3];
+        for _ in 0..blocks / (requests * length) {
+            let data = vec![pass; length as usize * 4096];
+            let writes: Vec<Write<'_>> = (0..requests)
                 .map(|_| {
                     random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-                    Write { offset: (random >> 33) % blocks * 4096, data: &data }
+                    Write { offset: (random >> 33) % (blocks - length) * 4096, data: &data }
                 })
                 .collect();
             image.write_batch(&writes).unwrap();
         }
         // The live data, the dead data that is left alone, and the log that writes need not wait for. All
-        // that is written is 1,024 MiB.
+        // that is written is 1,152 MiB.
         assert!(allocated() < 640 * MIB, "pass {pass}: {} MiB", allocated() / MIB);
     }
     image.close().unwrap();

@@ -321,6 +321,14 @@ pub trait DiskFile: Send + Sync {
     /// What the operating system says.
     fn allocated_bytes(&self) -> io::Result<u64>;
 
+    /// True where the file has more names than the one that it was opened by.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn has_other_names(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// True where the file has no name any more. It then takes space only because it is open.
     ///
     /// # Errors

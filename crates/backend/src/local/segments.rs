@@ -86,10 +86,10 @@ impl Segments for LocalSegments {
         file.write_at(0, &[start]).and_then(|()| file.sync())?;
         // An owner that was replaced may do this while its successor has a segment of that name.
         self.0.disk.rename_new(&from, &to)?;
-        let opened = self.0.disk.sync_directory(parent(&to));
-        opened.and_then(|()| self.0.disk.open(&to, true)).inspect_err(|_| {
-            let _ = self.0.disk.remove_file(&to);
-        })
+        // From here on another process may remove the name, and use it for a file of its own. So this file is
+        // not opened again by its name, and where something fails, the name stays.
+        self.0.disk.sync_directory(parent(&to))?;
+        Ok(file)
     }
 
     fn open(&self, key: SegmentKey, write: bool) -> io::Result<Arc<dyn DiskFile>> {

@@ -212,7 +212,7 @@ impl Image {
     /// exists already, fences the owner that has created it, removes it and tries once more. If the head is
     /// still ours, only an owner that was replaced or has crashed can have created it.
     ///
-    /// Other series are left alone, because a worker of this process may have created the next data segment.
+    /// Other series are left alone, because workers of this process may have created the next segments of them.
     pub(super) fn with_free_names<T>(
         &mut self,
         kinds: &[SegmentKind],
@@ -221,6 +221,12 @@ impl Image {
         match create(self) {
             Err(error) if error.kind() == ErrorKind::Exists => {
                 self.fence()?;
+                if kinds.contains(&SegmentKind::Map)
+                    && let Some(prepared) = self.state.pages.take_prepared_map()
+                {
+                    // It has the next name, and is removed with what has it.
+                    prepared.wait();
+                }
                 for kind in kinds {
                     self.identity.pool.files().remove(self.series.next_name(*kind))?;
                 }

@@ -101,6 +101,9 @@ pub(super) struct Compaction {
     job: Option<MoveJob>,
     /// The blocks that it copies.
     moves: Vec<Move>,
+    /// Some copies could not be written. Nothing may come behind them, because no walk over the groups goes on
+    /// there.
+    has_gap: bool,
     /// What it has to cut off the target before.
     cut: Option<Cut>,
     /// Table index of a map segment, and the offset in bytes of its page that is to be looked at next.
@@ -120,13 +123,17 @@ pub(super) struct Compaction {
     price_percent: u64,
     /// Slots that compaction has to look at before it has kept up with the writers; negative where it is ahead.
     owed: i64,
+    /// What the write that is being done has added to that.
+    charged: i64,
 }
 
 impl Compaction {
     /// Counts what was appended to the log.
     pub(super) fn appended(&mut self, slots: u32) {
         self.written += u64::from(slots);
-        self.owed += (u64::from(slots) * self.price_percent / 100) as i64;
+        let charge = (u64::from(slots) * self.price_percent / 100) as i64;
+        self.owed += charge;
+        self.charged += charge;
     }
 
     /// Live slots of the data segments that were surveyed last.
@@ -151,7 +158,10 @@ impl Compaction {
 
     /// Waits for the worker, and forgets what it was doing.
     pub(super) fn abandon(&mut self) {
-        (self.victim, self.job) = (None, None);
+        self.victim = None;
+        if let Some(job) = self.job.take() {
+            self.has_gap |= job.wait().written.is_err();
+        }
         if let Some(cut) = self.cut.take() {
             cut.make();
         }
@@ -251,8 +261,11 @@ impl Image {
             self.state.compaction.written = 0;
             self.look_for_work()?;
         }
+        // A write waits for as much work as it has made, and not for all that is owed.
+        let mut charge = std::mem::take(&mut self.state.compaction.charged);
         while self.state.compaction.owed > 0 {
-            let waits = self.state.compaction.owed >= OWED_SLOTS_MAX;
+            let owed = self.state.compaction.owed;
+            let waits = charge > 0 && owed >= OWED_SLOTS_MAX;
             if !waits && self.is_copying() {
                 return Ok(());
             }
@@ -262,10 +275,7 @@ impl Image {
                 self.state.compaction.owed = 0;
             }
             stepped?;
-            if waits {
-                // One write does not wait for all that is owed.
-                return Ok(());
-            }
+            charge -= owed - self.state.compaction.owed;
         }
         Ok(())
     }
@@ -364,6 +374,7 @@ impl Image {
         if let Some(job) = self.state.compaction.job.take() {
             let outcome = job.wait();
             let label = &self.identity.label;
+            self.state.compaction.has_gap |= outcome.written.is_err();
             outcome.written.at(|| format!("cannot copy blocks of {label}"))?;
             work.buffer = outcome.buffer;
             self.finish_moves()?;
@@ -472,7 +483,8 @@ impl Image {
             let room = target.slot == COPIES_SLOT || target.slot + slots <= slots_max;
             room && target.slot + slots <= SEGMENT_SLOTS && target.epoch == epoch
         };
-        if !self.state.compaction.target.as_ref().is_some_and(fits) {
+        let has_gap = self.state.compaction.has_gap;
+        if has_gap || !self.state.compaction.target.as_ref().is_some_and(fits) {
             self.state.compaction.cut = self.end_target();
             let (name, file, index) = self.with_free_names(&[SegmentKind::Data], |image| {
                 let Self { journal, series, state, .. } = image;
@@ -496,6 +508,7 @@ impl Image {
 
     /// As [`Self::close_target`], but what an earlier segment left behind the copies is not cut off yet.
     fn end_target(&mut self) -> Option<Cut> {
+        self.state.compaction.has_gap = false;
         let target = self.state.compaction.target.take()?;
         let Self { identity, state, .. } = self;
         state.table.close_segment(target.index, identity.pool.files(), &identity.label);

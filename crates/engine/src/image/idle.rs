@@ -121,7 +121,7 @@ impl Image {
             // Slots with copies that the map does not name yet would look dead.
             self.state.compaction.abandon();
             self.close_target();
-            self.journal.remove_spares_later();
+            self.journal.give_dead_back();
             self.state.idle.work = Some(Work::Look);
         }
     }
@@ -170,7 +170,7 @@ impl Image {
     /// Nothing more is to be done until the image changes.
     pub(super) fn end_idle_work(&mut self) {
         self.close_target();
-        self.journal.remove_spares_later();
+        self.journal.give_dead_back();
         self.state.idle.work = None;
         self.state.idle.done_at = Some(self.state_now());
         (self.state.idle.appended, self.state.idle.mapped) = (0, self.state.map.mapped_blocks());

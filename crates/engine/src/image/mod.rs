@@ -292,6 +292,7 @@ impl Image {
                 stored => stored?,
             }
         }
+        self.remove_prepared_map();
         Ok(())
     }
 
@@ -321,11 +322,15 @@ impl Image {
         self.journal.sync(&mut self.in_flight)
     }
 
-    /// Makes the log durable and ends it.
-    fn end_log(&mut self) -> Result<()> {
+    fn remove_prepared_map(&mut self) {
         if let Some(prepared) = self.state.pages.take_prepared_map() {
             prepared.remove(&self.identity);
         }
+    }
+
+    /// Makes the log durable and ends it.
+    fn end_log(&mut self) -> Result<()> {
+        self.remove_prepared_map();
         self.journal.end(&mut self.state.table, &mut self.in_flight)
     }
 

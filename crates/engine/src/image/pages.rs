@@ -5,7 +5,7 @@
 
 use marcot_format::segment::SegmentKind;
 use marcot_format::table::TABLE_PAGE_BYTES;
-use marcot_format::{MapUnit, SEGMENT_BYTES, SegmentIndex};
+use marcot_format::{MapUnit, SegmentIndex};
 
 use super::head::Head;
 use crate::catalog::Identity;
@@ -96,7 +96,8 @@ impl Pages {
 
     /// Has the next map segment created, once the open one is half full.
     pub(super) fn prepare_map(&mut self, image: &Identity, series: &Series, epoch: u64) {
-        let half_full = |(_, end): (_, u64)| end >= SEGMENT_BYTES / 2;
+        let half = image.pool.store().limits().segment_bytes() / 2;
+        let half_full = |(_, end): (_, u64)| end >= half;
         if self.prepared_map.is_none() && self.map.open_segment().is_some_and(half_full) {
             let name = series.next_name(SegmentKind::Map);
             self.prepared_map = Some(Prepared::start(image, name, epoch, None));

@@ -90,6 +90,10 @@ impl Image {
     /// Undoes what opening, and checkpoints that found no room, have changed in memory and on the medium.
     fn back_to_durable_root(&mut self) -> Result<()> {
         let root = self.head.root.clone().unwrap_or_else(empty_root);
+        if let Some(prepared) = self.state.pages.take_prepared_map() {
+            // It is removed below.
+            prepared.wait();
+        }
         self.state = State::open(&self.root_of(None), &root)?;
         // Segments of pages that no head names. Data segments stay: they may belong to the log, whatever
         // their numbers are.

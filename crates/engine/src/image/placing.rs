@@ -8,7 +8,7 @@ use marcot_format::page::{PAGE_READ_BYTES, encode_page};
 use marcot_format::record::RootRecord;
 use marcot_format::segment::SegmentKind;
 use marcot_format::table::{PagePointer, TABLE_PAGE_BYTES};
-use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, MapUnit, SEGMENT_BYTES};
+use marcot_format::{BlockAddress, MAP_FANOUT, MapEntry, MapUnit};
 
 use super::head::Head;
 use super::pages::Pages;
@@ -52,7 +52,8 @@ impl PageSink for MapSink<'_> {
     ) -> Result<MapEntry> {
         let Owner { image, head, .. } = *self.owner;
         let files = image.pool.files();
-        if self.pages.map.needs_segment(PAGE_READ_BYTES as u64, SEGMENT_BYTES) {
+        let segment_bytes = image.pool.store().limits().segment_bytes();
+        if self.pages.map.needs_segment(PAGE_READ_BYTES as u64, segment_bytes) {
             let (prepared, kind) = (self.pages.take_prepared_map(), SegmentKind::Map);
             let (name, file) =
                 take_or_create(image, self.series, kind, head.epoch, prepared, None)?;

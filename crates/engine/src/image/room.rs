@@ -23,6 +23,10 @@ impl Image {
     /// Does work that gives space back. Where there is no room for it, does it again with the pool's reserve.
     pub(super) fn for_room<T>(&mut self, work: impl Fn(&mut Self) -> Result<T>) -> Result<T> {
         match work(self) {
+            Err(error) if error.kind() == ErrorKind::NoSpace && self.journal.spare_count() > 0 => {
+                self.journal.remove_spares();
+                self.for_room(work)
+            }
             Err(error)
                 if error.kind() == ErrorKind::NoSpace && self.identity.pool.give_up_reserve() =>
             {
@@ -43,6 +47,8 @@ impl Image {
     /// # Errors
     /// As [`Self::checkpoint`].
     pub(super) fn checkpoint_for_room(&mut self, change: impl Fn(&mut HeadRecord)) -> Result<()> {
+        // A checkpoint that is running may keep some more.
+        self.settle()?;
         self.journal.remove_spares();
         let stored = self.for_room(|image| match image.checkpoint_with(&change) {
             Err(error) if error.kind() == ErrorKind::NoSpace && image.may_store_in_parts() => {

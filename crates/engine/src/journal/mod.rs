@@ -615,8 +615,11 @@ impl Journal {
         }
     }
 
-    /// See [`Spares::wanted`].
-    pub(crate) fn spares_wanted(&self, live_slots: u64) -> SparesWanted {
+    /// See [`Spares::wanted`]. Where the medium is nearly full, no segments are kept any more.
+    pub(crate) fn spares_wanted(&mut self, live_slots: u64) -> SparesWanted {
+        if self.spares.count() > 0 && !spares::may_keep(&self.image) {
+            self.remove_spares_later();
+        }
         self.spares.wanted(&self.image, live_slots)
     }
 
@@ -639,8 +642,19 @@ impl Journal {
         spares::remove(&self.image, self.spares.take_all());
     }
 
+    /// Gives the room of dead segments back, because the image is idle: of those that are kept, and of those that
+    /// next segments were made of.
+    pub(crate) fn give_dead_back(&mut self) {
+        while self.prepared.iter().any(Prepared::is_of_dead)
+            && let Some(prepared) = self.prepared.pop_back()
+        {
+            prepared.remove(&self.image);
+        }
+        self.remove_spares_later();
+    }
+
     /// As [`Self::remove_spares`], on a worker: it takes longer than a request may wait.
-    pub(crate) fn remove_spares_later(&mut self) {
+    fn remove_spares_later(&mut self) {
         let names = self.spares.take_all();
         if !names.is_empty() {
             let image = Arc::clone(&self.image);

@@ -68,7 +68,9 @@ impl Preallocation {
 
     /// True where the medium has room for all that lies before `slot`.
     pub(super) fn has_room(&self, slot: u32) -> bool {
-        self.end.max(self.room_end) >= slot
+        // What an earlier segment has written does not count: a part of it may have been given back.
+        let written = if self.cut_slots_min > 0 { 0 } else { self.end };
+        written.max(self.room_end) >= slot
     }
 
     /// Room for all that lies before `slot` was taken.

@@ -64,6 +64,8 @@ type Created = Option<Result<Arc<dyn DiskFile>>>;
 pub(crate) struct Prepared {
     name: SegmentName,
     epoch: u64,
+    /// It is made of a dead segment, and so takes as much room.
+    of_dead: bool,
     running: Box<dyn Running>,
     created: Arc<Mutex<Created>>,
 }
@@ -83,7 +85,12 @@ impl Prepared {
             let outcome = create(&files, name, epoch, dead, &label);
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         }));
-        Self { name, epoch, running, created }
+        Self { name, epoch, of_dead: dead.is_some(), running, created }
+    }
+
+    /// True where it is made of a dead segment.
+    pub(crate) fn is_of_dead(&self) -> bool {
+        self.of_dead
     }
 
     /// Waits until the worker has ended. A segment that it created is left to the next owner.

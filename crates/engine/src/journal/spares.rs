@@ -74,6 +74,11 @@ impl Spares {
     }
 }
 
+/// True where enough is free on the medium to keep dead segments.
+pub(super) fn may_keep(image: &Identity) -> bool {
+    image.pool.segments().free_bytes().map_or(true, |bytes| bytes >= FREE_BYTES_MIN)
+}
+
 /// Removes segments.
 pub(super) fn remove(image: &Identity, names: Vec<SegmentName>) {
     for name in names {
@@ -87,8 +92,7 @@ impl SparesWanted {
     /// Takes those of the dead segments of an image that can be used again out of `dead`.
     pub(crate) fn choose(self, image: &Identity, dead: &mut Vec<SegmentName>) -> Vec<SegmentName> {
         let mut chosen = Vec::new();
-        let free_bytes = || image.pool.segments().free_bytes().unwrap_or(u64::MAX);
-        if self.count == 0 || free_bytes() < FREE_BYTES_MIN {
+        if self.count == 0 || !may_keep(image) {
             return chosen;
         }
         dead.retain(|name| {
@@ -111,6 +115,8 @@ impl SparesWanted {
         let (Ok(length), Ok(allocated)) = (file.length(), file.allocated_bytes()) else {
             return false;
         };
-        length >= image.pool.store().limits().spare_bytes_min && allocated >= length
+        // Somebody may keep a copy by a hard link.
+        let own = !file.has_other_names().unwrap_or(true);
+        own && length >= image.pool.store().limits().spare_bytes_min && allocated >= length
     }
 }

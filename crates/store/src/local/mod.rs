@@ -251,6 +251,10 @@ impl DiskFile for LocalFile {
         Ok(fs::fstat(&self.0)?.st_blocks.cast_unsigned() * 512)
     }
 
+    fn has_other_names(&self) -> io::Result<bool> {
+        Ok(fs::fstat(&self.0)?.st_nlink > 1)
+    }
+
     fn is_removed(&self) -> io::Result<bool> {
         Ok(fs::fstat(&self.0)?.st_nlink == 0)
     }
