@@ -40,10 +40,10 @@ use crate::map::position;
 use crate::segment::SegmentName;
 
 /// Compaction starts when live slots are a smaller part of the private segments than this.
-const LIVE_PERCENT_MIN: u64 = 77;
+const LIVE_PERCENT_MIN: u64 = 79;
 /// Where live slots are a smaller part than this, every write does a part of the compaction
 /// ([`Image::pay_for_space`]).
-const LIVE_PERCENT_PAID: u64 = 75;
+const LIVE_PERCENT_PAID: u64 = 77;
 /// Dead bytes of map segments that are left alone: one part in this many of `dead_bytes_min`.
 const DEAD_MAP_PART: u64 = 16;
 /// The same for an idle image: 1 MiB with the default limits.
