@@ -198,7 +198,8 @@ fn a_thousand_idle_and_a_hundred_malformed_clients_disturb_nobody() {
         println!("an idle connection, negotiated {negotiated}: {each} bytes");
         assert!(each < IDLE_BYTES_MAX, "{each} bytes for an idle connection");
         assert!(server.sockets() <= sockets + idle.len(), "more than one descriptor each");
-        assert_eq!(server.threads(), threads);
+        // A worker that was counted above may have ended since, and the image may need one for a moment.
+        settles("threads", threads, || server.threads());
         drop(idle);
         settles("sockets", sockets, || server.sockets());
     }
