@@ -218,16 +218,21 @@ fn change_first_page(
     root.table = Some(TablePointer { page: top.page, crc: top.crc, ..at });
 }
 
-#[test]
-fn blocks_whose_segment_a_shared_table_lacks_are_lost_in_each_snapshot_that_has_the_table() {
-    let directory = tempfile::tempdir().unwrap();
-    let (store, pool, id) = many_sessions(directory.path());
-    changed(&pool, id, |image| {
+/// Snapshots `a` and `b`, between which a block is written.
+fn two_snapshots(pool: &Pool, id: ImageId) {
+    changed(pool, id, |image| {
         for (block, snapshot) in [(1, "a"), (2, "b")] {
             image.write_at(block * BLOCK_BYTES, &pattern(9, BLOCK)).unwrap();
             image.snapshot(snapshot).unwrap();
         }
     });
+}
+
+#[test]
+fn blocks_whose_segment_a_shared_table_lacks_are_lost_in_each_snapshot_that_has_the_table() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, id) = many_sessions(directory.path());
+    two_snapshots(&pool, id);
     let mut lacking = 0;
     change_head(&pool, id, |head| {
         let [a, b] = roots(head, ["a", "b"]);
@@ -284,12 +289,7 @@ fn blocks_are_lost_whose_segment_would_be_behind_the_end_of_the_table() {
 fn maps_of_two_snapshots_that_look_alike_by_number_are_told_apart_by_segment() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, id) = many_sessions(directory.path());
-    changed(&pool, id, |image| {
-        for (block, snapshot) in [(1, "a"), (2, "b")] {
-            image.write_at(block * BLOCK_BYTES, &pattern(9, BLOCK)).unwrap();
-            image.snapshot(snapshot).unwrap();
-        }
-    });
+    two_snapshots(&pool, id);
     // In the table of `b` the number of a map segment stands for another one, in which there is no such page.
     change_head(&pool, id, |head| {
         let [b] = roots(head, ["b"]);

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use marcot::{
@@ -11,7 +12,7 @@ use marcot::{
 };
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::ChildRecord;
-use support::{EACCES, EIO, ENOENT, MIB, assert_sound, checked, faulty_world, run};
+use support::{EACCES, EIO, ENOENT, Faults, MIB, assert_sound, checked, faulty_world, run};
 
 /// So many seconds old that a marker without an image is stale, and so young that it is not.
 const OLD_S: i64 = 3600 + 60;
@@ -455,14 +456,20 @@ fn a_marker_that_cannot_be_looked_at_counts_and_one_that_has_just_gone_does_not(
     assert!(unseen[0].marker && unseen[0].user.is_some(), "{unseen:?}");
 }
 
-#[test]
-fn the_record_of_a_flattened_child_goes_only_when_the_head_without_the_parent_is_durable() {
-    let directory = tempfile::tempdir().unwrap();
+/// A template and its child, in a store whose disk can be made to fail.
+fn with_child(directory: &Path) -> (Store, Arc<Faults>, Pool, ImageId, ImageId) {
     let (world, faults) = faulty_world();
-    let store = Store::open_in(world, directory.path()).unwrap();
+    let store = Store::open_in(world, directory).unwrap();
     let pool = store.pool("rbd").unwrap();
     let base = template(&pool, "base");
     let child = cloned(&pool, base, &pool, "child");
+    (store, faults, pool, base, child)
+}
+
+#[test]
+fn the_record_of_a_flattened_child_goes_only_when_the_head_without_the_parent_is_durable() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, faults, pool, base, child) = with_child(directory.path());
     let record = records(&pool).remove(0);
     let bytes = fs::read(&record).unwrap();
     run(&pool, child, |image| image.flatten()).unwrap();
@@ -480,11 +487,7 @@ fn the_record_of_a_flattened_child_goes_only_when_the_head_without_the_parent_is
 #[test]
 fn gc_says_where_it_cannot_remove_the_record_of_a_child_that_is_gone() {
     let directory = tempfile::tempdir().unwrap();
-    let (world, faults) = faulty_world();
-    let store = Store::open_in(world, directory.path()).unwrap();
-    let pool = store.pool("rbd").unwrap();
-    let base = template(&pool, "base");
-    let child = cloned(&pool, base, &pool, "child");
+    let (store, faults, pool, _, child) = with_child(directory.path());
     fs::remove_file(pool.directory().join("names/@/child")).unwrap();
     fs::remove_dir_all(pool.image_directory(child)).unwrap();
     let gc = |errno| {

@@ -293,27 +293,7 @@ fn owners() -> Vec<Scenario> {
         ),
         scenario(
             "a stale owner does not replace a segment of its successor by one that it uses again",
-            vec![
-                create(0, 0, 140),
-                write(0, 40, 90),
-                Close { slot: 0 },
-                write(0, 0, 30),
-                write(0, 0, 30),
-                write(0, 0, 30),
-                write(0, 0, 30),
-                write(0, 0, 30),
-                write(0, 0, 30),
-                write(0, 0, 30),
-                write(0, 0, 30),
-                write(0, 0, 30),
-                write(0, 0, 30),
-                // The fourth segment is not half full now, and the first ones are dead.
-                write(0, 0, 2),
-                write(0, 2, 2),
-                write(0, 4, 2),
-                stale(vec![Act::Write(5)], (0..6).map(Act::Write).collect()),
-                Read { slot: 0 },
-            ],
+            of_a_segment_used_again(),
         ),
         scenario(
             "the log goes over the end of a segment",
@@ -447,5 +427,16 @@ fn used_again() -> Vec<Operation> {
         operations.push(if turn % 3 == 0 { Flush { slot: 0 } } else { Read { slot: 0 } });
     }
     operations.extend([Close { slot: 0 }, Read { slot: 0 }, Check]);
+    operations
+}
+
+/// The owner is replaced when it has a dead segment left to use again.
+fn of_a_segment_used_again() -> Vec<Operation> {
+    let mut operations = vec![create(0, 0, 140), write(0, 40, 90), Close { slot: 0 }];
+    operations.extend(std::iter::repeat_n(write(0, 0, 30), 10));
+    // The fourth segment is not half full now, and the first ones are dead.
+    operations.extend([write(0, 0, 2), write(0, 2, 2), write(0, 4, 2)]);
+    operations
+        .extend([stale(vec![Act::Write(5)], (0..6).map(Act::Write).collect()), Read { slot: 0 }]);
     operations
 }

@@ -1,7 +1,6 @@
 //! Jobs in the background.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,32 +53,29 @@ struct Started {
 
 impl Started {
     fn run(self) {
-        // Dropped when the job ends, even if by a panic.
-        let ended = self.ended;
+        // Dropped when the job has ended, even if by a panic.
+        let _ended = self.ended;
         (self.job)();
-        ended.in_order.store(true, Ordering::Release);
     }
 }
 
 /// Tells that a job has ended, once it is dropped.
-struct Ended {
-    thread: Arc<Thread>,
-    in_order: AtomicBool,
-}
+struct Ended(Arc<End>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        if !self.in_order.load(Ordering::Acquire) {
+        if std::thread::panicking() {
             tracing::error!("a worker panicked");
         }
-        *lock(&self.thread.ended) = true;
-        self.thread.changed.notify_all();
+        *lock(&self.0.reached) = true;
+        self.0.changed.notify_all();
     }
 }
 
+/// The end of a job, for which others wait.
 #[derive(Default)]
-struct Thread {
-    ended: Mutex<bool>,
+struct End {
+    reached: Mutex<bool>,
     changed: Condvar,
 }
 
@@ -110,15 +106,14 @@ impl Pool {
 
 impl Workers for Threads {
     fn start(&self, job: Job) -> Box<dyn Running> {
-        let thread = Arc::new(Thread::default());
-        let ended = Ended { thread: Arc::clone(&thread), in_order: AtomicBool::new(false) };
-        let started = Started { job, ended };
+        let end = Arc::new(End::default());
+        let started = Started { job, ended: Ended(Arc::clone(&end)) };
         let mut state = lock(&POOL.state);
         if state.idle > state.jobs.len() {
             state.jobs.push_back(started);
             drop(state);
             POOL.called.notify_one();
-            return Box::new(thread);
+            return Box::new(end);
         }
         drop(state);
         // The job is sent through a channel, so that it is still here if no thread can be started.
@@ -137,7 +132,7 @@ impl Workers for Threads {
                 started.run();
             }
         }
-        Box::new(thread)
+        Box::new(end)
     }
 }
 
@@ -151,13 +146,13 @@ impl Workers for InPlace {
     }
 }
 
-impl Running for Arc<Thread> {
+impl Running for Arc<End> {
     fn is_finished(&mut self) -> bool {
-        *lock(&self.ended)
+        *lock(&self.reached)
     }
 
     fn wait(self: Box<Self>) {
-        let ended = self.changed.wait_while(lock(&self.ended), |ended| !*ended);
+        let ended = self.changed.wait_while(lock(&self.reached), |reached| !*reached);
         drop(ended.unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -107,7 +107,7 @@ impl CheckpointJob {
                 && !postponed_for_readers(&image)
             {
                 spares = wanted.choose(&image, &mut dead);
-                remove(&image, std::mem::take(&mut dead));
+                image.remove_segments(dead.drain(..));
             }
             let outcome = (outcome, dead, spares);
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
@@ -141,17 +141,9 @@ impl CheckpointJob {
 /// removed after a later head.
 pub(super) fn remove_dead(image: &Identity, dead: Vec<SegmentName>, pages: &mut Pages) {
     if dead.is_empty() || !postponed_for_readers(image) {
-        remove(image, dead);
+        image.remove_segments(dead);
     } else {
         pages.add_dead(dead);
-    }
-}
-
-fn remove(image: &Identity, dead: Vec<SegmentName>) {
-    for name in dead {
-        if let Err(error) = image.pool.files().remove(name) {
-            tracing::warn!(image = %image.label, segment = %name, error = %error.sentence(), "left behind; a later reclaim removes it");
-        }
     }
 }
 

@@ -433,9 +433,8 @@ impl Image {
     ) -> Result<bool> {
         let stop = opened.end.min(opened.slot + STEP_SLOTS);
         while opened.slot < stop {
-            let Some(header) = group_at(&*opened.file, Slot(opened.slot))
+            let Some(header) = group_at(&*opened.file, Slot(opened.slot), opened.name.sequence)
                 .at(|| "cannot read a segment".to_owned())?
-                .filter(|header| header.sequence == opened.name.sequence)
             else {
                 return Ok(false);
             };

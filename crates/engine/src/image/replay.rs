@@ -271,10 +271,9 @@ impl Image {
 
     /// True where a group of this log starts at the slot and says that the expected group was durable.
     fn claims(&self, file: &dyn DiskFile, sequence: u32, slot: u64) -> bool {
-        let Ok(Some(header)) = group_at(file, Slot(slot as u32)) else { return false };
+        let Ok(Some(header)) = group_at(file, Slot(slot as u32), sequence) else { return false };
         let expected = self.journal.group_next();
         (header.author, header.epoch) == (self.identity.id.0, self.head.epoch)
-            && header.sequence == sequence
             && header.group > expected
             && header.durable_below > expected
     }
@@ -342,12 +341,11 @@ impl Image {
         if cursor.slot >= SEGMENT_SLOTS {
             return Ok(None);
         }
-        let found = group_at(&*cursor.file, Slot(cursor.slot))
+        let found = group_at(&*cursor.file, Slot(cursor.slot), cursor.name.sequence)
             .at(|| format!("cannot read segment {}", cursor.name))?;
         let Some(header) = found else { return Ok(None) };
         let expected = header.author == self.identity.id.0
             && (header.epoch == self.head.epoch || fault::is(Fault::ReplayStaleEpoch))
-            && header.sequence == cursor.name.sequence
             && (header.group == group || fault::is(Fault::ReplayGap))
             && cursor.slot as usize + header.blocks() <= SEGMENT_SLOTS as usize;
         Ok(expected.then_some(header))

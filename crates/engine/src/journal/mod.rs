@@ -639,7 +639,7 @@ impl Journal {
 
     /// Removes the dead segments that are kept.
     pub(crate) fn remove_spares(&mut self) {
-        spares::remove(&self.image, self.spares.take_all());
+        self.image.remove_segments(self.spares.take_all());
     }
 
     /// Gives the room of dead segments back, because the image is idle: of those that are kept, and of those that
@@ -658,7 +658,7 @@ impl Journal {
         let names = self.spares.take_all();
         if !names.is_empty() {
             let image = Arc::clone(&self.image);
-            let removing = self.workers().start(Box::new(move || spares::remove(&image, names)));
+            let removing = self.workers().start(Box::new(move || image.remove_segments(names)));
             if let Some(before) = self.removing.replace(removing) {
                 before.wait();
             }

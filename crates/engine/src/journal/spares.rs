@@ -79,15 +79,6 @@ pub(super) fn may_keep(image: &Identity) -> bool {
     image.pool.segments().free_bytes().map_or(true, |bytes| bytes >= FREE_BYTES_MIN)
 }
 
-/// Removes segments.
-pub(super) fn remove(image: &Identity, names: Vec<SegmentName>) {
-    for name in names {
-        if let Err(error) = image.pool.files().remove(name) {
-            tracing::warn!(image = %image.label, segment = %name, error = %error.sentence(), "left behind; a later reclaim removes it");
-        }
-    }
-}
-
 impl SparesWanted {
     /// Takes those of the dead segments of an image that can be used again out of `dead`.
     pub(crate) fn choose(self, image: &Identity, dead: &mut Vec<SegmentName>) -> Vec<SegmentName> {

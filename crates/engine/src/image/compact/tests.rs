@@ -1,0 +1,182 @@
+use super::*;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+use crate::{CreateOptions, Limits, Store};
+use marcot_store::World;
+
+/// An image of 1 GiB in a store of its own.
+fn new_image(directory: &std::path::Path, dead_bytes_min: u64) -> (crate::Pool, Image) {
+    let limits = Limits { dead_bytes_min, ..Limits::default() };
+    let store = Store::open_with(World::system(), directory, limits).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
+    let image = pool.open(id).unwrap();
+    (pool, image)
+}
+
+fn compact_all(image: &mut Image) {
+    image.state.compaction.due = true;
+    while image.compact_step(true).unwrap() {}
+}
+
+/// Ends the log, so that its segment can be emptied; returns the segment's index in the table.
+fn close_segment(image: &mut Image) -> SegmentIndex {
+    let index = image.journal.open_segment().unwrap().index;
+    image.end_log().unwrap();
+    image.checkpoint().unwrap();
+    index
+}
+
+/// A rollback brings another table, in which an index may stand for another segment.
+#[test]
+fn a_rollback_forgets_which_segments_could_not_be_emptied() {
+    let directory = tempfile::tempdir().unwrap();
+    let (pool, mut image) = new_image(directory.path(), 1 << 20);
+    image.snap_create("empty").unwrap();
+    image.write_at(0, &[1; BLOCK]).unwrap();
+    let index = close_segment(&mut image);
+    let name = image.state.table.name(index, pool.files()).unwrap();
+    let file = pool.files().open_as_it_is(name, true).unwrap();
+    file.write_at(2 * BLOCK_BYTES, &[&[9; BLOCK]]).unwrap();
+    compact_all(&mut image);
+    assert!(image.state.compaction.stuck.contains(&index), "a block in it is damaged");
+
+    image.snap_rollback("empty").unwrap();
+    image.write_at(0, &[2; BLOCK]).unwrap();
+    image.write_at(BLOCK_BYTES, &[3; BLOCK]).unwrap();
+    assert_eq!(close_segment(&mut image), index, "the index is used again");
+    let name = image.state.table.name(index, pool.files()).unwrap();
+    compact_all(&mut image);
+    image.checkpoint().unwrap();
+    let gone = pool.files().open_as_it_is(name, false).err().map(|error| error.kind());
+    assert_eq!(gone, Some(ErrorKind::NotFound), "the segment was emptied and removed");
+    let mut blocks = [0; 2 * BLOCK];
+    image.read_at(0, &mut blocks).unwrap();
+    assert!(blocks[..BLOCK].iter().all(|b| *b == 2) && blocks[BLOCK..].iter().all(|b| *b == 3));
+}
+
+/// An image with copies in a segment beside its log, and that segment.
+fn with_copies(directory: &std::path::Path) -> (Image, SegmentName) {
+    let (dead_bytes_min, checkpoint_log_bytes) = (1 << 20, 1 << 40);
+    let limits = Limits { dead_bytes_min, checkpoint_log_bytes, ..Limits::default() };
+    let store = Store::open_with(World::system(), directory, limits).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
+    let mut image = pool.open(id).unwrap();
+    image.write_at(0, &[1; 100 * BLOCK]).unwrap();
+    close_segment(&mut image);
+    image.write_at(0, &[2; 50 * BLOCK]).unwrap();
+    compact_all(&mut image);
+    let target = image.state.compaction.open_name().unwrap();
+    assert!(target.sequence > image.journal.open_name().unwrap().sequence);
+    (image, target)
+}
+
+/// Writes until the log goes on behind the segment of copies.
+fn pass(image: &mut Image, target: SegmentName) {
+    while image.journal.open_name().unwrap().sequence < target.sequence {
+        image.write_at(0, &vec![4; 1024 * BLOCK]).unwrap();
+    }
+}
+
+#[test]
+fn heads_say_from_which_segment_on_copies_are_added() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut image, target) = with_copies(directory.path());
+    let open_from = |image: &mut Image| {
+        image.publish_root(|_| {}).unwrap();
+        image.head.open_from.unwrap().data
+    };
+    pass(&mut image, target);
+    assert_eq!(open_from(&mut image), target.sequence, "it is written");
+    image.close_target();
+    assert_eq!(open_from(&mut image), target.sequence, "the durable root lacks copies in it");
+    image.checkpoint().unwrap();
+    let log = image.journal.open_name().unwrap().sequence;
+    assert_eq!(open_from(&mut image), log, "it is closed, and its copies are in the root");
+}
+
+/// Copies make map pages dirty, and only a checkpoint makes it possible to drop these.
+#[test]
+fn compaction_of_blocks_under_many_pages_stays_within_the_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        map_memory_bytes: 4 << 20,
+        dead_bytes_min: 1 << 20,
+        checkpoint_log_bytes: 1 << 40,
+        ..Limits::default()
+    };
+    let store = Store::open_with(World::system(), directory.path(), limits).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let leaves = 3000;
+    let id = pool.create("image", &CreateOptions::sized(leaves << 21)).unwrap();
+    let mut image = pool.open(id).unwrap();
+    for leaf in 0..leaves {
+        image.write_at(leaf << 21, &[1; BLOCK]).unwrap();
+    }
+    let emptied = image.journal.open_name().unwrap();
+    close_segment(&mut image);
+    image.write_at(0, &[2; BLOCK]).unwrap();
+    image.state.compaction.due = true;
+    // A job moves up to one part before anything can be written.
+    let bytes_max = limits.map_memory_bytes + (PART_SLOTS * PAGE_READ_BYTES) as u64;
+    let mut copied = 0;
+    while image.compact_step(true).unwrap() {
+        copied = copied.max(image.state.compaction.moves.len());
+        image.keep_within_bounds().unwrap();
+        let bytes = image.state.memory_bytes();
+        assert!(bytes <= bytes_max, "{bytes} bytes");
+    }
+    assert!(copied > 0);
+    image.checkpoint().unwrap();
+    let gone = pool.files().open_as_it_is(emptied, false).err().map(|error| error.kind());
+    assert_eq!(gone, Some(ErrorKind::NotFound));
+}
+
+/// Looking through a map segment takes tens of milliseconds, and guests wait for it.
+#[test]
+fn a_map_segment_is_looked_through_once_before_it_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (pool, mut image) = new_image(directory.path(), 64 << 10);
+    let leaves = 2 * MAP_PAGES_MAX as u64;
+    for round in 0..3 {
+        for leaf in (0..leaves).filter(|leaf| round == 0 || leaf % 4 != 0) {
+            image.write_at(leaf << 21, &[round; BLOCK]).unwrap();
+        }
+        image.checkpoint().unwrap();
+    }
+    let emptied = image.state.pages.open_map().unwrap();
+    image.state.close_map_segment(&image.identity);
+    for looks in 0.. {
+        assert_eq!(image.state.compaction.map_done, None, "look {looks}");
+        image.compact_map().unwrap();
+        if image.state.compaction.map_at.is_none() {
+            assert!(looks > 0, "more pages than are looked at in one go");
+            break;
+        }
+    }
+    let done = image.state.compaction.map_done.unwrap();
+    assert_eq!(image.state.table.name(done.0, pool.files()).unwrap(), emptied);
+    image.compact_map().unwrap();
+    assert!(image.state.compaction.map_at.is_none(), "it is not looked at again");
+    image.state.changed = true;
+    image.checkpoint().unwrap();
+    let gone = pool.files().open_as_it_is(emptied, false).err().map(|error| error.kind());
+    assert_eq!(gone, Some(ErrorKind::NotFound));
+}
+
+#[test]
+fn a_log_that_goes_on_behind_copies_is_replayed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut image, target) = with_copies(directory.path());
+    let (id, pool) = (image.id(), image.pool().clone());
+    pass(&mut image, target);
+    image.write_at(0, &[5; BLOCK]).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    let mut image = pool.open(id).unwrap();
+    let mut blocks = vec![0; 1024 * BLOCK];
+    image.read_at(0, &mut blocks).unwrap();
+    assert!(blocks[..BLOCK].iter().all(|b| *b == 5) && blocks[BLOCK..].iter().all(|b| *b == 4));
+}
