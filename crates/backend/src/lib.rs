@@ -23,6 +23,7 @@ mod key;
 mod leases;
 pub mod local;
 pub mod memory;
+pub mod object;
 mod records;
 mod segments;
 

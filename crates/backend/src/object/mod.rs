@@ -1,0 +1,4 @@
+//! A pool in a bucket of an object store.
+
+pub mod memory;
+pub mod service;
