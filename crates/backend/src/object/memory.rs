@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::service::{
-    Condition, ListedObject, Object, ObjectService, Page, ServiceError, Version,
-};
+use super::service::{Condition, ListedObject, Object, ObjectService, Page, ServiceError, Version};
 
 /// Objects in a list, as S3 does it.
 const PAGE_OBJECTS: usize = 1000;
@@ -48,12 +46,7 @@ impl ObjectService for MemoryService {
         Ok(bytes[start..end].to_vec())
     }
 
-    fn put(
-        &self,
-        key: &str,
-        bytes: &[u8],
-        condition: &Condition,
-    ) -> Result<Version, ServiceError> {
+    fn put(&self, key: &str, bytes: &[u8], condition: &Condition) -> Result<Version, ServiceError> {
         let mut state = self.state();
         let found = state.objects.get(key).map(|(_, version)| version.to_string());
         let holds = match condition {

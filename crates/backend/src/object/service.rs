@@ -32,12 +32,7 @@ pub trait ObjectService: Send + Sync {
     ///
     /// # Errors
     /// `Conflict` where the condition did not hold. `Unknown` also where the object may have been stored.
-    fn put(
-        &self,
-        key: &str,
-        bytes: &[u8],
-        condition: &Condition,
-    ) -> Result<Version, ServiceError>;
+    fn put(&self, key: &str, bytes: &[u8], condition: &Condition) -> Result<Version, ServiceError>;
 
     /// Removes an object. An object that does not exist is no error.
     ///
