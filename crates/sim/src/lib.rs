@@ -10,15 +10,12 @@
 //! runner       runs a sequence in two processes on one machine; perform calls the engine,
 //!              aftermath finds the true state after errors and crashes
 //! disk         the machine: live and durable state, torn and lost writes, faults, locks
+//! service      a service that keeps objects, with faults of its own, for several machines
 //! crash        crashes of a copy of the machine at an I/O, its recovery, and the comparison
 //! observe      the state that a fresh process finds, compared with the oracle
 //! damage       the same after silent damage: right bytes or an error
 //! shrink       makes a failing sequence as small as possible
 //! ```
-//!
-//! A back end on object stores will get a simulated service beside [`disk`], behind the same trait as the real
-//! one. Its faults will be lost answers, answers that come twice, stale lists, and a compare-and-swap that was
-//! done and reported as failed. Model, runner and oracle will stay the same.
 
 mod aftermath;
 pub mod clock;
@@ -33,6 +30,7 @@ pub mod random;
 pub mod rules;
 mod runner;
 pub mod scenarios;
+pub mod service;
 pub mod shrink;
 mod workers;
 

@@ -16,6 +16,19 @@ pub const STORE: &str = "/store";
 /// Simulated processes.
 pub const PROCESSES: usize = 2;
 
+/// Small enough for checkpoints in the background, for pages to be dropped, for compaction, for streams, and for
+/// segments that are used again.
+pub(crate) const LIMITS: Limits = Limits {
+    map_memory_bytes: 64 << 10,
+    checkpoint_log_bytes: 96 << 10,
+    dead_bytes_min: 64 << 10,
+    stream_bytes_min: 8 << 10,
+    reserve_bytes: 64 << 10,
+    segment_slots: 96,
+    live_bytes_per_spare: 4 << 10,
+    spare_bytes_min: 16 << 10,
+};
+
 /// A rule that can be violated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
@@ -75,17 +88,5 @@ pub(crate) fn open_store(
         random: Arc::new(SimRandom::new(Rng::with(seed, 100 + process as u64))),
         workers: Arc::new(SimWorkers::new(Rng::with(seed, 200 + process as u64))),
     };
-    // Small enough for checkpoints in the background, for pages to be dropped, for compaction,
-    // for streams, and for segments that are used again.
-    let limits = Limits {
-        map_memory_bytes: 64 << 10,
-        checkpoint_log_bytes: 96 << 10,
-        dead_bytes_min: 64 << 10,
-        stream_bytes_min: 8 << 10,
-        reserve_bytes: 64 << 10,
-        segment_slots: 96,
-        live_bytes_per_spare: 4 << 10,
-        spare_bytes_min: 16 << 10,
-    };
-    Store::open_with(world, Path::new(STORE), limits)
+    Store::open_with(world, Path::new(STORE), LIMITS)
 }
