@@ -1,4 +1,5 @@
 //! A pool in a bucket of an object store.
 
+pub mod cache;
 pub mod memory;
 pub mod service;

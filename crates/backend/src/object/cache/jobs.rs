@@ -1,0 +1,107 @@
+//! Work in the background: fetching ahead, making objects whole, counting.
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+
+use marcot_store::Job;
+
+use super::flight::Landed;
+use super::layout::CHUNK_BYTES;
+use super::space::STORING;
+use super::{CachedObject, Inner};
+
+/// Jobs of a process at a time. Each holds one fetch in memory. What exceeds them is not done: it is needed later,
+/// or never.
+const JOBS_MAX: usize = 8;
+
+impl Inner {
+    /// Starts a job. Returns false where there are enough of them.
+    fn start(&self, job: Job) -> bool {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        // A job may run in this call, and may start another one: then the list must not be locked.
+        let mut running = std::mem::take(&mut *jobs);
+        drop(jobs);
+        running.retain_mut(|job| !job.is_finished());
+        let has_room = running.len() < JOBS_MAX;
+        if has_room {
+            running.push(self.place.world.workers.start(job));
+        }
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).append(&mut running);
+        has_room
+    }
+
+    /// Fetches chunks before they are needed.
+    pub(super) fn fetch_ahead(self: &Arc<Self>, object: &CachedObject, chunks: Range<u32>) {
+        let end = chunks.end.min(object.state.chunks());
+        let all_here = {
+            let slot = object.state.slot();
+            let here = |chunk| slot.open.as_ref().is_some_and(|open| open.has(chunk));
+            (chunks.start..end).all(here)
+        };
+        if all_here || self.trouble.is_on() {
+            return;
+        }
+        let (inner, object) = (Arc::clone(self), object.clone());
+        self.start(Box::new(move || inner.fill(&object, chunks.start..end)));
+    }
+
+    /// Fetches what is missing of an object, if there is room for it.
+    pub(super) fn complete(self: &Arc<Self>, object: &CachedObject) {
+        let (inner, of) = (Arc::clone(self), object.clone());
+        let started = self.start(Box::new(move || {
+            let chunks = of.state.chunks();
+            let missing = (0..chunks).filter(|chunk| !inner.is_here(&of.state, *chunk)).count();
+            if inner.bound.has_room(&inner.place, missing as u64 * CHUNK_BYTES) {
+                inner.fill(&of, 0..chunks);
+            }
+            of.state.completed();
+        }));
+        if !started {
+            object.state.completed();
+        }
+    }
+
+    pub(super) fn recount_later(self: &Arc<Self>) {
+        let inner = Arc::clone(self);
+        self.start(Box::new(move || {
+            if let Err(error) = inner.bound.recount(&inner.place, STORING) {
+                tracing::debug!(%error, "the cache could not be counted");
+            }
+        }));
+    }
+
+    pub(super) fn shrink_later(self: &Arc<Self>) {
+        let inner = Arc::clone(self);
+        self.start(Box::new(move || {
+            if let Err(error) = inner.bound.shrink(&inner.place) {
+                tracing::debug!(%error, "the cache could not be made smaller");
+            }
+        }));
+    }
+
+    /// Fetches those chunks that are missing. Errors are left to whoever needs the chunks.
+    fn fill(self: &Arc<Self>, object: &CachedObject, chunks: Range<u32>) {
+        let mut chunk = chunks.start;
+        while chunk < chunks.end && !self.trouble.is_on() {
+            if self.is_here(&object.state, chunk) {
+                chunk += 1;
+                continue;
+            }
+            match self.obtain(object, chunk, chunk + 1, chunks.end) {
+                Ok((first, Landed::Bytes { bytes, end })) => {
+                    let asked = u64::from(end - first) * CHUNK_BYTES;
+                    if (bytes.len() as u64) < asked {
+                        break;
+                    }
+                    chunk = end.max(chunk + 1);
+                }
+                // Another process has it.
+                Ok(_) => chunk += 1,
+                Err(error) => {
+                    tracing::debug!(%error, key = %object.state.id.key, "not fetched ahead");
+                    break;
+                }
+            }
+        }
+    }
+}
