@@ -26,6 +26,7 @@ pub mod memory;
 pub mod object;
 mod records;
 mod segments;
+mod shipping;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub use leases::{Lease, Leases};
 pub use local::layout::{escape, unescape};
 pub use records::{Beside, Leftover, Records, Stamp, SwapError};
 pub use segments::Segments;
+pub use shipping::{Recovered, ShipError, Shipping};
 
 /// The back end of one pool. Cheap to clone.
 #[derive(Clone)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use marcot_store::DiskFile;
 
-use crate::{SegmentKey, SegmentSet};
+use crate::{SegmentKey, SegmentSet, Shipping};
 
 /// The segments of a pool.
 ///
@@ -92,4 +92,10 @@ pub trait Segments: Send + Sync {
 
     /// How messages name the segment: a path, or an object's key.
     fn show(&self, key: SegmentKey) -> String;
+
+    /// How segments reach the other hosts of the pool; `None` where files that were synced are all that they
+    /// need. With it, a segment that was uploaded is never written again, so that nothing is punched out of it.
+    fn shipping(&self) -> Option<Arc<dyn Shipping>> {
+        None
+    }
 }

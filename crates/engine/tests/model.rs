@@ -12,6 +12,7 @@ use marcot::{
     PoolOptions, Store, World,
 };
 use marcot_backend::memory::MemoryMachine;
+use support::bucket::{Bucket, Host};
 use support::no_disk::NoDisk;
 
 const SIZE_MAX: u64 = 9 << 20;
@@ -414,5 +415,17 @@ fn a_family_of_images_in_memory_equals_its_byte_model() {
         let home = Arc::new(MemoryMachine::default().home(place));
         let store = Store::open_home(world, home, place, Limits::default()).expect("a store");
         run(seed, steps, store);
+    }
+}
+
+/// Segments are uploaded before a head names them, and read from an object store.
+#[test]
+fn a_family_of_images_in_a_bucket_equals_its_byte_model() {
+    let (seeds, steps) = seeds();
+    for seed in seeds {
+        let directory = tempfile::tempdir().expect("a directory");
+        let bucket = Bucket::default();
+        // Every snapshot uploads segments, so that a step takes much longer than elsewhere.
+        run(seed, steps / 10, Host::store(&bucket, directory.path(), 1, Limits::default()));
     }
 }

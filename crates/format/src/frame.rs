@@ -44,6 +44,8 @@ pub enum FrameKind {
     Child = 5,
     /// A pool attached from elsewhere.
     Attached = 6,
+    /// A part of an image's log, outside its owner's host.
+    ShippedLog = 8,
 }
 
 impl FrameKind {
@@ -57,6 +59,7 @@ impl FrameKind {
             Self::Name => "image name record",
             Self::Child => "child record",
             Self::Attached => "attached pool record",
+            Self::ShippedLog => "part of a log",
         }
     }
 }

@@ -381,4 +381,71 @@ pub struct HeadRecord {
     /// flattened in its pool have left marks (`heirs`).
     #[prost(bool, tag = "21")]
     pub leaves_marks: bool,
+    /// Who has the image open for writing, or had it last. Only in pools of which several hosts may be owners.
+    #[prost(message, optional, tag = "22")]
+    pub owner: Option<OwnerRecord>,
+    /// The first shipped part of the log that is not covered by the root: see [`ShippedLog`].
+    #[prost(uint64, tag = "23")]
+    pub log_first: u64,
+    /// No owner up to the present one gives segments numbers from these on.
+    #[prost(message, optional, tag = "24")]
+    pub reserved: Option<SegmentMarks>,
+}
+
+/// The owner of an image, in a pool of which several hosts may be owners.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct OwnerRecord {
+    /// Raised by every owner, when it opens the image.
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    /// Random number of the host's directory for the pool.
+    #[prost(fixed64, tag = "2")]
+    pub host: u64,
+    /// The host's name, for people.
+    #[prost(string, tag = "3")]
+    pub host_name: String,
+    /// The process, for people.
+    #[prost(uint32, tag = "4")]
+    pub process_id: u32,
+    /// Seconds since 1970.
+    #[prost(int64, tag = "5")]
+    pub since_s: i64,
+    /// It has closed the image: all is in the root.
+    #[prost(bool, tag = "6")]
+    pub closed: bool,
+}
+
+/// A part of an image's log, as it is kept outside the owner's host until a root covers it. Parts are numbered
+/// without a gap.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ShippedLog {
+    /// The image.
+    #[prost(fixed64, tag = "1")]
+    pub image_id: u64,
+    /// Its number.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// The term of the owner that has stored it.
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
+    /// It holds nothing: no owner of an earlier term can store this part or a later one.
+    #[prost(bool, tag = "4")]
+    pub fence: bool,
+    /// What was appended, in this order.
+    #[prost(message, repeated, tag = "5")]
+    pub pieces: Vec<LogPiece>,
+}
+
+/// Bytes of a data segment.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct LogPiece {
+    /// Number of the data segment.
+    #[prost(uint32, tag = "1")]
+    pub sequence: u32,
+    /// Where the bytes begin in it.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// The bytes; none where the whole segment was uploaded before.
+    #[prost(bytes = "vec", tag = "3")]
+    pub bytes: Vec<u8>,
 }

@@ -1,5 +1,6 @@
 //! A pool: a directory of images.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -258,6 +259,7 @@ impl Pool {
         let bytes = self.encode_head(head)?;
         let key = Key::Head(image);
         let label = || self.image_label(head);
+        self.upload_named(image, head).at(|| format!("cannot upload what {} names", label()))?;
         match self.records().swap(&key, from, &bytes) {
             Ok(()) => Ok(()),
             Err(SwapError::Changed) => {
@@ -273,6 +275,17 @@ impl Pool {
                 fail(ErrorKind::Poisoned, format!("{message}: {cause}"))
             }
         }
+    }
+
+    /// Makes sure that other hosts find the segments that a head names.
+    fn upload_named(&self, image: ImageId, head: &HeadRecord) -> std::io::Result<()> {
+        let Some(shipping) = self.segments().shipping() else { return Ok(()) };
+        let below = head.open_from.or(head.marks).unwrap_or_default();
+        shipping.seal(SegmentSet { author: image, copies: 0 }, &below)?;
+        let snapshots = head.snapshots.iter().filter_map(|snapshot| snapshot.root.as_ref());
+        let roots = head.root.iter().chain(snapshots);
+        let copies: BTreeSet<u64> = roots.flat_map(|root| root.copies.iter().copied()).collect();
+        copies.into_iter().filter(|copies| *copies != 0).try_for_each(|c| shipping.seal_copies(c))
     }
 
     /// Replaces a damaged head. The caller holds the image's lease.

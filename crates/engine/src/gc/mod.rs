@@ -87,7 +87,7 @@ pub(crate) fn reclaim(
             }
         }
     }
-    if !partly.is_empty() {
+    if !partly.is_empty() && pool.segments().shipping().is_none() {
         let maps = live_slots(pool, roots, &partly, progress)?;
         for (name, live) in &maps {
             // Splitting an extent may need a block for the file system's own metadata.

@@ -58,11 +58,10 @@ impl Image {
         if self.state.changed {
             return self.checkpoint_with(|head| head.epoch = epoch);
         }
-        let (log, marks) = (self.log_position(), self.series.marks());
+        let progress = self.progress();
         self.publish(|head| {
             head.epoch = epoch;
-            head.log = Some(log);
-            head.marks = Some(marks);
+            progress.begin_log(head);
         })
     }
 

@@ -45,6 +45,7 @@ impl Image {
         self.check_owner()?;
         self.settle()?;
         self.head.check_not_fenced()?;
+        self.close_for_shipping()?;
         // The end of the log goes to the medium while the pages are encoded and written.
         self.journal.hurry(&mut self.in_flight)?;
         let loaded = self
@@ -86,6 +87,7 @@ impl Image {
     }
 
     fn start_checkpoint_job(&mut self) -> Result<()> {
+        self.close_for_shipping()?;
         self.state.pages.write_pending()?;
         let log = self.journal.files_to_sync(&mut self.in_flight)?;
         let work = self.prepare_checkpoint(log, |_| {})?;
@@ -149,6 +151,8 @@ impl Image {
                 self.head.was_replaced(*head);
                 self.state.pages.written(pages);
                 self.journal.covered(&covered.log);
+                let first = self.head.log.unwrap_or_default().sequence;
+                self.journal.forget_shipped(first, self.head.log_first);
                 self.journal.add_spares(covered.spares);
                 let mut dead = covered.dead;
                 // This head may have taken a snapshot. Segments that the snapshot may name stay.
@@ -176,11 +180,13 @@ impl Image {
     ) -> Result<CheckpointWork> {
         self.identity.pool.create_own_set(self.identity.id)?;
         let root = self.place_root()?;
+        if self.is_shipped() {
+            self.state.close_page_segments(&self.identity);
+        }
         let progress = self.progress();
         let mut head = self.head.clone();
         head.root = Some(root);
-        head.log = Some(progress.log);
-        head.marks = Some(progress.marks);
+        progress.begin_log(&mut head);
         change(&mut head);
         let head = self.head.following(head, progress);
         let pages = self.state.pages.take_pending();
@@ -248,7 +254,7 @@ impl Image {
     }
 
     /// Where the journal and the series stand.
-    fn progress(&self) -> Progress {
+    pub(super) fn progress(&self) -> Progress {
         let marks = self.series.marks();
         // A segment that is closed by now counts too, where the durable root lacks copies in it.
         let copies =
@@ -262,7 +268,8 @@ impl Image {
             table: table.map_or(marks.table, |name| name.sequence),
         };
         let log_is_open = self.journal.is_open();
-        Progress { log: self.log_position(), log_is_open, marks, open_from }
+        let next_part = self.journal.next_part();
+        Progress { log: self.log_position(), log_is_open, marks, open_from, next_part }
     }
 
     /// Changes the head, durably. Where the disk is full, such a change works all the same: see

@@ -9,6 +9,7 @@ use marcot_backend::Stamp;
 use marcot_format::record::{HeadRecord, LogPosition, SegmentMarks};
 use marcot_format::segment::SegmentKind;
 
+use super::tenure::reserved_from;
 use crate::catalog::Identity;
 use crate::error::{ErrorKind, Result, fail};
 use crate::fault::{self, Fault};
@@ -38,6 +39,22 @@ pub(super) struct Progress {
     pub marks: SegmentMarks,
     /// The first segment of each series that may still be appended to.
     pub open_from: SegmentMarks,
+    /// Number of the next part of the log that is shipped, where it is.
+    pub next_part: Option<u64>,
+}
+
+impl Progress {
+    /// Lets the log of a head begin here.
+    pub(super) fn begin_log(&self, head: &mut HeadRecord) {
+        head.log = Some(self.log);
+        head.marks = Some(self.marks);
+        if let Some(next) = self.next_part {
+            head.log_first = next;
+            // After a close, nobody gives numbers to segments.
+            let closed = head.owner.as_ref().is_some_and(|owner| owner.closed);
+            head.reserved = Some(if closed { self.marks } else { reserved_from(&self.marks) });
+        }
+    }
 }
 
 impl std::ops::Deref for Head {
@@ -71,8 +88,7 @@ impl Head {
     pub(super) fn following(&self, mut next: HeadRecord, progress: Progress) -> HeadRecord {
         if !progress.log_is_open && !self.keeps_log {
             next.epoch += 1;
-            next.log = Some(progress.log);
-            next.marks = Some(progress.marks);
+            progress.begin_log(&mut next);
         }
         next.open_from = Some(progress.open_from);
         self.next_version(next)

@@ -308,6 +308,10 @@ impl Image {
 
     /// Chooses the segments to be punched: own segments that no clone can name.
     fn choose_segments(&mut self) -> Result<Option<Work>> {
+        if self.is_shipped() {
+            // What was uploaded never changes.
+            return Ok(Some(Work::Empty));
+        }
         if self.postponed_for_readers() {
             self.state.idle.waits_for_readers = true;
             return Ok(Some(Work::Empty));

@@ -36,6 +36,7 @@ mod results;
 mod room;
 mod snapshot;
 mod state;
+mod tenure;
 mod write;
 
 use std::sync::Arc;
@@ -61,6 +62,7 @@ pub use results::{DiffExtent, FlattenPart, UsageRow};
 use room::Room;
 pub use snapshot::SNAPSHOTS_MAX;
 use state::State;
+pub(crate) use tenure::{Takeover, check_not_owned_elsewhere};
 
 /// How often a reader without a lock tries to open an image whose head changes meanwhile.
 const READ_ATTEMPTS_MAX: u32 = 10;
@@ -107,6 +109,19 @@ impl Image {
     /// # Errors
     /// `Owned` where another process has it; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
     pub(crate) fn open_owner(pool: &Pool, id: ImageId, damaged_log: DamagedLog) -> Result<Self> {
+        Self::open_owner_with(pool, id, damaged_log, Takeover::Refuse)
+    }
+
+    /// As [`Self::open_owner`]; `takeover` says what is done where another host has the image open.
+    ///
+    /// # Errors
+    /// As [`Self::open_owner`], and `Fenced` where another host becomes the owner at the same time.
+    pub(crate) fn open_owner_with(
+        pool: &Pool,
+        id: ImageId,
+        damaged_log: DamagedLog,
+        takeover: Takeover,
+    ) -> Result<Self> {
         let head = pool.read_head(id)?;
         if pool.read_only() {
             let label = pool.image_label(&head);
@@ -123,8 +138,18 @@ impl Image {
         };
         // Read again: it may have changed before this process got the lock.
         let head = pool.read_head_for_writing(id)?;
+        let given = head.reserved.unwrap_or_default();
+        let claimed = tenure::claim(pool, id, &head, takeover)?;
+        let (head, tenure) = match claimed {
+            Some((head, tenure)) => (head, Some(tenure)),
+            None => (head, None),
+        };
         let mut image = Self::assemble(pool, id, head, Mode::Owner { _lock: lock }, None)?;
-        image.replay(damaged_log)?;
+        let began_here = tenure.as_ref().is_none_or(|tenure| tenure.is_here);
+        image.replay(damaged_log, began_here)?;
+        if let Some(tenure) = tenure {
+            image.begin_tenure(tenure, &given);
+        }
         Ok(image)
     }
 
@@ -134,6 +159,7 @@ impl Image {
     /// `NotFound`, `Corrupt`, `NewerFormat`.
     pub(crate) fn open_reader(pool: &Pool, id: ImageId, damaged_log: DamagedLog) -> Result<Self> {
         let lock = pool.lock_readers(id);
+        let is_local = pool.segments().shipping().is_none();
         let locked = lock.is_some();
         let mut mode = Mode::Reader { _lock: lock };
         let mut attempts = 0;
@@ -141,7 +167,7 @@ impl Image {
             let head = pool.read_head(id)?;
             let version = head.version;
             let opened = Self::assemble(pool, id, head, mode, None)
-                .and_then(|mut image| image.replay(damaged_log).map(|()| image));
+                .and_then(|mut image| image.replay(damaged_log, is_local).map(|()| image));
             // Without the lock, the owner may have removed segments that this head needs.
             let moved = !locked && pool.read_head(id).is_ok_and(|head| head.version != version);
             attempts += 1;
@@ -293,7 +319,7 @@ impl Image {
             }
         }
         self.remove_prepared_map();
-        Ok(())
+        self.end_tenure()
     }
 
     /// Where the log of the next head begins.
@@ -350,6 +376,11 @@ impl Drop for Image {
         }
         if let Err(error) = self.settle() {
             tracing::warn!(image = %self.identity.label, error = %error.sentence(), "the last checkpoint failed");
+        }
+        if self.is_owner()
+            && let Some(shipping) = self.identity.pool.segments().shipping()
+        {
+            shipping.end_term(self.identity.id);
         }
         self.identity.pool.files().image_closed(&self.state.table.authors());
     }

@@ -2,7 +2,7 @@
 
 use marcot_format::{ImageId, SnapId};
 
-use super::{DamagedLog, Image};
+use super::{DamagedLog, Image, Takeover};
 use crate::catalog::{Pool, no_snapshot};
 use crate::error::Result;
 
@@ -14,6 +14,16 @@ impl Pool {
     pub fn open(&self, image: ImageId) -> Result<Image> {
         self.add_pools();
         Image::open_owner(self, image, DamagedLog::Refuse)
+    }
+
+    /// As [`Pool::open`], although another host may have the image open. What that host has not flushed is
+    /// lost, and its next write that has to last fails. For an operator who knows that the host is gone.
+    ///
+    /// # Errors
+    /// As [`Pool::open`], and `Fenced` where another host takes the image over at the same time.
+    pub fn take_over(&self, image: ImageId) -> Result<Image> {
+        self.add_pools();
+        Image::open_owner_with(self, image, DamagedLog::Refuse, Takeover::Force)
     }
 
     /// As [`Pool::open`], for repair: the log ends where it is damaged, and what was written after

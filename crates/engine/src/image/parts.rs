@@ -107,7 +107,7 @@ impl Image {
     fn replay_again(&mut self) -> Result<()> {
         self.back_to_durable_root()?;
         self.journal.found_groups(self.head.log.unwrap_or_default().group);
-        self.replay(DamagedLog::Refuse)
+        self.replay(DamagedLog::Refuse, !self.is_shipped())
     }
 
     /// Brings all leaves up to date, at most `leaves_max` of them between two heads.

@@ -122,6 +122,12 @@ impl State {
         close_map_segment(&mut self.pages, &mut self.table, image);
     }
 
+    /// Closes the open segments of both kinds of pages.
+    pub(super) fn close_page_segments(&mut self, image: &Identity) {
+        self.close_map_segment(image);
+        self.pages.table.close_segment();
+    }
+
     /// Gives every dirty page its place and returns the root that names them. The pages are pending
     /// afterwards, even where this fails half-way.
     ///

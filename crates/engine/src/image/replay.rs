@@ -59,10 +59,11 @@ enum Found {
 }
 
 impl Image {
-    /// Applies the log after the head's position to the map in memory. Writes nothing.
-    pub(super) fn replay(&mut self, damaged_log: DamagedLog) -> Result<()> {
+    /// Applies the log after the head's position to the map in memory. Writes nothing. `began_here` is false where
+    /// the owner before was on another host, which may have shipped nothing of its log.
+    pub(super) fn replay(&mut self, damaged_log: DamagedLog, began_here: bool) -> Result<()> {
         let Some(log) = self.head.log else { return Ok(()) };
-        let created = log.sequence < self.head.marks.unwrap_or_default().data;
+        let created = began_here && log.sequence < self.head.marks.unwrap_or_default().data;
         let refuse = created && damaged_log == DamagedLog::Refuse;
         let Some(mut cursor) = self.open_cursor(log.sequence, log.slot)? else {
             return if refuse { self.lost_log(log.sequence) } else { Ok(()) };

@@ -16,6 +16,7 @@ mod direct;
 mod group;
 mod preallocation;
 mod prepared;
+mod shipped;
 mod spares;
 mod write_behind;
 
@@ -42,6 +43,8 @@ use direct::{DirectWrites, GroupInFlight};
 pub(crate) use group::Group;
 use preallocation::Preallocation;
 pub(crate) use prepared::{Prepared, take_or_create};
+use shipped::OpenEnd;
+pub(crate) use shipped::Shipped;
 use spares::Spares;
 pub(crate) use spares::SparesWanted;
 use write_behind::WriteBehind;
@@ -157,6 +160,10 @@ pub(crate) struct Journal {
     cutting: Option<Box<dyn Running>>,
     /// A worker that removes spares.
     removing: Option<Box<dyn Running>>,
+    /// What other hosts can find of the log, where they may become owners.
+    shipped: Option<Shipped>,
+    /// A worker that removes parts of the log from there.
+    forgetting: Option<Box<dyn Running>>,
     poisoned: bool,
 }
 
@@ -177,6 +184,8 @@ impl Journal {
             spares: Spares::default(),
             cutting: None,
             removing: None,
+            shipped: None,
+            forgetting: None,
             poisoned: false,
         }
     }
@@ -255,6 +264,9 @@ impl Journal {
         // The log begins behind all earlier segments.
         self.beside.clear();
         self.spares.begin(series.marks().data);
+        if let Some(shipped) = &mut self.shipped {
+            shipped.start();
+        }
         self.open_log(epoch, Vec::new(), self.group_next, series, table)
     }
 
@@ -416,6 +428,7 @@ impl Journal {
             // The next segment may find the room that was preallocated for this one.
             opened = self.open_log(epoch, unsynced.clone(), durable_below, series, table);
         }
+        let passed: Vec<_> = self.beside.iter().map(|b| (b.name, Arc::clone(&b.file))).collect();
         if let Err(error) = opened.and_then(|()| self.pass_beside(table)) {
             unsynced.retain(|(name, _)| *name != log.name);
             log.unsynced = unsynced;
@@ -427,6 +440,10 @@ impl Journal {
                 });
             }
             return Err(error);
+        }
+        if let Some(shipped) = &mut self.shipped {
+            shipped.closed(log.name.sequence, Arc::clone(&log.file), log.slot);
+            passed.into_iter().for_each(|(name, file)| shipped.passed(name.sequence, file));
         }
         self.close_segment(log, table);
         Ok(())
@@ -617,6 +634,10 @@ impl Journal {
 
     /// See [`Spares::wanted`]. Where the medium is nearly full, no segments are kept any more.
     pub(crate) fn spares_wanted(&mut self, live_slots: u64) -> SparesWanted {
+        if self.is_shipped() {
+            // No key of an object store ever holds two contents.
+            return SparesWanted::default();
+        }
         if self.spares.count() > 0 && !spares::may_keep(&self.image) {
             self.remove_spares_later();
         }
@@ -789,7 +810,64 @@ impl Journal {
         log.unsynced.clear();
         log.dirty = false;
         log.durable_below = group_next;
+        let (sequence, slot) = (log.name.sequence, log.slot);
+        let Some(shipped) = &mut self.shipped else { return Ok(()) };
+        let stored = shipped.ship(&OpenEnd { sequence, file: &log.file, slot }, &self.image.label);
+        if let Err(error) = &stored {
+            tracing::error!(image = %self.image.label, error = %error.sentence(), "flush failed; the image must be reopened");
+            self.poisoned = true;
+        }
+        stored
+    }
+
+    /// From now on the log is shipped to where other hosts find it.
+    pub(crate) fn ship_with(&mut self, shipped: Shipped) {
+        self.shipped = Some(shipped);
+    }
+
+    /// Number of the next part of the log that is shipped, where it is.
+    pub(crate) fn next_part(&self) -> Option<u64> {
+        self.shipped.as_ref().map(Shipped::next)
+    }
+
+    /// True where a segment is uploaded before a head may name it, and never written again after that.
+    pub(crate) fn is_shipped(&self) -> bool {
+        self.shipped.is_some()
+    }
+
+    /// Goes on in another segment, so that this one can be uploaded.
+    ///
+    /// # Errors
+    /// Those of [`Series::create`]; the journal goes on in the segment before.
+    pub(crate) fn roll(
+        &mut self,
+        series: &mut Series,
+        table: &mut SegmentTable,
+        in_flight: &mut InFlight,
+    ) -> Result<()> {
+        self.finish(in_flight)?;
+        if self.log.as_ref().is_some_and(|log| log.slot > 1) {
+            self.next_segment(series, table, in_flight)?;
+        }
+        if let Some(cutting) = self.cutting.take() {
+            cutting.wait();
+        }
         Ok(())
+    }
+
+    /// A head is durable whose log begins at this segment and part: what was shipped of the log before is not
+    /// needed any more.
+    pub(crate) fn forget_shipped(&mut self, sequence: u32, part: u64) {
+        let Some(shipped) = &mut self.shipped else { return };
+        shipped.covered(sequence);
+        let (gone, shipping) = (shipped.take_covered_parts(part), shipped.shipping());
+        let image = self.image.id;
+        let forgetting = self.workers().start(Box::new(move || {
+            shipping.forget_log(image, &mut gone.into_iter());
+        }));
+        if let Some(before) = self.forgetting.replace(forgetting) {
+            before.wait();
+        }
     }
 
     /// Makes durable what was written beside the log.
@@ -915,9 +993,8 @@ impl Journal {
                 None => break,
             }
         }
-        for running in self.cutting.take().into_iter().chain(self.removing.take()) {
-            running.wait();
-        }
+        let running = [self.cutting.take(), self.removing.take(), self.forgetting.take()];
+        running.into_iter().flatten().for_each(Running::wait);
         while let Some(prepared) = self.prepared.pop_front() {
             prepared.wait();
         }

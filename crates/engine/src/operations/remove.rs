@@ -11,7 +11,7 @@ use crate::catalog::create::first_head;
 use crate::catalog::pool::Pool;
 use crate::catalog::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
-use crate::image::forget_child;
+use crate::image::{check_not_owned_elsewhere, forget_child};
 
 /// What Linux returns for a sector that cannot be read, or for data whose checksum the file system finds
 /// wrong: EIO, ENODATA, EBADMSG, EUCLEAN.
@@ -171,6 +171,7 @@ impl Store {
         check_no_snapshots(&label, &head)?;
         let lock = lock_for_removal(pool, image, &label)?;
         let head = pool.read_head(image)?;
+        check_not_owned_elsewhere(pool, &label, &head)?;
         check_no_snapshots(&label, &head)?;
         let mut own = pool.own_copies(image, &head)?;
         {
@@ -181,6 +182,9 @@ impl Store {
             pool.unlink_image(image, &head)?;
         }
         drop(lock);
+        if let Some(shipping) = pool.segments().shipping() {
+            shipping.forget_logs(image);
+        }
         if let Some(parent) = &head.parent {
             forget_child(pool, parent, SnapId(parent.snap_id), image)?;
         }

@@ -1,0 +1,64 @@
+//! Keys of the objects of images: segments and logs.
+
+use marcot_format::ImageId;
+use marcot_format::segment::SegmentKind;
+
+use crate::local::layout;
+use crate::{SegmentKey, SegmentSet};
+
+const SEGMENTS: &str = "segments/";
+
+/// Prefix of all segments.
+pub(super) fn segments() -> &'static str {
+    SEGMENTS
+}
+
+/// Prefix of the segments of a set.
+pub(super) fn set(set: SegmentSet) -> String {
+    match set.copies {
+        0 => format!("{SEGMENTS}{}/", set.author),
+        copies => format!("{SEGMENTS}{copies:016x}.{}/", set.author),
+    }
+}
+
+/// The object of a segment.
+pub(super) fn segment(key: SegmentKey) -> String {
+    let letter = key.kind.letter();
+    format!("{}{letter}{:08x}", set(key.set), key.sequence)
+}
+
+/// The segment that an object holds; `None` where it holds none.
+pub(super) fn parse_segment(object: &str) -> Option<SegmentKey> {
+    let (set, name) = object.strip_prefix(SEGMENTS)?.split_once('/')?;
+    let set = layout::parse_set(set)?;
+    let (kind, sequence): (SegmentKind, u32) = layout::parse_segment(name)?;
+    Some(SegmentKey { set, kind, sequence })
+}
+
+/// Prefix of the parts of an image's log.
+pub(super) fn log(image: ImageId) -> String {
+    format!("log/{image}/")
+}
+
+/// A part of an image's log, or a fence.
+pub(super) fn log_part(image: ImageId, number: u64) -> String {
+    format!("{}{number:016x}", log(image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_is_parsed_from_the_key_that_it_has() {
+        for copies in [0, 7] {
+            let set = SegmentSet { author: ImageId(0xAB), copies };
+            let key = SegmentKey { set, kind: SegmentKind::Map, sequence: 12 };
+            assert_eq!(parse_segment(&segment(key)), Some(key));
+        }
+        for bad in ["segments/", "segments/1/m0", "segments/00000000000000ab/x00000001", "log/1/2"]
+        {
+            assert_eq!(parse_segment(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The log of an image in a bucket: its parts, its fences, and what lies on which host.
+//!
+//! ```text
+//! P/log/N/LLLLLLLLLLLLLLLL      consecutive: a part of the log of image N, or a fence
+//! HOST/terms/N                  which terms the files of this host belong to
+//! HOST/aside/N.T                what an owner on this host had not shipped when another host replaced it
+//! ```
+//!
+//! Invariants:
+//! - A part or fence is stored only where there is none of that number, and by an owner whose part before was
+//!   stored. So an owner that was replaced meets the fence of its successor, whatever it does next.
+//! - Fences are removed only with their image.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use marcot_format::ImageId;
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::record::{LogPiece, OwnerRecord, SegmentMarks, ShippedLog};
+use marcot_format::segment::SegmentKind;
+use marcot_store::{DiskFile, replace};
+
+use super::keys;
+use super::segments::{Inner, ObjectSegments, io_error, term_path};
+use super::service::ServiceError;
+use crate::local::layout;
+use crate::{Recovered, SegmentKey, SegmentSet, ShipError, Shipping};
+
+/// Permission bits of the files and directories of a host.
+const FILE_MODE: u32 = 0o600;
+const DIRECTORY_MODE: u32 = 0o700;
+/// Bytes of a file that says which terms files belong to.
+const TERMS_BYTES: usize = 16;
+
+fn own_set(image: ImageId) -> SegmentSet {
+    SegmentSet { author: image, copies: 0 }
+}
+
+fn data_segment(image: ImageId, sequence: u32) -> SegmentKey {
+    SegmentKey { set: own_set(image), kind: SegmentKind::Data, sequence }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+impl Inner {
+    /// The term of the owner whose files lie on this host, and the next one that was begun here.
+    fn terms(&self, image: ImageId) -> io::Result<Option<(u64, u64)>> {
+        let path = term_path(&self.host.path, image);
+        let file = match self.host.disk.open(&path, false) {
+            Err(error) if is_absent(&error) => return Ok(None),
+            file => file?,
+        };
+        let mut bytes = [0; TERMS_BYTES];
+        if file.read_at(0, &mut bytes)? < TERMS_BYTES {
+            return Ok(None);
+        }
+        let number = |at: usize| {
+            let mut part = [0; 8];
+            part.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(part)
+        };
+        Ok(Some((number(0), number(8))))
+    }
+
+    fn set_terms(&self, image: ImageId, held: u64, next: u64) -> io::Result<()> {
+        let path = term_path(&self.host.path, image);
+        self.make_directory(path.parent().unwrap_or(&self.host.path))?;
+        let mut bytes = held.to_le_bytes().to_vec();
+        bytes.extend(next.to_le_bytes());
+        let host = &self.host;
+        replace(&*host.disk, &path, host.random.number(), FILE_MODE, &bytes)
+    }
+
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        match self.host.disk.create_directory(path, DIRECTORY_MODE) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => {
+                made?;
+                self.host.disk.sync_directory(path.parent().unwrap_or(Path::new(".")))
+            }
+        }
+    }
+
+    /// Puts what lies here for an image aside. With `flush=remote` it holds nothing that was flushed, so it is
+    /// removed.
+    fn put_aside(&self, image: ImageId, term: u64) -> io::Result<()> {
+        let host = &self.host;
+        let files = host.segments.list(own_set(image))?;
+        if files.is_empty() {
+            return Ok(());
+        }
+        if self.ships_flushes {
+            tracing::info!(%image, files = files.len(), "removed the rest of an owner that another host has replaced");
+            return files.into_iter().try_for_each(|key| host.segments.remove(key).map(drop));
+        }
+        let aside = host.path.join("aside");
+        self.make_directory(&aside)?;
+        let to = aside.join(format!("{image}.{term:016x}"));
+        let from = layout::set(&host.path, own_set(image));
+        tracing::warn!(
+            %image, to = %to.display(),
+            "another host has taken this image over before its last writes were uploaded; they are kept there and are not part of the image"
+        );
+        host.disk.rename(&from, &to)?;
+        host.disk.sync_directory(&aside)?;
+        host.disk.sync_directory(from.parent().unwrap_or(&host.path))
+    }
+
+    fn decode(&self, image: ImageId, number: u64, bytes: &[u8]) -> io::Result<ShippedLog> {
+        let object = keys::log_part(image, number);
+        let bad = |why: String| {
+            let message = format!("{}: {why}", self.service.show(&object));
+            io::Error::new(io::ErrorKind::InvalidData, message)
+        };
+        let (part, _) = decode_message::<ShippedLog>(FrameKind::ShippedLog, bytes)
+            .map_err(|error| bad(error.to_string()))?;
+        if (part.image_id, part.number) != (image.0, number) {
+            return Err(bad("it is a part of another log".into()));
+        }
+        Ok(part)
+    }
+
+    /// Writes a piece of the log to this host.
+    fn stage(&self, image: ImageId, piece: &LogPiece) -> io::Result<Arc<dyn DiskFile>> {
+        let key = data_segment(image, piece.sequence);
+        let segments = &self.host.segments;
+        let there = segments.open(key, true);
+        if piece.bytes.is_empty() {
+            // The whole segment was uploaded.
+            return match there {
+                Err(error) if is_absent(&error) => {
+                    let object = keys::segment(key);
+                    let found = self.until_known(|service| service.get(&object));
+                    let found =
+                        found.map_err(|error| io_error(&self.service.show(&object), error))?;
+                    segments.create(key, &found.bytes)
+                }
+                there => there,
+            };
+        }
+        let file = match there {
+            Err(error) if is_absent(&error) => segments.create(key, &[])?,
+            there => there?,
+        };
+        file.write_at(piece.offset, &[&piece.bytes])?;
+        Ok(file)
+    }
+}
+
+impl Shipping for ObjectSegments {
+    fn host(&self) -> OwnerRecord {
+        self.0.host_record()
+    }
+
+    fn ships_flushes(&self) -> bool {
+        self.0.ships_flushes
+    }
+
+    fn begin_term(
+        &self,
+        image: ImageId,
+        before: Option<&OwnerRecord>,
+        term: u64,
+    ) -> io::Result<bool> {
+        let inner = &self.0;
+        let held = before.map_or(0, |owner| owner.term);
+        let here = before.is_some_and(|owner| owner.host == inner.host.number);
+        let valid = here && inner.terms(image)?.is_some_and(|(a, b)| a == held || b == held);
+        if !valid {
+            inner.put_aside(image, term)?;
+        }
+        inner.set_terms(image, if valid { held } else { 0 }, term)?;
+        inner.own(image, None);
+        Ok(valid)
+    }
+
+    fn end_term(&self, image: ImageId) {
+        self.0.disown(image);
+    }
+
+    fn recover(
+        &self,
+        image: ImageId,
+        term: u64,
+        first: u64,
+        first_sequence: u32,
+    ) -> Result<Recovered, ShipError> {
+        let inner = &self.0;
+        inner.host.segments.create_set(own_set(image))?;
+        inner.own(image, Some(first_sequence));
+        let mut recovered = Recovered { next: first, parts: Vec::new() };
+        loop {
+            let number = recovered.next;
+            let object = keys::log_part(image, number);
+            let shown = inner.service.show(&object);
+            let failed = |error| ShipError::Io(io_error(&shown, error));
+            let found = match inner.until_known(|service| service.get(&object)) {
+                Ok(found) => Some(found.bytes),
+                Err(ServiceError::Absent) => {
+                    let fence = ShippedLog {
+                        image_id: image.0,
+                        number,
+                        term,
+                        fence: true,
+                        pieces: Vec::new(),
+                    };
+                    let bytes = encode_message(FrameKind::ShippedLog, &fence);
+                    inner.create_object(&object, &bytes).map_err(failed)?
+                }
+                Err(error) => return Err(failed(error)),
+            };
+            recovered.next += 1;
+            let Some(bytes) = found else { return Ok(recovered) };
+            let part = inner.decode(image, number, &bytes)?;
+            if part.term > term {
+                return Err(ShipError::Fenced);
+            }
+            if part.fence && part.term == term {
+                return Ok(recovered);
+            }
+            if part.fence {
+                continue;
+            }
+            recovered.parts.push(number);
+            // A root covers the segments before.
+            for piece in part.pieces.iter().filter(|piece| piece.sequence >= first_sequence) {
+                inner.stage(image, piece)?.sync()?;
+            }
+        }
+    }
+
+    fn ship(&self, part: &ShippedLog) -> Result<(), ShipError> {
+        let image = ImageId(part.image_id);
+        let object = keys::log_part(image, part.number);
+        let shown = self.0.service.show(&object);
+        let bytes = encode_message(FrameKind::ShippedLog, part);
+        let stored = self.0.create_object(&object, &bytes);
+        match stored.map_err(|error| ShipError::Io(io_error(&shown, error)))? {
+            None => Ok(()),
+            Some(found) => {
+                let found = self.0.decode(image, part.number, &found)?;
+                if found.term > part.term {
+                    return Err(ShipError::Fenced);
+                }
+                let message = format!("{shown} holds another part of the log");
+                Err(ShipError::Io(io::Error::new(io::ErrorKind::InvalidData, message)))
+            }
+        }
+    }
+
+    fn seal_data(&self, image: ImageId, sequence: u32) -> io::Result<()> {
+        self.0.seal_one(data_segment(image, sequence))
+    }
+
+    fn seal(&self, set: SegmentSet, below: &SegmentMarks) -> io::Result<()> {
+        self.0.seal_set(set, below)
+    }
+
+    fn seal_copies(&self, copies: u64) -> io::Result<()> {
+        let sets = self.0.host.segments.sets()?;
+        sets.into_iter().filter(|set| set.copies == copies).try_for_each(|set| {
+            let all = SegmentMarks { data: u32::MAX, map: u32::MAX, table: u32::MAX };
+            self.0.seal_set(set, &all)
+        })
+    }
+
+    fn forget_log(&self, image: ImageId, parts: &mut dyn Iterator<Item = u64>) {
+        self.0.forget_uploaded(image);
+        for number in parts {
+            let object = keys::log_part(image, number);
+            if let Err(error) = self.0.until_known(|service| service.remove(&object)) {
+                tracing::warn!(object, %error, "a part of a log that is not needed any more stays");
+            }
+        }
+    }
+
+    fn forget_logs(&self, image: ImageId) {
+        let mut objects = Vec::new();
+        let listed =
+            self.0.list_objects(&keys::log(image), |object, _| objects.push(object.to_owned()));
+        if let Err(error) = listed {
+            tracing::warn!(%image, %error, "the log of an image that is gone stays");
+        }
+        for object in objects {
+            if let Err(error) = self.0.until_known(|service| service.remove(&object)) {
+                tracing::warn!(object, %error, "a part of the log of an image that is gone stays");
+            }
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! Segments in a bucket.
+//!
+//! A segment is written in a directory of the owner's host, as on a local back end, and uploaded as a whole once
+//! nobody writes to it any more. An upload stores an object only where there is none of that key, so that no key
+//! ever holds two contents (I9).
+//!
+//! An owner that was replaced may still upload a segment that its successor has recovered from the log and
+//! uploads too. Both begin with the same bytes, which are all that a root of the successor names.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use marcot_format::ImageId;
+use marcot_format::record::{OwnerRecord, SegmentMarks};
+use marcot_format::segment::SegmentKind;
+use marcot_store::{Clock, Disk, DiskFile, Random};
+
+use super::keys;
+use super::service::{Condition, ObjectService, ServiceError};
+use crate::{SegmentKey, SegmentSet, Segments, Shipping};
+
+/// The first wait before a request is sent again, and the longest one.
+const WAITS: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(5);
+
+/// The directory of this host for a pool in a bucket.
+#[derive(Clone)]
+pub struct HostDirectory {
+    /// Reaches the directory.
+    pub disk: Arc<dyn Disk>,
+    /// The directory.
+    pub path: PathBuf,
+    /// Its segments, as those of a pool in this directory.
+    pub segments: Arc<dyn Segments>,
+    /// Time, for waits.
+    pub clock: Arc<dyn Clock>,
+    /// Random numbers, for names.
+    pub random: Arc<dyn Random>,
+    /// Random number of the directory.
+    pub number: u64,
+    /// The host's name, for people.
+    pub host_name: String,
+}
+
+/// See the module. One serves all images of the pool in this process. Cheap to clone.
+#[derive(Clone)]
+pub struct ObjectSegments(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub service: Arc<dyn ObjectService>,
+    pub host: HostDirectory,
+    pub ships_flushes: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Images that this process owns. While the log of an image is replayed: the number from which on its data
+    /// segments are those that lie on this host, whatever an owner before has uploaded.
+    owned: HashMap<ImageId, Option<u32>>,
+    /// Segments that were uploaded and still lie on this host.
+    uploaded: HashSet<SegmentKey>,
+    /// Lengths of segments, as lists have shown them.
+    lengths: HashMap<SegmentKey, u64>,
+}
+
+/// An error of the service, as one of the operating system.
+pub(super) fn io_error(shown: &str, error: ServiceError) -> io::Error {
+    let kind = match error {
+        ServiceError::Absent => return io::ErrorKind::NotFound.into(),
+        ServiceError::Conflict => return io::ErrorKind::AlreadyExists.into(),
+        ServiceError::Refused(_) => io::ErrorKind::PermissionDenied,
+        ServiceError::Invalid(_) | ServiceError::Unknown(_) => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, format!("{shown}: {error}"))
+}
+
+impl ObjectSegments {
+    /// `ships_flushes`: a flush is durable only when the service has stored it.
+    #[must_use]
+    pub fn new(service: Arc<dyn ObjectService>, host: HostDirectory, ships_flushes: bool) -> Self {
+        Self(Arc::new(Inner { service, host, ships_flushes, state: Mutex::default() }))
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn own(&self, image: ImageId, log_from: Option<u32>) {
+        self.state().owned.insert(image, log_from);
+    }
+
+    pub(super) fn disown(&self, image: ImageId) {
+        self.state().owned.remove(&image);
+    }
+
+    /// Sends a request again until its outcome is known.
+    pub(super) fn until_known<T>(
+        &self,
+        mut request: impl FnMut(&dyn ObjectService) -> Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        let mut wait = WAITS.start;
+        loop {
+            match request(&*self.service) {
+                Err(ServiceError::Unknown(why)) => {
+                    tracing::debug!(%why, "a request is sent again");
+                    self.host.clock.pause(wait);
+                    wait = (wait * 2).min(WAITS.end);
+                }
+                known => return known,
+            }
+        }
+    }
+
+    /// Stores an object where there is none. `Some`: there is one, with these other bytes.
+    pub(super) fn create_object(
+        &self,
+        object: &str,
+        bytes: &[u8],
+    ) -> Result<Option<Vec<u8>>, ServiceError> {
+        loop {
+            match self.service.put(object, bytes, &Condition::Absent) {
+                Ok(_) => return Ok(None),
+                Err(ServiceError::Conflict) => {}
+                Err(ServiceError::Unknown(why)) => {
+                    tracing::debug!(%why, object, "it is looked whether the object was stored");
+                    self.host.clock.pause(WAITS.start);
+                }
+                Err(error) => return Err(error),
+            }
+            // This request may have stored it, or another owner. The object itself tells.
+            match self.until_known(|service| service.get(object)) {
+                Ok(found) if found.bytes == bytes => return Ok(None),
+                Ok(found) => return Ok(Some(found.bytes)),
+                Err(ServiceError::Absent) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The bytes of a segment on this host.
+    fn staged_bytes(&self, key: SegmentKey) -> io::Result<Vec<u8>> {
+        let file = self.host.segments.open(key, false)?;
+        let mut bytes = vec![0; usize::try_from(file.length()?).unwrap_or(usize::MAX)];
+        let n = file.read_at(0, &mut bytes)?;
+        bytes.truncate(n);
+        Ok(bytes)
+    }
+
+    fn upload(&self, key: SegmentKey) -> io::Result<()> {
+        let bytes = self.staged_bytes(key)?;
+        let object = keys::segment(key);
+        let shown = self.service.show(&object);
+        match self.create_object(&object, &bytes).map_err(|error| io_error(&shown, error))? {
+            // An owner before has stored it, with all that was recovered from its log, and perhaps more.
+            Some(found) if found.starts_with(&bytes) => Ok(()),
+            Some(_) => {
+                let message = format!("{shown} holds other bytes than the segment of this host");
+                Err(io::Error::new(io::ErrorKind::InvalidData, message))
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn seal_one(&self, key: SegmentKey) -> io::Result<()> {
+        if self.state().uploaded.contains(&key) {
+            return Ok(());
+        }
+        match self.upload(key) {
+            // It was uploaded and removed from this host before.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            outcome => outcome?,
+        }
+        self.state().uploaded.insert(key);
+        Ok(())
+    }
+
+    pub(super) fn seal_set(&self, set: SegmentSet, below: &SegmentMarks) -> io::Result<()> {
+        let mut keys = self.host.segments.list(set)?;
+        keys.retain(|key| key.sequence < below.of(key.kind));
+        // Data first: pages name it.
+        keys.sort_unstable();
+        keys.into_iter().try_for_each(|key| self.seal_one(key))
+    }
+
+    /// A head names only segments of this image that were uploaded: they need not lie on this host any more.
+    pub(super) fn forget_uploaded(&self, image: ImageId) {
+        let mut state = self.state();
+        if let Some(log_from) = state.owned.get_mut(&image) {
+            *log_from = None;
+        }
+        let mine: Vec<SegmentKey> =
+            state.uploaded.iter().copied().filter(|key| key.set.author == image).collect();
+        for key in &mine {
+            state.uploaded.remove(key);
+        }
+        drop(state);
+        for key in mine {
+            if let Err(error) = self.host.segments.remove(key) {
+                tracing::debug!(%error, "an uploaded segment stays on this host");
+            }
+        }
+    }
+
+    pub(super) fn host_record(&self) -> OwnerRecord {
+        OwnerRecord {
+            host: self.host.number,
+            host_name: self.host.host_name.clone(),
+            process_id: self.host.disk.process_id(),
+            ..OwnerRecord::default()
+        }
+    }
+
+    /// The segment in the bucket.
+    fn remote(self: &Arc<Self>, key: SegmentKey) -> io::Result<Arc<dyn DiskFile>> {
+        let length = self.state().lengths.get(&key).copied();
+        let file = RemoteFile { inner: Arc::clone(self), key, length: Mutex::new(length) };
+        if length.is_none() {
+            // This shows that it exists.
+            file.read_at(0, &mut [0; 1])?;
+        }
+        Ok(Arc::new(file))
+    }
+}
+
+impl Segments for ObjectSegments {
+    fn create(&self, key: SegmentKey, start: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
+        self.0.host.segments.create(key, start)
+    }
+
+    fn reuse(&self, _: SegmentKey, _: SegmentKey, _: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn open(&self, key: SegmentKey, write: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let staged = &self.0.host.segments;
+        if write {
+            return match staged.open(key, true) {
+                // What was uploaded is never written again.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.0.remote(key).and(Err(io::ErrorKind::Unsupported.into()))
+                }
+                opened => opened,
+            };
+        }
+        let own = match key.set.copies {
+            0 => self.0.state().owned.get(&key.set.author).copied(),
+            _ => None,
+        };
+        let Some(log_from) = own else {
+            // What lies on this host may be the rest of an owner that another host has replaced.
+            return match self.0.remote(key) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => staged.open(key, false),
+                opened => opened,
+            };
+        };
+        let only_staged =
+            key.kind == SegmentKind::Data && log_from.is_some_and(|from| key.sequence >= from);
+        match staged.open(key, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !only_staged => {
+                self.0.remote(key)
+            }
+            opened => opened,
+        }
+    }
+
+    fn settle(&self, key: SegmentKey) -> io::Result<()> {
+        match self.0.host.segments.settle(key) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            settled => settled,
+        }
+    }
+
+    fn remove(&self, key: SegmentKey) -> io::Result<u64> {
+        let object = keys::segment(key);
+        let removed = self.0.until_known(|service| service.remove(&object));
+        removed.map_err(|error| io_error(&self.0.service.show(&object), error))?;
+        let length = {
+            let mut state = self.0.state();
+            state.uploaded.remove(&key);
+            state.lengths.remove(&key)
+        };
+        match self.0.host.segments.remove(key) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(length.unwrap_or(0)),
+            removed => removed,
+        }
+    }
+
+    fn list(&self, set: SegmentSet) -> io::Result<Vec<SegmentKey>> {
+        let mut keys = self.0.host.segments.list(set)?;
+        let known: HashSet<SegmentKey> = keys.iter().copied().collect();
+        self.0.list_objects(&keys::set(set), |object, bytes| {
+            if let Some(key) = keys::parse_segment(object) {
+                self.0.state().lengths.insert(key, bytes);
+                if !known.contains(&key) {
+                    keys.push(key);
+                }
+            }
+        })?;
+        Ok(keys)
+    }
+
+    fn create_set(&self, set: SegmentSet) -> io::Result<()> {
+        self.0.host.segments.create_set(set)
+    }
+
+    fn remove_set(&self, set: SegmentSet) -> io::Result<()> {
+        match self.0.host.segments.remove_set(set) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
+    fn sets(&self) -> io::Result<Vec<SegmentSet>> {
+        let mut sets: HashSet<SegmentSet> = self.0.host.segments.sets()?.into_iter().collect();
+        self.0.list_objects(keys::segments(), |object, _| {
+            sets.extend(keys::parse_segment(object).map(|key| key.set));
+        })?;
+        Ok(sets.into_iter().collect())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.0.host.segments.free_bytes()
+    }
+
+    fn keep_reserve(&self, bytes: u64) {
+        self.0.host.segments.keep_reserve(bytes);
+    }
+
+    fn has_reserve(&self) -> bool {
+        self.0.host.segments.has_reserve()
+    }
+
+    fn give_up_reserve(&self) -> bool {
+        self.0.host.segments.give_up_reserve()
+    }
+
+    fn show(&self, key: SegmentKey) -> String {
+        self.0.service.show(&keys::segment(key))
+    }
+
+    fn shipping(&self) -> Option<Arc<dyn Shipping>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+impl Inner {
+    /// Calls `each` with the key and the length of every object under a prefix.
+    pub(super) fn list_objects(
+        &self,
+        prefix: &str,
+        mut each: impl FnMut(&str, u64),
+    ) -> io::Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.until_known(|service| service.list(prefix, after.as_deref()));
+            let page = page.map_err(|error| io_error(&self.service.show(prefix), error))?;
+            page.objects.iter().for_each(|object| each(&object.key, object.bytes));
+            match page.objects.last() {
+                Some(last) if page.more => after = Some(last.key.clone()),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// A segment in the bucket, which is only read.
+struct RemoteFile {
+    inner: Arc<Inner>,
+    key: SegmentKey,
+    length: Mutex<Option<u64>>,
+}
+
+impl DiskFile for RemoteFile {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let object = keys::segment(self.key);
+        let range = offset..offset + buf.len() as u64;
+        let read = self.inner.until_known(|service| service.get_range(&object, range.clone()));
+        let bytes = read.map_err(|error| io_error(&self.inner.service.show(&object), error))?;
+        let n = bytes.len().min(buf.len());
+        buf[..n].copy_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn write_at(&self, _: u64, _: &[&[u8]]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// It is durable: it was uploaded.
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        let mut length = self.length.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = *length {
+            return Ok(known);
+        }
+        let object = keys::segment(self.key);
+        let mut found = None;
+        self.inner.list_objects(&object, |key, bytes| {
+            if key == object {
+                found = Some(bytes);
+            }
+        })?;
+        *length = found;
+        found.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.length()
+    }
+
+    fn set_length(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn advise(&self, _: u64, _: u64) {}
+}
+
+/// A file of a host's directory that says which terms of an image its files belong to.
+pub(super) fn term_path(directory: &Path, image: ImageId) -> PathBuf {
+    directory.join("terms").join(image.to_string())
+}

@@ -1,0 +1,128 @@
+//! Shipping: how segments and logs that are written on one host reach the other hosts of a pool.
+//!
+//! In a local directory, a file that was synced is all that another process needs. In a bucket, an owner writes
+//! its segments in a directory of its host, and has to upload them before a head names them. Its log lies
+//! there too. A flush ships what was appended since the last one.
+
+use std::fmt;
+use std::io;
+
+use marcot_format::ImageId;
+use marcot_format::record::{OwnerRecord, SegmentMarks, ShippedLog};
+
+use crate::SegmentSet;
+
+/// See the module. All methods may take as long as the service does, so that no image's thread should wait for
+/// them while guests do.
+///
+/// An image has one owner at a time, with a *term* that is higher than those of all owners before. The engine
+/// stores the term in the head. So the orders of steps are:
+/// - Opening: [`Self::begin_term`], the head with the new term, and [`Self::recover`], where the owner before
+///   has not closed the image.
+/// - Flush: [`Self::ship`].
+/// - Checkpoint: [`Self::seal`], the new head, [`Self::forget_log`].
+pub trait Shipping: Send + Sync {
+    /// This host, as the owner of an image. `term` and `since_s` are 0.
+    fn host(&self) -> OwnerRecord;
+
+    /// True where a flush has to ship the log. Otherwise it is durable on this host only.
+    fn ships_flushes(&self) -> bool;
+
+    /// Prepares this host to own an image with this term. `before` is the owner in the head. Returns true where
+    /// what lies on this host is the state of that owner, so that its log can be replayed here. Anything else
+    /// that lies here for the image is put aside: nobody will replay it.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn begin_term(
+        &self,
+        image: ImageId,
+        before: Option<&OwnerRecord>,
+        term: u64,
+    ) -> io::Result<bool>;
+
+    /// This process does not own the image any more.
+    fn end_term(&self, image: ImageId);
+
+    /// Ends the owner before: stores a fence behind the last part of the log that it has shipped. Then writes
+    /// the parts to this host, so that the log can be replayed here. `first` is the number of the first part,
+    /// and `first_sequence` that of the first data segment of the log.
+    ///
+    /// # Errors
+    /// `Fenced` where a later owner has stored a fence.
+    fn recover(
+        &self,
+        image: ImageId,
+        term: u64,
+        first: u64,
+        first_sequence: u32,
+    ) -> Result<Recovered, ShipError>;
+
+    /// Stores a part of the log. The part before it was stored.
+    ///
+    /// # Errors
+    /// `Fenced` where a later owner has stored a fence: nothing was stored.
+    fn ship(&self, part: &ShippedLog) -> Result<(), ShipError>;
+
+    /// Uploads a data segment that nobody writes to any more.
+    ///
+    /// # Errors
+    /// What the service says.
+    fn seal_data(&self, image: ImageId, sequence: u32) -> io::Result<()>;
+
+    /// Uploads those segments of a set that lie on this host and have numbers below these. Nobody writes to them
+    /// any more.
+    ///
+    /// # Errors
+    /// What the service says.
+    fn seal(&self, set: SegmentSet, below: &SegmentMarks) -> io::Result<()>;
+
+    /// Uploads the segments of all sets of copies with this number that lie on this host. Nobody writes to them
+    /// any more.
+    ///
+    /// # Errors
+    /// What the service says.
+    fn seal_copies(&self, copies: u64) -> io::Result<()>;
+
+    /// Removes parts of a log that a root covers. Fences stay, because an owner before may still be about to
+    /// store a part of that number. What cannot be removed is litter.
+    fn forget_log(&self, image: ImageId, parts: &mut dyn Iterator<Item = u64>);
+
+    /// Removes all parts and fences of the log of an image that is gone. What cannot be removed is litter.
+    fn forget_logs(&self, image: ImageId);
+}
+
+/// What [`Shipping::recover`] has found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Number of the next part.
+    pub next: u64,
+    /// Numbers of the parts that hold groups.
+    pub parts: Vec<u64>,
+}
+
+/// Why a part of a log was not stored.
+#[derive(Debug)]
+pub enum ShipError {
+    /// A later owner has taken the image over.
+    Fenced,
+    /// The service has not stored it, or it is not known whether it has.
+    Io(io::Error),
+}
+
+impl From<io::Error> for ShipError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl fmt::Display for ShipError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fenced => f.write_str("another host has taken the image over"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ShipError {}

@@ -1,0 +1,173 @@
+//! Becoming and ceasing to be the owner of an image in a pool of which several hosts may be owners.
+//!
+//! On one host, a lock says who owns an image, and it is free once its holder is dead. No lock reaches another
+//! host. There the head says who owns the image, and the *term* says which owner is the last one. A new owner
+//! replaces the head first, and then ends the log of the owner before with a fence
+//! ([`marcot_backend::Shipping::recover`]). An owner that was replaced can store neither a head nor a part of
+//! the log any more (I6), however late it notices.
+
+use marcot_backend::{Recovered, ShipError};
+use marcot_format::ImageId;
+use marcot_format::record::{HeadRecord, OwnerRecord, SegmentMarks};
+use marcot_format::segment::SegmentKind;
+
+use super::Image;
+use crate::catalog::Pool;
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::journal::Shipped;
+
+/// Numbers of each series that an owner may give to segments before its next head.
+const RESERVED: u32 = 1 << 10;
+
+/// What an owner does about another host that has the image open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Takeover {
+    /// Leaves the image to it.
+    Refuse,
+    /// Takes the image over: an operator says that the other host is gone.
+    Force,
+}
+
+/// An owner's place in the order of owners.
+pub(super) struct Tenure {
+    term: u64,
+    recovered: Recovered,
+    /// The log of the owner before lies on this host.
+    pub is_here: bool,
+}
+
+/// The numbers that an owner may give, once a head with these marks is durable.
+pub(super) fn reserved_from(marks: &SegmentMarks) -> SegmentMarks {
+    let of = |mark: u32| mark.saturating_add(RESERVED);
+    SegmentMarks { data: of(marks.data), map: of(marks.map), table: of(marks.table) }
+}
+
+fn highest(a: &SegmentMarks, b: &SegmentMarks) -> SegmentMarks {
+    SegmentMarks { data: a.data.max(b.data), map: a.map.max(b.map), table: a.table.max(b.table) }
+}
+
+/// Becomes the owner of an image, whose lock on this host is held. `head` is the durable head. Returns the head
+/// that names this owner. `None`: in this pool, the lock is all that an owner needs.
+///
+/// # Errors
+/// `Owned` where another host has the image open; `Fenced` where another host becomes the owner at the same time;
+/// those of the back end.
+pub(super) fn claim(
+    pool: &Pool,
+    image: ImageId,
+    head: &HeadRecord,
+    takeover: Takeover,
+) -> Result<Option<(HeadRecord, Tenure)>> {
+    let Some(shipping) = pool.segments().shipping() else { return Ok(None) };
+    let label = pool.image_label(head);
+    if takeover == Takeover::Refuse {
+        check_not_owned_elsewhere(pool, &label, head)?;
+    }
+    let (host, before) = (shipping.host(), head.owner.as_ref());
+    let open = before.filter(|owner| !owner.closed);
+    let term = before.map_or(0, |owner| owner.term) + 1;
+    let began = shipping.begin_term(image, before, term);
+    let is_here = began.at(|| format!("cannot prepare this host to own {label}"))?;
+    let marks = head.marks.unwrap_or_default();
+    let given = highest(&marks, &head.reserved.unwrap_or_default());
+    let mut next = head.clone();
+    next.version += 1;
+    next.reserved = Some(reserved_from(&given));
+    next.owner = Some(OwnerRecord { term, since_s: pool.now_s(), closed: false, ..host });
+    pool.swap_head(image, marcot_backend::Stamp::of(head), &next)?;
+    let first = head.log_first;
+    let recovered = match open {
+        None => Recovered { next: first, parts: Vec::new() },
+        Some(owner) => {
+            tracing::info!(image = %label, host = %owner.host_name, is_here, "the image was not closed; its log is recovered");
+            let first_sequence = head.log.unwrap_or_default().sequence;
+            match shipping.recover(image, term, first, first_sequence) {
+                Ok(recovered) => recovered,
+                Err(ShipError::Fenced) => {
+                    let message = format!("{label} was taken over by another host");
+                    return fail(ErrorKind::Fenced, message);
+                }
+                Err(ShipError::Io(error)) => {
+                    return Err(Error::from_io(
+                        format!("cannot recover the log of {label}"),
+                        error,
+                    ));
+                }
+            }
+        }
+    };
+    Ok(Some((next, Tenure { term, recovered, is_here })))
+}
+
+/// Fails where the head says that another host has the image open.
+///
+/// # Errors
+/// `Owned`.
+pub(crate) fn check_not_owned_elsewhere(pool: &Pool, label: &str, head: &HeadRecord) -> Result<()> {
+    let Some(shipping) = pool.segments().shipping() else { return Ok(()) };
+    let here = shipping.host().host;
+    match head.owner.as_ref().filter(|owner| !owner.closed && owner.host != here) {
+        Some(owner) => fail(ErrorKind::Owned, owned_elsewhere(label, owner)),
+        None => Ok(()),
+    }
+}
+
+/// The message where another host has an image open.
+fn owned_elsewhere(label: &str, owner: &OwnerRecord) -> String {
+    format!(
+        "{label} is open on host {} (process {}) since {} seconds after 1970; run this there, or, if that host is gone for good, take the image over with --force",
+        owner.host_name, owner.process_id, owner.since_s
+    )
+}
+
+impl Image {
+    /// Takes up the tenure: from now on the log is shipped. The log of the owner before has been replayed.
+    pub(super) fn begin_tenure(&mut self, tenure: Tenure, given: &SegmentMarks) {
+        let Tenure { term, recovered, .. } = tenure;
+        if let Some(shipping) = self.identity.pool.segments().shipping() {
+            let shipped = Shipped::new(shipping, self.identity.id, term, recovered);
+            self.journal.ship_with(shipped);
+        }
+        // An owner before may still give the numbers below to segments.
+        for kind in [SegmentKind::Data, SegmentKind::Map, SegmentKind::Table] {
+            if let Some(last) = given.of(kind).checked_sub(1) {
+                self.series.used(self.series.name(kind, last));
+            }
+        }
+    }
+
+    /// Says in the head that this owner has closed the image. The log has ended.
+    pub(super) fn end_tenure(&mut self) -> Result<()> {
+        let open = self.head.owner.as_ref().is_some_and(|owner| !owner.closed);
+        if !self.journal.is_shipped() || !open {
+            return Ok(());
+        }
+        self.publish_root(set_closed)
+    }
+
+    /// True where owners on other hosts have to find what a head names.
+    pub(super) fn is_shipped(&self) -> bool {
+        self.journal.is_shipped()
+    }
+
+    /// Closes all segments that are being written, so that they can be uploaded before a head names them.
+    pub(super) fn close_for_shipping(&mut self) -> Result<()> {
+        if !self.is_shipped() {
+            return Ok(());
+        }
+        self.state.compaction.abandon();
+        self.state.compaction.due = true;
+        self.close_target();
+        self.with_free_names(&[SegmentKind::Data], |image| {
+            let Self { journal, series, state, in_flight, .. } = image;
+            journal.roll(series, &mut state.table, in_flight)
+        })
+    }
+}
+
+/// Changes a head to say that its owner has closed the image.
+pub(super) fn set_closed(head: &mut HeadRecord) {
+    if let Some(owner) = &mut head.owner {
+        owner.closed = true;
+    }
+}

@@ -1,0 +1,241 @@
+//! Hosts whose pools lie in one object store in memory.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use marcot::{Limits, Store};
+use marcot_backend::local::LocalHome;
+use marcot_backend::memory::Memory;
+use marcot_backend::object::memory::MemoryService;
+use marcot_backend::object::segments::{HostDirectory, ObjectSegments};
+use marcot_backend::object::service::ObjectService;
+use marcot_backend::{At, Backend, Home, Key, Lease, Leases, Leftover, Opened, Part, ReadableBy};
+use marcot_store::{Disk, Lock, LockMode, World};
+
+/// The pools of an object store, by name, and the record of the store that all hosts use.
+#[derive(Clone, Default)]
+pub struct Bucket {
+    pools: Arc<Mutex<BTreeMap<String, (Memory, Arc<dyn ObjectService>)>>>,
+    record: Arc<Mutex<Option<Vec<u8>>>>,
+}
+
+impl Bucket {
+    fn pool(&self, name: &str) -> (Memory, Arc<dyn ObjectService>) {
+        let mut pools = self.pools.lock().unwrap();
+        let new = || (Memory::default(), Arc::new(MemoryService::new()) as Arc<dyn ObjectService>);
+        pools.entry(name.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// The service that keeps the segments of a pool.
+    pub fn service(&self, name: &str) -> Arc<dyn ObjectService> {
+        self.pool(name).1
+    }
+
+    /// The keys of all objects of a pool.
+    pub fn keys(&self, name: &str) -> Vec<String> {
+        let (service, mut keys) = (self.service(name), Vec::new());
+        loop {
+            let after: Option<String> = keys.last().cloned();
+            let page = service.list("", after.as_deref()).unwrap();
+            keys.extend(page.objects.into_iter().map(|object| object.key));
+            if !page.more {
+                return keys;
+            }
+        }
+    }
+}
+
+/// A host: a directory of its own, and the pools of a bucket.
+pub struct Host {
+    local: LocalHome,
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    bucket: Bucket,
+    number: u64,
+    ships_flushes: bool,
+}
+
+impl Host {
+    /// The store of a host. `number` tells hosts apart.
+    pub fn store(bucket: &Bucket, directory: &Path, number: u64, limits: Limits) -> Store {
+        Self::store_that(bucket, directory, number, limits, true)
+    }
+
+    /// As [`Self::store`]; `ships_flushes` is false for `flush=local`.
+    pub fn store_that(
+        bucket: &Bucket,
+        directory: &Path,
+        number: u64,
+        limits: Limits,
+        ships_flushes: bool,
+    ) -> Store {
+        let world = World::system();
+        let local = LocalHome::open(&world, directory).unwrap();
+        if let Some(record) = &*bucket.record.lock().unwrap() {
+            let _ = local.create(record);
+        }
+        let home = Self {
+            local,
+            disk: Arc::clone(&world.disk),
+            directory: directory.to_owned(),
+            bucket: bucket.clone(),
+            number,
+            ships_flushes,
+        };
+        Store::open_home(world, Arc::new(home), directory, limits).unwrap()
+    }
+
+    fn backend(&self, name: &str, host: Backend) -> Backend {
+        let (records, service) = self.bucket.pool(name);
+        let world = World::system();
+        let directory = HostDirectory {
+            disk: Arc::clone(&self.disk),
+            path: self.directory.join("pools").join(name),
+            segments: host.segments,
+            clock: world.clock,
+            random: world.random,
+            number: self.number,
+            host_name: format!("host-{}", self.number),
+        };
+        let segments = ObjectSegments::new(service, directory, self.ships_flushes);
+        let records = records.backend().records;
+        Backend {
+            records,
+            segments: Arc::new(segments),
+            leases: Arc::new(HostLeases {
+                directory: self.directory.join("pools").join(name),
+                inner: host.leases,
+            }),
+            shared: None,
+        }
+    }
+}
+
+impl Home for Host {
+    fn record(&self) -> io::Result<Vec<u8>> {
+        self.bucket.record.lock().unwrap().clone().ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn create(&self, record: &[u8]) -> io::Result<()> {
+        self.local.create(record)?;
+        *self.bucket.record.lock().unwrap() = Some(record.to_vec());
+        Ok(())
+    }
+
+    fn lock(&self) -> io::Result<Box<dyn Lock>> {
+        self.local.lock()
+    }
+
+    fn pools(&self) -> io::Result<Vec<String>> {
+        Ok(self.bucket.pools.lock().unwrap().keys().cloned().collect())
+    }
+
+    fn has_pool(&self, name: &str) -> io::Result<bool> {
+        Ok(self.bucket.pools.lock().unwrap().contains_key(name))
+    }
+
+    fn is_link(&self, _: &str) -> bool {
+        false
+    }
+
+    fn holds_images(&self, _: &str) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn create_pool(&self, name: &str, readable_by: ReadableBy) -> io::Result<Backend> {
+        let host = self.local.create_pool(name, readable_by)?;
+        Ok(self.backend(name, host))
+    }
+
+    fn settle_pools(&self) -> io::Result<()> {
+        self.local.settle_pools()
+    }
+
+    fn clear_pool(&self, name: &str, location: &Path) {
+        self.local.clear_pool(name, location);
+        self.bucket.pools.lock().unwrap().remove(name);
+    }
+
+    fn attached(&self) -> io::Result<Vec<String>> {
+        self.local.attached()
+    }
+
+    fn attachment(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.local.attachment(name)
+    }
+
+    fn attach(&self, name: &str, attachment: &[u8]) -> io::Result<()> {
+        self.local.attach(name, attachment)
+    }
+
+    fn detach(&self, name: &str) -> io::Result<()> {
+        self.local.detach(name)
+    }
+
+    fn open(&self, at: &At) -> io::Result<Opened> {
+        let At::Own(name) = at else { return self.local.open(at) };
+        if !self.has_pool(name)? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        // The directory of this host may not exist yet.
+        let host = self.local.create_pool(name, ReadableBy::Owner)?;
+        if let Ok(record) = self.bucket.pool(name).0.backend().records.get(&Key::Pool, 1 << 16) {
+            let _ = host.records.create(&Key::Pool, &record);
+        }
+        let Opened { backend, access } = self.local.open(at)?;
+        Ok(Opened { backend: self.backend(name, backend), access })
+    }
+
+    fn leftovers(&self, attached: bool) -> Vec<Leftover> {
+        self.local.leftovers(attached)
+    }
+
+    fn remove_leftover(&self, leftover: &Leftover) {
+        self.local.remove_leftover(leftover);
+    }
+
+    fn foreign(&self) -> Option<u32> {
+        self.local.foreign()
+    }
+
+    fn show(&self, part: &Part) -> String {
+        self.local.show(part)
+    }
+}
+
+/// Leases of a host's directory, in which an image's directory may not exist yet.
+struct HostLeases {
+    directory: PathBuf,
+    inner: Arc<dyn Leases>,
+}
+
+impl Leases for HostLeases {
+    fn take(&self, lease: Lease, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
+        if let Lease::Owner(id) | Lease::Readers(id) | Lease::Snapshot(id, _) = lease {
+            std::fs::create_dir_all(self.directory.join("images").join(id.to_string()))?;
+        }
+        self.inner.take(lease, mode, wait)
+    }
+
+    fn was_taken(&self, lease: Lease) -> bool {
+        self.inner.was_taken(lease)
+    }
+
+    fn note_holder(&self, lease: Lease, holder: &str) {
+        self.inner.note_holder(lease, holder);
+    }
+
+    fn holder(&self, lease: Lease) -> Option<String> {
+        self.inner.holder(lease)
+    }
+
+    fn forget(&self, lease: Lease) {
+        self.inner.forget(lease);
+    }
+
+    fn show(&self, lease: Lease) -> String {
+        self.inner.show(lease)
+    }
+}
