@@ -124,6 +124,13 @@ pub struct ChildRecord {
     /// In a marker: the child's namespace when it was made, for people.
     #[prost(string, tag = "11")]
     pub child_namespace: String,
+    /// In a pool of which several hosts may be owners: the host that has stored this, see [`OwnerRecord`]. Only
+    /// that host can tell whether the clone is still being made.
+    #[prost(fixed64, tag = "12")]
+    pub host: u64,
+    /// That host's name, for people.
+    #[prost(string, tag = "13")]
+    pub host_name: String,
 }
 
 /// The next number in each of an author's three series of segments.

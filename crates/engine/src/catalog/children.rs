@@ -12,7 +12,7 @@ use std::fmt;
 
 use marcot_backend::{ChildKey, Key, Listed, Prefix};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{ChildRecord, HeadRecord, ParentRecord};
+use marcot_format::record::{ChildRecord, HeadRecord, OwnerRecord, ParentRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::LockMode;
 
@@ -341,6 +341,9 @@ impl Pool {
     /// child may be in the making.
     fn clean_stale(&self, pool: &Pool, key: ChildKey) {
         let Ok(Some(_lock)) = pool.try_lock(LockMode::Exclusive) else { return };
+        if !pool.is_made_here(&self.recorded_child(key)) {
+            return;
+        }
         if pool.read_head(key.child_image).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
             let _ = self.records().remove(&Key::Child(key));
         }
@@ -353,6 +356,11 @@ impl Pool {
             .and_then(|bytes| decode_message::<ChildRecord>(FrameKind::Child, &bytes).ok())
             .map(|(record, _)| record)
             .unwrap_or_default()
+    }
+
+    /// True where no other host can be making the clone of this pool of which this is the record.
+    pub(crate) fn is_made_here(&self, record: &ChildRecord) -> bool {
+        self.segments().shipping().is_none_or(|shipping| shipping.host().host == record.host)
     }
 
     fn look_at_marker(&self, key: ChildKey) -> Result<Option<ChildInfo>> {
@@ -416,7 +424,12 @@ impl Pool {
     }
 
     fn store_child(&self, key: &Key, record: &ChildRecord) -> Result<()> {
-        let stored = self.records().create(key, &encode_message(FrameKind::Child, record));
+        let mut record = record.clone();
+        if let Some(shipping) = self.segments().shipping() {
+            let OwnerRecord { host, host_name, .. } = shipping.host();
+            (record.host, record.host_name) = (host, host_name);
+        }
+        let stored = self.records().create(key, &encode_message(FrameKind::Child, &record));
         stored.at(|| format!("cannot record the child in {}", self.records().show(key)))
     }
 

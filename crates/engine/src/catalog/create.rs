@@ -2,7 +2,9 @@
 
 use marcot_backend::Key;
 use marcot_format::frame::{FrameKind, encode_message};
-use marcot_format::record::{HeadRecord, LogPosition, NameRecord, RootRecord, SegmentMarks};
+use marcot_format::record::{
+    HeadRecord, LogPosition, NameRecord, OwnerRecord, RootRecord, SegmentMarks,
+};
 use marcot_format::{IMAGE_BYTES_MAX, ImageId};
 use marcot_store::LockMode;
 
@@ -153,6 +155,10 @@ impl Pool {
         // The process that made the pool may have been killed before the pool's record was durable.
         records.settle(&Key::Pool).at(context)?;
         let name_key = Key::Name { namespace: head.namespace.clone(), name: name.to_owned() };
+        let mut head = head.clone();
+        // Only this host can tell whether the image is still being made.
+        head.owner = self.segments().shipping().map(|s| OwnerRecord { closed: true, ..s.host() });
+        let head = &head;
         let made = records
             .create(&Key::Head(id), &self.encode_head(head)?)
             .and_then(|()| records.create(&name_key, &name_record(id)));

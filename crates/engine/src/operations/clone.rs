@@ -311,6 +311,7 @@ fn record_child(
         created_s: dest.now_s(),
         clone_format: link.clone_format,
         child_namespace: namespace.to_owned(),
+        ..ChildRecord::default()
     };
     dest.record_child(&record)?;
     if parent.id() == dest.id() {

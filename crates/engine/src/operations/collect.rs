@@ -115,7 +115,10 @@ impl Store {
             collected.heads.iter().flat_map(|head| roots_of(pool, head)).collect();
         let freed_bytes = gc::reclaim(pool, &roots, &collected.candidates, progress)?;
         pool.remove_empty_author_directories();
-        pool.tidy_heirs()?;
+        if pool.segments().shipping().is_none() {
+            // Another host may be cloning or removing an image at this moment.
+            pool.tidy_heirs()?;
+        }
         Ok(GcReport { freed_bytes, ..pool.report(&collected.heads)? })
     }
 }
@@ -162,7 +165,10 @@ impl Pool {
             let _catalogue = self.lock(LockMode::Exclusive)?;
             let keys = self.child_keys(|key| key.child_pool == own)?.into_iter();
             let head = |key: &ChildKey| self.records().exists(&Key::Head(key.child_image));
-            keys.filter(|key| matches!(head(key), Ok(false))).collect()
+            keys.filter(|key| {
+                matches!(head(key), Ok(false)) && self.is_made_here(&self.recorded_child(*key))
+            })
+            .collect()
         };
         for key in stale {
             let (pool_id, image_id) = (key.parent_pool.0, key.parent_image.0);
@@ -225,44 +231,29 @@ impl Pool {
         let _catalogue = self.lock(LockMode::Exclusive)?;
         let mut collected =
             Collected { heads: Vec::new(), candidates: Vec::new(), unfinished: Vec::new() };
-        // Sets are listed before heads: an image notes a set of copies in its head before it makes it.
-        let sets = self.segment_sets()?;
+        // Segments are listed before heads: what was stored later is nobody's candidate. And an image notes a set
+        // of copies in its head before it makes it.
+        let mut listed = Vec::new();
+        for set in self.segment_sets()? {
+            listed.push((set, self.files().list(self.id(), set)?));
+        }
         let mut named = NamedImages::default();
         let mut limits: BTreeMap<ImageId, (SegmentMarks, SegmentMarks)> = BTreeMap::new();
-        for image in self.image_ids()? {
-            let head = match self.read_head(image) {
-                Ok(head) => head,
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    // An interrupted creation or removal left this directory. Nothing names its image.
-                    self.remove_head(image);
-                    continue;
-                }
-                // Any segment may be named by the head that cannot be read.
-                Err(error) if error.kind().is_obstacle() => return Err(error.context(format!(
-                    "image {} cannot be looked at now, so nothing is freed",
-                    self.label_by_names(image)
-                ))),
-                Err(error) => return Err(error.context(format!(
-                    "image {} cannot be read, so nothing is freed: restore its head from a backup, or \
-                     give the image up with 'rm --force'",
-                    self.label_by_names(image)
-                ))),
-            };
-            // Only durable roots decide what is freed (I5). The writer of this head may have been killed,
-            // or may still be, between its rename and its sync.
-            self.settle(&Key::Head(image))?;
-            if head.removing || self.never_named(&head, &mut named) {
-                collected.unfinished.push((image, head));
-                continue;
+        let mut looked_at: HashSet<ImageId> = HashSet::new();
+        // Another host may clone an image that was not read yet, make the clone independent, and remove the image.
+        // What it named is named by the clone then, which only a later list shows.
+        loop {
+            let mut images = self.image_ids()?;
+            images.retain(|image| looked_at.insert(*image));
+            if images.is_empty() {
+                break;
             }
-            let open = head.open_from.or(head.marks).unwrap_or_default();
-            let log = head.log.unwrap_or_default().sequence;
-            let limit = SegmentMarks { data: open.data.min(log), ..open };
-            limits.insert(image, (head.shared_below.unwrap_or_default(), limit));
-            collected.heads.push(head);
+            for image in images {
+                self.collect_image(image, &mut named, &mut limits, &mut collected)?;
+            }
         }
         let copying: HashSet<u64> = collected.heads.iter().map(|head| head.copying).collect();
-        for set in sets {
+        for (set, segments) in listed {
             let SegmentSet { author, copies } = set;
             let unfinished = collected.unfinished.iter().any(|(image, _)| *image == author);
             if if copies == 0 {
@@ -273,7 +264,7 @@ impl Pool {
                 continue;
             }
             let range = limits.get(&author).filter(|_| copies == 0);
-            for name in self.files().list(self.id(), set)? {
+            for name in segments {
                 // Segments from the limit on may still be written by an owner, or are private to it.
                 let below = range.is_none_or(|(shared, limit)| {
                     name.sequence < shared.of(name.kind).min(limit.of(name.kind))
@@ -286,9 +277,57 @@ impl Pool {
         Ok(collected)
     }
 
+    /// Reads the head of an image.
+    fn collect_image(
+        &self,
+        image: ImageId,
+        named: &mut NamedImages,
+        limits: &mut BTreeMap<ImageId, (SegmentMarks, SegmentMarks)>,
+        collected: &mut Collected,
+    ) -> Result<()> {
+        let head = match self.read_head(image) {
+            Ok(head) => head,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // An interrupted creation or removal left this directory. Nothing names its image.
+                self.remove_head(image);
+                return Ok(());
+            }
+            // Any segment may be named by the head that cannot be read.
+            Err(error) if error.kind().is_obstacle() => {
+                return Err(error.context(format!(
+                    "image {} cannot be looked at now, so nothing is freed",
+                    self.label_by_names(image)
+                )));
+            }
+            Err(error) => return Err(error.context(format!(
+                "image {} cannot be read, so nothing is freed: restore its head from a backup, or \
+                 give the image up with 'rm --force'",
+                self.label_by_names(image)
+            ))),
+        };
+        // Only durable roots decide what is freed (I5). The writer of this head may have been killed,
+        // or may still be, between its rename and its sync.
+        self.settle(&Key::Head(image))?;
+        if head.removing || self.never_named(&head, named) {
+            collected.unfinished.push((image, head));
+            return Ok(());
+        }
+        let open = head.open_from.or(head.marks).unwrap_or_default();
+        let log = head.log.unwrap_or_default().sequence;
+        let limit = SegmentMarks { data: open.data.min(log), ..open };
+        limits.insert(image, (head.shared_below.unwrap_or_default(), limit));
+        collected.heads.push(head);
+        Ok(())
+    }
+
     /// True for an image whose creation was interrupted before it had a name. Nobody can have written it.
     pub(crate) fn never_named(&self, head: &HeadRecord, named: &mut NamedImages) -> bool {
-        head.epoch == 0
+        let here = self.segments().shipping().is_none_or(|shipping| {
+            let host = shipping.host().host;
+            head.owner.as_ref().is_some_and(|owner| owner.host == host)
+        });
+        // Another host may still be making it.
+        here && head.epoch == 0
             && head.snapshots.is_empty()
             // A name that cannot be read must not lead to the loss of the image.
             && self.is_nameless(head, named).is_ok_and(|nameless| nameless)

@@ -189,7 +189,8 @@ impl Store {
             forget_child(pool, parent, SnapId(parent.snap_id), image)?;
         }
         let left = pool.remove_private_segments(image, &head, progress)?;
-        if pool.attached() {
+        // What other hosts clone, flatten and remove meanwhile, only a collection takes into account.
+        if pool.attached() || pool.segments().shipping().is_some() {
             return Ok(());
         }
         if left > 0 || !own.is_empty() {

@@ -2,9 +2,11 @@
 
 use marcot_format::frame::{FrameKind, decode_message, encode, encode_message};
 use marcot_format::record::{
-    AttachedRecord, ChildRecord, HeadRecord, LogPosition, MetaRecord, NameRecord, ParentRecord,
-    PoolRecord, Protection, RootRecord, SegmentMarks, SnapshotRecord, StoreRecord, TablePointer,
+    AttachedRecord, ChildRecord, HeadRecord, LogPiece, LogPosition, MetaRecord, NameRecord,
+    OwnerRecord, ParentRecord, PoolRecord, Protection, RootRecord, SegmentMarks, ShippedLog,
+    SnapshotRecord, StoreRecord, TablePointer,
 };
+use prost::Message;
 
 use crate::bytes::bytes;
 
@@ -218,6 +220,7 @@ fn a_child_record_is_these_bytes() {
         created_s: 1_700_000_000,
         clone_format: 2,
         child_namespace: "ns".into(),
+        ..ChildRecord::default()
     };
     is(FrameKind::Child, CHILD, &record);
 }
@@ -319,8 +322,70 @@ fn a_head_is_these_bytes() {
         open_from: Some(marks(16, 17, 18)),
         copying: 0x8877_6655_4433_2211,
         leaves_marks: true,
+        ..HeadRecord::default()
     };
     is(FrameKind::Head, HEAD, &record);
+}
+
+/// What only pools have of which several hosts may be owners.
+#[test]
+fn the_fields_for_several_hosts_are_these_bytes() {
+    let head = HeadRecord {
+        owner: Some(OwnerRecord {
+            term: 5,
+            host: 0x1122_3344_5566_7788,
+            host_name: "h1".into(),
+            process_id: 300,
+            since_s: 1_700_000_000,
+            closed: true,
+        }),
+        log_first: 7,
+        reserved: Some(marks(1, 2, 3)),
+        ..HeadRecord::default()
+    };
+    let expected = bytes(
+        "
+        b2 01 1a                                        | owner:
+        08 05                                           |   term 5
+        11 88 77 66 55 44 33 22  11                     |   host
+        1a 02 68 31                                     |   host_name
+        20 ac 02                                        |   process_id 300
+        28 80 e2 cf aa 06                               |   since_s 1700000000
+        30 01                                           |   closed
+        b8 01 07                                        | log_first 7
+        c2 01 06 08 01 10 02 18 03                      | reserved: 1, 2, 3
+        ",
+    );
+    assert_eq!(head.encode_to_vec(), expected);
+    let host = 0x1122_3344_5566_7788;
+    let child = ChildRecord { host, host_name: "h1".into(), ..ChildRecord::default() };
+    let expected = bytes(
+        "
+        61 88 77 66 55 44 33 22  11                     | host
+        6a 02 68 31                                     | host_name
+        ",
+    );
+    assert_eq!(child.encode_to_vec(), expected);
+    let part = ShippedLog {
+        image_id: 0x1122_3344_5566_7788,
+        number: 7,
+        term: 5,
+        fence: true,
+        pieces: vec![LogPiece { sequence: 4, offset: 4096, bytes: vec![0xAA, 0xBB] }],
+    };
+    let expected = bytes(
+        "
+        09 88 77 66 55 44 33 22  11                     | image_id
+        10 07                                           | number 7
+        18 05                                           | term 5
+        20 01                                           | fence
+        2a 09                                           | piece:
+        08 04                                           |   sequence 4
+        10 80 20                                        |   offset 4096
+        1a 02 aa bb                                     |   bytes
+        ",
+    );
+    assert_eq!(part.encode_to_vec(), expected);
 }
 
 #[test]
