@@ -14,15 +14,18 @@ use marcot_backend::object::service::ObjectService;
 use marcot_backend::{At, Backend, Home, Key, Lease, Leases, Leftover, Opened, Part, ReadableBy};
 use marcot_store::{Disk, Lock, LockMode, World};
 
+/// Records and objects of a pool.
+type Kept = (Memory, Arc<dyn ObjectService>);
+
 /// The pools of an object store, by name, and the record of the store that all hosts use.
 #[derive(Clone, Default)]
 pub struct Bucket {
-    pools: Arc<Mutex<BTreeMap<String, (Memory, Arc<dyn ObjectService>)>>>,
+    pools: Arc<Mutex<BTreeMap<String, Kept>>>,
     record: Arc<Mutex<Option<Vec<u8>>>>,
 }
 
 impl Bucket {
-    fn pool(&self, name: &str) -> (Memory, Arc<dyn ObjectService>) {
+    fn pool(&self, name: &str) -> Kept {
         let mut pools = self.pools.lock().unwrap();
         let new = || (Memory::default(), Arc::new(MemoryService::new()) as Arc<dyn ObjectService>);
         pools.entry(name.to_owned()).or_insert_with(new).clone()
