@@ -52,6 +52,9 @@ pub enum Completion {
     /// Every batch of writes with a smaller number than this is stored. With an error the device cannot be
     /// used any more, and no batch is stored that has not been told of before.
     Written(Result<u64>),
+    /// Every flush with a smaller number than this has ended. With an error the device cannot be used any more,
+    /// and no flush has ended that has not been told of before.
+    Flushed(Result<u64>),
 }
 
 /// A run of the device that is of one kind.
@@ -128,6 +131,21 @@ pub trait BlockDevice: Send {
     /// # Errors
     /// `Poisoned` when stable storage refused; nothing is promised afterwards until reopened.
     fn flush(&mut self) -> Result<()>;
+
+    /// As [`Self::flush`], but it may end later, while the device goes on: then it returns a number, and the flush
+    /// has ended when [`Self::take_completion`] tells of it.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    fn flush_async(&mut self) -> Result<Option<u64>> {
+        self.flush().map(|()| None)
+    }
+
+    /// True while a flush is under way. [`Self::completion_fd`] does not show when it ends, so that
+    /// [`Self::take_completion`] has to be called now and then.
+    fn awaits_flush(&self) -> bool {
+        false
+    }
 
     /// The kinds of the runs of `[offset, offset + length)`, at most `extents_max` of them,
     /// in order and without gaps, from `offset` on.

@@ -1,11 +1,23 @@
 //! Hosts that use the same images, whose segments and logs lie in an object store.
 
+#![expect(clippy::disallowed_methods, reason = "these tests wait for threads of the system")]
+
 mod support;
+
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use support::bucket::{Bucket, Host};
 use support::{assert_sound, pattern};
 
-use marcot::{CreateOptions, ErrorKind, Image, ImageId, Limits, Pool, Store};
+use marcot::{
+    BlockDevice, Completion, CreateOptions, ErrorKind, Image, ImageId, Limits, Pool, Store,
+};
+use marcot_backend::object::memory::MemoryService;
+use marcot_backend::object::service::{
+    Condition, Object, ObjectService, Page, ServiceError, Version,
+};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 200;
@@ -24,7 +36,10 @@ struct Hosts {
 
 impl Hosts {
     fn new(count: u64, ships_flushes: bool) -> Self {
-        let bucket = Bucket::default();
+        Self::with(Bucket::default(), count, ships_flushes)
+    }
+
+    fn with(bucket: Bucket, count: u64, ships_flushes: bool) -> Self {
         let mut hosts = Self { bucket, directories: Vec::new(), stores: Vec::new(), ships_flushes };
         (0..count).for_each(|_| hosts.add());
         hosts
@@ -185,4 +200,125 @@ fn a_closed_image_leaves_only_its_segments_on_the_service_and_none_on_the_host()
     let keys = hosts.bucket.keys("rbd");
     assert!(keys.iter().all(|key| key.starts_with("segments/")), "{keys:?}");
     assert_eq!(support::segments(&hosts.pool(0), 'd').len(), 0);
+}
+
+/// A service that stores parts of logs only while its gate is open.
+#[derive(Default)]
+struct Gated {
+    service: MemoryService,
+    closed: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gated {
+    fn set_closed(&self, closed: bool) {
+        *self.closed.lock().unwrap() = closed;
+        self.opened.notify_all();
+    }
+}
+
+impl ObjectService for Gated {
+    fn get(&self, key: &str) -> Result<Object, ServiceError> {
+        self.service.get(key)
+    }
+
+    fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ServiceError> {
+        self.service.get_range(key, range)
+    }
+
+    fn put(&self, key: &str, bytes: &[u8], condition: &Condition) -> Result<Version, ServiceError> {
+        if key.starts_with("log/") {
+            let closed = self.closed.lock().unwrap();
+            drop(self.opened.wait_while(closed, |closed| *closed).unwrap());
+        }
+        self.service.put(key, bytes, condition)
+    }
+
+    fn remove(&self, key: &str) -> Result<(), ServiceError> {
+        self.service.remove(key)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page, ServiceError> {
+        self.service.list(prefix, after)
+    }
+
+    fn show(&self, key: &str) -> String {
+        self.service.show(key)
+    }
+}
+
+/// The number below which all flushes have ended.
+fn await_flush(image: &mut Image) -> u64 {
+    for _ in 0..10_000 {
+        if let Some(Completion::Flushed(below)) = BlockDevice::take_completion(image) {
+            return below.unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("no flush has ended");
+}
+
+#[test]
+fn an_image_is_read_and_written_while_a_flush_is_under_way() {
+    let (bucket, service) = (Bucket::default(), Arc::new(Gated::default()));
+    bucket.keep_in("rbd", Arc::clone(&service) as Arc<dyn ObjectService>);
+    let hosts = Hosts::with(bucket, 2, true);
+    let id = hosts.image();
+    let mut image = hosts.pool(0).open(id).unwrap();
+    write(&mut image, 1, 1);
+    service.set_closed(true);
+    let first = image.flush_async().unwrap().unwrap();
+    assert!(image.awaits_flush());
+    // More than one segment holds.
+    for block in 0..100 {
+        write(&mut image, block, 2);
+        assert_block(&mut image, block, 2);
+    }
+    let second = image.flush_async().unwrap().unwrap();
+    assert!(second > first);
+    assert!(BlockDevice::take_completion(&mut image).is_none());
+    service.set_closed(false);
+    assert_eq!(await_flush(&mut image), second);
+    assert_eq!(await_flush(&mut image), second + 1);
+    assert!(!image.awaits_flush());
+    assert_eq!(image.flush_async().unwrap(), None, "nothing was written since");
+    let mut other = hosts.pool(1).take_over(id).unwrap();
+    (0..100).for_each(|block| assert_block(&mut other, block, 2));
+}
+
+#[test]
+fn a_flush_that_was_under_way_at_a_takeover_is_not_acknowledged() {
+    let (bucket, service) = (Bucket::default(), Arc::new(Gated::default()));
+    bucket.keep_in("rbd", Arc::clone(&service) as Arc<dyn ObjectService>);
+    let hosts = Hosts::with(bucket, 2, true);
+    let id = hosts.image();
+    let mut image = hosts.pool(0).open(id).unwrap();
+    write(&mut image, 1, 1);
+    image.flush().unwrap();
+    write(&mut image, 1, 2);
+    service.set_closed(true);
+    image.flush_async().unwrap().unwrap();
+    let successor = std::thread::scope(|scope| {
+        // Both wait at the gate. The fence may come first, or the flush: then the successor has it.
+        let taken = scope.spawn(|| hosts.pool(1).take_over(id).unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+        service.set_closed(false);
+        taken.join().unwrap()
+    });
+    let mut successor = successor;
+    let mut ended = None;
+    for _ in 0..10_000 {
+        if let Some(Completion::Flushed(outcome)) = BlockDevice::take_completion(&mut image) {
+            ended = Some(outcome);
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    match ended.expect("the flush ends") {
+        Ok(_) => assert_block(&mut successor, 1, 2),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Fenced);
+            assert_block(&mut successor, 1, 1);
+        }
+    }
 }

@@ -90,6 +90,18 @@ impl BlockDevice for Image {
         Image::flush(self)
     }
 
+    fn flush_async(&mut self) -> Result<Option<u64>> {
+        if !self.is_owner() {
+            return Ok(None);
+        }
+        self.check_owner()?;
+        self.journal.flush(&mut self.in_flight)
+    }
+
+    fn awaits_flush(&self) -> bool {
+        self.journal.awaits_flush()
+    }
+
     fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>> {
         self.extents_of(offset, length, extents_max)
     }

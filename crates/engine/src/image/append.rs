@@ -146,6 +146,9 @@ impl Image {
     /// Takes the next completion that a caller waits for.
     pub(super) fn take_completion(&mut self) -> Option<Completion> {
         loop {
+            if let Some(flushed) = self.journal.newly_flushed() {
+                return Some(Completion::Flushed(flushed));
+            }
             if self.journal.is_awaited()
                 && let Some(stored) = self.journal.newly_stored(self.check_owner())
             {

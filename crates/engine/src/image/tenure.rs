@@ -125,7 +125,8 @@ impl Image {
     pub(super) fn begin_tenure(&mut self, tenure: Tenure, given: &SegmentMarks) {
         let Tenure { term, recovered, .. } = tenure;
         if let Some(shipping) = self.identity.pool.segments().shipping() {
-            let shipped = Shipped::new(shipping, self.identity.id, term, recovered);
+            let shipped =
+                Shipped::new(shipping, self.identity.id, &self.identity.label, term, recovered);
             self.journal.ship_with(shipped);
         }
         // An owner before may still give the numbers below to segments.

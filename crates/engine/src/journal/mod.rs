@@ -137,6 +137,10 @@ pub(crate) struct CoveredLog {
     group: u64,
 }
 
+fn open_end(log: &Log, group: u64) -> OpenEnd<'_> {
+    OpenEnd { sequence: log.name.sequence, file: &log.file, slot: log.slot, group }
+}
+
 /// See the module. An image that only reads has one too, which is never opened.
 pub(crate) struct Journal {
     image: Arc<Identity>,
@@ -162,8 +166,6 @@ pub(crate) struct Journal {
     removing: Option<Box<dyn Running>>,
     /// What other hosts can find of the log, where they may become owners.
     shipped: Option<Shipped>,
-    /// A worker that removes parts of the log from there.
-    forgetting: Option<Box<dyn Running>>,
     poisoned: bool,
 }
 
@@ -185,7 +187,6 @@ impl Journal {
             cutting: None,
             removing: None,
             shipped: None,
-            forgetting: None,
             poisoned: false,
         }
     }
@@ -810,14 +811,73 @@ impl Journal {
         log.unsynced.clear();
         log.dirty = false;
         log.durable_below = group_next;
-        let (sequence, slot) = (log.name.sequence, log.slot);
-        let Some(shipped) = &mut self.shipped else { return Ok(()) };
-        let stored = shipped.ship(&OpenEnd { sequence, file: &log.file, slot }, &self.image.label);
-        if let Err(error) = &stored {
-            tracing::error!(image = %self.image.label, error = %error.sentence(), "flush failed; the image must be reopened");
-            self.poisoned = true;
+        if self.ships_flushes() {
+            self.flush_shipped()?;
         }
-        stored
+        Ok(())
+    }
+
+    fn ships_flushes(&self) -> bool {
+        self.shipped.as_ref().is_some_and(Shipped::ships_flushes)
+    }
+
+    /// Asks for a flush, which may end later: then it returns the number of the flush, and
+    /// [`Self::newly_flushed`] says when it has ended.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub(crate) fn flush(&mut self, in_flight: &mut InFlight) -> Result<Option<u64>> {
+        if !self.ships_flushes() {
+            return self.sync(in_flight).map(|()| None);
+        }
+        self.finish(in_flight)?;
+        let workers = self.workers();
+        let (log, group_next) = (&self.log, self.group_next);
+        let open = log.as_ref().map(|log| open_end(log, group_next));
+        let Some(shipped) = &mut self.shipped else { return Ok(None) };
+        let asked = shipped.flush(open.as_ref(), &*workers);
+        self.note_shipped(asked)
+    }
+
+    /// Ships all of the log, and waits for it.
+    fn flush_shipped(&mut self) -> Result<()> {
+        let workers = self.workers();
+        let (log, group_next) = (&self.log, self.group_next);
+        let open = log.as_ref().map(|log| open_end(log, group_next));
+        let Some(shipped) = &mut self.shipped else { return Ok(()) };
+        let flushed = shipped.flush_now(open.as_ref(), &*workers);
+        self.note_shipped(flushed)
+    }
+
+    /// Takes in what was shipped meanwhile. Returns the number below which all flushes have ended, where that was
+    /// not told yet.
+    pub(crate) fn newly_flushed(&mut self) -> Option<Result<u64>> {
+        self.shipped.as_ref().filter(|shipped| shipped.is_awaited())?;
+        let workers = self.workers();
+        let (log, group_next) = (&self.log, self.group_next);
+        let open = log.as_ref().map(|log| open_end(log, group_next));
+        let shipped = self.shipped.as_mut()?;
+        shipped.poll(open.as_ref(), &*workers);
+        let flushed = shipped.newly_flushed()?;
+        Some(self.note_shipped(flushed))
+    }
+
+    /// True while flushes wait, or their ends were not told.
+    pub(crate) fn awaits_flush(&self) -> bool {
+        self.shipped.as_ref().is_some_and(Shipped::is_awaited)
+    }
+
+    /// Notes what is stored by now, and whether the image can be used any more.
+    fn note_shipped<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        if let Err(error) = &outcome {
+            if !self.poisoned {
+                tracing::error!(image = %self.image.label, error = %error.sentence(), "flush failed; the image must be reopened");
+            }
+            self.poisoned = true;
+        } else if let (Some(log), Some(shipped)) = (&mut self.log, &self.shipped) {
+            log.durable_below = log.durable_below.max(shipped.stored_below());
+        }
+        outcome
     }
 
     /// From now on the log is shipped to where other hosts find it.
@@ -858,15 +918,9 @@ impl Journal {
     /// A head is durable whose log begins at this segment and part: what was shipped of the log before is not
     /// needed any more.
     pub(crate) fn forget_shipped(&mut self, sequence: u32, part: u64) {
-        let Some(shipped) = &mut self.shipped else { return };
-        shipped.covered(sequence);
-        let (gone, shipping) = (shipped.take_covered_parts(part), shipped.shipping());
-        let image = self.image.id;
-        let forgetting = self.workers().start(Box::new(move || {
-            shipping.forget_log(image, &mut gone.into_iter());
-        }));
-        if let Some(before) = self.forgetting.replace(forgetting) {
-            before.wait();
+        let workers = self.workers();
+        if let Some(shipped) = &mut self.shipped {
+            shipped.covered(sequence, part, &*workers);
         }
     }
 
@@ -993,8 +1047,12 @@ impl Journal {
                 None => break,
             }
         }
-        let running = [self.cutting.take(), self.removing.take(), self.forgetting.take()];
-        running.into_iter().flatten().for_each(Running::wait);
+        for running in self.cutting.take().into_iter().chain(self.removing.take()) {
+            running.wait();
+        }
+        if let Some(shipped) = &mut self.shipped {
+            shipped.abandon();
+        }
         while let Some(prepared) = self.prepared.pop_front() {
             prepared.wait();
         }

@@ -1,46 +1,56 @@
 //! What of the log other hosts can find: parts of it that were shipped, and what is to be shipped next.
 //!
-//! Only images in pools of which several hosts may be owners have this ([`Shipping`]).
+//! Only images in pools of which several hosts may be owners have this ([`Shipping`]). A worker ships, so that
+//! the image goes on meanwhile. One shipment is under way at a time, and serves all flushes that were asked for
+//! before it began.
 //!
 //! Invariants:
 //! - The parts together are a prefix of the log behind the head's position.
 //! - A part is shipped only after the part before was stored.
+//! - A flush ends after everything was stored that had been appended when it was asked for.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_backend::{Recovered, ShipError, Shipping};
 use marcot_format::record::{LogPiece, ShippedLog};
 use marcot_format::{BLOCK_BYTES, ImageId};
-use marcot_store::DiskFile;
+use marcot_store::{DiskFile, Running, Workers};
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest part of a log, in bytes, without its frame.
 const PART_BYTES_MAX: u64 = 8 << 20;
 
-/// What was appended to a segment that is not the open one.
-struct Closed {
-    sequence: u32,
-    file: Arc<dyn DiskFile>,
-    /// Bytes that were not shipped.
-    from: u64,
-    to: u64,
-    /// All that was ever written to the segment belongs to the log, and nothing of it was shipped.
-    is_whole: bool,
-}
-
-/// See the module.
-pub(crate) struct Shipped {
+/// The parts that were stored. A shipment that is under way has it.
+struct Parts {
     shipping: Arc<dyn Shipping>,
     image: ImageId,
+    label: String,
     term: u64,
     /// Number of the next part.
     next: u64,
-    /// Numbers of the parts that were stored and not removed.
-    parts: Vec<u64>,
-    closed: Vec<Closed>,
-    /// First byte of the open segment that was not shipped.
-    open_from: u64,
+    /// Numbers of the parts that were not removed.
+    stored: Vec<u64>,
+}
+
+/// Bytes of a segment that are to be shipped.
+struct Stretch {
+    sequence: u32,
+    file: Arc<dyn DiskFile>,
+    bytes: Range<u64>,
+    /// The segment is closed, all that was ever written to it belongs to the log, and nothing of it was shipped.
+    is_whole: bool,
+}
+
+/// A shipment that is under way.
+struct Shipment {
+    running: Box<dyn Running>,
+    ended: Arc<Mutex<Option<(Parts, Result<()>)>>>,
+    /// Flushes with numbers below this one end with it.
+    flushes: u64,
+    /// Groups with numbers below this one are stored then.
+    groups: u64,
 }
 
 /// The end of the open segment.
@@ -49,6 +59,35 @@ pub(super) struct OpenEnd<'a> {
     pub file: &'a Arc<dyn DiskFile>,
     /// Slot where the next group starts.
     pub slot: u32,
+    /// Number of the next group.
+    pub group: u64,
+}
+
+/// See the module.
+pub(crate) struct Shipped {
+    shipping: Arc<dyn Shipping>,
+    image: ImageId,
+    /// `None` while a shipment is under way, and after one that has failed.
+    parts: Option<Parts>,
+    shipment: Option<Shipment>,
+    /// Number of the next part, as far as it is known.
+    next: u64,
+    /// What lies in closed segments and was not shipped.
+    closed: Vec<Stretch>,
+    /// First byte of the open segment that was not shipped.
+    open_from: u64,
+    /// Number of the next flush, and the number below which all have ended.
+    flush_next: u64,
+    flushed_below: u64,
+    /// The number below which the ends of flushes were reported.
+    told_below: u64,
+    /// Groups with numbers below this one are stored.
+    stored_below: u64,
+    /// Parts with numbers below this one may be removed.
+    forget_below: u64,
+    /// A worker that removes parts.
+    forgetting: Option<Box<dyn Running>>,
+    failed: Option<Error>,
 }
 
 impl Shipped {
@@ -56,16 +95,44 @@ impl Shipped {
     pub(crate) fn new(
         shipping: Arc<dyn Shipping>,
         image: ImageId,
+        label: &str,
         term: u64,
         recovered: Recovered,
     ) -> Self {
-        let Recovered { next, parts } = recovered;
-        Self { shipping, image, term, next, parts, closed: Vec::new(), open_from: 0 }
+        let Recovered { next, parts: stored } = recovered;
+        let label = label.to_owned();
+        let parts = Parts { shipping: Arc::clone(&shipping), image, label, term, next, stored };
+        Self {
+            shipping,
+            image,
+            parts: Some(parts),
+            shipment: None,
+            next,
+            closed: Vec::new(),
+            open_from: 0,
+            flush_next: 0,
+            flushed_below: 0,
+            told_below: 0,
+            stored_below: 0,
+            forget_below: 0,
+            forgetting: None,
+            failed: None,
+        }
     }
 
-    /// Number of the next part.
-    pub(crate) fn next(&self) -> u64 {
+    /// True where a flush has to ship the log. Otherwise it ends when the log is durable on this host.
+    pub(super) fn ships_flushes(&self) -> bool {
+        self.shipping.ships_flushes()
+    }
+
+    /// A number that the next part has, or a part before it that is under way.
+    pub(super) fn next(&self) -> u64 {
         self.next
+    }
+
+    /// Groups with numbers below this one are stored.
+    pub(super) fn stored_below(&self) -> u64 {
+        self.stored_below
     }
 
     /// The log begins again, in a segment of its own. A root covers what was before.
@@ -76,89 +143,214 @@ impl Shipped {
 
     /// The log goes on in another segment: nothing more is appended to this one.
     pub(super) fn closed(&mut self, sequence: u32, file: Arc<dyn DiskFile>, slot: u32) {
-        let (from, to) = (self.open_from, u64::from(slot) * BLOCK_BYTES);
-        self.closed.push(Closed { sequence, file, from, to, is_whole: from == 0 });
+        let bytes = self.open_from..u64::from(slot) * BLOCK_BYTES;
+        let is_whole = bytes.start == 0;
+        if !bytes.is_empty() {
+            self.closed.push(Stretch { sequence, file, bytes, is_whole });
+        }
         self.open_from = 0;
     }
 
     /// The log has passed through a segment beside it: its header and the passage belong to the log.
     pub(super) fn passed(&mut self, sequence: u32, file: Arc<dyn DiskFile>) {
-        let to = 2 * BLOCK_BYTES;
-        self.closed.push(Closed { sequence, file, from: 0, to, is_whole: false });
+        self.closed.push(Stretch { sequence, file, bytes: 0..2 * BLOCK_BYTES, is_whole: false });
     }
 
-    /// A root covers all segments of the log below this one.
-    pub(super) fn covered(&mut self, below: u32) {
-        self.closed.retain(|closed| closed.sequence >= below);
+    /// A head is durable whose log begins at this segment and part: what was before is not needed any more.
+    pub(super) fn covered(&mut self, sequence: u32, part: u64, workers: &dyn Workers) {
+        self.closed.retain(|closed| closed.sequence >= sequence);
+        self.forget_below = part;
+        self.forget(workers);
     }
 
-    /// Removes parts below the one with this number, on a worker of the caller's: a root covers them.
-    pub(super) fn take_covered_parts(&mut self, below: u64) -> Vec<u64> {
-        let (gone, left) = std::mem::take(&mut self.parts).into_iter().partition(|n| *n < below);
-        self.parts = left;
-        gone
+    /// Removes parts that a head does not need any more, on a worker.
+    fn forget(&mut self, workers: &dyn Workers) {
+        let Some(parts) = &mut self.parts else { return };
+        let below = self.forget_below;
+        let (gone, left) =
+            std::mem::take(&mut parts.stored).into_iter().partition::<Vec<_>, _>(|n| *n < below);
+        parts.stored = left;
+        let (shipping, image) = (Arc::clone(&self.shipping), self.image);
+        let forgetting = workers.start(Box::new(move || {
+            shipping.forget_log(image, &mut gone.into_iter());
+        }));
+        if let Some(before) = self.forgetting.replace(forgetting) {
+            before.wait();
+        }
     }
 
-    pub(super) fn shipping(&self) -> Arc<dyn Shipping> {
-        Arc::clone(&self.shipping)
-    }
-
-    /// Ships what was appended, where a flush has to.
+    /// Asks for a flush. Returns its number where it has not ended yet.
     ///
     /// # Errors
-    /// `Fenced` where another host has taken the image over; `Poisoned` where it cannot be told whether the part
-    /// was stored.
-    pub(super) fn ship(&mut self, open: &OpenEnd<'_>, label: &str) -> Result<()> {
-        if !self.shipping.ships_flushes() {
-            return Ok(());
+    /// `Fenced`, `Poisoned`: as an earlier shipment has failed.
+    pub(super) fn flush(
+        &mut self,
+        open: Option<&OpenEnd<'_>>,
+        workers: &dyn Workers,
+    ) -> Result<Option<u64>> {
+        self.check()?;
+        let left = open.is_some_and(|open| self.open_from < u64::from(open.slot) * BLOCK_BYTES);
+        if self.shipment.is_none() && self.closed.is_empty() && !left {
+            return Ok(None);
         }
-        let end = u64::from(open.slot) * BLOCK_BYTES;
-        let mut pieces = Pieces::default();
-        for closed in std::mem::take(&mut self.closed) {
-            if closed.is_whole {
-                self.shipping
-                    .seal_data(self.image, closed.sequence)
-                    .map_err(|e| failed(label, &e))?;
-                let sequence = closed.sequence;
-                pieces.list.push(LogPiece { sequence, offset: 0, bytes: Vec::new() });
-                continue;
-            }
-            self.add(&mut pieces, closed.sequence, &*closed.file, closed.from..closed.to, label)?;
+        let number = self.flush_next;
+        self.flush_next += 1;
+        if self.shipment.is_none() {
+            self.start_shipment(open, workers);
         }
-        self.add(&mut pieces, open.sequence, &**open.file, self.open_from..end, label)?;
-        self.open_from = end;
-        self.store(&mut pieces, label)
+        Ok(Some(number))
     }
 
-    /// Adds bytes of a segment, and stores parts that are full.
-    fn add(
-        &mut self,
-        pieces: &mut Pieces,
-        sequence: u32,
-        file: &dyn DiskFile,
-        range: std::ops::Range<u64>,
-        label: &str,
-    ) -> Result<()> {
-        let mut offset = range.start;
-        while offset < range.end {
-            let bytes = (range.end - offset).min(PART_BYTES_MAX - pieces.bytes);
-            let mut piece = vec![0; bytes as usize];
-            let n = file.read_at(offset, &mut piece).map_err(|e| failed(label, &e))?;
-            if n < piece.len() {
-                let error = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
-                return Err(failed(label, &error));
+    fn start_shipment(&mut self, open: Option<&OpenEnd<'_>>, workers: &dyn Workers) {
+        let Some(mut parts) = self.parts.take() else { return };
+        let mut stretches = std::mem::take(&mut self.closed);
+        let mut groups = self.stored_below;
+        if let Some(OpenEnd { sequence, file, slot, group }) = open {
+            let bytes = self.open_from..u64::from(*slot) * BLOCK_BYTES;
+            self.open_from = bytes.end;
+            let (sequence, file) = (*sequence, Arc::clone(file));
+            stretches.push(Stretch { sequence, file, bytes, is_whole: false });
+            groups = *group;
+        }
+        let ended = Arc::new(Mutex::new(None));
+        let place = Arc::clone(&ended);
+        let running = workers.start(Box::new(move || {
+            let outcome = parts.ship(stretches);
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some((parts, outcome));
+        }));
+        self.shipment = Some(Shipment { running, ended, flushes: self.flush_next, groups });
+    }
+
+    /// Takes in a shipment that has ended, and starts the next one where flushes wait for it.
+    pub(super) fn poll(&mut self, open: Option<&OpenEnd<'_>>, workers: &dyn Workers) {
+        if self.shipment.as_mut().is_some_and(|shipment| shipment.running.is_finished()) {
+            self.settle(workers);
+            if self.failed.is_none() && self.flushed_below < self.flush_next {
+                self.start_shipment(open, workers);
             }
-            pieces.list.push(LogPiece { sequence, offset, bytes: piece });
+        }
+    }
+
+    /// Waits for the shipment that is under way, if there is one.
+    fn settle(&mut self, workers: &dyn Workers) {
+        let Some(Shipment { running, ended, flushes, groups }) = self.shipment.take() else {
+            return;
+        };
+        running.wait();
+        let ended = ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let outcome = match ended {
+            Some((parts, outcome)) => {
+                self.next = parts.next;
+                self.parts = Some(parts);
+                outcome
+            }
+            None => Err(Error::new(ErrorKind::Poisoned, "a flush ended without an outcome")),
+        };
+        match outcome {
+            Ok(()) => {
+                self.flushed_below = flushes;
+                self.stored_below = groups;
+                self.forget(workers);
+            }
+            Err(error) => self.failed = Some(error),
+        }
+    }
+
+    /// Ships everything, and waits for it.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub(super) fn flush_now(
+        &mut self,
+        open: Option<&OpenEnd<'_>>,
+        workers: &dyn Workers,
+    ) -> Result<()> {
+        self.settle(workers);
+        if self.flush(open, workers)?.is_some() {
+            self.settle(workers);
+        } else {
+            // Nothing was appended since.
+            self.flushed_below = self.flush_next;
+        }
+        self.check()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// True where a flush waits, or its end was not told yet.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.told_below < self.flush_next
+    }
+
+    /// The number below which all flushes have ended, where that was not told yet.
+    pub(super) fn newly_flushed(&mut self) -> Option<Result<u64>> {
+        if !self.is_awaited() {
+            return None;
+        }
+        if let Err(error) = self.check() {
+            self.told_below = self.flush_next;
+            return Some(Err(error));
+        }
+        (self.told_below < self.flushed_below).then(|| {
+            self.told_below = self.flushed_below;
+            Ok(self.told_below)
+        })
+    }
+
+    /// Waits until nothing is under way. For an image that is dropped.
+    pub(super) fn abandon(&mut self) {
+        let shipment = self.shipment.take().map(|shipment| shipment.running);
+        shipment.into_iter().chain(self.forgetting.take()).for_each(|running| running.wait());
+    }
+}
+
+/// What is gathered for the next part.
+#[derive(Default)]
+struct Pieces {
+    list: Vec<LogPiece>,
+    bytes: u64,
+}
+
+impl Parts {
+    /// Ships stretches of the log, in their order.
+    fn ship(&mut self, stretches: Vec<Stretch>) -> Result<()> {
+        let mut pieces = Pieces::default();
+        for stretch in stretches {
+            if stretch.is_whole {
+                let sealed = self.shipping.seal_data(self.image, stretch.sequence);
+                sealed.map_err(|error| self.failed(&error))?;
+                let sequence = stretch.sequence;
+                pieces.list.push(LogPiece { sequence, offset: 0, bytes: Vec::new() });
+            } else {
+                self.add(&mut pieces, &stretch)?;
+            }
+        }
+        self.store(&mut pieces)
+    }
+
+    /// Adds the bytes of a stretch, and stores parts that are full.
+    fn add(&mut self, pieces: &mut Pieces, stretch: &Stretch) -> Result<()> {
+        let Range { start: mut offset, end } = stretch.bytes;
+        while offset < end {
+            let bytes = (end - offset).min(PART_BYTES_MAX - pieces.bytes);
+            let mut piece = vec![0; bytes as usize];
+            let read = stretch.file.read_at(offset, &mut piece);
+            if read.map_err(|error| self.failed(&error))? < piece.len() {
+                return Err(self.failed(&std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            pieces.list.push(LogPiece { sequence: stretch.sequence, offset, bytes: piece });
             pieces.bytes += bytes;
             offset += bytes;
             if pieces.bytes == PART_BYTES_MAX {
-                self.store(pieces, label)?;
+                self.store(pieces)?;
             }
         }
         Ok(())
     }
 
-    fn store(&mut self, pieces: &mut Pieces, label: &str) -> Result<()> {
+    fn store(&mut self, pieces: &mut Pieces) -> Result<()> {
         if pieces.list.is_empty() {
             return Ok(());
         }
@@ -172,27 +364,20 @@ impl Shipped {
         pieces.bytes = 0;
         match self.shipping.ship(&part) {
             Ok(()) => {
-                self.parts.push(self.next);
+                self.stored.push(self.next);
                 self.next += 1;
                 Ok(())
             }
             Err(ShipError::Fenced) => {
-                let message = format!("{label} was taken over by another host");
+                let message = format!("{} was taken over by another host", self.label);
                 Err(Error::new(ErrorKind::Fenced, message))
             }
-            Err(ShipError::Io(error)) => Err(failed(label, &error)),
+            Err(ShipError::Io(error)) => Err(self.failed(&error)),
         }
     }
-}
 
-/// What is gathered for the next part.
-#[derive(Default)]
-struct Pieces {
-    list: Vec<LogPiece>,
-    bytes: u64,
-}
-
-fn failed(label: &str, error: &std::io::Error) -> Error {
-    let message = format!("flushing {label} failed; reopen it: {error}");
-    Error::new(ErrorKind::Poisoned, message)
+    fn failed(&self, error: &std::io::Error) -> Error {
+        let message = format!("flushing {} failed; reopen it: {error}", self.label);
+        Error::new(ErrorKind::Poisoned, message)
+    }
 }

@@ -22,13 +22,24 @@ type Kept = (Memory, Arc<dyn ObjectService>);
 pub struct Bucket {
     pools: Arc<Mutex<BTreeMap<String, Kept>>>,
     record: Arc<Mutex<Option<Vec<u8>>>>,
+    /// Services of pools that do not exist yet.
+    services: Arc<Mutex<BTreeMap<String, Arc<dyn ObjectService>>>>,
 }
 
 impl Bucket {
     fn pool(&self, name: &str) -> Kept {
         let mut pools = self.pools.lock().unwrap();
-        let new = || (Memory::default(), Arc::new(MemoryService::new()) as Arc<dyn ObjectService>);
+        let given = self.services.lock().unwrap().get(name).cloned();
+        let new = || {
+            let service = given.unwrap_or_else(|| Arc::new(MemoryService::new()));
+            (Memory::default(), service)
+        };
         pools.entry(name.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// Lets this service keep the segments of a pool that does not exist yet.
+    pub fn keep_in(&self, name: &str, service: Arc<dyn ObjectService>) {
+        self.services.lock().unwrap().insert(name.to_owned(), service);
     }
 
     /// The service that keeps the segments of a pool.

@@ -61,6 +61,8 @@ struct Exchange {
     place: Place,
     /// Its read is in flight with this number, or its write is in the batch with this number.
     in_flight: Option<u64>,
+    /// Number of the flush that it waits for, where that ends later.
+    in_flush: Option<u64>,
     answered: bool,
 }
 
@@ -96,6 +98,8 @@ pub(super) struct Connection {
     in_flight_bytes: usize,
     /// Writes in flight: number of the batch, and cookie.
     async_writes: Vec<(u64, u64)>,
+    /// Requests that wait for a flush: number of the flush, and cookie.
+    async_flushes: Vec<(u64, u64)>,
     /// Number of the next read.
     next_read: u64,
     /// A refused write whose payload is still to be skipped, and how much of it.
@@ -144,6 +148,7 @@ impl Connection {
             in_flight: HashMap::new(),
             in_flight_bytes: 0,
             async_writes: Vec::new(),
+            async_flushes: Vec::new(),
             next_read: first_read,
             skipping: None,
             writing: None,
@@ -176,7 +181,7 @@ impl Connection {
 
     /// True if the connection is over.
     pub(super) fn is_over(&self) -> bool {
-        let waiting = !self.in_flight.is_empty() || !self.async_writes.is_empty();
+        let waiting = !self.in_flight.is_empty() || self.has_promised_answers();
         let answered = self.send.is_drained() && !waiting;
         self.life == Life::Dead || (self.life == Life::Closing && answered)
     }
@@ -216,7 +221,12 @@ impl Connection {
 
     /// True if no reply waits to be sent, and none will without another request.
     fn is_answered(&self) -> bool {
-        self.reply_bytes() == 0 && self.async_writes.is_empty() && self.exchanges.is_empty()
+        self.reply_bytes() == 0 && !self.has_promised_answers() && self.exchanges.is_empty()
+    }
+
+    /// True where requests wait for writes or flushes that are under way.
+    fn has_promised_answers(&self) -> bool {
+        !self.async_writes.is_empty() || !self.async_flushes.is_empty()
     }
 
     /// True if [`Self::plan`] has found something to do.

@@ -50,6 +50,9 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 /// Time that clients get to take their last replies when the image is stopped.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether a flush has ended that is under way.
+const FLUSH_LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
 /// Limit on the messages taken in one turn, so that a flood of them cannot starve the sockets.
 const MESSAGES_PER_TURN_MAX: usize = 256;
 
@@ -219,7 +222,9 @@ impl EventLoop {
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
         let idle = [self.idle.space_due(), self.idle.due()];
-        let timers = [Some(self.pacer.due()), self.tidy_due, self.stop_deadline, idle[0], idle[1]];
+        let flush = self.parts.device.awaits_flush().then(|| now + FLUSH_LOOK_INTERVAL);
+        let timers =
+            [Some(self.pacer.due()), self.tidy_due, self.stop_deadline, idle[0], idle[1], flush];
         timers.into_iter().flatten().min().map(|due| due.saturating_duration_since(now))
     }
 
@@ -243,7 +248,7 @@ impl EventLoop {
         if look_into_inbox {
             self.take_messages();
         }
-        if self.watches_completions {
+        if self.awaits_completions() {
             let answered = self.take_completion();
             self.active.extend(answered);
         }
@@ -297,6 +302,18 @@ impl EventLoop {
                         self.note_failure(failure);
                     }
                 }
+                Completion::Flushed(result) => {
+                    self.local.answer_flushes(&result);
+                    for index in self.clients.indices() {
+                        let client = self.clients.get_mut(index);
+                        if client.is_some_and(|c| c.client.answer_flushes(&result)) {
+                            answered.push(index);
+                        }
+                    }
+                    if let Err(failure) = &result {
+                        self.note_failure(failure);
+                    }
+                }
             }
         }
         answered.sort_unstable();
@@ -312,10 +329,14 @@ impl EventLoop {
     /// Answers what is complete although the descriptor does not say so: a flush, a read or a command may
     /// have waited for what was in flight.
     fn answer_finished(&mut self) {
-        if self.watches_completions {
+        if self.awaits_completions() {
             let answered = self.take_completion();
             self.again.extend(answered);
         }
+    }
+
+    fn awaits_completions(&self) -> bool {
+        self.watches_completions || self.parts.device.awaits_flush()
     }
 
     /// Watches for completions from the first operation in flight on.

@@ -88,6 +88,8 @@ pub(super) struct LocalLane {
     entries: Vec<Entry>,
     stages: Stages,
     in_flight: Vec<(u64, Completion)>,
+    /// Requests that wait for a flush with this number.
+    in_flush: Vec<(u64, Completion)>,
 }
 
 impl LocalLane {
@@ -114,24 +116,33 @@ impl LocalLane {
 
     /// Answers the writes of earlier rounds that have completed or have failed.
     pub(super) fn answer_written(&mut self, written: &Result<u64>) {
-        let stored = |number: u64| written.as_ref().map_or(true, |below| number < *below);
-        let (done, left) =
-            std::mem::take(&mut self.in_flight).into_iter().partition(|l| stored(l.0));
-        self.in_flight = left;
-        let done: Vec<(u64, Completion)> = done;
-        for (_, completion) in done {
-            let outcome = written.as_ref().map(|_| Vec::new());
-            completion.call(outcome.map_err(Error::clone));
-        }
+        answer_ended(&mut self.in_flight, written);
+    }
+
+    /// Answers the requests of earlier rounds whose flush has ended or has failed.
+    pub(super) fn answer_flushes(&mut self, flushed: &Result<u64>) {
+        answer_ended(&mut self.in_flush, flushed);
     }
 
     /// True where nobody waits for an answer.
     pub(super) fn is_settled(&self) -> bool {
-        self.entries.is_empty() && self.in_flight.is_empty()
+        self.entries.is_empty() && self.in_flight.is_empty() && self.in_flush.is_empty()
     }
 
     fn of(&mut self, stage: u32, kind: OperationKind) -> impl Iterator<Item = &mut Entry> {
         self.entries.iter_mut().filter(move |e| e.operation.runs_in(stage, kind))
+    }
+}
+
+/// Answers the requests with numbers below the one of `ended`; with an error all of them.
+fn answer_ended(waiting: &mut Vec<(u64, Completion)>, ended: &Result<u64>) {
+    let has_ended = |number: u64| ended.as_ref().map_or(true, |below| number < *below);
+    let (done, left): (Vec<_>, Vec<_>) =
+        std::mem::take(waiting).into_iter().partition(|(number, _)| has_ended(*number));
+    *waiting = left;
+    for (_, completion) in done {
+        let outcome = ended.as_ref().map(|_| Vec::new());
+        completion.call(outcome.map_err(Error::clone));
     }
 }
 
@@ -231,6 +242,16 @@ impl Lane for LocalLane {
         if self.entries.is_empty() {
             self.stages = Stages::default();
         }
+    }
+
+    fn flush_in_flight(&mut self, number: u64) {
+        for mut entry in self.entries.drain(..) {
+            match &entry.operation.outcome {
+                Ok(()) => self.in_flush.extend(entry.done.take().map(|done| (number, done))),
+                Err(_) => entry.answer(),
+            }
+        }
+        self.stages = Stages::default();
     }
 
     fn answer_flushed(&mut self, outcome: &Result<()>) {

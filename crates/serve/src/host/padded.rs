@@ -166,6 +166,14 @@ impl BlockDevice for Padded {
         self.device.flush()
     }
 
+    fn flush_async(&mut self) -> Result<Option<u64>> {
+        self.device.flush_async()
+    }
+
+    fn awaits_flush(&self) -> bool {
+        self.device.awaits_flush()
+    }
+
     fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>> {
         let Some(stored) = self.cut(offset, length) else {
             return self.device.extents(offset, length, extents_max);

@@ -5,7 +5,7 @@
 //!   stage 0: reads of all lanes -> one read_batch; writes of all -> one write_batch; discards
 //!   stage 1: only where a lane's order asks for it
 //!   answers that do not wait for a flush
-//!   one flush for every FLUSH and FUA of the round, then their answers
+//!   one flush for every FLUSH and FUA of the round, then their answers, or later where the flush ends later
 //! ```
 //!
 //! Invariant: a flush comes after every write of this round and of all rounds before it. So it covers every
@@ -56,6 +56,10 @@ pub(crate) trait Lane {
 
     /// Gives the other answers, with the flush's outcome.
     fn answer_flushed(&mut self, outcome: &Result<()>);
+
+    /// The flush that the other answers wait for ends later. It has this number: it has ended when the device
+    /// says that all flushes below a larger number have.
+    fn flush_in_flight(&mut self, number: u64);
 }
 
 /// Carries out and answers everything in `lanes`.
@@ -78,11 +82,16 @@ pub(crate) fn run(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane]) -> 
         lane.answer_unflushed();
     }
     if flush {
-        let outcome = device.flush();
-        for lane in lanes.iter_mut() {
-            lane.answer_flushed(&outcome);
+        match device.flush_async() {
+            Ok(Some(number)) => lanes.iter_mut().for_each(|lane| lane.flush_in_flight(number)),
+            outcome => {
+                let outcome = outcome.map(drop);
+                for lane in lanes.iter_mut() {
+                    lane.answer_flushed(&outcome);
+                }
+                fatal = fatal.and(only_fatal(outcome));
+            }
         }
-        fatal = fatal.and(only_fatal(outcome));
     }
     fatal
 }

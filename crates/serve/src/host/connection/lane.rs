@@ -27,6 +27,10 @@ impl Connection {
             return;
         }
         let exchange = &mut self.exchanges[index];
+        if let (Some(number), Ok(())) = (exchange.in_flush, &exchange.operation.outcome) {
+            self.async_flushes.push((number, exchange.cookie));
+            return;
+        }
         if let (Some(number), Ok(())) = (exchange.in_flight, &exchange.operation.outcome) {
             if exchange.operation.kind == OperationKind::Write {
                 self.async_writes.push((number, exchange.cookie));
@@ -98,11 +102,28 @@ impl Connection {
 
     /// Answers the writes that have completed or have failed. Returns true if there were any.
     pub(in crate::host) fn answer_written(&mut self, written: &Result<u64>) -> bool {
-        let before = self.async_writes.len();
-        for (number, cookie) in std::mem::take(&mut self.async_writes) {
-            let sent = match written {
+        let waiting = std::mem::take(&mut self.async_writes);
+        let before = waiting.len();
+        self.async_writes = self.answer_ended(waiting, written);
+        self.async_writes.len() < before
+    }
+
+    /// Answers the requests whose flush has ended or has failed. Returns true if there were any.
+    pub(in crate::host) fn answer_flushes(&mut self, flushed: &Result<u64>) -> bool {
+        let waiting = std::mem::take(&mut self.async_flushes);
+        let before = waiting.len();
+        self.async_flushes = self.answer_ended(waiting, flushed);
+        self.async_flushes.len() < before
+    }
+
+    /// Answers the requests with numbers below the one of `ended`; with an error all of them. Each is a number
+    /// and a cookie. Returns the others.
+    fn answer_ended(&mut self, waiting: Vec<(u64, u64)>, ended: &Result<u64>) -> Vec<(u64, u64)> {
+        let mut left = Vec::new();
+        for (number, cookie) in waiting {
+            let sent = match ended {
                 Ok(below) if number >= *below => {
-                    self.async_writes.push((number, cookie));
+                    left.push((number, cookie));
                     continue;
                 }
                 Ok(_) => self.send.append(&reply::simple(cookie, 0)),
@@ -112,7 +133,7 @@ impl Connection {
                 self.fail("no memory for a reply", &error);
             }
         }
-        self.async_writes.len() < before
+        left
     }
 
     /// Answers with an error of the engine. The client gets only its kind; the error itself is logged.
@@ -288,6 +309,20 @@ impl Lane for Connection {
         if !waiting {
             self.end_round();
         }
+        self.transmit();
+    }
+
+    fn flush_in_flight(&mut self, number: u64) {
+        for index in 0..self.exchanges.len() {
+            let exchange = &mut self.exchanges[index];
+            if exchange.operation.waits_for_flush() {
+                exchange.in_flush = Some(number);
+                // The flush has waited for the write.
+                exchange.in_flight = None;
+            }
+            self.answer(index);
+        }
+        self.end_round();
         self.transmit();
     }
 

@@ -233,6 +233,7 @@ impl Connection {
             reply: 0..0,
             place,
             in_flight: None,
+            in_flush: None,
             answered: false,
         });
     }
