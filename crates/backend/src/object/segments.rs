@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use marcot_format::ImageId;
 use marcot_format::record::{OwnerRecord, SegmentMarks};
 use marcot_format::segment::SegmentKind;
+use marcot_format::{ImageId, PoolId};
 use marcot_store::{Clock, Disk, DiskFile, Random};
 
+use super::cache::{CachedObject, RangeCache, RangeSource};
 use super::keys;
 use super::service::{Condition, ObjectService, ServiceError};
 use crate::{SegmentKey, SegmentSet, Segments, Shipping};
@@ -53,7 +54,17 @@ pub(super) struct Inner {
     pub service: Arc<dyn ObjectService>,
     pub host: HostDirectory,
     pub ships_flushes: bool,
+    cache: Option<PoolCache>,
     state: Mutex<State>,
+}
+
+/// The cache of the host, for the objects of a pool.
+#[derive(Clone)]
+pub struct PoolCache {
+    /// The pool.
+    pub pool: PoolId,
+    /// The cache, which all pools share.
+    pub cache: RangeCache,
 }
 
 #[derive(Default)]
@@ -79,10 +90,16 @@ pub(super) fn io_error(shown: &str, error: ServiceError) -> io::Error {
 }
 
 impl ObjectSegments {
-    /// `ships_flushes`: a flush is durable only when the service has stored it.
+    /// `ships_flushes`: a flush is durable only when the service has stored it. Without a cache, every read asks
+    /// the service.
     #[must_use]
-    pub fn new(service: Arc<dyn ObjectService>, host: HostDirectory, ships_flushes: bool) -> Self {
-        Self(Arc::new(Inner { service, host, ships_flushes, state: Mutex::default() }))
+    pub fn new(
+        service: Arc<dyn ObjectService>,
+        host: HostDirectory,
+        ships_flushes: bool,
+        cache: Option<PoolCache>,
+    ) -> Self {
+        Self(Arc::new(Inner { service, host, ships_flushes, cache, state: Mutex::default() }))
     }
 }
 
@@ -180,6 +197,14 @@ impl Inner {
         Ok(())
     }
 
+    /// The segment as an object of the cache.
+    fn cached(self: &Arc<Self>, key: SegmentKey, length: Option<u64>) -> Option<Cached> {
+        let PoolCache { pool, cache } = self.cache.as_ref()?;
+        let source: Arc<dyn RangeSource> = Arc::new(Source(Arc::clone(self)));
+        let object = cache.object(*pool, &keys::segment(key), length, source);
+        Some(Cached { cache: cache.clone(), object })
+    }
+
     pub(super) fn seal_set(&self, set: SegmentSet, below: &SegmentMarks) -> io::Result<()> {
         let mut keys = self.host.segments.list(set)?;
         keys.retain(|key| key.sequence < below.of(key.kind));
@@ -189,7 +214,7 @@ impl Inner {
     }
 
     /// A head names only segments of this image that were uploaded: they need not lie on this host any more.
-    pub(super) fn forget_uploaded(&self, image: ImageId) {
+    pub(super) fn forget_uploaded(self: &Arc<Self>, image: ImageId) {
         let mut state = self.state();
         if let Some(log_from) = state.owned.get_mut(&image) {
             *log_from = None;
@@ -201,6 +226,10 @@ impl Inner {
         }
         drop(state);
         for key in mine {
+            // What was written last is likely to be read.
+            if let (Some(cached), Ok(bytes)) = (self.cached(key, None), self.staged_bytes(key)) {
+                cached.cache.insert(&cached.object, &bytes);
+            }
             if let Err(error) = self.host.segments.remove(key) {
                 tracing::debug!(%error, "an uploaded segment stays on this host");
             }
@@ -219,9 +248,10 @@ impl Inner {
     /// The segment in the bucket.
     fn remote(self: &Arc<Self>, key: SegmentKey) -> io::Result<Arc<dyn DiskFile>> {
         let length = self.state().lengths.get(&key).copied();
-        let file = RemoteFile { inner: Arc::clone(self), key, length: Mutex::new(length) };
+        let (inner, cached) = (Arc::clone(self), self.cached(key, length));
+        let file = RemoteFile { inner, key, cached, length: Mutex::new(length) };
         if length.is_none() {
-            // This shows that it exists.
+            // This shows that it exists. The header is read next anyway.
             file.read_at(0, &mut [0; 1])?;
         }
         Ok(Arc::new(file))
@@ -285,6 +315,9 @@ impl Segments for ObjectSegments {
             state.uploaded.remove(&key);
             state.lengths.remove(&key)
         };
+        if let Some(cached) = self.0.cached(key, None) {
+            cached.cache.forget(&cached.object);
+        }
         match self.0.host.segments.remove(key) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(length.unwrap_or(0)),
             removed => removed,
@@ -369,22 +402,47 @@ impl Inner {
     }
 }
 
+/// Where the cache has the bytes of objects from.
+struct Source(Arc<Inner>);
+
+impl RangeSource for Source {
+    fn fetch(&self, object: &str, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let read = self.0.until_known(|service| service.get_range(object, range.clone()));
+        read.map_err(|error| io_error(&self.0.service.show(object), error))
+    }
+}
+
+/// An object, and the cache that may have it.
+struct Cached {
+    cache: RangeCache,
+    object: CachedObject,
+}
+
 /// A segment in the bucket, which is only read.
 struct RemoteFile {
     inner: Arc<Inner>,
     key: SegmentKey,
+    cached: Option<Cached>,
     length: Mutex<Option<u64>>,
 }
 
 impl DiskFile for RemoteFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let object = keys::segment(self.key);
-        let range = offset..offset + buf.len() as u64;
-        let read = self.inner.until_known(|service| service.get_range(&object, range.clone()));
-        let bytes = read.map_err(|error| io_error(&self.inner.service.show(&object), error))?;
+        if let Some(Cached { cache, object }) = &self.cached {
+            return cache.read(object, offset, buf);
+        }
+        let source = Source(Arc::clone(&self.inner));
+        let bytes = source.fetch(&keys::segment(self.key), offset..offset + buf.len() as u64)?;
         let n = bytes.len().min(buf.len());
         buf[..n].copy_from_slice(&bytes[..n]);
         Ok(n)
+    }
+
+    fn read_cached_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        match &self.cached {
+            Some(Cached { cache, object }) => cache.read_cached(object, offset, buf),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     fn write_at(&self, _: u64, _: &[&[u8]]) -> io::Result<()> {
@@ -424,7 +482,11 @@ impl DiskFile for RemoteFile {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn advise(&self, _: u64, _: u64) {}
+    fn advise(&self, offset: u64, length: u64) {
+        if let Some(Cached { cache, object }) = &self.cached {
+            cache.advise(object, offset, length);
+        }
+    }
 }
 
 /// A file of a host's directory that says which terms of an image its files belong to.

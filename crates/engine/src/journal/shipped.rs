@@ -43,10 +43,13 @@ struct Stretch {
     is_whole: bool,
 }
 
+/// What a shipment leaves.
+type Ended = (Parts, Result<()>);
+
 /// A shipment that is under way.
 struct Shipment {
     running: Box<dyn Running>,
-    ended: Arc<Mutex<Option<(Parts, Result<()>)>>>,
+    ended: Arc<Mutex<Option<Ended>>>,
     /// Flushes with numbers below this one end with it.
     flushes: u64,
     /// Groups with numbers below this one are stored then.

@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex};
 use marcot::{Limits, Store};
 use marcot_backend::local::LocalHome;
 use marcot_backend::memory::Memory;
+use marcot_backend::object::cache::{CACHE_BYTES_MIN, RangeCache};
 use marcot_backend::object::memory::MemoryService;
-use marcot_backend::object::segments::{HostDirectory, ObjectSegments};
+use marcot_backend::object::segments::{HostDirectory, ObjectSegments, PoolCache};
 use marcot_backend::object::service::ObjectService;
 use marcot_backend::{At, Backend, Home, Key, Lease, Leases, Leftover, Opened, Part, ReadableBy};
+use marcot_format::PoolId;
 use marcot_store::{Disk, Lock, LockMode, World};
 
 /// Records and objects of a pool.
@@ -113,7 +115,12 @@ impl Host {
             number: self.number,
             host_name: format!("host-{}", self.number),
         };
-        let segments = ObjectSegments::new(service, directory, self.ships_flushes);
+        let place = self.directory.join("cache");
+        let cache = RangeCache::open(&World::system(), place, CACHE_BYTES_MIN).unwrap();
+        // The pool's own number is not known here.
+        let number = name.bytes().fold(1, |number, byte| number * 31 % 1_000_003 + u64::from(byte));
+        let cache = Some(PoolCache { pool: PoolId(number), cache });
+        let segments = ObjectSegments::new(service, directory, self.ships_flushes, cache);
         let records = records.backend().records;
         Backend {
             records,
