@@ -37,7 +37,7 @@ pub use home::{Access, At, Home, Opened, Part, ReadableBy, is_absent};
 pub use key::{ChildKey, HeirKey, Key, Listed, Prefix, SegmentKey, SegmentSet};
 pub use leases::{Lease, Leases};
 pub use local::layout::{escape, unescape};
-pub use records::{Beside, Leftover, Records, Stamp, SwapError};
+pub use records::{Beside, Leftover, NameRead, Records, Stamp, SwapError};
 pub use segments::Segments;
 pub use shipping::{Recovered, ShipError, Shipping};
 

@@ -75,6 +75,31 @@ pub trait Records: Send + Sync {
     /// `NotFound` for a namespace that does not exist.
     fn list(&self, prefix: &Prefix, each: &mut dyn FnMut(Listed<'_>) -> bool) -> io::Result<()>;
 
+    /// The records of the names of a namespace, in no order: as a list and a get for each name, but a back end
+    /// may need fewer requests for it. A name that is removed meanwhile is left out.
+    ///
+    /// # Errors
+    /// `NotFound` for a namespace that does not exist.
+    fn names(&self, namespace: &str, bytes_max: u64) -> io::Result<Vec<NameRead>> {
+        let mut names = Vec::new();
+        self.list(&Prefix::Names(namespace.to_owned()), &mut |listed| {
+            if let Listed::Key(Key::Name { name, .. }) = listed {
+                names.push(name.clone());
+            }
+            true
+        })?;
+        let read = |name: String| {
+            let key = Key::Name { namespace: namespace.to_owned(), name };
+            let record = self.get(&key, bytes_max);
+            let gone = matches!(&record, Err(error) if error.kind() == io::ErrorKind::NotFound);
+            match key {
+                Key::Name { name, .. } if !gone => Some((name, record)),
+                _ => None,
+            }
+        };
+        Ok(names.into_iter().filter_map(read).collect())
+    }
+
     /// The user who stored a record, as the operating system numbers users.
     ///
     /// # Errors
@@ -90,6 +115,9 @@ pub trait Records: Send + Sync {
     /// How messages name the record: a path, or an object's key.
     fn show(&self, key: &Key) -> String;
 }
+
+/// A name and its record, or why that cannot be read.
+pub type NameRead = (String, io::Result<Vec<u8>>);
 
 /// Where leftovers are looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

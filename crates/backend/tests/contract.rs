@@ -1,10 +1,15 @@
-//! The promises of every back end, tested on each of them.
+//! The promises of every back end, tested on each of them; for a pool in a bucket also on a service that loses
+//! requests and answers.
+
+mod lossy;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
 
 use marcot_backend::local::{self, LocalHome};
 use marcot_backend::memory::{Memory, MemoryMachine};
+use marcot_backend::object::leases::HostDirectory;
+use marcot_backend::object::memory::MemoryService;
 use marcot_backend::{
     At, Backend, ChildKey, HeirKey, Home, Key, Lease, Listed, Prefix, ReadableBy, SegmentKey,
     SegmentSet, Stamp, SwapError,
@@ -15,8 +20,13 @@ use marcot_format::segment::SegmentKind;
 use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::{Disk, DiskFile, LocalDisk, LockMode, SystemRandom, World};
 
+use lossy::{Lossy, MISHAPS};
+
 const IMAGE: ImageId = ImageId(0xA1);
 const BYTES_MAX: u64 = 1 << 20;
+
+/// The requests of a claim at which mishaps are tried, about.
+const MISHAPS_AT_MAX: usize = 60;
 
 /// Runs a claim on an empty pool of each back end.
 fn on_each(claim: impl Fn(&Backend)) {
@@ -29,6 +39,27 @@ fn on_each(claim: impl Fn(&Backend)) {
     disk.create_directory(&local::layout::children(directory.path()), 0o1777).unwrap();
     claim(&local::open(Arc::new(disk), directory.path(), 0o755, Arc::new(SystemRandom)));
     claim(&Memory::default().backend());
+    let requests = in_bucket(&claim, |service| Lossy::new(service, |_| None));
+    // A claim with many requests is not tested with a mishap at each of them.
+    for at in (0..requests).step_by(1 + requests as usize / MISHAPS_AT_MAX) {
+        for mishap in MISHAPS {
+            in_bucket(&claim, |service| Lossy::once(service, at, mishap));
+        }
+    }
+}
+
+/// Runs a claim on an empty pool in a bucket. Returns the number of requests.
+fn in_bucket(claim: &impl Fn(&Backend), lossy: impl Fn(&Arc<MemoryService>) -> Arc<Lossy>) -> u64 {
+    let directory = tempfile::tempdir().unwrap();
+    let host = HostDirectory::new(Arc::new(LocalDisk::new()), directory.path());
+    let service = lossy(&Arc::new(MemoryService::new()));
+    claim(&Backend {
+        leases: host.leases(Arc::new(SystemRandom)),
+        records: Arc::new(lossy::records(service.clone(), 1).beside(host)),
+        segments: Memory::default().backend().segments,
+        shared: None,
+    });
+    service.requests()
 }
 
 fn name(namespace: &str, name: &str) -> Key {

@@ -81,7 +81,7 @@ fn hostile_world() -> World {
     std::fs::create_dir(&broken).unwrap();
     std::fs::write(broken.join("pool"), "rot").unwrap();
     let directory = broken.to_str().unwrap().to_owned();
-    let record = AttachedRecord { directory, pool_id: 77, owner: None };
+    let record = AttachedRecord { directory, pool_id: 77, ..AttachedRecord::default() };
     write(FrameKind::Attached, &world.path("store/attached/broken"), &record);
     std::fs::write(world.path("store/attached").join(file_name(EVIL)), "rot").unwrap();
     world

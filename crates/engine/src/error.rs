@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use marcot_format::FormatError;
 use serde::{Deserialize, Serialize};
 
 use crate::printable::system_words;
@@ -168,12 +169,8 @@ impl Error {
     }
 
     /// Wraps a decoding error.
-    pub fn from_format(context: impl Into<String>, source: marcot_format::FormatError) -> Self {
-        let kind = match source {
-            marcot_format::FormatError::NewerFormat { .. } => ErrorKind::NewerFormat,
-            _ => ErrorKind::Corrupt,
-        };
-        Self::above(kind, context, source)
+    pub fn from_format(context: impl Into<String>, source: FormatError) -> Self {
+        Self::above(kind_of_format(&source), context, source)
     }
 
     /// What went wrong.
@@ -230,9 +227,21 @@ impl fmt::Display for Sentence<'_> {
 /// Linux: too many files are open in the machine (ENFILE), or in the process (EMFILE).
 const TOO_MANY_OPEN: [i32; 2] = [23, 24];
 
+fn kind_of_format(error: &FormatError) -> ErrorKind {
+    match error {
+        FormatError::NewerFormat { .. } => ErrorKind::NewerFormat,
+        _ => ErrorKind::Corrupt,
+    }
+}
+
+/// A back end may decode what lies around a record; then its error has the decoding error inside.
 fn kind_of_io(error: &io::Error) -> ErrorKind {
     if error.raw_os_error().is_some_and(|errno| TOO_MANY_OPEN.contains(&errno)) {
         return ErrorKind::Exhausted;
+    }
+    let format = error.get_ref().and_then(|inner| inner.downcast_ref::<FormatError>());
+    if let Some(format) = format {
+        return kind_of_format(format);
     }
     match error.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -300,6 +309,15 @@ mod tests {
         for errno in [2, 5, 20, 21, 61, 117] {
             assert!(!kind(errno).is_obstacle(), "{errno}: {:?}", kind(errno));
         }
+    }
+
+    #[test]
+    fn what_a_back_end_cannot_decode_is_damaged_or_newer() {
+        let kind =
+            |error| Error::from_io("", io::Error::new(io::ErrorKind::InvalidData, error)).kind();
+        let newer = FormatError::NewerFormat { what: "object", version: 9, features: 0 };
+        assert_eq!(kind(newer), ErrorKind::NewerFormat);
+        assert_eq!(kind(FormatError::Checksum { what: "object" }), ErrorKind::Corrupt);
     }
 
     #[test]

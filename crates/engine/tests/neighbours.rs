@@ -511,7 +511,7 @@ fn a_store_of_another_user_leads_to_no_pool_of_ones_own() {
     let record = AttachedRecord {
         directory: own.directory().to_str().unwrap().into(),
         pool_id: own.id().0,
-        owner: None,
+        ..AttachedRecord::default()
     };
     let attached = scene.root.path().join("other/attached");
     std::fs::create_dir(&attached).unwrap();

@@ -1,4 +1,5 @@
-//! The frame around every record that is a file of its own: store, pool, head, name, child, attached pool.
+//! The frame around every record that is a file of its own: store, pool, head, name, child, attached pool; and
+//! around what a pool in a bucket has besides: objects, directories of names, the list of namespaces.
 //!
 //! ```text
 //! byte 0               8         12        16        20        24        28        32
@@ -12,7 +13,7 @@
 //! The checksum covers header and body, with its own field as zero. A reader refuses a record with unknown
 //! incompatible bits. With unknown read-only-compatible bits it may read, but not write.
 
-use crate::record::check_head;
+use crate::record::check_counts;
 use crate::{FormatError, crc32c_without, get_u16, get_u32, put};
 
 /// First eight bytes of every record file.
@@ -23,8 +24,11 @@ pub const FRAME_VERSION: u16 = 1;
 pub const FRAME_HEADER_BYTES: usize = 32;
 /// Limit on the length of a body in bytes. It holds about ten thousand snapshots.
 pub const FRAME_BODY_BYTES_MAX: usize = 16 << 20;
-/// Incompatible features this code knows.
-pub const INCOMPAT_KNOWN: u32 = 0;
+/// Limit on the length of the body of an object in bytes: a whole record, and its stamps.
+pub const OBJECT_BODY_BYTES_MAX: usize = FRAME_BODY_BYTES_MAX + FRAME_HEADER_BYTES + (64 << 10);
+/// Incompatible feature of the note of an attached pool: the pool lies in a bucket. A version that does not know
+/// it would look for a directory.
+pub const INCOMPAT_BUCKET: u32 = 1;
 /// Read-only-compatible features this code knows.
 pub const RO_COMPAT_KNOWN: u32 = 0;
 
@@ -44,8 +48,14 @@ pub enum FrameKind {
     Child = 5,
     /// A pool attached from elsewhere.
     Attached = 6,
+    /// A record of a pool in a bucket, with its stamps.
+    Object = 7,
     /// A part of an image's log, outside its owner's host.
     ShippedLog = 8,
+    /// A part of the names of a namespace of a pool in a bucket.
+    Names = 9,
+    /// The namespaces of a pool in a bucket.
+    Namespaces = 10,
 }
 
 impl FrameKind {
@@ -60,6 +70,25 @@ impl FrameKind {
             Self::Child => "child record",
             Self::Attached => "attached pool record",
             Self::ShippedLog => "part of a log",
+            Self::Object => "object",
+            Self::Names => "directory of names",
+            Self::Namespaces => "list of namespaces",
+        }
+    }
+
+    /// Incompatible features this code knows.
+    #[must_use]
+    pub fn incompat_known(self) -> u32 {
+        match self {
+            Self::Attached => INCOMPAT_BUCKET,
+            _ => 0,
+        }
+    }
+
+    fn body_bytes_max(self) -> usize {
+        match self {
+            Self::Object => OBJECT_BODY_BYTES_MAX,
+            _ => FRAME_BODY_BYTES_MAX,
         }
     }
 }
@@ -76,10 +105,17 @@ pub struct Frame<'a> {
 /// Encodes `body` as a record file of `kind`.
 #[must_use]
 pub fn encode(kind: FrameKind, body: &[u8]) -> Vec<u8> {
+    encode_with(kind, 0, body)
+}
+
+/// As [`encode`], with incompatible features.
+#[must_use]
+pub fn encode_with(kind: FrameKind, incompat: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; FRAME_HEADER_BYTES + body.len()];
     put(&mut bytes, 0, &FRAME_MAGIC);
     put(&mut bytes, 8, &FRAME_VERSION.to_le_bytes());
     put(&mut bytes, 10, &(kind as u16).to_le_bytes());
+    put(&mut bytes, 12, &incompat.to_le_bytes());
     put(&mut bytes, 24, &(body.len() as u32).to_le_bytes());
     put(&mut bytes, FRAME_HEADER_BYTES, body);
     let crc = crc32c_without(&bytes, 28);
@@ -101,11 +137,11 @@ pub fn decode(kind: FrameKind, bytes: &[u8]) -> Result<Frame<'_>, FormatError> {
         return Err(FormatError::Magic { what });
     }
     let (version, incompat) = (get_u16(bytes, 8), get_u32(bytes, 12));
-    if version != FRAME_VERSION || incompat & !INCOMPAT_KNOWN != 0 {
+    if version != FRAME_VERSION || incompat & !kind.incompat_known() != 0 {
         return Err(FormatError::NewerFormat { what, version, features: incompat });
     }
     let body_bytes = get_u32(bytes, 24) as usize;
-    if body_bytes > FRAME_BODY_BYTES_MAX {
+    if body_bytes > kind.body_bytes_max() {
         return Err(FormatError::Malformed { what, why: "the length is beyond the limit" });
     }
     let have = bytes.len() as u64;
@@ -134,9 +170,7 @@ pub fn decode_message<M: prost::Message + Default>(
     bytes: &[u8],
 ) -> Result<(M, bool), FormatError> {
     let frame = decode(kind, bytes)?;
-    if kind == FrameKind::Head {
-        check_head(frame.body)?;
-    }
+    check_counts(kind, frame.body)?;
     let message = M::decode(frame.body).map_err(|_| FormatError::Malformed {
         what: kind.word(),
         why: "the body does not decode",
@@ -170,6 +204,25 @@ mod tests {
         let many =
             decode_message::<HeadRecord>(FrameKind::Head, &snapshots(HEAD_SNAPSHOTS_MAX + 1));
         assert!(matches!(many, Err(FormatError::Malformed { .. })));
+    }
+
+    #[test]
+    fn names_without_content_take_no_memory() {
+        use crate::record::{NAMES_MAX, NamesRecord};
+        // Each name takes two bytes: field 1, length 0.
+        let names = |count: usize| encode(FrameKind::Names, &[1 << 3 | 2, 0].repeat(count));
+        assert!(decode_message::<NamesRecord>(FrameKind::Names, &names(NAMES_MAX)).is_ok());
+        let many = decode_message::<NamesRecord>(FrameKind::Names, &names(NAMES_MAX + 1));
+        assert!(matches!(many, Err(FormatError::Malformed { .. })));
+    }
+
+    #[test]
+    fn an_object_holds_the_longest_record() {
+        let record = vec![0; FRAME_BODY_BYTES_MAX + FRAME_HEADER_BYTES];
+        let object = encode(FrameKind::Object, &record);
+        assert_eq!(decode(FrameKind::Object, &object).unwrap().body.len(), record.len());
+        let head = encode(FrameKind::Head, &record);
+        assert!(matches!(decode(FrameKind::Head, &head), Err(FormatError::Malformed { .. })));
     }
 
     #[test]

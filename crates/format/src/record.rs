@@ -4,6 +4,7 @@ use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::FormatError;
+use crate::frame::{FrameKind, INCOMPAT_BUCKET, encode_with};
 use crate::segment::SegmentKind;
 
 /// Limit on the snapshots of a head, removed ones included. A decoded snapshot takes hundreds of bytes,
@@ -12,25 +13,63 @@ pub const HEAD_SNAPSHOTS_MAX: usize = 10_000;
 /// Limit on the pieces of metadata of a head, for the same reason.
 pub const HEAD_METADATA_MAX: usize = 1 << 20;
 
-/// Fails for a head with more snapshots or metadata than the limits, before anything is allocated for them.
+/// Limit on the names in one directory of a pool in a bucket, and on the moves that were called off there,
+/// for the same reason.
+pub const NAMES_MAX: usize = 1 << 18;
+/// Limit on the namespaces of a pool in a bucket, for the same reason.
+pub const NAMESPACES_MAX: usize = 1 << 18;
+/// Limit on the earlier stamps of an object, for the same reason. Writers keep fewer.
+pub const EARLIER_MAX: usize = 1 << 10;
+
+/// How often a field may occur in a message.
+struct Count {
+    tag: u32,
+    max: usize,
+    why: &'static str,
+}
+
+/// The fields of which there may be many, in a record of this kind.
+fn counts(kind: FrameKind) -> &'static [Count] {
+    const SNAPSHOTS: &str = "more snapshots than there may be";
+    const NAMES: &str = "more names than there may be";
+    const STAMPS: &str = "more stamps than there may be";
+    match kind {
+        FrameKind::Head => &[
+            Count { tag: 13, max: HEAD_SNAPSHOTS_MAX, why: SNAPSHOTS },
+            Count { tag: 15, max: HEAD_METADATA_MAX, why: SNAPSHOTS },
+        ],
+        FrameKind::Object => &[Count { tag: 2, max: EARLIER_MAX, why: STAMPS }],
+        FrameKind::Names => &[
+            Count { tag: 1, max: NAMES_MAX, why: NAMES },
+            Count { tag: 2, max: NAMES_MAX, why: NAMES },
+        ],
+        FrameKind::Namespaces => &[Count { tag: 1, max: NAMESPACES_MAX, why: NAMES }],
+        _ => &[],
+    }
+}
+
+/// Fails where a field occurs more often than it may, before anything is allocated for it.
 ///
 /// # Errors
 /// `Malformed`; also where the bytes are no message.
-pub(crate) fn check_head(mut body: &[u8]) -> Result<(), FormatError> {
-    let what = "image head";
+pub(crate) fn check_counts(kind: FrameKind, mut body: &[u8]) -> Result<(), FormatError> {
+    let (what, counts) = (kind.word(), counts(kind));
+    if counts.is_empty() {
+        return Ok(());
+    }
     let broken = |_| FormatError::Malformed { what, why: "the body does not decode" };
-    let (mut snapshots, mut metadata) = (0, 0);
+    let mut seen = [0; 2];
     while !body.is_empty() {
         let (tag, wire_type) = decode_key(&mut body).map_err(broken)?;
-        match tag {
-            13 => snapshots += 1,
-            15 => metadata += 1,
-            _ => {}
+        for (count, seen) in counts.iter().zip(&mut seen) {
+            if count.tag == tag {
+                *seen += 1;
+                if *seen > count.max {
+                    return Err(FormatError::Malformed { what, why: count.why });
+                }
+            }
         }
         skip_field(wire_type, tag, &mut body, DecodeContext::default()).map_err(broken)?;
-    }
-    if snapshots > HEAD_SNAPSHOTS_MAX || metadata > HEAD_METADATA_MAX {
-        return Err(FormatError::Malformed { what, why: "more snapshots than there may be" });
     }
     Ok(())
 }
@@ -60,10 +99,10 @@ pub struct PoolRecord {
     pub application: String,
 }
 
-/// A pool that another store owns.
+/// A pool that another store owns, or one in a bucket.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct AttachedRecord {
-    /// Its directory.
+    /// Its directory; empty for a pool in a bucket.
     #[prost(string, tag = "1")]
     pub directory: String,
     /// Its number when attached.
@@ -72,6 +111,40 @@ pub struct AttachedRecord {
     /// The user who owned its directory when it was attached; absent in records of earlier versions.
     #[prost(uint32, optional, tag = "3")]
     pub owner: Option<u32>,
+    /// For a pool in a bucket, all that follows. Where it is: `s3://bucket/prefix`. The record has
+    /// [`crate::frame::INCOMPAT_BUCKET`] then.
+    #[prost(string, tag = "4")]
+    pub url: String,
+    /// The URL of the service; empty for the service's own.
+    #[prost(string, tag = "5")]
+    pub endpoint: String,
+    /// The region; empty where the service has none.
+    #[prost(string, tag = "6")]
+    pub region: String,
+    /// The file that holds the credentials; empty: where users of the service have them.
+    #[prost(string, tag = "7")]
+    pub credentials: String,
+    /// A flush is done when the host's disk has it, not the bucket.
+    #[prost(bool, tag = "8")]
+    pub flush_local: bool,
+    /// The directory of the cache; empty: below the store.
+    #[prost(string, tag = "9")]
+    pub cache_directory: String,
+    /// The size of the cache in bytes; 0: the usual one.
+    #[prost(uint64, tag = "10")]
+    pub cache_bytes: u64,
+    /// Conditions name an ETag without its quotes.
+    #[prost(bool, tag = "11")]
+    pub bare_etags: bool,
+}
+
+impl AttachedRecord {
+    /// The record as a file.
+    #[must_use]
+    pub fn to_file(&self) -> Vec<u8> {
+        let features = if self.url.is_empty() { 0 } else { INCOMPAT_BUCKET };
+        encode_with(FrameKind::Attached, features, &self.encode_to_vec())
+    }
 }
 
 /// The image that a name leads to. Beside a head: the name that the image was given later.
@@ -455,4 +528,97 @@ pub struct LogPiece {
     /// The bytes; none where the whole segment was uploaded before.
     #[prost(bytes = "vec", tag = "3")]
     pub bytes: Vec<u8>,
+}
+
+/// Tells one version of an object from all others.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
+pub struct StampRecord {
+    /// Random number of the writer, which is a process that has the pool open.
+    #[prost(fixed64, tag = "1")]
+    pub writer: u64,
+    /// How many objects the writer has written, this one included.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+}
+
+/// A record of a pool in a bucket. An object with an empty message is a tombstone: the record is gone for good.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ObjectRecord {
+    /// Tells this version of the object from all others.
+    #[prost(message, optional, tag = "1")]
+    pub stamp: Option<StampRecord>,
+    /// Stamps of the versions before, the youngest first. Very old ones are left out.
+    #[prost(message, repeated, tag = "2")]
+    pub earlier: Vec<StampRecord>,
+    /// The record.
+    #[prost(bytes = "vec", tag = "3")]
+    pub body: Vec<u8>,
+}
+
+/// A part of the names of a namespace: those whose hash has one value.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct NamesRecord {
+    /// The names, in no order.
+    #[prost(message, repeated, tag = "1")]
+    pub names: Vec<NameEntry>,
+    /// Numbers of moves to here that were called off, and must not be completed.
+    #[prost(fixed64, repeated, tag = "2")]
+    pub called_off: Vec<u64>,
+    /// Takes no names, because the namespace or the pool is being removed: number of the removal; 0: it
+    /// takes names.
+    #[prost(fixed64, tag = "3")]
+    pub closed: u64,
+}
+
+/// A name.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct NameEntry {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// The record that the name has.
+    #[prost(bytes = "vec", tag = "2")]
+    pub record: Vec<u8>,
+    /// The name is moving to another directory. Once it is there, this entry does not count any more.
+    #[prost(message, optional, tag = "3")]
+    pub moving: Option<MoveRecord>,
+    /// The name came from another directory, where its old entry may still be.
+    #[prost(message, optional, tag = "4")]
+    pub moved: Option<MoveRecord>,
+}
+
+/// A move of a name between two directories.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MoveRecord {
+    /// Random number of the move.
+    #[prost(fixed64, tag = "1")]
+    pub number: u64,
+    /// The name at the other end.
+    #[prost(string, tag = "2")]
+    pub name: String,
+}
+
+/// The namespaces of a pool in a bucket.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct NamespacesRecord {
+    /// All but the default one, in no order.
+    #[prost(message, repeated, tag = "1")]
+    pub namespaces: Vec<NamespaceEntry>,
+    /// The pool is being removed: number of the removal; 0: it is not.
+    #[prost(fixed64, tag = "2")]
+    pub removing: u64,
+}
+
+/// A namespace.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct NamespaceEntry {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Random number, under which its names are stored. A namespace that is made again gets another one.
+    #[prost(fixed64, tag = "2")]
+    pub number: u64,
+    /// It is being removed: number of the removal; 0: it is not.
+    #[prost(fixed64, tag = "3")]
+    pub removing: u64,
 }

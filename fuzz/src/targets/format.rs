@@ -5,7 +5,8 @@ use marcot_format::frame::{self, FrameKind};
 use marcot_format::group::GroupHeader;
 use marcot_format::page::{decode_page, encode_page, peek_page};
 use marcot_format::record::{
-    AttachedRecord, ChildRecord, HeadRecord, NameRecord, PoolRecord, StoreRecord,
+    AttachedRecord, ChildRecord, HeadRecord, NameRecord, NamesRecord, NamespacesRecord,
+    ObjectRecord, PoolRecord, StoreRecord,
 };
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use marcot_format::table::{
@@ -26,16 +27,17 @@ fn sealed(data: &[u8], length: usize, field: usize) -> Vec<u8> {
 
 pub fn record(data: &[u8]) {
     // The kind is as hostile as the rest.
-    match data.get(10).copied().unwrap_or(0) % 6 {
-        0 => record_of::<HeadRecord>(FrameKind::Head, data),
+    match data.get(10).copied().unwrap_or(0) % 11 {
+        0 | 8 => record_of::<HeadRecord>(FrameKind::Head, data),
         1 => record_of::<StoreRecord>(FrameKind::Store, data),
         2 => record_of::<PoolRecord>(FrameKind::Pool, data),
         3 => record_of::<HeadRecord>(FrameKind::Head, data),
         4 => record_of::<NameRecord>(FrameKind::Name, data),
-        5 => {
-            record_of::<ChildRecord>(FrameKind::Child, data);
-            record_of::<AttachedRecord>(FrameKind::Attached, data);
-        }
+        5 => record_of::<ChildRecord>(FrameKind::Child, data),
+        6 => record_of::<AttachedRecord>(FrameKind::Attached, data),
+        7 => record_of::<ObjectRecord>(FrameKind::Object, data),
+        9 => record_of::<NamesRecord>(FrameKind::Names, data),
+        10 => record_of::<NamespacesRecord>(FrameKind::Namespaces, data),
         _ => unreachable!(),
     }
 }

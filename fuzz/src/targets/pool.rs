@@ -130,6 +130,7 @@ impl Scene {
             directory: scene.other().join("pools/rbd").to_str().unwrap().to_owned(),
             pool_id: pool_record.pool_id,
             owner: scene.foreign.then_some(OTHER),
+            ..AttachedRecord::default()
         };
         let place = scene.own().join("attached");
         fs::create_dir(&place).unwrap();

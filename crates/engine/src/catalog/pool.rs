@@ -128,7 +128,12 @@ impl Pool {
 
     /// As [`Self::read_record`], with a smaller limit.
     pub(crate) fn read_record_up_to(&self, key: &Key, bytes_max: u64) -> Result<Vec<u8>> {
-        match self.records().get(key, bytes_max) {
+        self.as_record(key, self.records().get(key, bytes_max))
+    }
+
+    /// The bytes of a record that was read.
+    fn as_record(&self, key: &Key, read: std::io::Result<Vec<u8>>) -> Result<Vec<u8>> {
+        match read {
             Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
                 let shown = self.records().show(key);
                 fail(ErrorKind::Corrupt, format!("{shown} is too long to be a record"))
@@ -439,14 +444,20 @@ impl Pool {
 
     /// As [`Self::images`], with the namespace as records have it.
     pub(crate) fn images_in(&self, namespace: &str) -> Result<Vec<(String, ImageId)>> {
-        let names = self.image_names_in(namespace)?;
-        let mut images = Vec::with_capacity(names.len());
-        for name in names {
-            match self.find_in(namespace, &name) {
-                Ok(id) => images.push((name, id)),
-                // The name was removed since the directory was listed.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+        let read = match self.records().names(namespace, RECORD_BYTES_MAX) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(self.namespace_missing(namespace));
+            }
+            read => read.at(|| format!("cannot list the images of pool '{}'", self.name()))?,
+        };
+        let mut images = Vec::with_capacity(read.len());
+        for (name, bytes) in read {
+            if could_be_given(self.directory(), &name) {
+                let key = Key::Name { namespace: namespace.to_owned(), name };
+                let image = self.image_in(&key, self.as_record(&key, bytes)?)?;
+                if let Key::Name { name, .. } = key {
+                    images.push((name, image));
+                }
             }
         }
         images.sort_unstable();
@@ -483,8 +494,13 @@ impl Pool {
             }
             bytes => bytes?,
         };
+        self.image_in(&key, bytes)
+    }
+
+    /// The image in the record of a name.
+    fn image_in(&self, key: &Key, bytes: Vec<u8>) -> Result<ImageId> {
         let (record, _): (NameRecord, _) = decode_message(FrameKind::Name, &bytes)
-            .map_err(|e| Error::from_format(self.cannot_use(&key), e))?;
+            .map_err(|e| Error::from_format(self.cannot_use(key), e))?;
         Ok(ImageId(record.image_id))
     }
 

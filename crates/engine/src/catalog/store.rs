@@ -395,7 +395,7 @@ impl Store {
             return fail(ErrorKind::Exists, message);
         }
         let mut record =
-            AttachedRecord { directory: text.to_owned(), pool_id: pool_id.0, owner: None };
+            AttachedRecord { directory: text.to_owned(), pool_id: pool_id.0, ..Default::default() };
         let pool = Pool::open_at(self, name, &Whereabouts::Attached(record.clone()))?;
         record.owner = Some(pool.owner_id());
         let attached = self.inner.home.attach(name, &encode_message(FrameKind::Attached, &record));

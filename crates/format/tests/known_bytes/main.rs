@@ -2,6 +2,7 @@
 //! by another program. So code that encodes and decodes with the same mistake does not pass.
 
 mod address;
+mod bucket;
 mod bytes;
 mod example;
 mod frame;

@@ -231,8 +231,48 @@ fn an_attached_record_is_these_bytes() {
         directory: "/srv/pool".into(),
         pool_id: 0x1122_3344_5566_7788,
         owner: Some(1000),
+        ..AttachedRecord::default()
     };
     is(FrameKind::Attached, ATTACHED, &record);
+}
+
+const IN_A_BUCKET: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 06 00 01 00 00 00                         | version 1, kind 6: attached; incompatible: in a bucket
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    32 00 00 00                                     | body: 50 bytes
+    7e 4c b7 cf                                     | checksum
+    11 88 77 66 55 44 33 22 11                      | pool_id
+    22 08 73 33 3a 2f 2f 62 2f 70                   | url
+    2a 0a 68 74 74 70 3a 2f 2f 68 3a 31             | endpoint
+    32 02 65 75                                     | region
+    3a 02 2f 63                                     | credentials
+    40 01                                           | flush_local
+    4a 02 2f 6b                                     | cache_directory
+    50 ac 02                                        | cache_bytes
+    58 01                                           | bare_etags
+";
+
+#[test]
+fn an_attached_record_of_a_pool_in_a_bucket_is_these_bytes() {
+    let record = AttachedRecord {
+        pool_id: 0x1122_3344_5566_7788,
+        url: "s3://b/p".into(),
+        endpoint: "http://h:1".into(),
+        region: "eu".into(),
+        credentials: "/c".into(),
+        flush_local: true,
+        cache_directory: "/k".into(),
+        cache_bytes: 300,
+        bare_etags: true,
+        ..AttachedRecord::default()
+    };
+    assert_eq!(record.to_file(), bytes(IN_A_BUCKET));
+    let read = decode_message::<AttachedRecord>(FrameKind::Attached, &bytes(IN_A_BUCKET));
+    assert_eq!(read, Ok((record, false)));
+    // An earlier version does not know the feature, and so looks for no directory.
+    let elsewhere = AttachedRecord { directory: "/p".into(), ..AttachedRecord::default() };
+    assert_eq!(elsewhere.to_file(), encode_message(FrameKind::Attached, &elsewhere));
 }
 
 fn marks(data: u32, map: u32, table: u32) -> SegmentMarks {
