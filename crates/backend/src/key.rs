@@ -23,6 +23,8 @@ pub enum Key {
     Head(ImageId),
     /// The name that an image was given after its head was made. It is a hint that readers verify.
     NameHint(ImageId),
+    /// What is noted beside the head of an image in the trash. It goes with the head.
+    TrashNote(ImageId),
     /// A child of a snapshot, in the child's own pool.
     Child(ChildKey),
     /// The marker that a child in another pool has left in its parent's pool.

@@ -256,9 +256,11 @@ fn a_damaged_head_is_not_swapped() {
 fn a_record_is_put_whether_it_is_there_or_not() {
     on_each(|backend| {
         backend.records.create(&Key::Head(IMAGE), b"head").unwrap();
-        for bytes in [b"one", b"two"] {
-            backend.records.put(&Key::NameHint(IMAGE), bytes).unwrap();
-            assert_eq!(backend.records.get(&Key::NameHint(IMAGE), BYTES_MAX).unwrap(), bytes);
+        for key in [Key::NameHint(IMAGE), Key::TrashNote(IMAGE)] {
+            for bytes in [b"one", b"two"] {
+                backend.records.put(&key, bytes).unwrap();
+                assert_eq!(backend.records.get(&key, BYTES_MAX).unwrap(), bytes);
+            }
         }
     });
 }
@@ -306,13 +308,15 @@ fn a_namespace_goes_when_it_is_empty() {
 fn a_head_goes_with_what_is_kept_beside_it() {
     on_each(|backend| {
         backend.records.create(&Key::Head(IMAGE), b"head").unwrap();
-        backend.records.put(&Key::NameHint(IMAGE), b"hint").unwrap();
+        let beside = [Key::NameHint(IMAGE), Key::TrashNote(IMAGE)];
+        beside.iter().for_each(|key| backend.records.put(key, b"beside").unwrap());
         drop(backend.leases.take(Lease::Owner(IMAGE), LockMode::Exclusive, false).unwrap());
         assert_eq!(listed(backend, &Prefix::Heads), [Key::Head(IMAGE)]);
         backend.records.remove(&Key::Head(IMAGE)).unwrap();
         assert_eq!(listed(backend, &Prefix::Heads), []);
-        let hint = backend.records.get(&Key::NameHint(IMAGE), BYTES_MAX);
-        assert_eq!(kind(hint), ErrorKind::NotFound);
+        for key in &beside {
+            assert_eq!(kind(backend.records.get(key, BYTES_MAX)), ErrorKind::NotFound);
+        }
         assert_eq!(kind(backend.records.remove(&Key::Head(IMAGE))), ErrorKind::NotFound);
     });
 }

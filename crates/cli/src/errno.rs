@@ -2,6 +2,8 @@
 
 use marcot::{Error, ErrorKind};
 
+/// Operation not permitted.
+pub const EPERM: i32 = 1;
 /// No such file or directory.
 pub const ENOENT: i32 = 2;
 /// Input/output error.

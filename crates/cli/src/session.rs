@@ -128,8 +128,7 @@ impl Session {
         };
         let pool = self.pool_of(target)?;
         let missing = || Failure::errno(format!("error opening image with id {wanted}"), ENOENT);
-        let number = u64::from_str_radix(wanted, 16).map(ImageId);
-        let id = number.ok().filter(|id| id.to_string() == wanted).ok_or_else(missing)?;
+        let id = parse_image_id(wanted).ok_or_else(missing)?;
         match pool.image_by_id(&target.namespace(), id) {
             Err(error) if error.kind() == ErrorKind::NotFound => Err(missing()),
             found => Ok(found?),
@@ -150,6 +149,12 @@ impl Session {
     pub fn parts(&self, label: &'static str) -> Progress {
         Progress::new(label, Measure::Parts, self.silent)
     }
+}
+
+/// The number of an image, as it is shown.
+pub fn parse_image_id(text: &str) -> Option<ImageId> {
+    let id = ImageId(u64::from_str_radix(text, 16).ok()?);
+    (id.to_string() == text).then_some(id)
 }
 
 /// The record of an image.

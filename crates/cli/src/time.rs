@@ -4,6 +4,11 @@
 
 use std::mem::MaybeUninit;
 
+/// Now, in seconds since 1970.
+pub fn now_s() -> i64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec
+}
+
 /// `Mon Nov 23 07:14:52 2026`.
 pub fn ctime(seconds_since_epoch: i64) -> String {
     format_local(seconds_since_epoch, c"%a %b %e %H:%M:%S %Y")

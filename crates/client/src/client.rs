@@ -60,6 +60,11 @@ impl Client {
         self.0.store.directory()
     }
 
+    /// The time in seconds since 1970.
+    pub(crate) fn now_s(&self) -> i64 {
+        self.0.world.clock.now_s()
+    }
+
     pub(crate) fn options(&self) -> &Options {
         &self.0.options
     }

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marcot::is_partial_name;
-use marcot::{Error, ErrorKind, Namespace, Pool, Result, Store};
+use marcot::{
+    Error, ErrorKind, Namespace, Pool, Result, Store, is_partial_name, number_in_trash_name,
+};
 use marcot_serve::control::Place;
 use marcot_serve::host::{HostDevice, HostHandle, HostOptions, ImageHost};
 use marcot_serve::nbd::negotiation::LIST_BYTES_MAX;
@@ -144,7 +145,7 @@ fn list_pool(store: &Store, name: &str) -> Vec<ExportName> {
 /// Adds the images of one namespace, and their snapshots.
 fn list_namespace(pool: &Pool, namespace: &Namespace, names: &mut Names) -> Result<()> {
     for (image, id) in pool.images(namespace)? {
-        if is_partial_name(&image) {
+        if is_partial_name(&image) || number_in_trash_name(&image).is_some() {
             continue;
         }
         if names.is_full() {

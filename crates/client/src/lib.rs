@@ -52,6 +52,7 @@
 //! | take, protect, rename, remove, roll back | [`Snapshot`] |
 //! | clones, children, flatten | [`layering`] |
 //! | usage, differences, who has it open | [`inspect`] |
+//! | the trash: move an image there, restore it, remove it | [`trash`] |
 //! | content, in and out | [`content`], [`incoming`], [`copy`] |
 //! | block devices of this machine | [`devices`] |
 //! | exports of a server | [`exports`] |
@@ -84,6 +85,7 @@ mod retry;
 mod snapshot;
 pub mod sparse;
 pub mod spec;
+pub mod trash;
 mod upkeep;
 
 pub use client::Client;
@@ -95,7 +97,7 @@ pub use marcot::Image as OpenImage;
 pub use marcot::{
     CheckOptions, CheckReport, ChildInfo, CloneOptions, CreateOptions, Error, ErrorKind, GcReport,
     ImageId, ImageInfo, ImageName, InfoReader, Limits, Namespace, PoolId, PoolOptions, PoolStats,
-    Result, SnapId, SnapInfo,
+    Result, SnapId, SnapInfo, TrashedImage,
 };
 pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};

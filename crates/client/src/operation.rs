@@ -48,7 +48,8 @@ operations! {
     RemoveNamespace,
     /// [`crate::Pool::images`].
     ListImages,
-    /// [`crate::Client::image`], [`crate::Pool::image`], [`crate::Pool::image_by_id`].
+    /// [`crate::Client::image`], [`crate::Pool::image`], [`crate::Pool::image_by_id`],
+    /// [`crate::Pool::trashed_image`].
     FindImage,
     /// [`crate::Pool::create`].
     CreateImage,
@@ -56,6 +57,12 @@ operations! {
     RenameImage,
     /// [`crate::Image::remove`], [`crate::Image::give_up`].
     RemoveImage,
+    /// [`crate::Image::move_to_trash`].
+    MoveToTrash,
+    /// [`crate::Pool::trash`].
+    ListTrash,
+    /// [`crate::Pool::restore`].
+    RestoreImage,
     /// [`crate::Pool::begin_image`].
     ImportImage,
     /// [`crate::Image::copy_into`], [`crate::Snapshot::copy_into`].

@@ -4,8 +4,10 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
-use marcot::is_partial_name;
-use marcot::{ImageId, ImageName, InfoReader, Namespace, PoolId, PoolOptions, PoolStats, Result};
+use marcot::{
+    ImageId, ImageName, InfoReader, Namespace, PoolId, PoolOptions, PoolStats, Result,
+    is_partial_name, number_in_trash_name,
+};
 
 use crate::client::Client;
 use crate::operation::Operation;
@@ -192,7 +194,7 @@ impl Pool {
         })
     }
 
-    /// The images of a namespace, by name, without incomplete ones. An image has one name:
+    /// The images of a namespace, by name, without incomplete ones and those in the trash. An image has one name:
     /// if several names lead to it, which only damage or a hostile pool can cause, the others are left out. So
     /// a few bytes on disk cannot make the list long.
     ///
@@ -206,7 +208,7 @@ impl Pool {
             images.retain(|(name, id)| {
                 let first = seen.insert(*id);
                 more_names += u64::from(!first);
-                first && !is_partial_name(name)
+                first && !is_partial_name(name) && number_in_trash_name(name).is_none()
             });
             if more_names > 0 {
                 tracing::warn!(

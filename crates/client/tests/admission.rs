@@ -57,6 +57,10 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(ImportImage, p: pool.clone() => p.begin_image("c", &options));
     call!(RenameImage, p: pool.clone() => p.rename("b", "d"));
     call!(RenameImage, i: pool.known_image("d", id) => i.rename("b"));
+    call!(MoveToTrash, i: image() => i.move_to_trash(None));
+    call!(FindImage, p: pool.clone() => p.trashed_image(&Namespace::DEFAULT, id));
+    call!(ListTrash, p: pool.clone() => p.trash(&Namespace::DEFAULT));
+    call!(RestoreImage, p: pool.clone() => p.restore(&Namespace::DEFAULT, id, None));
     call!(ImageInfo, i: image() => i.info());
     call!(ImageInfo, i: image() => i.metadata());
     call!(ImageInfo, s: snapshot() => s.info());

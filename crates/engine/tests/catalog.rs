@@ -226,9 +226,9 @@ fn the_totals_of_a_pool_count_each_image_and_snapshot_once() {
     pool.snapshot(second, "c").clone_to(&pool, "clone", &options).unwrap();
     run(&pool, second, |image| image.remove_snapshot("c", false)).unwrap();
     let stats = store.pool_stats(&pool).unwrap();
-    assert_eq!((stats.images, stats.snapshots), (3, 2));
-    assert_eq!(stats.provisioned_bytes, MIB + 2 * MIB + 2 * MIB);
-    assert_eq!(stats.provisioned_max_bytes, 8 * MIB + 2 * MIB + 2 * MIB);
+    assert_eq!((stats.named.images, stats.named.snapshots), (3, 2));
+    assert_eq!(stats.named.provisioned_bytes, MIB + 2 * MIB + 2 * MIB);
+    assert_eq!(stats.named.provisioned_max_bytes, 8 * MIB + 2 * MIB + 2 * MIB);
     assert_eq!(stats.allocated_bytes, support::taken_bytes(&pool.directory().join("segments")));
     assert!(stats.allocated_bytes > 0 && stats.free_bytes > 0);
 }

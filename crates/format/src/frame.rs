@@ -56,6 +56,8 @@ pub enum FrameKind {
     Names = 9,
     /// The namespaces of a pool in a bucket.
     Namespaces = 10,
+    /// What is noted beside an image in the trash.
+    Trash = 20,
 }
 
 impl FrameKind {
@@ -69,6 +71,7 @@ impl FrameKind {
             Self::Name => "image name record",
             Self::Child => "child record",
             Self::Attached => "attached pool record",
+            Self::Trash => "trash record",
             Self::ShippedLog => "part of a log",
             Self::Object => "object",
             Self::Names => "directory of names",

@@ -161,6 +161,24 @@ pub struct NameRecord {
     pub name: String,
 }
 
+/// What is noted beside the head of an image in the trash. It counts only while the image has the name that
+/// images in the trash have.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct TrashRecord {
+    /// The image.
+    #[prost(fixed64, tag = "1")]
+    pub image_id: u64,
+    /// Its name before.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// When it was moved to the trash, in seconds since 1970.
+    #[prost(int64, tag = "3")]
+    pub deleted_s: i64,
+    /// Until when it is protected from removal, in seconds since 1970.
+    #[prost(int64, tag = "4")]
+    pub protected_until_s: i64,
+}
+
 /// A child of a snapshot: in the child's pool or, as a marker, in the parent's pool.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ChildRecord {

@@ -66,9 +66,17 @@ pub struct ImageModel {
     pub snaps: Vec<Snap>,
     /// Where it was cloned from.
     pub parent: Option<Link>,
+    /// In the trash.
+    pub in_trash: bool,
 }
 
 impl ImageModel {
+    /// Its name, or what stands for it while it is in the trash.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        if self.in_trash { shown_in_trash(&self.name) } else { self.name.clone() }
+    }
+
     /// The latest acknowledged content.
     #[must_use]
     pub fn latest(&self) -> &Bytes {
@@ -77,7 +85,7 @@ impl ImageModel {
 
     fn new(pool: usize, name: String, content: Bytes, parent: Option<Link>) -> Self {
         let (history, snaps) = (vec![content], Vec::new());
-        Self { pool, name, id: None, history, flushes: [0; 2], snaps, parent }
+        Self { pool, name, id: None, history, flushes: [0; 2], snaps, parent, in_trash: false }
     }
 
     /// Notes that the latest content is durable.
@@ -178,6 +186,12 @@ pub struct Plan {
     pub may_succeed: bool,
 }
 
+/// What stands for the name of an image in the trash, which has another one there.
+#[must_use]
+pub fn shown_in_trash(name: &str) -> String {
+    format!("trash/{name}")
+}
+
 /// Name of a snapshot.
 #[must_use]
 pub fn snap_name(snap: u8) -> String {
@@ -228,6 +242,11 @@ impl Model {
             (Some(id), Some(snap)) => self.links_to(id, snap).collect(),
             _ => Vec::new(),
         }
+    }
+
+    /// An image that is not in the trash.
+    fn named(&self, slot: u8) -> Option<&ImageModel> {
+        self.images.get(&slot).filter(|image| !image.in_trash)
     }
 
     fn with(&self, slot: u8, change: impl FnOnce(&mut ImageModel)) -> Model {
@@ -371,8 +390,25 @@ impl Model {
                 Some(plan)
             }
             Operation::Rename { slot } => {
-                self.images.get(slot)?;
+                self.named(*slot)?;
                 self.changed(*slot, |image| image.name.push('r'))
+            }
+            Operation::Trash { slot } => {
+                self.named(*slot)?;
+                // A damaged note does not say any more what the image was called.
+                if self.log_may_rot {
+                    return None;
+                }
+                self.changed(*slot, |image| image.in_trash = true)
+            }
+            Operation::Restore { slot, renamed } => {
+                self.images.get(slot).filter(|image| image.in_trash)?;
+                self.changed(*slot, |image| {
+                    image.in_trash = false;
+                    if *renamed {
+                        image.name.push('r');
+                    }
+                })
             }
         }
     }
@@ -462,7 +498,7 @@ impl Model {
     }
 
     fn clone_image(&self, slot: u8, name: &str, to: u8, pool: usize, format: u8) -> Option<Plan> {
-        let image = self.images.get(&slot)?;
+        let image = self.named(slot)?;
         let snap = image.snap(name)?;
         if self.images.contains_key(&to) {
             return None;

@@ -6,7 +6,7 @@ use marcot::{
     CheckOptions, ErrorKind, Image, ImageId, Namespace, Pool, PoolOptions, SnapId, Store,
 };
 
-use crate::model::{Bytes, ImageModel, Link, Model, Snap};
+use crate::model::{Bytes, ImageModel, Link, Model, Snap, shown_in_trash};
 use crate::rules::{Rule, Violation};
 
 /// The pools of every simulated store.
@@ -126,6 +126,15 @@ pub fn look(store: &Store) -> Result<Seen, Violation> {
             .images(&Namespace::DEFAULT)
             .map_err(|e| wrong(Rule::I1, format!("listing: {}", e.sentence())))?;
         for (name, id) in images {
+            let name = match marcot::number_in_trash_name(&name) {
+                Some(_) => shown_in_trash(
+                    &pool
+                        .trashed_image(&Namespace::DEFAULT, id)
+                        .map_err(|e| wrong(Rule::I1, format!("{name}: {}", e.sentence())))?
+                        .name,
+                ),
+                None => name,
+            };
             seen.images.push(look_at(store, pool, number, name, id)?);
         }
     }
@@ -197,15 +206,15 @@ impl Model {
     pub fn matching(&self, seen: &Seen) -> Result<Model, Violation> {
         let mut model = self.clone();
         for found in &seen.images {
-            let same = |m: &&ImageModel| m.pool == found.pool && m.name == found.name;
+            let same = |m: &&ImageModel| m.pool == found.pool && m.shown() == found.name;
             if !self.images.values().any(|m| same(&m)) {
                 return Err(wrong(Rule::Model, format!("{} should not exist", found.name)));
             }
         }
         for (slot, image) in &self.images {
-            let same = |s: &&SeenImage| s.pool == image.pool && s.name == image.name;
+            let same = |s: &&SeenImage| s.pool == image.pool && s.name == image.shown();
             let Some(found) = seen.images.iter().find(same) else {
-                return Err(wrong(Rule::I1, format!("{} is missing", image.name)));
+                return Err(wrong(Rule::I1, format!("{} is missing", image.shown())));
             };
             let settled = match_image(self, image, found)?;
             model.images.insert(*slot, settled);

@@ -72,6 +72,10 @@ pub enum Operation {
     Remove { slot: u8 },
     /// Rename an image.
     Rename { slot: u8 },
+    /// Move an image to the trash. It can be used there all the same.
+    Trash { slot: u8 },
+    /// Give it a name again.
+    Restore { slot: u8, renamed: bool },
     /// Collect a pool.
     Gc { pool: u8 },
     /// Compact an image and give its space back.
@@ -250,7 +254,11 @@ impl Generator {
             70..71 => Operation::FlattenPart { slot },
             71..74 => Operation::Resize { slot, size: self.size() },
             74..76 => Operation::Remove { slot },
-            76..77 => Operation::Rename { slot },
+            76..77 => match self.rng.below(3) {
+                0 => Operation::Rename { slot },
+                1 => Operation::Trash { slot },
+                _ => Operation::Restore { slot, renamed: self.rng.one_in(2) },
+            },
             77..80 => Operation::Gc { pool },
             80..82 => Operation::Reclaim { slot },
             82..84 => Operation::Checkpoint { slot },

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use marcot::{
-    BlockDevice, CloneOptions, Completion, CreateOptions, ErrorKind, Housekeeping, Write,
+    BlockDevice, CloneOptions, Completion, CreateOptions, ErrorKind, Housekeeping, Namespace, Write,
 };
 
 use crate::model::{self, Bytes, snap_name};
@@ -100,14 +100,24 @@ impl Runner {
             }
             Operation::Remove { slot } => {
                 self.close(*slot)?;
-                let (home, image) = (self.home(*slot), self.model.images[slot].clone());
-                let pool = self.pool(home, image.pool)?;
-                let id = pool.find(&image.name)?;
+                let home = self.home(*slot);
+                let (pool, id) = self.find(home, *slot)?;
                 self.store(home)?.remove_image(&pool, id, &mut |_, _| {})?;
             }
             Operation::Rename { slot } => {
                 let (home, image) = (self.home(*slot), self.model.images[slot].clone());
                 self.pool(home, image.pool)?.rename(&image.name, &format!("{}r", image.name))?;
+            }
+            Operation::Trash { slot } => {
+                let (home, name) = (self.home(*slot), self.model.images[slot].name.clone());
+                let (pool, id) = self.find(home, *slot)?;
+                pool.move_to_trash(id, name, None)?;
+            }
+            Operation::Restore { slot, renamed } => {
+                let (home, name) = (self.home(*slot), self.model.images[slot].name.clone());
+                let (pool, id) = self.find(home, *slot)?;
+                let new = renamed.then(|| format!("{name}r"));
+                pool.restore(&Namespace::DEFAULT, id, new.as_deref())?;
             }
             Operation::Clone { slot, snap, to, pool, format } => {
                 self.clone_snapshot(*slot, *snap, *to, usize::from(*pool), *format)?;
@@ -191,9 +201,8 @@ impl Runner {
     }
 
     fn read_as_reader(&mut self, process: usize, slot: u8) -> marcot::Result<Bytes> {
-        let (pool, name) = (self.model.images[&slot].pool, self.model.images[&slot].name.clone());
-        let pool = self.pool(process, pool)?;
-        let mut image = pool.open_read_only(pool.find(&name)?)?;
+        let (pool, id) = self.find(process, slot)?;
+        let mut image = pool.open_read_only(id)?;
         let mut bytes = vec![0xAA; image.size_bytes() as usize];
         image.read_at(0, &mut bytes)?;
         Ok(Arc::new(bytes))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marcot::{Error, Image, Pool, Store};
+use marcot::{Error, ErrorKind, Image, ImageId, Namespace, Pool, Store};
 
 use crate::crash::{self, Tally};
 use crate::disk::{Cut, Machine};
@@ -183,10 +183,23 @@ impl Runner {
     }
 
     pub(crate) fn open_image(&mut self, process: usize, slot: u8) -> marcot::Result<Image> {
-        let (pool, name) = (self.model.images[&slot].pool, self.model.images[&slot].name.clone());
-        let pool = self.pool(process, pool)?;
-        let id = pool.find(&name)?;
+        let (pool, id) = self.find(process, slot)?;
         pool.open(id)
+    }
+
+    /// The pool and the number of an image, by its name, or by the name that it had before it was moved to the
+    /// trash.
+    pub(crate) fn find(&mut self, process: usize, slot: u8) -> marcot::Result<(Pool, ImageId)> {
+        let image = self.model.images[&slot].clone();
+        let pool = self.pool(process, image.pool)?;
+        if !image.in_trash {
+            let id = pool.find(&image.name)?;
+            return Ok((pool, id));
+        }
+        let trash = pool.trash(&Namespace::DEFAULT)?;
+        let found = trash.iter().find(|trashed| trashed.name == image.name).map(|found| found.id);
+        let missing = || Error::new(ErrorKind::NotFound, "the image is not in the trash");
+        Ok((pool, found.ok_or_else(missing)?))
     }
 
     pub(crate) fn image(&mut self, slot: u8) -> marcot::Result<&mut Image> {
@@ -302,9 +315,7 @@ impl Runner {
         };
         self.machine.set_probe(None);
         let home = self.home(slot);
-        let image = &self.model.images[&slot];
-        let (pool, name) = (image.pool, image.name.clone());
-        let info = self.pool(home, pool).and_then(|pool| pool.info(pool.find(&name)?));
+        let info = self.find(home, slot).and_then(|(pool, id)| pool.info(id));
         let info = match info {
             Ok(info) => info,
             Err(_) if self.settings.profile == Profile::Damage => return Ok(()),

@@ -136,6 +136,7 @@ pub fn all() -> Vec<Scenario> {
     ];
     all.extend(owners());
     all.extend(media());
+    all.push(scenario("a family in the trash and back", trash()));
     all
 }
 
@@ -166,6 +167,37 @@ fn heirs() -> Vec<Operation> {
         RemoveSnapshot { slot: 2, snap: 0, force: false },
         Remove { slot: 2 },
         Read { slot: 0 },
+    ]
+}
+
+/// Parent and child go to the trash, are used there, come back under the same name and under another one, and
+/// are removed there.
+fn trash() -> Vec<Operation> {
+    vec![
+        create(0, 0, 20),
+        write(0, 0, 10),
+        Snapshot { slot: 0, snap: 0 },
+        Clone { slot: 0, snap: 0, to: 1, pool: 1, format: 2 },
+        write(1, 3, 4),
+        Trash { slot: 0 },
+        Gc { pool: 0 },
+        write(0, 5, 2),
+        Read { slot: 1 },
+        Restore { slot: 0, renamed: true },
+        Trash { slot: 1 },
+        Close { slot: 1 },
+        Snapshot { slot: 1, snap: 0 },
+        RemoveSnapshot { slot: 0, snap: 0, force: false },
+        Gc { pool: 1 },
+        Restore { slot: 1, renamed: false },
+        RemoveSnapshot { slot: 1, snap: 0, force: false },
+        Rename { slot: 1 },
+        Trash { slot: 1 },
+        Remove { slot: 1 },
+        Trash { slot: 0 },
+        Gc { pool: 0 },
+        Remove { slot: 0 },
+        Check,
     ]
 }
 

@@ -6,7 +6,7 @@ use marcot_format::group::GroupHeader;
 use marcot_format::page::{decode_page, encode_page, peek_page};
 use marcot_format::record::{
     AttachedRecord, ChildRecord, HeadRecord, NameRecord, NamesRecord, NamespacesRecord,
-    ObjectRecord, PoolRecord, StoreRecord,
+    ObjectRecord, PoolRecord, StoreRecord, TrashRecord,
 };
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use marcot_format::table::{
@@ -34,7 +34,10 @@ pub fn record(data: &[u8]) {
         3 => record_of::<HeadRecord>(FrameKind::Head, data),
         4 => record_of::<NameRecord>(FrameKind::Name, data),
         5 => record_of::<ChildRecord>(FrameKind::Child, data),
-        6 => record_of::<AttachedRecord>(FrameKind::Attached, data),
+        6 => {
+            record_of::<AttachedRecord>(FrameKind::Attached, data);
+            record_of::<TrashRecord>(FrameKind::Trash, data);
+        }
         7 => record_of::<ObjectRecord>(FrameKind::Object, data),
         9 => record_of::<NamesRecord>(FrameKind::Names, data),
         10 => record_of::<NamespacesRecord>(FrameKind::Namespaces, data),

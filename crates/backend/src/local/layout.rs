@@ -6,6 +6,7 @@
 //! POOL/names/NAMESPACE/NAME
 //! POOL/images/NUMBER/head             an image's head
 //! POOL/images/NUMBER/name             the name that it was given later (a hint)
+//! POOL/images/NUMBER/trash            its name and times, while it is in the trash
 //! POOL/children/P.I.S.p.i             a child, or a marker; may be writable by others
 //! POOL/heirs/...                      marks of heirs, see [`HeirKey`]
 //! POOL/segments/AUTHOR/dSSSSSSSS      a data segment; m: map, t: table
@@ -113,6 +114,7 @@ pub fn record(directory: &Path, key: &Key) -> PathBuf {
         Key::Name { namespace, name } => names(directory, namespace).join(escape(name)),
         Key::Head(id) => image(directory, *id).join(HEAD),
         Key::NameHint(id) => image(directory, *id).join("name"),
+        Key::TrashNote(id) => image(directory, *id).join("trash"),
         Key::Heir(heir) => heirs(directory).join(heir.to_string()),
         Key::Child(child) | Key::Marker(child) => children(directory).join(child.to_string()),
     }
@@ -278,6 +280,7 @@ mod tests {
             (name("team"), "/p/names/team/a%2fb"),
             (Key::Head(IMAGE), "/p/images/00000000000000a1/head"),
             (Key::NameHint(IMAGE), "/p/images/00000000000000a1/name"),
+            (Key::TrashNote(IMAGE), "/p/images/00000000000000a1/trash"),
             (Key::Heir(heir), "/p/heirs/0000000000000002.00000000000000a1"),
             (Key::Child(child), child_path),
             (Key::Marker(child), child_path),

@@ -167,6 +167,7 @@ impl Records for Memory {
         }
         if let Key::Head(image) = key {
             state.records.remove(&Key::NameHint(*image));
+            state.records.remove(&Key::TrashNote(*image));
         }
         state.records.remove(&stored(key)).ok_or(io::ErrorKind::NotFound)?;
         Ok(())

@@ -240,6 +240,7 @@ fn kept(key: &Key) -> Kept<'_> {
         Key::Name { namespace, name } => Kept::Name(namespace, name),
         Key::Head(image) => Kept::Object(format!("{IMAGES}{image}/{HEAD}")),
         Key::NameHint(image) => Kept::Object(format!("{IMAGES}{image}/name")),
+        Key::TrashNote(image) => Kept::Object(format!("{IMAGES}{image}/trash")),
         Key::Child(child) | Key::Marker(child) => Kept::Object(format!("{CHILDREN}{child}")),
         Key::Heir(heir) => Kept::Object(format!("{HEIRS}{heir}")),
     }
@@ -334,8 +335,10 @@ impl Records for ObjectRecords {
                 self.known().forget(*image);
                 let buried = self.bury(&object);
                 // Also where the head is gone already: the process that removed it may have been killed.
-                if let Kept::Object(hint) = kept(&Key::NameHint(*image)) {
-                    let _ = self.objects.remove(&hint);
+                for beside in [Key::NameHint(*image), Key::TrashNote(*image)] {
+                    if let Kept::Object(object) = kept(&beside) {
+                        let _ = self.objects.remove(&object);
+                    }
                 }
                 if let Some(host) = &self.host {
                     host.forget_image(*image);

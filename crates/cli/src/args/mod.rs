@@ -28,6 +28,8 @@ pub enum Kind {
     Bytes,
     /// A number that is not negative.
     Integer,
+    /// A number with a fraction.
+    Float,
     /// A number from the first to the last.
     Range(u64, u64),
     /// One of these words.
@@ -191,6 +193,11 @@ impl Args {
     /// The number given for an option.
     pub fn integer(&self, long: &str) -> Option<u64> {
         self.text(long).and_then(parse::parse_integer)
+    }
+
+    /// The number with a fraction given for an option.
+    pub fn float(&self, long: &str) -> Option<f64> {
+        self.text(long).and_then(|text| text.parse().ok())
     }
 
     /// The argument at a position; empty text counts as missing.

@@ -189,6 +189,25 @@ fn check_snapshot(target: &Target, wanted: Wanted) -> Outcome {
     }
 }
 
+/// A pool, perhaps a namespace, and the number of an image as text, by options or argument.
+pub fn id_target(args: &Args) -> Outcome<Target> {
+    let option = |key: &str| args.text(key).unwrap_or_default().to_string();
+    let mut target =
+        Target { pool: option("pool"), namespace: option("namespace"), ..Target::default() };
+    // As with `rbd`, only the argument is a spec.
+    match args.text("image-id").filter(|text| !text.is_empty()) {
+        Some(text) => text.clone_into(&mut target.image),
+        None => match args.positional(0) {
+            Some(text) => target.apply_text(text, Pattern::NewImage)?,
+            None => return Err(Failure::invalid("image id was not specified")),
+        },
+    }
+    match target.snap.is_empty() {
+        true => Ok(target),
+        false => Err(Failure::invalid("snapshot name specified for a command that doesn't use it")),
+    }
+}
+
 /// A pool, and perhaps a namespace, by argument or options. Options take precedence.
 pub fn pool_target(args: &Args) -> Outcome<Target> {
     let mut target = Target {

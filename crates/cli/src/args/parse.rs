@@ -286,7 +286,7 @@ fn check_values(spec: &CommandSpec, args: &Args) -> Result<(), Failure> {
             return Err(Failure::usage(message));
         }
         let Some(opt) = find_option(spec, long) else { continue };
-        if opt.kind == Kind::Integer && parse_integer(value).is_none() {
+        if matches!(opt.kind, Kind::Integer | Kind::Float) && !acceptable(opt.kind, value) {
             let message = format!("the argument ('{value}') for option '--{long}' is invalid");
             return Err(Failure::usage(message));
         }
@@ -313,7 +313,7 @@ fn wanted(kind: Kind) -> Option<String> {
         Kind::Flag | Kind::Text => None,
         Kind::SizeMib => Some(format!("a size, which is {SIZE}; without a letter it counts MiB")),
         Kind::Bytes => Some(format!("a size, which is {SIZE}; without a letter it counts bytes")),
-        Kind::Integer => Some("a number".to_string()),
+        Kind::Integer | Kind::Float => Some("a number".to_string()),
         Kind::Range(first, last) => Some(format!("a number from {first} to {last}")),
         Kind::Choice(words) => Some(format!("one of {}", words.join(", "))),
     }
@@ -325,6 +325,7 @@ fn acceptable(kind: Kind, value: &str) -> bool {
         Kind::SizeMib => size::parse_mib(value).is_some(),
         Kind::Bytes => size::parse_bytes(value).is_some(),
         Kind::Integer => parse_integer(value).is_some(),
+        Kind::Float => value.parse::<f64>().is_ok(),
         Kind::Range(first, last) => {
             parse_integer(value).is_some_and(|number| (first..=last).contains(&number))
         }

@@ -134,10 +134,11 @@ fn check_same_place(from: &Target, to: &Target) -> Outcome {
 fn remove(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, Wanted::IMAGE)?;
     let pool = session.pool_of(&target)?;
+    const ERROR: &str = "delete error";
     let mut progress = session.parts("Removing image");
     let outcome = pool
         .image(target.name())
-        .map_err(|error| Failure::engine("delete error", &error))
+        .map_err(|error| Failure::engine(ERROR, &error))
         .and_then(|image| {
             let info = image.info().ok();
             let parts = info.map_or(0, |i| objects(i.size_bytes, i.order));
@@ -147,14 +148,28 @@ fn remove(session: &Session, args: &Args) -> Outcome {
                 true => image.give_up(&mut report),
                 false => image.remove(&mut report),
             };
-            removed.map_err(|error| removal_failure(session, &image, &error))?;
+            removed.map_err(|error| removal_failure(session, &image, &error, ERROR))?;
             progress.catch_up(1, parts);
             Ok(())
         });
     progress.end(outcome)
 }
 
-fn removal_failure(session: &Session, image: &Image, error: &marcot::Error) -> Failure {
+/// `rbd`'s words for an image that has snapshots.
+pub fn has_snapshots(program: &str) -> String {
+    format!(
+        "image has snapshots - these must be deleted with '{program} snap purge' before the image can \
+         be removed."
+    )
+}
+
+/// The failure of a removal, with `rbd`'s words for the reasons that users meet; `what` names the others.
+pub fn removal_failure(
+    session: &Session,
+    image: &Image,
+    error: &marcot::Error,
+    what: &str,
+) -> Failure {
     match error.kind() {
         ErrorKind::HasSnapshots => {
             let program = session.program;
@@ -164,10 +179,7 @@ fn removal_failure(session: &Session, image: &Image, error: &marcot::Error) -> F
                  before the image can be removed."
                     .to_string()
             } else {
-                format!(
-                    "image has snapshots - these must be deleted with '{program} snap purge' \
-                     before the image can be removed."
-                )
+                has_snapshots(program)
             };
             Failure::new(ENOTEMPTY, message)
         }
@@ -181,9 +193,9 @@ fn removal_failure(session: &Session, image: &Image, error: &marcot::Error) -> F
         }
         ErrorKind::Corrupt if image.info().is_err() => {
             let hint = "restore the head from a backup, or give the image up with 'rm --force'";
-            Failure::engine("delete error", error).then(hint)
+            Failure::engine(what, error).then(hint)
         }
-        _ => Failure::engine("delete error", error),
+        _ => Failure::engine(what, error),
     }
 }
 

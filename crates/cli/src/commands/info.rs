@@ -106,7 +106,8 @@ impl<'a> View<'a> {
             lines.push(format!("protected: {}", if snap.protected { "True" } else { "False" }));
         }
         if let Some(parent) = self.parent {
-            lines.push(format!("parent: {}{}", show_parent(parent), missing(parent)));
+            let (shown, trash) = (show_parent(parent), in_trash(parent));
+            lines.push(format!("parent: {shown}{trash}{}", missing(parent)));
             lines.push(format!("overlap: {}", size::show(parent.overlap_bytes)));
         }
         let body: String = lines.iter().map(|text| format!("\t{}", line(text))).collect();
@@ -145,6 +146,11 @@ impl<'a> View<'a> {
     }
 }
 
+/// The note for an image whose parent is in the trash.
+fn in_trash(parent: &ParentInfo) -> String {
+    if parent.in_trash { format!(" (trash {})", parent.image_id) } else { String::new() }
+}
+
 /// The note for an image whose parent is missing.
 fn missing(parent: &ParentInfo) -> &'static str {
     if parent.reachable { "" } else { " (missing: only blocks written to the child can be read)" }
@@ -157,7 +163,7 @@ fn parent_node(parent: &ParentInfo) -> Node {
         ("image", parent.image.as_str().into()),
         ("id", parent.image_id.to_string().into()),
         ("snapshot", parent.snap.as_str().into()),
-        ("trash", Node::Bool(false)),
+        ("trash", Node::Bool(parent.in_trash)),
         ("overlap", parent.overlap_bytes.into()),
     ];
     if !parent.reachable {

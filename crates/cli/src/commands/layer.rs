@@ -121,9 +121,10 @@ fn children(session: &Session, args: &Args) -> Outcome {
         true => Children::Descendants,
         false => Children::Direct,
     };
-    let mut found = image.children(which, snap)?;
-    found.sort_by(|a, b| place(a).cmp(&place(b)));
     let all = args.flag("all");
+    let mut found = image.children(which, snap)?;
+    found.retain(|child| all || !child.in_trash);
+    found.sort_by(|a, b| place(a).cmp(&place(b)));
     let plain = || found.iter().map(plain_child).collect();
     format.print(plain, || {
         ("children", Node::array("child", found.iter().map(|child| child_node(child, all))))
@@ -152,7 +153,8 @@ fn place(child: &ChildInfo) -> (&str, &Namespace, &str) {
 }
 
 fn plain_child(child: &ChildInfo) -> String {
-    line(&child.to_string())
+    let trash = if child.in_trash { format!(" (trash {})", child.image_id) } else { String::new() };
+    line(&format!("{child}{trash}"))
 }
 
 fn child_node(child: &ChildInfo, all: bool) -> Node {
@@ -163,7 +165,7 @@ fn child_node(child: &ChildInfo, all: bool) -> Node {
     ];
     if all {
         members.push(("id", child.image_id.to_string().into()));
-        members.push(("trash", Node::Bool(false)));
+        members.push(("trash", Node::Bool(child.in_trash)));
     }
     Node::Object(members)
 }

@@ -159,7 +159,8 @@ pub fn show_parent(parent: &ParentInfo) -> String {
     spec::show(&parent.pool, &parent.namespace, &parent.image, &parent.snap)
 }
 
-fn parent_node(parent: &ParentInfo) -> Node {
+/// Pool, namespace, image and snapshot of a parent.
+pub fn parent_node(parent: &ParentInfo) -> Node {
     Node::Object(vec![
         ("pool", parent.pool.as_str().into()),
         ("pool_namespace", parent.namespace.to_string().into()),

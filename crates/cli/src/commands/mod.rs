@@ -17,6 +17,7 @@ mod serve;
 mod shell;
 mod snap;
 mod status;
+mod trash;
 mod usage;
 
 use crate::args::CommandSpec;
@@ -40,6 +41,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     shell::COMMANDS,
     snap::COMMANDS,
     status::COMMANDS,
+    trash::COMMANDS,
     usage::COMMANDS,
 ];
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use marcot::{ErrorKind, PoolOptions, ReadableBy};
+use marcot::{ErrorKind, ImageSums, PoolOptions, ReadableBy};
 use marcot_client::DEFAULT_POOL;
 
 use super::{POOL_NAME, POOL_SPEC};
@@ -151,12 +151,19 @@ fn stats(session: &Session, args: &Args) -> Outcome {
     let stats = pool.stats()?;
     let long = args.flag("long");
     let plain = || {
-        let mut text = format!(
-            "Total Images: {}\nTotal Snapshots: {}\nProvisioned Size: {}\n",
-            stats.images,
-            stats.snapshots,
-            size::show(stats.provisioned_bytes)
-        );
+        let (named, trash) = (&stats.named, &stats.trash);
+        let mut text = String::new();
+        let mut row = |what: &str, show: &dyn Fn(&ImageSums) -> String| {
+            let in_trash = if trash.images > 0 {
+                format!(" ({} in trash)", show(trash))
+            } else {
+                String::new()
+            };
+            text.push_str(&line(&format!("{what}: {}{in_trash}", show(named))));
+        };
+        row("Total Images", &|sums| sums.images.to_string());
+        row("Total Snapshots", &|sums| sums.snapshots.to_string());
+        row("Provisioned Size", &|sums| size::show(sums.provisioned_bytes));
         if long {
             text.push_str(&format!(
                 "Stored Size: {}\nFree Size: {}\n",
@@ -166,16 +173,15 @@ fn stats(session: &Session, args: &Args) -> Outcome {
         }
         text
     };
-    let counts = |count: u64, provisioned: u64, snapshots: u64| {
+    let counts = |sums: &ImageSums| {
         Node::Object(vec![
-            ("count", count.into()),
-            ("provisioned_bytes", provisioned.into()),
-            ("snap_count", snapshots.into()),
+            ("count", sums.images.into()),
+            ("provisioned_bytes", sums.provisioned_bytes.into()),
+            ("snap_count", sums.snapshots.into()),
         ])
     };
     let document = || {
-        let images = counts(stats.images, stats.provisioned_bytes, stats.snapshots);
-        let mut members = vec![("images", images), ("trash", counts(0, 0, 0))];
+        let mut members = vec![("images", counts(&stats.named)), ("trash", counts(&stats.trash))];
         if long {
             members.push(("stored_bytes", stats.allocated_bytes.into()));
             members.push(("free_bytes", stats.free_bytes.into()));

@@ -54,6 +54,8 @@ pub struct ChildInfo {
     pub snap_id: SnapId,
     /// Clone format 1 or 2.
     pub clone_format: u32,
+    /// True where the child is in the trash. Its name is the one that it had.
+    pub in_trash: bool,
     /// True where the child lies in another store and is known only by its marker.
     pub marker: bool,
     /// The other user who left the marker, if any. The names are only that user's claim.
@@ -295,27 +297,28 @@ impl Pool {
             return self.look_at_marker(key);
         };
         match pool.read_head(image) {
-            Ok(head) => Ok(Some(ChildInfo {
-                clone_format: match clone_format(&head, key) {
-                    Some(format) => format,
-                    None => {
-                        // The child was flattened, and the flatten was interrupted before it removed
-                        // the record. Once the head without the link is durable, the link cannot
-                        // come back.
-                        pool.settle(&Key::Head(image))?;
-                        let _ = self.records().remove(&Key::Child(key));
-                        return Ok(None);
-                    }
-                },
-                pool: pool.name().to_owned(),
-                namespace: Namespace::named(&*head.namespace),
-                image: pool.name_of(&head).unwrap_or(head.name),
-                image_id: image,
-                pool_id: pool.id(),
-                snap_id,
-                marker: false,
-                user: None,
-            })),
+            Ok(head) => {
+                let Some(clone_format) = clone_format(&head, key) else {
+                    // The child was flattened, and the flatten was interrupted before it removed the
+                    // record. Once the head without the link is durable, the link cannot come back.
+                    pool.settle(&Key::Head(image))?;
+                    let _ = self.records().remove(&Key::Child(key));
+                    return Ok(None);
+                };
+                let (name, in_trash) = pool.shown_name(&head);
+                Ok(Some(ChildInfo {
+                    clone_format,
+                    pool: pool.name().to_owned(),
+                    namespace: Namespace::named(&*head.namespace),
+                    image: name,
+                    image_id: image,
+                    pool_id: pool.id(),
+                    snap_id,
+                    in_trash,
+                    marker: false,
+                    user: None,
+                }))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.clean_stale(pool, key);
                 // The child is not published yet, or it is gone. A clone that is being made counts.
@@ -329,6 +332,7 @@ impl Pool {
                     image_id: image,
                     pool_id: pool.id(),
                     snap_id,
+                    in_trash: false,
                     marker: false,
                     user: None,
                 }))
@@ -393,11 +397,13 @@ impl Pool {
                 pool: record.child_pool_name,
                 namespace: Namespace::named(record.child_namespace),
                 name: record.child_name,
+                in_trash: false,
             },
             false => MarkedChild {
                 pool: "(another store)".to_owned(),
                 namespace: Namespace::DEFAULT,
                 name: number(),
+                in_trash: false,
             },
         });
         Ok(Some(ChildInfo {
@@ -408,6 +414,7 @@ impl Pool {
             image_id: key.child_image,
             pool_id: key.child_pool,
             snap_id: key.snap,
+            in_trash: child.in_trash,
             marker: true,
             user,
         }))

@@ -1,6 +1,6 @@
 //! What the heads alone say about an image or a pool. They can be read while the image is in use.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use marcot_format::record::{HeadRecord, ParentRecord, Protection};
 use marcot_format::{ImageId, PoolId, SnapId};
@@ -8,6 +8,7 @@ use marcot_format::{ImageId, PoolId, SnapId};
 use super::image_name::Namespace;
 use super::pool::Pool;
 use super::store::Store;
+use super::trash_name::number_in_trash_name;
 use crate::error::Result;
 
 /// The parent of a clone.
@@ -34,6 +35,8 @@ pub struct ParentInfo {
     pub clone_format: u32,
     /// True where the snapshot was removed and waits for its last child.
     pub trashed: bool,
+    /// True where the parent is in the trash.
+    pub in_trash: bool,
     /// False where the parent cannot be found.
     pub reachable: bool,
 }
@@ -66,8 +69,10 @@ pub struct SnapInfo {
 pub struct ImageInfo {
     /// Its number.
     pub id: ImageId,
-    /// Its name.
+    /// Its name; for an image in the trash, the one that it had.
     pub name: String,
+    /// True where it is in the trash.
+    pub in_trash: bool,
     /// Its namespace.
     pub namespace: Namespace,
     /// Size in bytes.
@@ -90,10 +95,10 @@ pub struct ImageInfo {
     pub owned_by: Option<u32>,
 }
 
-/// Totals of a pool.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Sums over images.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct PoolStats {
+pub struct ImageSums {
     /// Images.
     pub images: u64,
     /// Bytes that their heads provision.
@@ -102,6 +107,16 @@ pub struct PoolStats {
     pub snapshots: u64,
     /// Bytes that images would provision at their largest snapshot or head.
     pub provisioned_max_bytes: u64,
+}
+
+/// Totals of a pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Images with a name.
+    pub named: ImageSums,
+    /// Images in the trash.
+    pub trash: ImageSums,
     /// Bytes on the medium.
     pub allocated_bytes: u64,
     /// Bytes free on the medium.
@@ -124,7 +139,8 @@ const PARENT_SNAPSHOTS_MAX: usize = 100_000;
 /// What is known of a parent.
 struct KnownParent {
     pool: String,
-    image: Option<String>,
+    image: String,
+    in_trash: bool,
     /// By number: the snapshot's name, and whether it is trashed.
     snapshots: HashMap<u64, (String, bool)>,
 }
@@ -155,8 +171,8 @@ impl InfoReader {
     /// As [`Pool::info`].
     pub fn info(&mut self, image: ImageId) -> Result<ImageInfo> {
         let head = self.pool.read_head(image)?;
-        let name = self.pool.name_of(&head).unwrap_or_else(|| head.name.clone());
-        Ok(self.info_from(image, head, name))
+        let (name, in_trash) = self.pool.shown_name(&head);
+        Ok(ImageInfo { in_trash, ..self.info_from(image, head, name) })
     }
 
     /// As [`Self::info`], for an image whose name is known.
@@ -186,6 +202,7 @@ impl InfoReader {
         ImageInfo {
             id: image,
             name,
+            in_trash: false,
             namespace: Namespace::named(head.namespace),
             size_bytes: head.root.as_ref().map_or(0, |r| r.size_bytes),
             order: head.order,
@@ -211,13 +228,13 @@ impl InfoReader {
             overlap_bytes: parent.overlap_bytes,
             clone_format: parent.clone_format,
             trashed: false,
+            in_trash: false,
             reachable: false,
         };
         let Some(known) = self.known_parent(info.pool_id, info.image_id) else { return info };
         known.pool.clone_into(&mut info.pool);
-        if let Some(name) = &known.image {
-            name.clone_into(&mut info.image);
-        }
+        known.image.clone_into(&mut info.image);
+        info.in_trash = known.in_trash;
         if let Some((name, trashed)) = known.snapshots.get(&parent.snap_id) {
             name.clone_into(&mut info.snap);
             (info.trashed, info.reachable) = (*trashed, true);
@@ -245,9 +262,11 @@ impl InfoReader {
         let pool = self.pools.entry(pool.0).or_insert_with(|| store.pool_by_id(pool).ok());
         let pool = pool.as_ref()?;
         let head = pool.read_head(image).ok()?;
+        let (image, in_trash) = pool.shown_name(&head);
         Some(KnownParent {
             pool: pool.name().to_owned(),
-            image: pool.name_of(&head),
+            image,
+            in_trash,
             snapshots: head.snapshots.into_iter().map(|s| (s.id, (s.name, s.trashed))).collect(),
         })
     }
@@ -260,6 +279,9 @@ impl Store {
     /// What the operating system says; `Corrupt` for a damaged head.
     pub fn pool_stats(&self, pool: &Pool) -> Result<PoolStats> {
         let mut stats = PoolStats::default();
+        let names = pool.image_names_in("")?;
+        let in_trash: HashSet<ImageId> =
+            names.iter().filter_map(|name| number_in_trash_name(name)).collect();
         for image in pool.image_ids()? {
             // As with RBD, images of namespaces are not counted.
             let Ok(head) = pool.read_head(image) else { continue };
@@ -268,10 +290,11 @@ impl Store {
             }
             let size = head.root.as_ref().map_or(0, |r| r.size_bytes);
             let sizes = head.snapshots.iter().filter_map(|s| s.root.as_ref());
-            stats.images += 1;
-            stats.snapshots += head.snapshots.iter().filter(|s| !s.trashed).count() as u64;
-            stats.provisioned_bytes += size;
-            stats.provisioned_max_bytes += sizes.map(|r| r.size_bytes).fold(size, u64::max);
+            let sums = if in_trash.contains(&image) { &mut stats.trash } else { &mut stats.named };
+            sums.images += 1;
+            sums.snapshots += head.snapshots.iter().filter(|s| !s.trashed).count() as u64;
+            sums.provisioned_bytes += size;
+            sums.provisioned_max_bytes += sizes.map(|r| r.size_bytes).fold(size, u64::max);
         }
         for name in pool.all_segments()? {
             stats.allocated_bytes += pool.files().allocated_bytes(name);

@@ -13,6 +13,7 @@ use marcot_format::record::{ChildRecord, HeadRecord, NameRecord, PoolRecord};
 
 use super::image_name::Namespace;
 use super::pool::{Pool, RECORD_BYTES_MAX};
+use super::trash_name::trash_name;
 
 /// Age in seconds from which a marker without an image is stale. A clone takes milliseconds between its
 /// marker and its head.
@@ -26,6 +27,7 @@ pub(crate) struct MarkedChild {
     pub pool: String,
     pub namespace: Namespace,
     pub name: String,
+    pub in_trash: bool,
 }
 
 impl Pool {
@@ -74,11 +76,13 @@ impl Pool {
         let hint = name_at(&Key::NameHint(image));
         let noted = hint.map(|hint| hint.name).filter(|name| !name.is_empty());
         let name = [Some(head.name.clone()), noted].into_iter().flatten().find(leads_here);
+        let in_trash = name.is_none() && leads_here(&trash_name(image));
         let directory = Path::new(&marker.child_pool_directory);
         Some(MarkedChild {
             pool: pool_name(directory).unwrap_or_else(|| marker.child_pool_name.clone()),
             namespace: Namespace::named(head.namespace),
             name: name.unwrap_or(head.name),
+            in_trash,
         })
     }
 }

@@ -13,6 +13,15 @@ pub const NAME_BYTES_MAX: usize = 230;
 /// Prefix of the name of an image that is not complete yet; see [`super::partial`].
 pub(crate) const PARTIAL_PREFIX: &str = ".marcot-partial.";
 
+/// Prefix of the name of an image in the trash; see [`super::trash_name`].
+pub(crate) const TRASH_PREFIX: &str = ".marcot-trash.";
+
+/// Prefixes of names that only this program gives, and what they mark.
+const RESERVED: [(&str, &str); 2] = [
+    (PARTIAL_PREFIX, "images that are still being imported"),
+    (TRASH_PREFIX, "images in the trash"),
+];
+
 /// True for a name that this program accepts. A directory of another user may hold other names. They are
 /// left out with a warning: what they lead to is no image, namespace or pool.
 pub(crate) fn could_be_given(place: &Path, name: &str) -> bool {
@@ -73,12 +82,10 @@ pub(crate) fn check_namespace_name(name: &str) -> Result<()> {
 /// Fails where an image cannot have this name.
 pub(crate) fn check_image_name(name: &str) -> Result<()> {
     check("image", name)?;
-    if name.starts_with(PARTIAL_PREFIX) {
-        let message = format!(
-            "image name '{}' must not begin with '{PARTIAL_PREFIX}', which marks images that are still \
-             being imported",
-            printable(name)
-        );
+    if let Some((prefix, what)) = RESERVED.iter().find(|(prefix, _)| name.starts_with(prefix)) {
+        let name = printable(name);
+        let message =
+            format!("image name '{name}' must not begin with '{prefix}', which marks {what}");
         return fail(ErrorKind::Invalid, message);
     }
     Ok(())

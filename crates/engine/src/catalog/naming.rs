@@ -21,6 +21,7 @@ use marcot_store::LockMode;
 use super::image_name::Namespace;
 use super::partial::{is_partial_name, partial_name};
 use super::pool::Pool;
+use super::trash_name::{number_in_trash_name, trash_name};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Namespace and name of images, read because a hint was missing. They are hints too.
@@ -39,10 +40,21 @@ fn may_be_there(error: &Error) -> bool {
 impl Pool {
     /// `pool/image` or `pool/namespace/image`.
     pub(crate) fn image_label(&self, head: &HeadRecord) -> String {
-        // A partial image is shown by its final name, which its head has.
-        let name = self.name_of(head).filter(|name| !is_partial_name(name));
-        let name = name.unwrap_or_else(|| head.name.clone());
-        self.label(&head.namespace, &name)
+        self.label(&head.namespace, &self.shown_name(head).0)
+    }
+
+    /// The name by which people know an image, and whether it is in the trash, where it has another one.
+    pub(crate) fn shown_name(&self, head: &HeadRecord) -> (String, bool) {
+        let image = ImageId(head.image_id);
+        match self.name_of(head) {
+            Some(name) if number_in_trash_name(&name) == Some(image) => {
+                let before = self.name_before_trash(image);
+                (before.unwrap_or_else(|| head.name.clone()), true)
+            }
+            // A partial image is shown by its final name, which its head has.
+            Some(name) if !is_partial_name(&name) => (name, false),
+            _ => (head.name.clone(), false),
+        }
     }
 
     fn label(&self, namespace: &str, name: &str) -> String {
@@ -66,7 +78,8 @@ impl Pool {
         let named = namespaces.into_iter().find_map(|namespace| {
             let images = self.images_in(&namespace).ok()?;
             let (name, _) = images.into_iter().find(|(_, id)| *id == image)?;
-            Some(self.label(&namespace, &name))
+            let before = number_in_trash_name(&name).and_then(|_| self.name_before_trash(image));
+            Some(self.label(&namespace, &before.unwrap_or(name)))
         });
         named.unwrap_or_else(|| format!("{image} of pool '{}'", self.name()))
     }
@@ -154,7 +167,8 @@ impl Pool {
                 return Ok(Some(name));
             }
         }
-        Ok(None)
+        let in_trash = trash_name(image);
+        Ok(leads_here(&in_trash)?.then_some(in_trash))
     }
 
     fn names_read(&self) -> std::sync::MutexGuard<'_, NamesRead> {

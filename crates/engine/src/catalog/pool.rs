@@ -17,6 +17,7 @@ use super::image_name::{ImageName, Namespace};
 use super::names::{check_namespace_name, could_be_given, is_acceptable};
 use super::naming::NamesRead;
 use super::store::Store;
+use super::trash_name::number_in_trash_name;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::printable::system_words;
 use crate::segment::Files;
@@ -325,6 +326,11 @@ impl Pool {
         self.files().create_set(self.id(), SegmentSet { author, copies: 0 })
     }
 
+    fn image_missing(&self, name: &str) -> Error {
+        let message = format!("image '{name}' does not exist in pool '{}'", self.name());
+        Error::new(ErrorKind::NotFound, message)
+    }
+
     fn namespace_missing(&self, namespace: &str) -> Error {
         let message = format!("namespace '{namespace}' does not exist in pool '{}'", self.name());
         Error::new(ErrorKind::NotFound, message)
@@ -464,22 +470,22 @@ impl Pool {
         Ok(images)
     }
 
-    /// The image with a name.
+    /// The image with a name. One in the trash has no name that leads to it.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`.
     pub fn find(&self, name: impl Into<ImageName>) -> Result<ImageId> {
         let name = name.into();
+        if number_in_trash_name(name.name()).is_some() {
+            return Err(self.image_missing(name.name()));
+        }
         self.find_in(name.namespace().in_records(), name.name())
     }
 
     /// As [`Self::find`], with the namespace as records have it.
     pub(crate) fn find_in(&self, namespace: &str, name: &str) -> Result<ImageId> {
         let key = Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
-        let missing = || {
-            let message = format!("image '{name}' does not exist in pool '{}'", self.name());
-            Error::new(ErrorKind::NotFound, message)
-        };
+        let missing = || self.image_missing(name);
         // In another user's pool a file may have this name, but it is no name of an image; see
         // `could_be_given`.
         if !is_acceptable(name) || !(namespace.is_empty() || is_acceptable(namespace)) {

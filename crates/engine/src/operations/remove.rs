@@ -276,6 +276,7 @@ impl Pool {
         if let Some(name) = self.find_name_of(head)? {
             let key = Key::Name { namespace: head.namespace.clone(), name };
             self.records().remove(&key).at(context)?;
+            self.records().settle(&key).at(context)?;
         }
         // Also where the name is gone already: the process that removed it may have been killed before
         // that was durable. A name must not come back without its image.

@@ -124,6 +124,7 @@ fn the_words_for_kinds_tell_them_apart() {
         "image name record",
         "child record",
         "attached pool record",
+        "trash record",
     ];
     assert_eq!(words, expected);
 }

@@ -4,20 +4,21 @@ use marcot_format::frame::{FrameKind, decode_message, encode, encode_message};
 use marcot_format::record::{
     AttachedRecord, ChildRecord, HeadRecord, LogPiece, LogPosition, MetaRecord, NameRecord,
     OwnerRecord, ParentRecord, PoolRecord, Protection, RootRecord, SegmentMarks, ShippedLog,
-    SnapshotRecord, StoreRecord, TablePointer,
+    SnapshotRecord, StoreRecord, TablePointer, TrashRecord,
 };
 use prost::Message;
 
 use crate::bytes::bytes;
 
 /// A record of each kind, with all fields.
-pub const RECORDS: [(FrameKind, &str); 6] = [
+pub const RECORDS: [(FrameKind, &str); 7] = [
     (FrameKind::Store, STORE),
     (FrameKind::Pool, POOL),
     (FrameKind::Head, HEAD),
     (FrameKind::Name, NAME),
     (FrameKind::Child, CHILD),
     (FrameKind::Attached, ATTACHED),
+    (FrameKind::Trash, TRASH),
 ];
 
 const STORE: &str = "
@@ -76,6 +77,17 @@ const ATTACHED: &str = "
     0a 09 2f 73 72 76 2f 70  6f 6f 6c               | directory
     11 88 77 66 55 44 33 22  11                     | pool_id
     18 e8 07                                        | owner 1000
+";
+const TRASH: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 14 00 00 00 00 00                         | version 1, kind 20: trash; no incompatible features
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    1b 00 00 00                                     | body: 27 bytes
+    cc d7 81 73                                     | checksum
+    09 88 77 66 55 44 33 22  11                     | image_id
+    12 04 64 69 73 6b                               | name
+    18 80 e2 cf aa 06                               | deleted_s 1700000000
+    20 ac e4 cf aa 06                               | protected_until_s 1700000300
 ";
 const HEAD: &str = "
     6d 61 72 63 6f 74 00 0a                         | magic
@@ -273,6 +285,17 @@ fn an_attached_record_of_a_pool_in_a_bucket_is_these_bytes() {
     // An earlier version does not know the feature, and so looks for no directory.
     let elsewhere = AttachedRecord { directory: "/p".into(), ..AttachedRecord::default() };
     assert_eq!(elsewhere.to_file(), encode_message(FrameKind::Attached, &elsewhere));
+}
+
+#[test]
+fn a_trash_record_is_these_bytes() {
+    let record = TrashRecord {
+        image_id: 0x1122_3344_5566_7788,
+        name: "disk".into(),
+        deleted_s: 1_700_000_000,
+        protected_until_s: 1_700_000_300,
+    };
+    is(FrameKind::Trash, TRASH, &record);
 }
 
 fn marks(data: u32, map: u32, table: u32) -> SegmentMarks {
