@@ -377,6 +377,13 @@ pub trait DiskFile: Send + Sync {
     /// Waits, for a limited time, for direct writes that a process left in flight when it ended.
     fn await_writers(&self) {}
 
+    /// A plain file with the same bytes at the same places, which is read faster than this one; `None` where there
+    /// is none. It may be damaged, and somebody may cut it at any time. So its reader verifies what it reads, and
+    /// reads from this file what is wrong or missing. It is not kept for longer than a read takes.
+    fn local_copy(&self) -> Option<Arc<dyn DiskFile>> {
+        None
+    }
+
     /// The file descriptor, where there is one.
     fn raw_fd(&self) -> Option<i32> {
         None

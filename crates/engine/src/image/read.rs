@@ -34,7 +34,23 @@ struct Piece {
 struct Plan {
     pieces: Vec<Piece>,
     crcs: Vec<u32>,
-    files: Vec<(SegmentIndex, SegmentName, Arc<dyn DiskFile>)>,
+    files: Vec<PlanFile>,
+}
+
+/// A segment that is read.
+struct PlanFile {
+    index: SegmentIndex,
+    name: SegmentName,
+    file: Arc<dyn DiskFile>,
+    /// See [`DiskFile::local_copy`].
+    copy: Option<Arc<dyn DiskFile>>,
+}
+
+impl PlanFile {
+    /// Where it is read first.
+    fn nearest(&self) -> &Arc<dyn DiskFile> {
+        self.copy.as_ref().unwrap_or(&self.file)
+    }
 }
 
 /// The entries of a leaf, into which the log is to be brought. Where the leaf is damaged, the blocks about
@@ -171,13 +187,14 @@ impl Image {
                 tracing::error!(image = %self.identity.label, block, "{message}");
                 return fail(ErrorKind::Corrupt, message);
             }
-            if !plan.files.iter().any(|(s, ..)| *s == index) {
+            if plan.file(index).is_none() {
                 let name = self.state.table.name(index, self.identity.pool.files())?;
                 let file = self.identity.pool.files().get(name).inspect_err(|error| {
                     let block = plan.pieces[i].block;
                     tracing::error!(image = %self.identity.label, block, segment = %name, error = %error.sentence(), "a block cannot be read");
                 })?;
-                plan.files.push((index, name, file));
+                let copy = file.local_copy();
+                plan.files.push(PlanFile { index, name, file, copy });
             }
         }
         Ok(())
@@ -214,17 +231,15 @@ impl Image {
                 let (_, tail) = std::mem::take(&mut rest).split_at_mut(piece.at - position);
                 let (buf, tail) = tail.split_at_mut(piece.blocks * BLOCK);
                 (rest, position) = (tail, piece.at + buf.len());
-                let Some((.., file)) = plan.files.iter().find(|(s, ..)| *s == piece.index) else {
-                    continue;
-                };
+                let Some(file) = plan.file(piece.index).map(PlanFile::nearest) else { continue };
                 let offset = piece.slot.offset_bytes();
                 if let Some(asked) = wanted.filter(|_| piece.blocks * BLOCK == bytes)
                     && self.in_flight.takes_read(&*disk, bytes)
                 {
                     let result = file.read_cached_at(offset, buf);
                     if result.as_ref().is_ok_and(|n| *n == bytes) {
-                        let op = FileRead { file: &**file, offset, buf, result };
-                        if let Err(error) = self.verify(&op, piece, plan) {
+                        let mut op = FileRead { file: &**file, offset, buf, result };
+                        if let Err(error) = self.verify(&mut op, piece, plan) {
                             failed.push((i, error));
                         }
                         continue;
@@ -250,7 +265,7 @@ impl Image {
         if !ops.is_empty() {
             disk.read_batch(&mut ops);
         }
-        for (op, number) in ops.iter().zip(&of_op) {
+        for (op, number) in ops.iter_mut().zip(&of_op) {
             let piece = &plan.pieces[*number];
             if let Err(error) = self.verify(op, piece, plan) {
                 failed.push((piece.target, error));
@@ -262,28 +277,26 @@ impl Image {
         }
     }
 
-    /// Compares what was read with the checksums in the map.
-    fn verify(&self, op: &FileRead<'_>, piece: &Piece, plan: &Plan) -> Result<()> {
-        let have = match &op.result {
-            Ok(n) => *n,
-            Err(error) => return self.damaged(piece, plan, 0, &format!("cannot be read: {error}")),
-        };
-        for i in 0..piece.blocks {
-            let end = (i + 1) * BLOCK;
-            if have < end {
-                return self.damaged(piece, plan, i, "lies beyond the end of its segment");
-            }
-            let right = crc32c(&op.buf[i * BLOCK..end]) == plan.crcs[piece.crc_at + i];
-            if !right && !fault::is(Fault::ReadUnverified) {
-                return self.damaged(piece, plan, i, "does not match its checksum");
-            }
+    /// Compares what was read with the checksums in the map. What is wrong in a local copy of the segment is read
+    /// from the segment itself.
+    fn verify(&self, op: &mut FileRead<'_>, piece: &Piece, plan: &Plan) -> Result<()> {
+        let mut wrong = first_wrong(op, piece, plan);
+        if wrong.is_some()
+            && let Some(PlanFile { file, copy: Some(_), name, .. }) = plan.file(piece.index)
+        {
+            tracing::debug!(segment = %name, "read from the segment, because its copy is wrong");
+            op.result = file.read_at(op.offset, op.buf);
+            wrong = first_wrong(op, piece, plan);
         }
-        Ok(())
+        match wrong {
+            None => Ok(()),
+            Some((i, what)) => self.damaged(piece, plan, i, &what),
+        }
     }
 
     fn damaged(&self, piece: &Piece, plan: &Plan, i: usize, what: &str) -> Result<()> {
         let (block, slot) = (piece.block + i as u64, piece.slot.after(i as u32).0);
-        let name = plan.files.iter().find(|(s, ..)| *s == piece.index).map(|(_, name, _)| *name);
+        let name = plan.file(piece.index).map(|file| file.name);
         let segment = name.map(|n| n.to_string()).unwrap_or_default();
         let message = format!(
             "block {block} of {} (segment {segment}, slot {slot}) {what}",
@@ -350,13 +363,32 @@ impl Image {
             at = stop;
         }
         for piece in &plan.pieces {
-            if let Some((.., file)) = plan.files.iter().find(|(s, ..)| *s == piece.index) {
+            if let Some(file) = plan.file(piece.index).map(PlanFile::nearest) {
                 file.advise(piece.slot.offset_bytes(), (piece.blocks * BLOCK) as u64);
             }
         }
         self.evict(self.limits().map_memory_bytes);
         Ok(())
     }
+}
+
+/// The first of the blocks that is not what it should be, and what is wrong with it.
+fn first_wrong(op: &FileRead<'_>, piece: &Piece, plan: &Plan) -> Option<(usize, String)> {
+    let have = match &op.result {
+        Ok(n) => *n,
+        Err(error) => return Some((0, format!("cannot be read: {error}"))),
+    };
+    for i in 0..piece.blocks {
+        let end = (i + 1) * BLOCK;
+        if have < end {
+            return Some((i, "lies beyond the end of its segment".to_owned()));
+        }
+        let right = crc32c(&op.buf[i * BLOCK..end]) == plan.crcs[piece.crc_at + i];
+        if !right && !fault::is(Fault::ReadUnverified) {
+            return Some((i, "does not match its checksum".to_owned()));
+        }
+    }
+    None
 }
 
 /// Gathers extents while a map is visited.
@@ -407,6 +439,10 @@ fn push(extents: &mut Vec<Extent>, from: u64, to: u64, data: bool) {
 }
 
 impl Plan {
+    fn file(&self, index: SegmentIndex) -> Option<&PlanFile> {
+        self.files.iter().find(|file| file.index == index)
+    }
+
     /// Adds the blocks of one leaf that cover `bytes`, from block `block` on.
     fn add_leaf(
         &mut self,

@@ -76,6 +76,8 @@ pub struct Faults {
     pub opens: AtomicI64,
     /// Bytes that were read.
     pub read_bytes: AtomicI64,
+    /// A directory with copies of files, by their names.
+    pub copies: Mutex<Option<PathBuf>>,
 }
 
 /// Reads and writes in flight. They complete when the test lets them, or when they are waited for.
@@ -179,6 +181,7 @@ pub struct FaultyDisk {
 
 #[derive(Clone)]
 struct FaultyFile {
+    path: PathBuf,
     inner: Arc<dyn DiskFile>,
     faults: Arc<Faults>,
 }
@@ -194,8 +197,8 @@ pub fn faulty_world() -> (World, Arc<Faults>) {
 }
 
 impl FaultyDisk {
-    fn wrap(&self, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(FaultyFile { inner, faults: Arc::clone(&self.faults) })
+    fn wrap(&self, path: &Path, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(FaultyFile { path: path.to_owned(), inner, faults: Arc::clone(&self.faults) })
     }
 }
 
@@ -206,12 +209,12 @@ impl Disk for FaultyDisk {
         }
         self.faults.check_create(path)?;
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
-        self.inner.create_new(path, mode).map(|f| self.wrap(f))
+        self.inner.create_new(path, mode).map(|f| self.wrap(path, f))
     }
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
         self.faults.check_open(path)?;
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
-        self.inner.open(path, write).map(|f| self.wrap(f))
+        self.inner.open(path, write).map(|f| self.wrap(path, f))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.inner.rename(from, to)
@@ -371,6 +374,10 @@ impl DiskFile for FaultyFile {
     }
     fn advise(&self, offset: u64, length: u64) {
         self.inner.advise(offset, length);
+    }
+    fn local_copy(&self) -> Option<Arc<dyn DiskFile>> {
+        let copies = self.faults.copies.lock().unwrap();
+        LocalDisk::plain().open(&copies.as_ref()?.join(self.path.file_name()?), false).ok()
     }
 }
 

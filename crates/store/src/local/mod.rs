@@ -173,7 +173,9 @@ impl Disk for LocalDisk {
     }
 
     fn read_batch(&self, reads: &mut [FileRead<'_>]) {
-        let in_one_go = reads.len() > 1 && !self.plain_reads && ring::read_all(reads);
+        // A ring reads from files of the operating system only.
+        let can_ring = !self.plain_reads && reads.iter().all(|read| read.file.raw_fd().is_some());
+        let in_one_go = reads.len() > 1 && can_ring && ring::read_all(reads);
         if !in_one_go {
             for read in reads {
                 read.result = read.file.read_at(read.offset, read.buf);
