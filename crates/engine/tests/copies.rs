@@ -77,12 +77,12 @@ fn a_copy_of_a_segment_is_read_in_its_place() {
 
 #[test]
 fn what_is_wrong_in_a_copy_or_missing_is_read_from_the_segment() {
-    let flip_all = |bytes: &mut Vec<u8>| bytes.iter_mut().for_each(|byte| *byte ^= 4);
-    let flip_some =
-        |bytes: &mut Vec<u8>| bytes.iter_mut().step_by(9000).for_each(|byte| *byte ^= 1);
-    let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
-    let empty = |bytes: &mut Vec<u8>| bytes.clear();
-    let changes: [&dyn Fn(&mut Vec<u8>); 4] = [&flip_all, &flip_some, &cut, &empty];
+    let changes: [fn(&mut Vec<u8>); 4] = [
+        |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 4),
+        |bytes| bytes.iter_mut().step_by(9000).for_each(|byte| *byte ^= 1),
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| bytes.clear(),
+    ];
     for change in changes {
         for cold in [false, true] {
             let directory = tempfile::tempdir().unwrap();
@@ -97,7 +97,7 @@ fn what_is_wrong_in_a_copy_or_missing_is_read_from_the_segment() {
 fn damage_of_the_segment_itself_is_an_error_whatever_the_copy_holds() {
     let directory = tempfile::tempdir().unwrap();
     let (mut image, faults) = image_with_copies(directory.path(), false);
-    change_copies(&faults, |bytes| bytes.clear());
+    change_copies(&faults, Vec::clear);
     let pool = Store::open(directory.path()).unwrap().pool("rbd").unwrap();
     for segment in segments(&pool, 'd') {
         let bytes: Vec<u8> = fs::read(&segment).unwrap().iter().map(|byte| byte ^ 1).collect();

@@ -250,10 +250,12 @@ impl RangeCache {
     /// space stays taken while it is open.
     #[must_use]
     pub fn whole(&self, object: &CachedObject) -> Option<Arc<dyn DiskFile>> {
-        if object.passed_by || (!object.state.is_open() && !self.0.is_here(&object.state, 0)) {
-            return None;
-        }
-        object.state.whole(&self.0.place).map(|file| file.plain())
+        let state = &object.state;
+        let whole = state.whole(&self.0.place).or_else(|| {
+            let opens = !object.passed_by && !state.is_open() && self.0.is_here(state, 0);
+            opens.then(|| state.whole(&self.0.place)).flatten()
+        });
+        whole.map(|file| file.plain())
     }
 
     /// Fetches a range in the background. It is a hint.

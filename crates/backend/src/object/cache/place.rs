@@ -128,9 +128,11 @@ impl Place {
         let unique = self.world.random.number();
         let temporary = directory.join(format!("{UNFINISHED}{unique:016x}"));
         let file = disk.create_new(&temporary, FILE_MODE)?;
-        // It is synced, because a directory with a damaged marker is refused.
+        // It is durable before anything else is made, because a directory without it, or with a damaged one, is
+        // refused.
         let marked = file.write_at(0, &[&marker()]).and_then(|()| file.sync());
         let marked = marked.and_then(|()| disk.rename(&temporary, &self.paths.marker()));
+        let marked = marked.and_then(|()| disk.sync_directory(directory));
         if marked.is_err() {
             let _ = disk.remove_file(&temporary);
         }
