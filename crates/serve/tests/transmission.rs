@@ -534,6 +534,69 @@ fn requests_of_the_process_wait_for_completions_too() {
 }
 
 #[test]
+fn clients_are_served_while_a_flush_is_under_way() {
+    let (host, probe) = host();
+    probe.get().async_flushes = true;
+    let (mut client, mut other) = (attach(&host), attach(&host));
+    client.send(&request(FLUSH, 0, 1, 0, 0));
+    assert_eq!(other.read(0, 512).unwrap(), [0; 512]);
+    other.send(&write(FUA, 2, 0, &[1; 4096]));
+    // Neither has been answered, so the first answers are those to these requests.
+    assert_eq!(client.read(8192, 512).unwrap(), [0; 512]);
+    assert_eq!(other.read(0, 4096).unwrap(), [1; 4096]);
+    assert_eq!(probe.get().flushes, 2);
+    probe.get().flushed = Some(Ok(2));
+    assert_eq!(client.simple(), (0, 1));
+    assert_eq!(other.read(0, 4096).unwrap(), [1; 4096]);
+    probe.get().flushes_under_way = 1;
+    probe.get().flushed = Some(Ok(3));
+    assert_eq!(other.simple(), (0, 2));
+}
+
+#[test]
+fn a_client_that_disconnects_still_gets_the_answer_to_its_flush() {
+    let (host, probe) = host();
+    probe.get().async_flushes = true;
+    let mut client = attach(&host);
+    client.send(&request(FLUSH, 0, 1, 0, 0));
+    client.send(&request(DISC, 0, 2, 0, 0));
+    await_flushes(&probe, 1);
+    probe.get().flushed = Some(Ok(2));
+    assert_eq!(client.simple(), (0, 1));
+    assert!(client.is_closed());
+}
+
+#[test]
+fn a_flush_that_fails_later_fails_for_all_who_wait_and_the_image_is_given_up() {
+    let (host, probe) = host();
+    probe.get().async_flushes = true;
+    let mut client = attach(&host);
+    client.send(&request(FLUSH, 0, 1, 0, 0));
+    await_flushes(&probe, 1);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let completion = Completion::new(move |outcome| sender.send(outcome).unwrap());
+    host.submit(DeviceRequest::Flush, completion);
+    await_flushes(&probe, 2);
+    assert!(receiver.try_recv().is_err(), "it is under way");
+    probe.get().flushed = Some(Err(marcot::Error::new(ErrorKind::Fenced, "taken over")));
+    assert_eq!(client.simple().1, 1);
+    let outcome = receiver.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Fenced);
+    assert!(client.is_closed());
+}
+
+/// Waits until this many flushes have come.
+fn await_flushes(probe: &Probes, count: usize) {
+    for _ in 0..3000 {
+        if probe.get().flushes == count {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{} flushes have come, not {count}", probe.get().flushes);
+}
+
+#[test]
 fn a_host_stops_with_reads_in_flight() {
     let (host, probe) = slow_host();
     let mut client = attach(&host);

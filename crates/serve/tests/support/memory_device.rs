@@ -64,6 +64,12 @@ pub struct Probe {
     pub batches: u64,
     /// The completion to report for writes.
     pub written: Option<Result<u64>>,
+    /// Flushes stay under way.
+    pub async_flushes: bool,
+    /// Flushes that are under way.
+    pub flushes_under_way: usize,
+    /// The completion to report for flushes.
+    pub flushed: Option<Result<u64>>,
 }
 
 /// A handle on a device's [`Probe`].
@@ -267,6 +273,10 @@ impl BlockDevice for MemoryDevice {
         if let Some(written) = probe.written.take() {
             return Some(Completion::Written(written));
         }
+        if let Some(flushed) = probe.flushed.take() {
+            probe.flushes_under_way = 0;
+            return Some(Completion::Flushed(flushed));
+        }
         let completed = probe.completed.pop();
         if completed.is_none() {
             let _ = rustix::io::read(&*self.probe.1, &mut [0; 8]);
@@ -276,6 +286,20 @@ impl BlockDevice for MemoryDevice {
 
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.probe.1.as_fd())
+    }
+
+    fn flush_async(&mut self) -> Result<Option<u64>> {
+        self.flush()?;
+        let mut probe = self.probe.get();
+        if !probe.async_flushes {
+            return Ok(None);
+        }
+        probe.flushes_under_way += 1;
+        Ok(Some(probe.flushes as u64))
+    }
+
+    fn awaits_flush(&self) -> bool {
+        self.probe.get().flushes_under_way > 0
     }
 
     fn discard(&mut self, offset: u64, length: u64) -> Result<()> {
