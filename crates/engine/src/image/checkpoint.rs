@@ -149,6 +149,7 @@ impl Image {
         match outcome {
             CheckpointOutcome::Done(head, pages) => {
                 self.head.was_replaced(*head);
+                self.note_reserved();
                 self.state.pages.written(pages);
                 self.journal.covered(&covered.log);
                 let first = self.head.log.unwrap_or_default().sequence;
@@ -311,6 +312,7 @@ impl Image {
     /// See [`super::head::Head::replace`].
     fn replace_head(&mut self, head: HeadRecord) -> Result<()> {
         let written = self.head.replace(head);
+        self.note_reserved();
         self.poisoned |= written.as_ref().is_err_and(|e| e.kind() == ErrorKind::Poisoned);
         written
     }

@@ -100,6 +100,9 @@ impl Pages {
         let half_full = |(_, end): (_, u64)| end >= half;
         if self.prepared_map.is_none() && self.map.open_segment().is_some_and(half_full) {
             let name = series.next_name(SegmentKind::Map);
+            if !series.may_give(name) {
+                return;
+            }
             self.prepared_map = Some(Prepared::start(image, name, epoch, None));
         }
     }

@@ -135,6 +135,16 @@ impl Image {
                 self.series.used(self.series.name(kind, last));
             }
         }
+        self.note_reserved();
+    }
+
+    /// The durable head has changed: its owner may give the numbers that it reserves.
+    pub(super) fn note_reserved(&mut self) {
+        if self.is_shipped()
+            && let Some(reserved) = self.head.reserved
+        {
+            self.series.reserve(reserved);
+        }
     }
 
     /// Says in the head that this owner has closed the image. The log has ended.

@@ -628,6 +628,9 @@ impl Journal {
         while self.prepared.len() < wanted {
             let sequence = series.marks().data + self.prepared.len() as u32;
             let name = series.name(SegmentKind::Data, sequence);
+            if !series.may_give(name) {
+                return;
+            }
             let dead = self.spares.take();
             self.prepared.push_back(Prepared::start(&self.image, name, log.epoch, dead));
         }

@@ -50,6 +50,7 @@ pub(crate) fn take_or_create(
     dead: Option<SegmentName>,
 ) -> Result<(SegmentName, Arc<dyn DiskFile>)> {
     let name = series.next_name(kind);
+    series.check(name)?;
     let file = match prepared.and_then(|prepared| prepared.take(image, name, epoch)) {
         Some(file) => file,
         None => create(image.pool.files(), name, epoch, dead, &image.label)?,
