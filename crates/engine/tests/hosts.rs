@@ -12,7 +12,8 @@ use support::bucket::{Bucket, Host};
 use support::{assert_sound, pattern};
 
 use marcot::{
-    BlockDevice, Completion, CreateOptions, ErrorKind, Image, ImageId, Limits, Pool, Store,
+    BlockDevice, CloneOptions, Completion, CreateOptions, ErrorKind, Image, ImageId, Limits,
+    Namespace, Pool, Store,
 };
 use marcot_backend::object::memory::MemoryService;
 use marcot_backend::object::service::{
@@ -104,10 +105,10 @@ fn an_image_that_another_host_has_open_is_not_opened() {
     let mut image = hosts.pool(0).open(id).unwrap();
     write(&mut image, 1, 1);
     let refused = hosts.pool(1).open(id).map(drop).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Owned);
+    assert_eq!(refused.kind(), ErrorKind::Busy);
     assert!(refused.to_string().contains("host-1"), "{refused}");
     let kept = hosts.stores[1].remove_image(&hosts.pool(1), id, &mut |_, _| {}).unwrap_err();
-    assert_eq!(kept.kind(), ErrorKind::Owned, "{kept}");
+    assert_eq!(kept.kind(), ErrorKind::Busy, "{kept}");
     image.close().unwrap();
     hosts.pool(1).open(id).unwrap().close().unwrap();
 }
@@ -198,7 +199,9 @@ fn a_closed_image_leaves_only_its_segments_on_the_service_and_none_on_the_host()
     }
     image.close().unwrap();
     let keys = hosts.bucket.keys("rbd");
-    assert!(keys.iter().all(|key| key.starts_with("segments/")), "{keys:?}");
+    let logs: Vec<&String> = keys.iter().filter(|key| key.starts_with("log/")).collect();
+    assert!(logs.is_empty(), "{logs:?}");
+    assert!(keys.iter().any(|key| key.starts_with("segments/")), "{keys:?}");
     assert_eq!(support::segments(&hosts.pool(0), 'd').len(), 0);
 }
 
@@ -321,4 +324,47 @@ fn a_flush_that_was_under_way_at_a_takeover_is_not_acknowledged() {
             assert_block(&mut successor, 1, 1);
         }
     }
+}
+
+#[test]
+fn images_are_cloned_renamed_and_removed_by_several_hosts() {
+    let hosts = Hosts::new(2, true);
+    let id = hosts.image();
+    let mut image = hosts.pool(0).open(id).unwrap();
+    (0..BLOCKS).for_each(|block| write(&mut image, block, 5));
+    image.snapshot("s").unwrap();
+    image.protect("s").unwrap();
+    image.close().unwrap();
+    let options = CloneOptions::default();
+    let clone = |host: usize, name: &str| {
+        let pool = hosts.pool(host);
+        pool.snapshot(id, "s").clone_to(&pool, name, &options).unwrap()
+    };
+    let (first, second) = (clone(0, "first"), clone(1, "second"));
+    hosts.pool(0).rename("second", "renamed").unwrap();
+    let mut names = hosts.pool(1).image_names(&Namespace::default()).unwrap();
+    names.sort_unstable();
+    assert_eq!(names, ["first", "image", "renamed"]);
+    let mut image = hosts.pool(0).open(second).unwrap();
+    write(&mut image, 0, 6);
+    image.close().unwrap();
+    let mut image = hosts.pool(1).open(first).unwrap();
+    image.flatten().unwrap();
+    image.close().unwrap();
+    let mut image = hosts.pool(1).open(id).unwrap();
+    let refused = image.unprotect("s").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::HasChildren);
+    image.close().unwrap();
+    hosts.stores[1].remove_image(&hosts.pool(1), second, &mut |_, _| {}).unwrap();
+    let mut image = hosts.pool(0).open(id).unwrap();
+    image.unprotect("s").unwrap();
+    image.remove_snapshot("s", false).unwrap();
+    image.close().unwrap();
+    hosts.stores[0].remove_image(&hosts.pool(0), id, &mut |_, _| {}).unwrap();
+    for host in 0..2 {
+        hosts.stores[host].gc(&hosts.pool(host), &mut |_, _| {}).unwrap();
+    }
+    let mut image = hosts.pool(0).open_read_only(first).unwrap();
+    (0..BLOCKS).for_each(|block| assert_block(&mut image, block, 5));
+    hosts.stores.iter().zip(0..).for_each(|(store, host)| assert_sound(store, &hosts.pool(host)));
 }

@@ -50,7 +50,7 @@ fn highest(a: &SegmentMarks, b: &SegmentMarks) -> SegmentMarks {
 /// that names this owner. `None`: in this pool, the lock is all that an owner needs.
 ///
 /// # Errors
-/// `Owned` where another host has the image open; `Fenced` where another host becomes the owner at the same time;
+/// `Busy` where another host has the image open; `Fenced` where another host becomes the owner at the same time;
 /// those of the back end.
 pub(super) fn claim(
     pool: &Pool,
@@ -102,12 +102,12 @@ pub(super) fn claim(
 /// Fails where the head says that another host has the image open.
 ///
 /// # Errors
-/// `Owned`.
+/// `Busy`: unlike an owner on this host, that one cannot be asked.
 pub(crate) fn check_not_owned_elsewhere(pool: &Pool, label: &str, head: &HeadRecord) -> Result<()> {
     let Some(shipping) = pool.segments().shipping() else { return Ok(()) };
     let here = shipping.host().host;
     match head.owner.as_ref().filter(|owner| !owner.closed && owner.host != here) {
-        Some(owner) => fail(ErrorKind::Owned, owned_elsewhere(label, owner)),
+        Some(owner) => fail(ErrorKind::Busy, owned_elsewhere(label, owner)),
         None => Ok(()),
     }
 }
@@ -115,8 +115,8 @@ pub(crate) fn check_not_owned_elsewhere(pool: &Pool, label: &str, head: &HeadRec
 /// The message where another host has an image open.
 fn owned_elsewhere(label: &str, owner: &OwnerRecord) -> String {
     format!(
-        "{label} is open on host {} (process {}) since {} seconds after 1970; run this there, or, if that host is gone for good, take the image over with --force",
-        owner.host_name, owner.process_id, owner.since_s
+        "{label} is open on host {} (process {}); run this there, or, if that host is gone for good, take the image over with 'device map --force'",
+        owner.host_name, owner.process_id
     )
 }
 

@@ -7,17 +7,19 @@ use std::sync::{Arc, Mutex};
 
 use marcot::{Limits, Store};
 use marcot_backend::local::LocalHome;
-use marcot_backend::memory::Memory;
 use marcot_backend::object::cache::{CACHE_BYTES_MIN, RangeCache};
+use marcot_backend::object::envelope::Objects;
+use marcot_backend::object::leases;
 use marcot_backend::object::memory::MemoryService;
+use marcot_backend::object::records::ObjectRecords;
 use marcot_backend::object::segments::{HostDirectory, ObjectSegments, PoolCache};
 use marcot_backend::object::service::ObjectService;
-use marcot_backend::{At, Backend, Home, Key, Lease, Leases, Leftover, Opened, Part, ReadableBy};
+use marcot_backend::{At, Backend, Home, Key, Leftover, Opened, Part, ReadableBy};
 use marcot_format::PoolId;
-use marcot_store::{Disk, Lock, LockMode, World};
+use marcot_store::{Disk, Lock, World};
 
-/// Records and objects of a pool.
-type Kept = (Memory, Arc<dyn ObjectService>);
+/// The number of every pool of a test, and its objects.
+type Kept = (PoolId, Arc<dyn ObjectService>);
 
 /// The pools of an object store, by name, and the record of the store that all hosts use.
 #[derive(Clone, Default)]
@@ -34,7 +36,9 @@ impl Bucket {
         let given = self.services.lock().unwrap().get(name).cloned();
         let new = || {
             let service = given.unwrap_or_else(|| Arc::new(MemoryService::new()));
-            (Memory::default(), service)
+            // The pool's own number is not known before its record is stored.
+            let number = name.bytes().fold(1, |n, byte| n * 31 % 1_000_003 + u64::from(byte));
+            (PoolId(number), service)
         };
         pools.entry(name.to_owned()).or_insert_with(new).clone()
     }
@@ -104,31 +108,29 @@ impl Host {
     }
 
     fn backend(&self, name: &str, host: Backend) -> Backend {
-        let (records, service) = self.bucket.pool(name);
-        let world = World::system();
+        let (pool, service) = self.bucket.pool(name);
+        let World { clock, random, .. } = World::system();
+        let path = self.directory.join("pools").join(name);
+        let beside = leases::HostDirectory::new(Arc::clone(&self.disk), &path);
+        let objects = Objects::new(Arc::clone(&service), Arc::clone(&clock), Arc::clone(&random));
+        let records = ObjectRecords::new(Arc::new(objects), pool, 0).beside(beside.clone());
         let directory = HostDirectory {
             disk: Arc::clone(&self.disk),
-            path: self.directory.join("pools").join(name),
+            path,
             segments: host.segments,
-            clock: world.clock,
-            random: world.random,
+            clock,
+            random: Arc::clone(&random),
             number: self.number,
             host_name: format!("host-{}", self.number),
         };
         let place = self.directory.join("cache");
         let cache = RangeCache::open(&World::system(), place, CACHE_BYTES_MIN).unwrap();
-        // The pool's own number is not known here.
-        let number = name.bytes().fold(1, |number, byte| number * 31 % 1_000_003 + u64::from(byte));
-        let cache = Some(PoolCache { pool: PoolId(number), cache });
+        let cache = Some(PoolCache { pool, cache });
         let segments = ObjectSegments::new(service, directory, self.ships_flushes, cache);
-        let records = records.backend().records;
         Backend {
-            records,
+            records: Arc::new(records),
             segments: Arc::new(segments),
-            leases: Arc::new(HostLeases {
-                directory: self.directory.join("pools").join(name),
-                inner: host.leases,
-            }),
+            leases: beside.leases(random),
             shared: None,
         }
     }
@@ -202,7 +204,8 @@ impl Home for Host {
         }
         // The directory of this host may not exist yet.
         let host = self.local.create_pool(name, ReadableBy::Owner)?;
-        if let Ok(record) = self.bucket.pool(name).0.backend().records.get(&Key::Pool, 1 << 16) {
+        let bucket = self.backend(name, host.clone());
+        if let Ok(record) = bucket.records.get(&Key::Pool, 1 << 16) {
             let _ = host.records.create(&Key::Pool, &record);
         }
         let Opened { backend, access } = self.local.open(at)?;
@@ -223,40 +226,5 @@ impl Home for Host {
 
     fn show(&self, part: &Part) -> String {
         self.local.show(part)
-    }
-}
-
-/// Leases of a host's directory, in which an image's directory may not exist yet.
-struct HostLeases {
-    directory: PathBuf,
-    inner: Arc<dyn Leases>,
-}
-
-impl Leases for HostLeases {
-    fn take(&self, lease: Lease, mode: LockMode, wait: bool) -> io::Result<Option<Box<dyn Lock>>> {
-        if let Lease::Owner(id) | Lease::Readers(id) | Lease::Snapshot(id, _) = lease {
-            std::fs::create_dir_all(self.directory.join("images").join(id.to_string()))?;
-        }
-        self.inner.take(lease, mode, wait)
-    }
-
-    fn was_taken(&self, lease: Lease) -> bool {
-        self.inner.was_taken(lease)
-    }
-
-    fn note_holder(&self, lease: Lease, holder: &str) {
-        self.inner.note_holder(lease, holder);
-    }
-
-    fn holder(&self, lease: Lease) -> Option<String> {
-        self.inner.holder(lease)
-    }
-
-    fn forget(&self, lease: Lease) {
-        self.inner.forget(lease);
-    }
-
-    fn show(&self, lease: Lease) -> String {
-        self.inner.show(lease)
     }
 }
