@@ -36,6 +36,7 @@ pub struct StoreExports {
     /// Only these pools; all if empty.
     pools: Vec<String>,
     read_only: bool,
+    takes_over: bool,
     /// Pools whose names are being read for a list.
     being_read: Arc<Mutex<HashSet<String>>>,
 }
@@ -56,7 +57,14 @@ impl StoreExports {
     /// write to them.
     #[must_use]
     pub fn new(client: &Client, pools: Vec<String>, read_only: bool) -> Self {
-        Self { client: client.clone(), pools, read_only, being_read: Arc::default() }
+        let client = client.clone();
+        Self { client, pools, read_only, takes_over: false, being_read: Arc::default() }
+    }
+
+    /// Images are taken over from other hosts that have them open: see [`crate::Image::take_over`].
+    #[must_use]
+    pub fn taking_over(self, takes_over: bool) -> Self {
+        Self { takes_over, ..self }
     }
 
     fn chosen(&self, pool: &str) -> bool {
@@ -223,6 +231,9 @@ impl Exports for StoreExports {
                 gives_way: true,
                 ..HostOptions::default()
             };
+            if self.takes_over && spec.snapshot.is_none() && !self.read_only {
+                pool.end_other_owner(id)?;
+            }
             let device: Box<dyn HostDevice> = match &spec.snapshot {
                 Some(snap) => Box::new(pool.open_snapshot(id, snap)?),
                 None if self.read_only || pool.read_only() => Box::new(pool.open_read_only(id)?),

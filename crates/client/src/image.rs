@@ -170,6 +170,15 @@ impl Image {
         self.operate(Operation::OpenImage, || self.for_itself(open))
     }
 
+    /// Takes the image over from another host that has it open, in a pool of several hosts. What that host has not
+    /// flushed is lost. Returns false where no other host has it open.
+    ///
+    /// # Errors
+    /// `Fenced` where another host takes it over at the same time; as [`Self::open`].
+    pub fn take_over(&self) -> Result<bool> {
+        self.operate(Operation::OpenImage, || self.engine_pool().end_other_owner(self.id))
+    }
+
     /// Opens the image for reading, as it is on disk now.
     ///
     /// # Errors

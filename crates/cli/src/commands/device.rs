@@ -58,6 +58,11 @@ const MAP: &[Opt] = &[
     )
     .letter('o'),
 ];
+const TAKE_OVER: &[Opt] = &[Opt::new(
+    "force",
+    Kind::Flag,
+    "take the image over from another host that has it open and is gone for good; what that host has not flushed is lost",
+)];
 const UNMAP: &[Opt] = &[
     Opt::new("force", Kind::Flag, "also if it is in use: its users get I/O errors"),
     Opt::new("options", Kind::Text, "device specific options, comma separated: force").letter('o'),
@@ -85,11 +90,12 @@ pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["device", "map"], "Map an image to a block device.", map)
         .aliases(&[&["map"]])
         .positionals(&[IMAGE_OR_SNAP_SPEC])
-        .options(&[TYPE, options::SNAP, MAP, &[options::MAP_MEMORY]])
+        .options(&[TYPE, options::SNAP, MAP, TAKE_OVER, &[options::MAP_MEMORY]])
         .examples(&[
             ("device map vm-1", "prints the device; /dev/rbd/rbd/vm-1 is a link to it"),
             ("device map template@v1", "a snapshot, read-only"),
             ("device map --quiesce vm-1", "snapshots find its file system clean"),
+            ("device map --force bucket/vm-1", "though another host has it open, which is gone"),
         ]),
     CommandSpec::new(&["device", "unmap"], "Unmap a rbd device.", unmap)
         .aliases(&[&["unmap"]])
@@ -276,6 +282,9 @@ fn map_to(session: &Session, args: &Args, device: Option<&str>) -> Outcome {
         },
         reattach_timeout_s: given.reattach_timeout_s.unwrap_or(REATTACH_TIMEOUT_S),
     };
+    if device.is_none() && snap.is_none() && args.flag("force") {
+        image.take_over()?;
+    }
     let devices = session.devices()?;
     let mapped = match device {
         None => devices.map(&image, snap.as_deref(), &request),

@@ -24,6 +24,11 @@ const SERVE: &[Opt] = &[
     Opt::new("tcp", Kind::Text, "address and port to listen on; neither encrypted nor guarded"),
     Opt::new("read-only", Kind::Flag, "let nobody write"),
     Opt::new(
+        "force",
+        Kind::Flag,
+        "take images over that another host has open and that is gone for good; what it has not flushed is lost",
+    ),
+    Opt::new(
         "connections-max",
         Kind::Range(1, CONNECTIONS_MAX),
         "clients at once [default: a quarter of the descriptors the process may have, at most 2048]",
@@ -81,6 +86,7 @@ fn serve(session: &Session, args: &Args) -> Outcome {
         options.idle_time = Duration::from_secs(seconds);
     }
     let exports = StoreExports::new(client, pools, args.flag("read-only"));
+    let exports = exports.taking_over(args.flag("force"));
     let server = NbdServer::bind(&options, Arc::new(exports)).map_err(|e| Failure::system(&e))?;
     for address in server.addresses() {
         // The server also works if this cannot be written.

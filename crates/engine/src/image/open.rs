@@ -2,9 +2,9 @@
 
 use marcot_format::{ImageId, SnapId};
 
-use super::{DamagedLog, Image, Takeover};
+use super::{DamagedLog, Image, Takeover, check_not_owned_elsewhere};
 use crate::catalog::{Pool, no_snapshot};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 impl Pool {
     /// Opens an image for writing; this process is its owner until it closes it.
@@ -24,6 +24,23 @@ impl Pool {
     pub fn take_over(&self, image: ImageId) -> Result<Image> {
         self.add_pools();
         Image::open_owner_with(self, image, DamagedLog::Refuse, Takeover::Force)
+    }
+
+    /// Takes an image over from another host that has it open, as [`Pool::take_over`], and closes it. Returns false
+    /// where no other host has it open.
+    ///
+    /// # Errors
+    /// As [`Pool::take_over`].
+    pub fn end_other_owner(&self, image: ImageId) -> Result<bool> {
+        let head = self.read_head(image)?;
+        let label = self.image_label(&head);
+        match check_not_owned_elsewhere(self, &label, &head) {
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                tracing::warn!(image = %label, "taken over from another host");
+                self.take_over(image)?.close().map(|()| true)
+            }
+            checked => checked.map(|()| false),
+        }
     }
 
     /// As [`Pool::open`], for repair: the log ends where it is damaged, and what was written after
