@@ -165,7 +165,8 @@ fn examples(program: &str, spec: &CommandSpec) -> String {
 
 fn positional((index, positional): (usize, &'static Positional)) -> Arg {
     let action = if positional.many { ArgAction::Append } else { ArgAction::Set };
-    Arg::new(positional.name)
+    // An option may have the same name.
+    Arg::new(format!("<{}>", positional.name))
         .index(index + 1)
         .value_name(positional.name)
         .help(positional.help)
