@@ -28,7 +28,8 @@ pub trait Shipping: Send + Sync {
     /// True where a flush has to ship the log. Otherwise it is durable on this host only.
     fn ships_flushes(&self) -> bool;
 
-    /// Prepares this host to own an image with this term. `before` is the owner in the head. Returns true where
+    /// Prepares this host to own an image with this term. `before` is the owner in the head, and `first_sequence` the
+    /// number of the first data segment of the log. Returns true where
     /// what lies on this host is the state of that owner, so that its log can be replayed here. Anything else
     /// that lies here for the image is put aside: nobody will replay it.
     ///
@@ -39,6 +40,7 @@ pub trait Shipping: Send + Sync {
         image: ImageId,
         before: Option<&OwnerRecord>,
         term: u64,
+        first_sequence: u32,
     ) -> io::Result<bool>;
 
     /// This process does not own the image any more.

@@ -368,3 +368,124 @@ fn images_are_cloned_renamed_and_removed_by_several_hosts() {
     (0..BLOCKS).for_each(|block| assert_block(&mut image, block, 5));
     hosts.stores.iter().zip(0..).for_each(|(store, host)| assert_sound(store, &hosts.pool(host)));
 }
+
+/// A service that notes its requests.
+#[derive(Default)]
+struct Noting {
+    service: MemoryService,
+    requests: Mutex<Vec<String>>,
+}
+
+impl Noting {
+    fn note(&self, request: &str, key: &str) {
+        self.requests.lock().unwrap().push(format!("{request} {key}"));
+    }
+
+    /// The requests since the last call.
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.requests.lock().unwrap())
+    }
+}
+
+impl ObjectService for Noting {
+    fn get(&self, key: &str) -> Result<Object, ServiceError> {
+        self.note("get", key);
+        self.service.get(key)
+    }
+
+    fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ServiceError> {
+        self.note("get", key);
+        self.service.get_range(key, range)
+    }
+
+    fn put(&self, key: &str, bytes: &[u8], condition: &Condition) -> Result<Version, ServiceError> {
+        self.note("put", key);
+        self.service.put(key, bytes, condition)
+    }
+
+    fn remove(&self, key: &str) -> Result<(), ServiceError> {
+        self.note("remove", key);
+        self.service.remove(key)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page, ServiceError> {
+        self.note("list", prefix);
+        self.service.list(prefix, after)
+    }
+
+    fn show(&self, key: &str) -> String {
+        self.service.show(key)
+    }
+}
+
+impl Noting {
+    /// The requests since the last call, without those that open the pool: the kind, and the first part of the
+    /// key.
+    fn kinds(&self) -> Vec<String> {
+        let kind = |request: String| request.split('/').next().unwrap_or_default().to_owned();
+        let kinds = self.take().into_iter().map(kind);
+        kinds.filter(|kind| kind != "get pool").collect()
+    }
+}
+
+#[test]
+fn every_step_makes_as_few_requests_as_it_needs() {
+    let (bucket, service) = (Bucket::default(), Arc::new(Noting::default()));
+    bucket.keep_in("rbd", Arc::clone(&service) as Arc<dyn ObjectService>);
+    let hosts = Hosts::with(bucket, 2, true);
+    let id = hosts.image();
+    let pool = hosts.pool(0);
+    pool.find("image").unwrap();
+    service.take();
+    let mut image = pool.open(id).unwrap();
+    assert_eq!(service.kinds(), ["get images", "put images"], "open");
+    image.read_at(0, &mut [0; 4096]).unwrap();
+    assert!(service.kinds().is_empty(), "a hole is read");
+    write(&mut image, 1, 1);
+    assert_eq!(service.kinds(), ["put images"], "the first write");
+    write(&mut image, 2, 1);
+    assert!(service.kinds().is_empty(), "further writes");
+    image.flush().unwrap();
+    assert_eq!(service.kinds(), ["put log"], "flush");
+    image.flush().unwrap();
+    assert!(service.kinds().is_empty(), "a clean flush");
+    write(&mut image, 1, 1);
+    image.snapshot("s").unwrap();
+    let segments = ["put segments"; 3];
+    assert_eq!(service.kinds(), [&segments[..], &["put images"]].concat(), "snapshot");
+    image.protect("s").unwrap();
+    let kinds = service.kinds();
+    assert_eq!(kinds.iter().filter(|kind| kind.starts_with("put")).count(), 1, "{kinds:?}");
+    image.close().unwrap();
+    service.take();
+    pool.snapshot(id, "s").clone_to(&pool, "clone", &CloneOptions::default()).unwrap();
+    let expected = [
+        "get images",
+        "get names",
+        "get names",
+        "put children",
+        "get images",
+        "put images",
+        "get names",
+        "put names",
+    ];
+    assert_eq!(service.kinds(), expected, "a clone in the bucket");
+    let other = hosts.pool(1);
+    other.find("image").unwrap();
+    service.take();
+    let mut first = other.open(id).unwrap();
+    assert_eq!(service.kinds(), ["get images", "put images"], "open after a close");
+    for _ in 0..3 {
+        write(&mut first, 1, 1);
+        first.flush().unwrap();
+    }
+    service.take();
+    let mut second = pool.take_over(id).unwrap();
+    let parts = ["get log"; 3];
+    let expected = [&["get images", "put images"], &parts[..], &["get log", "put log"]].concat();
+    assert_eq!(service.kinds(), expected, "a takeover: four requests, and one for each part");
+    assert_block(&mut second, 1, 1);
+    service.take();
+    pool.image_names(&Namespace::default()).unwrap();
+    assert_eq!(service.kinds(), ["list names", "get names", "get names"], "names in two shards");
+}

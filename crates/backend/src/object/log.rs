@@ -164,6 +164,7 @@ impl Shipping for ObjectSegments {
         image: ImageId,
         before: Option<&OwnerRecord>,
         term: u64,
+        first_sequence: u32,
     ) -> io::Result<bool> {
         let inner = &self.0;
         let held = before.map_or(0, |owner| owner.term);
@@ -173,7 +174,7 @@ impl Shipping for ObjectSegments {
             inner.put_aside(image, term)?;
         }
         inner.set_terms(image, if valid { held } else { 0 }, term)?;
-        inner.own(image, None);
+        inner.own(image, Some(first_sequence));
         Ok(valid)
     }
 
@@ -190,7 +191,6 @@ impl Shipping for ObjectSegments {
     ) -> Result<Recovered, ShipError> {
         let inner = &self.0;
         inner.host.segments.create_set(own_set(image))?;
-        inner.own(image, Some(first_sequence));
         let mut recovered = Recovered { next: first, parts: Vec::new() };
         loop {
             let number = recovered.next;

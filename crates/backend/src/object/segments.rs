@@ -221,17 +221,16 @@ impl Inner {
         }
         let mine: Vec<SegmentKey> =
             state.uploaded.iter().copied().filter(|key| key.set.author == image).collect();
-        for key in &mine {
-            state.uploaded.remove(key);
-        }
         drop(state);
         for key in mine {
             // What was written last is likely to be read.
             if let (Some(cached), Ok(bytes)) = (self.cached(key, None), self.staged_bytes(key)) {
                 cached.cache.insert(&cached.object, &bytes);
             }
-            if let Err(error) = self.host.segments.remove(key) {
-                tracing::debug!(%error, "an uploaded segment stays on this host");
+            // While it lies here, it counts as uploaded, so that it is not uploaded once more.
+            match self.host.segments.remove(key) {
+                Ok(_) => drop(self.state().uploaded.remove(&key)),
+                Err(error) => tracing::debug!(%error, "an uploaded segment stays on this host"),
             }
         }
     }

@@ -177,6 +177,7 @@ impl Pool {
             }
             return Err(error).at(context);
         }
+        self.note_found(id, name);
         Ok(())
     }
 
@@ -207,6 +208,7 @@ impl Pool {
         let context = || format!("cannot rename image '{from}'");
         self.records().rename(&key(from), &key(to)).at(context)?;
         let synced = self.records().settle(&key(to)).at(context);
+        self.note_found(image, to);
         // Only its owner writes the head, so the head keeps the name that the image was made with.
         self.note_name(image, namespace, to);
         synced

@@ -46,6 +46,9 @@ impl Pool {
     /// The name by which people know an image, and whether it is in the trash, where it has another one.
     pub(crate) fn shown_name(&self, head: &HeadRecord) -> (String, bool) {
         let image = ImageId(head.image_id);
+        if let Some(name) = self.name_found(image) {
+            return (name, false);
+        }
         match self.name_of(head) {
             Some(name) if number_in_trash_name(&name) == Some(image) => {
                 let before = self.name_before_trash(image);
@@ -55,6 +58,13 @@ impl Pool {
             Some(name) if !is_partial_name(&name) => (name, false),
             _ => (head.name.clone(), false),
         }
+    }
+
+    /// The name by which the image was found, where looking it up takes a request. It may have another one by now,
+    /// given by another process.
+    fn name_found(&self, image: ImageId) -> Option<String> {
+        let found = self.0.names_found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.get(&image).filter(|name| number_in_trash_name(name).is_none()).cloned()
     }
 
     fn label(&self, namespace: &str, name: &str) -> String {

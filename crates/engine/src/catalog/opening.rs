@@ -145,6 +145,7 @@ impl Pool {
             foreign,
             owner_id: access.owner_id,
             names_read: Mutex::default(),
+            names_found: Mutex::default(),
         };
         Ok(Self(Arc::new(inner)))
     }

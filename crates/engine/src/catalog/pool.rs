@@ -1,8 +1,8 @@
 //! A pool: a directory of images.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_backend::local::layout;
 use marcot_backend::{
@@ -16,6 +16,7 @@ use marcot_store::{Lock, LockMode};
 use super::image_name::{ImageName, Namespace};
 use super::names::{check_namespace_name, could_be_given, is_acceptable};
 use super::naming::NamesRead;
+use super::partial::is_partial_name;
 use super::store::Store;
 use super::trash_name::number_in_trash_name;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
@@ -39,6 +40,8 @@ pub(crate) struct PoolInner {
     pub(crate) foreign: Option<u32>,
     pub(crate) owner_id: u32,
     pub(crate) names_read: Mutex<NamesRead>,
+    /// The names by which images were found, where looking a name up takes a request to a service.
+    pub(crate) names_found: Mutex<HashMap<ImageId, String>>,
 }
 
 /// An open pool. Cheap to clone.
@@ -220,16 +223,16 @@ impl Pool {
     /// The head. Fails where this version must not change it.
     pub(crate) fn read_head_for_writing(&self, image: ImageId) -> Result<HeadRecord> {
         let (head, newer) = self.read_head_flagged(image)?;
-        let label = self.image_label(&head);
+        let label = || self.image_label(&head);
         if newer {
             let message =
-                format!("{label} uses features of a newer marcot, so it can only be read");
+                format!("{} uses features of a newer marcot, so it can only be read", label());
             return fail(ErrorKind::NewerFormat, message);
         }
         if head.removing {
             return fail(
                 ErrorKind::NotFound,
-                format!("{label} is being removed; run 'rm' again to finish"),
+                format!("{} is being removed; run 'rm' again to finish", label()),
             );
         }
         Ok(head)
@@ -500,7 +503,17 @@ impl Pool {
             }
             bytes => bytes?,
         };
-        self.image_in(&key, bytes)
+        let image = self.image_in(&key, bytes)?;
+        self.note_found(image, name);
+        Ok(image)
+    }
+
+    /// Notes the name of an image for messages, where looking it up takes a request.
+    pub(crate) fn note_found(&self, image: ImageId, name: &str) {
+        if self.segments().shipping().is_some() && !is_partial_name(name) {
+            let mut found = self.0.names_found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.insert(image, name.to_owned());
+        }
     }
 
     /// The image in the record of a name.

@@ -67,7 +67,13 @@ impl Image {
 
     /// Removes segments that a crashed owner created and no head names. Their numbers are not given again: the
     /// owner may still be running, and other images of its process may read by the name.
+    ///
+    /// In a bucket, this owner gives no numbers that an owner before could give. What was left there is found as
+    /// segments are that no head names.
     fn remove_leftovers(&mut self) -> Result<()> {
+        if self.is_shipped() {
+            return Ok(());
+        }
         let marks = self.series.marks();
         let left = self.remove_unnamed(|name| name.sequence >= marks.of(name.kind))?;
         let near = |name: &&SegmentName| name.sequence - marks.of(name.kind) < LEFTOVERS_MAX;

@@ -64,7 +64,9 @@ impl Image {
         }
         let covered = self.begin_to_cover();
         let written = work.pages.write();
-        let synced = self.sync_log().and_then(|()| self.journal.sync_beside(&covered.log));
+        // The segments are uploaded, so that the log need not be shipped.
+        let synced = self.journal.sync_here(&mut self.in_flight);
+        let synced = synced.and_then(|()| self.journal.sync_beside(&covered.log));
         let outcome = match synced.and(written) {
             Ok(()) => work.run(),
             Err(error) => CheckpointOutcome::Failed { error, pages: Some(work.pages) },

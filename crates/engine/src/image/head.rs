@@ -129,7 +129,12 @@ impl Head {
     }
 
     /// Fails where a later owner has taken the image over (I6).
+    ///
+    /// In a bucket that would take a request. There a head of this owner is refused, and so is its log.
     pub(super) fn check_not_fenced(&self) -> Result<()> {
+        if self.image.pool.segments().shipping().is_some() {
+            return Ok(());
+        }
         let found = self.image.pool.read_head(self.image.id)?;
         if Stamp::of(&found) != self.stamp() && !fault::is(Fault::SkipFence) {
             let label = self.image.pool.image_label(&found);

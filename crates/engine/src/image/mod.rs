@@ -122,14 +122,21 @@ impl Image {
         damaged_log: DamagedLog,
         takeover: Takeover,
     ) -> Result<Self> {
-        let head = pool.read_head(id)?;
-        if pool.read_only() {
-            let label = pool.image_label(&head);
+        // In a bucket, a lock needs no head.
+        let head = match pool.segments().shipping() {
+            Some(_) if !pool.read_only() => None,
+            _ => Some(pool.read_head(id)?),
+        };
+        if let Some(head) = head.as_ref().filter(|_| pool.read_only()) {
+            let label = pool.image_label(head);
             let message = format!("{}; {label} cannot be changed", pool.why_read_only());
             return fail(ErrorKind::ReadOnly, message);
         }
         let Some(lock) = pool.lock_image(id)? else {
-            let label = pool.image_label(&head);
+            let label = match head {
+                Some(head) => pool.image_label(&head),
+                None => pool.image_label(&pool.read_head(id)?),
+            };
             let owner = match pool.owner_pid(id) {
                 Some(pid) if pid > 0 => format!("process {pid}"),
                 _ => "another process".to_owned(),
@@ -310,7 +317,7 @@ impl Image {
             self.state.compaction.abandon();
             self.close_target();
             self.end_log()?;
-            match self.after_making_room(Self::checkpoint) {
+            match self.after_making_room(Self::last_checkpoint) {
                 // All of it is in the log, which the next owner replays.
                 Err(error) if error.kind() == ErrorKind::NoSpace => {
                     tracing::warn!(image = %self.identity.label, error = %error.sentence(), "closed without a checkpoint");

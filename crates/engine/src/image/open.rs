@@ -33,10 +33,9 @@ impl Pool {
     /// As [`Pool::take_over`].
     pub fn end_other_owner(&self, image: ImageId) -> Result<bool> {
         let head = self.read_head(image)?;
-        let label = self.image_label(&head);
-        match check_not_owned_elsewhere(self, &label, &head) {
+        match check_not_owned_elsewhere(self, &head) {
             Err(error) if error.kind() == ErrorKind::Busy => {
-                tracing::warn!(image = %label, "taken over from another host");
+                tracing::warn!(image = %self.image_label(&head), "taken over from another host");
                 self.take_over(image)?.close().map(|()| true)
             }
             checked => checked.map(|()| false),

@@ -59,15 +59,16 @@ pub(super) fn claim(
     takeover: Takeover,
 ) -> Result<Option<(HeadRecord, Tenure)>> {
     let Some(shipping) = pool.segments().shipping() else { return Ok(None) };
-    let label = pool.image_label(head);
+    let label = || pool.image_label(head);
     if takeover == Takeover::Refuse {
-        check_not_owned_elsewhere(pool, &label, head)?;
+        check_not_owned_elsewhere(pool, head)?;
     }
     let (host, before) = (shipping.host(), head.owner.as_ref());
     let open = before.filter(|owner| !owner.closed);
     let term = before.map_or(0, |owner| owner.term) + 1;
-    let began = shipping.begin_term(image, before, term);
-    let is_here = began.at(|| format!("cannot prepare this host to own {label}"))?;
+    let first_sequence = head.log.unwrap_or_default().sequence;
+    let began = shipping.begin_term(image, before, term, first_sequence);
+    let is_here = began.at(|| format!("cannot prepare this host to own {}", label()))?;
     let marks = head.marks.unwrap_or_default();
     let given = highest(&marks, &head.reserved.unwrap_or_default());
     let mut next = head.clone();
@@ -79,8 +80,8 @@ pub(super) fn claim(
     let recovered = match open {
         None => Recovered { next: first, parts: Vec::new() },
         Some(owner) => {
+            let label = label();
             tracing::info!(image = %label, host = %owner.host_name, is_here, "the image was not closed; its log is recovered");
-            let first_sequence = head.log.unwrap_or_default().sequence;
             match shipping.recover(image, term, first, first_sequence) {
                 Ok(recovered) => recovered,
                 Err(ShipError::Fenced) => {
@@ -103,11 +104,11 @@ pub(super) fn claim(
 ///
 /// # Errors
 /// `Busy`: unlike an owner on this host, that one cannot be asked.
-pub(crate) fn check_not_owned_elsewhere(pool: &Pool, label: &str, head: &HeadRecord) -> Result<()> {
+pub(crate) fn check_not_owned_elsewhere(pool: &Pool, head: &HeadRecord) -> Result<()> {
     let Some(shipping) = pool.segments().shipping() else { return Ok(()) };
     let here = shipping.host().host;
     match head.owner.as_ref().filter(|owner| !owner.closed && owner.host != here) {
-        Some(owner) => fail(ErrorKind::Busy, owned_elsewhere(label, owner)),
+        Some(owner) => fail(ErrorKind::Busy, owned_elsewhere(&pool.image_label(head), owner)),
         None => Ok(()),
     }
 }
@@ -147,13 +148,19 @@ impl Image {
         }
     }
 
-    /// Says in the head that this owner has closed the image. The log has ended.
+    /// Says in the head that this owner has closed the image, unless the log has something that the head does not
+    /// name.
     pub(super) fn end_tenure(&mut self) -> Result<()> {
         let open = self.head.owner.as_ref().is_some_and(|owner| !owner.closed);
-        if !self.journal.is_shipped() || !open {
+        if !self.is_shipped() || !open || self.state.changed {
             return Ok(());
         }
         self.publish_root(set_closed)
+    }
+
+    /// As [`Image::checkpoint`], and the head says that its owner has closed the image. The log has ended.
+    pub(super) fn last_checkpoint(&mut self) -> Result<()> {
+        self.checkpoint_with(set_closed)
     }
 
     /// True where owners on other hosts have to find what a head names.

@@ -788,6 +788,18 @@ impl Journal {
     /// # Errors
     /// `Poisoned`: what was appended since the last sync may be gone.
     pub(crate) fn sync(&mut self, in_flight: &mut InFlight) -> Result<()> {
+        self.sync_here(in_flight)?;
+        if self.ships_flushes() {
+            self.flush_shipped()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the log durable on this host.
+    ///
+    /// # Errors
+    /// `Poisoned`, as [`Self::sync`].
+    pub(crate) fn sync_here(&mut self, in_flight: &mut InFlight) -> Result<()> {
         if !fault::is(Fault::FlushUnderWay) {
             self.finish(in_flight)?;
         }
@@ -814,9 +826,6 @@ impl Journal {
         log.unsynced.clear();
         log.dirty = false;
         log.durable_below = group_next;
-        if self.ships_flushes() {
-            self.flush_shipped()?;
-        }
         Ok(())
     }
 

@@ -171,7 +171,7 @@ impl Store {
         check_no_snapshots(&label, &head)?;
         let lock = lock_for_removal(pool, image, &label)?;
         let head = pool.read_head(image)?;
-        check_not_owned_elsewhere(pool, &label, &head)?;
+        check_not_owned_elsewhere(pool, &head)?;
         check_no_snapshots(&label, &head)?;
         let mut own = pool.own_copies(image, &head)?;
         {
