@@ -17,8 +17,8 @@ use crate::SegmentSet;
 ///
 /// An image has one owner at a time, with a *term* that is higher than those of all owners before. The engine
 /// stores the term in the head. So the orders of steps are:
-/// - Opening: [`Self::begin_term`], the head with the new term, and [`Self::recover`], where the owner before
-///   has not closed the image.
+/// - Opening: [`Self::begin_term`], the head with the new term, [`Self::recover`], where the owner before has not
+///   closed the image, and [`Self::hold_term`].
 /// - Flush: [`Self::ship`].
 /// - Checkpoint: [`Self::seal`], the new head, [`Self::forget_log`].
 pub trait Shipping: Send + Sync {
@@ -42,6 +42,13 @@ pub trait Shipping: Send + Sync {
         term: u64,
         first_sequence: u32,
     ) -> io::Result<bool>;
+
+    /// The head has the term, and what lies on this host is the state of its owner: the log was recovered, or the
+    /// owner before has closed the image. To be called unless [`Self::begin_term`] has returned true.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn hold_term(&self, image: ImageId, term: u64) -> io::Result<()>;
 
     /// This process does not own the image any more.
     fn end_term(&self, image: ImageId);

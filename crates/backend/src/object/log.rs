@@ -168,14 +168,21 @@ impl Shipping for ObjectSegments {
     ) -> io::Result<bool> {
         let inner = &self.0;
         let held = before.map_or(0, |owner| owner.term);
+        // Terms begin at 1.
         let here = before.is_some_and(|owner| owner.host == inner.host.number);
         let valid = here && inner.terms(image)?.is_some_and(|(a, b)| a == held || b == held);
         if !valid {
             inner.put_aside(image, term)?;
         }
-        inner.set_terms(image, if valid { held } else { 0 }, term)?;
+        // Until the log is recovered, nothing here is valid.
+        let (held, next) = if valid { (held, term) } else { (0, 0) };
+        inner.set_terms(image, held, next)?;
         inner.own(image, Some(first_sequence));
         Ok(valid)
+    }
+
+    fn hold_term(&self, image: ImageId, term: u64) -> io::Result<()> {
+        self.0.set_terms(image, term, term)
     }
 
     fn end_term(&self, image: ImageId) {
@@ -256,6 +263,10 @@ impl Shipping for ObjectSegments {
     }
 
     fn seal(&self, set: SegmentSet, below: &SegmentMarks) -> io::Result<()> {
+        if !self.0.owns(set.author) {
+            // What lies here is the rest of an owner that another host has replaced.
+            return Ok(());
+        }
         self.0.seal_set(set, below)
     }
 

@@ -78,6 +78,13 @@ struct State {
     lengths: HashMap<SegmentKey, u64>,
 }
 
+/// True where a stored segment holds all groups of one that was to be stored. Behind the last group there may be
+/// room that was preallocated.
+fn holds(stored: &[u8], bytes: &[u8]) -> bool {
+    let common = stored.len().min(bytes.len());
+    stored[..common] == bytes[..common] && bytes[common..].iter().all(|byte| *byte == 0)
+}
+
 /// An error of the service, as one of the operating system.
 pub(super) fn io_error(shown: &str, error: ServiceError) -> io::Error {
     let kind = match error {
@@ -110,6 +117,10 @@ impl Inner {
 
     pub(super) fn own(&self, image: ImageId, log_from: Option<u32>) {
         self.state().owned.insert(image, log_from);
+    }
+
+    pub(super) fn owns(&self, image: ImageId) -> bool {
+        self.state().owned.contains_key(&image)
     }
 
     pub(super) fn disown(&self, image: ImageId) {
@@ -175,7 +186,7 @@ impl Inner {
         let shown = self.service.show(&object);
         match self.create_object(&object, &bytes).map_err(|error| io_error(&shown, error))? {
             // An owner before has stored it, with all that was recovered from its log, and perhaps more.
-            Some(found) if found.starts_with(&bytes) => Ok(()),
+            Some(found) if holds(&found, &bytes) => Ok(()),
             Some(_) => {
                 let message = format!("{shown} holds other bytes than the segment of this host");
                 Err(io::Error::new(io::ErrorKind::InvalidData, message))
@@ -491,4 +502,18 @@ impl DiskFile for RemoteFile {
 /// A file of a host's directory that says which terms of an image its files belong to.
 pub(super) fn term_path(directory: &Path, image: ImageId) -> PathBuf {
     directory.join("terms").join(image.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_segment_may_be_longer_or_lack_preallocated_room() {
+        assert!(holds(b"abc", b"abc"));
+        assert!(holds(b"abcdef", b"abc"));
+        assert!(holds(b"abc", b"abc\0\0"));
+        assert!(!holds(b"abc", b"abcd"));
+        assert!(!holds(b"abd", b"abc"));
+    }
 }

@@ -152,7 +152,7 @@ impl Image {
     /// Takes the next completion that a caller waits for.
     pub(super) fn take_completion(&mut self) -> Option<Completion> {
         loop {
-            if let Some(flushed) = self.journal.newly_flushed() {
+            if let Some(flushed) = self.journal.newly_flushed(&mut self.in_flight) {
                 return Some(Completion::Flushed(flushed));
             }
             if self.journal.is_awaited()

@@ -97,6 +97,10 @@ pub(super) fn claim(
             }
         }
     };
+    if !is_here {
+        let held = shipping.hold_term(image, term);
+        held.at(|| format!("cannot prepare this host to own {}", label()))?;
+    }
     Ok(Some((next, Tenure { term, recovered, is_here })))
 }
 

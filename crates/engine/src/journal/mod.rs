@@ -863,8 +863,14 @@ impl Journal {
 
     /// Takes in what was shipped meanwhile. Returns the number below which all flushes have ended, where that was
     /// not told yet.
-    pub(crate) fn newly_flushed(&mut self) -> Option<Result<u64>> {
-        self.shipped.as_ref().filter(|shipped| shipped.is_awaited())?;
+    pub(crate) fn newly_flushed(&mut self, in_flight: &mut InFlight) -> Option<Result<u64>> {
+        let shipped = self.shipped.as_mut().filter(|shipped| shipped.is_awaited())?;
+        if shipped.is_ready()
+            && let Err(error) = self.finish(in_flight)
+        {
+            // What is under way must be on this host before it is shipped.
+            return Some(Err(error));
+        }
         let workers = self.workers();
         let (log, group_next) = (&self.log, self.group_next);
         let open = log.as_ref().map(|log| open_end(log, group_next));

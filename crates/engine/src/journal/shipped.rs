@@ -224,9 +224,14 @@ impl Shipped {
         self.shipment = Some(Shipment { running, ended, flushes: self.flush_next, groups });
     }
 
+    /// True where [`Self::poll`] takes in a shipment.
+    pub(super) fn is_ready(&mut self) -> bool {
+        self.shipment.as_mut().is_some_and(|shipment| shipment.running.is_finished())
+    }
+
     /// Takes in a shipment that has ended, and starts the next one where flushes wait for it.
     pub(super) fn poll(&mut self, open: Option<&OpenEnd<'_>>, workers: &dyn Workers) {
-        if self.shipment.as_mut().is_some_and(|shipment| shipment.running.is_finished()) {
+        if self.is_ready() {
             self.settle(workers);
             if self.failed.is_none() && self.flushed_below < self.flush_next {
                 self.start_shipment(open, workers);
