@@ -1,12 +1,19 @@
 //! The engine's sources of time and random numbers.
 
-/// The time of day.
+use std::time::Duration;
+
+/// Time.
 pub trait Clock: Send + Sync {
     /// Seconds since 1970.
     fn now_s(&self) -> i64;
 
+    /// The time since some fixed moment. It never goes back, whoever sets the time of day.
+    fn uptime(&self) -> Duration {
+        Duration::from_secs(u64::try_from(self.now_s()).unwrap_or_default())
+    }
+
     /// Waits before something is tried again.
-    fn pause(&self, duration: std::time::Duration) {
+    fn pause(&self, duration: Duration) {
         std::thread::sleep(duration);
     }
 }
@@ -25,6 +32,11 @@ impl Clock for SystemClock {
     fn now_s(&self) -> i64 {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+    }
+
+    fn uptime(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        Duration::try_from(now).unwrap_or_default()
     }
 }
 

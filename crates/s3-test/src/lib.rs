@@ -1,0 +1,474 @@
+//! A small S3 service over HTTP, for tests: in the process, or as the program `marcot-s3-test`.
+//!
+//! It keeps objects in memory, and checks and changes them behind one mutex, so that conditions hold however
+//! many clients race. [`Dialect`] makes it a service that lacks something for good. [`Fault`] breaks single
+//! requests, by plan or by chance. It checks the access key and the time of a signature, not the signature
+//! itself. It counts requests as a bill does.
+
+mod bucket;
+mod faults;
+mod http;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::BufReader;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use marcot_store::{Clock, SystemClock};
+
+use bucket::{Bucket, failure};
+pub use faults::{Chance, Dialect, Fault, Kind, Planned};
+use http::{Answer, Request, read_request, write_answer};
+
+/// The access key of a server that is not told another.
+pub const ACCESS_KEY: &str = "AKMARCOT";
+/// The secret key that tests use. The server does not check it, and repeats it in no answer.
+pub const SECRET_KEY: &str = "secret-of-marcot";
+/// The bucket of a server that is not told another.
+pub const BUCKET: &str = "bucket";
+/// How far a request's time may be from the service's, as in S3.
+const SKEW_MAX_S: i64 = 15 * 60;
+
+/// What a server begins with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The port of the loopback address; 0 for any.
+    pub port: u16,
+    /// The buckets that exist.
+    pub buckets: Vec<String>,
+    /// Users who may do everything.
+    pub access_keys: Vec<String>,
+    /// Users who may read, and change objects only whose names contain the second part.
+    pub readers: Vec<(String, String)>,
+    /// The region that signatures must name; `None` for any.
+    pub region: Option<String>,
+    /// How the service is.
+    pub dialect: Dialect,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            buckets: vec![BUCKET.to_string()],
+            access_keys: vec![ACCESS_KEY.to_string()],
+            readers: Vec::new(),
+            region: None,
+            dialect: Dialect::default(),
+        }
+    }
+}
+
+/// Requests by kind, and the bytes of their bodies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Objects stored, and attempts to.
+    pub puts: u64,
+    /// Objects and ranges read.
+    pub gets: u64,
+    /// Questions about objects.
+    pub heads: u64,
+    /// Lists.
+    pub lists: u64,
+    /// Removals.
+    pub deletes: u64,
+    /// All others.
+    pub others: u64,
+    /// Bytes received in bodies.
+    pub received_bytes: u64,
+    /// Bytes sent in bodies.
+    pub sent_bytes: u64,
+}
+
+impl Counts {
+    /// All requests.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.puts + self.gets + self.heads + self.lists + self.deletes + self.others
+    }
+}
+
+struct State {
+    buckets: BTreeMap<String, Bucket>,
+    options: Options,
+    planned: Vec<Planned>,
+    chance: Option<Chance>,
+    away: Option<Fault>,
+    counts: Counts,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    stopped: AtomicBool,
+    connections: Mutex<HashMap<u64, TcpStream>>,
+}
+
+/// A server. It ends when it is dropped.
+pub struct Server {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    listener: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts a server.
+    ///
+    /// # Panics
+    /// Where it cannot listen.
+    #[must_use]
+    pub fn start(options: Options) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", options.port)).expect("a port to listen at");
+        let address = listener.local_addr().expect("the address of a listener");
+        let buckets = options.buckets.iter().map(|name| (name.clone(), Bucket::default()));
+        let state = State {
+            buckets: buckets.collect(),
+            options,
+            planned: Vec::new(),
+            chance: None,
+            away: None,
+            counts: Counts::default(),
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            stopped: AtomicBool::new(false),
+            connections: Mutex::default(),
+        });
+        let accepting = Arc::clone(&shared);
+        let listener = std::thread::spawn(move || accept(&accepting, &listener));
+        Self { shared, address, listener: Some(listener) }
+    }
+
+    /// A server as S3 promises to be.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self::start(Options::default())
+    }
+
+    /// Its URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+
+    /// Changes how it is.
+    pub fn set_dialect(&self, dialect: Dialect) {
+        self.state().options.dialect = dialect;
+    }
+
+    /// Breaks the next request of a kind.
+    pub fn plan(&self, kind: Kind, fault: Fault) {
+        self.plan_all(Planned { kind: Some(kind), key: String::new(), count: 1, fault });
+    }
+
+    /// Breaks the next requests that fit.
+    pub fn plan_all(&self, planned: Planned) {
+        self.state().planned.push(planned);
+    }
+
+    /// Faults that were planned and have not come yet.
+    #[must_use]
+    pub fn planned(&self) -> usize {
+        self.state().planned.len()
+    }
+
+    /// Breaks requests by chance; `None` ends that.
+    pub fn set_chance(&self, chance: Option<Chance>) {
+        self.state().chance = chance;
+    }
+
+    /// All requests end so, until this is `None` again.
+    pub fn set_away(&self, fault: Option<Fault>) {
+        self.state().away = fault;
+    }
+
+    /// The requests until now.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.state().counts
+    }
+
+    /// The names of all objects of a bucket.
+    #[must_use]
+    pub fn names(&self, bucket: &str) -> Vec<String> {
+        self.state().buckets.get(bucket).map(Bucket::keys).unwrap_or_default()
+    }
+
+    /// The bytes of an object.
+    #[must_use]
+    pub fn bytes(&self, bucket: &str, name: &str) -> Option<Vec<u8>> {
+        self.state().buckets.get(bucket)?.bytes(name)
+    }
+
+    /// Waits for the end of the listener, so for ever.
+    pub fn wait(mut self) {
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        // Wakes the listener.
+        let _ = TcpStream::connect(self.address);
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
+        for stream in lock(&self.shared.connections).values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
+    for (number, stream) in (0_u64..).zip(listener.incoming()) {
+        if shared.stopped.load(Ordering::SeqCst) {
+            return;
+        }
+        let Ok(stream) = stream else { continue };
+        let _ = stream.set_nodelay(true);
+        if let Ok(other) = stream.try_clone() {
+            lock(&shared.connections).insert(number, other);
+        }
+        let shared = Arc::clone(shared);
+        std::thread::spawn(move || {
+            serve(&shared, stream);
+            lock(&shared.connections).remove(&number);
+        });
+    }
+}
+
+/// Serves the requests of one connection.
+fn serve(shared: &Arc<Shared>, stream: TcpStream) {
+    let Ok(mut answers) = stream.try_clone() else { return };
+    let mut requests = BufReader::new(stream);
+    loop {
+        match read_request(&mut requests) {
+            Ok(Some(request)) => {
+                if !answer(shared, &mut answers, request) {
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(_) => {
+                let _ = write_answer(&mut answers, &failure(400, "BadRequest", ""), false);
+                break;
+            }
+        }
+    }
+    // Other handles of the connection are open still, so that it does not close by itself.
+    let _ = answers.shutdown(Shutdown::Both);
+}
+
+/// Answers a request. False where the connection is to be cut.
+fn answer(shared: &Arc<Shared>, stream: &mut TcpStream, request: Request) -> bool {
+    let target = Target::of(&request);
+    let fault = shared.state().begin(&target, &request);
+    let answer = match fault {
+        None | Some(Fault::HalfBody) => perform(shared, &target, request),
+        Some(Fault::DoneThen(status, code)) => {
+            perform(shared, &target, request);
+            failure(status, code, "")
+        }
+        Some(Fault::DoneThenCut) => {
+            perform(shared, &target, request);
+            return false;
+        }
+        Some(Fault::Cut) => return false,
+        Some(Fault::CutThenDone(later)) => {
+            let shared = Arc::clone(shared);
+            std::thread::spawn(move || {
+                std::thread::sleep(later);
+                perform(&shared, &target, request);
+            });
+            return false;
+        }
+        Some(Fault::Refuse(status, code)) => {
+            failure(status, code, request.header("authorization").unwrap_or_default())
+        }
+        Some(Fault::Slow(time)) => {
+            let answer = perform(shared, &target, request);
+            std::thread::sleep(time);
+            answer
+        }
+        Some(Fault::Foreign(status)) => {
+            let headers = vec![("content-type", "text/html".to_string())];
+            Answer { status, headers, body: b"<html><body>Welcome!</body></html>".to_vec() }
+        }
+    };
+    let half = fault == Some(Fault::HalfBody) && !answer.body.is_empty();
+    shared.state().counts.sent_bytes += answer.body.len() as u64;
+    write_answer(stream, &answer, half).is_ok() && !half
+}
+
+/// What a request is about.
+#[derive(Debug, Clone)]
+struct Target {
+    kind: Kind,
+    bucket: String,
+    key: String,
+}
+
+impl Target {
+    fn of(request: &Request) -> Self {
+        let path = request.path.trim_start_matches('/');
+        let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
+        let kind = match (request.method.as_str(), key.is_empty()) {
+            ("PUT", false) => Kind::Put,
+            ("GET", false) => Kind::Get,
+            ("HEAD", false) => Kind::Head,
+            ("DELETE", false) => Kind::Delete,
+            ("GET", true) if !bucket.is_empty() => Kind::List,
+            _ => Kind::Other,
+        };
+        Self { kind, bucket: bucket.to_string(), key: key.to_string() }
+    }
+}
+
+impl State {
+    /// Counts a request, and decides whether it fails.
+    fn begin(&mut self, target: &Target, request: &Request) -> Option<Fault> {
+        let counts = &mut self.counts;
+        *match target.kind {
+            Kind::Put => &mut counts.puts,
+            Kind::Get => &mut counts.gets,
+            Kind::Head => &mut counts.heads,
+            Kind::Delete => &mut counts.deletes,
+            Kind::List => &mut counts.lists,
+            Kind::Other => &mut counts.others,
+        } += 1;
+        counts.received_bytes += request.body.len() as u64;
+        if self.away.is_some() {
+            return self.away;
+        }
+        let fits = |planned: &Planned| {
+            planned.kind.is_none_or(|kind| kind == target.kind) && target.key.contains(&planned.key)
+        };
+        if let Some(place) = self.planned.iter().position(fits) {
+            let planned = &mut self.planned[place];
+            let fault = planned.fault;
+            planned.count -= 1;
+            if planned.count == 0 {
+                self.planned.remove(place);
+            }
+            return Some(fault);
+        }
+        self.chance.as_mut().and_then(|chance| chance.fault(target.kind))
+    }
+
+    /// The answer to a user who may not do this.
+    fn refuse(&self, target: &Target, request: &Request, now_s: i64) -> Option<Answer> {
+        let authorization = request.header("authorization").unwrap_or_default();
+        let no = |status, code| Some(failure(status, code, authorization));
+        let credential = authorization.split("Credential=").nth(1).unwrap_or_default();
+        let mut scope = credential.split(['/', ',']);
+        let (user, _, region) = (scope.next(), scope.next(), scope.next());
+        let user = user.unwrap_or_default();
+        if user.is_empty() {
+            return no(403, "AccessDenied");
+        }
+        let reader = self.options.readers.iter().find(|(name, _)| name == user);
+        if reader.is_none() && !self.options.access_keys.iter().any(|name| name == user) {
+            return no(403, "InvalidAccessKeyId");
+        }
+        let signed_s = request.header("x-amz-date").and_then(bucket::signature_time);
+        let own_s = now_s + self.options.dialect.clock_ahead_s;
+        if signed_s.is_none_or(|signed_s| (own_s - signed_s).abs() > SKEW_MAX_S) {
+            return no(403, "RequestTimeTooSkewed");
+        }
+        if let Some(own) = &self.options.region
+            && region != Some(own.as_str())
+        {
+            let mut answer = failure(400, "AuthorizationHeaderMalformed", authorization);
+            answer.body = String::from_utf8_lossy(&answer.body)
+                .replace("</Code>", &format!("</Code><Region>{own}</Region>"))
+                .into_bytes();
+            return Some(answer);
+        }
+        let changes = matches!(target.kind, Kind::Put | Kind::Delete | Kind::Other);
+        if changes && reader.is_some_and(|(_, part)| !target.key.contains(part.as_str())) {
+            return no(403, "AccessDenied");
+        }
+        None
+    }
+}
+
+/// Does what a request asks for.
+fn perform(shared: &Shared, target: &Target, request: Request) -> Answer {
+    let now_s = SystemClock.now_s();
+    let mut state = shared.state();
+    if let Some(answer) = state.refuse(target, &request, now_s) {
+        return answer;
+    }
+    let dialect = state.options.dialect.clone();
+    if target.kind == Kind::Other {
+        return other(&mut state, target, &request);
+    }
+    let Some(bucket) = state.buckets.get_mut(&target.bucket) else {
+        return failure(404, "NoSuchBucket", "");
+    };
+    match target.kind {
+        Kind::Put => {
+            if let Err(answer) = bucket.check(&target.key, &request, &dialect) {
+                return answer;
+            }
+            let of_swaps = dialect.unlocked_swaps.filter(|_| request.header("if-match").is_some());
+            let Some(gap) = dialect.unlocked.or(of_swaps) else {
+                return bucket.put(&target.key, request.body, &dialect, now_s);
+            };
+            drop(state);
+            std::thread::sleep(gap);
+            match shared.state().buckets.get_mut(&target.bucket) {
+                Some(bucket) => bucket.put(&target.key, request.body, &dialect, now_s),
+                None => failure(404, "NoSuchBucket", ""),
+            }
+        }
+        Kind::Get => bucket.get(&target.key, &request, &dialect),
+        Kind::Head => {
+            let mut answer = bucket.get(&target.key, &request, &dialect);
+            answer.headers.push(("content-length", answer.body.len().to_string()));
+            answer.body.clear();
+            answer
+        }
+        Kind::Delete => bucket.delete(&target.key, &dialect),
+        Kind::List | Kind::Other => bucket.list(&target.bucket, &request, &dialect),
+    }
+}
+
+/// Requests about buckets, so that other programs can make their own.
+fn other(state: &mut State, target: &Target, request: &Request) -> Answer {
+    match (request.method.as_str(), target.bucket.is_empty()) {
+        ("PUT", false) => {
+            state.buckets.entry(target.bucket.clone()).or_default();
+            Answer { status: 200, ..Answer::default() }
+        }
+        ("HEAD", false) if state.buckets.contains_key(&target.bucket) => {
+            Answer { status: 200, ..Answer::default() }
+        }
+        ("HEAD" | "DELETE", false) => failure(404, "NoSuchBucket", ""),
+        _ => failure(501, "NotImplemented", ""),
+    }
+}
