@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use marcot_store::Lock;
 
+use crate::object::home::{Bucket, Found};
 use crate::{Backend, Leftover};
 
 /// The registry of a store: its own pools, and notes of the attached pools of other stores.
@@ -97,6 +98,25 @@ pub trait Home: Send + Sync {
     /// `NotFound`, `NotADirectory`, `PermissionDenied`.
     fn open(&self, at: &At) -> io::Result<Opened>;
 
+    /// What lies at the place of a pool in a bucket.
+    ///
+    /// # Errors
+    /// What the service says, with a sentence; `Unsupported` for a store that reaches no buckets.
+    fn look(&self, _: &Bucket) -> io::Result<Found> {
+        Err(no_buckets())
+    }
+
+    /// Tries what a pool in a bucket needs of its service, and notes how the service wants to be talked to.
+    ///
+    /// # Errors
+    /// `Unsupported` where the service lacks a guarantee; what the service says, with a sentence.
+    fn probe(&self, _: &mut Bucket) -> io::Result<()> {
+        Err(no_buckets())
+    }
+
+    /// Removes what a removed pool in a bucket has left, there and on this host. What cannot be removed is litter.
+    fn clear_bucket(&self, _: &Bucket) {}
+
     /// What interrupted writes have left among the store's own files (`false`), or among the notes of
     /// attached pools (`true`).
     fn leftovers(&self, attached: bool) -> Vec<Leftover>;
@@ -112,6 +132,10 @@ pub trait Home: Send + Sync {
     fn show(&self, part: &Part) -> String;
 }
 
+fn no_buckets() -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, "this store reaches no buckets")
+}
+
 /// True for the error of a back end for a store or pool that does not exist.
 #[must_use]
 pub fn is_absent(error: &io::Error) -> bool {
@@ -125,6 +149,8 @@ pub enum At {
     Own(String),
     /// In another store, at the place noted when it was attached.
     Elsewhere(String),
+    /// In a bucket, as noted when it was made or attached.
+    Bucket(Box<Bucket>),
 }
 
 /// A part of a store, for messages.
@@ -164,6 +190,8 @@ pub struct Opened {
 /// Who owns a pool, and what this process may do with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
+    /// How messages name the place: a path, or the URL of a bucket.
+    pub shown: String,
     /// The directory of this machine where the pool lies, or where the control sockets of its images' owners
     /// lie.
     pub directory: PathBuf,

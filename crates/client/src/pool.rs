@@ -5,8 +5,8 @@ use std::fmt;
 use std::path::Path;
 
 use marcot::{
-    ImageId, ImageName, InfoReader, Namespace, PoolId, PoolOptions, PoolStats, Result,
-    is_partial_name, number_in_trash_name,
+    BucketOptions, ImageId, ImageName, InfoReader, Namespace, PoolId, PoolOptions, PoolStats,
+    Result, is_partial_name, number_in_trash_name,
 };
 
 use crate::client::Client;
@@ -63,6 +63,22 @@ impl Client {
         Ok(Pool::new(self.clone(), pool))
     }
 
+    /// Creates a pool in a bucket, at a URL such as `s3://bucket/prefix`.
+    ///
+    /// # Errors
+    /// `Exists` where there is a pool of this name, or anything at the URL; `Unsupported` where the service cannot hold a pool; `Invalid`, `PermissionDenied`, `Io` as the service
+    /// says.
+    pub fn create_pool_in_bucket(
+        &self,
+        name: &str,
+        url: &str,
+        options: &BucketOptions,
+    ) -> Result<Pool> {
+        let create = || self.store().pool_create_in_bucket(name, url, options);
+        let pool = self.operate_on_pool(Operation::CreatePool, name, create)?;
+        Ok(Pool::new(self.clone(), pool))
+    }
+
     /// Checks that a pool can be used. It changes nothing: a created pool needs no initialization.
     ///
     /// # Errors
@@ -94,7 +110,17 @@ impl Client {
         Ok(Pool::new(self.clone(), pool))
     }
 
-    /// Detaches an attached pool.
+    /// Attaches a pool in a bucket, which another store has made, to this store as `name`.
+    ///
+    /// # Errors
+    /// As [`Self::create_pool_in_bucket`]; `NotFound` where there is no pool at the URL.
+    pub fn attach_bucket(&self, name: &str, url: &str, options: &BucketOptions) -> Result<Pool> {
+        let attach = || self.store().pool_attach_bucket(name, url, options);
+        let pool = self.operate_on_pool(Operation::AttachPool, name, attach)?;
+        Ok(Pool::new(self.clone(), pool))
+    }
+
+    /// Detaches an attached pool, or one in a bucket.
     ///
     /// # Errors
     /// `NotFound`; `Busy` while there are clones of its images here; `Invalid` for a pool of this store.
@@ -138,10 +164,16 @@ impl Pool {
         self.pool.id()
     }
 
-    /// Its directory.
+    /// The directory of this machine where it lies, or which this host keeps for it.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.pool.directory()
+    }
+
+    /// Where it lies, for people: its directory, or the URL of a bucket.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        self.pool.place()
     }
 
     /// True if it is read-only.

@@ -256,6 +256,8 @@ fn kind_of_io(error: &io::Error) -> ErrorKind {
         | io::ErrorKind::ExecutableFileBusy => ErrorKind::Busy,
         io::ErrorKind::OutOfMemory => ErrorKind::Exhausted,
         io::ErrorKind::Interrupted => ErrorKind::Interrupted,
+        io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+        io::ErrorKind::DirectoryNotEmpty => ErrorKind::NotEmpty,
         _ => ErrorKind::Io,
     }
 }

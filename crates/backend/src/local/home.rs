@@ -4,7 +4,8 @@
 //! STORE/store                  the store's record
 //! STORE/lock                   the lock of the registry
 //! STORE/pools/NAME/            a pool of the store; an administrator may have put a link there
-//! STORE/attached/NAME          the note of another store's pool
+//! STORE/attached/NAME          the note of another store's pool, or of one in a bucket
+//! STORE/host/POOL/             what this host keeps for a pool in a bucket, by the pool's number
 //! ```
 
 use std::io;
@@ -15,6 +16,7 @@ use marcot_store::{Confined, Disk, Lock, LockMode, Random, Trust, World, publish
 
 use super::layout::{self, escape, unescape};
 use super::{Place, leftovers_in, read_whole};
+use crate::object::home::{Bucket, Buckets, Connect, Found, real_services};
 use crate::{Access, At, Backend, Home, Leftover, Opened, Part, ReadableBy, is_absent};
 
 /// Permission bits of a store's directory and of `pools`. Other users reach the pools that they may read,
@@ -46,6 +48,7 @@ pub struct LocalHome {
     inside: Arc<dyn Disk>,
     random: Arc<dyn Random>,
     foreign: Option<u32>,
+    buckets: Buckets,
 }
 
 /// The disk for a store's directory, and the user who owns the store, where that is another user.
@@ -88,7 +91,7 @@ fn make_directory(disk: &dyn Disk, path: &Path, mode: u32) -> io::Result<bool> {
 }
 
 /// Removes a directory with its content. Errors leave litter, nothing worse.
-fn sweep(disk: &dyn Disk, directory: &Path) {
+pub(crate) fn sweep(disk: &dyn Disk, directory: &Path) {
     for name in disk.list(directory).unwrap_or_default() {
         let path = directory.join(name);
         if disk.remove_file(&path).is_err() {
@@ -104,6 +107,14 @@ impl LocalHome {
     /// # Errors
     /// What the operating system says.
     pub fn open(world: &World, directory: &Path) -> io::Result<Self> {
+        Self::open_with(world, directory, real_services())
+    }
+
+    /// As [`Self::open`]. Pools in buckets are reached by these connections.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn open_with(world: &World, directory: &Path, connect: Connect) -> io::Result<Self> {
         let (inside, foreign) = match confine(world, directory) {
             Err(error) if is_absent(&error) => {
                 make_directories(&*world.disk, directory, STORE_MODE)?;
@@ -117,6 +128,7 @@ impl LocalHome {
             inside,
             random: Arc::clone(&world.random),
             foreign,
+            buckets: Buckets::new(world, connect, directory),
         })
     }
 
@@ -162,7 +174,9 @@ impl LocalHome {
             At::Elsewhere(_) if self.foreign.is_some() => {
                 self.outside.confine(directory, Trust::Foreign)
             }
-            At::Own(_) | At::Elsewhere(_) => self.outside.confine(directory, Trust::ByOwner),
+            At::Own(_) | At::Elsewhere(_) | At::Bucket(_) => {
+                self.outside.confine(directory, Trust::ByOwner)
+            }
         }
     }
 
@@ -272,10 +286,16 @@ impl Home for LocalHome {
         let directory = match at {
             At::Own(name) => self.path(&Part::Pool(name.clone())),
             At::Elsewhere(directory) => PathBuf::from(directory),
+            At::Bucket(_) if self.foreign.is_some() => {
+                let why = "the bucket of another user's store is not used: attach it to a store of your own";
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+            }
+            At::Bucket(bucket) => return self.buckets.open(&self.inside, bucket),
         };
         let confined = self.confine_pool(at, &directory)?;
         let mode = confined.disk.mode(&directory).unwrap_or(0o700);
         let access = Access {
+            shown: directory.display().to_string(),
             owner_id: confined.owner_id,
             own: confined.own,
             writable: confined.disk.writable(&layout::images(&directory)),
@@ -284,6 +304,18 @@ impl Home for LocalHome {
             directory: directory.clone(),
         };
         Ok(Opened { backend: self.backend(confined.disk, &directory, mode), access })
+    }
+
+    fn look(&self, bucket: &Bucket) -> io::Result<Found> {
+        self.buckets.look(bucket)
+    }
+
+    fn probe(&self, bucket: &mut Bucket) -> io::Result<()> {
+        self.buckets.probe(bucket)
+    }
+
+    fn clear_bucket(&self, bucket: &Bucket) {
+        self.buckets.clear(&*self.inside, bucket);
     }
 
     fn leftovers(&self, attached: bool) -> Vec<Leftover> {

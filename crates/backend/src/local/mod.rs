@@ -23,6 +23,7 @@ use marcot_store::{Disk, Random};
 use crate::{Backend, SharedDirectory};
 
 pub use home::LocalHome;
+pub(crate) use home::sweep;
 pub use litter::leftovers_in;
 
 /// Mask for the permission bits of new directories: other users never get the permission to write.

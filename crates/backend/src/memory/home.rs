@@ -170,10 +170,12 @@ impl Home for MemoryHome {
         let directory = match at {
             At::Own(name) => self.pool(name),
             At::Elsewhere(place) => PathBuf::from(place),
+            At::Bucket(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         let pool = self.machine.state().pools.get(&directory).cloned();
         let pool = pool.ok_or(io::ErrorKind::NotFound)?;
         let access = Access {
+            shown: directory.display().to_string(),
             directory,
             owner_id: 0,
             own: true,

@@ -28,9 +28,10 @@ use std::time::Duration;
 use marcot_format::FormatError;
 use marcot_format::frame::{self, FrameKind, decode, decode_message, encode_message};
 use marcot_format::record::{ObjectRecord, StampRecord};
-use marcot_store::{Clock, Random};
+use marcot_store::Random;
 
 use super::service::{Condition, ListedObject, Object, ObjectService, ServiceError, Version};
+use super::{Retry, Settled};
 
 /// Earlier stamps that an object keeps. So many changes of others may come between a writer's request and its
 /// reading back.
@@ -39,21 +40,17 @@ const EARLIER_KEPT: usize = 32;
 /// Length of a tombstone in bytes: a frame without content. Every other object is longer.
 pub const TOMBSTONE_BYTES: u64 = frame::FRAME_HEADER_BYTES as u64;
 
-/// Pause before a request is sent for the second time. It doubles with every further one.
-const PAUSE_FIRST: Duration = Duration::from_millis(20);
-/// Longest pause between two requests.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// How long a service that gives no answers is asked again, unless told otherwise.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// The longest pause before the first swap that is tried after one was lost. It grows with every further one.
+const MAKE_WAY: Duration = Duration::from_millis(20);
+/// It grows so many times at most.
+const MAKE_WAY_TIMES_MAX: u32 = 50;
 
 /// The records of a pool as objects of a service.
 pub struct Objects {
-    service: Arc<dyn ObjectService>,
-    clock: Arc<dyn Clock>,
+    settled: Settled,
     random: Arc<dyn Random>,
     writer: u64,
     written: AtomicU64,
-    patience: Duration,
 }
 
 /// A stored object.
@@ -124,35 +121,18 @@ enum Verdict {
     NotKnown,
 }
 
-/// The time that was waited for a service.
-struct Waiting {
-    waited: Duration,
-    next: Duration,
-}
-
 impl Objects {
     /// The objects of a service, for one writer.
     #[must_use]
-    pub fn new(
-        service: Arc<dyn ObjectService>,
-        clock: Arc<dyn Clock>,
-        random: Arc<dyn Random>,
-    ) -> Self {
-        let writer = random.number();
-        let written = AtomicU64::new(0);
-        Self { service, clock, random, writer, written, patience: PATIENCE }
-    }
-
-    /// The same, with another limit on the time for which a service that gives no answers is asked again.
-    #[must_use]
-    pub fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub fn new(settled: Settled, random: Arc<dyn Random>) -> Self {
+        let (writer, written) = (random.number(), AtomicU64::new(0));
+        Self { settled, random, writer, written }
     }
 
     /// The service.
     #[must_use]
     pub fn service(&self) -> &dyn ObjectService {
-        &*self.service
+        &**self.settled.service()
     }
 
     /// A random number, never 0.
@@ -166,11 +146,7 @@ impl Objects {
     /// # Errors
     /// `InvalidData` where it is no record in an envelope; what the service says.
     pub fn get(&self, key: &str) -> io::Result<Option<Stored>> {
-        match self.again(|| self.service.get(key)) {
-            Ok(object) => Ok(Some(opened(object)?)),
-            Err(ServiceError::Absent) => Ok(None),
-            Err(error) => Err(io_error(error)),
-        }
+        self.settled.get(key)?.map(opened).transpose()
     }
 
     /// As [`Self::get`], also for an object that is no record in an envelope. It has no body then.
@@ -178,11 +154,7 @@ impl Objects {
     /// # Errors
     /// What the service says.
     pub fn get_any(&self, key: &str) -> io::Result<Option<Stored>> {
-        match self.again(|| self.service.get(key)) {
-            Ok(object) => Ok(Some(opened_or_damaged(object))),
-            Err(ServiceError::Absent) => Ok(None),
-            Err(error) => Err(io_error(error)),
-        }
+        Ok(self.settled.get(key)?.map(opened_or_damaged))
     }
 
     /// The first bytes of an object; `None` where there is none.
@@ -190,11 +162,7 @@ impl Objects {
     /// # Errors
     /// What the service says.
     pub fn start_of(&self, key: &str, bytes: u64) -> io::Result<Option<Vec<u8>>> {
-        match self.again(|| self.service.get_range(key, 0..bytes)) {
-            Ok(start) => Ok(Some(start)),
-            Err(ServiceError::Absent) => Ok(None),
-            Err(error) => Err(io_error(error)),
-        }
+        Ok(self.settled.get_range(key, 0..bytes)?)
     }
 
     /// Stores a record under a key that has none. Returns what [`Self::replace`] returns.
@@ -202,7 +170,7 @@ impl Objects {
     /// # Errors
     /// See [`PutError`]; `Lost` where there is an object, also a tombstone.
     pub fn create(&self, key: &str, body: &[u8]) -> Result<Option<Stored>, PutError> {
-        self.store(key, None, body)
+        self.store(key, None, body, self.settled.retry())
     }
 
     /// Stores a record in place of the version that was read. Returns the new version without the record, so
@@ -216,7 +184,21 @@ impl Objects {
         replaced: &Stored,
         body: &[u8],
     ) -> Result<Option<Stored>, PutError> {
-        self.store(key, Some(replaced), body)
+        self.store(key, Some(replaced), body, self.settled.retry())
+    }
+
+    /// As [`Self::replace`], with another patience.
+    ///
+    /// # Errors
+    /// See [`PutError`].
+    pub fn replace_with(
+        &self,
+        retry: &Retry,
+        key: &str,
+        replaced: &Stored,
+        body: &[u8],
+    ) -> Result<Option<Stored>, PutError> {
+        self.store(key, Some(replaced), body, retry)
     }
 
     /// Stores a tombstone in place of the version that was read: the record is gone for good.
@@ -226,7 +208,8 @@ impl Objects {
     pub fn bury(&self, key: &str, replaced: &Stored) -> Result<(), PutError> {
         check_replaceable(replaced)?;
         let bytes = encode_message(FrameKind::Object, &ObjectRecord::default());
-        self.carry_out(&Change { key, bytes, stamp: None, replaced: Some(replaced) }).map(drop)
+        let change = Change { key, bytes, stamp: None, replaced: Some(replaced) };
+        self.carry_out(&change, self.settled.retry()).map(drop)
     }
 
     /// Removes an object. One that does not exist is no error. No record is removed that may be created again
@@ -235,7 +218,7 @@ impl Objects {
     /// # Errors
     /// What the service says.
     pub fn remove(&self, key: &str) -> io::Result<()> {
-        self.again(|| self.service.remove(key)).map_err(io_error)
+        Ok(self.settled.remove(key)?)
     }
 
     /// Calls `each` for every object whose key begins with `prefix`, until it returns false.
@@ -249,8 +232,7 @@ impl Objects {
     ) -> io::Result<()> {
         let mut after: Option<String> = None;
         loop {
-            let page = self.again(|| self.service.list(prefix, after.as_deref()));
-            let page = page.map_err(io_error)?;
+            let page = self.settled.list(prefix, after.as_deref())?;
             for object in &page.objects {
                 if !each(object) {
                     return Ok(());
@@ -265,12 +247,9 @@ impl Objects {
 
     /// Pauses before a lost swap is tried once more, so that writers of one object get out of step.
     pub fn make_way(&self, attempt: u32) {
-        let most = PAUSE_FIRST.saturating_mul(attempt.min(50));
-        self.clock.pause(self.part_of(most));
-    }
-
-    fn part_of(&self, most: Duration) -> Duration {
-        most.mul_f64((self.random.number() >> 32) as f64 / f64::from(u32::MAX))
+        let most = MAKE_WAY.saturating_mul(attempt.min(MAKE_WAY_TIMES_MAX));
+        let chance = (self.random.number() >> 32) as f64 / f64::from(u32::MAX);
+        self.settled.retry().wait(most.mul_f64(chance));
     }
 
     fn store(
@@ -278,6 +257,7 @@ impl Objects {
         key: &str,
         replaced: Option<&Stored>,
         body: &[u8],
+        retry: &Retry,
     ) -> Result<Option<Stored>, PutError> {
         if let Some(replaced) = replaced {
             check_replaceable(replaced)?;
@@ -288,7 +268,8 @@ impl Objects {
         earlier.truncate(EARLIER_KEPT);
         let record = ObjectRecord { stamp: Some(stamp), earlier, body: body.to_vec() };
         let bytes = encode_message(FrameKind::Object, &record);
-        let version = self.carry_out(&Change { key, bytes, stamp: Some(stamp), replaced })?;
+        let version =
+            self.carry_out(&Change { key, bytes, stamp: Some(stamp), replaced }, retry)?;
         let mut stamps = record.earlier;
         stamps.insert(0, stamp);
         Ok(version.map(|version| Stored {
@@ -300,70 +281,45 @@ impl Objects {
     }
 
     /// Returns the version of the stored object; `None` where it was stored, but may have been overtaken.
-    fn carry_out(&self, change: &Change<'_>) -> Result<Option<Version>, PutError> {
+    fn carry_out(&self, change: &Change<'_>, retry: &Retry) -> Result<Option<Version>, PutError> {
         let condition = match change.replaced {
             None => Condition::Absent,
             Some(replaced) => Condition::Is(replaced.version.clone()),
         };
-        let mut waiting = Waiting::new();
+        let service = self.settled.service();
         // A request of this change may have been carried out, or may still be.
         let mut doubt = false;
-        loop {
-            let error = match self.service.put(change.key, &change.bytes, &condition) {
-                Ok(version) => return Ok(Some(version)),
+        let outcome = retry.run(|_| {
+            let error = match service.put(change.key, &change.bytes, &condition) {
+                Ok(version) => return Ok(Ok(Some(version))),
                 Err(error) => error,
             };
-            let final_answer = matches!(error, ServiceError::Refused(_) | ServiceError::Invalid(_));
-            if final_answer && !doubt {
-                return Err(PutError::Failed(io_error(error)));
+            if matches!(error, ServiceError::Refused(_) | ServiceError::Invalid(_)) && !doubt {
+                return Err(error);
             }
             doubt |= matches!(error, ServiceError::Unknown(_));
-            let found = match self.again(|| self.service.get(change.key)) {
+            let found = match service.get(change.key) {
                 Ok(object) => Some(opened_or_damaged(object)),
                 Err(ServiceError::Absent) => None,
-                Err(error) if doubt => return Err(PutError::Unknown(io_error(error))),
-                Err(error) => return Err(PutError::Failed(io_error(error))),
+                Err(error) => return Err(error),
             };
             match change.verdict(found.as_ref()) {
-                Verdict::Done => return Ok(None),
-                Verdict::Lost => return Err(PutError::Lost),
-                Verdict::NotKnown if !doubt => return Err(PutError::Lost),
-                Verdict::NotKnown => return Err(PutError::Unknown(not_known())),
-                Verdict::NotYet if final_answer => return Err(PutError::Unknown(io_error(error))),
-                Verdict::NotYet if self.wait(&mut waiting) => {}
-                Verdict::NotYet if doubt => return Err(PutError::Unknown(io_error(error))),
-                Verdict::NotYet => return Err(PutError::Failed(io_error(error))),
+                Verdict::Done => Ok(Ok(None)),
+                Verdict::Lost => Ok(Err(PutError::Lost)),
+                Verdict::NotKnown if !doubt => Ok(Err(PutError::Lost)),
+                Verdict::NotKnown => Ok(Err(PutError::Unknown(not_known()))),
+                // The same request is sent again.
+                Verdict::NotYet => Err(match error {
+                    ServiceError::Conflict | ServiceError::Absent => false_conflict(),
+                    error => error,
+                }),
             }
+        });
+        match outcome {
+            Ok(outcome) => outcome,
+            Err(error) if doubt => Err(PutError::Unknown(error.into())),
+            Err(error) => Err(PutError::Failed(error.into())),
         }
-    }
-
-    /// Sends a request again as long as it is not known what became of it. It must do no harm when it is
-    /// carried out twice.
-    fn again<T>(&self, request: impl Fn() -> Result<T, ServiceError>) -> Result<T, ServiceError> {
-        let mut waiting = Waiting::new();
-        loop {
-            match request() {
-                Err(ServiceError::Unknown(_)) if self.wait(&mut waiting) => {}
-                answer => return answer,
-            }
-        }
-    }
-
-    /// Waits before a request is sent again. Returns false where that was done for long enough.
-    fn wait(&self, waiting: &mut Waiting) -> bool {
-        if waiting.waited >= self.patience {
-            return false;
-        }
-        self.clock.pause(waiting.next / 2 + self.part_of(waiting.next / 2));
-        waiting.waited += waiting.next;
-        waiting.next = (waiting.next * 2).min(PAUSE_MAX);
-        true
-    }
-}
-
-impl Waiting {
-    fn new() -> Self {
-        Self { waited: Duration::ZERO, next: PAUSE_FIRST }
     }
 }
 
@@ -412,6 +368,11 @@ fn check_replaceable(replaced: &Stored) -> Result<(), PutError> {
     Err(PutError::Failed(io::Error::new(io::ErrorKind::Unsupported, why)))
 }
 
+fn false_conflict() -> ServiceError {
+    let why = "the service says that an object was changed meanwhile, and it was not";
+    ServiceError::Unknown(why.to_owned())
+}
+
 fn not_known() -> io::Error {
     io::Error::other(
         "it was changed so often meanwhile that nobody can tell what became of this change",
@@ -445,17 +406,4 @@ fn open_envelope(object: &Object) -> Result<Stored, FormatError> {
     let mut stamps = record.earlier;
     stamps.insert(0, stamp);
     Ok(Stored { version, stamps, body: Some(record.body), read_only })
-}
-
-/// A service's answer as an error of the operating system.
-#[must_use]
-pub fn io_error(error: ServiceError) -> io::Error {
-    let kind = match &error {
-        ServiceError::Absent => io::ErrorKind::NotFound,
-        ServiceError::Conflict => io::ErrorKind::ResourceBusy,
-        ServiceError::Refused(_) => io::ErrorKind::PermissionDenied,
-        ServiceError::Invalid(_) => io::ErrorKind::InvalidInput,
-        ServiceError::Unknown(_) => io::ErrorKind::TimedOut,
-    };
-    io::Error::new(kind, error)
 }

@@ -18,6 +18,7 @@ mod connection;
 pub mod counted;
 pub mod envelope;
 mod environment;
+pub mod home;
 mod keys;
 pub mod leases;
 mod location;

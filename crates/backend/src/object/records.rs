@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use marcot_format::{ImageId, PoolId};
 
+use super::Retry;
 use super::envelope::{Objects, PutError, Stored, TOMBSTONE_BYTES};
 use super::leases::HostDirectory;
 use super::names::{Names, won};
@@ -33,7 +34,8 @@ use crate::{
     Beside, ChildKey, HeirKey, Key, Leftover, Listed, NameRead, Prefix, Records, Stamp, SwapError,
 };
 
-const POOL: &str = "pool";
+/// The object of the pool's record.
+pub(super) const POOL: &str = "pool";
 const IMAGES: &str = "images/";
 const CHILDREN: &str = "children/";
 const HEIRS: &str = "heirs/";
@@ -48,6 +50,8 @@ pub struct ObjectRecords {
     names: Names,
     user: u32,
     host: Option<HostDirectory>,
+    /// How long the swap of a head waits for the service; `None`: as long as everything else.
+    patient: Option<Retry>,
     known: Mutex<KnownHeads>,
 }
 
@@ -90,13 +94,20 @@ impl ObjectRecords {
     #[must_use]
     pub fn new(objects: Arc<Objects>, pool: PoolId, user: u32) -> Self {
         let names = Names { objects: Arc::clone(&objects), pool };
-        Self { objects, names, user, host: None, known: Mutex::default() }
+        Self { objects, names, user, host: None, patient: None, known: Mutex::default() }
     }
 
     /// The same. What the host keeps for an image goes with the image.
     #[must_use]
     pub fn beside(self, host: HostDirectory) -> Self {
         Self { host: Some(host), ..self }
+    }
+
+    /// The same. The swap of a head waits for the service with this patience: where it is not known whether a head
+    /// was stored, its image has to be opened again.
+    #[must_use]
+    pub fn patient(self, retry: Retry) -> Self {
+        Self { patient: Some(retry), ..self }
     }
 
     fn known(&self) -> MutexGuard<'_, KnownHeads> {
@@ -139,7 +150,11 @@ impl ObjectRecords {
         bytes: &[u8],
     ) -> Result<(), SwapError> {
         self.known().forget(image);
-        match self.objects.replace(key, replaced, bytes) {
+        let stored = match &self.patient {
+            None => self.objects.replace(key, replaced, bytes),
+            Some(retry) => self.objects.replace_with(retry, key, replaced, bytes),
+        };
+        match stored {
             Ok(version) => {
                 if let (Some(version), Ok(stamp)) = (version, Stamp::in_bytes(bytes)) {
                     self.known().note(image, stamp, version);
@@ -231,6 +246,11 @@ impl ObjectRecords {
             }
         })
     }
+}
+
+/// True for an object that stays when its pool is removed, because a request may still create or replace it.
+pub(super) fn outlives_pool(object: &str) -> bool {
+    object == POOL || object.starts_with("names/") || object.starts_with("namespaces/")
 }
 
 fn kept(key: &Key) -> Kept<'_> {

@@ -11,8 +11,9 @@ use marcot_backend::object::records::ObjectRecords;
 use marcot_backend::object::service::{
     Condition, Object, ObjectService, Page, ServiceError, Version,
 };
+use marcot_backend::object::{Policy, Retry, Settled};
 use marcot_format::PoolId;
-use marcot_store::{Clock, Random};
+use marcot_store::{Clock, Random, World};
 
 /// The pool of the tests.
 pub const POOL: PoolId = PoolId(0xB0);
@@ -212,9 +213,18 @@ impl Random for Seeded {
     }
 }
 
+fn settled(service: Arc<dyn ObjectService>, seed: u64, give_up_after: Duration) -> Settled {
+    let world =
+        World { clock: Arc::new(Hasty), random: Arc::new(Seeded::new(seed)), ..World::system() };
+    let policy = Policy { give_up_after: Some(give_up_after), ..Policy::command() };
+    let retry = Retry::new(&world, policy, "the service".into(), Arc::default());
+    Settled::new(service, retry)
+}
+
 /// The objects of a service, for a writer of its own.
 pub fn objects(service: Arc<dyn ObjectService>, seed: u64) -> Arc<Objects> {
-    Arc::new(Objects::new(service, Arc::new(Hasty), Arc::new(Seeded::new(seed))))
+    let settled = settled(service, seed, Duration::from_secs(600));
+    Arc::new(Objects::new(settled, Arc::new(Seeded::new(!seed))))
 }
 
 /// The records of the pool on a service, for a writer of its own.
@@ -224,6 +234,6 @@ pub fn records(service: Arc<dyn ObjectService>, seed: u64) -> ObjectRecords {
 
 /// As [`records`], for a process that soon gives up.
 pub fn impatient(service: Arc<dyn ObjectService>, seed: u64) -> ObjectRecords {
-    let objects = Objects::new(service, Arc::new(Hasty), Arc::new(Seeded::new(seed)));
-    ObjectRecords::new(Arc::new(objects.with_patience(Duration::ZERO)), POOL, 7)
+    let settled = settled(service, seed, Duration::ZERO);
+    ObjectRecords::new(Arc::new(Objects::new(settled, Arc::new(Seeded::new(!seed)))), POOL, 7)
 }

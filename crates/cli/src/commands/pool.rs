@@ -1,8 +1,8 @@
 //! `pool create`, `list`, `remove`, `init`, `stats`, `attach`, `detach`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use marcot::{ErrorKind, ImageSums, PoolOptions, ReadableBy};
+use marcot::{BucketOptions, ErrorKind, Flush, ImageSums, PoolOptions, ReadableBy};
 use marcot_client::DEFAULT_POOL;
 
 use super::{POOL_NAME, POOL_SPEC};
@@ -18,7 +18,22 @@ const READABLE: &[Opt] = &[Opt::new(
     Kind::Choice(&["owner", "group", "all"]),
     "who may read the pool and clone its protected snapshots (owner, group, all) [default: owner]",
 )];
-const BACKEND: &[Opt] = &[Opt::new("backend", Kind::Text, "directory of the pool to attach")];
+const BACKEND: &[Opt] = &[Opt::new("backend", Kind::Text, "directory or bucket of the pool")];
+const URL: &[Opt] =
+    &[Opt::new("backend", Kind::Text, "bucket (s3://BUCKET/PREFIX, az://..., gs://...)")];
+/// Options for a pool in a bucket.
+const BUCKET: &[Opt] = &[
+    Opt::new("endpoint", Kind::Text, "URL of the bucket's service"),
+    Opt::new("region", Kind::Text, "region of the bucket"),
+    Opt::new("credentials", Kind::Text, "file with the credentials for the bucket"),
+    Opt::new(
+        "flush",
+        Kind::Choice(&["remote", "local"]),
+        "where a flush stores: in the bucket or on this host (remote, local) [default: remote]",
+    ),
+    Opt::new("cache", Kind::Text, "directory of this host for what is read from the bucket"),
+    Opt::new("cache-size", Kind::Bytes, "size of the cache in M/G/T [default: 20G]"),
+];
 const FORCE: &[Opt] = &[Opt::new("force", Kind::Flag, "accepted, as by rbd")];
 const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "with directory and access").letter('l')];
 
@@ -26,15 +41,16 @@ const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "with directory and access")
 pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["pool", "create"], "Create a pool.", create)
         .positionals(&[POOL_NAME])
-        .options(&[options::ONE_POOL, READABLE])
+        .options(&[options::ONE_POOL, READABLE, URL, BUCKET])
         .examples(&[
             ("pool create kubernetes", "for this user alone"),
             ("pool create templates --readable-by all", "others may read and clone"),
+            ("pool create gold --backend s3://images/gold --region eu-central-1", "in a bucket"),
         ]),
     CommandSpec::new(&["pool", "list"], "List pools.", list)
         .aliases(&[&["pool", "ls"]])
         .options(&[LONG, options::FORMAT])
-        .examples(&[("pool ls", "names"), ("pool ls -l", "with directories")]),
+        .examples(&[("pool ls", "names"), ("pool ls -l", "with directories and buckets")]),
     CommandSpec::new(&["pool", "remove"], "Remove an empty pool.", remove)
         .aliases(&[&["pool", "rm"]])
         .positionals(&[POOL_NAME])
@@ -53,11 +69,17 @@ pub const COMMANDS: &[CommandSpec] = &[
         ]),
     CommandSpec::new(&["pool", "attach"], "Use a pool of another store.", attach)
         .positionals(&[POOL_NAME])
-        .options(&[options::ONE_POOL, BACKEND])
-        .examples(&[(
-            "pool attach templates --backend /var/lib/marcot/pools/templates",
-            "its protected snapshots can be cloned; read access is enough",
-        )]),
+        .options(&[options::ONE_POOL, BACKEND, BUCKET])
+        .examples(&[
+            (
+                "pool attach templates --backend /var/lib/marcot/pools/templates",
+                "its protected snapshots can be cloned; read access is enough",
+            ),
+            (
+                "pool attach gold --backend s3://images/gold --region eu-central-1",
+                "the same pool on another host",
+            ),
+        ]),
     CommandSpec::new(&["pool", "detach"], "Forget a pool of another store.", detach)
         .positionals(&[POOL_NAME])
         .options(&[options::ONE_POOL])
@@ -75,6 +97,19 @@ fn named(args: &Args) -> Outcome<&str> {
 
 fn create(session: &Session, args: &Args) -> Outcome {
     let name = named(args)?;
+    let failed =
+        |error: &marcot::Error| Failure::engine(format!("error creating pool '{name}'"), error);
+    if let Some(url) = args.text("backend") {
+        check_bucket(url)?;
+        if args.text("readable-by").is_some() {
+            return Err(Failure::invalid(
+                "--readable-by is for pools in directories; the bucket's own policy says who may read it",
+            ));
+        }
+        let created = session.client()?.create_pool_in_bucket(name, url, &bucket_options(args)?);
+        return created.map(drop).map_err(|error| failed(&error));
+    }
+    refuse_bucket_options(args)?;
     let readable_by = match args.text("readable-by") {
         Some("all") => ReadableBy::All,
         Some("group") => ReadableBy::Group,
@@ -84,7 +119,48 @@ fn create(session: &Session, args: &Args) -> Outcome {
         .client()?
         .create_pool(name, &PoolOptions { readable_by })
         .map(drop)
-        .map_err(|error| Failure::engine(format!("error creating pool '{name}'"), &error))
+        .map_err(|error| failed(&error))
+}
+
+/// True for text that is the URL of a bucket, not the path of a directory.
+fn is_url(text: &str) -> bool {
+    text.contains("://")
+}
+
+fn check_bucket(url: &str) -> Outcome {
+    match is_url(url) {
+        true => Ok(()),
+        false => Err(Failure::invalid(format!(
+            "'{url}' is no bucket (s3://BUCKET/PREFIX): a pool in a directory is made without --backend, below the store's directory"
+        ))),
+    }
+}
+
+/// The options for a pool in a bucket.
+fn bucket_options(args: &Args) -> Outcome<BucketOptions> {
+    let path = |long: &str| args.text(long).map(PathBuf::from);
+    let mut options = BucketOptions::default();
+    options.endpoint = args.text("endpoint").map(str::to_owned);
+    options.region = args.text("region").map(str::to_owned);
+    options.credentials = path("credentials");
+    options.flush = match args.text("flush") {
+        Some("local") => Flush::Local,
+        _ => Flush::Remote,
+    };
+    options.cache = path("cache");
+    options.cache_bytes = args.bytes("cache-size");
+    Ok(options)
+}
+
+/// Fails where an option for a bucket was given for a directory.
+fn refuse_bucket_options(args: &Args) -> Outcome {
+    match BUCKET.iter().find(|option| args.text(option.long).is_some()) {
+        None => Ok(()),
+        Some(option) => Err(Failure::invalid(format!(
+            "--{} is for pools in buckets (--backend s3://BUCKET/PREFIX)",
+            option.long
+        ))),
+    }
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {
@@ -102,7 +178,7 @@ fn list(session: &Session, args: &Args) -> Outcome {
         let (access, directory) = match client.pool(&name) {
             Ok(pool) => {
                 let access = if pool.read_only() { "read-only" } else { "read-write" };
-                (access.to_string(), pool.directory().display().to_string())
+                (access.to_string(), pool.place().to_string())
             }
             Err(error) => ("unusable".to_string(), error.sentence().to_string()),
         };
@@ -193,10 +269,15 @@ fn stats(session: &Session, args: &Args) -> Outcome {
 
 fn attach(session: &Session, args: &Args) -> Outcome {
     let name = named(args)?;
-    let directory = args.require("backend")?;
-    session
-        .client()?
-        .attach_pool(name, Path::new(directory))
+    let place = args.require("backend")?;
+    let attached = match is_url(place) {
+        true => session.client()?.attach_bucket(name, place, &bucket_options(args)?),
+        false => {
+            refuse_bucket_options(args)?;
+            session.client()?.attach_pool(name, Path::new(place))
+        }
+    };
+    attached
         .map(drop)
         .map_err(|error| Failure::engine(format!("error attaching pool '{name}'"), &error))
 }

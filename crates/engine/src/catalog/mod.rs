@@ -10,6 +10,7 @@
 //! - An unprotect marks the snapshot first and then looks for children. A clone records the child first and
 //!   then looks at the mark. So one of the two sees the other.
 
+mod bucket;
 pub(crate) mod child_names;
 pub(crate) mod children;
 pub(crate) mod create;

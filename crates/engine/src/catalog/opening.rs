@@ -7,6 +7,7 @@ use marcot_format::PoolId;
 use marcot_format::frame::{FrameKind, decode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord};
 
+use super::bucket::read_note;
 use super::pool::{Pool, PoolInner, RECORD_BYTES_MAX};
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
@@ -22,10 +23,14 @@ fn check_attached(
     let remedy = format!(
         "if that is right, 'pool detach {name}' and attach it again; else ask whom it belongs to"
     );
+    let place = match &*attached.url {
+        "" => &attached.directory,
+        url => url,
+    };
     if record.pool_id != attached.pool_id {
         let message = format!(
-            "the pool in {} has the number {:016x}, and had {:016x} when it was attached as '{name}': it is another one; {remedy}",
-            attached.directory, record.pool_id, attached.pool_id
+            "the pool in {place} has the number {:016x}, and had {:016x} when it was attached as '{name}': it is another one; {remedy}",
+            record.pool_id, attached.pool_id
         );
         return fail(ErrorKind::Invalid, message);
     }
@@ -50,10 +55,13 @@ pub(crate) enum Whereabouts {
 }
 
 impl Whereabouts {
-    fn at(&self) -> At {
+    fn at(&self, name: &str) -> Result<At> {
         match self {
-            Self::Own(name) => At::Own(name.clone()),
-            Self::Attached(record) => At::Elsewhere(record.directory.clone()),
+            Self::Own(name) => Ok(At::Own(name.clone())),
+            Self::Attached(record) if record.url.is_empty() => {
+                Ok(At::Elsewhere(record.directory.clone()))
+            }
+            Self::Attached(record) => Ok(At::Bucket(Box::new(read_note(name, record)?))),
         }
     }
 }
@@ -83,6 +91,7 @@ fn read_claim(store: &Store, at: &At, context: &dyn Fn() -> String) -> Result<Cl
     let shown = match at {
         At::Own(name) => store.inner.home.show(&Part::Pool(name.clone())),
         At::Elsewhere(directory) => directory.clone(),
+        At::Bucket(bucket) => bucket.location.to_string(),
     };
     let absent =
         || Error::new(ErrorKind::NotFound, format!("{shown} holds no pool")).context(context());
@@ -107,7 +116,7 @@ impl Pool {
     /// number is that of another pool; `Corrupt`, `NewerFormat`.
     pub(crate) fn open_at(store: &Store, name: &str, at: &Whereabouts) -> Result<Self> {
         let context = || format!("cannot open pool '{name}'");
-        let Claim { opened, record, newer } = read_claim(store, &at.at(), &context)?;
+        let Claim { opened, record, newer } = read_claim(store, &at.at(name)?, &context)?;
         let Opened { backend, access } = opened;
         if record.pool_id == 0 {
             return fail(ErrorKind::Corrupt, format!("{}: it has no number", context()));
@@ -122,10 +131,13 @@ impl Pool {
             );
             return fail(ErrorKind::PermissionDenied, message);
         }
-        let attached = matches!(at, Whereabouts::Attached(_)) || record.store_id != store.inner.id;
+        // A pool in a bucket belongs to the store that made it, though it has a note like those of others.
+        let elsewhere =
+            matches!(at, Whereabouts::Attached(attached) if !attached.directory.is_empty());
+        let attached = elsewhere || record.store_id != store.inner.id;
         let foreign = (!access.own).then_some(access.owner_id);
         let place = Place {
-            shown: access.directory.display().to_string(),
+            shown: access.shown.clone(),
             backend,
             identity: access.identity,
             foreign,
@@ -139,6 +151,7 @@ impl Pool {
             name: name.to_owned(),
             backend,
             read_only: newer || !access.own || !access.writable,
+            shown: access.shown,
             directory: access.directory,
             record,
             attached,
@@ -151,9 +164,12 @@ impl Pool {
     }
 
     /// The number in the record of the pool at a place.
-    pub(crate) fn number_at(store: &Store, place: &str) -> Result<PoolId> {
-        let context = || format!("cannot attach the pool in {place}");
-        let claim = read_claim(store, &At::Elsewhere(place.to_owned()), &context)?;
+    pub(crate) fn number_at(store: &Store, at: &At) -> Result<PoolId> {
+        let context = || match at {
+            At::Own(place) | At::Elsewhere(place) => format!("cannot attach the pool in {place}"),
+            At::Bucket(bucket) => format!("cannot attach the pool in {}", bucket.location),
+        };
+        let claim = read_claim(store, at, &context)?;
         Ok(PoolId(claim.record.pool_id))
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct PoolInner {
     pub(crate) name: String,
     /// Reaches everything in the pool, and nothing outside it.
     pub(crate) backend: Backend,
+    /// How messages name its place.
+    pub(crate) shown: String,
     pub(crate) directory: PathBuf,
     pub(crate) record: PoolRecord,
     pub(crate) read_only: bool,
@@ -61,10 +63,17 @@ impl Pool {
         PoolId(self.0.record.pool_id)
     }
 
-    /// Its directory.
+    /// The directory of this machine where it lies. For a pool in a bucket, the directory that this host keeps
+    /// for it.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.0.directory
+    }
+
+    /// Where it lies, for people: its directory, or the URL of a bucket.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.0.shown
     }
 
     /// True where this process may not change the pool, as for a template pool of another user.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use marcot_backend::local::LocalHome;
-use marcot_backend::{Home, Key, Part, ReadableBy};
+use marcot_backend::{At, Home, Key, Part, ReadableBy};
 use marcot_format::PoolId;
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord, StoreRecord};
@@ -177,7 +177,7 @@ impl Store {
     }
 
     /// Where a pool lies; `None` where there is no such pool.
-    fn find_pool(&self, name: &str) -> Result<Option<Whereabouts>> {
+    pub(crate) fn find_pool(&self, name: &str) -> Result<Option<Whereabouts>> {
         // An error must not read as "does not exist": the pool may exist, but be out of reach.
         let own = self.inner.home.has_pool(name).at(|| format!("cannot open pool '{name}'"))?;
         if own {
@@ -188,7 +188,7 @@ impl Store {
     }
 
     /// The record of an attached pool; `None` where no pool of this name is attached.
-    fn attached_record(&self, name: &str) -> Result<Option<AttachedRecord>> {
+    pub(crate) fn attached_record(&self, name: &str) -> Result<Option<AttachedRecord>> {
         let shown = || self.inner.home.show(&Part::Attachment(name.to_owned()));
         let bytes = match self.inner.home.attachment(name) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -263,7 +263,7 @@ impl Store {
 
     /// Fails where a directory without a pool's record holds images. Such a pool has lost its record; it
     /// is not just being created or removed.
-    fn check_no_pool(&self, name: &str) -> Result<()> {
+    pub(crate) fn check_no_pool(&self, name: &str) -> Result<()> {
         let home = &self.inner.home;
         let place = || home.show(&Part::Pool(name.to_owned()));
         match home.holds_images(name) {
@@ -335,6 +335,10 @@ impl Store {
     /// # Errors
     /// `NotFound`; `NotEmpty`; `Invalid` for an attached pool.
     pub fn pool_remove(&self, name: &str) -> Result<()> {
+        if let Some(bucket) = self.half_removed(name)? {
+            let _lock = self.lock("remove a pool from it")?;
+            return self.clear_bucket(name, &bucket);
+        }
         let pool = self.pool(name)?;
         if pool.attached() {
             let message = format!("pool '{name}' belongs to another store; use 'pool detach'");
@@ -348,6 +352,9 @@ impl Store {
         }
         // Without its record it is no longer a pool. The rest is litter, and may be removed later.
         pool.records().remove(&Key::Pool).at(|| format!("cannot remove pool '{name}'"))?;
+        if let Some(bucket) = self.bucket_of(name)? {
+            return self.clear_bucket(name, &bucket);
+        }
         pool.clear_children();
         self.inner.home.clear_pool(name, pool.directory());
         self.inner.home.settle_pools().at(|| format!("cannot remove pool '{name}'"))
@@ -384,26 +391,30 @@ impl Store {
             return fail(ErrorKind::Invalid, "the pool's directory has a name that is not UTF-8");
         };
         // The number that the directory has now is noted. Later openings compare it.
-        let pool_id = Pool::number_at(self, text)?;
-        if let Some(other) = self.open_pools()?.iter().find(|p| p.id() == pool_id) {
-            let message = format!(
-                "{} is already a pool of this store: it has the number of pool '{}' in {}",
-                directory.display(),
-                other.name(),
-                other.directory().display()
-            );
-            return fail(ErrorKind::Exists, message);
-        }
+        let pool_id = Pool::number_at(self, &At::Elsewhere(text.to_owned()))?;
+        self.check_not_known(pool_id, text)?;
         let mut record =
             AttachedRecord { directory: text.to_owned(), pool_id: pool_id.0, ..Default::default() };
         let pool = Pool::open_at(self, name, &Whereabouts::Attached(record.clone()))?;
         record.owner = Some(pool.owner_id());
-        let attached = self.inner.home.attach(name, &encode_message(FrameKind::Attached, &record));
+        let attached = self.inner.home.attach(name, &record.to_file());
         attached.at(|| format!("cannot attach pool '{name}'"))?;
         Ok(pool)
     }
 
-    /// Detaches an attached pool.
+    /// Fails where the store has a pool with this number.
+    pub(crate) fn check_not_known(&self, pool: PoolId, place: &str) -> Result<()> {
+        let pools = self.open_pools()?;
+        let Some(other) = pools.iter().find(|other| other.id() == pool) else { return Ok(()) };
+        let message = format!(
+            "{place} is already a pool of this store: it has the number of pool '{}' in {}",
+            other.name(),
+            other.place()
+        );
+        fail(ErrorKind::Exists, message)
+    }
+
+    /// Detaches an attached pool, or one in a bucket.
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for a pool of this store; `Busy` while there are clones of its

@@ -14,6 +14,7 @@ use marcot_backend::object::memory::MemoryService;
 use marcot_backend::object::records::ObjectRecords;
 use marcot_backend::object::segments::{HostDirectory, ObjectSegments, PoolCache};
 use marcot_backend::object::service::ObjectService;
+use marcot_backend::object::{Policy, Retry, Settled};
 use marcot_backend::{At, Backend, Home, Key, Leftover, Opened, Part, ReadableBy};
 use marcot_format::PoolId;
 use marcot_store::{Disk, Lock, World};
@@ -112,7 +113,9 @@ impl Host {
         let World { clock, random, .. } = World::system();
         let path = self.directory.join("pools").join(name);
         let beside = leases::HostDirectory::new(Arc::clone(&self.disk), &path);
-        let objects = Objects::new(Arc::clone(&service), Arc::clone(&clock), Arc::clone(&random));
+        let retry = Retry::new(&World::system(), Policy::command(), name.into(), Arc::default());
+        let settled = Settled::new(Arc::clone(&service), retry);
+        let objects = Objects::new(settled, Arc::clone(&random));
         let records = ObjectRecords::new(Arc::new(objects), pool, 0).beside(beside.clone());
         let directory = HostDirectory {
             disk: Arc::clone(&self.disk),
