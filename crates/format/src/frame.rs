@@ -13,7 +13,12 @@
 //! The checksum covers header and body, with its own field as zero. A reader refuses a record with unknown
 //! incompatible bits. With unknown read-only-compatible bits it may read, but not write.
 
-use crate::record::check_counts;
+use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+
+use crate::record::{
+    AttachedRecord, EARLIER_MAX, HEAD_METADATA_MAX, HEAD_SNAPSHOTS_MAX, NAMES_MAX, NAMESPACES_MAX,
+};
 use crate::{FormatError, crc32c_without, get_u16, get_u32, put};
 
 /// First eight bytes of every record file.
@@ -179,6 +184,68 @@ pub fn decode_message<M: prost::Message + Default>(
         why: "the body does not decode",
     })?;
     Ok((message, frame.read_only))
+}
+
+/// How often a field may occur in a message.
+struct Count {
+    tag: u32,
+    max: usize,
+    why: &'static str,
+}
+
+/// The fields of which there may be many, in a record of this kind.
+fn counts(kind: FrameKind) -> &'static [Count] {
+    const SNAPSHOTS: &str = "more snapshots than there may be";
+    const NAMES: &str = "more names than there may be";
+    const STAMPS: &str = "more stamps than there may be";
+    match kind {
+        FrameKind::Head => &[
+            Count { tag: 13, max: HEAD_SNAPSHOTS_MAX, why: SNAPSHOTS },
+            Count { tag: 15, max: HEAD_METADATA_MAX, why: SNAPSHOTS },
+        ],
+        FrameKind::Object => &[Count { tag: 2, max: EARLIER_MAX, why: STAMPS }],
+        FrameKind::Names => &[
+            Count { tag: 1, max: NAMES_MAX, why: NAMES },
+            Count { tag: 2, max: NAMES_MAX, why: NAMES },
+        ],
+        FrameKind::Namespaces => &[Count { tag: 1, max: NAMESPACES_MAX, why: NAMES }],
+        _ => &[],
+    }
+}
+
+/// Fails where a field occurs more often than it may, before anything is allocated for it.
+///
+/// # Errors
+/// `Malformed`; also where the bytes are no message.
+fn check_counts(kind: FrameKind, mut body: &[u8]) -> Result<(), FormatError> {
+    let (what, counts) = (kind.word(), counts(kind));
+    if counts.is_empty() {
+        return Ok(());
+    }
+    let broken = |_| FormatError::Malformed { what, why: "the body does not decode" };
+    let mut seen = [0; 2];
+    while !body.is_empty() {
+        let (tag, wire_type) = decode_key(&mut body).map_err(broken)?;
+        for (count, seen) in counts.iter().zip(&mut seen) {
+            if count.tag == tag {
+                *seen += 1;
+                if *seen > count.max {
+                    return Err(FormatError::Malformed { what, why: count.why });
+                }
+            }
+        }
+        skip_field(wire_type, tag, &mut body, DecodeContext::default()).map_err(broken)?;
+    }
+    Ok(())
+}
+
+impl AttachedRecord {
+    /// The record as a file.
+    #[must_use]
+    pub fn to_file(&self) -> Vec<u8> {
+        let features = if self.url.is_empty() { 0 } else { INCOMPAT_BUCKET };
+        encode_with(FrameKind::Attached, features, &self.encode_to_vec())
+    }
 }
 
 #[cfg(test)]

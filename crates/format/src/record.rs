@@ -1,10 +1,7 @@
 //! The messages in record files (protocol buffers; field numbers never change).
 
 use prost::Message;
-use prost::encoding::{DecodeContext, decode_key, skip_field};
 
-use crate::FormatError;
-use crate::frame::{FrameKind, INCOMPAT_BUCKET, encode_with};
 use crate::segment::SegmentKind;
 
 /// Limit on the snapshots of a head, removed ones included. A decoded snapshot takes hundreds of bytes,
@@ -20,59 +17,6 @@ pub const NAMES_MAX: usize = 1 << 18;
 pub const NAMESPACES_MAX: usize = 1 << 18;
 /// Limit on the earlier stamps of an object, for the same reason. Writers keep fewer.
 pub const EARLIER_MAX: usize = 1 << 10;
-
-/// How often a field may occur in a message.
-struct Count {
-    tag: u32,
-    max: usize,
-    why: &'static str,
-}
-
-/// The fields of which there may be many, in a record of this kind.
-fn counts(kind: FrameKind) -> &'static [Count] {
-    const SNAPSHOTS: &str = "more snapshots than there may be";
-    const NAMES: &str = "more names than there may be";
-    const STAMPS: &str = "more stamps than there may be";
-    match kind {
-        FrameKind::Head => &[
-            Count { tag: 13, max: HEAD_SNAPSHOTS_MAX, why: SNAPSHOTS },
-            Count { tag: 15, max: HEAD_METADATA_MAX, why: SNAPSHOTS },
-        ],
-        FrameKind::Object => &[Count { tag: 2, max: EARLIER_MAX, why: STAMPS }],
-        FrameKind::Names => &[
-            Count { tag: 1, max: NAMES_MAX, why: NAMES },
-            Count { tag: 2, max: NAMES_MAX, why: NAMES },
-        ],
-        FrameKind::Namespaces => &[Count { tag: 1, max: NAMESPACES_MAX, why: NAMES }],
-        _ => &[],
-    }
-}
-
-/// Fails where a field occurs more often than it may, before anything is allocated for it.
-///
-/// # Errors
-/// `Malformed`; also where the bytes are no message.
-pub(crate) fn check_counts(kind: FrameKind, mut body: &[u8]) -> Result<(), FormatError> {
-    let (what, counts) = (kind.word(), counts(kind));
-    if counts.is_empty() {
-        return Ok(());
-    }
-    let broken = |_| FormatError::Malformed { what, why: "the body does not decode" };
-    let mut seen = [0; 2];
-    while !body.is_empty() {
-        let (tag, wire_type) = decode_key(&mut body).map_err(broken)?;
-        for (count, seen) in counts.iter().zip(&mut seen) {
-            if count.tag == tag {
-                *seen += 1;
-                if *seen > count.max {
-                    return Err(FormatError::Malformed { what, why: count.why });
-                }
-            }
-        }
-        skip_field(wire_type, tag, &mut body, DecodeContext::default()).map_err(broken)?;
-    }
-    Ok(())
-}
 
 /// A store: the registry of pools.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -136,15 +80,6 @@ pub struct AttachedRecord {
     /// Conditions name an ETag without its quotes.
     #[prost(bool, tag = "11")]
     pub bare_etags: bool,
-}
-
-impl AttachedRecord {
-    /// The record as a file.
-    #[must_use]
-    pub fn to_file(&self) -> Vec<u8> {
-        let features = if self.url.is_empty() { 0 } else { INCOMPAT_BUCKET };
-        encode_with(FrameKind::Attached, features, &self.encode_to_vec())
-    }
 }
 
 /// The image that a name leads to. Beside a head: the name that the image was given later.
