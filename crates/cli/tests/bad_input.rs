@@ -101,7 +101,7 @@ fn an_unknown_command_shows_the_list() {
     assert_eq!(ran.out, world.rbd("help").out);
     for (line, hint) in [
         ("snap creat img@s", "marcot: did you mean 'marcot snap create'?\n"),
-        ("trash mv img", "marcot: 'trash' of rbd is not available here\n"),
+        ("deep copy img a", "marcot: 'deep copy' of rbd is not available here\n"),
         ("bogus", ""),
     ] {
         let ran = world.marcot(line);

@@ -7,13 +7,14 @@ use std::time::Duration;
 use marcot_store::World;
 
 use super::counted::{Counted, Counts};
+use super::dialect::Dialect;
 use super::environment::Environment;
 use super::location::Location;
 use super::probe::{Findings, ProbeError, probe};
 use super::retry::{Outage, Policy, Retry};
-use super::service::{ObjectService, ServiceError};
+use super::service::ObjectService;
 use super::settled::Settled;
-use super::store::{Dialect, REQUEST_TIMEOUT, Store};
+use super::store::{REQUEST_TIMEOUT, Store};
 
 /// A connection to the service of one pool. Cheap to clone; clones count together.
 #[derive(Clone)]
@@ -99,18 +100,5 @@ impl Connection {
     pub fn probe(&self, policy: Policy) -> Result<Findings, ProbeError> {
         let set = |dialect| self.set_dialect(dialect);
         probe(&self.settled(policy), &*self.world.random, &set)
-    }
-}
-
-impl From<ServiceError> for io::Error {
-    fn from(error: ServiceError) -> Self {
-        let kind = match &error {
-            ServiceError::Absent => io::ErrorKind::NotFound,
-            ServiceError::Conflict => io::ErrorKind::AlreadyExists,
-            ServiceError::Refused(_) => io::ErrorKind::PermissionDenied,
-            ServiceError::Invalid(_) => io::ErrorKind::InvalidInput,
-            ServiceError::Unknown(_) => io::ErrorKind::TimedOut,
-        };
-        Self::new(kind, error)
     }
 }

@@ -14,12 +14,14 @@ use marcot_format::record::AttachedRecord;
 use marcot_store::{Disk, World, publish_new};
 
 use super::cache::{CACHE_BYTES_MIN, RangeCache};
+#[cfg(feature = "services")]
+use super::connect;
 use super::envelope::{Objects, TOMBSTONE_BYTES};
 use super::leases::{HOST_DIRECTORY_MODE, HostDirectory};
 use super::records::{self, ObjectRecords};
 use super::segments::{self, ObjectSegments, PoolCache};
 use super::service::ObjectService;
-use super::{Dialect, Environment, Location, Policy, ProbeError, Retry, Settled, connect, probe};
+use super::{Dialect, Environment, Location, Policy, ProbeError, Retry, Settled, probe};
 use crate::local::{self, layout, sweep};
 use crate::{Access, Backend, Opened};
 
@@ -223,6 +225,17 @@ pub fn patient_policy() -> Policy {
 }
 
 /// The connections of a process to real services.
+#[cfg(not(feature = "services"))]
+#[must_use]
+pub fn real_services() -> Connect {
+    Arc::new(|location, _| {
+        let message = format!("{location}: this program was built without object stores");
+        Err(io::Error::new(io::ErrorKind::Unsupported, message))
+    })
+}
+
+/// The connections of a process to real services.
+#[cfg(feature = "services")]
 #[must_use]
 pub fn real_services() -> Connect {
     Arc::new(|location, world| {

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use marcot_store::Random;
 
+use super::dialect::Dialect;
 use super::service::{Condition, ObjectService, ServiceError, Version};
 use super::settled::{CreateError, Settled};
-use super::store::Dialect;
 
 /// Where the objects of probes lie.
 const PREFIX: &str = "probe/";

@@ -5,6 +5,7 @@
 //! stands in [`super`].
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 
 /// Keeps objects: byte strings by key. All keys lie below the prefix of one pool.
@@ -122,3 +123,16 @@ impl fmt::Display for ServiceError {
 }
 
 impl std::error::Error for ServiceError {}
+
+impl From<ServiceError> for io::Error {
+    fn from(error: ServiceError) -> Self {
+        let kind = match &error {
+            ServiceError::Absent => io::ErrorKind::NotFound,
+            ServiceError::Conflict => io::ErrorKind::AlreadyExists,
+            ServiceError::Refused(_) => io::ErrorKind::PermissionDenied,
+            ServiceError::Invalid(_) => io::ErrorKind::InvalidInput,
+            ServiceError::Unknown(_) => io::ErrorKind::TimedOut,
+        };
+        Self::new(kind, error)
+    }
+}

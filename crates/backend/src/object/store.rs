@@ -17,6 +17,7 @@ use object_store::{
     UpdateVersion,
 };
 
+use super::Dialect;
 use super::environment::Environment;
 use super::location::{Kind, Location};
 use super::open::{self, Client};
@@ -32,13 +33,6 @@ const SLOW_LINE_BYTES: u64 = 512 << 10;
 const OBJECT_BYTES_EXPECTED: u64 = 32 << 20;
 /// Threads of the runtime. They move bytes and encrypt them.
 const RUNTIME_THREADS: usize = 2;
-
-/// How a service differs from others of its kind. The probe finds it out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Dialect {
-    /// Conditions name an ETag without its quotes.
-    pub bare_etags: bool,
-}
 
 /// See the module.
 pub struct Store {
