@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # What a command costs when there are many images, clones and snapshots. A command on one image opens the
-# same number of files among ten thousand images as among ten. A list opens no more files for each entry.
+# same number of files among thousands of images as among ten. A list opens no more files for each entry.
 # Nothing here measures time.
 #
 # usage: costs.sh --marcot BINARY
+#
+# environment: MARCOT_TEST_IMAGES (how many images the largest pool has, default 4000)
 #
 # shellcheck disable=SC2317 # claims call their checks by name
 set -euo pipefail
@@ -16,7 +18,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/commands.sh
 . "$HERE/../lib/commands.sh"
 
-SIZES=(10 1000 10000)
+SIZES=(10 1000 "${MARCOT_TEST_IMAGES:-4000}")
 # With this many snapshots, one more can still be added.
 SNAPSHOTS_MAX=9990
 # How many more files a list may open.
@@ -186,12 +188,12 @@ lists() {
     list gc --no-progress
 }
 
-# unchanged COUNT... : a command costs among a thousand and among ten thousand what it costs among ten.
+# unchanged COUNT... : a command costs among thousands what it costs among ten.
 unchanged() {
     (($2 <= $1 + ONE_SLACK && $3 <= $1 + ONE_SLACK))
 }
 
-# no_worse COUNT... : one more entry costs no more among ten thousand than among a thousand.
+# no_worse COUNT... : one more entry costs no more in the largest pool than among a thousand.
 no_worse() {
     local small=$((SIZES[1] - SIZES[0])) large=$((SIZES[2] - SIZES[0]))
     (($3 - $1 <= ($2 - $1) * large * (100 + LIST_SLACK_PERCENT) / small / 100 + 100))
