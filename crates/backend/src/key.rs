@@ -25,6 +25,10 @@ pub enum Key {
     NameHint(ImageId),
     /// What is noted beside the head of an image in the trash. It goes with the head.
     TrashNote(ImageId),
+    /// What is noted beside the head of an image in a group. It goes with the head.
+    GroupNote(ImageId),
+    /// The group of images with this number.
+    Group(u64),
     /// A child of a snapshot, in the child's own pool.
     Child(ChildKey),
     /// The marker that a child in another pool has left in its parent's pool.
@@ -48,6 +52,8 @@ pub enum Prefix {
     Children,
     /// Marks of heirs.
     Heirs,
+    /// The groups of all namespaces.
+    Groups,
 }
 
 /// What a list shows.

@@ -47,6 +47,12 @@ pub trait Records: Send + Sync {
     /// See [`SwapError`].
     fn swap(&self, key: &Key, from: Stamp, bytes: &[u8]) -> Result<(), SwapError>;
 
+    /// Replaces the record of a group, if it has the bytes `from`. The new one is durable when this returns.
+    ///
+    /// # Errors
+    /// See [`SwapError`].
+    fn replace(&self, key: &Key, from: &[u8], bytes: &[u8]) -> Result<(), SwapError>;
+
     /// Gives a record another key, which must be free. Until [`Self::settle`] has returned for the new key,
     /// the record has one of the two keys after a crash.
     ///
@@ -130,6 +136,8 @@ pub enum Beside {
     Head(ImageId),
     /// Children.
     Children,
+    /// Groups.
+    Groups,
 }
 
 /// What an interrupted write has left. It may also belong to a write in progress. Only the lease under

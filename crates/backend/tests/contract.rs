@@ -256,7 +256,7 @@ fn a_damaged_head_is_not_swapped() {
 fn a_record_is_put_whether_it_is_there_or_not() {
     on_each(|backend| {
         backend.records.create(&Key::Head(IMAGE), b"head").unwrap();
-        for key in [Key::NameHint(IMAGE), Key::TrashNote(IMAGE)] {
+        for key in [Key::NameHint(IMAGE), Key::TrashNote(IMAGE), Key::GroupNote(IMAGE)] {
             for bytes in [b"one", b"two"] {
                 backend.records.put(&key, bytes).unwrap();
                 assert_eq!(backend.records.get(&key, BYTES_MAX).unwrap(), bytes);
@@ -276,6 +276,28 @@ fn a_name_moves_to_a_free_one() {
         records.rename(&name("", "a"), &name("", "c")).unwrap();
         assert_eq!(listed(backend, &Prefix::Names(String::new())), [name("", "b"), name("", "c")]);
         assert_eq!(records.get(&name("", "c"), BYTES_MAX).unwrap(), b"1");
+    });
+}
+
+#[test]
+fn a_group_is_replaced_only_by_who_knows_what_it_is() {
+    on_each(|backend| {
+        let records = &backend.records;
+        let (one, two) = (Key::Group(1), Key::Group(2));
+        let missing = records.replace(&one, b"", b"1");
+        assert!(matches!(missing, Err(SwapError::Unchanged(_))), "{missing:?}");
+        records.create(&one, b"1").unwrap();
+        assert_eq!(kind(records.create(&one, b"2")), ErrorKind::AlreadyExists);
+        records.create(&two, b"2").unwrap();
+        assert_eq!(listed(backend, &Prefix::Groups), [one.clone(), two.clone()]);
+        for other in [&b""[..], b"2", b"11"] {
+            assert!(matches!(records.replace(&one, other, b"3"), Err(SwapError::Changed)));
+        }
+        records.replace(&one, b"1", b"three").unwrap();
+        assert_eq!(records.get(&one, BYTES_MAX).unwrap(), b"three");
+        records.remove(&two).unwrap();
+        records.settle(&two).unwrap();
+        assert_eq!(listed(backend, &Prefix::Groups), [one]);
     });
 }
 
@@ -308,7 +330,7 @@ fn a_namespace_goes_when_it_is_empty() {
 fn a_head_goes_with_what_is_kept_beside_it() {
     on_each(|backend| {
         backend.records.create(&Key::Head(IMAGE), b"head").unwrap();
-        let beside = [Key::NameHint(IMAGE), Key::TrashNote(IMAGE)];
+        let beside = [Key::NameHint(IMAGE), Key::TrashNote(IMAGE), Key::GroupNote(IMAGE)];
         beside.iter().for_each(|key| backend.records.put(key, b"beside").unwrap());
         drop(backend.leases.take(Lease::Owner(IMAGE), LockMode::Exclusive, false).unwrap());
         assert_eq!(listed(backend, &Prefix::Heads), [Key::Head(IMAGE)]);

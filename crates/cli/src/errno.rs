@@ -8,6 +8,8 @@ pub const EPERM: i32 = 1;
 pub const ENOENT: i32 = 2;
 /// Input/output error.
 pub const EIO: i32 = 5;
+/// Bad file descriptor.
+pub const EBADF: i32 = 9;
 /// Device or resource busy.
 pub const EBUSY: i32 = 16;
 /// File exists.
@@ -48,6 +50,7 @@ pub fn of_kind(kind: ErrorKind) -> i32 {
         ErrorKind::Exhausted => 24,
         ErrorKind::NoSpace => 28,
         ErrorKind::ReadOnly => 30,
+        ErrorKind::InGroup => 31,
         ErrorKind::NameTooLong => 36,
         ErrorKind::HasSnapshots => ENOTEMPTY,
         ErrorKind::Unsupported | ErrorKind::NewerFormat => EOPNOTSUPP,

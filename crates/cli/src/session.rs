@@ -170,7 +170,7 @@ pub fn opening_failed(image: &Image, error: &marcot::Error) -> Failure {
 /// The record of a snapshot.
 pub fn snapshot(image: &Image, name: &str) -> Outcome<SnapInfo> {
     let info = info(image)?;
-    let found = info.snapshots.iter().find(|s| s.name == name);
+    let found = info.snapshots.iter().find(|s| s.name == name && s.group.is_none());
     found.cloned().ok_or_else(|| {
         let image = ImageSpec::new(image.pool().name(), info.name).in_namespace(info.namespace);
         no_such_snapshot().because(format!("image {image} has no snapshot '{name}'"))

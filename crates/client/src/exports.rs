@@ -165,7 +165,7 @@ fn list_namespace(pool: &Pool, namespace: &Namespace, names: &mut Names) -> Resu
         names.push(name(""));
         // An image that was removed meanwhile, or that cannot be read, is listed without snapshots.
         let snapshots = pool.info(id).map(|info| info.snapshots).unwrap_or_default();
-        snapshots.iter().filter(|s| !s.trashed).for_each(|s| names.push(name(&s.name)));
+        snapshots.iter().filter(|s| s.is_of_users()).for_each(|s| names.push(name(&s.name)));
     }
     Ok(())
 }
@@ -214,7 +214,7 @@ impl Exports for StoreExports {
         let number = format!("{}/{}", image.pool().id(), image.id());
         let Some(name) = spec.snapshot else { return Ok(number) };
         let snapshots = image.engine_pool().info(image.id())?.snapshots;
-        match snapshots.iter().find(|s| s.name == name && !s.trashed) {
+        match snapshots.iter().find(|s| s.name == name && s.is_of_users()) {
             Some(snap) => Ok(format!("{number}@{}", snap.id)),
             None => Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot '{name}'"))),
         }

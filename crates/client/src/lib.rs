@@ -52,6 +52,7 @@
 //! | take, protect, rename, remove, roll back | [`Snapshot`] |
 //! | clones, children, flatten | [`layering`] |
 //! | usage, differences, who has it open | [`inspect`] |
+//! | groups of images and their snapshots | [`group`] |
 //! | the trash: move an image there, restore it, remove it | [`trash`] |
 //! | content, in and out | [`content`], [`incoming`], [`copy`] |
 //! | block devices of this machine | [`devices`] |
@@ -72,6 +73,7 @@ pub mod content;
 pub mod copy;
 pub mod devices;
 pub mod exports;
+pub mod group;
 mod image;
 mod image_spec;
 pub mod incoming;
@@ -96,8 +98,8 @@ pub use image_spec::{DEFAULT_POOL, ImageSpec};
 pub use marcot::Image as OpenImage;
 pub use marcot::{
     CheckOptions, CheckReport, ChildInfo, CloneOptions, CreateOptions, Error, ErrorKind, GcReport,
-    ImageId, ImageInfo, ImageName, InfoReader, Limits, Namespace, PoolId, PoolOptions, PoolStats,
-    Result, SnapId, SnapInfo, TrashedImage,
+    GroupInfo, GroupSnapshotInfo, ImageId, ImageInfo, ImageName, InfoReader, Limits, Namespace,
+    PoolId, PoolOptions, PoolStats, Result, SnapId, SnapInfo, TrashedImage,
 };
 pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};

@@ -105,6 +105,27 @@ operations! {
     CloneSnapshot,
     /// [`crate::Image::purge_snapshots`].
     PurgeSnapshots,
+    /// [`crate::Pool::groups`], [`crate::group::Group::info`], [`crate::Image::group`],
+    /// [`crate::Pool::group_snapshot_names`].
+    ListGroups,
+    /// [`crate::Pool::create_group`].
+    CreateGroup,
+    /// [`crate::group::Group::rename`].
+    RenameGroup,
+    /// [`crate::group::Group::remove`].
+    RemoveGroup,
+    /// [`crate::group::Group::add`].
+    AddToGroup,
+    /// [`crate::group::Group::take_out`].
+    TakeOutOfGroup,
+    /// [`crate::group::Group::create_snapshot`].
+    CreateGroupSnapshot,
+    /// [`crate::group::Group::remove_snapshot`].
+    RemoveGroupSnapshot,
+    /// [`crate::group::Group::rename_snapshot`].
+    RenameGroupSnapshot,
+    /// [`crate::group::Group::roll_back`].
+    RollBackGroup,
     /// [`crate::devices::Devices::list`].
     ListDevices,
     /// [`crate::devices::Devices::map`].

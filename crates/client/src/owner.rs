@@ -262,6 +262,26 @@ impl Image {
         let _ = control::ask(&self.place(), command, &self.patience_to_look(), &mut |_, _| {});
     }
 
+    /// Opens the image for this process alone, or connects to its owner.
+    ///
+    /// # Errors
+    /// Those of opening it; `Owned` if an owner exists that cannot be reached.
+    pub(crate) fn reach(&self) -> Result<Reached> {
+        let outcome =
+            self.client().retry().until_some(|| match self.engine_pool().open(self.id()) {
+                Ok(opened) => Ok(Some(Reached::Here(Box::new(opened)))),
+                Err(error) if error.kind() == ErrorKind::Owned => {
+                    match Connection::connect(&self.place(), &self.patience()) {
+                        Ok(owner) => Ok(Some(Reached::Owner(owner))),
+                        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                        Err(error) => Err(error),
+                    }
+                }
+                Err(error) => Err(error),
+            });
+        outcome?.ok_or_else(|| self.unreachable_owner())
+    }
+
     fn find_way(&self, usage: &str) -> Result<Way> {
         let outcome =
             self.client().retry().until_some(|| match self.engine_pool().open(self.id()) {
@@ -294,6 +314,37 @@ fn run_here(mut image: marcot::Image, command: &Command, progress: Progress<'_>)
     // The command's changes are durable when it answers. Closing only saves the next owner time.
     let closed = image.close();
     outcome.and_then(|reply| closed.map(|()| reply))
+}
+
+/// An image that nobody else can use meanwhile, or whose owner can be asked. It is not served.
+pub(crate) enum Reached {
+    /// Open in this process, and in no other one.
+    Here(Box<marcot::Image>),
+    /// Open in another process.
+    Owner(Connection),
+}
+
+impl Reached {
+    /// Runs a command. It is not repeated at another owner.
+    ///
+    /// # Errors
+    /// Those of the command; `Interrupted` if the owner has gone.
+    pub fn ask<T: Answer>(&mut self, command: &Command) -> Result<T> {
+        let nothing: Progress<'_> = &mut |_, _| {};
+        T::from_reply(match self {
+            Self::Here(image) => image.execute(command, nothing)?,
+            Self::Owner(owner) => owner.ask(command, nothing)?,
+        })
+    }
+
+    /// Closes the image. Its changes are durable already.
+    pub fn close(self) {
+        if let Self::Here(image) = self
+            && let Err(error) = image.close()
+        {
+            tracing::debug!(error = %error.sentence(), "an image was not closed");
+        }
+    }
 }
 
 /// An image that is open for a series of commands.

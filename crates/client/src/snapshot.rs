@@ -75,7 +75,7 @@ impl Image {
     pub fn purge_snapshots(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Purged> {
         self.operate(Operation::PurgeSnapshots, || {
             let mut snaps = self.engine_pool().info(self.id())?.snapshots;
-            snaps.retain(|snap| !snap.trashed);
+            snaps.retain(marcot::SnapInfo::is_of_users);
             let total = snaps.len() as u64;
             let mut purged = Purged::default();
             for snap in snaps {
@@ -125,7 +125,7 @@ impl Snapshot {
     /// `NotFound`, also if it was removed and is only kept for its children.
     pub(crate) fn found_in(&self, image: &ImageInfo) -> Result<SnapInfo> {
         let mut snapshots = image.snapshots.iter();
-        let found = snapshots.find(|snap| snap.name == self.name && !snap.trashed);
+        let found = snapshots.find(|snap| snap.name == self.name && snap.is_of_users());
         found.cloned().ok_or_else(|| self.missing_in(image))
     }
 

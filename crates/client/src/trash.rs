@@ -185,7 +185,10 @@ impl Pool {
 
 /// True for a reason for which an image stays in the trash while others are removed.
 fn stays(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Owned | ErrorKind::Busy | ErrorKind::HasSnapshots)
+    matches!(
+        kind,
+        ErrorKind::Owned | ErrorKind::Busy | ErrorKind::HasSnapshots | ErrorKind::InGroup
+    )
 }
 
 /// The end of a protection that begins at `now_s` and was asked for until `wanted_s`, both in seconds since

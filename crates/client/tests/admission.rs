@@ -91,6 +91,19 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(RenameSnapshot, i: image() => i.snapshot("t").rename("u"));
     call!(RemoveSnapshot, i: image() => i.snapshot("u").remove(false, &mut quiet));
     call!(PurgeSnapshots, i: image() => i.purge_snapshots(&mut quiet));
+    let group = || pool.group(&Namespace::DEFAULT, "g");
+    call!(ListGroups, p: pool.clone() => p.groups(&Namespace::DEFAULT));
+    call!(CreateGroup, p: pool.clone() => p.create_group(&Namespace::DEFAULT, "g"));
+    call!(ListGroups, g: group() => g.info());
+    call!(AddToGroup, x: (group(), image()) => x.0.add(&x.1));
+    call!(ListGroups, i: image() => i.group());
+    call!(CreateGroupSnapshot, g: group() => g.create_snapshot("s", Quiesce::Required));
+    call!(RenameGroupSnapshot, g: group() => g.rename_snapshot("s", "t"));
+    call!(RollBackGroup, g: group() => g.roll_back("t", &mut quiet));
+    call!(RemoveGroupSnapshot, g: group() => g.remove_snapshot("t"));
+    call!(TakeOutOfGroup, x: (group(), image()) => x.0.take_out(&x.1));
+    call!(RenameGroup, g: group() => g.rename("h"));
+    call!(RemoveGroup, p: pool.clone() => p.group(&Namespace::DEFAULT, "h").remove());
     call!(RemoveImage, i: image() => i.remove(&mut quiet));
     call!(RemoveImage, i: image() => i.give_up(&mut quiet));
     calls

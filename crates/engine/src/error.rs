@@ -76,6 +76,8 @@ kinds! {
     Fenced,
     /// The pool is not empty.
     NotEmpty,
+    /// The image is a member of a group.
+    InGroup,
     /// Not available for this image, pool or machine.
     Unsupported,
     /// The user or a broken connection ended it.

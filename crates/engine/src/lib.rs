@@ -189,9 +189,10 @@ mod segment;
 mod table;
 
 pub use catalog::{
-    ChildInfo, CreateOptions, ImageInfo, ImageName, ImageSums, InfoReader, Namespace,
-    ORDER_DEFAULT, PROTECTED_FOR_GOOD_S, ParentInfo, Pool, PoolOptions, PoolStats, ReadableBy,
-    SnapInfo, Store, TrashedImage, is_partial_name, number_in_trash_name,
+    ChildInfo, CreateOptions, GroupInfo, GroupSnapshotId, GroupSnapshotInfo, ImageInfo, ImageName,
+    ImageSums, InfoReader, MemberId, Namespace, ORDER_DEFAULT, PROTECTED_FOR_GOOD_S, ParentInfo,
+    Pool, PoolOptions, PoolStats, ReadableBy, SnapInfo, Store, TrashedImage, is_partial_name,
+    number_in_trash_name,
 };
 pub use check::{CheckOptions, CheckReport, Finding};
 pub use device::{

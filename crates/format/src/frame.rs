@@ -63,6 +63,10 @@ pub enum FrameKind {
     Namespaces = 10,
     /// What is noted beside an image in the trash.
     Trash = 20,
+    /// A group of images.
+    Group = 21,
+    /// What is noted beside an image in a group.
+    Membership = 22,
 }
 
 impl FrameKind {
@@ -77,6 +81,8 @@ impl FrameKind {
             Self::Child => "child record",
             Self::Attached => "attached pool record",
             Self::Trash => "trash record",
+            Self::Group => "group record",
+            Self::Membership => "membership record",
             Self::ShippedLog => "part of a log",
             Self::Object => "object",
             Self::Names => "directory of names",

@@ -297,6 +297,110 @@ pub struct SnapshotRecord {
     /// Its name before it was removed by its user.
     #[prost(string, tag = "10")]
     pub original_name: String,
+    /// The snapshot of a group that this is a part of.
+    #[prost(message, optional, tag = "50")]
+    pub group: Option<PartOfRecord>,
+}
+
+impl SnapshotRecord {
+    /// True for a snapshot that users know by its name: neither removed nor part of a group's.
+    #[must_use]
+    pub fn is_of_users(&self) -> bool {
+        !self.trashed && self.group.is_none()
+    }
+}
+
+/// Identifies a snapshot of a group.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct PartOfRecord {
+    /// The group's pool.
+    #[prost(fixed64, tag = "1")]
+    pub pool_id: u64,
+    /// The group.
+    #[prost(fixed64, tag = "2")]
+    pub group_id: u64,
+    /// The group's snapshot.
+    #[prost(fixed64, tag = "3")]
+    pub snapshot_id: u64,
+}
+
+/// A group of images.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct GroupRecord {
+    /// Random number of the group.
+    #[prost(fixed64, tag = "1")]
+    pub group_id: u64,
+    /// Its members, in the order in which they were added.
+    #[prost(message, repeated, tag = "2")]
+    pub members: Vec<GroupMemberRecord>,
+    /// Its snapshots, oldest first.
+    #[prost(message, repeated, tag = "3")]
+    pub snapshots: Vec<GroupSnapshotRecord>,
+    /// Its namespace; empty for the default one.
+    #[prost(string, tag = "4")]
+    pub namespace: String,
+    /// Its name.
+    #[prost(string, tag = "5")]
+    pub name: String,
+}
+
+/// A member of a group.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct GroupMemberRecord {
+    /// The image's pool.
+    #[prost(fixed64, tag = "1")]
+    pub pool_id: u64,
+    /// The image.
+    #[prost(fixed64, tag = "2")]
+    pub image_id: u64,
+}
+
+/// A snapshot of a group.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct GroupSnapshotRecord {
+    /// Random number of the snapshot.
+    #[prost(fixed64, tag = "1")]
+    pub id: u64,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Seconds since 1970.
+    #[prost(int64, tag = "3")]
+    pub created_s: i64,
+    /// False while it is being made or removed, and where that was interrupted.
+    #[prost(bool, tag = "4")]
+    pub complete: bool,
+    /// The images that it is of.
+    #[prost(message, repeated, tag = "5")]
+    pub parts: Vec<GroupPartRecord>,
+}
+
+/// One image's part of a group's snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct GroupPartRecord {
+    /// The image's pool.
+    #[prost(fixed64, tag = "1")]
+    pub pool_id: u64,
+    /// The image.
+    #[prost(fixed64, tag = "2")]
+    pub image_id: u64,
+    /// Its snapshot; 0 where that is not known.
+    #[prost(uint64, tag = "3")]
+    pub snap_id: u64,
+}
+
+/// What is noted beside the head of an image that is in a group. Only the group's record counts.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MembershipRecord {
+    /// The image.
+    #[prost(fixed64, tag = "1")]
+    pub image_id: u64,
+    /// The group's pool.
+    #[prost(fixed64, tag = "2")]
+    pub pool_id: u64,
+    /// The group.
+    #[prost(fixed64, tag = "3")]
+    pub group_id: u64,
 }
 
 /// The parent of a clone.

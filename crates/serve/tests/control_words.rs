@@ -6,7 +6,11 @@ use marcot_serve::control::frame::{Decoded, Frame, decode};
 use marcot_serve::control::message::{
     Answer, Request, decode_answer, decode_command, encode_answer, encode_command,
 };
-use marcot_serve::control::{Command, ExtentRow, QuiesceMode, Reply, UsageRow, Watcher};
+use marcot_serve::control::{
+    Command, ExtentRow, GroupSnapshot, GroupStep, QuiesceMode, Reply, UsageRow, Watcher,
+};
+
+const GROUP: GroupSnapshot = GroupSnapshot { pool: 1, group: 2, snapshot: 3 };
 
 /// Every command, and what travels.
 fn commands() -> Vec<(Command, &'static str)> {
@@ -58,6 +62,24 @@ fn commands() -> Vec<(Command, &'static str)> {
         (C::Extents { offset: 1, length: 2 }, r#""command":"extents","offset":1,"length":2"#),
         (C::Reclaim, r#""command":"reclaim""#),
         (C::Status, r#""command":"status""#),
+        (
+            C::ForGroup { step: GroupStep::Quiesce { ignore_errors: true } },
+            r#""command":"for_group","step":{"quiesce":{"ignore_errors":true}}"#,
+        ),
+        (C::ForGroup { step: GroupStep::Hold }, r#""command":"for_group","step":"hold""#),
+        (C::ForGroup { step: GroupStep::Release }, r#""command":"for_group","step":"release""#),
+        (
+            C::ForGroup { step: GroupStep::Create(GROUP) },
+            r#""command":"for_group","step":{"create":{"pool":1,"group":2,"snapshot":3}}"#,
+        ),
+        (
+            C::ForGroup { step: GroupStep::RollBack(GROUP) },
+            r#""command":"for_group","step":{"roll_back":{"pool":1,"group":2,"snapshot":3}}"#,
+        ),
+        (
+            C::ForGroup { step: GroupStep::Remove(GROUP) },
+            r#""command":"for_group","step":{"remove":{"pool":1,"group":2,"snapshot":3}}"#,
+        ),
         (C::GiveWay, r#""command":"give_way""#),
     ]
 }
@@ -180,6 +202,7 @@ fn every_kind_of_error_travels_by_the_same_name() {
         "poisoned",
         "fenced",
         "not_empty",
+        "in_group",
         "unsupported",
         "interrupted",
         "exhausted",

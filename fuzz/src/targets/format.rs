@@ -5,8 +5,8 @@ use marcot_format::frame::{self, FrameKind};
 use marcot_format::group::GroupHeader;
 use marcot_format::page::{decode_page, encode_page, peek_page};
 use marcot_format::record::{
-    AttachedRecord, ChildRecord, HeadRecord, NameRecord, NamesRecord, NamespacesRecord,
-    ObjectRecord, PoolRecord, StoreRecord, TrashRecord,
+    AttachedRecord, ChildRecord, GroupRecord, HeadRecord, MembershipRecord, NameRecord,
+    NamesRecord, NamespacesRecord, ObjectRecord, PoolRecord, StoreRecord, TrashRecord,
 };
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use marcot_format::table::{
@@ -37,6 +37,8 @@ pub fn record(data: &[u8]) {
         6 => {
             record_of::<AttachedRecord>(FrameKind::Attached, data);
             record_of::<TrashRecord>(FrameKind::Trash, data);
+            record_of::<GroupRecord>(FrameKind::Group, data);
+            record_of::<MembershipRecord>(FrameKind::Membership, data);
         }
         7 => record_of::<ObjectRecord>(FrameKind::Object, data),
         9 => record_of::<NamesRecord>(FrameKind::Names, data),

@@ -7,6 +7,8 @@
 //! POOL/images/NUMBER/head             an image's head
 //! POOL/images/NUMBER/name             the name that it was given later (a hint)
 //! POOL/images/NUMBER/trash            its name and times, while it is in the trash
+//! POOL/images/NUMBER/group            the group that it is in
+//! POOL/groups/NUMBER                  a group of images
 //! POOL/children/P.I.S.p.i             a child, or a marker; may be writable by others
 //! POOL/heirs/...                      marks of heirs, see [`HeirKey`]
 //! POOL/segments/AUTHOR/dSSSSSSSS      a data segment; m: map, t: table
@@ -63,6 +65,18 @@ pub fn names(directory: &Path, namespace: &str) -> PathBuf {
     namespaces(directory).join(part)
 }
 
+/// The directory of groups.
+#[must_use]
+pub fn groups(directory: &Path) -> PathBuf {
+    directory.join("groups")
+}
+
+/// A number as names have it: 16 hexadecimal digits.
+fn parse_number(text: &str) -> Option<u64> {
+    let number = u64::from_str_radix(text, 16).ok()?;
+    (format!("{number:016x}") == text).then_some(number)
+}
+
 /// The directory of images.
 #[must_use]
 pub fn images(directory: &Path) -> PathBuf {
@@ -115,6 +129,8 @@ pub fn record(directory: &Path, key: &Key) -> PathBuf {
         Key::Head(id) => image(directory, *id).join(HEAD),
         Key::NameHint(id) => image(directory, *id).join("name"),
         Key::TrashNote(id) => image(directory, *id).join("trash"),
+        Key::GroupNote(id) => image(directory, *id).join("group"),
+        Key::Group(number) => groups(directory).join(format!("{number:016x}")),
         Key::Heir(heir) => heirs(directory).join(heir.to_string()),
         Key::Child(child) | Key::Marker(child) => children(directory).join(child.to_string()),
     }
@@ -129,6 +145,7 @@ pub fn prefix(directory: &Path, prefix: &Prefix) -> PathBuf {
         Prefix::Heads => images(directory),
         Prefix::Children => children(directory),
         Prefix::Heirs => heirs(directory),
+        Prefix::Groups => groups(directory),
     }
 }
 
@@ -144,6 +161,7 @@ pub fn parse_record(prefix: &Prefix, file: &str) -> Option<Key> {
         Prefix::Heads => parse_image(file).map(Key::Head),
         Prefix::Children => crate::ChildKey::parse(file).map(Key::Child),
         Prefix::Heirs => HeirKey::parse(file).map(Key::Heir),
+        Prefix::Groups => parse_number(file).map(Key::Group),
     }
 }
 
@@ -160,13 +178,11 @@ pub fn set(directory: &Path, set: SegmentSet) -> PathBuf {
 /// The set that a directory of [`segments`] is for; `None` for any other name.
 #[must_use]
 pub fn parse_set(name: &str) -> Option<SegmentSet> {
-    let number = |text: &str| {
-        let number = u64::from_str_radix(text, 16).ok()?;
-        (format!("{number:016x}") == text).then_some(number)
-    };
     let (author, copies) = match name.split_once('.') {
-        None => (number(name)?, 0),
-        Some((copies, author)) => (number(author)?, number(copies).filter(|n| *n != 0)?),
+        None => (parse_number(name)?, 0),
+        Some((copies, author)) => {
+            (parse_number(author)?, parse_number(copies).filter(|n| *n != 0)?)
+        }
     };
     Some(SegmentSet { author: ImageId(author), copies })
 }
@@ -281,6 +297,8 @@ mod tests {
             (Key::Head(IMAGE), "/p/images/00000000000000a1/head"),
             (Key::NameHint(IMAGE), "/p/images/00000000000000a1/name"),
             (Key::TrashNote(IMAGE), "/p/images/00000000000000a1/trash"),
+            (Key::GroupNote(IMAGE), "/p/images/00000000000000a1/group"),
+            (Key::Group(0xB1), "/p/groups/00000000000000b1"),
             (Key::Heir(heir), "/p/heirs/0000000000000002.00000000000000a1"),
             (Key::Child(child), child_path),
             (Key::Marker(child), child_path),

@@ -29,6 +29,7 @@ pub(super) fn leftovers(place: &Place, at: &Beside) -> Vec<Leftover> {
         Beside::Names(namespace) => layout::names(&place.directory, namespace),
         Beside::Head(image) => layout::image(&place.directory, *image),
         Beside::Children => layout::children(&place.directory),
+        Beside::Groups => layout::groups(&place.directory),
     };
     leftovers_in(&*place.disk, &directory)
 }

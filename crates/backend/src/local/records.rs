@@ -50,6 +50,17 @@ impl LocalRecords {
         self.0.disk.sync_directory(parent(&path))
     }
 
+    /// Creates a group, and the directory of groups with the first one.
+    fn create_group(&self, key: &Key, bytes: &[u8]) -> io::Result<()> {
+        let path = self.path(key);
+        match self.0.disk.create_directory(parent(&path), self.0.directory_mode()) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+        self.0.disk.sync_directory(&self.0.directory)?;
+        self.publish(key, bytes)
+    }
+
     /// Creates a mark, and the directory of marks with the first one.
     fn create_heir(&self, key: &Key) -> io::Result<()> {
         let path = self.path(key);
@@ -101,6 +112,7 @@ impl Records for LocalRecords {
             Key::Head(_) => self.publish_head(key, bytes),
             Key::Namespace(_) => self.create_namespace(key),
             Key::Heir(_) => self.create_heir(key),
+            Key::Group(_) => self.create_group(key, bytes),
             _ => self.publish(key, bytes),
         }
     }
@@ -117,6 +129,22 @@ impl Records for LocalRecords {
         }
         self.put(key, bytes).map_err(|error| match self.stamp(key) {
             Ok(stamp) if stamp == from => SwapError::Unchanged(error),
+            // The rename was done, but the directory was not synced.
+            _ => SwapError::Unknown(error),
+        })
+    }
+
+    fn replace(&self, key: &Key, from: &[u8], bytes: &[u8]) -> Result<(), SwapError> {
+        let bytes_max = from.len() as u64;
+        match self.get(key, bytes_max) {
+            Ok(stored) if stored == from => {}
+            Err(error) if error.kind() != io::ErrorKind::FileTooLarge => {
+                return Err(SwapError::Unchanged(error));
+            }
+            _ => return Err(SwapError::Changed),
+        }
+        self.put(key, bytes).map_err(|error| match self.get(key, bytes_max) {
+            Ok(stored) if stored == from => SwapError::Unchanged(error),
             // The rename was done, but the directory was not synced.
             _ => SwapError::Unknown(error),
         })

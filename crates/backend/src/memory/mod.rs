@@ -149,6 +149,17 @@ impl Records for Memory {
         Ok(())
     }
 
+    fn replace(&self, key: &Key, from: &[u8], bytes: &[u8]) -> Result<(), SwapError> {
+        let mut state = self.state();
+        let stored = state.records.get_mut(key);
+        let stored = stored.ok_or_else(|| SwapError::Unchanged(io::ErrorKind::NotFound.into()))?;
+        if stored != from {
+            return Err(SwapError::Changed);
+        }
+        *stored = bytes.to_vec();
+        Ok(())
+    }
+
     fn rename(&self, from: &Key, to: &Key) -> io::Result<()> {
         let mut state = self.state();
         let bytes = state.records.get(&stored(from)).ok_or(io::ErrorKind::NotFound)?.clone();
@@ -168,6 +179,7 @@ impl Records for Memory {
         if let Key::Head(image) = key {
             state.records.remove(&Key::NameHint(*image));
             state.records.remove(&Key::TrashNote(*image));
+            state.records.remove(&Key::GroupNote(*image));
         }
         state.records.remove(&stored(key)).ok_or(io::ErrorKind::NotFound)?;
         Ok(())
@@ -182,7 +194,8 @@ impl Records for Memory {
             (Prefix::Namespaces, Key::Namespace(_))
             | (Prefix::Heads, Key::Head(_))
             | (Prefix::Children, Key::Child(_))
-            | (Prefix::Heirs, Key::Heir(_)) => true,
+            | (Prefix::Heirs, Key::Heir(_))
+            | (Prefix::Groups, Key::Group(_)) => true,
             (Prefix::Names(wanted), Key::Name { namespace, .. }) => wanted == namespace,
             _ => false,
         };

@@ -39,6 +39,7 @@ pub(super) const POOL: &str = "pool";
 const IMAGES: &str = "images/";
 const CHILDREN: &str = "children/";
 const HEIRS: &str = "heirs/";
+const GROUPS: &str = "groups/";
 const HEAD: &str = "head";
 
 /// Heads whose version is remembered, so that they are replaced without being read again.
@@ -261,6 +262,8 @@ fn kept(key: &Key) -> Kept<'_> {
         Key::Head(image) => Kept::Object(format!("{IMAGES}{image}/{HEAD}")),
         Key::NameHint(image) => Kept::Object(format!("{IMAGES}{image}/name")),
         Key::TrashNote(image) => Kept::Object(format!("{IMAGES}{image}/trash")),
+        Key::GroupNote(image) => Kept::Object(format!("{IMAGES}{image}/group")),
+        Key::Group(number) => Kept::Object(format!("{GROUPS}{number:016x}")),
         Key::Child(child) | Key::Marker(child) => Kept::Object(format!("{CHILDREN}{child}")),
         Key::Heir(heir) => Kept::Object(format!("{HEIRS}{heir}")),
     }
@@ -340,6 +343,24 @@ impl Records for ObjectRecords {
         }
     }
 
+    fn replace(&self, key: &Key, from: &[u8], bytes: &[u8]) -> Result<(), SwapError> {
+        let Kept::Object(object) = kept(key) else {
+            return Err(SwapError::Unchanged(io::ErrorKind::Unsupported.into()));
+        };
+        let stored = self.objects.get(&object).map_err(SwapError::Unchanged)?;
+        let stored = stored.filter(|stored| stored.body().is_some());
+        let stored = stored.ok_or_else(|| SwapError::Unchanged(io::ErrorKind::NotFound.into()))?;
+        if stored.body() != Some(from) {
+            return Err(SwapError::Changed);
+        }
+        match self.objects.replace(&object, &stored, bytes) {
+            Ok(_) => Ok(()),
+            Err(PutError::Lost) => Err(SwapError::Changed),
+            Err(PutError::Failed(error)) => Err(SwapError::Unchanged(error)),
+            Err(PutError::Unknown(error)) => Err(SwapError::Unknown(error)),
+        }
+    }
+
     fn rename(&self, from: &Key, to: &Key) -> io::Result<()> {
         match (kept(from), kept(to)) {
             (Kept::Name(namespace, from), Kept::Name(same, to)) if namespace == same => {
@@ -355,13 +376,15 @@ impl Records for ObjectRecords {
                 self.known().forget(*image);
                 let buried = self.bury(&object);
                 // Also where the head is gone already: the process that removed it may have been killed.
-                for beside in [Key::NameHint(*image), Key::TrashNote(*image)] {
+                let image = *image;
+                for beside in [Key::NameHint, Key::TrashNote, Key::GroupNote].map(|key| key(image))
+                {
                     if let Kept::Object(object) = kept(&beside) {
                         let _ = self.objects.remove(&object);
                     }
                 }
                 if let Some(host) = &self.host {
-                    host.forget_image(*image);
+                    host.forget_image(image);
                 }
                 buried
             }
@@ -401,6 +424,10 @@ impl Records for ObjectRecords {
             Prefix::Heirs => {
                 let parse = |name: &str| HeirKey::parse(name).map(Key::Heir);
                 return self.list_named(HEIRS, parse, each);
+            }
+            Prefix::Groups => {
+                let parse = |name: &str| parse_number(name).map(Key::Group);
+                return self.list_named(GROUPS, parse, each);
             }
             Prefix::Namespaces => {
                 self.names.namespaces()?.into_iter().map(Key::Namespace).collect()

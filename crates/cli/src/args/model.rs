@@ -132,6 +132,8 @@ fn add(
 fn family(word: &str) -> &'static str {
     match word {
         "snap" => "Snapshots.",
+        "group" => "Groups of images.",
+        "trash" => "Images in the trash.",
         "pool" => "Pools.",
         "namespace" => "Namespaces.",
         "device" => "Block devices.",

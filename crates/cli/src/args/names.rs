@@ -17,6 +17,14 @@ pub enum Role {
     Source,
     /// `--dest-pool`, `--dest-namespace`, `--dest`, `--dest-snap`.
     Dest,
+    /// `--pool`, `--namespace`, `--group`, `--snap`: a group, or a snapshot of it.
+    Group,
+    /// `--dest-pool`, `--dest-namespace`, `--dest-group`.
+    DestGroup,
+    /// `--group-pool`, `--group-namespace`, `--group`: the group of a member.
+    GroupOfMember,
+    /// `--image-pool`, `--image-namespace`, `--image`: the member.
+    Member,
 }
 
 impl Role {
@@ -25,13 +33,24 @@ impl Role {
         match self {
             Self::Source => ["pool", "namespace", "image", "snap"],
             Self::Dest => ["dest-pool", "dest-namespace", "dest", "dest-snap"],
+            Self::Group => ["pool", "namespace", "group", "snap"],
+            Self::DestGroup => ["dest-pool", "dest-namespace", "dest-group", ""],
+            Self::GroupOfMember => ["group-pool", "group-namespace", "group", ""],
+            Self::Member => ["image-pool", "image-namespace", "image", ""],
+        }
+    }
+
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Source | Self::Dest | Self::Member => "image",
+            Self::Group | Self::DestGroup | Self::GroupOfMember => "group",
         }
     }
 
     fn adjective(self) -> &'static str {
         match self {
-            Self::Source => "",
-            Self::Dest => "destination ",
+            Self::Source | Self::Group | Self::GroupOfMember | Self::Member => "",
+            Self::Dest | Self::DestGroup => "destination ",
         }
     }
 }
@@ -144,8 +163,8 @@ impl Target {
 pub fn target(args: &Args, cursor: &mut usize, wanted: Wanted) -> Outcome<Target> {
     let target = gather(args, cursor, wanted)?;
     if wanted.image_required && target.image.is_empty() {
-        let adjective = wanted.role.adjective();
-        return Err(Failure::invalid(format!("{adjective}image name was not specified")));
+        let (adjective, noun) = (wanted.role.adjective(), wanted.role.noun());
+        return Err(Failure::invalid(format!("{adjective}{noun} name was not specified")));
     }
     check_snapshot(&target, wanted)?;
     Ok(target)
@@ -173,7 +192,11 @@ fn gather(args: &Args, cursor: &mut usize, wanted: Wanted) -> Outcome<Target> {
 }
 
 fn check_snapshot(target: &Target, wanted: Wanted) -> Outcome {
-    let adjective = wanted.role.adjective();
+    // `rbd` does not say of which of two groups a snapshot was named.
+    let adjective = match wanted.role {
+        Role::DestGroup => "",
+        role => role.adjective(),
+    };
     let snap = &target.snap;
     match wanted.snap {
         SnapRule::None if !snap.is_empty() => Err(Failure::invalid(format!(

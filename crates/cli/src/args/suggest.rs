@@ -10,7 +10,6 @@ const MISSING: &[&str] = &[
     "encryption format",
     "export-diff",
     "feature",
-    "group",
     "image-meta",
     "import-diff",
     "journal",

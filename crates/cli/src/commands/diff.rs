@@ -40,7 +40,7 @@ fn diff(session: &Session, args: &Args) -> Outcome {
     };
     let from_snap = args.text("from-snap");
     if let Some(name) = from_snap {
-        let from = info.snapshots.iter().find(|s| s.name == name && !s.trashed);
+        let from = info.snapshots.iter().find(|s| s.name == name && s.is_of_users());
         let from = from.ok_or_else(|| {
             Failure::errno(ERROR, ENOENT).because(format!("there is no snapshot '{name}'"))
         })?;

@@ -1,12 +1,12 @@
 //! `create`, `resize`, `rename`, `remove`.
 
 use marcot::ErrorKind;
-use marcot_client::Image;
+use marcot_client::{Image, ImageName};
 
 use super::{DEST_IMAGE_SPEC, IMAGE_SPEC};
 use crate::args::names::{self, Role, SnapRule, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::errno::{EBUSY, ENOTEMPTY};
+use crate::errno::{self, EBUSY, ENOTEMPTY};
 use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::session::{self, Session};
@@ -182,6 +182,15 @@ pub fn removal_failure(
                 has_snapshots(program)
             };
             Failure::new(ENOTEMPTY, message)
+        }
+        ErrorKind::InGroup => {
+            let group = image.group().ok().flatten();
+            let place = group.map_or_else(String::new, |group| {
+                let name = ImageName::new(group.name).in_namespace(group.namespace);
+                format!(" {}/{name}", group.pool)
+            });
+            Failure::new(errno::of(error), format!("error: image belongs to a group{place}"))
+                .then_bare("Remove the image from the group and try again.")
         }
         ErrorKind::Owned | ErrorKind::Busy => {
             Failure::new(EBUSY, "error: image still has watchers")

@@ -1,6 +1,7 @@
 //! `info`: the records of an image or snapshot.
 
-use marcot::{ImageInfo, ParentInfo, SnapInfo};
+use marcot::{GroupInfo, ImageInfo, ParentInfo, SnapInfo};
+use marcot_client::spec;
 
 use super::IMAGE_OR_SNAP_SPEC;
 use super::list::show_parent;
@@ -34,16 +35,17 @@ fn info(session: &Session, args: &Args) -> Outcome {
     let image = session::info(&found)?;
     // If this cannot be read now, it is left out. The rest is shown all the same.
     let is_parent = found.has_unprotected_child().unwrap_or_default();
+    let group = found.group().ok().flatten();
     let snap = match target.snap.as_str() {
         "" => None,
         name => Some(named_snapshot(&image, name)?),
     };
-    let view = View::new(&image, snap.as_ref(), is_parent);
+    let view = View::new(&image, snap.as_ref(), is_parent, group.as_ref());
     format.print(|| view.plain(), || ("image", view.node()))
 }
 
 fn named_snapshot(image: &ImageInfo, name: &str) -> Outcome<SnapInfo> {
-    let found = image.snapshots.iter().find(|s| s.name == name && !s.trashed);
+    let found = image.snapshots.iter().find(|s| s.name == name && s.is_of_users());
     found.cloned().ok_or_else(|| {
         no_such_snapshot().because(format!("image '{}' has no snapshot '{name}'", image.name))
     })
@@ -57,21 +59,29 @@ struct View<'a> {
     parent: Option<&'a ParentInfo>,
     features: Vec<String>,
     op_features: Vec<&'static str>,
+    /// `pool/[namespace/]group`.
+    group: Option<String>,
 }
 
 impl<'a> View<'a> {
-    fn new(image: &'a ImageInfo, snap: Option<&'a SnapInfo>, is_parent: bool) -> Self {
+    fn new(
+        image: &'a ImageInfo,
+        snap: Option<&'a SnapInfo>,
+        is_parent: bool,
+        group: Option<&GroupInfo>,
+    ) -> Self {
         let parent = match snap {
             Some(snap) => snap.parent.as_ref(),
             None => image.parent.as_ref(),
         };
-        let op_features = op_features(image, is_parent);
+        let op_features = op_features(image, is_parent, group.is_some());
+        let group = group.map(|group| spec::show(&group.pool, &group.namespace, &group.name, ""));
         let mut features = feature_names(&image.features);
         if !op_features.is_empty() {
             features.push("operations".to_string());
         }
         let size_bytes = snap.map_or(image.size_bytes, |s| s.size_bytes);
-        Self { image, snap, size_bytes, parent, features, op_features }
+        Self { image, snap, size_bytes, parent, features, op_features, group }
     }
 
     fn object_bytes(&self) -> u64 {
@@ -98,10 +108,13 @@ impl<'a> View<'a> {
             format!("features: {}", self.features.join(", ")),
             format!("op_features: {}", self.op_features.join(", ")),
             "flags: ".to_string(),
+        ];
+        lines.extend(self.group.iter().map(|group| format!("group: {group}")));
+        lines.extend([
             format!("create_timestamp: {}", time::ctime(image.created_s)),
             format!("access_timestamp: {}", time::ctime(image.modified_s)),
             format!("modify_timestamp: {}", time::ctime(image.modified_s)),
-        ];
+        ]);
         if let Some(snap) = self.snap {
             lines.push(format!("protected: {}", if snap.protected { "True" } else { "False" }));
         }
@@ -132,10 +145,16 @@ impl<'a> View<'a> {
             ("features", texts("feature", &mut self.features.iter().map(String::as_str))),
             ("op_features", texts("op_feature", &mut self.op_features.iter().copied())),
             ("flags", Node::array("flag", [])),
+        ];
+        if let Some(group) = &self.group {
+            members.push(("group", group.as_str().into()));
+        }
+        let times: [(&'static str, Node); 3] = [
             ("create_timestamp", time::ctime(image.created_s).into()),
             ("access_timestamp", time::ctime(image.modified_s).into()),
             ("modify_timestamp", time::ctime(image.modified_s).into()),
         ];
+        members.extend(times);
         if let Some(snap) = self.snap {
             members.push(("protected", Node::quoted_bool(snap.protected)));
         }
@@ -178,7 +197,7 @@ fn feature_names(features: &str) -> Vec<String> {
 }
 
 /// The operation features that clones of format 2 set on parent and child; `is_parent` if the image has some.
-fn op_features(image: &ImageInfo, is_parent: bool) -> Vec<&'static str> {
+fn op_features(image: &ImageInfo, is_parent: bool, in_group: bool) -> Vec<&'static str> {
     let mut names = Vec::new();
     let trash = image.snapshots.iter().any(|s| s.trashed);
     if trash || is_parent {
@@ -186,6 +205,9 @@ fn op_features(image: &ImageInfo, is_parent: bool) -> Vec<&'static str> {
     }
     if image.parent.as_ref().is_some_and(|p| p.clone_format == 2) {
         names.push("clone-child");
+    }
+    if in_group {
+        names.push("group");
     }
     if trash {
         names.push("snap-trash");

@@ -144,7 +144,7 @@ fn chosen_snapshot(args: &Args, target: &Target, image: &Image) -> Outcome<Optio
     if target.snap.is_empty() {
         return Ok(None);
     }
-    let found = snapshots.iter().find(|s| s.name == target.snap && !s.trashed);
+    let found = snapshots.iter().find(|s| s.name == target.snap && s.is_of_users());
     found.map(|s| Some(s.id)).ok_or_else(missing)
 }
 

@@ -86,7 +86,7 @@ fn rows(pool: &Pool, images: Vec<(String, ImageId)>) -> (Vec<Row>, Unread) {
                 continue;
             }
         };
-        let shown = |snap: &Option<usize>| snap.is_none_or(|n| !image.snapshots[n].trashed);
+        let shown = |snap: &Option<usize>| snap.is_none_or(|n| image.snapshots[n].is_of_users());
         let snaps = [None].into_iter().chain((0..image.snapshots.len()).map(Some)).filter(shown);
         rows.extend(snaps.map(|snap| Row { image: Rc::clone(&image), snap }));
     }

@@ -6,6 +6,7 @@ mod copy;
 mod device;
 mod diff;
 mod export;
+mod group;
 mod image;
 mod import;
 mod info;
@@ -30,6 +31,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     device::COMMANDS,
     diff::COMMANDS,
     export::COMMANDS,
+    group::COMMANDS,
     image::COMMANDS,
     import::COMMANDS,
     info::COMMANDS,

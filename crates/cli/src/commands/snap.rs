@@ -1,6 +1,6 @@
 //! `snap create`, `list`, `remove`, `purge`, `rename`, `rollback`, `protect`, `unprotect`.
 
-use marcot::{ErrorKind, SnapId, SnapInfo};
+use marcot::{ErrorKind, GroupSnapshotId, SnapId, SnapInfo};
 use marcot_client::Image;
 use marcot_client::Quiesce;
 use marcot_client::spec::Pattern;
@@ -102,10 +102,60 @@ fn list(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let image = find_image(session, args, SnapRule::None)?.1;
     let all = args.flag("all");
-    let mut snaps = session::info(&image)?.snapshots;
-    snaps.retain(|snap| all || !snap.trashed);
-    let node = || Node::array("snapshot", snaps.iter().map(|snap| snap_node(snap, all)));
-    format.print(|| snap_table(&snaps, all), || ("snapshots", node()))
+    let info = session::info(&image)?;
+    let mut listed = Vec::new();
+    for snap in info.snapshots.into_iter().filter(|snap| all || snap.is_of_users()) {
+        let place = match snap.group {
+            Some(id) => Place::Group(group_names(&image, id)),
+            None if snap.trashed => Place::Trash(snap.original_name.clone()),
+            None => Place::User,
+        };
+        listed.push((snap, place));
+    }
+    let node = || Node::array("snapshot", listed.iter().map(|row| snap_node(row, all)));
+    format.print(|| snap_table(&listed, all), || ("snapshots", node()))
+}
+
+/// Where a snapshot belongs.
+enum Place {
+    /// To the user.
+    User,
+    /// It was removed, and had this name.
+    Trash(String),
+    /// To a group's snapshot: pool, group and snapshot by name.
+    Group((String, String, String)),
+}
+
+impl Place {
+    fn cell(&self) -> String {
+        match self {
+            Self::User => "user".to_string(),
+            Self::Trash(name) => format!("trash ({name})"),
+            Self::Group((pool, group, snap)) => format!("group ({pool}/{group}@{snap})"),
+        }
+    }
+
+    fn members(&self) -> Vec<(&'static str, Node)> {
+        let text = |text: &String| Node::from(text.as_str());
+        match self {
+            Self::User => vec![("type", "user".into())],
+            Self::Trash(name) => vec![("type", "trash".into()), ("original_name", text(name))],
+            Self::Group((pool, group, snap)) => vec![
+                ("type", "group".into()),
+                ("pool", text(pool)),
+                ("group", text(group)),
+                ("group snap", text(snap)),
+            ],
+        }
+    }
+}
+
+/// The names of a group's snapshot; its numbers where it cannot be found.
+fn group_names(image: &Image, id: GroupSnapshotId) -> (String, String, String) {
+    let found = image.pool().group_snapshot_names(id);
+    found.ok().flatten().unwrap_or_else(|| {
+        (id.pool.to_string(), format!("{:016x}", id.group), format!("{:016x}", id.snapshot))
+    })
 }
 
 /// The image that is named by `--image-id` or by a spec.
@@ -118,7 +168,7 @@ fn find_image(session: &Session, args: &Args, snap: SnapRule) -> Outcome<(Target
     Ok((target, found))
 }
 
-fn snap_table(snaps: &[SnapInfo], all: bool) -> String {
+fn snap_table(snaps: &[(SnapInfo, Place)], all: bool) -> String {
     let mut table = Table::new()
         .column("SNAPID", Align::Right)
         .column("NAME", Align::Left)
@@ -128,7 +178,7 @@ fn snap_table(snaps: &[SnapInfo], all: bool) -> String {
     if all {
         table = table.column("NAMESPACE", Align::Left);
     }
-    for snap in snaps {
+    for (snap, place) in snaps {
         let mut cells = vec![
             snap.id.to_string(),
             snap.name.clone(),
@@ -137,15 +187,14 @@ fn snap_table(snaps: &[SnapInfo], all: bool) -> String {
             time::ctime(snap.created_s),
         ];
         if all {
-            let name = &snap.original_name;
-            cells.push(if snap.trashed { format!("trash ({name})") } else { "user".into() });
+            cells.push(place.cell());
         }
         table.row(cells);
     }
     table.render()
 }
 
-fn snap_node(snap: &SnapInfo, all: bool) -> Node {
+fn snap_node((snap, place): &(SnapInfo, Place), all: bool) -> Node {
     let mut members: Vec<(&'static str, Node)> = vec![
         ("id", snap.id.0.into()),
         ("name", snap.name.as_str().into()),
@@ -154,12 +203,7 @@ fn snap_node(snap: &SnapInfo, all: bool) -> Node {
         ("timestamp", time::ctime(snap.created_s).into()),
     ];
     if all {
-        let mut namespace: Vec<(&'static str, Node)> =
-            vec![("type", if snap.trashed { "trash" } else { "user" }.into())];
-        if snap.trashed {
-            namespace.push(("original_name", snap.original_name.as_str().into()));
-        }
-        members.push(("namespace", Node::Object(namespace)));
+        members.push(("namespace", Node::Object(place.members())));
     }
     Node::Object(members)
 }
@@ -173,10 +217,16 @@ fn remove(session: &Session, args: &Args) -> Outcome {
         return Err(both_name_and_id());
     }
     let name = match snap_id {
+        // A part of a group's snapshot is known by its number only.
+        None if is_of_group(&image, &target.snap) => return no_snapshot_to_remove(session),
         None => target.snap,
         Some(id) => name_of_id(&image, id).ok_or_else(|| Failure::errno(ERROR, ENOENT))?,
     };
     let force = args.flag("force");
+    if snap_id.is_some() && (force || args.flag("no-progress")) {
+        let message = "force and no-progress options not permitted when removing by id.";
+        return Err(Failure::invalid(message));
+    }
     let mut progress = session.steps("Removing snap");
     let mut report = |done, total| progress.update_before_end(done, total);
     let removed = image.snapshot(&name).remove(force, &mut report);
@@ -186,6 +236,18 @@ fn remove(session: &Session, args: &Args) -> Outcome {
         }
         _ => Failure::engine(ERROR, &error),
     }))
+}
+
+/// True for a name that only a part of a group's snapshot has.
+fn is_of_group(image: &Image, name: &str) -> bool {
+    let snapshots = image.info().map(|info| info.snapshots).unwrap_or_default();
+    let mut named = snapshots.iter().filter(|snap| snap.name == name).peekable();
+    named.peek().is_some() && named.all(|snap| snap.group.is_some())
+}
+
+fn no_snapshot_to_remove(session: &Session) -> Outcome {
+    session.steps("Removing snap").fail();
+    Err(Failure::errno("failed to remove snapshot", ENOENT))
 }
 
 fn both_name_and_id() -> Failure {
@@ -200,7 +262,7 @@ fn name_of_id(image: &Image, id: u64) -> Option<String> {
 
 fn purge(session: &Session, args: &Args) -> Outcome {
     let (_, image) = find_image(session, args, SnapRule::None)?;
-    if session::info(&image)?.snapshots.iter().all(|snap| snap.trashed) {
+    if !session::info(&image)?.snapshots.iter().any(SnapInfo::is_of_users) {
         return Ok(());
     }
     let mut progress = session.parts("Removing all snapshots");

@@ -239,6 +239,9 @@ fn remove(session: &Session, args: &Args) -> Outcome {
             ErrorKind::HasSnapshots => {
                 Failure::new(ENOTEMPTY, has_snapshots(session.program)).because(error.sentence())
             }
+            ErrorKind::InGroup => Failure::bare(errno::of(&error), "")
+                .then_bare("Remove the image from the group and try again.")
+                .because(error.sentence()),
             _ => removal_failure(session, &image, &error, ERROR),
         })?;
         progress.catch_up(1, parts);

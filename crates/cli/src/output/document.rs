@@ -73,6 +73,8 @@ impl Node {
     }
 
     fn write_xml(&self, text: &mut String, name: &str, level: Option<usize>) {
+        // A name with a blank, which JSON has too.
+        let name = &*name.replace(' ', "_");
         let indent = " ".repeat(level.unwrap_or(0));
         let newline = if level.is_some() { "\n" } else { "" };
         let leaf = match self {

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use marcot_format::record::{HeadRecord, ParentRecord, Protection};
 use marcot_format::{ImageId, PoolId, SnapId};
 
+use super::groups::GroupSnapshotId;
 use super::image_name::Namespace;
 use super::pool::Pool;
 use super::store::Store;
@@ -59,8 +60,18 @@ pub struct SnapInfo {
     pub protected: bool,
     /// Removed, but kept for its children.
     pub trashed: bool,
+    /// The snapshot of a group that it is a part of.
+    pub group: Option<GroupSnapshotId>,
     /// The parent of the image when it was taken.
     pub parent: Option<ParentInfo>,
+}
+
+impl SnapInfo {
+    /// True for a snapshot that users know by its name: neither removed nor part of a group's.
+    #[must_use]
+    pub fn is_of_users(&self) -> bool {
+        !self.trashed && self.group.is_none()
+    }
 }
 
 /// An image.
@@ -194,6 +205,7 @@ impl InfoReader {
                 created_s: s.created_s,
                 protected: s.protection() != Protection::Unprotected,
                 trashed: s.trashed,
+                group: s.group.as_ref().map(GroupSnapshotId::of),
                 parent: s.parent.as_ref().map(|p| self.parent_info(p)),
                 name: s.name,
                 original_name: s.original_name,

@@ -39,7 +39,7 @@ impl Pool {
 
     /// The number of abandoned leftovers.
     pub(crate) fn count_abandoned(&self) -> Result<u64> {
-        let mut places: Vec<Beside> = vec![Beside::Pool, Beside::Children];
+        let mut places: Vec<Beside> = vec![Beside::Pool, Beside::Children, Beside::Groups];
         places.extend(self.all_namespaces().into_iter().map(Beside::Names));
         places.extend(self.image_ids()?.into_iter().map(Beside::Head));
         let now_s = self.now_s();
@@ -54,6 +54,7 @@ impl Pool {
         // The pool's own record, names, and records of this pool's children are written under this
         // lock.
         let mut removed = self.sweep(&self.leftovers(&Beside::Pool));
+        removed += self.sweep(&self.leftovers(&Beside::Groups));
         for namespace in self.all_namespaces() {
             removed += self.sweep_names(&namespace);
         }

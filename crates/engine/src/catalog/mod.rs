@@ -14,6 +14,7 @@ mod bucket;
 pub(crate) mod child_names;
 pub(crate) mod children;
 pub(crate) mod create;
+pub(crate) mod groups;
 pub(crate) mod heirs;
 mod identity;
 pub(crate) mod image_name;
@@ -34,6 +35,7 @@ pub(crate) mod trash_name;
 
 pub use children::ChildInfo;
 pub use create::{CreateOptions, ORDER_DEFAULT};
+pub use groups::{GroupInfo, GroupSnapshotId, GroupSnapshotInfo, MemberId};
 pub(crate) use identity::Identity;
 pub use image_name::{ImageName, Namespace};
 pub use info::{ImageInfo, ImageSums, InfoReader, ParentInfo, PoolStats, SnapInfo};

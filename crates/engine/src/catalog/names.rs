@@ -91,6 +91,11 @@ pub(crate) fn check_image_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Fails where a group, or a snapshot of one, cannot have this name.
+pub(crate) fn check_group_name(name: &str) -> Result<()> {
+    check("group", name)
+}
+
 /// Fails where a snapshot cannot have this name.
 pub(crate) fn check_snapshot_name(name: &str) -> Result<()> {
     check("snapshot", name)

@@ -343,7 +343,7 @@ impl Pool {
         Error::new(ErrorKind::NotFound, message)
     }
 
-    fn namespace_missing(&self, namespace: &str) -> Error {
+    pub(crate) fn namespace_missing(&self, namespace: &str) -> Error {
         let message = format!("namespace '{namespace}' does not exist in pool '{}'", self.name());
         Error::new(ErrorKind::NotFound, message)
     }
@@ -407,6 +407,8 @@ impl Pool {
         if !self.image_names_in(namespace)?.is_empty() {
             return fail(ErrorKind::NotEmpty, format!("namespace '{namespace}' contains images"));
         }
+        // Its groups have no members any more, and go with it, as with RBD.
+        self.remove_groups(namespace)?;
         self.sweep_names(namespace);
         let context = || format!("cannot remove namespace '{namespace}'");
         let mut other = None;

@@ -7,6 +7,7 @@ use marcot_format::record::MetaRecord;
 
 use super::Image;
 use super::results::{DiffExtent, FlattenPart, UsageRow};
+use crate::catalog::GroupSnapshotId;
 use crate::device::Extent;
 use crate::error::{ErrorKind, Result, fail};
 
@@ -44,6 +45,30 @@ impl Image {
     /// `Fenced`, `Io`.
     pub fn snapshot(&mut self, name: &str) -> Result<SnapId> {
         self.managed(|image| image.snap_create(name).map(SnapId))
+    }
+
+    /// Takes the image's part of a group's snapshot, unless it has it already. It is durable when this returns.
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`].
+    pub fn snapshot_for_group(&mut self, id: GroupSnapshotId) -> Result<SnapId> {
+        self.managed(|image| image.snap_create_for_group(id).map(SnapId))
+    }
+
+    /// Removes the image's part of a group's snapshot, if it has one.
+    ///
+    /// # Errors
+    /// `Busy` where somebody reads it; `ReadOnly`; `Poisoned`, `Fenced`, `Io`.
+    pub fn remove_snapshot_for_group(&mut self, id: GroupSnapshotId) -> Result<()> {
+        self.managed(|image| image.snap_remove_for_group(id))
+    }
+
+    /// As [`Self::roll_back`], to the image's part of a group's snapshot.
+    ///
+    /// # Errors
+    /// As [`Self::roll_back`].
+    pub fn roll_back_for_group(&mut self, id: GroupSnapshotId) -> Result<()> {
+        self.managed(|image| image.snap_rollback_for_group(id))
     }
 
     /// Removes a snapshot and gives the space back that only it used. Where children of clone format 2
@@ -224,6 +249,9 @@ mod tests {
 
     type Call = fn(&mut Image) -> Result<()>;
 
+    const GROUP: GroupSnapshotId =
+        GroupSnapshotId { pool: crate::PoolId(1), group: 2, snapshot: 3 };
+
     /// Every management call, in an order in which all can be carried out.
     const CALLS: &[(&str, Call)] = &[
         ("snapshot", |image| image.snapshot("s").map(drop)),
@@ -235,6 +263,9 @@ mod tests {
         ("usage", |image| image.usage().map(drop)),
         ("extents", |image| image.extents(0, 4096, 1).map(drop)),
         ("roll_back", |image| image.roll_back("t")),
+        ("snapshot_for_group", |image| image.snapshot_for_group(GROUP).map(drop)),
+        ("roll_back_for_group", |image| image.roll_back_for_group(GROUP)),
+        ("remove_snapshot_for_group", |image| image.remove_snapshot_for_group(GROUP)),
         ("remove_snapshot", |image| image.remove_snapshot("t", false)),
         ("resize", |image| image.resize(1 << 20, true)),
         ("set_metadata", |image| image.set_metadata("key", "value")),

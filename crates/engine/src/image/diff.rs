@@ -85,7 +85,7 @@ impl Image {
         let parent = self.head.snapshots.first().map_or(&self.head.parent, |s| &s.parent);
         let mut before = self.parent_root(parent.as_ref());
         let mut states: Vec<(Option<String>, u64, OwnedRoot)> = Vec::new();
-        for snapshot in self.head.snapshots.iter().filter(|s| !s.trashed) {
+        for snapshot in self.head.snapshots.iter().filter(|s| s.is_of_users()) {
             let root = snapshot.root.clone().unwrap_or_else(empty_root);
             let root = OwnedRoot { of: self.root_of(Some(snapshot.id)), root };
             states.push((Some(snapshot.name.clone()), snapshot.id, root));

@@ -65,7 +65,7 @@ impl Pool {
     pub fn open_snapshot(&self, image: ImageId, snap: &str) -> Result<Image> {
         self.add_pools();
         let head = self.read_head(image)?;
-        let found = head.snapshots.iter().find(|s| s.name == snap);
+        let found = head.snapshots.iter().find(|s| s.name == snap && s.group.is_none());
         let Some(snapshot) = found else {
             return Err(no_snapshot(&self.image_label(&head), snap));
         };

@@ -1,12 +1,13 @@
 //! Snapshots of an open image.
 
 use marcot_format::SnapId;
-use marcot_format::record::{HeadRecord, Protection, SegmentMarks, SnapshotRecord};
+use marcot_format::record::{HeadRecord, PartOfRecord, Protection, SegmentMarks, SnapshotRecord};
 use marcot_store::Random;
 
 use super::flatten::same;
 use super::state::State;
 use super::{Image, empty_root, no_snapshot};
+use crate::catalog::GroupSnapshotId;
 use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named};
 use crate::catalog::names::check_snapshot_name;
 use crate::error::{ErrorKind, Result, fail};
@@ -28,8 +29,14 @@ fn share(head: &mut HeadRecord, snap: u64) {
 
 impl Image {
     pub(super) fn snap_record(&self, name: &str) -> Result<&SnapshotRecord> {
-        let found = self.head.snapshots.iter().find(|s| s.name == name && !s.trashed);
+        let found = self.head.snapshots.iter().find(|s| s.name == name && s.is_of_users());
         found.ok_or_else(|| no_snapshot(&self.identity.label, name))
+    }
+
+    /// The image's part of a group's snapshot.
+    fn part_of(&self, id: GroupSnapshotId) -> Option<&SnapshotRecord> {
+        let same = |s: &&SnapshotRecord| s.group.as_ref().map(GroupSnapshotId::of) == Some(id);
+        self.head.snapshots.iter().find(same)
     }
 
     fn update_snapshot(&mut self, id: u64, change: impl Fn(&mut SnapshotRecord)) -> Result<()> {
@@ -50,6 +57,19 @@ impl Image {
                 format!("{} already has a snapshot '{name}'", self.identity.label),
             );
         }
+        self.take_snapshot(name.to_owned(), None)
+    }
+
+    /// Takes the image's part of a group's snapshot, of everything acknowledged; durable when it returns.
+    pub(super) fn snap_create_for_group(&mut self, id: GroupSnapshotId) -> Result<u64> {
+        self.check_owner()?;
+        match self.part_of(id) {
+            Some(part) => Ok(part.id),
+            None => self.take_snapshot(id.part_name(), Some(id.in_records())),
+        }
+    }
+
+    fn take_snapshot(&mut self, name: String, group: Option<PartOfRecord>) -> Result<u64> {
         if self.head.snapshots.len() >= SNAPSHOTS_MAX {
             return fail(
                 ErrorKind::TooMany,
@@ -64,7 +84,6 @@ impl Image {
         self.close_target();
         let id = self.head.snap_next.max(1);
         let created_s = self.identity.pool.files().world().clock.now_s();
-        let name = name.to_owned();
         let take = move |head: &mut HeadRecord| {
             head.snap_next = id + 1;
             head.snapshots.push(SnapshotRecord {
@@ -78,6 +97,7 @@ impl Image {
                 parent: head.parent.clone(),
                 removing: false,
                 original_name: String::new(),
+                group,
             });
         };
         let stored = fault::is(Fault::SnapshotWithoutCheckpoint);
@@ -152,9 +172,25 @@ impl Image {
         self.publish(|head| share(head, id))
     }
 
-    /// Removes a snapshot, or moves it to the trash while children of format 2 need it.
+    /// Removes the image's part of a group's snapshot, if it has one.
+    pub(super) fn snap_remove_for_group(&mut self, id: GroupSnapshotId) -> Result<()> {
+        self.check_owner()?;
+        match self.part_of(id).map(|part| part.id) {
+            Some(part) => self.snap_remove_by_id(part),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a snapshot, or moves it to the trash while children of format 2 need it. One that is part of a
+    /// group's snapshot can be removed too, but has to be named exactly.
     pub(super) fn snap_remove(&mut self, name: &str, force: bool) -> Result<()> {
         self.check_owner()?;
+        let part = self.head.snapshots.iter().find(|s| s.name == name && s.group.is_some());
+        if let Some(part) = part.map(|part| part.id)
+            && self.snap_record(name).is_err()
+        {
+            return self.snap_remove_by_id(part);
+        }
         let snapshot = self.snap_record(name)?;
         if snapshot.protection() != Protection::Unprotected {
             if !force {
@@ -165,12 +201,15 @@ impl Image {
             }
             self.snap_unprotect(name)?;
         }
-        let id = self.snap_record(name)?.id;
+        self.snap_remove_by_id(self.snap_record(name)?.id)
+    }
+
+    fn snap_remove_by_id(&mut self, id: u64) -> Result<()> {
         let Some(pin) = self.identity.pool.lock_snapshot(self.identity.id, SnapId(id))? else {
-            return fail(
-                ErrorKind::Busy,
-                format!("snapshot '{name}' of {} is in use", self.identity.label),
-            );
+            let named = self.head.snapshots.iter().find(|s| s.id == id).map(|s| s.name.as_str());
+            let name = named.unwrap_or_default();
+            let message = format!("snapshot '{name}' of {} is in use", self.identity.label);
+            return fail(ErrorKind::Busy, message);
         };
         self.update_snapshot(id, |s| s.removing = true)?;
         match self.identity.pool.some_children(self.identity.id, Some(SnapId(id)), Formats::All, 1)
@@ -254,8 +293,20 @@ impl Image {
     /// Brings content and size of a snapshot back.
     pub(super) fn snap_rollback(&mut self, name: &str) -> Result<()> {
         self.check_owner()?;
-        self.settle()?;
         let snapshot = self.snap_record(name)?.clone();
+        self.roll_back_to_record(&snapshot)
+    }
+
+    /// As [`Self::snap_rollback`], for the image's part of a group's snapshot.
+    pub(super) fn snap_rollback_for_group(&mut self, id: GroupSnapshotId) -> Result<()> {
+        self.check_owner()?;
+        let missing = || no_snapshot(&self.identity.label, &id.part_name());
+        let snapshot = self.part_of(id).cloned().ok_or_else(missing)?;
+        self.roll_back_to_record(&snapshot)
+    }
+
+    fn roll_back_to_record(&mut self, snapshot: &SnapshotRecord) -> Result<()> {
+        self.settle()?;
         let root = snapshot.root.clone().unwrap_or_else(empty_root);
         let mut state = State::open(&self.root_of(Some(snapshot.id)), &root)?;
         // Changes that are only in memory must not come back: the next head starts a new log.

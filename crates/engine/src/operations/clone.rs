@@ -92,10 +92,9 @@ fn settled_head(parent: &Pool, image: ImageId, snap: &str) -> Result<HeadRecord>
     let mut waited = Duration::ZERO;
     loop {
         let head = parent.read_head(image)?;
-        let unsettled = head
-            .snapshots
-            .iter()
-            .any(|s| s.name == snap && !s.trashed && s.protection() == Protection::Unprotecting);
+        let unsettled = head.snapshots.iter().any(|s| {
+            s.name == snap && s.is_of_users() && s.protection() == Protection::Unprotecting
+        });
         if !unsettled || waited >= UNPROTECTING_WAIT {
             return Ok(head);
         }
@@ -115,7 +114,7 @@ fn snapshot_for_clone(
     format: u32,
 ) -> Result<SnapshotRecord> {
     let label = parent.image_label(head);
-    let found = head.snapshots.iter().find(|s| s.name == snap && !s.trashed && !s.removing);
+    let found = head.snapshots.iter().find(|s| s.name == snap && s.is_of_users() && !s.removing);
     let Some(snapshot) = found else { return Err(no_snapshot(&label, snap)) };
     let protected = snapshot.protection() == Protection::Protected;
     if !protected && (format == 1 || parent.read_only()) {

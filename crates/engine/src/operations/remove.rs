@@ -131,6 +131,7 @@ impl Store {
         {
             let _catalogue = pool.lock(LockMode::Exclusive)?;
             check_still_named(pool, image, (namespace, name))?;
+            pool.check_in_no_group(image, &label)?;
             let mut empty = first_head(image, namespace, name, pool.now_s());
             empty.removing = true;
             empty.parent = parents.first().cloned();
@@ -179,6 +180,7 @@ impl Store {
             if let Some(named) = named {
                 check_still_named(pool, image, named)?;
             }
+            pool.check_in_no_group(image, &label)?;
             pool.unlink_image(image, &head)?;
         }
         drop(lock);

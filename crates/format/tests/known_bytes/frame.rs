@@ -125,6 +125,8 @@ fn the_words_for_kinds_tell_them_apart() {
         "child record",
         "attached pool record",
         "trash record",
+        "group record",
+        "membership record",
     ];
     assert_eq!(words, expected);
 }

@@ -2,16 +2,17 @@
 
 use marcot_format::frame::{FrameKind, decode_message, encode, encode_message};
 use marcot_format::record::{
-    AttachedRecord, ChildRecord, HeadRecord, LogPiece, LogPosition, MetaRecord, NameRecord,
-    OwnerRecord, ParentRecord, PoolRecord, Protection, RootRecord, SegmentMarks, ShippedLog,
-    SnapshotRecord, StoreRecord, TablePointer, TrashRecord,
+    AttachedRecord, ChildRecord, GroupMemberRecord, GroupPartRecord, GroupRecord,
+    GroupSnapshotRecord, HeadRecord, LogPiece, LogPosition, MembershipRecord, MetaRecord,
+    NameRecord, OwnerRecord, ParentRecord, PartOfRecord, PoolRecord, Protection, RootRecord,
+    SegmentMarks, ShippedLog, SnapshotRecord, StoreRecord, TablePointer, TrashRecord,
 };
 use prost::Message;
 
 use crate::bytes::bytes;
 
 /// A record of each kind, with all fields.
-pub const RECORDS: [(FrameKind, &str); 7] = [
+pub const RECORDS: [(FrameKind, &str); 9] = [
     (FrameKind::Store, STORE),
     (FrameKind::Pool, POOL),
     (FrameKind::Head, HEAD),
@@ -19,6 +20,8 @@ pub const RECORDS: [(FrameKind, &str); 7] = [
     (FrameKind::Child, CHILD),
     (FrameKind::Attached, ATTACHED),
     (FrameKind::Trash, TRASH),
+    (FrameKind::Group, GROUP),
+    (FrameKind::Membership, MEMBERSHIP),
 ];
 
 const STORE: &str = "
@@ -88,6 +91,35 @@ const TRASH: &str = "
     12 04 64 69 73 6b                               | name
     18 80 e2 cf aa 06                               | deleted_s 1700000000
     20 ac e4 cf aa 06                               | protected_until_s 1700000300
+";
+const GROUP: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 15 00 00 00 00 00                         | version 1, kind 21: group; no incompatible features
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    54 00 00 00                                     | body: 84 bytes
+    6a ce c3 6f                                     | checksum
+    09 88 77 66 55 44 33 22 11                      | group_id
+    12 12 09 11 00 00 00 00 00 00 00 11 22 00 00 00 | member: pool_id, image_id
+    00 00 00 00                                     | ...
+    1a 2d                                           | a snapshot of 45 bytes
+    09 33 00 00 00 00 00 00 00                      | snapshot: id
+    12 03 6d 6f 6e                                  | name
+    18 80 e2 cf aa 06                               | created_s 1700000000
+    20 01                                           | complete
+    2a 15 09 11 00 00 00 00 00 00 00 11 22 00 00 00 | part: pool_id, image_id, snap_id 300
+    00 00 00 00 18 ac 02                            | ...
+    22 02 6e 73                                     | namespace
+    2a 02 64 62                                     | name
+";
+const MEMBERSHIP: &str = "
+    6d 61 72 63 6f 74 00 0a                         | magic
+    01 00 16 00 00 00 00 00                         | version 1, kind 22: membership; no incompatible features
+    00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
+    1b 00 00 00                                     | body: 27 bytes
+    65 ab 95 17                                     | checksum
+    09 88 77 66 55 44 33 22 11                      | image_id
+    11 11 00 00 00 00 00 00 00                      | pool_id
+    19 22 00 00 00 00 00 00 00                      | group_id
 ";
 const HEAD: &str = "
     6d 61 72 63 6f 74 00 0a                         | magic
@@ -298,6 +330,40 @@ fn a_trash_record_is_these_bytes() {
     is(FrameKind::Trash, TRASH, &record);
 }
 
+#[test]
+fn a_group_record_is_these_bytes() {
+    let record = GroupRecord {
+        group_id: 0x1122_3344_5566_7788,
+        members: vec![GroupMemberRecord { pool_id: 0x11, image_id: 0x22 }],
+        snapshots: vec![GroupSnapshotRecord {
+            id: 0x33,
+            name: "mon".into(),
+            created_s: 1_700_000_000,
+            complete: true,
+            parts: vec![GroupPartRecord { pool_id: 0x11, image_id: 0x22, snap_id: 300 }],
+        }],
+        namespace: "ns".into(),
+        name: "db".into(),
+    };
+    is(FrameKind::Group, GROUP, &record);
+}
+
+#[test]
+fn a_membership_record_is_these_bytes() {
+    let record =
+        MembershipRecord { image_id: 0x1122_3344_5566_7788, pool_id: 0x11, group_id: 0x22 };
+    is(FrameKind::Membership, MEMBERSHIP, &record);
+}
+
+#[test]
+fn a_part_of_a_groups_snapshot_says_of_which() {
+    let part = PartOfRecord { pool_id: 0x11, group_id: 0x22, snapshot_id: 0x33 };
+    let record = SnapshotRecord { group: Some(part), ..SnapshotRecord::default() };
+    let bytes = "92 03 1b  09 11 00 00 00 00 00 00 00  11 22 00 00 00 00 00 00 00
+                 19 33 00 00 00 00 00 00 00";
+    assert_eq!(prost::Message::encode_to_vec(&record), crate::bytes::bytes(bytes));
+}
+
 fn marks(data: u32, map: u32, table: u32) -> SegmentMarks {
     SegmentMarks { data, map, table }
 }
@@ -350,6 +416,7 @@ fn snapshots() -> Vec<SnapshotRecord> {
         parent: Some(parent(1)),
         removing: true,
         original_name: "orig".into(),
+        group: None,
     };
     let plain = SnapshotRecord {
         id: 4,

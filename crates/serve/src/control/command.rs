@@ -131,9 +131,61 @@ pub enum Command {
     Reclaim,
     /// Who has the image open, for `status`.
     Status,
+    /// A step of a snapshot of a group, of which the image has a part.
+    ForGroup {
+        /// The step.
+        step: GroupStep,
+    },
     /// Close the image if it is only kept open in case somebody comes back. Where somebody uses it that
     /// is refused as `Busy`, and the message says who: `process 12: nbd, 1 connection`.
     GiveWay,
+}
+
+/// The steps by which all members of a group come to a snapshot of the same moment. A client takes each step
+/// with all images before it takes the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupStep {
+    /// Quiet the image's users, who are served meanwhile. This lasts until [`Self::Release`], or until the
+    /// client has gone.
+    Quiesce {
+        /// Go on though that fails.
+        ignore_errors: bool,
+    },
+    /// Serve nobody else from now on. This lasts until [`Self::Release`], until the client has gone, or for half a
+    /// minute.
+    Hold,
+    /// Take the image's part of the snapshot. An owner does that only while it serves nobody else.
+    Create(GroupSnapshot),
+    /// Bring the image back to its part of the snapshot. An owner does that only while it serves nobody else.
+    RollBack(GroupSnapshot),
+    /// Serve everybody again.
+    Release,
+    /// Remove the image's part of the snapshot, if it has one. This needs no other step.
+    Remove(GroupSnapshot),
+}
+
+/// A [`marcot::GroupSnapshotId`] on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSnapshot {
+    /// Number of the group's pool.
+    pub pool: u64,
+    /// The group's number.
+    pub group: u64,
+    /// The snapshot's number.
+    pub snapshot: u64,
+}
+
+impl From<marcot::GroupSnapshotId> for GroupSnapshot {
+    fn from(id: marcot::GroupSnapshotId) -> Self {
+        Self { pool: id.pool.0, group: id.group, snapshot: id.snapshot }
+    }
+}
+
+impl From<GroupSnapshot> for marcot::GroupSnapshotId {
+    fn from(id: GroupSnapshot) -> Self {
+        Self { pool: marcot::PoolId(id.pool), group: id.group, snapshot: id.snapshot }
+    }
 }
 
 /// What a snapshot makes of that which quiets the image's users while it is taken.

@@ -2,7 +2,7 @@
 
 use marcot::{Error, ErrorKind, Image, Result, SnapId};
 
-use super::command::{Command, READ_BYTES_MAX, Reply, Watcher};
+use super::command::{Command, GroupStep, READ_BYTES_MAX, Reply, Watcher};
 
 /// Most extents of one answer. In JSON they take less than 100 bytes each, and an answer that crosses a
 /// control socket has at most 32 MiB.
@@ -71,6 +71,16 @@ impl Execute for Image {
                 let watcher = Watcher { pid: std::process::id(), usage: "library".to_owned() };
                 return Ok(Reply::Status { watchers: vec![watcher] });
             }
+            Command::ForGroup { step } => match step {
+                GroupStep::Create(id) => {
+                    let SnapId(id) = self.snapshot_for_group((*id).into())?;
+                    return Ok(Reply::Snapshot { id });
+                }
+                GroupStep::RollBack(id) => self.roll_back_for_group((*id).into())?,
+                GroupStep::Remove(id) => self.remove_snapshot_for_group((*id).into())?,
+                // Whoever has users quiets them, and keeps them waiting.
+                GroupStep::Quiesce { .. } | GroupStep::Hold | GroupStep::Release => {}
+            },
             // Whoever keeps images open without using them decides before it comes here.
             Command::GiveWay => {
                 let message = format!("process {}", std::process::id());

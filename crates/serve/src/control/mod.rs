@@ -27,7 +27,10 @@ mod place;
 mod pulse;
 
 pub use client::{Client, LOOK_SILENCE_MAX, Patience, SILENCE_MAX, ask};
-pub use command::{Command, ExtentRow, QuiesceMode, READ_BYTES_MAX, Reply, UsageRow, Watcher};
+pub use command::{
+    Command, ExtentRow, GroupSnapshot, GroupStep, QuiesceMode, READ_BYTES_MAX, Reply, UsageRow,
+    Watcher,
+};
 pub(crate) use connection::ControlConnection;
 pub use execute::Execute;
 pub use interrupt::Interrupt;

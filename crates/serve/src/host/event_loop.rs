@@ -6,6 +6,7 @@
 
 mod attend;
 mod controls;
+mod hold;
 
 use std::collections::HashMap;
 use std::io;
@@ -78,6 +79,8 @@ pub(super) struct EventLoop {
     controls: Slab<Client<ControlConnection>>,
     /// Control clients that wait for the image to be closed.
     leave_to: Vec<ControlConnection>,
+    /// The control client for which the image's users are quiet.
+    quiet_for: Option<usize>,
     pulse: Pulse,
     local: LocalLane,
     commands: Vec<(Command, Sender<Event>)>,
@@ -120,6 +123,7 @@ impl EventLoop {
             clients: Slab::new(),
             controls: Slab::new(),
             leave_to: Vec::new(),
+            quiet_for: None,
             pulse: Pulse::default(),
             local: LocalLane::default(),
             commands: Vec::new(),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use marcot::{Error, ErrorKind, Result};
 
 use super::{Client, EventLoop, TOKEN_CLIENTS};
-use crate::control::{Beating, Command, ControlConnection};
+use crate::control::{Beating, Command, ControlConnection, GroupStep};
 use crate::poll::{Interest, Ready};
 
 /// Control clients served at once.
@@ -133,10 +133,12 @@ impl EventLoop {
                     }
                     Err(error) => taken.client.answer(Err(error)),
                 }
+            } else if matches!(command, Command::ForGroup { step: GroupStep::Hold }) {
+                self.hold(index, &mut taken.client);
             } else if taken.client.begin() {
                 let beating = self.begin_busy(Some(&taken.client));
                 let pulse = self.pulse.clone();
-                let outcome = self.execute(&command, &mut |done, total| {
+                let outcome = self.execute_for(index, &command, &mut |done, total| {
                     let mut quiet = pulse.lock();
                     taken.client.tell_progress(done, total);
                     if taken.client.wants_to_send() {
@@ -166,6 +168,9 @@ impl EventLoop {
         if over {
             self.controls.remove(index);
             self.tell_controls();
+            if self.quiet_for == Some(index) {
+                self.end_quiet();
+            }
         }
     }
 }
