@@ -6,7 +6,7 @@ use marcot_serve::control::Command;
 use crate::client::Client;
 use crate::image::Image;
 use crate::operation::Operation;
-use crate::owner::Reclaimed;
+use crate::owner::{Access, Reclaimed};
 use crate::pool::Pool;
 
 impl Image {
@@ -92,6 +92,33 @@ impl Image {
     /// As [`Self::info`].
     pub fn metadata(&self) -> Result<Vec<(String, String)>> {
         Ok(self.info()?.metadata)
+    }
+
+    /// Makes holes of data that consists of zeros, in pieces of `piece_bytes`, also while the image is in use.
+    /// Its users are served between parts of at least `part_bytes`. `progress` gets bytes (done, total).
+    ///
+    /// # Errors
+    /// `Invalid` if `piece_bytes` is no power of two from 4096 on; `Corrupt` for a block that cannot be verified;
+    /// `NoSpace`; `Owned` for an owner that cannot be reached; `Interrupted`.
+    pub fn sparsify(
+        &self,
+        piece_bytes: u64,
+        part_bytes: u64,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        self.operate(Operation::SparsifyImage, || {
+            let total = self.engine_pool().info(self.id())?.size_bytes;
+            let part_bytes = part_bytes.max(piece_bytes).next_multiple_of(piece_bytes.max(1));
+            let mut access = Access::open(self, "command")?;
+            let mut offset = 0;
+            while offset < total {
+                let command = Command::Sparsify { offset, length: part_bytes, piece_bytes };
+                let Reclaimed(_) = access.execute(&command, &mut |_, _| {})?;
+                offset += part_bytes;
+                progress(offset.min(total), total);
+            }
+            access.close()
+        })
     }
 
     /// Gives back the space of the image that nothing needs, and returns how many bytes that is. Owners

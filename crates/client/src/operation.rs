@@ -85,6 +85,8 @@ operations! {
     FlattenImage,
     /// [`crate::Image::reclaim`].
     ReclaimImage,
+    /// [`crate::Image::sparsify`].
+    SparsifyImage,
     /// [`crate::Image::set_metadata`].
     SetMetadata,
     /// [`crate::Image::children`], [`crate::Image::has_unprotected_child`].

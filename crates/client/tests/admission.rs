@@ -73,6 +73,7 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(OpenImage, i: image() => i.open_read_only());
     call!(OpenImage, s: snapshot() => s.open());
     call!(ResizeImage, i: image() => i.resize(2 << 20, false, &mut quiet));
+    call!(SparsifyImage, i: image() => i.sparsify(4096, 4096, &mut quiet));
     call!(ReclaimImage, i: image() => i.reclaim());
     call!(SetMetadata, i: image() => i.set_metadata("k", "v"));
     call!(CreateSnapshot, i: image() => i.create_snapshot("t", Quiesce::Skip));

@@ -60,6 +60,10 @@ fn commands() -> Vec<(Command, &'static str)> {
         (C::Discard { offset: 1, length: 2 }, r#""command":"discard","offset":1,"length":2"#),
         (C::Flush, r#""command":"flush""#),
         (C::Extents { offset: 1, length: 2 }, r#""command":"extents","offset":1,"length":2"#),
+        (
+            C::Sparsify { offset: 1, length: 2, piece_bytes: 4096 },
+            r#""command":"sparsify","offset":1,"length":2,"piece_bytes":4096"#,
+        ),
         (C::Reclaim, r#""command":"reclaim""#),
         (C::Status, r#""command":"status""#),
         (

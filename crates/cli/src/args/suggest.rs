@@ -21,7 +21,6 @@ const MISSING: &[&str] = &[
     "perf",
     "persistent-cache",
     "snap limit",
-    "sparsify",
     "trash purge schedule",
     "watch",
 ];

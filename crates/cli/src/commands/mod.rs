@@ -17,6 +17,7 @@ mod pool;
 mod serve;
 mod shell;
 mod snap;
+mod sparsify;
 mod status;
 mod trash;
 mod usage;
@@ -42,6 +43,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     serve::COMMANDS,
     shell::COMMANDS,
     snap::COMMANDS,
+    sparsify::COMMANDS,
     status::COMMANDS,
     trash::COMMANDS,
     usage::COMMANDS,

@@ -228,6 +228,16 @@ impl Image {
         })
     }
 
+    /// Gives back the space of zeros in a range: of pieces of `piece_bytes`, a power of two from 4096 on, that
+    /// have data and read as zeros. Returns how many bytes that are. The content stays the same.
+    ///
+    /// # Errors
+    /// `Invalid` for the length of pieces; `Corrupt` for a block that cannot be verified; `ReadOnly`;
+    /// `NoSpace`; `Poisoned`, `Fenced`, `Io`.
+    pub fn sparsify(&mut self, offset: u64, length: u64, piece_bytes: u64) -> Result<u64> {
+        self.managed(|image| image.sparsify_range(offset, length, piece_bytes))
+    }
+
     fn store_metadata(&mut self, key: &str, value: &str) -> Result<()> {
         self.check_owner()?;
         if key.is_empty() || key.len() > META_BYTES_MAX || value.len() > META_BYTES_MAX {
@@ -272,6 +282,7 @@ mod tests {
         ("tidy", Image::tidy),
         ("flatten", Image::flatten),
         ("flatten_part", |image| image.flatten_part().map(drop)),
+        ("sparsify", |image| image.sparsify(0, 4096, 4096).map(drop)),
         ("reclaim", |image| image.reclaim().map(drop)),
         ("take_checkpoint", Image::take_checkpoint),
     ];

@@ -35,6 +35,7 @@ mod resize;
 mod results;
 mod room;
 mod snapshot;
+mod sparsify;
 mod state;
 mod tenure;
 mod write;

@@ -127,6 +127,15 @@ pub enum Command {
         /// Bytes.
         length: u64,
     },
+    /// Make holes of data that consists of zeros; answered in [`Reply::Reclaimed`].
+    Sparsify {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// Length of the pieces that become holes, if all of a piece is zeros.
+        piece_bytes: u64,
+    },
     /// Reclaim space now.
     Reclaim,
     /// Who has the image open, for `status`.

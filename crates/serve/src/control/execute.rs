@@ -66,6 +66,10 @@ impl Execute for Image {
                 let extents = extents.into_iter().map(Into::into).collect();
                 return Ok(Reply::Extents { extents });
             }
+            Command::Sparsify { offset, length, piece_bytes } => {
+                let bytes = self.sparsify(*offset, *length, *piece_bytes)?;
+                return Ok(Reply::Reclaimed { bytes });
+            }
             Command::Reclaim => return Ok(Reply::Reclaimed { bytes: self.reclaim()? }),
             Command::Status => {
                 let watcher = Watcher { pid: std::process::id(), usage: "library".to_owned() };
