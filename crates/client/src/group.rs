@@ -111,8 +111,8 @@ impl Group {
     /// # Errors
     /// `NotFound` for its pool.
     pub fn member(&self, member: MemberId) -> Result<Image> {
-        let client = self.pool.client();
-        let pool = Pool::new(client.clone(), client.store().pool_by_id(member.pool)?);
+        let pool = self.pool.engine().pool_of_member(member)?;
+        let pool = Pool::new(self.pool.client().clone(), pool);
         let name = ImageName::new(member.image.to_string()).in_namespace(&self.namespace);
         Ok(pool.known_image(name, member.image))
     }
@@ -140,8 +140,7 @@ impl Group {
                 self.remove_parts(snapshot)?;
             }
             for member in info.members {
-                let image = self.member(member)?;
-                self.take_out_image(&image)?;
+                self.take_out_member(member)?;
             }
             self.pool.engine().remove_group(&self.namespace, &self.name)
         })
@@ -165,12 +164,12 @@ impl Group {
     /// # Errors
     /// `InGroup` where it is in another group; `NotFound`; `ReadOnly`.
     pub fn take_out(&self, image: &Image) -> Result<()> {
-        self.operate(Operation::TakeOutOfGroup, || self.take_out_image(image))
+        let member = MemberId { pool: image.engine_pool().id(), image: image.id() };
+        self.operate(Operation::TakeOutOfGroup, || self.take_out_member(member))
     }
 
-    fn take_out_image(&self, image: &Image) -> Result<()> {
-        let (engine, of) = (self.pool.engine(), image.engine_pool());
-        engine.remove_from_group(&self.namespace, &self.name, of, image.id())
+    fn take_out_member(&self, member: MemberId) -> Result<()> {
+        self.pool.engine().remove_from_group(&self.namespace, &self.name, member)
     }
 
     /// Takes a snapshot of all members at one moment, whoever has them open. It has every write that was
@@ -185,17 +184,16 @@ impl Group {
         self.operate(Operation::CreateGroupSnapshot, || {
             let mut begun = engine.begin_group_snapshot(namespace, &self.name, name)?;
             let mut asked = false;
-            match self.take_parts(&begun, quiesce, &mut asked) {
-                Ok(parts) => engine.settle_group_snapshot(begun.id, true, &parts),
-                Err(error) => {
-                    // Where this fails too, the snapshot stays, incomplete.
-                    begun.parts.retain(|_| asked);
-                    if let Err(left) = self.remove_parts(&begun) {
-                        tracing::warn!(error = %left.sentence(), "an incomplete snapshot of a group is left");
-                    }
-                    Err(error)
+            let parts = self.take_parts(&begun, quiesce, &mut asked);
+            let created =
+                parts.and_then(|parts| engine.complete_group_snapshot(begun.id, &parts));
+            created.inspect_err(|_| {
+                // Where this fails too, the snapshot stays, incomplete.
+                begun.parts.retain(|_| asked);
+                if let Err(left) = self.remove_parts(&begun) {
+                    tracing::warn!(error = %left.sentence(), "an incomplete snapshot of a group is left");
                 }
-            }
+            })
         })
     }
 
@@ -234,9 +232,12 @@ impl Group {
 
     fn remove_parts(&self, snapshot: &GroupSnapshotInfo) -> Result<()> {
         let engine = self.pool.engine();
-        if snapshot.complete {
-            engine.settle_group_snapshot(snapshot.id, false, &snapshot.parts)?;
-        }
+        // Whoever has removed it from the group in between may have done so before a part was taken.
+        let forgotten = |noted: Result<()>| match noted {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            noted => noted,
+        };
+        forgotten(engine.begin_group_snapshot_removal(snapshot.id))?;
         let remove = Command::ForGroup { step: GroupStep::Remove(snapshot.id.into()) };
         for (member, _) in &snapshot.parts {
             let removed =
@@ -247,7 +248,7 @@ impl Group {
                 removed => removed?,
             }
         }
-        engine.forget_group_snapshot(snapshot.id)
+        forgotten(engine.forget_group_snapshot(snapshot.id))
     }
 
     /// Gives a snapshot another name.
@@ -303,9 +304,14 @@ impl Members {
     fn reach(group: &Group, snapshot: &GroupSnapshotInfo) -> Result<Self> {
         let mut ids: Vec<MemberId> = snapshot.parts.iter().map(|(member, _)| *member).collect();
         ids.sort_unstable();
+        ids.dedup();
         let mut reached = Vec::new();
         for id in ids {
-            reached.push((id, group.member(id)?.reach()?));
+            let member = group.member(id).and_then(|image| image.reach()).map_err(|error| {
+                let MemberId { pool, image } = id;
+                error.context(format!("image {image} of pool {pool} is in group '{}'", group.name))
+            })?;
+            reached.push((id, member));
         }
         Ok(Self { reached })
     }

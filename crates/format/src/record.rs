@@ -373,6 +373,9 @@ pub struct GroupSnapshotRecord {
     /// The images that it is of.
     #[prost(message, repeated, tag = "5")]
     pub parts: Vec<GroupPartRecord>,
+    /// Its removal has begun.
+    #[prost(bool, tag = "6")]
+    pub removing: bool,
 }
 
 /// One image's part of a group's snapshot.

@@ -146,11 +146,12 @@ fn list(session: &Session, args: &Args) -> Outcome {
 
 fn remove(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, WANTED)?;
-    match group_of(session, &target)?.remove() {
-        // As with `rbd`, which takes a group that is not there for one that is gone.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(|error| Failure::engine("remove error", &error)),
+    let group = group_of(session, &target)?;
+    // As with `rbd`, which takes a group that is not there for one that is gone.
+    if group.info().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        return Ok(());
     }
+    group.remove().map_err(|error| Failure::engine("remove error", &error))
 }
 
 fn rename(session: &Session, args: &Args) -> Outcome {

@@ -1,31 +1,33 @@
 //! Groups of images, and the snapshots that were taken of all members of a group at one moment.
 //!
 //! A group is a record of a pool, in a namespace, by its name. It lists its members, which may lie in any pool
-//! of the store, and its snapshots. Beside the head of each member a note says in which group it is. In a head,
-//! a snapshot that belongs to one of a group says so.
+//! that only this store uses, and its snapshots. Beside the head of each member a note says in which group it
+//! is. In a head, a snapshot that belongs to one of a group says so.
 //!
 //! Invariants:
 //! - The group's record decides who is a member. The note is durable before it lists the image, so an image in
 //!   a group is found by its note. A note of a group that does not list the image means nothing.
 //! - A snapshot of a group is complete only after each of its members has its part of it. It is incomplete
-//!   before the first part is made and before the first part is removed, so no part is forgotten.
+//!   before the first part is made and before the first part is removed, so no part is forgotten. One whose
+//!   removal has begun is never complete again.
 //! - A group's record is changed under the lock of its pool, and membership of an image under the lock of the
 //!   image's pool too. The locks are taken in the order of the pools' numbers. A pool in a bucket has a lock on
 //!   each host; so the record is replaced only where it is the one that was read.
+//! - Who can see an image can see its group. So an image in a pool that other stores or hosts use is only in groups
+//!   of that pool.
+//! - What cannot be looked at is never taken for missing: not a pool, not a record.
 
 use marcot_backend::{Key, Listed, Prefix, SwapError};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{
-    GroupMemberRecord, GroupPartRecord, GroupRecord, GroupSnapshotRecord, MembershipRecord,
-    PartOfRecord,
+    GroupMemberRecord, GroupRecord, GroupSnapshotRecord, MembershipRecord, PartOfRecord,
 };
 use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::{Lock, LockMode};
 
-use super::image_name::Namespace;
+use super::image_name::{ImageName, Namespace};
 use super::names::{check_group_name, could_be_given, is_acceptable};
 use super::pool::Pool;
-use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 
 /// Limit on the size of a group's record in bytes: thousands of parts of snapshots. Decoded it takes some times
@@ -108,6 +110,9 @@ impl GroupInfo {
     }
 }
 
+/// A group with its bytes, which a change compares.
+type Stored = (GroupRecord, Vec<u8>);
+
 fn member_record(member: MemberId) -> GroupMemberRecord {
     GroupMemberRecord { pool_id: member.pool.0, image_id: member.image.0 }
 }
@@ -128,8 +133,12 @@ impl Pool {
     /// `NotFound` for an unknown namespace; `Corrupt` for a damaged group; what the operating system says.
     pub fn groups(&self, namespace: &Namespace) -> Result<Vec<String>> {
         self.require_namespace(namespace)?;
-        let groups = self.all_groups()?.into_iter().map(|(group, _)| group);
-        let here = groups.filter(|group| group.namespace == namespace.in_records());
+        let (groups, unread) = self.readable_groups()?;
+        if let Some(error) = unread {
+            tracing::warn!(error = %error.sentence(), "a group is left out");
+        }
+        let here = groups.into_iter().map(|(group, _)| group);
+        let here = here.filter(|group| group.namespace == namespace.in_records());
         let mut names: Vec<String> = here.map(|group| group.name).collect();
         names.retain(|name| could_be_given(self.directory(), name));
         names.sort_unstable();
@@ -144,7 +153,29 @@ impl Pool {
     }
 
     /// All groups of the pool, each with its bytes.
-    fn all_groups(&self) -> Result<Vec<(GroupRecord, Vec<u8>)>> {
+    fn all_groups(&self) -> Result<Vec<Stored>> {
+        match self.readable_groups()? {
+            (groups, None) => Ok(groups),
+            (_, Some(error)) => Err(error),
+        }
+    }
+
+    /// The groups of the pool that can be read, each with its bytes, and why one cannot.
+    fn readable_groups(&self) -> Result<(Vec<Stored>, Option<Error>)> {
+        let (mut groups, mut unread) = (Vec::new(), None);
+        for number in self.group_numbers()? {
+            match self.read_group(number) {
+                Ok(group) => groups.push(group),
+                // It was removed since the groups were listed.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => unread = Some(error),
+            }
+        }
+        Ok((groups, unread))
+    }
+
+    /// The numbers of the pool's groups, in order.
+    pub(crate) fn group_numbers(&self) -> Result<Vec<u64>> {
         let mut numbers = Vec::new();
         let listed = self.records().list(&Prefix::Groups, &mut |listed| {
             if let Listed::Key(Key::Group(number)) = listed {
@@ -158,20 +189,11 @@ impl Pool {
             listed => listed.at(|| format!("cannot list the groups of pool '{}'", self.name()))?,
         }
         numbers.sort_unstable();
-        let mut groups = Vec::new();
-        for number in numbers {
-            match self.read_group(number) {
-                Ok(group) => groups.push(group),
-                // It was removed since the groups were listed.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(groups)
+        Ok(numbers)
     }
 
     /// A group by its number, with its bytes.
-    fn read_group(&self, number: u64) -> Result<(GroupRecord, Vec<u8>)> {
+    pub(super) fn read_group(&self, number: u64) -> Result<Stored> {
         let key = Key::Group(number);
         let bytes = match self.read_record_up_to(&key, GROUP_BYTES_MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -180,7 +202,10 @@ impl Pool {
             bytes => bytes?,
         };
         let decoded = decode_message::<GroupRecord>(FrameKind::Group, &bytes);
-        let shown = || format!("cannot use {}", self.records().show(&key));
+        let shown = || {
+            let shown = self.records().show(&key);
+            format!("cannot use {shown}, a group ('check --repair' gives a damaged one up)")
+        };
         let group = decoded.map_err(|e| Error::from_format(shown(), e))?.0;
         if group.group_id != number {
             return fail(ErrorKind::Corrupt, format!("{}: it is another group", shown()));
@@ -188,14 +213,34 @@ impl Pool {
         Ok((group, bytes))
     }
 
+    /// A group of a pool, by its number.
+    pub(crate) fn group_by_number(&self, pool: PoolId, number: u64) -> Result<GroupInfo> {
+        let pool = self.pool_with(pool)?;
+        let (group, _) = pool.read_group(number)?;
+        Ok(pool.group_info(group))
+    }
+
+    /// Removes the record of a group that cannot be used. Its images stay, and their parts of its snapshots.
+    pub(crate) fn give_group_up(&self, number: u64) -> Result<()> {
+        let _lock = self.lock(LockMode::Exclusive)?;
+        match self.read_group(number) {
+            Err(error) if error.kind() == ErrorKind::Corrupt => self
+                .remove_group_record(&GroupRecord { group_id: number, ..GroupRecord::default() }),
+            _ => Ok(()),
+        }
+    }
+
     /// A group by its name, with its bytes.
-    fn find_group(&self, namespace: &Namespace, name: &str) -> Result<(GroupRecord, Vec<u8>)> {
+    pub(super) fn find_group(&self, namespace: &Namespace, name: &str) -> Result<Stored> {
         let wanted = (namespace.in_records(), name);
         let is_wanted = |group: &GroupRecord| (&*group.namespace, &*group.name) == wanted;
-        let found = self.all_groups()?.into_iter().find(|(group, _)| is_wanted(group));
-        match found.filter(|_| is_acceptable(name)) {
-            Some(found) => Ok(found),
-            None => {
+        let (groups, unread) = self.readable_groups()?;
+        let found = groups.into_iter().find(|(group, _)| is_wanted(group));
+        match (found.filter(|_| is_acceptable(name)), unread) {
+            (Some(found), _) => Ok(found),
+            // It may be the one that is wanted.
+            (None, Some(error)) => Err(error),
+            (None, None) => {
                 self.require_namespace(namespace)?;
                 Err(self.no_group(name))
             }
@@ -229,7 +274,7 @@ impl Pool {
         Ok(self.group_info(self.find_group(namespace, name)?.0))
     }
 
-    fn group_info(&self, record: GroupRecord) -> GroupInfo {
+    pub(super) fn group_info(&self, record: GroupRecord) -> GroupInfo {
         let member =
             |pool_id, image_id| MemberId { pool: PoolId(pool_id), image: ImageId(image_id) };
         let id = record.group_id;
@@ -317,39 +362,119 @@ impl Pool {
         removed.at(|| format!("cannot remove group '{}'", group.name))
     }
 
+    /// Fails where a group, in a namespace or in the whole pool, has an image or a part of a snapshot in another
+    /// pool. The pool's lock is held.
+    pub(crate) fn check_groups_end_here(&self, namespace: Option<&str>) -> Result<()> {
+        let here = self.id().0;
+        for (group, _) in self.all_groups()? {
+            let parts = group.snapshots.iter().flat_map(|snapshot| &snapshot.parts);
+            let pools =
+                parts.map(|part| part.pool_id).chain(group.members.iter().map(|m| m.pool_id));
+            let wanted = namespace.is_none_or(|namespace| namespace == group.namespace);
+            if wanted && pools.into_iter().any(|pool| pool != here) {
+                let name =
+                    ImageName::new(group.name).in_namespace(Namespace::named(group.namespace));
+                let message = format!(
+                    "group {}/{name} has images in other pools: 'group rm' it first",
+                    self.name()
+                );
+                return fail(ErrorKind::NotEmpty, message);
+            }
+        }
+        Ok(())
+    }
+
     /// Removes all groups of a namespace. The pool's lock is held.
     pub(crate) fn remove_groups(&self, namespace: &str) -> Result<()> {
         let all = self.all_groups()?;
-        let here = all.iter().filter(|(group, _)| group.namespace == namespace);
-        here.map(|(group, _)| self.remove_group_record(group)).collect()
+        let mut here = all.iter().filter(|(group, _)| group.namespace == namespace);
+        here.try_for_each(|(group, _)| self.remove_group_record(group))
     }
 
     /// The group that an image of this pool is in.
     ///
     /// # Errors
-    /// `Corrupt` where the note or the group cannot be read; obstacles.
+    /// `Corrupt` where the group cannot be read; `NewerFormat`; obstacles.
     pub fn group_of(&self, image: ImageId) -> Result<Option<GroupInfo>> {
         let key = Key::GroupNote(image);
         let bytes = match self.read_record(&key) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             bytes => bytes?,
         };
-        let decoded = decode_message::<MembershipRecord>(FrameKind::Membership, &bytes);
-        let shown = || format!("cannot use {}", self.records().show(&key));
-        let (note, _) = decoded.map_err(|e| Error::from_format(shown(), e))?;
-        let found = self.store().pool_by_id(PoolId(note.pool_id)).and_then(|pool| {
-            let (group, _) = pool.read_group(note.group_id)?;
-            Ok(pool.group_info(group))
-        });
-        match found {
-            Ok(group) => {
-                let member = MemberId { pool: self.id(), image };
-                Ok(Some(group).filter(|group| group.members.contains(&member)))
+        let member = MemberId { pool: self.id(), image };
+        let found = match decode_message::<MembershipRecord>(FrameKind::Membership, &bytes) {
+            Ok((note, _)) => self.pool_with(PoolId(note.pool_id)).and_then(|pool| {
+                let (group, _) = pool.read_group(note.group_id)?;
+                Ok(Some(pool.group_info(group)).filter(|group| group.members.contains(&member)))
+            }),
+            Err(error) => {
+                let error = Error::from_format(self.records().show(&key), error);
+                match error.kind() {
+                    ErrorKind::Corrupt => self.group_that_lists(member),
+                    _ => Err(error),
+                }
             }
+        };
+        match found {
             // The group was removed, or the pool with its groups.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            found => found,
         }
+    }
+
+    /// The group that an image is in, found without its note.
+    fn group_that_lists(&self, member: MemberId) -> Result<Option<GroupInfo>> {
+        let others = self.store().pools_of_children()?;
+        for pool in [self].into_iter().chain(others.iter().filter(|pool| pool.id() != self.id())) {
+            let mut groups = pool.all_groups()?.into_iter();
+            if let Some((group, _)) = groups.find(|(group, _)| holds(group, member)) {
+                return Ok(Some(pool.group_info(group)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The pool with a number, seen from here.
+    ///
+    /// # Errors
+    /// `NotFound` only where the store has no such pool; why a pool that may be it cannot be opened.
+    fn pool_with(&self, id: PoolId) -> Result<Self> {
+        if id == self.id() {
+            return Ok(self.clone());
+        }
+        match self.store().pool_by_id(id) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // It may be one that cannot be opened now.
+                let mut pools = self.store().pools_of_children()?.into_iter();
+                pools.find(|pool| pool.id() == id).ok_or(error)
+            }
+            found => found,
+        }
+    }
+
+    /// The pool of an image in a group of this pool.
+    ///
+    /// # Errors
+    /// `NotFound` only where the store has no such pool; why a pool that may be it cannot be opened.
+    pub fn pool_of_member(&self, member: MemberId) -> Result<Self> {
+        self.pool_with(member.pool)
+    }
+
+    /// Fails where others who use one of two pools cannot see the other one.
+    fn check_seen_together(&self, other: &Self) -> Result<()> {
+        if self.id() == other.id() {
+            return Ok(());
+        }
+        for pool in [self, other] {
+            if pool.attached() || self.store().bucket_of(pool.name())?.is_some() {
+                let message = format!(
+                    "pool '{}' may be used by others, who do not see all pools of this store: its images are only in groups of the same pool",
+                    pool.name()
+                );
+                return fail(ErrorKind::Unsupported, message);
+            }
+        }
+        Ok(())
     }
 
     /// Locks this pool and the one of a member, in the order of their numbers.
@@ -364,7 +489,7 @@ impl Pool {
     ///
     /// # Errors
     /// `Exists` where it is in another group; `NotFound` for the group or the image; `Invalid` where it lies
-    /// in another namespace; `TooMany`; `ReadOnly`.
+    /// in another namespace; `Unsupported` for another pool, if others use one of the two; `TooMany`; `ReadOnly`.
     pub fn add_to_group(
         &self,
         namespace: &Namespace,
@@ -374,6 +499,7 @@ impl Pool {
     ) -> Result<()> {
         self.check_writable()?;
         of.check_writable()?;
+        self.check_seen_together(of)?;
         let _locks = self.lock_with(of)?;
         let (mut group, bytes) = self.find_group(namespace, name)?;
         let head = of.read_head_for_writing(image)?;
@@ -408,15 +534,18 @@ impl Pool {
         &self,
         namespace: &Namespace,
         name: &str,
-        of: &Pool,
-        image: ImageId,
+        member: MemberId,
     ) -> Result<()> {
         self.check_writable()?;
-        let _locks = self.lock_with(of)?;
+        let of = match self.pool_of_member(member) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            of => Some(of?),
+        };
+        let _locks = self.lock_with(of.as_ref().unwrap_or(self))?;
         let (mut group, bytes) = self.find_group(namespace, name)?;
-        let member = MemberId { pool: of.id(), image };
         if !holds(&group, member) {
-            return match of.group_of(image)? {
+            let found = of.map(|of| of.group_of(member.image)).transpose()?.flatten();
+            return match found {
                 Some(other) => {
                     let message = format!("the image is in group {}/{}", other.pool, other.name);
                     fail(ErrorKind::InGroup, message)
@@ -426,7 +555,9 @@ impl Pool {
         }
         group.members.retain(|other| *other != member_record(member));
         self.replace_group(&bytes, &group)?;
-        if let Err(error) = of.records().remove(&Key::GroupNote(image)) {
+        let image = member.image;
+        let removed = of.map(|of| of.records().remove(&Key::GroupNote(image)));
+        if let Some(Err(error)) = removed {
             tracing::debug!(%image, %error, "a note of a group is left, which means nothing now");
         }
         Ok(())
@@ -444,9 +575,9 @@ impl Pool {
     }
 
     /// Changes a group's record under the pool's lock. Returns what `change` returns, and the new record.
-    fn change_group<T>(
+    pub(super) fn change_group<T>(
         &self,
-        find: impl FnOnce() -> Result<(GroupRecord, Vec<u8>)>,
+        find: impl FnOnce() -> Result<Stored>,
         change: impl FnOnce(&mut GroupRecord) -> Result<T>,
     ) -> Result<(T, GroupRecord)> {
         self.check_writable()?;
@@ -455,136 +586,5 @@ impl Pool {
         let changed = change(&mut group)?;
         self.replace_group(&bytes, &group)?;
         Ok((changed, group))
-    }
-
-    /// Notes that a snapshot of a group is about to be made. It is incomplete, and lists the members of now.
-    ///
-    /// # Errors
-    /// `Exists`; `Invalid`, `NameTooLong` for its name; `NotFound`; `TooMany`; `ReadOnly`.
-    pub fn begin_group_snapshot(
-        &self,
-        namespace: &Namespace,
-        group: &str,
-        snapshot: &str,
-    ) -> Result<GroupSnapshotInfo> {
-        check_group_name(snapshot)?;
-        let number = self.unique();
-        let created_s = self.now_s();
-        let find = || self.find_group(namespace, group);
-        let ((), record) = self.change_group(find, |record| {
-            if record.snapshots.iter().any(|other| other.name == snapshot) {
-                let message = format!("group '{group}' already has a snapshot '{snapshot}'");
-                return fail(ErrorKind::Exists, message);
-            }
-            let part = |member: &GroupMemberRecord| GroupPartRecord {
-                pool_id: member.pool_id,
-                image_id: member.image_id,
-                snap_id: 0,
-            };
-            record.snapshots.push(GroupSnapshotRecord {
-                id: number,
-                name: snapshot.to_owned(),
-                created_s,
-                complete: false,
-                parts: record.members.iter().map(part).collect(),
-            });
-            Ok(())
-        })?;
-        let made = self.group_info(record).snapshot(snapshot).cloned();
-        made.ok_or_else(|| self.no_group_snapshot(group, snapshot))
-    }
-
-    fn no_group_snapshot(&self, group: &str, snapshot: &str) -> Error {
-        let message =
-            format!("group '{group}' of pool '{}' has no snapshot '{snapshot}'", self.name());
-        Error::new(ErrorKind::NotFound, message)
-    }
-
-    /// Notes what is known of a group's snapshot: its parts, and whether it is complete.
-    ///
-    /// # Errors
-    /// `NotFound`; `ReadOnly`.
-    pub fn settle_group_snapshot(
-        &self,
-        id: GroupSnapshotId,
-        complete: bool,
-        parts: &[(MemberId, SnapId)],
-    ) -> Result<()> {
-        self.change_group_snapshot(id, |snapshot| {
-            let part = |(member, snap): &(MemberId, SnapId)| GroupPartRecord {
-                pool_id: member.pool.0,
-                image_id: member.image.0,
-                snap_id: snap.0,
-            };
-            snapshot.complete = complete;
-            snapshot.parts = parts.iter().map(part).collect();
-            Some(())
-        })
-    }
-
-    /// Forgets a group's snapshot whose parts are gone.
-    ///
-    /// # Errors
-    /// `NotFound`; `ReadOnly`.
-    pub fn forget_group_snapshot(&self, id: GroupSnapshotId) -> Result<()> {
-        self.change_group_snapshot(id, |_| None)
-    }
-
-    /// Changes a group's snapshot, or removes it where `change` returns `None`.
-    fn change_group_snapshot(
-        &self,
-        id: GroupSnapshotId,
-        change: impl FnOnce(&mut GroupSnapshotRecord) -> Option<()>,
-    ) -> Result<()> {
-        let find = || self.read_group(id.group);
-        let changed = self.change_group(find, |group| {
-            let at = group.snapshots.iter().position(|snapshot| snapshot.id == id.snapshot);
-            let Some(at) = at else {
-                return Err(self.no_group_snapshot(&group.name, "that number"));
-            };
-            if change(&mut group.snapshots[at]).is_none() {
-                group.snapshots.remove(at);
-            }
-            Ok(())
-        });
-        changed.map(drop)
-    }
-
-    /// Gives a group's snapshot another name.
-    ///
-    /// # Errors
-    /// `NotFound`; `Exists`; `Invalid`, `NameTooLong` for the new name; `ReadOnly`.
-    pub fn rename_group_snapshot(
-        &self,
-        namespace: &Namespace,
-        group: &str,
-        from: &str,
-        to: &str,
-    ) -> Result<()> {
-        check_group_name(to)?;
-        let find = || self.find_group(namespace, group);
-        let renamed = self.change_group(find, |record| {
-            let taken = record.snapshots.iter().any(|snapshot| snapshot.name == to);
-            let found = record.snapshots.iter_mut().find(|snapshot| snapshot.name == from);
-            let Some(found) = found else { return Err(self.no_group_snapshot(group, from)) };
-            if taken {
-                let message = format!("group '{group}' already has a snapshot '{to}'");
-                return fail(ErrorKind::Exists, message);
-            }
-            to.clone_into(&mut found.name);
-            Ok(())
-        });
-        renamed.map(drop)
-    }
-}
-
-impl Store {
-    /// The present names of a group's snapshot: pool, group and snapshot. `None` where it cannot be found.
-    #[must_use]
-    pub fn group_snapshot_names(&self, id: GroupSnapshotId) -> Option<(String, String, String)> {
-        let pool = self.pool_by_id(id.pool).ok()?;
-        let group = pool.group_info(pool.read_group(id.group).ok()?.0);
-        let snapshot = group.snapshots.into_iter().find(|snap| snap.id == id)?;
-        Some((group.pool, group.name, snapshot.name))
     }
 }

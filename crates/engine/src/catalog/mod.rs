@@ -14,6 +14,7 @@ mod bucket;
 pub(crate) mod child_names;
 pub(crate) mod children;
 pub(crate) mod create;
+mod group_snapshots;
 pub(crate) mod groups;
 pub(crate) mod heirs;
 mod identity;

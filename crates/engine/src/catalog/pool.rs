@@ -408,6 +408,7 @@ impl Pool {
             return fail(ErrorKind::NotEmpty, format!("namespace '{namespace}' contains images"));
         }
         // Its groups have no members any more, and go with it, as with RBD.
+        self.check_groups_end_here(Some(namespace))?;
         self.remove_groups(namespace)?;
         self.sweep_names(namespace);
         let context = || format!("cannot remove namespace '{namespace}'");

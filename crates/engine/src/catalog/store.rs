@@ -350,6 +350,7 @@ impl Store {
         if let Some(image) = pool.any_image()? {
             return fail(ErrorKind::NotEmpty, format!("pool '{name}' still holds image {image}"));
         }
+        pool.check_groups_end_here(None)?;
         // Without its record it is no longer a pool. The rest is litter, and may be removed later.
         pool.records().remove(&Key::Pool).at(|| format!("cannot remove pool '{name}'"))?;
         if let Some(bucket) = self.bucket_of(name)? {

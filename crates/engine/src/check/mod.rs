@@ -12,6 +12,7 @@
 //! and the findings.
 
 mod blocks;
+mod groups;
 pub(crate) mod roots;
 mod seen;
 
@@ -23,7 +24,7 @@ use marcot_format::{ImageId, SegmentIndex, SnapId};
 
 use crate::catalog::naming::NamedImages;
 use crate::catalog::strangers::Kind;
-use crate::catalog::{Pool, Store};
+use crate::catalog::{GroupSnapshotId, Pool, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{DamagedLog, Image};
 use crate::root::{AncestorPlaces, RootOf};
@@ -105,6 +106,8 @@ struct Checker<'a> {
     above_damage: HashSet<PageKey>,
     /// Images that have names.
     named: NamedImages,
+    /// Snapshots of groups that exist, as far as images have parts of them.
+    parts_known: HashSet<GroupSnapshotId>,
     /// Bytes of data in the pool, about.
     total_bytes: u64,
     progress: &'a mut dyn FnMut(u64, u64),
@@ -137,6 +140,7 @@ impl Store {
             damaged: HashMap::new(),
             above_damage: HashSet::new(),
             named: NamedImages::default(),
+            parts_known: HashSet::new(),
             // A directory that cannot be listed is reported below, where it is needed.
             total_bytes: pool.data_bytes().unwrap_or_default(),
             progress,
@@ -145,6 +149,7 @@ impl Store {
             checker.image(image);
         }
         checker.names()?;
+        checker.groups();
         checker.strangers()?;
         checker.litter()?;
         if asked.repair && !repair && !checker.report.findings.is_empty() {
@@ -264,6 +269,7 @@ impl Checker<'_> {
         let (mut above, mut before) = (AncestorPlaces::default(), None);
         for snapshot in &head.snapshots {
             self.report.snapshots += 1;
+            self.part(&label, image, snapshot);
             if let Some(root) = &snapshot.root {
                 let of = RootOf { snap: Some(SnapId(snapshot.id)), ..of.clone() };
                 let places = above.places(&of, root, snapshot.parent.as_ref());

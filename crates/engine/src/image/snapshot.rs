@@ -39,6 +39,18 @@ impl Image {
         self.head.snapshots.iter().find(same)
     }
 
+    /// Fails where a snapshot of the image has this name, also a part of a group's: a number that is given for it is
+    /// looked up by its name.
+    fn check_free(&self, name: &str) -> Result<()> {
+        match self.head.snapshots.iter().any(|s| s.name == name && !s.trashed) {
+            true => fail(
+                ErrorKind::Exists,
+                format!("{} already has a snapshot '{name}'", self.identity.label),
+            ),
+            false => Ok(()),
+        }
+    }
+
     fn update_snapshot(&mut self, id: u64, change: impl Fn(&mut SnapshotRecord)) -> Result<()> {
         self.publish(|head| {
             if let Some(s) = head.snapshots.iter_mut().find(|s| s.id == id) {
@@ -51,12 +63,7 @@ impl Image {
     pub(super) fn snap_create(&mut self, name: &str) -> Result<u64> {
         self.check_owner()?;
         check_snapshot_name(name)?;
-        if self.snap_record(name).is_ok() {
-            return fail(
-                ErrorKind::Exists,
-                format!("{} already has a snapshot '{name}'", self.identity.label),
-            );
-        }
+        self.check_free(name)?;
         self.take_snapshot(name.to_owned(), None)
     }
 
@@ -113,12 +120,7 @@ impl Image {
         self.check_owner()?;
         check_snapshot_name(to)?;
         let id = self.snap_record(from)?.id;
-        if self.snap_record(to).is_ok() {
-            return fail(
-                ErrorKind::Exists,
-                format!("{} already has a snapshot '{to}'", self.identity.label),
-            );
-        }
+        self.check_free(to)?;
         self.update_snapshot(id, |s| s.name = to.to_owned())
     }
 

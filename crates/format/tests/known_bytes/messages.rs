@@ -96,18 +96,19 @@ const GROUP: &str = "
     6d 61 72 63 6f 74 00 0a                         | magic
     01 00 15 00 00 00 00 00                         | version 1, kind 21: group; no incompatible features
     00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
-    54 00 00 00                                     | body: 84 bytes
-    6a ce c3 6f                                     | checksum
+    56 00 00 00                                     | body: 86 bytes
+    2d 90 3a 18                                     | checksum
     09 88 77 66 55 44 33 22 11                      | group_id
     12 12 09 11 00 00 00 00 00 00 00 11 22 00 00 00 | member: pool_id, image_id
     00 00 00 00                                     | ...
-    1a 2d                                           | a snapshot of 45 bytes
+    1a 2f                                           | a snapshot of 47 bytes
     09 33 00 00 00 00 00 00 00                      | snapshot: id
     12 03 6d 6f 6e                                  | name
     18 80 e2 cf aa 06                               | created_s 1700000000
     20 01                                           | complete
     2a 15 09 11 00 00 00 00 00 00 00 11 22 00 00 00 | part: pool_id, image_id, snap_id 300
     00 00 00 00 18 ac 02                            | ...
+    30 01                                           | removing
     22 02 6e 73                                     | namespace
     2a 02 64 62                                     | name
 ";
@@ -341,6 +342,7 @@ fn a_group_record_is_these_bytes() {
             created_s: 1_700_000_000,
             complete: true,
             parts: vec![GroupPartRecord { pool_id: 0x11, image_id: 0x22, snap_id: 300 }],
+            removing: true,
         }],
         namespace: "ns".into(),
         name: "db".into(),
