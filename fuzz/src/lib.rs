@@ -7,9 +7,6 @@
 //! - `cargo test -p marcot-fuzz` mutates the corpus in `fuzz/corpus` for some seconds, by a seed
 //!   that it prints ([`mutate`]); part of `scripts/test`.
 //! - `scripts/fuzz` runs them under libFuzzer, guided by coverage, for as long as asked.
-//!
-//! There is no diff stream yet: `diff` prints tables, and `export` and `import` carry plain bytes.
-//! What `import` does with those is fuzzed by `sparse_runs`, and the table by the command line.
 
 pub mod memory;
 pub mod mutate;

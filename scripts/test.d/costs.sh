@@ -132,6 +132,8 @@ commands_on_one() {
     one 0 export $no many@s-5 "$CLAIMS_SCRATCH/exported"
     rm "$CLAIMS_SCRATCH/exported"
     one 0 diff many@s-6 --from-snap s-5
+    one 0 export-diff $no --from-snap s-5 many@s-6 "$CLAIMS_SCRATCH/exported"
+    rm "$CLAIMS_SCRATCH/exported"
     one 0 resize $no many --size 1M
     one 0 namespace create rbd/part
     one 0 create rbd/part/image --size 1M

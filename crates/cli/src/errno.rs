@@ -26,6 +26,8 @@ pub const ENOTTY: i32 = 25;
 pub const EDOM: i32 = 33;
 /// Directory not empty.
 pub const ENOTEMPTY: i32 = 39;
+/// Bad message.
+pub const EBADMSG: i32 = 74;
 /// Operation not supported.
 pub const EOPNOTSUPP: i32 = 95;
 

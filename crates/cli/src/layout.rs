@@ -17,6 +17,8 @@ const OBJECT_BYTES_MAX: u64 = 32 << 20;
 /// Features in the order in which `rbd` lists them.
 const FEATURES: [&str; 6] =
     ["layering", "striping", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"];
+/// The same features as bits in streams, in the same order.
+const FEATURE_BITS: [u64; 6] = [1, 2, 4, 8, 16, 32];
 /// Features of `rbd` that marcot does not have.
 const FEATURES_REFUSED: [&str; 4] = ["journaling", "data-pool", "operations", "migrating"];
 const FEATURES_DEFAULT: &str = "layering,exclusive-lock,object-map,fast-diff,deep-flatten";
@@ -61,6 +63,35 @@ pub fn order(args: &Args, error: &str) -> Outcome<Option<u32>> {
         return Ok(Some(bytes.next_power_of_two().trailing_zeros()));
     }
     Ok(args.integer("order").and_then(|order| u32::try_from(order).ok()))
+}
+
+/// An order that a stream gives.
+pub fn known_order(order: u64, error: &str) -> Outcome<u32> {
+    let bytes = u32::try_from(order).ok().and_then(|order| 1u64.checked_shl(order));
+    match bytes {
+        Some(bytes) if (OBJECT_BYTES_MIN..=OBJECT_BYTES_MAX).contains(&bytes) => {
+            Ok(bytes.trailing_zeros())
+        }
+        _ => {
+            let cause = "the object size must be between 4 KiB and 32 MiB";
+            Err(Failure::errno(error, EDOM).because(cause))
+        }
+    }
+}
+
+/// The bits of features that are given by name.
+pub fn feature_bits(names: &str) -> u64 {
+    let has = |name: &str| names.split(',').any(|known| known == name);
+    let known = FEATURES.iter().zip(FEATURE_BITS);
+    known.filter(|(name, _)| has(name)).map(|(_, bit)| bit).sum()
+}
+
+/// The names of features that are given as bits, without those that marcot does not have.
+pub fn features_of_bits(bits: u64) -> String {
+    let known = FEATURES.iter().zip(FEATURE_BITS);
+    let names: Vec<&str> =
+        known.filter(|(_, bit)| bits & bit != 0).map(|(name, _)| *name).collect();
+    names.join(",")
 }
 
 /// The requested features, comma separated, in `rbd`'s order.

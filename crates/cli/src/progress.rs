@@ -128,6 +128,14 @@ impl Progress {
         self.last_line(percent, "failed");
     }
 
+    /// The line of a failed part of the work; the work itself then fails with another one, as with `rbd`.
+    pub fn tell_failed(&self) {
+        if matches!(self.face, Face::Lines) {
+            let percent = self.percent;
+            err_as_it_is(&format!("\r{}: {percent}% complete...failed.\n", self.label));
+        }
+    }
+
     /// Finishes or fails as `outcome` says.
     pub fn end<T>(self, outcome: Outcome<T>) -> Outcome<T> {
         match &outcome {

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -301,5 +302,28 @@ fn a_stopped_owner_keeps_nobody_waiting() {
     assert!(world.rbd("pool stats").out.starts_with("Total Images: 2\n"));
     signal(&server.0, Signal::CONT);
     drop(clients);
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn differences_are_imported_and_exported_through_the_owner() {
+    let world = World::new();
+    world.silently(&["create a --size 1"]);
+    let mut server = Server::start(&world);
+    let client = open_export(&world, "a");
+    let of_rbd = |name: &str| {
+        let streams = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/streams");
+        std::fs::read(streams.join(name)).unwrap()
+    };
+    let import = |bytes: &[u8]| world.rbd_piped("import-diff --no-progress - a", bytes);
+    assert_eq!(import(&of_rbd("to-s1")), prints(""));
+    let next = of_rbd("s1-to-s2");
+    // The server's client might write meanwhile. What it has written must not be lost with the part.
+    let cut = import(&next[..next.len() - 1]);
+    assert!(cut.status == 74 && cut.err.contains("a part of the difference"), "{cut:?}");
+    assert_eq!(import(&next), prints(""));
+    let line = "export-diff --no-progress --from-snap s1 a@s2 -";
+    assert!(world.rbd_command(line).output().unwrap().stdout == next);
+    drop(client);
     assert_eq!(server.stop(), Some(0));
 }

@@ -1,6 +1,6 @@
 //! Reading the whole content of an image or snapshot, whoever has it open.
 
-use marcot::{Error, Extent, Result};
+use marcot::{DiffExtent, Error, Extent, Result};
 use marcot_serve::control::Command;
 
 use crate::image::Image;
@@ -29,11 +29,33 @@ pub trait Content {
     /// As [`Self::read`].
     fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<Extent>>;
 
+    /// Where the state `to` of the image (`None`: its state now) differs from the snapshot `from` (`None`: an image
+    /// without data), in a range, in order of offset.
+    ///
+    /// # Errors
+    /// `NotFound` for a snapshot; `Invalid` if there are too many differences for one answer; as
+    /// [`Self::read`].
+    fn differences(
+        &mut self,
+        states: States<'_>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<DiffExtent>>;
+
     /// Closes it.
     ///
     /// # Errors
     /// Those of closing the image.
     fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// Two states of an image, which [`Content::differences`] compares.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct States<'a> {
+    /// The earlier one: a snapshot; `None`: an image without data.
+    pub from: Option<&'a str>,
+    /// The later one: a snapshot; `None`: the image itself.
+    pub to: Option<&'a str>,
 }
 
 impl Image {
@@ -86,6 +108,15 @@ impl Content for Opened {
         self.0.extents(offset, length, EXTENTS_MAX)
     }
 
+    fn differences(
+        &mut self,
+        states: States<'_>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<DiffExtent>> {
+        self.0.diff(states.from, states.to, offset, length)
+    }
+
     fn close(self: Box<Self>) -> Result<()> {
         self.0.close()
     }
@@ -115,6 +146,17 @@ impl Content for Shared {
 
     fn extents(&mut self, offset: u64, length: u64) -> Result<Vec<Extent>> {
         self.access.execute(&Command::Extents { offset, length }, &mut |_, _| {})
+    }
+
+    fn differences(
+        &mut self,
+        states: States<'_>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<DiffExtent>> {
+        let (from_snap, to_snap) = (states.from.map(str::to_owned), states.to.map(str::to_owned));
+        let command = Command::Diff { from_snap, to_snap, offset, length };
+        self.access.execute(&command, &mut |_, _| {})
     }
 
     fn close(self: Box<Self>) -> Result<()> {
@@ -187,6 +229,10 @@ mod tests {
             Ok(vec![Extent { offset, length, data: (offset / 3) % 2 == 1 }])
         }
 
+        fn differences(&mut self, _: States<'_>, _: u64, _: u64) -> Result<Vec<DiffExtent>> {
+            Ok(Vec::new())
+        }
+
         fn close(self: Box<Self>) -> Result<()> {
             Ok(())
         }
@@ -233,6 +279,10 @@ mod tests {
             let row = |offset, length, data| Extent { offset, length, data };
             let rest = row(after, (1 << 50) - after, false);
             Ok(vec![row(0, DATA_AT, false), row(DATA_AT, 4096, true), rest])
+        }
+
+        fn differences(&mut self, _: States<'_>, _: u64, _: u64) -> Result<Vec<DiffExtent>> {
+            Ok(Vec::new())
         }
 
         fn close(self: Box<Self>) -> Result<()> {

@@ -17,6 +17,9 @@ use crate::sparse;
 /// First size of an image whose final size is not known.
 const GROWN_BYTES_MIN: u64 = 64 << 20;
 
+/// How many zeros are written at a time.
+const ZEROS_BYTES: usize = 4 << 20;
+
 /// An image that is not complete yet. If it is dropped before [`Self::finish`], it is removed.
 pub struct Incoming {
     pool: Pool,
@@ -74,6 +77,30 @@ impl Incoming {
         self.device()?.write_batch_async(&writes).map(drop)
     }
 
+    /// Writes every block of the image, as zeros, so that each has its place on the medium. `progress` gets bytes
+    /// (done, total).
+    ///
+    /// # Errors
+    /// `NoSpace`; `Interrupted`; those of writing.
+    pub fn fill_with_zeros(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let size_bytes = self.size_bytes();
+        let zeros = vec![0; ZEROS_BYTES.min(usize::try_from(size_bytes).unwrap_or(ZEROS_BYTES))];
+        let mut offset = 0;
+        while offset < size_bytes {
+            let length = (zeros.len() as u64).min(size_bytes - offset);
+            self.write_run(offset, &zeros[..length as usize])?;
+            offset += length;
+            progress(offset, size_bytes);
+        }
+        self.device()?.flush()
+    }
+
+    /// Writes `data` as it is at byte `offset`.
+    pub(crate) fn write_run(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.check_interrupted()?;
+        self.device()?.write_batch_async(&[Write { offset, data }]).map(drop)
+    }
+
     /// Fails if the caller interrupts.
     ///
     /// # Errors
@@ -103,6 +130,32 @@ impl Incoming {
     /// Those of resizing.
     pub fn resize(&mut self, size_bytes: u64) -> Result<()> {
         self.device()?.resize(size_bytes, true)
+    }
+
+    /// Its size now, in bytes.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.device.as_ref().map_or(0, marcot::Image::size_bytes)
+    }
+
+    /// Makes a range read as zeros.
+    pub(crate) fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.check_interrupted()?;
+        self.device()?.discard(offset, length)
+    }
+
+    /// Takes a snapshot of what has been written so far.
+    pub(crate) fn snapshot(&mut self, name: &str, protected: bool) -> Result<()> {
+        let device = self.device()?;
+        device.snapshot(name)?;
+        if protected { device.protect(name) } else { Ok(()) }
+    }
+
+    /// Sets a key of the image's metadata.
+    ///
+    /// # Errors
+    /// `Invalid` for a key or value that an image cannot have; those of changing the head.
+    pub fn set_metadata(&mut self, key: &str, value: &str) -> Result<()> {
+        self.device()?.set_metadata(key, value)
     }
 
     /// Makes everything durable and gives the image its name.

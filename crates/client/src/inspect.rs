@@ -10,7 +10,7 @@ use crate::image::Image;
 use crate::operation::Operation;
 
 /// Smallest range to ask for. The answer for this much always fits into a message.
-const PART_BYTES_MIN: u64 = 256 << 20;
+pub(crate) const PART_BYTES_MIN: u64 = 256 << 20;
 
 /// Two states of an image to compare, and a range.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

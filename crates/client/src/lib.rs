@@ -55,6 +55,7 @@
 //! | groups of images and their snapshots | [`group`] |
 //! | the trash: move an image there, restore it, remove it | [`trash`] |
 //! | content, in and out | [`content`], [`incoming`], [`copy`] |
+//! | RBD's streams: differences, and images with their snapshots | [`stream`] |
 //! | block devices of this machine | [`devices`] |
 //! | exports of a server | [`exports`] |
 //!
@@ -87,6 +88,7 @@ mod retry;
 mod snapshot;
 pub mod sparse;
 pub mod spec;
+pub mod stream;
 pub mod trash;
 mod upkeep;
 

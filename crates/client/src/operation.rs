@@ -65,6 +65,10 @@ operations! {
     RestoreImage,
     /// [`crate::Pool::begin_image`].
     ImportImage,
+    /// [`crate::Image::import_difference`].
+    ImportDifference,
+    /// [`crate::Image::export_difference`], [`crate::Image::export_whole`].
+    ExportStream,
     /// [`crate::Image::copy_into`], [`crate::Snapshot::copy_into`].
     CopyImage,
     /// [`crate::Image::info`], [`crate::Snapshot::info`].

@@ -371,6 +371,11 @@ impl Access {
         Ok(Self { image: image.clone(), usage, way: image.find_way(usage)? })
     }
 
+    /// True if the image is open in this process, for this user alone.
+    pub fn is_here(&self) -> bool {
+        matches!(self.way, Way::Here(_))
+    }
+
     /// Runs one command. If the owner ends before the command begins, the next owner is asked. The same holds
     /// if it ends later, when the command changes nothing.
     ///

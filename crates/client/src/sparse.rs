@@ -18,7 +18,7 @@ pub fn data_runs(data: &[u8], grain_bytes: usize) -> Vec<std::ops::Range<usize>>
 }
 
 /// True if every byte is zero. Written so that the compiler can compare many bytes at a time.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 

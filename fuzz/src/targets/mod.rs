@@ -7,6 +7,7 @@ mod control;
 mod format;
 mod nbd;
 mod pool;
+mod stream;
 
 use std::mem::size_of;
 
@@ -84,6 +85,14 @@ pub const ALL: &[Target] = &[
         // An empty argument is one byte, and a string, and a piece of the line.
         bytes_per_byte: 400,
         bytes_besides: 64 * KIB,
+    },
+    Target {
+        name: "stream",
+        body: stream::stream,
+        // What was decoded is encoded again, twice.
+        bytes_per_byte: 20,
+        // A name of 4 KiB, a piece of metadata of 64 KiB, and what a reader grows to.
+        bytes_besides: 512 * KIB,
     },
     Target {
         name: "sparse_runs",

@@ -83,5 +83,7 @@ pub const MAP_MEMORY: Opt = Opt::new(
     Kind::Bytes,
     "memory for the map of each open image in B/K/M/G, at least 1M [default: 64M]",
 );
-/// A file.
-pub const PATH: &[Opt] = &[Opt::new("path", Kind::Text, "file (or '-' for a pipe)")];
+/// A file to write.
+pub const EXPORT_PATH: &[Opt] = &[Opt::new("path", Kind::Text, "export file (or '-' for stdout)")];
+/// A file to read.
+pub const IMPORT_PATH: &[Opt] = &[Opt::new("path", Kind::Text, "import file (or '-' for stdin)")];

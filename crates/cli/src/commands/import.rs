@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use marcot_client::copy::GRAIN_BYTES;
@@ -10,9 +10,10 @@ use marcot_client::incoming::Incoming;
 use rustix::fs::SeekFrom;
 
 use super::DEST_IMAGE_SPEC;
+use super::source::Source;
+use super::whole::import_whole;
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::errno::{EISDIR, ENOTTY, EOPNOTSUPP};
 use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::output::warn;
@@ -27,12 +28,15 @@ const OLD_NAMES: &[Opt] = &[
     Opt::new("pool", Kind::Text, "deprecated: use --dest-pool").letter('p'),
     Opt::new("image", Kind::Text, "deprecated: use --dest"),
 ];
-/// Only the plain format is supported.
-pub const EXPORT_FORMAT: &[Opt] = &[Opt::new(
-    "export-format",
-    Kind::Choice(&["1", "2"]),
-    "format of image file: 1, a plain file",
-)];
+/// The argument that names an image or a snapshot to export.
+pub const SOURCE_SNAP_SPEC: Positional = Positional::one(
+    "source-image-or-snap-spec",
+    "source image or snapshot specification \
+     (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
+);
+/// The format of the file: 1 has the bytes of the image, 2 also its metadata and snapshots.
+pub const EXPORT_FORMAT: &[Opt] =
+    &[Opt::new("export-format", Kind::Choice(&["1", "2"]), "format of image file")];
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] =
@@ -42,7 +46,7 @@ pub const COMMANDS: &[CommandSpec] =
             DEST_IMAGE_SPEC,
         ])
         .options(&[
-            options::PATH,
+            options::IMPORT_PATH,
             options::DEST,
             options::CREATION,
             options::SPARSE_SIZE,
@@ -52,6 +56,7 @@ pub const COMMANDS: &[CommandSpec] =
         ])
         .examples(&[
             ("import debian.raw templates/debian", "zeros take no space"),
+            ("import --export-format 2 vm-1.rbd vm-1", "with its snapshots and its metadata"),
             ("import - vm-1 < disk.raw", "from a pipe"),
         ])];
 
@@ -70,12 +75,14 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
     let mut cursor = 0;
     let path = path_argument(args, &mut cursor)?;
     let target = destination(args, &mut cursor, &path)?;
-    refuse_export_format(args)?;
     let options = layout::create_options(args, 0, "import failed")?;
     let pool = session.pool_of(&target)?;
-    let source = open_source(session, &path)?;
+    let source = Source::open(session, &path, ERROR)?;
     let mut progress = session.bytes("Importing image");
-    let outcome = source_size(session, &source).and_then(|size_bytes| {
+    let outcome = source.size_bytes(session, ERROR).and_then(|size_bytes| {
+        if is_format_2(args) {
+            return import_whole(session, args, &pool, &target, &source, &mut progress);
+        }
         let mut options = options;
         options.size_bytes = size_bytes.unwrap_or(0);
         signals::catch_and_watch();
@@ -83,7 +90,8 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
             warn(session.program, "image creation failed");
             failed(error)
         })?;
-        let plan = Plan { piece_bytes: 1 << options.order, grain_bytes: grain(args) };
+        let plan =
+            Plan { piece_bytes: 1 << options.order, grain_bytes: sparse_grain(args, GRAIN_BYTES) };
         match (source, size_bytes) {
             (Source::File(file), Some(size)) => plan.file(&file, size, incoming, &mut progress),
             _ => plan.stream(incoming),
@@ -104,12 +112,9 @@ pub fn path_argument(args: &Args, cursor: &mut usize) -> Outcome<String> {
     path.map(str::to_string).ok_or_else(|| Failure::invalid("path was not specified"))
 }
 
-/// Refuses other export formats than the plain one.
-pub fn refuse_export_format(args: &Args) -> Outcome {
-    match args.text("export-format") {
-        Some("2") => Err(Failure::new(EOPNOTSUPP, "--export-format 2 is not available")),
-        _ => Ok(()),
-    }
+/// True if the format with metadata and snapshots is asked for.
+pub fn is_format_2(args: &Args) -> bool {
+    args.text("export-format") == Some("2")
 }
 
 /// The image to make. It is named after the file if the command line does not name it.
@@ -131,50 +136,10 @@ fn destination(args: &Args, cursor: &mut usize, path: &str) -> Outcome<Target> {
     Ok(target)
 }
 
-fn grain(args: &Args) -> usize {
+/// From which length on runs of zeros are not stored, in bytes.
+pub fn sparse_grain(args: &Args, bytes_min: usize) -> usize {
     let bytes = args.bytes("sparse-size").unwrap_or_default();
-    usize::try_from(bytes).unwrap_or(usize::MAX).max(GRAIN_BYTES)
-}
-
-enum Source {
-    File(File),
-    Stdin,
-}
-
-/// Opens the file. `rbd` reports an error of the file on a line of its own, before the last progress line.
-fn open_source(session: &Session, path: &str) -> Outcome<Source> {
-    if path == PIPE {
-        let open = standard::check_input().map(|()| Source::Stdin);
-        let closed = |e| Failure::io(ERROR, &e).because("standard input is closed");
-        return open.map_err(closed);
-    }
-    // Opening a FIFO must not wait for a writer.
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
-    let opened = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
-    opened.map(|fd| Source::File(File::from(fd))).map_err(|errno| {
-        warn(session.program, &format!("error opening {path}"));
-        Failure::errno(ERROR, errno.raw_os_error())
-    })
-}
-
-/// The size in bytes, or `None` for standard input.
-fn source_size(session: &Session, source: &Source) -> Outcome<Option<u64>> {
-    let Source::File(file) = source else { return Ok(None) };
-    let metadata = file.metadata().map_err(|error| Failure::io(ERROR, &error))?;
-    if metadata.is_dir() {
-        warn(session.program, "cannot import a directory");
-        return Err(Failure::errno(ERROR, EISDIR));
-    }
-    let size_bytes = if metadata.file_type().is_block_device() {
-        rustix::fs::seek(file, SeekFrom::End(0)).unwrap_or(0)
-    } else {
-        metadata.len()
-    };
-    if size_bytes == 0 {
-        warn(session.program, "unable to get size of file/block device");
-        return Err(Failure::errno(ERROR, ENOTTY));
-    }
-    Ok(Some(size_bytes))
+    usize::try_from(bytes).unwrap_or(usize::MAX).max(bytes_min)
 }
 
 struct Plan {

@@ -5,6 +5,7 @@ mod check;
 mod copy;
 mod device;
 mod diff;
+mod difference;
 mod export;
 mod group;
 mod image;
@@ -16,11 +17,14 @@ mod namespace;
 mod pool;
 mod serve;
 mod shell;
+mod sink;
 mod snap;
+mod source;
 mod sparsify;
 mod status;
 mod trash;
 mod usage;
+mod whole;
 
 use crate::args::CommandSpec;
 
@@ -31,6 +35,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     copy::COMMANDS,
     device::COMMANDS,
     diff::COMMANDS,
+    difference::COMMANDS,
     export::COMMANDS,
     group::COMMANDS,
     image::COMMANDS,

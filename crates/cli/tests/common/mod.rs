@@ -2,9 +2,9 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(missing_docs)]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Long enough for a slow machine; a longer wait is a hang.
@@ -71,6 +71,16 @@ impl World {
         ran(self.rbd_command(line).stdin(std::fs::File::open(input).unwrap()))
     }
 
+    /// Runs a command with `bytes` in a pipe that ends after them.
+    pub fn rbd_piped(&self, line: &str, bytes: &[u8]) -> Ran {
+        let mut command = self.rbd_command(line);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // The command may end before it has read everything.
+        let _ = child.stdin.take().expect("a pipe").write_all(bytes);
+        ran_with(child.wait_with_output().unwrap())
+    }
+
     /// Runs commands that must succeed without output on standard error.
     pub fn silently(&self, lines: &[&str]) {
         for line in lines {
@@ -100,7 +110,10 @@ pub fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 fn ran(command: &mut Command) -> Ran {
-    let output = command.output().unwrap();
+    ran_with(command.output().unwrap())
+}
+
+fn ran_with(output: Output) -> Ran {
     Ran {
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),

@@ -41,6 +41,7 @@ pub(crate) use identity::Identity;
 pub use image_name::{ImageName, Namespace};
 pub use info::{ImageInfo, ImageSums, InfoReader, ParentInfo, PoolStats, SnapInfo};
 pub use marcot_backend::ReadableBy;
+pub use names::check_snapshot_name;
 pub use partial::is_partial_name;
 pub use pool::Pool;
 pub(crate) use pool::no_snapshot;

@@ -97,7 +97,10 @@ pub(crate) fn check_group_name(name: &str) -> Result<()> {
 }
 
 /// Fails where a snapshot cannot have this name.
-pub(crate) fn check_snapshot_name(name: &str) -> Result<()> {
+///
+/// # Errors
+/// `Invalid`, `NameTooLong`.
+pub fn check_snapshot_name(name: &str) -> Result<()> {
     check("snapshot", name)
 }
 

@@ -195,6 +195,7 @@ impl Image {
     /// whole blocks but for the ends of the range. The cost follows what differs, not the size.
     ///
     /// # Errors
+    /// `Invalid` if there are more than 131072 extents: ask for a shorter range, of 512 MiB at the shortest;
     /// `NotFound` for a snapshot; `Corrupt`, `Io`; those of [`Self::take_checkpoint`].
     pub fn diff(
         &mut self,

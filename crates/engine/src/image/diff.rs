@@ -7,8 +7,12 @@ use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry, SnapId};
 
 use super::results::{DiffExtent, UsageRow};
 use super::{Image, OwnedRoot, RootOf, Source, empty_root};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result, fail};
 use crate::map::{self, TOP_LEVEL};
+
+/// Largest number of extents of one answer, so that its memory does not depend on the image. 512 MiB
+/// of an image never have more.
+const DIFF_EXTENTS_MAX: usize = 1 << 17;
 
 impl Image {
     /// A durable root that equals the root in memory.
@@ -52,9 +56,16 @@ impl Image {
             let start = (block * BLOCK_BYTES).max(offset);
             let stop = ((block + 1) * BLOCK_BYTES).min(end);
             let data = after.is_some();
+            let full = extents.len() == DIFF_EXTENTS_MAX;
             match extents.last_mut() {
                 Some(last) if last.data == data && last.offset + last.length == start => {
                     last.length += stop - start;
+                }
+                _ if full => {
+                    return fail(
+                        ErrorKind::Invalid,
+                        "too many differences; ask for a shorter range",
+                    );
                 }
                 _ => extents.push(DiffExtent { offset: start, length: stop - start, data }),
             }
