@@ -10,7 +10,7 @@ use super::IMAGE_OR_SNAP_SPEC;
 use super::list::{Unread, tell_unread};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, options};
-use crate::errno::ENOENT;
+use crate::errno::{EINVAL, ENOENT};
 use crate::failure::{Failure, Outcome, strerror};
 use crate::output::{Align, Node, Table};
 use crate::session::Session;
@@ -44,9 +44,13 @@ struct Row {
 
 fn usage(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
-    let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP.optional())?;
+    let from = args.text("from-snap").filter(|name| !name.is_empty());
+    let mut wanted = Wanted::IMAGE_OR_SNAP;
+    wanted.image_required = args.flag("from-snap");
+    let target = names::target(args, &mut 0, wanted)?;
     let pool = session.pool_of(&target)?;
     let whole_pool = target.image.is_empty();
+    let chosen = Chosen { from, to: (!target.snap.is_empty()).then_some(&*target.snap) };
     let mut rows = Vec::new();
     let mut unread = Unread::new();
     for (name, id) in chosen_images(&pool, &target)? {
@@ -55,26 +59,48 @@ fn usage(session: &Session, args: &Args) -> Outcome {
             // Removed since the names were read.
             Err(failure) if whole_pool && failure.status == ENOENT => {}
             Err(failure) if whole_pool => unread.push((name, failure)),
-            found => rows.extend(found?),
+            found => match chosen.of(found?)? {
+                Some(found) => rows.extend(found),
+                // Between a snapshot and itself there is nothing, and `rbd` does not even print a head.
+                None => return Ok(()),
+            },
         }
     }
-    if let Some(from) = args.text("from-snap") {
-        rows = after_snapshot(rows, from)?;
-    }
-    if !target.snap.is_empty() {
-        rows.retain(|row| row.usage.snapshot.as_deref() == Some(&target.snap));
-        if rows.is_empty() {
-            return Err(not_found("specified snapshot is not found.".to_string()));
-        }
-    }
-    if args.flag("merge-snapshots") && target.snap.is_empty() {
+    let totals = Totals::of(&rows, chosen.to.is_some());
+    if args.flag("merge-snapshots") {
         rows = merge(rows);
     }
-    format.print(|| plain(&rows), || ("stats", document(&rows, whole_pool)))?;
+    format.print(|| plain(&rows, &totals), || ("stats", document(&rows, &totals, whole_pool)))?;
     tell_unread(session, unread).map_err(|failure| {
         let status = failure.status;
         failure.then(format!("du failed: ({status}) {}", strerror(status)))
     })
+}
+
+/// The snapshots that limit what is shown: rows after the first, up to the last.
+struct Chosen<'a> {
+    from: Option<&'a str>,
+    to: Option<&'a str>,
+}
+
+impl Chosen<'_> {
+    /// The chosen rows of one image; `None` if both snapshots are the same.
+    fn of(&self, mut rows: Vec<Row>) -> Outcome<Option<Vec<Row>>> {
+        let place = |name: &str| {
+            let at = rows.iter().position(|row| row.usage.snapshot.as_deref() == Some(name));
+            at.ok_or_else(|| not_found("specified snapshot is not found.".to_string()))
+        };
+        let to = self.to.map(place).transpose()?;
+        let from = self.from.map(place).transpose()?;
+        match (from, to) {
+            (Some(from), Some(to)) if from == to => return Ok(None),
+            (Some(from), Some(to)) if from > to => return Err(Failure::errno("du failed", EINVAL)),
+            _ => {}
+        }
+        rows.truncate(to.map_or(rows.len(), |to| to + 1));
+        rows.drain(..from.map_or(0, |from| from + 1));
+        Ok(Some(rows))
+    }
 }
 
 fn not_found(message: String) -> Failure {
@@ -101,12 +127,6 @@ fn image_rows(image: &Image, name: &str) -> Outcome<Vec<Row>> {
     Ok(rows.into_iter().map(row).collect())
 }
 
-fn after_snapshot(rows: Vec<Row>, from: &str) -> Outcome<Vec<Row>> {
-    let at = rows.iter().position(|row| row.usage.snapshot.as_deref() == Some(from));
-    let at = at.ok_or_else(|| not_found("specified snapshot is not found.".to_string()))?;
-    Ok(rows.into_iter().skip(at + 1).collect())
-}
-
 /// One row for each image, with the sum of the used bytes of its rows.
 fn merge(rows: Vec<Row>) -> Vec<Row> {
     let mut used: HashMap<ImageId, u64> = HashMap::new();
@@ -122,14 +142,26 @@ fn merge(rows: Vec<Row>) -> Vec<Row> {
         .collect()
 }
 
-/// Sums: provisioned bytes once for each image, used bytes of every row.
-fn totals(rows: &[Row]) -> (u64, u64) {
-    let heads = rows.iter().filter(|row| row.usage.snapshot.is_none());
-    let provisioned = heads.map(|row| row.usage.provisioned_bytes).sum();
-    (provisioned, rows.iter().map(|row| row.usage.used_bytes).sum())
+/// Sums over all rows, also over those that are merged into others.
+struct Totals {
+    rows: usize,
+    provisioned_bytes: u64,
+    used_bytes: u64,
 }
 
-fn plain(rows: &[Row]) -> String {
+impl Totals {
+    /// Provisioned bytes count once for each image; if only snapshots are shown, for each of them.
+    fn of(rows: &[Row], snapshots_only: bool) -> Self {
+        let counted = rows.iter().filter(|row| snapshots_only || row.usage.snapshot.is_none());
+        Self {
+            rows: rows.len(),
+            provisioned_bytes: counted.map(|row| row.usage.provisioned_bytes).sum(),
+            used_bytes: rows.iter().map(|row| row.usage.used_bytes).sum(),
+        }
+    }
+}
+
+fn plain(rows: &[Row], totals: &Totals) -> String {
     let mut table = Table::new()
         .column("NAME", Align::Left)
         .column_aligned("PROVISIONED", Align::Right, Align::Right)
@@ -142,20 +174,19 @@ fn plain(rows: &[Row]) -> String {
         let usage = &row.usage;
         table.row(vec![name, size::show(usage.provisioned_bytes), size::show(usage.used_bytes)]);
     }
-    if rows.len() > 1 {
-        let (provisioned, used) = totals(rows);
+    if totals.rows > 1 {
+        let (provisioned, used) = (totals.provisioned_bytes, totals.used_bytes);
         table.row(vec!["<TOTAL>".to_string(), size::show(provisioned), size::show(used)]);
     }
     table.render()
 }
 
-fn document(rows: &[Row], whole_pool: bool) -> Node {
+fn document(rows: &[Row], totals: &Totals, whole_pool: bool) -> Node {
     let images = Node::array("image", rows.iter().map(row_node));
     let mut members = vec![("images", images)];
     if whole_pool {
-        let (provisioned, used) = totals(rows);
-        members.push(("total_provisioned_size", provisioned.into()));
-        members.push(("total_used_size", used.into()));
+        members.push(("total_provisioned_size", totals.provisioned_bytes.into()));
+        members.push(("total_used_size", totals.used_bytes.into()));
     }
     Node::Object(members)
 }
@@ -190,13 +221,30 @@ mod tests {
     fn the_table_is_rbds() {
         let rows = [row(Some("s1"), 8 * MIB), row(Some("s2"), 4 * MIB), row(None, 0)];
         assert_eq!(
-            plain(&rows),
+            plain(&rows, &Totals::of(&rows, false)),
             "NAME     PROVISIONED  USED  \n\
              a@s1           8 MiB   8 MiB\n\
              a@s2           8 MiB   4 MiB\n\
              a              8 MiB     0 B\n\
              <TOTAL>        8 MiB  12 MiB\n"
         );
+    }
+
+    #[test]
+    fn a_snapshot_is_shown_with_those_before_it() {
+        let rows = || vec![row(Some("s1"), 1), row(Some("s2"), 2), row(None, 4)];
+        let used = |from, to| -> Option<Vec<u64>> {
+            let rows = Chosen { from, to }.of(rows()).unwrap()?;
+            Some(rows.iter().map(|row| row.usage.used_bytes).collect())
+        };
+        assert_eq!(used(None, None), Some(vec![1, 2, 4]));
+        assert_eq!(used(None, Some("s2")), Some(vec![1, 2]));
+        assert_eq!(used(Some("s1"), None), Some(vec![2, 4]));
+        assert_eq!(used(Some("s1"), Some("s2")), Some(vec![2]));
+        assert_eq!(used(Some("s1"), Some("s1")), None);
+        let refused = |from, to| Chosen { from, to }.of(rows()).err().unwrap().status;
+        assert_eq!(refused(Some("s2"), Some("s1")), EINVAL);
+        assert_eq!(refused(None, Some("s3")), ENOENT);
     }
 
     #[test]
