@@ -42,7 +42,6 @@ pub fn refuse_what_would_lie(args: &Args) -> Outcome {
         ("data-pool", "an image keeps its data in its own pool"),
         ("mirror-image-mode", "images are not mirrored"),
         ("journal-pool", "images have no separate journal"),
-        ("thick-provision", "space is taken when data is written"),
     ];
     for (option, reason) in refused {
         if args.flag(option) {

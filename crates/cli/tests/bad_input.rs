@@ -113,7 +113,7 @@ fn an_unknown_command_shows_the_list() {
 #[test]
 fn what_would_lie_is_refused() {
     let world = World::new();
-    for option in ["--data-pool p", "--thick-provision", "--image-feature journaling"] {
+    for option in ["--data-pool p", "--image-feature journaling"] {
         let ran = world.marcot(&format!("create a --size 1 {option}"));
         assert_eq!(ran.status, 95, "{ran:?}");
         assert_eq!(ran.err.lines().count(), 1, "{ran:?}");

@@ -264,3 +264,22 @@ fn holes_cost_nothing_however_large_the_image_and_small_its_objects() {
     let over = std::fs::read(world.path("over")).unwrap();
     assert!(over[..MIB].iter().all(|byte| *byte == 0) && over[MIB..] == noise(2 * MIB)[MIB..]);
 }
+
+#[test]
+fn a_thick_image_has_all_its_space_and_reads_as_zeros() {
+    let world = World::new();
+    let stored = || {
+        let store = marcot::Store::open(&world.path("store")).unwrap();
+        store.pool_stats(&store.pool("rbd").unwrap()).unwrap().allocated_bytes
+    };
+    let ran = world.rbd("create a --size 20M --thick-provision");
+    let lines: String = (20..=100)
+        .step_by(20)
+        .map(|percent| format!("\rThick provisioning: {percent}% complete..."))
+        .collect();
+    assert_eq!(ran, says(&format!("{lines}\rThick provisioning: 100% complete...done.\n"), 0));
+    assert!(stored() >= 20 << 20, "{}", stored());
+    assert_eq!(world.rbd("du a"), prints("NAME  PROVISIONED  USED  \na          20 MiB  20 MiB\n"));
+    let zeros = world.rbd_command("export --no-progress a -").output().unwrap().stdout;
+    assert!(zeros.len() == 20 * MIB && zeros.iter().all(|byte| *byte == 0));
+}

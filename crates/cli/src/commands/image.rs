@@ -1,7 +1,7 @@
 //! `create`, `resize`, `rename`, `remove`.
 
 use marcot::ErrorKind;
-use marcot_client::{Image, ImageName};
+use marcot_client::{CreateOptions, Image, ImageName, Pool};
 
 use super::{DEST_IMAGE_SPEC, IMAGE_SPEC};
 use crate::args::names::{self, Role, SnapRule, Target, Wanted};
@@ -10,9 +10,10 @@ use crate::errno::{self, EBUSY, ENOTEMPTY};
 use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::session::{self, Session};
+use crate::signals;
 
 const THICK: &[Opt] =
-    &[Opt::new("thick-provision", Kind::Flag, "refused: space is taken when data is written")];
+    &[Opt::new("thick-provision", Kind::Flag, "fully allocate storage and zero image")];
 const ALLOW_SHRINK: &[Opt] = &[Opt::new("allow-shrink", Kind::Flag, "permit shrinking")];
 const FORCE: &[Opt] = &[Opt::new(
     "force",
@@ -64,8 +65,30 @@ fn create(session: &Session, args: &Args) -> Outcome {
     let size_bytes = required_size(args)?;
     let options = layout::create_options(args, size_bytes, ERROR)?;
     let pool = session.pool_of(&target)?;
+    if args.flag("thick-provision") {
+        return create_thick(session, &pool, &target, &options);
+    }
     pool.create(target.name(), &options).map_err(|error| Failure::engine(ERROR, &error))?;
     Ok(())
+}
+
+/// Creates an image whose blocks are all written. Until they are, the image is hidden.
+fn create_thick(
+    session: &Session,
+    pool: &Pool,
+    target: &Target,
+    options: &CreateOptions,
+) -> Outcome {
+    const ERROR: &str = "create error";
+    signals::catch_and_watch();
+    let failed = |error: marcot::Error| match error.kind() {
+        ErrorKind::Interrupted => Failure::new(signals::status(), format!("{ERROR}: interrupted")),
+        _ => Failure::engine(ERROR, &error),
+    };
+    let mut incoming = pool.begin_image(target.name(), options).map_err(failed)?;
+    let mut progress = session.bytes("Thick provisioning");
+    let written = incoming.fill_with_zeros(&mut |done, total| progress.update(done, total));
+    progress.end(written.and_then(|()| incoming.finish()).map(drop).map_err(failed))
 }
 
 fn required_size(args: &Args) -> Outcome<u64> {
