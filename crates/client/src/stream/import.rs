@@ -15,13 +15,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-use marcot::{Error, ErrorKind, IMAGE_BYTES_MAX, Result};
+use marcot::{BLOCK_BYTES, Error, ErrorKind, IMAGE_BYTES_MAX, Result};
 use marcot_serve::control::Command;
 
 use super::records::{Records, Unreadable};
 use super::wire::{Form, Item, What};
 use crate::image::Image;
-use crate::inspect::DiffExtent;
+use crate::inspect::{DiffExtent, PART_BYTES_MIN};
 use crate::operation::Operation;
 use crate::owner::Access;
 use crate::retry::interrupted;
@@ -308,6 +308,7 @@ fn import_difference(
         old_bytes: info.size_bytes,
         undo: Undo::Nothing,
         changed: false,
+        written: Written::default(),
     };
     let grain_bytes = difference.grain_bytes;
     match apply(&mut records, &mut target, grain_bytes, &has, progress) {
@@ -342,6 +343,52 @@ struct Opened<'a> {
     old_bytes: u64,
     undo: Undo,
     changed: bool,
+    written: Written,
+}
+
+/// The ranges that were changed, as whole blocks and in the order of the changes. Neighbours are joined.
+#[derive(Default)]
+struct Written {
+    ranges: Vec<(u64, u64)>,
+}
+
+/// Largest number of changed ranges that are kept. After a difference with more, nothing is undone.
+const WRITTEN_MAX: usize = 1 << 20;
+/// The range of which differences are asked for at a time, in bytes. They always fit into an answer.
+const ASKED_BYTES: u64 = 2 * PART_BYTES_MIN;
+
+impl Written {
+    fn add(&mut self, offset: u64, length: u64) {
+        let (start, end) = (offset / BLOCK_BYTES, (offset + length).div_ceil(BLOCK_BYTES));
+        match self.ranges.last_mut() {
+            Some((first, last)) if *first <= start && start <= *last => *last = end.max(*last),
+            _ => self.ranges.push((start, end)),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.ranges.len() < WRITTEN_MAX
+    }
+
+    /// Sorts the ranges and joins those that overlap, for [`Self::holds`].
+    fn settle(&mut self) {
+        self.ranges.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for (start, end) in self.ranges.drain(..) {
+            match joined.last_mut() {
+                Some((_, last)) if start <= *last => *last = end.max(*last),
+                _ => joined.push((start, end)),
+            }
+        }
+        self.ranges = joined;
+    }
+
+    /// True if the whole range was changed.
+    fn holds(&self, offset: u64, length: u64) -> bool {
+        let (start, end) = (offset / BLOCK_BYTES, (offset + length).div_ceil(BLOCK_BYTES));
+        let after = self.ranges.partition_point(|(first, _)| *first <= start);
+        after > 0 && end <= self.ranges[after - 1].1
+    }
 }
 
 impl Opened<'_> {
@@ -351,6 +398,12 @@ impl Opened<'_> {
         }
         self.changed = true;
         self.access.execute(command, &mut |_, _| {})
+    }
+
+    fn note(&mut self, offset: u64, length: u64) {
+        if self.written.is_complete() {
+            self.written.add(offset, length);
+        }
     }
 
     /// True if the image reads as `from`, or as zeros.
@@ -374,9 +427,40 @@ impl Opened<'_> {
         same_size && differs.is_ok_and(|extents| extents.is_empty())
     }
 
+    /// True if the image differs from the state before only where this difference has changed it: nobody else
+    /// has written to it meanwhile.
+    fn is_ours(&mut self) -> bool {
+        let from_snap = match &self.undo {
+            Undo::Nothing => return false,
+            Undo::RollBack(name) => Some(name.clone()),
+            Undo::Empty => None,
+        };
+        let info = self.image.engine_pool().info(self.image.id());
+        if !self.written.is_complete() || !info.is_ok_and(|i| i.size_bytes == self.size_bytes) {
+            return false;
+        }
+        self.written.settle();
+        let mut offset = 0;
+        while offset < self.size_bytes {
+            let length = ASKED_BYTES.min(self.size_bytes - offset);
+            let (from_snap, to_snap) = (from_snap.clone(), None);
+            let command = Command::Diff { from_snap, to_snap, offset, length };
+            let differs: Result<Vec<DiffExtent>> = self.access.execute(&command, &mut |_, _| {});
+            let ours = |extent: &DiffExtent| self.written.holds(extent.offset, extent.length);
+            if !differs.is_ok_and(|extents| extents.iter().all(ours)) {
+                return false;
+            }
+            offset += length;
+        }
+        true
+    }
+
     fn undo(&mut self) -> Left {
         if !self.changed {
             return Left::Nothing;
+        }
+        if !self.is_ours() {
+            return Left::Partly;
         }
         let old_bytes = self.old_bytes;
         let mut resize = |size_bytes| -> Result<()> {
@@ -413,15 +497,21 @@ impl Target for Opened<'_> {
 
     fn resize(&mut self, size_bytes: u64) -> Result<()> {
         self.execute(&Command::Resize { size_bytes, allow_shrink: true })?;
+        // What shrinking cuts off.
+        if size_bytes < self.size_bytes {
+            self.note(size_bytes, self.size_bytes - size_bytes);
+        }
         self.size_bytes = size_bytes;
         Ok(())
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.note(offset, data.len() as u64);
         self.execute(&Command::Write { offset, data: data.to_vec() })
     }
 
     fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.note(offset, length);
         self.execute(&Command::Discard { offset, length })
     }
 
@@ -434,5 +524,24 @@ impl Target for Opened<'_> {
             true => self.execute(&Command::SnapProtect { name: name.to_owned() }),
             false => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_changed_counts_as_changed() {
+        const BLOCK: u64 = BLOCK_BYTES;
+        let mut written = Written::default();
+        for (offset, length) in [(10 * BLOCK, BLOCK), (11 * BLOCK, 5), (0, 1), (12 * BLOCK, 0)] {
+            written.add(offset, length);
+        }
+        written.settle();
+        assert!(written.holds(0, BLOCK) && written.holds(10 * BLOCK, 2 * BLOCK));
+        assert!(!written.holds(0, BLOCK + 1) && !written.holds(9 * BLOCK, 2 * BLOCK));
+        assert!(!written.holds(12 * BLOCK, 1) && !written.holds(5 * BLOCK, 1));
+        assert!(!Written::default().holds(0, 1));
     }
 }
