@@ -11,10 +11,10 @@ use marcot_client::stream::records::{Unreadable, Why};
 use marcot_client::stream::wire::{Part, Refusal};
 use marcot_client::stream::{export, wire};
 
-use super::IMAGE_SPEC;
-use super::import::{SOURCE_SNAP_SPEC, path_argument, sparse_grain};
+use super::files::{path_argument, sparse_grain};
 use super::sink::Sink;
 use super::source::Source;
+use super::{IMAGE_SPEC, SOURCE_IMAGE_OR_SNAP_SPEC};
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno::{self, EBADMSG, EDOM, EEXIST, EINVAL, EOPNOTSUPP};
@@ -34,7 +34,7 @@ const MERGED_PATH: &[Opt] =
 pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["export-diff"], "Export incremental diff to file.", export_diff)
         .positionals(&[
-            SOURCE_SNAP_SPEC,
+            SOURCE_IMAGE_OR_SNAP_SPEC,
             Positional::one("path-name", "export file (or '-' for stdout)"),
         ])
         .options(&[options::SNAP, options::EXPORT_PATH, DIFF, options::NO_PROGRESS])

@@ -5,7 +5,8 @@ use std::io;
 use marcot::ErrorKind;
 use marcot_client::content::{Content, walk};
 
-use super::import::{EXPORT_FORMAT, SOURCE_SNAP_SPEC, is_format_2, path_argument};
+use super::SOURCE_IMAGE_OR_SNAP_SPEC;
+use super::files::{EXPORT_FORMAT, is_format_2, path_argument};
 use super::sink::Sink;
 use super::whole;
 use crate::args::names::{self, Wanted};
@@ -22,7 +23,7 @@ const ERROR: &str = "export error";
 pub const COMMANDS: &[CommandSpec] =
     &[CommandSpec::new(&["export"], "Export image to file.", export)
         .positionals(&[
-            SOURCE_SNAP_SPEC,
+            SOURCE_IMAGE_OR_SNAP_SPEC,
             Positional::one("path-name", "export file (or '-' for stdout)"),
         ])
         .options(&[options::SNAP, options::EXPORT_PATH, options::NO_PROGRESS, EXPORT_FORMAT])

@@ -10,6 +10,7 @@ use marcot_client::incoming::Incoming;
 use rustix::fs::SeekFrom;
 
 use super::DEST_IMAGE_SPEC;
+use super::files::{EXPORT_FORMAT, is_format_2, path_argument, sparse_grain};
 use super::source::Source;
 use super::whole::import_whole;
 use crate::args::names::{self, Target, Wanted};
@@ -21,22 +22,10 @@ use crate::progress::Progress;
 use crate::session::Session;
 use crate::{signals, standard};
 
-/// The path that stands for standard input or output.
-pub const PIPE: &str = "-";
-
 const OLD_NAMES: &[Opt] = &[
     Opt::new("pool", Kind::Text, "deprecated: use --dest-pool").letter('p'),
     Opt::new("image", Kind::Text, "deprecated: use --dest"),
 ];
-/// The argument that names an image or a snapshot to export.
-pub const SOURCE_SNAP_SPEC: Positional = Positional::one(
-    "source-image-or-snap-spec",
-    "source image or snapshot specification \
-     (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
-);
-/// The format of the file: 1 has the bytes of the image, 2 also its metadata and snapshots.
-pub const EXPORT_FORMAT: &[Opt] =
-    &[Opt::new("export-format", Kind::Choice(&["1", "2"]), "format of image file")];
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] =
@@ -102,21 +91,6 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
 
 const ERROR: &str = "import failed";
 
-/// `--path`, or the next argument.
-pub fn path_argument(args: &Args, cursor: &mut usize) -> Outcome<String> {
-    if let Some(path) = args.text("path").filter(|path| !path.is_empty()) {
-        return Ok(path.to_string());
-    }
-    let path = args.positional(*cursor);
-    *cursor += 1;
-    path.map(str::to_string).ok_or_else(|| Failure::invalid("path was not specified"))
-}
-
-/// True if the format with metadata and snapshots is asked for.
-pub fn is_format_2(args: &Args) -> bool {
-    args.text("export-format") == Some("2")
-}
-
 /// The image to make. It is named after the file if the command line does not name it.
 fn destination(args: &Args, cursor: &mut usize, path: &str) -> Outcome<Target> {
     let mut target = names::target(args, cursor, Wanted::DEST.optional())?;
@@ -134,12 +108,6 @@ fn destination(args: &Args, cursor: &mut usize, path: &str) -> Outcome<Target> {
         return Err(Failure::invalid("destination image name was not specified"));
     }
     Ok(target)
-}
-
-/// From which length on runs of zeros are not stored, in bytes.
-pub fn sparse_grain(args: &Args, bytes_min: usize) -> usize {
-    let bytes = args.bytes("sparse-size").unwrap_or_default();
-    usize::try_from(bytes).unwrap_or(usize::MAX).max(bytes_min)
 }
 
 struct Plan {

@@ -7,6 +7,7 @@ mod device;
 mod diff;
 mod difference;
 mod export;
+mod files;
 mod group;
 mod image;
 mod import;
@@ -63,6 +64,12 @@ const IMAGE_SPEC: crate::args::Positional = crate::args::Positional::one(
 const IMAGE_OR_SNAP_SPEC: crate::args::Positional = crate::args::Positional::one(
     "image-or-snap-spec",
     "image or snapshot specification \
+     (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
+);
+/// The argument that names an image or a snapshot to export.
+const SOURCE_IMAGE_OR_SNAP_SPEC: crate::args::Positional = crate::args::Positional::one(
+    "source-image-or-snap-spec",
+    "source image or snapshot specification \
      (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
 );
 /// The argument that names a snapshot.

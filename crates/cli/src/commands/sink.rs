@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use marcot_client::copy::GRAIN_BYTES;
 use marcot_client::sparse;
 
-use super::import::PIPE;
+use super::files::PIPE;
 use crate::errno::{EEXIST, ENOENT};
 use crate::failure::{Failure, Outcome};
 use crate::signals::{self, HalfDone};

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 
 use rustix::fs::{FileType, SeekFrom};
 
-use super::import::PIPE;
+use super::files::PIPE;
 use crate::errno::{EISDIR, ENOTTY};
 use crate::failure::{Failure, Outcome};
 use crate::output::warn;

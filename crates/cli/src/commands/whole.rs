@@ -7,7 +7,7 @@ use marcot_client::stream::wire::{Item, What};
 use marcot_client::{CreateOptions, Image, ImageInfo, Pool};
 
 use super::difference::{interrupted, not_applied, not_exported, not_read};
-use super::import::sparse_grain;
+use super::files::sparse_grain;
 use super::sink::Sink;
 use super::source::Source;
 use crate::args::Args;
