@@ -65,13 +65,20 @@ pub fn check_output() -> io::Result<()> {
 /// # Errors
 /// `Interrupted` once the user wants the command to end; errors of the operating system.
 pub fn read(buffer: &mut [u8]) -> io::Result<usize> {
-    let input = rustix::stdio::stdin();
-    // Waits in `poll` and not in `read`: a signal just before a `read` would be missed.
-    wait_readable(input)?;
+    read_from(rustix::stdio::stdin(), buffer)
+}
+
+/// Reads once from a pipe or the like.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_from(input: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
+        // Waits in `poll` and not in `read`: a signal just before a `read` would be missed.
+        wait_readable(input)?;
         match rustix::io::read(input, &mut *buffer) {
-            Err(Errno::INTR) if signals::stop_asked() => return Err(interrupted()),
-            Err(Errno::INTR) => {}
+            // With O_NONBLOCK, another reader can have been first.
+            Err(Errno::INTR | Errno::AGAIN) => {}
             outcome => return Ok(outcome?),
         }
     }

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use common::{Ran, World, noise, without_log};
@@ -127,6 +129,43 @@ fn a_pipe_that_breaks_leaves_an_image_that_nobody_else_uses_as_it_was() {
     }
     let ran = world.rbd_piped("import-diff --no-progress - a", &whole);
     assert_eq!(ran, common::prints(""));
+}
+
+#[test]
+fn differences_come_through_fifos_also_where_the_writer_is_late_and_slow() {
+    let world = World::new();
+    world.silently(&["create a --size 1"]);
+    let names = ["first", "second"].map(|name| world.path(name));
+    assert!(std::process::Command::new("mkfifo").args(&names).status().unwrap().success());
+    // The shell makes such pipes of `<(...)`.
+    let read = |line: &str, sources: &[(&PathBuf, &str)]| {
+        let mut command = world.rbd_command(line);
+        let mut reader = command.stdin(std::process::Stdio::null()).spawn().unwrap();
+        for (fifo, source) in sources {
+            let mut open = std::fs::OpenOptions::new();
+            open.write(true).custom_flags(libc::O_NONBLOCK);
+            let mut opened = None;
+            // This fails until the command has opened it.
+            common::await_that("the pipe is read", || {
+                assert_eq!(reader.try_wait().unwrap(), None, "{line}");
+                opened = open.open(fifo).ok();
+                opened.is_some()
+            });
+            let mut fifo = opened.unwrap();
+            for part in std::fs::read(of_rbd(source)).unwrap().chunks(1000) {
+                fifo.write_all(part).unwrap();
+                std::thread::yield_now();
+            }
+        }
+        assert!(reader.wait().unwrap().success(), "{line}");
+    };
+    read("import-diff --no-progress first a", &[(&names[0], "to-s1")]);
+    let whole = stream_of(&world, "export-diff --no-progress a@s1 -");
+    assert!(whole == std::fs::read(of_rbd("to-s1")).unwrap());
+    std::fs::copy(of_rbd("to-s1"), world.path("file")).unwrap();
+    read("merge-diff --no-progress file second merged", &[(&names[1], "s1-to-s2")]);
+    let merged = std::fs::read(world.path("merged")).unwrap();
+    assert!(merged == std::fs::read(of_rbd("merged")).unwrap());
 }
 
 #[test]

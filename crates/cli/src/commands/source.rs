@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 
 use rustix::fs::{FileType, SeekFrom};
@@ -64,12 +65,13 @@ impl Source {
         Ok(Some(size_bytes))
     }
 
-    /// Reads it from where it stands. Of standard input, nothing is read that nobody asks for: another command
-    /// may go on with the rest.
+    /// Reads it from where it stands. Of a pipe, nothing is read that nobody asks for: another command may go
+    /// on with the rest.
     pub fn reader(&self) -> Box<dyn Read + '_> {
         match self {
-            Self::File(file) => Box::new(BufReader::new(file)),
-            Self::Stdin => Box::new(Stdin),
+            Self::File(file) if self.regular_file().is_some() => Box::new(BufReader::new(file)),
+            Self::File(file) => Box::new(Pipe(file.as_fd())),
+            Self::Stdin => Box::new(Pipe(rustix::stdio::stdin())),
         }
     }
 
@@ -85,11 +87,11 @@ impl Source {
     }
 }
 
-/// Standard input, whose reads a signal interrupts.
-struct Stdin;
+/// Standard input, or a FIFO whose writer may still come. A signal interrupts reads.
+struct Pipe<'a>(BorrowedFd<'a>);
 
-impl Read for Stdin {
+impl Read for Pipe<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        standard::read(buf)
+        standard::read_from(self.0, buf)
     }
 }

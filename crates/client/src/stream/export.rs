@@ -164,7 +164,7 @@ impl Part<'_> {
         if let Some(to) = self.states.to {
             encode(what, &Item::To(to.to_owned()), &mut header);
             if self.form == Form::Two {
-                let mut snapshots = self.info.snapshots.iter();
+                let mut snapshots = self.info.snapshots.iter().filter(|s| !s.trashed);
                 let protected = snapshots.any(|snap| snap.name == to && snap.protected);
                 encode(what, &Item::Protected(protected), &mut header);
             }

@@ -411,7 +411,10 @@ impl Opened<'_> {
         let info = self.image.engine_pool().info(self.image.id());
         let same_size = info.is_ok_and(|info| {
             let size_bytes = match from {
-                Some(name) => info.snapshots.iter().find(|s| s.name == name).map(|s| s.size_bytes),
+                Some(name) => {
+                    let mut snapshots = info.snapshots.iter().filter(|s| !s.trashed);
+                    snapshots.find(|s| s.name == name).map(|s| s.size_bytes)
+                }
                 None => Some(info.size_bytes),
             };
             // A clone without data of its own is not empty: its parent has some.
