@@ -184,7 +184,7 @@ impl Drop for Incoming {
         drop(self.device.take());
         // If this fails, the remains are removed by the next import.
         let store = self.pool.client().store();
-        let _ = store.remove_image(self.pool.engine(), self.id, &mut |_, _| {});
+        let _ = store.remove_partial(self.pool.engine(), self.name.namespace(), self.id);
     }
 }
 

@@ -36,6 +36,35 @@ fn a_partial_image_is_removed_only_when_the_process_that_fills_it_is_gone() {
 }
 
 #[test]
+fn a_partial_image_goes_with_its_snapshots_and_one_that_is_complete_keeps_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store_with_image(directory.path(), MIB);
+    let make = |name: &str| {
+        let mut image = pool.create_partial(name, &options()).unwrap();
+        for snapshot in ["s1", "s2"] {
+            image.write_at(0, snapshot.as_bytes()).unwrap();
+            image.snapshot(snapshot).unwrap();
+        }
+        image.protect("s1").unwrap();
+        image
+    };
+    // As a killed process leaves it.
+    drop(make("a"));
+    store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
+    assert_eq!(names(&pool), ["image"]);
+    let image = make("b");
+    let id = image.id();
+    let refused = store.remove_partial(&pool, &Namespace::DEFAULT, id).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Owned);
+    pool.publish_partial(id, "b").unwrap();
+    image.close().unwrap();
+    let refused = store.remove_partial(&pool, &Namespace::DEFAULT, id).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    assert_eq!(pool.info(id).unwrap().snapshots.len(), 2);
+    support::assert_sound(&store, &pool);
+}
+
+#[test]
 fn an_image_that_has_its_name_is_not_removed_as_abandoned() {
     let directory = tempfile::tempdir().unwrap();
     let (store, pool, _) = store_with_image(directory.path(), MIB);

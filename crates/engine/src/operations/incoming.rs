@@ -12,7 +12,7 @@ use marcot_store::LockMode;
 use crate::catalog::create::CreateOptions;
 use crate::catalog::partial::{is_partial_name, partial_name};
 use crate::catalog::{ImageName, Namespace, Pool, Store};
-use crate::error::{ErrorKind, Result};
+use crate::error::{ErrorKind, Result, fail};
 use crate::image::Image;
 
 impl Pool {
@@ -72,7 +72,7 @@ impl Store {
                 if *name != partial_name(image) || !pool.is_abandoned(namespace, image)? {
                     return Ok(());
                 }
-                self.remove(pool, image, Some((namespace, name)), &mut |_, _| {})
+                self.remove_partial_in(pool, namespace, image)
             });
             match removed {
                 // Another process has removed it meanwhile.
@@ -82,4 +82,35 @@ impl Store {
         }
         outcome
     }
+
+    /// Removes a partial image that will not be completed, with its snapshots. Its maker has closed it.
+    ///
+    /// # Errors
+    /// As [`Store::remove_named`]; `Busy` where the image has its final name by now.
+    pub fn remove_partial(&self, pool: &Pool, namespace: &Namespace, image: ImageId) -> Result<()> {
+        self.remove_partial_in(pool, namespace.in_records(), image)
+    }
+
+    fn remove_partial_in(&self, pool: &Pool, namespace: &str, image: ImageId) -> Result<()> {
+        let name = partial_name(image);
+        if !pool.read_head(image)?.snapshots.is_empty() {
+            remove_snapshots(pool, namespace, image)?;
+        }
+        self.remove(pool, image, Some((namespace, &name)), &mut |_, _| {})
+    }
+}
+
+/// Removes the snapshots of a partial image.
+fn remove_snapshots(pool: &Pool, namespace: &str, image: ImageId) -> Result<()> {
+    let mut opened = pool.open(image)?;
+    // From here on nobody can complete it: its maker would have it open.
+    if pool.find_in(namespace, &partial_name(image))? != image {
+        return fail(ErrorKind::Busy, "the image is complete");
+    }
+    let names: Vec<String> =
+        pool.read_head(image)?.snapshots.into_iter().map(|snapshot| snapshot.name).collect();
+    for name in names {
+        opened.remove_snapshot(&name, true)?;
+    }
+    opened.close()
 }
