@@ -8,18 +8,38 @@ use std::sync::{Arc, Mutex};
 use marcot::{
     CheckOptions, CloneOptions, CreateOptions, ErrorKind, Namespace, PoolOptions, SnapId,
 };
-use marcot_client::Quiesce;
+use marcot_client::content::States;
 use marcot_client::devices::{Devices, MapRequest, ProgramWords};
 use marcot_client::exports::StoreExports;
 use marcot_client::inspect::Diff;
 use marcot_client::layering::Children;
-use marcot_client::{Client, Error, ImageSpec, Operation, Options, Result};
+use marcot_client::stream::export;
+use marcot_client::stream::import::{self, Difference};
+use marcot_client::{Client, Error, Image, ImageSpec, Operation, Options, Quiesce, Result};
 use marcot_serve::mapping::MappedRecord;
 use marcot_serve::nbd::Exports;
 
 type Call = (Operation, Box<dyn Fn() -> Result<()>>);
 
 fn quiet(_: u64, _: u64) {}
+
+/// Imports a difference that breaks off at once.
+fn import_difference(image: &Image) -> Result<()> {
+    let source = &mut std::io::empty();
+    let difference = Difference { source, file: None, grain_bytes: 4096 };
+    let imported = image.import_difference(difference, &mut |_, _, _| {});
+    imported.map_err(|failed| match failed.trouble {
+        import::Trouble::Image(error) => error,
+        other => Error::new(ErrorKind::Invalid, format!("{other:?}")),
+    })
+}
+
+fn exported(outcome: std::result::Result<(), export::Trouble>) -> Result<()> {
+    outcome.map_err(|trouble| match trouble {
+        export::Trouble::Image(error) => error,
+        export::Trouble::Sink(error) => Error::new(ErrorKind::Io, error.to_string()),
+    })
+}
 
 /// Calls every operation, on the image `a` with the snapshot `s`.
 fn calls(client: &Client) -> Vec<Call> {
@@ -69,6 +89,11 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(DiffImage, i: image() => i.diff(&Diff { length: 4096, ..Diff::default() }));
     call!(ReadImage, i: image() => i.content());
     call!(ReadImage, s: snapshot() => s.content());
+    call!(ImportDifference, i: image() => import_difference(&i));
+    call!(ExportStream, i: image() => exported(i.export_difference(
+        States::default(), false, &mut |_| Ok(()), &mut quiet)));
+    call!(ExportStream, i: image() => exported(i.export_whole(
+        &[], &mut |_| Ok(()), &mut quiet)));
     call!(OpenImage, i: image() => i.open());
     call!(OpenImage, i: image() => i.open_read_only());
     call!(OpenImage, s: snapshot() => s.open());
