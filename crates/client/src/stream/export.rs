@@ -84,7 +84,7 @@ impl Image {
             }
             encode(What::Properties, &Item::End, &mut header);
             let names: Vec<&str> =
-                info.snapshots.iter().filter(|s| !s.trashed).map(|s| &*s.name).collect();
+                info.snapshots.iter().filter(|s| s.is_of_users()).map(|s| &*s.name).collect();
             let count = names.len() as u64 + 1;
             header.extend(What::Count.banner());
             encode(What::Count, &Item::Count(count), &mut header);
@@ -118,7 +118,7 @@ impl Image {
 /// Fails unless both snapshots exist and `from` is not the later one.
 fn check_order(info: &ImageInfo, states: States<'_>) -> Result<()> {
     let find = |name: &str| {
-        let found = info.snapshots.iter().position(|s| s.name == name && !s.trashed);
+        let found = info.snapshots.iter().position(|s| s.name == name && s.is_of_users());
         let message = || format!("there is no snapshot '{name}'");
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, message()))
     };
@@ -164,7 +164,7 @@ impl Part<'_> {
         if let Some(to) = self.states.to {
             encode(what, &Item::To(to.to_owned()), &mut header);
             if self.form == Form::Two {
-                let mut snapshots = self.info.snapshots.iter().filter(|s| !s.trashed);
+                let mut snapshots = self.info.snapshots.iter().filter(|s| s.is_of_users());
                 let protected = snapshots.any(|snap| snap.name == to && snap.protected);
                 encode(what, &Item::Protected(protected), &mut header);
             }

@@ -285,7 +285,7 @@ fn import_difference(
     let info = image.engine_pool().info(image.id());
     let info = info.map_err(|error| nothing_left(error.into()))?;
     let names: Vec<String> =
-        info.snapshots.iter().filter(|s| !s.trashed).map(|s| s.name.clone()).collect();
+        info.snapshots.iter().filter(|s| s.is_of_users()).map(|s| s.name.clone()).collect();
     let has = |name: &str| names.iter().any(|known| known == name);
     if let Some((file, start)) = difference.file {
         let mut last_good = 0;
@@ -412,7 +412,7 @@ impl Opened<'_> {
         let same_size = info.is_ok_and(|info| {
             let size_bytes = match from {
                 Some(name) => {
-                    let mut snapshots = info.snapshots.iter().filter(|s| !s.trashed);
+                    let mut snapshots = info.snapshots.iter().filter(|s| s.is_of_users());
                     snapshots.find(|s| s.name == name).map(|s| s.size_bytes)
                 }
                 None => Some(info.size_bytes),
