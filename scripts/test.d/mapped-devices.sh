@@ -350,10 +350,31 @@ quiesced() {
     "$MARCOT" snap purge --no-progress plain
 }
 
+# The sequence of ceph-csi, which calls `rbd-nbd`.
+as_rbd_nbd() {
+    local nbd=$CLAIMS_SCRATCH/bin/rbd-nbd device
+    ln -s "$MARCOT" "$nbd"
+    device=$("$nbd" --id user -m host --keyfile=key map space/inner/image --try-netlink --reattach-timeout=300 \
+        --io-timeout=0 --cookie=volume-1 --nbds_max=16)
+    claim "rbd-nbd: map prints the device" test -b "$device"
+    claim "rbd-nbd: the list has number, image, device and cookie" python3 - "$nbd" "$device" <<'PYTHON'
+import json, subprocess, sys
+
+nbd, device = sys.argv[1:]
+[row] = json.loads(subprocess.check_output([nbd, "list-mapped", "--format=json"]))
+assert isinstance(row.pop("id"), int), row
+names = {"pool": "space", "namespace": "inner", "image": "image", "snap": ""}
+assert row == names | {"device": device, "cookie": "volume-1"}, row
+PYTHON
+    claim "rbd-nbd: unmap by the image" "$nbd" --id user unmap space/inner/image
+    claim "rbd-nbd: what is not mapped is refused" not "$nbd" unmap space/inner/image
+    claim "rbd-nbd: the refusal has the words that ceph-csi looks for" says "rbd-nbd: space/inner/image is not mapped"
+}
+
 main() {
     [[ $#:${1-} == 2:--marcot ]] || { sed -n '/^# usage:/,/^#$/s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
     MARCOT=$(realpath "$2")
-    need_packages e2fsprogs xfsprogs fdisk
+    need_packages e2fsprogs xfsprogs fdisk python3
     claims_begin
     trap clean_up EXIT
     export MARCOT_STORE=$CLAIMS_SCRATCH/store MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run MARCOT_DEV_DIR=$CLAIMS_SCRATCH/dev
@@ -376,6 +397,7 @@ main() {
     sizes
     options
     quiesced
+    as_rbd_nbd
     claim "no device, name or mount is left" \
         test -z "$("$MARCOT" device list)$(ls "$MARCOT_DEV_DIR")$(grep "$CLAIMS_SCRATCH" /proc/mounts)"
     claim "check finds the pool in order" "$MARCOT" check rbd --no-progress

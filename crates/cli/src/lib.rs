@@ -18,6 +18,7 @@ mod logging;
 mod output;
 mod program;
 mod progress;
+mod rbd_nbd;
 mod session;
 mod shown;
 mod signals;
@@ -46,6 +47,10 @@ pub fn run_line(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     // Names that are not UTF-8 are refused: converting them would change them to other names.
     let arguments: Result<Vec<String>, _> = arguments.map(OsString::into_string).collect();
     let outcome = match arguments {
+        Ok(arguments) if program == program::RBD_NBD => {
+            let request = rbd_nbd::request(commands::ALL, &arguments);
+            rbd_nbd::with_its_status(answer(program, request))
+        }
         Ok(arguments) => answer(program, parse(commands::ALL, &arguments)),
         Err(bad) => Err(Failure::invalid(format!("the argument {bad:?} is not UTF-8"))),
     };
@@ -85,12 +90,16 @@ pub fn understand(arguments: &[String]) -> Understood {
 
 fn answer(program: &'static str, request: Request) -> Outcome {
     match request {
+        Request::Help if program == program::RBD_NBD => out(rbd_nbd::HELP),
         Request::Help => out(&model::command_list(commands::ALL, program)),
         Request::CommandHelp(spec, typed) => out(&model::command_help(program, spec, &typed)),
         Request::Version => out(&format!("marcot {}\n", env!("CARGO_PKG_VERSION"))),
         Request::Bad(failure) => Err(failure),
         Request::Run(spec, args) => run(program, spec, &args),
         Request::Unknown(words) => {
+            if let Some(sentence) = suggest::not_offered(&words) {
+                return Err(Failure::new(errno::EOPNOTSUPP, sentence));
+            }
             out(&model::command_list(commands::ALL, program))?;
             let message = format!("error: unknown option '{}'", words.join(" "));
             let failure = Failure::bare(STATUS_USAGE, message).then_bare("");

@@ -5,10 +5,13 @@ pub const RBD: &str = "rbd";
 /// Its own name.
 pub const MARCOT: &str = "marcot";
 
-/// `rbd` when called by that name, `marcot` otherwise.
+/// The name of Ceph's program that maps images by NBD.
+pub const RBD_NBD: &str = "rbd-nbd";
+
+/// `rbd` or `rbd-nbd` when called by that name, `marcot` otherwise.
 pub fn name(argv0: &str) -> &'static str {
     let file = argv0.rsplit('/').next().unwrap_or(argv0);
-    if file == RBD { RBD } else { MARCOT }
+    [RBD, RBD_NBD].into_iter().find(|name| *name == file).unwrap_or(MARCOT)
 }
 
 #[cfg(test)]
@@ -19,6 +22,7 @@ mod tests {
     fn only_the_file_name_counts() {
         assert_eq!(name("/usr/local/bin/rbd"), RBD);
         assert_eq!(name("rbd"), RBD);
+        assert_eq!(name("/usr/bin/rbd-nbd"), RBD_NBD);
         assert_eq!(name("/opt/rbd/marcot"), MARCOT);
         assert_eq!(name(""), MARCOT);
     }

@@ -22,8 +22,42 @@ const MISSING: &[&str] = &[
     "watch",
 ];
 
+/// Of [`MISSING`], what marcot does not mean to have, why, and what serves the same purpose.
+const NOT_OFFERED: &[(&str, &str)] = &[
+    (
+        "encryption format",
+        "encrypt the mapped device ('cryptsetup luksFormat'), or the storage below the pool",
+    ),
+    ("journal", "an image's log is marcot's own affair: nothing replays it elsewhere"),
+    (
+        "migration",
+        "'cp' copies an image to another pool, and 'clone' and 'flatten' do so while it is used",
+    ),
+    (
+        "mirror",
+        "replicate the storage below the pool, or send images on with 'export' and 'import'",
+    ),
+    (
+        "perf",
+        "'iostat' and 'iotop' of the machine show mapped devices, and 'status' who uses an image",
+    ),
+    ("persistent-cache", "there is no cache to flush: what was flushed by a guest is in the pool"),
+];
+
 /// A suggestion may differ in one letter, and in one more for each this many letters.
 const LETTERS_A_MISTAKE: usize = 4;
+
+/// The sentence for a command that is not offered, with what to use instead.
+pub fn not_offered(typed: &[String]) -> Option<String> {
+    let whole = typed.join(" ");
+    let found = NOT_OFFERED.iter().find(|(name, _)| begins_with(&whole, name));
+    found.map(|(name, instead)| format!("'{name}' is not offered: {instead}"))
+}
+
+/// True where a command line begins with the words of a name.
+fn begins_with(typed: &str, name: &str) -> bool {
+    typed.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+}
 
 /// A suggestion for `typed`, which is no command, if there is one.
 pub fn hint(
@@ -32,8 +66,7 @@ pub fn hint(
     typed: &[String],
 ) -> Option<String> {
     let whole = typed.join(" ");
-    let missing = |name: &&&str| whole == **name || whole.starts_with(&format!("{name} "));
-    if let Some(name) = MISSING.iter().find(missing) {
+    if let Some(name) = MISSING.iter().find(|name| begins_with(&whole, name)) {
         return Some(format!("'{name}' of rbd is not available here"));
     }
     if let Some(near) = nearest(commands, typed) {
@@ -140,6 +173,18 @@ mod tests {
             let said = format!("'{name}' of rbd is not available here");
             assert_eq!(hint_for(typed), Some(said));
         }
+    }
+
+    #[test]
+    fn what_is_not_offered_is_missing_and_the_sentence_says_what_to_use() {
+        assert!(NOT_OFFERED.iter().all(|(name, _)| MISSING.contains(name)));
+        let said = |line: &str| {
+            let typed: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            not_offered(&typed)
+        };
+        assert!(said("mirror image enable a").unwrap().starts_with("'mirror' is not offered: "));
+        assert_eq!(said("mirrors"), None);
+        assert_eq!(said("snap create a@s"), None);
     }
 
     /// The names in the list of commands that `rbd help` prints.

@@ -21,6 +21,7 @@ use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno::{EBUSY, EINVAL, EOPNOTSUPP};
 use crate::failure::{Failure, Outcome, strerror};
 use crate::output::{Align, Node, Table, out, output_open, warn};
+use crate::program::RBD_NBD;
 use crate::session::{self, Session};
 use crate::shown::shown_device;
 use crate::{logging, signals};
@@ -217,7 +218,7 @@ impl Rows {
 
     /// True for a list with cookies. `rbd-nbd` lists them; the kernel's RBD driver has none.
     fn shows_cookies(&self) -> bool {
-        self.kind == Some(Driver::Nbd)
+        self.kind == Some(Driver::Nbd) || self.program == RBD_NBD
     }
 
     fn table(&self, mapped: &[MappedRecord]) -> String {
@@ -237,12 +238,17 @@ impl Rows {
     }
 
     fn node(&self, mapped: &MappedRecord) -> Node {
+        // Plug-ins read both forms by these types and names.
+        let (id, name, snap) = match self.shows_cookies() {
+            true => (u64::from(mapped.id).into(), "image", mapped.snap.as_str()),
+            false => (mapped.id.to_string().as_str().into(), "name", shown_snap(mapped)),
+        };
         let mut members: Vec<(&'static str, Node)> = vec![
-            ("id", mapped.id.to_string().as_str().into()),
+            ("id", id),
             ("pool", mapped.pool.as_str().into()),
             ("namespace", mapped.namespace.as_str().into()),
-            ("name", mapped.image.as_str().into()),
-            ("snap", shown_snap(mapped).into()),
+            (name, mapped.image.as_str().into()),
+            ("snap", snap.into()),
             ("device", self.device(mapped).as_str().into()),
         ];
         if self.shows_cookies() {
@@ -405,7 +411,7 @@ fn mapped(
         return Err(Failure::invalid(message));
     }
     let found = devices.find(session.client().ok(), &target.spec())?;
-    found.ok_or_else(|| not_mapped(&target, command))
+    found.ok_or_else(|| not_mapped(session.program, &target, command))
 }
 
 fn not_a_device(path: &str, command: &str) -> Failure {
@@ -415,8 +421,14 @@ fn not_a_device(path: &str, command: &str) -> Failure {
     command_failed(format!("'{path}' {what}"), command)
 }
 
-fn not_mapped(target: &Target, command: &str) -> Failure {
-    command_failed(format!("{}: not a mapped image or snapshot", target.spec()), command)
+/// In the words of the program, by which plug-ins know that there is nothing left to do.
+fn not_mapped(program: &str, target: &Target, command: &str) -> Failure {
+    match program == RBD_NBD {
+        true => Failure::invalid(format!("{} is not mapped", target.spec())),
+        false => {
+            command_failed(format!("{}: not a mapped image or snapshot", target.spec()), command)
+        }
+    }
 }
 
 fn command_failed(why: String, command: &str) -> Failure {
@@ -463,9 +475,11 @@ mod tests {
     fn the_error_for_an_image_that_is_not_mapped_has_rbds_words() {
         let target = Target { image: "a".into(), ..Target::default() };
         assert_eq!(
-            not_mapped(&target, "unmap").render("rbd"),
+            not_mapped("rbd", &target, "unmap").render("rbd"),
             "rbd: rbd/a: not a mapped image or snapshot\n\
              rbd: unmap failed: (22) Invalid argument\n"
         );
+        let said = not_mapped(RBD_NBD, &target, "unmap").render(RBD_NBD);
+        assert_eq!(said, "rbd-nbd: rbd/a is not mapped\n");
     }
 }
