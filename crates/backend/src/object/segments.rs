@@ -455,6 +455,11 @@ impl DiskFile for RemoteFile {
         }
     }
 
+    fn local_copy(&self) -> Option<Arc<dyn DiskFile>> {
+        let Cached { cache, object } = self.cached.as_ref()?;
+        cache.whole(object)
+    }
+
     fn write_at(&self, _: u64, _: &[&[u8]]) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -116,6 +116,10 @@ impl Inner {
         match self.fetch(object, from..u64::from(end) * CHUNK_BYTES) {
             Err(error) => flight.land(Landed::Failed(Arc::new(error))),
             Ok(bytes) => {
+                if bytes.is_empty() && flight.first > 0 && self.is_here(state, flight.first - 1) {
+                    // It ends with the chunk before.
+                    state.set_length(from);
+                }
                 let bytes = Arc::new(bytes);
                 flight.land(Landed::Bytes { bytes: Arc::clone(&bytes), end });
                 self.keep(object, flight.first, &bytes);
@@ -183,6 +187,9 @@ impl Inner {
             let kind = io::ErrorKind::UnexpectedEof;
             let message = format!("{key}: the service has sent {have} bytes of {asked}");
             return Err(io::Error::new(kind, message));
+        }
+        if have < asked && (have > 0 || range.start == 0) {
+            object.state.set_length(range.start + have);
         }
         Ok(bytes)
     }

@@ -45,15 +45,11 @@ impl Inner {
         self.start(Box::new(move || inner.fill(&object, chunks.start..end)));
     }
 
-    /// Fetches what is missing of an object, if there is room for it.
+    /// Fetches what is missing of an object.
     pub(super) fn complete(self: &Arc<Self>, object: &CachedObject) {
         let (inner, of) = (Arc::clone(self), object.clone());
         let started = self.start(Box::new(move || {
-            let chunks = of.state.chunks();
-            let missing = (0..chunks).filter(|chunk| !inner.is_here(&of.state, *chunk)).count();
-            if inner.bound.has_room(&inner.place, missing as u64 * CHUNK_BYTES) {
-                inner.fill(&of, 0..chunks);
-            }
+            inner.fill(&of, 0..of.state.chunks());
             of.state.completed();
         }));
         if !started {
@@ -89,8 +85,8 @@ impl Inner {
             }
             match self.obtain(object, chunk, chunk + 1, chunks.end) {
                 Ok((first, Landed::Bytes { bytes, end })) => {
-                    let asked = u64::from(end - first) * CHUNK_BYTES;
-                    if (bytes.len() as u64) < asked {
+                    if (bytes.len() as u64) < u64::from(end - first) * CHUNK_BYTES {
+                        // The object ends here.
                         break;
                     }
                     chunk = end.max(chunk + 1);

@@ -250,12 +250,16 @@ impl RangeCache {
     /// space stays taken while it is open.
     #[must_use]
     pub fn whole(&self, object: &CachedObject) -> Option<Arc<dyn DiskFile>> {
-        let state = &object.state;
-        let whole = state.whole(&self.0.place).or_else(|| {
+        let (state, place) = (&object.state, &self.0.place);
+        let whole = state.whole(place).or_else(|| {
             let opens = !object.passed_by && !state.is_open() && self.0.is_here(state, 0);
-            opens.then(|| state.whole(&self.0.place)).flatten()
+            opens.then(|| state.whole(place)).flatten()
         });
-        whole.map(|file| file.plain())
+        let (file, now_s) = whole?;
+        if let Some(now_s) = now_s {
+            self.0.tidy(now_s);
+        }
+        Some(file.plain())
     }
 
     /// Fetches a range in the background. It is a hint.
@@ -267,10 +271,10 @@ impl RangeCache {
         }
     }
 
-    /// Fetches in the background what is missing of an object whose length is known, so that [`Self::whole`] has
-    /// it. Nothing is removed for its sake. Objects of which most is here are made whole without this.
+    /// Fetches in the background what is missing of an object, so that [`Self::whole`] has it. Objects of which most
+    /// is here are made whole without this.
     pub fn make_whole(&self, object: &CachedObject) {
-        if !object.passed_by && object.state.length().is_some() {
+        if !object.passed_by {
             self.0.complete(object);
         }
     }

@@ -147,13 +147,6 @@ impl Bound {
         })
     }
 
-    /// True where so many bytes fit without removing anything.
-    pub(super) fn has_room(&self, place: &Place, bytes: u64) -> bool {
-        let counted = self.counted(place);
-        counted.is_ok_and(|space| space.bytes + bytes <= self.bytes_max)
-            && !disk_is_full(place, bytes)
-    }
-
     /// True where it is time to count anew.
     pub(super) fn is_recount_due(&self, space: Space) -> bool {
         space.added_bytes - space.recounted_at.min(space.added_bytes)

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use marcot_format::SEGMENT_BYTES;
+
 use super::file::{Found, ObjectFile};
 use super::flight::Flight;
 use super::layout::{CHUNK_BYTES, CHUNKS_MAX, OBJECT_BYTES_MAX, ObjectId, Record};
@@ -177,8 +179,8 @@ impl State {
         Some(now_s)
     }
 
-    /// The file, if it lacks nothing.
-    pub(super) fn whole(&self, place: &Place) -> Option<ObjectFile> {
+    /// The file, if it lacks nothing; with the time, where it was looked at.
+    pub(super) fn whole(&self, place: &Place) -> Option<(ObjectFile, Option<i64>)> {
         let mut slot = self.slot();
         let chunks = self.length()?.div_ceil(CHUNK_BYTES);
         let open = slot.open.as_ref()?;
@@ -186,18 +188,19 @@ impl State {
             return None;
         }
         let file = open.file.clone();
-        self.note_use(place, &mut slot);
-        Some(file)
+        let now_s = self.note_use(place, &mut slot);
+        Some((file, now_s))
     }
 
-    /// True where most of the object is here, but not all. It is true once only, until [`Self::completed`].
+    /// True where most of the object is here, but not all. It is true once only, until [`Self::completed`]. An
+    /// object whose length is not known counts as a full segment.
     pub(super) fn is_to_complete(&self) -> bool {
         let mut slot = self.slot();
-        let Some(length) = self.length() else { return false };
-        let chunks = length.div_ceil(CHUNK_BYTES) as u32;
+        let chunks = self.length().unwrap_or(SEGMENT_BYTES).div_ceil(CHUNK_BYTES) as u32;
         let present = slot.open.as_ref().map_or(0, |open| open.present);
         let (part, of) = NEARLY_WHOLE;
-        let worth_it = present < chunks && present * of >= chunks * part;
+        let is_whole = self.length().is_some() && present >= chunks;
+        let worth_it = !is_whole && present * of >= chunks * part;
         worth_it && !std::mem::replace(&mut slot.completing, true)
     }
 

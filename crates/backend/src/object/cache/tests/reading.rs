@@ -135,6 +135,21 @@ fn an_object_of_which_most_is_here_is_made_whole() {
 }
 
 #[test]
+fn a_segment_whose_length_is_not_known_is_made_whole_when_most_of_it_is_here() {
+    let length = 32 * MIB;
+    let scene = Scene::new(length);
+    let cache = scene.cache(LARGE);
+    let source = Arc::clone(&scene.service) as Arc<dyn RangeSource>;
+    let object = cache.object(PoolId(5), "a", None, source);
+    for i in 0..96 {
+        assert!(cache.whole(&object).is_none(), "after {i}");
+        check(&cache, &object, (i * 5 % 128) * CHUNK_BYTES + 9, 1, length);
+    }
+    assert!(cache.whole(&object).is_some());
+    assert_eq!(scene.service.fetched_bytes(), length);
+}
+
+#[test]
 fn what_this_host_has_uploaded_is_not_fetched() {
     let scene = Scene::new(3 * MIB);
     let cache = scene.cache(LARGE);
