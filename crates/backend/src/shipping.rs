@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use marcot_format::ImageId;
 use marcot_format::record::{OwnerRecord, SegmentMarks, ShippedLog};
@@ -99,6 +100,33 @@ pub trait Shipping: Send + Sync {
 
     /// Removes all parts and fences of the log of an image that is gone. What cannot be removed is litter.
     fn forget_logs(&self, image: ImageId);
+
+    /// How long what a guest asks for may wait for the service; `None`: as long as it takes.
+    fn io_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Why requests wait for the service now; `None` where it works, as far as is known.
+    fn trouble(&self) -> Option<Trouble> {
+        None
+    }
+
+    /// Waits until the service answers, as long as guests wait. To be called before what has no time-out itself.
+    ///
+    /// # Errors
+    /// `TimedOut` where it has not answered for that time.
+    fn await_service(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Why requests wait for a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// One sentence.
+    pub why: String,
+    /// How long it has lasted.
+    pub lasts: Duration,
 }
 
 /// What [`Shipping::recover`] has found.

@@ -53,6 +53,7 @@ fn no_secret_is_shown_anywhere() {
         pause_max: Duration::from_millis(5),
         give_up_after: Some(Duration::from_millis(50)),
         wait_when_refused: true,
+        ..Policy::command()
     };
     let s3 = Environment::of(&[
         ("AWS_ACCESS_KEY_ID", ACCESS_KEY),

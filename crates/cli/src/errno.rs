@@ -57,6 +57,7 @@ pub fn of_kind(kind: ErrorKind) -> i32 {
         ErrorKind::HasSnapshots => ENOTEMPTY,
         ErrorKind::Unsupported | ErrorKind::NewerFormat => EOPNOTSUPP,
         ErrorKind::Fenced => 108,
+        ErrorKind::Unreachable => 110,
         ErrorKind::TooMany => 122,
         // A kind that this version does not know.
         _ => EIO,

@@ -1,10 +1,10 @@
 //! The context of every command: the program's name, the store, and the lookup of pools and
 //! images by name, with `rbd`'s words for those that do not exist.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::path::PathBuf;
 
-use marcot::{ErrorKind, ImageId, ImageInfo, Limits, SnapInfo};
+use marcot::{ErrorKind, ImageId, ImageInfo, Limits, Patience, SnapInfo};
 use marcot_client::devices::{Devices, ProgramWords};
 use marcot_client::{Client, DEFAULT_POOL, Image, ImageSpec, Interrupt, Namespace, Options, Pool};
 
@@ -34,33 +34,38 @@ pub struct Session {
     pub silent: bool,
     store_directory: Option<PathBuf>,
     client: OnceCell<Client>,
-    limits: Limits,
+    limits: Cell<Limits>,
 }
 
 impl Session {
     /// A session. `store` is the value of `--store`.
     pub fn new(program: &'static str, store: Option<&str>, silent: bool) -> Self {
         let store_directory = store.map(PathBuf::from).or_else(default_store);
-        let limits = Limits::default();
+        let limits = Cell::default();
         Self { program, silent, store_directory, client: OnceCell::new(), limits }
     }
 
     /// The same session with the limits for open images from the options.
-    pub fn limited(mut self, args: &Args) -> Outcome<Self> {
+    pub fn limited(self, args: &Args) -> Outcome<Self> {
         if let Some(bytes) = args.bytes("map-memory") {
             if bytes < MAP_MEMORY_BYTES_MIN {
                 return Err(Failure::invalid("--map-memory is at least 1M"));
             }
-            self.limits.map_memory_bytes = bytes;
+            self.limits.set(Limits { map_memory_bytes: bytes, ..self.limits.get() });
         }
         Ok(self)
+    }
+
+    /// Says who waits for the services of pools in buckets. To be called before the client is used.
+    pub fn set_patience(&self, patience: Patience) {
+        self.limits.set(Limits { patience, ..self.limits.get() });
     }
 
     /// The options of the client: signals interrupt it, and its warnings are printed.
     fn options(&self) -> Options {
         let program = self.program;
         Options::new()
-            .limits(self.limits)
+            .limits(self.limits.get())
             .interrupt(Interrupt::when(signals::stop_asked))
             .on_warning(move |warning| warn(program, &worded(program, warning)))
     }

@@ -1,69 +1,18 @@
 //! Pools in buckets on the command line, with a small S3 service over HTTP.
 #![allow(missing_docs)]
 
+#[path = "common/bucket_host.rs"]
+mod bucket_host;
 mod common;
 
-use std::process::Stdio;
-
-use common::{Ran, World};
-use marcot_s3_test::{ACCESS_KEY, Dialect, Options, SECRET_KEY, Server};
+use bucket_host::Host;
+use marcot_s3_test::{Dialect, Options, Server};
 
 const EINVAL: i32 = 22;
 const EACCES: i32 = 13;
 const EEXIST: i32 = 17;
 const ENOENT: i32 = 2;
 const EOPNOTSUPP: i32 = 95;
-
-/// A host, and the service.
-struct Host<'a> {
-    world: World,
-    server: &'a Server,
-    secret: &'static str,
-}
-
-impl<'a> Host<'a> {
-    fn new(server: &'a Server) -> Self {
-        Self { world: World::new(), server, secret: SECRET_KEY }
-    }
-
-    fn run(&self, line: &str) -> Ran {
-        self.run_as(ACCESS_KEY, line)
-    }
-
-    fn run_as(&self, user: &str, line: &str) -> Ran {
-        let mut command = self.world.marcot_command(line);
-        // Nothing of the one who runs the tests counts.
-        for name in ["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"] {
-            command.env_remove(name);
-        }
-        command
-            .env("HOME", self.world.path("home"))
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .env("AWS_ENDPOINT_URL_S3", self.server.url())
-            .env("AWS_ACCESS_KEY_ID", user)
-            .env("AWS_SECRET_ACCESS_KEY", self.secret);
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ran {
-            out: text(output.stdout),
-            err: text(output.stderr),
-            status: output.status.code().unwrap_or(-1),
-        }
-    }
-
-    fn works(&self, line: &str) -> String {
-        let ran = self.run(line);
-        assert_eq!(ran.status, 0, "{line}: {}", ran.err);
-        ran.out
-    }
-
-    fn refuses(&self, status: i32, words: &str, line: &str) {
-        let ran = self.run(line);
-        assert_eq!(ran.status, status, "{line}: {}", ran.err);
-        assert!(ran.err.contains(words), "{line}: {}", ran.err);
-        assert!(!ran.err.contains(self.secret), "{line}: {}", ran.err);
-    }
-}
 
 #[test]
 fn a_template_in_a_bucket_is_cloned_on_another_host() {

@@ -261,6 +261,7 @@ impl Devices {
             driver,
             attach,
             map_memory_bytes: self.options.limits.map_memory_bytes,
+            io_timeout: request.io_timeout,
             reattach_timeout_s: request.reattach_timeout_s,
             quiesce: request.quiesce.clone(),
             quiesce_words: self.program.quiesce.iter().map(ToString::to_string).collect(),

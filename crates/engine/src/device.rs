@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// One write of a batch. `offset` and length are in bytes and need no alignment.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +55,9 @@ pub enum Completion {
     /// Every flush with a smaller number than this has ended. With an error the device cannot be used any more,
     /// and no flush has ended that has not been told of before.
     Flushed(Result<u64>),
+    /// The flushes with smaller numbers than this of which nothing was told have not ended in the time that
+    /// guests wait. The device goes on, and a later flush covers what these should have made durable.
+    Unflushed(u64, Error),
 }
 
 /// A run of the device that is of one kind.

@@ -84,17 +84,20 @@ kinds! {
     Interrupted,
     /// The process or the machine lacks descriptors or memory.
     Exhausted,
+    /// The service that keeps the pool does not answer.
+    Unreachable,
     /// Any other input or output error.
     Io,
 }
 
 /// Kinds that say nothing of what is stored; see [`ErrorKind::is_obstacle`].
-const OBSTACLES: [ErrorKind; 5] = [
+const OBSTACLES: [ErrorKind; 6] = [
     ErrorKind::Busy,
     ErrorKind::Owned,
     ErrorKind::PermissionDenied,
     ErrorKind::Interrupted,
     ErrorKind::Exhausted,
+    ErrorKind::Unreachable,
 ];
 
 impl ErrorKind {
@@ -258,6 +261,7 @@ fn kind_of_io(error: &io::Error) -> ErrorKind {
         | io::ErrorKind::ExecutableFileBusy => ErrorKind::Busy,
         io::ErrorKind::OutOfMemory => ErrorKind::Exhausted,
         io::ErrorKind::Interrupted => ErrorKind::Interrupted,
+        io::ErrorKind::TimedOut => ErrorKind::Unreachable,
         io::ErrorKind::Unsupported => ErrorKind::Unsupported,
         io::ErrorKind::DirectoryNotEmpty => ErrorKind::NotEmpty,
         _ => ErrorKind::Io,
@@ -305,8 +309,8 @@ mod tests {
     #[test]
     fn what_cannot_be_looked_at_now_is_no_damage() {
         let kind = |errno| Error::from_io("", io::Error::from_raw_os_error(errno)).kind();
-        // EAGAIN, ENOMEM, EACCES, EBUSY, ENFILE, EMFILE, ETXTBSY; EPERM.
-        for errno in [11, 12, 13, 16, 23, 24, 26, 1] {
+        // EAGAIN, ENOMEM, EACCES, EBUSY, ENFILE, EMFILE, ETXTBSY; EPERM, ETIMEDOUT.
+        for errno in [11, 12, 13, 16, 23, 24, 26, 1, 110] {
             assert!(kind(errno).is_obstacle(), "{errno}: {:?}", kind(errno));
         }
         // ENOENT, EIO, ENOTDIR, EISDIR, ENODATA, EUCLEAN.

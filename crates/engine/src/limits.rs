@@ -1,4 +1,6 @@
-//! What an image may use of the machine.
+//! What an image may use of the machine, and how long it may wait for others.
+
+use marcot_backend::object::Patience;
 
 /// Limits of every image that is opened through a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct Limits {
     pub live_bytes_per_spare: u64,
     /// A dead segment is kept only if it is that long, in bytes.
     pub spare_bytes_min: u64,
+    /// Who waits for the service of a pool in a bucket.
+    pub patience: Patience,
 }
 
 impl Default for Limits {
@@ -42,6 +46,7 @@ impl Default for Limits {
             segment_slots: marcot_format::SEGMENT_SLOTS,
             live_bytes_per_spare: 512 << 20,
             spare_bytes_min: 16 << 20,
+            patience: Patience::Command,
         }
     }
 }

@@ -11,7 +11,7 @@ use marcot_backend::local::LocalHome;
 use marcot_backend::object::home::{Connect, Connected};
 use marcot_backend::object::memory::MemoryService;
 use marcot_backend::object::service::{Condition, ObjectService};
-use marcot_backend::object::{Outage, Policy, Retry, Settled};
+use marcot_backend::object::{Outage, Patience, Policy, Retry, Settled};
 
 const URL: &str = "s3://bucket/prefix";
 
@@ -43,7 +43,8 @@ impl Buckets {
     /// The store of a host.
     fn store(&self, directory: &Path) -> Store {
         let world = World::system();
-        let home = LocalHome::open_with(&world, directory, self.connect()).unwrap();
+        let home =
+            LocalHome::open_with(&world, directory, self.connect(), Patience::Command).unwrap();
         Store::open_home(world, Arc::new(home), directory, Limits::default()).unwrap()
     }
 }

@@ -210,6 +210,7 @@ fn every_kind_of_error_travels_by_the_same_name() {
         "unsupported",
         "interrupted",
         "exhausted",
+        "unreachable",
         "io",
     ];
     assert_eq!(ErrorKind::ALL.len(), names.len());

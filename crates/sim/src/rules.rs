@@ -27,6 +27,7 @@ pub(crate) const LIMITS: Limits = Limits {
     segment_slots: 96,
     live_bytes_per_spare: 4 << 10,
     spare_bytes_min: 16 << 10,
+    patience: marcot::Patience::Command,
 };
 
 /// A rule that can be violated.

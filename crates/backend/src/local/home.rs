@@ -16,6 +16,7 @@ use marcot_store::{Confined, Disk, Lock, LockMode, Random, Trust, World, publish
 
 use super::layout::{self, escape, unescape};
 use super::{Place, leftovers_in, read_whole};
+use crate::object::Patience;
 use crate::object::home::{Bucket, Buckets, Connect, Found, real_services};
 use crate::{Access, At, Backend, Home, Leftover, Opened, Part, ReadableBy, is_absent};
 
@@ -107,14 +108,27 @@ impl LocalHome {
     /// # Errors
     /// What the operating system says.
     pub fn open(world: &World, directory: &Path) -> io::Result<Self> {
-        Self::open_with(world, directory, real_services())
+        Self::open_for(world, directory, Patience::default())
     }
 
-    /// As [`Self::open`]. Pools in buckets are reached by these connections.
+    /// As [`Self::open`]. Services of pools in buckets are waited for with this patience.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn open_with(world: &World, directory: &Path, connect: Connect) -> io::Result<Self> {
+    pub fn open_for(world: &World, directory: &Path, patience: Patience) -> io::Result<Self> {
+        Self::open_with(world, directory, real_services(patience), patience)
+    }
+
+    /// As [`Self::open_for`]. Pools in buckets are reached by these connections.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn open_with(
+        world: &World,
+        directory: &Path,
+        connect: Connect,
+        patience: Patience,
+    ) -> io::Result<Self> {
         let (inside, foreign) = match confine(world, directory) {
             Err(error) if is_absent(&error) => {
                 make_directories(&*world.disk, directory, STORE_MODE)?;
@@ -128,7 +142,7 @@ impl LocalHome {
             inside,
             random: Arc::clone(&world.random),
             foreign,
-            buckets: Buckets::new(world, connect, directory),
+            buckets: Buckets::new(world, connect, patience, directory),
         })
     }
 

@@ -14,14 +14,14 @@ use marcot_format::record::AttachedRecord;
 use marcot_store::{Disk, World, publish_new};
 
 use super::cache::{CACHE_BYTES_MIN, RangeCache};
-#[cfg(feature = "services")]
-use super::connect;
 use super::envelope::{Objects, TOMBSTONE_BYTES};
 use super::leases::{HOST_DIRECTORY_MODE, HostDirectory};
 use super::records::{self, ObjectRecords};
 use super::segments::{self, ObjectSegments, PoolCache};
 use super::service::ObjectService;
-use super::{Dialect, Environment, Location, Policy, ProbeError, Retry, Settled, probe};
+use super::{Dialect, Environment, Location, Patience, Policy, ProbeError, Retry, Settled, probe};
+#[cfg(feature = "services")]
+use super::{REQUEST_TIMEOUT, connect_with};
 use crate::local::{self, layout, sweep};
 use crate::{Access, Backend, Opened};
 
@@ -227,19 +227,20 @@ pub fn patient_policy() -> Policy {
 /// The connections of a process to real services.
 #[cfg(not(feature = "services"))]
 #[must_use]
-pub fn real_services() -> Connect {
+pub fn real_services(_: Patience) -> Connect {
     Arc::new(|location, _| {
         let message = format!("{location}: this program was built without object stores");
         Err(io::Error::new(io::ErrorKind::Unsupported, message))
     })
 }
 
-/// The connections of a process to real services.
+/// The connections of a process to real services. No request takes longer than guests wait.
 #[cfg(feature = "services")]
 #[must_use]
-pub fn real_services() -> Connect {
-    Arc::new(|location, world| {
-        let connection = connect(location, world)?;
+pub fn real_services(patience: Patience) -> Connect {
+    let timeout = patience.io_timeout().map_or(REQUEST_TIMEOUT, |time| time.min(REQUEST_TIMEOUT));
+    Arc::new(move |location, world| {
+        let connection = connect_with(location, world, &Environment::of_process(), timeout)?;
         Ok(Connected {
             service: connection.service(),
             settled: connection.settled(Policy::command()),
@@ -253,6 +254,7 @@ pub fn real_services() -> Connect {
 pub(crate) struct Buckets {
     world: World,
     connect: Connect,
+    patience: Patience,
     /// The directory of the store.
     store: PathBuf,
     connected: Mutex<HashMap<Location, Arc<Connected>>>,
@@ -260,9 +262,10 @@ pub(crate) struct Buckets {
 }
 
 impl Buckets {
-    pub(crate) fn new(world: &World, connect: Connect, store: &Path) -> Self {
+    pub(crate) fn new(world: &World, connect: Connect, patience: Patience, store: &Path) -> Self {
         let (world, store) = (world.clone(), store.to_owned());
-        Self { world, connect, store, connected: Mutex::default(), caches: Mutex::default() }
+        let (connected, caches) = (Mutex::default(), Mutex::default());
+        Self { world, connect, patience, store, connected, caches }
     }
 
     fn connect(&self, bucket: &Bucket) -> io::Result<Arc<Connected>> {
@@ -417,11 +420,15 @@ impl Buckets {
         let segments = match known {
             false => Arc::clone(&local.segments),
             true => {
-                let service = Arc::clone(&self.connect(bucket)?.service);
-                let host = self.host(disk, &directory, &local)?;
-                let ships_flushes = bucket.flush == Flush::Remote;
-                let cache = self.cache_or_none(bucket);
-                Arc::new(ObjectSegments::new(service, host, ships_flushes, cache))
+                let connected = self.connect(bucket)?;
+                Arc::new(ObjectSegments::patient(
+                    Arc::clone(&connected.service),
+                    &connected.patient,
+                    self.patience,
+                    self.host(disk, &directory, &local)?,
+                    bucket.flush == Flush::Remote,
+                    self.cache_or_none(bucket),
+                ))
             }
         };
         let host = HostDirectory::new(Arc::clone(disk), &directory);

@@ -14,6 +14,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use marcot_format::ImageId;
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
@@ -22,10 +23,11 @@ use marcot_format::segment::SegmentKind;
 use marcot_store::{DiskFile, replace};
 
 use super::keys;
+use super::records;
 use super::segments::{Inner, ObjectSegments, io_error, term_path};
 use super::service::ServiceError;
 use crate::local::layout;
-use crate::{Recovered, SegmentKey, SegmentSet, ShipError, Shipping};
+use crate::{Recovered, SegmentKey, SegmentSet, ShipError, Shipping, Trouble};
 
 /// Permission bits of the files and directories of a host.
 const FILE_MODE: u32 = 0o600;
@@ -133,9 +135,10 @@ impl Inner {
             return match there {
                 Err(error) if is_absent(&error) => {
                     let object = keys::segment(key);
-                    let found = self.until_known(|service| service.get(&object));
+                    let found = self.service.storing.get(&object);
                     let found =
                         found.map_err(|error| io_error(&self.service.show(&object), error))?;
+                    let found = found.ok_or(io::ErrorKind::NotFound)?;
                     segments.create(key, &found.bytes)
                 }
                 there => there,
@@ -204,9 +207,9 @@ impl Shipping for ObjectSegments {
             let object = keys::log_part(image, number);
             let shown = inner.service.show(&object);
             let failed = |error| ShipError::Io(io_error(&shown, error));
-            let found = match inner.until_known(|service| service.get(&object)) {
-                Ok(found) => Some(found.bytes),
-                Err(ServiceError::Absent) => {
+            let found = match inner.service.storing.get(&object).map_err(failed)? {
+                Some(found) => Some(found.bytes),
+                None => {
                     let fence = ShippedLog {
                         image_id: image.0,
                         number,
@@ -217,7 +220,6 @@ impl Shipping for ObjectSegments {
                     let bytes = encode_message(FrameKind::ShippedLog, &fence);
                     inner.create_object(&object, &bytes).map_err(failed)?
                 }
-                Err(error) => return Err(failed(error)),
             };
             recovered.next += 1;
             let Some(bytes) = found else { return Ok(recovered) };
@@ -282,9 +284,28 @@ impl Shipping for ObjectSegments {
         self.0.forget_uploaded(image);
         for number in parts {
             let object = keys::log_part(image, number);
-            if let Err(error) = self.0.until_known(|service| service.remove(&object)) {
+            if let Err(error) = self.0.service.tidying.remove(&object) {
                 tracing::warn!(object, %error, "a part of a log that is not needed any more stays");
             }
+        }
+    }
+
+    fn io_timeout(&self) -> Option<Duration> {
+        self.0.service.io_timeout
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        self.0.service.reading.retry().trouble()
+    }
+
+    fn await_service(&self) -> io::Result<()> {
+        let service = &self.0.service;
+        // Whatever the answer is: the service works.
+        match service.reading.get_range(records::POOL, 0..1) {
+            Err(error @ (ServiceError::Unknown(_) | ServiceError::Refused(_))) => {
+                Err(io_error(&service.show(records::POOL), error))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -296,7 +317,7 @@ impl Shipping for ObjectSegments {
             tracing::warn!(%image, %error, "the log of an image that is gone stays");
         }
         for object in objects {
-            if let Err(error) = self.0.until_known(|service| service.remove(&object)) {
+            if let Err(error) = self.0.service.tidying.remove(&object) {
                 tracing::warn!(object, %error, "a part of the log of an image that is gone stays");
             }
         }

@@ -64,7 +64,7 @@ pub use dialect::Dialect;
 pub use environment::Environment;
 pub use location::{Kind, Location};
 pub use probe::{Findings, Guarantee, ProbeError, probe};
-pub use retry::{Outage, Policy, Retry, Stop};
+pub use retry::{Outage, Patience, Policy, Retry, Stop};
 pub use settled::{CreateError, Settled};
 #[cfg(feature = "services")]
 pub use store::{REQUEST_TIMEOUT, Store};

@@ -70,22 +70,70 @@ fn waiting_ends_where_it_is_told_to() {
 #[test]
 fn an_outage_lasts_until_its_last_attempt_ends() {
     let outage = Outage::default();
-    let attempts = |outage: &Outage| outage.0.lock().unwrap().attempts;
-    outage.begin("s", &unknown(), Duration::ZERO);
-    outage.begin("s", &unknown(), Duration::from_secs(1));
-    outage.end("s", Duration::from_secs(2), true);
-    assert_eq!(attempts(&outage), 1);
-    outage.end("s", Duration::from_secs(3), true);
-    assert_eq!(attempts(&outage), 0);
+    let seconds = Duration::from_secs;
+    outage.begin("s", &unknown(), seconds(0), seconds(0));
+    outage.begin("s", &unknown(), seconds(1), seconds(1));
+    outage.end("s", seconds(2), true);
+    assert_eq!(outage.age(seconds(2)), seconds(2));
+    outage.end("s", seconds(3), true);
+    assert_eq!(outage.age(seconds(4)), seconds(0));
 }
 
 #[test]
-fn an_attempt_that_panics_or_gives_up_ends_its_outage() {
+fn an_attempt_that_panics_or_gives_up_does_not_wait_any_more() {
     let (retry, _) = retry(Policy::command());
     retry.run(fails_first(u32::MAX)).unwrap_err();
-    assert_eq!(retry.outage.0.lock().unwrap().attempts, 0);
+    assert_eq!(retry.outage.state().attempts, 0);
     let attempt = |failures| if failures < 5 { Err::<(), _>(unknown()) } else { panic!("a test") };
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| retry.run(attempt)));
     assert!(outcome.is_err());
-    assert_eq!(retry.outage.0.lock().unwrap().attempts, 0);
+    assert_eq!(retry.outage.state().attempts, 0);
+}
+
+#[test]
+fn an_outage_that_was_given_up_is_over_with_the_next_answer() {
+    let (retry, _) = retry(Policy::command());
+    retry.run(fails_first(u32::MAX)).unwrap_err();
+    let trouble = retry.trouble().expect("it lasts");
+    assert!(trouble.why.contains("memory: does not work: the answer was lost"), "{trouble:?}");
+    assert!(trouble.lasts >= COMMAND_PATIENCE);
+    assert_eq!(retry.run(|_| Err::<(), _>(ServiceError::Absent)), Err(ServiceError::Absent));
+    assert_eq!(retry.trouble(), None);
+}
+
+fn guests(io_timeout_s: u64) -> Policy {
+    Patience::Guests { io_timeout: Some(Duration::from_secs(io_timeout_s)) }.reading()
+}
+
+#[test]
+fn guests_that_come_during_an_outage_do_not_wait_their_time_again() {
+    let (retry, time) = retry(guests(30));
+    retry.run(fails_first(u32::MAX)).unwrap_err();
+    let first = time.uptime();
+    assert!(first >= Duration::from_secs(30) && first <= Duration::from_secs(31), "{first:?}");
+    for _ in 0..50 {
+        let error = retry.run(fails_first(u32::MAX)).unwrap_err();
+        assert!(matches!(&error, ServiceError::Unknown(why) if why.contains("lost, for 30 s")));
+    }
+    assert_eq!(time.uptime(), first);
+    // After a moment, one of them asks the service again.
+    time.pause(TRY_INTERVAL);
+    assert_eq!(retry.run(fails_first(0)), Ok(0));
+    assert_eq!(retry.trouble(), None);
+}
+
+#[test]
+fn who_has_no_time_out_asks_on_while_others_give_up() {
+    let (retry, _) = retry(guests(30));
+    retry.run(fails_first(u32::MAX)).unwrap_err();
+    let patient = retry.with_policy(Patience::Guests { io_timeout: None }.reading());
+    assert_eq!(patient.run(fails_first(100)), Ok(100));
+    assert_eq!(retry.run(fails_first(0)), Ok(0));
+}
+
+#[test]
+fn guests_without_a_time_out_wait_for_ever() {
+    let (retry, time) = retry(Patience::Guests { io_timeout: None }.reading());
+    assert_eq!(retry.run(fails_first(5000)), Ok(5000));
+    assert!(time.uptime() > Duration::from_secs(3600));
 }

@@ -21,11 +21,10 @@ use marcot_store::{Clock, Disk, DiskFile, Random};
 
 use super::cache::{CachedObject, RangeCache, RangeSource};
 use super::keys;
-use super::service::{Condition, ObjectService, ServiceError};
+use super::retry::{Patience, Retry};
+use super::service::{ObjectService, ServiceError};
+use super::settled::{CreateError, Settled};
 use crate::{SegmentKey, SegmentSet, Segments, Shipping};
-
-/// The first wait before a request is sent again, and the longest one.
-const WAITS: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(5);
 
 /// The directory of this host for a pool in a bucket.
 #[derive(Clone)]
@@ -51,11 +50,38 @@ pub struct HostDirectory {
 pub struct ObjectSegments(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
-    pub service: Arc<dyn ObjectService>,
+    pub service: Requests,
     pub host: HostDirectory,
     pub ships_flushes: bool,
     cache: Option<PoolCache>,
     state: Mutex<State>,
+}
+
+/// The service of the pool, with the patience that each kind of request needs.
+pub(super) struct Requests {
+    /// For what somebody waits to read.
+    pub reading: Settled,
+    /// For what was acknowledged and has to be stored.
+    pub storing: Settled,
+    /// For what can be left undone.
+    pub tidying: Settled,
+    pub io_timeout: Option<Duration>,
+}
+
+impl Requests {
+    fn new(service: &Arc<dyn ObjectService>, retry: &Retry, patience: Patience) -> Self {
+        let by = |policy| Settled::new(Arc::clone(service), retry.with_policy(policy));
+        Self {
+            reading: by(patience.reading()),
+            storing: by(patience.storing()),
+            tidying: by(patience.tidying()),
+            io_timeout: patience.io_timeout(),
+        }
+    }
+
+    pub(super) fn show(&self, key: &str) -> String {
+        self.storing.show(key)
+    }
 }
 
 /// The cache of the host, for the objects of a pool.
@@ -91,14 +117,15 @@ pub(super) fn io_error(shown: &str, error: ServiceError) -> io::Error {
         ServiceError::Absent => return io::ErrorKind::NotFound.into(),
         ServiceError::Conflict => return io::ErrorKind::AlreadyExists.into(),
         ServiceError::Refused(_) => io::ErrorKind::PermissionDenied,
-        ServiceError::Invalid(_) | ServiceError::Unknown(_) => io::ErrorKind::Other,
+        ServiceError::Unknown(_) => io::ErrorKind::TimedOut,
+        ServiceError::Invalid(_) => io::ErrorKind::Other,
     };
     io::Error::new(kind, format!("{shown}: {error}"))
 }
 
 impl ObjectSegments {
     /// `ships_flushes`: a flush is durable only when the service has stored it. Without a cache, every read asks
-    /// the service.
+    /// the service. All requests wait as long as it takes.
     #[must_use]
     pub fn new(
         service: Arc<dyn ObjectService>,
@@ -106,6 +133,25 @@ impl ObjectSegments {
         ships_flushes: bool,
         cache: Option<PoolCache>,
     ) -> Self {
+        let patience = Patience::Guests { io_timeout: None };
+        let (clock, random) = (Arc::clone(&host.clock), Arc::clone(&host.random));
+        let name = service.show("");
+        let retry = Retry::by(clock, random, patience.storing(), name, Arc::default());
+        Self::patient(service, &retry, patience, host, ships_flushes, cache)
+    }
+
+    /// As [`Self::new`]. Requests wait as `patience` says, and what the log says of an outage is shared with
+    /// `retry`.
+    #[must_use]
+    pub fn patient(
+        service: Arc<dyn ObjectService>,
+        retry: &Retry,
+        patience: Patience,
+        host: HostDirectory,
+        ships_flushes: bool,
+        cache: Option<PoolCache>,
+    ) -> Self {
+        let service = Requests::new(&service, retry, patience);
         Self(Arc::new(Inner { service, host, ships_flushes, cache, state: Mutex::default() }))
     }
 }
@@ -127,47 +173,16 @@ impl Inner {
         self.state().owned.remove(&image);
     }
 
-    /// Sends a request again until its outcome is known.
-    pub(super) fn until_known<T>(
-        &self,
-        mut request: impl FnMut(&dyn ObjectService) -> Result<T, ServiceError>,
-    ) -> Result<T, ServiceError> {
-        let mut wait = WAITS.start;
-        loop {
-            match request(&*self.service) {
-                Err(ServiceError::Unknown(why)) => {
-                    tracing::debug!(%why, "a request is sent again");
-                    self.host.clock.pause(wait);
-                    wait = (wait * 2).min(WAITS.end);
-                }
-                known => return known,
-            }
-        }
-    }
-
     /// Stores an object where there is none. `Some`: there is one, with these other bytes.
     pub(super) fn create_object(
         &self,
         object: &str,
         bytes: &[u8],
     ) -> Result<Option<Vec<u8>>, ServiceError> {
-        loop {
-            match self.service.put(object, bytes, &Condition::Absent) {
-                Ok(_) => return Ok(None),
-                Err(ServiceError::Conflict) => {}
-                Err(ServiceError::Unknown(why)) => {
-                    tracing::debug!(%why, object, "it is looked whether the object was stored");
-                    self.host.clock.pause(WAITS.start);
-                }
-                Err(error) => return Err(error),
-            }
-            // This request may have stored it, or another owner. The object itself tells.
-            match self.until_known(|service| service.get(object)) {
-                Ok(found) if found.bytes == bytes => return Ok(None),
-                Ok(found) => return Ok(Some(found.bytes)),
-                Err(ServiceError::Absent) => {}
-                Err(error) => return Err(error),
-            }
+        match self.service.storing.create(object, bytes) {
+            Ok(_) => Ok(None),
+            Err(CreateError::Exists(found)) => Ok(Some(found.bytes)),
+            Err(CreateError::Service(error)) => Err(error),
         }
     }
 
@@ -318,7 +333,7 @@ impl Segments for ObjectSegments {
 
     fn remove(&self, key: SegmentKey) -> io::Result<u64> {
         let object = keys::segment(key);
-        let removed = self.0.until_known(|service| service.remove(&object));
+        let removed = self.0.service.tidying.remove(&object);
         removed.map_err(|error| io_error(&self.0.service.show(&object), error))?;
         let length = {
             let mut state = self.0.state();
@@ -394,14 +409,19 @@ impl Segments for ObjectSegments {
 
 impl Inner {
     /// Calls `each` with the key and the length of every object under a prefix.
-    pub(super) fn list_objects(
+    pub(super) fn list_objects(&self, prefix: &str, each: impl FnMut(&str, u64)) -> io::Result<()> {
+        self.list_by(&self.service.tidying, prefix, each)
+    }
+
+    fn list_by(
         &self,
+        requests: &Settled,
         prefix: &str,
         mut each: impl FnMut(&str, u64),
     ) -> io::Result<()> {
         let mut after: Option<String> = None;
         loop {
-            let page = self.until_known(|service| service.list(prefix, after.as_deref()));
+            let page = requests.list(prefix, after.as_deref());
             let page = page.map_err(|error| io_error(&self.service.show(prefix), error))?;
             page.objects.iter().for_each(|object| each(&object.key, object.bytes));
             match page.objects.last() {
@@ -417,8 +437,10 @@ struct Source(Arc<Inner>);
 
 impl RangeSource for Source {
     fn fetch(&self, object: &str, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let read = self.0.until_known(|service| service.get_range(object, range.clone()));
-        read.map_err(|error| io_error(&self.0.service.show(object), error))
+        let service = &self.0.service;
+        let read = service.reading.get_range(object, range);
+        let read = read.map_err(|error| io_error(&service.show(object), error))?;
+        read.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -476,7 +498,7 @@ impl DiskFile for RemoteFile {
         }
         let object = keys::segment(self.key);
         let mut found = None;
-        self.inner.list_objects(&object, |key, bytes| {
+        self.inner.list_by(&self.inner.service.reading, &object, |key, bytes| {
             if key == object {
                 found = Some(bytes);
             }

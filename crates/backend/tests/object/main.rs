@@ -24,6 +24,7 @@ fn policy() -> Policy {
         pause_max: Duration::from_millis(400),
         give_up_after: Some(Duration::from_secs(30)),
         wait_when_refused: false,
+        ..Policy::command()
     }
 }
 

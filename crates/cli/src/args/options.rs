@@ -83,6 +83,12 @@ pub const MAP_MEMORY: Opt = Opt::new(
     Kind::Bytes,
     "memory for the map of each open image in B/K/M/G, at least 1M [default: 64M]",
 );
+/// How long clients wait for the service of a pool in a bucket.
+pub const IO_TIMEOUT: Opt = Opt::new(
+    "io-timeout",
+    Kind::Integer,
+    "seconds after which requests fail while the service of a pool in a bucket does not work [default: 0, they wait as long as it takes]",
+);
 /// A file to write.
 pub const EXPORT_PATH: &[Opt] = &[Opt::new("path", Kind::Text, "export file (or '-' for stdout)")];
 /// A file to read.

@@ -16,6 +16,7 @@ use marcot_client::devices::{
 use marcot_client::{Image, ImageSpec};
 
 use super::IMAGE_OR_SNAP_SPEC;
+use super::serve::io_timeout;
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno::{EBUSY, EINVAL, EOPNOTSUPP};
@@ -51,7 +52,7 @@ const MAP: &[Opt] = &[
         Kind::Integer,
         "seconds that users of an nbd device wait for 'device attach' [default: 3600]",
     ),
-    Opt::new("io-timeout", Kind::Integer, "accepted: a request may take as long as it takes"),
+    options::IO_TIMEOUT,
     Opt::new(
         "options",
         Kind::Text,
@@ -287,6 +288,7 @@ fn map_to(session: &Session, args: &Args, device: Option<&str>) -> Outcome {
             (false, None) => QuiesceBy::Nothing,
         },
         reattach_timeout_s: given.reattach_timeout_s.unwrap_or(REATTACH_TIMEOUT_S),
+        io_timeout: io_timeout(given.io_timeout_s),
     };
     if device.is_none() && snap.is_none() && args.flag("force") {
         image.take_over()?;

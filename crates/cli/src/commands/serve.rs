@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use marcot::Patience;
 use marcot_client::exports::StoreExports;
 use marcot_serve::descriptors::{self, Shares};
 use marcot_serve::nbd::{
@@ -58,7 +59,7 @@ pub const COMMANDS: &[CommandSpec] =
             help: "pools to serve [default: all]",
             many: true,
         }])
-        .options(&[options::ONE_POOL, SERVE, &[options::MAP_MEMORY]])
+        .options(&[options::ONE_POOL, SERVE, &[options::MAP_MEMORY, options::IO_TIMEOUT]])
         .examples(&[
             (
                 "serve --socket /run/marcot.sock kubernetes",
@@ -69,6 +70,7 @@ pub const COMMANDS: &[CommandSpec] =
 
 fn serve(session: &Session, args: &Args) -> Outcome {
     logging::start();
+    session.set_patience(Patience::Guests { io_timeout: io_timeout(args.integer("io-timeout")) });
     let client = session.client()?;
     let mut pools = args.positionals().to_vec();
     pools.extend(args.text("pool").map(str::to_string));
@@ -100,6 +102,11 @@ fn serve(session: &Session, args: &Args) -> Outcome {
     });
     server.run()?;
     Ok(())
+}
+
+/// The time after which requests fail; 0 for never.
+pub fn io_timeout(seconds: Option<u64>) -> Option<Duration> {
+    seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
 /// How clients and images share the descriptors.

@@ -37,6 +37,17 @@ impl Server {
         Self::run(world, world.path("server.log"), shell)
     }
 
+    /// Starts a server whose command was prepared further.
+    pub fn start_prepared(
+        world: &World,
+        options: &str,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
+        let mut command = world.rbd_command(&format!("serve --socket nbd.sock {options}"));
+        prepare(&mut command);
+        Self::run(world, world.path("server.log"), command)
+    }
+
     fn run(world: &World, log: PathBuf, mut command: Command) -> Self {
         let socket = world.path("nbd.sock");
         let mut child = command

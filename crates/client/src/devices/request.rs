@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use marcot::{Error, ErrorKind, Namespace};
 use marcot_serve::mapping::{self, Driver, MappedRecord};
@@ -35,6 +36,9 @@ pub struct MapRequest {
     pub quiesce: QuiesceBy,
     /// How long the kernel waits for a new server after the old one has ended, in seconds.
     pub reattach_timeout_s: u64,
+    /// How long the device's users wait for the service of a pool in a bucket before they get I/O errors; `None`: as
+    /// long as it takes.
+    pub io_timeout: Option<Duration>,
 }
 
 impl Default for MapRequest {
@@ -45,6 +49,7 @@ impl Default for MapRequest {
             cookie: None,
             quiesce: QuiesceBy::Nothing,
             reattach_timeout_s: REATTACH_TIMEOUT_S,
+            io_timeout: None,
         }
     }
 }

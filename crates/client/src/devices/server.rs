@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use marcot::{Error, ErrorKind, ImageId, Limits, Pool, Result, Store, World};
+use marcot::{Error, ErrorKind, ImageId, Limits, Patience, Pool, Result, Store, World};
 use marcot_serve::control::Place;
 use marcot_serve::descriptors;
 use marcot_serve::host::{Attendant, HostHandle, HostOptions, ImageHost};
@@ -32,6 +32,7 @@ pub struct Job {
     pub(super) attach: bool,
     pub(super) map_memory_bytes: u64,
     pub(super) reattach_timeout_s: u64,
+    pub(super) io_timeout: Option<Duration>,
     pub(super) quiesce: QuiesceBy,
     /// [`super::ProgramWords::quiesce`].
     pub(super) quiesce_words: Vec<String>,
@@ -102,7 +103,11 @@ fn start(job: &Job) -> Result<DeviceServer> {
     let registry = Registry::open_in(&job.run_directory)?;
     let mut record = job.record.clone();
     let serving = registry.serve(record.id)?;
-    let limits = Limits { map_memory_bytes: job.map_memory_bytes, ..Limits::default() };
+    let limits = Limits {
+        map_memory_bytes: job.map_memory_bytes,
+        patience: Patience::Guests { io_timeout: job.io_timeout },
+        ..Limits::default()
+    };
     // The caller's soft limit is inherited, and a guest must not run out of descriptors.
     let segment_files = descriptors::segment_files(descriptors::raise_limit());
     let store = Store::open_with(World::system(), &record.store, limits)?;

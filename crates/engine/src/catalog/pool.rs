@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use marcot_backend::local::layout;
 use marcot_backend::{
@@ -161,6 +162,11 @@ impl Pool {
 
     pub(crate) fn now_s(&self) -> i64 {
         self.0.store.inner.world.clock.now_s()
+    }
+
+    /// The time since the machine was started, for measuring.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.0.store.inner.world.clock.uptime()
     }
 
     pub(crate) fn check_writable(&self) -> Result<()> {

@@ -68,7 +68,7 @@ impl Store {
     pub fn open_with(world: World, directory: &Path, limits: Limits) -> Result<Self> {
         let directory = std::path::absolute(directory)
             .at(|| format!("cannot use {} as a store", directory.display()))?;
-        let home = LocalHome::open(&world, &directory)
+        let home = LocalHome::open_for(&world, &directory, limits.patience)
             .at(|| format!("cannot open the store in {}", directory.display()))?;
         Self::open_home(world, Arc::new(home), &directory, limits)
     }

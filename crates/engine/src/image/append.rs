@@ -8,7 +8,7 @@ use super::state::DamagedPages;
 use crate::device::{CompletedRead, Completion};
 use crate::error::{ErrorKind, Result, fail};
 use crate::in_flight::{Ended, EndedRead};
-use crate::journal::Group;
+use crate::journal::{Flushes, Group};
 use crate::segment::SegmentName;
 
 /// No owner creates more segments than this that no head names.
@@ -152,8 +152,12 @@ impl Image {
     /// Takes the next completion that a caller waits for.
     pub(super) fn take_completion(&mut self) -> Option<Completion> {
         loop {
-            if let Some(flushed) = self.journal.newly_flushed(&mut self.in_flight) {
-                return Some(Completion::Flushed(flushed));
+            match self.journal.newly_flushed(&mut self.in_flight) {
+                Some(Flushes::Ended(outcome)) => return Some(Completion::Flushed(outcome)),
+                Some(Flushes::Late(below, error)) => {
+                    return Some(Completion::Unflushed(below, error));
+                }
+                None => {}
             }
             if self.journal.is_awaited()
                 && let Some(stored) = self.journal.newly_stored(self.check_owner())

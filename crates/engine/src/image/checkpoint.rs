@@ -14,6 +14,7 @@
 //! A failure before step 3 changes nothing that a reader would see.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use marcot_format::record::{HeadRecord, RootRecord, SegmentMarks};
 use marcot_format::segment::SegmentKind;
@@ -25,10 +26,12 @@ use super::head::Progress;
 use super::placing::Owner;
 use crate::error::{ErrorKind, Result};
 use crate::fault::{self, Fault};
-use crate::journal::SparesWanted;
+use crate::journal::{Shipped, SparesWanted};
 
 /// The series that pages go to.
 const PAGES: [SegmentKind; 2] = [SegmentKind::Map, SegmentKind::Table];
+/// How often it is looked whether a checkpoint has ended that guests wait for.
+const CHECKPOINT_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Image {
     /// Makes the state in memory the durable one.
@@ -43,6 +46,7 @@ impl Image {
     /// As [`Self::checkpoint`], with a change of the head that becomes durable together with it.
     pub(super) fn checkpoint_with(&mut self, change: impl FnOnce(&mut HeadRecord)) -> Result<()> {
         self.check_owner()?;
+        self.await_service()?;
         self.settle()?;
         self.head.check_not_fenced()?;
         self.close_for_shipping()?;
@@ -126,6 +130,32 @@ impl Image {
             return Ok(false);
         }
         self.settle().map(|()| true)
+    }
+
+    /// Where guests wait for the service for a limited time: waits until it answers. To be called before the
+    /// image's thread waits for what has no time-out.
+    ///
+    /// # Errors
+    /// `Unreachable` where it does not answer in that time.
+    pub(super) fn await_service(&self) -> Result<()> {
+        self.journal.shipped().map_or(Ok(()), Shipped::await_service)
+    }
+
+    /// As [`Self::settle`], for a guest, who may wait for a limited time only.
+    ///
+    /// # Errors
+    /// As [`Self::settle`]; `Unreachable` where the service does not answer in that time. The checkpoint goes on.
+    pub(super) fn settle_in_time(&mut self) -> Result<()> {
+        let clock = Arc::clone(&self.identity.pool.files().world().clock);
+        let since = clock.uptime();
+        while let (Some(job), Some(shipped)) = (&mut self.checkpoint_job, self.journal.shipped())
+            && shipped.has_timeout()
+            && !job.is_finished()
+        {
+            shipped.check_time(since, clock.uptime())?;
+            clock.pause(CHECKPOINT_LOOK_INTERVAL);
+        }
+        self.settle()
     }
 
     /// Waits for the checkpoint that is running, if there is one.
@@ -278,6 +308,7 @@ impl Image {
     /// Changes the head, durably. Where the disk is full, such a change works all the same: see
     /// [`Self::publish_over_log`].
     pub(super) fn publish(&mut self, change: impl Fn(&mut HeadRecord)) -> Result<()> {
+        self.await_service()?;
         self.settle()?;
         if !self.journal.is_open() && self.state.changed {
             // This head ends the log that was replayed, so it has to name what the log has written.

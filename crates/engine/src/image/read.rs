@@ -7,7 +7,7 @@ use marcot_store::{DiskFile, FileRead};
 
 use super::Image;
 use crate::device::{Extent, Read};
-use crate::error::{Error, ErrorKind, Result, fail};
+use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::in_flight::Candidate;
 use crate::map::{Leaf, Visitor, position, visit};
@@ -280,6 +280,10 @@ impl Image {
     /// Compares what was read with the checksums in the map. What is wrong in a local copy of the segment is read
     /// from the segment itself.
     fn verify(&self, op: &mut FileRead<'_>, piece: &Piece, plan: &Plan) -> Result<()> {
+        if op.result.as_ref().is_err_and(is_of_service) {
+            let outcome = std::mem::replace(&mut op.result, Ok(0));
+            return outcome.map(drop).at(|| format!("{} cannot be read", self.identity.label));
+        }
         let mut wrong = first_wrong(op, piece, plan);
         if wrong.is_some()
             && let Some(PlanFile { file, copy: Some(_), name, .. }) = plan.file(piece.index)
@@ -370,6 +374,12 @@ impl Image {
         self.evict(self.limits().map_memory_bytes);
         Ok(())
     }
+}
+
+/// True where a service does not give what it has, which says nothing of the blocks.
+fn is_of_service(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, TimedOut};
+    matches!(error.kind(), TimedOut | PermissionDenied)
 }
 
 /// The first of the blocks that is not what it should be, and what is wrong with it.

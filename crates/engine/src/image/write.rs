@@ -8,7 +8,7 @@ use super::Image;
 use super::checkpoint_job::CheckpointJob;
 use crate::device::Write;
 use crate::error::Result;
-use crate::journal::Group;
+use crate::journal::{Group, Shipped};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
@@ -30,6 +30,10 @@ impl Image {
         self.check_owner()?;
         for write in writes {
             self.check_range(write.offset, write.data.len() as u64)?;
+        }
+        if self.log_is_long() && self.journal.shipped().is_some_and(Shipped::has_timeout) {
+            // A write that fails must not make the log longer still.
+            self.settle_in_time()?;
         }
         self.begin_writing()?;
         let mut group = Group::default();
@@ -159,19 +163,24 @@ impl Image {
         self.keep_within_bounds()
     }
 
+    /// True where the log is as long as it may be.
+    fn log_is_long(&self) -> bool {
+        let behind = self.checkpoint_job.as_ref().map_or(0, CheckpointJob::log_bytes);
+        self.journal.bytes() + behind >= self.limits().log_bytes_max()
+    }
+
     /// Keeps log and memory within their bounds.
     pub(super) fn keep_within_bounds(&mut self) -> Result<()> {
         let limits = self.limits();
         self.evict(limits.map_memory_bytes_soft());
         let crowded = self.state.memory_bytes() > limits.map_memory_bytes_soft();
-        let behind = self.checkpoint_job.as_ref().map_or(0, CheckpointJob::log_bytes);
-        let long = self.journal.bytes() + behind >= limits.log_bytes_max();
+        let long = self.log_is_long();
         if !crowded && !long {
             return Ok(());
         }
         let full = self.state.memory_bytes() > limits.map_memory_bytes;
         if full || (long && self.checkpoint_job.is_some()) {
-            self.settle()?;
+            self.settle_in_time()?;
             self.evict(limits.map_memory_bytes_soft());
         }
         match self.begin_checkpoint() {
@@ -182,7 +191,7 @@ impl Image {
             begun => begun?,
         }
         if self.state.memory_bytes() > limits.map_memory_bytes {
-            self.settle()?;
+            self.settle_in_time()?;
             self.evict(limits.map_memory_bytes_soft());
         }
         Ok(())

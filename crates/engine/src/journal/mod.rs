@@ -44,7 +44,7 @@ pub(crate) use group::Group;
 use preallocation::Preallocation;
 pub(crate) use prepared::{Prepared, take_or_create};
 use shipped::OpenEnd;
-pub(crate) use shipped::Shipped;
+pub(crate) use shipped::{Flushes, Shipped};
 use spares::Spares;
 pub(crate) use spares::SparesWanted;
 use write_behind::WriteBehind;
@@ -847,7 +847,7 @@ impl Journal {
         let (log, group_next) = (&self.log, self.group_next);
         let open = log.as_ref().map(|log| open_end(log, group_next));
         let Some(shipped) = &mut self.shipped else { return Ok(None) };
-        let asked = shipped.flush(open.as_ref(), &*workers);
+        let asked = shipped.flush(open.as_ref(), &*workers, self.image.pool.uptime());
         self.note_shipped(asked)
     }
 
@@ -857,27 +857,34 @@ impl Journal {
         let (log, group_next) = (&self.log, self.group_next);
         let open = log.as_ref().map(|log| open_end(log, group_next));
         let Some(shipped) = &mut self.shipped else { return Ok(()) };
-        let flushed = shipped.flush_now(open.as_ref(), &*workers);
+        let flushed = shipped.flush_now(open.as_ref(), &*workers, self.image.pool.uptime());
         self.note_shipped(flushed)
     }
 
-    /// Takes in what was shipped meanwhile. Returns the number below which all flushes have ended, where that was
-    /// not told yet.
-    pub(crate) fn newly_flushed(&mut self, in_flight: &mut InFlight) -> Option<Result<u64>> {
+    /// Takes in what was shipped meanwhile. Returns which flushes have ended, or last too long, where that was not
+    /// told yet.
+    pub(crate) fn newly_flushed(&mut self, in_flight: &mut InFlight) -> Option<Flushes> {
         let shipped = self.shipped.as_mut().filter(|shipped| shipped.is_awaited())?;
         if shipped.is_ready()
             && let Err(error) = self.finish(in_flight)
         {
             // What is under way must be on this host before it is shipped.
-            return Some(Err(error));
+            return Some(Flushes::Ended(Err(error)));
         }
-        let workers = self.workers();
+        let (workers, now) = (self.workers(), self.image.pool.uptime());
         let (log, group_next) = (&self.log, self.group_next);
         let open = log.as_ref().map(|log| open_end(log, group_next));
         let shipped = self.shipped.as_mut()?;
         shipped.poll(open.as_ref(), &*workers);
-        let flushed = shipped.newly_flushed()?;
-        Some(self.note_shipped(flushed))
+        match shipped.newly_flushed(now)? {
+            Flushes::Ended(outcome) => Some(Flushes::Ended(self.note_shipped(outcome))),
+            late @ Flushes::Late(..) => Some(late),
+        }
+    }
+
+    /// What of the log other hosts can find, where there are any.
+    pub(crate) fn shipped(&self) -> Option<&Shipped> {
+        self.shipped.as_ref()
     }
 
     /// True while flushes wait, or their ends were not told.
@@ -888,6 +895,10 @@ impl Journal {
     /// Notes what is stored by now, and whether the image can be used any more.
     fn note_shipped<T>(&mut self, outcome: Result<T>) -> Result<T> {
         if let Err(error) = &outcome {
+            if !error.kind().ends_writing() {
+                // The service does not answer in time. The shipment goes on.
+                return outcome;
+            }
             if !self.poisoned {
                 tracing::error!(image = %self.image.label, error = %error.sentence(), "flush failed; the image must be reopened");
             }

@@ -9,8 +9,10 @@
 //! - A part is shipped only after the part before was stored.
 //! - A flush ends after everything was stored that had been appended when it was asked for.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use marcot_backend::{Recovered, ShipError, Shipping};
 use marcot_format::record::{LogPiece, ShippedLog};
@@ -70,6 +72,7 @@ pub(super) struct OpenEnd<'a> {
 pub(crate) struct Shipped {
     shipping: Arc<dyn Shipping>,
     image: ImageId,
+    label: String,
     /// `None` while a shipment is under way, and after one that has failed.
     parts: Option<Parts>,
     shipment: Option<Shipment>,
@@ -82,8 +85,10 @@ pub(crate) struct Shipped {
     /// Number of the next flush, and the number below which all have ended.
     flush_next: u64,
     flushed_below: u64,
-    /// The number below which the ends of flushes were reported.
+    /// The number below which the ends of flushes were reported, or that they last too long.
     told_below: u64,
+    /// When the flushes were asked for whose end was not told. Empty where guests wait as long as it takes.
+    asked: VecDeque<(u64, Duration)>,
     /// Groups with numbers below this one are stored.
     stored_below: u64,
     /// Parts with numbers below this one may be removed.
@@ -104,10 +109,12 @@ impl Shipped {
     ) -> Self {
         let Recovered { next, parts: stored } = recovered;
         let label = label.to_owned();
-        let parts = Parts { shipping: Arc::clone(&shipping), image, label, term, next, stored };
+        let (way, name) = (Arc::clone(&shipping), label.clone());
+        let parts = Parts { shipping: way, image, label: name, term, next, stored };
         Self {
             shipping,
             image,
+            label,
             parts: Some(parts),
             shipment: None,
             next,
@@ -116,6 +123,7 @@ impl Shipped {
             flush_next: 0,
             flushed_below: 0,
             told_below: 0,
+            asked: VecDeque::new(),
             stored_below: 0,
             forget_below: 0,
             forgetting: None,
@@ -182,7 +190,7 @@ impl Shipped {
         }
     }
 
-    /// Asks for a flush. Returns its number where it has not ended yet.
+    /// Asks for a flush. Returns its number where it has not ended yet. `now`: the time since the start.
     ///
     /// # Errors
     /// `Fenced`, `Poisoned`: as an earlier shipment has failed.
@@ -190,6 +198,7 @@ impl Shipped {
         &mut self,
         open: Option<&OpenEnd<'_>>,
         workers: &dyn Workers,
+        now: Duration,
     ) -> Result<Option<u64>> {
         self.check()?;
         let left = open.is_some_and(|open| self.open_from < u64::from(open.slot) * BLOCK_BYTES);
@@ -198,6 +207,9 @@ impl Shipped {
         }
         let number = self.flush_next;
         self.flush_next += 1;
+        if self.has_timeout() {
+            self.asked.push_back((number, now));
+        }
         if self.shipment.is_none() {
             self.start_shipment(open, workers);
         }
@@ -267,20 +279,63 @@ impl Shipped {
     /// Ships everything, and waits for it.
     ///
     /// # Errors
-    /// As [`Self::flush`].
+    /// As [`Self::flush`]; `Unreachable` where the service does not answer in the time that guests wait.
     pub(super) fn flush_now(
         &mut self,
         open: Option<&OpenEnd<'_>>,
         workers: &dyn Workers,
+        now: Duration,
     ) -> Result<()> {
+        self.await_service()?;
         self.settle(workers);
-        if self.flush(open, workers)?.is_some() {
+        if self.flush(open, workers, now)?.is_some() {
             self.settle(workers);
         } else {
             // Nothing was appended since.
             self.flushed_below = self.flush_next;
         }
         self.check()
+    }
+
+    /// Where guests wait for a limited time: waits for the service, before something without a time-out waits.
+    ///
+    /// # Errors
+    /// `Unreachable` where the service does not answer in that time.
+    pub(crate) fn await_service(&self) -> Result<()> {
+        if !self.has_timeout() {
+            return Ok(());
+        }
+        let answered = self.shipping.await_service();
+        answered.map_err(|error| self.timed_out(&error.to_string()))
+    }
+
+    /// True where guests wait for the service for a limited time only.
+    pub(crate) fn has_timeout(&self) -> bool {
+        self.shipping.io_timeout().is_some()
+    }
+
+    /// True where something that waits for the service since `since` has waited for as long as guests do.
+    fn is_over(&self, since: Duration, now: Duration) -> bool {
+        let Some(limit) = self.shipping.io_timeout() else { return false };
+        now.saturating_sub(since) >= limit
+            || self.shipping.trouble().is_some_and(|trouble| trouble.lasts >= limit)
+    }
+
+    /// Fails where something that waits for the service since `since` has waited for as long as guests do.
+    ///
+    /// # Errors
+    /// `Unreachable`.
+    pub(crate) fn check_time(&self, since: Duration, now: Duration) -> Result<()> {
+        if !self.is_over(since, now) {
+            return Ok(());
+        }
+        let why = self.shipping.trouble().map(|trouble| trouble.why);
+        let why = why.unwrap_or_else(|| "the service takes longer than guests wait".to_owned());
+        Err(self.timed_out(&why))
+    }
+
+    fn timed_out(&self, why: &str) -> Error {
+        Error::new(ErrorKind::Unreachable, format!("{} waits for its bucket: {why}", self.label))
     }
 
     fn check(&self) -> Result<()> {
@@ -292,19 +347,26 @@ impl Shipped {
         self.told_below < self.flush_next
     }
 
-    /// The number below which all flushes have ended, where that was not told yet.
-    pub(super) fn newly_flushed(&mut self) -> Option<Result<u64>> {
+    /// Which flushes have ended, or last too long, where that was not told yet.
+    pub(super) fn newly_flushed(&mut self, now: Duration) -> Option<Flushes> {
         if !self.is_awaited() {
             return None;
         }
         if let Err(error) = self.check() {
             self.told_below = self.flush_next;
-            return Some(Err(error));
+            return Some(Flushes::Ended(Err(error)));
         }
-        (self.told_below < self.flushed_below).then(|| {
-            self.told_below = self.flushed_below;
-            Ok(self.told_below)
-        })
+        let below = self.flushed_below;
+        while self.asked.pop_front_if(|(number, _)| *number < below).is_some() {}
+        if self.told_below < below {
+            self.told_below = below;
+            return Some(Flushes::Ended(Ok(below)));
+        }
+        let (number, since) = *self.asked.front()?;
+        let error = self.check_time(since, now).err()?;
+        self.asked.pop_front();
+        self.told_below = number + 1;
+        Some(Flushes::Late(self.told_below, error))
     }
 
     /// Waits until nothing is under way. For an image that is dropped.
@@ -312,6 +374,14 @@ impl Shipped {
         let shipment = self.shipment.take().map(|shipment| shipment.running);
         shipment.into_iter().chain(self.forgetting.take()).for_each(|running| running.wait());
     }
+}
+
+/// What has become of flushes.
+pub(crate) enum Flushes {
+    /// All with numbers below this one have ended.
+    Ended(Result<u64>),
+    /// Those below this one last longer than guests wait. They go on.
+    Late(u64, Error),
 }
 
 /// What is gathered for the next part.

@@ -63,8 +63,10 @@ impl Source<'_> {
 impl PageSource for Source<'_> {
     fn load(&mut self, entry: MapEntry, level: u32, base: u64) -> Result<Node> {
         let node = self.load_here(entry, level, base);
+        // What cannot be looked at now has not moved because of that.
+        let moved = |error: &Error| !{ entry.address }.is_lost() && !error.kind().is_obstacle();
         match node {
-            Err(_) if !{ entry.address }.is_lost() && self.table.follow() => {
+            Err(error) if moved(&error) && self.table.follow() => {
                 self.load_here(entry, level, base)
             }
             node => node,

@@ -196,9 +196,11 @@ impl SegmentTable {
         level: u32,
         number: u64,
     ) -> Result<TablePage> {
-        let page = self.read_page_here(files, pointer, level, number);
-        match page {
-            Err(_) if self.follow() => self.read_page_here(files, pointer, level, number),
+        match self.read_page_here(files, pointer, level, number) {
+            // What cannot be looked at now has not moved because of that.
+            Err(error) if !error.kind().is_obstacle() && self.follow() => {
+                self.read_page_here(files, pointer, level, number)
+            }
             page => page,
         }
     }

@@ -318,6 +318,15 @@ impl EventLoop {
                         self.note_failure(failure);
                     }
                 }
+                Completion::Unflushed(below, failure) => {
+                    self.local.fail_flushes(below, &failure);
+                    for index in self.clients.indices() {
+                        let client = self.clients.get_mut(index);
+                        if client.is_some_and(|c| c.client.fail_flushes(below, &failure)) {
+                            answered.push(index);
+                        }
+                    }
+                }
             }
         }
         answered.sort_unstable();

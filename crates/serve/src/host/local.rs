@@ -124,6 +124,15 @@ impl LocalLane {
         answer_ended(&mut self.in_flush, flushed);
     }
 
+    /// Answers the requests of earlier rounds with this error whose flush has a smaller number than `below`.
+    pub(super) fn fail_flushes(&mut self, below: u64, failure: &Error) {
+        let waiting = std::mem::take(&mut self.in_flush);
+        let (mut late, left): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(number, _)| *number < below);
+        self.in_flush = left;
+        answer_ended(&mut late, &Err(failure.clone()));
+    }
+
     /// True where nobody waits for an answer.
     pub(super) fn is_settled(&self) -> bool {
         self.entries.is_empty() && self.in_flight.is_empty() && self.in_flush.is_empty()

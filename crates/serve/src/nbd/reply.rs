@@ -44,6 +44,7 @@ pub fn message_of(kind: ErrorKind) -> &'static str {
         ErrorKind::Fenced => "the image is no longer served",
         ErrorKind::Poisoned => "an earlier write could not be made durable; connect again",
         ErrorKind::Corrupt => "a block fails verification: it does not match its checksum",
+        ErrorKind::Unreachable => "the service that keeps the image does not answer",
         _ => "the server met an input or output error; its log says which",
     }
 }

@@ -33,7 +33,6 @@ const IGNORED_WITH_VALUE: &[&str] = &[
     "compression_hint",
     "crush_location",
     "fsid",
-    "io-timeout",
     "ip",
     "lock_timeout",
     "max_part",
@@ -41,7 +40,6 @@ const IGNORED_WITH_VALUE: &[&str] = &[
     "ms_mode",
     "nbds_max",
     "osd_idle_ttl",
-    "osd_request_timeout",
     "osdkeepalive",
     "queue_depth",
     "read_from_replica",
@@ -65,6 +63,8 @@ pub struct MapOptions {
     pub quiesce_hook: Option<String>,
     /// Seconds to wait for another server.
     pub reattach_timeout_s: Option<u64>,
+    /// Seconds to wait for a service before requests fail.
+    pub io_timeout_s: Option<u64>,
 }
 
 impl MapOptions {
@@ -77,6 +77,7 @@ impl MapOptions {
             quiesce: args.flag("quiesce"),
             quiesce_hook: args.text("quiesce-hook").map(ToOwned::to_owned),
             reattach_timeout_s: args.integer("reattach-timeout"),
+            io_timeout_s: args.integer("io-timeout"),
         };
         for option in given(args) {
             options.take(option)?;
@@ -93,6 +94,11 @@ impl MapOptions {
             let value = value.filter(|value| !value.is_empty());
             value.ok_or_else(|| refused(format!("{name} option requires a value")))
         };
+        let seconds = || {
+            let seconds = text()?;
+            let invalid = || refused(format!("invalid {name} value '{seconds}'"));
+            seconds.parse().map_err(|_| invalid())
+        };
         match name {
             "ro" | "read_only" | "read-only" => self.read_only = true,
             "rw" => self.read_only = false,
@@ -100,11 +106,9 @@ impl MapOptions {
             "cookie" => self.cookie = Some(text()?.to_owned()),
             "quiesce" => self.quiesce = true,
             "quiesce-hook" => self.quiesce_hook = Some(text()?.to_owned()),
-            "reattach-timeout" => {
-                let seconds = text()?;
-                let invalid = || refused(format!("invalid {name} value '{seconds}'"));
-                self.reattach_timeout_s = Some(seconds.parse().map_err(|_| invalid())?);
-            }
+            "reattach-timeout" => self.reattach_timeout_s = Some(seconds()?),
+            // The kernel's RBD driver has the second one.
+            "io-timeout" | "osd_request_timeout" => self.io_timeout_s = Some(seconds()?),
             _ if IGNORED.contains(&name) => {}
             _ if IGNORED_WITH_VALUE.contains(&name) => {
                 text()?;
@@ -182,5 +186,13 @@ mod tests {
         assert_eq!(taken(&["bogus=1"]).unwrap_err().status, 22);
         assert!(taken(&["queue_depth"]).unwrap_err().render("rbd").contains("requires a value"));
         assert!(taken(&["reattach-timeout=x"]).is_err());
+        assert!(taken(&["osd_request_timeout=x"]).is_err());
+    }
+
+    #[test]
+    fn both_drivers_names_for_the_time_that_a_request_may_take_mean_the_same() {
+        for option in ["io-timeout=30", "osd_request_timeout=30"] {
+            assert_eq!(taken(&[option]).unwrap().io_timeout_s, Some(30), "{option}");
+        }
     }
 }

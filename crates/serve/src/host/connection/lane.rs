@@ -116,6 +116,17 @@ impl Connection {
         self.async_flushes.len() < before
     }
 
+    /// Answers the requests with this error whose flush has a smaller number than `below`. Returns true if there
+    /// were any.
+    pub(in crate::host) fn fail_flushes(&mut self, below: u64, failure: &Error) -> bool {
+        let waiting = std::mem::take(&mut self.async_flushes);
+        let (late, left): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(number, _)| *number < below);
+        self.async_flushes = left;
+        self.answer_ended(late.clone(), &Err(failure.clone()));
+        !late.is_empty()
+    }
+
     /// Answers the requests with numbers below the one of `ended`; with an error all of them. Each is a number
     /// and a cookie. Returns the others.
     fn answer_ended(&mut self, waiting: Vec<(u64, u64)>, ended: &Result<u64>) -> Vec<(u64, u64)> {
