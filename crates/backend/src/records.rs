@@ -67,6 +67,16 @@ pub trait Records: Send + Sync {
     /// `NotFound`; `DirectoryNotEmpty`.
     fn remove(&self, key: &Key) -> io::Result<()>;
 
+    /// Makes sure that no record of this key is ever created, where records of it are created once and for all: the
+    /// heads of a pool that several hosts use. Elsewhere leases do that, and this does nothing.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where there is one.
+    fn forbid(&self, key: &Key) -> io::Result<()> {
+        let _ = key;
+        Ok(())
+    }
+
     /// Makes the present state of a record durable: its content, or that it does not exist. The process that
     /// wrote or removed it may have been killed before that was durable.
     ///

@@ -15,6 +15,8 @@ use marcot_s3_test::{ACCESS_KEY, Fault, SECRET_KEY, Server};
 use nbd_client::{FLUSH, NbdClient};
 
 const EIO: u32 = 5;
+const EBUSY: i32 = 16;
+const ENOENT: i32 = 2;
 
 fn serve(host: &Host<'_>, options: &str) -> server::Server {
     server::Server::start_prepared(&host.world, options, |command| {
@@ -53,4 +55,71 @@ fn guests_get_errors_after_the_time_out_and_go_on_when_the_service_is_back() {
     let exported = other.world.path("vm.raw");
     other.works(&format!("export --no-progress gold/vm {}", exported.display()));
     assert!(std::fs::read(exported).unwrap()[..1 << 20] == content);
+}
+
+#[test]
+fn status_and_info_tell_which_host_has_an_image_open() {
+    let service = Server::plain();
+    let (one, two) = (Host::new(&service), Host::new(&service));
+    one.works("pool create gold --backend s3://bucket/prefix");
+    one.works("create gold/vm --size 4M");
+    two.works("pool attach gold --backend s3://bucket/prefix");
+    assert_eq!(two.works("status gold/vm"), "Watchers: none\n");
+    assert!(!two.works("info gold/vm").contains("owner:"));
+
+    let server = serve(&one, "gold");
+    let client = NbdClient::connect(&server.socket, "gold/vm");
+    let here = one.works("status gold/vm");
+    assert!(here.starts_with("Watchers:\n\twatcher=127.0.0.1:0/"), "{here}");
+    assert!(here.contains("\nOwner: host ") && !here.contains(';'), "{here}");
+    let elsewhere = two.works("status gold/vm");
+    assert!(elsewhere.contains(", process ") && elsewhere.contains("device map --force"));
+    assert!(elsewhere.starts_with("Watchers:\n\twatcher=") && !elsewhere.contains("127.0.0.1"));
+    assert!(two.works("status gold/vm --format json").contains("\"state\":\"elsewhere\""));
+    assert!(two.works("info gold/vm").contains("\n\towner: host "));
+    assert!(two.works("info gold/vm --format json").contains("\"owner\":{\"host\":"));
+    two.refuses(EBUSY, "is open on host", "snap create --no-progress gold/vm@s");
+
+    // It is killed.
+    drop(server);
+    drop(client);
+    let ended = one.works("status gold/vm");
+    assert!(ended.starts_with("Watchers: none\nOwner: host "), "{ended}");
+    assert!(ended.contains("has ended without closing the image"), "{ended}");
+    one.works("snap create --no-progress gold/vm@s");
+    assert_eq!(two.works("status gold/vm"), "Watchers: none\n");
+}
+
+#[test]
+fn a_clone_on_a_host_that_is_gone_is_shown_with_its_host_and_forgotten_by_force() {
+    let service = Server::plain();
+    let (one, two) = (Host::new(&service), Host::new(&service));
+    one.works("pool create gold --backend s3://bucket/prefix");
+    one.works("create gold/template --size 4M");
+    one.works("snap create --no-progress gold/template@1");
+    one.works("snap protect gold/template@1");
+    two.works("pool attach gold --backend s3://bucket/prefix");
+    two.works("pool create vms");
+    two.works("clone gold/template@1 vms/web");
+    two.works("clone gold/template@1 gold/web");
+    drop(two);
+
+    let listed = one.works("children --all gold/template@1");
+    let lines: Vec<&str> = listed.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (2, "gold/web"), "{listed}");
+    assert!(lines[1].starts_with("vms/web (on host ") && lines[1].contains(") (id "), "{listed}");
+    let id = lines[1].rsplit("(id ").next().unwrap().trim_end_matches(')');
+    let document = one.works("children --all gold/template@1 --format json");
+    assert!(document.contains("\"host\":") && document.contains(id), "{document}");
+    one.works("rm --no-progress gold/web");
+    one.refuses(EBUSY, "vms/web (on host", "snap unprotect gold/template@1");
+
+    one.refuses(ENOENT, "has no child with the id", "forget-child gold/template@1 1234");
+    let forget = format!("forget-child gold/template@1 {id}");
+    one.refuses(EBUSY, "may still exist", &forget);
+    assert!(one.works("children gold/template@1").contains("vms/web"));
+    one.works(&format!("{forget} --force"));
+    one.refuses(ENOENT, "has no child with the id", &format!("{forget} --force"));
+    assert_eq!(one.works("children --all gold/template@1"), "");
+    one.works("snap unprotect gold/template@1");
 }

@@ -1,6 +1,8 @@
 //! Parents and children: cloning, listing children, flattening.
 
-use marcot::{ChildInfo, CloneOptions, FlattenPart, ImageName, Result, SnapId};
+use marcot::{
+    ChildInfo, CloneOptions, Error, ErrorKind, FlattenPart, ImageId, ImageName, Result, SnapId,
+};
 use marcot_serve::control::Command;
 
 use crate::image::Image;
@@ -77,6 +79,25 @@ impl Image {
         self.operate(Operation::ListChildren, || match which {
             Children::Direct => store.children(pool, self.id(), snap),
             Children::Descendants => store.descendants(pool, self.id(), snap),
+        })
+    }
+
+    /// Forgets a child that nobody has seen, because the host that cloned it is gone. If the child exists all the
+    /// same, it loses the data that it shares once the snapshot is removed.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exists` for a child that is there; those of [`Self::children`].
+    pub fn forget_child(&self, child: ImageId) -> Result<()> {
+        let (store, pool) = (self.client().store(), self.engine_pool());
+        self.operate(Operation::ForgetChild, || {
+            let children = store.children(pool, self.id(), None)?;
+            match children.iter().find(|found| found.image_id == child) {
+                Some(found) => store.forget_child(pool, self.id(), found),
+                None => {
+                    let message = format!("{} has no child with the id {child}", self.label_now());
+                    Err(Error::new(ErrorKind::NotFound, message))
+                }
+            }
         })
     }
 

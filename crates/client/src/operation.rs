@@ -95,6 +95,8 @@ operations! {
     SetMetadata,
     /// [`crate::Image::children`], [`crate::Image::has_unprotected_child`].
     ListChildren,
+    /// [`crate::Image::forget_child`].
+    ForgetChild,
     /// [`crate::Image::create_snapshot`].
     CreateSnapshot,
     /// [`crate::Snapshot::remove`].

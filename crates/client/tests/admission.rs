@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use marcot::{
-    CheckOptions, CloneOptions, CreateOptions, ErrorKind, Namespace, PoolOptions, SnapId,
+    CheckOptions, CloneOptions, CreateOptions, ErrorKind, ImageId, Namespace, PoolOptions, SnapId,
 };
 use marcot_client::content::States;
 use marcot_client::devices::{Devices, MapRequest, ProgramWords};
@@ -163,7 +163,9 @@ fn refused_only(client: &Client, options: Options) -> Vec<Call> {
     let (d, r) = (Arc::clone(&devices), record);
     let detach = move || d.detach(&r);
     let exports = StoreExports::new(client, Vec::new(), false);
+    let childless = pool.known_image("a", pool.engine().find("a").unwrap());
     vec![
+        (Operation::ForgetChild, Box::new(move || childless.forget_child(ImageId(1)))),
         (Operation::ListDevices, Box::new(move || devices.list().map(drop))),
         (Operation::MapDevice, Box::new(map)),
         (Operation::AttachDevice, Box::new(attach)),

@@ -190,9 +190,9 @@ mod table;
 
 pub use catalog::{
     ChildInfo, CreateOptions, GroupInfo, GroupSnapshotId, GroupSnapshotInfo, ImageInfo, ImageName,
-    ImageSums, InfoReader, MemberId, Namespace, ORDER_DEFAULT, PROTECTED_FOR_GOOD_S, ParentInfo,
-    Pool, PoolOptions, PoolStats, ReadableBy, SnapInfo, Store, TrashedImage, check_snapshot_name,
-    is_partial_name, number_in_trash_name,
+    ImageSums, InfoReader, MemberId, Namespace, ORDER_DEFAULT, OwnerInfo, OwnerState,
+    PROTECTED_FOR_GOOD_S, ParentInfo, Pool, PoolOptions, PoolStats, ReadableBy, SnapInfo, Store,
+    TrashedImage, check_snapshot_name, is_partial_name, number_in_trash_name,
 };
 pub use check::{CheckOptions, CheckReport, Finding};
 pub use device::{

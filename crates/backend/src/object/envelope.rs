@@ -31,7 +31,7 @@ use marcot_format::record::{ObjectRecord, StampRecord};
 use marcot_store::Random;
 
 use super::service::{Condition, ListedObject, Object, ObjectService, ServiceError, Version};
-use super::{Retry, Settled};
+use super::{CreateError, Retry, Settled};
 
 /// Earlier stamps that an object keeps. So many changes of others may come between a writer's request and its
 /// reading back.
@@ -90,6 +90,10 @@ impl Stored {
     pub fn is_same(&self, other: &Self) -> bool {
         self.version == other.version
     }
+}
+
+fn tombstone() -> Vec<u8> {
+    encode_message(FrameKind::Object, &ObjectRecord::default())
 }
 
 /// Why an object was not stored.
@@ -207,9 +211,20 @@ impl Objects {
     /// See [`PutError`]. Of several who do this at the same time, more than one may succeed.
     pub fn bury(&self, key: &str, replaced: &Stored) -> Result<(), PutError> {
         check_replaceable(replaced)?;
-        let bytes = encode_message(FrameKind::Object, &ObjectRecord::default());
-        let change = Change { key, bytes, stamp: None, replaced: Some(replaced) };
+        let change = Change { key, bytes: tombstone(), stamp: None, replaced: Some(replaced) };
         self.carry_out(&change, self.settled.retry()).map(drop)
+    }
+
+    /// Stores a tombstone under a key that has no object, or one already: no record can be created there any more.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where there is a record; what the service says.
+    pub fn forbid(&self, key: &str) -> io::Result<()> {
+        match self.settled.create(key, &tombstone()) {
+            Ok(_) => Ok(()),
+            Err(CreateError::Exists(_)) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(CreateError::Service(error)) => Err(error.into()),
+        }
     }
 
     /// Removes an object. One that does not exist is no error. No record is removed that may be created again

@@ -406,6 +406,13 @@ impl Records for ObjectRecords {
         }
     }
 
+    fn forbid(&self, key: &Key) -> io::Result<()> {
+        match (key, kept(key)) {
+            (Key::Head(_), Kept::Object(object)) => self.objects.forbid(&object),
+            _ => Ok(()),
+        }
+    }
+
     /// Everything is durable already.
     fn settle(&self, key: &Key) -> io::Result<()> {
         match kept(key) {

@@ -1,10 +1,11 @@
 //! `info`: the records of an image or snapshot.
 
-use marcot::{GroupInfo, ImageInfo, ParentInfo, SnapInfo};
+use marcot::{GroupInfo, ImageInfo, OwnerInfo, OwnerState, ParentInfo, SnapInfo};
 use marcot_client::spec;
 
 use super::IMAGE_OR_SNAP_SPEC;
 use super::list::show_parent;
+use super::status::{owner_node, show_owner};
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, options};
 use crate::failure::Outcome;
@@ -92,6 +93,11 @@ impl<'a> View<'a> {
         self.size_bytes.div_ceil(self.object_bytes())
     }
 
+    /// Who has it open, where several hosts may have.
+    fn owner(&self) -> Option<&'a OwnerInfo> {
+        self.image.owner.as_ref().filter(|owner| owner.state != OwnerState::Closed)
+    }
+
     fn prefix(&self) -> String {
         format!("rbd_data.{}", self.image.id)
     }
@@ -122,6 +128,9 @@ impl<'a> View<'a> {
             let (shown, trash) = (show_parent(parent), in_trash(parent));
             lines.push(format!("parent: {shown}{trash}{}", missing(parent)));
             lines.push(format!("overlap: {}", size::show(parent.overlap_bytes)));
+        }
+        if let Some(owner) = self.owner() {
+            lines.push(format!("owner: {}", show_owner(owner)));
         }
         let body: String = lines.iter().map(|text| format!("\t{}", line(text))).collect();
         line(&format!("rbd image '{}':", image.name)) + &body
@@ -161,6 +170,7 @@ impl<'a> View<'a> {
         if let Some(parent) = self.parent {
             members.push(("parent", parent_node(parent)));
         }
+        members.extend(self.owner().map(|owner| ("owner", owner_node(owner))));
         Node::Object(members)
     }
 }

@@ -1,4 +1,4 @@
-//! `clone`, `children`, `flatten`.
+//! `clone`, `children`, `forget-child`, `flatten`.
 
 use marcot::{ChildInfo, CloneOptions, ErrorKind, SnapId};
 use marcot_client::layering::Children;
@@ -9,11 +9,12 @@ use super::{DEST_IMAGE_SPEC, IMAGE_OR_SNAP_SPEC, IMAGE_SPEC};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno;
-use crate::errno::{EINVAL, ENOENT, EXDEV};
+use crate::errno::{EBUSY, EINVAL, ENOENT, EXDEV};
 use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::output::{Node, err, line, warn};
 use crate::session::{self, Session};
+use crate::time;
 
 const UNTRACKED: &[Opt] = &[Opt::new(
     "untracked",
@@ -24,6 +25,14 @@ const CHILDREN: &[Opt] = &[
     Opt::new("all", Kind::Flag, "list all children (include trash)").letter('a'),
     Opt::new("descendants", Kind::Flag, "include all descendants"),
 ];
+
+const FORGET: &[Opt] = &[Opt::new(
+    "force",
+    Kind::Flag,
+    "forget it; if it exists all the same, it loses what it shares once the snapshot is removed",
+)];
+const CHILD_ID: Positional =
+    Positional::one("child-id", "id of the clone, as 'children --all' shows it");
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
@@ -49,6 +58,17 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("children template@v1", "of one snapshot, in every pool of the store"),
             ("children template --descendants", "and their children"),
         ]),
+    CommandSpec::new(
+        &["forget-child"],
+        "Forget a clone that was made on a host that is gone.",
+        forget_child,
+    )
+    .positionals(&[IMAGE_OR_SNAP_SPEC, CHILD_ID])
+    .options(&[options::SNAP, FORGET])
+    .examples(&[(
+        "forget-child --force template@v1 5f0c3b7a91d2e648",
+        "so that template@v1 can be unprotected; 'children --all' shows hosts and ids",
+    )]),
     CommandSpec::new(&["flatten"], "Fill clone with parent data (make it independent).", flatten)
         .positionals(&[IMAGE_SPEC])
         .options(&[options::IMAGE, options::NO_PROGRESS])
@@ -125,7 +145,7 @@ fn children(session: &Session, args: &Args) -> Outcome {
     let mut found = image.children(which, snap)?;
     found.retain(|child| all || !child.in_trash);
     found.sort_by(|a, b| place(a).cmp(&place(b)));
-    let plain = || found.iter().map(plain_child).collect();
+    let plain = || found.iter().map(|child| plain_child(child, all)).collect();
     format.print(plain, || {
         ("children", Node::array("child", found.iter().map(|child| child_node(child, all))))
     })
@@ -148,13 +168,43 @@ fn chosen_snapshot(args: &Args, target: &Target, image: &Image) -> Outcome<Optio
     found.map(|s| Some(s.id)).ok_or_else(missing)
 }
 
+fn forget_child(session: &Session, args: &Args) -> Outcome {
+    const ERROR: &str = "error forgetting child";
+    let mut cursor = 0;
+    let target = names::target(args, &mut cursor, Wanted::IMAGE_OR_SNAP)?;
+    let Some(id) = args.positional(cursor) else {
+        return Err(Failure::invalid("the id of the child was not specified"));
+    };
+    let image = session.find(&target)?;
+    let snap = chosen_snapshot(args, &target, &image)?;
+    let child = session::parse_image_id(id);
+    let children = image.children(Children::Direct, snap)?;
+    let Some(child) = children.iter().find(|found| Some(found.image_id) == child) else {
+        let why = format!("{} has no child with the id '{id}'", target.spec());
+        return Err(Failure::errno(ERROR, ENOENT).because(why));
+    };
+    if !child.seen && !args.flag("force") {
+        let why = format!(
+            "{child} was cloned {} and may still exist: without its record, the snapshot can be \
+             unprotected and removed, and the clone then loses the data that it shares; '--force' forgets it",
+            time::ctime(child.created_s)
+        );
+        return Err(Failure::errno(ERROR, EBUSY).because(why));
+    }
+    image.forget_child(child.image_id).map_err(|error| Failure::engine(ERROR, &error))
+}
+
 fn place(child: &ChildInfo) -> (&str, &Namespace, &str) {
     (&child.pool, &child.namespace, &child.image)
 }
 
-fn plain_child(child: &ChildInfo) -> String {
-    let trash = if child.in_trash { format!(" (trash {})", child.image_id) } else { String::new() };
-    line(&format!("{child}{trash}"))
+fn plain_child(child: &ChildInfo, all: bool) -> String {
+    let note = match child.host {
+        _ if child.in_trash => format!(" (trash {})", child.image_id),
+        Some(_) if all => format!(" (id {})", child.image_id),
+        _ => String::new(),
+    };
+    line(&format!("{child}{note}"))
 }
 
 fn child_node(child: &ChildInfo, all: bool) -> Node {
@@ -166,6 +216,7 @@ fn child_node(child: &ChildInfo, all: bool) -> Node {
     if all {
         members.push(("id", child.image_id.to_string().into()));
         members.push(("trash", Node::Bool(child.in_trash)));
+        members.extend(child.host.as_deref().map(|host| ("host", host.into())));
     }
     Node::Object(members)
 }

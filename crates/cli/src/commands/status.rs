@@ -1,5 +1,6 @@
 //! `status`: who has an image open.
 
+use marcot::{OwnerInfo, OwnerState};
 use marcot_client::inspect::Watcher;
 
 use super::IMAGE_SPEC;
@@ -7,7 +8,8 @@ use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, options};
 use crate::failure::Outcome;
 use crate::output::{Node, line};
-use crate::session::{Session, opening_failed};
+use crate::session::{self, Session, opening_failed};
+use crate::time;
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] =
@@ -21,43 +23,102 @@ fn status(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, Wanted::IMAGE)?;
     let image = session.find(&target)?;
     let watchers = image.status().map_err(|error| opening_failed(&image, &error))?;
-    format.print(|| plain(&watchers), || ("status", document(&watchers)))
+    let owner = session::info(&image)?.owner.filter(|owner| owner.state != OwnerState::Closed);
+    let watchers: Vec<Shown<'_>> = match &owner {
+        Some(owner) if owner.state == OwnerState::Elsewhere => vec![Shown::elsewhere(owner)],
+        _ => watchers.iter().map(Shown::here).collect(),
+    };
+    let owner = owner.as_ref();
+    format.print(|| plain(&watchers, owner), || ("status", document(&watchers, owner)))
 }
 
-/// Stands in the place of a network address, since the watcher is on this host.
-fn address(watcher: &Watcher) -> String {
-    format!("127.0.0.1:0/{}", watcher.pid)
+/// A process that has the image open.
+struct Shown<'a> {
+    host: &'a str,
+    pid: u32,
+    usage: &'a str,
 }
 
-fn plain(watchers: &[Watcher]) -> String {
-    if watchers.is_empty() {
-        return "Watchers: none\n".to_string();
+impl<'a> Shown<'a> {
+    fn here(watcher: &'a Watcher) -> Self {
+        Self { host: "127.0.0.1", pid: watcher.pid, usage: &watcher.usage }
     }
-    let mut text = "Watchers:\n".to_string();
+
+    fn elsewhere(owner: &'a OwnerInfo) -> Self {
+        Self { host: &owner.host, pid: owner.process_id, usage: "" }
+    }
+
+    /// Stands in the place of a network address.
+    fn address(&self) -> String {
+        format!("{}:0/{}", self.host, self.pid)
+    }
+}
+
+/// Who has an image in a bucket open, for `status` and `info`.
+pub fn show_owner(owner: &OwnerInfo) -> String {
+    let state = match owner.state {
+        OwnerState::Elsewhere => {
+            "; if that host is gone for good, 'device map --force' takes the image over"
+        }
+        OwnerState::Ended => {
+            "; it has ended without closing the image, and the next owner goes on with its log"
+        }
+        _ => "",
+    };
+    let since = time::ctime(owner.since_s);
+    format!("host {}, process {}, since {since}{state}", owner.host, owner.process_id)
+}
+
+/// The same as a document.
+pub fn owner_node(owner: &OwnerInfo) -> Node {
+    let state = match owner.state {
+        OwnerState::Here => "here",
+        OwnerState::Elsewhere => "elsewhere",
+        OwnerState::Ended => "ended",
+        _ => "closed",
+    };
+    Node::Object(vec![
+        ("host", owner.host.as_str().into()),
+        ("pid", u64::from(owner.process_id).into()),
+        ("since", time::ctime(owner.since_s).into()),
+        ("state", state.into()),
+    ])
+}
+
+fn plain(watchers: &[Shown<'_>], owner: Option<&OwnerInfo>) -> String {
+    let mut text = match watchers.is_empty() {
+        true => "Watchers: none\n".to_string(),
+        false => "Watchers:\n".to_string(),
+    };
     for watcher in watchers {
-        let (address, pid) = (address(watcher), watcher.pid);
-        let usage = match watcher.usage.as_str() {
+        let (address, pid) = (watcher.address(), watcher.pid);
+        let usage = match watcher.usage {
             "" => String::new(),
             usage => format!(" ({usage})"),
         };
         let watcher = format!("watcher={address} client.{pid} cookie={pid}{usage}");
         text.push_str(&format!("\t{}", line(&watcher)));
     }
+    if let Some(owner) = owner {
+        text.push_str(&line(&format!("Owner: {}", show_owner(owner))));
+    }
     text
 }
 
-fn document(watchers: &[Watcher]) -> Node {
-    let node = |watcher: &Watcher| {
+fn document(watchers: &[Shown<'_>], owner: Option<&OwnerInfo>) -> Node {
+    let node = |watcher: &Shown<'_>| {
         let pid = u64::from(watcher.pid);
         let mut members: Vec<(&'static str, Node)> = vec![
-            ("address", address(watcher).into()),
+            ("address", watcher.address().into()),
             ("client", pid.into()),
             ("cookie", pid.into()),
         ];
         if !watcher.usage.is_empty() {
-            members.push(("usage", watcher.usage.as_str().into()));
+            members.push(("usage", watcher.usage.into()));
         }
         Node::Object(members)
     };
-    Node::Object(vec![("watchers", Node::array("watcher", watchers.iter().map(node)))])
+    let mut members = vec![("watchers", Node::array("watcher", watchers.iter().map(node)))];
+    members.extend(owner.map(|owner| ("owner", owner_node(owner))));
+    Node::Object(members)
 }

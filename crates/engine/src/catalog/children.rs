@@ -60,6 +60,13 @@ pub struct ChildInfo {
     pub marker: bool,
     /// The other user who left the marker, if any. The names are only that user's claim.
     pub user: Option<u32>,
+    /// False where it is known by its marker only, or where its clone is being made: nobody has seen the image
+    /// itself.
+    pub seen: bool,
+    /// The other host that left the record, if any. Only that host can tell whether the child exists.
+    pub host: Option<String>,
+    /// When it was cloned, in seconds since 1970; 0 where that was not looked at.
+    pub created_s: i64,
 }
 
 impl fmt::Display for ChildInfo {
@@ -67,6 +74,9 @@ impl fmt::Display for ChildInfo {
         match self.namespace.in_records() {
             "" => write!(f, "{}/{}", self.pool, self.image)?,
             namespace => write!(f, "{}/{namespace}/{}", self.pool, self.image)?,
+        }
+        if let Some(host) = &self.host {
+            write!(f, " (on host {host})")?;
         }
         self.user.map_or(Ok(()), |user| write!(f, " (of user {user})"))
     }
@@ -317,6 +327,9 @@ impl Pool {
                     in_trash,
                     marker: false,
                     user: None,
+                    seen: true,
+                    host: None,
+                    created_s: 0,
                 }))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -324,8 +337,9 @@ impl Pool {
                 // The child is not published yet, or it is gone. A clone that is being made counts.
                 let unpublished = pool.read_head(image).is_err()
                     && self.records().exists(&Key::Child(key)).unwrap_or(false);
+                let record = self.recorded_child(key);
                 Ok(unpublished.then(|| ChildInfo {
-                    clone_format: self.recorded_child(key).clone_format.max(1),
+                    clone_format: record.clone_format.max(1),
                     pool: pool.name().to_owned(),
                     namespace: Namespace::DEFAULT,
                     image: format!("{image} (being cloned)"),
@@ -335,6 +349,9 @@ impl Pool {
                     in_trash: false,
                     marker: false,
                     user: None,
+                    seen: false,
+                    host: self.other_host(&record),
+                    created_s: record.created_s,
                 }))
             }
             Err(error) => Err(error),
@@ -362,6 +379,13 @@ impl Pool {
             .unwrap_or_default()
     }
 
+    /// The name of the other host that has left a record in this pool, if another one has.
+    fn other_host(&self, record: &ChildRecord) -> Option<String> {
+        let known = !record.host_name.is_empty();
+        let name = || if known { record.host_name.clone() } else { "(unknown host)".to_owned() };
+        (!self.is_made_here(record)).then(name)
+    }
+
     /// True where no other host can be making the clone of this pool of which this is the record.
     pub(crate) fn is_made_here(&self, record: &ChildRecord) -> bool {
         self.segments().shipping().is_none_or(|shipping| shipping.host().host == record.host)
@@ -380,7 +404,10 @@ impl Pool {
             return Ok(None);
         }
         let its_own = record.child_image_id == key.child_image.0;
-        if user.is_none() && its_own && self.marker_is_stale(&record) {
+        // The directory that another host's marker names means something else here.
+        let host = self.other_host(&record);
+        let own = user.is_none() && host.is_none();
+        if own && its_own && self.marker_is_stale(&record) {
             let _ = self.records().remove(&Key::Marker(key));
             return Ok(None);
         }
@@ -391,7 +418,8 @@ impl Pool {
                 || check_namespace_name(&record.child_namespace).is_ok());
         // The marker of this user says where the child's present names are. Another user's marker
         // could point anywhere.
-        let now = if user.is_none() { self.marked_child(&record) } else { None };
+        let now = if own { self.marked_child(&record) } else { None };
+        let seen = now.is_some();
         let child = now.unwrap_or_else(|| match sane {
             true => MarkedChild {
                 pool: record.child_pool_name,
@@ -417,6 +445,9 @@ impl Pool {
             in_trash: child.in_trash,
             marker: true,
             user,
+            seen,
+            host,
+            created_s: record.created_s,
         }))
     }
 

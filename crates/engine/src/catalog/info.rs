@@ -104,6 +104,36 @@ pub struct ImageInfo {
     pub metadata: Vec<(String, String)>,
     /// Process that has it open for writing.
     pub owned_by: Option<u32>,
+    /// Who has it open for writing, or had it last. Only in a pool of which several hosts may be owners.
+    pub owner: Option<OwnerInfo>,
+}
+
+/// Whether an owner still has its image open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OwnerState {
+    /// A process of this host has it open.
+    Here,
+    /// Another host has it open, as far as the head says. Only a look at that host shows whether it is still alive.
+    Elsewhere,
+    /// A process of this host had it open and has ended without closing it. The next owner goes on with its log.
+    Ended,
+    /// It has closed it.
+    Closed,
+}
+
+/// The owner of an image, as its head says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OwnerInfo {
+    /// The host's name.
+    pub host: String,
+    /// The process there.
+    pub process_id: u32,
+    /// Since when, in seconds since 1970.
+    pub since_s: i64,
+    /// Whether it still has it open.
+    pub state: OwnerState,
 }
 
 /// Sums over images.
@@ -141,6 +171,22 @@ impl Pool {
     /// `NotFound`, `Corrupt`, `NewerFormat`.
     pub fn info(&self, image: ImageId) -> Result<ImageInfo> {
         InfoReader::new(self).info(image)
+    }
+}
+
+impl Pool {
+    /// The owner that a head names. `is_held`: a process of this host holds the image's lease.
+    fn owner_of(&self, head: &HeadRecord, is_held: bool) -> Option<OwnerInfo> {
+        let here = self.segments().shipping()?.host().host;
+        let owner = head.owner.as_ref()?;
+        let state = match owner.host == here {
+            _ if owner.closed => OwnerState::Closed,
+            false => OwnerState::Elsewhere,
+            true if is_held => OwnerState::Here,
+            true => OwnerState::Ended,
+        };
+        let (host, process_id) = (owner.host_name.clone(), owner.process_id);
+        Some(OwnerInfo { host, process_id, since_s: owner.since_s, state })
     }
 }
 
@@ -196,6 +242,8 @@ impl InfoReader {
     }
 
     fn info_from(&mut self, image: ImageId, head: HeadRecord, name: String) -> ImageInfo {
+        let owned_by = self.pool.owner_pid(image);
+        let owner = self.pool.owner_of(&head, owned_by.is_some());
         let snapshots = head
             .snapshots
             .into_iter()
@@ -224,7 +272,8 @@ impl InfoReader {
             parent: head.parent.as_ref().map(|p| self.parent_info(p)),
             snapshots,
             metadata: head.metadata.into_iter().map(|m| (m.key, m.value)).collect(),
-            owned_by: self.pool.owner_pid(image),
+            owned_by,
+            owner,
         }
     }
 

@@ -14,6 +14,7 @@ mod bucket;
 pub(crate) mod child_names;
 pub(crate) mod children;
 pub(crate) mod create;
+mod forget_child;
 mod group_snapshots;
 pub(crate) mod groups;
 pub(crate) mod heirs;
@@ -39,7 +40,9 @@ pub use create::{CreateOptions, ORDER_DEFAULT};
 pub use groups::{GroupInfo, GroupSnapshotId, GroupSnapshotInfo, MemberId};
 pub(crate) use identity::Identity;
 pub use image_name::{ImageName, Namespace};
-pub use info::{ImageInfo, ImageSums, InfoReader, ParentInfo, PoolStats, SnapInfo};
+pub use info::{
+    ImageInfo, ImageSums, InfoReader, OwnerInfo, OwnerState, ParentInfo, PoolStats, SnapInfo,
+};
 pub use marcot_backend::ReadableBy;
 pub use names::check_snapshot_name;
 pub use partial::is_partial_name;
