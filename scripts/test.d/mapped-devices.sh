@@ -371,6 +371,30 @@ PYTHON
     claim "rbd-nbd: the refusal has the words that ceph-csi looks for" says "rbd-nbd: space/inner/image is not mapped"
 }
 
+# --- the table of images to map -------------------------------------------------------------
+
+table_of_images() {
+    local device table=$CLAIMS_SCRATCH/rbdmap mount=$CLAIMS_SCRATCH/mnt
+    local rbdmap=$CLAIMS_SCRATCH/bin/rbdmap
+    ln -s "$MARCOT" "$rbdmap"
+    printf '%s\n' '# image parameters' plain "space/inner/image@s  id=admin,options='ro,noudev'" >"$table"
+    export RBDMAPFILE=$table
+    claim "rbdmap: map maps every image of the table" "$rbdmap" map
+    claim "rbdmap: an image of the pool rbd needs no pool" test -b "$MARCOT_DEV_DIR/rbd/rbd/plain"
+    device=$(realpath "$MARCOT_DEV_DIR/rbd/space/inner/image@s")
+    claim "rbdmap: options are those of map" test "$(blockdev --getro "$device")" = 1
+    claim "rbdmap: what is mapped stays as it is" "$rbdmap" map
+    device=$(realpath "$MARCOT_DEV_DIR/rbd/rbd/plain")
+    mkfs.ext4 -q -F "$device"
+    mount "$device" "$mount"
+    claim "rbdmap: unmap unmounts and unmaps" "$rbdmap" unmap 2>/dev/null
+    claim "rbdmap: nothing is mounted then" not mountpoint -q "$mount"
+    "$rbdmap" map
+    claim "rbdmap: unmap-all leaves nothing mapped" "$rbdmap" unmap-all
+    claim "rbdmap: no device is left" test -z "$("$MARCOT" device list)"
+    unset RBDMAPFILE
+}
+
 main() {
     [[ $#:${1-} == 2:--marcot ]] || { sed -n '/^# usage:/,/^#$/s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
     MARCOT=$(realpath "$2")
@@ -398,6 +422,7 @@ main() {
     options
     quiesced
     as_rbd_nbd
+    table_of_images
     claim "no device, name or mount is left" \
         test -z "$("$MARCOT" device list)$(ls "$MARCOT_DEV_DIR")$(grep "$CLAIMS_SCRATCH" /proc/mounts)"
     claim "check finds the pool in order" "$MARCOT" check rbd --no-progress

@@ -31,6 +31,25 @@ pub const EBADMSG: i32 = 74;
 /// Operation not supported.
 pub const EOPNOTSUPP: i32 = 95;
 
+/// The name of a number, as Ceph's `ceph` writes it.
+#[must_use]
+pub fn name(errno: i32) -> &'static str {
+    match errno {
+        EPERM => "EPERM",
+        ENOENT => "ENOENT",
+        13 => "EACCES",
+        EBUSY => "EBUSY",
+        EEXIST => "EEXIST",
+        EINVAL => "EINVAL",
+        28 => "ENOSPC",
+        30 => "EROFS",
+        36 => "ENAMETOOLONG",
+        ENOTEMPTY => "ENOTEMPTY",
+        EOPNOTSUPP => "EOPNOTSUPP",
+        _ => "EIO",
+    }
+}
+
 /// The errno that `rbd` 16.2 would exit with for an error of this kind.
 #[must_use]
 pub fn of_kind(kind: ErrorKind) -> i32 {

@@ -17,8 +17,8 @@ mod layout;
 mod logging;
 mod output;
 mod program;
+mod programs;
 mod progress;
-mod rbd_nbd;
 mod session;
 mod shown;
 mod signals;
@@ -33,6 +33,7 @@ use args::parse::{Request, parse};
 use args::{Args, CommandSpec, model, suggest};
 use failure::{Failure, Outcome, STATUS_USAGE};
 use output::{err, out, warn};
+use programs::Program;
 use session::Session;
 
 /// The program: runs the command line of this process.
@@ -43,22 +44,25 @@ pub fn main() -> ExitCode {
 
 /// Runs a command line and returns its exit status. The first argument is the program's name.
 pub fn run_line(mut arguments: impl Iterator<Item = OsString>) -> u8 {
-    let program = program::name(&arguments.next().unwrap_or_default().to_string_lossy());
+    let argv0 = arguments.next().unwrap_or_default();
+    let argv0 = argv0.to_string_lossy();
+    let other = programs::other(&argv0);
+    let program = other.map_or_else(|| program::name(&argv0), |other| other.name);
     // Names that are not UTF-8 are refused: converting them would change them to other names.
     let arguments: Result<Vec<String>, _> = arguments.map(OsString::into_string).collect();
     let outcome = match arguments {
-        Ok(arguments) if program == program::RBD_NBD => {
-            let request = rbd_nbd::request(commands::ALL, &arguments);
-            rbd_nbd::with_its_status(answer(program, request))
-        }
-        Ok(arguments) => answer(program, parse(commands::ALL, &arguments)),
+        Ok(arguments) => match other {
+            None => answer(program, parse(commands::ALL, &arguments)),
+            Some(other) => answer_as(other, (other.arrange)(arguments)),
+        },
         Err(bad) => Err(Failure::invalid(format!("the argument {bad:?} is not UTF-8"))),
     };
     match outcome {
         Ok(()) => 0,
         Err(failure) => {
             err(&failure.render(program));
-            u8::try_from(failure.status).unwrap_or(u8::MAX)
+            let status = other.and_then(|other| other.status).unwrap_or(failure.status);
+            u8::try_from(status).unwrap_or(u8::MAX)
         }
     }
 }
@@ -90,10 +94,9 @@ pub fn understand(arguments: &[String]) -> Understood {
 
 fn answer(program: &'static str, request: Request) -> Outcome {
     match request {
-        Request::Help if program == program::RBD_NBD => out(rbd_nbd::HELP),
         Request::Help => out(&model::command_list(commands::ALL, program)),
         Request::CommandHelp(spec, typed) => out(&model::command_help(program, spec, &typed)),
-        Request::Version => out(&format!("marcot {}\n", env!("CARGO_PKG_VERSION"))),
+        Request::Version => out(&program::version(program)),
         Request::Bad(failure) => Err(failure),
         Request::Run(spec, args) => run(program, spec, &args),
         Request::Unknown(words) => {
@@ -108,6 +111,19 @@ fn answer(program: &'static str, request: Request) -> Outcome {
                 None => failure,
             })
         }
+    }
+}
+
+/// The same for a program that is neither `marcot` nor `rbd`.
+fn answer_as(program: &'static Program, arguments: Vec<String>) -> Outcome {
+    match parse(program.commands, &arguments) {
+        Request::Help if arguments.is_empty() => (program.without_command)(program),
+        Request::Help => (program.help)(program),
+        Request::CommandHelp(spec, typed) => out(&model::command_help(program.name, spec, &typed)),
+        Request::Version => out(&(program.version)()),
+        Request::Bad(failure) => Err(failure),
+        Request::Run(spec, args) => run(program.name, spec, &args),
+        Request::Unknown(words) => Err((program.unknown)(program, &words)),
     }
 }
 

@@ -4,14 +4,36 @@
 pub const RBD: &str = "rbd";
 /// Its own name.
 pub const MARCOT: &str = "marcot";
+/// The release of Ceph whose command line this program follows.
+const CEPH_RELEASE: &str = "16.2.15";
 
 /// The name of Ceph's program that maps images by NBD.
 pub const RBD_NBD: &str = "rbd-nbd";
 
-/// `rbd` or `rbd-nbd` when called by that name, `marcot` otherwise.
+/// `rbd` when called by that name, `marcot` otherwise.
 pub fn name(argv0: &str) -> &'static str {
-    let file = argv0.rsplit('/').next().unwrap_or(argv0);
-    [RBD, RBD_NBD].into_iter().find(|name| *name == file).unwrap_or(MARCOT)
+    if file_name(argv0) == RBD { RBD } else { MARCOT }
+}
+
+/// The file name by which a program was called.
+pub fn file_name(argv0: &str) -> &str {
+    argv0.rsplit('/').next().unwrap_or(argv0)
+}
+
+/// The text of `--version`. Scripts that call Ceph's programs read the number after `ceph version`.
+pub fn version(program: &str) -> String {
+    match program {
+        RBD => ceph_version(),
+        _ => format!("{MARCOT} {}\n", env!("CARGO_PKG_VERSION")),
+    }
+}
+
+/// The version in the form of Ceph's programs: the release that this one follows, and what it is.
+pub fn ceph_version() -> String {
+    format!(
+        "ceph version {CEPH_RELEASE} ({MARCOT} {}) pacific (stable)\n",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 #[cfg(test)]
@@ -22,7 +44,6 @@ mod tests {
     fn only_the_file_name_counts() {
         assert_eq!(name("/usr/local/bin/rbd"), RBD);
         assert_eq!(name("rbd"), RBD);
-        assert_eq!(name("/usr/bin/rbd-nbd"), RBD_NBD);
         assert_eq!(name("/opt/rbd/marcot"), MARCOT);
         assert_eq!(name(""), MARCOT);
     }

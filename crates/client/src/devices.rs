@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use marcot::{Error, ErrorKind, ImageId, Result, World};
 use marcot_serve::mapping::{self, DeviceNames, Ending, Ready, Registry, Reservation};
-pub use marcot_serve::mapping::{Driver, MappedRecord};
+pub use marcot_serve::mapping::{Driver, MappedRecord, device_directory};
 
 use crate::client::Client;
 use crate::image::Image;

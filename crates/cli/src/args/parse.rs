@@ -43,34 +43,7 @@ enum Piece {
 
 /// Reads `arguments`, which do not contain the program's own name.
 pub fn parse(commands: &'static [&'static [CommandSpec]], arguments: &[String]) -> Request {
-    understood(commands, split(commands, arguments))
-}
-
-/// As [`parse`], for a command that has other names: `words_for` returns the words that the first word stands for.
-pub fn parse_named(
-    commands: &'static [&'static [CommandSpec]],
-    arguments: &[String],
-    words_for: impl FnOnce(Option<&str>) -> Result<&'static [&'static str], Failure>,
-) -> Request {
-    let mut pieces = split(commands, arguments);
-    let general = |piece: &Piece| matches!(piece, Piece::Given("version" | "help", _));
-    if pieces.iter().any(general) {
-        pieces.retain(general);
-        return understood(commands, pieces);
-    }
-    let at = pieces.iter().position(|piece| word_of(piece).is_some());
-    match words_for(at.and_then(|at| word_of(&pieces[at]))) {
-        Err(failure) => return Request::Bad(failure),
-        Ok(words) => {
-            let at = at.unwrap_or_default();
-            let words = words.iter().map(|word| Piece::Word((*word).to_owned()));
-            pieces.splice(at..at + 1, words);
-        }
-    }
-    understood(commands, pieces)
-}
-
-fn understood(commands: &'static [&'static [CommandSpec]], pieces: Vec<Piece>) -> Request {
+    let pieces = split(commands, arguments);
     let words: Vec<String> = pieces.iter().filter_map(word_of).map(str::to_string).collect();
     let wants = |long| pieces.iter().any(|p| matches!(p, Piece::Given(name, _) if *name == long));
     if wants("version") {

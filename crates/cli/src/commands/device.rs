@@ -21,7 +21,7 @@ use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno::{EBUSY, EINVAL, EOPNOTSUPP};
 use crate::failure::{Failure, Outcome, strerror};
-use crate::output::{Align, Node, Table, out, output_open, warn};
+use crate::output::{Align, Format, Node, Table, out, output_open, warn};
 use crate::program::RBD_NBD;
 use crate::session::{self, Session};
 use crate::shown::shown_device;
@@ -35,7 +35,8 @@ const TYPE: &[Opt] = &[Opt::new(
     "device type [nbd, fuse; default: what the machine has]",
 )
 .letter('t')];
-const MAP: &[Opt] = &[
+/// Options of `map`.
+pub const MAP: &[Opt] = &[
     Opt::new("read-only", Kind::Flag, "let nobody write"),
     Opt::new("exclusive", Kind::Flag, "accepted: an image always has one writer"),
     Opt::new("show-cookie", Kind::Flag, "print the device's cookie too"),
@@ -65,16 +66,21 @@ const TAKE_OVER: &[Opt] = &[Opt::new(
     Kind::Flag,
     "take the image over from another host that has it open and is gone for good; what that host has not flushed is lost",
 )];
-const UNMAP: &[Opt] = &[
+/// Options of `unmap`.
+pub const UNMAP: &[Opt] = &[
     Opt::new("force", Kind::Flag, "also if it is in use: its users get I/O errors"),
     Opt::new("options", Kind::Text, "device specific options, comma separated: force").letter('o'),
 ];
-const DETACH: &[Opt] = &[Opt::new("options", Kind::Text, "accepted and ignored").letter('o')];
-const ATTACH: &[Opt] = &[
-    Opt::new("device", Kind::Text, "specify device path"),
-    Opt::new("force", Kind::Flag, "attach though the device has another cookie"),
-];
-const SPEC_OR_DEVICE: Positional = Positional::one(
+/// Options of `detach`.
+pub const DETACH: &[Opt] = &[Opt::new("options", Kind::Text, "accepted and ignored").letter('o')];
+const DEVICE: &[Opt] = &[Opt::new("device", Kind::Text, "specify device path")];
+/// `--force` of `attach`.
+pub const FORCE: &[Opt] =
+    &[Opt::new("force", Kind::Flag, "attach though the device has another cookie")];
+/// An image or a snapshot.
+pub const IMAGE_OR_SNAP: Positional = IMAGE_OR_SNAP_SPEC;
+/// An image, a snapshot, or a device.
+pub const SPEC_OR_DEVICE: Positional = Positional::one(
     "image-or-snap-or-device-spec",
     "image, snapshot, or device specification \
      ([<pool-name>/[<namespace>/]]<image-name>[@<snap-name>] or <device-path>)",
@@ -110,7 +116,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         ]),
     CommandSpec::new(&["device", "attach"], "Serve a device again whose server has died.", attach)
         .positionals(&[IMAGE_OR_SNAP_SPEC])
-        .options(&[TYPE, options::SNAP, ATTACH, MAP, &[options::MAP_MEMORY]])
+        .options(&[TYPE, options::SNAP, DEVICE, FORCE, MAP, &[options::MAP_MEMORY]])
         .examples(&[("device attach --device /dev/nbd0 vm-1", "without unmounting it")]),
     CommandSpec::new(
         &["device", "detach"],
@@ -191,14 +197,13 @@ fn kind(args: &Args) -> Outcome<Option<Driver>> {
     }
 }
 
-fn list(session: &Session, args: &Args) -> Outcome {
+/// `device list`, also in the form of `rbd-nbd`.
+pub fn list(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let kind = kind(args)?;
     let mut mapped = session.devices()?.list()?;
     mapped.retain(|m| kind.is_none_or(|kind| m.driver == kind));
-    let rows = Rows { program: session.program, kind };
-    let document = || ("devices", Node::array("device", mapped.iter().map(|m| rows.node(m))));
-    format.print(|| rows.table(&mapped), document)
+    Rows { program: session.program, kind }.print(format, &mapped)
 }
 
 /// The snapshot of a device, or a dash if it shows the image itself.
@@ -215,6 +220,11 @@ struct Rows {
 impl Rows {
     fn device(&self, mapped: &MappedRecord) -> String {
         shown_device(self.program, self.kind, &mapped.device, mapped.names.node())
+    }
+
+    fn print(&self, format: Format, mapped: &[MappedRecord]) -> Outcome {
+        let document = || ("devices", Node::array("device", mapped.iter().map(|m| self.node(m))));
+        format.print(|| self.table(mapped), document)
     }
 
     /// True for a list with cookies. `rbd-nbd` lists them; the kernel's RBD driver has none.
@@ -259,11 +269,13 @@ impl Rows {
     }
 }
 
-fn map(session: &Session, args: &Args) -> Outcome {
+/// `device map`.
+pub fn map(session: &Session, args: &Args) -> Outcome {
     map_to(session, args, None)
 }
 
-fn attach(session: &Session, args: &Args) -> Outcome {
+/// `device attach`.
+pub fn attach(session: &Session, args: &Args) -> Outcome {
     map_to(session, args, Some(args.require("device")?))
 }
 
@@ -368,7 +380,8 @@ fn hook_path(hook: &str) -> Outcome<PathBuf> {
     std::fs::canonicalize(hook).map_err(|e| Failure::io(format!("cannot find '{hook}'"), &e))
 }
 
-fn unmap(session: &Session, args: &Args) -> Outcome {
+/// `device unmap`.
+pub fn unmap(session: &Session, args: &Args) -> Outcome {
     kind(args)?;
     let force = map_options::force(args)? || args.flag("force");
     let devices = session.devices()?;
@@ -388,7 +401,8 @@ fn unmapped(device: &Path, outcome: marcot::Result<Unmapped>) -> Outcome {
     }
 }
 
-fn detach(session: &Session, args: &Args) -> Outcome {
+/// `device detach`.
+pub fn detach(session: &Session, args: &Args) -> Outcome {
     kind(args)?;
     MapOptions::of(args)?;
     let devices = session.devices()?;

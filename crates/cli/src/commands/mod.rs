@@ -3,7 +3,7 @@
 mod bench;
 mod check;
 mod copy;
-mod device;
+pub mod device;
 mod diff;
 mod difference;
 mod export;

@@ -3,12 +3,14 @@
 use marcot::printable::is_control;
 
 /// A value; the names of array items appear in XML only.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Node {
     /// A quoted string.
     Text(String),
     /// A number.
     Number(u64),
+    /// A number with a fraction, finite.
+    Fraction(f64),
     /// `true` or `false`, unquoted.
     Bool(bool),
     /// Named members, in order.
@@ -66,6 +68,7 @@ impl Node {
         match self {
             Self::Text(s) => push_json_string(text, s),
             Self::Number(n) => text.push_str(&n.to_string()),
+            Self::Fraction(f) => text.push_str(&f.to_string()),
             Self::Bool(b) => text.push_str(&b.to_string()),
             Self::Object(members) => write_json_section(text, level, members, ('{', '}')),
             Self::Array(items) => write_json_section(text, level, items, ('[', ']')),
@@ -80,6 +83,7 @@ impl Node {
         let leaf = match self {
             Self::Text(s) => escape_xml(s),
             Self::Number(n) => n.to_string(),
+            Self::Fraction(f) => f.to_string(),
             Self::Bool(b) => b.to_string(),
             Self::Object(members) | Self::Array(members) => {
                 text.push_str(&format!("{indent}<{name}>{newline}"));

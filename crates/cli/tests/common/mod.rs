@@ -55,6 +55,19 @@ impl World {
         self.command(&self.path("rbd"), line)
     }
 
+    /// The program under the name of one of Ceph's programs.
+    pub fn called_command(&self, name: &str, line: &str) -> Command {
+        let link = self.path(name);
+        if !link.is_symlink() {
+            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_marcot"), &link).unwrap();
+        }
+        self.command(&link, line)
+    }
+
+    pub fn called(&self, name: &str, line: &str) -> Ran {
+        ran(self.called_command(name, line).stdin(Stdio::null()))
+    }
+
     pub fn marcot_command(&self, line: &str) -> Command {
         self.command(Path::new(env!("CARGO_BIN_EXE_marcot")), line)
     }
@@ -109,7 +122,7 @@ pub fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn ran(command: &mut Command) -> Ran {
+pub fn ran(command: &mut Command) -> Ran {
     ran_with(command.output().unwrap())
 }
 

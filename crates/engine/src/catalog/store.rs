@@ -44,6 +44,12 @@ pub struct Store {
 }
 
 impl Store {
+    /// The number of the store. It is random, and stays the same for the store's life.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.inner.id
+    }
+
     /// Opens the store in a directory of this machine. The first use creates the store, with the pool
     /// `rbd`.
     ///

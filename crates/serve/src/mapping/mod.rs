@@ -34,7 +34,9 @@ use crate::host::HostHandle;
 
 pub use busy::{Claim, Opener, claim, is_busy, lasting_opener, opener};
 pub use daemon::{Ready, report_failure, report_ready, spawn};
-pub use names::{DEVICE_VARIABLE, DeviceNames, is_free, link_of, sweep as sweep_names};
+pub use names::{
+    DEVICE_VARIABLE, DeviceNames, device_directory, is_free, link_of, sweep as sweep_names,
+};
 pub use netlink::available as nbd_available;
 pub use quiesce::{QuiesceHook, freeze, thaw};
 pub use registry::{

@@ -65,7 +65,7 @@ impl DeviceNames {
     /// Makes the names of device number `id`.
     #[must_use]
     pub fn make(id: u32, device: &Path, link: &[String]) -> Self {
-        let mut names = Self { directory: directory(), ..Self::default() };
+        let mut names = Self { directory: device_directory(), ..Self::default() };
         let Some(tree) = Tree::open(&names.directory) else { return names };
         let node = node_name(id);
         match tree.make_node(&node, device) {
@@ -161,13 +161,13 @@ impl DeviceNames {
 /// True where no device has the name `rbdN`.
 #[must_use]
 pub fn is_free(id: u32) -> bool {
-    let path = directory().join(node_name(id));
+    let path = device_directory().join(node_name(id));
     std::fs::symlink_metadata(path).is_err()
 }
 
 /// Removes names of devices that are gone. Names in `kept` are in use and stay.
 pub fn sweep(kept: &[&DeviceNames]) {
-    let Some(tree) = Tree::open(&directory()) else { return };
+    let Some(tree) = Tree::open(&device_directory()) else { return };
     for name in tree.names() {
         let whole = name.strip_prefix(RBD).is_some_and(is_number);
         let known = kept.iter().any(|k| k.node.as_ref() == Some(&name) && k.directory == tree.path);
@@ -189,7 +189,9 @@ pub fn link_of(pool: &str, namespace: &str, image: &str, snap: &str) -> Vec<Stri
     std::iter::once(pool.to_owned()).chain(middle).chain([last]).collect()
 }
 
-fn directory() -> PathBuf {
+/// The directory of devices, in which the names are made: `/dev`, or what [`DEVICE_VARIABLE`] says.
+#[must_use]
+pub fn device_directory() -> PathBuf {
     let set = std::env::var_os(DEVICE_VARIABLE).filter(|v| !v.is_empty());
     let directory = set.map_or_else(|| PathBuf::from(DEVICE_DIRECTORY), PathBuf::from);
     std::path::absolute(&directory).unwrap_or(directory)
