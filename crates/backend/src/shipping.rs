@@ -12,6 +12,7 @@ use marcot_format::ImageId;
 use marcot_format::record::{OwnerRecord, SegmentMarks, ShippedLog};
 
 use crate::SegmentSet;
+use crate::object::counted::Requests;
 
 /// See the module. All methods may take as long as the service does, so that no image's thread should wait for
 /// them while guests do.
@@ -103,6 +104,11 @@ pub trait Shipping: Send + Sync {
 
     /// How long what a guest asks for may wait for the service; `None`: as long as it takes.
     fn io_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    /// What the processes of this host have asked of the pool's service; `None` where nobody counts.
+    fn requests(&self) -> Option<io::Result<Requests>> {
         None
     }
 

@@ -91,6 +91,36 @@ fn status_and_info_tell_which_host_has_an_image_open() {
 }
 
 #[test]
+fn pool_stats_counts_the_requests_as_the_service_does() {
+    let service = Server::plain();
+    let host = Host::new(&service);
+    host.works("pool create gold --backend s3://bucket/prefix");
+    host.works("create gold/vm --size 4M");
+    let server = serve(&host, "gold");
+    let mut client = NbdClient::connect(&server.socket, "gold/vm");
+    assert_eq!(client.write(0, 0, &noise(1 << 20)), 0);
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    drop(client);
+    // It is killed, and its requests count all the same.
+    drop(server);
+    host.works("snap create --no-progress gold/vm@s");
+    let shown = host.works("pool stats -l gold --format json");
+    let counts = service.counts();
+    let number = |name: &str| -> u64 {
+        let rest = shown.split(&format!("\"{name}\":")).nth(1).expect(name);
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    assert_eq!(number("put"), counts.puts);
+    assert_eq!((number("list"), number("delete")), (counts.lists, counts.deletes));
+    assert_eq!(number("get"), counts.gets + counts.heads);
+    assert!(number("sent_bytes") > 1 << 20 && number("sent_bytes") <= counts.received_bytes);
+    let plain = host.works("pool stats -l gold");
+    assert!(plain.contains("Requests of This Host: ") && plain.contains(" USD\n"), "{plain}");
+    assert!(!host.works("pool stats -l rbd").contains("Requests"));
+}
+
+#[test]
 fn a_clone_on_a_host_that_is_gone_is_shown_with_its_host_and_forgotten_by_force() {
     let service = Server::plain();
     let (one, two) = (Host::new(&service), Host::new(&service));

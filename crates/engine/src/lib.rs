@@ -206,6 +206,7 @@ pub use marcot_backend::fault;
 #[cfg(not(feature = "deliberate-faults"))]
 use marcot_backend::fault;
 pub use marcot_backend::object::Patience;
+pub use marcot_backend::object::counted::Requests;
 pub use marcot_backend::object::home::{Bucket, BucketOptions, Flush};
 pub use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, PoolId, SnapId};
 pub use marcot_store::World;

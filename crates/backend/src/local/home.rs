@@ -6,6 +6,7 @@
 //! STORE/pools/NAME/            a pool of the store; an administrator may have put a link there
 //! STORE/attached/NAME          the note of another store's pool, or of one in a bucket
 //! STORE/host/POOL/             what this host keeps for a pool in a bucket, by the pool's number
+//! STORE/host/POOL/requests     how many requests it has sent, for people
 //! ```
 
 use std::io;

@@ -2,15 +2,17 @@
 //! limit them.
 
 use std::ops::{Range, Sub};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::service::{Condition, Object, ObjectService, Page, ServiceError, Version};
+use super::tally::Tally;
 
 /// Counts every request to the service below, also those that failed: they cost the same.
 pub struct Counted {
     service: Arc<dyn ObjectService>,
     counts: Arc<Counts>,
+    tally: OnceLock<Arc<Tally>>,
 }
 
 /// Counters that go on while they are read.
@@ -66,6 +68,18 @@ impl Sub for Requests {
 }
 
 impl Counts {
+    fn add(&self, more: Requests) {
+        let add = |counter: &AtomicU64, count: u64| {
+            counter.fetch_add(count, Ordering::Relaxed);
+        };
+        add(&self.puts, more.puts);
+        add(&self.gets, more.gets);
+        add(&self.lists, more.lists);
+        add(&self.removes, more.removes);
+        add(&self.sent_bytes, more.sent_bytes);
+        add(&self.received_bytes, more.received_bytes);
+    }
+
     /// The counts now.
     #[must_use]
     pub fn now(&self) -> Requests {
@@ -81,15 +95,36 @@ impl Counts {
     }
 }
 
-fn add(counter: &AtomicU64, count: usize) {
-    counter.fetch_add(count as u64, Ordering::Relaxed);
-}
-
 impl Counted {
     /// Counts the requests to a service.
     #[must_use]
     pub fn new(service: Arc<dyn ObjectService>) -> Self {
-        Self { service, counts: Arc::default() }
+        Self { service, counts: Arc::default(), tally: OnceLock::new() }
+    }
+
+    /// From now on requests count in this tally too, as well as those before. Only the first call counts.
+    pub fn tell(&self, tally: &Arc<Tally>) {
+        if self.tally.set(Arc::clone(tally)).is_ok() {
+            tally.add(self.counts.now());
+        }
+    }
+
+    /// Counts a request that is sent, and what came of it.
+    fn count<T>(
+        &self,
+        sent: Requests,
+        received_bytes: impl FnOnce(&T) -> usize,
+        request: impl FnOnce() -> Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        self.counts.add(sent);
+        let outcome = request();
+        let received = outcome.as_ref().map_or(0, received_bytes) as u64;
+        let received = Requests { received_bytes: received, ..Requests::default() };
+        self.counts.add(received);
+        if let Some(tally) = self.tally.get() {
+            tally.add(sent + received);
+        }
+        outcome
     }
 
     /// The counters.
@@ -101,32 +136,32 @@ impl Counted {
 
 impl ObjectService for Counted {
     fn get(&self, key: &str) -> Result<Object, ServiceError> {
-        add(&self.counts.gets, 1);
-        let outcome = self.service.get(key);
-        outcome.inspect(|object| add(&self.counts.received_bytes, object.bytes.len()))
+        let sent = Requests { gets: 1, ..Requests::default() };
+        self.count(sent, |object: &Object| object.bytes.len(), || self.service.get(key))
     }
 
     fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ServiceError> {
         // Nothing is sent for no bytes.
-        add(&self.counts.gets, usize::from(!range.is_empty()));
-        let outcome = self.service.get_range(key, range);
-        outcome.inspect(|bytes| add(&self.counts.received_bytes, bytes.len()))
+        if range.is_empty() {
+            return self.service.get_range(key, range);
+        }
+        let sent = Requests { gets: 1, ..Requests::default() };
+        self.count(sent, Vec::len, || self.service.get_range(key, range))
     }
 
     fn put(&self, key: &str, bytes: &[u8], condition: &Condition) -> Result<Version, ServiceError> {
-        add(&self.counts.puts, 1);
-        add(&self.counts.sent_bytes, bytes.len());
-        self.service.put(key, bytes, condition)
+        let sent = Requests { puts: 1, sent_bytes: bytes.len() as u64, ..Requests::default() };
+        self.count(sent, |_| 0, || self.service.put(key, bytes, condition))
     }
 
     fn remove(&self, key: &str) -> Result<(), ServiceError> {
-        add(&self.counts.removes, 1);
-        self.service.remove(key)
+        let sent = Requests { removes: 1, ..Requests::default() };
+        self.count(sent, |()| 0, || self.service.remove(key))
     }
 
     fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page, ServiceError> {
-        add(&self.counts.lists, 1);
-        self.service.list(prefix, after)
+        let sent = Requests { lists: 1, ..Requests::default() };
+        self.count(sent, |_| 0, || self.service.list(prefix, after))
     }
 
     fn show(&self, key: &str) -> String {

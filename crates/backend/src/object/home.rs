@@ -6,19 +6,22 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use marcot_format::PoolId;
 use marcot_format::record::AttachedRecord;
 use marcot_store::{Disk, World, publish_new};
 
 use super::cache::{CACHE_BYTES_MIN, RangeCache};
+use super::counted::Counted;
 use super::envelope::{Objects, TOMBSTONE_BYTES};
 use super::leases::{HOST_DIRECTORY_MODE, HostDirectory};
 use super::records::{self, ObjectRecords};
 use super::segments::{self, ObjectSegments, PoolCache};
 use super::service::ObjectService;
+use super::tally::Tally;
 use super::{Dialect, Environment, Location, Patience, Policy, ProbeError, Retry, Settled, probe};
 #[cfg(feature = "services")]
 use super::{REQUEST_TIMEOUT, connect_with};
@@ -31,6 +34,8 @@ const HOST: &str = "host";
 const CACHE: &str = "cache";
 /// The usual size of the cache in bytes.
 pub const CACHE_BYTES_DEFAULT: u64 = 20 << 30;
+/// File of a pool's directory on this host that holds what was asked of the service.
+const REQUESTS: &str = "requests";
 /// File of a pool's directory on this host that holds the random number of the directory.
 const NUMBER: &str = "number";
 /// Permission bits of that file.
@@ -250,6 +255,40 @@ pub fn real_services(patience: Patience) -> Connect {
     })
 }
 
+/// A connection whose requests are counted.
+struct Link {
+    connected: Connected,
+    counted: Arc<Counted>,
+    tally: OnceLock<Arc<Tally>>,
+}
+
+impl Link {
+    fn new(connected: Connected) -> Self {
+        let counted = Arc::new(Counted::new(connected.service));
+        let service: Arc<dyn ObjectService> = Arc::<Counted>::clone(&counted);
+        let retry = connected.settled.retry().clone();
+        let settled = Settled::new(Arc::clone(&service), retry);
+        let connected = Connected { service, settled, ..connected };
+        Self { connected, counted, tally: OnceLock::new() }
+    }
+
+    /// The tally of the host. The requests before count too.
+    fn tally(&self, disk: &Arc<dyn Disk>, directory: &Path) -> &Arc<Tally> {
+        let new = || Arc::new(Tally::new(Arc::clone(disk), directory.join(REQUESTS)));
+        let tally = self.tally.get_or_init(new);
+        self.counted.tell(tally);
+        tally
+    }
+}
+
+impl Deref for Link {
+    type Target = Connected;
+
+    fn deref(&self) -> &Connected {
+        &self.connected
+    }
+}
+
 /// The pools in buckets that a process uses, each with one connection.
 pub(crate) struct Buckets {
     world: World,
@@ -257,7 +296,7 @@ pub(crate) struct Buckets {
     patience: Patience,
     /// The directory of the store.
     store: PathBuf,
-    connected: Mutex<HashMap<Location, Arc<Connected>>>,
+    connected: Mutex<HashMap<Location, Arc<Link>>>,
     caches: Mutex<HashMap<PathBuf, RangeCache>>,
 }
 
@@ -268,12 +307,12 @@ impl Buckets {
         Self { world, connect, patience, store, connected, caches }
     }
 
-    fn connect(&self, bucket: &Bucket) -> io::Result<Arc<Connected>> {
+    fn connect(&self, bucket: &Bucket) -> io::Result<Arc<Link>> {
         let mut all = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connected) = all.get(&bucket.location) {
             return Ok(Arc::clone(connected));
         }
-        let connected = Arc::new((self.connect)(&bucket.location, &self.world)?);
+        let connected = Arc::new(Link::new((self.connect)(&bucket.location, &self.world)?));
         (connected.set_dialect)(bucket.dialect);
         all.insert(bucket.location.clone(), Arc::clone(&connected));
         Ok(connected)
@@ -421,14 +460,16 @@ impl Buckets {
             false => Arc::clone(&local.segments),
             true => {
                 let connected = self.connect(bucket)?;
-                Arc::new(ObjectSegments::patient(
+                let tally = Arc::clone(connected.tally(disk, &directory));
+                let segments = ObjectSegments::patient(
                     Arc::clone(&connected.service),
                     &connected.patient,
                     self.patience,
                     self.host(disk, &directory, &local)?,
                     bucket.flush == Flush::Remote,
                     self.cache_or_none(bucket),
-                ))
+                );
+                Arc::new(segments.with_tally(tally))
             }
         };
         let host = HostDirectory::new(Arc::clone(disk), &directory);

@@ -22,6 +22,7 @@ use marcot_format::record::{LogPiece, OwnerRecord, SegmentMarks, ShippedLog};
 use marcot_format::segment::SegmentKind;
 use marcot_store::{DiskFile, replace};
 
+use super::counted::Requests;
 use super::keys;
 use super::records;
 use super::segments::{Inner, ObjectSegments, io_error, term_path};
@@ -292,6 +293,10 @@ impl Shipping for ObjectSegments {
 
     fn io_timeout(&self) -> Option<Duration> {
         self.0.service.io_timeout
+    }
+
+    fn requests(&self) -> Option<io::Result<Requests>> {
+        self.1.as_ref().map(|tally| tally.now())
     }
 
     fn trouble(&self) -> Option<Trouble> {

@@ -53,6 +53,7 @@ pub mod service;
 mod settled;
 #[cfg(feature = "services")]
 mod store;
+pub mod tally;
 #[cfg(test)]
 mod testing;
 #[cfg(feature = "services")]

@@ -24,6 +24,7 @@ use super::keys;
 use super::retry::{Patience, Retry};
 use super::service::{ObjectService, ServiceError};
 use super::settled::{CreateError, Settled};
+use super::tally::Tally;
 use crate::{SegmentKey, SegmentSet, Segments, Shipping};
 
 /// The directory of this host for a pool in a bucket.
@@ -47,7 +48,7 @@ pub struct HostDirectory {
 
 /// See the module. One serves all images of the pool in this process. Cheap to clone.
 #[derive(Clone)]
-pub struct ObjectSegments(pub(super) Arc<Inner>);
+pub struct ObjectSegments(pub(super) Arc<Inner>, pub(super) Option<Arc<Tally>>);
 
 pub(super) struct Inner {
     pub service: Requests,
@@ -152,7 +153,14 @@ impl ObjectSegments {
         cache: Option<PoolCache>,
     ) -> Self {
         let service = Requests::new(&service, retry, patience);
-        Self(Arc::new(Inner { service, host, ships_flushes, cache, state: Mutex::default() }))
+        let inner = Inner { service, host, ships_flushes, cache, state: Mutex::default() };
+        Self(Arc::new(inner), None)
+    }
+
+    /// The same, with what the host has asked of the service.
+    #[must_use]
+    pub fn with_tally(self, tally: Arc<Tally>) -> Self {
+        Self(self.0, Some(tally))
     }
 }
 

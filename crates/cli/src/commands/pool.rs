@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use marcot::{BucketOptions, ErrorKind, Flush, ImageSums, PoolOptions, ReadableBy};
+use marcot::{BucketOptions, ErrorKind, Flush, ImageSums, PoolOptions, ReadableBy, Requests};
 use marcot_client::DEFAULT_POOL;
 
 use super::{POOL_NAME, POOL_SPEC};
@@ -66,6 +66,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         .examples(&[
             ("pool stats kubernetes", "images, snapshots, provisioned size"),
             ("pool stats -l kubernetes", "and what is stored and free; 'gc' tells what pins it"),
+            ("pool stats -l gold", "in a bucket: and the requests of this host, and their price"),
         ]),
     CommandSpec::new(&["pool", "attach"], "Use a pool of another store.", attach)
         .positionals(&[POOL_NAME])
@@ -246,6 +247,9 @@ fn stats(session: &Session, args: &Args) -> Outcome {
                 size::show(stats.allocated_bytes),
                 size::show(stats.free_bytes)
             ));
+            text.push_str(
+                &stats.requests.map(|requests| show_requests(&requests)).unwrap_or_default(),
+            );
         }
         text
     };
@@ -261,10 +265,45 @@ fn stats(session: &Session, args: &Args) -> Outcome {
         if long {
             members.push(("stored_bytes", stats.allocated_bytes.into()));
             members.push(("free_bytes", stats.free_bytes.into()));
+            members.extend(stats.requests.map(|requests| ("requests", requests_node(&requests))));
         }
         ("stats", Node::Object(members))
     };
     format.print(plain, document)
+}
+
+/// List prices of S3 in us-east-1, standard class, in millionths of a US dollar for a request, as in
+/// docs/scale.md. DELETE costs nothing.
+const PUT_OR_LIST_MICRO_USD: f64 = 5.0;
+const GET_MICRO_USD: f64 = 0.4;
+
+/// What requests cost in US dollars, by the list prices of S3.
+fn cost_usd(requests: &Requests) -> f64 {
+    let many = (requests.puts + requests.lists) as f64 * PUT_OR_LIST_MICRO_USD;
+    (many + requests.gets as f64 * GET_MICRO_USD) / 1e6
+}
+
+fn show_requests(requests: &Requests) -> String {
+    let Requests { puts, gets, lists, removes, sent_bytes, received_bytes } = requests;
+    format!(
+        "Requests of This Host: {} ({puts} PUT, {gets} GET, {lists} LIST, {removes} DELETE)\n\
+         Sent Size: {}\nReceived Size: {}\nCost at S3's List Price: {:.4} USD\n",
+        requests.total(),
+        size::show(*sent_bytes),
+        size::show(*received_bytes),
+        cost_usd(requests)
+    )
+}
+
+fn requests_node(requests: &Requests) -> Node {
+    Node::Object(vec![
+        ("put", requests.puts.into()),
+        ("get", requests.gets.into()),
+        ("list", requests.lists.into()),
+        ("delete", requests.removes.into()),
+        ("sent_bytes", requests.sent_bytes.into()),
+        ("received_bytes", requests.received_bytes.into()),
+    ])
 }
 
 fn attach(session: &Session, args: &Args) -> Outcome {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use marcot_backend::object::counted::Requests;
 use marcot_format::record::{HeadRecord, ParentRecord, Protection};
 use marcot_format::{ImageId, PoolId, SnapId};
 
@@ -10,7 +11,7 @@ use super::image_name::Namespace;
 use super::pool::Pool;
 use super::store::Store;
 use super::trash_name::number_in_trash_name;
-use crate::error::Result;
+use crate::error::{IoContext, Result};
 
 /// The parent of a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +163,8 @@ pub struct PoolStats {
     pub allocated_bytes: u64,
     /// Bytes free on the medium.
     pub free_bytes: u64,
+    /// What this host has asked of the pool's service until now; `None` for a pool in a directory.
+    pub requests: Option<Requests>,
 }
 
 impl Pool {
@@ -361,6 +364,9 @@ impl Store {
             stats.allocated_bytes += pool.files().allocated_bytes(name);
         }
         stats.free_bytes = pool.segments().free_bytes().unwrap_or(0);
+        let requests = pool.segments().shipping().and_then(|shipping| shipping.requests());
+        stats.requests =
+            requests.transpose().at(|| "cannot read the count of requests".to_owned())?;
         Ok(stats)
     }
 }
