@@ -5,13 +5,15 @@
 //! the next import into the same namespace, and by `gc`.
 
 use marcot::{
-    BlockDevice as _, CreateOptions, Error, ErrorKind, ImageId, ImageName, Result, Write,
+    BlockDevice as _, CloneOptions, CreateOptions, Error, ErrorKind, ImageId, ImageName, Result,
+    Write,
 };
 
 use crate::image::Image;
 use crate::operation::Operation;
 use crate::pool::Pool;
 use crate::retry::interrupted;
+use crate::snapshot::Snapshot;
 use crate::sparse;
 
 /// First size of an image whose final size is not known.
@@ -50,6 +52,20 @@ impl Incoming {
         pool.remove_remains(name.namespace());
         refuse_taken(pool, name)?;
         let image = pool.engine().create_partial(name, options)?;
+        let id = image.id();
+        Ok(Self { pool: pool.clone(), name: name.clone(), id, device: Some(image), whole: false })
+    }
+
+    /// As [`Self::begin`], as a clone of a snapshot.
+    pub(crate) fn begin_clone(
+        pool: &Pool,
+        name: &ImageName,
+        parent: &Snapshot,
+        options: &CloneOptions,
+    ) -> Result<Self> {
+        pool.remove_remains(name.namespace());
+        refuse_taken(pool, name)?;
+        let image = parent.clone_partial(pool, name, options)?;
         let id = image.id();
         Ok(Self { pool: pool.clone(), name: name.clone(), id, device: Some(image), whole: false })
     }
@@ -93,6 +109,36 @@ impl Incoming {
             progress(offset, size_bytes);
         }
         self.device()?.flush()
+    }
+
+    /// Writes those parts of `data` at byte `offset` that the image does not have there already, in steps of
+    /// `grain_bytes`.
+    pub(crate) fn write_changed(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        grain_bytes: usize,
+    ) -> Result<()> {
+        self.check_interrupted()?;
+        let mut now = vec![0; data.len()];
+        self.device()?.read_at(offset, &mut now)?;
+        let grains = data.chunks(grain_bytes).zip(now.chunks(grain_bytes)).enumerate();
+        let changed = grains.filter(|(_, (new, old))| new != old);
+        let writes: Vec<Write<'_>> = changed
+            .map(|(n, (data, _))| Write { offset: offset + (n * grain_bytes) as u64, data })
+            .collect();
+        match writes.is_empty() {
+            true => Ok(()),
+            false => self.device()?.write_batch_async(&writes).map(drop),
+        }
+    }
+
+    /// Changes the size, unless it is this one.
+    pub(crate) fn set_size(&mut self, size_bytes: u64) -> Result<()> {
+        match self.size_bytes() == size_bytes {
+            true => Ok(()),
+            false => self.resize(size_bytes),
+        }
     }
 
     /// Writes `data` as it is at byte `offset`.

@@ -53,17 +53,43 @@ impl Snapshot {
         let name = name.into();
         let (parent, snap) = (self.image(), self.name());
         parent.operate(Operation::CloneSnapshot, || {
-            // Another command may have the parent open at the moment.
-            let id = parent.when_free(|| {
-                if options.format == FORMAT_UNPROTECTED {
-                    // An owner in another process must know that the snapshot is about to be cloned. If it
-                    // does not, cloning itself fails.
-                    parent.tell(&Command::MarkShared { name: snap.to_owned() });
-                }
+            let id = self.when_told(options, || {
                 let snapshot = parent.engine_pool().snapshot(parent.id(), snap);
                 snapshot.clone_to(dest.engine(), &name, options)
             })?;
             Ok(dest.known_image(&name, id))
+        })
+    }
+
+    /// Clones the snapshot into an image that is hidden until it gets its name.
+    pub(crate) fn clone_partial(
+        &self,
+        dest: &Pool,
+        name: &ImageName,
+        options: &CloneOptions,
+    ) -> Result<marcot::Image> {
+        let parent = self.image();
+        self.when_told(options, || {
+            let snapshot = parent.engine_pool().snapshot(parent.id(), self.name());
+            snapshot.clone_to_partial(dest.engine(), name, options)
+        })
+    }
+
+    /// Clones by `attempt` when the parent's owner knows of it.
+    fn when_told<T>(
+        &self,
+        options: &CloneOptions,
+        mut attempt: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        let (parent, snap) = (self.image(), self.name());
+        // Another command may have the parent open at the moment.
+        parent.when_free(|| {
+            if options.format == FORMAT_UNPROTECTED {
+                // An owner in another process must know that the snapshot is about to be cloned. If it
+                // does not, cloning itself fails.
+                parent.tell(&Command::MarkShared { name: snap.to_owned() });
+            }
+            attempt()
         })
     }
 }

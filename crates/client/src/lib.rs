@@ -72,6 +72,7 @@ mod change;
 mod client;
 pub mod content;
 pub mod copy;
+pub mod deep_copy;
 pub mod devices;
 pub mod exports;
 pub mod group;

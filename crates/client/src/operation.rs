@@ -69,7 +69,7 @@ operations! {
     ImportDifference,
     /// [`crate::Image::export_difference`], [`crate::Image::export_whole`].
     ExportStream,
-    /// [`crate::Image::copy_into`], [`crate::Snapshot::copy_into`].
+    /// [`crate::Image::copy_into`], [`crate::Snapshot::copy_into`], [`crate::Image::deep_copy_into`].
     CopyImage,
     /// [`crate::Image::info`], [`crate::Snapshot::info`].
     ImageInfo,

@@ -9,6 +9,7 @@ use marcot::{
     CheckOptions, CloneOptions, CreateOptions, ErrorKind, ImageId, Namespace, PoolOptions, SnapId,
 };
 use marcot_client::content::States;
+use marcot_client::deep_copy::DeepCopy;
 use marcot_client::devices::{Devices, MapRequest, ProgramWords};
 use marcot_client::exports::StoreExports;
 use marcot_client::inspect::Diff;
@@ -109,6 +110,8 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(CopyImage, x: (p, i) => x.1.copy_into(&x.0, "f", None, &mut quiet));
     let (p, s) = (pool.clone(), snapshot());
     call!(CopyImage, x: (p, s) => x.1.copy_into(&x.0, "g", None, &mut quiet));
+    let (p, i) = (pool.clone(), image());
+    call!(CopyImage, x: (p, i) => x.1.deep_copy_into(&x.0, "deep", DeepCopy::default(), &mut quiet));
     call!(ListChildren, i: image() => i.children(Children::Descendants, None::<SnapId>));
     call!(ListChildren, i: image() => i.has_unprotected_child());
     call!(FlattenImage, i: image() => i.flatten(&mut quiet));

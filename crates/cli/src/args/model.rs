@@ -132,6 +132,7 @@ fn add(
 fn family(word: &str) -> &'static str {
     match word {
         "snap" => "Snapshots.",
+        "deep" => "Copies with snapshots.",
         "group" => "Groups of images.",
         "trash" => "Images in the trash.",
         "pool" => "Pools.",

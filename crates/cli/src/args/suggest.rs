@@ -6,7 +6,6 @@ use super::CommandSpec;
 /// README has the same list, and a test compares both with the list of `rbd help`.
 const MISSING: &[&str] = &[
     "config",
-    "deep copy",
     "encryption format",
     "feature",
     "image-meta",
@@ -169,7 +168,10 @@ mod tests {
 
     #[test]
     fn the_hint_for_a_command_of_rbd_says_that_marcot_lacks_it() {
-        for (typed, name) in [("snap limit set a", "snap limit"), ("deep copy a b", "deep copy")] {
+        for (typed, name) in [
+            ("snap limit set a", "snap limit"),
+            ("trash purge schedule ls", "trash purge schedule"),
+        ] {
             let said = format!("'{name}' of rbd is not available here");
             assert_eq!(hint_for(typed), Some(said));
         }

@@ -1,27 +1,31 @@
-//! `copy`: a full, independent copy of an image or snapshot.
+//! `copy`: a full, independent copy of an image or snapshot. `deep copy`: one with its snapshots and its parent.
+
+use marcot_client::deep_copy::DeepCopy;
 
 use super::DEST_IMAGE_SPEC;
 use crate::args::names::{self, Wanted};
-use crate::args::{Args, CommandSpec, Positional, options};
+use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::session::{self, Session};
 use crate::signals;
 
 const ERROR: &str = "copy failed";
+const ERROR_DEEP: &str = "deep copy failed";
+
+const SOURCE_SPEC: Positional = Positional::one(
+    "source-image-or-snap-spec",
+    "source image or snapshot specification \
+     (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
+);
+const FLATTEN: &[Opt] =
+    &[Opt::new("flatten", Kind::Flag, "fill clone with parent data (make it independent)")];
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] =
-    &[CommandSpec::new(&["copy"], "Copy src image to dest.", copy)
+pub const COMMANDS: &[CommandSpec] = &[
+    CommandSpec::new(&["copy"], "Copy src image to dest.", copy)
         .aliases(&[&["cp"]])
-        .positionals(&[
-            Positional::one(
-                "source-image-or-snap-spec",
-                "source image or snapshot specification \
-             (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
-            ),
-            DEST_IMAGE_SPEC,
-        ])
+        .positionals(&[SOURCE_SPEC, DEST_IMAGE_SPEC])
         .options(&[
             options::SNAP,
             options::DEST,
@@ -32,7 +36,16 @@ pub const COMMANDS: &[CommandSpec] =
         .examples(&[
             ("cp vm-1 vm-1-copy", "without snapshots and without parent"),
             ("cp vm-1@before-upgrade backup/vm-1", "of a snapshot, into another pool"),
-        ])];
+        ]),
+    CommandSpec::new(&["deep", "copy"], "Deep copy src image to dest.", deep_copy)
+        .aliases(&[&["deep", "cp"]])
+        .positionals(&[SOURCE_SPEC, DEST_IMAGE_SPEC])
+        .options(&[options::SNAP, options::DEST, options::CREATION, FLATTEN, options::NO_PROGRESS])
+        .examples(&[
+            ("deep cp vm-1 backup/vm-1", "with snapshots, their protection, and the parent"),
+            ("deep cp --flatten vm-1 backup/vm-1", "with snapshots, and without parent"),
+        ]),
+];
 
 fn copy(session: &Session, args: &Args) -> Outcome {
     let mut cursor = 0;
@@ -54,12 +67,37 @@ fn copy(session: &Session, args: &Args) -> Outcome {
         "" => image.copy_into(&pool, dest.name(), order, &mut report),
         snap => image.snapshot(snap).copy_into(&pool, dest.name(), order, &mut report),
     };
-    progress.end(copied.map(drop).map_err(failed))
+    progress.end(copied.map(drop).map_err(|error| failed(ERROR, &error)))
 }
 
-fn failed(error: marcot::Error) -> Failure {
+fn deep_copy(session: &Session, args: &Args) -> Outcome {
+    let mut cursor = 0;
+    let source = names::target(args, &mut cursor, Wanted::IMAGE_OR_SNAP)?;
+    let dest = names::target(args, &mut cursor, Wanted::DEST)?;
+    layout::refuse_what_would_lie(args)?;
+    let image = session.find(&source)?;
+    let info = session::info(&image)?;
+    let up_to = match source.snap.as_str() {
+        "" => None,
+        name => Some(session::snapshot(&image, name)?.name),
+    };
+    let pool = session.pool_of(&dest)?;
+    let mut progress = session.bytes("Image deep copy");
+    let order = match layout::order(args, ERROR_DEEP) {
+        Ok(order) => order,
+        refused => return progress.end(refused.map(drop)),
+    };
+    let object_bytes = 1 << info.order;
+    let mut report = |done, total| progress.pass(done, object_bytes, total);
+    signals::catch_and_watch();
+    let what = DeepCopy { up_to: up_to.as_deref(), order, flatten: args.flag("flatten") };
+    let copied = image.deep_copy_into(&pool, dest.name(), what, &mut report);
+    progress.end(copied.map(drop).map_err(|error| failed(ERROR_DEEP, &error)))
+}
+
+fn failed(what: &str, error: &marcot::Error) -> Failure {
     if error.kind() == marcot::ErrorKind::Interrupted {
-        return Failure::new(signals::status(), format!("{ERROR}: interrupted"));
+        return Failure::new(signals::status(), format!("{what}: interrupted"));
     }
-    Failure::engine(ERROR, &error)
+    Failure::engine(what, error)
 }

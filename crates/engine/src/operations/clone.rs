@@ -12,10 +12,11 @@ use crate::catalog::ImageName;
 use crate::catalog::create::first_head;
 use crate::catalog::names::check_image_name;
 use crate::catalog::no_snapshot;
+use crate::catalog::partial::partial_name;
 use crate::catalog::pool::Pool;
 use crate::error::{ErrorKind, Remedy, Result, fail};
 use crate::fault::{self, Fault};
-use crate::image::forget_child;
+use crate::image::{Image, forget_child};
 use crate::root::{RootOf, empty_root};
 use crate::table::{Place, Whereabouts};
 
@@ -162,9 +163,36 @@ impl Snapshot<'_> {
         options: &CloneOptions,
     ) -> Result<ImageId> {
         let child = name.into();
-        let (namespace, name) = (child.namespace().in_records(), child.name());
+        check_image_name(child.name())?;
+        self.make_child(dest, &child, false, options, Ok)
+    }
+
+    /// Clones it into an image that is hidden until [`Pool::publish_partial`], and whose final name will be
+    /// `name`. The caller must keep it open until then.
+    ///
+    /// # Errors
+    /// As [`Self::clone_to`] and [`Pool::open`].
+    pub fn clone_to_partial(
+        &self,
+        dest: &Pool,
+        name: &ImageName,
+        options: &CloneOptions,
+    ) -> Result<Image> {
+        check_image_name(name.name())?;
+        self.make_child(dest, name, true, options, |id| dest.open(id))
+    }
+
+    /// Makes a clone, hidden or not, and calls `then` before anybody else can change the catalogue.
+    fn make_child<T>(
+        &self,
+        dest: &Pool,
+        child: &ImageName,
+        hidden: bool,
+        options: &CloneOptions,
+        then: impl FnOnce(ImageId) -> Result<T>,
+    ) -> Result<T> {
+        let namespace = child.namespace().in_records();
         let Self { pool: parent, image, name: snap } = *self;
-        check_image_name(name)?;
         dest.check_writable()?;
         if !(1..=2).contains(&options.format) {
             return fail(ErrorKind::Invalid, "the clone format is 1 or 2");
@@ -181,8 +209,10 @@ impl Snapshot<'_> {
         }
         ensure_shared(parent, image, &head, &snapshot)?;
         let _lock = dest.lock(LockMode::Exclusive)?;
-        dest.check_free(namespace, name)?;
+        dest.check_free(namespace, child.name())?;
         let id = ImageId(dest.unique());
+        let name = if hidden { partial_name(id) } else { child.name().to_owned() };
+        let name = name.as_str();
         let mut child = child_head(parent, &head, &snapshot, dest, id, (namespace, name), options);
         if let Some(root) = &mut child.root {
             let of = RootOf { pool: parent.clone(), image, snap: Some(SnapId(snapshot.id)) };
@@ -217,7 +247,7 @@ impl Snapshot<'_> {
         if late {
             record_child(parent, dest, link, id, (namespace, name), options.untracked)?;
         }
-        Ok(id)
+        then(id)
     }
 }
 
