@@ -72,11 +72,31 @@ pub enum Fault {
     ReuseBeforeHead,
     /// A data segment is used again that an earlier owner may still write to.
     ReuseOfEarlierOwner,
+    /// An object that is read back is not searched for one's own stamp.
+    StampIgnored,
+    /// A request without a known outcome counts as done.
+    UnknownIsDone,
+    /// A request without a known outcome counts as lost.
+    UnknownIsLost,
+    /// A name that moves to another directory is not marked in the old one.
+    RenameUnmarked,
+    /// A head that is removed leaves no tombstone.
+    NoTombstone,
+    /// An owner of an image in a bucket fences the owner before, and replaces the head after that.
+    FenceBeforeHead,
+    /// Fences are removed with the parts of the log that a root covers.
+    FenceCollected,
+    /// An owner gives numbers to segments that the owner before may give too.
+    NumbersNotReserved,
+    /// A head is stored before the segments that it names.
+    HeadBeforeUploads,
+    /// Garbage collection lists segments after heads.
+    SegmentsListedLate,
 }
 
-/// All mistakes.
+/// Mistakes on one machine.
 #[cfg(feature = "deliberate-faults")]
-pub const ALL: [Fault; 33] = [
+pub const ON_ONE_MACHINE: [Fault; 33] = [
     Fault::SkipLogSync,
     Fault::CheckpointSkipsLog,
     Fault::HeadBeforePages,
@@ -112,6 +132,21 @@ pub const ALL: [Fault; 33] = [
     Fault::ReuseOfEarlierOwner,
 ];
 
+/// Mistakes in pools in a bucket.
+#[cfg(feature = "deliberate-faults")]
+pub const IN_A_BUCKET: [Fault; 10] = [
+    Fault::StampIgnored,
+    Fault::UnknownIsDone,
+    Fault::UnknownIsLost,
+    Fault::RenameUnmarked,
+    Fault::NoTombstone,
+    Fault::FenceBeforeHead,
+    Fault::FenceCollected,
+    Fault::NumbersNotReserved,
+    Fault::HeadBeforeUploads,
+    Fault::SegmentsListedLate,
+];
+
 #[cfg(feature = "deliberate-faults")]
 thread_local! {
     static MADE: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
@@ -121,6 +156,13 @@ thread_local! {
 #[cfg(feature = "deliberate-faults")]
 pub fn make(fault: Option<Fault>) {
     MADE.set(fault);
+}
+
+/// The mistake that this thread makes.
+#[cfg(feature = "deliberate-faults")]
+#[must_use]
+pub fn made() -> Option<Fault> {
+    MADE.get()
 }
 
 /// True where this mistake is to be made.

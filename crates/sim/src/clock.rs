@@ -75,6 +75,10 @@ impl Clock for SharedClock {
         seconds(self.time.now_ms()) + self.wrong_by_s
     }
 
+    fn uptime(&self) -> Duration {
+        Duration::from_millis(self.time.now_ms())
+    }
+
     fn pause(&self, duration: Duration) {
         self.time.pass(duration);
     }

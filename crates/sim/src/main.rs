@@ -1,15 +1,21 @@
 //! Runs fresh seeds for a time, or one seed again.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use marcot_sim::machines::stalls;
 use marcot_sim::shrink::shrink;
-use marcot_sim::{Operation, Outcome, Profile, Settings, generate, run};
+use marcot_sim::{Operation, Outcome, Profile, Rule, Settings, Violation, generate, records, run};
 
 /// Number of operations in a sequence.
 const LENGTH: usize = 60;
+/// One in this many requests of an owner on several machines is one at which it is stalled.
+const STALLED_ONE_IN: u64 = 23;
+/// One in this many seeds runs on several machines too.
+const ON_MACHINES_ONE_IN: u64 = 4;
 /// Seconds between two lines of progress.
 const PROGRESS_S: u64 = 20;
 
@@ -57,6 +63,9 @@ struct Totals {
     ios: AtomicU64,
     crashes: AtomicU64,
     faults: AtomicU64,
+    calls: AtomicU64,
+    stalls: AtomicU64,
+    service_faults: AtomicU64,
 }
 
 impl Totals {
@@ -70,14 +79,30 @@ impl Totals {
 
     fn line(&self) -> String {
         format!(
-            "{} seeds, {} operations, {} I/Os, {} crashes, {} faults of the medium",
+            "{} seeds, {} operations, {} I/Os, {} crashes, {} faults of the medium; in a bucket {} calls, \
+             {} faults of the service, {} stalls",
             self.seeds.load(Ordering::Relaxed),
             self.operations.load(Ordering::Relaxed),
             self.ios.load(Ordering::Relaxed),
             self.crashes.load(Ordering::Relaxed),
-            self.faults.load(Ordering::Relaxed)
+            self.faults.load(Ordering::Relaxed),
+            self.calls.load(Ordering::Relaxed),
+            self.service_faults.load(Ordering::Relaxed),
+            self.stalls.load(Ordering::Relaxed)
         )
     }
+}
+
+/// Runs the records and images of a seed on several machines, with pools in a bucket.
+fn on_machines(seed: u64, totals: &Totals) -> Result<(), Violation> {
+    let ran = records::run(seed)?;
+    let cases = stalls::cases(seed);
+    let case = cases[(seed / ON_MACHINES_ONE_IN) as usize % cases.len()];
+    let stalls = stalls::run_all(case, STALLED_ONE_IN)?;
+    totals.calls.fetch_add(ran.calls, Ordering::Relaxed);
+    totals.stalls.fetch_add(stalls, Ordering::Relaxed);
+    totals.service_faults.fetch_add(ran.faults, Ordering::Relaxed);
+    Ok(())
 }
 
 fn report(seed: u64, outcome: &Outcome, settings: Settings, operations: &[Operation]) {
@@ -133,6 +158,20 @@ fn work(
             let _printing = printing.lock().unwrap_or_else(PoisonError::into_inner);
             if !failed.swap(true, Ordering::Relaxed) {
                 report(seed, &outcome, settings, &operations);
+            }
+        }
+        if seed.is_multiple_of(ON_MACHINES_ONE_IN) {
+            let tried = catch_unwind(AssertUnwindSafe(|| on_machines(seed, totals)));
+            let panicked = |_| Err(Violation { rule: Rule::Panic, message: "a panic".to_owned() });
+            if let Err(violation) = tried.unwrap_or_else(panicked) {
+                let _printing = printing.lock().unwrap_or_else(PoisonError::into_inner);
+                if !failed.swap(true, Ordering::Relaxed) {
+                    println!(
+                        "\nseed {seed} fails on several machines: {:?}: {}",
+                        violation.rule, violation.message
+                    );
+                    println!("again: scripts/sim --seed {seed} --runs 1");
+                }
             }
         }
         number += threads;

@@ -43,6 +43,8 @@ pub enum Rule {
     I6,
     /// No child is forgotten.
     I7,
+    /// One key, one content.
+    I9,
     /// `check` has findings.
     Check,
     /// A command answers differently from the model.

@@ -1,9 +1,12 @@
 //! The simulator finds every deliberate mistake in the engine.
 #![cfg(feature = "deliberate-faults")]
 
-use marcot::fault::{ALL, Fault, make};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use marcot::fault::{Fault, IN_A_BUCKET, ON_ONE_MACHINE, make};
+use marcot_sim::machines::{commands, stalls};
 use marcot_sim::scenarios::all;
-use marcot_sim::{Failure, Operation, Profile, Settings, generate, run};
+use marcot_sim::{Operation, Profile, Rule, Settings, Violation, generate, records, run};
 
 /// Random sequences that are tried after the scenarios.
 const SEEDS: u64 = 16;
@@ -30,12 +33,53 @@ fn sequences() -> impl Iterator<Item = (String, Settings, Vec<Operation>)> {
     scenarios.chain(random)
 }
 
-/// The sequence that finds a fault, how many were tried, and how it fails.
-fn find(fault: Fault) -> Option<(String, usize, Failure)> {
-    make(Some(fault));
-    let found = (1..).zip(sequences()).find_map(|(tried, (name, settings, operations))| {
-        run(settings, &operations).failure.map(|failure| (name, tried, failure))
+/// A check of pools in a bucket.
+type Check = Box<dyn Fn() -> Result<(), Violation>>;
+
+/// Checks of pools in a bucket, with several machines.
+fn bucket_checks() -> impl Iterator<Item = (String, Check)> {
+    let records = (0..40).map(|seed| {
+        let check = move || records::run(seed).map(drop);
+        (format!("records, seed {seed}"), Box::new(check) as Check)
     });
+    let attempts = std::iter::once({
+        let check = || stalls::attempt_all(1).map(drop);
+        ("takeovers that die".to_owned(), Box::new(check) as Check)
+    });
+    let cases = (0..).zip(stalls::cases(0)).map(|(number, case)| {
+        let check = move || {
+            let case = stalls::Case { seed: number, ..case };
+            stalls::run_all(case, 5).map(drop)
+        };
+        (format!("stalled owner, {case:?}"), Box::new(check) as Check)
+    });
+    let commands = commands::ALL.into_iter().flat_map(|stalled| {
+        commands::ALL.into_iter().map(move |other| {
+            let check = move || commands::run_all(1, stalled, other, 3).map(drop);
+            (format!("{stalled:?} and {other:?}"), Box::new(check) as Check)
+        })
+    });
+    records.chain(attempts).chain(cases).chain(commands)
+}
+
+/// The sequence or check that finds a fault, how many were tried, and how it fails.
+fn find(fault: Fault) -> Option<(String, usize, Violation)> {
+    make(Some(fault));
+    let on_one_machine = sequences().map(|(name, settings, operations)| {
+        (name, run(settings, &operations).failure.map(|failure| failure.violation))
+    });
+    let in_a_bucket = bucket_checks().map(|(name, check)| {
+        let caught = catch_unwind(AssertUnwindSafe(check));
+        let panicked = |_| Err(Violation { rule: Rule::Panic, message: "a panic".to_owned() });
+        (name, caught.unwrap_or_else(panicked).err())
+    });
+    let all: Box<dyn Iterator<Item = (String, Option<Violation>)>> =
+        match IN_A_BUCKET.contains(&fault) {
+            true => Box::new(in_a_bucket),
+            false => Box::new(on_one_machine),
+        };
+    let found =
+        (1..).zip(all).find_map(|(tried, (name, violation))| Some((name, tried, violation?)));
     make(None);
     found
 }
@@ -44,11 +88,11 @@ fn find(fault: Fault) -> Option<(String, usize, Failure)> {
 fn the_simulator_finds_every_deliberate_fault() {
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
-    for fault in ALL {
+    for fault in ON_ONE_MACHINE.into_iter().chain(IN_A_BUCKET) {
         match find(fault) {
-            Some((name, tried, failure)) => println!(
+            Some((name, tried, violation)) => println!(
                 "{fault:?}: found by sequence {tried}, {name}: {:?}: {}",
-                failure.violation.rule, failure.violation.message
+                violation.rule, violation.message
             ),
             None => missed.push(fault),
         }

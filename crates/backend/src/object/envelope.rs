@@ -30,6 +30,8 @@ use marcot_format::frame::{self, FrameKind, decode, decode_message, encode_messa
 use marcot_format::record::{ObjectRecord, StampRecord};
 use marcot_store::Random;
 
+use crate::fault::{self, Fault};
+
 use super::service::{Condition, ListedObject, Object, ObjectService, ServiceError, Version};
 use super::{CreateError, Retry, Settled};
 
@@ -307,6 +309,12 @@ impl Objects {
         let outcome = retry.run(|_| {
             let error = match service.put(change.key, &change.bytes, &condition) {
                 Ok(version) => return Ok(Ok(Some(version))),
+                Err(ServiceError::Unknown(_)) if fault::is(Fault::UnknownIsDone) => {
+                    return Ok(Ok(None));
+                }
+                Err(ServiceError::Unknown(_)) if fault::is(Fault::UnknownIsLost) => {
+                    return Ok(Err(PutError::Lost));
+                }
                 Err(error) => error,
             };
             if matches!(error, ServiceError::Refused(_) | ServiceError::Invalid(_)) && !doubt {
@@ -356,7 +364,7 @@ impl Change<'_> {
                 false => Verdict::Lost,
             };
         };
-        if found.stamps.contains(&mine) {
+        if found.stamps.contains(&mine) && !fault::is(Fault::StampIgnored) {
             return Verdict::Done;
         }
         let reaches_back = match self.replaced.and_then(|replaced| replaced.stamps.first()) {

@@ -27,6 +27,7 @@ use super::keys;
 use super::records;
 use super::segments::{Inner, ObjectSegments, io_error, term_path};
 use super::service::ServiceError;
+use crate::fault::{self, Fault};
 use crate::local::layout;
 use crate::{Recovered, SegmentKey, SegmentSet, ShipError, Shipping, Trouble};
 
@@ -151,6 +152,17 @@ impl Inner {
         };
         file.write_at(piece.offset, &[&piece.bytes])?;
         Ok(file)
+    }
+}
+
+/// The numbers of the objects to remove with these parts: no others, because fences stay.
+fn with_fences(parts: &mut dyn Iterator<Item = u64>) -> Vec<u64> {
+    let parts: Vec<u64> = parts.collect();
+    match (parts.first(), parts.last()) {
+        (Some(first), Some(last)) if fault::is(Fault::FenceCollected) => {
+            (first.saturating_sub(1)..=*last).collect()
+        }
+        _ => parts,
     }
 }
 
@@ -283,7 +295,7 @@ impl Shipping for ObjectSegments {
 
     fn forget_log(&self, image: ImageId, parts: &mut dyn Iterator<Item = u64>) {
         self.0.forget_uploaded(image);
-        for number in parts {
+        for number in with_fences(parts) {
             let object = keys::log_part(image, number);
             if let Err(error) = self.0.service.tidying.remove(&object) {
                 tracing::warn!(object, %error, "a part of a log that is not needed any more stays");

@@ -29,6 +29,8 @@ use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{MoveRecord, NAMES_MAX, NameEntry, NamesRecord};
 use marcot_format::{PoolId, crc32c};
 
+use crate::fault::{self, Fault};
+
 use super::envelope::{Objects, PutError, Stored};
 
 /// Directories of a namespace.
@@ -246,14 +248,14 @@ impl Names {
                 entry.moving = Some(MoveRecord { number, name: to.to_owned() });
                 entry.moved = None;
             }
-            if !self.put(&here, &marked)? {
+            if !fault::is(Fault::RenameUnmarked) && !self.put(&here, &marked)? {
                 return Ok(None);
             }
             renamed.moved = Some(MoveRecord { number, name: from.to_owned() });
             let moved = self.arrive(namespace, there, renamed, number, from)?;
             let left = || {
                 let here = self.read(namespace, from)?;
-                match here.is_leaving(from, number) {
+                match here.is_leaving(from, number) || fault::is(Fault::RenameUnmarked) {
                     true => Ok(self.put(&here, &here.without(from))?.then_some(())),
                     false => Ok(Some(())),
                 }

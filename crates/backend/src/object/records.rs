@@ -201,6 +201,7 @@ impl ObjectRecords {
     /// Puts a tombstone in the place of a record.
     fn bury(&self, object: &str) -> io::Result<()> {
         self.names.until_won(|| match self.objects.get_any(object)? {
+            Some(_) if fault::is(Fault::NoTombstone) => self.objects.remove(object).map(Some),
             Some(stored) if stored.body().is_some() => match self.objects.bury(object, &stored) {
                 Ok(()) => Ok(Some(())),
                 Err(PutError::Lost) => Ok(None),

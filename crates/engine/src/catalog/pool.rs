@@ -21,6 +21,7 @@ use super::partial::is_partial_name;
 use super::store::Store;
 use super::trash_name::number_in_trash_name;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::fault::{self, Fault};
 use crate::printable::system_words;
 use crate::segment::Files;
 
@@ -283,8 +284,13 @@ impl Pool {
         let bytes = self.encode_head(head)?;
         let key = Key::Head(image);
         let label = || self.image_label(head);
-        self.upload_named(image, head).at(|| format!("cannot upload what {} names", label()))?;
+        let upload = || self.upload_named(image, head);
+        let late = fault::is(Fault::HeadBeforeUploads);
+        if !late {
+            upload().at(|| format!("cannot upload what {} names", label()))?;
+        }
         match self.records().swap(&key, from, &bytes) {
+            Ok(()) if late => upload().at(|| format!("cannot upload what {} names", label())),
             Ok(()) => Ok(()),
             Err(SwapError::Changed) => {
                 let message = format!("{} was taken over by another process", label());

@@ -14,6 +14,7 @@ use marcot_format::segment::SegmentKind;
 use super::Image;
 use crate::catalog::Pool;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::fault::{self, Fault};
 use crate::journal::Shipped;
 
 /// Numbers of each series that an owner may give to segments before its next head.
@@ -75,6 +76,10 @@ pub(super) fn claim(
     next.version += 1;
     next.reserved = Some(reserved_from(&given));
     next.owner = Some(OwnerRecord { term, since_s: pool.now_s(), closed: false, ..host });
+    if fault::is(Fault::FenceBeforeHead) && open.is_some() {
+        let first_sequence = head.log.unwrap_or_default().sequence;
+        let _ = shipping.recover(image, term, head.log_first, first_sequence);
+    }
     pool.swap_head(image, marcot_backend::Stamp::of(head), &next)?;
     let first = head.log_first;
     let recovered = match open {
@@ -136,7 +141,9 @@ impl Image {
         }
         // An owner before may still give the numbers below to segments.
         for kind in [SegmentKind::Data, SegmentKind::Map, SegmentKind::Table] {
-            if let Some(last) = given.of(kind).checked_sub(1) {
+            if let Some(last) = given.of(kind).checked_sub(1)
+                && !fault::is(Fault::NumbersNotReserved)
+            {
                 self.series.used(self.series.name(kind, last));
             }
         }
@@ -183,7 +190,13 @@ impl Image {
         self.with_free_names(&[SegmentKind::Data], |image| {
             let Self { journal, series, state, in_flight, .. } = image;
             journal.roll(series, &mut state.table, in_flight)
-        })
+        })?;
+        // The next head names copies in these, although their numbers are not below its `open_from`.
+        let Some(shipping) = self.identity.pool.segments().shipping() else { return Ok(()) };
+        let id = self.identity.id;
+        let mut copied_to = self.journal.copied_to();
+        let uploaded = copied_to.try_for_each(|name| shipping.seal_data(id, name.sequence));
+        uploaded.at(|| format!("cannot upload copies of {}", self.identity.label))
     }
 }
 

@@ -363,9 +363,14 @@ impl Journal {
         self.beside.iter().map(|beside| beside.name)
     }
 
+    /// The segments beside the log of which the map in memory may name more than the last checkpoint did.
+    pub(crate) fn copied_to(&self) -> impl Iterator<Item = SegmentName> {
+        self.beside_unsynced.iter().map(|(name, _)| *name)
+    }
+
     /// The first segment beside the log of which the map in memory may name more than the last checkpoint did.
     pub(crate) fn beside_from(&self) -> Option<SegmentName> {
-        self.beside_unsynced.iter().map(|(name, _)| *name).min_by_key(|name| name.sequence)
+        self.copied_to().min_by_key(|name| name.sequence)
     }
 
     /// `bytes` more were written to a segment beside the log, and the map may name them. They count as log, so
@@ -935,7 +940,9 @@ impl Journal {
         in_flight: &mut InFlight,
     ) -> Result<()> {
         self.finish(in_flight)?;
-        if self.log.as_ref().is_some_and(|log| log.slot > 1) {
+        // The log passes segments beside it here, because nothing is written to them once they are uploaded.
+        let passes = !self.beside.is_empty();
+        if self.log.as_ref().is_some_and(|log| log.slot > 1 || passes) {
             self.next_segment(series, table, in_flight)?;
         }
         if let Some(cutting) = self.cutting.take() {

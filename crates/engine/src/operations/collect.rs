@@ -233,10 +233,11 @@ impl Pool {
             Collected { heads: Vec::new(), candidates: Vec::new(), unfinished: Vec::new() };
         // Segments are listed before heads: what was stored later is nobody's candidate. And an image notes a set
         // of copies in its head before it makes it.
-        let mut listed = Vec::new();
-        for set in self.segment_sets()? {
-            listed.push((set, self.files().list(self.id(), set)?));
-        }
+        let list = || -> Result<Vec<(SegmentSet, Vec<SegmentName>)>> {
+            let listed = |set| Ok((set, self.files().list(self.id(), set)?));
+            self.segment_sets()?.into_iter().map(listed).collect()
+        };
+        let mut listed = list()?;
         let mut named = NamedImages::default();
         let mut limits: BTreeMap<ImageId, (SegmentMarks, SegmentMarks)> = BTreeMap::new();
         let mut looked_at: HashSet<ImageId> = HashSet::new();
@@ -251,6 +252,9 @@ impl Pool {
             for image in images {
                 self.collect_image(image, &mut named, &mut limits, &mut collected)?;
             }
+        }
+        if fault::is(Fault::SegmentsListedLate) {
+            listed = list()?;
         }
         let copying: HashSet<u64> = collected.heads.iter().map(|head| head.copying).collect();
         for (set, segments) in listed {

@@ -184,6 +184,11 @@ fn mix(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01B3))
 }
 
+/// The machine has died while its request was under way.
+fn died() -> ServiceError {
+    unknown("this machine has died")
+}
+
 fn unknown(why: &str) -> ServiceError {
     ServiceError::Unknown(why.to_owned())
 }
@@ -312,6 +317,12 @@ impl Service {
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
         self.state().objects.keys().cloned().collect()
+    }
+
+    /// The keys under which other bytes have replaced those that were there.
+    #[must_use]
+    pub fn replaced(&self) -> Vec<String> {
+        self.state().objects.replaced().iter().cloned().collect()
     }
 
     /// The bytes of an object.
@@ -487,10 +498,13 @@ impl Way {
         state.senders[self.machine].life != self.life
     }
 
+    /// Performs a request, with all that happens to it on its way.
     fn send(&self, request: &Request) -> Result<Answer, ServiceError> {
         let (service, machine) = (&*self.service, self.machine);
-        let dead = || ServiceError::Refused("this machine is dead".to_owned());
-        let number = self.begin(request).ok_or_else(dead)?;
+        let number = self.begin(request).ok_or_else(|| {
+            // Nobody sends it again.
+            ServiceError::Refused("this machine is dead".to_owned())
+        })?;
         service.turns.give(machine);
         service.stalled(machine, number, Moment::BeforeEffect);
         let answer = {
@@ -499,7 +513,7 @@ impl Way {
             state.deliver_due(now_ms);
             if self.is_dead(&state) {
                 state.perform_for_dead(machine, request, now_ms);
-                return Err(dead());
+                return Err(died());
             }
             let answer = state.perform(machine, request, &service.time);
             match &answer {
@@ -509,7 +523,7 @@ impl Way {
             answer
         };
         service.stalled(machine, number, Moment::BeforeAnswer);
-        if self.is_dead(&service.state()) { Err(dead()) } else { answer }
+        if self.is_dead(&service.state()) { Err(died()) } else { answer }
     }
 }
 

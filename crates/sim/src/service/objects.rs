@@ -1,6 +1,6 @@
 //! The objects of the service, and what a request does to them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
@@ -81,13 +81,16 @@ pub(super) struct Objects {
     versions: Versions,
     changes: u64,
     breach: Option<Breach>,
+    /// Keys under which other bytes have replaced those that were there.
+    replaced: BTreeSet<String>,
     /// The keys that were changed last, and what stood there before.
     recent: VecDeque<(String, Option<Stored>)>,
 }
 
 impl Objects {
     pub(super) fn new(versions: Versions, breach: Option<Breach>) -> Self {
-        Self { stored: BTreeMap::new(), versions, changes: 0, breach, recent: VecDeque::new() }
+        let (stored, replaced, recent) = (BTreeMap::new(), BTreeSet::new(), VecDeque::new());
+        Self { stored, versions, changes: 0, breach, replaced, recent }
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = &String> {
@@ -96,6 +99,10 @@ impl Objects {
 
     pub(super) fn bytes(&self, key: &str) -> Option<Arc<[u8]>> {
         self.stored.get(key).map(|stored| Arc::clone(&stored.bytes))
+    }
+
+    pub(super) fn replaced(&self) -> &BTreeSet<String> {
+        &self.replaced
     }
 
     /// When an object was stored, in milliseconds of simulated time.
@@ -170,10 +177,16 @@ impl Objects {
     }
 
     fn change(&mut self, key: &str, to: Option<Stored>) {
+        let bytes = to.as_ref().map(|stored| Arc::clone(&stored.bytes));
         let before = match to {
             Some(stored) => self.stored.insert(key.to_owned(), stored),
             None => self.stored.remove(key),
         };
+        if let (Some(before), Some(bytes)) = (&before, bytes)
+            && before.bytes != bytes
+        {
+            self.replaced.insert(key.to_owned());
+        }
         self.recent.push_back((key.to_owned(), before));
         if self.recent.len() > STALE_CHANGES_MAX {
             self.recent.pop_front();

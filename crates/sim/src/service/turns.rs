@@ -56,12 +56,17 @@ impl Turns {
             state.left = (0..works.len()).collect();
             state.next();
         }
+        // A thread makes the mistakes of the one that has started it.
+        #[cfg(feature = "deliberate-faults")]
+        let fault = marcot::fault::made();
         let mut panics = Vec::new();
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..)
                 .zip(works)
                 .map(|(machine, work)| {
                     scope.spawn(move || {
+                        #[cfg(feature = "deliberate-faults")]
+                        marcot::fault::make(fault);
                         self.wait(machine);
                         let result = catch_unwind(AssertUnwindSafe(work));
                         let mut state = self.state();

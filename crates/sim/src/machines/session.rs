@@ -1,0 +1,244 @@
+//! An image in use on one machine: every call goes to the engine and to the oracle.
+
+use std::sync::Arc;
+
+use marcot::{CheckOptions, Housekeeping, Image, ImageId, Pool, Store};
+
+use super::Machines;
+use super::lineage::{Lineage, ReignId};
+use crate::model::{self, Bytes};
+use crate::rules::{Rule, Violation, violation};
+
+/// Bytes of a block.
+const BLOCK: u64 = 4096;
+
+/// What an owner does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Writes some blocks.
+    Write {
+        /// The first of them.
+        block: u64,
+        /// How many.
+        blocks: u64,
+        /// Tells contents apart.
+        salt: u64,
+    },
+    /// Flushes.
+    Flush,
+    /// Takes a checkpoint.
+    Checkpoint,
+    /// Takes a snapshot with this number in its name.
+    Snapshot(u64),
+    /// Removes a snapshot.
+    RemoveSnapshot(u64),
+    /// Compacts, and gives space back.
+    Reclaim,
+    /// Does background work.
+    Background,
+    /// Reads everything.
+    Read,
+}
+
+/// Why a session cannot go on.
+pub enum Ended {
+    /// An error of the engine.
+    Error(marcot::Error),
+    /// A rule is violated.
+    Violation(Violation),
+}
+
+impl From<marcot::Error> for Ended {
+    fn from(error: marcot::Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Violation> for Ended {
+    fn from(violation: Violation) -> Self {
+        Self::Violation(violation)
+    }
+}
+
+impl Ended {
+    /// As a violation, for those who may not meet an error.
+    #[must_use]
+    pub fn must_not_be(self, what: &str) -> Violation {
+        match self {
+            Self::Violation(violation) => violation,
+            Self::Error(error) => Violation {
+                rule: Rule::Model,
+                message: format!("{what}: {} ({:?})", error.sentence(), error.kind()),
+            },
+        }
+    }
+}
+
+/// See the module.
+pub struct Session {
+    image: Image,
+    lineage: Lineage,
+    reign: ReignId,
+    /// A flush alone makes promises: it is durable when the service has stored it.
+    ships_flushes: bool,
+    /// A write has failed, so nobody knows what this owner reads.
+    blurred: bool,
+}
+
+/// Reads the whole content of an image.
+///
+/// # Errors
+/// Those of the engine.
+pub fn read_all(image: &mut Image) -> marcot::Result<Bytes> {
+    let mut bytes = vec![0xAA; image.size_bytes() as usize];
+    image.read_at(0, &mut bytes)?;
+    Ok(Arc::new(bytes))
+}
+
+impl Session {
+    /// Opens an image on a machine, whoever else has it open, and compares what it finds.
+    ///
+    /// # Errors
+    /// Those of the engine, and violations.
+    pub fn take_over(
+        machines: &Machines,
+        machine: usize,
+        id: ImageId,
+        lineage: &Lineage,
+    ) -> Result<Self, Ended> {
+        let reigns = lineage.reigns();
+        let mut image = machines.pool(machine)?.take_over(id)?;
+        let content = read_all(&mut image)?;
+        let reign = lineage.succeed(machine, reigns, content)?;
+        Ok(Self::of(machines, image, lineage, reign))
+    }
+
+    /// The session of an image that was just opened.
+    #[must_use]
+    pub fn of(machines: &Machines, image: Image, lineage: &Lineage, reign: ReignId) -> Self {
+        let (lineage, ships_flushes) = (lineage.clone(), machines.ships_flushes);
+        Self { image, lineage, reign, ships_flushes, blurred: false }
+    }
+
+    /// Performs an act.
+    ///
+    /// # Errors
+    /// Those of the engine, and violations.
+    pub fn act(&mut self, act: Act) -> Result<(), Ended> {
+        let last = self.lineage.last(self.reign);
+        match act {
+            Act::Write { block, blocks, salt } => {
+                let data = model::data(salt, blocks * BLOCK);
+                self.lineage.change(self.reign, (block * BLOCK) as usize, &data);
+                if let Err(error) = self.image.write_at(block * BLOCK, &data) {
+                    self.lineage.change_failed(self.reign);
+                    self.blurred = true;
+                    return Err(error.into());
+                }
+            }
+            Act::Flush => {
+                self.image.flush()?;
+                if self.ships_flushes {
+                    self.lineage.promise(self.reign, last, "a flush")?;
+                }
+            }
+            Act::Checkpoint => {
+                self.image.take_checkpoint()?;
+                self.lineage.promise(self.reign, last, "a checkpoint")?;
+            }
+            Act::Snapshot(number) => {
+                let name = format!("s{number}");
+                self.lineage.begin_snapshot(self.reign, &name);
+                self.image.snapshot(&name)?;
+                self.lineage.snapshot_taken(&name);
+                self.lineage.promise(self.reign, last, "a snapshot")?;
+            }
+            Act::RemoveSnapshot(number) => {
+                let name = format!("s{number}");
+                self.lineage.begin_removal(&name);
+                self.image.remove_snapshot(&name, true)?;
+                self.lineage.snapshot_removed(&name);
+            }
+            Act::Reclaim => drop(self.image.reclaim()?),
+            Act::Background => while self.image.background_step()? {},
+            Act::Read => self.read()?,
+        }
+        Ok(())
+    }
+
+    /// Reads everything. An owner reads what it has written, also after it was replaced, or an error.
+    fn read(&mut self) -> Result<(), Ended> {
+        let content = read_all(&mut self.image)?;
+        if !self.blurred && content != self.lineage.content(self.reign) {
+            violation(Rule::I2, "an owner reads otherwise than it wrote")?;
+        }
+        Ok(())
+    }
+
+    /// The content as this owner sees it.
+    #[must_use]
+    pub fn content(&self) -> Bytes {
+        self.lineage.content(self.reign)
+    }
+
+    /// Makes the image independent of its parent.
+    ///
+    /// # Errors
+    /// Those of the engine, and violations.
+    pub fn flatten(&mut self) -> Result<(), Ended> {
+        let last = self.lineage.last(self.reign);
+        self.image.flatten()?;
+        Ok(self.lineage.promise(self.reign, last, "a flatten")?)
+    }
+
+    /// Closes the image.
+    ///
+    /// # Errors
+    /// Those of the engine, and violations.
+    pub fn close(self) -> Result<(), Ended> {
+        let last = self.lineage.last(self.reign);
+        self.image.close()?;
+        Ok(self.lineage.promise(self.reign, last, "the close")?)
+    }
+}
+
+/// Compares what a reader on a machine sees, and the image's snapshots.
+///
+/// # Errors
+/// A violation.
+pub fn look(
+    machines: &Machines,
+    machine: usize,
+    id: ImageId,
+    lineage: &Lineage,
+) -> Result<(), Violation> {
+    let looked = || -> Result<(), Ended> {
+        let pool = machines.pool(machine)?;
+        let content = read_all(&mut pool.open_read_only(id)?)?;
+        lineage.compare_reader(machine, &content)?;
+        let mut found = Vec::new();
+        for snap in pool.info(id)?.snapshots.into_iter().filter(|snap| !snap.trashed) {
+            let bytes = read_all(&mut pool.open_snapshot(id, &snap.name)?)?;
+            found.push((snap.name, bytes));
+        }
+        Ok(lineage.compare_snapshots(&found)?)
+    };
+    looked().map_err(|ended| ended.must_not_be(&format!("a reader on machine {machine}")))
+}
+
+/// Collects a pool, and checks it.
+///
+/// # Errors
+/// A violation where that fails, or finds something.
+pub fn collect_and_check(store: &Store, pool: &Pool) -> Result<(), Violation> {
+    let failed = |what: &'static str, rule| {
+        move |e: marcot::Error| Violation { rule, message: format!("{what}: {}", e.sentence()) }
+    };
+    store.gc(pool, &mut |_, _| {}).map_err(failed("gc", Rule::I5))?;
+    let report = store.check(pool, &CheckOptions::default(), &mut |_, _| {});
+    let report = report.map_err(failed("check", Rule::Check))?;
+    match report.findings.iter().find(|finding| finding.serious) {
+        Some(finding) => violation(Rule::Check, format!("{}: {}", finding.image, finding.message)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,53 @@
+//! Pools in a bucket: records, and images on several machines.
+
+use marcot_sim::machines::commands::{ALL, run_all};
+use marcot_sim::machines::stalls::{self, cases};
+use marcot_sim::records;
+
+/// Seeds of the records.
+const SEEDS: u64 = 60;
+
+#[test]
+fn an_order_of_the_calls_explains_all_answers_of_records() {
+    let (mut unknown, mut faults, mut kills) = (0, 0, 0);
+    for seed in 0..SEEDS {
+        let ran = records::run(seed).unwrap_or_else(|v| panic!("seed {seed}: {}", v.message));
+        (unknown, faults, kills) = (unknown + ran.unknown, faults + ran.faults, kills + ran.kills);
+    }
+    assert!(
+        unknown > SEEDS / 4 && faults > SEEDS && kills > SEEDS / 4,
+        "{unknown} {faults} {kills}"
+    );
+}
+
+#[test]
+fn an_owner_that_was_stalled_at_any_request_promises_nothing_that_its_successors_lack() {
+    let mut count = 0;
+    for (number, case) in (0..).zip(cases(1)) {
+        let case = stalls::Case { seed: number, ..case };
+        count += stalls::run_all(case, 7).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
+    }
+    assert!(count > 100, "{count}");
+}
+
+#[test]
+fn commands_on_two_machines_leave_every_image_whole_and_every_child_known() {
+    let mut stalls = 0;
+    let mut wrong = Vec::new();
+    for (number, stalled) in (0..).zip(ALL) {
+        for (more, other) in (0..).zip(ALL) {
+            match run_all(20 * number + more, stalled, other, 11) {
+                Ok(count) => stalls += count,
+                Err(v) => wrong.push(format!("{:?}: {}", v.rule, v.message)),
+            }
+        }
+    }
+    assert!(stalls > 100, "{stalls}");
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_takeover_that_dies_leaves_the_owner_alone_unless_the_head_names_another_one() {
+    let attempts = stalls::attempt_all(1).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
+    assert!(attempts > 5, "{attempts}");
+}
