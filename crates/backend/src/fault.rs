@@ -92,6 +92,30 @@ pub enum Fault {
     HeadBeforeUploads,
     /// Garbage collection lists segments after heads.
     SegmentsListedLate,
+    /// Garbage collection lists heads once.
+    HeadsListedOnce,
+    /// Garbage collection frees segments that an owner has uploaded and that no head names yet.
+    YoungCollected,
+    /// Garbage collection takes back images that another host is making.
+    OthersTakenBack,
+    /// A part of the log counts as stored where the service does not say whether it is, and the next one follows.
+    PartUnsettled,
+    /// A part of the log that meets a fence counts as stored.
+    FenceIgnored,
+    /// Parts of the log are removed before a head covers them.
+    LogForgottenEarly,
+    /// An upload replaces a segment that exists.
+    UploadReplaces,
+    /// An owner replays what lies on its host, although another host was the owner meanwhile.
+    RestReplayed,
+    /// A reader replays a segment that an owner has uploaded that was replaced.
+    UploadReplayed,
+    /// A flush leaves on its host what a process that was killed had written.
+    ReplayedNotStored,
+    /// A head names copies that were not uploaded.
+    CopiesNotUploaded,
+    /// A clone does not look at the snapshot again once its record is there.
+    CloneUnchecked,
 }
 
 /// Mistakes on one machine.
@@ -134,7 +158,7 @@ pub const ON_ONE_MACHINE: [Fault; 33] = [
 
 /// Mistakes in pools in a bucket.
 #[cfg(feature = "deliberate-faults")]
-pub const IN_A_BUCKET: [Fault; 10] = [
+pub const IN_A_BUCKET: [Fault; 22] = [
     Fault::StampIgnored,
     Fault::UnknownIsDone,
     Fault::UnknownIsLost,
@@ -145,6 +169,18 @@ pub const IN_A_BUCKET: [Fault; 10] = [
     Fault::NumbersNotReserved,
     Fault::HeadBeforeUploads,
     Fault::SegmentsListedLate,
+    Fault::HeadsListedOnce,
+    Fault::YoungCollected,
+    Fault::OthersTakenBack,
+    Fault::PartUnsettled,
+    Fault::FenceIgnored,
+    Fault::LogForgottenEarly,
+    Fault::UploadReplaces,
+    Fault::RestReplayed,
+    Fault::UploadReplayed,
+    Fault::ReplayedNotStored,
+    Fault::CopiesNotUploaded,
+    Fault::CloneUnchecked,
 ];
 
 #[cfg(feature = "deliberate-faults")]

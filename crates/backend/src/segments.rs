@@ -38,6 +38,15 @@ pub trait Segments: Send + Sync {
     /// `NotFound`.
     fn open(&self, key: SegmentKey, write: bool) -> io::Result<Arc<dyn DiskFile>>;
 
+    /// Opens a data segment to replay the log in it. Where a segment may lie on this host and elsewhere, only the one on
+    /// this host counts: an owner that was replaced may have appended to the other one what is no part of the image.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    fn open_log(&self, key: SegmentKey) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(key, false)
+    }
+
     /// Makes durable that the segment exists, or that it does not.
     ///
     /// # Errors

@@ -31,8 +31,9 @@ pub trait Shipping: Send + Sync {
     fn ships_flushes(&self) -> bool;
 
     /// Prepares this host to own an image with this term. `before` is the owner in the head, and `first_sequence` the
-    /// number of the first data segment of the log. Returns true where
-    /// what lies on this host is the state of that owner, so that its log can be replayed here. Anything else
+    /// number of the first data segment of the log. Returns `Some` where
+    /// what lies on this host is the state of that owner, so that its log can be replayed here: the number from which
+    /// on data segments were made on this host. Anything else
     /// that lies here for the image is put aside: nobody will replay it.
     ///
     /// # Errors
@@ -43,14 +44,21 @@ pub trait Shipping: Send + Sync {
         before: Option<&OwnerRecord>,
         term: u64,
         first_sequence: u32,
-    ) -> io::Result<bool>;
+    ) -> io::Result<Option<u32>>;
 
     /// The head has the term, and what lies on this host is the state of its owner: the log was recovered, or the
-    /// owner before has closed the image. To be called unless [`Self::begin_term`] has returned true.
+    /// owner before has closed the image. To be called where [`Self::begin_term`] has returned `None`. Owners on this
+    /// host give no numbers below `made_from` to data segments.
     ///
     /// # Errors
     /// What the operating system says.
-    fn hold_term(&self, image: ImageId, term: u64) -> io::Result<()>;
+    fn hold_term(&self, image: ImageId, term: u64, made_from: u32) -> io::Result<()>;
+
+    /// True where what lies on this host is the state of this owner, which is the one in the head.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn holds(&self, image: ImageId, owner: &OwnerRecord) -> io::Result<bool>;
 
     /// This process does not own the image any more.
     fn end_term(&self, image: ImageId);
@@ -96,8 +104,9 @@ pub trait Shipping: Send + Sync {
     fn seal_copies(&self, copies: u64) -> io::Result<()>;
 
     /// Removes parts of a log that a root covers. Fences stay, because an owner before may still be about to
-    /// store a part of that number. What cannot be removed is litter.
-    fn forget_log(&self, image: ImageId, parts: &mut dyn Iterator<Item = u64>);
+    /// store a part of that number. What cannot be removed is litter. `log_from` is the number of the first data segment
+    /// of the log in a durable head: what was uploaded need not lie on this host any more, except the log.
+    fn forget_log(&self, image: ImageId, log_from: u32, parts: &mut dyn Iterator<Item = u64>);
 
     /// Removes all parts and fences of the log of an image that is gone. What cannot be removed is litter.
     fn forget_logs(&self, image: ImageId);

@@ -167,6 +167,89 @@ fn a_process_that_was_killed_loses_nothing_on_its_own_host() {
 }
 
 #[test]
+fn a_host_opens_again_what_it_has_taken_over_and_not_written() {
+    for ships_flushes in [true, false] {
+        let hosts = Hosts::new(2, ships_flushes);
+        let id = hosts.image();
+        let mut first = hosts.pool(0).open(id).unwrap();
+        write(&mut first, 0, 1);
+        first.snapshot("s").unwrap();
+        // The log begins again, and nothing of it reaches another host.
+        write(&mut first, 0, 2);
+        for _ in 0..2 {
+            // The process is killed each time.
+            let mut second = hosts.pool(1).take_over(id).unwrap();
+            assert_block(&mut second, 0, 1);
+        }
+        let mut second = hosts.pool(1).take_over(id).unwrap();
+        write(&mut second, 1, 3);
+        drop(second);
+        let mut second = hosts.pool(1).open(id).unwrap();
+        assert_block(&mut second, 1, 3);
+        second.close().unwrap();
+    }
+}
+
+#[test]
+fn a_reader_sees_nothing_of_what_an_owner_on_its_host_had_not_shipped_when_it_was_replaced() {
+    for ships_flushes in [true, false] {
+        let hosts = Hosts::new(2, ships_flushes);
+        let id = hosts.image();
+        let mut first = hosts.pool(0).open(id).unwrap();
+        write(&mut first, 0, 1);
+        first.snapshot("s").unwrap();
+        write(&mut first, 0, 2);
+        assert_block(&mut hosts.pool(0).open_read_only(id).unwrap(), 0, 2);
+        let mut second = hosts.pool(1).take_over(id).unwrap();
+        assert_block(&mut second, 0, 1);
+        assert_block(&mut hosts.pool(0).open_read_only(id).unwrap(), 0, 1);
+        second.close().unwrap();
+    }
+}
+
+#[test]
+fn a_segment_that_an_owner_has_uploaded_is_what_its_successor_recovers_from_the_log() {
+    let hosts = Hosts::new(2, true);
+    let id = hosts.image();
+    let mut first = hosts.pool(0).open(id).unwrap();
+    write(&mut first, 0, 1);
+    first.snapshot("s").unwrap();
+    assert_eq!(first.flush_async().unwrap(), None, "nothing was written since");
+    // A head whose log begins in the same segment, and with the next part.
+    first.protect("s").unwrap();
+    write(&mut first, 1, 2);
+    first.flush().unwrap();
+    let mut second = hosts.pool(1).take_over(id).unwrap();
+    // It uploads the segment, and then finds that it was replaced.
+    assert!(first.close().is_err());
+    write(&mut second, 2, 3);
+    second.close().unwrap();
+    for (block, seed) in [(0, 1), (1, 2), (2, 3)] {
+        assert_block(&mut hosts.pool(0).open_read_only(id).unwrap(), block, seed);
+    }
+}
+
+#[test]
+fn a_flush_stores_what_a_killed_process_had_written_on_its_host() {
+    let hosts = Hosts::new(2, true);
+    let id = hosts.image();
+    let mut image = hosts.pool(0).open(id).unwrap();
+    (0..BLOCKS).for_each(|block| write(&mut image, block, 3));
+    image.flush().unwrap();
+    write(&mut image, 0, 4);
+    drop(image);
+    let mut image = hosts.pool(0).open(id).unwrap();
+    assert_block(&mut image, 0, 4);
+    assert_eq!(image.flush_async().unwrap(), None);
+    // The host is gone. What it had promised is not.
+    let mut image = hosts.pool(1).take_over(id).unwrap();
+    assert_block(&mut image, 0, 4);
+    (1..BLOCKS).for_each(|block| assert_block(&mut image, block, 3));
+    image.close().unwrap();
+    assert_sound(&hosts.stores[1], &hosts.pool(1));
+}
+
+#[test]
 fn what_was_not_uploaded_is_kept_aside_and_not_replayed() {
     let hosts = Hosts::new(2, false);
     let id = hosts.image();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use marcot_sim::machines::stalls;
+use marcot_sim::machines::{stalls, turmoil};
 use marcot_sim::shrink::shrink;
 use marcot_sim::{Operation, Outcome, Profile, Rule, Settings, Violation, generate, records, run};
 
@@ -14,8 +14,12 @@ use marcot_sim::{Operation, Outcome, Profile, Rule, Settings, Violation, generat
 const LENGTH: usize = 60;
 /// One in this many requests of an owner on several machines is one at which it is stalled.
 const STALLED_ONE_IN: u64 = 23;
+/// Rounds of a random sequence on several machines.
+const ROUNDS: u64 = 8;
 /// One in this many seeds runs on several machines too.
 const ON_MACHINES_ONE_IN: u64 = 4;
+/// The parts of a seed: one machine with disks that fail, and several machines with pools in a bucket.
+const PARTS: [&str; 2] = ["machine", "bucket"];
 /// Seconds between two lines of progress.
 const PROGRESS_S: u64 = 20;
 
@@ -24,10 +28,18 @@ struct Arguments {
     seed: u64,
     runs: Option<u64>,
     threads: usize,
+    /// Only what has this name: `machine` or `bucket`.
+    only: Option<String>,
+}
+
+impl Arguments {
+    fn wants(&self, part: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == part)
+    }
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut found = Arguments { minutes: 1.0, seed: 0, runs: None, threads: 0 };
+    let mut found = Arguments { minutes: 1.0, seed: 0, runs: None, threads: 0, only: None };
     let mut all = std::env::args().skip(1);
     while let Some(name) = all.next() {
         let value = all.next().ok_or(format!("{name} needs a value"))?;
@@ -39,6 +51,7 @@ fn arguments() -> Result<Arguments, String> {
             }
             "--seed" => found.seed = value.parse().map_err(bad)?,
             "--runs" => found.runs = Some(value.parse().map_err(bad)?),
+            "--only" if PARTS.contains(&value.as_str()) => found.only = Some(value),
             "--threads" => found.threads = value.parse().map_err(bad)?,
             _ => return Err(format!("unknown option {name}")),
         }
@@ -65,6 +78,8 @@ struct Totals {
     faults: AtomicU64,
     calls: AtomicU64,
     stalls: AtomicU64,
+    acts: AtomicU64,
+    deaths: AtomicU64,
     service_faults: AtomicU64,
 }
 
@@ -80,15 +95,17 @@ impl Totals {
     fn line(&self) -> String {
         format!(
             "{} seeds, {} operations, {} I/Os, {} crashes, {} faults of the medium; in a bucket {} calls, \
-             {} faults of the service, {} stalls",
+             {} stalls, {} acts, {} deaths of machines, {} faults of the service",
             self.seeds.load(Ordering::Relaxed),
             self.operations.load(Ordering::Relaxed),
             self.ios.load(Ordering::Relaxed),
             self.crashes.load(Ordering::Relaxed),
             self.faults.load(Ordering::Relaxed),
             self.calls.load(Ordering::Relaxed),
-            self.service_faults.load(Ordering::Relaxed),
-            self.stalls.load(Ordering::Relaxed)
+            self.stalls.load(Ordering::Relaxed),
+            self.acts.load(Ordering::Relaxed),
+            self.deaths.load(Ordering::Relaxed),
+            self.service_faults.load(Ordering::Relaxed)
         )
     }
 }
@@ -99,9 +116,12 @@ fn on_machines(seed: u64, totals: &Totals) -> Result<(), Violation> {
     let cases = stalls::cases(seed);
     let case = cases[(seed / ON_MACHINES_ONE_IN) as usize % cases.len()];
     let stalls = stalls::run_all(case, STALLED_ONE_IN)?;
+    let turmoil = turmoil::run(seed, ROUNDS)?;
     totals.calls.fetch_add(ran.calls, Ordering::Relaxed);
     totals.stalls.fetch_add(stalls, Ordering::Relaxed);
-    totals.service_faults.fetch_add(ran.faults, Ordering::Relaxed);
+    totals.acts.fetch_add(turmoil.done.acts, Ordering::Relaxed);
+    totals.deaths.fetch_add(turmoil.deaths, Ordering::Relaxed);
+    totals.service_faults.fetch_add(ran.faults + turmoil.faults, Ordering::Relaxed);
     Ok(())
 }
 
@@ -151,16 +171,18 @@ fn work(
             return;
         }
         let seed = first.wrapping_add(number);
-        let (settings, operations) = sequence(seed);
-        let outcome = run(settings, &operations);
-        totals.add(&outcome);
-        if outcome.failure.is_some() {
-            let _printing = printing.lock().unwrap_or_else(PoisonError::into_inner);
-            if !failed.swap(true, Ordering::Relaxed) {
-                report(seed, &outcome, settings, &operations);
+        if arguments.wants(PARTS[0]) {
+            let (settings, operations) = sequence(seed);
+            let outcome = run(settings, &operations);
+            totals.add(&outcome);
+            if outcome.failure.is_some() {
+                let _printing = printing.lock().unwrap_or_else(PoisonError::into_inner);
+                if !failed.swap(true, Ordering::Relaxed) {
+                    report(seed, &outcome, settings, &operations);
+                }
             }
         }
-        if seed.is_multiple_of(ON_MACHINES_ONE_IN) {
+        if arguments.wants(PARTS[1]) && seed.is_multiple_of(ON_MACHINES_ONE_IN) {
             let tried = catch_unwind(AssertUnwindSafe(|| on_machines(seed, totals)));
             let panicked = |_| Err(Violation { rule: Rule::Panic, message: "a panic".to_owned() });
             if let Err(violation) = tried.unwrap_or_else(panicked) {

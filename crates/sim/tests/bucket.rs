@@ -2,10 +2,14 @@
 
 use marcot_sim::machines::commands::{ALL, run_all};
 use marcot_sim::machines::stalls::{self, cases};
+use marcot_sim::machines::turmoil;
 use marcot_sim::records;
 
 /// Seeds of the records.
 const SEEDS: u64 = 60;
+/// Seeds of machines that do all at once, and rounds of each.
+const TURMOILS: u64 = 24;
+const ROUNDS: u64 = 6;
 
 #[test]
 fn an_order_of_the_calls_explains_all_answers_of_records() {
@@ -50,4 +54,26 @@ fn commands_on_two_machines_leave_every_image_whole_and_every_child_known() {
 fn a_takeover_that_dies_leaves_the_owner_alone_unless_the_head_names_another_one() {
     let attempts = stalls::attempt_all(1).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
     assert!(attempts > 5, "{attempts}");
+}
+
+#[test]
+fn machines_that_do_all_at_once_lose_nothing_and_make_nothing_up() {
+    let (mut requests, mut faults, mut deaths, mut flushes) = (0, 0, 0, 0);
+    for seed in 0..TURMOILS {
+        let ran =
+            turmoil::run(seed, ROUNDS).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
+        (requests, faults) = (requests + ran.requests, faults + ran.faults);
+        (deaths, flushes) = (deaths + ran.deaths, flushes + ran.done.flushes);
+    }
+    let enough =
+        requests > 1000 * TURMOILS && faults > TURMOILS && deaths > TURMOILS && flushes > TURMOILS;
+    assert!(enough, "{requests} {faults} {deaths} {flushes}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_requests_of_all_machines() {
+    for seed in [1, 2] {
+        let [first, second] = [(); 2].map(|()| turmoil::run(seed, ROUNDS).unwrap());
+        assert_eq!(first, second, "seed {seed}");
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! P/log/N/LLLLLLLLLLLLLLLL      consecutive: a part of the log of image N, or a fence
-//! HOST/terms/N                  which terms the files of this host belong to
+//! HOST/terms/N                  which terms the files of this host belong to, and which of them were made here
 //! HOST/aside/N.T                what an owner on this host had not shipped when another host replaced it
 //! ```
 //!
@@ -26,7 +26,7 @@ use super::counted::Requests;
 use super::keys;
 use super::records;
 use super::segments::{Inner, ObjectSegments, io_error, term_path};
-use super::service::ServiceError;
+use super::service::{Condition, ServiceError};
 use crate::fault::{self, Fault};
 use crate::local::layout;
 use crate::{Recovered, SegmentKey, SegmentSet, ShipError, Shipping, Trouble};
@@ -35,7 +35,17 @@ use crate::{Recovered, SegmentKey, SegmentSet, ShipError, Shipping, Trouble};
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 /// Bytes of a file that says which terms files belong to.
-const TERMS_BYTES: usize = 16;
+const TERMS_BYTES: usize = 24;
+
+/// Which terms the files of this host belong to.
+struct Terms {
+    /// The term of the owner whose files they are.
+    held: u64,
+    /// The next one that was begun here.
+    next: u64,
+    /// The owners since this host has held a term without a break give data segments no number below this one.
+    made_from: u32,
+}
 
 fn own_set(image: ImageId) -> SegmentSet {
     SegmentSet { author: image, copies: 0 }
@@ -50,8 +60,8 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 impl Inner {
-    /// The term of the owner whose files lie on this host, and the next one that was begun here.
-    fn terms(&self, image: ImageId) -> io::Result<Option<(u64, u64)>> {
+    /// Which terms the files of this host belong to, where that is known.
+    fn terms(&self, image: ImageId) -> io::Result<Option<Terms>> {
         let path = term_path(&self.host.path, image);
         let file = match self.host.disk.open(&path, false) {
             Err(error) if is_absent(&error) => return Ok(None),
@@ -66,16 +76,29 @@ impl Inner {
             part.copy_from_slice(&bytes[at..at + 8]);
             u64::from_le_bytes(part)
         };
-        Ok(Some((number(0), number(8))))
+        let made_from = u32::try_from(number(16)).unwrap_or(u32::MAX);
+        Ok(Some(Terms { held: number(0), next: number(8), made_from }))
     }
 
-    fn set_terms(&self, image: ImageId, held: u64, next: u64) -> io::Result<()> {
+    fn set_terms(&self, image: ImageId, terms: &Terms) -> io::Result<()> {
         let path = term_path(&self.host.path, image);
         self.make_directory(path.parent().unwrap_or(&self.host.path))?;
-        let mut bytes = held.to_le_bytes().to_vec();
-        bytes.extend(next.to_le_bytes());
+        let numbers = [terms.held, terms.next, u64::from(terms.made_from)];
+        let bytes: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
         let host = &self.host;
         replace(&*host.disk, &path, host.random.number(), FILE_MODE, &bytes)
+    }
+
+    /// The terms of the files of this host, where these are the files of this owner.
+    fn terms_of(&self, image: ImageId, owner: &OwnerRecord) -> io::Result<Option<Terms>> {
+        if owner.host != self.host.number {
+            return Ok(None);
+        }
+        let belong = |terms: &Terms| {
+            let is_its = terms.held == owner.term || terms.next == owner.term;
+            is_its || fault::is(Fault::RestReplayed)
+        };
+        Ok(self.terms(image)?.filter(belong))
     }
 
     fn make_directory(&self, path: &Path) -> io::Result<()> {
@@ -181,24 +204,29 @@ impl Shipping for ObjectSegments {
         before: Option<&OwnerRecord>,
         term: u64,
         first_sequence: u32,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Option<u32>> {
         let inner = &self.0;
-        let held = before.map_or(0, |owner| owner.term);
-        // Terms begin at 1.
-        let here = before.is_some_and(|owner| owner.host == inner.host.number);
-        let valid = here && inner.terms(image)?.is_some_and(|(a, b)| a == held || b == held);
-        if !valid {
+        let held = before.map(|owner| inner.terms_of(image, owner)).transpose()?.flatten();
+        if held.is_none() {
             inner.put_aside(image, term)?;
         }
-        // Until the log is recovered, nothing here is valid.
-        let (held, next) = if valid { (held, term) } else { (0, 0) };
-        inner.set_terms(image, held, next)?;
+        let made_from = held.as_ref().map(|terms| terms.made_from);
+        let terms = match (before, held) {
+            (Some(owner), Some(terms)) => Terms { held: owner.term, next: term, ..terms },
+            // Until the log is recovered, nothing here is valid. Terms begin at 1.
+            _ => Terms { held: 0, next: 0, made_from: 0 },
+        };
+        inner.set_terms(image, &terms)?;
         inner.own(image, Some(first_sequence));
-        Ok(valid)
+        Ok(made_from)
     }
 
-    fn hold_term(&self, image: ImageId, term: u64) -> io::Result<()> {
-        self.0.set_terms(image, term, term)
+    fn hold_term(&self, image: ImageId, term: u64, made_from: u32) -> io::Result<()> {
+        self.0.set_terms(image, &Terms { held: term, next: term, made_from })
+    }
+
+    fn holds(&self, image: ImageId, owner: &OwnerRecord) -> io::Result<bool> {
+        Ok(self.0.terms_of(image, owner)?.is_some())
     }
 
     fn end_term(&self, image: ImageId) {
@@ -259,11 +287,20 @@ impl Shipping for ObjectSegments {
         let object = keys::log_part(image, part.number);
         let shown = self.0.service.show(&object);
         let bytes = encode_message(FrameKind::ShippedLog, part);
+        if fault::is(Fault::PartUnsettled)
+            && let Ok(_) | Err(ServiceError::Unknown(_)) =
+                self.0.service.storing.service().put(&object, &bytes, &Condition::Absent)
+        {
+            return Ok(());
+        }
         let stored = self.0.create_object(&object, &bytes);
         match stored.map_err(|error| ShipError::Io(io_error(&shown, error)))? {
             None => Ok(()),
             Some(found) => {
                 let found = self.0.decode(image, part.number, &found)?;
+                if found.term > part.term && fault::is(Fault::FenceIgnored) {
+                    return Ok(());
+                }
                 if found.term > part.term {
                     return Err(ShipError::Fenced);
                 }
@@ -293,8 +330,8 @@ impl Shipping for ObjectSegments {
         })
     }
 
-    fn forget_log(&self, image: ImageId, parts: &mut dyn Iterator<Item = u64>) {
-        self.0.forget_uploaded(image);
+    fn forget_log(&self, image: ImageId, log_from: u32, parts: &mut dyn Iterator<Item = u64>) {
+        self.0.forget_uploaded(image, log_from);
         for number in with_fences(parts) {
             let object = keys::log_part(image, number);
             if let Err(error) = self.0.service.tidying.remove(&object) {

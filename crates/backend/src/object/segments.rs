@@ -7,7 +7,7 @@
 //! An owner that was replaced may still upload a segment that its successor has recovered from the log and
 //! uploads too. Both begin with the same bytes, which are all that a root of the successor names.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -22,9 +22,10 @@ use marcot_store::{Clock, Disk, DiskFile, Random};
 use super::cache::{CachedObject, RangeCache, RangeSource};
 use super::keys;
 use super::retry::{Patience, Retry};
-use super::service::{ObjectService, ServiceError};
+use super::service::{Condition, ObjectService, ServiceError};
 use super::settled::{CreateError, Settled};
 use super::tally::Tally;
+use crate::fault::{self, Fault};
 use crate::{SegmentKey, SegmentSet, Segments, Shipping};
 
 /// The directory of this host for a pool in a bucket.
@@ -207,6 +208,15 @@ impl Inner {
         let bytes = self.staged_bytes(key)?;
         let object = keys::segment(key);
         let shown = self.service.show(&object);
+        if fault::is(Fault::UploadReplaces) {
+            let service = self.service.storing.service();
+            while let Err(error) = service.put(&object, &bytes, &Condition::None) {
+                if !matches!(error, ServiceError::Unknown(_)) {
+                    return Err(io_error(&shown, error));
+                }
+            }
+            return Ok(());
+        }
         match self.create_object(&object, &bytes).map_err(|error| io_error(&shown, error))? {
             // An owner before has stored it, with all that was recovered from its log, and perhaps more.
             Some(found) if holds(&found, &bytes) => Ok(()),
@@ -247,15 +257,20 @@ impl Inner {
         keys.into_iter().try_for_each(|key| self.seal_one(key))
     }
 
-    /// A head names only segments of this image that were uploaded: they need not lie on this host any more.
-    pub(super) fn forget_uploaded(self: &Arc<Self>, image: ImageId) {
+    /// A head names only segments of this image that were uploaded: they need not lie on this host any more. The log
+    /// behind that head stays, from this number on. Some of it may be uploaded already, for a head that is not durable yet.
+    pub(super) fn forget_uploaded(self: &Arc<Self>, image: ImageId, log_from: u32) {
         let mut state = self.state();
         if let Some(log_from) = state.owned.get_mut(&image) {
             *log_from = None;
         }
-        let mine: Vec<SegmentKey> =
-            state.uploaded.iter().copied().filter(|key| key.set.author == image).collect();
+        let is_covered = |key: &SegmentKey| {
+            let is_log = key.kind == SegmentKind::Data && key.sequence >= log_from;
+            key.set.author == image && !is_log
+        };
+        let mut mine: Vec<SegmentKey> = state.uploaded.iter().copied().filter(is_covered).collect();
         drop(state);
+        mine.sort_unstable();
         for key in mine {
             // What was written last is likely to be read.
             if let (Some(cached), Ok(bytes)) = (self.cached(key, None), self.staged_bytes(key)) {
@@ -332,6 +347,13 @@ impl Segments for ObjectSegments {
         }
     }
 
+    fn open_log(&self, key: SegmentKey) -> io::Result<Arc<dyn DiskFile>> {
+        match self.0.owns(key.set.author) || fault::is(Fault::UploadReplayed) {
+            true => self.open(key, false),
+            false => self.0.host.segments.open(key, false),
+        }
+    }
+
     fn settle(&self, key: SegmentKey) -> io::Result<()> {
         match self.0.host.segments.settle(key) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -383,7 +405,7 @@ impl Segments for ObjectSegments {
     }
 
     fn sets(&self) -> io::Result<Vec<SegmentSet>> {
-        let mut sets: HashSet<SegmentSet> = self.0.host.segments.sets()?.into_iter().collect();
+        let mut sets: BTreeSet<SegmentSet> = self.0.host.segments.sets()?.into_iter().collect();
         self.0.list_objects(keys::segments(), |object, _| {
             sets.extend(keys::parse_segment(object).map(|key| key.set));
         })?;

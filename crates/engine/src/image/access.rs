@@ -49,6 +49,7 @@ impl Image {
             return Ok(());
         }
         self.check_owner()?;
+        self.store_replayed()?;
         self.sync_log()
     }
 }
@@ -95,6 +96,7 @@ impl BlockDevice for Image {
             return Ok(None);
         }
         self.check_owner()?;
+        self.store_replayed()?;
         self.journal.flush(&mut self.in_flight)
     }
 

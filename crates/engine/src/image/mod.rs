@@ -102,6 +102,8 @@ pub struct Image {
     poisoned: bool,
     /// The previous owner may not have closed the image, and may have left segments that no root names.
     unclean: bool,
+    /// What was replayed lies on this host, and may not have been stored where other hosts find it.
+    replayed_here: bool,
 }
 
 impl Image {
@@ -152,8 +154,8 @@ impl Image {
             Some((head, tenure)) => (head, Some(tenure)),
             None => (head, None),
         };
+        let began_here = tenure.as_ref().is_none_or(|tenure| tenure.has_begun_here(&head));
         let mut image = Self::assemble(pool, id, head, Mode::Owner { _lock: lock }, None)?;
-        let began_here = tenure.as_ref().is_none_or(|tenure| tenure.is_here);
         image.replay(damaged_log, began_here)?;
         if let Some(tenure) = tenure {
             image.begin_tenure(tenure, &given);
@@ -174,8 +176,13 @@ impl Image {
         loop {
             let head = pool.read_head(id)?;
             let version = head.version;
-            let opened = Self::assemble(pool, id, head, mode, None)
-                .and_then(|mut image| image.replay(damaged_log, is_local).map(|()| image));
+            let is_log_here = tenure::is_log_here(pool, id, &head)?;
+            let opened = Self::assemble(pool, id, head, mode, None).and_then(|mut image| {
+                if is_log_here {
+                    image.replay(damaged_log, is_local)?;
+                }
+                Ok(image)
+            });
             // Without the lock, the owner may have removed segments that this head needs.
             let moved = !locked && pool.read_head(id).is_ok_and(|head| head.version != version);
             attempts += 1;
@@ -237,6 +244,7 @@ impl Image {
             room: Room::default(),
             poisoned: false,
             unclean: false,
+            replayed_here: false,
         })
     }
 

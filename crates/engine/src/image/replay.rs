@@ -290,7 +290,7 @@ impl Image {
         if sequence.saturating_sub(first) > LOG_SEGMENTS_MAX {
             return Ok(None);
         }
-        let file = match self.identity.pool.files().open_as_it_is(name, false) {
+        let file = match self.identity.pool.files().open_log(name) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             file => file?,
         };

@@ -34,7 +34,25 @@ pub(super) struct Tenure {
     term: u64,
     recovered: Recovered,
     /// The log of the owner before lies on this host.
-    pub is_here: bool,
+    is_here: bool,
+    /// So it began on this host, if it begins at this data segment or a later one.
+    made_from: u32,
+}
+
+impl Tenure {
+    /// True where the log that the head names began on this host, so that its first segment must be here.
+    pub(super) fn has_begun_here(&self, head: &HeadRecord) -> bool {
+        self.is_here && head.log.unwrap_or_default().sequence >= self.made_from
+    }
+}
+
+/// True where what this host has of the log is the log of the owner in the head. Otherwise it may be that of an owner
+/// that was replaced. A reader sees the last checkpoint then.
+pub(super) fn is_log_here(pool: &Pool, image: ImageId, head: &HeadRecord) -> Result<bool> {
+    let Some(shipping) = pool.segments().shipping() else { return Ok(true) };
+    let Some(owner) = head.owner.as_ref().filter(|owner| !owner.closed) else { return Ok(false) };
+    let held = shipping.holds(image, owner);
+    held.at(|| format!("cannot see what this host has of {}", pool.image_label(head)))
 }
 
 /// The numbers that an owner may give, once a head with these marks is durable.
@@ -69,7 +87,8 @@ pub(super) fn claim(
     let term = before.map_or(0, |owner| owner.term) + 1;
     let first_sequence = head.log.unwrap_or_default().sequence;
     let began = shipping.begin_term(image, before, term, first_sequence);
-    let is_here = began.at(|| format!("cannot prepare this host to own {}", label()))?;
+    let made_here = began.at(|| format!("cannot prepare this host to own {}", label()))?;
+    let is_here = made_here.is_some();
     let marks = head.marks.unwrap_or_default();
     let given = highest(&marks, &head.reserved.unwrap_or_default());
     let mut next = head.clone();
@@ -102,11 +121,12 @@ pub(super) fn claim(
             }
         }
     };
+    let made_from = made_here.unwrap_or(given.data);
     if !is_here {
-        let held = shipping.hold_term(image, term);
+        let held = shipping.hold_term(image, term, made_from);
         held.at(|| format!("cannot prepare this host to own {}", label()))?;
     }
-    Ok(Some((next, Tenure { term, recovered, is_here })))
+    Ok(Some((next, Tenure { term, recovered, is_here, made_from })))
 }
 
 /// Fails where the head says that another host has the image open.
@@ -133,7 +153,8 @@ fn owned_elsewhere(label: &str, owner: &OwnerRecord) -> String {
 impl Image {
     /// Takes up the tenure: from now on the log is shipped. The log of the owner before has been replayed.
     pub(super) fn begin_tenure(&mut self, tenure: Tenure, given: &SegmentMarks) {
-        let Tenure { term, recovered, .. } = tenure;
+        let Tenure { term, recovered, is_here, .. } = tenure;
+        self.replayed_here = is_here && self.state.changed;
         if let Some(shipping) = self.identity.pool.segments().shipping() {
             let shipped =
                 Shipped::new(shipping, self.identity.id, &self.identity.label, term, recovered);
@@ -148,6 +169,21 @@ impl Image {
             }
         }
         self.note_reserved();
+    }
+
+    /// Before a flush: where it has to reach other hosts, so has what a process that was killed had written on this
+    /// one. No part of the log that is shipped from now on contains it, but the first checkpoint does.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub(super) fn store_replayed(&mut self) -> Result<()> {
+        // Where the log has begun again, that was with a checkpoint.
+        let due = self.replayed_here && self.journal.ships_flushes() && !self.journal.is_open();
+        if due && self.state.changed && !fault::is(Fault::ReplayedNotStored) {
+            self.after_making_room(Self::checkpoint)?;
+        }
+        self.replayed_here = false;
+        Ok(())
     }
 
     /// The durable head has changed: its owner may give the numbers that it reserves.
@@ -194,7 +230,8 @@ impl Image {
         // The next head names copies in these, although their numbers are not below its `open_from`.
         let Some(shipping) = self.identity.pool.segments().shipping() else { return Ok(()) };
         let id = self.identity.id;
-        let mut copied_to = self.journal.copied_to();
+        let mut copied_to =
+            self.journal.copied_to().filter(|_| !fault::is(Fault::CopiesNotUploaded));
         let uploaded = copied_to.try_for_each(|name| shipping.seal_data(id, name.sequence));
         uploaded.at(|| format!("cannot upload copies of {}", self.identity.label))
     }

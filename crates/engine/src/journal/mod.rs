@@ -834,7 +834,8 @@ impl Journal {
         Ok(())
     }
 
-    fn ships_flushes(&self) -> bool {
+    /// True where a flush has to ship the log.
+    pub(crate) fn ships_flushes(&self) -> bool {
         self.shipped.as_ref().is_some_and(Shipped::ships_flushes)
     }
 

@@ -7,6 +7,8 @@
 //! Invariants:
 //! - The parts together are a prefix of the log behind the head's position.
 //! - A part is shipped only after the part before was stored.
+//! - The header of a segment is shipped together with its first group. So a head whose log begins at that group does not
+//!   leave the header in a part that is not needed any more.
 //! - A flush ends after everything was stored that had been appended when it was asked for.
 
 use std::collections::VecDeque;
@@ -20,6 +22,7 @@ use marcot_format::{BLOCK_BYTES, ImageId};
 use marcot_store::{DiskFile, Running, Workers};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::fault::{self, Fault};
 
 /// Longest part of a log, in bytes, without its frame.
 const PART_BYTES_MAX: u64 = 8 << 20;
@@ -68,6 +71,13 @@ pub(super) struct OpenEnd<'a> {
     pub group: u64,
 }
 
+impl OpenEnd<'_> {
+    /// True where something lies behind the header.
+    fn has_groups(&self) -> bool {
+        self.slot > 1
+    }
+}
+
 /// See the module.
 pub(crate) struct Shipped {
     shipping: Arc<dyn Shipping>,
@@ -93,6 +103,8 @@ pub(crate) struct Shipped {
     stored_below: u64,
     /// Parts with numbers below this one may be removed.
     forget_below: u64,
+    /// The first data segment of the log in a durable head.
+    log_from: u32,
     /// A worker that removes parts.
     forgetting: Option<Box<dyn Running>>,
     failed: Option<Error>,
@@ -126,6 +138,7 @@ impl Shipped {
             asked: VecDeque::new(),
             stored_below: 0,
             forget_below: 0,
+            log_from: 0,
             forgetting: None,
             failed: None,
         }
@@ -170,7 +183,7 @@ impl Shipped {
     /// A head is durable whose log begins at this segment and part: what was before is not needed any more.
     pub(super) fn covered(&mut self, sequence: u32, part: u64, workers: &dyn Workers) {
         self.closed.retain(|closed| closed.sequence >= sequence);
-        self.forget_below = part;
+        (self.forget_below, self.log_from) = (part, sequence);
         self.forget(workers);
     }
 
@@ -181,9 +194,9 @@ impl Shipped {
         let (gone, left) =
             std::mem::take(&mut parts.stored).into_iter().partition::<Vec<_>, _>(|n| *n < below);
         parts.stored = left;
-        let (shipping, image) = (Arc::clone(&self.shipping), self.image);
+        let (shipping, image, log_from) = (Arc::clone(&self.shipping), self.image, self.log_from);
         let forgetting = workers.start(Box::new(move || {
-            shipping.forget_log(image, &mut gone.into_iter());
+            shipping.forget_log(image, log_from, &mut gone.into_iter());
         }));
         if let Some(before) = self.forgetting.replace(forgetting) {
             before.wait();
@@ -201,7 +214,9 @@ impl Shipped {
         now: Duration,
     ) -> Result<Option<u64>> {
         self.check()?;
-        let left = open.is_some_and(|open| self.open_from < u64::from(open.slot) * BLOCK_BYTES);
+        let left = open.is_some_and(|open| {
+            open.has_groups() && self.open_from < u64::from(open.slot) * BLOCK_BYTES
+        });
         if self.shipment.is_none() && self.closed.is_empty() && !left {
             return Ok(None);
         }
@@ -220,7 +235,8 @@ impl Shipped {
         let Some(mut parts) = self.parts.take() else { return };
         let mut stretches = std::mem::take(&mut self.closed);
         let mut groups = self.stored_below;
-        if let Some(OpenEnd { sequence, file, slot, group }) = open {
+        if let Some(OpenEnd { sequence, file, slot, group }) = open.filter(|open| open.has_groups())
+        {
             let bytes = self.open_from..u64::from(*slot) * BLOCK_BYTES;
             self.open_from = bytes.end;
             let (sequence, file) = (*sequence, Arc::clone(file));
@@ -270,6 +286,9 @@ impl Shipped {
             Ok(()) => {
                 self.flushed_below = flushes;
                 self.stored_below = groups;
+                if fault::is(Fault::LogForgottenEarly) {
+                    self.forget_below = self.next;
+                }
                 self.forget(workers);
             }
             Err(error) => self.failed = Some(error),

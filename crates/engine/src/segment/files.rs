@@ -247,6 +247,15 @@ impl Files {
         file.at(|| format!("cannot open segment {}", self.show(name)))
     }
 
+    /// As [`Self::open_as_it_is`], to replay the log in a segment.
+    ///
+    /// # Errors
+    /// As [`Self::open_as_it_is`].
+    pub(crate) fn open_log(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
+        let file = self.place(name.pool)?.backend.segments.open_log(name.key());
+        file.at(|| format!("cannot open segment {}", self.show(name)))
+    }
+
     /// Bytes that a segment takes on the medium; 0 for one that is gone.
     pub(crate) fn allocated_bytes(&self, name: SegmentName) -> u64 {
         let file = self.open_as_it_is(name, false).ok();

@@ -141,7 +141,13 @@ impl Disk for SimDisk {
         let mut state = self.enter(&Call { other: to, ..change("rename", from) })?;
         let ((parent, old), (into, new)) = (state.find_parent(from)?, state.find_parent(to)?);
         if parent != into {
-            return Err(io::ErrorKind::CrossesDevices.into());
+            let node = *state.directory(parent)?.live.get(&old).ok_or(io::ErrorKind::NotFound)?;
+            // As journaling file systems do it. Here it is durable at once.
+            state.directory_mut(into)?.change(Entry::Link(new, node));
+            state.directory_mut(into)?.sync();
+            state.directory_mut(parent)?.change(Entry::Unlink(old));
+            state.directory_mut(parent)?.sync();
+            return Ok(());
         }
         let directory = state.directory_mut(parent)?;
         let node = *directory.live.get(&old).ok_or(io::ErrorKind::NotFound)?;

@@ -6,9 +6,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marcot::{CloneOptions, CreateOptions, ErrorKind, Namespace, Pool, SnapId, Store};
+use marcot::{CloneOptions, CreateOptions, ErrorKind, Namespace, Pool, Store};
 
 use super::Machines;
+use super::family::check_parent;
 use super::session::{collect_and_check, read_all};
 use crate::model::{self, Bytes};
 use crate::rules::{Rule, Violation, violation};
@@ -211,22 +212,7 @@ impl Stage {
                     violation(Rule::I1, format!("{name}@{} has another content", snap.name))?;
                 }
             }
-            let Some(parent) = info.parent else { continue };
-            let known = pool.info(parent.image_id).map_err(failed("the parent of"))?;
-            let Some(snap) = known.snapshots.iter().find(|snap| snap.id == parent.snap_id) else {
-                return violation(Rule::I7, format!("the parent of {name} is gone"));
-            };
-            if parent.clone_format == 1 && !snap.protected {
-                violation(Rule::I7, format!("the parent of {name} is not protected"))?;
-            }
-            let children = store.children(&pool, parent.image_id, None);
-            let children = children.map_err(failed("the parent's children of"))?;
-            let is_it = |snap: SnapId| {
-                children.iter().any(|child| child.image_id == *id && child.snap_id == snap)
-            };
-            if !is_it(parent.snap_id) {
-                violation(Rule::I7, format!("{name} is not among the children of its parent"))?;
-            }
+            check_parent(&store, &pool, name, *id)?;
         }
         Ok(())
     }

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use marcot::World;
 use marcot_backend::local::LocalHome;
+use marcot_backend::object::cache::RangeCache;
 use marcot_backend::object::envelope::Objects;
 use marcot_backend::object::leases;
 use marcot_backend::object::records::ObjectRecords;
-use marcot_backend::object::segments::{HostDirectory, ObjectSegments};
+use marcot_backend::object::segments::{HostDirectory, ObjectSegments, PoolCache};
 use marcot_backend::object::{Policy, Retry, Settled};
 use marcot_backend::{At, Backend, Home, Key, Leftover, Opened, Part, ReadableBy};
 use marcot_format::PoolId;
@@ -22,6 +23,9 @@ use crate::service::Service;
 
 /// Limit on the length of a pool's record.
 const POOL_RECORD_BYTES_MAX: u64 = 1 << 16;
+
+/// Directory of a machine's cache.
+const CACHE: &str = "/cache";
 
 /// How long a machine waits for the service. No outage is longer.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -56,6 +60,8 @@ pub(super) struct SimHome {
     /// The number of the machine's disk. One that is replaced has another one.
     pub number: u64,
     pub ships_flushes: bool,
+    /// Ranges of objects are kept on the machine's disk.
+    pub caches: bool,
 }
 
 impl SimHome {
@@ -68,10 +74,11 @@ impl SimHome {
         let objects = Objects::new(Settled::new(way.clone(), retry), random.clone());
         // The engine gives pools other numbers. Here any will do that all machines agree on.
         let number = PoolId(u64::from(marcot_format::crc32c(name.as_bytes())));
-        let records = ObjectRecords::new(Arc::new(objects), number, 0);
         let (disk, path) =
             (Arc::clone(&self.world.disk), Path::new(STORE).join("pools").join(name));
-        let leases = leases::HostDirectory::new(disk.clone(), &path).leases(random.clone());
+        let beside = leases::HostDirectory::new(disk.clone(), &path);
+        let leases = beside.leases(random.clone());
+        let records = ObjectRecords::new(Arc::new(objects), number, 0).beside(beside);
         let directory = HostDirectory {
             disk,
             path,
@@ -81,7 +88,10 @@ impl SimHome {
             number: self.number,
             host_name: format!("m{}", self.machine),
         };
-        let segments = ObjectSegments::new(way, directory, self.ships_flushes, None);
+        let open_cache = || RangeCache::open(&self.world, PathBuf::from(CACHE), 0).ok();
+        let cache = self.caches.then(open_cache).flatten();
+        let cache = cache.map(|cache| PoolCache { pool: number, cache });
+        let segments = ObjectSegments::new(way, directory, self.ships_flushes, cache);
         let (records, segments) = (Arc::new(records), Arc::new(segments));
         Backend { records, segments, leases, shared: None }
     }

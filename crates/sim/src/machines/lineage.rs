@@ -12,16 +12,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::model::Bytes;
 use crate::rules::{Rule, Violation, violation};
 
+/// A machine with its disk. A machine whose disk is replaced is another host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Host {
+    /// The machine.
+    pub machine: usize,
+    /// The number of its disk.
+    pub disk: u64,
+}
+
 /// The time of one owner.
 #[derive(Debug, Default)]
 struct Reign {
-    machine: usize,
+    host: Host,
     states: Vec<Bytes>,
     /// States after changes that have failed, with the number of the state before. They may be found, and are
     /// promised to nobody.
     failed: Vec<(usize, Bytes)>,
     /// The last state that was promised to survive everything.
     promised: usize,
+    /// The last state that was promised to survive while the host lives and no other one takes the image over.
+    promised_here: usize,
+    /// Another host has begun to take the image over.
+    is_disturbed: bool,
     /// The state that the next owner has found.
     found_by_next: Option<usize>,
 }
@@ -29,9 +42,29 @@ struct Reign {
 impl Reign {
     /// True for a content that the image had and that counts.
     fn has_in_past(&self, content: &Bytes) -> bool {
-        let end = self.found_by_next.map_or(self.states.len(), |found| found + 1);
+        self.has_up_to(self.found_by_next, content)
+    }
+
+    /// As [`Self::has_in_past`], where the next owner has found this state.
+    fn has_up_to(&self, found_by_next: Option<usize>, content: &Bytes) -> bool {
+        let end = found_by_next.map_or(self.states.len(), |found| found + 1);
         let failed = |failed: &(usize, Bytes)| failed.0 < end && failed.1 == *content;
         self.states[..end].contains(content) || self.failed.iter().any(failed)
+    }
+
+    /// The last state with this content, or the state before a failed change with this content.
+    fn find(&self, content: &Bytes) -> Option<usize> {
+        let found = self.states.iter().rposition(|state| state == content);
+        let failed = || self.failed.iter().find(|failed| failed.1 == *content).map(|f| f.0);
+        found.or_else(failed)
+    }
+
+    /// What an owner on this host must find.
+    fn promised_to(&self, host: Host) -> usize {
+        match self.host == host && !self.is_disturbed {
+            true => self.promised.max(self.promised_here),
+            false => self.promised,
+        }
     }
 }
 
@@ -52,11 +85,73 @@ struct State {
     /// The last owner that was not replaced when it began.
     current: usize,
     snapshots: Vec<Snapshot>,
+    /// Removals of the image that have begun and were not refused. Its fences go with it, so an owner that was replaced
+    /// may go on to promise what nobody will look for.
+    removals: u64,
+    /// Hosts that have begun to become the owner. One that has failed may still be named by the head later.
+    claims: Vec<Host>,
+}
+
+impl State {
+    fn claim_ended(&mut self, host: Host) {
+        if let Some(at) = self.claims.iter().position(|claimed| *claimed == host) {
+            self.claims.swap_remove(at);
+        }
+    }
+
+    /// The reign of the owner that comes after the current one.
+    fn follow(&mut self, host: Host, content: Bytes) -> Result<Reign, Violation> {
+        let before = &mut self.reigns[self.current];
+        let (found, promised) = (before.find(&content), before.promised_to(host));
+        let Some(found) = found.filter(|found| *found >= promised) else {
+            let message = format!(
+                "machine {} finds state {found:?} of machine {}, whose last is {}, and which has \
+                 promised {promised}",
+                host.machine,
+                before.host.machine,
+                before.states.len() - 1
+            );
+            return violation(Rule::I1, message);
+        };
+        before.found_by_next = Some(found);
+        let is_disturbed = self.claims.iter().any(|claimed| *claimed != host);
+        // What an owner replays on the host of the owner before may lie there only. So its own successor may find what
+        // that one had promised last.
+        let first = if before.host == host { before.promised } else { found };
+        let mut states = before.states[first..=found].to_vec();
+        if states.last() != Some(&content) {
+            states.push(content);
+        }
+        let promised_here = states.len() - 1;
+        Ok(Reign { host, states, promised_here, is_disturbed, ..Reign::default() })
+    }
+
+    /// The reign of an owner that was replaced already.
+    fn come_late(&self, host: Host, content: Bytes) -> Result<Reign, Violation> {
+        let mut states = vec![Arc::clone(&content)];
+        if !self.reigns.iter().any(|reign| reign.has_in_past(&content)) {
+            if self.reigns.iter().all(|reign| reign.find(&content).is_none()) {
+                let message = format!("machine {} finds what was never written", host.machine);
+                return violation(Rule::I1, message);
+            }
+            // It has replayed what nobody had promised, and what its successor does not have.
+            states.insert(0, Arc::clone(&self.reigns[self.current].states[0]));
+        }
+        Ok(Reign { host, states, found_by_next: Some(0), ..Reign::default() })
+    }
 }
 
 /// The history of an image. It is shared by all who work on the image.
 #[derive(Debug, Clone, Default)]
 pub struct Lineage(Arc<Mutex<State>>);
+
+/// What was known of an image when a reader began to look.
+#[derive(Debug)]
+pub struct Beginning {
+    /// The states that the next owners had found.
+    found: Vec<Option<usize>>,
+    snapshots: Vec<Snapshot>,
+}
 
 /// The number of a reign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,65 +164,47 @@ impl Lineage {
 
     /// Begins the history of a new image, with its first owner.
     #[must_use]
-    pub fn begin(machine: usize, content: Bytes) -> (Self, ReignId) {
-        let reign = Reign { machine, states: vec![content], ..Reign::default() };
+    pub fn begin(host: Host, content: Bytes) -> (Self, ReignId) {
+        let reign = Reign { host, states: vec![content], ..Reign::default() };
         let lineage = Self::default();
         lineage.state().reigns.push(reign);
         (lineage, ReignId(0))
     }
 
-    /// The number of owners so far. One who becomes the owner asks before it begins.
-    #[must_use]
-    pub fn reigns(&self) -> usize {
-        self.state().reigns.len()
+    /// A host begins to become the owner.
+    pub fn claim(&self, host: Host) {
+        let mut state = self.state();
+        let current = state.current;
+        let before = &mut state.reigns[current];
+        before.is_disturbed |= before.host != host;
+        state.claims.push(host);
     }
 
-    /// A new owner has found this content. There were `reigns` owners when it began. If it was replaced before it
-    /// has finished to look, it finds a content of the past. Then it can promise nothing.
+    /// A host does not become the owner after all: it was refused.
+    pub fn claim_refused(&self, host: Host) {
+        self.state().claim_ended(host);
+    }
+
+    /// A new owner has found this content. `is_named`: the head names it. Otherwise it was replaced before it has
+    /// finished to look, and can promise nothing.
     ///
     /// # Errors
     /// I1 where something is missing that was promised, or where it was never the content.
     pub fn succeed(
         &self,
-        machine: usize,
-        reigns: usize,
+        host: Host,
+        is_named: bool,
         content: Bytes,
     ) -> Result<ReignId, Violation> {
         let mut state = self.state();
-        let is_late = state.reigns.len() > reigns;
-        let is_past = is_late && state.reigns.iter().any(|reign| reign.has_in_past(&content));
-        // Who is late began as the successor of an earlier owner.
-        let beyond = state.reigns[..reigns].last().is_some_and(|r| r.states.contains(&content));
-        let mut states = vec![Arc::clone(&content)];
-        let current = state.current;
-        let before = &mut state.reigns[current];
-        let found = before.states.iter().rposition(|state| *state == content);
-        let after_failed = || before.failed.iter().find(|failed| failed.1 == content).map(|f| f.0);
-        let found = found.or_else(after_failed);
-        let mut found_by_next = None;
-        match found {
-            Some(at) if at >= before.promised => before.found_by_next = Some(at),
-            _ if is_past => found_by_next = Some(0),
-            // It has replayed what nobody had promised, and what its successor does not have.
-            _ if is_late && beyond => {
-                states.insert(0, Arc::clone(&before.states[0]));
-                found_by_next = Some(0);
-            }
-            _ => {
-                let (last, promised) = (before.states.len() - 1, before.promised);
-                let message = format!(
-                    "machine {machine} finds state {found:?} of machine {}, whose last is {last}, and \
-                     which has promised {promised}",
-                    before.machine
-                );
-                return violation(Rule::I1, message);
-            }
-        }
-        let reign = Reign { machine, states, found_by_next, ..Reign::default() };
+        state.claim_ended(host);
+        let reign = match is_named {
+            true => state.follow(host, content)?,
+            false => state.come_late(host, content)?,
+        };
         let id = state.reigns.len();
         state.reigns.push(reign);
-        // Who is replaced already is not the one whose state the next owner finds.
-        if found_by_next.is_none() {
+        if is_named {
             state.current = id;
         }
         Ok(ReignId(id))
@@ -164,22 +241,42 @@ impl Lineage {
         self.state().reigns[reign.0].states.len() - 1
     }
 
+    /// A removal of the image begins.
+    pub fn removal_begins(&self) {
+        self.state().removals += 1;
+    }
+
+    /// A removal of the image was refused.
+    pub fn removal_refused(&self) {
+        self.state().removals -= 1;
+    }
+
     /// An owner promises that this state of its reign survives everything.
     ///
     /// # Errors
     /// I6 where the next owner has found an earlier one.
     pub fn promise(&self, reign: ReignId, at: usize, by: &str) -> Result<(), Violation> {
         let mut state = self.state();
+        if state.removals > 0 {
+            return Ok(());
+        }
         let reign = &mut state.reigns[reign.0];
         if let Some(found) = reign.found_by_next.filter(|found| *found < at) {
             let message = format!(
                 "machine {} has acknowledged {by} with state {at}, and its successor has found state {found}",
-                reign.machine
+                reign.host.machine
             );
             return violation(Rule::I6, message);
         }
         reign.promised = reign.promised.max(at);
         Ok(())
+    }
+
+    /// As [`Self::promise`], while the host lives and no other one takes the image over.
+    pub fn promise_here(&self, reign: ReignId, at: usize) {
+        let mut state = self.state();
+        let reign = &mut state.reigns[reign.0];
+        reign.promised_here = reign.promised_here.max(at);
     }
 
     /// An owner begins to take a snapshot.
@@ -216,13 +313,29 @@ impl Lineage {
         self.state().snapshots.iter().any(|snapshot| !snapshot.gone)
     }
 
-    /// Compares the content that a reader sees. It may be any state that was ever part of the image's past.
+    /// A reader begins to look.
+    #[must_use]
+    pub fn begin_to_look(&self) -> Beginning {
+        let state = self.state();
+        let found = state.reigns.iter().map(|reign| reign.found_by_next).collect();
+        Beginning { found, snapshots: state.snapshots.clone() }
+    }
+
+    /// Compares the content that a reader sees. It may be any state that was part of the image's past when the reader
+    /// began, or is by now.
     ///
     /// # Errors
     /// I6 where it is none of them.
-    pub fn compare_reader(&self, machine: usize, content: &Bytes) -> Result<(), Violation> {
+    pub fn compare_reader(
+        &self,
+        machine: usize,
+        began: &Beginning,
+        content: &Bytes,
+    ) -> Result<(), Violation> {
         let state = self.state();
-        if state.reigns.iter().any(|reign| reign.has_in_past(content)) {
+        let had = |(reign, found): (&Reign, &Option<usize>)| reign.has_up_to(*found, content);
+        let is_past = state.reigns.iter().zip(&began.found).any(had);
+        if is_past || state.reigns.iter().any(|reign| reign.has_in_past(content)) {
             return Ok(());
         }
         violation(
@@ -231,26 +344,31 @@ impl Lineage {
         )
     }
 
-    /// Compares the snapshots that were found, by name and content.
+    /// Compares the snapshots that a reader has found, by name and content.
     ///
     /// # Errors
     /// I1 where one is missing, has another content, or was never taken.
-    pub fn compare_snapshots(&self, found: &[(String, Bytes)]) -> Result<(), Violation> {
+    pub fn compare_snapshots(
+        &self,
+        began: &Beginning,
+        found: &[(String, Bytes)],
+    ) -> Result<(), Violation> {
         let state = self.state();
         for (name, bytes) in found {
-            let known = state.snapshots.iter().find(|snapshot| snapshot.name == *name);
-            match known {
-                Some(known) if known.gone => {
-                    violation(Rule::I1, format!("snapshot {name} is back after its removal"))?;
-                }
+            if began.snapshots.iter().any(|snapshot| snapshot.name == *name && snapshot.gone) {
+                violation(Rule::I1, format!("snapshot {name} is back after its removal"))?;
+            }
+            match state.snapshots.iter().find(|snapshot| snapshot.name == *name) {
                 Some(known) if known.bytes == *bytes => {}
                 Some(_) => violation(Rule::I1, format!("snapshot {name} has another content"))?,
                 None => violation(Rule::I1, format!("snapshot {name} was never taken"))?,
             }
         }
-        for snapshot in state.snapshots.iter().filter(|snapshot| snapshot.exists) {
-            if !found.iter().any(|(name, _)| *name == snapshot.name) {
-                violation(Rule::I1, format!("snapshot {} is missing", snapshot.name))?;
+        // One that was taken meanwhile may be missing, and one whose removal has begun meanwhile.
+        for (before, now) in began.snapshots.iter().zip(&state.snapshots) {
+            let has_existed = before.exists && now.exists;
+            if has_existed && !found.iter().any(|(name, _)| *name == now.name) {
+                violation(Rule::I1, format!("snapshot {} is missing", now.name))?;
             }
         }
         Ok(())
@@ -265,8 +383,12 @@ mod tests {
         Arc::new(vec![byte; 4])
     }
 
+    fn host(machine: usize) -> Host {
+        Host { machine, disk: machine as u64 }
+    }
+
     fn three_states() -> (Lineage, ReignId) {
-        let (lineage, first) = Lineage::begin(0, content(0));
+        let (lineage, first) = Lineage::begin(host(0), content(0));
         lineage.change(first, 0, &[1; 4]);
         lineage.change(first, 0, &[2; 4]);
         (lineage, first)
@@ -276,26 +398,51 @@ mod tests {
     fn a_successor_finds_a_state_that_contains_what_was_promised() {
         let (lineage, first) = three_states();
         lineage.promise(first, 1, "a flush").unwrap();
-        assert!(lineage.succeed(1, lineage.reigns(), content(0)).is_err());
-        assert!(lineage.succeed(1, lineage.reigns(), content(9)).is_err());
-        lineage.succeed(1, lineage.reigns(), content(1)).unwrap();
+        assert!(lineage.succeed(host(1), true, content(0)).is_err());
+        assert!(lineage.succeed(host(1), true, content(9)).is_err());
+        lineage.succeed(host(1), true, content(1)).unwrap();
         let (lineage, first) = three_states();
         lineage.promise(first, 1, "a flush").unwrap();
-        lineage.succeed(1, lineage.reigns(), content(2)).unwrap();
+        lineage.succeed(host(1), true, content(2)).unwrap();
     }
 
     #[test]
     fn what_an_owner_promises_after_it_was_replaced_must_be_what_its_successor_found() {
         let (lineage, first) = three_states();
-        let second = lineage.succeed(1, lineage.reigns(), content(1)).unwrap();
+        let before = lineage.begin_to_look();
+        let second = lineage.succeed(host(1), true, content(1)).unwrap();
+        lineage.compare_reader(2, &before, &content(2)).unwrap();
         lineage.promise(first, 1, "a flush").unwrap();
         assert!(lineage.promise(first, 2, "a flush").is_err());
         lineage.change(second, 0, &[3; 4]);
         lineage.promise(second, 1, "a flush").unwrap();
-        assert!(lineage.compare_reader(2, &content(2)).is_err());
+        let now = lineage.begin_to_look();
+        assert!(lineage.compare_reader(2, &now, &content(2)).is_err());
         for past in [0, 1, 3] {
-            lineage.compare_reader(2, &content(past)).unwrap();
+            lineage.compare_reader(2, &now, &content(past)).unwrap();
         }
+    }
+
+    #[test]
+    fn what_was_promised_on_a_host_is_there_unless_another_host_has_begun_to_take_the_image_over() {
+        let promised = || {
+            let (lineage, first) = three_states();
+            lineage.promise_here(first, 1);
+            lineage
+        };
+        assert!(promised().succeed(host(0), true, content(0)).is_err());
+        promised().succeed(host(0), true, content(1)).unwrap();
+        promised().succeed(host(1), true, content(0)).unwrap();
+        promised().succeed(Host { disk: 9, ..host(0) }, true, content(0)).unwrap();
+        let lineage = promised();
+        lineage.claim(host(1));
+        lineage.claim_refused(host(1));
+        assert!(lineage.succeed(host(0), true, content(0)).is_ok());
+        let lineage = promised();
+        lineage.claim(host(0));
+        assert!(lineage.succeed(host(0), true, content(0)).is_err());
+        lineage.claim(host(1));
+        lineage.succeed(host(0), true, content(0)).unwrap();
     }
 
     #[test]
@@ -304,26 +451,30 @@ mod tests {
         lineage.change(first, 0, &[3; 4]);
         lineage.change_failed(first);
         lineage.promise(first, lineage.last(first), "a flush").unwrap();
-        let second = lineage.succeed(1, lineage.reigns(), content(3)).unwrap();
+        let second = lineage.succeed(host(1), true, content(3)).unwrap();
         assert_eq!(lineage.content(second), content(3));
         let (lineage, first) = three_states();
         lineage.change(first, 0, &[3; 4]);
         lineage.change_failed(first);
-        lineage.succeed(1, lineage.reigns(), content(2)).unwrap();
+        lineage.succeed(host(1), true, content(2)).unwrap();
     }
 
     #[test]
     fn an_owner_that_was_replaced_before_it_has_looked_can_promise_nothing() {
         let (lineage, first) = three_states();
         lineage.promise(first, 2, "a flush").unwrap();
-        let second = lineage.succeed(1, lineage.reigns(), content(2)).unwrap();
+        let second = lineage.succeed(host(1), true, content(2)).unwrap();
         lineage.change(second, 0, &[3; 4]);
         lineage.promise(second, 1, "a flush").unwrap();
-        let late = lineage.succeed(2, 1, content(2)).unwrap();
+        let late = lineage.succeed(host(2), false, content(2)).unwrap();
         lineage.promise(late, 0, "a flush").unwrap();
         lineage.change(late, 0, &[4; 4]);
         assert!(lineage.promise(late, 1, "a flush").is_err());
-        lineage.succeed(3, lineage.reigns(), content(3)).unwrap();
+        lineage.succeed(host(3), true, content(3)).unwrap();
+    }
+
+    fn compare(lineage: &Lineage, found: &[(String, Bytes)]) -> Result<(), Violation> {
+        lineage.compare_snapshots(&lineage.begin_to_look(), found)
     }
 
     #[test]
@@ -331,16 +482,18 @@ mod tests {
         let (lineage, first) = three_states();
         let found = [("s".to_owned(), content(2))];
         lineage.begin_snapshot(first, "s");
-        lineage.compare_snapshots(&[]).unwrap();
-        lineage.compare_snapshots(&found).unwrap();
+        compare(&lineage, &[]).unwrap();
+        compare(&lineage, &found).unwrap();
+        let before = lineage.begin_to_look();
         lineage.snapshot_taken("s");
-        assert!(lineage.compare_snapshots(&[]).is_err());
-        assert!(lineage.compare_snapshots(&[("s".to_owned(), content(1))]).is_err());
-        assert!(lineage.compare_snapshots(&[("t".to_owned(), content(2))]).is_err());
+        lineage.compare_snapshots(&before, &[]).unwrap();
+        assert!(compare(&lineage, &[]).is_err());
+        assert!(compare(&lineage, &[("s".to_owned(), content(1))]).is_err());
+        assert!(compare(&lineage, &[("t".to_owned(), content(2))]).is_err());
         lineage.begin_removal("s");
-        lineage.compare_snapshots(&[]).unwrap();
-        lineage.compare_snapshots(&found).unwrap();
+        compare(&lineage, &[]).unwrap();
+        compare(&lineage, &found).unwrap();
         lineage.snapshot_removed("s");
-        assert!(lineage.compare_snapshots(&found).is_err());
+        assert!(compare(&lineage, &found).is_err());
     }
 }

@@ -10,16 +10,22 @@
 //! session   an owner of an image: the engine and the oracle
 //! stalls    an owner is stalled at every request, and others take its image over
 //! commands  a command is stalled at every request, and another one runs on another machine
+//! turmoil   random sequences on all machines at once
+//! user      what a machine does in them
+//! family    the images in them, and what must hold between parents and children
 //! ```
 
 pub mod commands;
+mod family;
 mod home;
 pub mod lineage;
 pub mod session;
 pub mod stalls;
+pub mod turmoil;
+mod user;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot::{ImageId, Pool, Store, World};
@@ -30,7 +36,7 @@ use marcot_backend::object::{Policy, Retry, Settled};
 use marcot_backend::{Key, Records};
 use marcot_format::PoolId;
 use marcot_format::frame::{FrameKind, decode_message};
-use marcot_format::record::HeadRecord;
+use marcot_format::record::{HeadRecord, ObjectRecord};
 
 use crate::clock::SharedClock;
 use crate::disk::{Machine, SimDisk};
@@ -39,6 +45,7 @@ use crate::rules::{LIMITS, Rule, STORE, Violation, violation};
 use crate::service::Service;
 use crate::workers::SimWorkers;
 use home::{Registry, SimHome};
+use lineage::Host;
 
 /// Machines' clocks differ by up to this much.
 const CLOCK_ERROR_S: u64 = 7200;
@@ -51,6 +58,7 @@ pub struct Machines {
     service: Arc<Service>,
     seed: u64,
     ships_flushes: bool,
+    caches: AtomicBool,
     /// The disk of each machine, and the number of the disk.
     disks: Vec<Mutex<(Arc<Machine>, u64)>>,
     registry: Arc<Registry>,
@@ -64,7 +72,13 @@ impl Machines {
         let disk = |number: u64| Mutex::new((Machine::new(seed ^ number, 1), number));
         let disks = (1..=count as u64).map(disk).collect();
         let (registry, lives) = (Arc::default(), AtomicU64::new(count as u64));
-        Arc::new(Self { service, seed, ships_flushes, disks, registry, lives })
+        let caches = AtomicBool::new(false);
+        Arc::new(Self { service, seed, ships_flushes, caches, disks, registry, lives })
+    }
+
+    /// From now on, machines keep ranges of objects in caches on their disks.
+    pub fn use_caches(&self) {
+        self.caches.store(true, Ordering::Relaxed);
     }
 
     /// The service.
@@ -79,8 +93,23 @@ impl Machines {
         Arc::clone(&self.disks[machine].lock().unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    fn disk_number(&self, machine: usize) -> u64 {
-        self.disks[machine].lock().unwrap_or_else(PoisonError::into_inner).1
+    /// A machine with the disk that it has now.
+    #[must_use]
+    pub fn host(&self, machine: usize) -> Host {
+        let disk = self.disks[machine].lock().unwrap_or_else(PoisonError::into_inner).1;
+        Host { machine, disk }
+    }
+
+    /// True where the head of an image names a host as the owner at this moment. Nothing is requested for that.
+    #[must_use]
+    pub fn names(&self, pool: &str, image: ImageId, host: Host) -> bool {
+        let head = || -> Option<HeadRecord> {
+            let bytes = self.service.bytes(&format!("{pool}/images/{image}/head"))?;
+            let (object, _): (ObjectRecord, _) = decode_message(FrameKind::Object, &bytes).ok()?;
+            Some(decode_message(FrameKind::Head, &object.body).ok()?.0)
+        };
+        let owner = head().and_then(|head| head.owner);
+        owner.is_some_and(|owner| owner.host == host.disk)
     }
 
     fn new_life(&self) -> u64 {
@@ -139,8 +168,9 @@ impl Machines {
             service: Arc::clone(&self.service),
             registry: Arc::clone(&self.registry),
             machine,
-            number: self.disk_number(machine),
+            number: self.host(machine).disk,
             ships_flushes: self.ships_flushes,
+            caches: self.caches.load(Ordering::Relaxed),
         };
         Store::open_home(world, Arc::new(home), Path::new(STORE), LIMITS)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use marcot::{CheckOptions, Housekeeping, Image, ImageId, Pool, Store};
+use marcot::{CheckOptions, ErrorKind, Housekeeping, Image, ImageId, Pool, Store};
 
 use super::Machines;
 use super::lineage::{Lineage, ReignId};
@@ -32,6 +32,12 @@ pub enum Act {
     Snapshot(u64),
     /// Removes a snapshot.
     RemoveSnapshot(u64),
+    /// Protects a snapshot.
+    Protect(u64),
+    /// Takes the protection of a snapshot back.
+    Unprotect(u64),
+    /// Makes the image independent of its parent.
+    Flatten,
     /// Compacts, and gives space back.
     Reclaim,
     /// Does background work.
@@ -106,10 +112,31 @@ impl Session {
         id: ImageId,
         lineage: &Lineage,
     ) -> Result<Self, Ended> {
-        let reigns = lineage.reigns();
-        let mut image = machines.pool(machine)?.take_over(id)?;
+        let pool = machines.pool(machine)?;
+        Self::open(machines, machine, lineage, id, || pool.take_over(id))
+    }
+
+    /// As [`Self::take_over`], with the engine's `open` of the image.
+    ///
+    /// # Errors
+    /// Those of the engine, and violations.
+    pub fn open(
+        machines: &Machines,
+        machine: usize,
+        lineage: &Lineage,
+        id: ImageId,
+        open: impl FnOnce() -> marcot::Result<Image>,
+    ) -> Result<Self, Ended> {
+        let host = machines.host(machine);
+        lineage.claim(host);
+        let mut image = open().inspect_err(|error| {
+            if matches!(error.kind(), ErrorKind::Busy | ErrorKind::Owned) {
+                lineage.claim_refused(host);
+            }
+        })?;
         let content = read_all(&mut image)?;
-        let reign = lineage.succeed(machine, reigns, content)?;
+        let is_named = machines.names(image.pool().name(), id, host);
+        let reign = lineage.succeed(host, is_named, content)?;
         Ok(Self::of(machines, image, lineage, reign))
     }
 
@@ -138,8 +165,9 @@ impl Session {
             }
             Act::Flush => {
                 self.image.flush()?;
-                if self.ships_flushes {
-                    self.lineage.promise(self.reign, last, "a flush")?;
+                match self.ships_flushes {
+                    true => self.lineage.promise(self.reign, last, "a flush")?,
+                    false => self.lineage.promise_here(self.reign, last),
                 }
             }
             Act::Checkpoint => {
@@ -158,6 +186,12 @@ impl Session {
                 self.lineage.begin_removal(&name);
                 self.image.remove_snapshot(&name, true)?;
                 self.lineage.snapshot_removed(&name);
+            }
+            Act::Protect(number) => self.image.protect(&format!("s{number}"))?,
+            Act::Unprotect(number) => self.image.unprotect(&format!("s{number}"))?,
+            Act::Flatten => {
+                self.image.flatten()?;
+                self.lineage.promise(self.reign, last, "a flatten")?;
             }
             Act::Reclaim => drop(self.image.reclaim()?),
             Act::Background => while self.image.background_step()? {},
@@ -181,14 +215,9 @@ impl Session {
         self.lineage.content(self.reign)
     }
 
-    /// Makes the image independent of its parent.
-    ///
-    /// # Errors
-    /// Those of the engine, and violations.
-    pub fn flatten(&mut self) -> Result<(), Ended> {
-        let last = self.lineage.last(self.reign);
-        self.image.flatten()?;
-        Ok(self.lineage.promise(self.reign, last, "a flatten")?)
+    /// The process is killed. What it has acknowledged stays, while the host lives.
+    pub fn was_killed(&self) {
+        self.lineage.promise_here(self.reign, self.lineage.last(self.reign));
     }
 
     /// Closes the image.
@@ -202,7 +231,23 @@ impl Session {
     }
 }
 
-/// Compares what a reader on a machine sees, and the image's snapshots.
+/// Compares what a reader sees, and the image's snapshots.
+///
+/// # Errors
+/// Those of the engine, and violations.
+pub fn look_at(pool: &Pool, machine: usize, id: ImageId, lineage: &Lineage) -> Result<(), Ended> {
+    let began = lineage.begin_to_look();
+    let content = read_all(&mut pool.open_read_only(id)?)?;
+    lineage.compare_reader(machine, &began, &content)?;
+    let mut found = Vec::new();
+    for snap in pool.info(id)?.snapshots.into_iter().filter(|snap| !snap.trashed) {
+        let bytes = read_all(&mut pool.open_snapshot(id, &snap.name)?)?;
+        found.push((snap.name, bytes));
+    }
+    Ok(lineage.compare_snapshots(&began, &found)?)
+}
+
+/// As [`look_at`], where nothing may go wrong.
 ///
 /// # Errors
 /// A violation.
@@ -212,18 +257,9 @@ pub fn look(
     id: ImageId,
     lineage: &Lineage,
 ) -> Result<(), Violation> {
-    let looked = || -> Result<(), Ended> {
-        let pool = machines.pool(machine)?;
-        let content = read_all(&mut pool.open_read_only(id)?)?;
-        lineage.compare_reader(machine, &content)?;
-        let mut found = Vec::new();
-        for snap in pool.info(id)?.snapshots.into_iter().filter(|snap| !snap.trashed) {
-            let bytes = read_all(&mut pool.open_snapshot(id, &snap.name)?)?;
-            found.push((snap.name, bytes));
-        }
-        Ok(lineage.compare_snapshots(&found)?)
-    };
-    looked().map_err(|ended| ended.must_not_be(&format!("a reader on machine {machine}")))
+    let pool = machines.pool(machine).map_err(Ended::from);
+    let looked = pool.and_then(|pool| look_at(&pool, machine, id, lineage));
+    looked.map_err(|ended| ended.must_not_be(&format!("a reader on machine {machine}")))
 }
 
 /// Collects a pool, and checks it.
@@ -231,13 +267,26 @@ pub fn look(
 /// # Errors
 /// A violation where that fails, or finds something.
 pub fn collect_and_check(store: &Store, pool: &Pool) -> Result<(), Violation> {
+    collect_and_check_except(store, pool, |_| false)
+}
+
+/// As [`collect_and_check`]; some messages are no violations.
+///
+/// # Errors
+/// A violation.
+pub fn collect_and_check_except(
+    store: &Store,
+    pool: &Pool,
+    is_accepted: impl Fn(&str) -> bool,
+) -> Result<(), Violation> {
     let failed = |what: &'static str, rule| {
         move |e: marcot::Error| Violation { rule, message: format!("{what}: {}", e.sentence()) }
     };
     store.gc(pool, &mut |_, _| {}).map_err(failed("gc", Rule::I5))?;
     let report = store.check(pool, &CheckOptions::default(), &mut |_, _| {});
     let report = report.map_err(failed("check", Rule::Check))?;
-    match report.findings.iter().find(|finding| finding.serious) {
+    let mut findings = report.findings.iter();
+    match findings.find(|finding| finding.serious && !is_accepted(&finding.message)) {
         Some(finding) => violation(Rule::Check, format!("{}: {}", finding.image, finding.message)),
         None => Ok(()),
     }

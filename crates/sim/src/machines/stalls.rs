@@ -58,11 +58,11 @@ pub struct Case {
     pub others_vanish: bool,
 }
 
-/// All combinations that must hold. What [`Before::KilledHere`] lacks stands in docs/durability.md, section 7.
+/// All combinations.
 #[must_use]
 pub fn cases(seed: u64) -> Vec<Case> {
     let mut all = Vec::new();
-    for before in [Before::Closed, Before::GoneElsewhere] {
+    for before in [Before::Closed, Before::KilledHere, Before::GoneElsewhere] {
         for others in [Others::One, Others::Two, Others::OneAndGc] {
             for others_vanish in [false, true] {
                 all.push(Case { seed, before, others, ships_flushes: true, others_vanish });
@@ -209,7 +209,8 @@ fn set_up(case: Case) -> Result<Stage, Ended> {
     };
     let pool = machines.pool(machine)?;
     let id = pool.create("image", &CreateOptions::sized(BLOCKS * BLOCK))?;
-    let (lineage, reign) = Lineage::begin(machine, Arc::new(vec![0; (BLOCKS * BLOCK) as usize]));
+    let (lineage, reign) =
+        Lineage::begin(machines.host(machine), Arc::new(vec![0; (BLOCKS * BLOCK) as usize]));
     let mut session = Session::of(&machines, pool.open(id)?, &lineage, reign);
     for act in [write(0, 30, 1), Act::Flush, Act::Snapshot(0), write(5, 20, 2), Act::Flush] {
         session.act(act)?;

@@ -158,7 +158,8 @@ fn perform_on_head(head: &Head, Answered { call, outcome }: &Answered) -> Option
             has(from).then(|| stored(stamp_after(*from), *tag))
         }
         (Call::SwapHead { from, .. }, Outcome::Changed) => {
-            (is_stored && !has(from)).then(|| head.clone())
+            // A head that is removed meanwhile is changed too.
+            (*head != Head::Absent && !has(from)).then(|| head.clone())
         }
         (
             Call::SwapHead { .. } | Call::GetHead { .. } | Call::RemoveHead { .. },

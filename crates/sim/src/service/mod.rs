@@ -46,7 +46,7 @@ const OUTAGE_MS: u64 = 5 * 60_000;
 const LATE_REQUESTS: u64 = 12;
 const VERY_LATE_REQUESTS: u64 = 400;
 /// Limit on the lines of the trace that are kept.
-const LINES_MAX: usize = 400;
+const LINES_MAX: usize = 2000;
 
 /// A promise that a service breaks. A pool must not be put on such a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,6 +245,12 @@ impl Service {
     /// so that nobody sends them again.
     pub fn kill(&self, machine: usize) {
         self.state().senders[machine].life += 1;
+    }
+
+    /// The number of a machine's life: that of the ways that are not dead.
+    #[must_use]
+    pub fn life(&self, machine: usize) -> u64 {
+        self.state().senders[machine].life
     }
 
     /// Stalls a machine at its `request`-th request, counted from 0 since the start, and does something else
@@ -503,7 +509,7 @@ impl Way {
         let (service, machine) = (&*self.service, self.machine);
         let number = self.begin(request).ok_or_else(|| {
             // Nobody sends it again.
-            ServiceError::Refused("this machine is dead".to_owned())
+            ServiceError::Invalid("this machine is dead".to_owned())
         })?;
         service.turns.give(machine);
         service.stalled(machine, number, Moment::BeforeEffect);

@@ -284,7 +284,7 @@ fn a_killed_machine_gets_no_answers_and_what_it_sent_may_still_be_performed() {
         let killer = Arc::clone(&service);
         service.stall(0, 0, Moment::BeforeEffect, Box::new(move || killer.kill(0)));
         assert!(is_unknown(&way.put("a", b"x", &Condition::None)));
-        let dead = Err(ServiceError::Refused("this machine is dead".to_owned()));
+        let dead = Err(ServiceError::Invalid("this machine is dead".to_owned()));
         assert_eq!(way.get("a"), dead);
         assert_eq!(service.way(0).get("b"), Err(ServiceError::Absent));
         service.deliver_all();

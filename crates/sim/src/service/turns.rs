@@ -4,10 +4,14 @@
 //! goes on. What a machine does between two requests depends on nobody else, so every interleaving that matters
 //! can come, and the same seed gives the same one.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::random::Rng;
+
+/// Limit on the turns of others during which a machine stops for longer.
+const LONG_TURNS_MAX: u64 = 150;
 
 /// The work of a machine.
 pub type Work<'a> = Box<dyn FnOnce() + Send + 'a>;
@@ -17,13 +21,31 @@ struct State {
     current: Option<usize>,
     /// The machines whose work is not done.
     left: Vec<usize>,
+    /// One in this many times that a machine waits, it waits for longer; 0 for never.
+    long_one_in: u64,
+    /// The machines that wait for longer, and for how many turns of others.
+    waiting: BTreeMap<usize, u64>,
     rng: Rng,
 }
 
 impl State {
     fn next(&mut self) {
-        let at = self.rng.below(self.left.len() as u64) as usize;
-        self.current = self.left.get(at).copied();
+        self.waiting.retain(|_, turns| {
+            *turns -= 1;
+            *turns > 0
+        });
+        let ready = |machine: &&usize| !self.waiting.contains_key(machine);
+        let ready: Vec<usize> = self.left.iter().filter(ready).copied().collect();
+        let among = if ready.is_empty() { &self.left } else { &ready };
+        let at = self.rng.below(among.len() as u64) as usize;
+        self.current = among.get(at).copied();
+    }
+
+    /// A machine may stop for so long that others do much meanwhile.
+    fn may_wait_for_longer(&mut self, machine: usize) {
+        if self.long_one_in > 0 && self.rng.one_in(self.long_one_in) {
+            self.waiting.insert(machine, 1 + self.rng.below(LONG_TURNS_MAX));
+        }
     }
 }
 
@@ -37,8 +59,14 @@ impl Turns {
     /// Nobody takes turns yet.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let state = State { current: None, left: Vec::new(), rng: Rng::with(seed, 401) };
+        let (waiting, rng) = (BTreeMap::new(), Rng::with(seed, 401));
+        let state = State { current: None, left: Vec::new(), long_one_in: 0, waiting, rng };
         Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// From now on, one in this many times that a machine waits, it waits for longer.
+    pub fn stop_for_longer(&self, one_in: u64) {
+        self.state().long_one_in = one_in;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -101,6 +129,7 @@ impl Turns {
         if state.current != Some(machine) {
             return;
         }
+        state.may_wait_for_longer(machine);
         state.next();
         if state.current != Some(machine) {
             drop(state);
@@ -114,8 +143,9 @@ impl Turns {
 mod tests {
     use super::*;
 
-    fn order(seed: u64) -> Vec<usize> {
+    fn order(seed: u64, long_one_in: u64) -> Vec<usize> {
         let (turns, order) = (Turns::new(seed), Mutex::new(Vec::new()));
+        turns.stop_for_longer(long_one_in);
         let work = |machine| -> Work<'_> {
             let (turns, order) = (&turns, &order);
             Box::new(move || {
@@ -131,10 +161,13 @@ mod tests {
 
     #[test]
     fn the_seed_alone_decides_whose_turn_it_is() {
-        assert_eq!(order(1), order(1));
-        assert_ne!(order(1), order(2));
-        let changes = order(1).windows(2).filter(|two| two[0] != two[1]).count();
-        assert!(changes > 10, "{changes}");
+        assert_eq!(order(1, 0), order(1, 0));
+        assert_ne!(order(1, 0), order(2, 0));
+        let changes = |order: &[usize]| order.windows(2).filter(|two| two[0] != two[1]).count();
+        assert!(changes(&order(1, 0)) > 10);
+        let longer: usize = (0..20).map(|seed| changes(&order(seed, 3))).sum();
+        let shorter: usize = (0..20).map(|seed| changes(&order(seed, 0))).sum();
+        assert!(longer < shorter, "{longer} {shorter}");
     }
 
     #[test]
