@@ -1,10 +1,11 @@
 //! Counts the requests to a service, by kind. A request costs money, so users want to see them, and tests
 //! limit them.
 
-use std::ops::{Range, Sub};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+pub use super::requests::Requests;
 use super::service::{Condition, Object, ObjectService, Page, ServiceError, Version};
 use super::tally::Tally;
 
@@ -24,47 +25,6 @@ pub struct Counts {
     removes: AtomicU64,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
-}
-
-/// What counters showed at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Requests {
-    /// Objects stored, and attempts to.
-    pub puts: u64,
-    /// Objects and ranges read.
-    pub gets: u64,
-    /// Parts of lists.
-    pub lists: u64,
-    /// Objects removed.
-    pub removes: u64,
-    /// Bytes of objects sent.
-    pub sent_bytes: u64,
-    /// Bytes of objects received.
-    pub received_bytes: u64,
-}
-
-impl Requests {
-    /// All requests.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.puts + self.gets + self.lists + self.removes
-    }
-}
-
-impl Sub for Requests {
-    type Output = Self;
-
-    /// What came between two moments.
-    fn sub(self, before: Self) -> Self {
-        Self {
-            puts: self.puts - before.puts,
-            gets: self.gets - before.gets,
-            lists: self.lists - before.lists,
-            removes: self.removes - before.removes,
-            sent_bytes: self.sent_bytes - before.sent_bytes,
-            received_bytes: self.received_bytes - before.received_bytes,
-        }
-    }
 }
 
 impl Counts {

@@ -47,6 +47,7 @@ mod profile;
 #[cfg(feature = "services")]
 mod reason;
 pub mod records;
+mod requests;
 mod retry;
 pub mod segments;
 pub mod service;

@@ -8,13 +8,12 @@
 //! finds the file locked is added a little later. A process that is killed takes what it has not added with it.
 
 use std::io;
-use std::ops::Add;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_store::{Disk, LockMode};
 
-use super::counted::Requests;
+use super::requests::Requests;
 
 /// The numbers in the file.
 const NUMBERS: usize = 6;
@@ -107,22 +106,6 @@ fn decode(bytes: &[u8; BYTES]) -> Requests {
         removes: number(3),
         sent_bytes: number(4),
         received_bytes: number(5),
-    }
-}
-
-impl Add for Requests {
-    type Output = Self;
-
-    /// Both together.
-    fn add(self, more: Self) -> Self {
-        Self {
-            puts: self.puts.saturating_add(more.puts),
-            gets: self.gets.saturating_add(more.gets),
-            lists: self.lists.saturating_add(more.lists),
-            removes: self.removes.saturating_add(more.removes),
-            sent_bytes: self.sent_bytes.saturating_add(more.sent_bytes),
-            received_bytes: self.received_bytes.saturating_add(more.received_bytes),
-        }
     }
 }
 

@@ -9,6 +9,12 @@ use super::lineage::Lineage;
 use crate::model::Bytes;
 use crate::rules::{Rule, Violation, violation};
 
+/// Blocks of an image, and bytes of a block.
+pub(super) const BLOCKS: u64 = 40;
+pub(super) const BLOCK: u64 = 4096;
+/// The pools.
+pub(super) const POOLS: [&str; 2] = ["rbd", "other"];
+
 /// An image.
 #[derive(Debug, Clone)]
 pub struct Known {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use marcot::{ImageId, Namespace, Pool, PoolOptions, Store};
 
 use super::Machines;
-use super::family::{Family, check_parent};
+use super::family::{Family, POOLS, check_parent};
 use super::session::{Act, Ended, Session, collect_and_check_except, look_at};
 use super::user::{Done, User, names};
 use crate::random::Rng;
@@ -18,11 +18,6 @@ use crate::rules::{Rule, Violation, violation};
 use crate::service::turns::Work;
 use crate::service::{Moment, Service, ServiceSettings};
 
-/// Blocks of an image, and bytes of a block.
-pub(super) const BLOCKS: u64 = 40;
-pub(super) const BLOCK: u64 = 4096;
-/// The pools.
-pub(super) const POOLS: [&str; 2] = ["rbd", "other"];
 /// Limits on the machines at work. One more looks.
 const MACHINES_MIN: u64 = 2;
 const MACHINES_MAX: u64 = 4;

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use marcot::{CloneOptions, CreateOptions, ErrorKind, ImageId, Namespace, Pool, Store};
 
 use super::Machines;
-use super::family::{Family, Known};
+use super::family::{BLOCK, BLOCKS, Family, Known, POOLS};
 use super::lineage::Lineage;
 use super::session::{Act, Ended, Session, look_at};
-use super::turmoil::{BLOCK, BLOCKS, POOLS};
 use crate::model::Bytes;
 use crate::random::Rng;
 use crate::rules::{Rule, Violation, violation};
