@@ -3,7 +3,7 @@
 //! RBD applies a difference as it comes. If it ends too early, the image has a part of it. Here
 //! nothing is left of such a stream wherever that is possible:
 //!
-//! - A difference in a file is first read without its data ([`check_difference`]). If it is not complete,
+//! - A difference in a file is first read without its data (`check_difference`). If it is not complete,
 //!   nothing is changed.
 //! - A difference that comes through a pipe is applied as it comes. When it breaks, an image that was
 //!   exactly in the state that the difference begins with, and that nobody else has open, goes back
