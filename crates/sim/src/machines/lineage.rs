@@ -33,6 +33,8 @@ struct Reign {
     promised: usize,
     /// The last state that was promised to survive while the host lives and no other one takes the image over.
     promised_here: usize,
+    /// As `promised_here`, as long as the host does not lose its power either.
+    kept_here: usize,
     /// Another host has begun to take the image over.
     is_disturbed: bool,
     /// The state that the next owner has found.
@@ -62,7 +64,7 @@ impl Reign {
     /// What an owner on this host must find.
     fn promised_to(&self, host: Host) -> usize {
         match self.host == host && !self.is_disturbed {
-            true => self.promised.max(self.promised_here),
+            true => self.promised.max(self.promised_here).max(self.kept_here),
             false => self.promised,
         }
     }
@@ -279,6 +281,20 @@ impl Lineage {
         reign.promised_here = reign.promised_here.max(at);
     }
 
+    /// The owner's process was killed. What it has acknowledged stays in the memory of its host.
+    pub fn killed(&self, reign: ReignId) {
+        let mut state = self.state();
+        let reign = &mut state.reigns[reign.0];
+        reign.kept_here = reign.states.len() - 1;
+    }
+
+    /// A host loses its power.
+    pub fn power_lost(&self, host: Host) {
+        for reign in self.state().reigns.iter_mut().filter(|reign| reign.host == host) {
+            reign.kept_here = 0;
+        }
+    }
+
     /// An owner begins to take a snapshot.
     pub fn begin_snapshot(&self, reign: ReignId, name: &str) {
         let bytes = self.content(reign);
@@ -434,6 +450,11 @@ mod tests {
         promised().succeed(host(0), true, content(1)).unwrap();
         promised().succeed(host(1), true, content(0)).unwrap();
         promised().succeed(Host { disk: 9, ..host(0) }, true, content(0)).unwrap();
+        let (lineage, first) = three_states();
+        lineage.killed(first);
+        assert!(lineage.succeed(host(0), true, content(1)).is_err());
+        lineage.power_lost(host(0));
+        lineage.succeed(host(0), true, content(1)).unwrap();
         let lineage = promised();
         lineage.claim(host(1));
         lineage.claim_refused(host(1));

@@ -217,7 +217,7 @@ impl Session {
 
     /// The process is killed. What it has acknowledged stays, while the host lives.
     pub fn was_killed(&self) {
-        self.lineage.promise_here(self.reign, self.lineage.last(self.reign));
+        self.lineage.killed(self.reign);
     }
 
     /// Closes the image.

@@ -151,7 +151,12 @@ impl Turmoil {
         let how = self.rng.below(3);
         match how {
             0 => self.machines.kill(machine),
-            1 => self.machines.crash(machine),
+            1 => {
+                let host = self.machines.host(machine);
+                self.machines.crash(machine);
+                let images = self.family.images();
+                images.all.values().for_each(|known| known.lineage.power_lost(host));
+            }
             _ => self.machines.replace(machine),
         }
         self.users[machine].is_dead(how == 0);
