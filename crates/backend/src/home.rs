@@ -24,6 +24,12 @@ pub trait Home: Send + Sync {
     /// `AlreadyExists`.
     fn create(&self, record: &[u8]) -> io::Result<()>;
 
+    /// Replaces the store's own record. The caller holds the lock. It is durable when this returns.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn replace(&self, record: &[u8]) -> io::Result<()>;
+
     /// Locks the registry exclusively.
     ///
     /// # Errors

@@ -105,6 +105,8 @@ fn a_store_is_made_once() {
         home.create(b"record").unwrap();
         assert_eq!(kind(home.create(b"again")), ErrorKind::AlreadyExists);
         assert_eq!(home.record().unwrap(), b"record");
+        home.replace(b"another").unwrap();
+        assert_eq!(home.record().unwrap(), b"another");
         assert_eq!(kind(other.record()), ErrorKind::NotFound);
         drop(home.lock().unwrap());
         drop(home.lock().unwrap());

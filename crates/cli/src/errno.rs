@@ -22,8 +22,14 @@ pub const EISDIR: i32 = 21;
 pub const EINVAL: i32 = 22;
 /// Inappropriate ioctl for device.
 pub const ENOTTY: i32 = 25;
+/// Read-only file system.
+pub const EROFS: i32 = 30;
 /// Numerical argument out of domain.
 pub const EDOM: i32 = 33;
+/// Numerical result out of range.
+pub const ERANGE: i32 = 34;
+/// Function not implemented.
+pub const ENOSYS: i32 = 38;
 /// Directory not empty.
 pub const ENOTEMPTY: i32 = 39;
 /// Bad message.

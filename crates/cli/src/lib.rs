@@ -30,7 +30,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::parse::{Request, parse};
-use args::{Args, CommandSpec, model, suggest};
+use args::{Args, CommandSpec, help, model, suggest};
 use failure::{Failure, Outcome, STATUS_USAGE};
 use output::{err, out, warn};
 use programs::Program;
@@ -94,7 +94,10 @@ pub fn understand(arguments: &[String]) -> Understood {
 
 fn answer(program: &'static str, request: Request) -> Outcome {
     match request {
-        Request::Help => out(&model::command_list(commands::ALL, program)),
+        Request::Help => out(&command_list(program)),
+        Request::CommandHelp(spec, typed) if program == program::RBD => {
+            out(&help::command(program, spec, &typed))
+        }
         Request::CommandHelp(spec, typed) => out(&model::command_help(program, spec, &typed)),
         Request::Version => out(&program::version(program)),
         Request::Bad(failure) => Err(failure),
@@ -103,7 +106,7 @@ fn answer(program: &'static str, request: Request) -> Outcome {
             if let Some(sentence) = suggest::not_offered(&words) {
                 return Err(Failure::new(errno::EOPNOTSUPP, sentence));
             }
-            out(&model::command_list(commands::ALL, program))?;
+            out(&command_list(program))?;
             let message = format!("error: unknown option '{}'", words.join(" "));
             let failure = Failure::bare(STATUS_USAGE, message).then_bare("");
             Err(match suggest::hint(commands::ALL, program, &words) {
@@ -127,12 +130,29 @@ fn answer_as(program: &'static Program, arguments: Vec<String>) -> Outcome {
     }
 }
 
+fn command_list(program: &str) -> String {
+    match program {
+        program::RBD => help::list(commands::ALL, program),
+        _ => model::command_list(commands::ALL, program),
+    }
+}
+
 fn run(program: &'static str, spec: &CommandSpec, args: &Args) -> Outcome {
     let session = Session::new(program, args.text("store"), args.flag("no-progress"));
     let session = session.limited(args)?;
     let outcome = (spec.run)(&session, args);
-    if args.flag("order") {
-        warn(program, "--order is deprecated, use --object-size");
+    let deprecated = [
+        ("new-format", "--new-format is deprecated, use --image-format 2"),
+        ("order", "--order is deprecated, use --object-size"),
+    ];
+    let deprecated = deprecated.into_iter().filter(|(option, _)| args.flag(option));
+    match outcome {
+        Ok(()) => {
+            deprecated.for_each(|(_, message)| warn(program, message));
+            Ok(())
+        }
+        Err(failure) => {
+            Err(deprecated.fold(failure, |failure, (_, message)| failure.then(message)))
+        }
     }
-    outcome
 }

@@ -107,13 +107,13 @@ fn an_unknown_command_shows_the_list() {
         assert_eq!((ran.status, ran.err), (1, said));
     }
     let ran = world.rbd("mirror pool info");
-    assert!(ran.status == 95 && ran.err.starts_with("rbd: 'mirror' is not offered: "), "{ran:?}");
+    assert!(ran.status == 95 && ran.err.starts_with("rbd: mirroring is not offered: "), "{ran:?}");
 }
 
 #[test]
 fn what_would_lie_is_refused() {
     let world = World::new();
-    for option in ["--data-pool p", "--image-feature journaling"] {
+    for option in ["--mirror-image-mode journal", "--image-feature exclusive-lock,journaling"] {
         let ran = world.marcot(&format!("create a --size 1 {option}"));
         assert_eq!(ran.status, 95, "{ran:?}");
         assert_eq!(ran.err.lines().count(), 1, "{ran:?}");

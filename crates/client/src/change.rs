@@ -1,4 +1,4 @@
-//! Operations that change an image as a whole: resize, rename, metadata, removal.
+//! Operations that change an image as a whole: resize, rename, removal.
 
 use marcot::{Error, ErrorKind, ImageId, ImageName, ParentInfo, Result, Store};
 use marcot_serve::control::Command;
@@ -74,24 +74,6 @@ impl Image {
             self.client().child_is_gone(parent.as_ref());
             Ok(())
         })
-    }
-
-    /// Sets a key of the image's metadata; an empty value removes it.
-    ///
-    /// # Errors
-    /// `Invalid` for an empty or too long key or value; `Owned` for an owner that cannot be reached;
-    /// `Interrupted`.
-    pub fn set_metadata(&self, key: &str, value: &str) -> Result<()> {
-        let command = Command::MetaSet { key: key.to_owned(), value: value.to_owned() };
-        self.operate(Operation::SetMetadata, || self.run(&command, &mut |_, _| {}))
-    }
-
-    /// The image's metadata: keys and values.
-    ///
-    /// # Errors
-    /// As [`Self::info`].
-    pub fn metadata(&self) -> Result<Vec<(String, String)>> {
-        Ok(self.info()?.metadata)
     }
 
     /// Makes holes of data that consists of zeros, in pieces of `piece_bytes`, also while the image is in use.

@@ -1,6 +1,6 @@
 //! A full, independent copy of an image or snapshot.
 
-use marcot::{CreateOptions, Error, ErrorKind, ImageName, Result};
+use marcot::{CreateOptions, Error, ImageInfo, ImageName, Result};
 
 use crate::content::{Content, walk};
 use crate::image::Image;
@@ -14,21 +14,21 @@ pub const GRAIN_BYTES: usize = 4096;
 
 impl Image {
     /// Copies the image as it is now, without snapshots and without parent, as `name` in
-    /// `dest`. The copy is hidden until it is complete, and an interrupted operation leaves none. `order` is
-    /// log2 of the object size that the copy reports; `None` keeps the image's own. `progress` gets bytes
-    /// (done, total).
+    /// `dest`. The copy is hidden until it is complete, and an interrupted operation leaves none. `options` say
+    /// what the copy reports; their size and metadata do not count, and `None` keeps what the image reports. `progress` gets
+    /// bytes (done, total).
     ///
     /// # Errors
-    /// `Invalid` for an `order` smaller than the image's own; `Exists`; those of [`Pool::create`] and
+    /// `Exists`; those of [`Pool::create`] and
     /// [`Image::content`]; `NoSpace`; `Interrupted`.
     pub fn copy_into(
         &self,
         dest: &Pool,
         name: impl Into<ImageName>,
-        order: Option<u32>,
+        options: Option<CreateOptions>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Image> {
-        let to = Destination { pool: dest, name: name.into(), order };
+        let to = Destination { pool: dest, name: name.into(), options };
         self.operate(Operation::CopyImage, || copy(self, None, &to, progress))
     }
 }
@@ -42,10 +42,10 @@ impl Snapshot {
         &self,
         dest: &Pool,
         name: impl Into<ImageName>,
-        order: Option<u32>,
+        options: Option<CreateOptions>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Image> {
-        let (image, to) = (self.image(), Destination { pool: dest, name: name.into(), order });
+        let (image, to) = (self.image(), Destination { pool: dest, name: name.into(), options });
         image.operate(Operation::CopyImage, || copy(image, Some(self), &to, progress))
     }
 }
@@ -53,7 +53,7 @@ impl Snapshot {
 struct Destination<'a> {
     pool: &'a Pool,
     name: ImageName,
-    order: Option<u32>,
+    options: Option<CreateOptions>,
 }
 
 fn copy(
@@ -71,17 +71,19 @@ fn copy(
             None => return Err(snapshot.missing_in(&info)),
         },
     };
-    if to.order.is_some_and(|order| order < info.order) {
-        let message = "the object size must not be smaller than that of the source";
-        return Err(Error::new(ErrorKind::Invalid, message));
-    }
-    let order = to.order.unwrap_or(info.order);
-    let options = CreateOptions::sized(size_bytes).order(order).features(&*info.features);
+    let mut options = to.options.clone().unwrap_or_else(|| kept_layout(&info));
+    (options.size_bytes, options.metadata) = (size_bytes, info.metadata);
     let incoming = Incoming::begin(to.pool, &to.name, &options)?;
     let mut source = image.open_content(snapshot.map(Snapshot::name))?;
     let copied = transfer(source.as_mut(), incoming, 1 << info.order, progress)?;
     source.close()?;
     Ok(copied)
+}
+
+/// The layout and features of a copy that is to have those of its image.
+pub(crate) fn kept_layout(info: &ImageInfo) -> CreateOptions {
+    let options = CreateOptions::default().order(info.order).features(&*info.features);
+    options.stripe(info.stripe_unit_bytes, info.stripe_count)
 }
 
 fn transfer(

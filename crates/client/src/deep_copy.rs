@@ -8,7 +8,7 @@ use marcot::{CloneOptions, CreateOptions, DiffExtent, Error, ErrorKind, ImageInf
 use marcot::{ParentInfo, Result, SnapInfo};
 
 use crate::content::{Content, States, walk};
-use crate::copy::GRAIN_BYTES;
+use crate::copy::{GRAIN_BYTES, kept_layout};
 use crate::image::Image;
 use crate::incoming::Incoming;
 use crate::inspect::PART_BYTES_MIN;
@@ -19,12 +19,12 @@ use crate::pool::Pool;
 const PIECE_BYTES: u64 = 4 << 20;
 
 /// What of an image is copied, and how.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct DeepCopy<'a> {
     /// The last snapshot that is copied, whose content the copy has. `None`: all of them, and the content of now.
     pub up_to: Option<&'a str>,
-    /// log2 of the object size that the copy reports; `None`: that of the image.
-    pub order: Option<u32>,
+    /// The layout and features that the copy reports; `None`: those of the image. The size in it means nothing.
+    pub layout: Option<CreateOptions>,
     /// The copy has no parent, but all data itself.
     pub flatten: bool,
 }
@@ -48,7 +48,7 @@ impl Image {
     /// and an interrupted operation leaves none. `progress` gets (done, total), in bytes of the image's size.
     ///
     /// # Errors
-    /// `NotFound` for the snapshot; `Invalid` for an `order` smaller than the image's own; `Exists`;
+    /// `NotFound` for the snapshot; `Invalid` for objects smaller than the image's own; `Exists`;
     /// `Unsupported` where the parent's snapshot is removed; those of [`crate::Snapshot::clone_into`] for the
     /// parent; those of [`Image::content`]; `NoSpace`; `Interrupted`.
     pub fn deep_copy_into(
@@ -63,7 +63,7 @@ impl Image {
             let info = self.engine_pool().info(self.id())?;
             let states = states(&info, what.up_to)?;
             let parent = common_parent(&states).filter(|_| !what.flatten);
-            let mut copy = self.begin_copy(dest, &name, &info, what, parent)?;
+            let mut copy = self.begin_copy(dest, &name, &info, what.layout, parent)?;
             for (key, value) in &info.metadata {
                 copy.set_metadata(key, value)?;
             }
@@ -111,17 +111,17 @@ impl Image {
         dest: &Pool,
         name: &ImageName,
         info: &ImageInfo,
-        what: DeepCopy<'_>,
+        layout: Option<CreateOptions>,
         parent: Option<&ParentInfo>,
     ) -> Result<Incoming> {
-        if what.order.is_some_and(|order| order < info.order) {
+        let mut layout = layout.unwrap_or_else(|| kept_layout(info));
+        layout.size_bytes = 0;
+        if layout.order < info.order {
             let message = "the object size must not be smaller than that of the source";
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        let order = what.order.unwrap_or(info.order);
         let Some(parent) = parent else {
-            let options = CreateOptions::sized(0).order(order).features(&*info.features);
-            return Incoming::begin(dest, name, &options);
+            return Incoming::begin(dest, name, &layout);
         };
         if parent.trashed || !parent.reachable {
             let ParentInfo { pool, image, snap, .. } = parent;
@@ -130,8 +130,12 @@ impl Image {
             );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        let options = CloneOptions::new().format(parent.clone_format).order(order);
-        let options = options.features(&*info.features);
+        let options = CloneOptions::new()
+            .format(parent.clone_format)
+            .order(layout.order)
+            .features(layout.features)
+            .stripe(layout.stripe_unit_bytes, layout.stripe_count)
+            .data_pool(layout.data_pool);
         let pool =
             Pool::new(self.client().clone(), self.client().store().pool_by_id(parent.pool_id)?);
         let of = ImageName::new(&*parent.image).in_namespace(parent.namespace.clone());

@@ -238,7 +238,7 @@ impl Exports for StoreExports {
                 Some(snap) => Box::new(pool.open_snapshot(id, snap)?),
                 None if self.read_only || pool.read_only() => Box::new(pool.open_read_only(id)?),
                 // Another server may still keep the image open, though its clients are gone.
-                None => Box::new(image.for_itself_at_once(|| pool.open(id))?),
+                None => Box::new(image.for_itself_at_once(|| pool.open(id)?.unlocked())?),
             };
             ImageHost::start(device, options)
         })

@@ -164,9 +164,9 @@ impl Image {
     /// open without using it is asked to close it, and one that is about to close it is waited for.
     ///
     /// # Errors
-    /// `Owned`, naming the user, if it is in use; `NotFound`, `ReadOnly`, `Corrupt`, `NewerFormat`.
+    /// `Owned`, naming the user, if it is in use; `ReadOnly`, also if it is locked; `NotFound`, `Corrupt`, `NewerFormat`.
     pub fn open(&self) -> Result<marcot::Image> {
-        let open = || self.engine_pool().open(self.id);
+        let open = || self.engine_pool().open(self.id).and_then(marcot::Image::unlocked);
         self.operate(Operation::OpenImage, || self.for_itself(open))
     }
 

@@ -48,7 +48,9 @@
 //! |---|---|
 //! | pools as a whole: create, attach, remove | [`Client`] |
 //! | namespaces, lists of images, check, garbage collection | [`Pool`] |
-//! | create, resize, rename, remove, metadata, space | [`Image`] |
+//! | create, resize, rename, remove, space | [`Image`] |
+//! | metadata, features, limits, locks | [`settings`] |
+//! | configuration | [`configuration`] |
 //! | take, protect, rename, remove, roll back | [`Snapshot`] |
 //! | clones, children, flatten | [`layering`] |
 //! | usage, differences, who has it open | [`inspect`] |
@@ -70,6 +72,7 @@
 
 mod change;
 mod client;
+pub mod configuration;
 pub mod content;
 pub mod copy;
 pub mod deep_copy;
@@ -86,6 +89,7 @@ mod options;
 mod owner;
 mod pool;
 mod retry;
+pub mod settings;
 mod snapshot;
 pub mod sparse;
 pub mod spec;
@@ -100,9 +104,10 @@ pub use image_spec::{DEFAULT_POOL, ImageSpec};
 /// An image that is open in this process: the engine's [`marcot::Image`].
 pub use marcot::Image as OpenImage;
 pub use marcot::{
-    CheckOptions, CheckReport, ChildInfo, CloneOptions, CreateOptions, Error, ErrorKind, GcReport,
-    GroupInfo, GroupSnapshotInfo, ImageId, ImageInfo, ImageName, InfoReader, Limits, Namespace,
-    PoolId, PoolOptions, PoolStats, Result, SnapId, SnapInfo, TrashedImage,
+    CheckOptions, CheckReport, ChildInfo, CloneOptions, ConfigEntry, CreateOptions, Error,
+    ErrorKind, GcReport, GroupInfo, GroupSnapshotInfo, ImageId, ImageInfo, ImageName, InfoReader,
+    Limits, LockInfo, Namespace, PoolId, PoolOptions, PoolStats, Result, SnapId, SnapInfo,
+    TrashedImage,
 };
 pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};

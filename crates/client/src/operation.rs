@@ -91,8 +91,20 @@ operations! {
     ReclaimImage,
     /// [`crate::Image::sparsify`].
     SparsifyImage,
-    /// [`crate::Image::set_metadata`].
+    /// [`crate::Image::set_metadata`], [`crate::Image::remove_metadata`].
     SetMetadata,
+    /// [`crate::Image::change_features`].
+    ChangeFeatures,
+    /// [`crate::Image::limit_snapshots`].
+    LimitSnapshots,
+    /// [`crate::Image::locks`].
+    ListLocks,
+    /// [`crate::Image::add_lock`], [`crate::Image::remove_lock`].
+    ChangeLocks,
+    /// [`crate::Client::configuration`], [`crate::Pool::configuration`].
+    ReadConfiguration,
+    /// [`crate::Client::configure`], [`crate::Pool::configure`].
+    Configure,
     /// [`crate::Image::children`], [`crate::Image::has_unprotected_child`].
     ListChildren,
     /// [`crate::Image::forget_child`].

@@ -102,6 +102,15 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(SparsifyImage, i: image() => i.sparsify(4096, 4096, &mut quiet));
     call!(ReclaimImage, i: image() => i.reclaim());
     call!(SetMetadata, i: image() => i.set_metadata("k", "v"));
+    call!(SetMetadata, i: image() => i.remove_metadata("k"));
+    call!(ChangeFeatures, i: image() => i.change_features(&["exclusive-lock".into()], true));
+    call!(LimitSnapshots, i: image() => i.limit_snapshots(Some(9)));
+    call!(ListLocks, i: image() => i.locks());
+    call!(ChangeLocks, i: image() => i.remove_lock(1, "c"));
+    call!(ReadConfiguration, c: client.clone() => c.configuration());
+    call!(ReadConfiguration, p: pool.clone() => p.configuration());
+    call!(Configure, c: client.clone() => c.configure("global", "rbd_cache", Some("true")));
+    call!(Configure, p: pool.clone() => p.configure("rbd_cache", Some("true")));
     call!(CreateSnapshot, i: image() => i.create_snapshot("t", Quiesce::Skip));
     call!(ProtectSnapshot, s: snapshot() => s.protect());
     let (p, s) = (pool.clone(), snapshot());

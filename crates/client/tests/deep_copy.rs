@@ -189,7 +189,7 @@ fn a_copy_up_to_a_snapshot_ends_with_it() {
         });
     }
     let what = DeepCopy { up_to: Some("s2"), ..DeepCopy::default() };
-    let copy = source.deep_copy_into(&world.pool, "copy", what, &mut quiet).unwrap();
+    let copy = source.deep_copy_into(&world.pool, "copy", what.clone(), &mut quiet).unwrap();
     let names: Vec<String> = copy.info().unwrap().snapshots.into_iter().map(|s| s.name).collect();
     assert_eq!(names, ["s1", "s2"]);
     assert!(content(&copy, None) == content(&source, Some("s2")));

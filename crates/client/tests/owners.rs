@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use marcot::{CloneOptions, CreateOptions, DiffExtent, ErrorKind};
+use marcot::{CloneOptions, CreateOptions, DiffExtent, ErrorKind, LockInfo};
 use marcot_client::Quiesce;
 use marcot_client::inspect::Diff;
 use marcot_client::layering::Children;
@@ -96,6 +96,44 @@ fn an_open_image_is_changed_by_its_owner() {
     assert!(image.info().unwrap().snapshots.is_empty());
     image.reclaim().unwrap();
     host.stop().unwrap();
+}
+
+#[test]
+fn who_has_an_image_open_holds_its_lock_and_changes_its_settings() {
+    let world = World::new();
+    let options = CreateOptions::sized(SIZE_BYTES).features("layering,exclusive-lock");
+    let image = world.client.create(&ImageSpec::new("rbd", "a"), &options).unwrap();
+    let host = own(&image, false);
+    let held = image.locks().unwrap();
+    assert_eq!((held.len(), held[0].client), (1, u64::from(std::process::id())));
+    let lock = LockInfo {
+        client: 7,
+        cookie: "backup".to_owned(),
+        address: "here".to_owned(),
+        shared: false,
+        tag: String::new(),
+    };
+    let refused = image.add_lock(&lock).unwrap_err().kind();
+    assert!(matches!(refused, ErrorKind::Owned | ErrorKind::Busy), "{refused:?}");
+    let refused = image.remove_lock(held[0].client, &held[0].cookie).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Owned);
+    image.change_features(&["object-map".to_owned()], true).unwrap();
+    let features = image.info().unwrap().features;
+    assert_eq!(features, "layering,exclusive-lock,object-map,fast-diff");
+    image.limit_snapshots(Some(1)).unwrap();
+    image.create_snapshot("v1", Quiesce::Required).unwrap();
+    let refused = image.create_snapshot("v2", Quiesce::Required).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::TooMany);
+    image.configure("rbd_cache", Some("false")).unwrap();
+    assert!(image.configure("rbd_cache", Some("maybe")).is_err());
+    host.stop().unwrap();
+
+    assert!(image.locks().unwrap().is_empty());
+    image.add_lock(&lock).unwrap();
+    assert_eq!(image.locks().unwrap(), [lock]);
+    assert_eq!(image.open().err().unwrap().kind(), ErrorKind::ReadOnly);
+    image.remove_lock(7, "backup").unwrap();
+    image.open().unwrap().close().unwrap();
 }
 
 #[test]

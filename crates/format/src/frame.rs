@@ -17,7 +17,8 @@ use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::record::{
-    AttachedRecord, EARLIER_MAX, HEAD_METADATA_MAX, HEAD_SNAPSHOTS_MAX, NAMES_MAX, NAMESPACES_MAX,
+    AttachedRecord, EARLIER_MAX, HEAD_LOCKS_MAX, HEAD_METADATA_MAX, HEAD_SNAPSHOTS_MAX, NAMES_MAX,
+    NAMESPACES_MAX,
 };
 use crate::{FormatError, crc32c_without, get_u16, get_u32, put};
 
@@ -208,6 +209,7 @@ fn counts(kind: FrameKind) -> &'static [Count] {
         FrameKind::Head => &[
             Count { tag: 13, max: HEAD_SNAPSHOTS_MAX, why: SNAPSHOTS },
             Count { tag: 15, max: HEAD_METADATA_MAX, why: SNAPSHOTS },
+            Count { tag: 31, max: HEAD_LOCKS_MAX, why: "more locks than there may be" },
         ],
         FrameKind::Object => &[Count { tag: 2, max: EARLIER_MAX, why: STAMPS }],
         FrameKind::Names => &[
@@ -229,7 +231,7 @@ fn check_counts(kind: FrameKind, mut body: &[u8]) -> Result<(), FormatError> {
         return Ok(());
     }
     let broken = |_| FormatError::Malformed { what, why: "the body does not decode" };
-    let mut seen = [0; 2];
+    let mut seen = [0; 3];
     while !body.is_empty() {
         let (tag, wire_type) = decode_key(&mut body).map_err(broken)?;
         for (count, seen) in counts.iter().zip(&mut seen) {

@@ -9,6 +9,8 @@ use crate::segment::SegmentKind;
 pub const HEAD_SNAPSHOTS_MAX: usize = 10_000;
 /// Limit on the pieces of metadata of a head, for the same reason.
 pub const HEAD_METADATA_MAX: usize = 1 << 20;
+/// Limit on the advisory locks of a head, for the same reason.
+pub const HEAD_LOCKS_MAX: usize = 10_000;
 
 /// Limit on the names in one directory of a pool in a bucket, and on the moves that were called off there,
 /// for the same reason.
@@ -24,6 +26,23 @@ pub struct StoreRecord {
     /// Random number of the store.
     #[prost(fixed64, tag = "1")]
     pub store_id: u64,
+    /// Configuration of all pools.
+    #[prost(message, repeated, tag = "30")]
+    pub config: Vec<ConfigRecord>,
+}
+
+/// A configuration key that a user has set for all pools.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ConfigRecord {
+    /// For whom: `global`, `client`, or `client.` and an id.
+    #[prost(string, tag = "1")]
+    pub entity: String,
+    /// Key.
+    #[prost(string, tag = "2")]
+    pub key: String,
+    /// Value.
+    #[prost(string, tag = "3")]
+    pub value: String,
 }
 
 /// A pool.
@@ -41,6 +60,9 @@ pub struct PoolRecord {
     /// Application name, as `pool init` sets it.
     #[prost(string, tag = "4")]
     pub application: String,
+    /// Configuration of the images of this pool.
+    #[prost(message, repeated, tag = "30")]
+    pub config: Vec<MetaRecord>,
 }
 
 /// A pool that another store owns, or one in a bucket.
@@ -452,6 +474,26 @@ pub struct MetaRecord {
     pub value: String,
 }
 
+/// An advisory lock on an image.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct LockRecord {
+    /// Number of the client that took it.
+    #[prost(uint64, tag = "1")]
+    pub client: u64,
+    /// The name that the client gave it.
+    #[prost(string, tag = "2")]
+    pub cookie: String,
+    /// Where the client is, for people.
+    #[prost(string, tag = "3")]
+    pub address: String,
+    /// Others may take a lock with the same tag.
+    #[prost(bool, tag = "4")]
+    pub shared: bool,
+    /// What shared locks have in common.
+    #[prost(string, tag = "5")]
+    pub tag: String,
+}
+
 /// An image's head: its one mutable record.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct HeadRecord {
@@ -530,6 +572,21 @@ pub struct HeadRecord {
     /// No owner up to the present one gives segments numbers from these on.
     #[prost(message, optional, tag = "24")]
     pub reserved: Option<SegmentMarks>,
+    /// Most snapshots that the user allows; absent: as many as fit into the head.
+    #[prost(uint64, optional, tag = "30")]
+    pub snapshot_limit: Option<u64>,
+    /// Advisory locks: one that is exclusive, or several with one tag.
+    #[prost(message, repeated, tag = "31")]
+    pub locks: Vec<LockRecord>,
+    /// Bytes of a stripe as shown by `info`; 0: the object size. It does not change marcot's layout.
+    #[prost(uint64, tag = "32")]
+    pub stripe_unit_bytes: u64,
+    /// Objects of a stripe as shown by `info`; 0: one.
+    #[prost(uint64, tag = "33")]
+    pub stripe_count: u64,
+    /// The data pool that `info` shows, by name. It does not change where the data lies.
+    #[prost(string, tag = "34")]
+    pub data_pool: String,
 }
 
 /// The owner of an image, in a pool of which several hosts may be owners.

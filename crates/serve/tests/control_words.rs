@@ -7,7 +7,7 @@ use marcot_serve::control::message::{
     Answer, Request, decode_answer, decode_command, encode_answer, encode_command,
 };
 use marcot_serve::control::{
-    Command, ExtentRow, GroupSnapshot, GroupStep, QuiesceMode, Reply, UsageRow, Watcher,
+    Command, ExtentRow, GroupSnapshot, GroupStep, Lock, QuiesceMode, Reply, UsageRow, Watcher,
 };
 
 const GROUP: GroupSnapshot = GroupSnapshot { pool: 1, group: 2, snapshot: 3 };
@@ -48,6 +48,27 @@ fn commands() -> Vec<(Command, &'static str)> {
         (
             C::MetaSet { key: "k".to_owned(), value: "v".to_owned() },
             r#""command":"meta_set","key":"k","value":"v""#,
+        ),
+        (
+            C::FeaturesChange { names: vec!["fast-diff".to_owned()], enable: true },
+            r#""command":"features_change","names":["fast-diff"],"enable":true"#,
+        ),
+        (C::SnapLimit { limit: Some(3) }, r#""command":"snap_limit","limit":3"#),
+        (C::SnapLimit { limit: None }, r#""command":"snap_limit","limit":null"#),
+        (
+            C::LockAdd {
+                lock: Lock {
+                    client: 7,
+                    cookie: "c".to_owned(),
+                    address: "a".to_owned(),
+                    tag: Some("t".to_owned()),
+                },
+            },
+            r#""command":"lock_add","lock":{"client":7,"cookie":"c","address":"a","tag":"t"}"#,
+        ),
+        (
+            C::LockRemove { client: 7, cookie: "c".to_owned() },
+            r#""command":"lock_remove","client":7,"cookie":"c""#,
         ),
         (C::Tidy, r#""command":"tidy""#),
         (C::Usage, r#""command":"usage""#),

@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use marcot_store::{Confined, Disk, Lock, LockMode, Random, Trust, World, publish_new};
+use marcot_store::{Confined, Disk, Lock, LockMode, Random, Trust, World, publish_new, replace};
 
 use super::layout::{self, escape, unescape};
 use super::{Place, leftovers_in, read_whole};
@@ -209,6 +209,11 @@ impl Home for LocalHome {
     fn create(&self, record: &[u8]) -> io::Result<()> {
         make_directories(&*self.outside, &self.pools_directory(), STORE_MODE)?;
         self.publish(&Part::Record, RECORD_MODE, record)
+    }
+
+    fn replace(&self, record: &[u8]) -> io::Result<()> {
+        let path = self.path(&Part::Record);
+        replace(&*self.inside, &path, self.random.number(), RECORD_MODE, record)
     }
 
     fn lock(&self) -> io::Result<Box<dyn Lock>> {

@@ -91,6 +91,11 @@ impl Home for MemoryHome {
         })
     }
 
+    fn replace(&self, record: &[u8]) -> io::Result<()> {
+        self.with(|registry| registry.record = Some(record.to_vec()));
+        Ok(())
+    }
+
     fn lock(&self) -> io::Result<Box<dyn Lock>> {
         let mut state = self.machine.state();
         while std::mem::replace(

@@ -5,6 +5,7 @@
 //! command, beside the code that runs it). [`parse`] reads a command line by `rbd`'s rules,
 //! and [`model`] turns the same tables into help, completions and manual pages.
 
+pub mod help;
 pub mod model;
 pub mod names;
 pub mod options;
@@ -26,6 +27,8 @@ pub enum Kind {
     SizeMib,
     /// A size; a bare number counts bytes.
     Bytes,
+    /// A size in bytes from the first to the last.
+    BytesWithin(u64, u64),
     /// A number that is not negative.
     Integer,
     /// A number with a fraction.
@@ -37,7 +40,7 @@ pub enum Kind {
 }
 
 /// An option.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opt {
     /// Name after `--`.
     pub long: &'static str,
@@ -47,12 +50,36 @@ pub struct Opt {
     pub kind: Kind,
     /// For the help text.
     pub help: &'static str,
+    /// The command needs it.
+    pub required: bool,
+    /// `rbd` has no such option.
+    pub own: bool,
+    /// `rbd` accepts it, but does not describe it any more.
+    pub deprecated: bool,
 }
 
 impl Opt {
     /// An option without a letter.
     pub const fn new(long: &'static str, kind: Kind, help: &'static str) -> Self {
-        Self { long, short: None, kind, help }
+        Self { long, short: None, kind, help, required: false, own: false, deprecated: false }
+    }
+
+    /// The same option, which the command needs.
+    #[must_use]
+    pub const fn required(self) -> Self {
+        Self { required: true, ..self }
+    }
+
+    /// The same option, which `rbd` does not have.
+    #[must_use]
+    pub const fn own(self) -> Self {
+        Self { own: true, ..self }
+    }
+
+    /// The same option, which `rbd` does not describe any more.
+    #[must_use]
+    pub const fn deprecated(self) -> Self {
+        Self { deprecated: true, ..self }
     }
 
     /// The same option with a letter.
@@ -95,8 +122,14 @@ pub struct CommandSpec {
     pub options: &'static [&'static [Opt]],
     /// Example command lines for the help, without the program's name, each with an explanation.
     pub examples: &'static [(&'static str, &'static str)],
+    /// `rbd`'s text after the options in the help.
+    pub notes: &'static str,
     /// Not shown in the lists of commands.
     pub hidden: bool,
+    /// `rbd` has no such command.
+    pub own: bool,
+    /// A command of `rbd` that is not offered. It takes any arguments, and says so.
+    pub absent: bool,
     /// Runs it.
     pub run: fn(&Session, &Args) -> Outcome,
 }
@@ -115,7 +148,10 @@ impl CommandSpec {
             positionals: &[],
             options: &[],
             examples: &[],
+            notes: "",
             hidden: false,
+            own: false,
+            absent: false,
             run,
         }
     }
@@ -140,9 +176,24 @@ impl CommandSpec {
         Self { examples, ..self }
     }
 
+    /// The same with `rbd`'s text after the options in the help.
+    pub const fn notes(self, notes: &'static str) -> Self {
+        Self { notes, ..self }
+    }
+
+    /// The same, which `rbd` does not have.
+    pub const fn own(self) -> Self {
+        Self { own: true, ..self }
+    }
+
     /// The same, left out of the lists.
     pub const fn hidden(self) -> Self {
         Self { hidden: true, ..self }
+    }
+
+    /// The same, not offered.
+    pub const fn absent(self) -> Self {
+        Self { absent: true, ..self }
     }
 
     /// All its options.

@@ -5,16 +5,16 @@ use super::{Kind, Opt};
 /// Accepted by every command. Ceph's options for reaching a cluster have no effect here. They are accepted so
 /// that scripts run unchanged.
 pub const GLOBAL: &[Opt] = &[
-    Opt::new("store", Kind::Text, "store directory [default: MARCOT_STORE, else per user]"),
-    Opt::new("conf", Kind::Text, "accepted and ignored (Ceph configuration)").letter('c'),
-    Opt::new("cluster", Kind::Text, "accepted and ignored (Ceph cluster name)"),
-    Opt::new("id", Kind::Text, "accepted and ignored (Ceph client id), also --user"),
-    Opt::new("name", Kind::Text, "accepted and ignored (Ceph client name)").letter('n'),
-    Opt::new("mon-host", Kind::Text, "accepted and ignored (Ceph monitor host)").letter('m'),
-    Opt::new("keyfile", Kind::Text, "accepted and ignored (Ceph secret key)").letter('K'),
-    Opt::new("keyring", Kind::Text, "accepted and ignored (Ceph keyring)").letter('k'),
-    Opt::new("help", Kind::Flag, "show help").letter('h'),
-    Opt::new("version", Kind::Flag, "show the version").letter('v'),
+    Opt::new("store", Kind::Text, "store directory [default: MARCOT_STORE, else per user]").own(),
+    Opt::new("conf", Kind::Text, "path to cluster configuration").letter('c'),
+    Opt::new("cluster", Kind::Text, "cluster name"),
+    Opt::new("id", Kind::Text, "client id (without 'client.' prefix)"),
+    Opt::new("name", Kind::Text, "client name").letter('n'),
+    Opt::new("mon-host", Kind::Text, "monitor host").letter('m'),
+    Opt::new("keyfile", Kind::Text, "path to secret key").letter('K'),
+    Opt::new("keyring", Kind::Text, "path to keyring").letter('k'),
+    Opt::new("help", Kind::Flag, "show help").letter('h').own(),
+    Opt::new("version", Kind::Flag, "show the version").letter('v').own(),
 ];
 
 /// `--pool`.
@@ -38,6 +38,21 @@ pub const POOL_AND_NAMESPACE: &[Opt] = &[POOL, NAMESPACE];
 pub const IMAGE: &[Opt] = &[POOL, NAMESPACE, IMAGE_NAME];
 /// Options that name an image or a snapshot.
 pub const SNAP: &[Opt] = &[POOL, NAMESPACE, IMAGE_NAME, SNAP_NAME];
+/// Options that name an image or a snapshot to be copied.
+pub const SOURCE_SNAP: &[Opt] = &[
+    Opt::new("pool", Kind::Text, "source pool name").letter('p'),
+    Opt::new("namespace", Kind::Text, "source namespace name"),
+    Opt::new("image", Kind::Text, "source image name"),
+    Opt::new("snap", Kind::Text, "source snapshot name"),
+];
+/// Options that name an image that gets another name.
+pub const SOURCE: &[Opt] = &[SOURCE_SNAP[0], SOURCE_SNAP[1], SOURCE_SNAP[2]];
+/// What the help says after these options.
+pub const FEATURE_NOTES: &str = "Image Features:
+  (*) supports enabling/disabling on existing images
+  (-) supports disabling-only on existing images
+  (+) enabled by default for new images if features not specified
+";
 /// Options that name a destination image.
 pub const DEST: &[Opt] = &[
     Opt::new("dest-pool", Kind::Text, "destination pool name"),
@@ -57,23 +72,48 @@ pub const FORMAT: &[Opt] = &[
 pub const NO_PROGRESS: &[Opt] = &[Opt::new("no-progress", Kind::Flag, "disable progress output")];
 /// A size in MiB.
 pub const SIZE: &[Opt] =
-    &[Opt::new("size", Kind::SizeMib, "image size (in M/G/T) [default: M]").letter('s')];
-/// Options for the layout of an image.
-pub const CREATION: &[Opt] = &[
+    &[Opt::new("size", Kind::SizeMib, "image size (in M/G/T) [default: M]").letter('s').required()];
+/// Options for the format of an image.
+pub const IMAGE_FORMAT: &[Opt] = &[
     Opt::new("image-format", Kind::Choice(&["1", "2"]), "image format [default: 2]"),
-    Opt::new("new-format", Kind::Flag, "use image format 2 (deprecated)"),
-    Opt::new("order", Kind::Range(12, 25), "object order [12 <= order <= 25]"),
+    Opt::new("new-format", Kind::Flag, "use image format 2 (deprecated)").deprecated(),
+];
+/// Options for the layout of an image.
+pub const LAYOUT: &[Opt] = &[
+    Opt::new("order", Kind::Range(12, 25), "object order [12 <= order <= 25]").deprecated(),
     Opt::new("object-size", Kind::Bytes, "object size in B/K/M [4K <= object size <= 32M]"),
-    Opt::new("image-feature", Kind::Text, "image features"),
+    Opt::new(
+        "image-feature",
+        Kind::Text,
+        "image features\n[layering(+), exclusive-lock(+*), object-map(+*), deep-flatten(+-), \
+         journaling(*)]",
+    ),
     Opt::new("image-shared", Kind::Flag, "shared image"),
     Opt::new("stripe-unit", Kind::Bytes, "stripe unit in B/K/M"),
     Opt::new("stripe-count", Kind::Integer, "stripe count"),
     Opt::new("data-pool", Kind::Text, "data pool"),
-    Opt::new("mirror-image-mode", Kind::Text, "mirror image mode [journal or snapshot]"),
+    Opt::new(
+        "mirror-image-mode",
+        Kind::Choice(&["journal", "snapshot"]),
+        "mirror image mode [journal or snapshot]",
+    ),
+    JOURNAL[0],
+    JOURNAL[1],
+    JOURNAL[2],
+];
+/// Options for a journal. They have no effect.
+pub const JOURNAL: &[Opt] = &[
     Opt::new("journal-splay-width", Kind::Integer, "number of active journal objects"),
-    Opt::new("journal-object-size", Kind::Bytes, "size of journal objects"),
+    Opt::new(
+        "journal-object-size",
+        Kind::BytesWithin(JOURNAL_BYTES_MIN, JOURNAL_BYTES_MAX),
+        "size of journal objects [4K <= size <= 64M]",
+    ),
     Opt::new("journal-pool", Kind::Text, "pool for journal objects"),
 ];
+/// Least and greatest size of an object of a journal, in bytes.
+const JOURNAL_BYTES_MIN: u64 = 4 << 10;
+const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 /// The size from which runs of zeros are left out of a copy.
 pub const SPARSE_SIZE: &[Opt] =
     &[Opt::new("sparse-size", Kind::Bytes, "sparse size in B/K/M [default: 4K]")];
@@ -82,13 +122,15 @@ pub const MAP_MEMORY: Opt = Opt::new(
     "map-memory",
     Kind::Bytes,
     "memory for the map of each open image in B/K/M/G, at least 1M [default: 64M]",
-);
+)
+.own();
 /// How long clients wait for the service of a pool in a bucket.
 pub const IO_TIMEOUT: Opt = Opt::new(
     "io-timeout",
     Kind::Integer,
     "seconds after which requests fail while the service of a pool in a bucket does not work [default: 0, they wait as long as it takes]",
-);
+)
+.own();
 /// A file to write.
 pub const EXPORT_PATH: &[Opt] = &[Opt::new("path", Kind::Text, "export file (or '-' for stdout)")];
 /// A file to read.

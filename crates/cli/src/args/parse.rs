@@ -33,6 +33,8 @@ enum Piece {
     Word(String),
     /// A known option with its value.
     Given(&'static str, String),
+    /// The same, given by its letter.
+    Lettered(&'static Opt, String),
     /// A configuration option, passed to every command.
     Config(String, String),
     /// An unknown option, as typed.
@@ -45,7 +47,13 @@ enum Piece {
 pub fn parse(commands: &'static [&'static [CommandSpec]], arguments: &[String]) -> Request {
     let pieces = split(commands, arguments);
     let words: Vec<String> = pieces.iter().filter_map(word_of).map(str::to_string).collect();
-    let wants = |long| pieces.iter().any(|p| matches!(p, Piece::Given(name, _) if *name == long));
+    let wants = |long| {
+        pieces.iter().any(|piece| match piece {
+            Piece::Given(name, _) => *name == long,
+            Piece::Lettered(opt, _) => opt.long == long,
+            _ => false,
+        })
+    };
     if wants("version") {
         return Request::Version;
     }
@@ -60,6 +68,7 @@ pub fn parse(commands: &'static [&'static [CommandSpec]], arguments: &[String]) 
     }
     match find(commands, &words) {
         None => Request::Unknown(words),
+        Some((spec, _)) if spec.absent => Request::Run(spec, Args::default()),
         Some((spec, used)) => match collect(spec, pieces, used) {
             Ok(args) => Request::Run(spec, args),
             Err(failure) => Request::Bad(failure),
@@ -197,11 +206,14 @@ fn split_letters(
             return;
         };
         if opt.kind == Kind::Flag {
-            pieces.push(Piece::Given(opt.long, String::new()));
+            pieces.push(Piece::Lettered(opt, String::new()));
             continue;
         }
         let attached = &letters[i + letter.len_utf8()..];
-        pieces.push(value_of(opt, (!attached.is_empty()).then_some(attached)));
+        pieces.push(match value_of(opt, (!attached.is_empty()).then_some(attached)) {
+            Piece::Given(_, value) => Piece::Lettered(opt, value),
+            other => other,
+        });
         return;
     }
 }
@@ -246,6 +258,13 @@ fn collect(spec: &CommandSpec, pieces: Vec<Piece>, used_words: usize) -> Result<
                 check_accepted(spec, long)?;
                 args.values.push((long, value));
             }
+            Piece::Lettered(opt, value) => {
+                if find_option(spec, opt.long).is_none() {
+                    let letter = opt.short.map(String::from).unwrap_or_default();
+                    return Err(unrecognised(&format!("-{letter}")));
+                }
+                args.values.push((opt.long, value));
+            }
             Piece::Config(name, value) => args.config.push((name, value)),
             Piece::Strange(typed) => return Err(unrecognised(&typed)),
             Piece::Valueless(long) => {
@@ -286,7 +305,8 @@ fn check_values(spec: &CommandSpec, args: &Args) -> Result<(), Failure> {
             return Err(Failure::usage(message));
         }
         let Some(opt) = find_option(spec, long) else { continue };
-        if matches!(opt.kind, Kind::Integer | Kind::Float) && !acceptable(opt.kind, value) {
+        let number = matches!(opt.kind, Kind::Integer | Kind::Float);
+        if number && !value.is_empty() && !acceptable(opt.kind, value) {
             let message = format!("the argument ('{value}') for option '--{long}' is invalid");
             return Err(Failure::usage(message));
         }
@@ -312,6 +332,7 @@ fn wanted(kind: Kind) -> Option<String> {
     match kind {
         Kind::Flag | Kind::Text => None,
         Kind::SizeMib => Some(format!("a size, which is {SIZE}; without a letter it counts MiB")),
+        Kind::BytesWithin(first, last) => Some(format!("a size from {first} to {last} bytes")),
         Kind::Bytes => Some(format!("a size, which is {SIZE}; without a letter it counts bytes")),
         Kind::Integer | Kind::Float => Some("a number".to_string()),
         Kind::Range(first, last) => Some(format!("a number from {first} to {last}")),
@@ -324,6 +345,9 @@ fn acceptable(kind: Kind, value: &str) -> bool {
         Kind::Flag | Kind::Text => true,
         Kind::SizeMib => size::parse_mib(value).is_some(),
         Kind::Bytes => size::parse_bytes(value).is_some(),
+        Kind::BytesWithin(first, last) => {
+            size::parse_bytes(value).is_some_and(|bytes| (first..=last).contains(&bytes))
+        }
         Kind::Integer => parse_integer(value).is_some(),
         Kind::Float => value.parse::<f64>().is_ok(),
         Kind::Range(first, last) => {

@@ -33,6 +33,7 @@ const CHECK: &[Opt] = &[
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["check"], "Verify a pool: every head, page, checksum and count.", check)
+        .own()
         .positionals(&[Positional::one("pool-name", "pool name [default: rbd]")])
         .options(&[options::ONE_POOL, CHECK, options::NO_PROGRESS, options::FORMAT])
         .examples(&[
@@ -44,6 +45,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("check --scrub --rate 20M kubernetes", "in the background, while images are in use"),
         ]),
     CommandSpec::new(&["gc"], "Give back the space that no image or snapshot of a pool needs.", gc)
+        .own()
         .positionals(&[POOL_NAME])
         .options(&[options::ONE_POOL, options::NO_PROGRESS, options::FORMAT])
         .examples(&[("gc kubernetes", "and tell what snapshots hold")]),

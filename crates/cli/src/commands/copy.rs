@@ -27,12 +27,13 @@ pub const COMMANDS: &[CommandSpec] = &[
         .aliases(&[&["cp"]])
         .positionals(&[SOURCE_SPEC, DEST_IMAGE_SPEC])
         .options(&[
-            options::SNAP,
+            options::SOURCE_SNAP,
             options::DEST,
-            options::CREATION,
+            options::LAYOUT,
             options::SPARSE_SIZE,
             options::NO_PROGRESS,
         ])
+        .notes(options::FEATURE_NOTES)
         .examples(&[
             ("cp vm-1 vm-1-copy", "without snapshots and without parent"),
             ("cp vm-1@before-upgrade backup/vm-1", "of a snapshot, into another pool"),
@@ -40,7 +41,14 @@ pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["deep", "copy"], "Deep copy src image to dest.", deep_copy)
         .aliases(&[&["deep", "cp"]])
         .positionals(&[SOURCE_SPEC, DEST_IMAGE_SPEC])
-        .options(&[options::SNAP, options::DEST, options::CREATION, FLATTEN, options::NO_PROGRESS])
+        .options(&[
+            options::SOURCE_SNAP,
+            options::DEST,
+            options::LAYOUT,
+            FLATTEN,
+            options::NO_PROGRESS,
+        ])
+        .notes(options::FEATURE_NOTES)
         .examples(&[
             ("deep cp vm-1 backup/vm-1", "with snapshots, their protection, and the parent"),
             ("deep cp --flatten vm-1 backup/vm-1", "with snapshots, and without parent"),
@@ -51,8 +59,7 @@ fn copy(session: &Session, args: &Args) -> Outcome {
     let mut cursor = 0;
     let source = names::target(args, &mut cursor, Wanted::IMAGE_OR_SNAP)?;
     let dest = names::target(args, &mut cursor, Wanted::DEST)?;
-    layout::refuse_what_would_lie(args)?;
-    let order = layout::order(args, ERROR)?;
+    let wanted = layout::Wanted::read(args)?;
     let image = session.find(&source)?;
     let info = session::info(&image)?;
     if !source.snap.is_empty() {
@@ -61,11 +68,16 @@ fn copy(session: &Session, args: &Args) -> Outcome {
     let pool = session.pool_of(&dest)?;
     let mut progress = session.bytes("Image copy");
     let object_bytes = 1 << info.order;
+    let from = layout::Source::image(&info);
+    let options = match wanted.options(session, (&pool, &dest), &from, ERROR) {
+        Ok(options) => Some(options),
+        Err(failure) => return progress.end(Err(failure)),
+    };
     let mut report = |done, total| progress.pass(done, object_bytes, total);
     signals::catch_and_watch();
     let copied = match source.snap.as_str() {
-        "" => image.copy_into(&pool, dest.name(), order, &mut report),
-        snap => image.snapshot(snap).copy_into(&pool, dest.name(), order, &mut report),
+        "" => image.copy_into(&pool, dest.name(), options, &mut report),
+        snap => image.snapshot(snap).copy_into(&pool, dest.name(), options, &mut report),
     };
     progress.end(copied.map(drop).map_err(|error| failed(ERROR, &error)))
 }
@@ -74,7 +86,7 @@ fn deep_copy(session: &Session, args: &Args) -> Outcome {
     let mut cursor = 0;
     let source = names::target(args, &mut cursor, Wanted::IMAGE_OR_SNAP)?;
     let dest = names::target(args, &mut cursor, Wanted::DEST)?;
-    layout::refuse_what_would_lie(args)?;
+    let wanted = layout::Wanted::read(args)?;
     let image = session.find(&source)?;
     let info = session::info(&image)?;
     let up_to = match source.snap.as_str() {
@@ -83,14 +95,15 @@ fn deep_copy(session: &Session, args: &Args) -> Outcome {
     };
     let pool = session.pool_of(&dest)?;
     let mut progress = session.bytes("Image deep copy");
-    let order = match layout::order(args, ERROR_DEEP) {
-        Ok(order) => order,
-        refused => return progress.end(refused.map(drop)),
+    let from = layout::Source::image(&info);
+    let layout = match wanted.options(session, (&pool, &dest), &from, ERROR_DEEP) {
+        Ok(options) => Some(options),
+        Err(failure) => return progress.end(Err(failure)),
     };
     let object_bytes = 1 << info.order;
     let mut report = |done, total| progress.pass(done, object_bytes, total);
     signals::catch_and_watch();
-    let what = DeepCopy { up_to: up_to.as_deref(), order, flatten: args.flag("flatten") };
+    let what = DeepCopy { up_to: up_to.as_deref(), layout, flatten: args.flag("flatten") };
     let copied = image.deep_copy_into(&pool, dest.name(), what, &mut report);
     progress.end(copied.map(drop).map_err(|error| failed(ERROR_DEEP, &error)))
 }

@@ -114,21 +114,20 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("device unmap vm-1", "by image"),
             ("device unmap -o force vm-1", "though it is mounted; what was not synced is lost"),
         ]),
-    CommandSpec::new(&["device", "attach"], "Serve a device again whose server has died.", attach)
+    CommandSpec::new(&["device", "attach"], "Attach image to device.", attach)
         .positionals(&[IMAGE_OR_SNAP_SPEC])
         .options(&[TYPE, options::SNAP, DEVICE, FORCE, MAP, &[options::MAP_MEMORY]])
-        .examples(&[("device attach --device /dev/nbd0 vm-1", "without unmounting it")]),
-    CommandSpec::new(
-        &["device", "detach"],
-        "End the server of a device and keep the device.",
-        detach,
-    )
-    .positionals(&[SPEC_OR_DEVICE])
-    .options(&[TYPE, options::SNAP, DETACH])
-    .examples(&[(
-        "device detach /dev/nbd0",
-        "its users wait until 'device attach' gives it another server",
-    )]),
+        .examples(&[(
+            "device attach --device /dev/nbd0 vm-1",
+            "serves it again if its server has died",
+        )]),
+    CommandSpec::new(&["device", "detach"], "Detach image from device.", detach)
+        .positionals(&[SPEC_OR_DEVICE])
+        .options(&[TYPE, options::SNAP, DETACH])
+        .examples(&[(
+            "device detach /dev/nbd0",
+            "its users wait until 'device attach' gives it another server",
+        )]),
     CommandSpec::new(
         &["device", "server"],
         "Serve a device; started by 'device map'.",

@@ -37,7 +37,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             SOURCE_IMAGE_OR_SNAP_SPEC,
             Positional::one("path-name", "export file (or '-' for stdout)"),
         ])
-        .options(&[options::SNAP, options::EXPORT_PATH, DIFF, options::NO_PROGRESS])
+        .options(&[options::SOURCE_SNAP, options::EXPORT_PATH, DIFF, options::NO_PROGRESS])
         .examples(&[
             ("export-diff --from-snap monday vm-1@tuesday tuesday.diff", "what changed since"),
             (

@@ -26,7 +26,7 @@ pub const COMMANDS: &[CommandSpec] =
             SOURCE_IMAGE_OR_SNAP_SPEC,
             Positional::one("path-name", "export file (or '-' for stdout)"),
         ])
-        .options(&[options::SNAP, options::EXPORT_PATH, options::NO_PROGRESS, EXPORT_FORMAT])
+        .options(&[options::SOURCE_SNAP, options::EXPORT_PATH, options::NO_PROGRESS, EXPORT_FORMAT])
         .examples(&[
             ("export --export-format 2 vm-1 vm-1.rbd", "with its snapshots and its metadata"),
             ("export vm-1 vm-1.raw", "a sparse file; an existing one is never overwritten"),

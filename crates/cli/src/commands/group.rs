@@ -35,6 +35,11 @@ const DEST_SNAP: Positional =
 
 const GROUP_NAME: Opt = Opt::new("group", Kind::Text, "group name");
 const GROUP: &[Opt] = &[options::POOL, options::NAMESPACE, GROUP_NAME];
+const SOURCE_GROUP: &[Opt] = &[
+    options::SOURCE_SNAP[0],
+    options::SOURCE_SNAP[1],
+    Opt::new("group", Kind::Text, "source group name"),
+];
 const SNAP: &[Opt] = &[Opt::new("snap", Kind::Text, "snapshot name")];
 const DEST_GROUP: &[Opt] = &[
     Opt::new("dest-pool", Kind::Text, "destination pool name"),
@@ -48,7 +53,7 @@ const MEMBER: &[Opt] = &[
     Opt::new("image-pool", Kind::Text, "image pool name"),
     Opt::new("image-namespace", Kind::Text, "image namespace name"),
     Opt::new("image", Kind::Text, "image name"),
-    options::POOL,
+    Opt::new("pool", Kind::Text, "pool name unless overridden").letter('p'),
 ];
 const QUIESCE: &[Opt] = &[
     Opt::new("skip-quiesce", Kind::Flag, "do not run quiesce hooks"),
@@ -73,7 +78,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         .examples(&[("group rm database", "its snapshots go too; its images stay")]),
     CommandSpec::new(&["group", "rename"], "Rename a group within pool.", rename)
         .positionals(&[SOURCE_GROUP_SPEC, DEST_GROUP_SPEC])
-        .options(&[GROUP, DEST_GROUP])
+        .options(&[SOURCE_GROUP, DEST_GROUP])
         .examples(&[("group rename database db", "snapshots keep their group")]),
     CommandSpec::new(&["group", "image", "add"], "Add an image to a group.", image_add)
         .positionals(&[GROUP_SPEC, IMAGE_SPEC])

@@ -20,13 +20,22 @@ const FORCE: &[Opt] = &[Opt::new(
     Kind::Flag,
     "remove the image even if its head is damaged: its data and its snapshots are given up; refused \
      while it has children, which must be flattened or removed first",
-)];
+)
+.own()];
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["create"], "Create an empty image.", create)
         .positionals(&[IMAGE_SPEC])
-        .options(&[options::IMAGE, options::CREATION, THICK, options::SIZE, options::NO_PROGRESS])
+        .options(&[
+            options::IMAGE,
+            options::IMAGE_FORMAT,
+            options::LAYOUT,
+            THICK,
+            options::SIZE,
+            options::NO_PROGRESS,
+        ])
+        .notes(options::FEATURE_NOTES)
         .examples(&[
             ("create vm-1 --size 10G", "an image in the pool rbd"),
             ("create kubernetes/empty.img -s 512", "512 MiB in another pool"),
@@ -47,7 +56,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ),
             DEST_IMAGE_SPEC,
         ])
-        .options(&[options::IMAGE, options::DEST])
+        .options(&[options::SOURCE, options::DEST])
         .examples(&[("rename vm-1 web-1", "children keep their parent")]),
     CommandSpec::new(&["remove"], "Delete an image.", remove)
         .aliases(&[&["rm"]])
@@ -61,10 +70,13 @@ pub const COMMANDS: &[CommandSpec] = &[
 
 fn create(session: &Session, args: &Args) -> Outcome {
     const ERROR: &str = "create error";
+    let wanted = layout::Wanted::read(args)?;
     let target = names::target(args, &mut 0, Wanted::NEW_IMAGE)?;
     let size_bytes = required_size(args)?;
-    let options = layout::create_options(args, size_bytes, ERROR)?;
     let pool = session.pool_of(&target)?;
+    let nothing = layout::Source::nothing();
+    let mut options = wanted.options(session, (&pool, &target), &nothing, ERROR)?;
+    options.size_bytes = size_bytes;
     if args.flag("thick-provision") {
         return create_thick(session, &pool, &target, &options);
     }

@@ -15,6 +15,7 @@ use super::source::Source;
 use super::whole::import_whole;
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
+use crate::errno::EOPNOTSUPP;
 use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::output::warn;
@@ -37,12 +38,14 @@ pub const COMMANDS: &[CommandSpec] =
         .options(&[
             options::IMPORT_PATH,
             options::DEST,
-            options::CREATION,
+            options::IMAGE_FORMAT,
+            options::LAYOUT,
             options::SPARSE_SIZE,
             options::NO_PROGRESS,
             EXPORT_FORMAT,
             OLD_NAMES,
         ])
+        .notes(options::FEATURE_NOTES)
         .examples(&[
             ("import debian.raw templates/debian", "zeros take no space"),
             ("import --export-format 2 vm-1.rbd vm-1", "with its snapshots and its metadata"),
@@ -64,7 +67,7 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
     let mut cursor = 0;
     let path = path_argument(args, &mut cursor)?;
     let target = destination(args, &mut cursor, &path)?;
-    let options = layout::create_options(args, 0, "import failed")?;
+    let wanted = layout::Wanted::read(args)?;
     let pool = session.pool_of(&target)?;
     let source = Source::open(session, &path, ERROR)?;
     let mut progress = session.bytes("Importing image");
@@ -72,7 +75,13 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
         if is_format_2(args) {
             return import_whole(session, args, &pool, &target, &source, &mut progress);
         }
-        let mut options = options;
+        let nothing = layout::Source::nothing();
+        let options = wanted.options(session, (&pool, &target), &nothing, ERROR);
+        let mut options = options.inspect_err(|failure| {
+            if failure.status != EOPNOTSUPP {
+                warn(session.program, "image creation failed");
+            }
+        })?;
         options.size_bytes = size_bytes.unwrap_or(0);
         signals::catch_and_watch();
         let incoming = pool.begin_image(target.name(), &options).map_err(|error| {

@@ -1,6 +1,6 @@
 //! `info`: the records of an image or snapshot.
 
-use marcot::{GroupInfo, ImageInfo, OwnerInfo, OwnerState, ParentInfo, SnapInfo};
+use marcot::{GroupInfo, ImageInfo, OwnerInfo, OwnerState, ParentInfo, PoolId, SnapInfo};
 use marcot_client::spec;
 
 use super::IMAGE_OR_SNAP_SPEC;
@@ -9,22 +9,20 @@ use super::status::{owner_node, show_owner};
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, options};
 use crate::failure::Outcome;
+use crate::layout;
 use crate::output::{Node, line};
 use crate::session::{self, Session, no_such_snapshot};
 use crate::{size, time};
 
 /// The commands of this file.
-pub const COMMANDS: &[CommandSpec] = &[CommandSpec::new(
-    &["info"],
-    "Show information about image size, parent, features etc.",
-    info,
-)
-.positionals(&[IMAGE_OR_SNAP_SPEC])
-.options(&[options::SNAP, &[options::IMAGE_ID], options::FORMAT])
-.examples(&[
-    ("info vm-1", "size, id, parent and overlap"),
-    ("info template@v1", "a snapshot, and whether it is protected"),
-])];
+pub const COMMANDS: &[CommandSpec] =
+    &[CommandSpec::new(&["info"], "Show information about image size, striping, etc.", info)
+        .positionals(&[IMAGE_OR_SNAP_SPEC])
+        .options(&[options::SNAP, &[options::IMAGE_ID], options::FORMAT])
+        .examples(&[
+            ("info vm-1", "size, id, parent and overlap"),
+            ("info template@v1", "a snapshot, and whether it is protected"),
+        ])];
 
 fn info(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
@@ -41,7 +39,7 @@ fn info(session: &Session, args: &Args) -> Outcome {
         "" => None,
         name => Some(named_snapshot(&image, name)?),
     };
-    let view = View::new(&image, snap.as_ref(), is_parent, group.as_ref());
+    let view = View::new(found.pool().id(), &image, snap.as_ref(), is_parent, group.as_ref());
     format.print(|| view.plain(), || ("image", view.node()))
 }
 
@@ -55,6 +53,7 @@ fn named_snapshot(image: &ImageInfo, name: &str) -> Outcome<SnapInfo> {
 /// An image as its head or one of its snapshots records it.
 struct View<'a> {
     image: &'a ImageInfo,
+    pool: PoolId,
     snap: Option<&'a SnapInfo>,
     size_bytes: u64,
     parent: Option<&'a ParentInfo>,
@@ -66,6 +65,7 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn new(
+        pool: PoolId,
         image: &'a ImageInfo,
         snap: Option<&'a SnapInfo>,
         is_parent: bool,
@@ -77,12 +77,12 @@ impl<'a> View<'a> {
         };
         let op_features = op_features(image, is_parent, group.is_some());
         let group = group.map(|group| spec::show(&group.pool, &group.namespace, &group.name, ""));
-        let mut features = feature_names(&image.features);
+        let mut features = layout::shown_features(image);
         if !op_features.is_empty() {
             features.push("operations".to_string());
         }
         let size_bytes = snap.map_or(image.size_bytes, |s| s.size_bytes);
-        Self { image, snap, size_bytes, parent, features, op_features, group }
+        Self { image, pool, snap, size_bytes, parent, features, op_features, group }
     }
 
     fn object_bytes(&self) -> u64 {
@@ -90,7 +90,7 @@ impl<'a> View<'a> {
     }
 
     fn objects(&self) -> u64 {
-        self.size_bytes.div_ceil(self.object_bytes())
+        layout::stripe(self.image).objects(self.size_bytes)
     }
 
     /// Who has it open, where several hosts may have.
@@ -99,7 +99,18 @@ impl<'a> View<'a> {
     }
 
     fn prefix(&self) -> String {
-        format!("rbd_data.{}", self.image.id)
+        let image = self.image;
+        // RBD has the number of the image's pool here.
+        match image.data_pool.as_str() {
+            "" => format!("rbd_data.{}", image.id),
+            _ => format!("rbd_data.{}.{}", self.pool.0, image.id),
+        }
+    }
+
+    /// Unit in bytes and count, if they are not those of an image without stripes.
+    fn stripe(&self) -> Option<(u64, u64)> {
+        let stripe = layout::stripe(self.image);
+        stripe.is_striped().then_some((stripe.unit_bytes, stripe.count))
     }
 
     fn plain(&self) -> String {
@@ -109,12 +120,17 @@ impl<'a> View<'a> {
             format!("order {} ({} objects)", image.order, size::show(self.object_bytes())),
             format!("snapshot_count: {}", image.snapshots.len()),
             format!("id: {}", image.id),
+        ];
+        if !image.data_pool.is_empty() {
+            lines.push(format!("data_pool: {}", image.data_pool));
+        }
+        lines.extend([
             format!("block_name_prefix: {}", self.prefix()),
             "format: 2".to_string(),
             format!("features: {}", self.features.join(", ")),
             format!("op_features: {}", self.op_features.join(", ")),
             "flags: ".to_string(),
-        ];
+        ]);
         lines.extend(self.group.iter().map(|group| format!("group: {group}")));
         lines.extend([
             format!("create_timestamp: {}", time::ctime(image.created_s)),
@@ -128,6 +144,13 @@ impl<'a> View<'a> {
             let (shown, trash) = (show_parent(parent), in_trash(parent));
             lines.push(format!("parent: {shown}{trash}{}", missing(parent)));
             lines.push(format!("overlap: {}", size::show(parent.overlap_bytes)));
+        }
+        if let Some((unit_bytes, count)) = self.stripe() {
+            lines.push(format!("stripe unit: {}", size::show(unit_bytes)));
+            lines.push(format!("stripe count: {count}"));
+        }
+        if let Some(limit) = image.snapshot_limit {
+            lines.push(format!("snapshot_limit: {limit}"));
         }
         if let Some(owner) = self.owner() {
             lines.push(format!("owner: {}", show_owner(owner)));
@@ -149,12 +172,17 @@ impl<'a> View<'a> {
             ("order", u64::from(image.order).into()),
             ("object_size", self.object_bytes().into()),
             ("snapshot_count", (image.snapshots.len() as u64).into()),
+        ];
+        if !image.data_pool.is_empty() {
+            members.push(("data_pool", image.data_pool.as_str().into()));
+        }
+        members.extend([
             ("block_name_prefix", self.prefix().into()),
             ("format", 2u64.into()),
             ("features", texts("feature", &mut self.features.iter().map(String::as_str))),
             ("op_features", texts("op_feature", &mut self.op_features.iter().copied())),
             ("flags", Node::array("flag", [])),
-        ];
+        ]);
         if let Some(group) = &self.group {
             members.push(("group", group.as_str().into()));
         }
@@ -169,6 +197,13 @@ impl<'a> View<'a> {
         }
         if let Some(parent) = self.parent {
             members.push(("parent", parent_node(parent)));
+        }
+        if let Some((unit_bytes, count)) = self.stripe() {
+            members.push(("stripe_unit", unit_bytes.into()));
+            members.push(("stripe_count", count.into()));
+        }
+        if let Some(limit) = image.snapshot_limit {
+            members.push(("snapshot_limit", limit.into()));
         }
         members.extend(self.owner().map(|owner| ("owner", owner_node(owner))));
         Node::Object(members)
@@ -199,11 +234,6 @@ fn parent_node(parent: &ParentInfo) -> Node {
         members.push(("missing", Node::Bool(true)));
     }
     Node::Object(members)
-}
-
-fn feature_names(features: &str) -> Vec<String> {
-    let names = features.split(',').map(str::trim).filter(|name| !name.is_empty());
-    names.map(str::to_string).collect()
 }
 
 /// The operation features that clones of format 2 set on parent and child; `is_parent` if the image has some.

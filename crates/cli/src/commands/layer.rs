@@ -9,7 +9,7 @@ use super::{DEST_IMAGE_SPEC, IMAGE_OR_SNAP_SPEC, IMAGE_SPEC};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno;
-use crate::errno::{EBUSY, EINVAL, ENOENT, EXDEV};
+use crate::errno::{EBUSY, ENOENT, ENOSYS, EXDEV};
 use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::output::{Node, err, line, warn};
@@ -20,7 +20,8 @@ const UNTRACKED: &[Opt] = &[Opt::new(
     "untracked",
     Kind::Flag,
     "clone even where no marker can be left for the parent's owner, who may then remove the parent",
-)];
+)
+.own()];
 const CHILDREN: &[Opt] = &[
     Opt::new("all", Kind::Flag, "list all children (include trash)").letter('a'),
     Opt::new("descendants", Kind::Flag, "include all descendants"),
@@ -45,7 +46,8 @@ pub const COMMANDS: &[CommandSpec] = &[
             ),
             DEST_IMAGE_SPEC,
         ])
-        .options(&[options::SNAP, options::DEST, options::CREATION, UNTRACKED])
+        .options(&[options::SOURCE_SNAP, options::DEST, options::LAYOUT, UNTRACKED])
+        .notes(options::FEATURE_NOTES)
         .examples(&[
             ("clone template@v1 vm-1", "the snapshot must be protected"),
             ("clone templates/debian@12 web/vm-1", "into another pool"),
@@ -63,6 +65,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         "Forget a clone that was made on a host that is gone.",
         forget_child,
     )
+    .own()
     .positionals(&[IMAGE_OR_SNAP_SPEC, CHILD_ID])
     .options(&[options::SNAP, FORGET])
     .examples(&[(
@@ -80,9 +83,7 @@ fn clone(session: &Session, args: &Args) -> Outcome {
     let mut cursor = 0;
     let source = names::target(args, &mut cursor, Wanted::SNAP)?;
     let dest = names::target(args, &mut cursor, Wanted::DEST)?;
-    layout::refuse_what_would_lie(args)?;
-    let features = args.flag("image-feature").then(|| layout::features(args, ERROR)).transpose()?;
-    let order = layout::order(args, ERROR)?;
+    let wanted = layout::Wanted::read(args)?;
     let format = clone_format(args);
     let parent_pool = session.pool_of(&source)?;
     let dest_pool = session.pool_of(&dest)?;
@@ -91,13 +92,19 @@ fn clone(session: &Session, args: &Args) -> Outcome {
     }
     let failed = |error| clone_failure(&source, &error);
     let parent = parent_pool.image(source.name()).map_err(failed)?;
-    let parent_order = parent.info().map_err(failed)?.order;
-    if order.is_some_and(|order| order != parent_order) {
-        let cause = "a clone has the object size of its parent";
-        return Err(Failure::errno(ERROR, EINVAL).because(cause));
+    let info = parent.info().map_err(failed)?;
+    if wanted.leaves_out("layering") {
+        let cause = "cloning image must support layering";
+        return Err(Failure::errno(ERROR, ENOSYS).because(cause));
     }
-    let mut options = CloneOptions::new().format(format).untracked(args.flag("untracked"));
-    (options.order, options.features) = (order, features);
+    let from = layout::Source::image(&info);
+    let layout = wanted.options(session, (&dest_pool, &dest), &from, ERROR)?;
+    let options = CloneOptions::new().format(format).untracked(args.flag("untracked"));
+    let options = options
+        .order(layout.order)
+        .features(layout.features)
+        .stripe(layout.stripe_unit_bytes, layout.stripe_count)
+        .data_pool(layout.data_pool);
     let snapshot = parent.snapshot(&source.snap);
     let cloned = snapshot.clone_into(&dest_pool, dest.name(), &options);
     cloned.map(drop).map_err(failed)

@@ -109,8 +109,15 @@ impl Row {
         }
     }
 
-    fn locked(&self) -> bool {
-        self.snap.is_none() && self.image.owned_by.is_some()
+    /// The lock in RBD's words: short for the table, and long.
+    fn lock(&self) -> Option<(&'static str, &'static str)> {
+        let image = &self.image;
+        match image.locks.first() {
+            _ if self.snap.is_some() => None,
+            Some(lock) if lock.shared => Some(("shr", "shared")),
+            None if image.owned_by.is_none() => None,
+            _ => Some(("excl", "exclusive")),
+        }
     }
 
     fn cells(&self) -> Vec<String> {
@@ -125,7 +132,7 @@ impl Row {
             self.parent().map(show_parent).unwrap_or_default(),
             "2".to_string(),
             if protected { "yes" } else { "" }.to_string(),
-            if self.locked() { "excl" } else { "" }.to_string(),
+            self.lock().map_or("", |(short, _)| short).to_string(),
         ]
     }
 
@@ -146,8 +153,8 @@ impl Row {
         if let Some(snap) = self.snap() {
             members.push(("protected", Node::quoted_bool(snap.protected)));
         }
-        if self.locked() {
-            members.push(("lock_type", "exclusive".into()));
+        if let Some((_, long)) = self.lock() {
+            members.push(("lock_type", long.into()));
         }
         let element = if self.snap.is_some() { "snapshot" } else { "image" };
         (element, Node::Object(members))

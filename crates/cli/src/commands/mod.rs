@@ -1,58 +1,74 @@
 //! The commands. Each family has a file.
 
+mod absent;
 mod bench;
 mod check;
+mod config;
 mod copy;
 pub mod device;
 mod diff;
 mod difference;
 mod export;
+mod feature;
 mod files;
 mod group;
 mod image;
+mod image_meta;
 mod import;
 mod info;
 mod layer;
 mod list;
+mod lock;
 mod namespace;
+mod object_map;
 mod pool;
 mod serve;
 mod shell;
 mod sink;
 mod snap;
+mod snap_limit;
 mod source;
 mod sparsify;
 mod status;
 mod trash;
 mod usage;
+mod watch;
 mod whole;
 
 use crate::args::CommandSpec;
 
 /// Every command.
 pub const ALL: &[&[CommandSpec]] = &[
+    absent::COMMANDS,
     bench::COMMANDS,
     check::COMMANDS,
+    config::COMMANDS,
     copy::COMMANDS,
     device::COMMANDS,
     diff::COMMANDS,
     difference::COMMANDS,
     export::COMMANDS,
+    feature::COMMANDS,
     group::COMMANDS,
     image::COMMANDS,
+    image_meta::COMMANDS,
     import::COMMANDS,
     info::COMMANDS,
     layer::COMMANDS,
     list::COMMANDS,
+    lock::COMMANDS,
     namespace::COMMANDS,
+    object_map::COMMANDS,
     pool::COMMANDS,
     serve::COMMANDS,
     shell::COMMANDS,
     snap::COMMANDS,
+    snap_limit::COMMANDS,
     sparsify::COMMANDS,
     status::COMMANDS,
     trash::COMMANDS,
     usage::COMMANDS,
+    watch::COMMANDS,
 ];
 
 /// The argument that names an image.
@@ -87,5 +103,5 @@ const POOL_NAME: crate::args::Positional = crate::args::Positional::one("pool-na
 /// The argument that names a pool and perhaps a namespace.
 const POOL_SPEC: crate::args::Positional = crate::args::Positional::one(
     "pool-spec",
-    "pool specification (example: <pool-name>[/<namespace>])",
+    "pool specification (example: <pool-name>[/<namespace>]",
 );

@@ -34,12 +34,17 @@ const BUCKET: &[Opt] = &[
     Opt::new("cache", Kind::Text, "directory of this host for what is read from the bucket"),
     Opt::new("cache-size", Kind::Bytes, "size of the cache in M/G/T [default: 20G]"),
 ];
-const FORCE: &[Opt] = &[Opt::new("force", Kind::Flag, "accepted, as by rbd")];
-const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "with directory and access").letter('l')];
+const FORCE: &[Opt] = &[Opt::new(
+    "force",
+    Kind::Flag,
+    "force initialize pool for RBD use if registered by another application",
+)];
+const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "with directory and access").letter('l').own()];
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["pool", "create"], "Create a pool.", create)
+        .own()
         .positionals(&[POOL_NAME])
         .options(&[options::ONE_POOL, READABLE, URL, BUCKET])
         .examples(&[
@@ -48,10 +53,12 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("pool create gold --backend s3://images/gold --region eu-central-1", "in a bucket"),
         ]),
     CommandSpec::new(&["pool", "list"], "List pools.", list)
+        .own()
         .aliases(&[&["pool", "ls"]])
         .options(&[LONG, options::FORMAT])
         .examples(&[("pool ls", "names"), ("pool ls -l", "with directories and buckets")]),
     CommandSpec::new(&["pool", "remove"], "Remove an empty pool.", remove)
+        .own()
         .aliases(&[&["pool", "rm"]])
         .positionals(&[POOL_NAME])
         .options(&[options::ONE_POOL])
@@ -63,12 +70,14 @@ pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["pool", "stats"], "Display pool statistics.", stats)
         .positionals(&[POOL_SPEC])
         .options(&[LONG, options::POOL_AND_NAMESPACE, options::FORMAT])
+        .notes("Note: legacy v1 images are not included in stats")
         .examples(&[
             ("pool stats kubernetes", "images, snapshots, provisioned size"),
             ("pool stats -l kubernetes", "and what is stored and free; 'gc' tells what pins it"),
             ("pool stats -l gold", "in a bucket: and the requests of this host, and their price"),
         ]),
     CommandSpec::new(&["pool", "attach"], "Use a pool of another store.", attach)
+        .own()
         .positionals(&[POOL_NAME])
         .options(&[options::ONE_POOL, BACKEND, BUCKET])
         .examples(&[
@@ -82,6 +91,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ),
         ]),
     CommandSpec::new(&["pool", "detach"], "Forget a pool of another store.", detach)
+        .own()
         .positionals(&[POOL_NAME])
         .options(&[options::ONE_POOL])
         .examples(&[("pool detach templates", "refused while there are clones of its images")]),

@@ -54,6 +54,7 @@ const SOCKET_NAME: &str = "nbd.sock";
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] =
     &[CommandSpec::new(&["serve"], "Serve images to NBD clients, opened when asked for.", serve)
+        .own()
         .positionals(&[Positional {
             name: "pool-name",
             help: "pools to serve [default: all]",

@@ -14,6 +14,7 @@ use crate::session::Session;
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["completion"], "Print a completion script for a shell.", completion)
+        .own()
         .positionals(&[Positional::one("shell", "bash, elvish, fish, powershell or zsh")])
         .examples(&[("completion bash > /etc/bash_completion.d/marcot", "")]),
     CommandSpec::new(&["man"], "Write the manual pages into a directory.", man)

@@ -16,12 +16,13 @@ use crate::session::{self, Session};
 use crate::{size, time};
 
 const QUIESCE: &[Opt] = &[
-    Opt::new("skip-quiesce", Kind::Flag, "do not run the quiesce hook of a mapped image"),
-    Opt::new("ignore-quiesce-error", Kind::Flag, "take the snapshot though the quiesce hook fails"),
+    Opt::new("skip-quiesce", Kind::Flag, "do not run quiesce hooks"),
+    Opt::new("ignore-quiesce-error", Kind::Flag, "ignore quiesce hook error"),
 ];
-const ALL: &[Opt] = &[Opt::new("all", Kind::Flag, "also list snapshots moved aside").letter('a')];
+const ALL: &[Opt] =
+    &[Opt::new("all", Kind::Flag, "list snapshots from all namespaces").letter('a')];
 const FORCE: &[Opt] =
-    &[Opt::new("force", Kind::Flag, "flatten children and unprotect snapshot if needed")];
+    &[Opt::new("force", Kind::Flag, "flatten children and unprotect snapshot if needed.")];
 const SOURCE_SNAP_SPEC: Positional = Positional::one(
     "source-snap-spec",
     "source snapshot specification \
@@ -64,7 +65,7 @@ pub const COMMANDS: &[CommandSpec] = &[
         .examples(&[("snap purge vm-1", "protected snapshots stay")]),
     CommandSpec::new(&["snap", "rename"], "Rename a snapshot.", rename)
         .positionals(&[SOURCE_SNAP_SPEC, DEST_SNAP_SPEC])
-        .options(&[options::SNAP, options::DEST, &[options::DEST_SNAP]])
+        .options(&[options::SOURCE_SNAP, options::DEST, &[options::DEST_SNAP]])
         .examples(&[("snap rename template@v1 template@2024", "children keep their parent")]),
     CommandSpec::new(&["snap", "rollback"], "Rollback image to snapshot.", rollback)
         .aliases(&[&["snap", "revert"]])

@@ -18,7 +18,7 @@ use crate::size;
 
 const USAGE: &[Opt] = &[
     Opt::new("from-snap", Kind::Text, "snapshot starting point"),
-    Opt::new("exact", Kind::Flag, "accepted: usage is always exact"),
+    Opt::new("exact", Kind::Flag, "compute exact disk usage (slow)"),
     Opt::new("merge-snapshots", Kind::Flag, "merge snapshot sizes with its image"),
 ];
 

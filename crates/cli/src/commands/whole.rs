@@ -59,7 +59,7 @@ pub fn import_whole(
         let tag = char::from(*tag);
         warn(session.program, &format!("invalid tag in image properties zone: {tag}Skip it."));
     }
-    let options = create_options(args, &properties).inspect_err(|_| {
+    let options = create_options(session, args, (pool, target), &properties).inspect_err(|_| {
         warn(session.program, "image creation failed");
     })?;
     signals::catch_and_watch();
@@ -107,8 +107,14 @@ fn not_applied_again(failure: &Failure) -> String {
 }
 
 /// The layout of the stream, where the command line does not give another one.
-fn create_options(args: &Args, properties: &Properties) -> Outcome<CreateOptions> {
-    let given = layout::create_options(args, 0, IMPORT_ERROR)?;
+fn create_options(
+    session: &Session,
+    args: &Args,
+    place: (&Pool, &Target),
+    properties: &Properties,
+) -> Outcome<CreateOptions> {
+    let wanted = layout::Wanted::read(args)?;
+    let mut given = wanted.options(session, place, &layout::Source::nothing(), IMPORT_ERROR)?;
     let order = match properties.order {
         Some(order) if !args.flag("object-size") && !args.flag("order") => {
             layout::known_order(order, IMPORT_ERROR)?
@@ -127,5 +133,6 @@ fn create_options(args: &Args, properties: &Properties) -> Outcome<CreateOptions
         }
         _ => given.features,
     };
-    Ok(CreateOptions::sized(0).order(order).features(features))
+    (given.order, given.features) = (order, features);
+    Ok(given)
 }

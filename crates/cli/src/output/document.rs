@@ -15,6 +15,8 @@ pub enum Node {
     Bool(bool),
     /// Named members, in order.
     Object(Vec<(&'static str, Node)>),
+    /// Members whose names are data.
+    Map(Vec<(String, Node)>),
     /// Items, each with the element name it has in XML.
     Array(Vec<(&'static str, Node)>),
 }
@@ -70,8 +72,12 @@ impl Node {
             Self::Number(n) => text.push_str(&n.to_string()),
             Self::Fraction(f) => text.push_str(&f.to_string()),
             Self::Bool(b) => text.push_str(&b.to_string()),
-            Self::Object(members) => write_json_section(text, level, members, ('{', '}')),
-            Self::Array(items) => write_json_section(text, level, items, ('[', ']')),
+            Self::Object(members) => write_json_section(text, level, &named(members), ('{', '}')),
+            Self::Map(members) => {
+                let members: Vec<_> = members.iter().map(|(name, node)| (&**name, node)).collect();
+                write_json_section(text, level, &members, ('{', '}'));
+            }
+            Self::Array(items) => write_json_section(text, level, &named(items), ('[', ']')),
         }
     }
 
@@ -86,11 +92,15 @@ impl Node {
             Self::Fraction(f) => f.to_string(),
             Self::Bool(b) => b.to_string(),
             Self::Object(members) | Self::Array(members) => {
-                text.push_str(&format!("{indent}<{name}>{newline}"));
-                for (member, node) in members {
-                    node.write_xml(text, member, level.map(|l| l + 1));
-                }
-                text.push_str(&format!("{indent}</{name}>{newline}"));
+                let members = named(members);
+                write_xml_section(text, name, level, &members);
+                return;
+            }
+            Self::Map(members) => {
+                let names: Vec<_> = members.iter().map(|(name, _)| escape_xml(name)).collect();
+                let nodes = members.iter().map(|(_, node)| node);
+                let members: Vec<_> = names.iter().map(String::as_str).zip(nodes).collect();
+                write_xml_section(text, name, level, &members);
                 return;
             }
         };
@@ -98,10 +108,30 @@ impl Node {
     }
 }
 
+/// Members whose names are not data.
+fn named<'a>(members: &'a [(&'static str, Node)]) -> Vec<(&'a str, &'a Node)> {
+    members.iter().map(|(name, node)| (*name, node)).collect()
+}
+
+fn write_xml_section(
+    text: &mut String,
+    name: &str,
+    level: Option<usize>,
+    members: &[(&str, &Node)],
+) {
+    let indent = " ".repeat(level.unwrap_or(0));
+    let newline = if level.is_some() { "\n" } else { "" };
+    text.push_str(&format!("{indent}<{name}>{newline}"));
+    for (member, node) in members {
+        node.write_xml(text, member, level.map(|l| l + 1));
+    }
+    text.push_str(&format!("{indent}</{name}>{newline}"));
+}
+
 fn write_json_section(
     text: &mut String,
     level: Option<usize>,
-    members: &[(&'static str, Node)],
+    members: &[(&str, &Node)],
     (open, close): (char, char),
 ) {
     text.push(open);

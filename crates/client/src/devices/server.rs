@@ -167,7 +167,7 @@ fn open(pool: &Pool, record: &MappedRecord, name: &str) -> Result<HostHandle> {
     } else if pool.read_only() {
         pool.open_read_only(id)?
     } else {
-        pool.open(id)?
+        pool.open(id)?.unlocked()?
     };
     ImageHost::start_for_kernel(Box::new(image), options)
 }

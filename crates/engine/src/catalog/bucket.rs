@@ -62,7 +62,7 @@ impl Store {
             pool_id: bucket.pool.0,
             store_id: self.inner.id,
             created_s: self.inner.world.clock.now_s(),
-            application: String::new(),
+            ..PoolRecord::default()
         };
         match records.create(&Key::Pool, &encode_message(FrameKind::Pool, &record)) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {

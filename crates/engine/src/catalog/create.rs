@@ -3,11 +3,12 @@
 use marcot_backend::Key;
 use marcot_format::frame::{FrameKind, encode_message};
 use marcot_format::record::{
-    HeadRecord, LogPosition, NameRecord, OwnerRecord, RootRecord, SegmentMarks,
+    HeadRecord, LogPosition, MetaRecord, NameRecord, OwnerRecord, RootRecord, SegmentMarks,
 };
 use marcot_format::{IMAGE_BYTES_MAX, ImageId};
 use marcot_store::LockMode;
 
+use super::advisory::check_unlocked;
 use super::image_name::ImageName;
 use super::names::check_image_name;
 use super::naming::NamedImages;
@@ -34,11 +35,27 @@ pub struct CreateOptions {
     pub order: u32,
     /// Feature names that `info` shows, comma separated.
     pub features: String,
+    /// Bytes of a stripe that `info` shows; 0: the object size. It does not change the layout.
+    pub stripe_unit_bytes: u64,
+    /// Objects of a stripe that `info` shows; 0: one.
+    pub stripe_count: u64,
+    /// The data pool that `info` shows; empty: its own pool. The data lies in the image's own pool.
+    pub data_pool: String,
+    /// Metadata of the user: keys and values.
+    pub metadata: Vec<(String, String)>,
 }
 
 impl Default for CreateOptions {
     fn default() -> Self {
-        Self { size_bytes: 0, order: ORDER_DEFAULT, features: String::new() }
+        Self {
+            size_bytes: 0,
+            order: ORDER_DEFAULT,
+            features: String::new(),
+            stripe_unit_bytes: 0,
+            stripe_count: 0,
+            data_pool: String::new(),
+            metadata: Vec::new(),
+        }
     }
 }
 
@@ -59,6 +76,18 @@ impl CreateOptions {
     #[must_use]
     pub fn features(self, features: impl Into<String>) -> Self {
         Self { features: features.into(), ..self }
+    }
+
+    /// The same with another stripe that `info` shows: bytes of a unit, and number of objects.
+    #[must_use]
+    pub fn stripe(self, stripe_unit_bytes: u64, stripe_count: u64) -> Self {
+        Self { stripe_unit_bytes, stripe_count, ..self }
+    }
+
+    /// The same with a data pool that `info` shows.
+    #[must_use]
+    pub fn data_pool(self, data_pool: impl Into<String>) -> Self {
+        Self { data_pool: data_pool.into(), ..self }
     }
 }
 
@@ -122,6 +151,12 @@ impl Pool {
         let mut head = first_head(id, namespace, name, self.now_s());
         head.order = options.order;
         head.features.clone_from(&options.features);
+        head.stripe_unit_bytes = options.stripe_unit_bytes;
+        head.stripe_count = options.stripe_count;
+        head.data_pool.clone_from(&options.data_pool);
+        let note =
+            |(key, value): &(String, String)| MetaRecord { key: key.clone(), value: value.clone() };
+        head.metadata = options.metadata.iter().map(note).collect();
         head.root = Some(RootRecord {
             size_bytes: options.size_bytes,
             segment_next: 1,
@@ -204,6 +239,10 @@ impl Pool {
         let _lock = self.lock(LockMode::Exclusive)?;
         let image = self.find_in(namespace, from)?;
         self.check_free(namespace, to)?;
+        // An image whose head is damaged can be renamed too.
+        if let Ok(head) = self.read_head(image) {
+            check_unlocked(&head, &self.image_label(&head))?;
+        }
         let key = |name: &str| Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
         let context = || format!("cannot rename image '{from}'");
         self.records().rename(&key(from), &key(to)).at(context)?;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use marcot_backend::object::counted::Requests;
-use marcot_format::record::{HeadRecord, ParentRecord, Protection};
+use marcot_format::record::{HeadRecord, LockRecord, ParentRecord, Protection};
 use marcot_format::{ImageId, PoolId, SnapId};
 
 use super::groups::GroupSnapshotId;
@@ -75,6 +75,28 @@ impl SnapInfo {
     }
 }
 
+/// An advisory lock on an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockInfo {
+    /// Number of the client that took it.
+    pub client: u64,
+    /// The name that the client gave it.
+    pub cookie: String,
+    /// Where the client is, for people.
+    pub address: String,
+    /// Others may take a lock with the same tag.
+    pub shared: bool,
+    /// What shared locks have in common.
+    pub tag: String,
+}
+
+impl From<LockRecord> for LockInfo {
+    fn from(record: LockRecord) -> Self {
+        let LockRecord { client, cookie, address, shared, tag } = record;
+        Self { client, cookie, address, shared, tag }
+    }
+}
+
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -103,6 +125,16 @@ pub struct ImageInfo {
     pub snapshots: Vec<SnapInfo>,
     /// Metadata of the user.
     pub metadata: Vec<(String, String)>,
+    /// Most snapshots that the user allows.
+    pub snapshot_limit: Option<u64>,
+    /// Advisory locks.
+    pub locks: Vec<LockInfo>,
+    /// Bytes of a stripe to show; 0: the object size.
+    pub stripe_unit_bytes: u64,
+    /// Objects of a stripe to show; 0: one.
+    pub stripe_count: u64,
+    /// The data pool to show; empty: its own pool.
+    pub data_pool: String,
     /// Process that has it open for writing.
     pub owned_by: Option<u32>,
     /// Who has it open for writing, or had it last. Only in a pool of which several hosts may be owners.
@@ -275,6 +307,11 @@ impl InfoReader {
             parent: head.parent.as_ref().map(|p| self.parent_info(p)),
             snapshots,
             metadata: head.metadata.into_iter().map(|m| (m.key, m.value)).collect(),
+            snapshot_limit: head.snapshot_limit,
+            locks: head.locks.into_iter().map(LockInfo::from).collect(),
+            stripe_unit_bytes: head.stripe_unit_bytes,
+            stripe_count: head.stripe_count,
+            data_pool: head.data_pool,
             owned_by,
             owner,
         }

@@ -10,9 +10,11 @@
 //! - An unprotect marks the snapshot first and then looks for children. A clone records the child first and
 //!   then looks at the mark. So one of the two sees the other.
 
+pub(crate) mod advisory;
 mod bucket;
 pub(crate) mod child_names;
 pub(crate) mod children;
+mod configuration;
 pub(crate) mod create;
 mod forget_child;
 mod group_snapshots;
@@ -36,12 +38,14 @@ pub(crate) mod trash;
 pub(crate) mod trash_name;
 
 pub use children::ChildInfo;
+pub use configuration::ConfigEntry;
 pub use create::{CreateOptions, ORDER_DEFAULT};
 pub use groups::{GroupInfo, GroupSnapshotId, GroupSnapshotInfo, MemberId};
 pub(crate) use identity::Identity;
 pub use image_name::{ImageName, Namespace};
 pub use info::{
-    ImageInfo, ImageSums, InfoReader, OwnerInfo, OwnerState, ParentInfo, PoolStats, SnapInfo,
+    ImageInfo, ImageSums, InfoReader, LockInfo, OwnerInfo, OwnerState, ParentInfo, PoolStats,
+    SnapInfo,
 };
 pub use marcot_backend::ReadableBy;
 pub use names::check_snapshot_name;

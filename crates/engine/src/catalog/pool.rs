@@ -108,10 +108,6 @@ impl Pool {
         &self.0.store
     }
 
-    pub(crate) fn record(&self) -> &PoolRecord {
-        &self.0.record
-    }
-
     pub(crate) fn files(&self) -> &Arc<Files> {
         &self.0.store.inner.files
     }

@@ -327,7 +327,7 @@ impl Store {
             pool_id: self.inner.world.random.number(),
             store_id: self.inner.id,
             created_s: self.inner.world.clock.now_s(),
-            application: String::new(),
+            ..PoolRecord::default()
         };
         // The commit: a place without this record is no pool.
         let bytes = encode_message(FrameKind::Pool, &record);
@@ -374,12 +374,8 @@ impl Store {
     pub fn pool_init(&self, name: &str) -> Result<()> {
         let pool = self.pool(name)?;
         pool.check_writable()?;
-        let _lock = pool.lock(LockMode::Exclusive)?;
-        let mut record = pool.record().clone();
-        record.application = "rbd".to_owned();
-        let bytes = encode_message(FrameKind::Pool, &record);
-        let put = pool.records().put(&Key::Pool, &bytes);
-        put.at(|| format!("cannot initialise pool '{name}'"))
+        pool.change_record(|record| record.application = "rbd".to_owned())
+            .map_err(|error| error.context(format!("cannot initialise pool '{name}'")))
     }
 
     /// Attaches a pool of another store under a name of this one.
@@ -473,7 +469,10 @@ fn check_own(directory: &Path, foreign: Option<u32>, what: &str) -> Result<()> {
     Err(Error::new(ErrorKind::PermissionDenied, message).with_remedy(Remedy::OwnStore))
 }
 
-fn decode_record(home: &dyn Home, bytes: std::io::Result<Vec<u8>>) -> Result<StoreRecord> {
+pub(super) fn decode_record(
+    home: &dyn Home,
+    bytes: std::io::Result<Vec<u8>>,
+) -> Result<StoreRecord> {
     let shown = || home.show(&Part::Record);
     let bytes = bytes.at(|| format!("cannot read {}", shown()))?;
     let decoded = decode_message(FrameKind::Store, &bytes);
@@ -481,7 +480,7 @@ fn decode_record(home: &dyn Home, bytes: std::io::Result<Vec<u8>>) -> Result<Sto
 }
 
 fn create(world: &World, home: &dyn Home, directory: &Path) -> Result<StoreRecord> {
-    let record = StoreRecord { store_id: world.random.number() };
+    let record = StoreRecord { store_id: world.random.number(), ..StoreRecord::default() };
     match home.create(&encode_message(FrameKind::Store, &record)) {
         // Another process was first.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {

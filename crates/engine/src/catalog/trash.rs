@@ -17,6 +17,7 @@ use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::TrashRecord;
 use marcot_store::LockMode;
 
+use super::advisory::check_unlocked;
 use super::image_name::{ImageName, Namespace};
 use super::names::check_image_name;
 use super::pool::Pool;
@@ -55,7 +56,7 @@ impl Pool {
     /// since 1970, is noted for those who empty the trash; `None`: it is not protected.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` where another image has the name by now; `ReadOnly`.
+    /// `NotFound`; `Busy` where another image has the name by now; `ReadOnly`, also for an image that is locked.
     pub fn move_to_trash(
         &self,
         image: ImageId,
@@ -69,6 +70,10 @@ impl Pool {
             let name = name.name();
             let message = format!("the name '{name}' was given to another image meanwhile");
             return fail(ErrorKind::Busy, message);
+        }
+        // An image whose head is damaged can be moved too.
+        if let Ok(head) = self.read_head(image) {
+            check_unlocked(&head, &self.image_label(&head))?;
         }
         let now_s = self.now_s();
         let note = TrashRecord {

@@ -3,16 +3,12 @@
 //! Every method here passes [`Image::managed`], which does what comes before and after each of them.
 
 use marcot_format::SnapId;
-use marcot_format::record::MetaRecord;
 
 use super::Image;
 use super::results::{DiffExtent, FlattenPart, UsageRow};
-use crate::catalog::GroupSnapshotId;
+use crate::catalog::{GroupSnapshotId, LockInfo};
 use crate::device::Extent;
-use crate::error::{ErrorKind, Result, fail};
-
-/// Longest metadata key or value in bytes.
-const META_BYTES_MAX: usize = 64 << 10;
+use crate::error::Result;
 
 impl Image {
     /// Does `work` while nothing else is under way: direct writes and the checkpoint in the background
@@ -174,6 +170,43 @@ impl Image {
         self.managed(|image| image.store_metadata(key, value))
     }
 
+    /// Enables or disables features by name, as `info` shows them. `object-map` and `fast-diff` come and go
+    /// together. Only `deep-flatten` and `exclusive-lock` have a meaning: see [`Self::flatten`] and
+    /// [`Self::add_lock`].
+    ///
+    /// # Errors
+    /// `Invalid` for features that cannot be changed, that are enabled or disabled already, or that need
+    /// another one; `ReadOnly`; `NoSpace`; `Poisoned`, `Fenced`, `Io`.
+    pub fn change_features(&mut self, names: &[String], enable: bool) -> Result<()> {
+        self.managed(|image| image.store_features(names, enable))
+    }
+
+    /// Sets the most snapshots that users may take; `None`: as many as the format allows.
+    ///
+    /// # Errors
+    /// `OutOfRange` where there are more already; `ReadOnly`; `NoSpace`; `Poisoned`, `Fenced`, `Io`.
+    pub fn limit_snapshots(&mut self, limit: Option<u64>) -> Result<()> {
+        self.managed(|image| image.store_snapshot_limit(limit))
+    }
+
+    /// Notes an advisory lock. While an image with the feature `exclusive-lock` has one, it cannot be written,
+    /// and most changes are refused. The lock stays until it is removed.
+    ///
+    /// # Errors
+    /// `Busy` where another lock does not admit it; `Exists`; `Invalid`, `TooMany`; `ReadOnly`; `NoSpace`;
+    /// `Poisoned`, `Fenced`, `Io`.
+    pub fn add_lock(&mut self, lock: &LockInfo) -> Result<()> {
+        self.managed(|image| image.store_lock(lock))
+    }
+
+    /// Removes an advisory lock, whoever holds it.
+    ///
+    /// # Errors
+    /// `NotFound`; `ReadOnly`; `NoSpace`; `Poisoned`, `Fenced`, `Io`.
+    pub fn remove_lock(&mut self, client: u64, cookie: &str) -> Result<()> {
+        self.managed(|image| image.drop_lock(client, cookie))
+    }
+
     /// Finishes removals of snapshots that were waiting for children to go away.
     ///
     /// # Errors
@@ -238,30 +271,22 @@ impl Image {
     pub fn sparsify(&mut self, offset: u64, length: u64, piece_bytes: u64) -> Result<u64> {
         self.managed(|image| image.sparsify_range(offset, length, piece_bytes))
     }
-
-    fn store_metadata(&mut self, key: &str, value: &str) -> Result<()> {
-        self.check_owner()?;
-        if key.is_empty() || key.len() > META_BYTES_MAX || value.len() > META_BYTES_MAX {
-            return fail(ErrorKind::Invalid, "metadata keys and values have 1 to 65536 bytes");
-        }
-        self.publish(|head| {
-            head.metadata.retain(|m| m.key != *key);
-            if !value.is_empty() {
-                head.metadata.push(MetaRecord { key: key.to_owned(), value: value.to_owned() });
-            }
-        })
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CreateOptions, Store};
+    use crate::{CreateOptions, ErrorKind, Store};
 
     type Call = fn(&mut Image) -> Result<()>;
 
     const GROUP: GroupSnapshotId =
         GroupSnapshotId { pool: crate::PoolId(1), group: 2, snapshot: 3 };
+
+    fn lock() -> LockInfo {
+        let (cookie, tag) = ("cookie".to_owned(), String::new());
+        LockInfo { client: 1, cookie, address: String::new(), shared: false, tag }
+    }
 
     /// Every management call, in an order in which all can be carried out.
     const CALLS: &[(&str, Call)] = &[
@@ -280,6 +305,10 @@ mod tests {
         ("remove_snapshot", |image| image.remove_snapshot("t", false)),
         ("resize", |image| image.resize(1 << 20, true)),
         ("set_metadata", |image| image.set_metadata("key", "value")),
+        ("limit_snapshots", |image| image.limit_snapshots(Some(5))),
+        ("add_lock", |image| image.add_lock(&lock())),
+        ("remove_lock", |image| image.remove_lock(1, "cookie")),
+        ("change_features", |image| image.change_features(&["exclusive-lock".to_owned()], true)),
         ("tidy", Image::tidy),
         ("flatten", Image::flatten),
         ("flatten_part", |image| image.flatten_part().map(drop)),

@@ -70,8 +70,8 @@ impl Image {
     /// Makes the image independent of its parent. What [`Self::flatten_part`] has not copied yet
     /// is copied now.
     pub(super) fn flatten_all(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        self.check_owner()?;
         let parents = self.parents()?;
+        self.check_may_change()?;
         let mut total = 0;
         loop {
             let (left, more) = match fault::is(Fault::FlattenWithoutCopy) {
@@ -121,8 +121,8 @@ impl Image {
     /// Copies some of the data that lies in other pools. Returns how many blocks are left by the table's
     /// counts, and whether more is to be looked at.
     pub(super) fn flatten_some(&mut self) -> Result<(u64, bool)> {
-        self.check_owner()?;
         self.parents()?;
+        self.check_may_change()?;
         if self.state.flattening.deep.is_some()
             || (self.flattens_snapshots() && self.snapshots_need()?)
         {

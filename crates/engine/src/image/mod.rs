@@ -34,6 +34,7 @@ mod resize;
 
 mod results;
 mod room;
+mod settings;
 mod snapshot;
 mod sparsify;
 mod state;
@@ -46,7 +47,7 @@ use marcot_format::record::{HeadRecord, LogPosition, SnapshotRecord};
 use marcot_format::{ImageId, SnapId};
 use marcot_store::Lock;
 
-use crate::catalog::{Identity, Pool, no_snapshot};
+use crate::catalog::{Identity, Pool, advisory, no_snapshot};
 use crate::error::{ErrorKind, Result, fail};
 use crate::in_flight::InFlight;
 use crate::journal::Journal;
@@ -264,6 +265,15 @@ impl Image {
     #[must_use]
     pub fn label(&self) -> &str {
         &self.identity.label
+    }
+
+    /// The image, for who is going to write it.
+    ///
+    /// # Errors
+    /// `ReadOnly`, naming the lock, where somebody's advisory lock keeps writers out.
+    pub fn unlocked(self) -> Result<Self> {
+        advisory::check_unlocked(&self.head, &self.identity.label)?;
+        Ok(self)
     }
 
     fn is_owner(&self) -> bool {

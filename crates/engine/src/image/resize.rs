@@ -14,7 +14,7 @@ impl Image {
     /// # Errors
     /// `Invalid` for a size beyond [`IMAGE_BYTES_MAX`], or a smaller one without `allow_shrink`.
     pub(super) fn change_size(&mut self, size_bytes: u64, allow_shrink: bool) -> Result<()> {
-        self.check_owner()?;
+        self.check_may_change()?;
         if size_bytes > IMAGE_BYTES_MAX {
             let message = format!("the largest image is {} TiB", IMAGE_BYTES_MAX >> 40);
             return fail(ErrorKind::Invalid, message);

@@ -61,7 +61,7 @@ impl Image {
 
     /// Takes a snapshot of everything acknowledged; durable when it returns.
     pub(super) fn snap_create(&mut self, name: &str) -> Result<u64> {
-        self.check_owner()?;
+        self.check_may_change()?;
         check_snapshot_name(name)?;
         self.check_free(name)?;
         self.take_snapshot(name.to_owned(), None)
@@ -69,7 +69,7 @@ impl Image {
 
     /// Takes the image's part of a group's snapshot, of everything acknowledged; durable when it returns.
     pub(super) fn snap_create_for_group(&mut self, id: GroupSnapshotId) -> Result<u64> {
-        self.check_owner()?;
+        self.check_may_change()?;
         match self.part_of(id) {
             Some(part) => Ok(part.id),
             None => self.take_snapshot(id.part_name(), Some(id.in_records())),
@@ -86,6 +86,7 @@ impl Image {
                 ),
             );
         }
+        self.check_snapshot_limit()?;
         // What is copied later must not lie in a segment that the snapshot keeps.
         self.state.compaction.abandon();
         self.close_target();
@@ -176,7 +177,7 @@ impl Image {
 
     /// Removes the image's part of a group's snapshot, if it has one.
     pub(super) fn snap_remove_for_group(&mut self, id: GroupSnapshotId) -> Result<()> {
-        self.check_owner()?;
+        self.check_may_change()?;
         match self.part_of(id).map(|part| part.id) {
             Some(part) => self.snap_remove_by_id(part),
             None => Ok(()),
@@ -191,9 +192,11 @@ impl Image {
         if let Some(part) = part.map(|part| part.id)
             && self.snap_record(name).is_err()
         {
+            self.check_may_change()?;
             return self.snap_remove_by_id(part);
         }
         let snapshot = self.snap_record(name)?;
+        self.check_may_change()?;
         if snapshot.protection() != Protection::Unprotected {
             if !force {
                 return fail(
@@ -294,14 +297,14 @@ impl Image {
 
     /// Brings content and size of a snapshot back.
     pub(super) fn snap_rollback(&mut self, name: &str) -> Result<()> {
-        self.check_owner()?;
+        self.check_may_change()?;
         let snapshot = self.snap_record(name)?.clone();
         self.roll_back_to_record(&snapshot)
     }
 
     /// As [`Self::snap_rollback`], for the image's part of a group's snapshot.
     pub(super) fn snap_rollback_for_group(&mut self, id: GroupSnapshotId) -> Result<()> {
-        self.check_owner()?;
+        self.check_may_change()?;
         let missing = || no_snapshot(&self.identity.label, &id.part_name());
         let snapshot = self.part_of(id).cloned().ok_or_else(missing)?;
         self.roll_back_to_record(&snapshot)

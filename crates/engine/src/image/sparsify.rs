@@ -17,7 +17,7 @@ impl Image {
         length: u64,
         piece_bytes: u64,
     ) -> Result<u64> {
-        self.check_owner()?;
+        self.check_may_change()?;
         if !piece_bytes.is_power_of_two() || piece_bytes < BLOCK_BYTES {
             let message = format!("{piece_bytes} is no power of two from {BLOCK_BYTES} on");
             return fail(ErrorKind::Invalid, message);

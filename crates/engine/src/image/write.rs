@@ -27,7 +27,7 @@ impl Image {
     }
 
     fn append_all(&mut self, writes: &[Write<'_>]) -> Result<()> {
-        self.check_owner()?;
+        self.check_may_change()?;
         for write in writes {
             self.check_range(write.offset, write.data.len() as u64)?;
         }
@@ -107,7 +107,7 @@ impl Image {
     }
 
     fn discard_once(&mut self, offset: u64, length: u64) -> Result<()> {
-        self.check_owner()?;
+        self.check_may_change()?;
         self.check_range(offset, length)?;
         let end = offset + length;
         let first = offset.div_ceil(BLOCK_BYTES);

@@ -39,11 +39,22 @@ pub struct CloneOptions {
     pub order: Option<u32>,
     /// Feature names that `info` shows; `None`: the parent's.
     pub features: Option<String>,
+    /// Bytes of a stripe and number of objects that `info` shows; `None`: the parent's.
+    pub stripe: Option<(u64, u64)>,
+    /// The data pool that `info` shows; empty: the clone's own pool.
+    pub data_pool: String,
 }
 
 impl Default for CloneOptions {
     fn default() -> Self {
-        Self { format: 1, untracked: false, order: None, features: None }
+        Self {
+            format: 1,
+            untracked: false,
+            order: None,
+            features: None,
+            stripe: None,
+            data_pool: String::new(),
+        }
     }
 }
 
@@ -77,6 +88,18 @@ impl CloneOptions {
     #[must_use]
     pub fn features(self, features: impl Into<String>) -> Self {
         Self { features: Some(features.into()), ..self }
+    }
+
+    /// The same with another stripe that `info` shows: bytes of a unit, and number of objects.
+    #[must_use]
+    pub fn stripe(self, stripe_unit_bytes: u64, stripe_count: u64) -> Self {
+        Self { stripe: Some((stripe_unit_bytes, stripe_count)), ..self }
+    }
+
+    /// The same with a data pool that `info` shows.
+    #[must_use]
+    pub fn data_pool(self, data_pool: impl Into<String>) -> Self {
+        Self { data_pool: data_pool.into(), ..self }
     }
 }
 
@@ -318,6 +341,11 @@ fn child_head(
     child.root = Some(root);
     child.parent = Some(link);
     child.order = options.order.unwrap_or(head.order);
+    let stripe = (head.stripe_unit_bytes, head.stripe_count);
+    (child.stripe_unit_bytes, child.stripe_count) = options.stripe.unwrap_or(stripe);
+    child.data_pool.clone_from(&options.data_pool);
+    // As with RBD, a clone begins with its parent's notes.
+    child.metadata.clone_from(&head.metadata);
     child.features = options.features.clone().unwrap_or_else(|| head.features.clone());
     child
 }

@@ -6,6 +6,7 @@ use marcot_format::{ImageId, SnapId};
 use marcot_store::{Lock, LockMode};
 
 use crate::catalog::ImageName;
+use crate::catalog::advisory::check_unlocked;
 use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named as some_of};
 use crate::catalog::create::first_head;
 use crate::catalog::pool::Pool;
@@ -174,6 +175,7 @@ impl Store {
         let head = pool.read_head(image)?;
         check_not_owned_elsewhere(pool, &head)?;
         check_no_snapshots(&label, &head)?;
+        check_unlocked(&head, &label)?;
         let mut own = pool.own_copies(image, &head)?;
         {
             let _catalogue = pool.lock(LockMode::Exclusive)?;

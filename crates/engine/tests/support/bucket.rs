@@ -150,6 +150,12 @@ impl Home for Host {
         Ok(())
     }
 
+    fn replace(&self, record: &[u8]) -> io::Result<()> {
+        self.local.replace(record)?;
+        *self.bucket.record.lock().unwrap() = Some(record.to_vec());
+        Ok(())
+    }
+
     fn lock(&self) -> io::Result<Box<dyn Lock>> {
         self.local.lock()
     }

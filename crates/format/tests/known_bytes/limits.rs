@@ -28,6 +28,7 @@ fn the_limits_are_those_of_the_document() {
     assert_eq!(segment::SEGMENT_HEADER_BYTES, 4096);
     assert_eq!(record::HEAD_SNAPSHOTS_MAX, 10_000);
     assert_eq!(record::HEAD_METADATA_MAX, 1_048_576);
+    assert_eq!(record::HEAD_LOCKS_MAX, 10_000);
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use marcot_format::frame::{FrameKind, decode_message, encode, encode_message};
 use marcot_format::record::{
-    AttachedRecord, ChildRecord, GroupMemberRecord, GroupPartRecord, GroupRecord,
-    GroupSnapshotRecord, HeadRecord, LogPiece, LogPosition, MembershipRecord, MetaRecord,
-    NameRecord, OwnerRecord, ParentRecord, PartOfRecord, PoolRecord, Protection, RootRecord,
-    SegmentMarks, ShippedLog, SnapshotRecord, StoreRecord, TablePointer, TrashRecord,
+    AttachedRecord, ChildRecord, ConfigRecord, GroupMemberRecord, GroupPartRecord, GroupRecord,
+    GroupSnapshotRecord, HeadRecord, LockRecord, LogPiece, LogPosition, MembershipRecord,
+    MetaRecord, NameRecord, OwnerRecord, ParentRecord, PartOfRecord, PoolRecord, Protection,
+    RootRecord, SegmentMarks, ShippedLog, SnapshotRecord, StoreRecord, TablePointer, TrashRecord,
 };
 use prost::Message;
 
@@ -28,20 +28,27 @@ const STORE: &str = "
     6d 61 72 63 6f 74 00 0a                         | magic
     01 00 01 00 00 00 00 00                         | version 1, kind 1: store; no incompatible features
     00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
-    09 00 00 00                                     | body: 9 bytes
-    a2 e1 03 fe                                     | checksum
+    19 00 00 00                                     | body: 25 bytes
+    e5 1f bf 24                                     | checksum
     09 88 77 66 55 44 33 22  11                     | store_id
+    f2 01 0d                                        | config:
+    0a 04 63 6c 69 65                               |   entity
+    12 02 6b 31                                     |   key
+    1a 01 76                                        |   value
 ";
 const POOL: &str = "
     6d 61 72 63 6f 74 00 0a                         | magic
     01 00 02 00 00 00 00 00                         | version 1, kind 2: pool; no incompatible features
     00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
-    1d 00 00 00                                     | body: 29 bytes
-    29 1e 9c 98                                     | checksum
+    28 00 00 00                                     | body: 40 bytes
+    99 01 07 62                                     | checksum
     09 88 77 66 55 44 33 22  11                     | pool_id
     11 01 ff ee dd cc bb aa  99                     | store_id
     18 80 e2 cf aa 06                               | created_s 1700000000
     22 03 72 62 64                                  | application
+    f2 01 08                                        | config:
+    0a 02 6b 31                                     |   key
+    12 02 76 31                                     |   value
 ";
 const NAME: &str = "
     6d 61 72 63 6f 74 00 0a                         | magic
@@ -126,8 +133,8 @@ const HEAD: &str = "
     6d 61 72 63 6f 74 00 0a                         | magic
     01 00 03 00 00 00 00 00                         | version 1, kind 3: head; no incompatible features
     00 00 00 00 00 00 00 00                         | no compatible, no read-only-compatible features
-    b2 01 00 00                                     | body: 434 bytes
-    9b 60 31 ab                                     | checksum
+    d7 01 00 00                                     | body: 471 bytes
+    6a c8 f3 c0                                     | checksum
     09 08 07 06 05 04 03 02  01                     | image_id
     12 04 64 69 73 6b                               | name
     1a 02 6e 73                                     | namespace
@@ -215,6 +222,16 @@ const HEAD: &str = "
     9a 01 06 08 10 10 11 18  12                     | open_from: 16, 17, 18
     a1 01 11 22 33 44 55 66  77 88                  | copying
     a8 01 01                                        | leaves_marks
+    f0 01 00                                        | snapshot_limit 0
+    fa 01 11                                        | lock:
+    08 07                                           |   client
+    12 02 63 31                                     |   cookie
+    1a 02 61 31                                     |   address
+    20 01                                           |   shared
+    2a 03 74 61 67                                  |   tag
+    80 02 80 20                                     | stripe_unit_bytes
+    88 02 03                                        | stripe_count
+    92 02 04 74 61 6e 6b                            | data_pool
 ";
 
 /// Asserts that the record is these bytes, in both directions.
@@ -230,7 +247,9 @@ fn is<M: prost::Message + Default + PartialEq + Clone + std::fmt::Debug>(
 
 #[test]
 fn a_store_record_is_these_bytes() {
-    is(FrameKind::Store, STORE, &StoreRecord { store_id: 0x1122_3344_5566_7788 });
+    let (entity, key, value) = ("clie".into(), "k1".into(), "v".into());
+    let config = vec![ConfigRecord { entity, key, value }];
+    is(FrameKind::Store, STORE, &StoreRecord { store_id: 0x1122_3344_5566_7788, config });
 }
 
 #[test]
@@ -240,6 +259,7 @@ fn a_pool_record_is_these_bytes() {
         store_id: 0x99AA_BBCC_DDEE_FF01,
         created_s: 1_700_000_000,
         application: "rbd".into(),
+        config: vec![MetaRecord { key: "k1".into(), value: "v1".into() }],
     };
     is(FrameKind::Pool, POOL, &record);
 }
@@ -454,6 +474,17 @@ fn a_head_is_these_bytes() {
         open_from: Some(marks(16, 17, 18)),
         copying: 0x8877_6655_4433_2211,
         leaves_marks: true,
+        snapshot_limit: Some(0),
+        locks: vec![LockRecord {
+            client: 7,
+            cookie: "c1".into(),
+            address: "a1".into(),
+            shared: true,
+            tag: "tag".into(),
+        }],
+        stripe_unit_bytes: 4096,
+        stripe_count: 3,
+        data_pool: "tank".into(),
         ..HeadRecord::default()
     };
     is(FrameKind::Head, HEAD, &record);

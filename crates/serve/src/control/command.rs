@@ -81,6 +81,30 @@ pub enum Command {
         /// Value.
         value: String,
     },
+    /// Enable or disable features.
+    FeaturesChange {
+        /// Their names.
+        names: Vec<String>,
+        /// Enable them; else disable them.
+        enable: bool,
+    },
+    /// Set the most snapshots that there may be.
+    SnapLimit {
+        /// `None`: as many as the format allows.
+        limit: Option<u64>,
+    },
+    /// Note an advisory lock.
+    LockAdd {
+        /// The lock.
+        lock: Lock,
+    },
+    /// Remove an advisory lock.
+    LockRemove {
+        /// Number of the client that took it.
+        client: u64,
+        /// The name that the client gave it.
+        cookie: String,
+    },
     /// Finish removals that were waiting for children to go away.
     Tidy,
     /// Tell provisioned and used bytes of the head and of each snapshot.
@@ -205,6 +229,33 @@ pub enum QuiesceMode {
     Skip,
     /// Is taken though it fails.
     IgnoreErrors,
+}
+
+/// A [`marcot::LockInfo`] on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// Number of the client that took it.
+    pub client: u64,
+    /// The name that the client gave it.
+    pub cookie: String,
+    /// Where the client is, for people.
+    pub address: String,
+    /// The tag of a shared lock; `None`: an exclusive one.
+    pub tag: Option<String>,
+}
+
+impl From<Lock> for marcot::LockInfo {
+    fn from(lock: Lock) -> Self {
+        let Lock { client, cookie, address, tag } = lock;
+        Self { client, cookie, address, shared: tag.is_some(), tag: tag.unwrap_or_default() }
+    }
+}
+
+impl From<marcot::LockInfo> for Lock {
+    fn from(lock: marcot::LockInfo) -> Self {
+        let marcot::LockInfo { client, cookie, address, shared, tag } = lock;
+        Self { client, cookie, address, tag: shared.then_some(tag) }
+    }
 }
 
 /// Longest [`Command::Read`] in bytes.

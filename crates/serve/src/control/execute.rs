@@ -40,6 +40,10 @@ impl Execute for Image {
                 return Ok(Reply::Copied { left_blocks: part.left_blocks, more: part.more });
             }
             Command::MetaSet { key, value } => self.set_metadata(key, value)?,
+            Command::FeaturesChange { names, enable } => self.change_features(names, *enable)?,
+            Command::SnapLimit { limit } => self.limit_snapshots(*limit)?,
+            Command::LockAdd { lock } => self.add_lock(&lock.clone().into())?,
+            Command::LockRemove { client, cookie } => self.remove_lock(*client, cookie)?,
             Command::Tidy => self.tidy()?,
             Command::Usage => {
                 let rows = self.usage()?.into_iter().map(Into::into).collect();

@@ -108,6 +108,12 @@ impl Home for SimHome {
         Ok(())
     }
 
+    fn replace(&self, record: &[u8]) -> io::Result<()> {
+        self.local.replace(record)?;
+        *locked(&self.registry.record) = Some(record.to_vec());
+        Ok(())
+    }
+
     fn lock(&self) -> io::Result<Box<dyn Lock>> {
         self.local.lock()
     }
