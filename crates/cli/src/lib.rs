@@ -123,7 +123,7 @@ fn answer_as(program: &'static Program, arguments: Vec<String>) -> Outcome {
         Request::Help if arguments.is_empty() => (program.without_command)(program),
         Request::Help => (program.help)(program),
         Request::CommandHelp(spec, typed) => out(&model::command_help(program.name, spec, &typed)),
-        Request::Version => out(&(program.version)()),
+        Request::Version => out(&program::version(program.name)),
         Request::Bad(failure) => Err(failure),
         Request::Run(spec, args) => run(program.name, spec, &args),
         Request::Unknown(words) => Err((program.unknown)(program, &words)),

@@ -20,20 +20,14 @@ pub fn file_name(argv0: &str) -> &str {
     argv0.rsplit('/').next().unwrap_or(argv0)
 }
 
-/// The text of `--version`. Scripts that call Ceph's programs read the number after `ceph version`.
+/// The text of `--version`. Under the names of Ceph's programs it has their form, since scripts read the number after
+/// `ceph version`: the release that this program follows, and what it is.
 pub fn version(program: &str) -> String {
+    let own = format!("{MARCOT} {}", env!("CARGO_PKG_VERSION"));
     match program {
-        RBD => ceph_version(),
-        _ => format!("{MARCOT} {}\n", env!("CARGO_PKG_VERSION")),
+        MARCOT => format!("{own}\n"),
+        _ => format!("ceph version {CEPH_RELEASE} ({own}) pacific (stable)\n"),
     }
-}
-
-/// The version in the form of Ceph's programs: the release that this one follows, and what it is.
-pub fn ceph_version() -> String {
-    format!(
-        "ceph version {CEPH_RELEASE} ({MARCOT} {}) pacific (stable)\n",
-        env!("CARGO_PKG_VERSION")
-    )
 }
 
 #[cfg(test)]

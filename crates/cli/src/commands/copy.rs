@@ -1,9 +1,11 @@
 //! `copy`: a full, independent copy of an image or snapshot. `deep copy`: one with its snapshots and its parent.
 
+use marcot::{CreateOptions, ImageInfo};
 use marcot_client::deep_copy::DeepCopy;
+use marcot_client::{Image, Pool};
 
 use super::DEST_IMAGE_SPEC;
-use crate::args::names::{self, Wanted};
+use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{Failure, Outcome};
 use crate::layout;
@@ -55,56 +57,71 @@ pub const COMMANDS: &[CommandSpec] = &[
         ]),
 ];
 
-fn copy(session: &Session, args: &Args) -> Outcome {
-    let mut cursor = 0;
-    let source = names::target(args, &mut cursor, Wanted::IMAGE_OR_SNAP)?;
-    let dest = names::target(args, &mut cursor, Wanted::DEST)?;
-    let wanted = layout::Wanted::read(args)?;
-    let image = session.find(&source)?;
-    let info = session::info(&image)?;
-    if !source.snap.is_empty() {
-        session::snapshot(&image, &source.snap)?;
+/// What a copy is made of, and where.
+struct Task {
+    image: Image,
+    info: ImageInfo,
+    snap: Option<String>,
+    pool: Pool,
+    dest: Target,
+    wanted: layout::Wanted,
+}
+
+impl Task {
+    fn read(session: &Session, args: &Args) -> Outcome<Self> {
+        let mut cursor = 0;
+        let source = names::target(args, &mut cursor, Wanted::IMAGE_OR_SNAP)?;
+        let dest = names::target(args, &mut cursor, Wanted::DEST)?;
+        let wanted = layout::Wanted::read(args)?;
+        let image = session.find(&source)?;
+        let info = session::info(&image)?;
+        let snap = match source.snap.as_str() {
+            "" => None,
+            name => Some(session::snapshot(&image, name)?.name),
+        };
+        let pool = session.pool_of(&dest)?;
+        Ok(Self { image, info, snap, pool, dest, wanted })
     }
-    let pool = session.pool_of(&dest)?;
+
+    /// The layout of the copy. `error` is `rbd`'s name for the failure.
+    fn layout(&self, session: &Session, error: &str) -> Outcome<CreateOptions> {
+        let from = layout::Source::image(&self.info);
+        self.wanted.options(session, (&self.pool, &self.dest), &from, error)
+    }
+
+    fn object_bytes(&self) -> u64 {
+        1 << self.info.order
+    }
+}
+
+fn copy(session: &Session, args: &Args) -> Outcome {
+    let task = Task::read(session, args)?;
     let mut progress = session.bytes("Image copy");
-    let object_bytes = 1 << info.order;
-    let from = layout::Source::image(&info);
-    let options = match wanted.options(session, (&pool, &dest), &from, ERROR) {
-        Ok(options) => Some(options),
+    let layout = match task.layout(session, ERROR) {
+        Ok(layout) => Some(layout),
         Err(failure) => return progress.end(Err(failure)),
     };
-    let mut report = |done, total| progress.pass(done, object_bytes, total);
+    let mut report = |done, total| progress.pass(done, task.object_bytes(), total);
     signals::catch_and_watch();
-    let copied = match source.snap.as_str() {
-        "" => image.copy_into(&pool, dest.name(), options, &mut report),
-        snap => image.snapshot(snap).copy_into(&pool, dest.name(), options, &mut report),
+    let (image, pool, name) = (&task.image, &task.pool, task.dest.name());
+    let copied = match &task.snap {
+        None => image.copy_into(pool, name, layout, &mut report),
+        Some(snap) => image.snapshot(snap).copy_into(pool, name, layout, &mut report),
     };
     progress.end(copied.map(drop).map_err(|error| failed(ERROR, &error)))
 }
 
 fn deep_copy(session: &Session, args: &Args) -> Outcome {
-    let mut cursor = 0;
-    let source = names::target(args, &mut cursor, Wanted::IMAGE_OR_SNAP)?;
-    let dest = names::target(args, &mut cursor, Wanted::DEST)?;
-    let wanted = layout::Wanted::read(args)?;
-    let image = session.find(&source)?;
-    let info = session::info(&image)?;
-    let up_to = match source.snap.as_str() {
-        "" => None,
-        name => Some(session::snapshot(&image, name)?.name),
-    };
-    let pool = session.pool_of(&dest)?;
+    let task = Task::read(session, args)?;
     let mut progress = session.bytes("Image deep copy");
-    let from = layout::Source::image(&info);
-    let layout = match wanted.options(session, (&pool, &dest), &from, ERROR_DEEP) {
-        Ok(options) => Some(options),
+    let layout = match task.layout(session, ERROR_DEEP) {
+        Ok(layout) => Some(layout),
         Err(failure) => return progress.end(Err(failure)),
     };
-    let object_bytes = 1 << info.order;
-    let mut report = |done, total| progress.pass(done, object_bytes, total);
+    let mut report = |done, total| progress.pass(done, task.object_bytes(), total);
     signals::catch_and_watch();
-    let what = DeepCopy { up_to: up_to.as_deref(), layout, flatten: args.flag("flatten") };
-    let copied = image.deep_copy_into(&pool, dest.name(), what, &mut report);
+    let what = DeepCopy { up_to: task.snap.as_deref(), layout, flatten: args.flag("flatten") };
+    let copied = task.image.deep_copy_into(&task.pool, task.dest.name(), what, &mut report);
     progress.end(copied.map(drop).map_err(|error| failed(ERROR_DEEP, &error)))
 }
 

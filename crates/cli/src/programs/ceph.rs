@@ -7,7 +7,7 @@ use super::ceph_pool::{self, PoolUse, error, invalid_command};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional};
 use crate::errno::{EINVAL, EOPNOTSUPP};
 use crate::failure::{Failure, Outcome};
-use crate::output::{Align, Node, Table, err, line, out};
+use crate::output::{Align, Node, Table, err, line};
 use crate::session::Session;
 use crate::size;
 
@@ -227,9 +227,6 @@ fn df(session: &Session, args: &Args) -> Outcome {
     let pools = ceph_pool::all(session)?;
     let room = ceph_pool::room(&pools);
     let total_bytes = room.used_bytes + room.free_bytes;
-    if args.text("format").is_none_or(|format| format == "plain") {
-        return out(&df_plain(&pools, &room, detail));
-    }
     let document = || {
         let stats = Node::Object(vec![
             ("total_bytes", total_bytes.into()),
@@ -248,7 +245,7 @@ fn df(session: &Session, args: &Args) -> Outcome {
         ];
         ("stats", Node::Object(members))
     };
-    ceph_output::print(args, End::Newline, String::new, document)
+    ceph_output::print(args, End::Newline, || df_plain(&pools, &room, detail), document)
 }
 
 /// The part of a whole, from 0 to 1.

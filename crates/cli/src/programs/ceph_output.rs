@@ -28,18 +28,7 @@ pub fn print(
     plain: impl FnOnce() -> String,
     document: impl FnOnce() -> (&'static str, Node),
 ) -> Outcome {
-    let Some((kind, pretty)) = structured(args) else { return out(&plain()) };
-    let text = match kind {
-        Structured::Json => format!("\n{}", document().1.to_json(pretty)),
-        Structured::Xml => {
-            let (name, node) = document();
-            node.to_xml(name, pretty)
-        }
-    };
-    match end {
-        End::Newline => out(&text),
-        End::Bare => out(text.trim_end_matches('\n')),
-    }
+    write(args, "\n", end, plain, document)
 }
 
 /// Prints `plain` or `document`, in the manner of `rados`.
@@ -48,29 +37,28 @@ pub fn print_as_rados(
     plain: impl FnOnce() -> String,
     document: impl FnOnce() -> (&'static str, Node),
 ) -> Outcome {
-    let Some((kind, pretty)) = structured(args) else { return out(&plain()) };
-    let text = match kind {
-        Structured::Json => document().1.to_json(pretty),
-        Structured::Xml => {
+    write(args, "", End::Bare, plain, document)
+}
+
+fn write(
+    args: &Args,
+    before_json: &str,
+    end: End,
+    plain: impl FnOnce() -> String,
+    document: impl FnOnce() -> (&'static str, Node),
+) -> Outcome {
+    let text = match args.text("format") {
+        None | Some("plain") => return out(&plain()),
+        Some(json @ ("json" | "json-pretty")) => {
+            format!("{before_json}{}", document().1.to_json(json == "json-pretty"))
+        }
+        Some(xml) => {
             let (name, node) = document();
-            node.to_xml(name, pretty)
+            node.to_xml(name, xml == "xml-pretty")
         }
     };
-    out(text.trim_end_matches('\n'))
-}
-
-enum Structured {
-    Json,
-    Xml,
-}
-
-/// The structured format that was asked for, and whether it is pretty.
-fn structured(args: &Args) -> Option<(Structured, bool)> {
-    match args.text("format")? {
-        "json" => Some((Structured::Json, false)),
-        "json-pretty" => Some((Structured::Json, true)),
-        "xml" => Some((Structured::Xml, false)),
-        "xml-pretty" => Some((Structured::Xml, true)),
-        _ => None,
+    match end {
+        End::Newline => out(&text),
+        End::Bare => out(text.trim_end_matches('\n')),
     }
 }

@@ -19,8 +19,6 @@ pub struct Program {
     pub name: &'static str,
     /// Its commands.
     pub commands: &'static [&'static [CommandSpec]],
-    /// The text of its `--version`.
-    pub version: fn() -> String,
     /// Puts its arguments into the form that the tables of commands know.
     pub arrange: fn(Vec<String>) -> Vec<String>,
     /// What it answers to `--help`.
@@ -48,7 +46,6 @@ impl Program {
         Self {
             name,
             commands,
-            version: program::ceph_version,
             arrange: |arguments| arguments,
             help: |program| out(&model::command_list(program.commands, program.name)),
             without_command: |program| (program.help)(program),
