@@ -42,6 +42,8 @@ pub struct Options {
     pub access_keys: Vec<String>,
     /// Users who may read, and change objects only whose names contain the second part.
     pub readers: Vec<(String, String)>,
+    /// Everybody may read and list, also without a signature.
+    pub public: bool,
     /// The region that signatures must name; `None` for any.
     pub region: Option<String>,
     /// How the service is.
@@ -55,6 +57,7 @@ impl Default for Options {
             buckets: vec![BUCKET.to_string()],
             access_keys: vec![ACCESS_KEY.to_string()],
             readers: Vec::new(),
+            public: false,
             region: None,
             dialect: Dialect::default(),
         }
@@ -209,6 +212,17 @@ impl Server {
     #[must_use]
     pub fn bytes(&self, bucket: &str, name: &str) -> Option<Vec<u8>> {
         self.state().buckets.get(bucket)?.bytes(name)
+    }
+
+    /// Stores an object, as if it had always been there.
+    ///
+    /// # Panics
+    /// Where the bucket does not exist.
+    pub fn store(&self, bucket: &str, name: &str, bytes: Vec<u8>) {
+        let mut state = self.state();
+        let dialect = state.options.dialect.clone();
+        let bucket = state.buckets.get_mut(bucket).expect("a bucket");
+        bucket.put(name, bytes, &dialect, SystemClock.now_s());
     }
 
     /// Waits for the end of the listener, so for ever.
@@ -387,8 +401,9 @@ impl State {
         let mut scope = credential.split(['/', ',']);
         let (user, _, region) = (scope.next(), scope.next(), scope.next());
         let user = user.unwrap_or_default();
+        let changes = matches!(target.kind, Kind::Put | Kind::Delete | Kind::Other);
         if user.is_empty() {
-            return no(403, "AccessDenied");
+            return if self.options.public && !changes { None } else { no(403, "AccessDenied") };
         }
         let reader = self.options.readers.iter().find(|(name, _)| name == user);
         if reader.is_none() && !self.options.access_keys.iter().any(|name| name == user) {
@@ -408,7 +423,6 @@ impl State {
                 .into_bytes();
             return Some(answer);
         }
-        let changes = matches!(target.kind, Kind::Put | Kind::Delete | Kind::Other);
         if changes && reader.is_some_and(|(_, part)| !target.key.contains(part.as_str())) {
             return no(403, "AccessDenied");
         }

@@ -7,7 +7,7 @@ use marcot_s3_test::{ACCESS_KEY, BUCKET, Chance, Dialect, Options, SECRET_KEY, S
 
 const USAGE: &str = "\
 usage: marcot-s3-test [--port PORT] [--bucket NAME]... [--reader KEY=PART]... [--region REGION]
-                      [--seed SEED --faults PER_MILLE] [--lack WHAT]...
+                      [--public yes] [--seed SEED --faults PER_MILLE] [--lack WHAT]...
 
 Serves S3 at the loopback address, from memory. It prints its URL in one line.
 WHAT is what the service lacks: quoted-etags, if-none-match, if-match, swap-existing, lock, fresh-reads,
@@ -41,6 +41,7 @@ fn run() -> Result<(), String> {
                 let (key, part) = value.split_once('=').ok_or("--reader needs KEY=PART")?;
                 options.readers.push((key.to_string(), part.to_string()));
             }
+            "--public" => options.public = value == "yes",
             "--region" => options.region = Some(value),
             "--seed" => seed = number()?,
             "--faults" => per_mille = number()?,

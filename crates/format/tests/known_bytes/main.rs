@@ -5,6 +5,7 @@ mod address;
 mod bucket;
 mod bytes;
 mod example;
+mod example_bucket;
 mod frame;
 mod group;
 mod limits;
