@@ -4,6 +4,7 @@
 //! its segments in a directory of its host, and has to upload them before a head names them. Its log lies
 //! there too. A flush ships what was appended since the last one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -117,9 +118,12 @@ pub trait Shipping: Send + Sync {
     }
 
     /// What the processes of this host have asked of the pool's service; `None` where nobody counts.
-    fn requests(&self) -> Option<io::Result<Requests>> {
+    fn requests(&self) -> Option<io::Result<Asked>> {
         None
     }
+
+    /// Forgets what was counted for an image that is gone; the pool's count keeps it.
+    fn forget_requests(&self, _: ImageId) {}
 
     /// Why requests wait for the service now; `None` where it works, as far as is known.
     fn trouble(&self) -> Option<Trouble> {
@@ -133,6 +137,15 @@ pub trait Shipping: Send + Sync {
     fn await_service(&self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// What the processes of a host have asked of the service of a pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// All of it.
+    pub all: Requests,
+    /// For the objects of each image.
+    pub images: BTreeMap<ImageId, Requests>,
 }
 
 /// Why requests wait for a service.

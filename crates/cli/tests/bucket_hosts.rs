@@ -17,6 +17,8 @@ use nbd_client::{FLUSH, NbdClient};
 const EIO: u32 = 5;
 const EBUSY: i32 = 16;
 const ENOENT: i32 = 2;
+/// What is kept of an image's requests.
+const IMAGE_COUNT_BYTES: u64 = 56;
 
 fn serve(host: &Host<'_>, options: &str) -> server::Server {
     server::Server::start_prepared(&host.world, options, |command| {
@@ -118,6 +120,72 @@ fn pool_stats_counts_the_requests_as_the_service_does() {
     let plain = host.works("pool stats -l gold");
     assert!(plain.contains("Requests of This Host: ") && plain.contains(" USD\n"), "{plain}");
     assert!(!host.works("pool stats -l rbd").contains("Requests"));
+}
+
+/// The number of an image, as keys have it.
+fn number_of(host: &Host<'_>, image: &str) -> String {
+    let info: serde_json::Value =
+        serde_json::from_str(&host.works(&format!("info {image} --format json"))).unwrap();
+    info["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn pool_stats_counts_the_requests_of_each_image_as_the_service_does() {
+    let service = Server::plain();
+    let host = Host::new(&service);
+    host.works("pool create gold --backend s3://bucket/prefix");
+    host.works("pool create vms");
+    let source = host.world.path("source.raw");
+    std::fs::write(&source, noise(3 << 20)).unwrap();
+    host.works(&format!("import --no-progress {} gold/template", source.display()));
+    host.works("snap create --no-progress gold/template@1");
+    host.works("snap protect gold/template@1");
+    for clone in ["gold/web", "gold/gone", "vms/web"] {
+        host.works(&format!("clone gold/template@1 {clone}"));
+    }
+    let numbers = ["template", "web", "gone"].map(|name| number_of(&host, &format!("gold/{name}")));
+    let server = serve(&host, "gold");
+    let mut client = NbdClient::connect(&server.socket, "gold/web");
+    assert_eq!(client.write(0, 0, &noise(1 << 20)), 0);
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    drop(client);
+    // It is killed, and its requests count all the same.
+    drop(server);
+    let exported = host.world.path("web.raw");
+    host.works(&format!("export --no-progress vms/web {}", exported.display()));
+    host.works("rm --no-progress gold/gone");
+
+    let shown = host.works("pool stats -l gold --format json");
+    let stats: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let images = stats["image_requests"].as_array().unwrap();
+    assert_eq!(images.len(), 2, "{shown}");
+    for (name, number) in ["template", "web"].iter().zip(&numbers) {
+        let image = images.iter().find(|image| image["name"] == *name).expect(name);
+        let counts = service.counts_of(&format!("/{number}/"));
+        assert_eq!(image["put"], counts.puts, "{name}");
+        assert_eq!(image["get"], counts.gets + counts.heads, "{name}");
+        assert_eq!(image["list"], counts.lists, "{name}");
+        assert_eq!(image["delete"], counts.deletes, "{name}");
+        assert_eq!(image["sent_bytes"], counts.received_bytes, "{name}");
+        // The service's errors have bodies too.
+        let received_bytes = image["received_bytes"].as_u64().unwrap();
+        assert!(received_bytes > 0 && received_bytes <= counts.sent_bytes, "{name}: {shown}");
+        let (many, gets) = (counts.puts + counts.lists, counts.gets + counts.heads);
+        let cost_usd = (5.0 * many as f64 + 0.4 * gets as f64) / 1e6;
+        assert!((image["cost_usd"].as_f64().unwrap() - cost_usd).abs() < 1e-9, "{name}: {shown}");
+    }
+    assert!(service.counts_of(&format!("/{}/", numbers[2])).total() > 0);
+    let plain = host.works("pool stats -l gold");
+    let lines: Vec<&str> = plain.lines().skip_while(|line| !line.starts_with("IMAGE")).collect();
+    assert!(lines.len() == 3 && lines[1].starts_with("template "), "{plain}");
+
+    // What was counted for an image that is gone does not stay for ever.
+    host.works("gc --no-progress gold");
+    let directories = std::fs::read_dir(host.world.path("store/host")).unwrap();
+    let shards = directories.map(|entry| entry.unwrap().path().join("requests.d"));
+    let files = shards.flat_map(|shards| std::fs::read_dir(shards).unwrap());
+    let bytes: u64 = files.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert_eq!(bytes, 2 * IMAGE_COUNT_BYTES);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! itself. It counts requests as a bill does.
 
 mod bucket;
+mod counts;
 mod faults;
 mod http;
 
@@ -19,6 +20,7 @@ use std::thread::JoinHandle;
 use marcot_store::{Clock, SystemClock};
 
 use bucket::{Bucket, failure};
+pub use counts::Counts;
 pub use faults::{Chance, Dialect, Fault, Kind, Planned};
 use http::{Answer, Request, read_request, write_answer};
 
@@ -64,35 +66,6 @@ impl Default for Options {
     }
 }
 
-/// Requests by kind, and the bytes of their bodies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Objects stored, and attempts to.
-    pub puts: u64,
-    /// Objects and ranges read.
-    pub gets: u64,
-    /// Questions about objects.
-    pub heads: u64,
-    /// Lists.
-    pub lists: u64,
-    /// Removals.
-    pub deletes: u64,
-    /// All others.
-    pub others: u64,
-    /// Bytes received in bodies.
-    pub received_bytes: u64,
-    /// Bytes sent in bodies.
-    pub sent_bytes: u64,
-}
-
-impl Counts {
-    /// All requests.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.puts + self.gets + self.heads + self.lists + self.deletes + self.others
-    }
-}
-
 struct State {
     buckets: BTreeMap<String, Bucket>,
     options: Options,
@@ -100,6 +73,8 @@ struct State {
     chance: Option<Chance>,
     away: Option<Fault>,
     counts: Counts,
+    /// The same for each key, and for the prefix of each list.
+    counts_of_keys: BTreeMap<String, Counts>,
 }
 
 struct Shared {
@@ -132,6 +107,7 @@ impl Server {
             chance: None,
             away: None,
             counts: Counts::default(),
+            counts_of_keys: BTreeMap::new(),
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -200,6 +176,14 @@ impl Server {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.state().counts
+    }
+
+    /// The requests until now for objects whose names contain this, and for lists whose prefixes do.
+    #[must_use]
+    pub fn counts_of(&self, part: &str) -> Counts {
+        let state = self.state();
+        let of_part = state.counts_of_keys.iter().filter(|(key, _)| key.contains(part));
+        of_part.fold(Counts::default(), |sum, (_, counts)| sum + *counts)
     }
 
     /// The names of all objects of a bucket.
@@ -300,6 +284,7 @@ fn serve(shared: &Arc<Shared>, stream: TcpStream) {
 /// Answers a request. False where the connection is to be cut.
 fn answer(shared: &Arc<Shared>, stream: &mut TcpStream, request: Request) -> bool {
     let target = Target::of(&request);
+    let counted_as = target.counted_as(&request);
     let fault = shared.state().begin(&target, &request);
     let answer = match fault {
         None | Some(Fault::HalfBody) => perform(shared, &target, request),
@@ -334,7 +319,7 @@ fn answer(shared: &Arc<Shared>, stream: &mut TcpStream, request: Request) -> boo
         }
     };
     let half = fault == Some(Fault::HalfBody) && !answer.body.is_empty();
-    shared.state().counts.sent_bytes += answer.body.len() as u64;
+    shared.state().count_answer(&counted_as, answer.body.len());
     write_answer(stream, &answer, half).is_ok() && !half
 }
 
@@ -360,21 +345,31 @@ impl Target {
         };
         Self { kind, bucket: bucket.to_string(), key: key.to_string() }
     }
+
+    /// Under which name it counts: its key, or the prefix of a list.
+    fn counted_as(&self, request: &Request) -> String {
+        match self.kind {
+            Kind::List => request.query.get("prefix").cloned().unwrap_or_default(),
+            _ => self.key.clone(),
+        }
+    }
 }
 
 impl State {
+    /// Counts the bytes of an answer.
+    fn count_answer(&mut self, counted_as: &str, bytes: usize) {
+        self.counts.sent_bytes += bytes as u64;
+        if let Some(counts) = self.counts_of_keys.get_mut(counted_as) {
+            counts.sent_bytes += bytes as u64;
+        }
+    }
+
     /// Counts a request, and decides whether it fails.
     fn begin(&mut self, target: &Target, request: &Request) -> Option<Fault> {
-        let counts = &mut self.counts;
-        *match target.kind {
-            Kind::Put => &mut counts.puts,
-            Kind::Get => &mut counts.gets,
-            Kind::Head => &mut counts.heads,
-            Kind::Delete => &mut counts.deletes,
-            Kind::List => &mut counts.lists,
-            Kind::Other => &mut counts.others,
-        } += 1;
-        counts.received_bytes += request.body.len() as u64;
+        let of_key = self.counts_of_keys.entry(target.counted_as(request)).or_default();
+        for counts in [&mut self.counts, of_key] {
+            counts.add(target.kind, request.body.len());
+        }
         if self.away.is_some() {
             return self.away;
         }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::keys;
 pub use super::requests::Requests;
 use super::service::{Condition, Object, ObjectService, Page, ServiceError, Version};
 use super::tally::Tally;
@@ -65,13 +66,15 @@ impl Counted {
     /// From now on requests count in this tally too, as well as those before. Only the first call counts.
     pub fn tell(&self, tally: &Arc<Tally>) {
         if self.tally.set(Arc::clone(tally)).is_ok() {
-            tally.add(self.counts.now());
+            // An image is not looked at before the tally is known.
+            tally.add(None, self.counts.now());
         }
     }
 
     /// Counts a request that is sent, and what came of it.
     fn count<T>(
         &self,
+        key: &str,
         sent: Requests,
         received_bytes: impl FnOnce(&T) -> usize,
         request: impl FnOnce() -> Result<T, ServiceError>,
@@ -82,7 +85,7 @@ impl Counted {
         let received = Requests { received_bytes: received, ..Requests::default() };
         self.counts.add(received);
         if let Some(tally) = self.tally.get() {
-            tally.add(sent + received);
+            tally.add(keys::image_of(key), sent + received);
         }
         outcome
     }
@@ -97,7 +100,7 @@ impl Counted {
 impl ObjectService for Counted {
     fn get(&self, key: &str) -> Result<Object, ServiceError> {
         let sent = Requests { gets: 1, ..Requests::default() };
-        self.count(sent, |object: &Object| object.bytes.len(), || self.service.get(key))
+        self.count(key, sent, |object: &Object| object.bytes.len(), || self.service.get(key))
     }
 
     fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ServiceError> {
@@ -106,22 +109,22 @@ impl ObjectService for Counted {
             return self.service.get_range(key, range);
         }
         let sent = Requests { gets: 1, ..Requests::default() };
-        self.count(sent, Vec::len, || self.service.get_range(key, range))
+        self.count(key, sent, Vec::len, || self.service.get_range(key, range))
     }
 
     fn put(&self, key: &str, bytes: &[u8], condition: &Condition) -> Result<Version, ServiceError> {
         let sent = Requests { puts: 1, sent_bytes: bytes.len() as u64, ..Requests::default() };
-        self.count(sent, |_| 0, || self.service.put(key, bytes, condition))
+        self.count(key, sent, |_| 0, || self.service.put(key, bytes, condition))
     }
 
     fn remove(&self, key: &str) -> Result<(), ServiceError> {
         let sent = Requests { removes: 1, ..Requests::default() };
-        self.count(sent, |()| 0, || self.service.remove(key))
+        self.count(key, sent, |()| 0, || self.service.remove(key))
     }
 
     fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page, ServiceError> {
         let sent = Requests { lists: 1, ..Requests::default() };
-        self.count(sent, |_| 0, || self.service.list(prefix, after))
+        self.count(prefix, sent, |_| 0, || self.service.list(prefix, after))
     }
 
     fn show(&self, key: &str) -> String {

@@ -34,8 +34,6 @@ const HOST: &str = "host";
 const CACHE: &str = "cache";
 /// The usual size of the cache in bytes.
 pub const CACHE_BYTES_DEFAULT: u64 = 20 << 30;
-/// File of a pool's directory on this host that holds what was asked of the service.
-const REQUESTS: &str = "requests";
 /// File of a pool's directory on this host that holds the random number of the directory.
 const NUMBER: &str = "number";
 /// Permission bits of that file.
@@ -274,7 +272,7 @@ impl Link {
 
     /// The tally of the host. The requests before count too.
     fn tally(&self, disk: &Arc<dyn Disk>, directory: &Path) -> &Arc<Tally> {
-        let new = || Arc::new(Tally::new(Arc::clone(disk), directory.join(REQUESTS)));
+        let new = || Arc::new(Tally::new(Arc::clone(disk), directory));
         let tally = self.tally.get_or_init(new);
         self.counted.tell(tally);
         tally

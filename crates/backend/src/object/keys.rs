@@ -45,9 +45,41 @@ pub(super) fn log_part(image: ImageId, number: u64) -> String {
     format!("{}{number:016x}", log(image))
 }
 
+/// The image to which an object belongs, or all objects with this prefix: its records, its log, and the segments that
+/// it has written. `None` for the objects of a pool.
+pub(super) fn image_of(key: &str) -> Option<ImageId> {
+    let mut parts = key.splitn(3, '/');
+    let (kind, number) = (parts.next()?, parts.next()?);
+    // A prefix that ends within the number may be that of several images.
+    parts.next()?;
+    match kind {
+        "images" | "log" => layout::parse_image(number),
+        "segments" => layout::parse_set(number).map(|set| set.author),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_image_of_an_object_is_in_its_key() {
+        let image = ImageId(0xAB);
+        for key in [
+            log_part(image, 1),
+            log(image),
+            set(SegmentSet { author: image, copies: 7 }),
+            format!("images/{image}/head"),
+            "segments/00000000000000ab/d00000001".to_owned(),
+        ] {
+            assert_eq!(image_of(&key), Some(image), "{key}");
+        }
+        for key in ["pool", "", "images/", "images/00000000000000ab", "names/00000000000000ab/3f"] {
+            assert_eq!(image_of(key), None, "{key}");
+        }
+        assert_eq!(image_of("children/1.2.3.4.5"), None);
+    }
 
     #[test]
     fn a_segment_is_parsed_from_the_key_that_it_has() {

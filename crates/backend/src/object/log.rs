@@ -22,14 +22,14 @@ use marcot_format::record::{LogPiece, OwnerRecord, SegmentMarks, ShippedLog};
 use marcot_format::segment::SegmentKind;
 use marcot_store::{DiskFile, replace};
 
-use super::counted::Requests;
 use super::keys;
 use super::records;
 use super::segments::{Inner, ObjectSegments, io_error, term_path};
 use super::service::{Condition, ServiceError};
+use super::tally::Tally;
 use crate::fault::{self, Fault};
 use crate::local::layout;
-use crate::{Recovered, SegmentKey, SegmentSet, ShipError, Shipping, Trouble};
+use crate::{Asked, Recovered, SegmentKey, SegmentSet, ShipError, Shipping, Trouble};
 
 /// Permission bits of the files and directories of a host.
 const FILE_MODE: u32 = 0o600;
@@ -344,8 +344,15 @@ impl Shipping for ObjectSegments {
         self.0.service.io_timeout
     }
 
-    fn requests(&self) -> Option<io::Result<Requests>> {
-        self.1.as_ref().map(|tally| tally.now())
+    fn requests(&self) -> Option<io::Result<Asked>> {
+        let asked = |tally: &Tally| Ok(Asked { all: tally.now()?, images: tally.of_images()? });
+        self.1.as_deref().map(asked)
+    }
+
+    fn forget_requests(&self, image: ImageId) {
+        if let Some(tally) = &self.1 {
+            tally.forget(image);
+        }
     }
 
     fn trouble(&self) -> Option<Trouble> {
@@ -375,5 +382,6 @@ impl Shipping for ObjectSegments {
                 tracing::warn!(object, %error, "a part of the log of an image that is gone stays");
             }
         }
+        self.forget_requests(image);
     }
 }

@@ -25,6 +25,7 @@ pub mod envelope;
 )]
 mod environment;
 pub mod home;
+mod image_tallies;
 mod keys;
 pub mod leases;
 #[cfg_attr(

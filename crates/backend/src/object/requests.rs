@@ -19,11 +19,36 @@ pub struct Requests {
     pub received_bytes: u64,
 }
 
+/// Bytes of [`Requests`] in a file: six numbers of eight bytes, little endian, in the order of the fields.
+pub(super) const BYTES: usize = 6 * 8;
+
 impl Requests {
     /// All requests.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.puts + self.gets + self.lists + self.removes
+    }
+
+    pub(super) fn encode(self) -> Vec<u8> {
+        let Self { puts, gets, lists, removes, sent_bytes, received_bytes } = self;
+        let numbers = [puts, gets, lists, removes, sent_bytes, received_bytes];
+        numbers.into_iter().flat_map(u64::to_le_bytes).collect()
+    }
+
+    pub(super) fn decode(bytes: &[u8; BYTES]) -> Self {
+        let number = |index: usize| {
+            let mut part = [0; 8];
+            part.copy_from_slice(&bytes[8 * index..8 * index + 8]);
+            u64::from_le_bytes(part)
+        };
+        Self {
+            puts: number(0),
+            gets: number(1),
+            lists: number(2),
+            removes: number(3),
+            sent_bytes: number(4),
+            received_bytes: number(5),
+        }
     }
 }
 

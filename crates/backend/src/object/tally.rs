@@ -4,20 +4,26 @@
 //! HOST/requests      six numbers of eight bytes, little endian: PUTs, GETs, LISTs, DELETEs, bytes sent, bytes received
 //! ```
 //!
+//! What was asked for the objects of each image is counted beside it; see the module `image_tallies`.
+//!
 //! The numbers are for people. So they are not synced, and nobody waits for another process to write them: what
 //! finds the file locked is added a little later. A process that is killed takes what it has not added with it.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use marcot_format::ImageId;
 use marcot_store::{Disk, LockMode};
 
-use super::requests::Requests;
+use super::image_tallies::ImageTallies;
+use super::requests::{BYTES, Requests};
 
-/// The numbers in the file.
-const NUMBERS: usize = 6;
-const BYTES: usize = NUMBERS * 8;
+/// File of a pool's directory on a host that holds what was asked of the service.
+const REQUESTS: &str = "requests";
+/// Directory beside it that holds the same for each image.
+const OF_IMAGES: &str = "requests.d";
 
 /// See the module.
 pub struct Tally {
@@ -25,17 +31,22 @@ pub struct Tally {
     path: PathBuf,
     /// What is not in the file yet.
     pending: Mutex<Requests>,
+    images: ImageTallies,
 }
 
 impl Tally {
-    /// The tally in a file. It is made with the first request.
+    /// The tally in the host's directory for a pool. Its files are made with the first request.
     #[must_use]
-    pub fn new(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
-        Self { disk, path, pending: Mutex::default() }
+    pub fn new(disk: Arc<dyn Disk>, host: &Path) -> Self {
+        let images = ImageTallies::new(Arc::clone(&disk), host.join(OF_IMAGES));
+        Self { disk, path: host.join(REQUESTS), pending: Mutex::default(), images }
     }
 
-    /// Adds requests.
-    pub fn add(&self, requests: Requests) {
+    /// Adds requests, which were for objects of an image or for others of the pool.
+    pub fn add(&self, image: Option<ImageId>, requests: Requests) {
+        if let Some(image) = image {
+            self.images.add(image, requests);
+        }
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         *pending = *pending + requests;
         match self.write(*pending) {
@@ -60,11 +71,25 @@ impl Tally {
         }
     }
 
+    /// What was asked for the objects of each image until now. The rest of [`Self::now`] was for other objects, and
+    /// for images that are gone.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn of_images(&self) -> io::Result<BTreeMap<ImageId, Requests>> {
+        self.images.now()
+    }
+
+    /// Forgets the count of an image that is gone. All its requests stay in the count of the pool.
+    pub fn forget(&self, image: ImageId) {
+        self.images.forget(image);
+    }
+
     fn read(&self) -> io::Result<Requests> {
         let mut bytes = [0; BYTES];
         let n = self.disk.open(&self.path, false)?.read_at(0, &mut bytes)?;
         // Another process has just made the file.
-        Ok(if n < BYTES { Requests::default() } else { decode(&bytes) })
+        Ok(if n < BYTES { Requests::default() } else { Requests::decode(&bytes) })
     }
 
     /// Returns false where another process writes.
@@ -73,7 +98,7 @@ impl Tally {
             return Ok(false);
         };
         let all = self.read()? + more;
-        self.disk.open(&self.path, true)?.write_at(0, &[&encode(all)])?;
+        self.disk.open(&self.path, true)?.write_at(0, &[&all.encode()])?;
         Ok(true)
     }
 }
@@ -87,28 +112,6 @@ impl Drop for Tally {
     }
 }
 
-fn encode(requests: Requests) -> Vec<u8> {
-    let Requests { puts, gets, lists, removes, sent_bytes, received_bytes } = requests;
-    let numbers = [puts, gets, lists, removes, sent_bytes, received_bytes];
-    numbers.into_iter().flat_map(u64::to_le_bytes).collect()
-}
-
-fn decode(bytes: &[u8; BYTES]) -> Requests {
-    let number = |index: usize| {
-        let mut part = [0; 8];
-        part.copy_from_slice(&bytes[8 * index..8 * index + 8]);
-        u64::from_le_bytes(part)
-    };
-    Requests {
-        puts: number(0),
-        gets: number(1),
-        lists: number(2),
-        removes: number(3),
-        sent_bytes: number(4),
-        received_bytes: number(5),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use marcot_store::World;
@@ -119,7 +122,7 @@ mod tests {
         Requests { puts: 0, gets: 1, lists: 0, removes: 0, sent_bytes: 0, received_bytes: 7 };
 
     fn tally(directory: &tempfile::TempDir) -> Tally {
-        Tally::new(World::system().disk, directory.path().join("requests"))
+        Tally::new(World::system().disk, directory.path())
     }
 
     #[test]
@@ -129,7 +132,7 @@ mod tests {
         assert_eq!(one.now().unwrap(), Requests::default());
         std::thread::scope(|scope| {
             for tally in [&one, &two] {
-                scope.spawn(move || (0..200).for_each(|_| tally.add(GET)));
+                scope.spawn(move || (0..200).for_each(|_| tally.add(None, GET)));
             }
         });
         drop((one, two));
@@ -141,12 +144,12 @@ mod tests {
     fn nobody_waits_for_a_process_that_was_stopped_while_it_wrote() {
         let directory = tempfile::tempdir().unwrap();
         let (tally, disk) = (tally(&directory), World::system().disk);
-        tally.add(GET);
+        tally.add(None, GET);
         let lock = disk.lock(&directory.path().join("requests"), LockMode::Exclusive, false);
-        tally.add(GET);
+        tally.add(None, GET);
         assert_eq!(tally.now().unwrap().gets, 2);
         drop(lock);
-        tally.add(GET);
+        tally.add(None, GET);
         assert_eq!(self::tally(&directory).now().unwrap().gets, 3);
     }
 }

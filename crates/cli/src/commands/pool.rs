@@ -74,7 +74,10 @@ pub const COMMANDS: &[CommandSpec] = &[
         .examples(&[
             ("pool stats kubernetes", "images, snapshots, provisioned size"),
             ("pool stats -l kubernetes", "and what is stored and free; 'gc' tells what pins it"),
-            ("pool stats -l gold", "in a bucket: and the requests of this host, and their price"),
+            (
+                "pool stats -l gold",
+                "in a bucket: and the requests of this host, their price, and for which images",
+            ),
         ]),
     CommandSpec::new(&["pool", "attach"], "Use a pool of another store.", attach)
         .own()
@@ -257,9 +260,10 @@ fn stats(session: &Session, args: &Args) -> Outcome {
                 size::show(stats.allocated_bytes),
                 size::show(stats.free_bytes)
             ));
-            text.push_str(
-                &stats.requests.map(|requests| show_requests(&requests)).unwrap_or_default(),
-            );
+            if let Some(requests) = &stats.requests {
+                text.push_str(&show_requests(requests));
+                text.push_str(&show_image_requests(&stats.image_requests));
+            }
         }
         text
     };
@@ -275,7 +279,12 @@ fn stats(session: &Session, args: &Args) -> Outcome {
         if long {
             members.push(("stored_bytes", stats.allocated_bytes.into()));
             members.push(("free_bytes", stats.free_bytes.into()));
-            members.extend(stats.requests.map(|requests| ("requests", requests_node(&requests))));
+            if let Some(requests) = &stats.requests {
+                members.push(("requests", requests_node(requests)));
+                let images = stats.image_requests.iter();
+                let images = images.map(|(name, requests)| named_requests_node(name, requests));
+                members.push(("image_requests", Node::array("image", images)));
+            }
         }
         ("stats", Node::Object(members))
     };
@@ -286,6 +295,9 @@ fn stats(session: &Session, args: &Args) -> Outcome {
 /// docs/scale.md. DELETE costs nothing.
 const PUT_OR_LIST_MICRO_USD: f64 = 5.0;
 const GET_MICRO_USD: f64 = 0.4;
+
+/// Images whose requests `pool stats -l` shows.
+const IMAGES_SHOWN_MAX: usize = 20;
 
 /// What requests cost in US dollars, by the list prices of S3.
 fn cost_usd(requests: &Requests) -> f64 {
@@ -305,15 +317,52 @@ fn show_requests(requests: &Requests) -> String {
     )
 }
 
+/// The images with the most requests. All of them are in the documents.
+fn show_image_requests(images: &[(String, Requests)]) -> String {
+    if images.is_empty() {
+        return String::new();
+    }
+    let mut most: Vec<&(String, Requests)> = images.iter().collect();
+    most.sort_by_key(|(_, requests)| std::cmp::Reverse(requests.total()));
+    let mut table = Table::new().column("IMAGE", Align::Left);
+    for header in ["PUT", "GET", "LIST", "DELETE", "SENT", "RECEIVED", "USD"] {
+        table = table.column(header, Align::Right);
+    }
+    for (name, requests) in most.iter().take(IMAGES_SHOWN_MAX) {
+        let Requests { puts, gets, lists, removes, sent_bytes, received_bytes } = requests;
+        let mut cells = vec![name.clone()];
+        cells.extend([puts, gets, lists, removes].map(u64::to_string));
+        cells.extend([sent_bytes, received_bytes].map(|bytes| size::show(*bytes)));
+        cells.push(format!("{:.4}", cost_usd(requests)));
+        table.row(cells);
+    }
+    let left = match images.len().saturating_sub(IMAGES_SHOWN_MAX) {
+        0 => String::new(),
+        left => format!("and {left} images with fewer requests; '--format json' has all\n"),
+    };
+    table.render() + &left
+}
+
 fn requests_node(requests: &Requests) -> Node {
-    Node::Object(vec![
+    Node::Object(request_members(requests))
+}
+
+fn named_requests_node(name: &str, requests: &Requests) -> Node {
+    let mut members = vec![("name", name.into())];
+    members.extend(request_members(requests));
+    Node::Object(members)
+}
+
+fn request_members(requests: &Requests) -> Vec<(&'static str, Node)> {
+    vec![
         ("put", requests.puts.into()),
         ("get", requests.gets.into()),
         ("list", requests.lists.into()),
         ("delete", requests.removes.into()),
         ("sent_bytes", requests.sent_bytes.into()),
         ("received_bytes", requests.received_bytes.into()),
-    ])
+        ("cost_usd", Node::Fraction(cost_usd(requests))),
+    ]
 }
 
 fn attach(session: &Session, args: &Args) -> Outcome {

@@ -197,6 +197,9 @@ pub struct PoolStats {
     pub free_bytes: u64,
     /// What this host has asked of the pool's service until now; `None` for a pool in a directory.
     pub requests: Option<Requests>,
+    /// The part of it that was for objects of one image, by the image's name, or by its namespace and name. The rest
+    /// was for other objects of the pool and for images that are gone.
+    pub image_requests: Vec<(String, Requests)>,
 }
 
 impl Pool {
@@ -373,6 +376,14 @@ impl InfoReader {
     }
 }
 
+/// `image` or `namespace/image`, by the name in the head.
+fn with_namespace(head: &HeadRecord) -> String {
+    match head.namespace.as_str() {
+        "" => head.name.clone(),
+        namespace => format!("{namespace}/{}", head.name),
+    }
+}
+
 impl Store {
     /// Totals of a pool.
     ///
@@ -380,13 +391,31 @@ impl Store {
     /// What the operating system says; `Corrupt` for a damaged head.
     pub fn pool_stats(&self, pool: &Pool) -> Result<PoolStats> {
         let mut stats = PoolStats::default();
-        let names = pool.image_names_in("")?;
-        let in_trash: HashSet<ImageId> =
-            names.iter().filter_map(|name| number_in_trash_name(name)).collect();
+        let shipping = pool.segments().shipping();
+        // In a bucket, both lists take the same requests.
+        let named = match shipping {
+            Some(_) => pool.images_in("")?,
+            None => Vec::new(),
+        };
+        let in_trash: HashSet<ImageId> = match shipping {
+            Some(_) => named.iter().filter_map(|(name, _)| number_in_trash_name(name)).collect(),
+            None => {
+                let names = pool.image_names_in("")?;
+                names.iter().filter_map(|name| number_in_trash_name(name)).collect()
+            }
+        };
+        let mut labels: HashMap<ImageId, String> =
+            named.into_iter().map(|(name, image)| (image, name)).collect();
         for image in pool.image_ids()? {
             // As with RBD, images of namespaces are not counted.
             let Ok(head) = pool.read_head(image) else { continue };
-            if head.removing || !head.namespace.is_empty() {
+            if head.removing {
+                continue;
+            }
+            if shipping.is_some() && (!head.namespace.is_empty() || in_trash.contains(&image)) {
+                labels.insert(image, with_namespace(&head));
+            }
+            if !head.namespace.is_empty() {
                 continue;
             }
             let size = head.root.as_ref().map_or(0, |r| r.size_bytes);
@@ -401,9 +430,13 @@ impl Store {
             stats.allocated_bytes += pool.files().allocated_bytes(name);
         }
         stats.free_bytes = pool.segments().free_bytes().unwrap_or(0);
-        let requests = pool.segments().shipping().and_then(|shipping| shipping.requests());
-        stats.requests =
-            requests.transpose().at(|| "cannot read the count of requests".to_owned())?;
+        if let Some(asked) = shipping.and_then(|shipping| shipping.requests()) {
+            let asked = asked.at(|| "cannot read the count of requests".to_owned())?;
+            stats.requests = Some(asked.all);
+            let by_name = |(image, requests)| Some((labels.remove(&image)?, requests));
+            stats.image_requests = asked.images.into_iter().filter_map(by_name).collect();
+            stats.image_requests.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        }
         Ok(stats)
     }
 }

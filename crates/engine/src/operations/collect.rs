@@ -257,6 +257,7 @@ impl Pool {
         if fault::is(Fault::SegmentsListedLate) {
             listed = list()?;
         }
+        self.forget_requests(&looked_at);
         let copying: HashSet<u64> = collected.heads.iter().map(|head| head.copying).collect();
         for (set, segments) in listed {
             let SegmentSet { author, copies } = set;
@@ -280,6 +281,14 @@ impl Pool {
             }
         }
         Ok(collected)
+    }
+
+    /// Forgets what was counted for images that are gone.
+    fn forget_requests(&self, there: &HashSet<ImageId>) {
+        let Some(shipping) = self.segments().shipping() else { return };
+        let asked = shipping.requests().and_then(std::io::Result::ok).unwrap_or_default();
+        let gone = asked.images.into_keys().filter(|image| !there.contains(image));
+        gone.for_each(|image| shipping.forget_requests(image));
     }
 
     /// Reads the head of an image.
