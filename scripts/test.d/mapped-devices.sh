@@ -122,12 +122,14 @@ server_process() {
     local device pid
     exec 8>"$CLAIMS_SCRATCH/lock"
     flock 8
-    device=$(SECRET=of-the-caller "$MARCOT" device map plain)
+    device=$(SECRET=of-the-caller AWS_SESSION_TOKEN=of-the-bucket "$MARCOT" device map plain)
     exec 8>&-
     pid=$(record_member 0 pid)
     claim "server: it does not hold a lock of the caller" flock -n "$CLAIMS_SCRATCH/lock" true
-    claim "server: it keeps nothing of the caller's environment" \
-        not grep -qz "SECRET\|HOME=" "/proc/$pid/environ"
+    claim "server: it keeps nothing of the caller's environment that marcot does not read" \
+        not grep -qz "SECRET=\|^TERM=\|^PWD=\|^SHLVL=" "/proc/$pid/environ"
+    claim "server: it keeps the credentials with which a bucket is reached" \
+        grep -qzx "AWS_SESSION_TOKEN=of-the-bucket" "/proc/$pid/environ"
     claim "server: it has a session of its own" test "$(cut -d' ' -f6 "/proc/$pid/stat")" = "$pid"
     claim "server: it keeps no directory busy" test "$(readlink "/proc/$pid/cwd")" = /
     "$MARCOT" device unmap "$device"
@@ -315,11 +317,12 @@ options() {
 
 quiesced() {
     local device mount=$CLAIMS_SCRATCH/mnt hook=$CLAIMS_SCRATCH/hook log=$CLAIMS_SCRATCH/hooked
-    printf '#!/bin/sh\necho "$2" >>%s\n[ ! -e %s.fails ] || [ "$2" != quiesce ]\n' "$log" "$log" >"$hook"
+    printf '#!/bin/sh\necho "$2" >>%s\nenv >%s.environment\n[ ! -e %s.fails ] || [ "$2" != quiesce ]\n' "$log" "$log" "$log" >"$hook"
     chmod +x "$hook"
-    device=$("$MARCOT" device map --quiesce-hook "$hook" plain)
+    device=$(AWS_SESSION_TOKEN=of-the-bucket "$MARCOT" device map --quiesce-hook "$hook" plain)
     "$MARCOT" snap create --no-progress plain@one
     claim "quiesce: a hook runs before and after a snapshot" test "$(tr '\n' ' ' <"$log")" = "quiesce unquiesce "
+    claim "quiesce: a hook gets no credentials" not grep -q of-the-bucket "$log.environment"
     touch "$log.fails"
     claim "quiesce: when the hook fails, no snapshot is made" not "$MARCOT" snap create --no-progress plain@two
     claim "quiesce: the message names the hook" says "$hook $device quiesce"

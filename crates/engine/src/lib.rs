@@ -206,9 +206,9 @@ pub use limits::Limits;
 pub use marcot_backend::fault;
 #[cfg(not(feature = "deliberate-faults"))]
 use marcot_backend::fault;
-pub use marcot_backend::object::Patience;
 pub use marcot_backend::object::counted::Requests;
 pub use marcot_backend::object::home::{Bucket, BucketOptions, Flush};
+pub use marcot_backend::object::{Patience, VARIABLES as BUCKET_VARIABLES};
 pub use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, PoolId, SnapId};
 pub use marcot_store::World;
 pub use operations::{CloneOptions, GcReport, PinnedRow, Snapshot};

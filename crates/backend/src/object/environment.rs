@@ -6,6 +6,60 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// The variables that may count where a pool lies in a bucket. A process that gets an environment of its own, and
+/// opens such pools, needs those of them that are set.
+pub const VARIABLES: &[&str] = &[
+    // Where files of credentials lie.
+    "HOME",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SKIP_SIGNATURE",
+    "AWS_PROFILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_CA_BUNDLE",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AZURE_STORAGE_ACCOUNT",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_TOKEN",
+    "AZURE_STORAGE_ENDPOINT",
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "AZURE_CLIENT_ID",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_TENANT_ID",
+    "AZURE_AUTHORITY_HOST",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SKIP_SIGNATURE",
+    // What the HTTP client reads itself: proxies, and the certificates of authorities.
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
 /// Variables by name. Their values may be secrets, so they are never shown.
 #[derive(Clone)]
 pub struct Environment {
@@ -35,9 +89,10 @@ impl Environment {
         Self { first: Arc::new(first), of_process: false }
     }
 
-    /// The value of a variable; `None` also for an empty one.
+    /// The value of one of [`VARIABLES`]; `None` also for an empty one.
     #[must_use]
     pub fn value(&self, name: &str) -> Option<String> {
+        debug_assert!(VARIABLES.contains(&name), "{name} would be missing in other processes");
         let of_process = || self.of_process.then(|| std::env::var(name).ok()).flatten();
         self.first.get(name).cloned().or_else(of_process).filter(|value| !value.is_empty())
     }
@@ -136,11 +191,12 @@ mod tests {
             "# comment\nexport AZURE_STORAGE_ACCOUNT=gold\nAZURE_STORAGE_KEY=\"a==\"\n\n",
         )
         .unwrap();
-        let environment = Environment::of(&[("AZURE_STORAGE_KEY", "old"), ("OTHER", "x")]);
+        let environment =
+            Environment::of(&[("AZURE_STORAGE_KEY", "old"), ("AZURE_TENANT_ID", "x")]);
         let found = environment.with_file(Some(&path)).unwrap();
         assert_eq!(found.value("AZURE_STORAGE_KEY").as_deref(), Some("a=="));
         assert_eq!(found.value("AZURE_STORAGE_ACCOUNT").as_deref(), Some("gold"));
-        assert_eq!(found.value("OTHER").as_deref(), Some("x"));
+        assert_eq!(found.value("AZURE_TENANT_ID").as_deref(), Some("x"));
         assert_eq!(found.value("AZURE_STORAGE_SAS_TOKEN"), None);
     }
 

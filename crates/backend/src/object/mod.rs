@@ -64,7 +64,7 @@ mod wire;
 #[cfg(feature = "services")]
 pub use connection::{Connection, connect, connect_with};
 pub use dialect::Dialect;
-pub use environment::Environment;
+pub use environment::{Environment, VARIABLES};
 pub use location::{Kind, Location};
 pub use probe::{Findings, Guarantee, ProbeError, probe};
 pub use retry::{Outage, Patience, Policy, Retry, Stop};

@@ -7,6 +7,7 @@
 //!   prints the device, exits      serves until it gets SIGTERM
 //! ```
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
@@ -14,13 +15,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use marcot::{Error, ErrorKind, Result};
+use marcot::{BUCKET_VARIABLES, Error, ErrorKind, Result};
 
 use crate::control::message;
 
 /// Where the server finds the programs that it runs (`modprobe`, hooks).
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Variables of the command's environment that the server needs.
+/// Variables of the command's environment that the server needs, beside those of buckets.
 const VARIABLES: &[&str] = &["MARCOT_DEV_DIR", "MARCOT_IO", "MARCOT_LOG"];
 /// First descriptor after standard input, output and error.
 const DESCRIPTOR_FIRST: libc::c_uint = 3;
@@ -53,23 +54,21 @@ pub enum Ready {
 /// and waits for its report. Its messages go to `log`, whose path is `log_path`.
 ///
 /// The server may run for a long time, so it inherits little from the command: no descriptors (it would hold
-/// a script's lock or pipe all the time), no working directory, and only the variables that it needs.
+/// a script's lock or pipe all the time), no working directory, and only the variables that it needs. Among
+/// these are the credentials of pools in buckets.
 ///
 /// # Errors
 /// `Io` where it cannot be started, or ends without a report; then the log says why.
 pub fn spawn(arguments: &[&str], input: &[u8], log: OwnedFd, log_path: &Path) -> Result<Ready> {
     let context = |what: &str| format!("cannot {what} the process that serves the device");
     let program = std::env::current_exe().map_err(|e| Error::from_io(context("find"), e))?;
-    let mut command = Command::new(program);
-    let kept = VARIABLES.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
+    let mut command = program_of_server(&program);
     command
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(log)
-        .env_clear()
-        .env("PATH", SEARCH_PATH)
-        .envs(kept)
+        .envs(set_variables(BUCKET_VARIABLES))
         .current_dir("/");
     // SAFETY: between fork and exec only `setsid`, `close_range`, `getrlimit` and `fcntl` are called,
     // which are async-signal-safe system calls.
@@ -94,6 +93,17 @@ pub fn spawn(arguments: &[&str], input: &[u8], log: OwnedFd, log_path: &Path) ->
             format!("the process that serves the device ended; see {}", log_path.display());
         Error::new(ErrorKind::Io, message)
     })
+}
+
+/// A program that the server starts. It gets no credentials.
+pub(super) fn program_of_server(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", SEARCH_PATH).envs(set_variables(VARIABLES));
+    command
+}
+
+fn set_variables(names: &[&'static str]) -> impl Iterator<Item = (&'static str, OsString)> {
+    names.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)))
 }
 
 /// Marks every descriptor above standard error to be closed by exec. The standard library's descriptor for

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use marcot::{Error, ErrorKind, Result};
 use neli::consts::nl::{GenlId, NlmF};
@@ -16,6 +16,7 @@ use neli::router::synchronous::NlRouter;
 use neli::types::{Buffer, GenlBuffer};
 use neli::utils::Groups;
 
+use super::daemon::program_of_server;
 use crate::host::HostHandle;
 use crate::nbd::NbdConnection;
 use crate::nbd::wire::transmission_flag as flag;
@@ -62,7 +63,7 @@ type Attributes = GenlBuffer<u16, Buffer>;
 pub fn available() -> bool {
     if !Path::new("/sys/module/nbd").exists() {
         // This may fail. What counts is whether the driver answers below.
-        let _ = Command::new("modprobe")
+        let _ = program_of_server(Path::new("modprobe"))
             .args(["-q", "nbd"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

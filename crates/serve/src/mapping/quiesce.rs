@@ -10,12 +10,13 @@ use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use marcot::{Error, ErrorKind, Result};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use super::daemon::program_of_server;
 use super::sysfs;
 
 /// Longest time that a hook may take. A file system writes out its dirty data meanwhile.
@@ -57,7 +58,7 @@ impl QuiesceHook {
 
     fn run(&self, action: &str) -> Result<()> {
         let name = self.program.display();
-        let child = Command::new(&self.program)
+        let child = program_of_server(&self.program)
             .args(&self.arguments)
             .arg(&self.device)
             .arg(action)
