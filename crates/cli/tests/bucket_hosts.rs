@@ -12,9 +12,11 @@ mod server;
 use bucket_host::Host;
 use common::{await_that, noise};
 use marcot_s3_test::{ACCESS_KEY, Fault, SECRET_KEY, Server};
-use nbd_client::{FLUSH, NbdClient};
+use nbd_client::{FLUSH, GO, NbdClient, ask, option_reply};
 
 const EIO: u32 = 5;
+/// This bit is set in replies to options that are refused.
+const ERROR_REPLY: u32 = 1 << 31;
 const EBUSY: i32 = 16;
 const ENOENT: i32 = 2;
 /// What is kept of an image's requests.
@@ -220,4 +222,38 @@ fn a_clone_on_a_host_that_is_gone_is_shown_with_its_host_and_forgotten_by_force(
     one.refuses(ENOENT, "has no child with the id", &format!("{forget} --force"));
     assert_eq!(one.works("children --all gold/template@1"), "");
     one.works("snap unprotect gold/template@1");
+}
+
+#[test]
+fn a_server_does_not_take_an_image_back_for_clients_that_connect_again() {
+    let service = Server::plain();
+    let (one, two) = (Host::new(&service), Host::new(&service));
+    one.works("pool create gold --backend s3://bucket/prefix");
+    one.works("create gold/vm --size 4M");
+    two.works("pool attach gold --backend s3://bucket/prefix");
+    let content = noise(1 << 16);
+    let written = |client: &mut NbdClient, offset: u64| {
+        (client.write(0, offset, &content), client.ask(FLUSH, 0, 0, 0))
+    };
+
+    let first = serve(&one, "--force gold");
+    let mut stale = NbdClient::connect(&first.socket, "gold/vm");
+    assert_eq!(written(&mut stale, 0), (0, 0));
+    let second = serve(&two, "--force gold");
+    let mut client = NbdClient::connect(&second.socket, "gold/vm");
+    assert_eq!(written(&mut client, 1 << 16), (0, 0));
+
+    // The first server does not know yet. Its client notices with the next flush, and connects again.
+    let (_, flushed) = written(&mut stale, 0);
+    assert_ne!(flushed, 0);
+    let (answer, _) = option_reply(&mut ask(&first.socket, GO, "gold/vm"));
+    assert_ne!(answer & ERROR_REPLY, 0);
+    assert_eq!(written(&mut client, 2 << 16), (0, 0));
+
+    // An operator who wants it back says so again.
+    drop(first);
+    let first = serve(&one, "--force gold");
+    let mut back = NbdClient::connect(&first.socket, "gold/vm");
+    assert!(back.read(2 << 16, 1 << 16).unwrap() == content);
+    assert_ne!(written(&mut client, 0).1, 0);
 }

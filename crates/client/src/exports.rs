@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use marcot::{
-    Error, ErrorKind, Namespace, Pool, Result, Store, is_partial_name, number_in_trash_name,
+    Error, ErrorKind, ImageId, Namespace, Pool, PoolId, Result, Store, is_partial_name,
+    number_in_trash_name,
 };
 use marcot_serve::control::Place;
 use marcot_serve::host::{HostDevice, HostHandle, HostOptions, ImageHost};
@@ -37,6 +38,8 @@ pub struct StoreExports {
     pools: Vec<String>,
     read_only: bool,
     takes_over: bool,
+    /// Images that were opened for writing since, by pool and number: these are not taken over again.
+    opened: Mutex<HashSet<(PoolId, ImageId)>>,
     /// Pools whose names are being read for a list.
     being_read: Arc<Mutex<HashSet<String>>>,
 }
@@ -58,10 +61,19 @@ impl StoreExports {
     #[must_use]
     pub fn new(client: &Client, pools: Vec<String>, read_only: bool) -> Self {
         let client = client.clone();
-        Self { client, pools, read_only, takes_over: false, being_read: Arc::default() }
+        Self {
+            client,
+            pools,
+            read_only,
+            takes_over: false,
+            opened: Mutex::default(),
+            being_read: Arc::default(),
+        }
     }
 
-    /// Images are taken over from other hosts that have them open: see [`crate::Image::take_over`].
+    /// Images are taken over from other hosts that have them open: see [`crate::Image::take_over`]. This is done
+    /// once for each image. When another host takes one over from this process, clients that connect here again do
+    /// not get it back.
     #[must_use]
     pub fn taking_over(self, takes_over: bool) -> Self {
         Self { takes_over, ..self }
@@ -231,7 +243,8 @@ impl Exports for StoreExports {
                 gives_way: true,
                 ..HostOptions::default()
             };
-            if self.takes_over && spec.snapshot.is_none() && !self.read_only {
+            let writes = spec.snapshot.is_none() && !self.read_only;
+            if self.takes_over && writes && !lock(&self.opened).contains(&(pool.id(), id)) {
                 pool.end_other_owner(id)?;
             }
             let device: Box<dyn HostDevice> = match &spec.snapshot {
@@ -240,6 +253,9 @@ impl Exports for StoreExports {
                 // Another server may still keep the image open, though its clients are gone.
                 None => Box::new(image.for_itself_at_once(|| pool.open(id)?.unlocked())?),
             };
+            if self.takes_over && writes {
+                lock(&self.opened).insert((pool.id(), id));
+            }
             ImageHost::start(device, options)
         })
     }

@@ -27,7 +27,7 @@ const SERVE: &[Opt] = &[
     Opt::new(
         "force",
         Kind::Flag,
-        "take images over that another host has open and that is gone for good; what it has not flushed is lost",
+        "take images over that another host has open and that is gone for good, once each; what it has not flushed is lost",
     ),
     Opt::new(
         "connections-max",
