@@ -268,6 +268,25 @@ fn a_record_is_put_whether_it_is_there_or_not() {
 }
 
 #[test]
+fn a_note_is_put_again_after_it_was_removed() {
+    on_each(|backend| {
+        let records = &backend.records;
+        records.create(&Key::Head(IMAGE), b"head").unwrap();
+        for key in [Key::NameHint(IMAGE), Key::TrashNote(IMAGE), Key::GroupNote(IMAGE)] {
+            assert_eq!(kind(records.remove(&key)), ErrorKind::NotFound);
+            records.put(&key, b"one").unwrap();
+            records.remove(&key).unwrap();
+            assert_eq!(kind(records.get(&key, BYTES_MAX)), ErrorKind::NotFound);
+            assert!(!records.exists(&key).unwrap());
+            records.put(&key, b"two").unwrap();
+            assert_eq!(records.get(&key, BYTES_MAX).unwrap(), b"two");
+        }
+        records.remove(&Key::Head(IMAGE)).unwrap();
+        assert_eq!(listed(backend, &Prefix::Heads), []);
+    });
+}
+
+#[test]
 fn a_name_moves_to_a_free_one() {
     on_each(|backend| {
         let records = &backend.records;

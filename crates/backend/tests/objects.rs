@@ -17,7 +17,7 @@ use marcot_format::frame::{FrameKind, encode_message};
 use marcot_format::record::HeadRecord;
 use marcot_format::{ImageId, crc32c};
 
-use lossy::{Lossy, MISHAPS, Seeded, impatient, objects, records};
+use lossy::{Lossy, MISHAPS, Mishap, Seeded, impatient, objects, records};
 
 const BYTES_MAX: u64 = 1 << 20;
 const IMAGE: ImageId = ImageId(0xA1);
@@ -504,6 +504,24 @@ fn an_image_without_a_head_is_listed_once_and_a_removed_one_is_not() {
     pool.remove(&Key::Head(ImageId(4))).unwrap();
     pool.put(&Key::NameHint(ImageId(4)), b"hint").unwrap();
     assert_eq!(heads(&pool), [1, 2, 4].map(|image| Key::Head(ImageId(image))));
+}
+
+#[test]
+fn a_removal_of_a_note_that_is_carried_out_late_takes_no_later_note() {
+    const REQUESTS: u64 = 12;
+    for key in [Key::NameHint(IMAGE), Key::TrashNote(IMAGE), Key::GroupNote(IMAGE)] {
+        for (at, later) in (0..REQUESTS).flat_map(|at| (1..REQUESTS).map(move |n| (at, n))) {
+            let service = Lossy::once(&Arc::new(MemoryService::new()), at, Mishap::Late(later));
+            let pool = records(service.clone(), 1);
+            pool.create(&Key::Head(IMAGE), &head(1, 1).1).unwrap();
+            pool.put(&key, b"one").unwrap();
+            pool.remove(&key).unwrap();
+            pool.put(&key, b"two").unwrap();
+            for _ in 0..2 * REQUESTS {
+                assert_eq!(pool.get(&key, BYTES_MAX).unwrap(), b"two", "{at}, {later}");
+            }
+        }
+    }
 }
 
 #[test]

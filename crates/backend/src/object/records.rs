@@ -16,6 +16,8 @@
 //! - Everything is durable when the call returns that stored or removed it.
 //! - A head that was removed leaves a tombstone, for ever. So a request to create or replace the head that is
 //!   carried out late cannot bring it back. The pool's record leaves one too; only a new pool replaces it.
+//! - A note beside a head that is removed while its image lives becomes an empty record. So a request to remove it that
+//!   is carried out late cannot take a note that was put later.
 //! - Other objects are removed. A request that creates one of them again, late, leaves a stale record of a
 //!   child, mark of an heir or hint, all of which are recognized as stale.
 
@@ -211,6 +213,16 @@ impl ObjectRecords {
         })
     }
 
+    /// Puts an empty record in the place of a note, which counts as none.
+    fn empty(&self, object: &str) -> io::Result<()> {
+        self.names.until_won(|| match self.objects.get_any(object)? {
+            Some(stored) if stored.body().is_some_and(|body| !body.is_empty()) => {
+                Ok(won(self.objects.replace(object, &stored, &[]))?.then_some(()))
+            }
+            _ => Err(io::ErrorKind::NotFound.into()),
+        })
+    }
+
     fn list_heads(&self, each: &mut dyn FnMut(Listed<'_>) -> bool) -> io::Result<()> {
         // The objects of an image are listed one after the other. The value is true where its head is a
         // tombstone and nothing else was listed yet.
@@ -270,6 +282,11 @@ fn kept(key: &Key) -> Kept<'_> {
     }
 }
 
+/// True for what is put beside a head, removed, and put again.
+fn is_note(key: &Key) -> bool {
+    matches!(key, Key::NameHint(_) | Key::TrashNote(_) | Key::GroupNote(_))
+}
+
 /// A number as keys have it: 16 hexadecimal digits.
 fn parse_number(text: &str) -> Option<u64> {
     let number = u64::from_str_radix(text, 16).ok()?;
@@ -293,7 +310,8 @@ impl Records for ObjectRecords {
                 {
                     self.known().note(*image, stamp, stored.without_body());
                 }
-                stored.into_body().ok_or(io::ErrorKind::NotFound)?
+                let is_there = |body: &Vec<u8>| !(body.is_empty() && is_note(key));
+                stored.into_body().filter(is_there).ok_or(io::ErrorKind::NotFound)?
             }
             Kept::Name(namespace, name) => self.names.get(self.names.number(namespace)?, name)?,
             Kept::Namespace(namespace) => self.names.number(namespace).map(|_| Vec::new())?,
@@ -303,6 +321,7 @@ impl Records for ObjectRecords {
 
     fn exists(&self, key: &Key) -> io::Result<bool> {
         let found = match kept(key) {
+            Kept::Object(_) if is_note(key) => self.get(key, u64::MAX).map(drop),
             Kept::Object(object) => {
                 let start = self.objects.start_of(&object, TOMBSTONE_BYTES + 1)?;
                 return Ok(start.is_some_and(|start| start.len() as u64 > TOMBSTONE_BYTES));
@@ -396,6 +415,7 @@ impl Records for ObjectRecords {
                 self.names.close_pool()?;
                 self.bury(&object)
             }
+            (_, Kept::Object(object)) if is_note(key) => self.empty(&object),
             (_, Kept::Object(object)) => match self.exists(key)? {
                 true => self.objects.remove(&object),
                 false => Err(io::ErrorKind::NotFound.into()),
