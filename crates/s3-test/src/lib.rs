@@ -12,7 +12,7 @@ mod http;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::BufReader;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -36,7 +36,9 @@ const SKEW_MAX_S: i64 = 15 * 60;
 /// What a server begins with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The port of the loopback address; 0 for any.
+    /// The address to listen at.
+    pub address: IpAddr,
+    /// The port there; 0 for any.
     pub port: u16,
     /// The buckets that exist.
     pub buckets: Vec<String>,
@@ -55,6 +57,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 0,
             buckets: vec![BUCKET.to_string()],
             access_keys: vec![ACCESS_KEY.to_string()],
@@ -97,7 +100,8 @@ impl Server {
     /// Where it cannot listen.
     #[must_use]
     pub fn start(options: Options) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", options.port)).expect("a port to listen at");
+        let listener =
+            TcpListener::bind((options.address, options.port)).expect("a port to listen at");
         let address = listener.local_addr().expect("the address of a listener");
         let buckets = options.buckets.iter().map(|name| (name.clone(), Bucket::default()));
         let state = State {

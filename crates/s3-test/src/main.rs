@@ -1,15 +1,16 @@
 //! The server as a program, for scripts. It prints its URL in one line and serves until it is killed.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use marcot_s3_test::{ACCESS_KEY, BUCKET, Chance, Dialect, Options, SECRET_KEY, Server};
 
 const USAGE: &str = "\
-usage: marcot-s3-test [--port PORT] [--bucket NAME]... [--reader KEY=PART]... [--region REGION]
-                      [--public yes] [--seed SEED --faults PER_MILLE] [--lack WHAT]...
+usage: marcot-s3-test [--address ADDRESS] [--port PORT] [--bucket NAME]... [--reader KEY=PART]...
+                      [--region REGION] [--public yes] [--seed SEED --faults PER_MILLE] [--lack WHAT]...
 
-Serves S3 at the loopback address, from memory. It prints its URL in one line.
+Serves S3 from memory, at the loopback address unless another is given. It prints its URL in one line.
 WHAT is what the service lacks: quoted-etags, if-none-match, if-match, swap-existing, lock, fresh-reads,
 fresh-lists, ranges, fast-changes.";
 
@@ -35,6 +36,10 @@ fn run() -> Result<(), String> {
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
         let number = || value.parse::<u64>().map_err(|_| format!("'{value}' is no number"));
         match word.as_str() {
+            "--address" => {
+                let address = value.parse::<IpAddr>();
+                options.address = address.map_err(|_| format!("'{value}' is no address"))?;
+            }
             "--port" => options.port = u16::try_from(number()?).map_err(|_| "no such port")?,
             "--bucket" => options.buckets.push(value),
             "--reader" => {
