@@ -2,6 +2,7 @@
 
   scripts/bench rows      the table of ratios and floors; --sustained: kept up, second by second
   scripts/bench shapes    what must be fast in itself, and flat
+  scripts/bench bucket    pools in a bucket of radosgw, beside RBD on the same Ceph
   scripts/bench profile   where instructions, system calls and copies go
   scripts/bench report    tables and pictures from the figures of the runs before
 """
@@ -16,7 +17,7 @@ import signal
 import sys
 import tempfile
 
-from . import limit, picture, report, rows, systems
+from . import bucket, bucket_rows, guests, limit, picture, report, rows, systems
 from .process import Failed
 from .report import say
 from .workloads import SUSTAINED, WORKLOADS, named
@@ -71,6 +72,17 @@ def parser():
     shape = commands.add_parser("shapes", parents=[common])
     shape.add_argument("--quick", action="store_true", help="smaller ranges: does it work?")
     shape.add_argument("--shape", type=words, default=[], help="only these")
+    beside = commands.add_parser("bucket", parents=[common])
+    beside.add_argument("--endpoint", default=os.environ.get("AWS_ENDPOINT_URL_S3"), help="URL of the S3 service; its credentials are expected in the environment")
+    beside.add_argument("--ceph-conf", default=os.environ.get("CEPH_CONF"), help="the same Ceph, for RBD")
+    beside.add_argument("--size", type=bytes_of, default=2 << 30)
+    beside.add_argument("--seconds", type=int, default=5, help="of one run [5]")
+    beside.add_argument("--rounds", type=int, default=3, help="[3]")
+    beside.add_argument("--boots", type=int, default=1, help="rounds of one guest and of many [1]")
+    beside.add_argument("--guests", type=int, default=guests.GUESTS, help=f"at once [{guests.GUESTS}]")
+    beside.add_argument("--part", type=words, default=bucket.PARTS, help=",".join(bucket.PARTS))
+    beside.add_argument("--row", type=words, default=[], help=",".join(row.work.name for row in bucket_rows.ROWS))
+    beside.add_argument("--quick", action="store_true", help="64M, 1 s, 1 round: does it work?")
     profile = commands.add_parser("profile", parents=[common])
     profile.add_argument("--requests", type=int, default=2000)
     profile.add_argument("--size", type=bytes_of, default=256 << 20)
@@ -164,6 +176,22 @@ def measure_rows(settings, options):
     return found
 
 
+def measure_bucket(settings, options):
+    """Pools in a bucket; a document of its own."""
+    if options.quick:
+        settings.size_bytes, settings.seconds, settings.rounds = 64 << 20, 1, 1
+    found = {**bucket.load(options.out), "machine": report.machine(settings)}
+    make_source(settings)
+    now = bucket.measure(settings, options, TOP)
+    order = [row.work.name for row in bucket_rows.ROWS]
+    if "rows" in now:
+        now["rows"] = merged(found.get("rows", []), now["rows"], "name", order)
+    found.update(now)
+    bucket.write_report(found, options.out)
+    print(bucket.document(found))
+    return 1 if any(entry["met"] is False for entry in bucket.judged(now)) else 0
+
+
 def merged(before, now, key, order):
     """What was measured now, with what was measured before and not now; in the order of `order`."""
     entries = {entry[key]: entry for entry in [*before, *now]}
@@ -205,6 +233,8 @@ def main():
         return 0
     with contextlib.ExitStack() as stack:
         settings = Settings(options, stack)
+        if options.command == "bucket":
+            return measure_bucket(settings, options)
         data["machine"] = report.machine(settings)
         if options.command == "rows":
             found = measure_rows(settings, options)

@@ -62,3 +62,8 @@ class CephRbd(System):
     def content(self):
         # A cluster's caches are its own: cold reads find what its daemons keep.
         return []
+
+
+def forget_osds(ceph_conf):
+    """Drops what the OSDs keep in memory."""
+    run("ceph", "tell", "osd.*", "cache", "drop", env={"CEPH_CONF": ceph_conf})

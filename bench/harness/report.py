@@ -34,6 +34,12 @@ def figure(row, outcomes):
     return f"{median:,.0f} /s ±{apart / 2:.0%}"
 
 
+def seconds_of(values):
+    """Median and spread of times."""
+    median = statistics.median(values)
+    return f"{median:.1f} s ({min(values):.1f} to {max(values):.1f})"
+
+
 def figures_table(rows):
     """What every system did: medians."""
     names = list(dict.fromkeys(name for row in rows for name in row["runs"]))

@@ -59,7 +59,9 @@ def one_run(system, workload, settings):
     """One run of one system; a dict for the JSON document."""
     options = {**workload.fio, **fio.timed(settings.seconds, workload.touch_once)}
     size, environment = settings.size_bytes, system.environment
+    asked_before = system.asked()
     if workload.cache == "cold":
+        system.forget()
         forget_cached(system.content())
     # What the run before left to write would be written at this one's cost.
     os.sync()
@@ -84,7 +86,13 @@ def one_run(system, workload, settings):
         "mean_us": outcome.mean_us,
         "requests": outcome.requests,
         "disk_use": watch.highest if watch else None,
+        "asked": since(asked_before, system.asked()),
     }
+
+
+def since(before, now):
+    """What was asked of a service meanwhile; None where there is none."""
+    return None if before is None else {kind: now[kind] - before[kind] for kind in now}
 
 
 def measure(workload, systems, settings):

@@ -68,6 +68,13 @@ class System:
         """Files and directories that the page cache is to forget."""
         return [self.directory]
 
+    def forget(self):
+        """Empties caches of its own, besides the page cache."""
+
+    def asked(self):
+        """What was asked of a service so far: numbers by kind; None where there is no service."""
+        return None
+
     def disk_use(self):
         """Bytes on disk over bytes of live data of the worn image; None where that says nothing."""
         return None
