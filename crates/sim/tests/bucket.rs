@@ -2,7 +2,7 @@
 
 use marcot_sim::machines::commands::{ALL, run_all};
 use marcot_sim::machines::stalls::{self, cases};
-use marcot_sim::machines::turmoil;
+use marcot_sim::machines::{replaced, turmoil};
 use marcot_sim::records;
 
 /// Seeds of the records.
@@ -54,6 +54,13 @@ fn commands_on_two_machines_leave_every_image_whole_and_every_child_known() {
 fn a_takeover_that_dies_leaves_the_owner_alone_unless_the_head_names_another_one() {
     let attempts = stalls::attempt_all(1).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
     assert!(attempts > 5, "{attempts}");
+}
+
+#[test]
+fn what_a_replaced_owner_leaves_behind_is_no_part_of_the_image() {
+    for seed in 0..4 {
+        replaced::run_all(seed).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
+    }
 }
 
 #[test]

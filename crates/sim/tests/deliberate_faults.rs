@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use marcot::fault::{Fault, IN_A_BUCKET, ON_ONE_MACHINE, make};
 use marcot_sim::machines::commands::{self, Command};
-use marcot_sim::machines::{stalls, turmoil};
+use marcot_sim::machines::{replaced, stalls, turmoil};
 use marcot_sim::scenarios::all;
 use marcot_sim::{Operation, Profile, Rule, Settings, Violation, generate, records, run};
 
@@ -68,15 +68,21 @@ fn of_owners() -> Checks {
     Box::new(attempts.chain(cases))
 }
 
+/// Checks of what an owner leaves behind that was replaced.
+fn of_the_replaced() -> Checks {
+    let check = || replaced::run_all(1);
+    Box::new(std::iter::once(("an owner that was replaced".to_owned(), Box::new(check) as Check)))
+}
+
 /// Checks of a command that is stalled at every request while another one runs.
 fn of_commands(stalled: Command, other: Command) -> Checks {
     let check = move || commands::run_all(1, stalled, other, 1).map(drop);
     Box::new(std::iter::once((format!("{stalled:?} and {other:?}"), Box::new(check) as Check)))
 }
 
-/// Checks of machines that do all at once, from a seed on.
-fn of_machines(first: u64) -> Checks {
-    let turmoils = (first..first + TURMOILS).map(|seed| {
+/// Checks of machines that do all at once.
+fn of_machines() -> Checks {
+    let turmoils = (0..TURMOILS).map(|seed| {
         let check = move || turmoil::run(seed, ROUNDS).map(drop);
         (format!("machines, seed {seed}"), Box::new(check) as Check)
     });
@@ -105,10 +111,8 @@ fn checks_for(fault: Fault) -> Checks {
         | Fault::ReplayedNotStored
         | Fault::CopiesNotUploaded
         | Fault::LogForgottenEarly => of_owners(),
-        // Found late from 0 on.
-        Fault::RestReplayed => of_machines(84),
-        Fault::UploadReplayed => of_machines(32),
-        _ => of_machines(0),
+        Fault::RestReplayed | Fault::UploadReplayed => of_the_replaced(),
+        _ => of_machines(),
     }
 }
 

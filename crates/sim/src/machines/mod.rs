@@ -9,6 +9,7 @@
 //! lineage   the oracle of an image that several machines own one after the other
 //! session   an owner of an image: the engine and the oracle
 //! stalls    an owner is stalled at every request, and others take its image over
+//! replaced  what an owner leaves behind that was replaced
 //! commands  a command is stalled at every request, and another one runs on another machine
 //! turmoil   random sequences on all machines at once
 //! user      what a machine does in them
@@ -19,6 +20,7 @@ pub mod commands;
 mod family;
 mod home;
 pub mod lineage;
+pub mod replaced;
 pub mod session;
 pub mod stalls;
 pub mod turmoil;
