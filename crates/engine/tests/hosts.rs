@@ -542,16 +542,8 @@ fn every_step_makes_as_few_requests_as_it_needs() {
     image.close().unwrap();
     service.take();
     pool.snapshot(id, "s").clone_to(&pool, "clone", &CloneOptions::default()).unwrap();
-    let expected = [
-        "get images",
-        "get names",
-        "get names",
-        "put children",
-        "get images",
-        "put images",
-        "get names",
-        "put names",
-    ];
+    let expected =
+        ["get images", "get names", "put children", "get images", "put images", "put names"];
     assert_eq!(service.kinds(), expected, "a clone in the bucket");
     let other = hosts.pool(1);
     other.find("image").unwrap();

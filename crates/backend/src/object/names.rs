@@ -22,7 +22,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_format::frame::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
@@ -43,6 +43,9 @@ const LOST_MAX: u32 = 1000;
 pub(super) struct Names {
     pub objects: Arc<Objects>,
     pub pool: PoolId,
+    /// The directory that was read last for a name, and lacked it. Who makes an image looks whether its name is free
+    /// first. The name is then inserted into what was read: that swap fails where the directory has changed since.
+    lacking: Mutex<Option<Directory>>,
 }
 
 /// A directory that was read.
@@ -128,6 +131,14 @@ pub(super) fn won(put: Result<Option<Stored>, PutError>) -> io::Result<bool> {
 }
 
 impl Names {
+    pub(super) fn new(objects: Arc<Objects>, pool: PoolId) -> Self {
+        Self { objects, pool, lacking: Mutex::default() }
+    }
+
+    fn lacking(&self) -> std::sync::MutexGuard<'_, Option<Directory>> {
+        self.lacking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tries until `attempt` has a result.
     pub(super) fn until_won<T>(
         &self,
@@ -180,7 +191,10 @@ impl Names {
     pub(super) fn get(&self, namespace: u64, name: &str) -> io::Result<Vec<u8>> {
         self.until_won(|| {
             let here = self.read(namespace, name)?;
-            let entry = here.find(name).ok_or(io::ErrorKind::NotFound)?;
+            let Some(entry) = here.find(name) else {
+                *self.lacking() = Some(here);
+                return Err(io::ErrorKind::NotFound.into());
+            };
             let Some(moving) = &entry.moving else { return Ok(Some(entry.record.clone())) };
             if self.read(namespace, &moving.name)?.has_arrived(moving) {
                 return Err(io::ErrorKind::NotFound.into());
@@ -194,8 +208,16 @@ impl Names {
 
     /// Inserts a name. Returns true where its directory did not exist before.
     pub(super) fn create(&self, namespace: u64, name: &str, record: &[u8]) -> io::Result<bool> {
+        let key = directory_key(namespace, index_of(name));
+        let is_right = |read: &Directory| {
+            read.key == key && read.find(name).is_none() && read.check_open().is_ok()
+        };
+        let mut read_before = self.lacking().take().filter(is_right);
         self.until_won(|| {
-            let here = self.settled(namespace, name)?;
+            let here = match read_before.take() {
+                Some(read) => read,
+                None => self.settled(namespace, name)?,
+            };
             here.check_open()?;
             if here.find(name).is_some() {
                 return Err(io::ErrorKind::AlreadyExists.into());

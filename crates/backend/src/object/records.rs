@@ -96,7 +96,7 @@ impl ObjectRecords {
     /// The records of the pool with this number. `user` is the user of this process.
     #[must_use]
     pub fn new(objects: Arc<Objects>, pool: PoolId, user: u32) -> Self {
-        let names = Names { objects: Arc::clone(&objects), pool };
+        let names = Names::new(Arc::clone(&objects), pool);
         Self { objects, names, user, host: None, patient: None, known: Mutex::default() }
     }
 

@@ -67,6 +67,12 @@ impl Pool {
         found.get(&image).filter(|name| number_in_trash_name(name).is_none()).cloned()
     }
 
+    /// The name that a child's link to this image has. It is a hint: the link leads to the image by its number.
+    pub(crate) fn name_for_link(&self, head: &HeadRecord) -> String {
+        let found = self.name_found(ImageId(head.image_id));
+        found.or_else(|| self.name_of(head)).unwrap_or_else(|| head.name.clone())
+    }
+
     fn label(&self, namespace: &str, name: &str) -> String {
         match namespace {
             "" => format!("{}/{name}", self.name()),

@@ -332,7 +332,7 @@ fn child_head(
         overlap_bytes: root.size_bytes,
         pool_name: parent.name().to_owned(),
         namespace: head.namespace.clone(),
-        image_name: parent.name_of(head).unwrap_or_else(|| head.name.clone()),
+        image_name: parent.name_for_link(head),
         snap_name: snapshot.name.clone(),
         clone_format: options.format,
         untracked: options.untracked,
