@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use marcot::{
-    BlockDevice, BucketOptions, Completion, CreateOptions, ErrorKind, Image, ImageId, Limits,
-    Patience, Store, World,
+    BlockDevice, BucketOptions, CloneOptions, Completion, CreateOptions, ErrorKind, Image, ImageId,
+    Limits, Patience, Pool, PoolOptions, Store, World,
 };
 use marcot_backend::local::LocalHome;
 use marcot_backend::object::home::{Connect, Connected, patient_policy};
@@ -326,4 +326,47 @@ fn a_command_that_changes_the_head_fails_in_time_and_changes_nothing() {
     image.close().unwrap();
     assert!(store.pool("gold").unwrap().info(id).unwrap().snapshots.is_empty());
     scene.elsewhere(id, 0..10);
+}
+
+/// A local clone of a template in the bucket, on a host whose guests wait for a limited time.
+fn local_clone(scene: &Scene) -> (Store, Pool, ImageId) {
+    let (_store, id, mut template) = scene.owner(Patience::Command, Limits::default());
+    write(&mut template, 0..600);
+    template.snapshot("s").unwrap();
+    template.protect("s").unwrap();
+    template.close().unwrap();
+    let store = scene.host("two", limited(), Limits::default());
+    let gold = store.pool_attach_bucket("gold", URL, &BucketOptions::default()).unwrap();
+    let vms = store.pool_create("vms", &PoolOptions::default()).unwrap();
+    let clone = gold.snapshot(id, "s").clone_to(&vms, "web", &CloneOptions::default()).unwrap();
+    (store, vms, clone)
+}
+
+#[test]
+fn a_flatten_in_an_outage_fails_in_time_calls_nothing_damaged_and_is_done_later() {
+    for snapshots in [false, true] {
+        let scene = Scene::new();
+        let (store, vms, id) = local_clone(&scene);
+        let mut clone = vms.open(id).unwrap();
+        clone.write_at(0, &content(0)).unwrap();
+        if snapshots {
+            clone.snapshot("t").unwrap();
+        }
+        clone.flush().unwrap();
+        scene.service.set(true);
+        let error = clone.flatten().unwrap_err();
+        let sentence = error.sentence().to_string();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{sentence}");
+        assert!(sentence.contains("nobody answers"), "{sentence}");
+        scene.service.set(false);
+        succeeds(|| clone.flatten());
+        // The bucket is not needed any more.
+        scene.service.set(true);
+        check(&mut clone, 0..600);
+        clone.close().unwrap();
+        drop((vms, store));
+        let store = scene.host("two", limited(), Limits::default());
+        let vms = store.pool("vms").unwrap();
+        check(&mut vms.open(id).unwrap(), 0..600);
+    }
 }

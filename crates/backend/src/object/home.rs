@@ -210,7 +210,7 @@ pub enum Found {
 pub struct Connected {
     /// The service. A call is one request.
     pub service: Arc<dyn ObjectService>,
-    /// The same for a command, which does not wait for ever.
+    /// The same for records. The pool's home gives it the policy.
     pub settled: Settled,
     /// For what an open image waits for: as long as it takes.
     pub patient: Retry,
@@ -261,10 +261,10 @@ struct Link {
 }
 
 impl Link {
-    fn new(connected: Connected) -> Self {
+    fn new(connected: Connected, patience: Patience) -> Self {
         let counted = Arc::new(Counted::new(connected.service));
         let service: Arc<dyn ObjectService> = Arc::<Counted>::clone(&counted);
-        let retry = connected.settled.retry().clone();
+        let retry = connected.settled.retry().with_policy(patience.records());
         let settled = Settled::new(Arc::clone(&service), retry);
         let connected = Connected { service, settled, ..connected };
         Self { connected, counted, tally: OnceLock::new() }
@@ -310,7 +310,8 @@ impl Buckets {
         if let Some(connected) = all.get(&bucket.location) {
             return Ok(Arc::clone(connected));
         }
-        let connected = Arc::new(Link::new((self.connect)(&bucket.location, &self.world)?));
+        let made = (self.connect)(&bucket.location, &self.world)?;
+        let connected = Arc::new(Link::new(made, self.patience));
         (connected.set_dialect)(bucket.dialect);
         all.insert(bucket.location.clone(), Arc::clone(&connected));
         Ok(connected)

@@ -86,6 +86,19 @@ impl Patience {
         }
     }
 
+    /// The policy for records. While images are served, guests wait where one of them is read or changed, so that many
+    /// commands in one outage do not add up their waits.
+    #[must_use]
+    pub fn records(self) -> Policy {
+        match self {
+            Self::Command => Policy::command(),
+            Self::Guests { io_timeout } => {
+                let limit = io_timeout.map_or(COMMAND_PATIENCE, |time| time.min(COMMAND_PATIENCE));
+                Policy { give_up_after: Some(limit), from_outage: true, ..Policy::command() }
+            }
+        }
+    }
+
     /// The policy for storing what was acknowledged. Guests do not wait for that itself, and an image whose log
     /// could not be stored would have to be opened again: so it has no time-out.
     #[must_use]

@@ -556,8 +556,8 @@ impl Image {
         Ok(())
     }
 
-    /// Appends the present content of blocks, at most as many as fit into a group. Blocks that cannot be read
-    /// stay where they are; returns the first of them.
+    /// Appends the present content of blocks, at most as many as fit into a group. Blocks that are damaged
+    /// stay where they are; returns the first of them. Where one cannot be looked at now, nothing is appended.
     pub(super) fn copy_blocks(&mut self, blocks: &[u64]) -> Result<Option<u64>> {
         if blocks.is_empty() {
             return Ok(None);
@@ -570,6 +570,12 @@ impl Image {
             .map(|(buf, block)| Read::new(block * BLOCK_BYTES, buf))
             .collect();
         self.read_checked(&mut reads);
+        let is_obstacle =
+            |result: &Result<()>| result.as_ref().is_err_and(|error| error.kind().is_obstacle());
+        if let Some(read) = reads.iter_mut().find(|read| is_obstacle(&read.result)) {
+            // The block may be intact.
+            std::mem::replace(&mut read.result, Ok(()))?;
+        }
         let intact: Vec<bool> = reads.iter().map(|r| r.result.is_ok()).collect();
         let mut group = Group::default();
         let mut unreadable = None;

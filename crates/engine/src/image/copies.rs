@@ -123,6 +123,15 @@ fn read(file: &dyn DiskFile, name: SegmentName, offset: u64, bytes: usize) -> Re
     Ok(buffer)
 }
 
+/// What was read; `None` where it is damaged or missing. What cannot be looked at now is neither, so it fails.
+fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.kind().is_obstacle() => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
 impl Copies {
     /// Copies those blocks of a run that this pool lacks. Returns the first block of the image that cannot be
     /// read.
@@ -143,13 +152,15 @@ impl Copies {
             if name.kind != SegmentKind::Data {
                 return fail(ErrorKind::Corrupt, "a block should lie in a data segment");
             }
-            if let Ok(source) = pool.files().get(name) {
+            if let Some(source) = unless_damaged(pool.files().get(name))? {
                 let copy = self.open(pool, name, &*source)?;
                 let have = read(&*copy, name, offset, bytes)?;
                 lacking.retain(|i| !right(&have, *i));
                 let data = match lacking.is_empty() {
                     true => Vec::new(),
-                    false => read(&*source, name, offset, bytes).unwrap_or_default(),
+                    false => {
+                        unless_damaged(read(&*source, name, offset, bytes))?.unwrap_or_default()
+                    }
                 };
                 // A damaged block is not copied: the image goes on needing the original.
                 lacking.retain(|i| !right(&data, *i));
@@ -227,14 +238,15 @@ impl Copies {
         crc: u32,
         kind: PageKind,
     ) -> Result<bool> {
-        let Ok(source) = pool.files().get(name) else { return Ok(false) };
+        let Some(source) = unless_damaged(pool.files().get(name))? else { return Ok(false) };
         let copy = self.open(pool, name, &*source)?;
         let offset = u64::from(at) * kind.unit_bytes();
         let have = read(&*copy, name, offset, kind.read_bytes())?;
         if kind.whole(&have, crc).is_some() {
             return Ok(true);
         }
-        let Ok(data) = read(&*source, name, offset, kind.read_bytes()) else { return Ok(false) };
+        let read = unless_damaged(read(&*source, name, offset, kind.read_bytes()))?;
+        let Some(data) = read else { return Ok(false) };
         let Some(page) = kind.whole(&data, crc) else { return Ok(false) };
         copy.write_at(offset, &[page]).at(|| format!("cannot copy segment {name}"))?;
         Ok(true)
