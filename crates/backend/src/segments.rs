@@ -83,6 +83,15 @@ pub trait Segments: Send + Sync {
     /// What the operating system says.
     fn sets(&self) -> io::Result<Vec<SegmentSet>>;
 
+    /// All segments, by set. A set may have none.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn by_set(&self) -> io::Result<Vec<(SegmentSet, Vec<SegmentKey>)>> {
+        let list = |set| Ok((set, self.list(set)?));
+        self.sets()?.into_iter().map(list).collect()
+    }
+
     /// Bytes free on the medium for this user.
     ///
     /// # Errors

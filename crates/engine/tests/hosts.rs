@@ -12,8 +12,8 @@ use support::bucket::{Bucket, Host};
 use support::{assert_sound, pattern};
 
 use marcot::{
-    BlockDevice, CloneOptions, Completion, CreateOptions, ErrorKind, Image, ImageId, Limits,
-    Namespace, Pool, Store,
+    BlockDevice, CloneOptions, Completion, CreateOptions, ErrorKind, Housekeeping, Image, ImageId,
+    Limits, Namespace, Pool, Store,
 };
 use marcot_backend::object::memory::MemoryService;
 use marcot_backend::object::service::{
@@ -267,6 +267,51 @@ fn what_was_not_uploaded_is_kept_aside_and_not_replayed() {
     again.close().unwrap();
     let aside = hosts.directories[0].path().join("pools/rbd/aside");
     assert_eq!(std::fs::read_dir(aside).unwrap().count(), 1);
+}
+
+#[test]
+fn with_local_flushes_a_lost_host_takes_only_the_end_of_the_log_with_it() {
+    const WRITES: u64 = 4000;
+    let hosts = Hosts::new(2, false);
+    let id = hosts.image();
+    // Long enough that no checkpoint comes in between.
+    let (directory, limits) = (hosts.directories[0].path(), Limits::default());
+    let owner = Host::store_that(&hosts.bucket, directory, 1, limits, false);
+    let mut first = owner.pool("rbd").unwrap().open(id).unwrap();
+    let seed = |number: u64| (number / BLOCKS) as u8 + 1;
+    for number in 0..WRITES {
+        write(&mut first, number % BLOCKS, seed(number));
+        while first.background_step().unwrap() {}
+    }
+    first.flush().unwrap();
+    let is_log = |key: &String| key.starts_with("log/");
+    for _ in 0..10_000 {
+        if hosts.bucket.keys("rbd").iter().any(is_log) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        first.background_step().unwrap();
+    }
+    let mut second = hosts.pool(1).take_over(id).unwrap();
+    let found: Vec<u64> = (0..BLOCKS)
+        .map(|block| {
+            let mut bytes = vec![0; BLOCK as usize];
+            second.read_at(block * BLOCK, &mut bytes).unwrap();
+            let found = (1..=seed(WRITES)).find(|seed| bytes == pattern(*seed, BLOCK as usize));
+            u64::from(found.unwrap_or_default())
+        })
+        .collect();
+    // It is a state that the image had: every block has its last content, and the first ones may have one more.
+    let rounds = found[BLOCKS as usize - 1];
+    let more = found.iter().take_while(|found| **found == rounds + 1).count();
+    assert!(found[more..].iter().all(|found| *found == rounds), "{found:?}");
+    let kept = (rounds * BLOCKS + more as u64) * BLOCK;
+    assert!(kept >= 7 << 20, "only {kept} bytes of the log have left the host");
+    // The owner before learns it from the next part.
+    let mut go_on = || first.write_at(0, &[1; 4096]).and_then(|()| first.background_step());
+    let stopped = (0..10_000).find_map(|_| go_on().err()).expect("it goes on for ever");
+    assert_eq!(stopped.kind(), ErrorKind::Fenced, "{}", stopped.sentence());
+    second.close().unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! An owner that was replaced may still upload a segment that its successor has recovered from the log and
 //! uploads too. Both begin with the same bytes, which are all that a root of the successor names.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -410,6 +410,21 @@ impl Segments for ObjectSegments {
             sets.extend(keys::parse_segment(object).map(|key| key.set));
         })?;
         Ok(sets.into_iter().collect())
+    }
+
+    /// One list shows them all; a list for each set would be a request for each.
+    fn by_set(&self) -> io::Result<Vec<(SegmentSet, Vec<SegmentKey>)>> {
+        let mut all: BTreeMap<SegmentSet, BTreeSet<SegmentKey>> = BTreeMap::new();
+        for set in self.0.host.segments.sets()? {
+            all.entry(set).or_default().extend(self.0.host.segments.list(set)?);
+        }
+        self.0.list_objects(keys::segments(), |object, bytes| {
+            if let Some(key) = keys::parse_segment(object) {
+                self.0.state().lengths.insert(key, bytes);
+                all.entry(key.set).or_default().insert(key);
+            }
+        })?;
+        Ok(all.into_iter().map(|(set, keys)| (set, keys.into_iter().collect())).collect())
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

@@ -426,9 +426,7 @@ impl Store {
             sums.provisioned_bytes += size;
             sums.provisioned_max_bytes += sizes.map(|r| r.size_bytes).fold(size, u64::max);
         }
-        for name in pool.all_segments()? {
-            stats.allocated_bytes += pool.files().allocated_bytes(name);
-        }
+        stats.allocated_bytes = pool.allocated_bytes()?;
         stats.free_bytes = pool.segments().free_bytes().unwrap_or(0);
         if let Some(asked) = shipping.and_then(|shipping| shipping.requests()) {
             let asked = asked.at(|| "cannot read the count of requests".to_owned())?;

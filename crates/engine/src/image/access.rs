@@ -119,6 +119,7 @@ impl Housekeeping for Image {
         if !self.is_owner() || self.is_poisoned() {
             return Ok(false);
         }
+        self.journal.ship_behind(&mut self.in_flight)?;
         if self.checkpoint_job.is_some() {
             self.state.compaction.due |= self.take_finished_checkpoint()?;
             return Ok(false);

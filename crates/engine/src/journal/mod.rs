@@ -857,6 +857,30 @@ impl Journal {
         self.note_shipped(asked)
     }
 
+    /// Where flushes end on this host: ships the log behind them, so that a host that is lost takes little with it. To
+    /// be called now and then.
+    ///
+    /// # Errors
+    /// `Fenced`, `Poisoned`: as an earlier shipment has failed.
+    pub(crate) fn ship_behind(&mut self, in_flight: &mut InFlight) -> Result<()> {
+        let (workers, now) = (self.workers(), self.image.pool.uptime());
+        let (Some(log), Some(shipped)) = (&self.log, &mut self.shipped) else { return Ok(()) };
+        if shipped.ships_flushes() {
+            return Ok(());
+        }
+        let open = open_end(log, self.group_next);
+        let behind = shipped.is_behind(Some(&open), &*workers, now);
+        if !self.note_shipped(behind)? {
+            return Ok(());
+        }
+        // What is under way must be on this host before it is shipped.
+        self.finish(in_flight)?;
+        if let (Some(log), Some(shipped)) = (&self.log, &mut self.shipped) {
+            shipped.ship_behind(Some(&open_end(log, self.group_next)), &*workers);
+        }
+        Ok(())
+    }
+
     /// Ships all of the log, and waits for it.
     fn flush_shipped(&mut self) -> Result<()> {
         let workers = self.workers();
@@ -909,7 +933,9 @@ impl Journal {
                 tracing::error!(image = %self.image.label, error = %error.sentence(), "flush failed; the image must be reopened");
             }
             self.poisoned = true;
-        } else if let (Some(log), Some(shipped)) = (&mut self.log, &self.shipped) {
+        } else if let (Some(log), Some(shipped)) = (&mut self.log, &self.shipped)
+            && shipped.ships_flushes()
+        {
             log.durable_below = log.durable_below.max(shipped.stored_below());
         }
         outcome

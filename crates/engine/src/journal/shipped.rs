@@ -27,6 +27,11 @@ use crate::fault::{self, Fault};
 /// Longest part of a log, in bytes, without its frame.
 const PART_BYTES_MAX: u64 = 8 << 20;
 
+/// Where flushes end on the owner's host, the log is shipped behind them: when this many bytes were not shipped, or what
+/// was not shipped is this old. What comes until it is looked at mostly fits into the same part.
+const BEHIND_BYTES_MAX: u64 = PART_BYTES_MAX - (1 << 20);
+const BEHIND_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// The parts that were stored. A shipment that is under way has it.
 struct Parts {
     shipping: Arc<dyn Shipping>,
@@ -76,6 +81,10 @@ impl OpenEnd<'_> {
     fn has_groups(&self) -> bool {
         self.slot > 1
     }
+
+    fn end_bytes(&self) -> u64 {
+        u64::from(self.slot) * BLOCK_BYTES
+    }
 }
 
 /// See the module.
@@ -92,6 +101,8 @@ pub(crate) struct Shipped {
     closed: Vec<Stretch>,
     /// First byte of the open segment that was not shipped.
     open_from: u64,
+    /// When something was noticed first that was not shipped, where flushes end on this host.
+    behind_since: Option<Duration>,
     /// Number of the next flush, and the number below which all have ended.
     flush_next: u64,
     flushed_below: u64,
@@ -132,6 +143,7 @@ impl Shipped {
             next,
             closed: Vec::new(),
             open_from: 0,
+            behind_since: None,
             flush_next: 0,
             flushed_below: 0,
             told_below: 0,
@@ -214,10 +226,7 @@ impl Shipped {
         now: Duration,
     ) -> Result<Option<u64>> {
         self.check()?;
-        let left = open.is_some_and(|open| {
-            open.has_groups() && self.open_from < u64::from(open.slot) * BLOCK_BYTES
-        });
-        if self.shipment.is_none() && self.closed.is_empty() && !left {
+        if self.shipment.is_none() && self.bytes_behind(open) == 0 {
             return Ok(None);
         }
         let number = self.flush_next;
@@ -229,6 +238,42 @@ impl Shipped {
             self.start_shipment(open, workers);
         }
         Ok(Some(number))
+    }
+
+    /// Bytes of the log that no shipment has.
+    fn bytes_behind(&self, open: Option<&OpenEnd<'_>>) -> u64 {
+        let end = open.filter(|open| open.has_groups()).map_or(0, OpenEnd::end_bytes);
+        let closed = self.closed.iter().map(|closed| closed.bytes.end - closed.bytes.start);
+        closed.sum::<u64>() + end.saturating_sub(self.open_from)
+    }
+
+    /// Where flushes end on this host: true where [`Self::ship_behind`] has something to do. Takes in a shipment that
+    /// has ended.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub(super) fn is_behind(
+        &mut self,
+        open: Option<&OpenEnd<'_>>,
+        workers: &dyn Workers,
+        now: Duration,
+    ) -> Result<bool> {
+        if self.is_ready() {
+            self.settle(workers);
+        }
+        self.check()?;
+        let bytes = self.bytes_behind(open);
+        if self.shipment.is_some() || bytes == 0 {
+            return Ok(false);
+        }
+        let since = *self.behind_since.get_or_insert(now);
+        Ok(bytes >= BEHIND_BYTES_MAX || now.saturating_sub(since) >= BEHIND_TIME_MAX)
+    }
+
+    /// Ships what was not shipped yet, on a worker.
+    pub(super) fn ship_behind(&mut self, open: Option<&OpenEnd<'_>>, workers: &dyn Workers) {
+        self.behind_since = None;
+        self.start_shipment(open, workers);
     }
 
     fn start_shipment(&mut self, open: Option<&OpenEnd<'_>>, workers: &dyn Workers) {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use marcot_backend::{ChildKey, Key, SegmentSet};
+use marcot_backend::{ChildKey, Key, SegmentKey, SegmentSet};
 use marcot_format::record::{HeadRecord, ParentRecord, SegmentMarks, SnapshotRecord};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, ImageId, SnapId};
@@ -80,15 +80,16 @@ impl Store {
         if let Err(error) = pool.sweep_litter().and_then(|_| self.sweep_litter()) {
             tracing::info!(pool = %pool.name(), error = %error.sentence(), "what commands left behind stays for now");
         }
-        pool.tidy_all();
         pool.remove_stale_records()?;
         pool.sweep_strangers()?;
         let mut attempt = 1;
-        let mut report = loop {
+        let (mut report, heads) = loop {
             let collected = pool.collect()?;
             self.check_not_read()?;
-            if pool.finish_removals(&collected.unfinished)? && attempt < ATTEMPTS_MAX {
-                // These images are gone now, so collect again: their segments can be freed too.
+            let finished = pool.finish_removals(&collected.unfinished)?;
+            let tidied = attempt == 1 && pool.tidy_all(&collected.heads);
+            if (finished || tidied) && attempt < ATTEMPTS_MAX {
+                // These images and snapshots are gone now, so collect again: their segments can be freed too.
                 attempt += 1;
                 continue;
             }
@@ -98,10 +99,13 @@ impl Store {
                     tracing::debug!(pool = %pool.name(), error = %error.sentence(), "collected again");
                     attempt += 1;
                 }
-                freed => break freed?,
+                freed => break (freed?, collected.heads),
             }
         };
-        report.allocated_bytes = self.pool_stats(pool)?.allocated_bytes;
+        let left = pool.segments_by_set()?;
+        pool.remove_empty_author_directories(&left, &heads);
+        let allocated = |name: &SegmentName| pool.files().allocated_bytes(*name);
+        report.allocated_bytes = left.iter().flat_map(|(_, names)| names).map(allocated).sum();
         Ok(report)
     }
 
@@ -114,7 +118,6 @@ impl Store {
         let roots: Vec<OwnedRoot> =
             collected.heads.iter().flat_map(|head| roots_of(pool, head)).collect();
         let freed_bytes = gc::reclaim(pool, &roots, &collected.candidates, progress)?;
-        pool.remove_empty_author_directories();
         if pool.segments().shipping().is_none() {
             // Another host may be cloning or removing an image at this moment.
             pool.tidy_heirs()?;
@@ -164,11 +167,14 @@ impl Pool {
             // A clone holds this lock from before its record until after its head is stored.
             let _catalogue = self.lock(LockMode::Exclusive)?;
             let keys = self.child_keys(|key| key.child_pool == own)?.into_iter();
+            // The heads are listed after the records.
+            let listed: HashSet<ImageId> = self.image_ids()?.into_iter().collect();
             let head = |key: &ChildKey| self.records().exists(&Key::Head(key.child_image));
-            keys.filter(|key| {
-                matches!(head(key), Ok(false)) && self.is_made_here(&self.recorded_child(*key))
-            })
-            .collect()
+            keys.filter(|key| !listed.contains(&key.child_image))
+                .filter(|key| {
+                    matches!(head(key), Ok(false)) && self.is_made_here(&self.recorded_child(*key))
+                })
+                .collect()
         };
         for key in stale {
             let (pool_id, image_id) = (key.parent_pool.0, key.parent_image.0);
@@ -189,11 +195,25 @@ impl Pool {
 
     /// Every segment in the pool's directory.
     pub(crate) fn all_segments(&self) -> Result<Vec<SegmentName>> {
-        let mut all = Vec::new();
-        for set in self.segment_sets()? {
-            all.extend(self.files().list(self.id(), set)?);
-        }
-        Ok(all)
+        Ok(self.segments_by_set()?.into_iter().flat_map(|(_, segments)| segments).collect())
+    }
+
+    fn segments_by_set(&self) -> Result<Vec<(SegmentSet, Vec<SegmentName>)>> {
+        let listed = self.segments().by_set();
+        let listed = listed.at(|| self.cannot_list_segments())?;
+        let named = |(set, keys): (SegmentSet, Vec<SegmentKey>)| {
+            (set, keys.into_iter().map(|key| SegmentName::of(self.id(), key)).collect())
+        };
+        Ok(listed.into_iter().map(named).collect())
+    }
+
+    fn cannot_list_segments(&self) -> String {
+        format!("cannot list the segments of pool '{}'", self.name())
+    }
+
+    /// Bytes that all segments take on the medium.
+    pub(crate) fn allocated_bytes(&self) -> Result<u64> {
+        Ok(self.all_segments()?.into_iter().map(|name| self.files().allocated_bytes(name)).sum())
     }
 
     /// Bytes that data takes on the medium, group headers included.
@@ -207,23 +227,27 @@ impl Pool {
     /// The sets of segments in this pool: one for each author, and one for each author in each set of
     /// copies.
     pub(crate) fn segment_sets(&self) -> Result<Vec<SegmentSet>> {
-        self.segments().sets().at(|| format!("cannot list the segments of pool '{}'", self.name()))
+        self.segments().sets().at(|| self.cannot_list_segments())
     }
 
-    /// Removes trashed snapshots without children from images that nobody has open.
-    fn tidy_all(&self) {
-        for image in self.image_ids().unwrap_or_default() {
-            let Ok(head) = self.read_head(image) else { continue };
-            if !head.removing && head.snapshots.iter().any(|s| s.trashed || s.removing) {
-                let tidied = self.open(image).and_then(|mut image| {
-                    image.tidy_snapshots()?;
-                    image.close()
-                });
-                if let Err(error) = tidied {
-                    tracing::info!(%image, error = %error.sentence(), "a removed snapshot stays for now");
-                }
+    /// Removes trashed snapshots without children from images that nobody has open. True where there may have been one.
+    fn tidy_all(&self, heads: &[HeadRecord]) -> bool {
+        let mut any = false;
+        for head in heads {
+            if !head.snapshots.iter().any(|s| s.trashed || s.removing) {
+                continue;
+            }
+            any = true;
+            let image = ImageId(head.image_id);
+            let tidied = self.open(image).and_then(|mut image| {
+                image.tidy_snapshots()?;
+                image.close()
+            });
+            if let Err(error) = tidied {
+                tracing::info!(%image, error = %error.sentence(), "a removed snapshot stays for now");
             }
         }
+        any
     }
 
     /// Reads all heads, and lists the segments that may be freed if no head names them.
@@ -233,11 +257,7 @@ impl Pool {
             Collected { heads: Vec::new(), candidates: Vec::new(), unfinished: Vec::new() };
         // Segments are listed before heads: what was stored later is nobody's candidate. And an image notes a set
         // of copies in its head before it makes it.
-        let list = || -> Result<Vec<(SegmentSet, Vec<SegmentName>)>> {
-            let listed = |set| Ok((set, self.files().list(self.id(), set)?));
-            self.segment_sets()?.into_iter().map(listed).collect()
-        };
-        let mut listed = list()?;
+        let mut listed = self.segments_by_set()?;
         let mut named = NamedImages::default();
         let mut limits: BTreeMap<ImageId, (SegmentMarks, SegmentMarks)> = BTreeMap::new();
         let mut looked_at: HashSet<ImageId> = HashSet::new();
@@ -255,7 +275,7 @@ impl Pool {
             }
         }
         if fault::is(Fault::SegmentsListedLate) {
-            listed = list()?;
+            listed = self.segments_by_set()?;
         }
         self.forget_requests(&looked_at);
         let copying: HashSet<u64> = collected.heads.iter().map(|head| head.copying).collect();
@@ -374,12 +394,22 @@ impl Pool {
         Ok(true)
     }
 
-    fn remove_empty_author_directories(&self) {
-        for set in self.segment_sets().unwrap_or_default() {
-            let head = || self.read_head(set.author);
-            if set.copies != 0 || head().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-                // This fails while segments are left.
-                let _ = self.segments().remove_set(set);
+    /// Removes those of these sets that are empty and whose authors are gone. `heads` are known to exist.
+    fn remove_empty_author_directories(
+        &self,
+        sets: &[(SegmentSet, Vec<SegmentName>)],
+        heads: &[HeadRecord],
+    ) {
+        let known: HashSet<ImageId> = heads.iter().map(|head| ImageId(head.image_id)).collect();
+        for (set, _) in sets.iter().filter(|(_, names)| names.is_empty()) {
+            let is_gone = || {
+                let head = || self.read_head(set.author);
+                !known.contains(&set.author)
+                    && head().is_err_and(|e| e.kind() == ErrorKind::NotFound)
+            };
+            if set.copies != 0 || is_gone() {
+                // This fails where a segment was created meanwhile.
+                let _ = self.segments().remove_set(*set);
             }
         }
     }
@@ -388,13 +418,15 @@ impl Pool {
     fn report(&self, heads: &[HeadRecord]) -> Result<GcReport> {
         let mut report = GcReport::default();
         for head in heads {
-            let label = self.image_label(head);
+            // A name takes a request where the pool lies in a bucket, so only the names that are shown are looked up.
+            let mut label = None;
             for root in RootOf::all(self, head) {
                 let bytes = self.own_data_bytes(&root)?;
                 let named = |s: &&SnapshotRecord| Some(SnapId(s.id)) == root.of.snap;
                 match head.snapshots.iter().find(named) {
                     None => report.live_bytes += bytes,
                     Some(snapshot) => {
+                        let label = label.get_or_insert_with(|| self.image_label(head));
                         let holder = format!("{label}@{}", snapshot.name);
                         report.pinned.push(PinnedRow { holder, bytes });
                     }
