@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 POOL, HEAD, NAME, OBJECT, PART_OF_LOG, NAMES, NAMESPACES = 2, 3, 4, 7, 8, 9, 10
 KINDS = {1: "d", 2: "m", 3: "t"}
-FORMAT = 1
+LEVEL = 2  # of the format: section 10
 SEGMENT_BYTES, DIRECTORIES, CHUNK_BYTES, CHUNKS_MAX = 32 << 20, 64, 1 << 20, 64
 TABLE = []
 for n in range(256):
@@ -91,7 +91,8 @@ def unframed(data, kind, shown):
     need(len(data) >= 32, f"{shown} is damaged")
     magic, version, found, incompatible, _, _, length, crc = struct.unpack_from("<8sHHIIIII", data)
     need(magic == b"marcot\0\n" and found == kind, f"{shown} is no record of kind {kind}")
-    need(version == 1 and incompatible == 0, f"{shown} was written by a newer version")
+    known = 1 if kind == POOL else 0  # its levels say more
+    need(version == 1 and incompatible & ~known == 0, f"{shown} was written by a newer version")
     need(len(data) == 32 + length and crc_without(data, 28) == crc, f"{shown} is damaged")
     return data[32:]
 
@@ -190,7 +191,7 @@ class Pool:
 
     def __init__(self, source, record):
         self.source, self.number, self.segments = source, record.number(1), {}
-        need(record.number(5) <= FORMAT, f"{source.show('pool')} can only be read by newer versions")
+        need(record.number(5) <= LEVEL, f"{source.show('pool')} can be read only by programs that know level {record.number(5)}")
 
     def record(self, path, kind):
         """A record; None where there is none."""

@@ -106,7 +106,7 @@ pub use marcot::Image as OpenImage;
 pub use marcot::{
     CheckOptions, CheckReport, ChildInfo, CloneOptions, ConfigEntry, CreateOptions, Error,
     ErrorKind, GcReport, GroupInfo, GroupSnapshotInfo, ImageId, ImageInfo, ImageName, InfoReader,
-    Limits, LockInfo, Namespace, PoolId, PoolOptions, PoolStats, Result, SnapId, SnapInfo,
+    Levels, Limits, LockInfo, Namespace, PoolId, PoolOptions, PoolStats, Result, SnapId, SnapInfo,
     TrashedImage,
 };
 pub use marcot_serve::control::Interrupt;

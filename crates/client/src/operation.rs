@@ -28,6 +28,8 @@ operations! {
     CreatePool,
     /// [`crate::Client::init_pool`].
     InitPool,
+    /// [`crate::Pool::require_levels`].
+    RequireLevels,
     /// [`crate::Client::remove_pool`].
     RemovePool,
     /// [`crate::Client::attach_pool`].

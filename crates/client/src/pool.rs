@@ -5,8 +5,8 @@ use std::fmt;
 use std::path::Path;
 
 use marcot::{
-    BucketOptions, ImageId, ImageName, InfoReader, Namespace, PoolId, PoolOptions, PoolStats,
-    Result, is_partial_name, number_in_trash_name,
+    BucketOptions, ImageId, ImageName, InfoReader, Levels, Namespace, PoolId, PoolOptions,
+    PoolStats, Result, is_partial_name, number_in_trash_name,
 };
 
 use crate::client::Client;
@@ -174,6 +174,21 @@ impl Pool {
     #[must_use]
     pub fn place(&self) -> &str {
         self.pool.place()
+    }
+
+    /// Which levels of the format programs must know to use it.
+    #[must_use]
+    pub fn levels(&self) -> Levels {
+        self.pool.levels()
+    }
+
+    /// Raises these levels; `None` leaves one as it is.
+    ///
+    /// # Errors
+    /// `Invalid` for a level below the pool's own, or one that this program does not know; `ReadOnly`; errors of the
+    /// operating system.
+    pub fn require_levels(&self, read: Option<u32>, write: Option<u32>) -> Result<()> {
+        self.operate(Operation::RequireLevels, || self.pool.require_levels(read, write))
     }
 
     /// True if it is read-only.

@@ -190,9 +190,9 @@ mod table;
 
 pub use catalog::{
     ChildInfo, ConfigEntry, CreateOptions, GroupInfo, GroupSnapshotId, GroupSnapshotInfo,
-    ImageInfo, ImageName, ImageSums, InfoReader, LockInfo, MemberId, Namespace, ORDER_DEFAULT,
-    OwnerInfo, OwnerState, PROTECTED_FOR_GOOD_S, ParentInfo, Pool, PoolOptions, PoolStats,
-    ReadableBy, SnapInfo, Store, TrashedImage, check_snapshot_name, is_partial_name,
+    ImageInfo, ImageName, ImageSums, InfoReader, Levels, LockInfo, MemberId, Namespace,
+    ORDER_DEFAULT, OwnerInfo, OwnerState, PROTECTED_FOR_GOOD_S, ParentInfo, Pool, PoolOptions,
+    PoolStats, ReadableBy, SnapInfo, Store, TrashedImage, check_snapshot_name, is_partial_name,
     number_in_trash_name,
 };
 pub use check::{CheckOptions, CheckReport, Finding};

@@ -18,7 +18,7 @@ use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::record::{
     AttachedRecord, EARLIER_MAX, HEAD_LOCKS_MAX, HEAD_METADATA_MAX, HEAD_SNAPSHOTS_MAX, NAMES_MAX,
-    NAMESPACES_MAX,
+    NAMESPACES_MAX, PoolRecord,
 };
 use crate::{FormatError, crc32c_without, get_u16, get_u32, put};
 
@@ -35,8 +35,13 @@ pub const OBJECT_BODY_BYTES_MAX: usize = FRAME_BODY_BYTES_MAX + FRAME_HEADER_BYT
 /// Incompatible feature of the note of an attached pool: the pool lies in a bucket. A version that does not know
 /// it would look for a directory.
 pub const INCOMPAT_BUCKET: u32 = 1;
-/// Read-only-compatible features this code knows.
-pub const RO_COMPAT_KNOWN: u32 = 0;
+/// The level of the format that this code knows. Section 10 of `docs/format.md` says what each level has.
+pub const FORMAT_LEVEL: u32 = 2;
+/// Incompatible feature of a pool's record: its level for readers is above 1. Versions that do not know of levels
+/// must not read the pool.
+pub const INCOMPAT_LEVEL: u32 = 1;
+/// Read-only-compatible feature of a pool's record: its level for writers is above 1.
+pub const RO_COMPAT_LEVEL: u32 = 1;
 
 /// What a record file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +101,16 @@ impl FrameKind {
     pub fn incompat_known(self) -> u32 {
         match self {
             Self::Attached => INCOMPAT_BUCKET,
+            Self::Pool => INCOMPAT_LEVEL,
+            _ => 0,
+        }
+    }
+
+    /// Read-only-compatible features this code knows.
+    #[must_use]
+    pub fn ro_compat_known(self) -> u32 {
+        match self {
+            Self::Pool => RO_COMPAT_LEVEL,
             _ => 0,
         }
     }
@@ -120,17 +135,18 @@ pub struct Frame<'a> {
 /// Encodes `body` as a record file of `kind`.
 #[must_use]
 pub fn encode(kind: FrameKind, body: &[u8]) -> Vec<u8> {
-    encode_with(kind, 0, body)
+    encode_with(kind, 0, 0, body)
 }
 
-/// As [`encode`], with incompatible features.
+/// As [`encode`], with incompatible and read-only-compatible features.
 #[must_use]
-pub fn encode_with(kind: FrameKind, incompat: u32, body: &[u8]) -> Vec<u8> {
+pub fn encode_with(kind: FrameKind, incompat: u32, ro_compat: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; FRAME_HEADER_BYTES + body.len()];
     put(&mut bytes, 0, &FRAME_MAGIC);
     put(&mut bytes, 8, &FRAME_VERSION.to_le_bytes());
     put(&mut bytes, 10, &(kind as u16).to_le_bytes());
     put(&mut bytes, 12, &incompat.to_le_bytes());
+    put(&mut bytes, 20, &ro_compat.to_le_bytes());
     put(&mut bytes, 24, &(body.len() as u32).to_le_bytes());
     put(&mut bytes, FRAME_HEADER_BYTES, body);
     let crc = crc32c_without(&bytes, 28);
@@ -166,7 +182,7 @@ pub fn decode(kind: FrameKind, bytes: &[u8]) -> Result<Frame<'_>, FormatError> {
     if crc32c_without(bytes, 28) != get_u32(bytes, 28) {
         return Err(FormatError::Checksum { what });
     }
-    let read_only = get_u32(bytes, 20) & !RO_COMPAT_KNOWN != 0;
+    let read_only = get_u32(bytes, 20) & !kind.ro_compat_known() != 0;
     Ok(Frame { body: &bytes[FRAME_HEADER_BYTES..], read_only })
 }
 
@@ -252,7 +268,17 @@ impl AttachedRecord {
     #[must_use]
     pub fn to_file(&self) -> Vec<u8> {
         let features = if self.url.is_empty() { 0 } else { INCOMPAT_BUCKET };
-        encode_with(FrameKind::Attached, features, &self.encode_to_vec())
+        encode_with(FrameKind::Attached, features, 0, &self.encode_to_vec())
+    }
+}
+
+impl PoolRecord {
+    /// The record as a file. Its features hold off versions that do not know of levels.
+    #[must_use]
+    pub fn to_file(&self) -> Vec<u8> {
+        let incompat = if self.read_level > 1 { INCOMPAT_LEVEL } else { 0 };
+        let ro_compat = if self.write_level > 1 { RO_COMPAT_LEVEL } else { 0 };
+        encode_with(FrameKind::Pool, incompat, ro_compat, &self.encode_to_vec())
     }
 }
 

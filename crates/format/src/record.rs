@@ -60,6 +60,12 @@ pub struct PoolRecord {
     /// Application name, as `pool init` sets it.
     #[prost(string, tag = "4")]
     pub application: String,
+    /// The level of the format that a program must know to read the pool; 0 counts as 1.
+    #[prost(uint32, tag = "5")]
+    pub read_level: u32,
+    /// The level that it must know to write the pool; at least `read_level`.
+    #[prost(uint32, tag = "6")]
+    pub write_level: u32,
     /// Configuration of the images of this pool.
     #[prost(message, repeated, tag = "30")]
     pub config: Vec<MetaRecord>,

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use marcot::{CheckOptions, CheckReport, Finding, GcReport};
+use marcot::{CheckOptions, CheckReport, Finding, GcReport, Levels};
 use marcot_client::Pool;
 
 use super::POOL_NAME;
+use super::pool::levels_node;
 use crate::args::names;
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno;
@@ -75,13 +76,15 @@ fn check(session: &Session, args: &Args) -> Outcome {
     };
     let mut reports = Vec::new();
     for name in names {
-        let checked = session
-            .pool(&name)
-            .and_then(|pool| check_pool(session, &pool, &options, rate_bytes_per_s));
+        let mut levels = None;
+        let checked = session.pool(&name).and_then(|pool| {
+            levels = Some(pool.levels());
+            check_pool(session, &pool, &options, rate_bytes_per_s)
+        });
         match checked {
             Err(_) if args.flag("all") && session.client()?.is_unfinished(&name) => {
                 let message = "its creation was cut off; 'pool create' finishes it".to_string();
-                reports.push((name, unchecked(message, false)));
+                reports.push(Checked { name, levels, report: unchecked(message, false) });
             }
             // With `--all`, the other pools are still checked.
             Err(failure) if args.flag("all") => {
@@ -89,25 +92,34 @@ fn check(session: &Session, args: &Args) -> Outcome {
                 let unseen = errno::obstacle(failure.status);
                 let mut report = unchecked(message, unseen.is_none());
                 report.findings.iter_mut().for_each(|finding| finding.unseen = unseen);
-                reports.push((name, report));
+                reports.push(Checked { name, levels, report });
             }
-            checked => reports.push((name, checked?)),
+            checked => reports.push(Checked { name, levels, report: checked? }),
         }
     }
     format.print(
-        || reports.iter().map(|(name, report)| plain_check(name, report)).collect(),
+        || reports.iter().map(plain_check).collect(),
         || ("check", Node::array("pool", reports.iter().map(check_node))),
     )?;
     let serious = |finding: &Finding| finding.serious && !finding.repaired;
-    if reports.iter().any(|(_, report)| report.findings.iter().any(serious)) {
+    if reports.iter().any(|checked| checked.report.findings.iter().any(serious)) {
         return Err(Failure::new(EIO, "the check found damage"));
     }
-    let unseen = reports.iter().flat_map(|(_, report)| &report.findings).find_map(|f| f.unseen);
+    let findings = reports.iter().flat_map(|checked| &checked.report.findings);
+    let unseen = findings.into_iter().find_map(|finding| finding.unseen);
     if let Some(kind) = unseen {
         let message = "the check found no damage, but could not look at everything: check again";
         return Err(Failure::new(errno::of_kind(kind), message));
     }
     Ok(())
+}
+
+/// What was found in a pool.
+struct Checked {
+    name: String,
+    /// Unknown where the pool cannot be opened.
+    levels: Option<Levels>,
+    report: CheckReport,
 }
 
 /// The report about a pool that could not be checked at all or to the end.
@@ -141,8 +153,11 @@ fn ahead(bytes: u64, rate_bytes_per_s: u64, elapsed: Duration) -> Duration {
     Duration::from_secs_f64(bytes as f64 / rate_bytes_per_s as f64).saturating_sub(elapsed)
 }
 
-fn plain_check(name: &str, report: &CheckReport) -> String {
+fn plain_check(Checked { name, levels, report }: &Checked) -> String {
     let mut text = String::new();
+    if let Some(levels) = levels.filter(|levels| !levels.is_writable()) {
+        text.push_str(&line(&levels.why_read_only(name)));
+    }
     for finding in &report.findings {
         let place =
             if finding.image.is_empty() { format!("pool {name}") } else { finding.image.clone() };
@@ -177,7 +192,7 @@ fn verdict(findings: &[Finding]) -> String {
     }
 }
 
-fn check_node((name, report): &(String, CheckReport)) -> Node {
+fn check_node(Checked { name, levels, report }: &Checked) -> Node {
     let finding = |f: &Finding| {
         Node::Object(vec![
             ("image", f.image.as_str().into()),
@@ -187,14 +202,16 @@ fn check_node((name, report): &(String, CheckReport)) -> Node {
             ("unseen", Node::Bool(f.unseen.is_some())),
         ])
     };
-    Node::Object(vec![
+    let mut members = vec![
         ("name", name.as_str().into()),
         ("images", report.images.into()),
         ("snapshots", report.snapshots.into()),
         ("pages", report.pages.into()),
         ("blocks", report.blocks.into()),
         ("findings", Node::array("finding", report.findings.iter().map(finding))),
-    ])
+    ];
+    members.extend(levels.as_ref().map(|levels| ("levels", levels_node(levels))));
+    Node::Object(members)
 }
 
 fn gc(session: &Session, args: &Args) -> Outcome {

@@ -39,7 +39,9 @@ fn info(session: &Session, args: &Args) -> Outcome {
         "" => None,
         name => Some(named_snapshot(&image, name)?),
     };
-    let view = View::new(found.pool().id(), &image, snap.as_ref(), is_parent, group.as_ref());
+    let mut view = View::new(found.pool().id(), &image, snap.as_ref(), is_parent, group.as_ref());
+    let levels = found.pool().levels();
+    view.read_only = (!levels.is_writable()).then(|| levels.why_read_only(found.pool().name()));
     format.print(|| view.plain(), || ("image", view.node()))
 }
 
@@ -61,6 +63,8 @@ struct View<'a> {
     op_features: Vec<&'static str>,
     /// `pool/[namespace/]group`.
     group: Option<String>,
+    /// Why this program must not write it, if that is because of its format.
+    read_only: Option<String>,
 }
 
 impl<'a> View<'a> {
@@ -82,7 +86,8 @@ impl<'a> View<'a> {
             features.push("operations".to_string());
         }
         let size_bytes = snap.map_or(image.size_bytes, |s| s.size_bytes);
-        Self { image, pool, snap, size_bytes, parent, features, op_features, group }
+        let read_only = None;
+        Self { image, pool, snap, size_bytes, parent, features, op_features, group, read_only }
     }
 
     fn object_bytes(&self) -> u64 {
@@ -155,6 +160,7 @@ impl<'a> View<'a> {
         if let Some(owner) = self.owner() {
             lines.push(format!("owner: {}", show_owner(owner)));
         }
+        lines.extend(self.read_only.iter().map(|why| format!("read_only: {why}")));
         let body: String = lines.iter().map(|text| format!("\t{}", line(text))).collect();
         line(&format!("rbd image '{}':", image.name)) + &body
     }
@@ -206,6 +212,7 @@ impl<'a> View<'a> {
             members.push(("snapshot_limit", limit.into()));
         }
         members.extend(self.owner().map(|owner| ("owner", owner_node(owner))));
+        members.extend(self.read_only.as_deref().map(|why| ("read_only", why.into())));
         Node::Object(members)
     }
 }

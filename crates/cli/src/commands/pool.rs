@@ -1,8 +1,10 @@
-//! `pool create`, `list`, `remove`, `init`, `stats`, `attach`, `detach`.
+//! `pool create`, `list`, `remove`, `init`, `stats`, `attach`, `detach`, `require`.
 
 use std::path::{Path, PathBuf};
 
-use marcot::{BucketOptions, ErrorKind, Flush, ImageSums, PoolOptions, ReadableBy, Requests};
+use marcot::{
+    BucketOptions, ErrorKind, Flush, ImageSums, Levels, PoolOptions, ReadableBy, Requests,
+};
 use marcot_client::DEFAULT_POOL;
 
 use super::{POOL_NAME, POOL_SPEC};
@@ -39,6 +41,13 @@ const FORCE: &[Opt] = &[Opt::new(
     Kind::Flag,
     "force initialize pool for RBD use if registered by another application",
 )];
+const LEVELS: &[Opt] = &[
+    Opt::new("write-level", Kind::Range(1, LEVEL_MAX), "level of the format to write the pool")
+        .own(),
+    Opt::new("read-level", Kind::Range(1, LEVEL_MAX), "level of the format to read the pool").own(),
+];
+/// Larger than any level that there will ever be.
+const LEVEL_MAX: u64 = 1_000_000;
 const LONG: &[Opt] = &[Opt::new("long", Kind::Flag, "with directory and access").letter('l').own()];
 
 /// The commands of this file.
@@ -98,6 +107,14 @@ pub const COMMANDS: &[CommandSpec] = &[
         .positionals(&[POOL_NAME])
         .options(&[options::ONE_POOL])
         .examples(&[("pool detach templates", "refused while there are clones of its images")]),
+    CommandSpec::new(&["pool", "require"], "Keep older programs from writing a pool.", require)
+        .own()
+        .positionals(&[POOL_NAME])
+        .options(&[options::ONE_POOL, LEVELS])
+        .examples(&[
+            ("pool require kubernetes", "only programs of this version's level may write it"),
+            ("pool require gold --read-level 2", "older ones may not even read it; for good"),
+        ]),
 ];
 
 /// The name of the pool. It is required.
@@ -260,6 +277,7 @@ fn stats(session: &Session, args: &Args) -> Outcome {
                 size::show(stats.allocated_bytes),
                 size::show(stats.free_bytes)
             ));
+            text.push_str(&show_levels(&pool.levels()));
             if let Some(requests) = &stats.requests {
                 text.push_str(&show_requests(requests));
                 text.push_str(&show_image_requests(&stats.image_requests));
@@ -279,6 +297,7 @@ fn stats(session: &Session, args: &Args) -> Outcome {
         if long {
             members.push(("stored_bytes", stats.allocated_bytes.into()));
             members.push(("free_bytes", stats.free_bytes.into()));
+            members.push(("levels", levels_node(&pool.levels())));
             if let Some(requests) = &stats.requests {
                 members.push(("requests", requests_node(requests)));
                 let images = stats.image_requests.iter();
@@ -289,6 +308,20 @@ fn stats(session: &Session, args: &Args) -> Outcome {
         ("stats", Node::Object(members))
     };
     format.print(plain, document)
+}
+
+fn show_levels(levels: &Levels) -> String {
+    let Levels { read, write, known, .. } = levels;
+    format!("Format Level: {read} to read, {write} to write; this program knows {known}\n")
+}
+
+/// The levels of the format that a pool requires, and the one that this program knows.
+pub(super) fn levels_node(levels: &Levels) -> Node {
+    Node::Object(vec![
+        ("read", u64::from(levels.read).into()),
+        ("write", u64::from(levels.write).into()),
+        ("known", u64::from(levels.known).into()),
+    ])
 }
 
 /// List prices of S3 in us-east-1, standard class, in millionths of a US dollar for a request, as in
@@ -378,6 +411,19 @@ fn attach(session: &Session, args: &Args) -> Outcome {
     attached
         .map(drop)
         .map_err(|error| Failure::engine(format!("error attaching pool '{name}'"), &error))
+}
+
+/// Raises the levels of the format that programs must know. Without options: what this program knows, to write.
+fn require(session: &Session, args: &Args) -> Outcome {
+    let name = named(args)?;
+    let level = |long: &str| args.integer(long).and_then(|level| u32::try_from(level).ok());
+    let pool = session.pool(name)?;
+    let (read, mut write) = (level("read-level"), level("write-level"));
+    if read.is_none() && write.is_none() {
+        write = Some(pool.levels().known);
+    }
+    pool.require_levels(read, write)
+        .map_err(|error| Failure::engine(format!("error changing pool '{name}'"), &error))
 }
 
 fn detach(session: &Session, args: &Args) -> Outcome {

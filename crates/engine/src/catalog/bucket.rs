@@ -10,7 +10,7 @@
 use marcot_backend::object::home::{Bucket, BucketOptions, Found};
 use marcot_backend::{At, Key};
 use marcot_format::PoolId;
-use marcot_format::frame::{FrameKind, encode_message};
+use marcot_format::frame::FORMAT_LEVEL;
 use marcot_format::record::{AttachedRecord, PoolRecord};
 
 use super::names::check_pool_name;
@@ -62,9 +62,10 @@ impl Store {
             pool_id: bucket.pool.0,
             store_id: self.inner.id,
             created_s: self.inner.world.clock.now_s(),
+            write_level: FORMAT_LEVEL,
             ..PoolRecord::default()
         };
-        match records.create(&Key::Pool, &encode_message(FrameKind::Pool, &record)) {
+        match records.create(&Key::Pool, &record.to_file()) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 return fail(ErrorKind::Exists, there_already(name, &bucket));
             }

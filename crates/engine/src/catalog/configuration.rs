@@ -2,14 +2,14 @@
 //!
 //! The engine stores keys and values, and gives them no meaning.
 
-use marcot_backend::Key;
-use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{ConfigRecord, MetaRecord, PoolRecord, StoreRecord};
-use marcot_store::LockMode;
+use marcot_backend::Part;
+use marcot_format::frame::{FrameKind, encode_message};
+use marcot_format::record::{ConfigRecord, MetaRecord, StoreRecord};
 
+use super::level::refuse_newer;
 use super::pool::Pool;
 use super::store::{Store, decode_record};
-use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::error::{ErrorKind, IoContext, Result, fail};
 
 /// Longest value in bytes. With some hundred keys, the records stay small.
 const VALUE_BYTES_MAX: usize = 1 << 10;
@@ -45,7 +45,7 @@ impl Pool {
     /// # Errors
     /// `Corrupt`, `NewerFormat`; what the operating system says.
     pub fn configuration(&self) -> Result<Vec<(String, String)>> {
-        let config = self.record_now()?.config;
+        let config = self.record_now()?.0.config;
         let mut values: Vec<_> = config.into_iter().map(|m| (m.key, m.value)).collect();
         values.sort_unstable();
         Ok(values)
@@ -76,29 +76,6 @@ impl Pool {
             }
         })?;
         outcome
-    }
-
-    /// The pool's record as it is on the medium now.
-    fn record_now(&self) -> Result<PoolRecord> {
-        let bytes = self.read_record(&Key::Pool)?;
-        let decoded = decode_message::<PoolRecord>(FrameKind::Pool, &bytes);
-        let context = || format!("cannot use {}", self.records().show(&Key::Pool));
-        Ok(decoded.map_err(|e| Error::from_format(context(), e))?.0)
-    }
-
-    /// Changes the pool's record. Nothing is written where nothing changes.
-    pub(super) fn change_record(&self, change: impl FnOnce(&mut PoolRecord)) -> Result<()> {
-        self.check_writable()?;
-        let _lock = self.lock(LockMode::Exclusive)?;
-        let before = self.record_now()?;
-        let mut record = before.clone();
-        change(&mut record);
-        if record == before {
-            return Ok(());
-        }
-        let bytes = encode_message(FrameKind::Pool, &record);
-        let put = self.records().put(&Key::Pool, &bytes);
-        put.at(|| format!("cannot change the record of pool '{}'", self.name()))
     }
 }
 
@@ -132,7 +109,10 @@ impl Store {
         if record == before {
             return Ok(());
         }
-        let replaced = self.inner.home.replace(&encode_message(FrameKind::Store, &record));
+        let home = &self.inner.home;
+        let stored = home.record().at(|| "cannot read the store's record".to_owned())?;
+        refuse_newer(FrameKind::Store, &stored, &home.show(&Part::Record))?;
+        let replaced = home.replace(&encode_message(FrameKind::Store, &record));
         replaced.at(|| "cannot change the store's record".to_owned())
     }
 

@@ -26,6 +26,7 @@ use marcot_format::{ImageId, PoolId, SnapId};
 use marcot_store::{Lock, LockMode};
 
 use super::image_name::{ImageName, Namespace};
+use super::level::refuse_newer;
 use super::names::{check_group_name, could_be_given, is_acceptable};
 use super::pool::Pool;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
@@ -256,6 +257,7 @@ impl Pool {
             return fail(ErrorKind::TooMany, message);
         }
         let context = || format!("cannot write group '{name}'");
+        refuse_newer(FrameKind::Group, from, &format!("group '{name}'"))?;
         match self.records().replace(&Key::Group(group.group_id), from, &bytes) {
             Ok(()) => Ok(()),
             // Another host has a pool in a bucket too, and its own lock.

@@ -23,6 +23,7 @@ pub(crate) mod heirs;
 mod identity;
 pub(crate) mod image_name;
 pub(crate) mod info;
+pub(crate) mod level;
 pub(crate) mod litter;
 pub(crate) mod locks;
 pub(crate) mod markers;
@@ -47,6 +48,7 @@ pub use info::{
     ImageInfo, ImageSums, InfoReader, LockInfo, OwnerInfo, OwnerState, ParentInfo, PoolStats,
     SnapInfo,
 };
+pub use level::Levels;
 pub use marcot_backend::ReadableBy;
 pub use names::check_snapshot_name;
 pub use partial::is_partial_name;

@@ -8,6 +8,7 @@ use marcot_format::frame::{FrameKind, decode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord};
 
 use super::bucket::read_note;
+use super::level::Levels;
 use super::pool::{Pool, PoolInner, RECORD_BYTES_MAX};
 use super::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
@@ -105,6 +106,7 @@ fn read_claim(store: &Store, at: &At, context: &dyn Fn() -> String) -> Result<Cl
     };
     let decoded = decode_message::<PoolRecord>(FrameKind::Pool, &bytes);
     let (record, newer) = decoded.map_err(|e| Error::from_format(context(), e))?;
+    Levels::of(&record).check_readable().map_err(|error| error.context(context()))?;
     Ok(Claim { opened, record, newer })
 }
 
@@ -150,7 +152,11 @@ impl Pool {
             store: store.clone(),
             name: name.to_owned(),
             backend,
-            read_only: newer || !access.own || !access.writable,
+            read_only: newer
+                || !Levels::of(&record).is_writable()
+                || !access.own
+                || !access.writable,
+            newer,
             shown: access.shown,
             directory: access.directory,
             record,

@@ -39,6 +39,8 @@ pub(crate) struct PoolInner {
     pub(crate) directory: PathBuf,
     pub(crate) record: PoolRecord,
     pub(crate) read_only: bool,
+    /// Its record has features that this version does not know, so that it can only be read.
+    pub(crate) newer: bool,
     pub(crate) attached: bool,
     /// The user who owns it, where that is another user than the one of this process.
     pub(crate) foreign: Option<u32>,
@@ -178,6 +180,11 @@ impl Pool {
         match self.foreign() {
             Some(user) => format!(
                 "pool '{}' belongs to user {user}, so it is read-only for you; run the command as that user",
+                self.name()
+            ),
+            None if !self.levels().is_writable() => self.levels().why_read_only(self.name()),
+            None if self.0.newer => format!(
+                "pool '{}' uses features of a newer marcot, so it is read-only for you",
                 self.name()
             ),
             None => format!("pool '{}' is read-only for you", self.name()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use marcot_backend::local::LocalHome;
 use marcot_backend::{At, Home, Key, Part, ReadableBy};
 use marcot_format::PoolId;
-use marcot_format::frame::{FrameKind, decode_message, encode_message};
+use marcot_format::frame::{FORMAT_LEVEL, FrameKind, decode_message, encode_message};
 use marcot_format::record::{AttachedRecord, PoolRecord, StoreRecord};
 use marcot_store::{LockMode, World};
 
@@ -327,11 +327,11 @@ impl Store {
             pool_id: self.inner.world.random.number(),
             store_id: self.inner.id,
             created_s: self.inner.world.clock.now_s(),
+            write_level: FORMAT_LEVEL,
             ..PoolRecord::default()
         };
         // The commit: a place without this record is no pool.
-        let bytes = encode_message(FrameKind::Pool, &record);
-        backend.records.create(&Key::Pool, &bytes).at(context)?;
+        backend.records.create(&Key::Pool, &record.to_file()).at(context)?;
         home.settle_pools().at(context)?;
         self.pool(name)
     }

@@ -70,12 +70,13 @@ fn every_bit_of_every_class_counts_in_a_record_of_each_kind() {
             let features = 1u32 << bit;
             let changed = |at| with(&record, at, &features.to_le_bytes());
             let incompatible = Err(FormatError::NewerFormat { what, version: 1, features });
-            // The only bit that has a meaning.
-            let known = (kind, bit) == (FrameKind::Attached, 0);
+            // The only bits that have a meaning.
+            let levels = (kind, bit) == (FrameKind::Pool, 0);
+            let known = (kind, bit) == (FrameKind::Attached, 0) || levels;
             let expected = if known { Ok(Frame { body, read_only: false }) } else { incompatible };
             assert_eq!(decode(kind, &changed(INCOMPATIBLE)), expected);
             assert_eq!(decode(kind, &changed(COMPATIBLE)), Ok(Frame { body, read_only: false }));
-            let read_only = Ok(Frame { body, read_only: true });
+            let read_only = Ok(Frame { body, read_only: !levels });
             assert_eq!(decode(kind, &changed(READ_ONLY_COMPATIBLE)), read_only);
         }
     }

@@ -259,9 +259,33 @@ fn a_pool_record_is_these_bytes() {
         store_id: 0x99AA_BBCC_DDEE_FF01,
         created_s: 1_700_000_000,
         application: "rbd".into(),
+        read_level: 0,
+        write_level: 0,
         config: vec![MetaRecord { key: "k1".into(), value: "v1".into() }],
     };
     is(FrameKind::Pool, POOL, &record);
+}
+
+#[test]
+fn a_pool_record_with_levels_is_these_bytes() {
+    let known = bytes(
+        "6d 61 72 63 6f 74 00 0a                        | magic
+         01 00 02 00 01 00 00 00                        | version 1, kind 2: pool; incompatible feature 0
+         00 00 00 00 01 00 00 00                        | no compatible features; read-only-compatible feature 0
+         0d 00 00 00 bd 3a 4c 0e                        | body: 13 bytes, checksum
+         09 88 77 66 55 44 33 22  11                    | pool_id
+         28 02                                          | read_level 2
+         30 03                                          | write_level 3
+        ",
+    );
+    let (pool_id, levels) = (0x1122_3344_5566_7788, (2, 3));
+    let (read_level, write_level) = levels;
+    let record = PoolRecord { pool_id, read_level, write_level, ..PoolRecord::default() };
+    assert_eq!(record.to_file(), known);
+    assert_eq!(decode_message(FrameKind::Pool, &known), Ok((record, false)));
+    // A level of 1 needs no feature, and its record is one of earlier versions.
+    let first = PoolRecord { pool_id, read_level: 1, write_level: 1, ..PoolRecord::default() };
+    assert_eq!(first.to_file()[12..24], [0; 12]);
 }
 
 #[test]
