@@ -313,7 +313,12 @@ impl Pool {
     /// Makes sure that other hosts find the segments that a head names.
     fn upload_named(&self, image: ImageId, head: &HeadRecord) -> std::io::Result<()> {
         let Some(shipping) = self.segments().shipping() else { return Ok(()) };
-        let below = head.open_from.or(head.marks).unwrap_or_default();
+        let mut below = head.open_from.or(head.marks).unwrap_or_default();
+        if let Some(log) = head.log {
+            // `open_from` may be a segment of copies. The log passed it and went on in segments that the head
+            // names too, up to the one where the log begins anew. They were closed before.
+            below.data = below.data.max(log.sequence);
+        }
         shipping.seal(SegmentSet { author: image, copies: 0 }, &below)?;
         let snapshots = head.snapshots.iter().filter_map(|snapshot| snapshot.root.as_ref());
         let roots = head.root.iter().chain(snapshots);
