@@ -75,17 +75,17 @@ ceph_begin() {
     ceph_run monmaptool --create --addv a "[v2:127.0.0.1:$monitor_port]" \
         --fsid "$(sed -n 's/^fsid = //p' "$CEPH_CONF")" "$CEPH_DIRECTORY/map" || return 1
     ceph_run ceph-mon --mkfs --id a --monmap "$CEPH_DIRECTORY/map" --keyring "$CEPH_DIRECTORY/keyring" || return 1
-    start_owned ceph-mon --foreground --id a >>"$CEPH_DIRECTORY/log/out" 2>&1
+    start_expendable ceph-mon --foreground --id a >>"$CEPH_DIRECTORY/log/out" 2>&1
     osd=$(cat /proc/sys/kernel/random/uuid)
     ceph_run ceph osd new "$osd" || return 1
     ceph_run ceph-osd --mkfs --id 0 --osd-uuid "$osd" || return 1
-    start_owned ceph-osd --foreground --id 0 >>"$CEPH_DIRECTORY/log/out" 2>&1
+    start_expendable ceph-osd --foreground --id 0 >>"$CEPH_DIRECTORY/log/out" 2>&1
 }
 
 # ceph_radosgw : starts the S3 service, and makes a user of it.
 ceph_radosgw() {
     local until=$((SECONDS + CEPH_WAIT_S))
-    start_owned radosgw --foreground --name client.admin >>"$CEPH_DIRECTORY/log/out" 2>&1
+    start_expendable radosgw --foreground --name client.admin >>"$CEPH_DIRECTORY/log/out" 2>&1
     CEPH_RADOSGW_PID=$!
     until (exec 3<>"/dev/tcp/127.0.0.1/$CEPH_RADOSGW_PORT") 2>/dev/null; do
         if ((SECONDS > until)) || ! kill -0 "$CEPH_RADOSGW_PID" 2>/dev/null; then

@@ -11,6 +11,8 @@
 
 CLAIMS_BROKEN=0
 CLAIMS_OWNED=()
+# Those of them that are killed.
+CLAIMS_EXPENDABLE=()
 CLAIMS_SCRATCH=
 
 # claims_begin : makes $CLAIMS_SCRATCH, and sets the traps that clean up at the end.
@@ -33,6 +35,13 @@ start_owned() {
     own "$!"
 }
 
+# start_expendable COMMAND... : as start_owned, for a server that has nothing to put in order: it is killed.
+start_expendable() {
+    setpriv --pdeathsig KILL "$@" &
+    own "$!"
+    CLAIMS_EXPENDABLE+=("$!")
+}
+
 # disown_ended PID : the caller has waited for it; another process may have its id now.
 disown_ended() {
     local pid kept=()
@@ -46,6 +55,7 @@ disown_ended() {
 claims_end_owned() {
     local pid
     for pid in "${CLAIMS_OWNED[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for pid in "${CLAIMS_EXPENDABLE[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
     for pid in "${CLAIMS_OWNED[@]}"; do wait "$pid" 2>/dev/null || true; done
     CLAIMS_OWNED=()
 }

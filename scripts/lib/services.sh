@@ -55,7 +55,7 @@ service_run() {
     local pattern=$1 until=$((SECONDS + SERVICE_WAIT_S))
     local log=$SERVICE_DIRECTORY/log
     shift
-    start_owned "$@" >"$log" 2>&1
+    start_expendable "$@" >"$log" 2>&1
     SERVICE_PID=$!
     until SERVICE_ENDPOINT=$(sed -n "$pattern" "$log") && [[ -n $SERVICE_ENDPOINT ]]; do
         if ((SECONDS > until)) || ! kill -0 "$SERVICE_PID" 2>/dev/null; then

@@ -7,6 +7,7 @@ import time
 import traceback
 
 from . import xfs
+from .bucket import BucketHost, Place
 from .disk import SECTOR, Disk
 from .history import Violation
 from .machine import Dead, Guest, Local
@@ -21,6 +22,9 @@ KILL_PACE = Pace(0.5, 0.12, (32 << 20, 320 << 20))
 CUT_IMAGE_MIB = 16
 CUT_PACE = Pace(2.0, 0.1, (8 << 20, 90 << 20))
 CUT_DISK_BYTES = 2 << 30
+# Buckets: small images, since every step is some requests to a service that may be slow.
+BUCKET_IMAGE_MIB = 12
+BUCKET_PACE = Pace(1.0, 0.1, (4 << 20, 40 << 20))
 # Crashes on one store, before a new store is made. So a run has both file systems and new stores.
 CUTS_PER_STORE = 13
 KILLS_PER_STORE = 50
@@ -32,6 +36,10 @@ def arguments():
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--cuts", type=int, default=50)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--backend")
+    parser.add_argument("--endpoint")
+    parser.add_argument("--flush", choices=("remote", "local"), default="remote")
+    parser.add_argument("--lying-flush", action="store_true")
     parser.add_argument("--lying-disk", action="store_true")
     parser.add_argument("--marcot", required=True)
     parser.add_argument("--directory", required=True)
@@ -55,6 +63,16 @@ def make_file_system(kind, path):
 def killed(options, directory, chance, figures):
     machine = Local(options.marcot, directory, chance)
     return Torture(machine, chance, figures, KILL_IMAGE_MIB * SECTORS_PER_MIB, KILL_PACE)
+
+
+def killed_host(options, directory, chance, figures):
+    number = directory.rpartition("/")[2]
+    further = ("--endpoint", options.endpoint) if options.endpoint else ()
+    # What is flushed to the host alone is lost with the host. A run that takes it for more has to fail.
+    flush = "local" if options.lying_flush else options.flush
+    place = Place(f"{options.backend}/{number}", further, flush, loses_hosts=options.flush == "remote")
+    machine = BucketHost(options.marcot, directory, chance, place)
+    return Torture(machine, chance, figures, BUCKET_IMAGE_MIB * SECTORS_PER_MIB, BUCKET_PACE)
 
 
 def cut(options, directory, chance, figures, kind):
@@ -86,7 +104,10 @@ def stores(options):
     """Yields (what, crashes, builder, its further arguments) for one store after the other."""
     left = options.kills
     while left > 0:
-        yield "kills", min(left, KILLS_PER_STORE), killed, ()
+        if options.backend:
+            yield f"ends in a bucket with flush={options.flush}", min(left, KILLS_PER_STORE), killed_host, ()
+        else:
+            yield "kills", min(left, KILLS_PER_STORE), killed, ()
         left -= KILLS_PER_STORE
     left, turn = options.cuts, options.seed
     while left > 0:

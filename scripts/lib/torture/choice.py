@@ -2,7 +2,7 @@
 import itertools
 
 from . import pattern
-from .family import (Clone, Collect, Flatten, POOLS, Protect, Remove, Rename, Resize, Rollback, SnapCreate, SnapRemove)
+from .family import (Clone, Collect, Flatten, Protect, Remove, Rename, Resize, Rollback, SnapCreate, SnapRemove)
 
 IMAGES_MAX = 5
 SNAPSHOTS_MAX = 3
@@ -29,7 +29,7 @@ class Chooser:
             command = make(key, self.family.images[key], floor_bytes if key == active else 0, key == active)
             if command:
                 return command
-        return Collect(POOLS[0])
+        return Collect(self.family.pools[0])
 
     def _pick(self, items):
         items = list(items)
@@ -53,7 +53,7 @@ class Chooser:
         snap = self._pick(image.snapshots)
         if not snap or len(self.family.images) >= IMAGES_MAX:
             return None
-        child = (self.random.choice(POOLS), f"c{next(self.serial)}")
+        child = (self.random.choice(self.family.pools), f"c{next(self.serial)}")
         return Clone(key, snap, child, image.snapshots[snap].protected)
 
     def _flatten(self, _key, _image, _floor, _active):
@@ -91,4 +91,4 @@ class Chooser:
         return Rename(key, f"n{next(self.serial)}")
 
     def _collect(self, _key, _image, _floor, _active):
-        return Collect(self.random.choice(POOLS))
+        return Collect(self.random.choice(self.family.pools))

@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from . import pattern
 from .history import NEVER, History, Request, Violation
 
-POOLS = ("rbd", "other")
-
-
 @dataclass
 class Snapshot:
     """`content` is known after the first read. Before that it follows from `since`, `sent` and `ended`."""
@@ -46,6 +43,7 @@ class Family:
 
     def __init__(self, machine, clock, sectors_max):
         self.machine, self.clock, self.sectors_max = machine, clock, sectors_max
+        self.pools = machine.pools
         self.images = {}
 
     def run(self, *arguments):
@@ -57,11 +55,10 @@ class Family:
 
     def begin(self):
         """The first image of a new store."""
-        for pool in POOLS[1:]:
-            self.run("pool", "create", pool)
-        size = self.sectors_max * pattern.SECTOR
-        self.run("create", "rbd/first", "--size", f"{size}B")
-        self.images["rbd", "first"] = Image(size, History(pattern.nothing(self.sectors_max)))
+        self.machine.make_pools(self.run)
+        size, pool = self.sectors_max * pattern.SECTOR, self.pools[0]
+        self.run("create", f"{pool}/first", "--size", f"{size}B")
+        self.images[pool, "first"] = Image(size, History(pattern.nothing(self.sectors_max)))
 
     def children(self, key, snap):
         """Images that name the snapshot as their parent, or have a snapshot that may."""
@@ -72,7 +69,7 @@ class Family:
     def look(self):
         """The images that the store has; None for an image that cannot be read."""
         found = {}
-        for pool in POOLS:
+        for pool in self.pools:
             for name in json.loads(self.run("ls", "-p", pool, "--format", "json")):
                 found[pool, name] = self._look_at(f"{pool}/{name}")
         return found

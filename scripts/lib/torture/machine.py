@@ -41,10 +41,19 @@ def start(arguments, **options):
     return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *arguments], stdin=subprocess.DEVNULL, **options)
 
 
+def make_other_pools(pools, run):
+    """Makes all pools of a new store but the first one, which it has."""
+    for pool in pools[1:]:
+        run("pool", "create", pool)
+
+
 class Local:
     """Processes of this machine. A crash is SIGKILL: what they wrote stays in the page cache."""
 
     keeps_cache = True
+    # True where the server is told to end, instead of being killed.
+    ends_in_order = False
+    pools = ("rbd", "other")
 
     def __init__(self, binary, directory, random):
         self.binary, self.directory, self.random = binary, directory, random
@@ -80,15 +89,26 @@ class Local:
             self.killed = True
             self.server.kill()
 
+    def make_pools(self, run):
+        """Makes the pools of a new store; the first one is there."""
+        make_other_pools(self.pools, run)
+
+    def verified(self):
+        """All images were compared after a crash."""
+
     def start(self):
         """Nothing needs to be started before commands can run."""
+
+    def serve_options(self):
+        """What the server is told beside where it listens."""
+        return []
 
     def serve(self):
         """Starts a server and waits until it listens."""
         self.killed = False
         log = open(f"{self.directory}/server.log", "ab")
         with log:
-            command = [self.binary, "serve", "--idle-time-s", "0", "--socket", self.socket]
+            command = [self.binary, "serve", "--idle-time-s", "0", "--socket", self.socket, *self.serve_options()]
             self.server = start(command, stdout=subprocess.PIPE, stderr=log, env=self.environment)
         if not self.server.stdout.readline().startswith(b"listening on"):
             raise Dead("the server did not start")
@@ -154,6 +174,8 @@ class Guest:
     """A guest whose only disk is `disk`. A crash is a cut of its power."""
 
     keeps_cache = False
+    ends_in_order = False
+    pools = Local.pools
 
     def __init__(self, directory, kernel, initramfs, job, disk, random):
         self.directory, self.disk, self.random = directory, disk, random
@@ -161,6 +183,12 @@ class Guest:
         self.qemu = self.control = None
         self.received = b""
         self.held_port = self._hold_port()
+
+    def make_pools(self, run):
+        make_other_pools(self.pools, run)
+
+    def verified(self):
+        """All images were compared after a crash."""
 
     @staticmethod
     def _hold_port():

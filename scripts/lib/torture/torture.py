@@ -4,7 +4,7 @@ import time
 
 from . import nbd, pattern
 from .choice import Chooser
-from .family import Family, POOLS, Rollback
+from .family import Family, Rollback
 from .history import NEVER, Clock, History, Violation
 from .machine import Dead
 from .writer import Profile, Writer
@@ -102,6 +102,7 @@ class Torture:
         self.settle()
         for key in sorted(self.family.images):
             self.verify_image(key)
+        self.machine.verified()
         self.family.compare(self.family.look())
         if self.random.random() < 0.1:
             self.collect_and_check()
@@ -118,7 +119,7 @@ class Torture:
 
     def collect_and_check(self):
         """GC removes all litter."""
-        for pool in POOLS:
+        for pool in self.family.pools:
             self.family.run("gc", "--no-progress", pool)
         self.check(strict=True)
 
@@ -230,6 +231,8 @@ class Torture:
         ended_by_itself = None
         try:
             shift.run()
+            if self.machine.ends_in_order:
+                writer.drain(self.machine.is_dead)
         except (Dead, OSError) as error:
             if not self.machine.was_crashed():
                 ended_by_itself = error
