@@ -28,6 +28,8 @@ pub const EROFS: i32 = 30;
 pub const EDOM: i32 = 33;
 /// Numerical result out of range.
 pub const ERANGE: i32 = 34;
+/// Connection timed out.
+pub const ETIMEDOUT: i32 = 110;
 /// Function not implemented.
 pub const ENOSYS: i32 = 38;
 /// Directory not empty.
@@ -82,7 +84,7 @@ pub fn of_kind(kind: ErrorKind) -> i32 {
         ErrorKind::HasSnapshots => ENOTEMPTY,
         ErrorKind::Unsupported | ErrorKind::NewerFormat => EOPNOTSUPP,
         ErrorKind::Fenced => 108,
-        ErrorKind::Unreachable => 110,
+        ErrorKind::Unreachable => ETIMEDOUT,
         ErrorKind::TooMany => 122,
         // A kind that this version does not know.
         _ => EIO,

@@ -6,6 +6,7 @@ use marcot_client::Warning;
 use marcot_client::devices::{Driver, MappedRecord};
 
 use crate::program;
+use crate::size;
 
 /// The name of a device in the output, if the program is called `program` and lists devices of `driver`:
 /// called as `rbd`, it is the name that the kernel's RBD driver would give the device.
@@ -29,6 +30,10 @@ pub fn worded(program: &str, warning: &Warning) -> String {
         }
         Warning::MappedMoreThanOnce { image, record } => {
             format!("{image} is mapped more than once; {} is meant", shown(record))
+        }
+        Warning::GoesOn { image, done_bytes, size_bytes } => {
+            let (done, all) = (size::show(*done_bytes), size::show(*size_bytes));
+            format!("going on with '{image}': {done} of {all} are there")
         }
         warning => warning.to_string(),
     }

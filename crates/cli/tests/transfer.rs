@@ -177,8 +177,9 @@ fn an_export_that_is_stuck_is_ended_and_its_file_removed() {
     let world = World::new();
     world.file("f", &noise(MIB));
     world.silently(&["import --no-progress f i"]);
-    // Its partial file is a FIFO that nobody opens for reading.
-    let line = "mkfifo .out.marcot-partial.$$; exec ./rbd export --no-progress i out";
+    // Its partial file is a FIFO that nobody opens for reading. So is the one that a later run could go on with.
+    let line =
+        "mkfifo .out.marcot-partial .out.marcot-partial.$$; exec ./rbd export --no-progress i out";
     let mut export = std::process::Command::new("sh")
         .args(["-c", line])
         .current_dir(world.path(""))

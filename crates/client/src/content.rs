@@ -173,11 +173,24 @@ impl Content for Shared {
 pub fn walk<E: From<Error>>(
     content: &mut dyn Content,
     piece_bytes: u64,
+    each: impl FnMut(u64, u64, Option<&[u8]>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    walk_from(content, 0, piece_bytes, each)
+}
+
+/// As [`walk`], from a byte on.
+///
+/// # Errors
+/// As [`walk`].
+pub fn walk_from<E: From<Error>>(
+    content: &mut dyn Content,
+    from: u64,
+    piece_bytes: u64,
     mut each: impl FnMut(u64, u64, Option<&[u8]>) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let size_bytes = content.size_bytes();
     let mut buffer = Vec::new();
-    let mut offset = 0;
+    let mut offset = from;
     while offset < size_bytes {
         let extents = content.extents(offset, size_bytes - offset)?;
         let start = offset;

@@ -1,8 +1,9 @@
-//! A full, independent copy of an image or snapshot.
+//! A full, independent copy of an image or snapshot. An interrupted copy can be continued: the same copy, begun again
+//! on the same host, goes on where it was, if the source is still in the same state.
 
-use marcot::{CreateOptions, Error, ImageInfo, ImageName, Result};
+use marcot::{CreateOptions, Error, ImageInfo, ImageName, Result, SnapId};
 
-use crate::content::{Content, walk};
+use crate::content::{Content, walk_from};
 use crate::image::Image;
 use crate::incoming::Incoming;
 use crate::operation::Operation;
@@ -63,17 +64,21 @@ fn copy(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Image> {
     let info = image.engine_pool().info(image.id())?;
-    let size_bytes = match snapshot {
-        None => info.size_bytes,
+    let (size_bytes, state) = match snapshot {
+        None => (info.size_bytes, image.state_note(None).ok().flatten()),
+        // Where the state cannot be told, reading it fails too.
         // This also finds a removed snapshot that is kept for its children, by the name it has now.
         Some(snapshot) => match info.snapshots.iter().find(|s| s.name == snapshot.name()) {
-            Some(found) => found.size_bytes,
+            Some(found) => (found.size_bytes, image.state_note(Some(found.id)).ok().flatten()),
             None => return Err(snapshot.missing_in(&info)),
         },
     };
     let mut options = to.options.clone().unwrap_or_else(|| kept_layout(&info));
     (options.size_bytes, options.metadata) = (size_bytes, info.metadata);
-    let incoming = Incoming::begin(to.pool, &to.name, &options)?;
+    let incoming = match state {
+        Some(state) => Incoming::begin_or_continue(to.pool, &to.name, &options, &state)?,
+        None => Incoming::begin(to.pool, &to.name, &options)?,
+    };
     let mut source = image.open_content(snapshot.map(Snapshot::name))?;
     let copied = transfer(source.as_mut(), incoming, 1 << info.order, progress)?;
     source.close()?;
@@ -92,14 +97,38 @@ fn transfer(
     piece_bytes: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Image> {
-    let size_bytes = source.size_bytes();
-    walk::<Error>(source, piece_bytes, |offset, length, data| {
+    let (size_bytes, from) = (source.size_bytes(), incoming.done_bytes());
+    let copied = walk_from::<Error>(source, from, piece_bytes, |offset, length, data| {
         match data {
             Some(data) => incoming.write(offset, data, GRAIN_BYTES)?,
             None => incoming.check_interrupted()?,
         }
         progress(offset + length, size_bytes);
         Ok(())
-    })?;
+    });
+    if let Err(error) = copied {
+        incoming.give_up(&error);
+        return Err(error);
+    }
     incoming.finish()
+}
+
+impl Image {
+    /// A text that tells the state of a snapshot, or of the image as it is now, from all others. `None` where that
+    /// cannot be told, because the image is in use, or in a pool that several hosts use.
+    ///
+    /// # Errors
+    /// Those of opening the image.
+    pub fn state_note(&self, snapshot: Option<SnapId>) -> Result<Option<String>> {
+        match snapshot {
+            Some(snapshot) => {
+                let pool = self.engine_pool().id();
+                Ok(Some(format!("snapshot {pool}/{}@{}", self.id(), snapshot.0)))
+            }
+            None => {
+                let state = self.engine_pool().settled_state(self.id())?;
+                Ok(state.map(|state| format!("image {state}")))
+            }
+        }
+    }
 }

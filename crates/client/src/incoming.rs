@@ -3,14 +3,18 @@
 //! Import and copy write into it. When the data is durable, the image gets its name. When anything fails
 //! before, or the user interrupts, it is removed. The remains of a killed process are removed by
 //! the next import into the same namespace, and by `gc`.
+//!
+//! If its maker can say what it is made from ([`Pool::begin_or_continue`]), it is kept for a while instead: the same
+//! command, run again, goes on with it.
 
 use marcot::{
-    BlockDevice as _, CloneOptions, CreateOptions, Error, ErrorKind, ImageId, ImageName, Result,
-    Write,
+    BlockDevice as _, CloneOptions, CreateOptions, Error, ErrorKind, ImageId, ImageName, Keep,
+    Result, Write,
 };
 
 use crate::image::Image;
 use crate::operation::Operation;
+use crate::options::Warning;
 use crate::pool::Pool;
 use crate::retry::interrupted;
 use crate::snapshot::Snapshot;
@@ -18,6 +22,11 @@ use crate::sparse;
 
 /// First size of an image whose final size is not known.
 const GROWN_BYTES_MIN: u64 = 64 << 20;
+
+/// A data run of an image that was begun before ends at a multiple of this, in bytes, or with the image.
+const BLOCK_BYTES: u64 = marcot::BLOCK_BYTES;
+/// How many extents are looked at at a time.
+const EXTENTS_MAX: usize = 4096;
 
 /// How many zeros are written at a time.
 const ZEROS_BYTES: usize = 4 << 20;
@@ -29,6 +38,11 @@ pub struct Incoming {
     id: ImageId,
     device: Option<marcot::Image>,
     whole: bool,
+    /// It stays if it is not finished, unless it is known that going on with it helps nobody.
+    kept: bool,
+    /// What an earlier run has brought: all data of the source that lies before, in bytes.
+    done_bytes: u64,
+    is_out_of_reach: bool,
 }
 
 impl Pool {
@@ -45,15 +59,102 @@ impl Pool {
         let begin = || Incoming::begin(self, &name, options);
         self.client().operate(Operation::ImportImage, self.name(), None, begin)
     }
+
+    /// As [`Self::begin_image`], for an image that is written from its start to its end, with the data of `source`
+    /// in their order. If an earlier run on this host has begun it under the same name, from the same source, and with
+    /// the same options, the image is the one that it has left ([`Incoming::done_bytes`]). `source` tells the source, in
+    /// its present state, from all others, in at most 4096 bytes.
+    ///
+    /// # Errors
+    /// As [`Self::begin_image`].
+    pub fn begin_or_continue(
+        &self,
+        name: impl Into<ImageName>,
+        options: &CreateOptions,
+        source: &str,
+    ) -> Result<Incoming> {
+        let name = name.into();
+        let begin = || Incoming::begin_or_continue(self, &name, options, source);
+        self.client().operate(Operation::ImportImage, self.name(), None, begin)
+    }
 }
 
 impl Incoming {
     pub(crate) fn begin(pool: &Pool, name: &ImageName, options: &CreateOptions) -> Result<Self> {
-        pool.remove_remains(name.namespace());
+        pool.remove_remains(name.namespace(), Keep::InterruptedExcept(name));
         refuse_taken(pool, name)?;
-        let image = pool.engine().create_partial(name, options)?;
-        let id = image.id();
-        Ok(Self { pool: pool.clone(), name: name.clone(), id, device: Some(image), whole: false })
+        Ok(Self::new(pool, name, pool.engine().create_partial(name, options)?))
+    }
+
+    pub(crate) fn begin_or_continue(
+        pool: &Pool,
+        name: &ImageName,
+        options: &CreateOptions,
+        source: &str,
+    ) -> Result<Self> {
+        refuse_taken(pool, name)?;
+        let (image, found) = pool.engine().begin_partial(name, options, source)?;
+        let mut incoming = Self::new(pool, name, image);
+        incoming.kept = true;
+        // This one is open. Others of the same name are of no use any more.
+        pool.remove_remains(name.namespace(), Keep::InterruptedExcept(name));
+        if found {
+            incoming.done_bytes = incoming.end_of_data()?;
+            let (image, done_bytes) = (name.name().to_owned(), incoming.done_bytes);
+            let size_bytes = incoming.size_bytes();
+            pool.client().options().warn(&Warning::GoesOn { image, done_bytes, size_bytes });
+        }
+        Ok(incoming)
+    }
+
+    fn new(pool: &Pool, name: &ImageName, image: marcot::Image) -> Self {
+        let (pool, name, id) = (pool.clone(), name.clone(), image.id());
+        Self {
+            pool,
+            name,
+            id,
+            device: Some(image),
+            whole: false,
+            kept: false,
+            done_bytes: 0,
+            is_out_of_reach: false,
+        }
+    }
+
+    /// How far an earlier run has come: all data of the source before this offset is in the image. 0 where it begins
+    /// now.
+    #[must_use]
+    pub fn done_bytes(&self) -> u64 {
+        self.done_bytes
+    }
+
+    /// True where what is there stays, for the next run of the same command, if the image is not finished.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.kept && self.device.is_some()
+    }
+
+    /// The end of the last block that holds data.
+    fn end_of_data(&mut self) -> Result<u64> {
+        let size_bytes = self.size_bytes();
+        let (mut at, mut end) = (0, 0);
+        while at < size_bytes {
+            let extents = self.device()?.extents(at, size_bytes - at, EXTENTS_MAX)?;
+            let Some(last) = extents.last() else { break };
+            at = last.offset + last.length;
+            if let Some(data) = extents.iter().rev().find(|extent| extent.data) {
+                end = data.offset + data.length;
+            }
+        }
+        Ok((end / BLOCK_BYTES * BLOCK_BYTES).min(size_bytes))
+    }
+
+    /// Notes why the image is not finished. It does not stay where a further run would meet the same.
+    pub fn give_up(&mut self, error: &Error) {
+        // A flush that fails, as in an outage, poisons the image; its log has what was written.
+        let (unreachable, poisoned) = (ErrorKind::Unreachable, ErrorKind::Poisoned);
+        self.is_out_of_reach |= [unreachable, poisoned].contains(&error.kind());
+        self.kept &= self.is_out_of_reach || error.kind() == ErrorKind::Interrupted;
     }
 
     /// As [`Self::begin`], as a clone of a snapshot.
@@ -63,11 +164,9 @@ impl Incoming {
         parent: &Snapshot,
         options: &CloneOptions,
     ) -> Result<Self> {
-        pool.remove_remains(name.namespace());
+        pool.remove_remains(name.namespace(), Keep::InterruptedExcept(name));
         refuse_taken(pool, name)?;
-        let image = parent.clone_partial(pool, name, options)?;
-        let id = image.id();
-        Ok(Self { pool: pool.clone(), name: name.clone(), id, device: Some(image), whole: false })
+        Ok(Self::new(pool, name, parent.clone_partial(pool, name, options)?))
     }
 
     fn device(&mut self) -> Result<&mut marcot::Image> {
@@ -209,10 +308,10 @@ impl Incoming {
     /// # Errors
     /// `Exists` if the name has been taken meanwhile; those of flushing.
     pub fn finish(mut self) -> Result<Image> {
-        self.check_interrupted()?;
-        self.device()?.flush()?;
-        // Before it is closed: a partial image that nobody has open counts as abandoned.
-        self.pool.engine().publish_partial(self.id, &self.name)?;
+        if let Err(error) = self.publish() {
+            self.give_up(&error);
+            return Err(error);
+        }
         self.whole = true;
         if let Some(Err(error)) = self.device.take().map(marcot::Image::close) {
             // The data is durable. The next owner replays the log.
@@ -222,9 +321,29 @@ impl Incoming {
     }
 }
 
+impl Incoming {
+    fn publish(&mut self) -> Result<()> {
+        self.check_interrupted()?;
+        self.device()?.flush()?;
+        // Before it is closed: a partial image that nobody has open counts as abandoned.
+        self.pool.engine().publish_partial(self.id, &self.name)
+    }
+}
+
 impl Drop for Incoming {
     fn drop(&mut self) {
         if self.whole {
+            return;
+        }
+        if self.is_kept() && self.size_bytes() > 0 {
+            let image = self.name.name().to_owned();
+            self.pool.client().options().warn(&Warning::Kept { image });
+            // Where closing fails, the log has what was written. A service that is out of reach is not waited for.
+            if self.is_out_of_reach {
+                drop(self.device.take());
+            } else if let Some(Err(error)) = self.device.take().map(marcot::Image::close) {
+                tracing::debug!(image = %self.name.name(), error = %error.sentence(), "left unclosed");
+            }
             return;
         }
         drop(self.device.take());

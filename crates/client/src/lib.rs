@@ -106,8 +106,8 @@ pub use marcot::Image as OpenImage;
 pub use marcot::{
     CheckOptions, CheckReport, ChildInfo, CloneOptions, ConfigEntry, CreateOptions, Error,
     ErrorKind, GcReport, GroupInfo, GroupSnapshotInfo, ImageId, ImageInfo, ImageName, InfoReader,
-    Levels, Limits, LockInfo, Namespace, PoolId, PoolOptions, PoolStats, Result, SnapId, SnapInfo,
-    TrashedImage,
+    Keep, Levels, Limits, LockInfo, Namespace, PoolId, PoolOptions, PoolStats, Result, SnapId,
+    SnapInfo, TrashedImage,
 };
 pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};

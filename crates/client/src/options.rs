@@ -31,6 +31,20 @@ pub enum Warning {
         /// The device that is used.
         record: Box<MappedRecord>,
     },
+    /// An import or copy goes on with what an earlier run has left.
+    GoesOn {
+        /// The name of the image that is being made.
+        image: String,
+        /// What is there already, in bytes of the source.
+        done_bytes: u64,
+        /// The size of the source in bytes.
+        size_bytes: u64,
+    },
+    /// An import or copy has ended before its time, and what is there stays.
+    Kept {
+        /// The name of the image that was being made.
+        image: String,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -43,6 +57,12 @@ impl fmt::Display for Warning {
             }
             Self::MappedAlready(record) => {
                 write!(f, "the image is mapped already as {}", record.device.display())
+            }
+            Self::GoesOn { image, done_bytes, size_bytes } => {
+                write!(f, "going on with '{image}': {done_bytes} of {size_bytes} bytes are there")
+            }
+            Self::Kept { image } => {
+                write!(f, "what is there of '{image}' is kept: the same command goes on with it")
             }
             Self::MappedMoreThanOnce { image, record } => {
                 write!(f, "{image} is mapped more than once; {} is meant", record.device.display())

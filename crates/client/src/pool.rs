@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use marcot::{
-    BucketOptions, ImageId, ImageName, InfoReader, Levels, Namespace, PoolId, PoolOptions,
+    BucketOptions, ImageId, ImageName, InfoReader, Keep, Levels, Namespace, PoolId, PoolOptions,
     PoolStats, Result, is_partial_name, number_in_trash_name,
 };
 
@@ -94,7 +94,7 @@ impl Client {
     pub fn remove_pool(&self, name: &str) -> Result<()> {
         self.operate_on_pool(Operation::RemovePool, name, || {
             if let Ok(pool) = self.pool(name) {
-                pool.remove_all_remains();
+                pool.remove_all_remains(Keep::Nothing);
             }
             self.store().pool_remove(name)
         })
@@ -236,7 +236,7 @@ impl Pool {
     /// `NotFound`, `NotEmpty`, `Busy`, `ReadOnly`.
     pub fn remove_namespace(&self, namespace: &str) -> Result<()> {
         self.operate(Operation::RemoveNamespace, || {
-            self.remove_remains(&Namespace::named(namespace));
+            self.remove_remains(&Namespace::named(namespace), Keep::Nothing);
             self.pool.namespace_remove(namespace)
         })
     }
@@ -293,17 +293,17 @@ impl Pool {
     }
 
     /// As [`Self::remove_remains`], in every namespace.
-    pub(crate) fn remove_all_remains(&self) {
+    pub(crate) fn remove_all_remains(&self, keep: Keep<'_>) {
         let namespaces = self.pool.namespaces().unwrap_or_default();
         let namespaces = namespaces.into_iter().map(Namespace::named);
         for namespace in namespaces.chain([Namespace::DEFAULT]) {
-            self.remove_remains(&namespace);
+            self.remove_remains(&namespace, keep);
         }
     }
 
     /// Removes the partial images of imports that have ended. If this fails, the next import tries again.
-    pub(crate) fn remove_remains(&self, namespace: &Namespace) {
-        if let Err(error) = self.client.store().remove_abandoned(&self.pool, namespace) {
+    pub(crate) fn remove_remains(&self, namespace: &Namespace, keep: Keep<'_>) {
+        if let Err(error) = self.client.store().remove_abandoned(&self.pool, namespace, keep) {
             tracing::debug!(pool = %self.name(), error = %error.sentence(), "a partial image is left");
         }
     }

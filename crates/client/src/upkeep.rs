@@ -1,6 +1,6 @@
 //! Operations on all images of a pool: verifying them, and freeing the space that none needs.
 
-use marcot::{CheckOptions, CheckReport, GcReport, ImageName, Namespace, Result};
+use marcot::{CheckOptions, CheckReport, GcReport, ImageName, Keep, Namespace, Result};
 
 use crate::operation::Operation;
 use crate::pool::Pool;
@@ -36,8 +36,20 @@ impl Pool {
     /// # Errors
     /// `Busy`, `ReadOnly`, `Corrupt`; `Interrupted`; errors of the operating system.
     pub fn collect_garbage(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<GcReport> {
+        self.collect_garbage_keeping(Keep::Interrupted, progress)
+    }
+
+    /// As [`Self::collect_garbage`]; `keep` says which images stay that an interrupted copy or import has left.
+    ///
+    /// # Errors
+    /// As [`Self::collect_garbage`].
+    pub fn collect_garbage_keeping(
+        &self,
+        keep: Keep<'_>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<GcReport> {
         self.operate(Operation::CollectGarbage, || {
-            self.remove_all_remains();
+            self.remove_all_remains(keep);
             self.let_all_idle_go()?;
             self.client().store().gc(self.engine(), progress)
         })

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use marcot::{CloneOptions, CreateOptions, ErrorKind, Namespace};
+use marcot::{CloneOptions, CreateOptions, ErrorKind, Keep, Namespace};
 use marcot_client::Quiesce;
 use marcot_client::copy::GRAIN_BYTES;
 use marcot_client::{Client, Image, ImageSpec, Interrupt, Options};
@@ -99,7 +99,7 @@ fn a_copy_is_independent_and_has_the_content_at_its_start() {
 }
 
 #[test]
-fn an_interrupted_copy_leaves_nothing() {
+fn an_interrupted_copy_is_hidden_and_the_same_copy_goes_on_with_it() {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);
     let interrupt = Interrupt::when(move || seen.load(Ordering::Relaxed));
@@ -112,5 +112,40 @@ fn an_interrupted_copy_leaves_nothing() {
     let mut progress = |_, _| stop.store(true, Ordering::Relaxed);
     let error = image.copy_into(&pool, "b", None, &mut progress).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Interrupted);
-    assert_eq!((names(&client), all_names(&client)), (vec!["a".to_owned()], 1));
+    assert_eq!((names(&client), all_names(&client)), (vec!["a".to_owned()], 2));
+    stop.store(false, Ordering::Relaxed);
+    // A collection leaves it, and a copy of the same state takes it up: nothing before its end is read again.
+    pool.collect_garbage(&mut |_, _| {}).unwrap();
+    let mut first = None;
+    let copy = image.copy_into(&pool, "b", None, &mut |done, _| {
+        first.get_or_insert(done);
+    });
+    assert_eq!(byte_at(&copy.unwrap(), SIZE_BYTES / 2), 1);
+    assert!(first.unwrap() > 4096, "{first:?}");
+    assert_eq!(all_names(&client), 2);
+}
+
+#[test]
+fn a_copy_of_an_image_that_was_written_since_begins_anew() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    let interrupt = Interrupt::when(move || seen.load(Ordering::Relaxed));
+    let (_directory, client) = store(Options::new().interrupt(interrupt));
+    let image = client.create(&ImageSpec::new("rbd", "a"), &sized(SIZE_BYTES)).unwrap();
+    write(&image, 0, &[1; 4096]);
+    write(&image, SIZE_BYTES / 2, &[1; 4096]);
+    let pool = client.pool("rbd").unwrap();
+    let mut progress = |_, _| stop.store(true, Ordering::Relaxed);
+    image.copy_into(&pool, "b", None, &mut progress).unwrap_err();
+    stop.store(false, Ordering::Relaxed);
+    write(&image, 0, &[2; 4096]);
+    let copy = image.copy_into(&pool, "b", None, &mut |_, _| {}).unwrap();
+    assert_eq!((byte_at(&copy, 0), byte_at(&copy, SIZE_BYTES / 2)), (2, 1));
+    // What was begun before is gone.
+    assert_eq!(all_names(&client), 2);
+    stop.store(true, Ordering::Relaxed);
+    image.copy_into(&pool, "c", None, &mut |_, _| {}).unwrap_err();
+    stop.store(false, Ordering::Relaxed);
+    pool.collect_garbage_keeping(Keep::Nothing, &mut |_, _| {}).unwrap();
+    assert_eq!(all_names(&client), 2);
 }

@@ -3,7 +3,9 @@
 mod support;
 
 use marcot::is_partial_name;
-use marcot::{CreateOptions, ErrorKind, ImageName, Namespace, Pool, Store};
+use marcot::{
+    CreateOptions, ErrorKind, INTERRUPTED_KEPT_S, ImageName, Keep, Namespace, Pool, Store,
+};
 use marcot_format::record::SnapshotRecord;
 use support::{MIB, change_head, checked, store_with_image};
 
@@ -24,14 +26,57 @@ fn a_partial_image_is_removed_only_when_the_process_that_fills_it_is_gone() {
     // Another store stands for another process: a lock that one store holds counts for the other.
     let other = Store::open(directory.path()).unwrap();
     let other_pool = other.pool("rbd").unwrap();
-    other.remove_abandoned(&other_pool, &Namespace::DEFAULT).unwrap();
+    other.remove_abandoned(&other_pool, &Namespace::DEFAULT, Keep::Nothing).unwrap();
     let (name, _) = pool.images(&Namespace::DEFAULT).unwrap().remove(0);
     assert!(is_partial_name(&name) && name.ends_with(&id.to_string()), "{name}");
     drop(maker);
-    other.remove_abandoned(&other_pool, &Namespace::DEFAULT).unwrap();
+    other.remove_abandoned(&other_pool, &Namespace::DEFAULT, Keep::Nothing).unwrap();
     assert_eq!(names(&pool), ["image"]);
     assert_eq!(pool.info(id).unwrap_err().kind(), ErrorKind::NotFound);
     store.gc(&pool, &mut |_, _| {}).unwrap();
+    support::assert_sound(&store, &pool);
+}
+
+#[test]
+fn a_partial_image_with_a_note_is_kept_for_its_command_and_for_seven_days() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, pool, _) = store_with_image(directory.path(), MIB);
+    let disk = ImageName::from("disk");
+    let remains = |keep| {
+        store.remove_abandoned(&pool, &Namespace::DEFAULT, keep).unwrap();
+        names(&pool).len() - 1
+    };
+    let begin = |name: &str, source: &str| {
+        let (image, found) = pool.begin_partial(name, &options(), source).unwrap();
+        (image.id(), found)
+    };
+    let (first, _) = begin("disk", "a");
+    assert_eq!(remains(Keep::Interrupted), 1);
+    assert_eq!(begin("disk", "a"), (first, true));
+    // Another state of the source, another name, another size.
+    for (other, found) in [begin("disk", "b"), begin("other", "a")] {
+        assert!(!found && other != first);
+    }
+    let (image, found) = pool.begin_partial("disk", &CreateOptions::sized(1), "a").unwrap();
+    assert!(!found && image.id() != first);
+    // One that is open is not taken by another process.
+    assert!(!pool.begin_partial("disk", &CreateOptions::sized(1), "a").unwrap().1);
+    drop(image);
+    assert_eq!(remains(Keep::Interrupted), 5);
+    assert_eq!(remains(Keep::InterruptedExcept(&disk)), 1);
+    let (last, found) = begin("other", "a");
+    assert!(found);
+    let age = |kept_s: i64| change_head(&pool, last, |head| head.modified_s -= kept_s);
+    age(INTERRUPTED_KEPT_S - 3600);
+    assert_eq!(remains(Keep::Interrupted), 1);
+    age(3600);
+    assert_eq!(remains(Keep::Interrupted), 0);
+    // A pool of another host's note.
+    let (foreign, _) = begin("disk", "a");
+    change_head(&pool, foreign, |head| head.incoming.as_mut().unwrap().host = 7);
+    assert!(!begin("disk", "a").1);
+    assert_eq!(remains(Keep::InterruptedExcept(&disk)), 1);
+    assert_eq!(remains(Keep::Nothing), 0);
     support::assert_sound(&store, &pool);
 }
 
@@ -50,7 +95,7 @@ fn a_partial_image_goes_with_its_snapshots_and_one_that_is_complete_keeps_them()
     };
     // As a killed process leaves it.
     drop(make("a"));
-    store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
+    store.remove_abandoned(&pool, &Namespace::DEFAULT, Keep::Nothing).unwrap();
     assert_eq!(names(&pool), ["image"]);
     let image = make("b");
     let id = image.id();
@@ -74,12 +119,12 @@ fn an_image_that_has_its_name_is_not_removed_as_abandoned() {
     maker.flush().unwrap();
     pool.publish_partial(id, "disk").unwrap();
     Box::new(maker).close().unwrap();
-    store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
+    store.remove_abandoned(&pool, &Namespace::DEFAULT, Keep::Nothing).unwrap();
     assert_eq!(pool.find("disk").unwrap(), id);
     // If its name is lost, it gets the same name again, and not one under which it would be removed.
     std::fs::remove_file(pool.directory().join("names/@/disk")).unwrap();
     checked(&store, &pool, true);
-    store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
+    store.remove_abandoned(&pool, &Namespace::DEFAULT, Keep::Nothing).unwrap();
     assert_eq!(pool.find("disk").unwrap(), id);
     let mut byte = [0];
     pool.open_read_only(id).unwrap().read_at(0, &mut byte).unwrap();
@@ -100,7 +145,7 @@ fn names_like_those_of_partial_images_are_refused_and_images_that_have_one_are_k
     for file in ["old-backup", "4711.disk", "12345678"] {
         let file = format!("%2emarcot-partial.{file}");
         std::fs::rename(names_directory.join("image"), names_directory.join(&file)).unwrap();
-        store.remove_abandoned(&pool, &Namespace::DEFAULT).unwrap();
+        store.remove_abandoned(&pool, &Namespace::DEFAULT, Keep::Nothing).unwrap();
         let (name, found) = pool.images(&Namespace::DEFAULT).unwrap().remove(0);
         assert!(found == id && !is_partial_name(&name), "{name}");
         pool.rename(&name, "image").unwrap();

@@ -593,6 +593,20 @@ pub struct HeadRecord {
     /// The data pool that `info` shows, by name. It does not change where the data lies.
     #[prost(string, tag = "34")]
     pub data_pool: String,
+    /// Of a partial image: what it is being made from.
+    #[prost(message, optional, tag = "35")]
+    pub incoming: Option<IncomingRecord>,
+}
+
+/// What a partial image is made from, so that a later run of the same command goes on with it.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct IncomingRecord {
+    /// The source in the state in which it is read. Only its equality means something.
+    #[prost(string, tag = "1")]
+    pub source: String,
+    /// Random number of the host's directory for the pool; 0 in a pool in a directory.
+    #[prost(fixed64, tag = "2")]
+    pub host: u64,
 }
 
 /// The owner of an image, in a pool of which several hosts may be owners.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use marcot::{CheckOptions, CheckReport, Finding, GcReport, Levels};
+use marcot::{CheckOptions, CheckReport, Finding, GcReport, Keep, Levels};
 use marcot_client::Pool;
 
 use super::POOL_NAME;
@@ -31,6 +31,12 @@ const CHECK: &[Opt] = &[
     Opt::new("all", Kind::Flag, "every pool of the store").letter('a'),
 ];
 
+const GC: &[Opt] = &[Opt::new(
+    "interrupted",
+    Kind::Flag,
+    "also remove what interrupted copies and imports of the last 7 days have left, to go on with",
+)];
+
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["check"], "Verify a pool: every head, page, checksum and count.", check)
@@ -48,8 +54,11 @@ pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["gc"], "Give back the space that no image or snapshot of a pool needs.", gc)
         .own()
         .positionals(&[POOL_NAME])
-        .options(&[options::ONE_POOL, options::NO_PROGRESS, options::FORMAT])
-        .examples(&[("gc kubernetes", "and tell what snapshots hold")]),
+        .options(&[options::ONE_POOL, GC, options::NO_PROGRESS, options::FORMAT])
+        .examples(&[
+            ("gc kubernetes", "and tell what snapshots hold"),
+            ("gc --interrupted kubernetes", "and remove what interrupted copies could go on with"),
+        ]),
 ];
 
 fn check(session: &Session, args: &Args) -> Outcome {
@@ -220,7 +229,9 @@ fn gc(session: &Session, args: &Args) -> Outcome {
     let pool = session.pool(names::pool_target(args)?.pool_or_default())?;
     let mut progress = session.parts("Collecting garbage");
     let mut report = |done, total| progress.update_before_end(done, total);
-    let outcome = pool.collect_garbage(&mut report).map_err(|e| Failure::engine("gc failed", &e));
+    let keep = if args.flag("interrupted") { Keep::Nothing } else { Keep::Interrupted };
+    let outcome = pool.collect_garbage_keeping(keep, &mut report);
+    let outcome = outcome.map_err(|e| Failure::engine("gc failed", &e));
     let found = progress.end(outcome)?;
     format.print(|| plain_gc(&found), || ("gc", gc_node(&found)))
 }

@@ -39,6 +39,10 @@ pub const COMMANDS: &[CommandSpec] = &[
         .examples(&[
             ("cp vm-1 vm-1-copy", "without snapshots and without parent"),
             ("cp vm-1@before-upgrade backup/vm-1", "of a snapshot, into another pool"),
+            (
+                "cp vm-1@before-upgrade backup/vm-1",
+                "again after an interruption: it goes on where it was",
+            ),
         ]),
     CommandSpec::new(&["deep", "copy"], "Deep copy src image to dest.", deep_copy)
         .aliases(&[&["deep", "cp"]])

@@ -3,7 +3,7 @@
 use std::io;
 
 use marcot::ErrorKind;
-use marcot_client::content::{Content, walk};
+use marcot_client::content::{Content, walk_from};
 
 use super::SOURCE_IMAGE_OR_SNAP_SPEC;
 use super::files::{EXPORT_FORMAT, is_format_2, path_argument};
@@ -16,6 +16,7 @@ use crate::output::warn;
 use crate::progress::Progress;
 use crate::session::{self, Session};
 use crate::signals;
+use crate::size;
 
 const ERROR: &str = "export error";
 
@@ -31,6 +32,7 @@ pub const COMMANDS: &[CommandSpec] =
             ("export --export-format 2 vm-1 vm-1.rbd", "with its snapshots and its metadata"),
             ("export vm-1 vm-1.raw", "a sparse file; an existing one is never overwritten"),
             ("export vm-1@backup - | zstd > vm-1.zst", "to a pipe"),
+            ("export vm-1@backup vm-1.raw", "again after an interruption: it goes on where it was"),
         ])];
 
 fn export(session: &Session, args: &Args) -> Outcome {
@@ -39,13 +41,25 @@ fn export(session: &Session, args: &Args) -> Outcome {
     let path = path_argument(args, &mut cursor)?;
     let image = session.find(&target)?;
     let info = session::info(&image)?;
-    if !target.snap.is_empty() {
-        session::snapshot(&image, &target.snap)?;
-    }
+    let snap = match target.snap.as_str() {
+        "" => None,
+        name => Some(session::snapshot(&image, name)?.id),
+    };
     signals::catch_and_watch();
-    let mut sink = Sink::open(&path, ERROR)?;
     if is_format_2(args) {
-        return whole::export_whole(session, &image, &info, sink);
+        return whole::export_whole(session, &image, &info, Sink::open(&path, ERROR)?);
+    }
+    // Where the state cannot be told, reading it fails too.
+    let state = image.state_note(snap).ok().flatten();
+    let mut sink = match &state {
+        Some(state) => Sink::open_or_continue(&path, ERROR, state)?,
+        None => Sink::open(&path, ERROR)?,
+    };
+    if sink.done_bytes() > 0 {
+        let done = size::show(sink.done_bytes());
+        let size_bytes = info.size_bytes;
+        let all = size::show(size_bytes);
+        warn(session.program, &format!("going on with '{path}': {done} of {all} are there"));
     }
     let content = match target.snap.as_str() {
         "" => image.content(),
@@ -57,6 +71,12 @@ fn export(session: &Session, args: &Args) -> Outcome {
         transfer(session.program, content.as_mut(), &mut sink, 1 << info.order, &mut progress)
             .and_then(|()| sink.finish(content.size_bytes()).map_err(|e| Failure::io(ERROR, &e)))
             .and_then(|()| content.close().map_err(failed));
+    if outcome.as_ref().is_err_and(|failure| sink.keep_after(failure.status)) {
+        warn(
+            session.program,
+            &format!("what is there of '{path}' is kept: the same command goes on with it"),
+        );
+    }
     progress.end(outcome)
 }
 
@@ -91,9 +111,9 @@ fn transfer(
     piece_bytes: u64,
     progress: &mut Progress,
 ) -> Outcome {
-    let size_bytes = content.size_bytes();
-    let mut at = 0;
-    walk(content, piece_bytes, |offset, length, data| {
+    let (size_bytes, from) = (content.size_bytes(), sink.done_bytes());
+    let mut at = from;
+    walk_from(content, from, piece_bytes, |offset, length, data| {
         at = offset;
         let end = offset + length;
         while at < end {
@@ -105,6 +125,7 @@ fn transfer(
                 None => sink.skip(end - at),
             };
             at += passed.map_err(Trouble::Sink)?;
+            sink.reached(at).map_err(Trouble::Sink)?;
             progress.pass_before_end(at, piece_bytes, size_bytes);
         }
         Ok(())

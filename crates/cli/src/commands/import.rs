@@ -1,8 +1,8 @@
 //! `import`: makes an image from a file or standard input.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use marcot_client::copy::GRAIN_BYTES;
@@ -21,7 +21,7 @@ use crate::layout;
 use crate::output::warn;
 use crate::progress::Progress;
 use crate::session::Session;
-use crate::{signals, standard};
+use crate::{signals, standard, time};
 
 const OLD_NAMES: &[Opt] = &[
     Opt::new("pool", Kind::Text, "deprecated: use --dest-pool").letter('p'),
@@ -50,6 +50,10 @@ pub const COMMANDS: &[CommandSpec] =
             ("import debian.raw templates/debian", "zeros take no space"),
             ("import --export-format 2 vm-1.rbd vm-1", "with its snapshots and its metadata"),
             ("import - vm-1 < disk.raw", "from a pipe"),
+            (
+                "import debian.raw templates/debian",
+                "again after an interruption: it goes on where it was",
+            ),
         ])];
 
 fn import(session: &Session, args: &Args) -> Outcome {
@@ -84,7 +88,12 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
         })?;
         options.size_bytes = size_bytes.unwrap_or(0);
         signals::catch_and_watch();
-        let incoming = pool.begin_image(target.name(), &options).map_err(|error| {
+        let note = file_note(&source, sparse_grain(args, GRAIN_BYTES));
+        let incoming = match note {
+            Some(note) => pool.begin_or_continue(target.name(), &options, &note),
+            None => pool.begin_image(target.name(), &options),
+        };
+        let incoming = incoming.map_err(|error| {
             warn(session.program, "image creation failed");
             failed(error)
         })?;
@@ -99,6 +108,29 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
 }
 
 const ERROR: &str = "import failed";
+
+/// A file that was changed so short ago may be changed again without another time of its last change, in seconds.
+const SETTLED_S: i64 = 2;
+
+/// A text that tells the state of a regular file from all others. `None` for anything else, and for a file that was
+/// changed just now.
+fn file_note(source: &Source, grain_bytes: usize) -> Option<String> {
+    let Source::File(file) = source else { return None };
+    let (about, now_s) = (file.metadata().ok().filter(Metadata::is_file)?, time::now_s());
+    let changed_s = about.mtime().max(about.ctime());
+    (changed_s + SETTLED_S <= now_s).then(|| {
+        format!(
+            "file {}:{} {} {}.{} {}.{} {grain_bytes}",
+            about.dev(),
+            about.ino(),
+            about.len(),
+            about.mtime(),
+            about.mtime_nsec(),
+            about.ctime(),
+            about.ctime_nsec()
+        )
+    })
+}
 
 /// The image to make. It is named after the file if the command line does not name it.
 fn destination(args: &Args, cursor: &mut usize, path: &str) -> Outcome<Target> {
@@ -134,14 +166,17 @@ impl Plan {
         progress: &mut Progress,
     ) -> Outcome {
         let mut buffer = Vec::new();
-        let mut offset = 0;
+        let mut offset = incoming.done_bytes();
         while offset < size_bytes {
             offset = self.skip_holes(file, offset, size_bytes);
             let length = self.piece_bytes.min(size_bytes - offset);
             buffer.resize(usize::try_from(length).unwrap_or(0), 0);
             file.read_exact_at(&mut buffer, offset).map_err(|e| Failure::io(ERROR, &e))?;
-            incoming.write(offset, &buffer, self.grain_bytes).map_err(failed)?;
-            incoming.check_interrupted().map_err(failed)?;
+            let written = incoming.write(offset, &buffer, self.grain_bytes);
+            if let Err(error) = written.and_then(|()| incoming.check_interrupted()) {
+                incoming.give_up(&error);
+                return Err(failed(error));
+            }
             offset += length;
             progress.pass_before_end(offset, self.piece_bytes, size_bytes);
         }

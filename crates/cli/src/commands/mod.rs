@@ -22,6 +22,7 @@ mod lock;
 mod namespace;
 mod object_map;
 mod pool;
+mod resume;
 mod serve;
 mod shell;
 mod sink;

@@ -10,7 +10,8 @@ use marcot_client::copy::GRAIN_BYTES;
 use marcot_client::sparse;
 
 use super::files::PIPE;
-use crate::errno::{EEXIST, ENOENT};
+use super::resume::Resume;
+use crate::errno::{EEXIST, ENOENT, ETIMEDOUT};
 use crate::failure::{Failure, Outcome};
 use crate::signals::{self, HalfDone};
 use crate::standard::Output;
@@ -34,8 +35,10 @@ pub enum Sink {
         path: PathBuf,
         /// True when it has that.
         whole: bool,
-        /// Removes it if the process is ended.
-        _half_done: HalfDone,
+        /// Removes it if the process is ended; `None` where it stays for the next run.
+        _half_done: Option<HalfDone>,
+        /// How far it has come, for the next run; `None` where there is none.
+        resume: Option<Resume>,
     },
 }
 
@@ -59,7 +62,7 @@ impl Sink {
             return Err(Failure::errno(error, EEXIST));
         }
         let partial = partial_path(&path).ok_or_else(|| Failure::errno(error, ENOENT))?;
-        let half_done = HalfDone::file(&partial);
+        let half_done = Some(HalfDone::file(&partial));
         let file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -67,7 +70,56 @@ impl Sink {
             .mode(FILE_MODE)
             .open(&partial)
             .map_err(|e| Failure::io(error, &e))?;
-        Ok(Self::File { file, end: 0, partial, path, whole: false, _half_done: half_done })
+        let _half_done = half_done;
+        Ok(Self::File { file, end: 0, partial, path, whole: false, _half_done, resume: None })
+    }
+
+    /// As [`Self::open`], for a file that is written from its start to its end from `state`, which is one line. Where an
+    /// earlier run has left the start of this file, made from the same state, it goes on there ([`Self::done_bytes`]).
+    pub fn open_or_continue(path: &str, error: &str, state: &str) -> Outcome<Self> {
+        if path == PIPE || Path::new(path).symlink_metadata().is_ok() {
+            return Self::open(path, error);
+        }
+        // Another process may write the same file, or this may be no place for notes. Then nobody goes on.
+        match Resume::begin(Path::new(path), state, FILE_MODE) {
+            Some((file, partial, resume)) => Ok(Self::File {
+                file,
+                end: 0,
+                partial,
+                path: PathBuf::from(path),
+                whole: false,
+                _half_done: None,
+                resume: Some(resume),
+            }),
+            None => Self::open(path, error),
+        }
+    }
+
+    /// What an earlier run has written of the file: all up to this byte.
+    pub fn done_bytes(&self) -> u64 {
+        match self {
+            Self::File { resume: Some(resume), .. } => resume.done_bytes,
+            _ => 0,
+        }
+    }
+
+    /// Everything up to this byte was written.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn reached(&mut self, offset: u64) -> io::Result<()> {
+        match self {
+            Self::File { file, resume: Some(resume), .. } => resume.reached(file, offset),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps what is there after a failure with this status, and says whether it does: not where a further run would
+    /// meet the same.
+    pub fn keep_after(&mut self, status: i32) -> bool {
+        let Self::File { file, resume: Some(resume), .. } = self else { return false };
+        resume.kept &= status == signals::status() || status == ETIMEDOUT;
+        resume.kept && resume.settle(file).is_ok()
     }
 
     /// Writes data of an image at its place, without its zeros.
@@ -136,20 +188,26 @@ impl Sink {
     pub fn finish(&mut self, size_bytes: u64) -> io::Result<()> {
         match self {
             Self::Stdout(_) => Ok(()),
-            Self::File { file, partial, path, whole, .. } => file
+            Self::File { file, partial, path, whole, resume, .. } => file
                 .set_len(size_bytes)
                 .and_then(|()| file.sync_all())
                 .and_then(|()| publish(partial, path))
-                .inspect(|()| *whole = true),
+                .inspect(|()| *whole = true)
+                .inspect(|()| resume.iter().for_each(Resume::remove)),
         }
     }
 }
 
 impl Drop for Sink {
     fn drop(&mut self) {
-        if let Self::File { partial, whole: false, .. } = self {
-            let _ = std::fs::remove_file(partial);
+        let Self::File { partial, whole: false, resume, .. } = self else { return };
+        if let Some(resume) = resume {
+            if resume.kept {
+                return;
+            }
+            resume.remove();
         }
+        let _ = std::fs::remove_file(partial);
     }
 }
 

@@ -8,3 +8,4 @@ mod remove;
 
 pub use clone::{CloneOptions, Snapshot};
 pub use collect::{GcReport, PinnedRow};
+pub use incoming::{INTERRUPTED_KEPT_S, Keep};

@@ -3,9 +3,10 @@
 use marcot_format::frame::{FrameKind, decode_message, encode, encode_message};
 use marcot_format::record::{
     AttachedRecord, ChildRecord, ConfigRecord, GroupMemberRecord, GroupPartRecord, GroupRecord,
-    GroupSnapshotRecord, HeadRecord, LockRecord, LogPiece, LogPosition, MembershipRecord,
-    MetaRecord, NameRecord, OwnerRecord, ParentRecord, PartOfRecord, PoolRecord, Protection,
-    RootRecord, SegmentMarks, ShippedLog, SnapshotRecord, StoreRecord, TablePointer, TrashRecord,
+    GroupSnapshotRecord, HeadRecord, IncomingRecord, LockRecord, LogPiece, LogPosition,
+    MembershipRecord, MetaRecord, NameRecord, OwnerRecord, ParentRecord, PartOfRecord, PoolRecord,
+    Protection, RootRecord, SegmentMarks, ShippedLog, SnapshotRecord, StoreRecord, TablePointer,
+    TrashRecord,
 };
 use prost::Message;
 
@@ -573,6 +574,19 @@ fn the_fields_for_several_hosts_are_these_bytes() {
         ",
     );
     assert_eq!(part.encode_to_vec(), expected);
+}
+
+#[test]
+fn a_head_of_a_partial_image_is_these_bytes() {
+    let expected = bytes(
+        "9a 02 0c                                        | incoming, field 35:
+         0a 01 73                                        |   source
+         11 88 77 66 55 44 33 22  11                     |   host
+        ",
+    );
+    let incoming = IncomingRecord { source: "s".into(), host: 0x1122_3344_5566_7788 };
+    let head = HeadRecord { incoming: Some(incoming), ..HeadRecord::default() };
+    assert_eq!(head.encode_to_vec(), expected);
 }
 
 #[test]
