@@ -2,18 +2,23 @@
 
 import json
 
-from . import bucket_rows, bucket_systems, guests, report
+from . import bucket_rows, bucket_systems, guests, report, slow
 from .process import Failed
 from .report import say
 
-PARTS = ["rows", "guests"]
+PARTS = ["rows", "slow", "guests"]
 
 
 def measure(settings, options, top):
     """Everything that was asked for; a dict for the JSON document."""
+    found = {}
+    if "slow" in options.part:
+        say("reads of what the host has, beside reads that wait for a slow service")
+        found["slow"] = slow.measure(settings)
+    if not {"rows", "guests"} & set(options.part):
+        return found
     if not options.endpoint:
         raise Failed("a bucket needs a service: name it with --endpoint URL")
-    found = {}
     service = bucket_systems.Service(settings, options.endpoint)
     say("preparing pools and templates")
     service.prepare()
@@ -40,6 +45,8 @@ def judged(found):
     """What has a `met`."""
     for row in found.get("rows", []):
         yield from [*row["ratios"], *row["bounds"]]
+    if "slow" in found:
+        yield found["slow"]
     if "guests" in found:
         yield found["guests"]["bytes"]
 
@@ -75,6 +82,8 @@ def document(found):
         parts += ["## Figures\n", "Medians, and ± half of the range between the rounds.\n"]
         parts += [report.figures_table(rows)]
         parts += ["## Requests to the service\n", _requests_table(rows)]
+    if found.get("slow"):
+        parts += ["## Beside a slow service\n", _slow_lines(found["slow"])]
     if found.get("guests"):
         parts += ["## Guests from one template\n", _guests_table(found["guests"])]
     return "\n".join(parts)
@@ -94,6 +103,15 @@ def _requests_table(rows):
             cells.append([row["title"], name, f"{done:,}", *kinds, *sizes])
     head = ["work", "system", "requests of fio", "PUT", "GET", "LIST", "DELETE", "sent", "received"]
     return report.table(head, cells)
+
+
+def _slow_lines(found):
+    spread = f"{found['low']:.2f} to {found['high']:.2f}"
+    return (
+        f"Reads of what the host has keep {found['median']:.2f} ({spread}) of their rate while others wait for a service of "
+        f"which {slow.SLOW_PER_MILLE} of 1,000 requests take {slow.SLOW_MS / 1000:g} s "
+        f"(at least {found['floor']:g}: {report.verdict(found['met'])}).\n"
+    )
 
 
 def _guests_table(found):

@@ -19,6 +19,8 @@ const EIO: u32 = 5;
 const ERROR_REPLY: u32 = 1 << 31;
 const EBUSY: i32 = 16;
 const ENOENT: i32 = 2;
+/// Tells the answer to a request that was left for later.
+const COOKIE: u64 = 7;
 /// What is kept of an image's requests.
 const IMAGE_COUNT_BYTES: u64 = 56;
 
@@ -122,6 +124,56 @@ fn pool_stats_counts_the_requests_as_the_service_does() {
     let plain = host.works("pool stats -l gold");
     assert!(plain.contains("Requests of This Host: ") && plain.contains(" USD\n"), "{plain}");
     assert!(!host.works("pool stats -l rbd").contains("Requests"));
+}
+
+/// Asks for a read, and leaves its answer for later.
+fn ask_for_read(client: &mut NbdClient, offset: u64, length: u32) {
+    client.send(&nbd_client::request(nbd_client::READ, 0, COOKIE, offset, length));
+}
+
+fn read_answer(client: &mut NbdClient, length: usize) -> Vec<u8> {
+    assert_eq!(client.simple(), (0, COOKIE));
+    client.bytes(length)
+}
+
+#[test]
+fn what_is_at_hand_is_read_and_written_while_other_reads_wait_for_the_service() {
+    const MIB: u64 = 1 << 20;
+    const LENGTH: u32 = 64 << 10;
+    let service = Server::plain();
+    let (one, two) = (Host::new(&service), Host::new(&service));
+    let (source, content) = (one.world.path("source.raw"), noise(8 << 20));
+    std::fs::write(&source, &content).unwrap();
+    one.works("pool create gold --backend s3://bucket/prefix");
+    one.works(&format!("import --no-progress {} gold/vm", source.display()));
+    two.works("pool attach gold --backend s3://bucket/prefix");
+    let server = serve(&two, "gold");
+    let mut waiting = NbdClient::connect(&server.socket, "gold/vm");
+    let mut other = NbdClient::connect(&server.socket, "gold/vm");
+    let expected = |offset: u64| &content[offset as usize..offset as usize + LENGTH as usize];
+
+    // Nothing of the image is here, neither the pages of its map nor its data. Its thread answers all the same.
+    service.set_away(Some(Fault::Cut));
+    ask_for_read(&mut waiting, 6 * MIB, LENGTH);
+    for _ in 0..3 {
+        assert_eq!(other.ask(FLUSH, 0, 0, 0), 0);
+    }
+    service.set_away(None);
+    assert!(read_answer(&mut waiting, LENGTH as usize) == expected(6 * MIB));
+
+    // Some data is here, and writing has begun.
+    assert!(other.read(0, LENGTH).unwrap() == expected(0));
+    assert_eq!(other.write(0, 2 * MIB, &content[..4096]), 0);
+    service.set_away(Some(Fault::Cut));
+    // It does not begin at a block.
+    ask_for_read(&mut waiting, 3 * MIB + 512, LENGTH);
+    for _ in 0..200 {
+        assert!(other.read(0, LENGTH).unwrap() == expected(0));
+    }
+    assert_eq!(other.write(0, 2 * MIB, &content[4096..8192]), 0);
+    assert!(other.read(2 * MIB, 4096).unwrap() == content[4096..8192]);
+    service.set_away(None);
+    assert!(read_answer(&mut waiting, LENGTH as usize) == expected(3 * MIB + 512));
 }
 
 /// The number of an image, as keys have it.

@@ -23,7 +23,7 @@ pub struct Read<'a> {
     /// Outcome of this read alone: a damaged block fails only the reads that touch it.
     pub result: Result<()>,
     /// The caller's number for the read, where the caller can take it later. A device that would have to
-    /// wait for the medium may leave such a read in flight: then the number is still set afterwards, `buf`
+    /// wait for the medium or for a service may leave such a read in flight: then the number is still set afterwards, `buf`
     /// was not filled, and [`BlockDevice::take_completion`] gives the data. Else the device clears it.
     pub in_flight: Option<u64>,
 }
@@ -156,6 +156,19 @@ pub trait BlockDevice: Send {
     /// # Errors
     /// `OutOfRange`, `Corrupt`, `Io`.
     fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>>;
+
+    /// As [`Self::extents`], but never waits for a service.
+    ///
+    /// # Errors
+    /// As [`Self::extents`]; `Unreachable` where it would have to wait.
+    fn extents_at_hand(
+        &mut self,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>> {
+        self.extents(offset, length, extents_max)
+    }
 
     /// Asks the operating system to read a range ahead; a hint that may do nothing.
     ///

@@ -4,14 +4,17 @@
 //! prepared for that. Meanwhile anything may happen: its blocks may be overwritten or copied elsewhere, and
 //! their old place may be punched or removed. The read returns what the image held when the read began, or
 //! what it held later: bytes that do not match the checksums of the beginning are read again, as things are
-//! then.
+//! then. Reads that have to wait for a service are in flight too; see `fetches`.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use marcot_format::{BLOCK_BYTES, crc32c};
-use marcot_store::{AsyncIo, AsyncRead, AsyncWrite, Disk, DiskFile, IoCompletion};
+use marcot_store::{AsyncIo, AsyncRead, AsyncWrite, Disk, DiskFile, IoCompletion, World};
+
+use crate::fetches::{Fetched, Fetches, Hands, LeftRead, Part};
+use crate::segment::{Files, Need};
 
 /// Longest read that is left in flight, in bytes. Longer reads are waited for: they move enough data to be
 /// worth it.
@@ -50,6 +53,7 @@ pub(crate) struct EndedRead {
 pub(crate) enum Ended {
     Read(EndedRead),
     Write(AsyncWrite),
+    Fetched(LeftRead, Fetched),
 }
 
 /// The requests of an open image that are in flight. Its front end waits for all of them by one descriptor.
@@ -61,16 +65,45 @@ pub(crate) struct InFlight {
     asked: HashMap<u64, Asked>,
     /// Reads that completed while a write was waited for.
     reads: VecDeque<AsyncRead>,
+    fetches: Fetches,
 }
 
 impl InFlight {
     /// `None` where the disk has no asynchronous I/O, and where no more requests can be in flight.
     fn io(&mut self, disk: &dyn Disk) -> Option<&mut (dyn AsyncIo + 'static)> {
+        self.any_io(disk).filter(|io| io.has_room())
+    }
+
+    fn any_io(&mut self, disk: &dyn Disk) -> Option<&mut (dyn AsyncIo + 'static)> {
         if self.io.is_none() && !self.refused {
             self.io = disk.async_io();
             self.refused = self.io.is_none();
         }
-        self.io.as_deref_mut().filter(|io| io.has_room())
+        self.io.as_deref_mut()
+    }
+
+    /// True where a read that waits for a service can be left in flight.
+    pub(crate) fn takes_fetches(&mut self, disk: &dyn Disk) -> bool {
+        self.any_io(disk).is_some()
+    }
+
+    /// Fetches what a read needs before it can go on. Only where [`Self::takes_fetches`].
+    pub(crate) fn meet(&mut self, read: LeftRead, need: Need, files: &Arc<Files>) {
+        let waker = self.io.as_mut().and_then(|io| io.waker());
+        let hands = Hands { workers: &*files.world().workers, waker };
+        self.fetches.meet(hands, read, need, Arc::clone(files));
+    }
+
+    /// Fetches the data of a read; see [`Fetches::read`]. Only where [`Self::takes_fetches`].
+    pub(crate) fn fetch(
+        &mut self,
+        world: &World,
+        read: LeftRead,
+        blocks: Vec<u8>,
+        parts: Vec<Part>,
+    ) {
+        let waker = self.io.as_mut().and_then(|io| io.waker());
+        self.fetches.read(Hands { workers: &*world.workers, waker }, read, blocks, parts);
     }
 
     /// True where a read of that many bytes could be left in flight.
@@ -129,11 +162,19 @@ impl InFlight {
     }
 
     /// Takes a request that has completed by now.
-    pub(crate) fn take(&mut self) -> Option<Ended> {
+    pub(crate) fn take(&mut self, world: &World) -> Option<Ended> {
         loop {
             let ended = match self.reads.pop_front() {
                 Some(read) => IoCompletion::Read(read),
-                None => self.io.as_mut()?.take()?,
+                // Wakes that come later are for fetches that end later.
+                None => match self.io.as_mut()?.take() {
+                    Some(ended) => ended,
+                    None if self.fetches.is_empty() => return None,
+                    None => {
+                        let (read, fetched) = self.fetches.take(&*world.workers)?;
+                        return Some(Ended::Fetched(read, fetched));
+                    }
+                },
             };
             match ended {
                 IoCompletion::Write(write) => return Some(Ended::Write(write)),

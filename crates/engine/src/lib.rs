@@ -176,6 +176,7 @@ mod catalog;
 mod check;
 mod device;
 mod error;
+mod fetches;
 mod gc;
 mod image;
 mod in_flight;

@@ -95,13 +95,21 @@ pub struct Planned {
 pub struct Chance {
     state: u64,
     per_mille: u64,
+    /// They are only answered after this time.
+    slow: Option<Duration>,
 }
 
 impl Chance {
     /// So many of a thousand requests fail.
     #[must_use]
     pub fn new(seed: u64, per_mille: u64) -> Self {
-        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, per_mille }
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, per_mille, slow: None }
+    }
+
+    /// So many of a thousand requests are answered after this time.
+    #[must_use]
+    pub fn slow(seed: u64, per_mille: u64, time: Duration) -> Self {
+        Self { slow: Some(time), ..Self::new(seed, per_mille) }
     }
 
     fn number(&mut self) -> u64 {
@@ -115,6 +123,9 @@ impl Chance {
     pub fn fault(&mut self, kind: Kind) -> Option<Fault> {
         if self.number() % 1000 >= self.per_mille {
             return None;
+        }
+        if let Some(time) = self.slow {
+            return Some(Fault::Slow(time));
         }
         let faults = [
             Fault::DoneThen(500, "InternalError"),

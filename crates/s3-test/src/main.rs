@@ -27,6 +27,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let mut options = Options { buckets: Vec::new(), ..Options::default() };
     let (mut seed, mut per_mille) = (1, 0);
+    let (mut slow_per_mille, mut slow) = (0, Duration::from_secs(5));
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         if word == "--help" {
@@ -50,6 +51,8 @@ fn run() -> Result<(), String> {
             "--region" => options.region = Some(value),
             "--seed" => seed = number()?,
             "--faults" => per_mille = number()?,
+            "--slow" => slow_per_mille = number()?,
+            "--slow-ms" => slow = Duration::from_millis(number()?),
             "--lack" => lack(&mut options.dialect, &value)?,
             _ => return Err(format!("'{word}' is not known")),
         }
@@ -60,6 +63,8 @@ fn run() -> Result<(), String> {
     let server = Server::start(options);
     if per_mille > 0 {
         server.set_chance(Some(Chance::new(seed, per_mille)));
+    } else if slow_per_mille > 0 {
+        server.set_chance(Some(Chance::slow(seed, slow_per_mille, slow)));
     }
     println!("{}", server.url());
     eprintln!("AWS_ACCESS_KEY_ID={ACCESS_KEY} AWS_SECRET_ACCESS_KEY={SECRET_KEY}");

@@ -41,6 +41,9 @@ pub enum IoCompletion {
     Write(AsyncWrite),
 }
 
+/// Makes the descriptor of an owner's asynchronous I/O readable, from any thread.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
 /// The reads and writes of one owner that are in flight. Dropping it waits for them.
 pub trait AsyncIo: Send {
     /// True where another operation may be started.
@@ -69,4 +72,10 @@ pub trait AsyncIo: Send {
 
     /// A descriptor that is readable when there may be a completion.
     fn raw_fd(&self) -> Option<i32>;
+
+    /// Makes that descriptor readable until the next [`Self::take`]: for what the owner waits for besides. `None` where
+    /// there is no descriptor.
+    fn waker(&mut self) -> Option<Waker> {
+        None
+    }
 }

@@ -28,7 +28,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use aligned::{ALIGNMENT_BYTES, AlignedBytes};
-pub use async_io::{AsyncIo, AsyncRead, AsyncWrite, IoCompletion};
+pub use async_io::{AsyncIo, AsyncRead, AsyncWrite, IoCompletion, Waker};
 pub use atomic::{publish_new, replace};
 pub use clock::{Clock, Random, SystemClock, SystemRandom};
 pub use confined::{Confined, SHARED_DIRECTORY, Trust};
@@ -382,6 +382,11 @@ pub trait DiskFile: Send + Sync {
     /// reads from this file what is wrong or missing. It is not kept for longer than a read takes.
     fn local_copy(&self) -> Option<Arc<dyn DiskFile>> {
         None
+    }
+
+    /// True where [`Self::read_at`] may wait for a service, and not only for a medium.
+    fn waits_for_service(&self) -> bool {
+        false
     }
 
     /// The file descriptor, where there is one.

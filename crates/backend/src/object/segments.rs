@@ -522,6 +522,10 @@ impl DiskFile for RemoteFile {
         }
     }
 
+    fn waits_for_service(&self) -> bool {
+        true
+    }
+
     fn local_copy(&self) -> Option<Arc<dyn DiskFile>> {
         let Cached { cache, object } = self.cached.as_ref()?;
         cache.whole(object)

@@ -108,6 +108,15 @@ impl BlockDevice for Image {
         self.extents_of(offset, length, extents_max)
     }
 
+    fn extents_at_hand(
+        &mut self,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>> {
+        Image::extents_at_hand(self, offset, length, extents_max)
+    }
+
     fn cache(&mut self, offset: u64, length: u64) -> Result<()> {
         self.advise(offset, length)
     }

@@ -6,7 +6,8 @@ use marcot_format::segment::SegmentKind;
 use super::Image;
 use super::state::DamagedPages;
 use crate::device::{CompletedRead, Completion};
-use crate::error::{ErrorKind, Result, fail};
+use crate::error::{ErrorKind, IoContext, Result, fail};
+use crate::fetches::{Fetched, LeftRead};
 use crate::in_flight::{Ended, EndedRead};
 use crate::journal::{Flushes, Group};
 use crate::segment::SegmentName;
@@ -164,9 +165,14 @@ impl Image {
             {
                 return Some(Completion::Written(stored));
             }
-            match self.in_flight.take()? {
+            match self.in_flight.take(self.identity.pool.files().world())? {
                 Ended::Read(read) => return Some(Completion::Read(self.finish_read(read))),
                 Ended::Write(write) => self.journal.completed(write),
+                Ended::Fetched(read, fetched) => {
+                    if let Some(completed) = self.finish_fetch(read, fetched) {
+                        return Some(Completion::Read(completed));
+                    }
+                }
             }
         }
     }
@@ -180,5 +186,22 @@ impl Image {
             false => self.read_at(offset, &mut buf).map(|()| buf),
         };
         CompletedRead { number, result }
+    }
+
+    /// Goes on with a read for which something was fetched. `None`: it needs more.
+    fn finish_fetch(&mut self, read: LeftRead, fetched: Fetched) -> Option<CompletedRead> {
+        let LeftRead { number, offset, bytes, .. } = read;
+        let result = match fetched {
+            Fetched::Met => self.read_on(read)?,
+            Fetched::Data(Ok(Some(data))) => Ok(data),
+            Fetched::Data(Ok(None)) => {
+                let mut buf = vec![0; bytes];
+                self.read_at(offset, &mut buf).map(|()| buf)
+            }
+            Fetched::Data(Err(error)) => {
+                Err(error).at(|| format!("{} cannot be read", self.identity.label))
+            }
+        };
+        Some(CompletedRead { number, result })
     }
 }

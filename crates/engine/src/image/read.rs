@@ -9,6 +9,7 @@ use super::Image;
 use crate::device::{Extent, Read};
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
+use crate::fetches::{LeftRead, Part};
 use crate::in_flight::Candidate;
 use crate::map::{Leaf, Visitor, position, visit};
 use crate::segment::SegmentName;
@@ -35,6 +36,10 @@ struct Plan {
     pieces: Vec<Piece>,
     crcs: Vec<u32>,
     files: Vec<PlanFile>,
+    /// Reads that are not planned, because something has to be fetched before.
+    left: Vec<usize>,
+    /// Some of the files may have to wait for a service.
+    waits: bool,
 }
 
 /// A segment that is read.
@@ -75,14 +80,32 @@ fn may_have_moved(read: &Read<'_>) -> bool {
 
 impl Image {
     pub(super) fn read_all(&mut self, reads: &mut [Read<'_>]) {
+        self.read_all_after(reads, None);
+    }
+
+    /// Goes on with a read for which something was fetched. `None`: it needs more.
+    pub(super) fn read_on(&mut self, left: LeftRead) -> Option<Result<Vec<u8>>> {
+        let mut buf = vec![0; left.bytes];
+        let mut reads = [Read { in_flight: Some(left.number), ..Read::new(left.offset, &mut buf) }];
+        self.read_all_after(&mut reads, Some(left));
+        let [Read { result, in_flight, .. }] = reads;
+        in_flight.is_none().then(|| result.map(|()| buf))
+    }
+
+    /// `left`: what the only read was when it was left in flight.
+    fn read_all_after(&mut self, reads: &mut [Read<'_>], left: Option<LeftRead>) {
         for read in reads.iter_mut() {
             read.result = self.check_range(read.offset, read.buf.len() as u64);
         }
-        self.read_checked(reads);
+        self.read_left(reads, left);
     }
 
     /// Performs the reads whose `result` is `Ok` so far. Whole blocks may reach beyond the image's end.
     pub(super) fn read_checked(&mut self, reads: &mut [Read<'_>]) {
+        self.read_left(reads, None);
+    }
+
+    fn read_left(&mut self, reads: &mut [Read<'_>], left: Option<LeftRead>) {
         let mut spare: Vec<(usize, Vec<u8>)> = Vec::new();
         for (i, read) in reads.iter_mut().enumerate() {
             let aligned =
@@ -94,8 +117,8 @@ impl Image {
             }
         }
         let mut plan = Plan::default();
-        self.plan_all(reads, &mut spare, &mut plan);
-        self.perform(reads, &mut spare, &plan);
+        self.plan_all(reads, &mut spare, &mut plan, left);
+        self.perform(reads, &mut spare, &plan, left);
         if reads.iter().any(may_have_moved) && self.state.table.follow() {
             self.read_again(reads, &mut spare);
         }
@@ -118,8 +141,8 @@ impl Image {
             };
             let mut again = [Read::new(read.offset / BLOCK_BYTES * BLOCK_BYTES, buffer)];
             let mut plan = Plan::default();
-            self.plan_all(&mut again, &mut [], &mut plan);
-            self.perform(&mut again, &mut [], &plan);
+            self.plan_all(&mut again, &mut [], &mut plan, None);
+            self.perform(&mut again, &mut [], &plan, None);
             let [again] = again;
             read.result = again.result;
         }
@@ -130,18 +153,36 @@ impl Image {
         reads: &mut [Read<'_>],
         spare: &mut [(usize, Vec<u8>)],
         plan: &mut Plan,
+        left: Option<LeftRead>,
     ) {
+        let disk = Arc::clone(&self.identity.pool.files().world().disk);
         let mut spares = spare.iter_mut().peekable();
         for (i, read) in reads.iter_mut().enumerate() {
             if read.result.is_err() {
                 continue;
             }
-            let block = read.offset / BLOCK_BYTES;
+            let (block, bytes) = (read.offset / BLOCK_BYTES, read.buf.len());
             let buffer: &mut [u8] = match spares.next_if(|(at, _)| *at == i) {
                 Some((_, buffer)) => buffer,
                 None => read.buf,
             };
+            let Some(number) = read.in_flight.filter(|_| self.in_flight.takes_fetches(&*disk))
+            else {
+                read.result = self.plan_one(i, block, buffer, plan);
+                continue;
+            };
+            self.state.table.refuse_waiting();
             read.result = self.plan_one(i, block, buffer, plan);
+            let Some(need) = self.state.table.allow_waiting() else { continue };
+            plan.forget(i);
+            let asked = left.unwrap_or_else(|| LeftRead::new(number, read.offset, bytes));
+            if asked.has_to_wait(&need) {
+                read.result = self.plan_one(i, block, buffer, plan);
+            } else {
+                read.result = Ok(());
+                plan.left.push(i);
+                self.in_flight.meet(asked, need, self.identity.pool.files());
+            }
         }
     }
 
@@ -189,18 +230,30 @@ impl Image {
             }
             if plan.file(index).is_none() {
                 let name = self.state.table.name(index, self.identity.pool.files())?;
-                let file = self.identity.pool.files().get(name).inspect_err(|error| {
+                let file = self.state.table.file(self.identity.pool.files(), name);
+                let file = file.inspect_err(|error| {
+                    if self.state.table.needs_something() {
+                        return;
+                    }
                     let block = plan.pieces[i].block;
                     tracing::error!(image = %self.identity.label, block, segment = %name, error = %error.sentence(), "a block cannot be read");
                 })?;
                 let copy = file.local_copy();
-                plan.files.push(PlanFile { index, name, file, copy });
+                let file = PlanFile { index, name, file, copy };
+                plan.waits |= file.nearest().waits_for_service();
+                plan.files.push(file);
             }
         }
         Ok(())
     }
 
-    fn perform(&mut self, reads: &mut [Read<'_>], spare: &mut [(usize, Vec<u8>)], plan: &Plan) {
+    fn perform(
+        &mut self,
+        reads: &mut [Read<'_>],
+        spare: &mut [(usize, Vec<u8>)],
+        plan: &Plan,
+        left_before: Option<LeftRead>,
+    ) {
         if !self.journal.is_idle() {
             for piece in &plan.pieces {
                 let slots = piece.slot..piece.slot.after(piece.blocks as u32);
@@ -215,14 +268,28 @@ impl Image {
         let mut spares = spare.iter_mut().peekable();
         let mut left = false;
         for (i, read) in reads.iter_mut().enumerate() {
-            // Only whole blocks that lie together are left in flight.
-            let wanted = read.in_flight.take();
-            let wanted = wanted.filter(|_| spares.peek().is_none_or(|(at, _)| *at != i));
+            if plan.left.contains(&i) {
+                spares.next_if(|(at, _)| *at == i);
+                continue;
+            }
+            let asked = read.in_flight.take();
+            // Only whole blocks that lie together are left to the medium.
+            let wanted = asked.filter(|_| spares.peek().is_none_or(|(at, _)| *at != i));
             let bytes = read.buf.len();
             let mut rest: &mut [u8] = match spares.next_if(|(at, _)| *at == i) {
                 Some((_, buffer)) => buffer,
                 None => read.buf,
             };
+            if let Some(number) = asked.filter(|_| plan.waits && read.result.is_ok())
+                && plan.waits_for_service(i)
+                && self.in_flight.takes_fetches(&*disk)
+            {
+                let asked =
+                    left_before.unwrap_or_else(|| LeftRead::new(number, read.offset, bytes));
+                read.in_flight = self.fetch(asked, rest, plan.of_target(i), plan);
+                while pieces.next_if(|(_, p)| p.target == i).is_some() {}
+                continue;
+            }
             let mut position = 0;
             while let Some((number, piece)) = pieces.next_if(|(_, p)| p.target == i) {
                 if read.result.is_err() {
@@ -277,6 +344,39 @@ impl Image {
         }
     }
 
+    /// Reads what the cache of the host has of a read, and leaves the rest in flight. Returns the read's number, where
+    /// there is a rest.
+    fn fetch<'p>(
+        &mut self,
+        read: LeftRead,
+        blocks: &mut [u8],
+        pieces: impl Iterator<Item = &'p Piece>,
+        plan: &Plan,
+    ) -> Option<u64> {
+        let mut missing = Vec::new();
+        for piece in pieces {
+            let Some(file) = plan.file(piece.index).map(PlanFile::nearest) else { continue };
+            let (offset, bytes) = (piece.slot.offset_bytes(), piece.blocks * BLOCK);
+            let buf = &mut blocks[piece.at..piece.at + bytes];
+            let result = file.read_cached_at(offset, buf);
+            if first_wrong(&FileRead { file: &**file, offset, buf, result }, piece, plan).is_some()
+            {
+                missing.push(Part {
+                    file: Arc::clone(file),
+                    place: offset,
+                    at: piece.at,
+                    crcs: plan.crcs[piece.crc_at..piece.crc_at + piece.blocks].to_vec(),
+                });
+            }
+        }
+        if missing.is_empty() {
+            return None;
+        }
+        let world = self.identity.pool.files().world();
+        self.in_flight.fetch(world, read, blocks.to_vec(), missing);
+        Some(read.number)
+    }
+
     /// Compares what was read with the checksums in the map. What is wrong in a local copy of the segment is read
     /// from the segment itself.
     fn verify(&self, op: &mut FileRead<'_>, piece: &Piece, plan: &Plan) -> Result<()> {
@@ -314,8 +414,8 @@ impl Image {
     pub(super) fn read_exact_block(&mut self, block: u64, buffer: &mut [u8]) -> Result<()> {
         let mut reads = [Read::new(block * BLOCK_BYTES, buffer)];
         let mut plan = Plan::default();
-        self.plan_all(&mut reads, &mut [], &mut plan);
-        self.perform(&mut reads, &mut [], &plan);
+        self.plan_all(&mut reads, &mut [], &mut plan, None);
+        self.perform(&mut reads, &mut [], &plan, None);
         if may_have_moved(&reads[0]) && self.state.table.follow() {
             self.read_again(&mut reads, &mut []);
         }
@@ -353,6 +453,19 @@ impl Image {
         extents.truncate(max);
         self.evict(self.limits().map_memory_bytes);
         Ok(extents)
+    }
+
+    /// As [`Self::extents_of`], but waits for no service.
+    pub(super) fn extents_at_hand(
+        &mut self,
+        offset: u64,
+        length: u64,
+        max: usize,
+    ) -> Result<Vec<Extent>> {
+        self.state.table.refuse_waiting();
+        let extents = self.extents_of(offset, length, max);
+        self.state.table.allow_waiting();
+        extents
     }
 
     pub(super) fn advise(&mut self, offset: u64, length: u64) -> Result<()> {
@@ -449,6 +562,24 @@ fn push(extents: &mut Vec<Extent>, from: u64, to: u64, data: bool) {
 }
 
 impl Plan {
+    /// The pieces of a read.
+    fn of_target(&self, target: usize) -> impl Iterator<Item = &Piece> {
+        self.pieces.iter().filter(move |piece| piece.target == target)
+    }
+
+    /// Forgets the pieces of the read that was planned last.
+    fn forget(&mut self, target: usize) {
+        while let Some(piece) = self.pieces.pop_if(|piece| piece.target == target) {
+            self.crcs.truncate(piece.crc_at);
+        }
+    }
+
+    /// True where a read may have to wait for a service.
+    fn waits_for_service(&self, target: usize) -> bool {
+        let files = self.of_target(target).filter_map(|piece| self.file(piece.index));
+        files.map(PlanFile::nearest).any(|file| file.waits_for_service())
+    }
+
     fn file(&self, index: SegmentIndex) -> Option<&PlanFile> {
         self.files.iter().find(|file| file.index == index)
     }

@@ -6,7 +6,7 @@ use marcot_format::page::{PAGE_READ_BYTES, decode_page};
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, BlockAddress, MapEntry};
 
-use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::error::{Error, ErrorKind, Result, fail};
 use crate::map::{Node, PageSource, SideOps, entry_blocks};
 use crate::segment::Files;
 use crate::table::SegmentTable;
@@ -44,10 +44,9 @@ impl Source<'_> {
         if name.kind != SegmentKind::Map {
             return fail(ErrorKind::Corrupt, "a map page should lie in a map segment");
         }
-        let file = self.files.get(name)?;
         let mut bytes = vec![0; PAGE_READ_BYTES];
         let offset = address.unit().offset_bytes();
-        let n = file.read_at(offset, &mut bytes).at(|| format!("cannot read segment {name}"))?;
+        let n = self.table.read_segment(&self.files, name, offset, &mut bytes)?;
         let what =
             || format!("the map page at unit {} of segment {name} is damaged", address.unit().0);
         self.damaged = true;

@@ -289,6 +289,12 @@ impl Files {
         Ok(file)
     }
 
+    /// False where [`Self::get`] may wait for a service.
+    pub(crate) fn is_at_hand(&self, name: SegmentName) -> bool {
+        self.cache().open.contains_key(&name)
+            || self.place(name.pool).is_ok_and(|place| place.backend.segments.shipping().is_none())
+    }
+
     fn open(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
         let file = match self.open_as_it_is(name, false) {
             Err(error) if error.kind() == ErrorKind::NotFound => {

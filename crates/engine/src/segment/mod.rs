@@ -2,6 +2,7 @@
 
 mod files;
 mod groups;
+mod need;
 mod pages;
 mod series;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use marcot_format::{ImageId, PoolId};
 
 pub(crate) use files::{Authors, Files, Place};
 pub(crate) use groups::{group_at, groups, read_blocks};
+pub(crate) use need::Need;
 pub(crate) use pages::{PageWriter, WrittenPages};
 pub(crate) use series::Series;
 

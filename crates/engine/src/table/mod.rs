@@ -10,6 +10,7 @@
 //!   the same as on disk. An image evicts between writes and not within one. So a page that a write
 //!   has loaded, in order that a later change of it cannot fail, stays until that write is done.
 
+mod at_hand;
 mod places;
 mod store;
 
@@ -21,10 +22,11 @@ use marcot_format::table::{
 };
 use marcot_format::{ImageId, PoolId, SegmentIndex};
 
+use at_hand::Waiting;
 pub(crate) use places::{Guide, Place, Whereabouts};
 pub(crate) use store::TableSink;
 
-use crate::error::{Error, ErrorKind, IoContext, Result, fail};
+use crate::error::{Error, ErrorKind, Result, fail};
 use crate::segment::{Authors, Files, SegmentName};
 
 type Entries = Box<[Option<SegmentEntry>]>;
@@ -64,6 +66,7 @@ pub(crate) struct SegmentTable {
     leaves: Vec<Leaf>,
     /// Levels above the leaves, lowest first; the last has one page, if there is any.
     upper: Vec<Vec<Upper>>,
+    waiting: Waiting,
     /// Leaves that are loaded.
     loaded: usize,
     /// The leaf that eviction looked at last. Eviction goes round, so that the leaves it looked at
@@ -83,6 +86,7 @@ impl SegmentTable {
             next: 1,
             leaves: Vec::new(),
             upper: Vec::new(),
+            waiting: Waiting::default(),
             loaded: 0,
             evict_at: 0,
         }
@@ -206,17 +210,16 @@ impl SegmentTable {
     }
 
     fn read_page_here(
-        &self,
+        &mut self,
         files: &Files,
         pointer: PagePointer,
         level: u32,
         number: u64,
     ) -> Result<TablePage> {
         let name = self.name_of_page(pointer)?;
-        let file = files.get(name)?;
         let mut bytes = vec![0; TABLE_PAGE_BYTES];
         let offset = u64::from(pointer.page) * TABLE_PAGE_BYTES as u64;
-        let n = file.read_at(offset, &mut bytes).at(|| format!("cannot read segment {name}"))?;
+        let n = self.read_segment(files, name, offset, &mut bytes)?;
         let base = number * (TABLE_FANOUT as u64).pow(level + 1);
         let damaged = || format!("page {} of table segment {name} is damaged", pointer.page);
         let (page, crc) = decode_table(&bytes[..n], level as u8, base)

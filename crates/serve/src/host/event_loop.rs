@@ -22,7 +22,7 @@ use super::connection::Connection;
 use super::handle::{Event, Message, Shared};
 use super::heap;
 use super::idle::IdleTimers;
-use super::local::LocalLane;
+use super::local::{FIRST_READ, LocalLane};
 use super::looking::Looking;
 use super::pacer::Pacer;
 use super::round::{self, Lane};
@@ -284,6 +284,9 @@ impl EventLoop {
         let mut answered = Vec::new();
         while let Some(completion) = self.parts.device.take_completion() {
             match completion {
+                Completion::Read(CompletedRead { number, result }) if number >= FIRST_READ => {
+                    self.local.answer_read(number, result);
+                }
                 Completion::Read(CompletedRead { number, result }) => {
                     let index = self.by_number.get(&(number >> READ_NUMBER_BITS)).copied();
                     let client = index.and_then(|index| self.clients.get_mut(index));

@@ -1,5 +1,7 @@
 //! Requests from inside this process: FUSE, and commands that read or write a mapped image.
 
+use std::collections::HashMap;
+
 use marcot::{BlockDevice, Error, ErrorKind, Read, Result, Write};
 
 use super::operation::{Operation, OperationKind, Stages};
@@ -73,11 +75,14 @@ impl std::fmt::Debug for Completion {
     }
 }
 
+/// Number of the first read, behind the numbers of all clients.
+pub(super) const FIRST_READ: u64 = u64::MAX << 40;
+
 struct Entry {
     operation: Operation,
     /// The bytes to write, or the bytes read.
     data: Vec<u8>,
-    /// Number of the batch that it was written with, while that is in flight.
+    /// Number of the read, or of the batch that it was written with, while that is in flight.
     in_flight: Option<u64>,
     done: Option<Completion>,
 }
@@ -88,6 +93,9 @@ pub(super) struct LocalLane {
     entries: Vec<Entry>,
     stages: Stages,
     in_flight: Vec<(u64, Completion)>,
+    /// Reads that are in flight, and how many there were.
+    reads_in_flight: HashMap<u64, Completion>,
+    reads: u64,
     /// Requests that wait for a flush with this number.
     in_flush: Vec<(u64, Completion)>,
 }
@@ -119,6 +127,13 @@ impl LocalLane {
         answer_ended(&mut self.in_flight, written);
     }
 
+    /// Answers a read that was in flight.
+    pub(super) fn answer_read(&mut self, number: u64, result: Result<Vec<u8>>) {
+        if let Some(done) = self.reads_in_flight.remove(&number) {
+            done.call(result);
+        }
+    }
+
     /// Answers the requests of earlier rounds whose flush has ended or has failed.
     pub(super) fn answer_flushes(&mut self, flushed: &Result<u64>) {
         answer_ended(&mut self.in_flush, flushed);
@@ -135,7 +150,8 @@ impl LocalLane {
 
     /// True where nobody waits for an answer.
     pub(super) fn is_settled(&self) -> bool {
-        self.entries.is_empty() && self.in_flight.is_empty() && self.in_flush.is_empty()
+        let no_reads = self.reads_in_flight.is_empty();
+        self.entries.is_empty() && self.in_flight.is_empty() && self.in_flush.is_empty() && no_reads
     }
 
     fn of(&mut self, stage: u32, kind: OperationKind) -> impl Iterator<Item = &mut Entry> {
@@ -197,15 +213,20 @@ impl Lane for LocalLane {
     }
 
     fn reads<'a>(&'a mut self, stage: u32, batch: &mut Vec<Read<'a>>) {
-        let entries = self.of(stage, OperationKind::Read);
-        batch.extend(entries.map(|entry| Read::new(entry.operation.offset, &mut entry.data)));
+        let first = FIRST_READ + self.reads;
+        self.reads += self.of(stage, OperationKind::Read).count() as u64;
+        for (entry, number) in self.of(stage, OperationKind::Read).zip(first..) {
+            let read = Read::new(entry.operation.offset, &mut entry.data);
+            batch.push(Read { in_flight: Some(number), ..read });
+        }
     }
 
     fn reads_done(&mut self, stage: u32, ends: &mut dyn Iterator<Item = ReadEnd>) {
         // The entries come first, so that `zip` does not take an end that belongs to another lane.
         for (entry, end) in self.of(stage, OperationKind::Read).zip(ends) {
-            if let ReadEnd::Done(result) = end {
-                entry.operation.outcome = result;
+            match end {
+                ReadEnd::Done(result) => entry.operation.outcome = result,
+                ReadEnd::InFlight(number) => entry.in_flight = Some(number),
             }
         }
     }
@@ -243,6 +264,9 @@ impl Lane for LocalLane {
     fn answer_unflushed(&mut self) {
         for entry in self.entries.iter_mut().filter(|e| !e.operation.waits_for_flush()) {
             match entry.in_flight.filter(|_| entry.operation.outcome.is_ok()) {
+                Some(number) if entry.operation.kind == OperationKind::Read => {
+                    self.reads_in_flight.extend(entry.done.take().map(|done| (number, done)));
+                }
                 Some(number) => self.in_flight.extend(entry.done.take().map(|done| (number, done))),
                 None => entry.answer(),
             }

@@ -34,6 +34,21 @@ pub(super) enum Sectors {
     Always,
 }
 
+/// The runs of what is stored, and behind them the padding, from byte `padding.start` of the range at `offset` on.
+fn padded(
+    mut extents: Vec<Extent>,
+    offset: u64,
+    padding: std::ops::Range<u64>,
+    extents_max: usize,
+) -> Vec<Extent> {
+    let told: u64 = extents.iter().map(|extent| extent.length).sum();
+    if !padding.is_empty() && told == padding.start && extents.len() < extents_max {
+        let length = padding.end - padding.start;
+        extents.push(Extent { offset: offset + padding.start, length, data: false });
+    }
+    extents
+}
+
 impl Padded {
     /// Shows `device`, which logs call `name`.
     pub(super) fn new(device: Box<dyn HostDevice>, name: &str, sectors: Sectors) -> Self {
@@ -175,19 +190,26 @@ impl BlockDevice for Padded {
     }
 
     fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>> {
-        let Some(stored) = self.cut(offset, length) else {
-            return self.device.extents(offset, length, extents_max);
-        };
-        let mut extents = match stored {
+        let stored = self.cut(offset, length).unwrap_or(length);
+        let extents = match stored {
             0 => Vec::new(),
             _ => self.device.extents(offset, stored, extents_max)?,
         };
-        let told: u64 = extents.iter().map(|extent| extent.length).sum();
-        if told == stored && extents.len() < extents_max {
-            let padding = length - stored;
-            extents.push(Extent { offset: offset + stored, length: padding, data: false });
-        }
-        Ok(extents)
+        Ok(padded(extents, offset, stored..length, extents_max))
+    }
+
+    fn extents_at_hand(
+        &mut self,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>> {
+        let stored = self.cut(offset, length).unwrap_or(length);
+        let extents = match stored {
+            0 => Vec::new(),
+            _ => self.device.extents_at_hand(offset, stored, extents_max)?,
+        };
+        Ok(padded(extents, offset, stored..length, extents_max))
     }
 
     fn cache(&mut self, offset: u64, length: u64) -> Result<()> {

@@ -89,7 +89,7 @@ impl Request {
         if self.whole || self.length < SEARCHED_BYTES_MIN {
             return vec![Extent { offset: self.offset, length, data: true }];
         }
-        let extents = device.extents(self.offset, length, CHUNKS_MAX).unwrap_or_default();
+        let extents = device.extents_at_hand(self.offset, length, CHUNKS_MAX).unwrap_or_default();
         chunks(self.offset, length, &extents)
     }
 }

@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use crate::{AsyncIo, AsyncRead, AsyncWrite, IoCompletion};
+use super::wake::Event;
+use crate::{AsyncIo, AsyncRead, AsyncWrite, IoCompletion, Waker};
 
 /// Limit on operations in flight; a power of two.
 const RING_ENTRIES: u32 = 128;
 /// Time between two looks for completions where the kernel refuses to wait for them.
 const WAIT_STEP: Duration = Duration::from_millis(1);
+
+/// Key of the operation that waits for the event.
+const EVENT_KEY: u64 = u64::MAX;
 
 pub(super) struct RingIo {
     ring: IoUring,
@@ -24,6 +28,10 @@ pub(super) struct RingIo {
     next_key: u64,
     /// The kernel takes no more operations.
     broken: bool,
+    /// Wakes the owner. From then on the ring waits for it.
+    event: Option<Event>,
+    /// The ring does not wait for the event.
+    unwatched: bool,
 }
 
 impl IoCompletion {
@@ -46,17 +54,49 @@ impl RingIo {
             queued: VecDeque::new(),
             next_key: 0,
             broken: false,
+            event: None,
+            unwatched: false,
         })
     }
 
     fn reap(&mut self) {
         for completion in self.ring.completion() {
+            if completion.user_data() == EVENT_KEY {
+                self.unwatched = true;
+                continue;
+            }
             let Some(mut ended) = self.in_flight.remove(&completion.user_data()) else { continue };
             ended.set_result(match completion.result() {
                 n if n >= 0 => Ok(n as usize),
                 errno => Err(io::Error::from_raw_os_error(-errno)),
             });
             self.completed.push_back(ended);
+        }
+    }
+
+    /// Lets the ring wait for the event, if it does not.
+    fn watch(&mut self) {
+        if self.event.is_none() || !self.unwatched {
+            return;
+        }
+        // What is queued is counted when it is submitted, so this operation must not be among it.
+        self.submit();
+        let Some(event) = self.event.as_ref().filter(|_| !self.broken) else { return };
+        // Whoever raises it from now on ends the wait that begins here.
+        event.take();
+        let entry = opcode::PollAdd::new(types::Fd(event.raw_fd()), libc::POLLIN as u32).build();
+        // SAFETY: the operation uses no memory, and the descriptor is open as long as the ring is: `event` is dropped
+        // after it.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(EVENT_KEY)) };
+        self.unwatched = pushed.is_err();
+        while pushed.is_ok() && !self.broken {
+            match self.ring.submit() {
+                Ok(_) => return,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
+                    _ => self.give_up(&error),
+                },
+            }
         }
     }
 
@@ -134,8 +174,9 @@ impl AsyncIo for RingIo {
     }
 
     fn take(&mut self) -> Option<IoCompletion> {
-        if self.completed.is_empty() && !self.in_flight.is_empty() {
+        if self.completed.is_empty() && (!self.in_flight.is_empty() || self.event.is_some()) {
             self.reap();
+            self.watch();
         }
         self.completed.pop_front()
     }
@@ -157,6 +198,15 @@ impl AsyncIo for RingIo {
 
     fn raw_fd(&self) -> Option<i32> {
         Some(std::os::fd::AsRawFd::as_raw_fd(&self.ring))
+    }
+
+    fn waker(&mut self) -> Option<Waker> {
+        if self.event.is_none() {
+            self.event = Some(Event::new().ok()?);
+            self.unwatched = true;
+            self.watch();
+        }
+        self.event.as_ref().map(Event::waker)
     }
 }
 
