@@ -9,76 +9,16 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use support::bucket::{Bucket, Host};
+use support::hosts::{BLOCK, BLOCKS, Hosts, assert_block, write};
 use support::{assert_sound, pattern};
 
 use marcot::{
-    BlockDevice, CloneOptions, Completion, CreateOptions, ErrorKind, Housekeeping, Image, ImageId,
-    Limits, Namespace, Pool, Store,
+    BlockDevice, CloneOptions, Completion, ErrorKind, Housekeeping, Image, Limits, Namespace,
 };
 use marcot_backend::object::memory::MemoryService;
 use marcot_backend::object::service::{
     Condition, Object, ObjectService, Page, ServiceError, Version,
 };
-
-const BLOCK: u64 = 4096;
-const BLOCKS: u64 = 200;
-
-/// Short segments, so that a little data fills many.
-fn limits() -> Limits {
-    Limits { segment_slots: 24, checkpoint_log_bytes: 256 << 10, ..Limits::default() }
-}
-
-struct Hosts {
-    bucket: Bucket,
-    directories: Vec<tempfile::TempDir>,
-    stores: Vec<Store>,
-    ships_flushes: bool,
-}
-
-impl Hosts {
-    fn new(count: u64, ships_flushes: bool) -> Self {
-        Self::with(Bucket::default(), count, ships_flushes)
-    }
-
-    fn with(bucket: Bucket, count: u64, ships_flushes: bool) -> Self {
-        let mut hosts = Self { bucket, directories: Vec::new(), stores: Vec::new(), ships_flushes };
-        (0..count).for_each(|_| hosts.add());
-        hosts
-    }
-
-    fn add(&mut self) {
-        self.directories.push(tempfile::tempdir().unwrap());
-        let number = self.directories.len() as u64;
-        let store = self.open_store(number as usize - 1);
-        self.stores.push(store);
-    }
-
-    fn open_store(&self, host: usize) -> Store {
-        let directory = self.directories[host].path();
-        let number = host as u64 + 1;
-        Host::store_that(&self.bucket, directory, number, limits(), self.ships_flushes)
-    }
-
-    fn pool(&self, host: usize) -> Pool {
-        self.stores[host].pool("rbd").unwrap()
-    }
-
-    /// An image that the first host has created and closed.
-    fn image(&self) -> ImageId {
-        self.pool(0).create("image", &CreateOptions::sized(BLOCKS * BLOCK)).unwrap()
-    }
-}
-
-fn write(image: &mut Image, block: u64, seed: u8) {
-    image.write_at(block * BLOCK, &pattern(seed, BLOCK as usize)).unwrap();
-}
-
-#[track_caller]
-fn assert_block(image: &mut Image, block: u64, seed: u8) {
-    let mut found = vec![0; BLOCK as usize];
-    image.read_at(block * BLOCK, &mut found).unwrap();
-    assert!(found == pattern(seed, BLOCK as usize), "block {block}");
-}
 
 #[test]
 fn what_one_host_has_closed_another_host_reads_and_goes_on_with() {
@@ -164,6 +104,31 @@ fn a_process_that_was_killed_loses_nothing_on_its_own_host() {
         image.close().unwrap();
         assert_sound(&hosts.stores[0], &hosts.pool(0));
     }
+}
+
+#[test]
+fn what_was_uploaded_of_the_live_log_stays_on_the_host_until_a_head_covers_it() {
+    let hosts = Hosts::new(1, true);
+    let id = hosts.image();
+    let mut image = hosts.pool(0).open(id).unwrap();
+    write(&mut image, 0, 1);
+    image.take_checkpoint().unwrap();
+    // The flushes upload whole segments of the log, and tidy up on the host.
+    for block in 0..60 {
+        write(&mut image, block, 2);
+        if block % 30 == 29 {
+            image.flush().unwrap();
+        }
+    }
+    let logs = || support::segments(&hosts.pool(0), 'd').len();
+    let uploaded = hosts.bucket.keys("rbd").iter().filter(|key| key.contains("/d")).count();
+    assert!(uploaded > 1, "{uploaded}");
+    assert!(logs() > 2, "{}", logs());
+    drop(image);
+    let mut image = hosts.pool(0).open(id).unwrap();
+    (0..60).for_each(|block| assert_block(&mut image, block, 2));
+    image.close().unwrap();
+    assert_eq!(logs(), 0);
 }
 
 #[test]

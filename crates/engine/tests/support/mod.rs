@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub mod bucket;
+pub mod hosts;
 pub mod no_disk;
 
 use std::collections::VecDeque;
