@@ -116,6 +116,8 @@ pub enum Fault {
     CopiesNotUploaded,
     /// A clone does not look at the snapshot again once its record is there.
     CloneUnchecked,
+    /// The fences of a log are removed with its image.
+    FencesRemoved,
 }
 
 /// Mistakes on one machine.
@@ -158,7 +160,7 @@ pub const ON_ONE_MACHINE: [Fault; 33] = [
 
 /// Mistakes in pools in a bucket.
 #[cfg(feature = "deliberate-faults")]
-pub const IN_A_BUCKET: [Fault; 22] = [
+pub const IN_A_BUCKET: [Fault; 23] = [
     Fault::StampIgnored,
     Fault::UnknownIsDone,
     Fault::UnknownIsLost,
@@ -181,6 +183,7 @@ pub const IN_A_BUCKET: [Fault; 22] = [
     Fault::ReplayedNotStored,
     Fault::CopiesNotUploaded,
     Fault::CloneUnchecked,
+    Fault::FencesRemoved,
 ];
 
 #[cfg(feature = "deliberate-faults")]

@@ -67,6 +67,22 @@ pub trait Records: Send + Sync {
     /// `NotFound`; `DirectoryNotEmpty`.
     fn remove(&self, key: &Key) -> io::Result<()>;
 
+    /// Removes a name that still leads to what `record` says. Another process may have removed it, and given the name to
+    /// another image. Where one lock holds all writers of a pool, the caller holds it.
+    ///
+    /// # Errors
+    /// `NotFound`, also where the name leads elsewhere.
+    fn remove_name(&self, name: &Key, record: &[u8]) -> io::Result<()> {
+        match self.get(name, record.len() as u64) {
+            Ok(found) if found == record => self.remove(name),
+            Ok(_) => Err(io::ErrorKind::NotFound.into()),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                Err(io::ErrorKind::NotFound.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes sure that no record of this key is ever created, where records of it are created once and for all: the
     /// heads of a pool that several hosts use. Elsewhere leases do that, and this does nothing.
     ///

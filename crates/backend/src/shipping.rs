@@ -109,7 +109,15 @@ pub trait Shipping: Send + Sync {
     /// of the log in a durable head: what was uploaded need not lie on this host any more, except the log.
     fn forget_log(&self, image: ImageId, log_from: u32, parts: &mut dyn Iterator<Item = u64>);
 
-    /// Removes all parts and fences of the log of an image that is gone. What cannot be removed is litter.
+    /// Ends the log of an image that is being removed, whose last owner may not know: stores a fence behind its last part.
+    /// `first` is the number of the first part, where that is known, and `term` is higher than that of the last owner.
+    ///
+    /// # Errors
+    /// What the service says.
+    fn end_log(&self, image: ImageId, first: u64, term: u64) -> io::Result<()>;
+
+    /// Removes all parts of the log of an image that is gone. Its fences stay, for owners that were replaced and do not
+    /// know. What cannot be removed is litter.
     fn forget_logs(&self, image: ImageId);
 
     /// How long what a guest asks for may wait for the service; `None`: as long as it takes.

@@ -301,6 +301,21 @@ fn a_name_moves_to_a_free_one() {
 }
 
 #[test]
+fn a_name_is_removed_only_where_it_leads_to_what_is_meant() {
+    on_each(|backend| {
+        let records = &backend.records;
+        records.create(&name("", "a"), b"1").unwrap();
+        for other in [&b""[..], b"2", b"11"] {
+            assert_eq!(kind(records.remove_name(&name("", "a"), other)), ErrorKind::NotFound);
+        }
+        assert_eq!(records.get(&name("", "a"), BYTES_MAX).unwrap(), b"1");
+        records.remove_name(&name("", "a"), b"1").unwrap();
+        assert_eq!(kind(records.get(&name("", "a"), BYTES_MAX)), ErrorKind::NotFound);
+        assert_eq!(kind(records.remove_name(&name("", "a"), b"1")), ErrorKind::NotFound);
+    });
+}
+
+#[test]
 fn a_group_is_replaced_only_by_who_knows_what_it_is() {
     on_each(|backend| {
         let records = &backend.records;

@@ -59,6 +59,12 @@ pub(super) fn image_of(key: &str) -> Option<ImageId> {
     }
 }
 
+/// The number of a part of an image's log, or of a fence; `None` where the object is neither.
+pub(super) fn parse_log_part(image: ImageId, object: &str) -> Option<u64> {
+    let number = u64::from_str_radix(object.strip_prefix(&log(image))?, 16).ok()?;
+    (log_part(image, number) == object).then_some(number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +85,14 @@ mod tests {
             assert_eq!(image_of(key), None, "{key}");
         }
         assert_eq!(image_of("children/1.2.3.4.5"), None);
+    }
+
+    #[test]
+    fn a_part_of_a_log_is_parsed_from_the_key_that_it_has() {
+        let image = ImageId(0xAB);
+        assert_eq!(parse_log_part(image, &log_part(image, 41)), Some(41));
+        assert_eq!(parse_log_part(image, &log_part(ImageId(0xAC), 41)), None);
+        assert_eq!(parse_log_part(image, "log/00000000000000ab/29"), None);
     }
 
     #[test]

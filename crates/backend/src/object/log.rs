@@ -9,7 +9,7 @@
 //! Invariants:
 //! - A part or fence is stored only where there is none of that number, and by an owner whose part before was
 //!   stored. So an owner that was replaced meets the fence of its successor, whatever it does next.
-//! - Fences are removed only with their image.
+//! - Fences are never removed, not even with their image: an owner that was replaced may wake up after that.
 
 use std::io;
 use std::path::Path;
@@ -34,6 +34,8 @@ use crate::{Asked, Recovered, SegmentKey, SegmentSet, ShipError, Shipping, Troub
 /// Permission bits of the files and directories of a host.
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
+/// No fence is longer than this, in bytes. Some parts are not longer either.
+const FENCE_BYTES_MAX: u64 = 128;
 /// Bytes of a file that says which terms files belong to.
 const TERMS_BYTES: usize = 24;
 
@@ -136,6 +138,14 @@ impl Inner {
         host.disk.sync_directory(from.parent().unwrap_or(&host.path))
     }
 
+    /// True for a part of a log that is no fence, as far as it can be read.
+    fn is_part(&self, image: ImageId, object: &str) -> bool {
+        let Some(number) = keys::parse_log_part(image, object) else { return false };
+        let found = self.service.tidying.get(object).ok().flatten();
+        let part = found.and_then(|found| self.decode(image, number, &found.bytes).ok());
+        part.is_some_and(|part| !part.fence || fault::is(Fault::FencesRemoved))
+    }
+
     fn decode(&self, image: ImageId, number: u64, bytes: &[u8]) -> io::Result<ShippedLog> {
         let object = keys::log_part(image, number);
         let bad = |why: String| {
@@ -176,6 +186,12 @@ impl Inner {
         file.write_at(piece.offset, &[&piece.bytes])?;
         Ok(file)
     }
+}
+
+/// The bytes of a fence.
+fn fence(image: ImageId, number: u64, term: u64) -> Vec<u8> {
+    let fence = ShippedLog { image_id: image.0, number, term, fence: true, pieces: Vec::new() };
+    encode_message(FrameKind::ShippedLog, &fence)
 }
 
 /// The numbers of the objects to remove with these parts: no others, because fences stay.
@@ -251,15 +267,7 @@ impl Shipping for ObjectSegments {
             let found = match inner.service.storing.get(&object).map_err(failed)? {
                 Some(found) => Some(found.bytes),
                 None => {
-                    let fence = ShippedLog {
-                        image_id: image.0,
-                        number,
-                        term,
-                        fence: true,
-                        pieces: Vec::new(),
-                    };
-                    let bytes = encode_message(FrameKind::ShippedLog, &fence);
-                    inner.create_object(&object, &bytes).map_err(failed)?
+                    inner.create_object(&object, &fence(image, number, term)).map_err(failed)?
                 }
             };
             recovered.next += 1;
@@ -370,14 +378,38 @@ impl Shipping for ObjectSegments {
         }
     }
 
+    fn end_log(&self, image: ImageId, first: u64, term: u64) -> io::Result<()> {
+        let mut number = first;
+        // Parts are removed from the first one on, so the next one has a number behind all of them.
+        self.0.list_objects(&keys::log(image), |object, _| {
+            let last = keys::parse_log_part(image, object);
+            number = number.max(last.map_or(0, |last| last + 1));
+        })?;
+        loop {
+            let object = keys::log_part(image, number);
+            let stored = self.0.create_object(&object, &fence(image, number, term));
+            let found = stored.map_err(|error| io_error(&self.0.service.show(&object), error))?;
+            let Some(found) = found else { return Ok(()) };
+            // The last owner was faster, or this was done before.
+            if self.0.decode(image, number, &found)?.fence {
+                return Ok(());
+            }
+            number += 1;
+        }
+    }
+
     fn forget_logs(&self, image: ImageId) {
         let mut objects = Vec::new();
-        let listed =
-            self.0.list_objects(&keys::log(image), |object, _| objects.push(object.to_owned()));
+        let listed = self.0.list_objects(&keys::log(image), |object, bytes| {
+            objects.push((object.to_owned(), bytes));
+        });
         if let Err(error) = listed {
             tracing::warn!(%image, %error, "the log of an image that is gone stays");
         }
-        for object in objects {
+        for (object, bytes) in objects {
+            if bytes <= FENCE_BYTES_MAX && !self.0.is_part(image, &object) {
+                continue;
+            }
             if let Err(error) = self.0.service.tidying.remove(&object) {
                 tracing::warn!(object, %error, "a part of the log of an image that is gone stays");
             }

@@ -231,9 +231,20 @@ impl Names {
 
     /// Removes a name.
     pub(super) fn remove(&self, namespace: u64, name: &str) -> io::Result<()> {
+        self.remove_if(namespace, name, |_| true)
+    }
+
+    /// Removes a name whose record is the right one. Another one counts as none.
+    pub(super) fn remove_if(
+        &self,
+        namespace: u64,
+        name: &str,
+        is_right: impl Fn(&[u8]) -> bool,
+    ) -> io::Result<()> {
         self.until_won(|| {
             let here = self.settled(namespace, name)?;
-            let entry = here.find(name).ok_or(io::ErrorKind::NotFound)?;
+            let entry = here.find(name).filter(|entry| is_right(&entry.record));
+            let entry = entry.ok_or(io::ErrorKind::NotFound)?;
             self.remove_old_entry(namespace, entry)?;
             Ok(self.put(&here, &here.without(name))?.then_some(()))
         })

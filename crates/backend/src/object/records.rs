@@ -427,6 +427,13 @@ impl Records for ObjectRecords {
         }
     }
 
+    fn remove_name(&self, name: &Key, record: &[u8]) -> io::Result<()> {
+        let Kept::Name(namespace, name) = kept(name) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        self.names.remove_if(self.names.number(namespace)?, name, |found| found == record)
+    }
+
     fn forbid(&self, key: &Key) -> io::Result<()> {
         match (key, kept(key)) {
             (Key::Head(_), Kept::Object(object)) => self.objects.forbid(&object),

@@ -1,7 +1,7 @@
 //! Creating and renaming images.
 
 use marcot_backend::Key;
-use marcot_format::frame::{FrameKind, encode_message};
+use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::{
     HeadRecord, LogPosition, MetaRecord, NameRecord, OwnerRecord, RootRecord, SegmentMarks,
 };
@@ -12,7 +12,7 @@ use super::advisory::check_unlocked;
 use super::image_name::ImageName;
 use super::names::check_image_name;
 use super::naming::NamedImages;
-use super::pool::Pool;
+use super::pool::{Pool, RECORD_BYTES_MAX};
 use crate::error::{ErrorKind, IoContext, Result, fail};
 
 /// log2 of the object size that `info` shows by default, as with RBD.
@@ -201,9 +201,7 @@ impl Pool {
             // The name may exist, if only the sync of it failed. The head is removed only after the name
             // is gone for good. Otherwise the image stays complete, and can be removed later.
             let unnamed = match self.find_in(&head.namespace, name) {
-                Ok(found) if found == id => {
-                    records.remove(&name_key).and_then(|()| records.settle(&name_key)).is_ok()
-                }
+                Ok(found) if found == id => self.remove_name_of(id, &name_key).is_ok(),
                 Ok(_) => true,
                 Err(unknown) => unknown.kind() == ErrorKind::NotFound,
             };
@@ -214,6 +212,24 @@ impl Pool {
         }
         self.note_found(id, name);
         Ok(())
+    }
+
+    /// Removes the name of an image, durably. Another host may remove the name too, and the name may be another image's
+    /// then, which keeps it.
+    pub(crate) fn remove_name_of(&self, id: ImageId, name: &Key) -> std::io::Result<()> {
+        let records = self.records();
+        let record = match records.get(name, RECORD_BYTES_MAX) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            record => record?,
+        };
+        let decoded = decode_message::<NameRecord>(FrameKind::Name, &record);
+        if decoded.is_ok_and(|(found, _)| found.image_id != id.0) {
+            return Ok(());
+        }
+        match records.remove_name(name, &record) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.and_then(|()| records.settle(name)),
+        }
     }
 
     /// Removes an image's head and what lies beside it. Where that fails, `gc` removes the rest.

@@ -295,9 +295,9 @@ impl Pool {
         match self.records().swap(&key, from, &bytes) {
             Ok(()) if late => upload().at(|| format!("cannot upload what {} names", label())),
             Ok(()) => Ok(()),
-            Err(SwapError::Changed) => {
-                let message = format!("{} was taken over by another process", label());
-                fail(ErrorKind::Fenced, message)
+            Err(SwapError::Changed) => fail(ErrorKind::Fenced, self.why_lost(image, head)),
+            Err(SwapError::Unchanged(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                fail(ErrorKind::Fenced, self.why_lost(image, head))
             }
             Err(SwapError::Unchanged(error)) => {
                 Err(error).at(|| format!("cannot write {}", self.records().show(&key)))
@@ -307,6 +307,31 @@ impl Pool {
                 let cause = system_words(&error.to_string()).to_owned();
                 fail(ErrorKind::Poisoned, format!("{message}: {cause}"))
             }
+        }
+    }
+
+    /// Why a head was not replaced by this one.
+    fn why_lost(&self, image: ImageId, head: &HeadRecord) -> String {
+        let label = self.image_label(head);
+        match self.is_gone(image) {
+            true => format!("{label} was removed by another process"),
+            false => format!("{label} was taken over by another process"),
+        }
+    }
+
+    /// True where an image was removed, or its removal has begun.
+    pub(crate) fn is_gone(&self, image: ImageId) -> bool {
+        match self.read_head(image) {
+            Ok(head) => head.removing,
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        }
+    }
+
+    /// An error of [`Self::swap_head`] as it concerns those who do not own the image.
+    pub(crate) fn not_found_if_gone(&self, image: ImageId, error: Error) -> Error {
+        match error.kind() == ErrorKind::Fenced && self.is_gone(image) {
+            true => Error::new(ErrorKind::NotFound, error.to_string()),
+            false => error,
         }
     }
 

@@ -99,7 +99,8 @@ pub(super) fn claim(
         let first_sequence = head.log.unwrap_or_default().sequence;
         let _ = shipping.recover(image, term, head.log_first, first_sequence);
     }
-    pool.swap_head(image, marcot_backend::Stamp::of(head), &next)?;
+    let swapped = pool.swap_head(image, marcot_backend::Stamp::of(head), &next);
+    swapped.map_err(|error| pool.not_found_if_gone(image, error))?;
     let first = head.log_first;
     let recovered = match open {
         None => Recovered { next: first, parts: Vec::new() },
@@ -108,6 +109,12 @@ pub(super) fn claim(
             tracing::info!(image = %label, host = %owner.host_name, is_here, "the image was not closed; its log is recovered");
             match shipping.recover(image, term, first, first_sequence) {
                 Ok(recovered) => recovered,
+                Err(ShipError::Fenced) if pool.is_gone(image) => {
+                    return fail(
+                        ErrorKind::NotFound,
+                        format!("{label} was removed by another process"),
+                    );
+                }
                 Err(ShipError::Fenced) => {
                     let message = format!("{label} was taken over by another host");
                     return fail(ErrorKind::Fenced, message);

@@ -186,9 +186,6 @@ impl Store {
             pool.unlink_image(image, &head)?;
         }
         drop(lock);
-        if let Some(shipping) = pool.segments().shipping() {
-            shipping.forget_logs(image);
-        }
         if let Some(parent) = &head.parent {
             forget_child(pool, parent, SnapId(parent.snap_id), image)?;
         }
@@ -261,7 +258,8 @@ fn check_no_snapshots(label: &str, head: &HeadRecord) -> Result<()> {
 impl Pool {
     /// Removes an image from the catalogue. The locks of image and pool are held.
     ///
-    /// 1. The head is marked as being removed. 2. The name is removed. 3. The head is removed.
+    /// 1. The head is marked as being removed. 2. The log ends, where other hosts may be owners. 3. The name is removed.
+    /// 4. The head is removed.
     pub(crate) fn unlink_image(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         self.keep_heirs(image, head)?;
         if !head.removing {
@@ -273,14 +271,22 @@ impl Pool {
                 // then interrupted between the next two steps, the image has no name, which `check`
                 // reports.
                 Err(error) if error.kind() == ErrorKind::NoSpace => {}
-                written => written?,
+                written => written.map_err(|error| self.not_found_if_gone(image, error))?,
             }
         }
         let context = || format!("cannot remove image '{}'", head.name);
+        if let Some(shipping) = self.segments().shipping() {
+            // An owner that has not closed the image may not know that it was replaced. A damaged head does not
+            // name its owner.
+            let owner = head.owner.as_ref();
+            if owner.is_none_or(|owner| !owner.closed) {
+                let term = owner.map_or(u64::MAX, |owner| owner.term + 1);
+                shipping.end_log(image, head.log_first, term).at(context)?;
+            }
+        }
         if let Some(name) = self.find_name_of(head)? {
             let key = Key::Name { namespace: head.namespace.clone(), name };
-            self.records().remove(&key).at(context)?;
-            self.records().settle(&key).at(context)?;
+            self.remove_name_of(image, &key).at(context)?;
         }
         // Also where the name is gone already: the process that removed it may have been killed before
         // that was durable. A name must not come back without its image.
@@ -291,9 +297,16 @@ impl Pool {
         }
         self.remove_head(image);
         match self.read_head(image) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            _ => Err(Error::new(ErrorKind::Io, format!("cannot remove the head of image {image}"))),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            _ => {
+                let message = format!("cannot remove the head of image {image}");
+                return fail(ErrorKind::Io, message);
+            }
         }
+        if let Some(shipping) = self.segments().shipping() {
+            shipping.forget_logs(image);
+        }
+        Ok(())
     }
 
     /// Removes the private segments of a removed image, which no clone can name. Returns how many segments

@@ -87,9 +87,8 @@ struct State {
     /// The last owner that was not replaced when it began.
     current: usize,
     snapshots: Vec<Snapshot>,
-    /// Removals of the image that have begun and were not refused. Its fences go with it, so an owner that was replaced
-    /// may go on to promise what nobody will look for.
-    removals: u64,
+    /// The removal of the image was acknowledged.
+    is_removed: bool,
     /// Hosts that have begun to become the owner. One that has failed may still be named by the head later.
     claims: Vec<Host>,
 }
@@ -153,6 +152,14 @@ pub struct Beginning {
     /// The states that the next owners had found.
     found: Vec<Option<usize>>,
     snapshots: Vec<Snapshot>,
+}
+
+/// The last state of an owner, and what was true then.
+#[derive(Debug, Clone, Copy)]
+pub struct Last {
+    at: usize,
+    /// The image was removed before.
+    is_removed: bool,
 }
 
 /// The number of a reign.
@@ -237,32 +244,32 @@ impl Lineage {
         }
     }
 
-    /// The number of the owner's last state. What is promised is the state when the command began.
+    /// The owner's last state. What is promised is the state when the command began.
     #[must_use]
-    pub fn last(&self, reign: ReignId) -> usize {
-        self.state().reigns[reign.0].states.len() - 1
+    pub fn last(&self, reign: ReignId) -> Last {
+        let state = self.state();
+        Last { at: state.reigns[reign.0].states.len() - 1, is_removed: state.is_removed }
     }
 
-    /// A removal of the image begins.
-    pub fn removal_begins(&self) {
-        self.state().removals += 1;
-    }
-
-    /// A removal of the image was refused.
-    pub fn removal_refused(&self) {
-        self.state().removals -= 1;
+    /// The image was removed.
+    pub fn removed(&self) {
+        self.state().is_removed = true;
     }
 
     /// An owner promises that this state of its reign survives everything.
     ///
     /// # Errors
-    /// I6 where the next owner has found an earlier one.
-    pub fn promise(&self, reign: ReignId, at: usize, by: &str) -> Result<(), Violation> {
+    /// I6 where the next owner has found an earlier one, or where the image was removed before the command began.
+    pub fn promise(&self, reign: ReignId, last: Last, by: &str) -> Result<(), Violation> {
+        let Last { at, is_removed } = last;
         let mut state = self.state();
-        if state.removals > 0 {
-            return Ok(());
-        }
         let reign = &mut state.reigns[reign.0];
+        if is_removed && at > reign.promised.max(reign.promised_here) {
+            let machine = reign.host.machine;
+            let message =
+                format!("machine {machine} has acknowledged {by} of an image that is gone");
+            return violation(Rule::I6, message);
+        }
         if let Some(found) = reign.found_by_next.filter(|found| *found < at) {
             let message = format!(
                 "machine {} has acknowledged {by} with state {at}, and its successor has found state {found}",
@@ -275,7 +282,7 @@ impl Lineage {
     }
 
     /// As [`Self::promise`], while the host lives and no other one takes the image over.
-    pub fn promise_here(&self, reign: ReignId, at: usize) {
+    pub fn promise_here(&self, reign: ReignId, Last { at, .. }: Last) {
         let mut state = self.state();
         let reign = &mut state.reigns[reign.0];
         reign.promised_here = reign.promised_here.max(at);
@@ -403,6 +410,10 @@ mod tests {
         Host { machine, disk: machine as u64 }
     }
 
+    fn at(at: usize) -> Last {
+        Last { at, is_removed: false }
+    }
+
     fn three_states() -> (Lineage, ReignId) {
         let (lineage, first) = Lineage::begin(host(0), content(0));
         lineage.change(first, 0, &[1; 4]);
@@ -413,12 +424,12 @@ mod tests {
     #[test]
     fn a_successor_finds_a_state_that_contains_what_was_promised() {
         let (lineage, first) = three_states();
-        lineage.promise(first, 1, "a flush").unwrap();
+        lineage.promise(first, at(1), "a flush").unwrap();
         assert!(lineage.succeed(host(1), true, content(0)).is_err());
         assert!(lineage.succeed(host(1), true, content(9)).is_err());
         lineage.succeed(host(1), true, content(1)).unwrap();
         let (lineage, first) = three_states();
-        lineage.promise(first, 1, "a flush").unwrap();
+        lineage.promise(first, at(1), "a flush").unwrap();
         lineage.succeed(host(1), true, content(2)).unwrap();
     }
 
@@ -428,10 +439,10 @@ mod tests {
         let before = lineage.begin_to_look();
         let second = lineage.succeed(host(1), true, content(1)).unwrap();
         lineage.compare_reader(2, &before, &content(2)).unwrap();
-        lineage.promise(first, 1, "a flush").unwrap();
-        assert!(lineage.promise(first, 2, "a flush").is_err());
+        lineage.promise(first, at(1), "a flush").unwrap();
+        assert!(lineage.promise(first, at(2), "a flush").is_err());
         lineage.change(second, 0, &[3; 4]);
-        lineage.promise(second, 1, "a flush").unwrap();
+        lineage.promise(second, at(1), "a flush").unwrap();
         let now = lineage.begin_to_look();
         assert!(lineage.compare_reader(2, &now, &content(2)).is_err());
         for past in [0, 1, 3] {
@@ -443,7 +454,7 @@ mod tests {
     fn what_was_promised_on_a_host_is_there_unless_another_host_has_begun_to_take_the_image_over() {
         let promised = || {
             let (lineage, first) = three_states();
-            lineage.promise_here(first, 1);
+            lineage.promise_here(first, at(1));
             lineage
         };
         assert!(promised().succeed(host(0), true, content(0)).is_err());
@@ -483,15 +494,28 @@ mod tests {
     #[test]
     fn an_owner_that_was_replaced_before_it_has_looked_can_promise_nothing() {
         let (lineage, first) = three_states();
-        lineage.promise(first, 2, "a flush").unwrap();
+        lineage.promise(first, at(2), "a flush").unwrap();
         let second = lineage.succeed(host(1), true, content(2)).unwrap();
         lineage.change(second, 0, &[3; 4]);
-        lineage.promise(second, 1, "a flush").unwrap();
+        lineage.promise(second, at(1), "a flush").unwrap();
         let late = lineage.succeed(host(2), false, content(2)).unwrap();
-        lineage.promise(late, 0, "a flush").unwrap();
+        lineage.promise(late, at(0), "a flush").unwrap();
         lineage.change(late, 0, &[4; 4]);
-        assert!(lineage.promise(late, 1, "a flush").is_err());
+        assert!(lineage.promise(late, at(1), "a flush").is_err());
         lineage.succeed(host(3), true, content(3)).unwrap();
+    }
+
+    #[test]
+    fn nothing_new_is_promised_of_an_image_that_was_removed() {
+        let (lineage, first) = three_states();
+        lineage.promise(first, lineage.last(first), "a flush").unwrap();
+        lineage.change(first, 0, &[3; 4]);
+        let before = lineage.last(first);
+        lineage.removed();
+        // It was stored before the removal, and the answer came later.
+        lineage.promise(first, before, "a flush").unwrap();
+        lineage.change(first, 0, &[4; 4]);
+        assert!(lineage.promise(first, lineage.last(first), "a flush").is_err());
     }
 
     fn compare(lineage: &Lineage, found: &[(String, Bytes)]) -> Result<(), Violation> {

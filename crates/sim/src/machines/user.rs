@@ -341,17 +341,16 @@ impl User {
             self.forgive(Some(image), closed)?;
         }
         self.family.note(image, |known| known.removals += 1);
-        known.lineage.removal_begins();
         let remove = || -> Result<(), Ended> {
             let (store, pool) = self.opened(known.pool)?;
             Ok(store.remove_image(&pool, id, &mut |_, _| {})?)
         };
         let removed = remove();
         let is_refused = matches!(&removed, Err(Ended::Error(error)) if is_refusal(error.kind()));
-        if is_refused {
-            known.lineage.removal_refused();
-        }
         let is_gone = self.forgive(None, removed)?.is_some();
+        if is_gone {
+            known.lineage.removed();
+        }
         self.done.removals += u64::from(is_gone);
         self.family.note(image, |known| {
             known.is_gone |= is_gone;

@@ -1,0 +1,191 @@
+//! Hosts that do different things to the same image of a bucket at the same moment.
+
+mod support;
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+
+use support::assert_sound;
+use support::bucket::Bucket;
+use support::hosts::{Hosts, write};
+
+use marcot::{CreateOptions, ErrorKind, ImageId};
+use marcot_backend::object::memory::MemoryService;
+use marcot_backend::object::service::{
+    Condition, Object, ObjectService, Page, ServiceError, Version,
+};
+
+/// Something that happens before a request.
+struct Hook {
+    /// The beginning of the request: its kind, a space, and its key.
+    request: &'static str,
+    happens: Box<dyn FnOnce() + Send>,
+}
+
+/// A service on which something happens before chosen requests.
+#[derive(Default)]
+struct Hooked {
+    service: MemoryService,
+    hooks: Mutex<Vec<Hook>>,
+}
+
+impl Hooked {
+    /// Calls `happens` before the next request that begins so.
+    fn before(&self, request: &'static str, happens: impl FnOnce() + Send + 'static) {
+        self.hooks.lock().unwrap().push(Hook { request, happens: Box::new(happens) });
+    }
+
+    fn meet(&self, kind: &str, key: &str) {
+        let request = format!("{kind} {key}");
+        let hook = {
+            let mut hooks = self.hooks.lock().unwrap();
+            let at = hooks.iter().position(|hook| request.starts_with(hook.request));
+            at.map(|at| hooks.remove(at))
+        };
+        if let Some(hook) = hook {
+            (hook.happens)();
+        }
+    }
+}
+
+impl ObjectService for Hooked {
+    fn get(&self, key: &str) -> Result<Object, ServiceError> {
+        self.meet("get", key);
+        self.service.get(key)
+    }
+
+    fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ServiceError> {
+        self.meet("get", key);
+        self.service.get_range(key, range)
+    }
+
+    fn put(&self, key: &str, bytes: &[u8], condition: &Condition) -> Result<Version, ServiceError> {
+        self.meet("put", key);
+        self.service.put(key, bytes, condition)
+    }
+
+    fn remove(&self, key: &str) -> Result<(), ServiceError> {
+        self.meet("remove", key);
+        self.service.remove(key)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page, ServiceError> {
+        self.meet("list", prefix);
+        self.service.list(prefix, after)
+    }
+
+    fn show(&self, key: &str) -> String {
+        self.service.show(key)
+    }
+}
+
+/// Two hosts, and the service of their pool.
+fn two_hosts() -> (Hosts, Arc<Hooked>) {
+    let (bucket, service) = (Bucket::default(), Arc::new(Hooked::default()));
+    bucket.keep_in("rbd", Arc::clone(&service) as Arc<dyn ObjectService>);
+    (Hosts::with(bucket, 2, true), service)
+}
+
+fn remove(hosts: &Hosts, host: usize, image: ImageId) {
+    hosts.stores[host].remove_image(&hosts.pool(host), image, &mut |_, _| {}).unwrap();
+}
+
+fn collect(hosts: &Hosts, host: usize) {
+    hosts.stores[host].gc(&hosts.pool(host), &mut |_, _| {}).unwrap();
+}
+
+/// An owner that does not know that another host has taken its image over, and has removed it with `remove`.
+#[track_caller]
+fn assert_replaced_and_removed(flushed: bool, remove: impl FnOnce(&Hosts, &Hooked, ImageId)) {
+    let (hosts, service) = two_hosts();
+    let id = hosts.image();
+    let mut owner = hosts.pool(0).open(id).unwrap();
+    write(&mut owner, 1, 1);
+    if flushed {
+        owner.flush().unwrap();
+    } else {
+        owner.take_checkpoint().unwrap();
+    }
+    remove(&hosts, &service, id);
+    collect(&hosts, 1);
+    write(&mut owner, 2, 2);
+    for _ in 0..2 {
+        assert!(owner.flush().unwrap_err().kind().ends_writing());
+    }
+    assert!(owner.close().is_err());
+}
+
+#[test]
+fn an_owner_whose_image_was_taken_over_and_removed_acknowledges_no_flush() {
+    for flushed in [true, false] {
+        assert_replaced_and_removed(flushed, |hosts, _, id| {
+            assert!(hosts.pool(1).end_other_owner(id).unwrap());
+            remove(hosts, 1, id);
+        });
+    }
+}
+
+#[test]
+fn nor_does_one_whose_successor_died_before_it_had_stored_a_fence() {
+    for flushed in [true, false] {
+        assert_replaced_and_removed(flushed, |hosts, service, id| {
+            service.before("put log/", || panic!("it dies"));
+            let pool = hosts.pool(1);
+            let died = catch_unwind(AssertUnwindSafe(|| pool.take_over(id).map(drop)));
+            assert!(died.is_err());
+            remove(hosts, 1, id);
+        });
+    }
+}
+
+#[test]
+fn nor_does_one_whose_image_was_given_up_because_its_head_was_damaged() {
+    assert_replaced_and_removed(true, |hosts, service, id| {
+        let head = format!("images/{id}/head");
+        service.put(&head, b"damaged", &Condition::None).unwrap();
+        let pool = hosts.pool(1);
+        hosts.stores[1].remove_damaged(&pool, "image", &mut |_, _| {}).unwrap();
+    });
+}
+
+#[test]
+fn an_owner_whose_image_was_removed_is_told_so() {
+    let (hosts, _) = two_hosts();
+    let id = hosts.image();
+    let mut owner = hosts.pool(0).open(id).unwrap();
+    hosts.pool(1).end_other_owner(id).unwrap();
+    remove(&hosts, 1, id);
+    let refused = owner.set_metadata("key", "value").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Fenced, "{refused}");
+    assert!(refused.to_string().contains("was removed"), "{refused}");
+}
+
+#[test]
+fn an_opening_that_loses_to_a_removal_finds_no_image() {
+    let (hosts, service) = two_hosts();
+    let id = hosts.image();
+    let (store, pool) = (hosts.stores[0].clone(), hosts.pool(0));
+    service.before("put images/", move || {
+        store.remove_image(&pool, id, &mut |_, _| {}).unwrap();
+    });
+    let refused = hosts.pool(1).open(id).map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
+    assert!(refused.to_string().contains("removed"), "{refused}");
+}
+
+#[test]
+fn a_removal_leaves_the_name_to_another_image_that_has_got_it_meanwhile() {
+    let (hosts, service) = two_hosts();
+    let id = hosts.image();
+    let (store, pool) = (hosts.stores[1].clone(), hosts.pool(1));
+    // The other host finishes the removal, and gives the name to a new image.
+    service.before("put names/", move || {
+        store.gc(&pool, &mut |_, _| {}).unwrap();
+        pool.create("image", &CreateOptions::sized(1 << 20)).unwrap();
+    });
+    remove(&hosts, 0, id);
+    let new = hosts.pool(0).find("image").unwrap();
+    assert_ne!(new, id);
+    hosts.stores.iter().zip(0..).for_each(|(store, host)| assert_sound(store, &hosts.pool(host)));
+}
