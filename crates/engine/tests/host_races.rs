@@ -1,16 +1,20 @@
 //! Hosts that do different things to the same image of a bucket at the same moment.
 
+#![expect(clippy::disallowed_methods, reason = "a test lets a thread of its own clone")]
+
 mod support;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use support::assert_sound;
 use support::bucket::Bucket;
-use support::hosts::{Hosts, write};
+use support::hosts::{Hosts, assert_block, write};
 
-use marcot::{CreateOptions, ErrorKind, ImageId};
+use marcot::{CloneOptions, CreateOptions, ErrorKind, ImageId};
 use marcot_backend::object::memory::MemoryService;
 use marcot_backend::object::service::{
     Condition, Object, ObjectService, Page, ServiceError, Version,
@@ -28,6 +32,7 @@ struct Hook {
 struct Hooked {
     service: MemoryService,
     hooks: Mutex<Vec<Hook>>,
+    gets: AtomicUsize,
 }
 
 impl Hooked {
@@ -51,6 +56,7 @@ impl Hooked {
 
 impl ObjectService for Hooked {
     fn get(&self, key: &str) -> Result<Object, ServiceError> {
+        self.gets.fetch_add(1, Ordering::SeqCst);
         self.meet("get", key);
         self.service.get(key)
     }
@@ -188,4 +194,37 @@ fn a_removal_leaves_the_name_to_another_image_that_has_got_it_meanwhile() {
     let new = hosts.pool(0).find("image").unwrap();
     assert_ne!(new, id);
     hosts.stores.iter().zip(0..).for_each(|(store, host)| assert_sound(store, &hosts.pool(host)));
+}
+
+#[test]
+fn a_clone_waits_for_an_unprotect_on_another_host_that_may_find_a_child() {
+    let (hosts, service) = two_hosts();
+    let id = hosts.image();
+    let mut image = hosts.pool(0).open(id).unwrap();
+    write(&mut image, 1, 1);
+    image.snapshot("s").unwrap();
+    image.protect("s").unwrap();
+    image.close().unwrap();
+    let options = CloneOptions::default();
+    let pool = hosts.pool(0);
+    pool.snapshot(id, "s").clone_to(&pool, "child", &options).unwrap();
+
+    let mut image = hosts.pool(0).open(id).unwrap();
+    let cloning: Arc<Mutex<Option<JoinHandle<marcot::Result<ImageId>>>>> = Arc::default();
+    let (kept, pool, counted) = (Arc::clone(&cloning), hosts.pool(1), Arc::clone(&service));
+    service.before("list children/", move || {
+        let before = counted.gets.load(Ordering::SeqCst);
+        let clone = move || pool.snapshot(id, "s").clone_to(&pool, "other", &options);
+        let thread = std::thread::spawn(clone);
+        // It has looked at the head again, so it waits.
+        while counted.gets.load(Ordering::SeqCst) < before + 3 && !thread.is_finished() {
+            std::thread::yield_now();
+        }
+        *kept.lock().unwrap() = Some(thread);
+    });
+    assert_eq!(image.unprotect("s").unwrap_err().kind(), ErrorKind::HasChildren);
+    image.close().unwrap();
+    let thread = cloning.lock().unwrap().take().expect("the children were listed");
+    let clone = thread.join().unwrap().unwrap();
+    assert_block(&mut hosts.pool(0).open_read_only(clone).unwrap(), 1, 1);
 }

@@ -106,14 +106,19 @@ impl CloneOptions {
 /// How long a clone waits at most for an unprotect that is looking for children. The search takes
 /// milliseconds, or more where a store has many pools.
 const UNPROTECTING_WAIT: Duration = Duration::from_secs(5);
-/// The time between two looks at the head meanwhile.
+/// The time between two looks at the head meanwhile: in a directory, and in a bucket, where each is a request.
 const UNPROTECTING_INTERVAL: Duration = Duration::from_millis(1);
+const UNPROTECTING_INTERVAL_IN_BUCKET: Duration = Duration::from_millis(50);
 
 /// Reads the head of a parent, and waits while its snapshot is being unprotected. The unprotect may find
 /// children and protect the snapshot again; then the clone can be made. Where the process that was
 /// unprotecting is gone, its mark stays in the head and the clone is refused.
 fn settled_head(parent: &Pool, image: ImageId, snap: &str) -> Result<HeadRecord> {
     let mut waited = Duration::ZERO;
+    let interval = match parent.segments().shipping() {
+        None => UNPROTECTING_INTERVAL,
+        Some(_) => UNPROTECTING_INTERVAL_IN_BUCKET,
+    };
     loop {
         let head = parent.read_head(image)?;
         let unsettled = head.snapshots.iter().any(|s| {
@@ -122,12 +127,14 @@ fn settled_head(parent: &Pool, image: ImageId, snap: &str) -> Result<HeadRecord>
         if !unsettled || waited >= UNPROTECTING_WAIT {
             return Ok(head);
         }
-        if parent.owner_pid(image).is_none() {
+        // Another host may have it open.
+        let is_open = head.owner.as_ref().is_some_and(|owner| !owner.closed);
+        if !is_open && parent.owner_pid(image).is_none() {
             // Nobody has the parent open. The unprotect may have ended just now, so read again.
             return parent.read_head(image);
         }
-        parent.store().inner.world.clock.pause(UNPROTECTING_INTERVAL);
-        waited += UNPROTECTING_INTERVAL;
+        parent.store().inner.world.clock.pause(interval);
+        waited += interval;
     }
 }
 
