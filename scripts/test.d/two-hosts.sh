@@ -21,6 +21,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 SEED=${MARCOT_TEST_SEED:-$RANDOM}
 TAKEOVERS=${MARCOT_TEST_TAKEOVERS:-6}
+DEVICES=$((TAKEOVERS / 2))
 CLONES=${MARCOT_TEST_CLONES:-16}
 # Addresses that exist only in the namespaces.
 NETWORK=10.77.0
@@ -57,6 +58,21 @@ on() {
     nsenter --target "${KEEPER[$1]}" --net --mount --uts -- "${@:2}"
 }
 
+# Devices outlive the process that mapped them.
+clean_up() {
+    local name record
+    trap '' INT TERM HUP
+    for name in "${!KEEPER[@]}"; do
+        for record in "$CLAIMS_SCRATCH/$name"/run/*.json; do
+            [[ -e $record ]] || continue
+            kill -CONT "$(jq .pid "$record")" 2>/dev/null || true
+            on "$name" env MARCOT_STORE="$CLAIMS_SCRATCH/here/store" MARCOT_RUN_DIR="$CLAIMS_SCRATCH/here/run" \
+                "$MARCOT" device unmap -o force "$(jq -r .device "$record")" 2>/dev/null || true
+        done
+    done
+    claims_clean
+}
+
 # plug NAME NUMBER : a link from a host to the service's host, whose end there has the host's name.
 plug() {
     on service ip link add "$1" type veth peer name eth0 netns "${KEEPER[$1]}" &&
@@ -80,6 +96,8 @@ directories() {
     for name in "${HOSTS[@]}"; do
         mkdir "$CLAIMS_SCRATCH/$name"
         mkdir "$CLAIMS_SCRATCH/$name/home"
+        printf '[default]\naws_access_key_id = AKMARCOT\naws_secret_access_key = secret-of-marcot\n' >"$CLAIMS_SCRATCH/$name/credentials"
+        chmod 600 "$CLAIMS_SCRATCH/$name/credentials"
         on "$name" mount --bind "$CLAIMS_SCRATCH/$name" "$CLAIMS_SCRATCH/here"
     done
 }
@@ -104,7 +122,7 @@ hosts_do() {
     for name in "${HOSTS[@]}"; do hosts+=(--host "$name=${KEEPER[$name]}"); done
     start_owned env PYTHONPATH="$HERE/../lib" PYTHONDONTWRITEBYTECODE=1 python3 -m two_hosts "$1" --count "$2" --seed "$SEED" \
         --marcot "$MARCOT" --directory "$CLAIMS_SCRATCH" --endpoint "http://$NETWORK.1:$SERVICE_PORT" --bucket "$BUCKET" \
-        --access-key AKMARCOT --secret-key secret-of-marcot --service "${KEEPER[service]}" "${hosts[@]}"
+        --credentials "$CLAIMS_SCRATCH/here/credentials" --service "${KEEPER[service]}" "${hosts[@]}"
     local pid=$!
     wait "$pid" || status=$?
     disown_ended "$pid"
@@ -118,10 +136,11 @@ are_two() {
 }
 
 main() {
-    need_packages iproute2 util-linux python3
+    need_packages iproute2 util-linux python3 jq
     SERVICE=$(dirname "$(realpath "${2:-.}")")/marcot-s3-test
     commands_begin "$@"
     [[ -x $SERVICE ]] || { printf '%s is missing: cargo build\n' "$SERVICE" >&2 && exit 2; }
+    trap clean_up EXIT
     for name in service "${HOSTS[@]}"; do new_host "$name"; done
     network 2>"$CLAIMS_SCRATCH/network.err" || no_namespaces "$CLAIMS_SCRATCH/network.err"
     directories
@@ -130,6 +149,7 @@ main() {
     printf '# seed %s\n' "$SEED"
     claim "$TAKEOVERS times an owner is stopped and replaced, and comes back" hosts_do stopped "$TAKEOVERS"
     claim "$TAKEOVERS times an owner is cut off and replaced, and comes back" hosts_do cut "$TAKEOVERS"
+    claim "$DEVICES times an owner whose device is mapped is stopped or cut off and replaced, and comes back" hosts_do mapped "$DEVICES"
     claim "$CLONES processes clone on both hosts while others unprotect, flatten, remove and collect" hosts_do clones "$CLONES"
     claims_end
 }

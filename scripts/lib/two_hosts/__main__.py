@@ -7,8 +7,13 @@ import subprocess
 import sys
 
 from .clones import Clones
-from .hosts import POOL, Host, Violation
+from .devices import Mapping
+from .hosts import POOL, Host, Server, Violation
 from .takeovers import Cut, Stopped, Takeovers
+
+
+# What happens to owners.
+TROUBLES = {"stopped": [Stopped], "cut": [Cut], "mapped": [Stopped, Cut]}
 
 
 class Switch:
@@ -25,15 +30,14 @@ class Switch:
 
 def arguments():
     parser = argparse.ArgumentParser(prog="two_hosts")
-    parser.add_argument("what", choices=("stopped", "cut", "clones"))
+    parser.add_argument("what", choices=("stopped", "cut", "mapped", "clones"))
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--marcot", required=True)
     parser.add_argument("--directory", required=True)
     parser.add_argument("--endpoint", required=True)
     parser.add_argument("--bucket", required=True)
-    parser.add_argument("--access-key", required=True)
-    parser.add_argument("--secret-key", required=True)
+    parser.add_argument("--credentials", required=True)
     parser.add_argument("--service", type=int, required=True, help="a process on the host of the service")
     parser.add_argument("--host", action="append", required=True, help="NAME=a process on that host")
     return parser.parse_args()
@@ -54,7 +58,8 @@ def main():
         if options.what == "clones":
             told = Clones(hosts, chance).run(options.count)
         else:
-            takeovers = Takeovers(hosts, chance, Stopped if options.what == "stopped" else Cut)
+            door = Mapping if options.what == "mapped" else Server
+            takeovers = Takeovers(hosts, chance, door, TROUBLES[options.what])
             takeovers.run(options.count)
             told = f"{options.count} takeovers, {takeovers.flushes} flushes acknowledged"
     except Violation as violation:
@@ -68,9 +73,10 @@ def prepare(hosts, options):
     for host in hosts:
         host.run("pool", "detach", POOL)
     place = f"s3://{options.bucket}/{options.what}-{options.seed}"
-    hosts[0].works("pool", "create", POOL, "--backend", place)
+    words = [POOL, "--backend", place, "--endpoint", options.endpoint, "--credentials", options.credentials]
+    hosts[0].works("pool", "create", *words)
     for host in hosts[1:]:
-        host.works("pool", "attach", POOL, "--backend", place)
+        host.works("pool", "attach", *words)
 
 
 main()

@@ -77,11 +77,11 @@ def read_sectors(data):
 
 
 class Guest:
-    """A client of a server. It writes in a thread of its own, until it is told to stop or gets an error."""
+    """A client of a server or a device. It writes in a thread of its own, until it is told to stop or gets an error."""
 
-    def __init__(self, server, export, random):
-        self.server, self.export, self.random = server, export, random
-        self.client = nbd.Client(server.socket, export)
+    def __init__(self, server, random):
+        self.server, self.random = server, random
+        self.client = server.client()
         self._replies = []
         data = b"".join(piece for _, piece in nbd.read_all(self.client, IMAGE_BYTES))
         self.reign = Reign(read_sectors(data))
@@ -128,11 +128,7 @@ class Guest:
         except OSError:
             # It has hung up.
             pass
-        try:
-            nbd.Client(self.server.socket, self.export).close()
-        except nbd.Refused:
-            return
-        raise Violation(f"host {host} was replaced, and has taken the image back")
+        self.server.check_not_given_back()
 
     def close(self):
         """Hangs up."""

@@ -7,6 +7,8 @@ import threading
 import time
 from contextlib import contextmanager
 
+from torture import nbd
+
 POOL = "gold"
 # Longer than any command takes on a busy machine: what takes longer hangs.
 COMMAND_S_MAX = 300
@@ -41,14 +43,11 @@ class Host:
             "HOME": f"{store}/home",
             "MARCOT_STORE": f"{store}/store",
             "MARCOT_RUN_DIR": f"{store}/run",
-            "AWS_ENDPOINT_URL_S3": options.endpoint,
-            "AWS_ACCESS_KEY_ID": options.access_key,
-            "AWS_SECRET_ACCESS_KEY": options.secret_key,
             "AWS_EC2_METADATA_DISABLED": "true",
             "LC_ALL": "C",
             "TZ": "UTC",
         }
-        for unwanted in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"):
+        for unwanted in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"):
             self.environment.pop(unwanted, None)
 
     def inside(self, *words):
@@ -91,21 +90,34 @@ class Host:
 
 
 class Server:
-    """`marcot serve` on a host. It takes over what others have open."""
+    """`marcot serve` on a host. It takes the image over from whoever has it."""
 
-    def __init__(self, host, pool):
+    def __init__(self, host, image):
         self.host = host
+        self.export = f"{POOL}/{image}"
         self.socket = f"{host.directory}/nbd.sock"
         self.log_path = f"{host.directory}/server.log"
         if os.path.exists(self.socket):
             os.unlink(self.socket)
-        words = ["serve", "--force", "--socket", f"{host.options.directory}/here/nbd.sock", pool]
+        words = ["serve", "--force", "--socket", f"{host.options.directory}/here/nbd.sock", POOL]
         environment = {**host.environment, "MARCOT_LOG": "info"}
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 host.inside(host.options.marcot, *words), env=environment, stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=log)
         await_that(self._listens, "a server listens")
+
+    def client(self):
+        """A client of the image."""
+        return nbd.Client(self.socket, self.export)
+
+    def check_not_given_back(self):
+        """Fails where a client that connects again gets the image, which another host has taken over."""
+        try:
+            self.client().close()
+        except nbd.Refused:
+            return
+        raise Violation(f"host {self.host.name} was replaced, and has taken the image back")
 
     def is_alive(self):
         """True while the process has not ended."""
@@ -129,15 +141,7 @@ class Server:
     def pause(self):
         """Stops it, and waits until all of its threads have stopped."""
         os.kill(self.process.pid, signal.SIGSTOP)
-        await_that(self._is_stopped, "a process stops")
-
-    def _is_stopped(self):
-        threads = f"/proc/{self.process.pid}/task"
-        states = []
-        for thread in os.listdir(threads):
-            with open(f"{threads}/{thread}/stat", encoding="utf-8", errors="replace") as stat:
-                states.append(stat.read().rsplit(")", 1)[1].split()[0])
-        return all(state == "T" for state in states)
+        await_that(lambda: threads_are(self.process.pid, "T"), "a process stops")
 
     def wake(self):
         """Lets it go on."""
@@ -155,6 +159,16 @@ class Server:
             return self.process.wait(COMMAND_S_MAX)
         except subprocess.TimeoutExpired as hung:
             raise Violation(f"a server did not end in {COMMAND_S_MAX} s: {self.last_words()}") from hung
+
+
+def threads_are(process_id, state):
+    """True where all threads of a process are in this state, as /proc shows it."""
+    threads = f"/proc/{process_id}/task"
+    states = []
+    for thread in os.listdir(threads):
+        with open(f"{threads}/{thread}/stat", encoding="utf-8", errors="replace") as stat:
+            states.append(stat.read().rsplit(")", 1)[1].split()[0])
+    return all(found == state for found in states)
 
 
 def await_that(holds, what):

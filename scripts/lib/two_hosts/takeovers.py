@@ -8,9 +8,9 @@ import time
 from array import array
 
 from .guest import IMAGE_BYTES, REPLACED_ERRORS, Guest, read_sectors
-from .hosts import POOL, Job, Server, Violation, all_killed
+from .hosts import POOL, Job, Violation, all_killed
 
-IMAGE = f"{POOL}/vm"
+IMAGE = "vm"
 # How often `check` is run while the image is in use.
 ROUNDS_PER_CHECK = 5
 # Statuses of a command whose owner was replaced meanwhile: EIO, ENOENT, EBUSY, ESHUTDOWN, ETIMEDOUT.
@@ -67,14 +67,14 @@ class Snapshot:
         self.job = Job(self._create)
 
     def _create(self):
-        return self.guest.server.host.run("snap", "create", "--no-progress", f"{IMAGE}@{self.name}")
+        return self.guest.server.host.run("snap", "create", "--no-progress", f"{POOL}/{IMAGE}@{self.name}")
 
     def judge(self, host):
         """Fails unless a snapshot that was acknowledged is there, with a content of its time."""
         created = self.job.ended()
         if created.status not in (0, *LOST_STATUSES):
             raise Violation(f"{created}")
-        ran = host.run("export", "--no-progress", f"{IMAGE}@{self.name}", "-")
+        ran = host.run("export", "--no-progress", f"{POOL}/{IMAGE}@{self.name}", "-")
         if ran.status:
             if not created.status:
                 raise Violation(f"snapshot {self.name} was acknowledged, and cannot be read: {ran}")
@@ -85,8 +85,9 @@ class Snapshot:
 class Takeovers:
     """An image that two hosts take from each other."""
 
-    def __init__(self, hosts, random, trouble):
-        self.hosts, self.random, self.trouble = hosts, random, trouble
+    def __init__(self, hosts, random, door, troubles):
+        """The image is reached by `door`, a server or a device. Troubles are what may happen to its owner."""
+        self.hosts, self.random, self.door, self.troubles = hosts, random, door, troubles
         self.servers = [None, None]
         self.running = []
         self.flushes = 0
@@ -96,7 +97,7 @@ class Takeovers:
 
     def run(self, rounds):
         """Makes that many takeovers, one after the other."""
-        self.hosts[0].works("create", IMAGE, "--size", f"{IMAGE_BYTES >> 20}M")
+        self.hosts[0].works("create", f"{POOL}/{IMAGE}", "--size", f"{IMAGE_BYTES >> 20}M")
         with all_killed(self.running):
             self._renew(0)
             self.guest = self._guest(0)
@@ -112,7 +113,7 @@ class Takeovers:
     def round(self, number):
         """One takeover."""
         stale, heir = self.guest, 1 - self.owner
-        trouble = self.trouble(stale.server, self.random)
+        trouble = self.random.choice(self.troubles)(stale.server, self.random)
         self._work(stale, number)
         trouble.begin()
         try:
@@ -157,11 +158,11 @@ class Takeovers:
                 server.kill()
             else:
                 server.end()
-        self.servers[host] = Server(self.hosts[host], POOL)
+        self.servers[host] = self.door(self.hosts[host], IMAGE)
         self.running.append(self.servers[host])
 
     def _guest(self, host):
-        guest = Guest(self.servers[host], IMAGE, self.random)
+        guest = Guest(self.servers[host], self.random)
         guest.start()
         return guest
 
@@ -173,11 +174,12 @@ class Takeovers:
             raise Violation(f"the last owner's {guest.failed} got {guest.error}")
         guest.close()
         self.flushes += guest.flushes
+        self.running.remove(guest.server)
         if guest.server.end() != 0:
             raise Violation(f"the last owner did not end well: {guest.server.last_words()}")
         expected = guest.reign.contents(guest.reign.last())
         for host in self.hosts:
-            found = read_sectors(host.works("export", "--no-progress", IMAGE, "-"))
+            found = read_sectors(host.works("export", "--no-progress", f"{POOL}/{IMAGE}", "-"))
             if found != expected:
                 raise Violation(f"host {host.name} does not see what the last owner has written")
             self.hosts[0].works("gc", "--no-progress", POOL)
