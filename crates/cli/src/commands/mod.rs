@@ -32,6 +32,7 @@ mod source;
 mod sparsify;
 mod status;
 mod trash;
+mod tree;
 mod usage;
 mod watch;
 mod whole;
@@ -68,6 +69,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     sparsify::COMMANDS,
     status::COMMANDS,
     trash::COMMANDS,
+    tree::COMMANDS,
     usage::COMMANDS,
     watch::COMMANDS,
 ];

@@ -26,12 +26,20 @@ struct Column {
 pub struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
+    /// Widths count characters. Otherwise they count bytes, as Ceph's do.
+    by_characters: bool,
 }
 
 impl Table {
     /// A table without columns.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, aligned where cells have characters beyond ASCII too.
+    #[must_use]
+    pub fn by_characters(self) -> Self {
+        Self { by_characters: true, ..self }
     }
 
     /// Adds a column whose header is left-aligned.
@@ -66,41 +74,50 @@ impl Table {
         let widths = self.widths();
         let mut text = String::new();
         for (i, column) in self.columns.iter().enumerate() {
-            push_cell(&mut text, i, column.header, widths[i], column.header_align);
+            self.push_cell(&mut text, (i, column.header), widths[i], column.header_align);
         }
         text.push('\n');
         for row in &self.rows {
             for (i, cell) in row.iter().enumerate() {
-                push_cell(&mut text, i, cell, widths[i], self.columns[i].cell_align);
+                self.push_cell(&mut text, (i, cell), widths[i], self.columns[i].cell_align);
             }
             text.push('\n');
         }
         text
     }
 
+    fn width(&self, cell: &str) -> usize {
+        if self.by_characters { cell.chars().count() } else { cell.len() }
+    }
+
     fn widths(&self) -> Vec<usize> {
         let width_of_column = |(i, column): (usize, &Column)| {
-            let cells = self.rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.len());
+            let cells = self.rows.iter().filter_map(|row| row.get(i)).map(|cell| self.width(cell));
             cells.max().unwrap_or(0).max(column.header.len())
         };
         self.columns.iter().enumerate().map(width_of_column).collect()
     }
-}
 
-/// Widths count bytes, as Ceph's do.
-fn push_cell(text: &mut String, index: usize, cell: &str, width: usize, align: Align) {
-    let blanks = " ".repeat(width.saturating_sub(cell.len()));
-    if index > 0 {
-        text.push_str(GAP);
-    }
-    match align {
-        Align::Left => {
-            text.push_str(cell);
-            text.push_str(&blanks);
+    fn push_cell(
+        &self,
+        text: &mut String,
+        (index, cell): (usize, &str),
+        width: usize,
+        align: Align,
+    ) {
+        let blanks = " ".repeat(width.saturating_sub(self.width(cell)));
+        if index > 0 {
+            text.push_str(GAP);
         }
-        Align::Right => {
-            text.push_str(&blanks);
-            text.push_str(cell);
+        match align {
+            Align::Left => {
+                text.push_str(cell);
+                text.push_str(&blanks);
+            }
+            Align::Right => {
+                text.push_str(&blanks);
+                text.push_str(cell);
+            }
         }
     }
 }
@@ -134,6 +151,14 @@ mod tests {
             table.render(),
             "NAME           SIZE\na\\nb\\u{1b}[2J     1\nc                 2\n"
         );
+    }
+
+    #[test]
+    fn cells_beyond_ascii_are_as_wide_as_they_look() {
+        let mut table = Table::new().by_characters().column("NAME", Align::Left);
+        table.row(vec!["└─ a".into()]);
+        table.row(vec!["b".into()]);
+        assert_eq!(table.render(), "NAME\n└─ a\nb   \n");
     }
 
     #[test]
