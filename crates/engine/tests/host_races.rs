@@ -181,6 +181,31 @@ fn an_opening_that_loses_to_a_removal_finds_no_image() {
 }
 
 #[test]
+fn of_two_hosts_that_open_an_image_at_once_one_is_told_that_it_is_open() {
+    for closes in [false, true] {
+        let (hosts, service) = two_hosts();
+        let id = hosts.image();
+        let (pool, opened) = (hosts.pool(0), Arc::new(Mutex::new(None)));
+        let faster = Arc::clone(&opened);
+        service.before("put images/", move || {
+            let image = pool.open(id).unwrap();
+            match closes {
+                true => image.close().unwrap(),
+                false => *faster.lock().unwrap() = Some(image),
+            }
+        });
+        let refused = hosts.pool(1).open(id).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+        let expected = if closes { "try again" } else { "host-1" };
+        assert!(refused.to_string().contains(expected), "{refused}");
+        if let Some(image) = opened.lock().unwrap().take() {
+            image.close().unwrap();
+        }
+        hosts.pool(1).open(id).unwrap().close().unwrap();
+    }
+}
+
+#[test]
 fn a_removal_leaves_the_name_to_another_image_that_has_got_it_meanwhile() {
     let (hosts, service) = two_hosts();
     let id = hosts.image();

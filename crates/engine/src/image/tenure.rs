@@ -69,8 +69,8 @@ fn highest(a: &SegmentMarks, b: &SegmentMarks) -> SegmentMarks {
 /// that names this owner. `None`: in this pool, the lock is all that an owner needs.
 ///
 /// # Errors
-/// `Busy` where another host has the image open; `Fenced` where another host becomes the owner at the same time;
-/// those of the back end.
+/// `Busy` where another host has the image open, or opens it at the same time; `Fenced` where a takeover meets another
+/// one; those of the back end.
 pub(super) fn claim(
     pool: &Pool,
     image: ImageId,
@@ -100,7 +100,16 @@ pub(super) fn claim(
         let _ = shipping.recover(image, term, head.log_first, first_sequence);
     }
     let swapped = pool.swap_head(image, marcot_backend::Stamp::of(head), &next);
-    swapped.map_err(|error| pool.not_found_if_gone(image, error))?;
+    if let Err(error) = swapped.map_err(|error| pool.not_found_if_gone(image, error)) {
+        if error.kind() != ErrorKind::Fenced || takeover != Takeover::Refuse {
+            return Err(error);
+        }
+        // Another host was faster. Where it has the image still open, this says which one.
+        check_not_owned_elsewhere(pool, &pool.read_head(image)?)?;
+        let message =
+            format!("{} was opened by another host at the same moment; try again", label());
+        return fail(ErrorKind::Busy, message);
+    }
     let first = head.log_first;
     let recovered = match open {
         None => Recovered { next: first, parts: Vec::new() },

@@ -544,6 +544,9 @@ impl EventLoop {
     fn note_failure(&mut self, failure: &Error) {
         if failure.kind().ends_writing() && self.fatal.is_none() {
             self.fatal = Some(failure.clone());
+            // Clients learn of it from now on. One that connects again must not be given to this host.
+            self.parts.shared.set_over();
+            self.parts.shared.end_holds();
         }
     }
 
