@@ -34,6 +34,8 @@ fill() {
     export MARCOT_STORE=$CLAIMS_SCRATCH/store-$1
     # After an import, the name of an image differs from the name in its head.
     head -c 100000 /dev/urandom >"$CLAIMS_SCRATCH/raw"
+    # The import of a file that was changed a moment ago cannot be continued, and so notes nothing.
+    touch -d '1 hour ago' "$CLAIMS_SCRATCH/raw"
     marcot import --no-progress "$CLAIMS_SCRATCH/raw" template
     marcot snap create --no-progress template@s
     marcot snap protect template@s

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use marcot::{
-    BucketOptions, CreateOptions, ErrorKind, Limits, Namespace, PoolOptions, Result, Store, World,
+    BucketOptions, CheckOptions, CreateOptions, ErrorKind, Limits, Namespace, PoolOptions, Result,
+    Store, World,
 };
 use marcot_backend::local::LocalHome;
 use marcot_backend::object::home::{Connect, Connected};
@@ -164,6 +165,50 @@ fn a_pool_in_a_bucket_is_removed_by_the_store_that_made_it() {
     let two = scene.host("two");
     two.pool_detach("gold").unwrap();
     two.pool_attach_bucket("gold", URL, &options()).unwrap();
+}
+
+#[test]
+fn any_host_collects_and_repairs_a_pool_in_a_bucket() {
+    let scene = Scene::new();
+    let (one, two) = (scene.host("one"), scene.host("two"));
+    let pool = one.pool_create_in_bucket("gold", URL, &options()).unwrap();
+    let there = two.pool_attach_bucket("gold", URL, &options()).unwrap();
+    let images = ["kept", "gone"].map(|name| {
+        let image = pool.create(name, &CreateOptions::sized(1 << 20)).unwrap();
+        let mut open = pool.open(image).unwrap();
+        open.write_at(0, &[7; 4096]).unwrap();
+        open.snapshot("s").unwrap();
+        open.protect("s").unwrap();
+        open.close().unwrap();
+        image
+    });
+    // What a clone shares is left to a collection.
+    let clone = pool.snapshot(images[1], "s");
+    let clone = clone.clone_to(&pool, "clone", &marcot::CloneOptions::default()).unwrap();
+    let mut open = pool.open(clone).unwrap();
+    open.flatten().unwrap();
+    open.close().unwrap();
+    let mut open = pool.open(images[1]).unwrap();
+    open.unprotect("s").unwrap();
+    open.remove_snapshot("s", false).unwrap();
+    open.close().unwrap();
+    for image in [images[1], clone] {
+        one.remove_image(&pool, image, &mut |_, _| {}).unwrap();
+    }
+    let segments = |image: marcot::ImageId| {
+        let prefix = format!("segments/{image}/");
+        scene.buckets.keys(URL).iter().filter(|key| key.starts_with(&prefix)).count()
+    };
+    assert!(segments(images[1]) > 0, "nothing is left to a collection");
+
+    two.gc(&there, &mut |_, _| {}).unwrap();
+    assert_eq!(segments(images[1]), 0);
+    let mut read = [0; 4096];
+    there.open(images[0]).unwrap().read_at(0, &mut read).unwrap();
+    assert_eq!(read, [7; 4096]);
+    let repair = CheckOptions { repair: true, ..CheckOptions::default() };
+    let report = two.check(&there, &repair, &mut |_, _| {}).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
 }
 
 #[test]

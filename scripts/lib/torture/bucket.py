@@ -4,7 +4,7 @@ A round ends in one of three ways. The server is killed, and goes on with what t
 with its disk, so that another one takes the images over and has only what the bucket has. Or the server ends in
 order.
 
-One more host has the store that made the pools. It is never lost, and collects what is left.
+One more host has the store that made the pools, and does nothing else.
 """
 import json
 import os
@@ -68,9 +68,9 @@ class BucketHost(Local):
         self._attach()
 
     def begin(self, arguments):
-        # Only the store that made a pool may do these.
+        # Whoever makes a pool has it as its own. The others attach it.
         here = self.environment
-        if arguments[0] == "gc" or arguments[:2] == ["pool", "create"]:
+        if arguments[:2] == ["pool", "create"]:
             self.environment = self.maker
         super().begin(arguments)
         self.environment = here

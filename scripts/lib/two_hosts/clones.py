@@ -198,13 +198,9 @@ class Clones:
         if needing:
             raise Violation(f"{ran} though {needing} are children of {template.snapshot}")
 
-    def _collected_by(self, host):
-        """Only the store that made a pool collects it."""
-        return (POOL, LOCAL_POOL) if host is self.hosts[0] else (LOCAL_POOL,)
-
     def _collect(self, host):
         while not self.stop.is_set():
-            for pool in self._collected_by(host):
+            for pool in (POOL, LOCAL_POOL):
                 self._until_free(host, "gc", "--no-progress", pool)
                 self._count("collections")
 
@@ -253,9 +249,8 @@ class Clones:
                 if not clone.removed:
                     self._must_hold(clone)
         for host in self.hosts:
-            for pool in self._collected_by(host):
-                host.works("gc", "--no-progress", pool)
             for pool in (POOL, LOCAL_POOL):
+                host.works("gc", "--no-progress", pool)
                 host.check(pool)
         self._leave()
 

@@ -146,7 +146,6 @@ class Takeovers:
             self.snapshots.append(Snapshot(guest, f"s{number}"))
             time.sleep(self.random.uniform(0, 0.1))
         elif chance < 0.5:
-            # Only the store that made a pool collects it.
             self.hosts[0].works("gc", "--no-progress", POOL)
 
     def _renew(self, host):

@@ -92,6 +92,13 @@ impl Pool {
         self.0.attached
     }
 
+    /// True where another store collects and repairs it: an attached pool, unless it lies in a bucket. There no host is
+    /// above the others, and the one that has made the pool may be gone.
+    #[must_use]
+    pub fn kept_elsewhere(&self) -> bool {
+        self.attached() && self.segments().shipping().is_none()
+    }
+
     /// The user who owns it, where that is another user than the one of this process. Such a pool is not
     /// changed, whatever its permission bits, and none of its locks and sockets is used.
     #[must_use]

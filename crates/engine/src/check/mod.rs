@@ -127,7 +127,7 @@ impl Store {
     ) -> Result<CheckReport> {
         self.open_pools()?;
         // Another store or another user repairs its own pool.
-        let repair = options.repair && !pool.attached() && !pool.read_only();
+        let repair = options.repair && !pool.kept_elsewhere() && !pool.read_only();
         let asked = options;
         let options = &CheckOptions { repair, ..asked.clone() };
         let mut checker = Checker {

@@ -61,11 +61,11 @@ impl Store {
     ///
     /// # Errors
     /// `Busy` where another GC runs, or while somebody reads an image by a head that may be older than
-    /// the one on disk and may name more; `ReadOnly`; `Invalid` for a pool of another store; `Corrupt`
+    /// the one on disk and may name more; `ReadOnly`; `Invalid` for a pool of another store, unless it lies in a bucket; `Corrupt`
     /// where a head cannot be read, because nothing may be freed then.
     pub fn gc(&self, pool: &Pool, progress: &mut dyn FnMut(u64, u64)) -> Result<GcReport> {
         pool.check_writable()?;
-        if pool.attached() {
+        if pool.kept_elsewhere() {
             let message =
                 format!("pool '{}' belongs to another store, which collects it", pool.name());
             return fail(ErrorKind::Invalid, message);
