@@ -417,7 +417,7 @@ fn a_pool_of_a_newer_version_and_one_on_a_read_only_file_system_are_only_read() 
     // A feature that this version does not know, and that does not stop it from reading.
     let path = directory.path().join("pools/rbd/pool");
     let mut record = fs::read(&path).unwrap();
-    record[20] = 1;
+    record[20] |= 2;
     record[28..32].fill(0);
     let crc = crc32c(&record);
     record[28..32].copy_from_slice(&crc.to_le_bytes());

@@ -346,7 +346,9 @@ impl Pool {
     fn upload_named(&self, image: ImageId, head: &HeadRecord) -> std::io::Result<()> {
         let Some(shipping) = self.segments().shipping() else { return Ok(()) };
         let mut below = head.open_from.or(head.marks).unwrap_or_default();
-        if let Some(log) = head.log {
+        if let Some(log) = head.log
+            && !fault::is(Fault::CopiesNotUploaded)
+        {
             // `open_from` may be a segment of copies. The log passed it and went on in segments that the head
             // names too, up to the one where the log begins anew. They were closed before.
             below.data = below.data.max(log.sequence);

@@ -863,11 +863,11 @@ impl Journal {
     /// # Errors
     /// `Fenced`, `Poisoned`: as an earlier shipment has failed.
     pub(crate) fn ship_behind(&mut self, in_flight: &mut InFlight) -> Result<()> {
-        let (workers, now) = (self.workers(), self.image.pool.uptime());
-        let (Some(log), Some(shipped)) = (&self.log, &mut self.shipped) else { return Ok(()) };
-        if shipped.ships_flushes() {
+        if self.shipped.is_none() || self.ships_flushes() {
             return Ok(());
         }
+        let (workers, now) = (self.workers(), self.image.pool.uptime());
+        let (Some(log), Some(shipped)) = (&self.log, &mut self.shipped) else { return Ok(()) };
         let open = open_end(log, self.group_next);
         let behind = shipped.is_behind(Some(&open), &*workers, now);
         if !self.note_shipped(behind)? {
