@@ -33,9 +33,11 @@ fill() {
     local pool=$CLAIMS_SCRATCH/store-$1/pools/rbd snapshots=$(($1 < SNAPSHOTS_MAX ? $1 : SNAPSHOTS_MAX))
     export MARCOT_STORE=$CLAIMS_SCRATCH/store-$1
     # After an import, the name of an image differs from the name in its head.
-    head -c 100000 /dev/urandom >"$CLAIMS_SCRATCH/raw"
-    # The import of a file that was changed a moment ago cannot be continued, and so notes nothing.
-    touch -d '1 hour ago' "$CLAIMS_SCRATCH/raw"
+    if [[ ! -e $CLAIMS_SCRATCH/raw ]]; then
+        head -c 100000 /dev/urandom >"$CLAIMS_SCRATCH/raw"
+        # The import of a file that was changed a moment ago cannot be continued, and so opens fewer files.
+        sleep 3
+    fi
     marcot import --no-progress "$CLAIMS_SCRATCH/raw" template
     marcot snap create --no-progress template@s
     marcot snap protect template@s
