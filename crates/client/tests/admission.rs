@@ -65,6 +65,7 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(AttachPool, c: client.clone() => c.attach_pool("q", c.directory()));
     call!(DetachPool, c: client.clone() => c.detach_pool("q"));
     call!(PoolStats, p: pool.clone() => p.stats());
+    call!(RequireLevels, p: pool.clone() => p.require_levels(None, None));
     call!(CheckPool, p: pool.clone() => p.check(&CheckOptions::default(), &mut quiet));
     call!(CollectGarbage, p: pool.clone() => p.collect_garbage(&mut quiet));
     call!(ListNamespaces, p: pool.clone() => p.namespaces());

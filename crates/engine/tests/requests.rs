@@ -246,7 +246,8 @@ fn data_takes_a_put_for_each_segment_and_flushes_one_for_all_who_wait() {
     let flushes = sent.get("put log").copied().unwrap_or_default();
     assert!((1..=2).contains(&flushes), "nine flushes at once: {sent:?}");
     let mebibytes = 256;
-    for mib in 0..mebibytes {
+    // Nothing is overwritten, so that compaction has nothing to copy.
+    for mib in 1..=mebibytes {
         image.write_at(mib * MIB, &pattern(mib as u8, MIB as usize)).unwrap();
         while image.background_step().unwrap() {}
     }
@@ -256,7 +257,8 @@ fn data_takes_a_put_for_each_segment_and_flushes_one_for_all_who_wait() {
     // A checkpoint closes the open segment, and that of copies. It also makes one for the map, and one for its table.
     let (full, checkpoints) = (mebibytes / 32 + 1, count("put images"));
     let data = count("put segments d");
-    assert!((full..=full + 2 * checkpoints).contains(&data), "{sent:?}");
+    // A write that does not fit into the rest of a segment begins the next one.
+    assert!((full..=full + 1 + 2 * checkpoints).contains(&data), "{sent:?}");
     assert!(count("put segments m") <= checkpoints, "{sent:?}");
     assert!(count("put segments t") <= checkpoints, "{sent:?}");
 }
