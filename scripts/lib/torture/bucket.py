@@ -139,14 +139,7 @@ class BucketHost(Local):
         self.server = None
         if status != 0:
             raise Violation(f"the server ended with status {status}")
-        if self.command is None:
-            return None
-        try:
-            self.command.wait(COMMAND_TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            self.command.kill()
-            raise Dead("a command does not end after the server has ended") from error
-        return self.poll()
+        return self._await_command("has ended")
 
     def _lose(self):
         shutil.rmtree(self.directory)

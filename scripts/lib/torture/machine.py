@@ -152,13 +152,17 @@ class Local:
             self.server.wait()
             self.server.stdout.close()
             self.server = None
+        return self._await_command("was killed")
+
+    def _await_command(self, what_the_server_did):
+        """The result of the command that was running, if one was."""
         if self.command is None:
             return None
         try:
             self.command.wait(COMMAND_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
             self.command.kill()
-            raise Dead("a command does not end after the server was killed") from error
+            raise Dead(f"a command does not end after the server {what_the_server_did}") from error
         return self.poll()
 
     def log(self):

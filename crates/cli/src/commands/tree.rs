@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use marcot::{ErrorKind, ImageId, ImageInfo, OwnerState, ParentInfo, PoolId, SnapId, SnapInfo};
-use marcot_client::{ImageName, Namespace, Pool};
+use marcot_client::{ImageName, ImageSpec, Namespace, Pool};
 
 use super::list::{Unread, tell_unread};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
@@ -52,8 +52,7 @@ struct Families {
 
 /// A line of the tree.
 struct Row {
-    depth: usize,
-    /// Lines go on at these depths; the last one tells about this row.
+    /// Whether the line of each depth goes on below this row; the last one is the row's own.
     rails: Vec<bool>,
     name: String,
     member: Key,
@@ -180,7 +179,7 @@ impl Families {
                 }
                 Some(snapshot) => format!("@{}", snapshot.name),
             };
-            rows.push(Row { depth: rails.len(), rails, name, member: key, snap });
+            rows.push(Row { rails, name, member: key, snap });
         }
     }
 
@@ -203,10 +202,8 @@ fn key_of(parent: &ParentInfo) -> Key {
 
 impl Member {
     fn label(&self) -> String {
-        match self.info.namespace.is_default() {
-            true => format!("{}/{}", self.pool.name(), self.info.name),
-            false => format!("{}/{}/{}", self.pool.name(), self.info.namespace, self.info.name),
-        }
+        let spec = ImageSpec::new(self.pool.name(), &*self.info.name);
+        spec.in_namespace(&self.info.namespace).to_string()
     }
 
     fn snapshot(&self, id: SnapId) -> Option<&SnapInfo> {
@@ -277,13 +274,14 @@ struct Shown<'a> {
 
 impl<'a> Shown<'a> {
     fn of(families: &'a Families, row: &Row) -> Option<Self> {
-        let info = &families.members.get(&row.member)?.info;
-        Some(match row.snap.and_then(|id| info.snapshots.iter().find(|snap| snap.id == id)) {
+        let member = families.members.get(&row.member)?;
+        let info = &member.info;
+        Some(match row.snap.and_then(|id| member.snapshot(id)) {
             None => Self {
                 size_bytes: info.size_bytes,
                 created_s: info.created_s,
                 protected: false,
-                parent: info.parent.as_ref().filter(|_| row.depth == 0),
+                parent: info.parent.as_ref().filter(|_| row.rails.is_empty()),
             },
             Some(snap) => Self {
                 size_bytes: snap.size_bytes,
@@ -348,7 +346,7 @@ fn document(families: &Families, rows: &[Row], facts: &Facts) -> Node {
         rows.iter().filter_map(|row| {
             let (shown, member) = (Shown::of(families, row)?, families.members.get(&row.member)?);
             let mut node: Vec<(&'static str, Node)> = vec![
-                ("depth", (row.depth as u64).into()),
+                ("depth", (row.rails.len() as u64).into()),
                 ("pool", member.pool.name().into()),
                 ("namespace", member.info.namespace.to_string().into()),
                 ("image", member.info.name.as_str().into()),

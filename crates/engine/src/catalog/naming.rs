@@ -36,6 +36,16 @@ pub(crate) struct NamedImages {
     asked: u32,
 }
 
+impl NamedImages {
+    fn read(&mut self, pool: &Pool) -> Result<&HashSet<ImageId>> {
+        let named = match self.all.take() {
+            Some(named) => named,
+            None => pool.named_images()?,
+        };
+        Ok(self.all.insert(named))
+    }
+}
+
 /// After so many looks at hints that take a request each, all names are read: that takes about as many.
 const HINTS_MAX: u32 = 64;
 
@@ -157,10 +167,7 @@ impl Pool {
         let hints_are_dear = self.segments().shipping().is_some();
         if hints_are_dear && all.asked >= HINTS_MAX {
             // A name that moves while names are read may be missing among them. So these only prove that there is one.
-            if all.all.is_none() {
-                all.all = Some(self.named_images()?);
-            }
-            if all.all.as_ref().is_some_and(|named| named.contains(&image)) {
+            if all.read(self)?.contains(&image) {
                 return Ok(false);
             }
         }
@@ -168,10 +175,7 @@ impl Pool {
         if self.name_by_hints(head)?.is_some() {
             return Ok(false);
         }
-        if all.all.is_none() {
-            all.all = Some(self.named_images()?);
-        }
-        Ok(all.all.as_ref().is_some_and(|named| !named.contains(&image)))
+        Ok(!all.read(self)?.contains(&image))
     }
 
     fn named_images(&self) -> Result<HashSet<ImageId>> {

@@ -104,8 +104,7 @@ impl Store {
         };
         let left = pool.segments_by_set()?;
         pool.remove_empty_author_directories(&left, &heads);
-        let allocated = |name: &SegmentName| pool.files().allocated_bytes(*name);
-        report.allocated_bytes = left.iter().flat_map(|(_, names)| names).map(allocated).sum();
+        report.allocated_bytes = pool.bytes_of(left.into_iter().flat_map(|(_, names)| names));
         Ok(report)
     }
 
@@ -213,15 +212,19 @@ impl Pool {
 
     /// Bytes that all segments take on the medium.
     pub(crate) fn allocated_bytes(&self) -> Result<u64> {
-        Ok(self.all_segments()?.into_iter().map(|name| self.files().allocated_bytes(name)).sum())
+        Ok(self.bytes_of(self.all_segments()?))
+    }
+
+    /// Bytes that these segments take on the medium. One that was removed meanwhile counts as 0 bytes.
+    fn bytes_of(&self, names: impl IntoIterator<Item = SegmentName>) -> u64 {
+        names.into_iter().map(|name| self.files().allocated_bytes(name)).sum()
     }
 
     /// Bytes that data takes on the medium, group headers included.
     pub(crate) fn data_bytes(&self) -> Result<u64> {
         let segments = self.all_segments()?;
         let data = segments.into_iter().filter(|name| name.kind == SegmentKind::Data);
-        // A segment that was removed meanwhile counts as 0 bytes.
-        Ok(data.map(|name| self.files().allocated_bytes(name)).sum())
+        Ok(self.bytes_of(data))
     }
 
     /// The sets of segments in this pool: one for each author, and one for each author in each set of
