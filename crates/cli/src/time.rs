@@ -23,16 +23,33 @@ pub fn log_stamp() -> String {
     format!("{}.{millis:03}{zone}", format_local(seconds, c"%Y-%m-%dT%H:%M:%S"))
 }
 
-fn format_local(seconds_since_epoch: i64, format: &std::ffi::CStr) -> String {
+/// `2026-11-27 19:31:00`.
+pub fn date_and_minute(seconds_since_epoch: i64) -> String {
+    format_local(seconds_since_epoch, c"%Y-%m-%d %H:%M:00")
+}
+
+/// How far the clock of this machine is ahead of UTC at a time, in seconds.
+pub fn ahead_of_utc_s(seconds_since_epoch: i64) -> i64 {
+    local(seconds_since_epoch).tm_gmtoff
+}
+
+fn local(seconds_since_epoch: i64) -> libc::tm {
     let seconds = libc::time_t::try_from(seconds_since_epoch).unwrap_or(0);
     let mut broken_down = MaybeUninit::<libc::tm>::zeroed();
-    let mut text = [0u8; 64];
-    // SAFETY: both pointers are valid for the call; `localtime_r` fills `broken_down` or returns
-    // null, and all-zero bytes are a valid `tm` in either case. `strftime` writes at most
-    // `text.len()` bytes and returns how many.
-    let written = unsafe {
+    // SAFETY: both pointers are valid for the call; `localtime_r` fills `broken_down` or returns null, and all-zero
+    // bytes are a valid `tm` in either case.
+    unsafe {
         libc::localtime_r(&seconds, broken_down.as_mut_ptr());
-        libc::strftime(text.as_mut_ptr().cast(), text.len(), format.as_ptr(), broken_down.as_ptr())
+        broken_down.assume_init()
+    }
+}
+
+fn format_local(seconds_since_epoch: i64, format: &std::ffi::CStr) -> String {
+    let broken_down = local(seconds_since_epoch);
+    let mut text = [0u8; 64];
+    // SAFETY: the pointers are valid for the call. `strftime` writes at most `text.len()` bytes and returns how many.
+    let written = unsafe {
+        libc::strftime(text.as_mut_ptr().cast(), text.len(), format.as_ptr(), &broken_down)
     };
     String::from_utf8_lossy(&text[..written]).into_owned()
 }

@@ -56,6 +56,7 @@
 //! | usage, differences, who has it open | [`inspect`] |
 //! | groups of images and their snapshots | [`group`] |
 //! | the trash: move an image there, restore it, remove it | [`trash`] |
+//! | when the trash is emptied by itself | [`purge_schedule`] |
 //! | content, in and out | [`content`], [`incoming`], [`copy`] |
 //! | RBD's streams: differences, and images with their snapshots | [`stream`] |
 //! | block devices of this machine | [`devices`] |
@@ -88,6 +89,7 @@ mod operation;
 mod options;
 mod owner;
 mod pool;
+pub mod purge_schedule;
 mod retry;
 pub mod settings;
 mod snapshot;

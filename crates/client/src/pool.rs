@@ -237,8 +237,18 @@ impl Pool {
     pub fn remove_namespace(&self, namespace: &str) -> Result<()> {
         self.operate(Operation::RemoveNamespace, || {
             self.remove_remains(&Namespace::named(namespace), Keep::Nothing);
-            self.pool.namespace_remove(namespace)
+            self.pool.namespace_remove(namespace)?;
+            self.forget_configuration(namespace)
         })
+    }
+
+    /// Removes from the pool's record what is configured for a namespace: the keys that end with a slash and its name.
+    fn forget_configuration(&self, namespace: &str) -> Result<()> {
+        let end = format!("/{namespace}");
+        for (key, _) in self.pool.configuration()?.iter().filter(|(key, _)| key.ends_with(&end)) {
+            self.pool.change_configuration(key, |_| Ok(None))?;
+        }
+        Ok(())
     }
 
     /// The images of a namespace, by name, without incomplete ones and those in the trash. An image has one name:

@@ -99,12 +99,20 @@ pub struct Positional {
     pub help: &'static str,
     /// Takes all arguments that follow.
     pub many: bool,
+    /// May be missing. `rbd` says so for few of those that may.
+    pub optional: bool,
 }
 
 impl Positional {
     /// An argument that takes one word.
     pub const fn one(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, many: false }
+        Self { name, help, many: false, optional: false }
+    }
+
+    /// The same, which may be missing.
+    #[must_use]
+    pub const fn optional(self) -> Self {
+        Self { optional: true, ..self }
     }
 }
 

@@ -202,7 +202,7 @@ fn split_letters(
 ) {
     for (i, letter) in letters.char_indices() {
         let Some(opt) = known.short(letter) else {
-            pieces.push(Piece::Strange(format!("-{letter}")));
+            pieces.push(Piece::Strange(format!("-{}", &letters[i..])));
             return;
         };
         if opt.kind == Kind::Flag {

@@ -4,7 +4,7 @@ use super::CommandSpec;
 
 /// Commands of `rbd` that marcot does not have. A single word stands for all commands that begin with it. The
 /// README has the same list, and a test compares both with the list of `rbd help`.
-const MISSING: &[&str] = &["migration", "perf", "trash purge schedule"];
+const MISSING: &[&str] = &["migration", "perf"];
 
 /// Of [`MISSING`], what marcot does not mean to have, why, and what serves the same purpose.
 const NOT_OFFERED: &[(&str, &str)] = &[
@@ -139,12 +139,6 @@ mod tests {
         );
         let family = hint_for("namespace frobnicate").unwrap();
         assert!(family.ends_with("are: create, list, ls, remove, rm"), "{family}");
-    }
-
-    #[test]
-    fn the_hint_for_a_command_of_rbd_says_that_marcot_lacks_it() {
-        let said = "'trash purge schedule' of rbd is not available here";
-        assert_eq!(hint_for("trash purge schedule ls").as_deref(), Some(said));
     }
 
     #[test]

@@ -12,6 +12,7 @@ const FEATURES: Positional = Positional {
     name: "features",
     help: "image features\n[exclusive-lock, object-map, journaling]",
     many: true,
+    optional: false,
 };
 
 /// The commands of this file.

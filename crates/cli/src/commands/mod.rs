@@ -32,6 +32,7 @@ mod source;
 mod sparsify;
 mod status;
 mod trash;
+mod trash_schedule;
 mod tree;
 mod usage;
 mod watch;
@@ -69,6 +70,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     sparsify::COMMANDS,
     status::COMMANDS,
     trash::COMMANDS,
+    trash_schedule::COMMANDS,
     tree::COMMANDS,
     usage::COMMANDS,
     watch::COMMANDS,

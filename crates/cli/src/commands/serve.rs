@@ -59,6 +59,7 @@ pub const COMMANDS: &[CommandSpec] =
             name: "pool-name",
             help: "pools to serve [default: all]",
             many: true,
+            optional: false,
         }])
         .options(&[options::ONE_POOL, SERVE, &[options::MAP_MEMORY, options::IO_TIMEOUT]])
         .examples(&[

@@ -28,6 +28,8 @@ pub struct Table {
     rows: Vec<Vec<String>>,
     /// Widths count characters. Otherwise they count bytes, as Ceph's do.
     by_characters: bool,
+    /// The header is there without rows, too.
+    header_always: bool,
 }
 
 impl Table {
@@ -40,6 +42,12 @@ impl Table {
     #[must_use]
     pub fn by_characters(self) -> Self {
         Self { by_characters: true, ..self }
+    }
+
+    /// The same, whose header is there without rows, too.
+    #[must_use]
+    pub fn header_always(self) -> Self {
+        Self { header_always: true, ..self }
     }
 
     /// Adds a column whose header is left-aligned.
@@ -66,9 +74,9 @@ impl Table {
         self.rows.push(cells.iter().map(|cell| printable(cell).into_owned()).collect());
     }
 
-    /// The text; empty when there are no rows.
+    /// The text; empty when there are no rows, except with [`Self::header_always`].
     pub fn render(&self) -> String {
-        if self.rows.is_empty() {
+        if self.rows.is_empty() && !self.header_always {
             return String::new();
         }
         let widths = self.widths();

@@ -49,6 +49,7 @@ const REST: Positional = Positional {
     name: "placement",
     help: "accepted: numbers of placement groups and the like",
     many: true,
+    optional: false,
 };
 
 /// The commands of this file.

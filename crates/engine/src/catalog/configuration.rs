@@ -20,7 +20,7 @@ const VALUES_MAX: usize = 1000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConfigEntry {
-    /// For whom: `global`, `client`, or `client.` and an id.
+    /// For whom: `global`, `client`, `client.` and an id, or `mgr` for what the store does by itself.
     pub entity: String,
     /// The key.
     pub key: String,
@@ -57,23 +57,34 @@ impl Pool {
     /// `NotFound` for a key to remove that is not set; `Invalid`, `TooMany`; `ReadOnly`; what the operating
     /// system says.
     pub fn configure(&self, key: &str, value: Option<&str>) -> Result<()> {
+        self.change_configuration(key, |before| match (before, value) {
+            (None, None) => fail(ErrorKind::NotFound, format!("{key} is not set")),
+            _ => Ok(value.map(str::to_owned)),
+        })
+    }
+
+    /// Changes a key in one step: `change` gets its value and returns the next one; `None` is a key that is not
+    /// set. It is called again where another host has changed the record meanwhile.
+    ///
+    /// # Errors
+    /// Those of `change`; `Invalid`, `TooMany`; `ReadOnly`; what the operating system says.
+    pub fn change_configuration(
+        &self,
+        key: &str,
+        mut change: impl FnMut(Option<&str>) -> Result<Option<String>>,
+    ) -> Result<()> {
         let mut outcome = Ok(());
         self.change_record(|record| {
-            let before = record.config.len();
-            outcome = check(key, value, before);
-            if outcome.is_err() {
-                return;
-            }
-            record.config.retain(|m| m.key != key);
-            match value {
-                Some(value) => {
-                    record.config.push(MetaRecord { key: key.to_owned(), value: value.to_owned() });
-                }
-                None if record.config.len() == before => {
-                    outcome = fail(ErrorKind::NotFound, format!("{key} is not set"));
-                }
-                None => {}
-            }
+            let before = record.config.iter().find(|m| m.key == key).map(|m| m.value.as_str());
+            let next = change(before).and_then(|value| {
+                check(key, value.as_deref(), record.config.len())?;
+                Ok(value)
+            });
+            outcome = next.map(|value| {
+                record.config.retain(|m| m.key != key);
+                let value = value.map(|value| MetaRecord { key: key.to_owned(), value });
+                record.config.extend(value);
+            });
         })?;
         outcome
     }
@@ -97,13 +108,29 @@ impl Store {
     /// # Errors
     /// `Invalid`, `TooMany`; `PermissionDenied` in another user's store; what the operating system says.
     pub fn configure(&self, entity: &str, key: &str, value: Option<&str>) -> Result<()> {
+        self.change_configuration(entity, key, |_| Ok(value.map(str::to_owned)))
+    }
+
+    /// Changes a key in one step, as [`Pool::change_configuration`].
+    ///
+    /// # Errors
+    /// Those of `change`, and of [`Self::configure`].
+    pub fn change_configuration(
+        &self,
+        entity: &str,
+        key: &str,
+        change: impl FnOnce(Option<&str>) -> Result<Option<String>>,
+    ) -> Result<()> {
         let _lock = self.lock("configure it")?;
         let before = self.record_now()?;
-        check(key, value, before.config.len())?;
+        let is_this = |c: &ConfigRecord| (c.entity.as_str(), c.key.as_str()) == (entity, key);
+        let value = before.config.iter().find(|c| is_this(c)).map(|c| c.value.as_str());
+        let value = change(value)?;
+        check(key, value.as_deref(), before.config.len())?;
         let mut record = before.clone();
-        record.config.retain(|c| (c.entity.as_str(), c.key.as_str()) != (entity, key));
+        record.config.retain(|c| !is_this(c));
         if let Some(value) = value {
-            let (entity, key, value) = (entity.to_owned(), key.to_owned(), value.to_owned());
+            let (entity, key) = (entity.to_owned(), key.to_owned());
             record.config.push(ConfigRecord { entity, key, value });
         }
         if record == before {
