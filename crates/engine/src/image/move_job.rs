@@ -1,5 +1,5 @@
-//! The move job: the part of compaction that a worker does. It reads a part of a segment, and writes live blocks
-//! of the part before to another segment.
+//! The move job: the part of compaction that workers do. One reads a part of a segment, and another one writes live
+//! blocks of the part before to another segment meanwhile.
 //!
 //! The job knows nothing of the map. The image's thread decides between two jobs which blocks are live, and lets
 //! the map name the copies once they are written.
@@ -59,9 +59,10 @@ impl Cut {
     }
 }
 
-/// What a job does, in this order.
+/// What a job does: a part is read while copies are written.
 #[derive(Default)]
 pub(super) struct MoveWork {
+    /// Done before copies are written.
     pub cut: Option<Cut>,
     pub write: Option<CopiesToWrite>,
     pub read: Option<PartToRead>,
@@ -78,17 +79,18 @@ pub(super) struct MoveOutcome {
     pub buffer: Vec<u8>,
 }
 
-impl MoveWork {
-    fn run(self) -> MoveOutcome {
-        if let Some(cut) = &self.cut {
-            cut.make();
-        }
-        let written = self.write.as_ref().map_or(Ok(()), CopiesToWrite::write);
-        let read = self.read.filter(|_| written.is_ok());
-        let part = read.map(|read| read.read(self.buffer));
-        let buffer = self.write.map(|write| write.bytes).unwrap_or_default();
-        MoveOutcome { written, part, buffer }
+/// Copies that were written, or not, and the memory they came from.
+struct Written {
+    result: io::Result<()>,
+    buffer: Vec<u8>,
+}
+
+fn write(cut: Option<&Cut>, copies: Option<CopiesToWrite>) -> Written {
+    if let Some(cut) = cut {
+        cut.make();
     }
+    let result = copies.as_ref().map_or(Ok(()), CopiesToWrite::write);
+    Written { result, buffer: copies.map(|copies| copies.bytes).unwrap_or_default() }
 }
 
 impl CopiesToWrite {
@@ -146,23 +148,46 @@ impl PartToRead {
     }
 }
 
-/// A job that a worker runs. Dropping it waits for its end.
+/// A task of a worker, and what it gives.
+struct Task<T> {
+    running: Box<dyn Running>,
+    place: Arc<Mutex<Option<T>>>,
+}
+
+impl<T: Send + 'static> Task<T> {
+    fn start(workers: &dyn Workers, task: impl FnOnce() -> T + Send + 'static) -> Self {
+        let place = Arc::new(Mutex::new(None));
+        let result = Arc::clone(&place);
+        let running = workers.start(Box::new(move || {
+            let value = task();
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        }));
+        Self { running, place }
+    }
+
+    /// `None` where the worker ended without a result.
+    fn wait(self) -> Option<T> {
+        self.running.wait();
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A job that workers run. Dropping it waits for its end.
 pub(super) struct MoveJob {
     /// It shortens a file.
     cuts: bool,
-    running: Option<Box<dyn Running>>,
-    outcome: Arc<Mutex<Option<MoveOutcome>>>,
+    write: Option<Task<Written>>,
+    read: Option<Task<io::Result<Part>>>,
 }
 
 impl MoveJob {
     pub(super) fn start(workers: &dyn Workers, work: MoveWork) -> Self {
-        let outcome = Arc::new(Mutex::new(None));
-        let (place, cuts) = (Arc::clone(&outcome), work.cut.is_some());
-        let running = workers.start(Box::new(move || {
-            let outcome = work.run();
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        }));
-        Self { cuts, running: Some(running), outcome }
+        let MoveWork { cut, write: copies, read, buffer } = work;
+        let cuts = cut.is_some();
+        let writes = cuts || copies.is_some();
+        let write = writes.then(|| Task::start(workers, move || self::write(cut.as_ref(), copies)));
+        let read = read.map(|read| Task::start(workers, move || read.read(buffer)));
+        Self { cuts, write, read }
     }
 
     pub(super) fn is_cutting(&mut self) -> bool {
@@ -170,27 +195,29 @@ impl MoveJob {
     }
 
     pub(super) fn is_finished(&mut self) -> bool {
-        self.running.as_mut().is_none_or(|running| running.is_finished())
+        let write = self.write.as_mut().is_none_or(|task| task.running.is_finished());
+        write && self.read.as_mut().is_none_or(|task| task.running.is_finished())
     }
 
     /// Waits for the outcome.
     pub(super) fn wait(mut self) -> MoveOutcome {
-        if let Some(running) = self.running.take() {
-            running.wait();
-        }
-        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
-        outcome.unwrap_or_else(|| MoveOutcome {
-            written: Err(io::Error::other("a worker ended without an outcome")),
-            part: None,
-            buffer: Vec::new(),
-        })
+        let ended = || io::Error::other("a worker ended without an outcome");
+        let nothing = Written { result: Ok(()), buffer: Vec::new() };
+        let Written { result: written, buffer } = match self.write.take() {
+            Some(task) => {
+                task.wait().unwrap_or_else(|| Written { result: Err(ended()), buffer: Vec::new() })
+            }
+            None => nothing,
+        };
+        let part = self.read.take().map(|task| task.wait().unwrap_or_else(|| Err(ended())));
+        MoveOutcome { part: part.filter(|_| written.is_ok()), written, buffer }
     }
 }
 
 impl Drop for MoveJob {
     fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.wait();
-        }
+        let Self { write, read, .. } = self;
+        write.take().map(Task::wait);
+        read.take().map(Task::wait);
     }
 }
