@@ -145,16 +145,27 @@ impl Wanted {
         source: &Source,
         error: &str,
     ) -> Outcome<CreateOptions> {
-        if self.first_format {
-            warn(session.program, "image format 1 is deprecated");
-        }
-        let options = self.checked(session, pool, source, error);
+        let options = self.options_whatever_the_name(session, pool, source, error);
         options.map_err(|failure| match pool.image(target.name()) {
             // RBD looks for this first.
             Ok(_) => Failure::errno(error, EEXIST)
                 .because(format!("rbd image {} already exists", target.image)),
             Err(_) => failure,
         })
+    }
+
+    /// The same, for commands that look last whether the name is taken.
+    pub fn options_whatever_the_name(
+        &self,
+        session: &Session,
+        pool: &Pool,
+        source: &Source,
+        error: &str,
+    ) -> Outcome<CreateOptions> {
+        if self.first_format {
+            warn(session.program, "image format 1 is deprecated");
+        }
+        self.checked(session, pool, source, error)
     }
 
     fn checked(

@@ -29,7 +29,7 @@ mod time;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use args::parse::{Request, parse};
+use args::parse::{Request, config_of, parse};
 use args::{Args, CommandSpec, help, model, suggest};
 use failure::{Failure, Outcome, STATUS_USAGE};
 use output::{err, out, warn};
@@ -52,7 +52,11 @@ pub fn run_line(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     let arguments: Result<Vec<String>, _> = arguments.map(OsString::into_string).collect();
     let outcome = match arguments {
         Ok(arguments) => match other {
-            None => answer(program, parse(commands::ALL, &arguments)),
+            None => {
+                // As with `rbd`, before anything else of the command line is looked at.
+                commands::tell_bad_clone_format(&config_of(commands::ALL, &arguments));
+                answer(program, parse(commands::ALL, &arguments))
+            }
             Some(other) => answer_as(other, (other.arrange)(arguments)),
         },
         Err(bad) => Err(Failure::invalid(format!("the argument {bad:?} is not UTF-8"))),

@@ -126,7 +126,8 @@ impl Session {
         })
     }
 
-    /// The image of a target, or of `--image-id` if that is given.
+    /// The image of a target, or of `--image-id` if that is given. The caller has checked that not both are
+    /// ([`refuse_name_and_id`]).
     pub fn find_by(&self, target: &Target, image_id: Option<&str>) -> Outcome<Image> {
         let Some(wanted) = image_id else {
             return self.find(target);
@@ -153,6 +154,19 @@ impl Session {
     /// Progress of long work that counts other parts.
     pub fn parts(&self, label: &'static str) -> Progress {
         Progress::new(label, Measure::Parts, self.silent)
+    }
+}
+
+/// Refuses a command line with an image's name and `--image-id`.
+///
+/// # Errors
+/// `rbd`'s line, which has a blank at its end.
+pub fn refuse_name_and_id(target: &Target, image_id: Option<&str>) -> Outcome {
+    match image_id {
+        Some(_) if !target.image.is_empty() => {
+            Err(Failure::invalid("trying to access image using both name and id. "))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::copy::{GRAIN_BYTES, kept_layout};
 use crate::image::Image;
 use crate::incoming::Incoming;
 use crate::inspect::PART_BYTES_MIN;
+use crate::layering::FORMAT_UNPROTECTED;
 use crate::operation::Operation;
 use crate::pool::Pool;
 
@@ -27,6 +28,9 @@ pub struct DeepCopy<'a> {
     pub layout: Option<CreateOptions>,
     /// The copy has no parent, but all data itself.
     pub flatten: bool,
+    /// The clone format of a copy that has a parent; `None`: that of the image. Format 1 becomes 2 where the
+    /// parent's snapshot is not protected, or lies in another namespace.
+    pub clone_format: Option<u32>,
 }
 
 /// A state of an image.
@@ -63,7 +67,8 @@ impl Image {
             let info = self.engine_pool().info(self.id())?;
             let states = states(&info, what.up_to)?;
             let parent = common_parent(&states).filter(|_| !what.flatten);
-            let mut copy = self.begin_copy(dest, &name, &info, what.layout, parent)?;
+            let format = what.clone_format;
+            let mut copy = self.begin_copy(dest, &name, &info, what.layout, parent, format)?;
             for (key, value) in &info.metadata {
                 copy.set_metadata(key, value)?;
             }
@@ -113,6 +118,7 @@ impl Image {
         info: &ImageInfo,
         layout: Option<CreateOptions>,
         parent: Option<&ParentInfo>,
+        clone_format: Option<u32>,
     ) -> Result<Incoming> {
         let mut layout = layout.unwrap_or_else(|| kept_layout(info));
         layout.size_bytes = 0;
@@ -130,18 +136,34 @@ impl Image {
             );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
+        let pool =
+            Pool::new(self.client().clone(), self.client().store().pool_by_id(parent.pool_id)?);
+        let of = ImageName::new(&*parent.image).in_namespace(parent.namespace.clone());
+        let image = pool.known_image(of, parent.image_id);
+        let format = match clone_format {
+            None => parent.clone_format,
+            Some(format)
+                if format != FORMAT_UNPROTECTED
+                    && (parent.namespace != *name.namespace()
+                        || !is_protected(&image, parent)?) =>
+            {
+                FORMAT_UNPROTECTED
+            }
+            Some(format) => format,
+        };
         let options = CloneOptions::new()
-            .format(parent.clone_format)
+            .format(format)
             .order(layout.order)
             .features(layout.features)
             .stripe(layout.stripe_unit_bytes, layout.stripe_count)
             .data_pool(layout.data_pool);
-        let pool =
-            Pool::new(self.client().clone(), self.client().store().pool_by_id(parent.pool_id)?);
-        let of = ImageName::new(&*parent.image).in_namespace(parent.namespace.clone());
-        let snapshot = pool.known_image(of, parent.image_id).snapshot(&parent.snap);
-        Incoming::begin_clone(dest, name, &snapshot, &options)
+        Incoming::begin_clone(dest, name, &image.snapshot(&parent.snap), &options)
     }
+}
+
+fn is_protected(image: &Image, parent: &ParentInfo) -> Result<bool> {
+    let info = image.engine_pool().info(image.id())?;
+    Ok(info.snapshots.iter().any(|snap| snap.id == parent.snap_id && snap.protected))
 }
 
 /// The states to copy, oldest first.

@@ -13,7 +13,7 @@ use crate::pool::Pool;
 use crate::snapshot::Snapshot;
 
 /// The clone format that needs no protected snapshot.
-const FORMAT_UNPROTECTED: u32 = 2;
+pub(crate) const FORMAT_UNPROTECTED: u32 = 2;
 
 /// Which children to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -302,6 +302,15 @@ impl Pool {
         self.operate(Operation::PoolStats, || self.client.store().pool_stats(&self.pool))
     }
 
+    /// As [`Self::stats`], but with the images of this namespace.
+    ///
+    /// # Errors
+    /// As [`Self::stats`]; `NotFound` for the namespace.
+    pub fn namespace_stats(&self, namespace: &Namespace) -> Result<PoolStats> {
+        let stats = || self.client.store().namespace_stats(&self.pool, namespace);
+        self.operate(Operation::PoolStats, stats)
+    }
+
     /// As [`Self::remove_remains`], in every namespace.
     pub(crate) fn remove_all_remains(&self, keep: Keep<'_>) {
         let namespaces = self.pool.namespaces().unwrap_or_default();

@@ -78,20 +78,26 @@ fn pool_valid(pool: &str, pattern: Pattern) -> bool {
     !pool.is_empty() && (pattern != Pattern::NewImage || !pool.contains('@'))
 }
 
-/// A pool with an optional namespace: `pool`, `pool/`, `pool/namespace`.
+/// A pool with an optional namespace: `pool`, `pool/`, `pool/namespace`. The last slash divides, as with `rbd`; a
+/// pool that still has one in its name is not found later.
 ///
 /// # Errors
-/// `rbd`'s sentence for an invalid name.
+/// `rbd`'s sentence for an invalid namespace.
 pub fn parse_pool(text: &str) -> Result<(String, Option<String>), String> {
     let (pool, namespace) = text.rsplit_once('/').unwrap_or((text, ""));
-    let bad = |name: &str| name.contains(['/', '@']);
-    if pool.is_empty() || pool.contains('/') {
-        return Err(format!("invalid pool '{pool}'"));
-    }
-    if bad(namespace) {
-        return Err(format!("invalid namespace '{namespace}'"));
-    }
+    check_namespace(namespace)?;
     Ok((pool.to_string(), (!namespace.is_empty()).then(|| namespace.to_string())))
+}
+
+/// Refuses a namespace that cannot be.
+///
+/// # Errors
+/// `rbd`'s sentence.
+pub fn check_namespace(namespace: &str) -> Result<(), String> {
+    match namespace.contains(['/', '@']) {
+        true => Err(format!("invalid namespace '{namespace}'")),
+        false => Ok(()),
+    }
 }
 
 /// `pool/[namespace/]image[@snap]`.
@@ -148,7 +154,8 @@ mod tests {
         assert_eq!(parse_pool("p"), Ok(("p".into(), None)));
         assert_eq!(parse_pool("p/"), Ok(("p".into(), None)));
         assert_eq!(parse_pool("p/n"), Ok(("p".into(), Some("n".into()))));
-        assert_eq!(parse_pool("rbd/a/b"), Err("invalid pool 'rbd/a'".into()));
+        assert_eq!(parse_pool("rbd/a/b"), Ok(("rbd/a".into(), Some("b".into()))));
+        assert_eq!(parse_pool("/"), Ok((String::new(), None)));
         assert_eq!(parse_pool("rbd/with@at"), Err("invalid namespace 'with@at'".into()));
         assert_eq!(show("p", &Namespace::named("n"), "i", "s"), "p/n/i@s");
     }

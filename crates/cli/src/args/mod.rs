@@ -269,6 +269,11 @@ impl Args {
         &self.positionals
     }
 
+    /// The value of `--image-id`. An empty one counts as none.
+    pub fn image_id(&self) -> Option<&str> {
+        self.text("image-id").filter(|text| !text.is_empty())
+    }
+
     /// The last value given to a configuration option such as `rbd_default_clone_format`.
     pub fn config(&self, name: &str) -> Option<&str> {
         self.config.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str())

@@ -2,7 +2,7 @@
 //! both. The precedence is that of `rbd`.
 //!
 //! `--image` is itself parsed as a spec, and then no positional argument is consumed for it. A
-//! spec takes precedence over `--pool`, `--namespace` and `--snap`.
+//! spec takes precedence over `--pool`, `--namespace` and `--snap`. `--group` is a name and no spec.
 
 use marcot_client::spec::{self, Pattern, Spec};
 use marcot_client::{DEFAULT_POOL, ImageName, ImageSpec, Namespace};
@@ -38,6 +38,16 @@ impl Role {
             Self::GroupOfMember => ["group-pool", "group-namespace", "group", ""],
             Self::Member => ["image-pool", "image-namespace", "image", ""],
         }
+    }
+
+    /// Whether the option for the name takes a spec.
+    fn takes_spec(self) -> bool {
+        matches!(self, Self::Source | Self::Dest | Self::Member)
+    }
+
+    /// A group and an image of one command line.
+    fn is_of_member(self) -> bool {
+        matches!(self, Self::GroupOfMember | Self::Member)
     }
 
     fn noun(self) -> &'static str {
@@ -166,6 +176,11 @@ pub fn target(args: &Args, cursor: &mut usize, wanted: Wanted) -> Outcome<Target
         let (adjective, noun) = (wanted.role.adjective(), wanted.role.noun());
         return Err(Failure::invalid(format!("{adjective}{noun} name was not specified")));
     }
+    // The value of the option, also where a spec counts instead. Of a member `rbd` does not look at it.
+    let namespace = args.text(wanted.role.keys()[1]).unwrap_or_default();
+    if !wanted.role.is_of_member() && spec::check_namespace(namespace).is_err() {
+        return Err(Failure::invalid(format!("invalid namespace name '{namespace}'")));
+    }
     check_snapshot(&target, wanted)?;
     Ok(target)
 }
@@ -181,7 +196,10 @@ fn gather(args: &Args, cursor: &mut usize, wanted: Wanted) -> Outcome<Target> {
     };
     let named = option(image);
     if !named.is_empty() {
-        target.apply_text(&named, wanted.pattern)?;
+        match wanted.role.takes_spec() {
+            true => target.apply_text(&named, wanted.pattern)?,
+            false => target.image = named,
+        }
         return Ok(target);
     }
     if let Some(text) = args.positional(*cursor) {
@@ -245,7 +263,22 @@ pub fn pool_target(args: &Args) -> Outcome<Target> {
             target.namespace = namespace;
         }
     }
+    spec::check_namespace(&target.namespace).map_err(Failure::invalid)?;
     Ok(target)
+}
+
+/// The pool that is named by an option or an argument, for commands that take no namespace.
+pub fn pool_word(args: &Args) -> Option<&str> {
+    let named = args.text("pool").filter(|pool| !pool.is_empty());
+    named.or_else(|| args.positional(0)).filter(|pool| !pool.is_empty())
+}
+
+/// Refuses a name that no pool can have.
+pub fn check_pool(pool: &str) -> Outcome {
+    match pool.contains(['/', '@']) {
+        true => Err(Failure::invalid(format!("invalid pool '{pool}'"))),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,10 @@ enum Piece {
     Strange(String),
     /// A known option that lacks its value.
     Valueless(&'static str),
+    /// A known option with an equal sign that nothing follows.
+    NothingGiven(&'static str),
+    /// A known option that takes no value, with one.
+    Superfluous(&'static str),
 }
 
 /// Reads `arguments`, which do not contain the program's own name.
@@ -74,6 +78,18 @@ pub fn parse(commands: &'static [&'static [CommandSpec]], arguments: &[String]) 
             Err(failure) => Request::Bad(failure),
         },
     }
+}
+
+/// The configuration options among the arguments, by their names with underscores.
+pub fn config_of(
+    commands: &'static [&'static [CommandSpec]],
+    arguments: &[String],
+) -> Vec<(String, String)> {
+    let config = |piece| match piece {
+        Piece::Config(name, value) => Some((name, value)),
+        _ => None,
+    };
+    split(commands, arguments).into_iter().filter_map(config).collect()
 }
 
 fn refuse_without_command(piece: Piece) -> Option<Request> {
@@ -223,9 +239,12 @@ fn take_value<'a>(
     inline: Option<&'a str>,
     next: impl FnOnce() -> Option<&'a str>,
 ) -> Piece {
+    if inline == Some("") {
+        return Piece::NothingGiven(opt.long);
+    }
     if opt.kind == Kind::Flag {
         return match inline {
-            Some(_) => Piece::Strange(format!("--{}", opt.long)),
+            Some(_) => Piece::Superfluous(opt.long),
             None => Piece::Given(opt.long, String::new()),
         };
     }
@@ -267,6 +286,16 @@ fn collect(spec: &CommandSpec, pieces: Vec<Piece>, used_words: usize) -> Result<
             }
             Piece::Config(name, value) => args.config.push((name, value)),
             Piece::Strange(typed) => return Err(unrecognised(&typed)),
+            // These two also for an option that the command does not have.
+            Piece::NothingGiven(long) => {
+                return Err(Failure::usage(format!(
+                    "the argument for option '--{long}' should follow immediately after the equal sign"
+                )));
+            }
+            Piece::Superfluous(long) => {
+                let message = format!("option '--{long}' does not take any arguments");
+                return Err(Failure::usage(message));
+            }
             Piece::Valueless(long) => {
                 check_accepted(spec, long)?;
                 let message = format!("the required argument for option '--{long}' is missing");

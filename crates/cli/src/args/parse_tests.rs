@@ -89,6 +89,11 @@ fn mistakes_are_reported_in_rbds_words() {
         ("info a --format", "rbd: the required argument for option '--format' is missing"),
         ("info a -p", "rbd: the required argument for option '--pool' is missing"),
         ("info a --format yaml", "rbd: the argument for option '--format' is invalid"),
+        (
+            "info a --size=",
+            "rbd: the argument for option '--size' should follow immediately after the equal sign",
+        ),
+        ("info a --pretty-format=x", "rbd: option '--pretty-format' does not take any arguments"),
         ("create a --size -1", "rbd: the argument for option '--size' is invalid"),
         ("create a --size 1 --size 2", "rbd: option '--size' cannot be specified more than once"),
         ("info a b", "rbd: too many arguments"),

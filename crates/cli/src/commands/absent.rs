@@ -34,10 +34,11 @@ fn invalidate_cache(session: &Session, args: &Args) -> Outcome {
 }
 
 fn find(session: &Session, args: &Args) -> Outcome {
-    let image_id = args.text("image-id");
+    let image_id = args.image_id();
     let wanted = if image_id.is_some() { Wanted::IMAGE.optional() } else { Wanted::IMAGE };
     let target = names::target(args, &mut 0, wanted)?;
-    session.find_by(&target, image_id).map(drop)
+    // As with `rbd`, the name counts where both are given.
+    session.find_by(&target, image_id.filter(|_| target.image.is_empty())).map(drop)
 }
 
 const CIPHER: &[Opt] = &[Opt::new(

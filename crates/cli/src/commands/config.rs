@@ -275,8 +275,9 @@ fn of_pool(pool: &marcot_client::Pool) -> Outcome<Overrides> {
 }
 
 fn pool_list(session: &Session, args: &Args) -> Outcome {
+    let name = required(args, 0, "pool name")?;
     let format = args.format()?;
-    let pool = session.pool(required(args, 0, "pool name")?)?;
+    let pool = session.pool(name)?;
     let rows = rows(session, args, Scope::Pool, &of_pool(&pool)?)?;
     format.print(|| table("Source", &rows), || document("source", &rows))
 }
@@ -292,8 +293,8 @@ fn image_get(session: &Session, args: &Args) -> Outcome {
 }
 
 fn image_list(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE)?;
+    let format = args.format()?;
     let image = session.find(&target)?;
     let mut overrides = of_pool(image.pool())?;
     for (key, value) in session::info(&image)?.metadata {

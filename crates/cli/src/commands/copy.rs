@@ -5,8 +5,10 @@ use marcot_client::deep_copy::DeepCopy;
 use marcot_client::{Image, Pool};
 
 use super::DEST_IMAGE_SPEC;
+use super::layer::clone_format;
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
+use crate::errno::ENOSYS;
 use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::session::{self, Session};
@@ -93,6 +95,16 @@ impl Task {
         self.wanted.options(session, (&self.pool, &self.dest), &from, error)
     }
 
+    /// True if a deep copy has a parent, or a snapshot that is protected.
+    fn needs_layering(&self, flatten: bool) -> bool {
+        let last = self.snap.as_deref();
+        let mut snapshots = self.info.snapshots.iter().filter(|snap| snap.is_of_users());
+        let end = snapshots.clone().position(|snap| Some(snap.name.as_str()) == last);
+        let count = end.map_or(usize::MAX, |end| end + 1);
+        (self.info.parent.is_some() && !flatten)
+            || snapshots.by_ref().take(count).any(|snap| snap.protected)
+    }
+
     fn object_bytes(&self) -> u64 {
         1 << self.info.order
     }
@@ -122,9 +134,18 @@ fn deep_copy(session: &Session, args: &Args) -> Outcome {
         Ok(layout) => Some(layout),
         Err(failure) => return progress.end(Err(failure)),
     };
+    if task.needs_layering(args.flag("flatten")) && task.wanted.leaves_out("layering") {
+        let cause = "a parent, and protected snapshots, need the feature layering";
+        return progress.end(Err(Failure::errno(ERROR_DEEP, ENOSYS).because(cause)));
+    }
     let mut report = |done, total| progress.pass(done, task.object_bytes(), total);
     signals::catch_and_watch();
-    let what = DeepCopy { up_to: task.snap.as_deref(), layout, flatten: args.flag("flatten") };
+    let what = DeepCopy {
+        up_to: task.snap.as_deref(),
+        layout,
+        flatten: args.flag("flatten"),
+        clone_format: Some(clone_format(args)),
+    };
     let copied = task.image.deep_copy_into(&task.pool, task.dest.name(), what, &mut report);
     progress.end(copied.map(drop).map_err(|error| failed(ERROR_DEEP, &error)))
 }

@@ -30,8 +30,8 @@ pub const COMMANDS: &[CommandSpec] = &[CommandSpec::new(
 ])];
 
 fn diff(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP)?;
+    let format = args.format()?;
     let image = session.find(&target)?;
     let info = session::info(&image)?;
     let to_snap = match target.snap.as_str() {

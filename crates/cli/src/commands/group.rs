@@ -4,15 +4,16 @@
 use marcot::{ErrorKind, GroupInfo, Namespace};
 use marcot_client::group::Group;
 use marcot_client::spec::Pattern;
-use marcot_client::{Image, ImageName, Quiesce};
+use marcot_client::{Image, ImageName};
 
+use super::snap::quiesce;
 use super::{IMAGE_SPEC, POOL_SPEC};
 use crate::args::names::{self, Role, SnapRule, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno::{self, EBADF, EEXIST};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Align, Node, Table};
-use crate::session::{Session, parse_image_id};
+use crate::session::{self, Session, parse_image_id};
 
 const GROUP_SPEC: Positional = Positional::one(
     "group-spec",
@@ -140,8 +141,8 @@ fn create(session: &Session, args: &Args) -> Outcome {
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::pool_target(args)?;
+    let format = args.format()?;
     let pool = session.pool_of(&target)?;
     let groups = pool.groups(&target.namespace())?;
     let plain = || groups.iter().map(|name| crate::output::line(name)).collect();
@@ -196,13 +197,10 @@ fn image_add(session: &Session, args: &Args) -> Outcome {
 fn member(session: &Session, args: &Args) -> Outcome<(Group, Target)> {
     let mut cursor = 0;
     let of = names::target(args, &mut cursor, Wanted { role: Role::GroupOfMember, ..WANTED })?;
-    let mut wanted = Wanted { role: Role::Member, pattern: Pattern::Existing, ..WANTED };
-    wanted.image_required = args.text("image-id").is_none();
+    let mut wanted = Wanted { role: Role::Member, ..WANTED };
+    wanted.image_required = args.image_id().is_none();
     let image = names::target(args, &mut cursor, wanted)?;
-    if !image.image.is_empty() && args.text("image-id").is_some() {
-        // `rbd` has a blank at the end of this line.
-        return Err(Failure::invalid("trying to access image using both name and id. "));
-    }
+    session::refuse_name_and_id(&image, args.image_id())?;
     if of.namespace != image.namespace {
         return Err(Failure::invalid("group and image namespace must match."));
     }
@@ -218,7 +216,7 @@ fn image_remove(session: &Session, args: &Args) -> Outcome {
     };
     group.info().map_err(failed)?;
     let pool = session.pool_of(&target)?;
-    let image: Image = match args.text("image-id") {
+    let image: Image = match args.image_id() {
         None => pool.image(target.name()).map_err(failed)?,
         Some(text) => {
             // A number that no image has is in no group.
@@ -236,8 +234,8 @@ struct Row {
 }
 
 fn image_list(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::target(args, &mut 0, WANTED)?;
+    let format = args.format()?;
     let group = group_of(session, &target)?;
     let rows = match group.info() {
         // As with `rbd`.
@@ -279,19 +277,15 @@ fn node(row: &Row, namespace: &Namespace) -> Node {
 
 fn snap_create(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, WANTED_SNAP)?;
-    let quiesce = match (args.flag("skip-quiesce"), args.flag("ignore-quiesce-error")) {
-        (true, _) => Quiesce::Skip,
-        (false, true) => Quiesce::IgnoreErrors,
-        (false, false) => Quiesce::Required,
-    };
+    let quiesce = quiesce(args)?;
     let created = group_of(session, &target)?.create_snapshot(&target.snap, quiesce);
     // `rbd` says nothing here but in its log.
     created.map_err(|error| Failure::quiet(errno::of(&error)).because(error.sentence()))
 }
 
 fn snap_list(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::target(args, &mut 0, WANTED)?;
+    let format = args.format()?;
     let snapshots = match group_of(session, &target)?.info() {
         // As with `rbd`.
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -333,7 +327,12 @@ fn snap_rename(session: &Session, args: &Args) -> Outcome {
     if to.contains(['/', '@']) {
         return Err(Failure::invalid(format!("invalid snap name '{to}'")));
     }
-    let renamed = group_of(session, &target)?.rename_snapshot(&target.snap, to);
+    let group = group_of(session, &target)?;
+    // As with `rbd`, also where there is no such group.
+    if to == target.snap {
+        return Err(Failure::errno("failed to rename group snapshot", EEXIST));
+    }
+    let renamed = group.rename_snapshot(&target.snap, to);
     renamed.map_err(|error| Failure::engine("failed to rename group snapshot", &error))
 }
 

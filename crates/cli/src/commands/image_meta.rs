@@ -77,8 +77,8 @@ fn get(session: &Session, args: &Args) -> Outcome {
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE)?;
+    let format = args.format()?;
     let image = session.find(&target)?;
     let mut metadata = session::info(&image)?.metadata;
     metadata.sort_unstable();

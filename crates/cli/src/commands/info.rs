@@ -25,11 +25,12 @@ pub const COMMANDS: &[CommandSpec] =
         ])];
 
 fn info(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
-    let image_id = args.text("image-id");
+    let image_id = args.image_id();
     let mut wanted = Wanted::IMAGE_OR_SNAP;
     wanted.image_required = image_id.is_none();
     let target = names::target(args, &mut 0, wanted)?;
+    session::refuse_name_and_id(&target, image_id)?;
+    let format = args.format()?;
     let found = session.find_by(&target, image_id)?;
     let image = session::info(&found)?;
     // If this cannot be read now, it is left out. The rest is shown all the same.
@@ -145,6 +146,9 @@ impl<'a> View<'a> {
         if let Some(snap) = self.snap {
             lines.push(format!("protected: {}", if snap.protected { "True" } else { "False" }));
         }
+        if let Some(limit) = image.snapshot_limit {
+            lines.push(format!("snapshot_limit: {limit}"));
+        }
         if let Some(parent) = self.parent {
             let (shown, trash) = (show_parent(parent), in_trash(parent));
             lines.push(format!("parent: {shown}{trash}{}", missing(parent)));
@@ -153,9 +157,6 @@ impl<'a> View<'a> {
         if let Some((unit_bytes, count)) = self.stripe() {
             lines.push(format!("stripe unit: {}", size::show(unit_bytes)));
             lines.push(format!("stripe count: {count}"));
-        }
-        if let Some(limit) = image.snapshot_limit {
-            lines.push(format!("snapshot_limit: {limit}"));
         }
         if let Some(owner) = self.owner() {
             lines.push(format!("owner: {}", show_owner(owner)));
@@ -201,15 +202,15 @@ impl<'a> View<'a> {
         if let Some(snap) = self.snap {
             members.push(("protected", Node::quoted_bool(snap.protected)));
         }
+        if let Some(limit) = image.snapshot_limit {
+            members.push(("snapshot_limit", limit.into()));
+        }
         if let Some(parent) = self.parent {
             members.push(("parent", parent_node(parent)));
         }
         if let Some((unit_bytes, count)) = self.stripe() {
             members.push(("stripe_unit", unit_bytes.into()));
             members.push(("stripe_count", count.into()));
-        }
-        if let Some(limit) = image.snapshot_limit {
-            members.push(("snapshot_limit", limit.into()));
         }
         members.extend(self.owner().map(|owner| ("owner", owner_node(owner))));
         members.extend(self.read_only.as_deref().map(|why| ("read_only", why.into())));

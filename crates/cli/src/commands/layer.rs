@@ -35,6 +35,8 @@ const FORGET: &[Opt] = &[Opt::new(
 const CHILD_ID: Positional =
     Positional::one("child-id", "id of the clone, as 'children --all' shows it");
 
+const CLONE_FORMAT: &str = "rbd_default_clone_format";
+
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["clone"], "Clone a snapshot into a CoW child image.", clone)
@@ -87,18 +89,30 @@ fn clone(session: &Session, args: &Args) -> Outcome {
     let format = clone_format(args);
     let parent_pool = session.pool_of(&source)?;
     let dest_pool = session.pool_of(&dest)?;
+    let failed = |error| clone_failure(&source, &error);
+    let parent = parent_pool.image(source.name()).map_err(failed)?;
     if format == 1 && source.namespace != dest.namespace {
         return Err(Failure::new(EXDEV, "clone v2 required for cross-namespace clones."));
     }
-    let failed = |error| clone_failure(&source, &error);
-    let parent = parent_pool.image(source.name()).map_err(failed)?;
     let info = parent.info().map_err(failed)?;
+    let snapshot = info.snapshots.iter().find(|s| s.is_of_users() && s.name == source.snap);
+    if let Some(snapshot) = snapshot
+        && format == 1
+        && !snapshot.protected
+    {
+        let message = format!("snapshot '{}' is not protected", source.snap);
+        return Err(failed(marcot::Error::new(ErrorKind::NotProtected, message)));
+    }
+    if snapshot.is_none() {
+        let message = format!("image '{}' has no snapshot '{}'", source.image, source.snap);
+        return Err(failed(marcot::Error::new(ErrorKind::NotFound, message)));
+    }
     if wanted.leaves_out("layering") {
         let cause = "cloning image must support layering";
         return Err(Failure::errno(ERROR, ENOSYS).because(cause));
     }
     let from = layout::Source::image(&info);
-    let layout = wanted.options(session, (&dest_pool, &dest), &from, ERROR)?;
+    let layout = wanted.options_whatever_the_name(session, &dest_pool, &from, ERROR)?;
     let options = CloneOptions::new().format(format).untracked(args.flag("untracked"));
     let options = options
         .order(layout.order)
@@ -124,24 +138,29 @@ fn clone_failure(source: &Target, error: &marcot::Error) -> Failure {
 }
 
 /// The value of `--rbd-default-clone-format`: 1 unless it is 2.
-fn clone_format(args: &Args) -> u32 {
-    match args.config("rbd_default_clone_format") {
-        None | Some("1" | "auto") => 1,
-        Some("2") => 2,
-        Some(other) => {
-            let message = format!(
-                "parse error setting 'rbd_default_clone_format' to '{other}' ('{other}' is not \
-                 one of the permitted values: 1, 2, auto)"
-            );
-            err(&format!("{}\n", line(&message)));
-            1
-        }
+pub fn clone_format(args: &Args) -> u32 {
+    if args.config(CLONE_FORMAT) == Some("2") { 2 } else { 1 }
+}
+
+/// Says that a value of `--rbd-default-clone-format` is not one that it has. As with `rbd`, the command runs all
+/// the same, with the default.
+pub fn tell_bad_clone_format(config: &[(String, String)]) {
+    let given = config.iter().filter(|(name, _)| name == CLONE_FORMAT).map(|(_, value)| value);
+    for other in given.filter(|value| !["1", "2", "auto"].contains(&value.as_str())) {
+        let message = format!(
+            "parse error setting '{CLONE_FORMAT}' to '{other}' ('{other}' is not one of the \
+             permitted values: 1, 2, auto)"
+        );
+        err(&format!("{}\n", line(&message)));
     }
 }
 
 fn children(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE_OR_SNAP)?;
+    if args.integer("snap-id").is_some() && !target.snap.is_empty() {
+        return Err(Failure::invalid("trying to access snapshot using both name and id."));
+    }
+    let format = args.format()?;
     let image = session.find(&target)?;
     let snap = chosen_snapshot(args, &target, &image)?;
     let which = match args.flag("descendants") {
@@ -162,9 +181,6 @@ fn chosen_snapshot(args: &Args, target: &Target, image: &Image) -> Outcome<Optio
     let snapshots = session::info(image)?.snapshots;
     let missing = || Failure::new(ENOENT, "snapshot does not exist.");
     if let Some(id) = args.integer("snap-id").map(SnapId) {
-        if !target.snap.is_empty() {
-            return Err(Failure::invalid("trying to access snapshot using both name and id."));
-        }
         let found = snapshots.iter().any(|s| s.id == id);
         return if found { Ok(Some(id)) } else { Err(missing()) };
     }
@@ -201,8 +217,9 @@ fn forget_child(session: &Session, args: &Args) -> Outcome {
     image.forget_child(child.image_id).map_err(|error| Failure::engine(ERROR, &error))
 }
 
-fn place(child: &ChildInfo) -> (&str, &Namespace, &str) {
-    (&child.pool, &child.namespace, &child.image)
+/// Of two with one name, the one in the trash is the older one, and comes first as with `rbd`.
+fn place(child: &ChildInfo) -> (&str, &Namespace, &str, bool) {
+    (&child.pool, &child.namespace, &child.image, !child.in_trash)
 }
 
 fn plain_child(child: &ChildInfo, all: bool) -> String {

@@ -26,8 +26,8 @@ pub const COMMANDS: &[CommandSpec] = &[CommandSpec::new(&["list"], "List rbd ima
     ])];
 
 fn list(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::pool_target(args)?;
+    let format = args.format()?;
     let listed = session
         .pool_of(&target)
         .and_then(|pool| Ok((pool.images(&target.namespace())?, pool)))

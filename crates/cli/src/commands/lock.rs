@@ -64,8 +64,8 @@ fn add(session: &Session, args: &Args) -> Outcome {
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE)?;
+    let format = args.format()?;
     let image = session.find(&target)?;
     let locks = image.locks().map_err(|error| session::opening_failed(&image, &error))?;
     let document = || ("locks", Node::array("lock", locks.iter().map(node)));

@@ -38,6 +38,8 @@ mod usage;
 mod watch;
 mod whole;
 
+pub use layer::tell_bad_clone_format;
+
 use crate::args::CommandSpec;
 
 /// Every command.

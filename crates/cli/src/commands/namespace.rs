@@ -1,6 +1,7 @@
 //! `namespace create`, `list`, `remove`.
 
 use marcot::ErrorKind;
+use marcot_client::DEFAULT_POOL;
 
 use super::{POOL_NAME, POOL_SPEC};
 use crate::args::names::{self, Target};
@@ -30,6 +31,7 @@ pub const COMMANDS: &[CommandSpec] = &[
 
 fn named(args: &Args) -> Outcome<Target> {
     let target = names::pool_target(args)?;
+    names::check_pool(&target.pool)?;
     if target.namespace.is_empty() {
         return Err(Failure::invalid("namespace name was not specified"));
     }
@@ -45,8 +47,10 @@ fn create(session: &Session, args: &Args) -> Outcome {
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {
+    let name = names::pool_word(args).unwrap_or(DEFAULT_POOL);
+    names::check_pool(name)?;
     let format = args.format()?;
-    let pool = session.pool(names::pool_target(args)?.pool_or_default())?;
+    let pool = session.pool(name)?;
     let namespaces = pool.namespaces()?;
     let plain = || {
         let mut table = Table::new().column("NAME", Align::Left);

@@ -50,7 +50,7 @@ fn verify(session: &Session, args: &Args, label: &'static str, failed: &'static 
     let outcome = if !has_feature(&info, "object-map") {
         let failure = Failure::errno(failed, EINVAL);
         Err(failure.because("image must support object-map feature"))
-    } else if let Some(lock) = info.locks.first() {
+    } else if let (None, Some(lock)) = (snap, info.locks.first()) {
         let cause = format!("the image is locked by client.{}", lock.client);
         Err(Failure::errno(failed, EROFS).because(cause))
     } else {

@@ -242,8 +242,8 @@ fn remove(session: &Session, args: &Args) -> Outcome {
 }
 
 fn init(session: &Session, args: &Args) -> Outcome {
-    let target = names::pool_target(args)?;
-    let name = target.pool_or_default();
+    // As with `rbd`, a slash is a part of the name, and so there is no such pool.
+    let name = names::pool_word(args).unwrap_or(DEFAULT_POOL);
     session.pool(name)?;
     session
         .client()?
@@ -252,10 +252,10 @@ fn init(session: &Session, args: &Args) -> Outcome {
 }
 
 fn stats(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::pool_target(args)?;
+    let format = args.format()?;
     let pool = session.pool_of(&target)?;
-    let stats = pool.stats()?;
+    let stats = pool.namespace_stats(&target.namespace())?;
     let long = args.flag("long");
     let plain = || {
         let (named, trash) = (&stats.named, &stats.trash);

@@ -82,16 +82,25 @@ pub const COMMANDS: &[CommandSpec] = &[
         .examples(&[("snap unprotect template@v1", "refused while it has children")]),
 ];
 
+/// What is done with hooks that quiesce programs.
+pub fn quiesce(args: &Args) -> Outcome<Quiesce> {
+    match (args.flag("skip-quiesce"), args.flag("ignore-quiesce-error")) {
+        (true, true) => {
+            let message = "ignore-quiesce-error cannot be used together with skip-quiesce";
+            Err(Failure::invalid(message))
+        }
+        (true, false) => Ok(Quiesce::Skip),
+        (false, true) => Ok(Quiesce::IgnoreErrors),
+        (false, false) => Ok(Quiesce::Required),
+    }
+}
+
 fn create(session: &Session, args: &Args) -> Outcome {
     let wanted = Wanted { pattern: Pattern::NewSnapshot, ..Wanted::SNAP };
     let target = names::target(args, &mut 0, wanted)?;
+    let quiesce = quiesce(args)?;
     let image = session.find(&target)?;
     let mut progress = session.steps("Creating snap");
-    let quiesce = match (args.flag("skip-quiesce"), args.flag("ignore-quiesce-error")) {
-        (true, _) => Quiesce::Skip,
-        (false, true) => Quiesce::IgnoreErrors,
-        (false, false) => Quiesce::Required,
-    };
     let outcome = image.create_snapshot(&target.snap, quiesce);
     if outcome.is_ok() {
         progress.update(10, 100);
@@ -100,8 +109,9 @@ fn create(session: &Session, args: &Args) -> Outcome {
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {
+    let target = image_target(args, SnapRule::None)?;
     let format = args.format()?;
-    let image = find_image(session, args, SnapRule::None)?.1;
+    let image = session.find_by(&target, args.image_id())?;
     let all = args.flag("all");
     let info = session::info(&image)?;
     let mut listed = Vec::new();
@@ -161,12 +171,18 @@ fn group_names(image: &Image, id: GroupSnapshotId) -> (String, String, String) {
 
 /// The image that is named by `--image-id` or by a spec.
 fn find_image(session: &Session, args: &Args, snap: SnapRule) -> Outcome<(Target, Image)> {
-    let image_id = args.text("image-id");
+    let target = image_target(args, snap)?;
+    let found = session.find_by(&target, args.image_id())?;
+    Ok((target, found))
+}
+
+fn image_target(args: &Args, snap: SnapRule) -> Outcome<Target> {
+    let image_id = args.image_id();
     let mut wanted = Wanted { snap, ..Wanted::IMAGE };
     wanted.image_required = image_id.is_none();
     let target = names::target(args, &mut 0, wanted)?;
-    let found = session.find_by(&target, image_id)?;
-    Ok((target, found))
+    session::refuse_name_and_id(&target, image_id)?;
+    Ok(target)
 }
 
 fn snap_table(snaps: &[(SnapInfo, Place)], all: bool) -> String {
@@ -213,10 +229,17 @@ fn remove(session: &Session, args: &Args) -> Outcome {
     const ERROR: &str = "failed to remove snapshot";
     let snap_id = args.integer("snap-id");
     let rule = if snap_id.is_some() { SnapRule::Permitted } else { SnapRule::Required };
-    let (target, image) = find_image(session, args, rule)?;
+    let image_id = args.image_id();
+    let wanted = Wanted { snap: rule, image_required: image_id.is_none(), ..Wanted::IMAGE };
+    let target = names::target(args, &mut 0, wanted)?;
+    if image_id.is_some() && !target.image.is_empty() {
+        // Only here without a blank at the end.
+        return Err(Failure::invalid("trying to access image using both name and id."));
+    }
     if snap_id.is_some() && !target.snap.is_empty() {
         return Err(both_name_and_id());
     }
+    let image = session.find_by(&target, image_id)?;
     let name = match snap_id {
         // A part of a group's snapshot is known by its number only.
         None if is_of_group(&image, &target.snap) => return no_snapshot_to_remove(session),

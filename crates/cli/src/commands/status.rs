@@ -19,8 +19,8 @@ pub const COMMANDS: &[CommandSpec] =
         .examples(&[("status vm-1", "the process that has the image open, and what for")])];
 
 fn status(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::target(args, &mut 0, Wanted::IMAGE)?;
+    let format = args.format()?;
     let image = session.find(&target)?;
     let watchers = image.status().map_err(|error| opening_failed(&image, &error))?;
     let owner = session::info(&image)?.owner.filter(|owner| owner.state != OwnerState::Closed);

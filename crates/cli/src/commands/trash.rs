@@ -111,8 +111,8 @@ fn date(session: &Session, text: &str) -> Outcome<i64> {
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let target = names::pool_target(args)?;
+    let format = args.format()?;
     let pool = session.pool_of(&target)?;
     let trash = pool
         .trash(&target.namespace())

@@ -43,11 +43,11 @@ struct Row {
 }
 
 fn usage(session: &Session, args: &Args) -> Outcome {
-    let format = args.format()?;
     let from = args.text("from-snap").filter(|name| !name.is_empty());
     let mut wanted = Wanted::IMAGE_OR_SNAP;
     wanted.image_required = args.flag("from-snap");
     let target = names::target(args, &mut 0, wanted)?;
+    let format = args.format()?;
     let pool = session.pool_of(&target)?;
     let whole_pool = target.image.is_empty();
     let chosen = Chosen { from, to: (!target.snap.is_empty()).then_some(&*target.snap) };

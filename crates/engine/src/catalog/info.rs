@@ -390,32 +390,42 @@ impl Store {
     /// # Errors
     /// What the operating system says; `Corrupt` for a damaged head.
     pub fn pool_stats(&self, pool: &Pool) -> Result<PoolStats> {
+        self.namespace_stats(pool, &Namespace::DEFAULT)
+    }
+
+    /// As [`Self::pool_stats`], but with the images of this namespace. What the medium holds is that of the pool.
+    ///
+    /// # Errors
+    /// As [`Self::pool_stats`]; `NotFound` for the namespace.
+    pub fn namespace_stats(&self, pool: &Pool, namespace: &Namespace) -> Result<PoolStats> {
+        let namespace = namespace.in_records();
         let mut stats = PoolStats::default();
         let shipping = pool.segments().shipping();
         // In a bucket, both lists take the same requests.
         let named = match shipping {
-            Some(_) => pool.images_in("")?,
+            Some(_) => pool.images_in(namespace)?,
             None => Vec::new(),
         };
         let in_trash: HashSet<ImageId> = match shipping {
             Some(_) => named.iter().filter_map(|(name, _)| number_in_trash_name(name)).collect(),
             None => {
-                let names = pool.image_names_in("")?;
+                let names = pool.image_names_in(namespace)?;
                 names.iter().filter_map(|name| number_in_trash_name(name)).collect()
             }
         };
         let mut labels: HashMap<ImageId, String> =
             named.into_iter().map(|(name, image)| (image, name)).collect();
         for image in pool.image_ids()? {
-            // As with RBD, images of namespaces are not counted.
+            // As with RBD, images of other namespaces are not counted.
             let Ok(head) = pool.read_head(image) else { continue };
             if head.removing {
                 continue;
             }
-            if shipping.is_some() && (!head.namespace.is_empty() || in_trash.contains(&image)) {
+            let is_plain = head.namespace.is_empty() && namespace.is_empty();
+            if shipping.is_some() && (!is_plain || in_trash.contains(&image)) {
                 labels.insert(image, with_namespace(&head));
             }
-            if !head.namespace.is_empty() {
+            if head.namespace != namespace {
                 continue;
             }
             let size = head.root.as_ref().map_or(0, |r| r.size_bytes);
