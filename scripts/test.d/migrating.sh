@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# docs/migrating-from-ceph.md: its commands move a pool, with what a real Ceph answered when this was recorded, or
+# with a real one.
+#
+# usage: migrating.sh --marcot BINARY [--conf FILE [--record]]
+#
+#   --conf    the configuration of a cluster made for this: the pool 'vms' is made, and removed at the end
+#   --record  keeps what Ceph answers in fixtures/migrating
+#
+# shellcheck disable=SC2317 # claims call their checks by name
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/packages.sh
+. "$HERE/../lib/packages.sh"
+# shellcheck source=scripts/lib/claims.sh
+. "$HERE/../lib/claims.sh"
+
+GUIDE=$HERE/../../docs/migrating-from-ceph.md
+RECORDED=$HERE/fixtures/migrating
+STREAM=$HERE/../oracle.d/stream
+LIVE=no
+
+clean_up() {
+    local device
+    for device in $("$MARCOT" device list 2>/dev/null | awk 'NR > 1 { print $NF }'); do
+        "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
+    done
+    if [[ $LIVE == yes ]]; then
+        ceph osd pool rm vms vms --yes-i-really-really-mean-it >/dev/null 2>&1 || true
+    fi
+    claims_clean
+}
+
+# blocks LANGUAGE : the blocks of the guide in this language, each ended by a line with a NUL.
+blocks() {
+    awk -v begin="\`\`\`$1" '$0 == begin { inside = 1; next } inside && /^```$/ { inside = 0; printf "%c", 0; next } inside' "$GUIDE"
+}
+
+# A program `rbd` that notes what Ceph's answers, or answers what was noted.
+make_rbd() {
+    local rbd=$CLAIMS_SCRATCH/bin/rbd
+    mkdir "$CLAIMS_SCRATCH/count"
+    cat >"$rbd" <<END
+#!/usr/bin/env bash
+set -uo pipefail
+key=\$(printf '%s\n' "\$*" | md5sum | cut -c1-16)
+count=$CLAIMS_SCRATCH/count/\$key
+echo >>"\$count"
+answer=$RECORDED/\$key.\$(wc -l <"\$count")
+case $1 in
+live) exec /usr/bin/rbd "\$@" ;;
+record) /usr/bin/rbd "\$@" | tee >(gzip -9n >"\$answer.gz") && sleep 0.2 ;;
+replay)
+    [[ -e \$answer.gz ]] || { echo "rbd \$*: was not recorded" >&2 && exit 99; }
+    gzip -dc "\$answer.gz"
+    ;;
+esac
+END
+    chmod +x "$rbd"
+}
+
+# on_ceph COMMAND... : prepares what is moved; not where answers are replayed.
+on_ceph() {
+    [[ $LIVE == no ]] || "$@"
+}
+
+# ceph_write IMAGE RECORD... : writes to an image of Ceph.
+ceph_write() {
+    "$STREAM" make v1 "${@:2}" end | /usr/bin/rbd import-diff --no-progress - "$1"
+}
+
+a_pool_on_ceph() {
+    ceph osd pool create vms 8 >/dev/null 2>&1
+    /usr/bin/rbd pool init vms
+    /usr/bin/rbd create --size 4M vms/base
+    ceph_write vms/base write:0:1000000:7 write:2097152:65536:8
+    /usr/bin/rbd image-meta set vms/base os debian
+    /usr/bin/rbd snap create --no-progress vms/base@gold
+    /usr/bin/rbd snap protect vms/base@gold
+    /usr/bin/rbd clone vms/base@gold vms/vm-1
+    # The clone has holes where its parent has data: within an object, and where it was cut off.
+    ceph_write vms/vm-1 write:65536:4096:9 zero:131072:65536
+    /usr/bin/rbd resize --no-progress --allow-shrink --size 2M vms/vm-1
+    /usr/bin/rbd resize --no-progress --size 6M vms/vm-1
+    /usr/bin/rbd image-meta set vms/vm-1 owner 'two words'
+    /usr/bin/rbd snap create --no-progress vms/vm-1@monday
+    /usr/bin/rbd snap protect vms/vm-1@monday
+    ceph_write vms/vm-1 write:5242880:8192:10
+    /usr/bin/rbd create --size 4M vms/disk
+    ceph_write vms/disk write:4096:500000:11
+    /usr/bin/rbd snap create --no-progress vms/disk@one
+    ceph_write vms/disk write:8192:4096:12 zero:65536:65536
+}
+
+changes_on_ceph() {
+    ceph_write vms/vm-1 "write:$1:12288:$2" zero:65536:4096
+    ceph_write vms/disk "write:$1:4096:$2"
+    /usr/bin/rbd resize --no-progress --allow-shrink --size "$3" vms/disk
+}
+
+# step N : runs a part of the guide's session.
+step() {
+    local session
+    mapfile -d '' -t session < <(blocks sh)
+    (
+        set -euo pipefail
+        # shellcheck source=/dev/null # the guide
+        . "$CLAIMS_SCRATCH/functions"
+        eval "${session[$1]}"
+    ) >"$CLAIMS_SCRATCH/output" 2>&1 || { cat "$CLAIMS_SCRATCH/output" && return 1; }
+}
+
+json() {
+    "$MARCOT" "${@:2}" --format json | jq -r "$1"
+}
+
+main() {
+    local mode=replay conf=
+    while (($#)); do
+        case $1 in
+        --marcot) MARCOT=$(realpath "$2") && shift ;;
+        --conf) conf=$2 mode=live LIVE=yes && shift ;;
+        --record) mode=record ;;
+        *) printf 'usage: migrating.sh --marcot BINARY [--conf FILE [--record]]\n' >&2 && exit 2 ;;
+        esac
+        shift
+    done
+    need_packages jq
+    claims_begin
+    trap clean_up EXIT
+    mkdir "$CLAIMS_SCRATCH/bin" "$CLAIMS_SCRATCH/run" "$CLAIMS_SCRATCH/dev"
+    ln -s "$MARCOT" "$CLAIMS_SCRATCH/bin/marcot"
+    [[ -z $conf ]] || export CEPH_CONF=$conf
+    [[ $mode != record ]] || { rm -rf "$RECORDED" && mkdir -p "$RECORDED"; }
+    make_rbd "$mode"
+    export PATH=$CLAIMS_SCRATCH/bin:$PATH MARCOT_STORE=$CLAIMS_SCRATCH/store
+    export MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run MARCOT_DEV_DIR=$CLAIMS_SCRATCH/dev
+    blocks bash | tr -d '\0' >"$CLAIMS_SCRATCH/functions"
+    on_ceph a_pool_on_ceph
+    claim 'the first copies are made' step 0
+    on_ceph changes_on_ceph 3145728 13 8M
+    claim 'what has changed is copied' step 1
+    on_ceph changes_on_ceph 1048576 14 6M
+    claim 'the rest is copied, and every snapshot compares equal' step 2
+    claim 'the clone has its parent' test "$(json .parent.image info vms/vm-1)" = base
+    claim 'the clone has its size' test "$(json .size info vms/vm-1)" = 6291456
+    claim 'what the clone shares with its parent takes no space' test "$(json '[.images[].used_size] | add' du vms/vm-1)" -lt 1000000
+    claim 'snapshots have come along, and those of the steps are gone' test "$(json '[.[].name] | join(" ")' snap ls vms/vm-1)" = monday
+    claim 'of the disk too' test "$(json '[.[].name] | join(" ")' snap ls vms/disk)" = one
+    claim 'protection has come along' test "$(json '.[0].protected' snap ls vms/vm-1)" = true
+    claim 'of the template too' test "$(json '.[0].protected' snap ls vms/base)" = true
+    claim 'metadata has come along' test "$(json .os image-meta ls vms/base),$(json .owner image-meta ls vms/vm-1)" = 'debian,two words'
+    claim 'nothing else is left' test "$(json 'join(" ")' ls vms)" = 'base disk vm-1'
+    claims_end
+}
+
+main "$@"
