@@ -114,6 +114,10 @@ pub enum Fault {
     ReplayedNotStored,
     /// A head names copies that were not uploaded.
     CopiesNotUploaded,
+    /// A head names a part of the log behind a segment of copies that was not uploaded.
+    LogBehindCopiesNotUploaded,
+    /// A request that overlaps one that waits for a service does not come after it.
+    ParkedOvertaken,
     /// A clone does not look at the snapshot again once its record is there.
     CloneUnchecked,
     /// The fences of a log are removed with its image.
@@ -160,7 +164,7 @@ pub const ON_ONE_MACHINE: [Fault; 33] = [
 
 /// Mistakes in pools in a bucket.
 #[cfg(feature = "deliberate-faults")]
-pub const IN_A_BUCKET: [Fault; 23] = [
+pub const IN_A_BUCKET: [Fault; 25] = [
     Fault::StampIgnored,
     Fault::UnknownIsDone,
     Fault::UnknownIsLost,
@@ -182,6 +186,8 @@ pub const IN_A_BUCKET: [Fault; 23] = [
     Fault::UploadReplayed,
     Fault::ReplayedNotStored,
     Fault::CopiesNotUploaded,
+    Fault::LogBehindCopiesNotUploaded,
+    Fault::ParkedOvertaken,
     Fault::CloneUnchecked,
     Fault::FencesRemoved,
 ];

@@ -55,6 +55,9 @@ pub enum Completion {
     /// Every flush with a smaller number than this has ended. With an error the device cannot be used any more,
     /// and no flush has ended that has not been told of before.
     Flushed(Result<u64>),
+    /// A write or discard that was parked has ended; see [`BlockDevice::park_write`]. Where it has not failed, it is
+    /// stored.
+    Parked(u64, Result<()>),
     /// The flushes with smaller numbers than this of which nothing was told have not ended in the time that
     /// guests wait. The device goes on, and a later flush covers what these should have made durable.
     Unflushed(u64, Error),
@@ -109,6 +112,21 @@ pub trait BlockDevice: Send {
         self.write_batch(writes).map(|()| None)
     }
 
+    /// Takes a write now that would have to wait for a service, so that the device can go on meanwhile. Returns its
+    /// number among the parked requests: it has ended when [`Self::take_completion`] tells of it. Until then it is
+    /// not acknowledged: flushes do not cover it. Later reads, writes and discards that overlap it come after it.
+    /// `None`: it has to be given to [`Self::write_batch_async`].
+    fn park_write(&mut self, write: Write<'_>) -> Option<u64> {
+        let _ = write;
+        None
+    }
+
+    /// As [`Self::park_write`], for a discard.
+    fn park_discard(&mut self, offset: u64, length: u64) -> Option<u64> {
+        let _ = (offset, length);
+        None
+    }
+
     /// Performs every read of `reads`, leaving each outcome in its `result`.
     fn read_batch(&mut self, reads: &mut [Read<'_>]);
 
@@ -144,8 +162,8 @@ pub trait BlockDevice: Send {
         self.flush().map(|()| None)
     }
 
-    /// True while a flush is under way. [`Self::completion_fd`] does not show when it ends, so that
-    /// [`Self::take_completion`] has to be called now and then.
+    /// True while a flush is under way, or something else of which [`Self::completion_fd`] does not show when it ends, so
+    /// that [`Self::take_completion`] has to be called now and then.
     fn awaits_flush(&self) -> bool {
         false
     }

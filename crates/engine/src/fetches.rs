@@ -30,7 +30,7 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 /// What a need is about, to be told from others.
 pub(crate) type NeedPlace = (SegmentName, Option<u64>);
 
-/// A read that was left in flight.
+/// A read that was left in flight, or a request that is parked (see `image/parked`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LeftRead {
     /// The caller's number for it.
@@ -43,12 +43,19 @@ pub(crate) struct LeftRead {
     pub rounds: u32,
     /// What was fetched for it last.
     pub met: Option<NeedPlace>,
+    /// It is no read, but a request that is parked, and has a number among these.
+    pub is_parked: bool,
 }
 
 impl LeftRead {
     /// A read that is begun.
     pub(crate) fn new(number: u64, offset: u64, bytes: usize) -> Self {
-        Self { number, offset, bytes, rounds: 0, met: None }
+        Self { number, offset, bytes, rounds: 0, met: None, is_parked: false }
+    }
+
+    /// A request that is parked.
+    pub(crate) fn parked(number: u64) -> Self {
+        Self { is_parked: true, ..Self::new(number, 0, 0) }
     }
 
     /// True where fetching this would not help.
@@ -99,13 +106,20 @@ pub(crate) struct Hands<'a> {
 }
 
 impl Fetches {
-    /// Fetches what a read needs before it can go on.
-    pub(crate) fn meet(&mut self, hands: Hands<'_>, read: LeftRead, need: Need, files: Arc<Files>) {
+    /// Fetches what a read needs before it can go on. Returns the read with a note of this.
+    pub(crate) fn meet(
+        &mut self,
+        hands: Hands<'_>,
+        read: LeftRead,
+        need: Need,
+        files: Arc<Files>,
+    ) -> LeftRead {
         let read = LeftRead { rounds: read.rounds + 1, met: Some(need.place()), ..read };
         self.start(hands, read, move || {
             need.meet(&files);
             Fetched::Met
         });
+        read
     }
 
     /// Fetches those parts of a read that are missing in `blocks`, which has whole blocks.

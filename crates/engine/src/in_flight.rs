@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use marcot_format::{BLOCK_BYTES, crc32c};
-use marcot_store::{AsyncIo, AsyncRead, AsyncWrite, Disk, DiskFile, IoCompletion, World};
+use marcot_store::{AsyncIo, AsyncRead, AsyncWrite, Disk, DiskFile, IoCompletion, Waker, World};
 
 use crate::fetches::{Fetched, Fetches, Hands, LeftRead, Part};
 use crate::segment::{Files, Need};
@@ -87,11 +87,16 @@ impl InFlight {
         self.any_io(disk).is_some()
     }
 
-    /// Fetches what a read needs before it can go on. Only where [`Self::takes_fetches`].
-    pub(crate) fn meet(&mut self, read: LeftRead, need: Need, files: &Arc<Files>) {
-        let waker = self.io.as_mut().and_then(|io| io.waker());
-        let hands = Hands { workers: &*files.world().workers, waker };
-        self.fetches.meet(hands, read, need, Arc::clone(files));
+    /// What wakes the front end; `None` where it looks by itself.
+    pub(crate) fn waker(&mut self) -> Option<Waker> {
+        self.io.as_mut().and_then(|io| io.waker())
+    }
+
+    /// Fetches what a read needs before it can go on. Returns the read with a note of this. Only where
+    /// [`Self::takes_fetches`].
+    pub(crate) fn meet(&mut self, read: LeftRead, need: Need, files: &Arc<Files>) -> LeftRead {
+        let hands = Hands { workers: &*files.world().workers, waker: self.waker() };
+        self.fetches.meet(hands, read, need, Arc::clone(files))
     }
 
     /// Fetches the data of a read; see [`Fetches::read`]. Only where [`Self::takes_fetches`].
@@ -102,8 +107,8 @@ impl InFlight {
         blocks: Vec<u8>,
         parts: Vec<Part>,
     ) {
-        let waker = self.io.as_mut().and_then(|io| io.waker());
-        self.fetches.read(Hands { workers: &*world.workers, waker }, read, blocks, parts);
+        let hands = Hands { workers: &*world.workers, waker: self.waker() };
+        self.fetches.read(hands, read, blocks, parts);
     }
 
     /// True where a read of that many bytes could be left in flight.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use marcot_sim::machines::{stalls, turmoil};
+use marcot_sim::machines::{copying, stalls, turmoil};
 use marcot_sim::shrink::shrink;
 use marcot_sim::{Operation, Outcome, Profile, Rule, Settings, Violation, generate, records, run};
 
@@ -116,6 +116,7 @@ fn on_machines(seed: u64, totals: &Totals) -> Result<(), Violation> {
     let cases = stalls::cases(seed);
     let case = cases[(seed / ON_MACHINES_ONE_IN) as usize % cases.len()];
     let stalls = stalls::run_all(case, STALLED_ONE_IN)?;
+    copying::run(seed)?;
     let turmoil = turmoil::run(seed, ROUNDS)?;
     totals.calls.fetch_add(ran.calls, Ordering::Relaxed);
     totals.stalls.fetch_add(stalls, Ordering::Relaxed);

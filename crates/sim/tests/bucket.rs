@@ -2,7 +2,7 @@
 
 use marcot_sim::machines::commands::{ALL, run_all};
 use marcot_sim::machines::stalls::{self, cases};
-use marcot_sim::machines::{replaced, turmoil};
+use marcot_sim::machines::{copying, replaced, turmoil};
 use marcot_sim::records;
 
 /// Seeds of the records.
@@ -10,6 +10,8 @@ const SEEDS: u64 = 60;
 /// Seeds of machines that do all at once, and rounds of each.
 const TURMOILS: u64 = 24;
 const ROUNDS: u64 = 6;
+/// Seeds of owners that compact beside their log.
+const COPYING: u64 = 20;
 
 #[test]
 fn an_order_of_the_calls_explains_all_answers_of_records() {
@@ -60,6 +62,13 @@ fn a_takeover_that_dies_leaves_the_owner_alone_unless_the_head_names_another_one
 fn what_a_replaced_owner_leaves_behind_is_no_part_of_the_image() {
     for seed in 0..4 {
         replaced::run_all(seed).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
+    }
+}
+
+#[test]
+fn what_an_owner_promises_that_compacts_beside_its_log_survives_its_host() {
+    for seed in 0..COPYING {
+        copying::run(seed).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
     }
 }
 

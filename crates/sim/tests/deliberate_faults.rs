@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use marcot::fault::{Fault, IN_A_BUCKET, ON_ONE_MACHINE, make};
 use marcot_sim::machines::commands::{self, Command};
-use marcot_sim::machines::{replaced, stalls, turmoil};
+use marcot_sim::machines::{copying, replaced, stalls, turmoil};
 use marcot_sim::scenarios::all;
 use marcot_sim::{Operation, Profile, Rule, Settings, Violation, generate, records, run};
 
@@ -37,6 +37,8 @@ fn sequences() -> impl Iterator<Item = (String, Settings, Vec<Operation>)> {
 /// Random runs of several machines, and rounds of each.
 const TURMOILS: u64 = 120;
 const ROUNDS: u64 = 6;
+/// Runs of owners that compact beside their log.
+const COPYING: u64 = 40;
 
 /// A check of pools in a bucket.
 type Check = Box<dyn Fn() -> Result<(), Violation>>;
@@ -80,6 +82,15 @@ fn of_commands(stalled: Command, other: Command) -> Checks {
     Box::new(std::iter::once((format!("{stalled:?} and {other:?}"), Box::new(check) as Check)))
 }
 
+/// Checks of owners that compact beside their log.
+fn of_copies() -> Checks {
+    let copies = (0..COPYING).map(|seed| {
+        let check = move || copying::run(seed);
+        (format!("copies, seed {seed}"), Box::new(check) as Check)
+    });
+    Box::new(copies)
+}
+
 /// Checks of machines that do all at once.
 fn of_machines() -> Checks {
     let turmoils = (0..TURMOILS).map(|seed| {
@@ -112,6 +123,7 @@ fn checks_for(fault: Fault) -> Checks {
         | Fault::CopiesNotUploaded
         | Fault::LogForgottenEarly => of_owners(),
         Fault::RestReplayed | Fault::UploadReplayed => of_the_replaced(),
+        Fault::LogBehindCopiesNotUploaded | Fault::ParkedOvertaken => of_copies(),
         _ => of_machines(),
     }
 }

@@ -347,7 +347,7 @@ impl Pool {
         let Some(shipping) = self.segments().shipping() else { return Ok(()) };
         let mut below = head.open_from.or(head.marks).unwrap_or_default();
         if let Some(log) = head.log
-            && !fault::is(Fault::CopiesNotUploaded)
+            && !fault::is(Fault::LogBehindCopiesNotUploaded)
         {
             // `open_from` may be a segment of copies. The log passed it and went on in segments that the head
             // names too, up to the one where the log begins anew. They were closed before.

@@ -71,6 +71,14 @@ impl BlockDevice for Image {
         self.write_all_async(writes)
     }
 
+    fn park_write(&mut self, write: Write<'_>) -> Option<u64> {
+        Image::park_write(self, write.offset, write.data)
+    }
+
+    fn park_discard(&mut self, offset: u64, length: u64) -> Option<u64> {
+        Image::park_discard(self, offset, length)
+    }
+
     fn read_batch(&mut self, reads: &mut [Read<'_>]) {
         self.read_all(reads);
     }
@@ -101,7 +109,7 @@ impl BlockDevice for Image {
     }
 
     fn awaits_flush(&self) -> bool {
-        self.journal.awaits_flush()
+        self.journal.awaits_flush() || self.parked_may_be_late()
     }
 
     fn extents(&mut self, offset: u64, length: u64, extents_max: usize) -> Result<Vec<Extent>> {
@@ -126,6 +134,9 @@ impl Housekeeping for Image {
     fn background_step(&mut self) -> Result<bool> {
         self.identity.pool.files().sweep();
         if !self.is_owner() || self.is_poisoned() {
+            return Ok(false);
+        }
+        if self.parked.is_starting() {
             return Ok(false);
         }
         self.journal.ship_behind(&mut self.in_flight)?;

@@ -20,6 +20,7 @@ impl Image {
     /// both, durable before the first group.
     pub(super) fn begin_writing(&mut self) -> Result<()> {
         self.check_owner()?;
+        self.settle_start()?;
         if self.journal.is_open() {
             return Ok(());
         }
@@ -165,9 +166,15 @@ impl Image {
             {
                 return Some(Completion::Written(stored));
             }
+            if let Some(ended) = self.take_ended() {
+                return Some(ended);
+            }
             match self.in_flight.take(self.identity.pool.files().world())? {
                 Ended::Read(read) => return Some(Completion::Read(self.finish_read(read))),
                 Ended::Write(write) => self.journal.completed(write),
+                Ended::Fetched(request, _) if request.is_parked => {
+                    self.parked.fetched(request.number);
+                }
                 Ended::Fetched(read, fetched) => {
                     if let Some(completed) = self.finish_fetch(read, fetched) {
                         return Some(Completion::Read(completed));
@@ -183,7 +190,7 @@ impl Image {
         let EndedRead { number, offset, mut buf, is_whole } = read;
         let result = match is_whole {
             true => Ok(buf),
-            false => self.read_at(offset, &mut buf).map(|()| buf),
+            false => self.read_now(offset, &mut buf).map(|()| buf),
         };
         CompletedRead { number, result }
     }
@@ -196,7 +203,7 @@ impl Image {
             Fetched::Data(Ok(Some(data))) => Ok(data),
             Fetched::Data(Ok(None)) => {
                 let mut buf = vec![0; bytes];
-                self.read_at(offset, &mut buf).map(|()| buf)
+                self.read_now(offset, &mut buf).map(|()| buf)
             }
             Fetched::Data(Err(error)) => {
                 Err(error).at(|| format!("{} cannot be read", self.identity.label))

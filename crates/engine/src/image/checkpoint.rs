@@ -84,7 +84,7 @@ impl Image {
     /// As [`Self::checkpoint`], as far as they are known by now.
     pub(super) fn begin_checkpoint(&mut self) -> Result<()> {
         self.check_owner()?;
-        if self.checkpoint_job.is_some() {
+        if self.checkpoint_job.is_some() || self.parked.is_starting() {
             return Ok(());
         }
         let started = self.start_checkpoint_job();
@@ -158,12 +158,13 @@ impl Image {
         self.settle()
     }
 
-    /// Waits for the checkpoint that is running, if there is one.
+    /// Waits for the checkpoint that is running, if there is one, and for the head that begins the log.
     ///
     /// # Errors
     /// `Poisoned` and `Fenced`. Other errors, such as no space, are logged, and the next checkpoint tries
     /// again.
     pub(super) fn settle(&mut self) -> Result<()> {
+        self.settle_start()?;
         let Some(checkpoint_job) = self.checkpoint_job.take() else { return Ok(()) };
         let (outcome, covered) = checkpoint_job.wait();
         match self.end_checkpoint(outcome, covered) {

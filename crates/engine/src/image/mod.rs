@@ -25,6 +25,7 @@ mod open;
 mod orphan;
 mod overlay;
 mod pages;
+mod parked;
 mod parts;
 mod placing;
 mod read;
@@ -59,6 +60,7 @@ use checkpoint_job::CheckpointJob;
 use head::Head;
 pub(crate) use orphan::forget_child;
 use overlay::Overlay;
+use parked::Parked;
 pub(crate) use replay::DamagedLog;
 pub use results::{DiffExtent, FlattenPart, UsageRow};
 use room::Room;
@@ -97,6 +99,8 @@ pub struct Image {
     in_flight: InFlight,
     /// A checkpoint in the background.
     checkpoint_job: Option<CheckpointJob>,
+    /// Requests that wait for a service.
+    parked: Parked,
     /// What the log says, of an image that is only read.
     overlay: Option<Overlay>,
     room: Room,
@@ -241,6 +245,7 @@ impl Image {
             state,
             in_flight: InFlight::default(),
             checkpoint_job: None,
+            parked: Parked::default(),
             overlay: None,
             room: Room::default(),
             poisoned: false,
@@ -332,6 +337,7 @@ impl Image {
             return Ok(());
         }
         self.check_owner()?;
+        self.settle_start()?;
         if self.state.changed || self.journal.is_open() {
             self.state.compaction.abandon();
             self.close_target();
@@ -382,6 +388,7 @@ impl Image {
 
     /// Makes the log durable and ends it.
     fn end_log(&mut self) -> Result<()> {
+        self.settle_start()?;
         self.remove_prepared_map();
         self.journal.end(&mut self.state.table, &mut self.in_flight)
     }

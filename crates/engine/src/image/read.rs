@@ -80,7 +80,42 @@ fn may_have_moved(read: &Read<'_>) -> bool {
 
 impl Image {
     pub(super) fn read_all(&mut self, reads: &mut [Read<'_>]) {
-        self.read_all_after(reads, None);
+        let waits =
+            |read: &Read<'_>| self.is_behind_parked(read.offset, read.buf.len() as u64, true);
+        if !reads.iter().any(waits) {
+            return self.read_all_after(reads, None);
+        }
+        for read in reads {
+            let (offset, length) = (read.offset, read.buf.len() as u64);
+            match read.in_flight {
+                Some(number) if self.park_read(number, offset, length) => continue,
+                None if self.is_behind_parked(offset, length, true) => self.finish_parked(),
+                _ => {}
+            }
+            self.read_all_after(std::slice::from_mut(read), None);
+        }
+    }
+
+    /// Reads, although parked requests may be in the way.
+    pub(super) fn read_now(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut reads = [Read::new(offset, buf)];
+        self.read_all_after(&mut reads, None);
+        let [read] = reads;
+        read.result
+    }
+
+    /// Loads a block that a write covers in part. What has to be fetched of it is noted where waiting is refused.
+    pub(super) fn load_block(&mut self, block: u64) -> Result<()> {
+        let (mut plan, mut buffer) = (Plan::default(), vec![0; BLOCK]);
+        self.plan_one(0, block, &mut buffer, &mut plan)?;
+        for piece in &plan.pieces {
+            let Some(file) = plan.file(piece.index) else { continue };
+            if file.nearest().waits_for_service() {
+                let (files, at) = (self.identity.pool.files(), piece.slot.offset_bytes());
+                self.state.table.read_segment(files, file.name, at, &mut buffer)?;
+            }
+        }
+        Ok(())
     }
 
     /// Goes on with a read for which something was fetched. `None`: it needs more.

@@ -13,8 +13,33 @@ use crate::journal::{Group, Shipped};
 const BLOCK: usize = BLOCK_BYTES as usize;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
+/// What a discard does.
+pub(super) struct DiscardCut {
+    /// The blocks from `first` to before `last` are covered whole.
+    pub first: u64,
+    pub last: u64,
+    /// Some of them may be mapped.
+    pub whole: bool,
+    /// What becomes zeros in blocks that are covered in part: offset and length in bytes.
+    pub edges: Vec<(u64, usize)>,
+}
+
 impl Image {
     pub(super) fn write_all(&mut self, writes: &[Write<'_>]) -> Result<()> {
+        self.keep_order(writes);
+        self.write_now(writes)
+    }
+
+    /// Carries out what is parked and has to come before these writes.
+    fn keep_order(&mut self, writes: &[Write<'_>]) {
+        let waits = |w: &Write<'_>| self.is_behind_parked(w.offset, w.data.len() as u64, false);
+        if writes.iter().any(waits) {
+            self.finish_parked();
+        }
+    }
+
+    /// As [`Self::write_all`], where nothing that is parked has to come first.
+    pub(super) fn write_now(&mut self, writes: &[Write<'_>]) -> Result<()> {
         self.after_making_room(|image| image.append_all(writes))?;
         self.journal.finish(&mut self.in_flight)
     }
@@ -22,6 +47,7 @@ impl Image {
     /// As [`Self::write_all`], but direct writes may still be in flight; then it returns the number of the
     /// last group.
     pub(super) fn write_all_async(&mut self, writes: &[Write<'_>]) -> Result<Option<u64>> {
+        self.keep_order(writes);
         self.after_making_room(|image| image.append_all(writes))?;
         self.journal.unstored_group()
     }
@@ -102,6 +128,14 @@ impl Image {
     /// Makes a range read as zeros. Blocks that are covered whole become holes. This works on a full disk
     /// too, because it is how a guest makes room.
     pub(super) fn discard_range(&mut self, offset: u64, length: u64) -> Result<()> {
+        if self.is_behind_parked(offset, length, false) {
+            self.finish_parked();
+        }
+        self.discard_now(offset, length)
+    }
+
+    /// As [`Self::discard_range`], where nothing that is parked has to come first.
+    pub(super) fn discard_now(&mut self, offset: u64, length: u64) -> Result<()> {
         let discard = |image: &mut Self| image.discard_once(offset, length);
         self.after_making_room(|image| image.for_room(discard))
     }
@@ -109,20 +143,7 @@ impl Image {
     fn discard_once(&mut self, offset: u64, length: u64) -> Result<()> {
         self.check_may_change()?;
         self.check_range(offset, length)?;
-        let end = offset + length;
-        let first = offset.div_ceil(BLOCK_BYTES);
-        // The last block of the image is whole when the range reaches the image's end.
-        let last = if end == self.state.size_bytes {
-            end.div_ceil(BLOCK_BYTES)
-        } else {
-            end / BLOCK_BYTES
-        };
-        let whole = first < last && self.state.map.may_map(first, last);
-        let edges = match first < last {
-            true => [offset..first * BLOCK_BYTES, last * BLOCK_BYTES..end],
-            false => [offset..end, end..end],
-        };
-        let edges: Vec<_> = edges.into_iter().flat_map(|e| self.state.mapped_parts(e)).collect();
+        let DiscardCut { first, last, whole, edges } = self.cut_discard(offset, length);
         if !whole && edges.is_empty() {
             return self.journal.finish(&mut self.in_flight);
         }
@@ -149,6 +170,25 @@ impl Image {
         self.after_write()?;
         // The discard is acknowledged now, so everything before it must be stored too.
         self.journal.finish(&mut self.in_flight)
+    }
+
+    /// Divides a discard at block edges.
+    pub(super) fn cut_discard(&self, offset: u64, length: u64) -> DiscardCut {
+        let end = offset + length;
+        let first = offset.div_ceil(BLOCK_BYTES);
+        // The last block of the image is whole when the range reaches the image's end.
+        let last = if end == self.state.size_bytes {
+            end.div_ceil(BLOCK_BYTES)
+        } else {
+            end / BLOCK_BYTES
+        };
+        let whole = first < last && self.state.map.may_map(first, last);
+        let edges = match first < last {
+            true => [offset..first * BLOCK_BYTES, last * BLOCK_BYTES..end],
+            false => [offset..end, end..end],
+        };
+        let edges = edges.into_iter().flat_map(|e| self.state.mapped_parts(e)).collect();
+        DiscardCut { first, last, whole, edges }
     }
 
     /// Lets compaction go on, and keeps log and memory within their bounds. The write itself is done: a

@@ -5,7 +5,7 @@
 //! another process has removed.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot_backend::{Backend, Key, SegmentSet};
@@ -130,13 +130,16 @@ pub(crate) struct Files {
     cache: Mutex<Cache>,
     open_max: AtomicUsize,
     pools_max: AtomicUsize,
+    /// Some of the places are reached through a service.
+    has_service: AtomicBool,
 }
 
 impl Files {
     pub(crate) fn new(world: World) -> Self {
         let (places, cache) = (Mutex::default(), Mutex::default());
         let (open_max, pools_max) = (FILES_OPEN_MAX.into(), usize::MAX.into());
-        Self { world, places, cache, open_max, pools_max }
+        let has_service = AtomicBool::new(false);
+        Self { world, places, cache, open_max, pools_max, has_service }
     }
 
     /// Sets the limit on known pools. Each of them is held open while this process runs.
@@ -163,6 +166,9 @@ impl Files {
     /// directory was replaced by another one while the old one is in use. `Exhausted` where there are
     /// too many pools.
     pub(crate) fn add_pool(&self, pool: PoolId, mut place: Place) -> Result<Backend> {
+        if place.backend.segments.shipping().is_some() {
+            self.has_service.store(true, Ordering::Relaxed);
+        }
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = places.get(&pool) else {
             check_pools_max(places.len(), self.pools_max.load(Ordering::Relaxed))?;
@@ -293,6 +299,11 @@ impl Files {
     pub(crate) fn is_at_hand(&self, name: SegmentName) -> bool {
         self.cache().open.contains_key(&name)
             || self.place(name.pool).is_ok_and(|place| place.backend.segments.shipping().is_none())
+    }
+
+    /// True where some segment may have to be fetched from a service.
+    pub(crate) fn has_service(&self) -> bool {
+        self.has_service.load(Ordering::Relaxed)
     }
 
     fn open(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>> {

@@ -100,6 +100,8 @@ pub(super) struct Connection {
     async_writes: Vec<(u64, u64)>,
     /// Requests that wait for a flush: number of the flush, and cookie.
     async_flushes: Vec<(u64, u64)>,
+    /// Writes and discards that the device has parked: cookie, and whether they are acknowledged only when durable.
+    parked: HashMap<u64, (u64, bool)>,
     /// Number of the next read.
     next_read: u64,
     /// A refused write whose payload is still to be skipped, and how much of it.
@@ -149,6 +151,7 @@ impl Connection {
             in_flight_bytes: 0,
             async_writes: Vec::new(),
             async_flushes: Vec::new(),
+            parked: HashMap::new(),
             next_read: first_read,
             skipping: None,
             writing: None,
@@ -224,9 +227,10 @@ impl Connection {
         self.reply_bytes() == 0 && !self.has_promised_answers() && self.exchanges.is_empty()
     }
 
-    /// True where requests wait for writes or flushes that are under way.
+    /// True where requests wait for writes or flushes that are under way, or for a service.
     fn has_promised_answers(&self) -> bool {
-        !self.async_writes.is_empty() || !self.async_flushes.is_empty()
+        let under_way = !self.async_writes.is_empty() || !self.async_flushes.is_empty();
+        under_way || !self.parked.is_empty()
     }
 
     /// True if [`Self::plan`] has found something to do.

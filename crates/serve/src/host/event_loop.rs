@@ -309,6 +309,19 @@ impl EventLoop {
                         self.note_failure(failure);
                     }
                 }
+                Completion::Parked(number, result) => {
+                    let (device, indices) = (&mut *self.parts.device, self.clients.indices());
+                    if !self.local.answer_parked(number, &result, device) {
+                        let waits = |index: &usize| {
+                            let client = self.clients.get_mut(*index);
+                            client.is_some_and(|c| c.client.answer_parked(number, &result, device))
+                        };
+                        answered.extend(indices.into_iter().find(waits));
+                    }
+                    if let Err(failure) = &result {
+                        self.note_failure(failure);
+                    }
+                }
                 Completion::Flushed(result) => {
                     self.local.answer_flushes(&result);
                     for index in self.clients.indices() {

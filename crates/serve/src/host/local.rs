@@ -98,6 +98,8 @@ pub(super) struct LocalLane {
     reads: u64,
     /// Requests that wait for a flush with this number.
     in_flush: Vec<(u64, Completion)>,
+    /// Requests that the device has parked, and whether they are acknowledged only when durable.
+    parked: HashMap<u64, (bool, Completion)>,
 }
 
 impl LocalLane {
@@ -127,6 +129,21 @@ impl LocalLane {
         answer_ended(&mut self.in_flight, written);
     }
 
+    /// Answers a request that was parked, or lets it wait for a flush. False where there is none with this number.
+    pub(super) fn answer_parked(
+        &mut self,
+        number: u64,
+        result: &Result<()>,
+        device: &mut dyn BlockDevice,
+    ) -> bool {
+        let Some((fua, done)) = self.parked.remove(&number) else { return false };
+        match after_parked(fua, result, device) {
+            Ok(Some(flush)) => self.in_flush.push((flush, done)),
+            outcome => done.call(outcome.map(|_| Vec::new())),
+        }
+        true
+    }
+
     /// Answers a read that was in flight.
     pub(super) fn answer_read(&mut self, number: u64, result: Result<Vec<u8>>) {
         if let Some(done) = self.reads_in_flight.remove(&number) {
@@ -151,12 +168,26 @@ impl LocalLane {
     /// True where nobody waits for an answer.
     pub(super) fn is_settled(&self) -> bool {
         let no_reads = self.reads_in_flight.is_empty();
-        self.entries.is_empty() && self.in_flight.is_empty() && self.in_flush.is_empty() && no_reads
+        let no_writes = self.in_flight.is_empty() && self.parked.is_empty();
+        self.entries.is_empty() && no_writes && self.in_flush.is_empty() && no_reads
     }
 
     fn of(&mut self, stage: u32, kind: OperationKind) -> impl Iterator<Item = &mut Entry> {
         self.entries.iter_mut().filter(move |e| e.operation.runs_in(stage, kind))
     }
+}
+
+/// What a request waits for after it was parked: the flush with this number, if it has to be durable and is not yet.
+///
+/// # Errors
+/// That of the request, or of the flush.
+pub(super) fn after_parked(
+    fua: bool,
+    result: &Result<()>,
+    device: &mut dyn BlockDevice,
+) -> Result<Option<u64>> {
+    result.clone()?;
+    if fua { device.flush_async() } else { Ok(None) }
 }
 
 /// Answers the requests with numbers below the one of `ended`; with an error all of them.
@@ -231,6 +262,12 @@ impl Lane for LocalLane {
         }
     }
 
+    fn park_writes(&mut self, stage: u32, device: &mut dyn BlockDevice) {
+        for entry in self.of(stage, OperationKind::Write) {
+            entry.operation.park_write(&entry.data, device);
+        }
+    }
+
     fn writes<'a>(&'a self, stage: u32, batch: &mut Vec<Write<'a>>) {
         let entries = self.entries.iter();
         let entries = entries.filter(|e| e.operation.runs_in(stage, OperationKind::Write));
@@ -263,6 +300,11 @@ impl Lane for LocalLane {
 
     fn answer_unflushed(&mut self) {
         for entry in self.entries.iter_mut().filter(|e| !e.operation.waits_for_flush()) {
+            if let Some(number) = entry.operation.parked {
+                let done = entry.done.take();
+                self.parked.extend(done.map(|done| (number, (entry.operation.fua, done))));
+                continue;
+            }
             match entry.in_flight.filter(|_| entry.operation.outcome.is_ok()) {
                 Some(number) if entry.operation.kind == OperationKind::Read => {
                     self.reads_in_flight.extend(entry.done.take().map(|done| (number, done)));

@@ -8,7 +8,7 @@
 //! Invariant: within one lane, an operation never runs before an overlapping earlier one. CACHE and FLUSH
 //! have no place in that order.
 
-use marcot::{BlockDevice, Result};
+use marcot::{BlockDevice, Result, Write};
 
 use super::round::only_fatal;
 
@@ -44,26 +44,39 @@ pub(crate) struct Operation {
     pub(crate) stage: u32,
     /// Its outcome so far.
     pub(crate) outcome: Result<()>,
+    /// The device has parked it under this number, and tells when it has ended.
+    pub(crate) parked: Option<u64>,
 }
 
 impl Operation {
     pub(crate) fn new(kind: OperationKind, offset: u64, length: u64, fua: bool) -> Self {
         let fua = fua && matches!(kind, OperationKind::Write | OperationKind::Discard);
-        Self { kind, offset, length, fua, stage: 0, outcome: Ok(()) }
+        Self { kind, offset, length, fua, stage: 0, outcome: Ok(()), parked: None }
     }
 
     /// True if a flush must follow before this may be acknowledged.
     pub(crate) fn waits_for_flush(&self) -> bool {
-        self.outcome.is_ok() && (self.fua || self.kind == OperationKind::Flush)
+        let due = self.fua || self.kind == OperationKind::Flush;
+        due && self.outcome.is_ok() && self.parked.is_none()
     }
 
-    /// True if it is to be carried out in `stage` and has not failed before.
+    /// True if it is to be carried out in `stage`, has not failed before and is not parked.
     pub(crate) fn runs_in(&self, stage: u32, kind: OperationKind) -> bool {
-        self.stage == stage && self.kind == kind && self.outcome.is_ok()
+        let runs = self.stage == stage && self.kind == kind;
+        runs && self.outcome.is_ok() && self.parked.is_none()
     }
 
-    /// Discards the range and notes the outcome. Fails if the image cannot be used any more.
+    /// Lets the device park a write of `data`, where that would have to wait for a service.
+    pub(crate) fn park_write(&mut self, data: &[u8], device: &mut dyn BlockDevice) {
+        self.parked = device.park_write(Write { offset: self.offset, data });
+    }
+
+    /// Discards the range, or lets the device park that, and notes the outcome. Fails if the image cannot be used any more.
     pub(crate) fn discard(&mut self, device: &mut dyn BlockDevice) -> Result<()> {
+        self.parked = device.park_discard(self.offset, self.length);
+        if self.parked.is_some() {
+            return Ok(());
+        }
         self.outcome = device.discard(self.offset, self.length);
         only_fatal(self.outcome.clone())
     }

@@ -139,6 +139,17 @@ impl BlockDevice for Padded {
         }
     }
 
+    fn park_write(&mut self, write: Write<'_>) -> Option<u64> {
+        // The image may have to grow for one that reaches into the padding.
+        let cut = self.cut(write.offset, write.data.len() as u64);
+        cut.is_none().then(|| self.device.park_write(write)).flatten()
+    }
+
+    fn park_discard(&mut self, offset: u64, length: u64) -> Option<u64> {
+        let cut = self.cut(offset, length);
+        cut.is_none().then(|| self.device.park_discard(offset, length)).flatten()
+    }
+
     fn read_batch(&mut self, reads: &mut [Read<'_>]) {
         let cut = |read: &Read<'_>| self.cut(read.offset, read.buf.len() as u64);
         let cuts: Vec<_> = match reads.iter().any(|read| cut(read).is_some()) {

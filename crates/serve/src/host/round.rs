@@ -4,7 +4,7 @@
 //!   lanes:   connection   connection   ...   in-process requests
 //!   stage 0: reads of all lanes -> one read_batch; writes of all -> one write_batch; discards
 //!   stage 1: only where a lane's order asks for it
-//!   answers that do not wait for a flush
+//!   answers that do not wait for a flush, nor for a service
 //!   one flush for every FLUSH and FUA of the round, then their answers, or later where the flush ends later
 //! ```
 //!
@@ -35,7 +35,10 @@ pub(crate) trait Lane {
     /// Takes the outcomes of the reads that [`Self::reads`] added, in the same order.
     fn reads_done(&mut self, stage: u32, ends: &mut dyn Iterator<Item = ReadEnd>);
 
-    /// Adds the writes of `stage`.
+    /// Lets the device park those writes of `stage` that would have to wait for a service.
+    fn park_writes(&mut self, stage: u32, device: &mut dyn BlockDevice);
+
+    /// Adds the writes of `stage` that are not parked.
     fn writes<'a>(&'a self, stage: u32, batch: &mut Vec<Write<'a>>);
 
     /// The batch with the writes of `stage` is in flight and has this number. It is stored when the device
@@ -123,6 +126,9 @@ fn read(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) {
 
 fn write(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) -> Result<()> {
     let mut batch = Vec::new();
+    for lane in lanes.iter_mut() {
+        lane.park_writes(stage, device);
+    }
     for lane in lanes.iter() {
         lane.writes(stage, &mut batch);
     }

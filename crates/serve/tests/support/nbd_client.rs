@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use marcot_serve::nbd::wire::command::*;
+pub use marcot_serve::nbd::wire::command_flag::FUA;
 pub use marcot_serve::nbd::wire::option::{GO, INFO, LIST};
 pub use marcot_serve::nbd::wire::option_reply::{ACK, ERR_POLICY, ERR_UNKNOWN, SERVER};
 

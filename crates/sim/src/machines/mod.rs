@@ -9,6 +9,7 @@
 //! lineage   the oracle of an image that several machines own one after the other
 //! session   an owner of an image: the engine and the oracle
 //! stalls    an owner is stalled at every request, and others take its image over
+//! copying   an owner compacts beside its log, and its host is lost
 //! replaced  what an owner leaves behind that was replaced
 //! commands  a command is stalled at every request, and another one runs on another machine
 //! turmoil   random sequences on all machines at once
@@ -17,6 +18,7 @@
 //! ```
 
 pub mod commands;
+pub mod copying;
 mod family;
 mod home;
 pub mod lineage;
@@ -30,7 +32,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marcot::{ImageId, Pool, Store, World};
+use marcot::{ImageId, Limits, Pool, Store, World};
 use marcot_backend::local::LocalHome;
 use marcot_backend::object::envelope::Objects;
 use marcot_backend::object::records::ObjectRecords;
@@ -61,6 +63,7 @@ pub struct Machines {
     seed: u64,
     ships_flushes: bool,
     caches: AtomicBool,
+    limits: Mutex<Limits>,
     /// The disk of each machine, and the number of the disk.
     disks: Vec<Mutex<(Arc<Machine>, u64)>>,
     registry: Arc<Registry>,
@@ -75,7 +78,13 @@ impl Machines {
         let disks = (1..=count as u64).map(disk).collect();
         let (registry, lives) = (Arc::default(), AtomicU64::new(count as u64));
         let caches = AtomicBool::new(false);
-        Arc::new(Self { service, seed, ships_flushes, caches, disks, registry, lives })
+        let limits = Mutex::new(LIMITS);
+        Arc::new(Self { service, seed, ships_flushes, caches, limits, disks, registry, lives })
+    }
+
+    /// From now on, processes have these limits.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// From now on, machines keep ranges of objects in caches on their disks.
@@ -174,7 +183,8 @@ impl Machines {
             ships_flushes: self.ships_flushes,
             caches: self.caches.load(Ordering::Relaxed),
         };
-        Store::open_home(world, Arc::new(home), Path::new(STORE), LIMITS)
+        let limits = *self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        Store::open_home(world, Arc::new(home), Path::new(STORE), limits)
     }
 
     /// The head of an image, as it is in the bucket.

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use marcot::{CheckOptions, ErrorKind, Housekeeping, Image, ImageId, Pool, Store};
+use marcot::{
+    BlockDevice, CheckOptions, Completion, ErrorKind, Housekeeping, Image, ImageId, Pool, Read,
+    Store, Write,
+};
 
 use super::Machines;
 use super::lineage::{Lineage, ReignId};
@@ -11,6 +14,12 @@ use crate::rules::{Rule, Violation, violation};
 
 /// Bytes of a block.
 const BLOCK: u64 = 4096;
+/// Bytes of a read in flight. Reads begin and end within blocks.
+const READ_BYTES: usize = 5 * 4096 + 512;
+/// Limit on the looks for what is to end. A job of a worker takes a few of them.
+const LOOKS_MAX: u32 = 10_000;
+/// Tells the data that is overwritten at once from other data.
+const DRAFT: u64 = 1 << 62;
 
 /// What an owner does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +53,8 @@ pub enum Act {
     Background,
     /// Reads everything.
     Read,
+    /// Gives memory back, so that pages have to be read again.
+    Rest,
 }
 
 /// Why a session cannot go on.
@@ -154,15 +165,7 @@ impl Session {
     pub fn act(&mut self, act: Act) -> Result<(), Ended> {
         let last = self.lineage.last(self.reign);
         match act {
-            Act::Write { block, blocks, salt } => {
-                let data = model::data(salt, blocks * BLOCK);
-                self.lineage.change(self.reign, (block * BLOCK) as usize, &data);
-                if let Err(error) = self.image.write_at(block * BLOCK, &data) {
-                    self.lineage.change_failed(self.reign);
-                    self.blurred = true;
-                    return Err(error.into());
-                }
-            }
+            Act::Write { block, blocks, salt } => self.write(block, blocks, salt)?,
             Act::Flush => {
                 self.image.flush()?;
                 match self.ships_flushes {
@@ -196,13 +199,95 @@ impl Session {
             Act::Reclaim => drop(self.image.reclaim()?),
             Act::Background => while self.image.background_step()? {},
             Act::Read => self.read()?,
+            Act::Rest => drop(self.image.rest()?),
         }
         Ok(())
     }
 
+    /// Writes blocks. A write that has to wait for the service is parked. Then a write of other data comes before it,
+    /// and must be overwritten by it.
+    fn write(&mut self, block: u64, blocks: u64, salt: u64) -> Result<(), Ended> {
+        let (offset, length) = (block * BLOCK, blocks * BLOCK);
+        let draft = model::data(salt ^ DRAFT, length);
+        self.lineage.change(self.reign, offset as usize, &draft);
+        let mut parked: Vec<u64> = self.park(offset, &draft).into_iter().collect();
+        if parked.is_empty() {
+            self.lineage.change_failed(self.reign);
+        }
+        let data = model::data(salt, length);
+        self.lineage.change(self.reign, offset as usize, &data);
+        let written = match self.park(offset, &data) {
+            Some(number) => {
+                parked.push(number);
+                self.await_parked(parked)
+            }
+            None => {
+                let written = self.image.write_at(offset, &data).map_err(Ended::from);
+                self.await_parked(parked)?;
+                written
+            }
+        };
+        if written.is_err() {
+            self.lineage.change_failed(self.reign);
+            self.blurred = true;
+        }
+        written
+    }
+
+    fn park(&mut self, offset: u64, data: &[u8]) -> Option<u64> {
+        self.image.park_write(Write { offset, data })
+    }
+
+    /// Waits until these requests have ended. Returns the outcome of the last one.
+    fn await_parked(&mut self, mut parked: Vec<u64>) -> Result<(), Ended> {
+        let Some(last) = parked.last().copied() else { return Ok(()) };
+        let mut outcome = Ok(());
+        for _ in 0..LOOKS_MAX {
+            match self.image.take_completion() {
+                Some(Completion::Parked(number, result)) => {
+                    parked.retain(|parked| *parked != number);
+                    if number == last {
+                        outcome = result.map_err(Ended::from);
+                    }
+                }
+                _ if parked.is_empty() => return outcome,
+                _ => {}
+            }
+        }
+        Ok(violation(Rule::Model, "a write that was parked never ends")?)
+    }
+
+    /// Reads everything, as a front end does: reads that have to wait are in flight, while background work goes on.
+    fn read_in_flight(&mut self) -> Result<Bytes, Ended> {
+        let size = self.image.size_bytes() as usize;
+        let mut bytes = vec![0xAA; size];
+        let mut waiting = 0;
+        for (number, piece) in (0..).zip(bytes.chunks_mut(READ_BYTES)) {
+            let read = Read::new(number * READ_BYTES as u64, piece);
+            let mut reads = [Read { in_flight: Some(number), ..read }];
+            self.image.read_batch(&mut reads);
+            let [Read { result, in_flight, .. }] = reads;
+            result?;
+            waiting += u64::from(in_flight.is_some());
+        }
+        // An owner that was replaced meets an error.
+        let _ = self.image.background_step();
+        for _ in 0..LOOKS_MAX {
+            if waiting == 0 {
+                return Ok(Arc::new(bytes));
+            }
+            if let Some(Completion::Read(read)) = self.image.take_completion() {
+                let (at, data) = (read.number as usize * READ_BYTES, read.result?);
+                bytes[at..at + data.len()].copy_from_slice(&data);
+                waiting -= 1;
+            }
+        }
+        Ok(violation(Rule::Model, "a read in flight never ends")?)
+    }
+
     /// Reads everything. An owner reads what it has written, also after it was replaced, or an error.
     fn read(&mut self) -> Result<(), Ended> {
-        let content = read_all(&mut self.image)?;
+        let content = self.read_in_flight()?;
         if !self.blurred && content != self.lineage.content(self.reign) {
             violation(Rule::I2, "an owner reads otherwise than it wrote")?;
         }

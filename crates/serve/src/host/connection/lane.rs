@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use marcot::{BlockDevice, Error, ErrorKind, Read, Result, Write};
 
 use super::{Connection, Exchange, InFlightExchange, Life, STATUS_RUNS_MAX};
+use crate::host::local::after_parked;
 use crate::host::operation::{Operation, OperationKind, Stages};
 use crate::host::parts::Place;
 use crate::host::read_layout;
@@ -27,6 +28,10 @@ impl Connection {
             return;
         }
         let exchange = &mut self.exchanges[index];
+        if let Some(number) = exchange.operation.parked {
+            self.parked.insert(number, (exchange.cookie, exchange.operation.fua));
+            return;
+        }
         if let (Some(number), Ok(())) = (exchange.in_flush, &exchange.operation.outcome) {
             self.async_flushes.push((number, exchange.cookie));
             return;
@@ -98,6 +103,28 @@ impl Connection {
         if let Err(error) = sent {
             self.fail("no memory for a reply", &error);
         }
+    }
+
+    /// Answers a request that was parked, or lets it wait for a flush. False where there is none with this number.
+    pub(in crate::host) fn answer_parked(
+        &mut self,
+        number: u64,
+        result: &Result<()>,
+        device: &mut dyn BlockDevice,
+    ) -> bool {
+        let Some((cookie, fua)) = self.parked.remove(&number) else { return false };
+        let sent = match after_parked(fua, result, device) {
+            Ok(Some(flush)) => {
+                self.async_flushes.push((flush, cookie));
+                Ok(())
+            }
+            Ok(None) => self.send.append(&reply::simple(cookie, 0)),
+            Err(failure) => self.append_failure(cookie, &failure),
+        };
+        if let Err(error) = sent {
+            self.fail("no memory for a reply", &error);
+        }
+        true
     }
 
     /// Answers the writes that have completed or have failed. Returns true if there were any.
@@ -267,6 +294,15 @@ impl Lane for Connection {
             }
         }
         self.pieces.clear();
+    }
+
+    fn park_writes(&mut self, stage: u32, device: &mut dyn BlockDevice) {
+        for Exchange { operation, payload, place, .. } in &mut self.exchanges {
+            // A part has no answer of its own.
+            if *place == Place::WHOLE && operation.runs_in(stage, OperationKind::Write) {
+                operation.park_write(self.receive.at(payload.clone()), device);
+            }
+        }
     }
 
     fn writes<'a>(&'a self, stage: u32, batch: &mut Vec<Write<'a>>) {
