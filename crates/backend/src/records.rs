@@ -83,6 +83,22 @@ pub trait Records: Send + Sync {
         }
     }
 
+    /// As [`Self::rename`], for a name that still leads to what `record` says. Another process may have given the name to
+    /// another image. Where one lock holds all writers of a pool, the caller holds it.
+    ///
+    /// # Errors
+    /// As [`Self::rename`]; `NotFound` also where the name leads elsewhere.
+    fn rename_name(&self, from: &Key, to: &Key, record: &[u8]) -> io::Result<()> {
+        match self.get(from, record.len() as u64) {
+            Ok(found) if found == record => self.rename(from, to),
+            Ok(_) => Err(io::ErrorKind::NotFound.into()),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                Err(io::ErrorKind::NotFound.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes sure that no record of this key is ever created, where records of it are created once and for all: the
     /// heads of a pool that several hosts use. Elsewhere leases do that, and this does nothing.
     ///

@@ -14,7 +14,7 @@ use support::assert_sound;
 use support::bucket::Bucket;
 use support::hosts::{Hosts, assert_block, write};
 
-use marcot::{CloneOptions, CreateOptions, ErrorKind, ImageId};
+use marcot::{CloneOptions, CreateOptions, ErrorKind, ImageId, Namespace, Pool};
 use marcot_backend::object::memory::MemoryService;
 use marcot_backend::object::service::{
     Condition, Object, ObjectService, Page, ServiceError, Version,
@@ -219,6 +219,85 @@ fn a_removal_leaves_the_name_to_another_image_that_has_got_it_meanwhile() {
     let new = hosts.pool(0).find("image").unwrap();
     assert_ne!(new, id);
     hosts.stores.iter().zip(0..).for_each(|(store, host)| assert_sound(store, &hosts.pool(host)));
+}
+
+#[test]
+fn a_rename_and_a_move_to_the_trash_leave_the_name_to_another_image_that_has_got_it_meanwhile() {
+    for to_trash in [false, true] {
+        let (hosts, service) = two_hosts();
+        let id = hosts.image();
+        let pool = hosts.pool(1);
+        // The other host gives the image another name, and its name to a new image.
+        service.before("put names/", move || {
+            pool.rename("image", "other").unwrap();
+            pool.create("image", &CreateOptions::sized(1 << 20)).unwrap();
+        });
+        let pool = hosts.pool(0);
+        let refused = match to_trash {
+            true => pool.move_to_trash(id, "image", None),
+            false => pool.rename("image", "mine"),
+        };
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+        let pool = hosts.pool(0);
+        assert_eq!(pool.find("other").unwrap(), id);
+        assert_ne!(pool.find("image").unwrap(), id);
+        assert!(pool.find("mine").is_err() && pool.trash(&Namespace::DEFAULT).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn an_image_that_one_host_removes_and_another_one_adds_to_a_group_is_gone_or_a_member() {
+    // The other host adds it before this request of the removal, or removes it before this one of the addition.
+    for (at, adds) in [
+        ("put images/", true),
+        ("put names/", true),
+        ("put images/", false),
+        ("put groups/", false),
+        ("get images/", false),
+    ] {
+        let (hosts, service) = two_hosts();
+        let id = hosts.image();
+        hosts.pool(0).create_group(&Namespace::DEFAULT, "g").unwrap();
+        let (store, pool) = (hosts.stores[1].clone(), hosts.pool(1));
+        let add = |pool: &Pool| pool.add_to_group(&Namespace::DEFAULT, "g", pool, id);
+        let ends = Arc::new(Mutex::new(None));
+        let end = Arc::clone(&ends);
+        let first = hosts.pool(0);
+        let outcome = match adds {
+            true => {
+                service.before(at, move || {
+                    *end.lock().unwrap() =
+                        Some(pool.add_to_group(&Namespace::DEFAULT, "g", &pool, id));
+                });
+                hosts.stores[0].remove_image(&first, id, &mut |_, _| {})
+            }
+            false => {
+                service.before(at, move || {
+                    *end.lock().unwrap() = Some(store.remove_image(&pool, id, &mut |_, _| {}));
+                });
+                add(&first)
+            }
+        };
+        let met = ends.lock().unwrap().take();
+        let (added, removed) = match (adds, met) {
+            (true, Some(met)) => (met, outcome),
+            (false, Some(met)) => (outcome, met),
+            // There is no such request.
+            (_, None) => continue,
+        };
+        let pool = hosts.pool(0);
+        let members = pool.group(&Namespace::DEFAULT, "g").unwrap().members;
+        let is_there = pool.find("image").is_ok();
+        assert_eq!(added.is_ok(), !members.is_empty(), "{at}: {added:?} {removed:?}");
+        assert!(members.is_empty() || is_there, "{at}: {added:?} {removed:?}");
+        assert_eq!(removed.is_err(), is_there, "{at}: {added:?} {removed:?}");
+        if is_there {
+            assert!(!pool.info(id).unwrap().name.is_empty());
+            hosts.pool(1).open(id).unwrap().close().unwrap();
+        }
+        hosts.stores.iter().zip(0..).for_each(|(s, host)| assert_sound(s, &hosts.pool(host)));
+    }
 }
 
 #[test]

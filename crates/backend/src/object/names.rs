@@ -250,11 +250,18 @@ impl Names {
         })
     }
 
-    /// Gives a record another name of the same namespace.
-    pub(super) fn rename(&self, namespace: u64, from: &str, to: &str) -> io::Result<()> {
+    /// Gives a record another name of the same namespace, where it is the right one. Another one counts as none.
+    pub(super) fn rename(
+        &self,
+        namespace: u64,
+        from: &str,
+        to: &str,
+        is_right: impl Fn(&[u8]) -> bool,
+    ) -> io::Result<()> {
         self.until_won(|| {
             let here = self.settled(namespace, from)?;
-            let entry = here.find(from).ok_or(io::ErrorKind::NotFound)?;
+            let entry = here.find(from).filter(|entry| is_right(&entry.record));
+            let entry = entry.ok_or(io::ErrorKind::NotFound)?;
             self.remove_old_entry(namespace, entry)?;
             let there = self.settled(namespace, to)?;
             there.check_open()?;

@@ -384,7 +384,16 @@ impl Records for ObjectRecords {
     fn rename(&self, from: &Key, to: &Key) -> io::Result<()> {
         match (kept(from), kept(to)) {
             (Kept::Name(namespace, from), Kept::Name(same, to)) if namespace == same => {
-                self.names.rename(self.names.number(namespace)?, from, to)
+                self.names.rename(self.names.number(namespace)?, from, to, |_| true)
+            }
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    fn rename_name(&self, from: &Key, to: &Key, record: &[u8]) -> io::Result<()> {
+        match (kept(from), kept(to)) {
+            (Kept::Name(namespace, from), Kept::Name(same, to)) if namespace == same => {
+                self.names.rename(self.names.number(namespace)?, from, to, |found| found == record)
             }
             _ => Err(io::ErrorKind::Unsupported.into()),
         }

@@ -259,14 +259,50 @@ impl Pool {
         if let Ok(head) = self.read_head(image) {
             check_unlocked(&head, &self.image_label(&head))?;
         }
-        let key = |name: &str| Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
-        let context = || format!("cannot rename image '{from}'");
-        self.records().rename(&key(from), &key(to)).at(context)?;
-        let synced = self.records().settle(&key(to)).at(context);
+        let synced = self
+            .rename_record(image, namespace, from, to)
+            .map_err(|error| error.context(format!("cannot rename image '{from}'")));
+        if let Err(error) = &synced
+            && error.kind() == ErrorKind::Busy
+        {
+            return synced;
+        }
         self.note_found(image, to);
         // Only its owner writes the head, so the head keeps the name that the image was made with.
         self.note_name(image, namespace, to);
         synced
+    }
+
+    /// Gives the record of a name another name; durable when this returns. The pool's lock is held, which keeps no other
+    /// host of a pool in a bucket away.
+    ///
+    /// # Errors
+    /// `Busy` where the name does not lead to the image any more; what the back end says.
+    pub(super) fn rename_record(
+        &self,
+        image: ImageId,
+        namespace: &str,
+        from: &str,
+        to: &str,
+    ) -> Result<()> {
+        let key = |name: &str| Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
+        let (records, show) = (self.records(), || self.records().show(&key(from)));
+        let gone = || {
+            let message = format!("the name '{from}' was taken from the image meanwhile");
+            fail(ErrorKind::Busy, message)
+        };
+        let record = match records.get(&key(from), RECORD_BYTES_MAX) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return gone(),
+            record => record.at(show)?,
+        };
+        let decoded = decode_message::<NameRecord>(FrameKind::Name, &record);
+        if decoded.is_ok_and(|(found, _)| found.image_id != image.0) {
+            return gone();
+        }
+        match records.rename_name(&key(from), &key(to), &record) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => gone(),
+            renamed => renamed.and_then(|()| records.settle(&key(to))).at(show),
+        }
     }
 
     /// Gives an image without a name a name again: the one in its head, or one made of its number.

@@ -524,7 +524,28 @@ impl Pool {
         let put = of.records().put(&key, &encode_message(FrameKind::Membership, &note));
         put.at(|| format!("cannot write {}", of.records().show(&key)))?;
         group.members.push(member_record(member));
-        self.replace_group(&bytes, &group)
+        self.replace_group(&bytes, &group)?;
+        self.check_not_removed(of, image, &group)
+    }
+
+    /// After an image became a member of a group of this pool: takes it out again where another host removes it at the
+    /// same time. That host marks the image first, and looks for its group then.
+    fn check_not_removed(&self, of: &Self, image: ImageId, group: &GroupRecord) -> Result<()> {
+        if of.segments().shipping().is_none() {
+            return Ok(());
+        }
+        let gone = match of.read_head(image) {
+            Ok(head) => head.removing,
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        };
+        if !gone {
+            return Ok(());
+        }
+        let member = member_record(MemberId { pool: of.id(), image });
+        let (mut now, bytes) = self.read_group(group.group_id)?;
+        now.members.retain(|other| *other != member);
+        self.replace_group(&bytes, &now)?;
+        fail(ErrorKind::NotFound, "the image is being removed by another host")
     }
 
     /// Takes an image out of a group of this pool. Its parts of the group's snapshots stay. Does nothing where

@@ -85,15 +85,9 @@ impl Pool {
         let context = || format!("cannot move image '{}' to the trash", name.name());
         let note = encode_message(FrameKind::Trash, &note);
         self.records().put(&Key::TrashNote(image), &note).at(context)?;
-        self.rename_record(name.namespace().in_records(), name.name(), &trash_name(image))
-            .at(context)
-    }
-
-    /// Renames the record of a name; durable when this returns. The pool's lock is held.
-    fn rename_record(&self, namespace: &str, from: &str, to: &str) -> std::io::Result<()> {
-        let key = |name: &str| Key::Name { namespace: namespace.to_owned(), name: name.to_owned() };
-        self.records().rename(&key(from), &key(to))?;
-        self.records().settle(&key(to))
+        let namespace = name.namespace().in_records();
+        let moved = self.rename_record(image, namespace, name.name(), &trash_name(image));
+        moved.map_err(|error| error.context(context()))
     }
 
     /// Gives an image in the trash a name again: `name`, or the one that it had.
@@ -114,7 +108,8 @@ impl Pool {
         let namespace = namespace.in_records();
         self.check_free(namespace, name)?;
         let context = || format!("cannot restore image '{name}'");
-        self.rename_record(namespace, &trash_name(image), name).at(context)?;
+        let restored = self.rename_record(image, namespace, &trash_name(image), name);
+        restored.map_err(|error| error.context(context()))?;
         self.note_name(image, namespace, name);
         if let Err(error) = self.records().remove(&Key::TrashNote(image)) {
             tracing::debug!(%image, %error, "a note of the trash is left, which means nothing now");

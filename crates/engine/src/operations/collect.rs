@@ -390,7 +390,11 @@ impl Pool {
             // The image was used or removed since the heads were collected.
             _ => return Ok(false),
         }
-        self.unlink_image(image, head)?;
+        match self.unlink_image(image, head) {
+            // Another host has added it to a group before it was marked.
+            Err(error) if error.kind() == ErrorKind::InGroup => return Ok(false),
+            unlinked => unlinked?,
+        }
         if let Some(parent) = &head.parent {
             forget_child(self, parent, SnapId(parent.snap_id), image)?;
         }

@@ -143,7 +143,8 @@ impl Store {
                     &HeadRecord { parent: Some(parent.clone()), ..empty.clone() },
                 )?;
             }
-            pool.unlink_image(image, &empty)?;
+            pool.keep_heirs(image, &empty)?;
+            pool.unlink_marked(image, &empty)?;
         }
         drop(lock);
         for parent in &parents {
@@ -258,12 +259,16 @@ fn check_no_snapshots(label: &str, head: &HeadRecord) -> Result<()> {
 impl Pool {
     /// Removes an image from the catalogue. The locks of image and pool are held.
     ///
-    /// 1. The head is marked as being removed. 2. The log ends, where other hosts may be owners. 3. The name is removed.
-    /// 4. The head is removed.
+    /// 1. The head is marked as being removed. 2. Where other hosts may have added the image to a group meanwhile, the
+    /// mark is taken back, and it stays. 3. The log ends, where other hosts may be owners. 4. The name is removed. 5. The
+    /// head is removed.
+    ///
+    /// # Errors
+    /// `InGroup`; those of the back end.
     pub(crate) fn unlink_image(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         self.keep_heirs(image, head)?;
+        let mut marked = head.clone();
         if !head.removing {
-            let mut marked = head.clone();
             marked.removing = true;
             marked.version += 1;
             match self.with_reserve(|| self.swap_head(image, Stamp::of(head), &marked)) {
@@ -274,6 +279,20 @@ impl Pool {
                 written => written.map_err(|error| self.not_found_if_gone(image, error))?,
             }
         }
+        if self.segments().shipping().is_some()
+            && let Err(error) = self.check_in_no_group(image, &self.image_label(head))
+        {
+            let mut kept = marked.clone();
+            kept.removing = false;
+            kept.version += 1;
+            self.swap_head(image, Stamp::of(&marked), &kept)?;
+            return Err(error);
+        }
+        self.unlink_marked(image, head)
+    }
+
+    /// As [`Self::unlink_image`], for an image whose head is marked.
+    fn unlink_marked(&self, image: ImageId, head: &HeadRecord) -> Result<()> {
         let context = || format!("cannot remove image '{}'", head.name);
         if let Some(shipping) = self.segments().shipping() {
             // An owner that has not closed the image may not know that it was replaced. A damaged head does not
