@@ -91,10 +91,19 @@ pub fn of_kind(kind: ErrorKind) -> i32 {
     }
 }
 
-/// As [`of_kind`], for an error.
+/// As [`of_kind`], for an error. An image that was given up because its service did not answer counts as that.
 #[must_use]
 pub fn of(error: &Error) -> i32 {
+    if error.kind() == ErrorKind::Poisoned && has_timed_out(error) {
+        return ETIMEDOUT;
+    }
     of_kind(error.kind())
+}
+
+fn has_timed_out(error: &Error) -> bool {
+    let below = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    let mut system = below.filter_map(|error| error.downcast_ref::<std::io::Error>());
+    system.any(|error| error.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// The obstacle ([`ErrorKind::is_obstacle`]) that a command with this exit status has met, if it was one.

@@ -6,13 +6,14 @@ mod bucket_host;
 mod common;
 
 use bucket_host::Host;
-use marcot_s3_test::{Dialect, Options, Server};
+use marcot_s3_test::{ACCESS_KEY, Dialect, Options, Server};
 
 const EINVAL: i32 = 22;
 const EACCES: i32 = 13;
 const EEXIST: i32 = 17;
 const ENOENT: i32 = 2;
 const EOPNOTSUPP: i32 = 95;
+const ETIMEDOUT: i32 = 110;
 
 #[test]
 fn a_template_in_a_bucket_is_cloned_on_another_host() {
@@ -84,6 +85,38 @@ fn bad_input_is_refused_with_one_sentence_and_changes_nothing() {
     host.refuses(EEXIST, "pool attach", "pool create again --backend s3://bucket/prefix");
     host.refuses(EEXIST, "holds objects", "pool create above --backend s3://bucket");
     host.refuses(EEXIST, "already exists", &format!("{create} s3://bucket/other"));
+}
+
+#[test]
+fn a_cache_that_is_no_directory_is_named() {
+    let server = Server::plain();
+    let host = Host::new(&server);
+    let file = host.world.path("file");
+    std::fs::write(&file, "").unwrap();
+    let create = "pool create gold --backend s3://bucket/prefix --cache";
+    let words = format!("{} cannot be used as a cache: not a directory", file.display());
+    host.refuses(EINVAL, &words, &format!("{create} {}", file.display()));
+    assert_eq!(host.works("pool ls"), "rbd\n");
+    assert!(server.names("bucket").is_empty(), "{:?}", server.names("bucket"));
+}
+
+#[test]
+fn that_nobody_is_at_the_endpoint_is_told_in_one_sentence() {
+    let server = Server::plain();
+    let host = Host::new(&server);
+    host.works("pool create gold --backend s3://bucket/prefix");
+    // Whoever listened there is gone.
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = format!("http://{}", socket.local_addr().unwrap());
+    drop(socket);
+    for line in ["pool create other", "pool attach other"] {
+        let line = format!("{line} --backend s3://bucket/other --endpoint {nobody}");
+        let ran = host.run_as(ACCESS_KEY, &line);
+        assert_eq!(ran.status, ETIMEDOUT, "{}", ran.err);
+        assert!(ran.err.contains("it refuses connections"), "{}", ran.err);
+        assert!(!ran.err.contains("waiting for it"), "{}", ran.err);
+    }
+    assert_eq!(host.works("pool ls"), "gold\nrbd\n");
 }
 
 #[test]

@@ -160,7 +160,7 @@ impl Error {
         Self { kind, message: message.into().into(), source: None, remedy: None }
     }
 
-    fn above(
+    pub(crate) fn above(
         kind: ErrorKind,
         message: impl Into<String>,
         source: impl StdError + Send + Sync + 'static,

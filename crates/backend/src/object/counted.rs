@@ -130,6 +130,10 @@ impl ObjectService for Counted {
     fn show(&self, key: &str) -> String {
         self.service.show(key)
     }
+
+    fn is_unreached(&self) -> bool {
+        self.service.is_unreached()
+    }
 }
 
 #[cfg(test)]

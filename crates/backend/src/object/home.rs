@@ -22,7 +22,9 @@ use super::records::{self, ObjectRecords};
 use super::segments::{self, ObjectSegments, PoolCache};
 use super::service::ObjectService;
 use super::tally::Tally;
-use super::{Dialect, Environment, Location, Patience, Policy, ProbeError, Retry, Settled, probe};
+use super::{
+    Dialect, Environment, Location, Patience, Policy, ProbeError, Retry, Settled, Stop, probe,
+};
 #[cfg(feature = "services")]
 use super::{REQUEST_TIMEOUT, connect_with};
 use crate::local::{self, layout, sweep};
@@ -264,9 +266,13 @@ impl Link {
     fn new(connected: Connected, patience: Patience) -> Self {
         let counted = Arc::new(Counted::new(connected.service));
         let service: Arc<dyn ObjectService> = Arc::<Counted>::clone(&counted);
+        let asked = Arc::clone(&service);
+        let unreached: Stop = Arc::new(move || asked.is_unreached());
         let retry = connected.settled.retry().with_policy(patience.records());
+        let retry = retry.with_unreached(Arc::clone(&unreached));
+        let patient = connected.patient.with_unreached(unreached);
         let settled = Settled::new(Arc::clone(&service), retry);
-        let connected = Connected { service, settled, ..connected };
+        let connected = Connected { service, settled, patient, ..connected };
         Self { connected, counted, tally: OnceLock::new() }
     }
 
@@ -361,7 +367,17 @@ impl Buckets {
             return Ok(cache.clone());
         }
         let bytes_max = bucket.cache_bytes.unwrap_or(CACHE_BYTES_DEFAULT);
-        let cache = RangeCache::open(&self.world, directory.clone(), bytes_max)?;
+        let opened = RangeCache::open(&self.world, directory.clone(), bytes_max);
+        let cache = opened.map_err(|error| match error.get_ref() {
+            // A sentence that names it.
+            Some(_) => error,
+            None => {
+                let kind = error.kind();
+                let message = format!("{} cannot be used as a cache: {kind}", directory.display());
+                let is_wrong = kind == io::ErrorKind::NotADirectory;
+                io::Error::new(if is_wrong { io::ErrorKind::InvalidInput } else { kind }, message)
+            }
+        })?;
         caches.insert(directory, cache.clone());
         Ok(cache)
     }

@@ -17,6 +17,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long a command waits for a service that does not answer.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a command waits for a service that has never answered and refuses connections. One that is started again
+/// listens sooner. Mostly nobody is there, because the endpoint is wrong.
+const UNREACHED_PATIENCE: Duration = Duration::from_secs(5);
 /// While an outage lasts longer than guests wait, the service is tried so often.
 const TRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Failures in a row after which an attempt counts as an outage. Services fail now and then without one.
@@ -34,6 +37,8 @@ pub struct Policy {
     /// That time begins with the outage, not with each request. So requests that come when it has passed fail
     /// soon, and many of them do not add up their waits.
     pub from_outage: bool,
+    /// The same for a service that has never answered and refuses connections. Nothing is logged then: the error says it.
+    pub unreached_after: Option<Duration>,
     /// A refusal is waited for too: an operator can renew credentials while an image waits.
     pub wait_when_refused: bool,
 }
@@ -47,6 +52,7 @@ impl Policy {
             pause_max: PAUSE_MAX,
             give_up_after: Some(COMMAND_PATIENCE),
             from_outage: false,
+            unreached_after: Some(UNREACHED_PATIENCE),
             wait_when_refused: false,
         }
     }
@@ -55,7 +61,12 @@ impl Policy {
     /// nothing wrong.
     #[must_use]
     pub fn image() -> Self {
-        Self { give_up_after: None, wait_when_refused: true, ..Self::command() }
+        Self {
+            give_up_after: None,
+            unreached_after: None,
+            wait_when_refused: true,
+            ..Self::command()
+        }
     }
 }
 
@@ -94,7 +105,12 @@ impl Patience {
             Self::Command => Policy::command(),
             Self::Guests { io_timeout } => {
                 let limit = io_timeout.map_or(COMMAND_PATIENCE, |time| time.min(COMMAND_PATIENCE));
-                Policy { give_up_after: Some(limit), from_outage: true, ..Policy::command() }
+                Policy {
+                    give_up_after: Some(limit),
+                    from_outage: true,
+                    unreached_after: None,
+                    ..Policy::command()
+                }
             }
         }
     }
@@ -220,7 +236,7 @@ impl State {
     }
 }
 
-/// Ends waiting early where it returns true.
+/// Looks at something while attempts go on, such as whether waiting ends early.
 pub type Stop = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Repeats attempts by a policy. Cheap to clone; clones share what the log has said.
@@ -231,6 +247,7 @@ pub struct Retry {
     policy: Policy,
     service: String,
     outage: Arc<Outage>,
+    unreached: Option<Stop>,
     stop: Option<Stop>,
 }
 
@@ -250,13 +267,25 @@ impl Retry {
         service: String,
         outage: Arc<Outage>,
     ) -> Self {
-        Self { clock, random, policy, service, outage, stop: None }
+        Self { clock, random, policy, service, outage, unreached: None, stop: None }
     }
 
     /// As this one, by another policy.
     #[must_use]
     pub fn with_policy(&self, policy: Policy) -> Self {
         Self { policy, ..self.clone() }
+    }
+
+    /// As this one, for a service of which `unreached` says whether it has never answered and refuses connections.
+    #[must_use]
+    pub fn with_unreached(&self, unreached: Stop) -> Self {
+        Self { unreached: Some(unreached), ..self.clone() }
+    }
+
+    /// How long attempts go on where the service has never answered and refuses connections.
+    fn unreached_after(&self) -> Option<Duration> {
+        let unreached = self.unreached.as_ref()?;
+        self.policy.unreached_after.filter(|_| unreached())
     }
 
     /// Why requests wait now; `None` where the service works, as far as is known.
@@ -318,7 +347,9 @@ impl Retry {
                 first_failure = now;
             }
             self.outage.failed(&error, now);
-            if failures == OUTAGE_FAILURES {
+            let unreached_after = self.unreached_after();
+            let limit = unreached_after.or(limit);
+            if failures >= OUTAGE_FAILURES && in_trouble.is_none() && unreached_after.is_none() {
                 in_trouble = Some(InTrouble::begin(self, &error, first_failure));
             }
             // A simulated clock may stand still while it pauses.

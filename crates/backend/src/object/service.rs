@@ -50,6 +50,11 @@ pub trait ObjectService: Send + Sync {
 
     /// How messages name an object: `s3://bucket/prefix/key`.
     fn show(&self, key: &str) -> String;
+
+    /// True where the service has never answered this process, and has refused the last connection.
+    fn is_unreached(&self) -> bool {
+        false
+    }
 }
 
 /// What must hold for an object to be stored.

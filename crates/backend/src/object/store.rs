@@ -42,6 +42,8 @@ pub struct Store {
     timeout: Duration,
     bare_etags: AtomicBool,
     answered: AtomicBool,
+    /// The last connection was refused.
+    unreached: AtomicBool,
     had_credentials: AtomicBool,
     refused: Arc<AtomicBool>,
 }
@@ -101,6 +103,7 @@ impl Store {
             timeout,
             bare_etags: AtomicBool::new(false),
             answered: AtomicBool::new(false),
+            unreached: AtomicBool::new(false),
             had_credentials: AtomicBool::new(false),
             refused: opened.refused,
         })
@@ -155,6 +158,8 @@ impl Store {
         if seen.sent && seen.failure.is_none() && seen.code.is_some() {
             self.answered.store(true, Ordering::Relaxed);
         }
+        let refused_connection = matches!(seen.failure, Some(Failure::Connect(_)));
+        self.unreached.store(refused_connection, Ordering::Relaxed);
         let error = reason::error(&self.names, request, seen, past);
         if matches!(error, ServiceError::Refused(_)) {
             self.refused.store(true, Ordering::Relaxed);
@@ -205,6 +210,10 @@ impl Store {
 }
 
 impl ObjectService for Store {
+    fn is_unreached(&self) -> bool {
+        self.unreached.load(Ordering::Relaxed) && !self.answered.load(Ordering::Relaxed)
+    }
+
     fn get(&self, key: &str) -> Result<Object, ServiceError> {
         Ok(self.read(key, None)?)
     }

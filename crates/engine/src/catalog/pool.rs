@@ -22,7 +22,6 @@ use super::store::Store;
 use super::trash_name::number_in_trash_name;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
-use crate::printable::system_words;
 use crate::segment::Files;
 
 /// Limit on the size of a record that is read, in bytes.
@@ -311,8 +310,7 @@ impl Pool {
             }
             Err(SwapError::Unknown(error)) => {
                 let message = format!("the head of {} may not be durable; reopen it", label());
-                let cause = system_words(&error.to_string()).to_owned();
-                fail(ErrorKind::Poisoned, format!("{message}: {cause}"))
+                Err(Error::above(ErrorKind::Poisoned, message, error))
             }
         }
     }

@@ -462,7 +462,7 @@ impl Parts {
         for stretch in stretches {
             if stretch.is_whole {
                 let sealed = self.shipping.seal_data(self.image, stretch.sequence);
-                sealed.map_err(|error| self.failed(&error))?;
+                sealed.map_err(|error| self.failed(error))?;
                 let sequence = stretch.sequence;
                 pieces.list.push(LogPiece { sequence, offset: 0, bytes: Vec::new() });
             } else {
@@ -479,8 +479,8 @@ impl Parts {
             let bytes = (end - offset).min(PART_BYTES_MAX - pieces.bytes);
             let mut piece = vec![0; bytes as usize];
             let read = stretch.file.read_at(offset, &mut piece);
-            if read.map_err(|error| self.failed(&error))? < piece.len() {
-                return Err(self.failed(&std::io::ErrorKind::UnexpectedEof.into()));
+            if read.map_err(|error| self.failed(error))? < piece.len() {
+                return Err(self.failed(std::io::ErrorKind::UnexpectedEof.into()));
             }
             pieces.list.push(LogPiece { sequence: stretch.sequence, offset, bytes: piece });
             pieces.bytes += bytes;
@@ -514,12 +514,12 @@ impl Parts {
                 let message = format!("{} was taken over by another host", self.label);
                 Err(Error::new(ErrorKind::Fenced, message))
             }
-            Err(ShipError::Io(error)) => Err(self.failed(&error)),
+            Err(ShipError::Io(error)) => Err(self.failed(error)),
         }
     }
 
-    fn failed(&self, error: &std::io::Error) -> Error {
-        let message = format!("flushing {} failed; reopen it: {error}", self.label);
-        Error::new(ErrorKind::Poisoned, message)
+    fn failed(&self, error: std::io::Error) -> Error {
+        let message = format!("flushing {} failed; reopen it", self.label);
+        Error::above(ErrorKind::Poisoned, message, error)
     }
 }
