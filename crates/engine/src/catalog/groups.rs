@@ -545,6 +545,8 @@ impl Pool {
         let (mut now, bytes) = self.read_group(group.group_id)?;
         now.members.retain(|other| *other != member);
         self.replace_group(&bytes, &now)?;
+        // The image may be gone already with all that lay beside its head.
+        let _ = of.records().remove(&Key::GroupNote(image));
         fail(ErrorKind::NotFound, "the image is being removed by another host")
     }
 
