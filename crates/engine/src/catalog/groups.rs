@@ -545,8 +545,10 @@ impl Pool {
         let (mut now, bytes) = self.read_group(group.group_id)?;
         now.members.retain(|other| *other != member);
         self.replace_group(&bytes, &now)?;
-        // The image may be gone already with all that lay beside its head.
-        let _ = of.records().remove(&Key::GroupNote(image));
+        if of.read_head(image).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+            // What lies beside a head goes with it. The note came after that.
+            of.remove_head(image);
+        }
         fail(ErrorKind::NotFound, "the image is being removed by another host")
     }
 
