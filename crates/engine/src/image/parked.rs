@@ -318,8 +318,8 @@ impl Image {
             return;
         };
         let now = self.identity.pool.files().world().clock.uptime();
-        let late = self.parked.requests.iter().filter(|request| !request.is_read());
-        if let Some(error) = late.filter_map(|r| shipped.check_time(r.since, now).err()).next() {
+        let mut late = self.parked.requests.iter().filter(|request| !request.is_read());
+        if let Some(error) = late.find_map(|r| shipped.check_time(r.since, now).err()) {
             self.fail_parked(&error);
         }
     }

@@ -259,9 +259,11 @@ fn check_no_snapshots(label: &str, head: &HeadRecord) -> Result<()> {
 impl Pool {
     /// Removes an image from the catalogue. The locks of image and pool are held.
     ///
-    /// 1. The head is marked as being removed. 2. Where other hosts may have added the image to a group meanwhile, the
-    /// mark is taken back, and it stays. 3. The log ends, where other hosts may be owners. 4. The name is removed. 5. The
-    /// head is removed.
+    /// 1. The head is marked as being removed.
+    /// 2. Where another host has added the image to a group meanwhile, the mark is taken back, and the image stays.
+    /// 3. The log ends, where other hosts may be owners.
+    /// 4. The name is removed.
+    /// 5. The head is removed.
     ///
     /// # Errors
     /// `InGroup`; those of the back end.
