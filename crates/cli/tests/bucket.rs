@@ -145,3 +145,15 @@ fn a_service_that_wants_bare_etags_is_talked_to_so_by_every_command() {
     host.works("resize --no-progress gold/db --size 2M");
     assert_eq!(host.works("ls gold"), "db\n");
 }
+
+#[test]
+fn an_image_is_not_migrated_into_a_bucket_or_out_of_it() {
+    let server = Server::plain();
+    let host = Host::new(&server);
+    host.works("pool create gold --backend s3://bucket/prefix");
+    host.works("create vm --size 1M");
+    host.works("create gold/vm --size 1M");
+    host.refuses(EOPNOTSUPP, "'deep copy' copies", "migration prepare vm gold/other");
+    host.refuses(EOPNOTSUPP, "'deep copy' copies", "migration prepare gold/vm other");
+    assert_eq!(host.works("ls") + &host.works("ls gold"), "vm\nvm\n");
+}

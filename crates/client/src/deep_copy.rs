@@ -65,6 +65,10 @@ impl Image {
         let name = name.into();
         self.operate(Operation::CopyImage, || {
             let info = self.engine_pool().info(self.id())?;
+            if info.migration.is_some() {
+                let message = format!("image '{}' is being migrated", info.name);
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
             let states = states(&info, what.up_to)?;
             let parent = common_parent(&states).filter(|_| !what.flatten);
             let format = what.clone_format;

@@ -53,6 +53,7 @@
 //! | configuration | [`configuration`] |
 //! | take, protect, rename, remove, roll back | [`Snapshot`] |
 //! | clones, children, flatten | [`layering`] |
+//! | another pool, namespace or name for an image in use | [`migration`] |
 //! | usage, differences, who has it open | [`inspect`] |
 //! | groups of images and their snapshots | [`group`] |
 //! | the trash: move an image there, restore it, remove it | [`trash`] |
@@ -85,6 +86,7 @@ mod image_spec;
 pub mod incoming;
 pub mod inspect;
 pub mod layering;
+pub mod migration;
 mod operation;
 mod options;
 mod owner;
@@ -108,8 +110,8 @@ pub use marcot::Image as OpenImage;
 pub use marcot::{
     CheckOptions, CheckReport, ChildInfo, CloneOptions, ConfigEntry, CreateOptions, Error,
     ErrorKind, GcReport, GroupInfo, GroupSnapshotInfo, ImageId, ImageInfo, ImageName, InfoReader,
-    Keep, Levels, Limits, LockInfo, Namespace, PoolId, PoolOptions, PoolStats, Result, SnapId,
-    SnapInfo, TrashedImage,
+    Keep, Levels, Limits, LockInfo, MigrationInfo, MigrationState, Namespace, PoolId, PoolOptions,
+    PoolStats, Result, SnapId, SnapInfo, TrashedImage,
 };
 pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};

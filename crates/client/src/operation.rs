@@ -51,7 +51,7 @@ operations! {
     /// [`crate::Pool::images`].
     ListImages,
     /// [`crate::Client::image`], [`crate::Pool::image`], [`crate::Pool::image_by_id`],
-    /// [`crate::Pool::trashed_image`].
+    /// [`crate::Pool::trashed_image`], [`crate::Pool::migration`].
     FindImage,
     /// [`crate::Pool::create`].
     CreateImage,
@@ -73,6 +73,14 @@ operations! {
     ExportStream,
     /// [`crate::Image::copy_into`], [`crate::Snapshot::copy_into`], [`crate::Image::deep_copy_into`].
     CopyImage,
+    /// [`crate::Pool::prepare_migration`].
+    PrepareMigration,
+    /// [`crate::migration::Migration::execute`].
+    ExecuteMigration,
+    /// [`crate::migration::Migration::commit`].
+    CommitMigration,
+    /// [`crate::migration::Migration::abort`].
+    AbortMigration,
     /// [`crate::Image::info`], [`crate::Snapshot::info`].
     ImageInfo,
     /// [`crate::Image::status`].

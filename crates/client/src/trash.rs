@@ -145,6 +145,8 @@ impl Pool {
     /// The images that [`Self::empty_trash`] is to remove.
     fn stale(&self, namespace: &Namespace, which: Stale) -> Result<Vec<Image>> {
         let mut trash = self.trash(namespace)?;
+        // Only the end of its migration removes the source.
+        trash.retain(|image| !image.migrating);
         let chosen: Vec<TrashedImage> = match which {
             Stale::ExpiredBy(time_s) => {
                 trash.retain(|image| image.protected_until_s <= time_s);

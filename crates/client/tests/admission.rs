@@ -143,6 +143,14 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(TakeOutOfGroup, x: (group(), image()) => x.0.take_out(&x.1));
     call!(RenameGroup, g: group() => g.rename("h"));
     call!(RemoveGroup, p: pool.clone() => p.group(&Namespace::DEFAULT, "h").remove());
+    call!(PrepareMigration, p: pool.clone() => p.prepare_migration("a", &p, "o", &CreateOptions::default()));
+    let moved = pool.engine().find("n").unwrap();
+    let migration =
+        || pool.known_migration(client.store().migration(pool.engine(), moved).unwrap());
+    call!(FindImage, p: pool.clone() => p.migration("n"));
+    call!(ExecuteMigration, m: migration() => m.execute(&mut quiet));
+    call!(CommitMigration, m: migration() => m.commit(&mut quiet));
+    call!(AbortMigration, m: migration() => m.abort(&mut quiet));
     call!(RemoveImage, i: image() => i.remove(&mut quiet));
     call!(RemoveImage, i: image() => i.give_up(&mut quiet));
     calls
@@ -197,6 +205,9 @@ fn asking(
     let options = CreateOptions::sized(1 << 20);
     let image = client.create(&ImageSpec::new("rbd", "a"), &options).unwrap();
     image.create_snapshot("s", Quiesce::Skip).unwrap();
+    client.create(&ImageSpec::new("rbd", "m"), &options).unwrap();
+    let pool = client.pool("rbd").unwrap();
+    pool.prepare_migration("m", &pool, "n", &options).unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&asked);
     let options = Options::new().admission(move |attempt| {
@@ -236,7 +247,7 @@ fn an_operation_that_is_not_admitted_changes_nothing() {
     let pool = client.pool("rbd").unwrap();
     assert_eq!(pool.engine().images(&Namespace::DEFAULT).unwrap(), before);
     assert!(!client.directory().join("pools/p").exists());
-    let info = pool.engine().info(before[0].1).unwrap();
+    let info = pool.engine().info(pool.engine().find("a").unwrap()).unwrap();
     assert_eq!((info.size_bytes, info.snapshots.len()), (1 << 20, 1));
     assert!(!info.snapshots[0].protected && info.metadata.is_empty());
 }

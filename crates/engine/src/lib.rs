@@ -191,10 +191,10 @@ mod table;
 
 pub use catalog::{
     ChildInfo, ConfigEntry, CreateOptions, GroupInfo, GroupSnapshotId, GroupSnapshotInfo,
-    ImageInfo, ImageName, ImageSums, InfoReader, Levels, LockInfo, MemberId, Namespace,
-    ORDER_DEFAULT, OwnerInfo, OwnerState, PROTECTED_FOR_GOOD_S, ParentInfo, Pool, PoolOptions,
-    PoolStats, ReadableBy, SnapInfo, Store, TrashedImage, check_snapshot_name, is_partial_name,
-    number_in_trash_name,
+    ImageInfo, ImageName, ImageSums, InfoReader, Levels, LockInfo, MemberId, MigratingImage,
+    MigrationInfo, MigrationState, Namespace, ORDER_DEFAULT, OwnerInfo, OwnerState,
+    PROTECTED_FOR_GOOD_S, ParentInfo, Pool, PoolOptions, PoolStats, ReadableBy, SnapInfo, Store,
+    TrashedImage, check_snapshot_name, is_partial_name, number_in_trash_name,
 };
 pub use check::{CheckOptions, CheckReport, Finding};
 pub use device::{
@@ -212,4 +212,6 @@ pub use marcot_backend::object::home::{Bucket, BucketOptions, Flush};
 pub use marcot_backend::object::{Patience, VARIABLES as BUCKET_VARIABLES};
 pub use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, PoolId, SnapId};
 pub use marcot_store::World;
-pub use operations::{CloneOptions, GcReport, INTERRUPTED_KEPT_S, Keep, PinnedRow, Snapshot};
+pub use operations::{
+    CloneOptions, GcReport, INTERRUPTED_KEPT_S, Keep, Migration, PinnedRow, Snapshot,
+};

@@ -140,6 +140,9 @@ pub struct TrashRecord {
     /// Until when it is protected from removal, in seconds since 1970.
     #[prost(int64, tag = "4")]
     pub protected_until_s: i64,
+    /// It is the source of a migration, which alone takes it out of the trash.
+    #[prost(bool, tag = "5")]
+    pub migrating: bool,
 }
 
 /// A child of a snapshot: in the child's pool or, as a marker, in the parent's pool.
@@ -596,6 +599,49 @@ pub struct HeadRecord {
     /// Of a partial image: what it is being made from.
     #[prost(message, optional, tag = "35")]
     pub incoming: Option<IncomingRecord>,
+    /// The migration that the image is the source or the target of.
+    #[prost(message, optional, tag = "36")]
+    pub migration: Option<MigrationRecord>,
+}
+
+/// A migration, as the heads of its source and of its target know it. Each names the other image.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MigrationRecord {
+    /// This image is the source: nobody opens it for writing or removes it until the migration ends.
+    #[prost(bool, tag = "1")]
+    pub is_source: bool,
+    /// Pool of the other image.
+    #[prost(fixed64, tag = "2")]
+    pub pool_id: u64,
+    /// The other image.
+    #[prost(fixed64, tag = "3")]
+    pub image_id: u64,
+    /// Names of the other image when the migration began, for people.
+    #[prost(string, tag = "4")]
+    pub pool_name: String,
+    /// Its namespace.
+    #[prost(string, tag = "5")]
+    pub namespace: String,
+    /// Its name.
+    #[prost(string, tag = "6")]
+    pub image_name: String,
+    /// How far the migration has come; only the target's counts.
+    #[prost(enumeration = "MigrationState", tag = "7")]
+    pub state: i32,
+}
+
+/// How far a migration has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum MigrationState {
+    /// The target reads what it has not written from the source.
+    Prepared = 0,
+    /// Copying has begun.
+    Executing = 1,
+    /// The target names nothing of the source's pool that only the source keeps.
+    Executed = 2,
+    /// The target's data is brought back to the source. Nobody else opens the target for writing.
+    Aborting = 3,
 }
 
 /// What a partial image is made from, so that a later run of the same command goes on with it.

@@ -7,7 +7,8 @@ use marcot_serve::control::message::{
     Answer, Request, decode_answer, decode_command, encode_answer, encode_command,
 };
 use marcot_serve::control::{
-    Command, ExtentRow, GroupSnapshot, GroupStep, Lock, QuiesceMode, Reply, UsageRow, Watcher,
+    Command, ExtentRow, GroupSnapshot, GroupStep, Lock, MigrationStep, QuiesceMode, Reply,
+    UsageRow, Watcher,
 };
 
 const GROUP: GroupSnapshot = GroupSnapshot { pool: 1, group: 2, snapshot: 3 };
@@ -105,6 +106,13 @@ fn commands() -> Vec<(Command, &'static str)> {
             C::ForGroup { step: GroupStep::Remove(GROUP) },
             r#""command":"for_group","step":{"remove":{"pool":1,"group":2,"snapshot":3}}"#,
         ),
+        (
+            C::Migration { step: MigrationStep::CopyPart },
+            r#""command":"migration","step":"copy_part""#,
+        ),
+        (C::Migration { step: MigrationStep::Finish }, r#""command":"migration","step":"finish""#),
+        (C::Migration { step: MigrationStep::Verify }, r#""command":"migration","step":"verify""#),
+        (C::Migration { step: MigrationStep::End }, r#""command":"migration","step":"end""#),
         (C::GiveWay, r#""command":"give_way""#),
     ]
 }

@@ -4,19 +4,13 @@ use super::CommandSpec;
 
 /// Commands of `rbd` that marcot does not have. A single word stands for all commands that begin with it. The
 /// README has the same list, and a test compares both with the list of `rbd help`.
-const MISSING: &[&str] = &["migration", "perf"];
+const MISSING: &[&str] = &["perf"];
 
 /// Of [`MISSING`], what marcot does not mean to have, why, and what serves the same purpose.
-const NOT_OFFERED: &[(&str, &str)] = &[
-    (
-        "migration",
-        "'cp' copies an image to another pool, and 'clone' and 'flatten' do so while it is used",
-    ),
-    (
-        "perf",
-        "'iostat' and 'iotop' of the machine show mapped devices, and 'status' who uses an image",
-    ),
-];
+const NOT_OFFERED: &[(&str, &str)] = &[(
+    "perf",
+    "'iostat' and 'iotop' of the machine show mapped devices, and 'status' who uses an image",
+)];
 
 /// A suggestion may differ in one letter, and in one more for each this many letters.
 const LETTERS_A_MISTAKE: usize = 4;

@@ -86,6 +86,9 @@ impl<'a> View<'a> {
         if !op_features.is_empty() {
             features.push("operations".to_string());
         }
+        if image.migration.is_some() {
+            features.push("migrating".to_string());
+        }
         let size_bytes = snap.map_or(image.size_bytes, |s| s.size_bytes);
         let read_only = None;
         Self { image, pool, snap, size_bytes, parent, features, op_features, group, read_only }

@@ -19,6 +19,7 @@ mod info;
 mod layer;
 mod list;
 mod lock;
+mod migration;
 mod namespace;
 mod object_map;
 mod pool;
@@ -62,6 +63,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     layer::COMMANDS,
     list::COMMANDS,
     lock::COMMANDS,
+    migration::COMMANDS,
     namespace::COMMANDS,
     object_map::COMMANDS,
     pool::COMMANDS,

@@ -1,7 +1,8 @@
 //! `status`: who has an image open.
 
-use marcot::{OwnerInfo, OwnerState};
+use marcot::{ImageInfo, MigratingImage, MigrationState, OwnerInfo, OwnerState};
 use marcot_client::inspect::Watcher;
+use marcot_client::{Image, spec};
 
 use super::IMAGE_SPEC;
 use crate::args::names::{self, Wanted};
@@ -23,13 +24,78 @@ fn status(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let image = session.find(&target)?;
     let watchers = image.status().map_err(|error| opening_failed(&image, &error))?;
-    let owner = session::info(&image)?.owner.filter(|owner| owner.state != OwnerState::Closed);
+    let info = session::info(&image)?;
+    let migration = Moving::of(&image, &info);
+    let owner = info.owner.filter(|owner| owner.state != OwnerState::Closed);
     let watchers: Vec<Shown<'_>> = match &owner {
         Some(owner) if owner.state == OwnerState::Elsewhere => vec![Shown::elsewhere(owner)],
         _ => watchers.iter().map(Shown::here).collect(),
     };
     let owner = owner.as_ref();
-    format.print(|| plain(&watchers, owner), || ("status", document(&watchers, owner)))
+    format.print(
+        || plain(&watchers, owner) + &migration.as_ref().map_or_else(String::new, Moving::plain),
+        || ("status", document(&watchers, owner, migration.as_ref())),
+    )
+}
+
+/// The migration that an image is in.
+struct Moving {
+    source: MigratingImage,
+    dest: MigratingImage,
+    state: &'static str,
+}
+
+impl Moving {
+    fn of(image: &Image, info: &ImageInfo) -> Option<Self> {
+        let migration = info.migration.as_ref()?;
+        let own = MigratingImage {
+            pool: image.pool().name().to_string(),
+            pool_id: image.pool().id(),
+            namespace: info.namespace.clone(),
+            image: info.name.clone(),
+            image_id: info.id,
+        };
+        let other = migration.other.clone();
+        let (source, dest) = if migration.is_source { (own, other) } else { (other, own) };
+        let state = match migration.state {
+            MigrationState::Prepared => "prepared",
+            MigrationState::Executing => "executing",
+            MigrationState::Executed => "executed",
+            _ => "aborting",
+        };
+        Some(Self { source, dest, state })
+    }
+
+    fn plain(&self) -> String {
+        let show = |image: &MigratingImage| {
+            let place = spec::show(&image.pool, &image.namespace, &image.image, "");
+            format!("{place} ({})", image.image_id)
+        };
+        let lines = [
+            ("source", show(&self.source)),
+            ("destination", show(&self.dest)),
+            ("state", self.state.to_string()),
+        ];
+        let lines = lines.map(|(name, value)| format!("\t{}", line(&format!("{name}: {value}"))));
+        format!("Migration:\n{}", lines.concat())
+    }
+
+    fn node(&self) -> Node {
+        let text = |text: &dyn ToString| Node::from(text.to_string());
+        let Self { source, dest, state } = self;
+        Node::Object(vec![
+            ("source_pool_name", text(&source.pool)),
+            ("source_pool_namespace", text(&source.namespace)),
+            ("source_image_name", text(&source.image)),
+            ("source_image_id", text(&source.image_id)),
+            ("dest_pool_name", text(&dest.pool)),
+            ("dest_pool_namespace", text(&dest.namespace)),
+            ("dest_image_name", text(&dest.image)),
+            ("dest_image_id", text(&dest.image_id)),
+            ("state", text(state)),
+            ("state_description", text(&"")),
+        ])
+    }
 }
 
 /// A process that has the image open.
@@ -105,7 +171,7 @@ fn plain(watchers: &[Shown<'_>], owner: Option<&OwnerInfo>) -> String {
     text
 }
 
-fn document(watchers: &[Shown<'_>], owner: Option<&OwnerInfo>) -> Node {
+fn document(watchers: &[Shown<'_>], owner: Option<&OwnerInfo>, migration: Option<&Moving>) -> Node {
     let node = |watcher: &Shown<'_>| {
         let pid = u64::from(watcher.pid);
         let mut members: Vec<(&'static str, Node)> = vec![
@@ -120,5 +186,6 @@ fn document(watchers: &[Shown<'_>], owner: Option<&OwnerInfo>) -> Node {
     };
     let mut members = vec![("watchers", Node::array("watcher", watchers.iter().map(node)))];
     members.extend(owner.map(|owner| ("owner", owner_node(owner))));
+    members.extend(migration.map(|migration| ("migration", migration.node())));
     Node::Object(members)
 }

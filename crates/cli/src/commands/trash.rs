@@ -117,6 +117,9 @@ fn list(session: &Session, args: &Args) -> Outcome {
     let trash = pool
         .trash(&target.namespace())
         .map_err(|error| Failure::engine("trash listing failed", &error))?;
+    let all = args.flag("all");
+    let trash: Vec<TrashedImage> =
+        trash.into_iter().filter(|image| all || !image.migrating).collect();
     if !args.flag("long") {
         let lines = || trash.iter().map(|i| line(&format!("{} {}", i.id, i.name))).collect();
         let nodes = || Node::array("image", trash.iter().map(|image| node(image, Vec::new())));
@@ -145,6 +148,11 @@ fn rows(pool: &Pool, trash: Vec<TrashedImage>) -> Vec<Row> {
 }
 
 impl Row {
+    /// Who has moved it to the trash, in `rbd`'s words.
+    fn source(&self) -> &'static str {
+        if self.image.migrating { "MIGRATION" } else { "USER" }
+    }
+
     fn status(&self) -> String {
         let until_s = self.image.protected_until_s;
         let word = if self.now_s < until_s { "protected until" } else { "expired at" };
@@ -156,7 +164,7 @@ impl Row {
         vec![
             self.image.id.to_string(),
             self.image.name.clone(),
-            "USER".to_string(),
+            self.source().to_string(),
             time::ctime(self.image.deleted_s),
             self.status(),
             parent.map(show_parent).unwrap_or_default(),
@@ -165,7 +173,7 @@ impl Row {
 
     fn members(&self) -> Vec<(&'static str, Node)> {
         let mut members: Vec<(&'static str, Node)> = vec![
-            ("source", "USER".into()),
+            ("source", self.source().into()),
             ("deleted_at", time::ctime(self.image.deleted_s).into()),
             ("status", self.status().into()),
         ];

@@ -8,6 +8,7 @@ use marcot_format::{ImageId, PoolId, SnapId};
 
 use super::groups::GroupSnapshotId;
 use super::image_name::Namespace;
+use super::migration::MigrationInfo;
 use super::pool::Pool;
 use super::store::Store;
 use super::trash_name::number_in_trash_name;
@@ -139,6 +140,8 @@ pub struct ImageInfo {
     pub owned_by: Option<u32>,
     /// Who has it open for writing, or had it last. Only in a pool of which several hosts may be owners.
     pub owner: Option<OwnerInfo>,
+    /// The migration that it is the source or the target of.
+    pub migration: Option<MigrationInfo>,
 }
 
 /// Whether an owner still has its image open.
@@ -317,6 +320,7 @@ impl InfoReader {
             data_pool: head.data_pool,
             owned_by,
             owner,
+            migration: head.migration.as_ref().map(MigrationInfo::of),
         }
     }
 

@@ -86,6 +86,18 @@ impl Pool {
         Levels::of(&self.0.record)
     }
 
+    /// Raises the level that programs must know to write the pool, where it is lower than this one.
+    pub(crate) fn require_level(&self, level: u32) -> Result<()> {
+        match self.levels().write < level {
+            true => self.require_levels(None, Some(level)).or_else(|error| {
+                // Another process may have raised it since the pool was opened.
+                let now = self.store().pool(self.name())?.levels();
+                if now.write >= level { Ok(()) } else { Err(error) }
+            }),
+            false => Ok(()),
+        }
+    }
+
     /// Raises the levels that programs must know to read and to write the pool. `None` leaves a level as it is.
     /// Who may read the pool only with a level needs that level to write it, too.
     ///

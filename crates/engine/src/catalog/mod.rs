@@ -27,6 +27,7 @@ pub(crate) mod level;
 pub(crate) mod litter;
 pub(crate) mod locks;
 pub(crate) mod markers;
+pub(crate) mod migration;
 pub(crate) mod names;
 pub(crate) mod naming;
 pub(crate) mod opening;
@@ -50,6 +51,7 @@ pub use info::{
 };
 pub use level::Levels;
 pub use marcot_backend::ReadableBy;
+pub use migration::{MigratingImage, MigrationInfo, MigrationState};
 pub use names::check_snapshot_name;
 pub use partial::is_partial_name;
 pub use pool::Pool;

@@ -19,6 +19,7 @@ use marcot_store::LockMode;
 
 use super::advisory::check_unlocked;
 use super::image_name::{ImageName, Namespace};
+use super::migration::refuse_migrating;
 use super::names::check_image_name;
 use super::pool::Pool;
 use super::trash_name::{number_in_trash_name, trash_name};
@@ -41,6 +42,8 @@ pub struct TrashedImage {
     pub deleted_s: i64,
     /// Until when it is protected from removal, in seconds since 1970.
     pub protected_until_s: i64,
+    /// It is the source of a migration, which alone takes it out of the trash.
+    pub migrating: bool,
 }
 
 impl TrashedImage {
@@ -74,13 +77,50 @@ impl Pool {
         // An image whose head is damaged can be moved too.
         if let Ok(head) = self.read_head(image) {
             check_unlocked(&head, &self.image_label(&head))?;
+            refuse_migrating(&head, &self.image_label(&head))?;
         }
+        self.put_aside(image, &name, protected_until_s, false)
+    }
+
+    /// Moves the source of a migration to the trash. Its lease is held, and its head says that it is the source.
+    pub(crate) fn put_source_aside(&self, image: ImageId, name: &ImageName) -> Result<()> {
+        let _lock = self.lock(LockMode::Exclusive)?;
+        if self.find(name)? != image {
+            let name = name.name();
+            let message = format!("the name '{name}' was given to another image meanwhile");
+            return fail(ErrorKind::Busy, message);
+        }
+        self.put_aside(image, name, None, true)
+    }
+
+    /// Takes the source of a migration out of the trash, if it is there, under the name that it had.
+    ///
+    /// # Errors
+    /// `Exists` where another image has the name.
+    pub(crate) fn take_source_back(&self, namespace: &Namespace, image: ImageId) -> Result<()> {
+        let _lock = self.lock(LockMode::Exclusive)?;
+        match self.trashed_image(namespace, image) {
+            Ok(trashed) => self.give_name_back(namespace, &trashed, &trashed.name),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Moves an image to the trash. The pool's lock is held.
+    fn put_aside(
+        &self,
+        image: ImageId,
+        name: &ImageName,
+        protected_until_s: Option<i64>,
+        migrating: bool,
+    ) -> Result<()> {
         let now_s = self.now_s();
         let note = TrashRecord {
             image_id: image.0,
             name: name.name().to_owned(),
             deleted_s: now_s,
             protected_until_s: protected_until_s.unwrap_or(now_s),
+            migrating,
         };
         let context = || format!("cannot move image '{}' to the trash", name.name());
         let note = encode_message(FrameKind::Trash, &note);
@@ -105,7 +145,25 @@ impl Pool {
         let trashed = self.trashed_image(namespace, image)?;
         let name = name.unwrap_or(&trashed.name);
         check_image_name(name)?;
-        let namespace = namespace.in_records();
+        if trashed.migrating {
+            let message = format!(
+                "image '{}' is the source of a migration; 'migration abort' takes it out of the trash",
+                trashed.name
+            );
+            return fail(ErrorKind::Invalid, message);
+        }
+        self.give_name_back(namespace, &trashed, name)?;
+        Ok(name.to_owned())
+    }
+
+    /// Takes an image out of the trash. The pool's lock is held.
+    fn give_name_back(
+        &self,
+        namespace: &Namespace,
+        trashed: &TrashedImage,
+        name: &str,
+    ) -> Result<()> {
+        let (image, namespace) = (trashed.id, namespace.in_records());
         self.check_free(namespace, name)?;
         let context = || format!("cannot restore image '{name}'");
         let restored = self.rename_record(image, namespace, &trash_name(image), name);
@@ -114,7 +172,7 @@ impl Pool {
         if let Err(error) = self.records().remove(&Key::TrashNote(image)) {
             tracing::debug!(%image, %error, "a note of the trash is left, which means nothing now");
         }
-        Ok(name.to_owned())
+        Ok(())
     }
 
     /// The images of a namespace that are in the trash, sorted by the names that they had.
@@ -157,6 +215,7 @@ impl Pool {
             name: note.name,
             deleted_s: note.deleted_s,
             protected_until_s: note.protected_until_s,
+            migrating: note.migrating,
         })
     }
 

@@ -267,18 +267,19 @@ impl Checker<'_> {
         self.parent(&label, &head);
         let of = RootOf { pool: self.pool.clone(), image, snap: None };
         let (mut above, mut before) = (AncestorPlaces::default(), None);
+        let migration = head.migration.as_ref();
         for snapshot in &head.snapshots {
             self.report.snapshots += 1;
             self.part(&label, image, snapshot);
             if let Some(root) = &snapshot.root {
                 let of = RootOf { snap: Some(SnapId(snapshot.id)), ..of.clone() };
-                let places = above.places(&of, root, snapshot.parent.as_ref());
+                let places = above.places(&of, root, snapshot.parent.as_ref(), migration);
                 let label = format!("{label}@{}", snapshot.name);
                 roots::check(self, &label, (&of, root), places, &mut before);
             }
         }
         if let Some(root) = &head.root {
-            let places = above.places(&of, root, head.parent.as_ref());
+            let places = above.places(&of, root, head.parent.as_ref(), migration);
             let repairable = roots::check(self, &label, (&of, root), places, &mut before);
             if let Some(from) = repairable.filter(|_| self.options.repair) {
                 self.repair_root(&label, image, from);

@@ -16,7 +16,7 @@ impl Image {
     ///
     /// # Errors
     /// Those of `work`; `Poisoned` and `Fenced` of what was under way.
-    fn managed<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub(super) fn managed<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         // Where that fails, the image is poisoned, and says so to what changes it.
         let _ = self.journal.finish(&mut self.in_flight);
         let outcome = self.settle().and_then(|()| work(self));

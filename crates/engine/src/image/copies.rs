@@ -17,7 +17,7 @@ use marcot_format::address::MAP_UNIT_BYTES;
 use marcot_format::page::{PAGE_READ_BYTES, decode_page, peek_page};
 use marcot_format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use marcot_format::table::{TABLE_PAGE_BYTES, table_page_crc};
-use marcot_format::{BLOCK_BYTES, MapEntry, SegmentIndex, Slot, crc32c};
+use marcot_format::{BLOCK_BYTES, MapEntry, PoolId, SegmentIndex, Slot, crc32c};
 use marcot_store::DiskFile;
 
 use crate::catalog::Pool;
@@ -207,11 +207,16 @@ impl Copies {
         fail(ErrorKind::Corrupt, format!("a map page in segment {name} cannot be read"))
     }
 
-    /// Copies the pages of a segment table that lie in other pools.
-    pub(super) fn copy_table(&mut self, pool: &Pool, table: &mut SegmentTable) -> Result<()> {
+    /// Copies the pages of a segment table that lie in pools for which `takes` is true.
+    pub(super) fn copy_table(
+        &mut self,
+        pool: &Pool,
+        table: &mut SegmentTable,
+        takes: impl Fn(PoolId) -> bool,
+    ) -> Result<()> {
         for second in [false, true] {
             let mut left = None;
-            for (name, page, crc) in table.pages_elsewhere(pool.id())? {
+            for (name, page, crc) in table.pages_in(&takes)? {
                 if self.table_pages.contains(&(name, page)) {
                     continue;
                 }

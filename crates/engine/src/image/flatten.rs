@@ -16,9 +16,11 @@
 
 use std::sync::Arc;
 
-use marcot_format::record::{HeadRecord, ParentRecord, RootRecord};
+use marcot_format::record::{HeadRecord, ParentRecord, RootRecord, SnapshotRecord};
 use marcot_format::segment::SegmentKind;
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, MapEntry, SegmentIndex, SnapId};
+use marcot_format::{
+    BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, MapEntry, PoolId, SegmentIndex, SnapId,
+};
 
 use super::copies::{Copies, runs};
 use super::{Image, OwnedRoot, Source, empty_root};
@@ -35,9 +37,31 @@ const STRETCH_BLOCKS: usize = 64 * COPY_BLOCKS;
 /// The same where states are compared. Each of these walks begins at the tops of two maps.
 const COMPARED_BLOCKS: usize = 8 * COPY_BLOCKS;
 
-/// How far flatten has come with copying, in this process.
+/// Which data is copied into the image's own pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// That of all other pools: the image becomes independent.
+    #[default]
+    Flatten,
+    /// That of the pool of the source of a migration. What the image has from a parent elsewhere stays there.
+    Migration(PoolId),
+}
+
+impl Scope {
+    /// True for a place from which data is copied to the pool `own`.
+    fn takes(self, from: PoolId, own: PoolId) -> bool {
+        match self {
+            Self::Flatten => from != own,
+            Self::Migration(source) => from == source && from != own,
+        }
+    }
+}
+
+/// How far copying has come, in this process.
 #[derive(Default)]
 pub(super) struct Flattening {
+    /// What is copied. Work on another scope begins anew.
+    scope: Scope,
     /// Blocks below this one lie in this pool, except those that cannot be read.
     own_below: u64,
     /// The first block that could not be copied, and of which state.
@@ -84,13 +108,7 @@ impl Image {
             }
             progress(total - left, total.max(1));
         }
-        let state = std::mem::take(&mut self.state.flattening);
-        if let Some((label, block)) = state.unreadable {
-            let message = format!(
-                "block {block} of {label} cannot be read from its parent, so the image still needs it"
-            );
-            return fail(ErrorKind::Corrupt, message);
-        }
+        let state = self.end_of_copying()?;
         let deep = self.flattens_snapshots();
         let set = match state.deep {
             Some(Deep { copies, .. }) => copies.set,
@@ -99,7 +117,7 @@ impl Image {
         };
         if set == 0 && self.names_foreign()? && !fault::is(Fault::FlattenWithoutCopy) {
             self.begin_writing()?;
-            self.rewrite_foreign_pages()?;
+            self.rewrite_foreign_pages(Scope::Flatten)?;
         }
         let here = Place { pool: self.identity.pool.id(), copies: set };
         for parent in &parents {
@@ -109,11 +127,12 @@ impl Image {
             head.parent = None;
             if deep {
                 head.copying = 0;
-                move_to(head, here);
+                head.snapshots.iter_mut().for_each(|snapshot| snapshot.parent = None);
+                move_to(head, here, Scope::Flatten);
             }
         })?;
         if set != 0 {
-            self.state.table.move_to(here);
+            self.state.table.move_to(here, |_| true);
         }
         parents.iter().try_for_each(|parent| self.leave_parent(parent))
     }
@@ -122,13 +141,39 @@ impl Image {
     /// counts, and whether more is to be looked at.
     pub(super) fn flatten_some(&mut self) -> Result<(u64, bool)> {
         self.parents()?;
+        self.copy_some(Scope::Flatten)
+    }
+
+    /// What copying has left behind. Fails where a block could not be read.
+    fn end_of_copying(&mut self) -> Result<Flattening> {
+        let state = std::mem::take(&mut self.state.flattening);
+        if let Some((label, block)) = &state.unreadable {
+            let of = match state.scope {
+                Scope::Flatten => "parent",
+                Scope::Migration(_) => "source",
+            };
+            let message = format!(
+                "block {block} of {label} cannot be read from its {of}, so the image still needs it"
+            );
+            return fail(ErrorKind::Corrupt, message);
+        }
+        Ok(state)
+    }
+
+    /// As [`Self::flatten_some`], for data of this scope.
+    pub(super) fn copy_some(&mut self, scope: Scope) -> Result<(u64, bool)> {
         self.check_may_change()?;
-        if self.state.flattening.deep.is_some()
-            || (self.flattens_snapshots() && self.snapshots_need()?)
-        {
+        if self.state.flattening.scope != scope {
+            self.state.flattening = Flattening { scope, ..Flattening::default() };
+        }
+        let has_snapshots = match scope {
+            Scope::Flatten => self.flattens_snapshots(),
+            Scope::Migration(_) => true,
+        };
+        if self.state.flattening.deep.is_some() || (has_snapshots && self.snapshots_need(scope)?) {
             return self.deep_part();
         }
-        if self.state.flattening.done || !self.names_foreign()? {
+        if self.state.flattening.done || !self.head_needs(scope)? {
             return Ok((0, false));
         }
         self.begin_writing()?;
@@ -147,7 +192,7 @@ impl Image {
             self.checkpoint()?;
             self.evict(self.limits().map_memory_bytes_soft());
         }
-        Ok((self.foreign_live()?.0, !self.state.flattening.done))
+        Ok((self.foreign_live(scope)?.0, !self.state.flattening.done))
     }
 
     /// The snapshots that the image was cloned from and, where its snapshots are flattened too, those that
@@ -173,21 +218,71 @@ impl Image {
         features.is_empty() || features.split(',').any(|f| f == "deep-flatten")
     }
 
-    /// True where a snapshot may need files of another pool.
-    fn snapshots_need(&self) -> Result<bool> {
-        let own = self.identity.pool.id().0;
-        for snapshot in self.head.snapshots.iter().filter(|s| s.parent.is_some()) {
+    /// True where a snapshot may need files of another pool that are copied.
+    fn snapshots_need(&self, scope: Scope) -> Result<bool> {
+        let own = self.identity.pool.id();
+        for snapshot in &self.head.snapshots {
+            if scope == Scope::Flatten && snapshot.parent.is_none() {
+                continue;
+            }
             let root = snapshot.root.clone().unwrap_or_else(empty_root);
-            if root.pools.iter().all(|pool| *pool == own) {
+            if !root.pools.iter().any(|pool| scope.takes(PoolId(*pool), own)) {
                 continue;
             }
             let mut table = self.root_of(Some(snapshot.id)).table(&root)?;
-            let (data, pages) = foreign_in(&mut table, &self.identity.pool)?;
-            if data > 0 || pages || table.has_pages_elsewhere(self.identity.pool.id())? {
+            if needs(&mut table, &self.identity.pool, scope)? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// True where the head may need files of another pool that are copied.
+    fn head_needs(&mut self, scope: Scope) -> Result<bool> {
+        needs(&mut self.state.table, &self.identity.pool, scope)
+    }
+
+    /// True where the image or one of its snapshots may need files of this pool.
+    pub(super) fn needs_pool(&mut self, pool: PoolId) -> Result<bool> {
+        let scope = Scope::Migration(pool);
+        Ok(self.head_needs(scope)? || self.snapshots_need(scope)?)
+    }
+
+    /// Ends the copying for a migration: what [`Self::copy_some`] has not copied yet is copied now. `change` goes into
+    /// the head that names nothing of the pool `source` any more.
+    pub(super) fn end_migration_copy(
+        &mut self,
+        source: PoolId,
+        progress: &mut dyn FnMut(u64, u64),
+        change: impl FnOnce(&mut HeadRecord),
+    ) -> Result<()> {
+        let scope = Scope::Migration(source);
+        let mut total = 0;
+        loop {
+            let (left, more) = self.copy_some(scope)?;
+            total = total.max(left);
+            if !more {
+                break;
+            }
+            progress(total - left, total.max(1));
+        }
+        let set = self.end_of_copying()?.deep.map_or(0, |deep| deep.copies.set);
+        if set == 0 && self.head_needs(scope)? {
+            self.begin_writing()?;
+            self.rewrite_foreign_pages(scope)?;
+        }
+        let here = Place { pool: self.identity.pool.id(), copies: set };
+        self.checkpoint_with(|head| {
+            if set != 0 {
+                head.copying = 0;
+                move_to(head, here, scope);
+            }
+            change(head);
+        })?;
+        if set != 0 {
+            self.state.table.move_to(here, |pool| scope.takes(pool, here.pool));
+        }
+        Ok(())
     }
 
     /// As [`Self::flatten_some`], for an image with snapshots.
@@ -218,11 +313,14 @@ impl Image {
         let mut deep = Deep::default();
         deep.copies.set = self.head.copying;
         // An estimate: blocks that only a state between the oldest and the head has are not counted.
-        let (in_head, _) = self.foreign_live()?;
-        let oldest = self.head.snapshots.iter().find(|s| s.parent.is_some());
+        let scope = self.state.flattening.scope;
+        let (in_head, _) = self.foreign_live(scope)?;
+        let taken = |s: &&SnapshotRecord| scope != Scope::Flatten || s.parent.is_some();
+        let oldest = self.head.snapshots.iter().find(taken);
         let in_oldest = match oldest.map(|s| (s.id, s.root.clone().unwrap_or_else(empty_root))) {
             Some((id, root)) => {
-                foreign_in(&mut self.root_of(Some(id)).table(&root)?, &self.identity.pool)?.0
+                let mut table = self.root_of(Some(id)).table(&root)?;
+                foreign_in(&mut table, &self.identity.pool, scope)?.0
             }
             None => 0,
         };
@@ -257,15 +355,20 @@ impl Image {
             Some((map, table)) => (map.top().clone(), table),
             None => (self.state.map.top().clone(), &mut self.state.table),
         };
+        let scope = self.state.flattening.scope;
         let mut found = unshared(&before, (&top, table), deep.below, pool.files())?;
         for page in &found.pages {
-            deep.copies.copy_map_page(&pool, table, *page)?;
+            let lies_in = table.recorded_pool({ page.address }.index(), pool.files())?;
+            if scope.takes(lies_in, pool.id()) {
+                deep.copies.copy_map_page(&pool, table, *page)?;
+            }
         }
         let mut foreign = Vec::new();
         let mut names = SegmentNames::default();
         let mut looked_at = found.blocks.len();
         for (i, (block, entry)) in found.blocks.drain(..).enumerate() {
-            if names.pool_of(table, { entry.address }.index(), pool.files())? != pool.id() {
+            let lies_in = names.pool_of(table, { entry.address }.index(), pool.files())?;
+            if scope.takes(lies_in, pool.id()) {
                 foreign.push((block, entry));
                 if foreign.len() == COPY_BLOCKS {
                     (looked_at, found.next) = (i + 1, Some(block + 1));
@@ -284,7 +387,7 @@ impl Image {
             deep.below = next;
             return Ok(false);
         }
-        deep.copies.copy_table(&pool, table)?;
+        deep.copies.copy_table(&pool, table, |from| scope.takes(from, pool.id()))?;
         match deep.at {
             Some(id) => (deep.done_snap, deep.below) = (id, 0),
             None => deep.copies.sync()?,
@@ -293,27 +396,27 @@ impl Image {
     }
 
     /// Data blocks in other pools, by the table's counts, and whether pages lie there.
-    fn foreign_live(&mut self) -> Result<(u64, bool)> {
-        foreign_in(&mut self.state.table, &self.identity.pool)
+    fn foreign_live(&mut self, scope: Scope) -> Result<(u64, bool)> {
+        foreign_in(&mut self.state.table, &self.identity.pool, scope)
     }
 
     /// True where the image may need files of another pool.
     fn names_foreign(&mut self) -> Result<bool> {
-        let own = self.identity.pool.id();
-        let (data, pages) = self.foreign_live()?;
-        Ok(data > 0 || pages || self.state.table.has_pages_elsewhere(own)?)
+        self.head_needs(Scope::Flatten)
     }
 
     /// Blocks in other pools among the next mapped blocks from `from` on, at most [`COPY_BLOCKS`] and maybe
     /// none, and where to look next; `None` when all were looked at.
     fn foreign_blocks(&mut self, from: u64) -> Result<(Vec<u64>, Option<u64>)> {
-        let own = self.identity.pool.id();
+        let (own, scope) = (self.identity.pool.id(), self.state.flattening.scope);
         let top = self.state.map.top().clone();
         let mut names = SegmentNames::default();
         let mut found = Vec::new();
         let stretch = self.mapped_stretch(&top, from)?;
         for (block, segment) in &stretch {
-            if names.pool_of(&mut self.state.table, *segment, self.identity.pool.files())? != own {
+            let lies_in =
+                names.pool_of(&mut self.state.table, *segment, self.identity.pool.files())?;
+            if scope.takes(lies_in, own) {
                 found.push(*block);
                 if found.len() == COPY_BLOCKS {
                     return Ok((found, Some(block + 1)));
@@ -346,8 +449,9 @@ impl Image {
 
     /// Rewrites the pages of map and table that lie in other pools. All blocks that they name lie in this
     /// pool.
-    fn rewrite_foreign_pages(&mut self) -> Result<()> {
+    fn rewrite_foreign_pages(&mut self, scope: Scope) -> Result<()> {
         struct Foreign<'a> {
+            scope: Scope,
             table: SegmentTable,
             pool: &'a Pool,
             pages: Vec<(MapEntry, u32, u64)>,
@@ -359,7 +463,7 @@ impl Image {
                 }
                 let address = entry.address;
                 let pool = self.table.recorded_pool(address.index(), self.pool.files())?;
-                if pool != self.pool.id() {
+                if self.scope.takes(pool, self.pool.id()) {
                     self.pages.push((entry, level, base));
                 }
                 Ok(level > 0)
@@ -377,7 +481,7 @@ impl Image {
         let of = self.root_of(None);
         let (map, mut table) = of.open(&root)?;
         let names = of.table(&root)?;
-        let mut foreign = Foreign { table: names, pool: &pool, pages: Vec::new() };
+        let mut foreign = Foreign { scope, table: names, pool: &pool, pages: Vec::new() };
         let mut source = Source::new(&mut table, Arc::clone(pool.files()));
         let all = (0, IMAGE_BYTES_MAX / BLOCK_BYTES);
         visit(map.top(), TOP_LEVEL, 0, all, &mut source, &mut foreign)?;
@@ -414,12 +518,12 @@ impl Image {
 ///
 /// This goes by the list of places in the image's roots. Copies that an ancestor's flatten has made in the
 /// image's pool count as foreign: they belong to the ancestor and may be removed with it.
-fn foreign_in(table: &mut SegmentTable, pool: &Pool) -> Result<(u64, bool)> {
+fn foreign_in(table: &mut SegmentTable, pool: &Pool, scope: Scope) -> Result<(u64, bool)> {
     let own = pool.id();
     let pools = table.recorded_pools();
     let (mut data, mut pages) = (0u64, false);
     table.for_each(pool.files(), |_, entry, name| {
-        let foreign = pools.get(usize::from(entry.pool)) != Some(&own);
+        let foreign = pools.get(usize::from(entry.pool)).is_none_or(|from| scope.takes(*from, own));
         if foreign && name.kind == SegmentKind::Data {
             data += u64::from(entry.live);
         }
@@ -429,29 +533,31 @@ fn foreign_in(table: &mut SegmentTable, pool: &Pool) -> Result<(u64, bool)> {
     Ok((data, pages))
 }
 
+/// True where a root may need files that are copied: data, or pages of its map or table.
+fn needs(table: &mut SegmentTable, pool: &Pool, scope: Scope) -> Result<bool> {
+    let (data, pages) = foreign_in(table, pool, scope)?;
+    let own = pool.id();
+    Ok(data > 0 || pages || table.has_pages_in(|from| scope.takes(from, own))?)
+}
+
 /// True where two links lead to the same snapshot.
 pub(super) fn same(a: &ParentRecord, b: &ParentRecord) -> bool {
     (a.pool_id, a.image_id, a.snap_id) == (b.pool_id, b.image_id, b.snap_id)
 }
 
-/// Changes a head to say that what its roots name in other pools lies `here`, and that its snapshots have no
-/// parent.
-fn move_to(head: &mut HeadRecord, here: Place) {
-    for snapshot in &mut head.snapshots {
-        snapshot.parent = None;
-        if let Some(root) = &mut snapshot.root {
-            move_root(root, here);
-        }
-    }
-    if let Some(root) = &mut head.root {
-        move_root(root, here);
+/// Changes a head to say that what its roots name in other pools, as far as it was copied, lies `here`.
+fn move_to(head: &mut HeadRecord, here: Place, scope: Scope) {
+    let snapshots = head.snapshots.iter_mut().filter_map(|snapshot| snapshot.root.as_mut());
+    for root in snapshots.chain(&mut head.root) {
+        move_root(root, here, scope);
     }
 }
 
-fn move_root(root: &mut RootRecord, here: Place) {
+fn move_root(root: &mut RootRecord, here: Place, scope: Scope) {
     let mut places = Place::all(root);
     if here.copies != 0 {
-        places.iter_mut().filter(|place| place.pool != here.pool).for_each(|place| *place = here);
+        let moved = |place: &&mut Place| scope.takes(place.pool, here.pool);
+        places.iter_mut().filter(moved).for_each(|place| *place = here);
     }
     Place::put_all(&places, root);
 }

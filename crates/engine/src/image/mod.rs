@@ -20,6 +20,7 @@ mod flatten;
 mod head;
 mod idle;
 mod memory;
+mod migration;
 mod move_job;
 mod open;
 mod orphan;
@@ -48,6 +49,7 @@ use marcot_format::record::{HeadRecord, LogPosition, SnapshotRecord};
 use marcot_format::{ImageId, SnapId};
 use marcot_store::Lock;
 
+use crate::catalog::migration::refuse_frozen;
 use crate::catalog::{Identity, Pool, advisory, no_snapshot};
 use crate::error::{ErrorKind, Result, fail};
 use crate::in_flight::InFlight;
@@ -120,6 +122,12 @@ impl Image {
         Self::open_owner_with(pool, id, damaged_log, Takeover::Refuse)
     }
 
+    /// As [`Self::open_owner`], also for an image that only the end of a migration may change.
+    pub(crate) fn open_migrating(pool: &Pool, id: ImageId) -> Result<Self> {
+        pool.add_pools();
+        Self::open_any(pool, id, DamagedLog::Refuse, Takeover::Refuse, &|_| Ok(()))
+    }
+
     /// As [`Self::open_owner`]; `takeover` says what is done where another host has the image open.
     ///
     /// # Errors
@@ -129,6 +137,18 @@ impl Image {
         id: ImageId,
         damaged_log: DamagedLog,
         takeover: Takeover,
+    ) -> Result<Self> {
+        let check = |head: &HeadRecord| refuse_frozen(head, &pool.image_label(head));
+        Self::open_any(pool, id, damaged_log, takeover, &check)
+    }
+
+    /// As [`Self::open_owner_with`], if `check` accepts the head.
+    fn open_any(
+        pool: &Pool,
+        id: ImageId,
+        damaged_log: DamagedLog,
+        takeover: Takeover,
+        check: &dyn Fn(&HeadRecord) -> Result<()>,
     ) -> Result<Self> {
         // In a bucket, a lock needs no head.
         let head = match pool.segments().shipping() {
@@ -153,6 +173,7 @@ impl Image {
         };
         // Read again: it may have changed before this process got the lock.
         let head = pool.read_head_for_writing(id)?;
+        check(&head)?;
         let given = head.reserved.unwrap_or_default();
         let claimed = tenure::claim(pool, id, &head, takeover)?;
         let (head, tenure) = match claimed {

@@ -16,7 +16,7 @@ use crate::fault::{self, Fault};
 /// Most snapshots of an image.
 pub const SNAPSHOTS_MAX: usize = marcot_format::record::HEAD_SNAPSHOTS_MAX;
 
-fn max_marks(a: SegmentMarks, b: SegmentMarks) -> SegmentMarks {
+pub(super) fn max_marks(a: SegmentMarks, b: SegmentMarks) -> SegmentMarks {
     SegmentMarks { data: a.data.max(b.data), map: a.map.max(b.map), table: a.table.max(b.table) }
 }
 

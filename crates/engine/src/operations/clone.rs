@@ -10,6 +10,7 @@ use marcot_store::LockMode;
 
 use crate::catalog::ImageName;
 use crate::catalog::create::first_head;
+use crate::catalog::migration::refuse_source;
 use crate::catalog::names::check_image_name;
 use crate::catalog::no_snapshot;
 use crate::catalog::partial::partial_name;
@@ -145,6 +146,7 @@ fn snapshot_for_clone(
     format: u32,
 ) -> Result<SnapshotRecord> {
     let label = parent.image_label(head);
+    refuse_source(head, &label)?;
     let found = head.snapshots.iter().find(|s| s.name == snap && s.is_of_users() && !s.removing);
     let Some(snapshot) = found else { return Err(no_snapshot(&label, snap)) };
     let protected = snapshot.protection() == Protection::Protected;
@@ -287,7 +289,7 @@ impl Snapshot<'_> {
 /// Has the root of a new clone name data in the clone's own pool only where it lies there now. The flatten
 /// of an ancestor may have copied it to another pool, and places in the own pool are never looked up again.
 /// The lock of the clone's pool is held, so what lies there now stays until the clone is published.
-fn settle_places(root: &mut RootRecord, parent: &RootOf, dest: &Pool) {
+pub(super) fn settle_places(root: &mut RootRecord, parent: &RootOf, dest: &Pool) {
     let mut places = Place::all(root);
     let in_dest = |place: &Place| parent.pool.id() != dest.id() && place.pool == dest.id();
     if !places.iter().any(in_dest) {
@@ -358,7 +360,7 @@ fn child_head(
 }
 
 /// Records the child in its own pool, and leaves a marker in the parent's pool if that is another one.
-fn record_child(
+pub(super) fn record_child(
     parent: &Pool,
     dest: &Pool,
     link: &ParentRecord,

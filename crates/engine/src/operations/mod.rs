@@ -4,8 +4,10 @@ mod clone;
 mod collect;
 mod estates;
 mod incoming;
+mod migration;
 mod remove;
 
 pub use clone::{CloneOptions, Snapshot};
 pub use collect::{GcReport, PinnedRow};
 pub use incoming::{INTERRUPTED_KEPT_S, Keep};
+pub use migration::Migration;

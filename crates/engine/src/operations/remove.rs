@@ -9,6 +9,7 @@ use crate::catalog::ImageName;
 use crate::catalog::advisory::check_unlocked;
 use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named as some_of};
 use crate::catalog::create::first_head;
+use crate::catalog::migration;
 use crate::catalog::pool::Pool;
 use crate::catalog::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
@@ -32,6 +33,7 @@ impl Store {
         image: ImageId,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
+        refuse_migrating(pool, image)?;
         self.remove(pool, image, None, progress)
     }
 
@@ -63,6 +65,7 @@ impl Store {
         name: &ImageName,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
+        refuse_migrating(pool, image)?;
         let named = (name.namespace().in_records(), name.name());
         self.remove(pool, image, Some(named), progress)
     }
@@ -177,7 +180,7 @@ impl Store {
         check_not_owned_elsewhere(pool, &head)?;
         check_no_snapshots(&label, &head)?;
         check_unlocked(&head, &label)?;
-        let mut own = pool.own_copies(image, &head)?;
+        let own = pool.own_copies(image, &head)?;
         {
             let _catalogue = pool.lock(LockMode::Exclusive)?;
             if let Some(named) = named {
@@ -190,7 +193,19 @@ impl Store {
         if let Some(parent) = &head.parent {
             forget_child(pool, parent, SnapId(parent.snap_id), image)?;
         }
-        let left = pool.remove_private_segments(image, &head, progress)?;
+        self.free_removed(pool, image, &head, own, progress)
+    }
+
+    /// Frees the segments of a removed image that nobody names any more. `own` are the sets that it made.
+    pub(super) fn free_removed(
+        &self,
+        pool: &Pool,
+        image: ImageId,
+        head: &HeadRecord,
+        mut own: Vec<SegmentSet>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let left = pool.remove_private_segments(image, head, progress)?;
         // What other hosts clone, flatten and remove meanwhile, only a collection takes into account.
         if pool.attached() || pool.segments().shipping().is_some() {
             return Ok(());
@@ -212,7 +227,7 @@ impl Store {
 }
 
 /// Takes the image's lock for a removal. Fails where somebody has the image open or reads it.
-fn lock_for_removal(pool: &Pool, image: ImageId, label: &str) -> Result<Box<dyn Lock>> {
+pub(super) fn lock_for_removal(pool: &Pool, image: ImageId, label: &str) -> Result<Box<dyn Lock>> {
     let Some(lock) = pool.lock_image(image)? else {
         return fail(ErrorKind::Owned, format!("{label} is in use"));
     };
@@ -228,6 +243,15 @@ fn check_still_named(pool: &Pool, image: ImageId, (namespace, name): (&str, &str
         return Ok(());
     }
     fail(ErrorKind::Busy, format!("the name '{name}' was given to another image meanwhile"))
+}
+
+/// Fails for the source and for the target of a migration, also where the migration began while the image was looked
+/// up. A head that cannot be read is judged later.
+fn refuse_migrating(pool: &Pool, image: ImageId) -> Result<()> {
+    match pool.read_head(image) {
+        Ok(head) if !head.removing => migration::refuse_migrating(&head, &pool.image_label(&head)),
+        _ => Ok(()),
+    }
 }
 
 /// True where the head exists, but its bytes are wrong or the medium cannot read them.

@@ -7,12 +7,13 @@
 //! clone that cannot read something reads the lists of its ancestors and finds the copy. It does not
 //! look earlier, so opening does not depend on the number of generations.
 //!
-//! A position that stands for a root's own pool never moves: that root itself keeps the data there.
+//! A position that stands for a root's own pool never moves: that root itself keeps the data there. Nor does, in the
+//! target of a migration, one that stands for the pool of the source, which keeps all of it until the migration ends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use marcot_format::record::{HeadRecord, ParentRecord, RootRecord};
+use marcot_format::record::{HeadRecord, MigrationRecord, ParentRecord, RootRecord};
 use marcot_format::{BlockAddress, ImageId, MapEntry, PoolId, SnapId};
 
 use crate::catalog::Pool;
@@ -86,9 +87,28 @@ impl RootOf {
     }
 }
 
-/// Replaces the places in other pools than `own` by those of the ancestor above.
-fn put_above(own: PoolId, places: &mut [Place], above: &[Place]) {
-    for (place, above) in places.iter_mut().zip(above).filter(|(p, _)| p.pool != own) {
+/// The pools in which nothing moves that the roots of an image name.
+#[derive(Clone, Copy)]
+struct Fixed {
+    own: PoolId,
+    /// Where the source of a migration lies whose target the image is.
+    source: Option<PoolId>,
+}
+
+impl Fixed {
+    fn of(own: PoolId, migration: Option<&MigrationRecord>) -> Self {
+        let source = migration.filter(|migration| !migration.is_source);
+        Self { own, source: source.map(|migration| PoolId(migration.pool_id)) }
+    }
+
+    fn has(&self, pool: PoolId) -> bool {
+        pool == self.own || Some(pool) == self.source
+    }
+}
+
+/// Replaces the places that may have moved by those of the ancestor above.
+fn put_above(fixed: Fixed, places: &mut [Place], above: &[Place]) {
+    for (place, above) in places.iter_mut().zip(above).filter(|(p, _)| !fixed.has(p.pool)) {
         *place = *above;
     }
 }
@@ -106,13 +126,14 @@ impl AncestorPlaces {
         of: &RootOf,
         root: &RootRecord,
         parent: Option<&ParentRecord>,
+        migration: Option<&MigrationRecord>,
     ) -> Vec<Place> {
         let mut places = of.list(root);
         if let Some(parent) = parent {
             let key = (parent.pool_id, parent.image_id, parent.snap_id);
             let of_parent = || RootOf::parent(&of.pool, parent)?.places();
             if let Some(above) = self.0.entry(key).or_insert_with(of_parent) {
-                put_above(of.pool.id(), &mut places, above);
+                put_above(Fixed::of(of.pool.id(), migration), &mut places, above);
             }
         }
         places
@@ -122,11 +143,12 @@ impl AncestorPlaces {
 impl Whereabouts for RootOf {
     fn places(&self) -> Option<Vec<Place>> {
         let known = self.pool.store().open_pools().unwrap_or_default();
-        // From the root itself up to the eldest ancestor: the pool it lies in, and its list.
-        let mut lists: Vec<(PoolId, Vec<Place>)> = Vec::new();
+        // From the root itself up to the eldest ancestor: where its data does not move, and its list.
+        let mut lists: Vec<(Fixed, Vec<Place>)> = Vec::new();
         let mut at = Some(self.clone());
         while let Some(of) = at.take().filter(|_| lists.len() < ANCESTORS_MAX) {
             let Ok(head) = of.pool.read_head(of.image) else { break };
+            let fixed = Fixed::of(of.pool.id(), head.migration.as_ref());
             let (root, parent) = match of.snap {
                 None => (head.root, head.parent),
                 Some(snap) => match head.snapshots.into_iter().find(|s| s.id == snap.0) {
@@ -134,7 +156,7 @@ impl Whereabouts for RootOf {
                     None => break,
                 },
             };
-            lists.push((of.pool.id(), of.list(&root.unwrap_or_default())));
+            lists.push((fixed, of.list(&root.unwrap_or_default())));
             at = parent.and_then(|parent| {
                 let pool = known.iter().find(|pool| pool.id().0 == parent.pool_id)?.clone();
                 let (image, snap) = (ImageId(parent.image_id), Some(SnapId(parent.snap_id)));
@@ -142,9 +164,9 @@ impl Whereabouts for RootOf {
             });
         }
         let eldest_first = lists.into_iter().rev();
-        let nearest = eldest_first.reduce(|(_, above), (own, mut places)| {
-            put_above(own, &mut places, &above);
-            (own, places)
+        let nearest = eldest_first.reduce(|(_, above), (fixed, mut places)| {
+            put_above(fixed, &mut places, &above);
+            (fixed, places)
         });
         nearest.map(|(_, places)| places)
     }

@@ -184,10 +184,10 @@ impl SegmentTable {
         self.guide = Some(guide);
     }
 
-    /// Records that the data that lay in other pools lies in the place `here` from now on.
-    pub(crate) fn move_to(&mut self, here: Place) {
+    /// Records that the data that lay in other pools, as far as `moved` says so, lies in the place `here` from now on.
+    pub(crate) fn move_to(&mut self, here: Place, moved: impl Fn(PoolId) -> bool) {
         for (recorded, place) in self.recorded.iter_mut().zip(&mut self.places) {
-            if recorded.pool != here.pool {
+            if recorded.pool != here.pool && moved(recorded.pool) {
                 (*recorded, *place) = (here, here);
             }
         }
@@ -374,12 +374,12 @@ impl SegmentTable {
         self.recorded.iter().map(|place| place.pool).collect()
     }
 
-    /// True where the root records a page of this table in another pool than `own`.
-    pub(crate) fn has_pages_elsewhere(&self, own: PoolId) -> Result<bool> {
+    /// True where the root records a page of this table in a pool for which `takes` is true.
+    pub(crate) fn has_pages_in(&self, takes: impl Fn(PoolId) -> bool) -> Result<bool> {
         let leaves = self.leaves.iter().filter_map(|l| l.stored);
         let upper = self.upper.iter().flatten().filter_map(|u| u.stored);
         for pointer in leaves.chain(upper) {
-            if self.recorded_pool_at(pointer.pool)? != own {
+            if takes(self.recorded_pool_at(pointer.pool)?) {
                 return Ok(true);
             }
         }
@@ -544,13 +544,16 @@ impl SegmentTable {
         leaves.chain(upper).map(|p| Ok((self.name_of_page(p)?, p.page, p.crc))).collect()
     }
 
-    /// As [`Self::pages`], without the pages that the root records in the pool `own`.
-    pub(crate) fn pages_elsewhere(&self, own: PoolId) -> Result<Vec<(SegmentName, u32, u32)>> {
+    /// As [`Self::pages`], only the pages that the root records in pools for which `takes` is true.
+    pub(crate) fn pages_in(
+        &self,
+        takes: impl Fn(PoolId) -> bool,
+    ) -> Result<Vec<(SegmentName, u32, u32)>> {
         let leaves = self.leaves.iter().filter_map(|l| l.stored);
         let upper = self.upper.iter().flatten().filter_map(|u| u.stored);
         let mut found = Vec::new();
         for pointer in leaves.chain(upper) {
-            if self.recorded_pool_at(pointer.pool)? != own {
+            if takes(self.recorded_pool_at(pointer.pool)?) {
                 found.push((self.name_of_page(pointer)?, pointer.page, pointer.crc));
             }
         }

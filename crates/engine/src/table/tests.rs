@@ -440,10 +440,10 @@ fn a_segment_is_in_the_pool_that_the_root_records() {
     assert_eq!(pools, [here, ELSEWHERE, here]);
     assert_eq!(table.recorded_pool_at(2).unwrap_err().kind(), ErrorKind::Corrupt);
     // The table's own pages lie in this pool.
-    assert!(!table.has_pages_elsewhere(here).unwrap());
-    assert!(table.has_pages_elsewhere(ELSEWHERE).unwrap());
-    assert_eq!(table.pages_elsewhere(here).unwrap(), []);
-    assert_eq!(table.pages_elsewhere(ELSEWHERE).unwrap(), table.pages().unwrap());
+    assert!(!table.has_pages_in(|from| from != here).unwrap());
+    assert!(table.has_pages_in(|from| from != ELSEWHERE).unwrap());
+    assert_eq!(table.pages_in(|from| from != here).unwrap(), []);
+    assert_eq!(table.pages_in(|from| from != ELSEWHERE).unwrap(), table.pages().unwrap());
     let table_segment = SegmentName { kind: SegmentKind::Table, ..own };
     assert_eq!(table.page_segments().unwrap(), [table_segment]);
     let TablePointer { page, crc, .. } = root.table.unwrap();
@@ -469,7 +469,7 @@ fn moved_data_is_read_at_its_new_place_and_recorded_at_its_old_one() {
     assert_eq!(fixture.store(&mut table).pools, [here.0, ELSEWHERE.0]);
     // A flatten of the image itself has copied the data, so the new place is recorded.
     let copies = place(here, 0xCC);
-    table.move_to(copies);
+    table.move_to(copies, |_| true);
     assert_eq!(table.places(), [place(here, 0), copies]);
     let root = fixture.store(&mut table);
     assert_eq!((root.pools, root.copies), (vec![here.0; 2], vec![0, 0xCC]));

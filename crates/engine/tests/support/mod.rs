@@ -48,6 +48,8 @@ pub struct Faults {
     pub pool_errno: AtomicI32,
     /// Files in directories of children cannot be looked at or opened, with this error number; 0: they can.
     pub child_errno: AtomicI32,
+    /// Changes of the medium before the process counts as killed, so that all others fail; negative: it lives.
+    pub lives_for: AtomicI64,
     /// The next removal of a file fails.
     pub fail_remove: AtomicBool,
     /// The file system of the store is read-only.
@@ -167,7 +169,17 @@ impl Faults {
         }
     }
 
+    /// Counts a change of the medium. Fails where the process counts as killed.
+    fn count_change(&self) -> io::Result<()> {
+        let next = |left: i64| (left > 0).then(|| left - 1);
+        match self.lives_for.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            Err(0) => Err(io::Error::from_raw_os_error(EIO)),
+            _ => Ok(()),
+        }
+    }
+
     fn count_sync(&self) -> io::Result<()> {
+        self.count_change()?;
         match self.sync_fails_after.fetch_sub(1, Ordering::Relaxed) {
             0 => Err(io::Error::from_raw_os_error(5)),
             _ => Ok(()),
@@ -192,6 +204,7 @@ pub fn faulty_world() -> (World, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     faults.room_bytes.store(-1, Ordering::Relaxed);
     faults.sync_fails_after.store(-1, Ordering::Relaxed);
+    faults.lives_for.store(-1, Ordering::Relaxed);
     let disk = FaultyDisk { inner: Arc::new(LocalDisk::plain()), faults: Arc::clone(&faults) };
     let (clock, random) = (Arc::new(SystemClock), Arc::new(SystemRandom));
     (World { disk: Arc::new(disk), clock, random, workers: Arc::new(InPlace) }, faults)
@@ -205,6 +218,7 @@ impl FaultyDisk {
 
 impl Disk for FaultyDisk {
     fn create_new(&self, path: &Path, mode: u32) -> io::Result<Arc<dyn DiskFile>> {
+        self.faults.count_change()?;
         if self.faults.no_new_files.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -218,12 +232,15 @@ impl Disk for FaultyDisk {
         self.inner.open(path, write).map(|f| self.wrap(path, f))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.faults.count_change()?;
         self.inner.rename(from, to)
     }
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.faults.count_change()?;
         self.inner.rename_new(from, to)
     }
     fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.faults.count_change()?;
         if self.faults.fail_remove.swap(false, Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(EIO));
         }
@@ -238,6 +255,7 @@ impl Disk for FaultyDisk {
         }
     }
     fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        self.faults.count_change()?;
         self.inner.remove_directory(path)
     }
     fn create_directory(&self, path: &Path, mode: u32) -> io::Result<()> {
@@ -324,6 +342,7 @@ impl DiskFile for FaultyFile {
         }
     }
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        self.faults.count_change()?;
         let length: usize = parts.iter().map(|p| p.len()).sum();
         self.check_capacity(length as u64)?;
         let room = self.faults.room_bytes.load(Ordering::Relaxed);

@@ -4,9 +4,9 @@ use marcot_format::frame::{FrameKind, decode_message, encode, encode_message};
 use marcot_format::record::{
     AttachedRecord, ChildRecord, ConfigRecord, GroupMemberRecord, GroupPartRecord, GroupRecord,
     GroupSnapshotRecord, HeadRecord, IncomingRecord, LockRecord, LogPiece, LogPosition,
-    MembershipRecord, MetaRecord, NameRecord, OwnerRecord, ParentRecord, PartOfRecord, PoolRecord,
-    Protection, RootRecord, SegmentMarks, ShippedLog, SnapshotRecord, StoreRecord, TablePointer,
-    TrashRecord,
+    MembershipRecord, MetaRecord, MigrationRecord, MigrationState, NameRecord, OwnerRecord,
+    ParentRecord, PartOfRecord, PoolRecord, Protection, RootRecord, SegmentMarks, ShippedLog,
+    SnapshotRecord, StoreRecord, TablePointer, TrashRecord,
 };
 use prost::Message;
 
@@ -372,8 +372,11 @@ fn a_trash_record_is_these_bytes() {
         name: "disk".into(),
         deleted_s: 1_700_000_000,
         protected_until_s: 1_700_000_300,
+        migrating: false,
     };
     is(FrameKind::Trash, TRASH, &record);
+    let source = TrashRecord { migrating: true, ..TrashRecord::default() };
+    assert_eq!(source.encode_to_vec(), bytes("28 01 | migrating, field 5"));
 }
 
 #[test]
@@ -586,6 +589,32 @@ fn a_head_of_a_partial_image_is_these_bytes() {
     );
     let incoming = IncomingRecord { source: "s".into(), host: 0x1122_3344_5566_7788 };
     let head = HeadRecord { incoming: Some(incoming), ..HeadRecord::default() };
+    assert_eq!(head.encode_to_vec(), expected);
+}
+
+#[test]
+fn a_head_of_the_source_of_a_migration_is_these_bytes() {
+    let expected = bytes(
+        "a2 02 1f                                        | migration, field 36:
+         08 01                                           |   is_source
+         11 88 77 66 55 44 33 22  11                     |   pool_id
+         19 02 00 00 00 00 00 00  00                     |   image_id
+         22 01 70                                        |   pool_name
+         2a 01 6e                                        |   namespace
+         32 01 69                                        |   image_name
+         38 02                                           |   state: executed
+        ",
+    );
+    let migration = MigrationRecord {
+        is_source: true,
+        pool_id: 0x1122_3344_5566_7788,
+        image_id: 2,
+        pool_name: "p".into(),
+        namespace: "n".into(),
+        image_name: "i".into(),
+        state: MigrationState::Executed.into(),
+    };
+    let head = HeadRecord { migration: Some(migration), ..HeadRecord::default() };
     assert_eq!(head.encode_to_vec(), expected);
 }
 

@@ -164,6 +164,11 @@ pub enum Command {
     Reclaim,
     /// Who has the image open, for `status`.
     Status,
+    /// A step of the migration of which the image is the target.
+    Migration {
+        /// The step.
+        step: MigrationStep,
+    },
     /// A step of a snapshot of a group, of which the image has a part.
     ForGroup {
         /// The step.
@@ -172,6 +177,21 @@ pub enum Command {
     /// Close the image if it is only kept open in case somebody comes back. Where somebody uses it that
     /// is refused as `Busy`, and the message says who: `process 12: nbd, 1 connection`.
     GiveWay,
+}
+
+/// The steps that the owner of the target of a migration takes, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationStep {
+    /// Copy a few megabytes of what lies in the source's pool; answered in [`Reply::Copied`]. The image serves its users
+    /// between the parts.
+    CopyPart,
+    /// Copy what is left.
+    Finish,
+    /// Fail where the image still needs its source.
+    Verify,
+    /// Forget the migration: the source is gone.
+    End,
 }
 
 /// The steps by which all members of a group come to a snapshot of the same moment. A client takes each step

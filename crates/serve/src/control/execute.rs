@@ -2,7 +2,7 @@
 
 use marcot::{Error, ErrorKind, Image, Result, SnapId};
 
-use super::command::{Command, GroupStep, READ_BYTES_MAX, Reply, Watcher};
+use super::command::{Command, GroupStep, MigrationStep, READ_BYTES_MAX, Reply, Watcher};
 
 /// Most extents of one answer. In JSON they take less than 100 bytes each, and an answer that crosses a
 /// control socket has at most 32 MiB.
@@ -79,6 +79,15 @@ impl Execute for Image {
                 let watcher = Watcher { pid: std::process::id(), usage: "library".to_owned() };
                 return Ok(Reply::Status { watchers: vec![watcher] });
             }
+            Command::Migration { step } => match step {
+                MigrationStep::CopyPart => {
+                    let part = self.migrate_part()?;
+                    return Ok(Reply::Copied { left_blocks: part.left_blocks, more: part.more });
+                }
+                MigrationStep::Finish => self.migrate(progress)?,
+                MigrationStep::Verify => self.check_migrated()?,
+                MigrationStep::End => self.end_migration()?,
+            },
             Command::ForGroup { step } => match step {
                 GroupStep::Create(id) => {
                     let SnapId(id) = self.snapshot_for_group((*id).into())?;
