@@ -26,11 +26,13 @@ const IMPORT_ERROR: &str = "import failed";
 /// Writes an image with its metadata and snapshots.
 pub fn export_whole(session: &Session, image: &Image, info: &ImageInfo, mut sink: Sink) -> Outcome {
     let mut progress = session.parts("Exporting image");
+    let stripe = layout::stripe(info);
+    let striping = if stripe.is_striped() { layout::feature_bits("striping") } else { 0 };
     let properties = [
         Item::Order(info.order.into()),
-        Item::Features(layout::feature_bits(&info.features)),
-        Item::StripeUnit(1 << info.order),
-        Item::StripeCount(1),
+        Item::Features(layout::feature_bits(&info.features) | striping),
+        Item::StripeUnit(stripe.unit_bytes),
+        Item::StripeCount(stripe.count),
     ];
     let outcome =
         image.export_whole(&properties, &mut |bytes| sink.append(bytes), &mut |done, total| {
@@ -134,5 +136,13 @@ fn create_options(
         _ => given.features,
     };
     (given.order, given.features) = (order, features);
+    let count = properties.stripe_count.filter(|count| *count > 0);
+    if let (Some(unit), Some(count)) = (unit, count)
+        && (unit, count) != (1 << order, 1)
+        && !args.flag("stripe-unit")
+        && !args.flag("stripe-count")
+    {
+        given = given.stripe(unit, count);
+    }
     Ok(given)
 }
