@@ -60,18 +60,10 @@ pub fn check_output() -> io::Result<()> {
     check(1)
 }
 
-/// Reads standard input once.
-///
-/// # Errors
-/// `Interrupted` once the user wants the command to end; errors of the operating system.
-pub fn read(buffer: &mut [u8]) -> io::Result<usize> {
-    read_from(rustix::stdio::stdin(), buffer)
-}
-
 /// Reads once from a pipe or the like.
 ///
 /// # Errors
-/// As [`read`].
+/// `Interrupted` once the user wants the command to end; errors of the operating system.
 pub fn read_from(input: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         // Waits in `poll` and not in `read`: a signal just before a `read` would be missed.

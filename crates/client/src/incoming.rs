@@ -157,6 +157,11 @@ impl Incoming {
         self.kept &= self.is_out_of_reach || error.kind() == ErrorKind::Interrupted;
     }
 
+    /// Notes that the source is of no use: a further run would meet the same.
+    pub(crate) fn give_up_source(&mut self) {
+        self.kept = false;
+    }
+
     /// As [`Self::begin`], as a clone of a snapshot.
     pub(crate) fn begin_clone(
         pool: &Pool,

@@ -59,6 +59,7 @@
 //! | the trash: move an image there, restore it, remove it | [`trash`] |
 //! | when the trash is emptied by itself | [`purge_schedule`] |
 //! | content, in and out | [`content`], [`incoming`], [`copy`] |
+//! | disks that other programs have made | [`foreign`] |
 //! | RBD's streams: differences, and images with their snapshots | [`stream`] |
 //! | block devices of this machine | [`devices`] |
 //! | exports of a server | [`exports`] |
@@ -80,6 +81,7 @@ pub mod copy;
 pub mod deep_copy;
 pub mod devices;
 pub mod exports;
+pub mod foreign;
 pub mod group;
 mod image;
 mod image_spec;

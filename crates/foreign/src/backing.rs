@@ -58,6 +58,12 @@ impl Directory {
         let fd = rustix::fs::open(&path, flags, Mode::empty())?;
         Ok(Self { path, fd, opened: 0 })
     }
+
+    /// How many files were asked for.
+    #[must_use]
+    pub fn opened(&self) -> usize {
+        self.opened
+    }
 }
 
 impl Files for Directory {

@@ -285,6 +285,25 @@ fn a_file_that_is_cut_off_is_an_error_and_never_other_bytes() {
     }
 }
 
+/// VMware writes the place of the tables into a footer, since they lie behind the grains.
+#[test]
+fn the_tables_of_a_stream_are_found_by_its_footer() {
+    let scratch = Scratch::new();
+    let raw = scratch.file("raw", &pattern(MIB));
+    let file = scratch.path("stream.vmdk");
+    let options = ["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized"];
+    scratch.qemu_img(&options, &[&raw, &file]);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let footer = bytes[..512].to_vec();
+    bytes[56..64].fill(0xff);
+    bytes.resize(bytes.len().next_multiple_of(512) + 512, 0);
+    bytes.extend(footer);
+    bytes.extend([0; 512]);
+    assert!(try_all(bytes.clone(), Format::Vmdk).unwrap() == pattern(MIB));
+    bytes.truncate(bytes.len() - 512);
+    assert_eq!(try_all(bytes, Format::Vmdk).unwrap_err().kind(), ErrorKind::Damaged);
+}
+
 #[test]
 fn flipped_bits_neither_panic_nor_hang() {
     let scratch = Scratch::new();

@@ -1,16 +1,18 @@
 //! `import`: makes an image from a file or standard input.
 
-use std::fs::{File, Metadata};
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::Metadata;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use marcot_client::copy::GRAIN_BYTES;
+use marcot_client::foreign::{Steps, Trouble};
 use marcot_client::incoming::Incoming;
-use rustix::fs::SeekFrom;
+use marcot_foreign::{Format, Source as Disk};
 
 use super::DEST_IMAGE_SPEC;
 use super::files::{EXPORT_FORMAT, is_format_2, path_argument, sparse_grain};
+use super::origin::{self, Origin};
 use super::source::Source;
 use super::whole::import_whole;
 use crate::args::names::{self, Target, Wanted};
@@ -21,7 +23,7 @@ use crate::layout;
 use crate::output::warn;
 use crate::progress::Progress;
 use crate::session::Session;
-use crate::{signals, standard, time};
+use crate::{signals, time};
 
 const OLD_NAMES: &[Opt] = &[
     Opt::new("pool", Kind::Text, "deprecated: use --dest-pool").letter('p'),
@@ -43,6 +45,7 @@ pub const COMMANDS: &[CommandSpec] =
             options::SPARSE_SIZE,
             options::NO_PROGRESS,
             EXPORT_FORMAT,
+            origin::OPTIONS,
             OLD_NAMES,
         ])
         .notes(options::FEATURE_NOTES)
@@ -50,6 +53,15 @@ pub const COMMANDS: &[CommandSpec] =
             ("import debian.raw templates/debian", "zeros take no space"),
             ("import --export-format 2 vm-1.rbd vm-1", "with its snapshots and its metadata"),
             ("import - vm-1 < disk.raw", "from a pipe"),
+            (
+                "import debian.qcow2 templates/debian",
+                "also VMDK, VHD, VHDX, and .gz, .xz, .zst around them",
+            ),
+            (
+                "import --backing-dir /images /images/vm-1.qcow2 vm-1",
+                "with its chain of backing files, if all lie in that directory",
+            ),
+            ("import --source-format raw disk.qcow2 file", "the bytes of the file as they are"),
             (
                 "import debian.raw templates/debian",
                 "again after an interruption: it goes on where it was",
@@ -75,7 +87,7 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
     let pool = session.pool_of(&target)?;
     let source = Source::open(session, &path, ERROR)?;
     let mut progress = session.bytes("Importing image");
-    let outcome = source.size_bytes(session, ERROR).and_then(|size_bytes| {
+    let outcome = source.size_bytes(session, ERROR).and_then(|_| {
         if is_format_2(args) {
             return import_whole(session, args, &pool, &target, &source, &mut progress);
         }
@@ -86,9 +98,13 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
                 warn(session.program, "image creation failed");
             }
         })?;
-        options.size_bytes = size_bytes.unwrap_or(0);
         signals::catch_and_watch();
-        let note = file_note(&source, sparse_grain(args, GRAIN_BYTES));
+        let from = origin::Wanted::read(args, &path);
+        let origin = from.open(&source, ERROR)?;
+        let grain_bytes = sparse_grain(args, GRAIN_BYTES);
+        let steps = Steps { piece_bytes: 1 << options.order, grain_bytes };
+        options.size_bytes = origin.size_bytes();
+        let note = origin.format().and_then(|format| file_note(&source, format, grain_bytes));
         let incoming = match note {
             Some(note) => pool.begin_or_continue(target.name(), &options, &note),
             None => pool.begin_image(target.name(), &options),
@@ -97,11 +113,15 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
             warn(session.program, "image creation failed");
             failed(error)
         })?;
-        let plan =
-            Plan { piece_bytes: 1 << options.order, grain_bytes: sparse_grain(args, GRAIN_BYTES) };
-        match (source, size_bytes) {
-            (Source::File(file), Some(size)) => plan.file(&file, size, incoming, &mut progress),
-            _ => plan.stream(incoming),
+        match origin {
+            Origin::Disk { disk, .. } => import_disk(disk.as_ref(), steps, incoming, &mut progress)
+                .map_err(|trouble| match trouble {
+                    Trouble::Disk(why) => from.failed(ERROR, &why),
+                    Trouble::Image(error) => failed(error),
+                }),
+            Origin::Stream(mut stream) => {
+                import_stream(stream.as_mut(), steps, incoming, |why| from.failed(ERROR, &why))
+            }
         }
     });
     progress.end(outcome)
@@ -112,15 +132,19 @@ const ERROR: &str = "import failed";
 /// A file that was changed so short ago may be changed again without another time of its last change, in seconds.
 const SETTLED_S: i64 = 2;
 
-/// A text that tells the state of a regular file from all others. `None` for anything else, and for a file that was
-/// changed just now.
-fn file_note(source: &Source, grain_bytes: usize) -> Option<String> {
+/// A text that tells the state of a regular file, read in one format, from all others. `None` for anything else, and for
+/// a file that was changed just now.
+fn file_note(source: &Source, format: Format, grain_bytes: usize) -> Option<String> {
     let Source::File(file) = source else { return None };
     let (about, now_s) = (file.metadata().ok().filter(Metadata::is_file)?, time::now_s());
     let changed_s = about.mtime().max(about.ctime());
     (changed_s + SETTLED_S <= now_s).then(|| {
+        let read_as = match format {
+            Format::Raw => String::new(),
+            other => format!(" {}", other.name()),
+        };
         format!(
-            "file {}:{} {} {}.{} {}.{} {grain_bytes}",
+            "file {}:{} {} {}.{} {}.{} {grain_bytes}{read_as}",
             about.dev(),
             about.ino(),
             about.len(),
@@ -151,65 +175,50 @@ fn destination(args: &Args, cursor: &mut usize, path: &str) -> Outcome<Target> {
     Ok(target)
 }
 
-struct Plan {
-    /// How much is read, written and reported at a time.
-    piece_bytes: u64,
-    grain_bytes: usize,
+fn import_disk(
+    disk: &dyn Disk,
+    steps: Steps,
+    mut incoming: Incoming,
+    progress: &mut Progress,
+) -> std::result::Result<(), Trouble> {
+    let snapshots = disk.snapshots();
+    let states = snapshots.iter().map(|snapshot| snapshot.size_bytes);
+    let total = states.fold(disk.size_bytes(), u64::saturating_add);
+    let mut report = |done| progress.pass_before_end(done, steps.piece_bytes, total);
+    match snapshots {
+        [] => incoming.take_disk(disk, steps, &mut report)?,
+        _ => {
+            let name = |index| origin::snapshot_name(snapshots, index);
+            incoming.take_states(disk, steps, &name, &mut report)?;
+        }
+    }
+    Ok(incoming.finish().map(drop)?)
 }
 
-impl Plan {
-    fn file(
-        &self,
-        file: &File,
-        size_bytes: u64,
-        mut incoming: Incoming,
-        progress: &mut Progress,
-    ) -> Outcome {
-        let mut buffer = Vec::new();
-        let mut offset = incoming.done_bytes();
-        while offset < size_bytes {
-            offset = self.skip_holes(file, offset, size_bytes);
-            let length = self.piece_bytes.min(size_bytes - offset);
-            buffer.resize(usize::try_from(length).unwrap_or(0), 0);
-            file.read_exact_at(&mut buffer, offset).map_err(|e| Failure::io(ERROR, &e))?;
-            let written = incoming.write(offset, &buffer, self.grain_bytes);
-            if let Err(error) = written.and_then(|()| incoming.check_interrupted()) {
-                incoming.give_up(&error);
-                return Err(failed(error));
-            }
-            offset += length;
-            progress.pass_before_end(offset, self.piece_bytes, size_bytes);
-        }
-        incoming.finish().map(drop).map_err(failed)
-    }
-
-    /// The start of the next piece with data, found in one step; `size_bytes` if there is none.
-    fn skip_holes(&self, file: &File, offset: u64, size_bytes: u64) -> u64 {
-        match next_data(file, offset, size_bytes) {
-            data if data >= size_bytes => size_bytes,
-            data => (data / self.piece_bytes * self.piece_bytes).max(offset),
+fn import_stream(
+    stream: &mut dyn Read,
+    steps: Steps,
+    mut incoming: Incoming,
+    unreadable: impl Fn(marcot_foreign::Error) -> Failure,
+) -> Outcome {
+    let mut buffer = vec![0; usize::try_from(steps.piece_bytes).unwrap_or(0)];
+    let mut offset = 0;
+    loop {
+        let filled = fill(stream, &mut buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => interrupted(),
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => unreadable(error.into()),
+            _ => Failure::io(ERROR, &error),
+        })?;
+        let end = offset + filled as u64;
+        incoming.grow_to_hold(end).map_err(failed)?;
+        incoming.write(offset, &buffer[..filled], steps.grain_bytes).map_err(failed)?;
+        offset = end;
+        if filled < buffer.len() {
+            break;
         }
     }
-
-    fn stream(&self, mut incoming: Incoming) -> Outcome {
-        let mut buffer = vec![0; usize::try_from(self.piece_bytes).unwrap_or(0)];
-        let mut offset = 0;
-        loop {
-            let filled = fill(&mut buffer).map_err(|error| match error.kind() {
-                io::ErrorKind::Interrupted => interrupted(),
-                _ => Failure::io(ERROR, &error),
-            })?;
-            let end = offset + filled as u64;
-            incoming.grow_to_hold(end).map_err(failed)?;
-            incoming.write(offset, &buffer[..filled], self.grain_bytes).map_err(failed)?;
-            offset = end;
-            if filled < buffer.len() {
-                break;
-            }
-        }
-        incoming.resize(offset).map_err(failed)?;
-        incoming.finish().map(drop).map_err(failed)
-    }
+    incoming.resize(offset).map_err(failed)?;
+    incoming.finish().map(drop).map_err(failed)
 }
 
 fn failed(error: marcot::Error) -> Failure {
@@ -223,50 +232,14 @@ fn interrupted() -> Failure {
     Failure::new(signals::status(), format!("{ERROR}: interrupted"))
 }
 
-/// The start of the next data at or after `offset`; `offset` if the file system does not know.
-fn next_data(file: &File, offset: u64, size_bytes: u64) -> u64 {
-    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-        Ok(found) => found,
-        Err(rustix::io::Errno::NXIO) => size_bytes,
-        Err(_) => offset,
-    }
-}
-
-/// Reads standard input until `buffer` is full or the input ends.
-fn fill(buffer: &mut [u8]) -> io::Result<usize> {
+/// Reads until `buffer` is full or the stream ends.
+fn fill(stream: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
-        match standard::read(&mut buffer[filled..])? {
+        match stream.read(&mut buffer[filled..])? {
             0 => break,
             bytes => filled += bytes,
         }
     }
     Ok(filled)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holes_of_a_file_are_skipped_in_one_step() {
-        const SIZE: u64 = 1 << 40;
-        const AT: u64 = SIZE / 2 + 5000;
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(SIZE).unwrap();
-        file.write_all_at(&[1], AT).unwrap();
-        let plan = Plan { piece_bytes: 4096, grain_bytes: 4096 };
-        let (mut offset, mut pieces) = (0, 0);
-        loop {
-            offset = plan.skip_holes(&file, offset, SIZE);
-            if offset == SIZE {
-                break;
-            }
-            pieces += 1;
-            assert!(offset <= AT + (1 << 20) && AT < offset + (1 << 20), "{offset}");
-            offset += plan.piece_bytes;
-        }
-        // As many pieces as the file system allocates for one byte.
-        assert!((1..=256).contains(&pieces), "{pieces}");
-    }
 }

@@ -22,6 +22,7 @@ mod lock;
 mod migration;
 mod namespace;
 mod object_map;
+mod origin;
 mod pool;
 mod resume;
 mod serve;

@@ -67,7 +67,7 @@ impl Source {
 
     /// Reads it from where it stands. Of a pipe, nothing is read that nobody asks for: another command may go
     /// on with the rest.
-    pub fn reader(&self) -> Box<dyn Read + '_> {
+    pub fn reader(&self) -> Box<dyn Read + Send + '_> {
         match self {
             Self::File(file) if self.regular_file().is_some() => Box::new(BufReader::new(file)),
             Self::File(file) => Box::new(Pipe(file.as_fd())),

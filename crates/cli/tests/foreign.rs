@@ -1,0 +1,263 @@
+//! Disks of other programs: what `qemu-img` makes is imported as it is, or not at all.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{World, noise, prints, without_log};
+
+const MIB: usize = 1 << 20;
+
+fn run(program: &str, world: &World, line: &str) {
+    let mut command = Command::new(program);
+    command.args(line.split_whitespace()).current_dir(world.path("."));
+    let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {line}: {said}");
+}
+
+fn qemu_img(world: &World, line: &str) {
+    run("qemu-img", world, line);
+}
+
+fn qemu_io(world: &World, file: &str, commands: &[&str]) {
+    let mut command = Command::new("qemu-io");
+    command.current_dir(world.path(".")).args(["-f", "qcow2", "-d", "unmap", file]);
+    for line in commands {
+        command.args(["-c", line]);
+    }
+    assert!(command.output().unwrap().status.success(), "{commands:?}");
+}
+
+/// The content of an image or snapshot.
+fn content(world: &World, image: &str) -> Vec<u8> {
+    let output = world.rbd_command(&format!("export --no-progress {image} -")).output().unwrap();
+    assert!(output.status.success(), "{image}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
+/// A disk of 24 MiB with data at three places.
+fn disk(world: &World) -> Vec<u8> {
+    let mut bytes = vec![0; 24 * MIB];
+    for at in [0, 5 * MIB + 12288, 24 * MIB - 4096] {
+        bytes[at..at + 4096].copy_from_slice(&noise(4096));
+    }
+    world.file("disk.raw", &bytes);
+    bytes
+}
+
+const FORMATS: &[(&str, &str, &str)] = &[
+    ("d.qcow2", "qcow2", "compat=1.1"),
+    ("old.qcow2", "qcow2", "compat=0.10"),
+    ("d.vmdk", "vmdk", "subformat=monolithicSparse"),
+    ("stream.vmdk", "vmdk", "subformat=streamOptimized"),
+    ("d.vhd", "vpc", "subformat=dynamic,force_size=on"),
+    ("fixed.vhd", "vpc", "subformat=fixed,force_size=on"),
+    ("d.vhdx", "vhdx", "subformat=dynamic"),
+];
+
+fn make(world: &World) -> Vec<u8> {
+    let bytes = disk(world);
+    for (name, format, options) in FORMATS {
+        qemu_img(world, &format!("convert -f raw -O {format} -o {options} disk.raw {name}"));
+    }
+    bytes
+}
+
+#[test]
+fn every_format_is_told_by_its_content_and_takes_the_space_of_its_data() {
+    let world = World::new();
+    let bytes = make(&world);
+    for (name, ..) in FORMATS {
+        world.silently(&[&format!("import --no-progress {name} i")]);
+        assert!(content(&world, "i") == bytes, "{name}");
+        assert_eq!(
+            world.rbd("du i").out,
+            "NAME  PROVISIONED  USED  \ni          24 MiB  12 KiB\n",
+            "{name}"
+        );
+        world.silently(&["rm --no-progress i"]);
+    }
+}
+
+#[test]
+fn packed_files_are_unpacked() {
+    let world = World::new();
+    let bytes = make(&world);
+    let names = FORMATS.iter().map(|(name, ..)| *name).chain(["disk.raw"]);
+    for name in names {
+        for (program, ending) in [("gzip", "gz"), ("xz", "xz"), ("zstd", "zst")] {
+            run(program, &world, &format!("-q -k -f -1 {name}"));
+            world.silently(&[&format!("import --no-progress {name}.{ending} i")]);
+            assert!(content(&world, "i") == bytes, "{name}.{ending}");
+            world.silently(&["rm --no-progress i"]);
+        }
+    }
+    // Several streams in one file, as parallel packers write them.
+    let twice = [read(&world.path("disk.raw.zst")), read(&world.path("disk.raw.zst"))].concat();
+    world.file("twice.zst", &twice);
+    world.silently(&["import --no-progress twice.zst i"]);
+    assert!(content(&world, "i") == [&bytes[..], &bytes[..]].concat());
+}
+
+#[test]
+fn pipes_are_taken_as_they_are_unless_a_format_is_named() {
+    let world = World::new();
+    let bytes = make(&world);
+    let import = |line: &str, file: &str| {
+        let ran = world.rbd_piped(line, &read(&world.path(file)));
+        assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{line} < {file}");
+    };
+    import("import --no-progress - plain", "d.qcow2");
+    assert!(content(&world, "plain") == read(&world.path("d.qcow2")));
+    run("gzip", &world, "-k d.vmdk");
+    for (n, (format, file)) in
+        [("qcow2", "d.qcow2"), ("auto", "d.vhdx"), ("auto", "d.vmdk.gz"), ("vhd", "fixed.vhd")]
+            .into_iter()
+            .enumerate()
+    {
+        import(&format!("import --no-progress --source-format {format} - i{n}"), file);
+        assert!(content(&world, &format!("i{n}")) == bytes, "{format} {file}");
+    }
+    world.silently(&["import --no-progress --source-format raw d.vhd raw"]);
+    assert!(content(&world, "raw") == read(&world.path("d.vhd")));
+    // The name says that it is a disk, whatever its first bytes look like.
+    std::fs::copy(world.path("d.qcow2"), world.path("odd.raw")).unwrap();
+    world.silently(&["import --no-progress odd.raw odd"]);
+    assert!(content(&world, "odd") == read(&world.path("d.qcow2")));
+}
+
+#[test]
+fn internal_snapshots_become_snapshots() {
+    let world = World::new();
+    qemu_img(&world, "create -q -f qcow2 s.qcow2 24M");
+    let mut states = Vec::new();
+    let steps: [(&str, &[&str]); 3] = [
+        ("one", &["write -P 1 0 8M"]),
+        ("two", &["write -P 2 1M 64k", "discard 2M 1M", "write -P 0 3M 64k"]),
+        ("three", &["write -P 3 20M 64k", "write -P 1 2M 4k"]),
+    ];
+    for (name, commands) in steps {
+        qemu_io(&world, "s.qcow2", commands);
+        qemu_img(&world, &format!("snapshot -c {name} s.qcow2"));
+        states.push(name);
+    }
+    qemu_img(&world, "resize -q s.qcow2 32M");
+    qemu_io(&world, "s.qcow2", &["write -P 4 30M 1M", "discard 0 64k"]);
+    world.silently(&["import --no-progress s.qcow2 i"]);
+    for name in states {
+        qemu_img(&world, &format!("convert -l {name} -f qcow2 -O raw s.qcow2 back"));
+        // QEMU shows old states with the size of the present one.
+        let wanted = read(&world.path("back"));
+        assert!(content(&world, &format!("i@{name}")) == wanted[..24 * MIB], "{name}");
+    }
+    qemu_img(&world, "convert -f qcow2 -O raw s.qcow2 back");
+    assert!(content(&world, "i") == read(&world.path("back")));
+    let usage = world.rbd("du i").out;
+    let used: Vec<_> = usage
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>()[3..].join(" "))
+        .collect();
+    // What a state has changed, and no more. Without the zeros.
+    assert_eq!(used, ["8 MiB", "64 KiB", "68 KiB", "1 MiB", "9.1 MiB"], "{usage}");
+}
+
+#[test]
+fn a_chain_is_followed_in_the_directory_that_is_named() {
+    let world = World::new();
+    std::fs::create_dir(world.path("images")).unwrap();
+    qemu_img(&world, "create -q -f qcow2 images/base.qcow2 8M");
+    qemu_io(&world, "images/base.qcow2", &["write -P 1 0 4M"]);
+    qemu_img(&world, "create -q -f qcow2 -F qcow2 -b base.qcow2 images/top.qcow2 16M");
+    qemu_io(&world, "images/top.qcow2", &["write -P 2 1M 64k", "write -P 3 12M 64k"]);
+    qemu_img(&world, "convert -f qcow2 -O raw images/top.qcow2 back");
+    let refused = world.marcot("import --no-progress images/top.qcow2 i");
+    assert_eq!(
+        (refused.err.as_str(), refused.status),
+        (
+            "marcot: 'images/top.qcow2': it needs the file 'base.qcow2', and no directory is allowed from which \
+             other files are read; --backing-dir names a directory where they may lie\n\
+             marcot: import failed: (13) Permission denied\n",
+            13
+        )
+    );
+    assert_eq!(world.rbd("ls"), prints(""));
+    world.silently(&["import --no-progress --backing-dir images images/top.qcow2 i"]);
+    assert!(content(&world, "i") == read(&world.path("back")));
+    // Not from another directory.
+    std::fs::create_dir(world.path("other")).unwrap();
+    let refused = world.rbd("import --no-progress --backing-dir other images/top.qcow2 j");
+    assert_eq!(refused.status, 13, "{}", refused.err);
+}
+
+#[test]
+fn a_disk_that_is_cut_off_or_damaged_leaves_nothing() {
+    let world = World::new();
+    make(&world);
+    for (name, ..) in FORMATS {
+        run("gzip", &world, &format!("-k {name}"));
+        run("xz", &world, &format!("-k {name}"));
+        run("zstd", &world, &format!("-q -k {name}"));
+        for (ending, status) in [("", 5), (".gz", 5), (".xz", 5), (".zst", 5)] {
+            let whole = read(&world.path(&format!("{name}{ending}")));
+            // Behind the first tables, and before the data at the end.
+            let cut = match ending {
+                "" if *name != "stream.vmdk" => whole.len() - 2049,
+                _ => whole.len() / 2,
+            };
+            let file = format!("cut-{name}{ending}");
+            world.file(&file, &whole[..cut]);
+            let format = if name.starts_with("fixed") { "--source-format vhd" } else { "" };
+            let ran = world.marcot(&format!("import --no-progress {format} {file} i"));
+            let status = if name.starts_with("fixed") && ending.is_empty() { 22 } else { status };
+            assert_eq!(ran.status, status, "{file}: {}", ran.err);
+            assert_eq!(ran.err.lines().count(), 2, "{}", ran.err);
+            assert!(ran.err.contains(&file), "{}", ran.err);
+            assert!(world.rbd("pool stats").out.starts_with("Total Images: 0\n"), "{file}");
+        }
+    }
+    // The checksum of a packed stream is verified to the end.
+    world.file("noise", &noise(MIB));
+    for (program, ending) in [("zstd", "zst"), ("xz", "xz"), ("gzip", "gz")] {
+        run(program, &world, "-q -k noise");
+        let mut whole = read(&world.path(&format!("noise.{ending}")));
+        let at = whole.len() / 2;
+        whole[at] ^= 4;
+        world.file(&format!("flipped.{ending}"), &whole);
+        let ran = without_log(world.rbd(&format!("import --no-progress flipped.{ending} i")));
+        assert_eq!(ran.status, 5, "{ending}: {}", ran.err);
+    }
+    assert!(world.rbd("pool stats").out.starts_with("Total Images: 0\n"));
+}
+
+#[test]
+fn what_is_not_read_says_what_helps() {
+    let world = World::new();
+    disk(&world);
+    qemu_img(
+        &world,
+        "convert -f raw -O vmdk -o subformat=twoGbMaxExtentSparse disk.raw split.vmdk",
+    );
+    qemu_img(&world, "create -q -f vpc d.vhd 8M");
+    world.file("plain", &noise(MIB));
+    for (line, status, says) in [
+        ("import split.vmdk i", 95, "'qemu-img convert'"),
+        ("import --source-format qcow2 d.vhd i", 22, "it is no qcow2 image"),
+        ("import --source-format vhdx plain i", 22, "it is no VHDX disk"),
+        ("import --source-format vmdk plain i", 22, "it is no VMDK disk"),
+        ("import --source-format vhd plain i", 22, "it is no VHD disk"),
+        ("import --backing-dir nosuch d.vhd i", 2, "'nosuch'"),
+    ] {
+        let ran = world.marcot(line);
+        assert_eq!(ran.status, status, "{line}: {}", ran.err);
+        assert!(ran.err.contains(says), "{line}: {}", ran.err);
+    }
+    assert_eq!(world.rbd("ls"), prints(""));
+}
