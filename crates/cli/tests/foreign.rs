@@ -261,3 +261,61 @@ fn what_is_not_read_says_what_helps() {
     }
     assert_eq!(world.rbd("ls"), prints(""));
 }
+
+/// What `qemu-img check` says of a clean image, and its content.
+fn assert_clean(world: &World, file: &str, bytes: &[u8]) {
+    qemu_img(world, &format!("check -q -f qcow2 {file}"));
+    let wanted = world.file("wanted.raw", bytes);
+    qemu_img(world, &format!("compare -s -f qcow2 -F raw {file} {wanted}"));
+}
+
+#[test]
+fn an_image_is_exported_as_a_clean_qcow2_and_keeps_its_holes() {
+    let world = World::new();
+    let bytes = disk(&world);
+    world.silently(&[
+        "import --no-progress disk.raw i",
+        "snap create --no-progress i@s",
+        "export --no-progress --export-format qcow2 i i.qcow2",
+    ]);
+    assert_clean(&world, "i.qcow2", &bytes);
+    // A header, four tables, and three clusters of 64 KiB.
+    assert_eq!(read(&world.path("i.qcow2")).len(), 8 << 16);
+    // To a pipe: the same bytes. And back.
+    let line = "export --no-progress --export-format qcow2 i@s -";
+    let piped = world.rbd_command(line).output().unwrap().stdout;
+    assert!(piped == read(&world.path("i.qcow2")));
+    world.silently(&["import --no-progress i.qcow2 back"]);
+    assert!(content(&world, "back") == bytes);
+    // What exists is not overwritten, and a size may be odd.
+    assert_eq!(world.rbd("export --export-format qcow2 i i.qcow2").status, 17);
+    let odd = noise(5 * MIB + 1536);
+    world.file("odd", &odd);
+    world.silently(&[
+        "import --no-progress odd o",
+        "export --no-progress --export-format qcow2 o o.qcow2",
+    ]);
+    assert_clean(&world, "o.qcow2", &odd);
+    assert!(world.rbd("export --export-format qcow3 o x").status != 0);
+}
+
+#[test]
+fn a_large_image_with_scattered_data_is_exported_by_what_it_holds() {
+    let world = World::new();
+    world.silently(&["create --size 2T big"]);
+    let file = std::fs::File::create(world.path("sparse.raw")).unwrap();
+    file.set_len(3 << 40).unwrap();
+    for n in 0..40_u64 {
+        use std::os::unix::fs::FileExt;
+        file.write_all_at(&noise(4096), n * (70 << 30) + n * 4096).unwrap();
+    }
+    world.silently(&[
+        "import --no-progress sparse.raw i",
+        "export --no-progress --export-format qcow2 i i.qcow2",
+        "export --no-progress --export-format qcow2 big big.qcow2",
+    ]);
+    qemu_img(&world, "check -q -f qcow2 i.qcow2");
+    qemu_img(&world, "check -q -f qcow2 big.qcow2");
+    qemu_img(&world, "compare -s -f qcow2 -F raw i.qcow2 sparse.raw");
+    assert!(std::fs::metadata(world.path("i.qcow2")).unwrap().len() < 16 << 20);
+}

@@ -159,7 +159,7 @@ impl Map for Blocks {
             }
             is_written = written;
             let whole = if written { u8::MAX } else { 0 };
-            at = if at % 8 == 0 && bits == whole { at + 8 } else { at + 1 };
+            at = if at.is_multiple_of(8) && bits == whole { at + 8 } else { at + 1 };
         }
         let place = match is_written {
             true => Place::Plain(bitmap + bitmap_bytes + within),

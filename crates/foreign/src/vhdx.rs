@@ -157,7 +157,7 @@ fn read_regions(pages: &Pages) -> Result<((u64, u64), (u64, u64))> {
         let (at, length) =
             (u64::from_le_bytes(field(entry, 16)), u32::from_le_bytes(field(entry, 24)));
         let required = u32::from_le_bytes(field(entry, 28)) & 1 != 0;
-        if at % REGION_ALIGNMENT_BYTES != 0 || at < REGION_ALIGNMENT_BYTES {
+        if !at.is_multiple_of(REGION_ALIGNMENT_BYTES) || at < REGION_ALIGNMENT_BYTES {
             return Err(Error::damaged("a region lies at an odd place"));
         }
         let place = Some((at, u64::from(length)));
@@ -221,7 +221,7 @@ impl Metadata {
             || !BLOCK_BYTES.contains(&block_bytes)
             || !block_bytes.is_power_of_two()
             || ![512, 4096].contains(&sector_bytes)
-            || size_bytes % sector_bytes != 0
+            || !size_bytes.is_multiple_of(sector_bytes)
         {
             return Err(Error::damaged("its metadata make no sense"));
         }

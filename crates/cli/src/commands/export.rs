@@ -3,14 +3,16 @@
 use std::io;
 
 use marcot::ErrorKind;
+use marcot_client::Image;
 use marcot_client::content::{Content, walk_from};
 
 use super::SOURCE_IMAGE_OR_SNAP_SPEC;
-use super::files::{EXPORT_FORMAT, is_format_2, path_argument};
+use super::files::{is_format_2, path_argument};
+use super::qcow2::export_qcow2;
 use super::sink::Sink;
 use super::whole;
 use crate::args::names::{self, Wanted};
-use crate::args::{Args, CommandSpec, Positional, options};
+use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::failure::{Failure, Outcome};
 use crate::output::warn;
 use crate::progress::Progress;
@@ -20,6 +22,10 @@ use crate::size;
 
 const ERROR: &str = "export error";
 
+/// As [`EXPORT_FORMAT`](super::files::EXPORT_FORMAT), and one that QEMU reads.
+const FORMAT: &[Opt] =
+    &[Opt::new("export-format", Kind::Choice(&["1", "2", "qcow2"]), "format of image file")];
+
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] =
     &[CommandSpec::new(&["export"], "Export image to file.", export)
@@ -27,9 +33,13 @@ pub const COMMANDS: &[CommandSpec] =
             SOURCE_IMAGE_OR_SNAP_SPEC,
             Positional::one("path-name", "export file (or '-' for stdout)"),
         ])
-        .options(&[options::SOURCE_SNAP, options::EXPORT_PATH, options::NO_PROGRESS, EXPORT_FORMAT])
+        .options(&[options::SOURCE_SNAP, options::EXPORT_PATH, options::NO_PROGRESS, FORMAT])
         .examples(&[
             ("export --export-format 2 vm-1 vm-1.rbd", "with its snapshots and its metadata"),
+            (
+                "export --export-format qcow2 vm-1@backup vm-1.qcow2",
+                "for QEMU; without the snapshots",
+            ),
             ("export vm-1 vm-1.raw", "a sparse file; an existing one is never overwritten"),
             ("export vm-1@backup - | zstd > vm-1.zst", "to a pipe"),
             ("export vm-1@backup vm-1.raw", "again after an interruption: it goes on where it was"),
@@ -49,6 +59,9 @@ fn export(session: &Session, args: &Args) -> Outcome {
     if is_format_2(args) {
         return whole::export_whole(session, &image, &info, Sink::open(&path, ERROR)?);
     }
+    if args.text("export-format") == Some("qcow2") {
+        return export_as_qcow2(session, &image, &target.snap, Sink::open(&path, ERROR)?);
+    }
     // Where the state cannot be told, reading it fails too.
     let state = image.state_note(snap).ok().flatten();
     let mut sink = match &state {
@@ -61,11 +74,7 @@ fn export(session: &Session, args: &Args) -> Outcome {
         let all = size::show(size_bytes);
         warn(session.program, &format!("going on with '{path}': {done} of {all} are there"));
     }
-    let content = match target.snap.as_str() {
-        "" => image.content(),
-        snap => image.snapshot(snap).content(),
-    };
-    let mut content = content.map_err(failed)?;
+    let mut content = open(&image, &target.snap)?;
     let mut progress = session.bytes("Exporting image");
     let outcome =
         transfer(session.program, content.as_mut(), &mut sink, 1 << info.order, &mut progress)
@@ -77,6 +86,27 @@ fn export(session: &Session, args: &Args) -> Outcome {
             &format!("what is there of '{path}' is kept: the same command goes on with it"),
         );
     }
+    progress.end(outcome)
+}
+
+/// The content of the image, or of a snapshot of it.
+fn open(image: &Image, snap: &str) -> Outcome<Box<dyn Content>> {
+    let content = match snap {
+        "" => image.content(),
+        snap => image.snapshot(snap).content(),
+    };
+    content.map_err(failed)
+}
+
+fn export_as_qcow2(session: &Session, image: &Image, snap: &str, mut sink: Sink) -> Outcome {
+    let mut content = open(image, snap)?;
+    let mut progress = session.bytes("Exporting image");
+    let unwritable = |error: io::Error| match error.kind() {
+        io::ErrorKind::Interrupted => interrupted(),
+        _ => Failure::io(ERROR, &error),
+    };
+    let outcome = export_qcow2(content.as_mut(), &mut sink, &mut progress, &failed, &unwritable)
+        .and_then(|()| content.close().map_err(failed));
     progress.end(outcome)
 }
 

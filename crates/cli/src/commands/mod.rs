@@ -24,6 +24,7 @@ mod namespace;
 mod object_map;
 mod origin;
 mod pool;
+mod qcow2;
 mod resume;
 mod serve;
 mod shell;

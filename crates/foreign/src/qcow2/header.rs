@@ -200,7 +200,7 @@ impl Header {
             );
             return Err(Error::damaged(message));
         }
-        if l1.entries > 0 && l1.offset % self.cluster_bytes() != 0 {
+        if l1.entries > 0 && !l1.offset.is_multiple_of(self.cluster_bytes()) {
             return Err(Error::damaged("its first table lies at an odd place"));
         }
         pages.require(l1.offset, u64::from(l1.entries) * 8, "the first table")

@@ -52,7 +52,7 @@ impl State {
         if l2 == 0 {
             return Ok(None);
         }
-        if l2 % header.cluster_bytes() != 0 {
+        if !l2.is_multiple_of(header.cluster_bytes()) {
             return Err(Error::damaged(format!("a second table lies at an odd place, byte {l2}")));
         }
         let at = l2 + cluster % header.l2_entries() * header.l2_entry_bytes();
@@ -67,7 +67,7 @@ impl State {
     /// Where the cluster lies that an entry names.
     fn cluster(&self, entry: u64) -> Result<Option<u64>> {
         let at = entry & OFFSET_MASK;
-        if at % self.header.cluster_bytes() != 0 {
+        if !at.is_multiple_of(self.header.cluster_bytes()) {
             return Err(Error::damaged(format!("a cluster lies at an odd place, byte {at}")));
         }
         let at_0 = self.header.data_file.is_some() && entry & IS_THERE != 0;

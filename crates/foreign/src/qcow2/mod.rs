@@ -1,7 +1,9 @@
-//! qcow2, versions 2 and 3: packed clusters, subclusters, data files, backing files, internal snapshots.
+//! qcow2, versions 2 and 3: packed clusters, subclusters, data files, backing files, internal snapshots. [`writer`] writes
+//! version 3.
 
 pub mod header;
 mod map;
+pub mod writer;
 
 use std::sync::Arc;
 
