@@ -266,7 +266,7 @@ fn what_is_not_read_says_what_helps() {
 fn assert_clean(world: &World, file: &str, bytes: &[u8]) {
     qemu_img(world, &format!("check -q -f qcow2 {file}"));
     let wanted = world.file("wanted.raw", bytes);
-    qemu_img(world, &format!("compare -s -f qcow2 -F raw {file} {wanted}"));
+    qemu_img(world, &format!("compare -f qcow2 -F raw {file} {wanted}"));
 }
 
 #[test]
@@ -316,6 +316,104 @@ fn a_large_image_with_scattered_data_is_exported_by_what_it_holds() {
     ]);
     qemu_img(&world, "check -q -f qcow2 i.qcow2");
     qemu_img(&world, "check -q -f qcow2 big.qcow2");
-    qemu_img(&world, "compare -s -f qcow2 -F raw i.qcow2 sparse.raw");
+    qemu_img(&world, "compare -f qcow2 -F raw i.qcow2 sparse.raw");
     assert!(std::fs::metadata(world.path("i.qcow2")).unwrap().len() < 16 << 20);
+}
+
+/// A server that ends with the test.
+struct Nbd(std::process::Child);
+
+impl Drop for Nbd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn qemu_nbd(world: &World, format: &str, file: &str) -> Nbd {
+    let socket = world.path("nbd.sock");
+    let _ = std::fs::remove_file(&socket);
+    let mut command = Command::new("qemu-nbd");
+    command.current_dir(world.path(".")).args(["-r", "-t", "-f", format, "-x", "the disk", "-k"]);
+    let server = Nbd(command.arg(&socket).arg(file).spawn().unwrap());
+    common::await_that("qemu-nbd listens", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
+    server
+}
+
+#[test]
+fn an_nbd_export_is_imported_and_its_holes_stay_holes() {
+    let world = World::new();
+    let bytes = make(&world);
+    let url = format!("nbd+unix:///the%20disk?socket={}", world.path("nbd.sock").display());
+    let server = qemu_nbd(&world, "qcow2", "d.qcow2");
+    world.silently(&[&format!("import --no-progress {url} i")]);
+    assert!(content(&world, "i") == bytes);
+    assert_eq!(world.rbd("du i").out, "NAME  PROVISIONED  USED  \ni          24 MiB  12 KiB\n");
+    let other = world.rbd(&format!("import --no-progress {} j", url.replace("the%20", "no%20")));
+    assert_eq!(other.status, 2, "{}", other.err);
+    drop(server);
+    // What an export holds is taken as it is, unless a format is named.
+    let _server = qemu_nbd(&world, "raw", "d.vhdx");
+    world.silently(&[
+        &format!("import --no-progress {url} plain"),
+        &format!("import --no-progress --source-format vhdx {url} disk"),
+    ]);
+    assert!(content(&world, "plain") == read(&world.path("d.vhdx")));
+    assert!(content(&world, "disk") == bytes);
+}
+
+#[test]
+fn a_server_of_nonsense_and_none_at_all_end_in_a_sentence() {
+    use std::io::{Read, Write};
+    let world = World::new();
+    let socket = world.path("s");
+    let url = format!("nbd+unix:///x?socket={}", socket.display());
+    let none = world.marcot(&format!("import --no-progress {url} i"));
+    assert_eq!((none.status, none.err.lines().count()), (2, 2), "{}", none.err);
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let hello = [&b"NBDMAGIC"[..], b"IHAVEOPT", &[0, 3]].concat();
+    let reply = |option: u32, kind: u32, length: u32, data: &[u8]| {
+        let head = [option, kind, length].map(u32::to_be_bytes).concat();
+        [&0x0003_e889_0455_65a9_u64.to_be_bytes()[..], &head, data].concat()
+    };
+    let answers = [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+        hello.clone(),
+        [hello.clone(), reply(8, 1, u32::MAX, &[])].concat(),
+        // A size that no disk has.
+        [
+            hello.clone(),
+            reply(8, 1 << 31 | 1, 0, &[]),
+            reply(7, 3, 12, &[0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 0, 1]),
+            reply(7, 1, 0, &[]),
+        ]
+        .concat(),
+        // A whole negotiation, and then a reply to a request that nobody has sent.
+        [
+            hello,
+            reply(8, 1 << 31 | 1, 0, &[]),
+            reply(7, 3, 12, &[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]),
+            reply(7, 1, 0, &[]),
+            vec![0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 9],
+        ]
+        .concat(),
+    ];
+    for answer in answers {
+        let ran = std::thread::scope(|scope| {
+            let server = scope.spawn(|| {
+                let (mut client, _) = listener.accept().unwrap();
+                client.write_all(&answer).unwrap();
+                client.shutdown(std::net::Shutdown::Write).unwrap();
+                let _ = client.read_to_end(&mut Vec::new());
+            });
+            let ran = world.marcot(&format!("import --no-progress {url} i"));
+            server.join().unwrap();
+            ran
+        });
+        assert!([5, 22].contains(&ran.status), "{}: {}", ran.status, ran.err);
+        assert_eq!(ran.err.lines().count(), 2, "{}", ran.err);
+        assert!(world.rbd("pool stats").out.starts_with("Total Images: 0\n"));
+    }
 }

@@ -1,6 +1,7 @@
 //! Disk images that other programs have made, read as what they show; and qcow2 written for other programs.
 //!
-//! A [`Source`] is a disk: bytes that can be read at any place, and a map of its holes. A file is one ([`file`]). A format
+//! A [`Source`] is a disk: bytes that can be read at any place, and a map of its holes. A file is one ([`file`]), and
+//! an export of an NBD server is another ([`nbd`]), and so is a file of an HTTP server (`http`, with that feature). A format
 //! is one on top of another ([`qcow2`], [`vmdk`], [`vhd`], [`vhdx`]). What comes as a stream ([`compressed`]) becomes one
 //! in a temporary file ([`spool`]). [`open`] tells the formats apart.
 //!
@@ -30,7 +31,10 @@ pub mod backing;
 pub mod compressed;
 mod error;
 pub mod file;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod mapped;
+pub mod nbd;
 pub mod open;
 pub mod pages;
 pub mod qcow2;
@@ -42,4 +46,4 @@ pub mod vmdk;
 
 pub use error::{Error, ErrorKind, Result};
 pub use open::Format;
-pub use source::{Extent, Snapshot, Source, next_data};
+pub use source::{Extent, Reader, Snapshot, Source, next_data};

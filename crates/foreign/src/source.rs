@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A part of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +86,32 @@ pub fn next_data(source: &dyn Source, mut offset: u64) -> Result<u64> {
         offset = end;
     }
     Ok(size_bytes)
+}
+
+/// The bytes of a disk from its start to its end, as a stream.
+pub struct Reader {
+    source: Arc<dyn Source>,
+    at: u64,
+}
+
+impl Reader {
+    /// From the first byte on.
+    pub fn new(source: Arc<dyn Source>) -> Self {
+        Self { source, at: 0 }
+    }
+}
+
+impl std::io::Read for Reader {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let rest = self.source.size_bytes() - self.at;
+        let bytes = usize::try_from(rest).unwrap_or(usize::MAX).min(buf.len());
+        self.source.read_at(self.at, &mut buf[..bytes]).map_err(|error| match error.kind() {
+            ErrorKind::Interrupted => std::io::ErrorKind::Interrupted.into(),
+            _ => std::io::Error::new(std::io::ErrorKind::UnexpectedEof, error.to_string()),
+        })?;
+        self.at += bytes as u64;
+        Ok(bytes)
+    }
 }
 
 /// Adds a part behind the others. Neighbours of one kind are joined.

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use marcot_client::Pool;
 use marcot_client::copy::GRAIN_BYTES;
 use marcot_client::foreign::{Steps, Trouble};
 use marcot_client::incoming::Incoming;
@@ -61,6 +62,14 @@ pub const COMMANDS: &[CommandSpec] =
                 "import --backing-dir /images /images/vm-1.qcow2 vm-1",
                 "with its chain of backing files, if all lie in that directory",
             ),
+            (
+                "import https://example.org/debian.qcow2 templates/debian",
+                "only the parts with data, where the server answers requests for ranges",
+            ),
+            (
+                "import nbd://host/vm-1 vm-1",
+                "an export of an NBD server; nbd+unix:///NAME?socket=PATH",
+            ),
             ("import --source-format raw disk.qcow2 file", "the bytes of the file as they are"),
             (
                 "import debian.raw templates/debian",
@@ -85,26 +94,64 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
     let target = destination(args, &mut cursor, &path)?;
     let wanted = layout::Wanted::read(args)?;
     let pool = session.pool_of(&target)?;
-    let source = Source::open(session, &path, ERROR)?;
     let mut progress = session.bytes("Importing image");
+    if origin::is_url(&path) {
+        let outcome = if is_format_2(args) {
+            Err(Failure::errno(ERROR, EOPNOTSUPP)
+                .because("a stream with snapshots is read from a file or from standard input"))
+        } else {
+            let job = Job { session, args, pool: &pool, target: &target, path: &path };
+            job.run(&wanted, None, &mut progress)
+        };
+        return progress.end(outcome);
+    }
+    let source = Source::open(session, &path, ERROR)?;
     let outcome = source.size_bytes(session, ERROR).and_then(|_| {
         if is_format_2(args) {
             return import_whole(session, args, &pool, &target, &source, &mut progress);
         }
+        let job = Job { session, args, pool: &pool, target: &target, path: &path };
+        job.run(&wanted, Some(&source), &mut progress)
+    });
+    progress.end(outcome)
+}
+
+/// An import of the bytes of a disk.
+struct Job<'a> {
+    session: &'a Session,
+    args: &'a Args,
+    pool: &'a Pool,
+    target: &'a Target,
+    path: &'a str,
+}
+
+impl Job<'_> {
+    /// Imports what is in `source`, or at the URL where there is none.
+    fn run(
+        &self,
+        wanted: &layout::Wanted,
+        source: Option<&Source>,
+        progress: &mut Progress,
+    ) -> Outcome {
+        let Self { session, args, pool, target, path } = *self;
         let nothing = layout::Source::nothing();
-        let options = wanted.options(session, (&pool, &target), &nothing, ERROR);
+        let options = wanted.options(session, (pool, target), &nothing, ERROR);
         let mut options = options.inspect_err(|failure| {
             if failure.status != EOPNOTSUPP {
                 warn(session.program, "image creation failed");
             }
         })?;
         signals::catch_and_watch();
-        let from = origin::Wanted::read(args, &path);
-        let origin = from.open(&source, ERROR)?;
+        let from = origin::Wanted::read(args, path);
+        let origin = match source {
+            Some(source) => from.open(source, ERROR)?,
+            None => from.open_url(ERROR)?,
+        };
         let grain_bytes = sparse_grain(args, GRAIN_BYTES);
         let steps = Steps { piece_bytes: 1 << options.order, grain_bytes };
         options.size_bytes = origin.size_bytes();
-        let note = origin.format().and_then(|format| file_note(&source, format, grain_bytes));
+        let note = source.zip(origin.format());
+        let note = note.and_then(|(source, format)| file_note(source, format, grain_bytes));
         let incoming = match note {
             Some(note) => pool.begin_or_continue(target.name(), &options, &note),
             None => pool.begin_image(target.name(), &options),
@@ -114,7 +161,7 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
             failed(error)
         })?;
         match origin {
-            Origin::Disk { disk, .. } => import_disk(disk.as_ref(), steps, incoming, &mut progress)
+            Origin::Disk { disk, .. } => import_disk(disk.as_ref(), steps, incoming, progress)
                 .map_err(|trouble| match trouble {
                     Trouble::Disk(why) => from.failed(ERROR, &why),
                     Trouble::Image(error) => failed(error),
@@ -123,8 +170,7 @@ fn import_quietly(session: &Session, args: &Args) -> Outcome {
                 import_stream(stream.as_mut(), steps, incoming, |why| from.failed(ERROR, &why))
             }
         }
-    });
-    progress.end(outcome)
+    }
 }
 
 const ERROR: &str = "import failed";
@@ -166,7 +212,7 @@ fn destination(args: &Args, cursor: &mut usize, path: &str) -> Outcome<Target> {
         target.image = args.text("image").unwrap_or_default().to_string();
     }
     if target.image.is_empty() {
-        let name = Path::new(path).file_name().and_then(|name| name.to_str());
+        let name = Path::new(origin::path_of(path)).file_name().and_then(|name| name.to_str());
         target.image = name.unwrap_or_default().to_string();
     }
     if target.image.is_empty() {

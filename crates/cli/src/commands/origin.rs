@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use marcot_foreign::compressed::Packing;
 use marcot_foreign::file::FileSource;
+use marcot_foreign::http::{self, Opened};
+use marcot_foreign::nbd::{self, NbdSource};
 use marcot_foreign::open::{self, Directory, Files, Nobody, recognise, recognise_start};
-use marcot_foreign::{ErrorKind, Format, Snapshot, spool};
+use marcot_foreign::{ErrorKind, Format, Reader, Snapshot, spool};
 
 use super::source::Source;
 use crate::args::{Args, Kind, Opt};
@@ -73,6 +75,19 @@ impl Origin<'_> {
     }
 }
 
+/// The path of a URL, without its query, for the name of the image; a path as it is.
+pub fn path_of(path: &str) -> &str {
+    match is_url(path) {
+        true => path.split(['?', '#']).next().unwrap_or_default(),
+        false => path,
+    }
+}
+
+/// True for a URL that `import` reads.
+pub fn is_url(path: &str) -> bool {
+    ["nbd://", "nbd+unix://", "http://", "https://"].iter().any(|scheme| path.starts_with(scheme))
+}
+
 /// The name for the snapshot with this index: its own, or its number where it has none or shares it.
 pub fn snapshot_name(snapshots: &[Snapshot], index: usize) -> String {
     let Snapshot { name, id, .. } = &snapshots[index];
@@ -117,9 +132,52 @@ impl<'a> Wanted<'a> {
                 .try_clone()
                 .map_err(marcot_foreign::Error::from)
                 .and_then(FileSource::new)
-                .and_then(|file| self.of_file(Arc::new(file), source)),
+                .and_then(|file| {
+                    let is_disk_already = source.regular_file().is_none();
+                    self.of_source(Arc::new(file), self.path, is_disk_already)
+                }),
         };
         opened.map_err(|why| self.failed(error, &why))
+    }
+
+    /// Opens what is at a URL.
+    pub fn open_url(&self, error: &str) -> Outcome<Origin<'static>> {
+        let opened = match self.path.starts_with("nbd") {
+            true => self.of_nbd(),
+            false => self.of_http(),
+        };
+        // It may be another one the next time.
+        let opened = opened.map(|origin| match origin {
+            Origin::Disk { disk, .. } => Origin::Disk { disk, format: None },
+            stream => stream,
+        });
+        opened.map_err(|why| self.failed(error, &why))
+    }
+
+    fn of_nbd(&self) -> marcot_foreign::Result<Origin<'static>> {
+        let (address, export) = nbd::parse(self.path)?;
+        let export = Arc::new(NbdSource::connect(&address, &export, signals::stop_asked)?);
+        match self.format {
+            // An export is a disk already.
+            Asked::Nothing => Ok(Origin::Disk { disk: export, format: None }),
+            asked => self.open_disk(export, asked),
+        }
+    }
+
+    fn of_http(&self) -> marcot_foreign::Result<Origin<'static>> {
+        let shown = http::shown(self.path);
+        match http::open(self.path, signals::stop_asked)? {
+            Opened::Ranges(file) => self.of_source(file, &shown, false),
+            Opened::Whole(body) => {
+                let asked = match self.format {
+                    Asked::Nothing if shown.ends_with(".raw") => Asked::This(Format::Raw),
+                    Asked::Nothing => Asked::Auto,
+                    asked => asked,
+                };
+                let name = file_stem(&shown).to_owned();
+                Self { format: asked, ..*self }.of_stream(Box::new(body), &name)
+            }
+        }
     }
 
     /// The failure for a source that cannot be read.
@@ -138,29 +196,32 @@ impl<'a> Wanted<'a> {
             (ErrorKind::Refused, None) => "; --backing-dir names a directory where they may lie",
             _ => "",
         };
-        Failure::errno(error, errno).because(format!("'{}': {why}{remedy}", self.path))
+        let path = match self.path.starts_with("http") {
+            true => http::shown(self.path),
+            false => self.path.to_string(),
+        };
+        Failure::errno(error, errno).because(format!("'{path}': {why}{remedy}"))
     }
 
-    fn of_file<'s>(
+    /// What is in a file at `path`. Of a disk that is one already nothing is concluded from its bytes.
+    fn of_source<'s>(
         &self,
-        file: Arc<FileSource>,
-        source: &'s Source,
+        file: Arc<dyn marcot_foreign::Source>,
+        path: &str,
+        is_disk_already: bool,
     ) -> marcot_foreign::Result<Origin<'s>> {
-        let is_disk_already = source.regular_file().is_none() || self.path.ends_with(".raw");
         let format = match self.format {
-            Asked::Nothing if is_disk_already => Asked::This(Format::Raw),
+            Asked::Nothing if is_disk_already || path.ends_with(".raw") => Asked::This(Format::Raw),
             asked => asked,
         };
         if format == Asked::This(Format::Raw) {
             return Ok(Origin::Disk { disk: file, format: Some(Format::Raw) });
         }
         let mut mark = [0; Packing::MARK_BYTES];
-        let disk: &dyn marcot_foreign::Source = file.as_ref();
-        let has = disk.size_bytes().min(mark.len() as u64) as usize;
-        disk.read_at(0, &mut mark[..has])?;
+        let has = file.size_bytes().min(mark.len() as u64) as usize;
+        file.read_at(0, &mut mark[..has])?;
         if let Some(packing) = Packing::recognise(&mark[..has]) {
-            let inside = Path::new(self.path).file_stem().and_then(|name| name.to_str());
-            return self.of_packed(packing, source.reader(), inside.unwrap_or_default());
+            return self.of_packed(packing, Box::new(Reader::new(file)), file_stem(path));
         }
         self.open_disk(file, format)
     }
@@ -240,6 +301,11 @@ impl<'a> Wanted<'a> {
         };
         Ok(Origin::Disk { disk, format: None })
     }
+}
+
+/// The name of a file without its last ending.
+fn file_stem(path: &str) -> &str {
+    Path::new(path).file_stem().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 /// The first bytes of a stream; fewer only where it ends.
