@@ -1,6 +1,6 @@
 //! Disk images that other programs have made, read as what they show; and qcow2 written for other programs.
 //!
-//! A [`Source`] is a disk: bytes that can be read at any place, and a map of its holes. A file is one ([`file`]), and
+//! A [`Source`] is a disk: bytes that can be read at any place, and a map of its holes. A file is one ([`mod@file`]), and
 //! an export of an NBD server is another ([`nbd`]), and so is a file of an HTTP server (`http`, with that feature). A format
 //! is one on top of another ([`qcow2`], [`vmdk`], [`vhd`], [`vhdx`]). What comes as a stream ([`compressed`]) becomes one
 //! in a temporary file ([`spool`]). [`open`] tells the formats apart.
