@@ -107,9 +107,6 @@ fn answer(program: &'static str, request: Request) -> Outcome {
         Request::Bad(failure) => Err(failure),
         Request::Run(spec, args) => run(program, spec, &args),
         Request::Unknown(words) => {
-            if let Some(sentence) = suggest::not_offered(&words) {
-                return Err(Failure::new(errno::EOPNOTSUPP, sentence));
-            }
             out(&command_list(program))?;
             let message = format!("error: unknown option '{}'", words.join(" "));
             let failure = Failure::bare(STATUS_USAGE, message).then_bare("");

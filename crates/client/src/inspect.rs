@@ -4,7 +4,7 @@
 pub use marcot::{DiffExtent, UsageRow};
 use marcot::{ErrorKind, Result};
 use marcot_serve::control::Command;
-pub use marcot_serve::control::Watcher;
+pub use marcot_serve::control::{IoCount, IoCounts, Watcher};
 
 use crate::image::Image;
 use crate::operation::Operation;
@@ -45,7 +45,19 @@ impl Image {
                 return Ok(watchers);
             }
             let owner = self.engine_pool().info(self.id())?.owned_by;
-            Ok(owner.map(|pid| Watcher { pid, usage: String::new() }).into_iter().collect())
+            Ok(owner.map(|pid| Watcher { pid, ..Watcher::default() }).into_iter().collect())
+        })
+    }
+
+    /// What the users of the image have asked for since its owner has opened it; `None` where no process of this host
+    /// and user has it open for writing, or where that one does not answer. Nothing is read from the medium.
+    ///
+    /// # Errors
+    /// `Interrupted`.
+    pub fn io_counts(&self) -> Result<Option<IoCounts>> {
+        self.operate(Operation::ImageStatus, || {
+            let watchers: Option<Vec<Watcher>> = self.look(&Command::Status)?;
+            Ok(watchers.and_then(|watchers| watchers.first().map(|watcher| watcher.io)))
         })
     }
 

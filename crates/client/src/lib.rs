@@ -55,6 +55,7 @@
 //! | clones, children, flatten | [`layering`] |
 //! | another pool, namespace or name for an image in use | [`migration`] |
 //! | usage, differences, who has it open | [`inspect`] |
+//! | what the users of images do, as rates | [`perf`] |
 //! | groups of images and their snapshots | [`group`] |
 //! | the trash: move an image there, restore it, remove it | [`trash`] |
 //! | when the trash is emptied by itself | [`purge_schedule`] |
@@ -92,6 +93,7 @@ pub mod migration;
 mod operation;
 mod options;
 mod owner;
+pub mod perf;
 mod pool;
 pub mod purge_schedule;
 mod retry;

@@ -7,8 +7,8 @@ use marcot_serve::control::message::{
     Answer, Request, decode_answer, decode_command, encode_answer, encode_command,
 };
 use marcot_serve::control::{
-    Command, ExtentRow, GroupSnapshot, GroupStep, Lock, MigrationStep, QuiesceMode, Reply,
-    UsageRow, Watcher,
+    Command, ExtentRow, GroupSnapshot, GroupStep, IoCount, IoCounts, Lock, MigrationStep,
+    QuiesceMode, Reply, UsageRow, Watcher,
 };
 
 const GROUP: GroupSnapshot = GroupSnapshot { pool: 1, group: 2, snapshot: 3 };
@@ -126,7 +126,9 @@ fn replies() -> Vec<(Reply, &'static str)> {
         provisioned_bytes: 4,
         used_bytes: 5,
     };
-    let watcher = Watcher { pid: 6, usage: "nbd".to_owned() };
+    let reads = IoCount { requests: 1, bytes: 2, nanoseconds: 3 };
+    let io = IoCounts { reads, ..IoCounts::default() };
+    let watcher = Watcher { pid: 6, usage: "nbd".to_owned(), io };
     vec![
         (Reply::Done, r#"{"reply":"done"}"#),
         (Reply::Snapshot { id: 7 }, r#"{"reply":"snapshot","id":7}"#),
@@ -150,7 +152,7 @@ fn replies() -> Vec<(Reply, &'static str)> {
         (Reply::Reclaimed { bytes: 9 }, r#"{"reply":"reclaimed","bytes":9}"#),
         (
             Reply::Status { watchers: vec![watcher] },
-            r#"{"reply":"status","watchers":[{"pid":6,"usage":"nbd"}]}"#,
+            r#"{"reply":"status","watchers":[{"pid":6,"usage":"nbd","io":{"reads":{"requests":1,"bytes":2,"nanoseconds":3},"writes":{"requests":0,"bytes":0,"nanoseconds":0}}}]}"#,
         ),
     ]
 }

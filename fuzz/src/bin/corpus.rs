@@ -206,7 +206,7 @@ fn control(directory: &Path) -> Outcome {
         Reply::Diff { extents: vec![ExtentRow { offset: 1, length: 2, data: true }] },
         Reply::Data { data: vec![3; 50] },
         Reply::Extents { extents: vec![ExtentRow { offset: 1, length: 2, data: false }] },
-        Reply::Status { watchers: vec![Watcher { pid: 1, usage: name() }] },
+        Reply::Status { watchers: vec![Watcher { pid: 1, usage: name(), ..Watcher::default() }] },
     ];
     let mut answers: Vec<Answer> =
         replies.into_iter().map(|reply| Answer::Reply { reply }).collect();

@@ -141,7 +141,11 @@ fn option_name(opt: &Opt) -> String {
         Some(letter) => format!("-{letter} [ --{long} ]"),
         None => format!("--{long}"),
     };
-    if opt.kind == Kind::Flag { name } else { format!("{name} arg") }
+    match (opt.kind, opt.default) {
+        (Kind::Flag, _) => name,
+        (_, Some(value)) => format!("{name} arg (={value})"),
+        (_, None) => format!("{name} arg"),
+    }
 }
 
 /// The help of one command, by the words that were typed.

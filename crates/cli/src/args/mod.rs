@@ -56,12 +56,23 @@ pub struct Opt {
     pub own: bool,
     /// `rbd` accepts it, but does not describe it any more.
     pub deprecated: bool,
+    /// The value that `rbd`'s help shows beside the name.
+    pub default: Option<&'static str>,
 }
 
 impl Opt {
     /// An option without a letter.
     pub const fn new(long: &'static str, kind: Kind, help: &'static str) -> Self {
-        Self { long, short: None, kind, help, required: false, own: false, deprecated: false }
+        Self {
+            long,
+            short: None,
+            kind,
+            help,
+            required: false,
+            own: false,
+            deprecated: false,
+            default: None,
+        }
     }
 
     /// The same option, which the command needs.
@@ -80,6 +91,12 @@ impl Opt {
     #[must_use]
     pub const fn deprecated(self) -> Self {
         Self { deprecated: true, ..self }
+    }
+
+    /// The same option, whose value where it is missing `rbd`'s help shows beside its name.
+    #[must_use]
+    pub const fn with_default(self, value: &'static str) -> Self {
+        Self { default: Some(value), ..self }
     }
 
     /// The same option with a letter.

@@ -2,30 +2,8 @@
 
 use super::CommandSpec;
 
-/// Commands of `rbd` that marcot does not have. A single word stands for all commands that begin with it. The
-/// README has the same list, and a test compares both with the list of `rbd help`.
-const MISSING: &[&str] = &["perf"];
-
-/// Of [`MISSING`], what marcot does not mean to have, why, and what serves the same purpose.
-const NOT_OFFERED: &[(&str, &str)] = &[(
-    "perf",
-    "'iostat' and 'iotop' of the machine show mapped devices, and 'status' who uses an image",
-)];
-
 /// A suggestion may differ in one letter, and in one more for each this many letters.
 const LETTERS_A_MISTAKE: usize = 4;
-
-/// The sentence for a command that is not offered, with what to use instead.
-pub fn not_offered(typed: &[String]) -> Option<String> {
-    let whole = typed.join(" ");
-    let found = NOT_OFFERED.iter().find(|(name, _)| begins_with(&whole, name));
-    found.map(|(name, instead)| format!("'{name}' is not offered: {instead}"))
-}
-
-/// True where a command line begins with the words of a name.
-fn begins_with(typed: &str, name: &str) -> bool {
-    typed.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
-}
 
 /// A suggestion for `typed`, which is no command, if there is one.
 pub fn hint(
@@ -33,10 +11,6 @@ pub fn hint(
     program: &str,
     typed: &[String],
 ) -> Option<String> {
-    let whole = typed.join(" ");
-    if let Some(name) = MISSING.iter().find(|name| begins_with(&whole, name)) {
-        return Some(format!("'{name}' of rbd is not available here"));
-    }
     if let Some(near) = nearest(commands, typed) {
         return Some(format!("did you mean '{program} {near}'?"));
     }
@@ -135,18 +109,6 @@ mod tests {
         assert!(family.ends_with("are: create, list, ls, remove, rm"), "{family}");
     }
 
-    #[test]
-    fn what_is_not_offered_is_missing_and_the_sentence_says_what_to_use() {
-        assert!(NOT_OFFERED.iter().all(|(name, _)| MISSING.contains(name)));
-        let said = |line: &str| {
-            let typed: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            not_offered(&typed)
-        };
-        assert!(said("perf image iotop").unwrap().starts_with("'perf' is not offered: "));
-        assert_eq!(said("perfs"), None);
-        assert_eq!(said("snap create a@s"), None);
-    }
-
     /// The names in the list of commands that `rbd help` prints.
     fn commands_of_rbd() -> Vec<&'static str> {
         const NAME: std::ops::Range<usize> = 4..38;
@@ -162,41 +124,15 @@ mod tests {
             .collect()
     }
 
-    /// Commands of `rbd` that do not exist here. A whole family is represented by its first word.
-    fn missing() -> Vec<String> {
+    #[test]
+    fn every_command_of_rbd_is_there() {
         let there = |name: &str| names(ALL).any(|words| words.join(" ") == name);
         let all = commands_of_rbd();
         assert!(
             all.len() > 100 && all.contains(&"snap create") && all.contains(&"list"),
             "{all:?}"
         );
-        let mut missing: Vec<String> = Vec::new();
-        for name in all.iter().copied().filter(|name| !there(name)) {
-            // The shortest sequence of first words that no command here has and several commands of rbd have.
-            let words: Vec<&str> = name.split(' ').collect();
-            let short = (1..words.len()).map(|n| words[..n].join(" ")).find(|begin| {
-                let of = |name: &str| name.starts_with(&format!("{begin} "));
-                let many = all.iter().filter(|name| of(name)).count() > 1;
-                many && !there(begin) && !names(ALL).any(|words| of(&words.join(" ")))
-            });
-            let short = short.unwrap_or_else(|| name.to_string());
-            if missing.last() != Some(&short) {
-                missing.push(short);
-            }
-        }
-        missing
-    }
-
-    #[test]
-    fn code_and_readme_say_which_commands_of_rbd_are_missing() {
-        let missing = missing();
-        assert_eq!(missing, MISSING, "MISSING must be these, and the README must list them");
-        let listed = missing.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        let readme = include_str!("../../../../README.md");
-        let readme = readme.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(
-            readme.contains(&format!("are missing: {listed}.")),
-            "the README must say: {listed}"
-        );
+        let missing: Vec<_> = all.into_iter().filter(|name| !there(name)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 }

@@ -23,6 +23,7 @@ mod migration;
 mod namespace;
 mod object_map;
 mod origin;
+mod perf;
 mod pool;
 mod qcow2;
 mod resume;
@@ -68,6 +69,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     migration::COMMANDS,
     namespace::COMMANDS,
     object_map::COMMANDS,
+    perf::COMMANDS,
     pool::COMMANDS,
     serve::COMMANDS,
     shell::COMMANDS,

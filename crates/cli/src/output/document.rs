@@ -11,6 +11,8 @@ pub enum Node {
     Number(u64),
     /// A number with a fraction, finite.
     Fraction(f64),
+    /// The same, with 17 digits where it needs them, as Ceph writes some.
+    Fraction17(f64),
     /// `true` or `false`, unquoted.
     Bool(bool),
     /// Named members, in order.
@@ -71,6 +73,7 @@ impl Node {
             Self::Text(s) => push_json_string(text, s),
             Self::Number(n) => text.push_str(&n.to_string()),
             Self::Fraction(f) => text.push_str(&f.to_string()),
+            Self::Fraction17(f) => text.push_str(&seventeen_digits(*f)),
             Self::Bool(b) => text.push_str(&b.to_string()),
             Self::Object(members) => write_json_section(text, level, &named(members), ('{', '}')),
             Self::Map(members) => {
@@ -90,6 +93,7 @@ impl Node {
             Self::Text(s) => escape_xml(s),
             Self::Number(n) => n.to_string(),
             Self::Fraction(f) => f.to_string(),
+            Self::Fraction17(f) => seventeen_digits(*f),
             Self::Bool(b) => b.to_string(),
             Self::Object(members) | Self::Array(members) => {
                 let members = named(members);
@@ -105,6 +109,21 @@ impl Node {
             }
         };
         text.push_str(&format!("{indent}<{name}>{leaf}</{name}>{newline}"));
+    }
+}
+
+/// A number that is not negative as C's `%.17g` writes it.
+fn seventeen_digits(number: f64) -> String {
+    const DIGITS: i32 = 17;
+    if number == 0.0 || !number.is_finite() {
+        return "0".to_string();
+    }
+    let exponent = number.abs().log10().floor() as i32;
+    let decimals = usize::try_from(DIGITS - 1 - exponent).unwrap_or(0);
+    let text = format!("{number:.decimals$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_string(),
+        false => text,
     }
 }
 
@@ -211,6 +230,19 @@ mod tests {
             ("pool_namespace", "".into()),
             ("trash", Node::Bool(false)),
         ])
+    }
+
+    #[test]
+    fn numbers_with_seventeen_digits_are_cephs() {
+        for (number, text) in [
+            (0.0, "0"),
+            (5.0, "5"),
+            (5003.8, "5003.8000000000002"),
+            (20495564.8, "20495564.800000001"),
+            (1379219.1893361046, "1379219.1893361046"),
+        ] {
+            assert_eq!(Node::Fraction17(number).to_json(false), format!("{text}\n"));
+        }
     }
 
     #[test]

@@ -294,13 +294,36 @@ pub struct UsageRow {
     pub used_bytes: u64,
 }
 
+/// Requests of one kind that were carried out without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IoCount {
+    /// How many.
+    pub requests: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The time that they took together, each from when it was taken until it was answered.
+    pub nanoseconds: u64,
+}
+
+/// What clients have asked for since an image was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IoCounts {
+    /// Reads.
+    pub reads: IoCount,
+    /// Writes, and trims, which carry no bytes.
+    pub writes: IoCount,
+}
+
 /// Who has an image open.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Watcher {
     /// Process id of the owner.
     pub pid: u32,
     /// How it is used, for people: `device /dev/loop0`, `nbd, 2 connections`.
     pub usage: String,
+    /// What was asked for so far. Zero from a process of a version that does not count.
+    #[serde(default)]
+    pub io: IoCounts,
 }
 
 /// The answer to a [`Command`].

@@ -76,7 +76,8 @@ impl Execute for Image {
             }
             Command::Reclaim => return Ok(Reply::Reclaimed { bytes: self.reclaim()? }),
             Command::Status => {
-                let watcher = Watcher { pid: std::process::id(), usage: "library".to_owned() };
+                let pid = std::process::id();
+                let watcher = Watcher { pid, usage: "library".to_owned(), ..Watcher::default() };
                 return Ok(Reply::Status { watchers: vec![watcher] });
             }
             Command::Migration { step } => match step {

@@ -28,8 +28,8 @@ mod pulse;
 
 pub use client::{Client, LOOK_SILENCE_MAX, Patience, SILENCE_MAX, ask};
 pub use command::{
-    Command, ExtentRow, GroupSnapshot, GroupStep, Lock, MigrationStep, QuiesceMode, READ_BYTES_MAX,
-    Reply, UsageRow, Watcher,
+    Command, ExtentRow, GroupSnapshot, GroupStep, IoCount, IoCounts, Lock, MigrationStep,
+    QuiesceMode, READ_BYTES_MAX, Reply, UsageRow, Watcher,
 };
 pub(crate) use connection::ControlConnection;
 pub use execute::Execute;

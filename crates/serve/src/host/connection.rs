@@ -14,10 +14,12 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::operation::{Operation, Stages};
 use super::parts::{PART_BYTES_MIN, Parted, Place, WriteOutcome};
+use super::tally::{Begun, Tally};
 use crate::buffer::{Progress, RECEIVE_BYTES, ReceiveBuffer, SendBuffer};
 use crate::nbd::request::{REQUEST_BYTES, Refusal, Request};
 use crate::nbd::{Grant, NbdConnection};
@@ -72,6 +74,15 @@ struct InFlightExchange {
     /// The part of the reply before the data.
     head: Vec<u8>,
     bytes: usize,
+    begun: Begun,
+}
+
+/// A request whose answer waits for a batch of writes or a flush with this number.
+#[derive(Debug, Clone, Copy)]
+struct Awaiting {
+    number: u64,
+    cookie: u64,
+    begun: Begun,
 }
 
 /// A piece of a read whose bytes come from the device.
@@ -96,12 +107,14 @@ pub(super) struct Connection {
     in_flight: HashMap<u64, InFlightExchange>,
     /// Bytes that the replies to the reads in flight will take.
     in_flight_bytes: usize,
-    /// Writes in flight: number of the batch, and cookie.
-    async_writes: Vec<(u64, u64)>,
-    /// Requests that wait for a flush: number of the flush, and cookie.
-    async_flushes: Vec<(u64, u64)>,
-    /// Writes and discards that the device has parked: cookie, and whether they are acknowledged only when durable.
-    parked: HashMap<u64, (u64, bool)>,
+    /// Writes in flight.
+    async_writes: Vec<Awaiting>,
+    /// Requests that wait for a flush.
+    async_flushes: Vec<Awaiting>,
+    /// Writes and discards that the device has parked, by its number, and whether they are acknowledged only when
+    /// durable.
+    parked: HashMap<u64, (Awaiting, bool)>,
+    tally: Arc<Tally>,
     /// Number of the next read.
     next_read: u64,
     /// A refused write whose payload is still to be skipped, and how much of it.
@@ -135,6 +148,7 @@ impl Connection {
         socket: OwnedFd,
         settings: NbdConnection,
         first_read: u64,
+        tally: Arc<Tally>,
     ) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let receive = ReceiveBuffer::new(&settings.received)?;
@@ -152,6 +166,7 @@ impl Connection {
             async_writes: Vec::new(),
             async_flushes: Vec::new(),
             parked: HashMap::new(),
+            tally,
             next_read: first_read,
             skipping: None,
             writing: None,

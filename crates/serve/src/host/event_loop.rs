@@ -117,6 +117,7 @@ impl EventLoop {
         if let Some(control) = &parts.control {
             poll.add(control, TOKEN_CONTROL, Interest::READABLE)?;
         }
+        let local = LocalLane::new(Arc::clone(&parts.shared.tally));
         Ok(Self {
             parts,
             poll,
@@ -125,7 +126,7 @@ impl EventLoop {
             leave_to: Vec::new(),
             quiet_for: None,
             pulse: Pulse::default(),
-            local: LocalLane::default(),
+            local,
             commands: Vec::new(),
             active: Vec::new(),
             again: Vec::new(),
@@ -420,7 +421,9 @@ impl EventLoop {
         let number = self.attached;
         self.attached += 1;
         let first_read = number << READ_NUMBER_BITS;
-        let attached = Connection::new(socket, settings, first_read).and_then(|connection| {
+        let tally = Arc::clone(&self.parts.shared.tally);
+        let connection = Connection::new(socket, settings, first_read, tally);
+        let attached = connection.and_then(|connection| {
             let client = Box::new(connection);
             let index = self.clients.insert(Client { client, interest: Interest::READABLE });
             self.by_number.insert(number, index);
@@ -564,7 +567,9 @@ impl EventLoop {
     }
 
     fn status(&self) -> Reply {
-        Reply::Status { watchers: vec![Watcher { pid: std::process::id(), usage: self.usage() }] }
+        let io = self.parts.shared.tally.counts();
+        let watcher = Watcher { pid: std::process::id(), usage: self.usage(), io };
+        Reply::Status { watchers: vec![watcher] }
     }
 
     fn usage(&self) -> String {

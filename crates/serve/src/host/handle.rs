@@ -10,6 +10,7 @@ use marcot::{Error, ErrorKind, Result};
 
 use super::attendant::Attendant;
 use super::local::{Completion, DeviceRequest};
+use super::tally::Tally;
 use crate::control::{Command, Reply};
 use crate::nbd::NbdConnection;
 use crate::wake::Wake;
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     pub(super) control_clients: AtomicUsize,
     pub(super) size_bytes: AtomicU64,
     pub(super) read_only: AtomicBool,
+    pub(super) tally: Arc<Tally>,
     /// [`Hold`]s that exist.
     holds: Mutex<Holds>,
     over: AtomicBool,

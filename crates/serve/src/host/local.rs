@@ -1,11 +1,13 @@
 //! Requests from inside this process: FUSE, and commands that read or write a mapped image.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use marcot::{BlockDevice, Error, ErrorKind, Read, Result, Write};
 
 use super::operation::{Operation, OperationKind, Stages};
 use super::round::{Lane, ReadEnd};
+use super::tally::{Begun, Tally};
 
 /// Largest read or write of one in-process request, in bytes.
 pub const LOCAL_BYTES_MAX: usize = 32 << 20;
@@ -54,6 +56,16 @@ impl Completion {
         Self(Some(Box::new(callback)))
     }
 
+    /// The same; what succeeds is counted.
+    fn counted(self, tally: Arc<Tally>, begun: Begun) -> Self {
+        Self::new(move |outcome| {
+            if outcome.is_ok() {
+                tally.done(&begun);
+            }
+            self.call(outcome);
+        })
+    }
+
     fn call(mut self, outcome: Result<Vec<u8>>) {
         if let Some(callback) = self.0.take() {
             callback(outcome);
@@ -88,8 +100,8 @@ struct Entry {
 }
 
 /// The in-process requests of one round, and writes of earlier rounds that are in flight.
-#[derive(Default)]
 pub(super) struct LocalLane {
+    tally: Arc<Tally>,
     entries: Vec<Entry>,
     stages: Stages,
     in_flight: Vec<(u64, Completion)>,
@@ -103,6 +115,20 @@ pub(super) struct LocalLane {
 }
 
 impl LocalLane {
+    /// Without requests. What it carries out is counted in `tally`.
+    pub(super) fn new(tally: Arc<Tally>) -> Self {
+        Self {
+            tally,
+            entries: Vec::new(),
+            stages: Stages::default(),
+            in_flight: Vec::new(),
+            parked: HashMap::new(),
+            reads_in_flight: HashMap::new(),
+            reads: 0,
+            in_flush: Vec::new(),
+        }
+    }
+
     /// Adds a request to the coming round. A request that cannot be carried out is answered at once.
     pub(super) fn push(&mut self, request: DeviceRequest, done: Completion, size_bytes: u64) {
         let (operation, data) = split(request);
@@ -115,6 +141,7 @@ impl LocalLane {
         if operation.kind == OperationKind::Read && operation.length > LOCAL_BYTES_MAX as u64 {
             return done.call(Err(Error::new(ErrorKind::Invalid, "the read is too long")));
         }
+        let done = done.counted(Arc::clone(&self.tally), Begun::of(&operation, true));
         let mut operation = operation;
         self.stages.place(&mut operation, self.entries.iter().rev().map(|e| &e.operation));
         self.entries.push(Entry { operation, data, in_flight: None, done: Some(done) });

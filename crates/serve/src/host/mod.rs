@@ -33,6 +33,7 @@ mod parts;
 mod read_layout;
 mod round;
 mod spin;
+mod tally;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use marcot::{BlockDevice, Error, ErrorKind, Read, Result, Write};
 
-use super::{Connection, Exchange, InFlightExchange, Life, STATUS_RUNS_MAX};
+use super::{Awaiting, Connection, Exchange, InFlightExchange, Life, STATUS_RUNS_MAX};
 use crate::host::local::after_parked;
 use crate::host::operation::{Operation, OperationKind, Stages};
 use crate::host::parts::Place;
 use crate::host::read_layout;
 use crate::host::round::{Lane, ReadEnd};
+use crate::host::tally::Begun;
 use crate::nbd::reply;
 use crate::nbd::wire::command_flag;
 
@@ -28,25 +29,31 @@ impl Connection {
             return;
         }
         let exchange = &mut self.exchanges[index];
+        let cookie = exchange.cookie;
+        let begun = Begun::of(&exchange.operation, exchange.place.last);
         if let Some(number) = exchange.operation.parked {
-            self.parked.insert(number, (exchange.cookie, exchange.operation.fua));
+            let awaiting = Awaiting { number, cookie, begun };
+            self.parked.insert(number, (awaiting, exchange.operation.fua));
             return;
         }
         if let (Some(number), Ok(())) = (exchange.in_flush, &exchange.operation.outcome) {
-            self.async_flushes.push((number, exchange.cookie));
+            self.async_flushes.push(Awaiting { number, cookie, begun });
             return;
         }
         if let (Some(number), Ok(())) = (exchange.in_flight, &exchange.operation.outcome) {
             if exchange.operation.kind == OperationKind::Write {
-                self.async_writes.push((number, exchange.cookie));
+                self.async_writes.push(Awaiting { number, cookie, begun });
                 return;
             }
             let bytes = exchange.operation.length as usize;
             let head = exchange.reply.start..exchange.reply.end - bytes;
-            let (cookie, head) = (exchange.cookie, self.send.bytes_mut()[head].to_vec());
+            let head = self.send.bytes_mut()[head].to_vec();
             self.in_flight_bytes += head.len() + bytes;
-            self.in_flight.insert(number, InFlightExchange { cookie, head, bytes });
+            self.in_flight.insert(number, InFlightExchange { cookie, head, bytes, begun });
             return;
+        }
+        if exchange.operation.outcome.is_ok() {
+            self.tally.done(&begun);
         }
         let sent = match &exchange.operation.outcome {
             Ok(()) if exchange.reply.is_empty() => {
@@ -57,7 +64,7 @@ impl Connection {
                 Ok(())
             }
             Err(failure) => {
-                let (cookie, failure) = (exchange.cookie, failure.clone());
+                let failure = failure.clone();
                 match exchange.refused {
                     // A sentence of this server, not of the engine.
                     Some(errno) => self.append_error(cookie, errno, failure.message()),
@@ -74,6 +81,9 @@ impl Connection {
     fn note_part(&mut self, index: usize) -> bool {
         let Exchange { operation, place, .. } = &mut self.exchanges[index];
         if operation.kind == OperationKind::Write {
+            if !place.last && operation.outcome.is_ok() {
+                self.tally.done(&Begun::of(operation, false));
+            }
             let outcome = self.write_outcome.note(*place, &operation.outcome);
             return outcome.map(|outcome| operation.outcome = outcome).is_some();
         }
@@ -92,12 +102,14 @@ impl Connection {
 
     /// Answers a read that was in flight.
     pub(in crate::host) fn answer_completed(&mut self, number: u64, result: Result<Vec<u8>>) {
-        let Some(InFlightExchange { cookie, head, bytes }) = self.in_flight.remove(&number) else {
-            return;
-        };
+        let Some(exchange) = self.in_flight.remove(&number) else { return };
+        let InFlightExchange { cookie, head, bytes, begun } = exchange;
         self.in_flight_bytes -= head.len() + bytes;
         let sent = match result {
-            Ok(data) => self.send.append(&head).and_then(|()| self.send.append(&data)),
+            Ok(data) => {
+                self.tally.done(&begun);
+                self.send.append(&head).and_then(|()| self.send.append(&data))
+            }
             Err(error) => self.append_failure(cookie, &error),
         };
         if let Err(error) = sent {
@@ -112,13 +124,17 @@ impl Connection {
         result: &Result<()>,
         device: &mut dyn BlockDevice,
     ) -> bool {
-        let Some((cookie, fua)) = self.parked.remove(&number) else { return false };
+        let Some((awaiting, fua)) = self.parked.remove(&number) else { return false };
+        let cookie = awaiting.cookie;
         let sent = match after_parked(fua, result, device) {
             Ok(Some(flush)) => {
-                self.async_flushes.push((flush, cookie));
+                self.async_flushes.push(Awaiting { number: flush, ..awaiting });
                 Ok(())
             }
-            Ok(None) => self.send.append(&reply::simple(cookie, 0)),
+            Ok(None) => {
+                self.tally.done(&awaiting.begun);
+                self.send.append(&reply::simple(cookie, 0))
+            }
             Err(failure) => self.append_failure(cookie, &failure),
         };
         if let Err(error) = sent {
@@ -148,23 +164,27 @@ impl Connection {
     pub(in crate::host) fn fail_flushes(&mut self, below: u64, failure: &Error) -> bool {
         let waiting = std::mem::take(&mut self.async_flushes);
         let (late, left): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|(number, _)| *number < below);
+            waiting.into_iter().partition(|awaiting| awaiting.number < below);
         self.async_flushes = left;
         self.answer_ended(late.clone(), &Err(failure.clone()));
         !late.is_empty()
     }
 
-    /// Answers the requests with numbers below the one of `ended`; with an error all of them. Each is a number
-    /// and a cookie. Returns the others.
-    fn answer_ended(&mut self, waiting: Vec<(u64, u64)>, ended: &Result<u64>) -> Vec<(u64, u64)> {
+    /// Answers the requests with numbers below the one of `ended`; with an error all of them. Returns
+    /// the others.
+    fn answer_ended(&mut self, waiting: Vec<Awaiting>, ended: &Result<u64>) -> Vec<Awaiting> {
         let mut left = Vec::new();
-        for (number, cookie) in waiting {
+        for awaiting in waiting {
+            let cookie = awaiting.cookie;
             let sent = match ended {
-                Ok(below) if number >= *below => {
-                    left.push((number, cookie));
+                Ok(below) if awaiting.number >= *below => {
+                    left.push(awaiting);
                     continue;
                 }
-                Ok(_) => self.send.append(&reply::simple(cookie, 0)),
+                Ok(_) => {
+                    self.tally.done(&awaiting.begun);
+                    self.send.append(&reply::simple(cookie, 0))
+                }
                 Err(failure) => self.append_failure(cookie, failure),
             };
             if let Err(error) = sent {
