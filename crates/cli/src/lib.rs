@@ -10,6 +10,7 @@
 
 mod args;
 mod commands;
+mod completion;
 mod environment;
 pub mod errno;
 mod failure;

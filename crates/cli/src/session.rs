@@ -91,6 +91,16 @@ impl Session {
         Ok(self.client.get_or_init(|| client))
     }
 
+    /// The client of a store that exists already, without a word about anything. For completion.
+    pub fn quiet_client(&self) -> Option<&Client> {
+        if self.client.get().is_none() {
+            let directory = self.store_directory.as_ref().filter(|path| path.is_dir())?;
+            let client = Client::open(directory, Options::new()).ok()?;
+            return Some(self.client.get_or_init(|| client));
+        }
+        self.client.get()
+    }
+
     /// The mapped devices of this machine. They need no store.
     pub fn devices(&self) -> Outcome<Devices> {
         Ok(Devices::open(self.options(), DEVICE_WORDS)?)

@@ -8,6 +8,7 @@ use crate::args::{Args, CommandSpec, Kind, Opt, Positional};
 use crate::errno::{EINVAL, EOPNOTSUPP};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Align, Node, Table, err, line};
+use crate::program;
 use crate::session::Session;
 use crate::size;
 
@@ -81,6 +82,8 @@ const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["health"], "Show whether the pools can be used.", health)
         .positionals(&[Positional::one("detail", "accepted")])
         .options(&[CLIENT, FORMAT]),
+    CommandSpec::new(&["version"], "Show the version of this program.", version)
+        .options(&[CLIENT, FORMAT]),
     CommandSpec::new(&["fsid"], "Show the number of the store.", fsid).options(&[CLIENT, FORMAT]),
     CommandSpec::new(&["df"], "Show what pools hold and what is free.", df)
         .positionals(&[Positional::one("detail", "'detail' for more columns")])
@@ -110,6 +113,13 @@ fn fsid(session: &Session, args: &Args) -> Outcome {
     let id = store_uuid(session)?;
     let document = || ("fsid", Node::Object(vec![("fsid", id.as_str().into())]));
     ceph_output::print(args, End::Bare, || line(&id), document)
+}
+
+fn version(session: &Session, args: &Args) -> Outcome {
+    let text = program::version(session.program);
+    let text = text.trim_end();
+    let document = || ("version", Node::Object(vec![("version", text.into())]));
+    ceph_output::print(args, End::Bare, || line(text), document)
 }
 
 fn health(session: &Session, args: &Args) -> Outcome {
