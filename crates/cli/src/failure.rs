@@ -118,6 +118,13 @@ impl Failure {
         self
     }
 
+    /// The same failure with a line at its end that helps on. `rbd` has none.
+    #[must_use]
+    pub fn then_hint(mut self, hint: impl Into<String>) -> Self {
+        self.lines.push(Line::Cause(hint.into()));
+        self
+    }
+
     /// The same failure with another line at its end, without the program's name.
     #[must_use]
     pub fn then_bare(mut self, message: impl Into<String>) -> Self {

@@ -16,6 +16,7 @@ pub mod errno;
 mod failure;
 mod layout;
 mod logging;
+mod nearest;
 mod output;
 mod program;
 mod programs;
@@ -154,7 +155,15 @@ fn run(program: &'static str, spec: &CommandSpec, args: &Args) -> Outcome {
             Ok(())
         }
         Err(failure) => {
-            Err(deprecated.fold(failure, |failure, (_, message)| failure.then(message)))
+            let hint = match failure.status {
+                errno::ENOENT => nearest::hint(&session, spec, args),
+                _ => None,
+            };
+            let failure = deprecated.fold(failure, |failure, (_, message)| failure.then(message));
+            Err(match hint {
+                Some(hint) => failure.then_hint(hint),
+                None => failure,
+            })
         }
     }
 }

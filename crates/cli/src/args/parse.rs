@@ -4,7 +4,7 @@
 //! may stand anywhere. The parser accepts `--opt value`, `--opt=value`, `-p value`, `-pvalue` and bundles of
 //! letters. `--` ends the options. Names of options cannot be shortened.
 
-use super::{Args, CommandSpec, Kind, Opt, options};
+use super::{Args, CommandSpec, Kind, Opt, options, suggest};
 use crate::failure::Failure;
 use crate::size;
 
@@ -285,7 +285,7 @@ fn collect(spec: &CommandSpec, pieces: Vec<Piece>, used_words: usize) -> Result<
                 args.values.push((opt.long, value));
             }
             Piece::Config(name, value) => args.config.push((name, value)),
-            Piece::Strange(typed) => return Err(unrecognised(&typed)),
+            Piece::Strange(typed) => return Err(unrecognised_by(spec, &typed)),
             // These two also for an option that the command does not have.
             Piece::NothingGiven(long) => {
                 return Err(Failure::usage(format!(
@@ -318,7 +318,18 @@ fn find_option(spec: &CommandSpec, long: &str) -> Option<&'static Opt> {
 fn check_accepted(spec: &CommandSpec, long: &str) -> Result<(), Failure> {
     match find_option(spec, long) {
         Some(_) => Ok(()),
-        None => Err(unrecognised(&format!("--{long}"))),
+        None => Err(unrecognised_by(spec, &format!("--{long}"))),
+    }
+}
+
+/// The same with the nearest option of the command.
+fn unrecognised_by(spec: &CommandSpec, typed: &str) -> Failure {
+    let options = options::GLOBAL.iter().chain(spec.all_options());
+    let options = options.map(|opt| format!("--{}", opt.long)).collect();
+    let near = typed.starts_with("--").then(|| suggest::nearest_of(typed, options)).flatten();
+    match near {
+        Some(near) => unrecognised(typed).then_hint(format!("did you mean '{near}'?")),
+        None => unrecognised(typed),
     }
 }
 

@@ -49,6 +49,25 @@ fn nearest(commands: &'static [&'static [CommandSpec]], typed: &[String]) -> Opt
     possible.filter_map(near).min().map(|(_, name)| name)
 }
 
+/// The nearest of some names to one that does not exist, if one is near enough. Names that differ only in digits are no
+/// mistakes of each other: `vm-2` may be gone, and `vm-1` is another machine.
+pub fn nearest_of(typed: &str, names: Vec<String>) -> Option<String> {
+    const LETTERS_MIN: usize = 3;
+    let letters = typed.chars().count();
+    let digits_apart = |name: &str| {
+        let without =
+            |text: &str| -> String { text.chars().filter(|c| !c.is_ascii_digit()).collect() };
+        without(name) == without(typed)
+    };
+    let near = |name: String| {
+        let mistakes = distance(typed, &name);
+        let most = 1 + letters / LETTERS_A_MISTAKE;
+        let near = mistakes <= most && letters >= LETTERS_MIN && !digits_apart(&name);
+        near.then_some((mistakes, name))
+    };
+    names.into_iter().filter_map(near).min().map(|(_, name)| name)
+}
+
 /// How many letters must be inserted, removed, replaced or swapped with the next one to change `a` to `b`.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
@@ -107,6 +126,22 @@ mod tests {
         );
         let family = hint_for("namespace frobnicate").unwrap();
         assert!(family.ends_with("are: create, list, ls, remove, rm"), "{family}");
+    }
+
+    #[test]
+    fn the_nearest_name_is_suggested_unless_it_is_another_number() {
+        let names = || ["template", "vm-1", "web", "kubernetes"].map(str::to_owned).to_vec();
+        for (typed, meant) in [
+            ("tempalte", Some("template")),
+            ("kubernets", Some("kubernetes")),
+            ("wbe", Some("web")),
+            ("vm-2", None),
+            ("vm-12", None),
+            ("we", None),
+            ("database", None),
+        ] {
+            assert_eq!(nearest_of(typed, names()).as_deref(), meant, "{typed}");
+        }
     }
 
     /// The names in the list of commands that `rbd help` prints.

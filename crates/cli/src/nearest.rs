@@ -1,0 +1,147 @@
+//! The nearest pool, namespace, image or snapshot, where a command line names one that does not exist.
+//!
+//! This looks only after a command has failed, so it may take the time to read lists of names.
+
+use marcot_client::{Client, DEFAULT_POOL, Namespace, Pool};
+
+use crate::args::suggest::nearest_of;
+use crate::args::{Args, CommandSpec};
+use crate::session::Session;
+
+/// What a word of the command line names; empty where it names nothing of the kind.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Named {
+    pool: String,
+    namespace: String,
+    image: String,
+    snap: String,
+}
+
+/// A line that names the nearest, if something does not exist that the command line names.
+pub fn hint(session: &Session, spec: &CommandSpec, args: &Args) -> Option<String> {
+    let client = session.quiet_client()?;
+    named(spec, args).iter().find_map(|named| nearest(client, named))
+}
+
+/// The names on a command line, from those that the tables of commands call a specification.
+fn named(spec: &CommandSpec, args: &Args) -> Vec<Named> {
+    let option = |name: &str| args.text(name).unwrap_or_default().to_string();
+    let by_option = || Named {
+        pool: option("pool"),
+        namespace: option("namespace"),
+        image: String::new(),
+        snap: option("snap"),
+    };
+    let mut all = Vec::new();
+    if let Some(image) = args.text("image") {
+        all.push(by_option().with(image));
+    }
+    for (positional, word) in spec.positionals.iter().zip(args.positionals()) {
+        all.push(match positional.name {
+            "pool-name" => Named { pool: word.clone(), ..Named::default() },
+            "pool-spec" => {
+                let (pool, namespace) = word.split_once('/').unwrap_or((word, ""));
+                let (pool, namespace) = (pool.to_string(), namespace.to_string());
+                Named { pool, namespace, ..Named::default() }
+            }
+            // What is to be made does not exist.
+            name if name.starts_with("dest-") => Named { image: String::new(), ..of_pool(word) },
+            name if name.ends_with("image-spec") || name.contains("snap-spec") => {
+                by_option().with(word)
+            }
+            _ => continue,
+        });
+    }
+    if all.is_empty() {
+        all.push(by_option());
+    }
+    all
+}
+
+/// Only the pool and namespace of a specification.
+fn of_pool(word: &str) -> Named {
+    let named = Named::default().with(word);
+    Named { image: String::new(), snap: String::new(), ..named }
+}
+
+impl Named {
+    /// The same with the parts of a specification, `[POOL/[NAMESPACE/]]IMAGE[@SNAP]`.
+    fn with(mut self, word: &str) -> Self {
+        let (path, snap) = word.split_once('@').unwrap_or((word, ""));
+        if !snap.is_empty() {
+            snap.clone_into(&mut self.snap);
+        }
+        let parts: Vec<&str> = path.split('/').collect();
+        match parts[..] {
+            [pool, namespace, image] => {
+                (self.pool, self.namespace) = (pool.to_string(), namespace.to_string());
+                image.clone_into(&mut self.image);
+            }
+            [pool, image] => {
+                (self.pool, self.namespace) = (pool.to_string(), String::new());
+                image.clone_into(&mut self.image);
+            }
+            _ => path.clone_into(&mut self.image),
+        }
+        self
+    }
+}
+
+fn nearest(client: &Client, named: &Named) -> Option<String> {
+    let said = |what: &str, name: String| Some(format!("did you mean the {what} '{name}'?"));
+    let pool = if named.pool.is_empty() { DEFAULT_POOL } else { &named.pool };
+    let pools = client.pools().ok()?;
+    if !pools.iter().any(|name| name == pool) {
+        return said("pool", nearest_of(pool, pools)?);
+    }
+    let pool = client.pool(pool).ok()?;
+    if !named.namespace.is_empty() {
+        let namespaces = pool.namespaces().ok()?;
+        if !namespaces.contains(&named.namespace) {
+            return said("namespace", nearest_of(&named.namespace, namespaces)?);
+        }
+    }
+    nearest_in(&pool, named)
+}
+
+fn nearest_in(pool: &Pool, named: &Named) -> Option<String> {
+    if named.image.is_empty() {
+        return None;
+    }
+    let namespace = Namespace::named(named.namespace.as_str());
+    let images = pool.images(&namespace).ok()?;
+    let Some((name, id)) = images.iter().find(|(name, _)| *name == named.image) else {
+        let names = images.into_iter().map(|(name, _)| name).collect();
+        return Some(format!("did you mean the image '{}'?", nearest_of(&named.image, names)?));
+    };
+    if named.snap.is_empty() {
+        return None;
+    }
+    let name = marcot_client::ImageName::new(name.as_str()).in_namespace(namespace);
+    let snapshots = pool.known_image(name, *id).info().ok()?.snapshots;
+    let names: Vec<String> = snapshots.into_iter().map(|snap| snap.name).collect();
+    if names.contains(&named.snap) {
+        return None;
+    }
+    Some(format!("did you mean the snapshot '{}'?", nearest_of(&named.snap, names)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_specification_are_told_apart() {
+        let named = |word: &str| {
+            let Named { pool, namespace, image, snap } = Named::default().with(word);
+            [pool, namespace, image, snap].join("|")
+        };
+        assert_eq!(named("vm"), "||vm|");
+        assert_eq!(named("rbd/vm@s"), "rbd||vm|s");
+        assert_eq!(named("rbd/ns/vm"), "rbd|ns|vm|");
+        assert_eq!(
+            of_pool("rbd/ns/vm"),
+            Named { pool: "rbd".into(), namespace: "ns".into(), ..Named::default() }
+        );
+    }
+}
