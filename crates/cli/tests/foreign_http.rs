@@ -196,3 +196,30 @@ fn an_answer_that_is_none_leaves_no_image_and_tells_no_secret() {
     let ran = world.marcot("import --no-progress http://127.0.0.1:9/x i");
     assert_eq!(ran.status, 111, "{}", ran.err);
 }
+
+/// Data that were discarded leave a long file with little in it.
+#[test]
+fn only_what_holds_data_is_asked_for() {
+    let world = World::new();
+    let file = world.path("d.qcow2");
+    let run = |program: &str, arguments: &[&str]| {
+        assert!(
+            Command::new(program).args(arguments).arg(&file).output().unwrap().status.success()
+        );
+    };
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "size=64M"]);
+    run(
+        "qemu-io",
+        &["-f", "qcow2", "-d", "unmap", "-c", "write -P 5 0 40M", "-c", "discard 1M 38M"],
+    );
+    let whole = std::fs::read(&file).unwrap();
+    assert!(whole.len() > 40 * MIB);
+    let server = Server::new(whole);
+    world.silently(&[&format!("import --no-progress {} i", server.url("d.qcow2"))]);
+    let (sent, requests) = (&server.sent_bytes, &server.requests);
+    let (sent, requests) = (sent.load(Ordering::Relaxed), requests.load(Ordering::Relaxed));
+    assert!(sent < 14 * MIB && requests < 20, "{sent} bytes in {requests} requests");
+    let bytes = content(&world, "i");
+    assert!(bytes[..MIB].iter().all(|b| *b == 5) && bytes[MIB..39 * MIB].iter().all(|b| *b == 0));
+    assert!(bytes[39 * MIB..40 * MIB].iter().all(|b| *b == 5));
+}

@@ -9,7 +9,7 @@ use crate::source::{Extent, Source, check_range, push};
 
 /// How many parts one call of `extents` returns at most, and how many runs it looks at.
 const EXTENTS_MAX: usize = 4096;
-const RUNS_MAX: usize = 1 << 16;
+const RUNS_MAX: usize = 1 << 13;
 
 /// Where bytes of a disk are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,8 +23,8 @@ pub const FOOTER_BYTES: usize = 512;
 const HEADER_BYTES: usize = 1024;
 const SECTOR_BYTES: u64 = 512;
 const NOWHERE: u32 = u32::MAX;
-/// Blocks have 2 MiB as all programs make them.
-const BLOCK_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 28;
+/// Blocks have 2 MiB as nearly all programs make them. The bits of a block are looked at one after the other.
+const BLOCK_BYTES: std::ops::RangeInclusive<u64> = 4096..=16 << 20;
 
 const FIXED: u32 = 2;
 const DYNAMIC: u32 = 3;

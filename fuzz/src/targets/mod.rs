@@ -4,6 +4,7 @@
 
 mod command_line;
 mod control;
+mod disk_image;
 mod format;
 mod nbd;
 mod pool;
@@ -93,6 +94,20 @@ pub const ALL: &[Target] = &[
         bytes_per_byte: 20,
         // A name of 4 KiB, a piece of metadata of 64 KiB, and what a reader grows to.
         bytes_besides: 512 * KIB,
+    },
+    Target {
+        name: "disk_image",
+        body: disk_image::disk_image,
+        bytes_per_byte: 4,
+        // The tables that are kept, a cluster and what it is unpacked from, and a window of zstd.
+        bytes_besides: 40 << 20,
+    },
+    Target {
+        name: "packed_stream",
+        body: disk_image::packed_stream,
+        bytes_per_byte: 4,
+        // What xz may take.
+        bytes_besides: 320 << 20,
     },
     Target {
         name: "sparse_runs",

@@ -15,7 +15,7 @@ use header::{Header, L1};
 use map::State;
 
 /// How many runs one call of `changes` compares.
-const RUNS_MAX: usize = 1 << 16;
+const RUNS_MAX: usize = 1 << 13;
 
 /// A qcow2 disk, in its present state or in that of a snapshot.
 pub struct Qcow2 {
