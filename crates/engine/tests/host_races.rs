@@ -247,6 +247,26 @@ fn a_rename_and_a_move_to_the_trash_leave_the_name_to_another_image_that_has_got
 }
 
 #[test]
+fn a_removal_removes_the_name_that_another_host_gives_the_image_meanwhile() {
+    for to_trash in [false, true] {
+        let (hosts, service) = two_hosts();
+        let id = hosts.image();
+        let pool = hosts.pool(1);
+        service.before("put names/", move || match to_trash {
+            true => pool.move_to_trash(id, "image", None).unwrap(),
+            false => pool.rename("image", "other").unwrap(),
+        });
+        remove(&hosts, 0, id);
+        for host in [0, 1] {
+            let pool = hosts.pool(host);
+            assert!(pool.images(&Namespace::DEFAULT).unwrap().is_empty());
+            assert!(pool.trash(&Namespace::DEFAULT).unwrap().is_empty());
+            assert_sound(&hosts.stores[host], &pool);
+        }
+    }
+}
+
+#[test]
 fn an_image_that_one_host_removes_and_another_one_adds_to_a_group_is_gone_or_a_member() {
     // The other host adds it before this request of the removal, or removes it before this one of the addition.
     for (at, adds) in [

@@ -205,6 +205,9 @@ impl Inner {
     }
 
     fn upload(&self, key: SegmentKey) -> io::Result<()> {
+        // The segment is part of a log that this host may have to replay. After a power cut, it must not have less of it
+        // than the object, or other bytes at its end: the object could never be made again.
+        self.host.segments.open(key, false)?.sync()?;
         let bytes = self.staged_bytes(key)?;
         let object = keys::segment(key);
         let shown = self.service.show(&object);

@@ -214,21 +214,21 @@ impl Pool {
         Ok(())
     }
 
-    /// Removes the name of an image, durably. Another host may remove the name too, and the name may be another image's
-    /// then, which keeps it.
-    pub(crate) fn remove_name_of(&self, id: ImageId, name: &Key) -> std::io::Result<()> {
+    /// Removes the name of an image, durably. False where the name does not lead to the image: another host has removed
+    /// it too, and perhaps given it to another image, which keeps it; or the image has another name by now.
+    pub(crate) fn remove_name_of(&self, id: ImageId, name: &Key) -> std::io::Result<bool> {
         let records = self.records();
         let record = match records.get(name, RECORD_BYTES_MAX) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             record => record?,
         };
         let decoded = decode_message::<NameRecord>(FrameKind::Name, &record);
         if decoded.is_ok_and(|(found, _)| found.image_id != id.0) {
-            return Ok(());
+            return Ok(false);
         }
         match records.remove_name(name, &record) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            removed => removed.and_then(|()| records.settle(name)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            removed => removed.and_then(|()| records.settle(name)).map(|()| true),
         }
     }
 

@@ -15,6 +15,9 @@ use crate::catalog::store::Store;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::image::{check_not_owned_elsewhere, forget_child};
 
+/// How often other hosts may rename an image while it is removed. Nobody does that for longer.
+const RENAMES_MAX: u32 = 16;
+
 /// What Linux returns for a sector that cannot be read, or for data whose checksum the file system finds
 /// wrong: EIO, ENODATA, EBADMSG, EUCLEAN.
 const MEDIUM_ERRORS: [i32; 4] = [5, 61, 74, 117];
@@ -329,9 +332,13 @@ impl Pool {
                 shipping.end_log(image, head.log_first, term).at(context)?;
             }
         }
-        if let Some(name) = self.find_name_of(head)? {
+        // Another host may rename the image meanwhile. A name must not stay that leads to nothing.
+        for _ in 0..RENAMES_MAX {
+            let Some(name) = self.find_name_of(head)? else { break };
             let key = Key::Name { namespace: head.namespace.clone(), name };
-            self.remove_name_of(image, &key).at(context)?;
+            if self.remove_name_of(image, &key).at(context)? {
+                break;
+            }
         }
         // Also where the name is gone already: the process that removed it may have been killed before
         // that was durable. A name must not come back without its image.

@@ -208,50 +208,54 @@ impl Session {
     /// and must be overwritten by it.
     fn write(&mut self, block: u64, blocks: u64, salt: u64) -> Result<(), Ended> {
         let (offset, length) = (block * BLOCK, blocks * BLOCK);
-        let draft = model::data(salt ^ DRAFT, length);
+        let (draft, data) = (model::data(salt ^ DRAFT, length), model::data(salt, length));
         self.lineage.change(self.reign, offset as usize, &draft);
-        let mut parked: Vec<u64> = self.park(offset, &draft).into_iter().collect();
-        if parked.is_empty() {
+        let first = self.park(offset, &draft);
+        if first.is_none() {
             self.lineage.change_failed(self.reign);
         }
-        let data = model::data(salt, length);
         self.lineage.change(self.reign, offset as usize, &data);
-        let written = match self.park(offset, &data) {
-            Some(number) => {
-                parked.push(number);
-                self.await_parked(parked)
-            }
-            None => {
-                let written = self.image.write_at(offset, &data).map_err(Ended::from);
-                self.await_parked(parked)?;
-                written
-            }
+        let second = self.park(offset, &data);
+        let mut written = match second {
+            Some(_) => Ok(()),
+            None => self.image.write_at(offset, &data),
         };
-        if written.is_err() {
-            self.lineage.change_failed(self.reign);
-            self.blurred = true;
+        let mut drafted = Ok(());
+        for (number, outcome) in self.await_parked(first.into_iter().chain(second))? {
+            match Some(number) == first {
+                true => drafted = outcome,
+                false => written = outcome,
+            }
         }
-        written
+        if written.is_err() || drafted.is_err() {
+            self.lineage.change_failed(self.reign);
+        }
+        if drafted.is_err() {
+            self.lineage.change_failed(self.reign);
+            if written.is_ok() {
+                self.lineage.change(self.reign, offset as usize, &data);
+            }
+        }
+        self.blurred |= written.is_err();
+        written.map_err(Ended::from)
     }
 
     fn park(&mut self, offset: u64, data: &[u8]) -> Option<u64> {
         self.image.park_write(Write { offset, data })
     }
 
-    /// Waits until these requests have ended. Returns the outcome of the last one.
-    fn await_parked(&mut self, mut parked: Vec<u64>) -> Result<(), Ended> {
-        let Some(last) = parked.last().copied() else { return Ok(()) };
-        let mut outcome = Ok(());
+    /// Waits until these requests have ended, and returns their outcomes.
+    fn await_parked(
+        &mut self,
+        parked: impl Iterator<Item = u64>,
+    ) -> Result<Vec<(u64, marcot::Result<()>)>, Ended> {
+        let (count, mut ended) = (parked.count(), Vec::new());
         for _ in 0..LOOKS_MAX {
-            match self.image.take_completion() {
-                Some(Completion::Parked(number, result)) => {
-                    parked.retain(|parked| *parked != number);
-                    if number == last {
-                        outcome = result.map_err(Ended::from);
-                    }
-                }
-                _ if parked.is_empty() => return outcome,
-                _ => {}
+            if ended.len() == count {
+                return Ok(ended);
+            }
+            if let Some(Completion::Parked(number, outcome)) = self.image.take_completion() {
+                ended.push((number, outcome));
             }
         }
         Ok(violation(Rule::Model, "a write that was parked never ends")?)
