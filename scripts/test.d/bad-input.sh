@@ -72,7 +72,7 @@ command_line() {
     refusal 22 "is not UTF-8" create $'image\xff' --size 1M
     claim "an unknown command is refused" refuses 1 "*unknown option 'bogus'*" marcot bogus
     refusal 1 "did you mean 'marcot snap create'?" snap creat image@s2
-    refusal 95 "'perf' is not offered" perf image iotop
+    refusal 25 "perf image iotop needs a terminal" perf image iotop
     refusal 22 "must not begin with '.marcot-partial.'" rename image .marcot-partial.old
     refusal 22 "must not begin with '.marcot-partial.'" create .marcot-partial.new --size 1M
     claim "a name with an escape sequence is printed escaped" refuses 2 '*\u{1b}[2J*' \

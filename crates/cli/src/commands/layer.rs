@@ -100,7 +100,7 @@ fn clone(session: &Session, args: &Args) -> Outcome {
         && format == 1
         && !snapshot.protected
     {
-        let message = format!("snapshot '{}' is not protected", source.snap);
+        let message = "parent snapshot must be protected";
         return Err(failed(marcot::Error::new(ErrorKind::NotProtected, message)));
     }
     if snapshot.is_none() {
