@@ -49,7 +49,8 @@ pub fn spec(data: &[u8]) {
         }
     }
     if let Ok((pool, namespace)) = parse_pool(text) {
-        let shown = namespace.as_ref().map_or(pool.clone(), |ns| format!("{pool}/{ns}"));
+        // The last slash divides, also where nothing follows it.
+        let shown = format!("{pool}/{}", namespace.as_deref().unwrap_or_default());
         assert_eq!(parse_pool(&shown), Ok((pool, namespace)));
     }
 }
