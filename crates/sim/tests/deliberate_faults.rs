@@ -36,6 +36,8 @@ fn sequences() -> impl Iterator<Item = (String, Settings, Vec<Operation>)> {
 
 /// Random runs of several machines, and rounds of each.
 const TURMOILS: u64 = 120;
+/// The same for mistakes that few seeds meet.
+const TURMOILS_FOR_RARE: u64 = 480;
 const ROUNDS: u64 = 6;
 /// Runs of owners that compact beside their log.
 const COPYING: u64 = 40;
@@ -91,9 +93,9 @@ fn of_copies() -> Checks {
     Box::new(copies)
 }
 
-/// Checks of machines that do all at once.
-fn of_machines() -> Checks {
-    let turmoils = (0..TURMOILS).map(|seed| {
+/// Checks of machines that do all at once, with so many seeds.
+fn of_machines(seeds: u64) -> Checks {
+    let turmoils = (0..seeds).map(|seed| {
         let check = move || turmoil::run(seed, ROUNDS).map(drop);
         (format!("machines, seed {seed}"), Box::new(check) as Check)
     });
@@ -120,11 +122,11 @@ fn checks_for(fault: Fault) -> Checks {
         | Fault::NumbersNotReserved
         | Fault::HeadBeforeUploads
         | Fault::ReplayedNotStored
-        | Fault::CopiesNotUploaded
         | Fault::LogForgottenEarly => of_owners(),
         Fault::RestReplayed | Fault::UploadReplayed => of_the_replaced(),
         Fault::LogBehindCopiesNotUploaded | Fault::ParkedOvertaken => of_copies(),
-        _ => of_machines(),
+        Fault::CopiesNotUploaded | Fault::FencesRemoved => of_machines(TURMOILS_FOR_RARE),
+        _ => of_machines(TURMOILS),
     }
 }
 
