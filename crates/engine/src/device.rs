@@ -112,6 +112,12 @@ pub trait BlockDevice: Send {
         self.write_batch(writes).map(|()| None)
     }
 
+    /// False where nothing has to wait for a service, so that [`Self::park_write`] and [`Self::park_discard`] park
+    /// nothing.
+    fn may_park(&self) -> bool {
+        false
+    }
+
     /// Takes a write now that would have to wait for a service, so that the device can go on meanwhile. Returns its
     /// number among the parked requests: it has ended when [`Self::take_completion`] tells of it. Until then it is
     /// not acknowledged: flushes do not cover it. Later reads, writes and discards that overlap it come after it.

@@ -71,6 +71,10 @@ impl BlockDevice for Image {
         self.write_all_async(writes)
     }
 
+    fn may_park(&self) -> bool {
+        self.may_park_any()
+    }
+
     fn park_write(&mut self, write: Write<'_>) -> Option<u64> {
         Image::park_write(self, write.offset, write.data)
     }

@@ -162,15 +162,19 @@ impl Image {
 
     /// True where parked requests are in the way of one that cannot be parked.
     pub(super) fn is_behind_parked(&self, offset: u64, length: u64, is_read: bool) -> bool {
-        self.parked.conflicts(usize::MAX, offset, length, is_read)
+        !self.parked.is_empty() && self.parked.conflicts(usize::MAX, offset, length, is_read)
+    }
+
+    /// False where nothing has to wait for a service, nor for something that is parked.
+    pub(super) fn may_park_any(&self) -> bool {
+        !self.parked.is_empty() || self.identity.pool.files().has_service()
     }
 
     fn must_park(&mut self, offset: u64, length: u64, discards: bool) -> bool {
-        let files = self.identity.pool.files();
-        if (self.parked.is_empty() && !files.has_service()) || length == 0 {
+        if !self.may_park_any() || length == 0 {
             return false;
         }
-        let disk = Arc::clone(&files.world().disk);
+        let disk = Arc::clone(&self.identity.pool.files().world().disk);
         if self.check_owner().is_err()
             || self.check_range(offset, length).is_err()
             || !self.in_flight.takes_fetches(&*disk)
@@ -317,7 +321,7 @@ impl Image {
         let Some(shipped) = self.journal.shipped().filter(|shipped| shipped.has_timeout()) else {
             return;
         };
-        let now = self.identity.pool.files().world().clock.uptime();
+        let now = self.uptime();
         let mut late = self.parked.requests.iter().filter(|request| !request.is_read());
         if let Some(error) = late.find_map(|r| shipped.check_time(r.since, now).err()) {
             self.fail_parked(&error);

@@ -153,9 +153,12 @@ impl EventLoop {
     pub(super) fn run(mut self) -> Result<()> {
         let mut ready = Vec::new();
         while self.fatal.is_none() && !self.is_drained() {
-            if let Err(error) = self.wait(&mut ready) {
-                self.fatal = Some(Error::new(ErrorKind::Io, error.to_string()));
-                break;
+            match self.wait(&mut ready) {
+                Ok(now) => self.parts.shared.tally.begin_turn(now),
+                Err(error) => {
+                    self.fatal = Some(Error::new(ErrorKind::Io, error.to_string()));
+                    break;
+                }
             }
             self.take_events(&ready);
             let served = self.serve_round();
@@ -166,11 +169,12 @@ impl EventLoop {
         self.close()
     }
 
-    /// Waits until there is something to do.
-    fn wait(&mut self, ready: &mut Vec<Ready>) -> io::Result<()> {
+    /// Waits until there is something to do. Returns the time then.
+    fn wait(&mut self, ready: &mut Vec<Ready>) -> io::Result<Instant> {
         let mut now = Instant::now();
         if self.has_more() {
-            return self.poll.wait(Some(Duration::ZERO), ready);
+            self.poll.wait(Some(Duration::ZERO), ready)?;
+            return Ok(now);
         }
         self.spin.idle(now);
         while self.spin.should_spin(now) {
@@ -178,13 +182,14 @@ impl EventLoop {
             now = Instant::now();
             if !ready.is_empty() {
                 self.spin.woken(now);
-                return Ok(());
+                return Ok(now);
             }
             std::thread::yield_now();
         }
         self.poll.wait(self.timeout(now), ready)?;
-        self.spin.woken(Instant::now());
-        Ok(())
+        now = Instant::now();
+        self.spin.woken(now);
+        Ok(now)
     }
 
     fn close(mut self) -> Result<()> {
@@ -474,7 +479,8 @@ impl EventLoop {
             lanes.push(&mut self.local);
         }
         let served = !lanes.is_empty();
-        if let Err(failure) = round::run(&mut *self.parts.device, &mut lanes) {
+        let tally = &self.parts.shared.tally;
+        if let Err(failure) = round::run(&mut *self.parts.device, &mut lanes, tally) {
             self.fatal = Some(failure);
         }
         for (index, client) in taken {

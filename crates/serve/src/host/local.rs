@@ -141,7 +141,7 @@ impl LocalLane {
         if operation.kind == OperationKind::Read && operation.length > LOCAL_BYTES_MAX as u64 {
             return done.call(Err(Error::new(ErrorKind::Invalid, "the read is too long")));
         }
-        let done = done.counted(Arc::clone(&self.tally), Begun::of(&operation, true));
+        let done = done.counted(Arc::clone(&self.tally), self.tally.begun(&operation, true));
         let mut operation = operation;
         self.stages.place(&mut operation, self.entries.iter().rev().map(|e| &e.operation));
         self.entries.push(Entry { operation, data, in_flight: None, done: Some(done) });

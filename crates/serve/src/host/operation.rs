@@ -8,8 +8,6 @@
 //! Invariant: within one lane, an operation never runs before an overlapping earlier one. CACHE and FLUSH
 //! have no place in that order.
 
-use std::time::Instant;
-
 use marcot::{BlockDevice, Result, Write};
 
 use super::round::only_fatal;
@@ -48,15 +46,12 @@ pub(crate) struct Operation {
     pub(crate) outcome: Result<()>,
     /// The device has parked it under this number, and tells when it has ended.
     pub(crate) parked: Option<u64>,
-    /// When it was taken from its client.
-    pub(crate) at: Instant,
 }
 
 impl Operation {
     pub(crate) fn new(kind: OperationKind, offset: u64, length: u64, fua: bool) -> Self {
         let fua = fua && matches!(kind, OperationKind::Write | OperationKind::Discard);
-        let at = Instant::now();
-        Self { kind, offset, length, fua, stage: 0, outcome: Ok(()), parked: None, at }
+        Self { kind, offset, length, fua, stage: 0, outcome: Ok(()), parked: None }
     }
 
     /// True if a flush must follow before this may be acknowledged.

@@ -139,6 +139,10 @@ impl BlockDevice for Padded {
         }
     }
 
+    fn may_park(&self) -> bool {
+        self.device.may_park()
+    }
+
     fn park_write(&mut self, write: Write<'_>) -> Option<u64> {
         // The image may have to grow for one that reaches into the padding.
         let cut = self.cut(write.offset, write.data.len() as u64);

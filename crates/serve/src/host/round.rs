@@ -13,6 +13,8 @@
 
 use marcot::{BlockDevice, Error, Read, Result, Write};
 
+use super::tally::Tally;
+
 /// The outcome of a read in a round.
 pub(crate) enum ReadEnd {
     /// It has been carried out.
@@ -69,7 +71,14 @@ pub(crate) trait Lane {
 ///
 /// # Errors
 /// A failure after which the image cannot be used. Every answer has been given all the same.
-pub(crate) fn run(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane]) -> Result<()> {
+pub(crate) fn run(
+    device: &mut dyn BlockDevice,
+    lanes: &mut [&mut dyn Lane],
+    tally: &Tally,
+) -> Result<()> {
+    if lanes.is_empty() {
+        return Ok(());
+    }
     let mut fatal = Ok(());
     let stages = lanes.iter().map(|lane| lane.stages()).max().unwrap_or(0);
     for stage in 0..stages {
@@ -80,6 +89,7 @@ pub(crate) fn run(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane]) -> 
             fatal = fatal.and(discarded);
         }
     }
+    tally.device_is_done();
     let flush = lanes.iter().any(|lane| lane.waits_for_flush());
     for lane in lanes.iter_mut() {
         lane.answer_unflushed();
@@ -89,6 +99,7 @@ pub(crate) fn run(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane]) -> 
             Ok(Some(number)) => lanes.iter_mut().for_each(|lane| lane.flush_in_flight(number)),
             outcome => {
                 let outcome = outcome.map(drop);
+                tally.device_is_done();
                 for lane in lanes.iter_mut() {
                     lane.answer_flushed(&outcome);
                 }
@@ -126,8 +137,10 @@ fn read(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) {
 
 fn write(device: &mut dyn BlockDevice, lanes: &mut [&mut dyn Lane], stage: u32) -> Result<()> {
     let mut batch = Vec::new();
-    for lane in lanes.iter_mut() {
-        lane.park_writes(stage, device);
+    if device.may_park() {
+        for lane in lanes.iter_mut() {
+            lane.park_writes(stage, device);
+        }
     }
     for lane in lanes.iter() {
         lane.writes(stage, &mut batch);

@@ -11,7 +11,6 @@ use crate::host::operation::{Operation, OperationKind, Stages};
 use crate::host::parts::Place;
 use crate::host::read_layout;
 use crate::host::round::{Lane, ReadEnd};
-use crate::host::tally::Begun;
 use crate::nbd::reply;
 use crate::nbd::wire::command_flag;
 
@@ -30,7 +29,7 @@ impl Connection {
         }
         let exchange = &mut self.exchanges[index];
         let cookie = exchange.cookie;
-        let begun = Begun::of(&exchange.operation, exchange.place.last);
+        let begun = self.tally.begun(&exchange.operation, exchange.place.last);
         if let Some(number) = exchange.operation.parked {
             let awaiting = Awaiting { number, cookie, begun };
             self.parked.insert(number, (awaiting, exchange.operation.fua));
@@ -82,7 +81,7 @@ impl Connection {
         let Exchange { operation, place, .. } = &mut self.exchanges[index];
         if operation.kind == OperationKind::Write {
             if !place.last && operation.outcome.is_ok() {
-                self.tally.done(&Begun::of(operation, false));
+                self.tally.done(&self.tally.begun(operation, false));
             }
             let outcome = self.write_outcome.note(*place, &operation.outcome);
             return outcome.map(|outcome| operation.outcome = outcome).is_some();
