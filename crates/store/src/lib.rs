@@ -33,7 +33,7 @@ pub use atomic::{publish_new, replace};
 pub use clock::{Clock, Random, SystemClock, SystemRandom};
 pub use confined::{Confined, SHARED_DIRECTORY, Trust};
 pub use local::LocalDisk;
-pub use workers::{InPlace, Job, Running, Threads, Workers};
+pub use workers::{InPlace, Job, Running, Task, Threads, Workers};
 
 /// The environment of the engine.
 #[derive(Clone)]

@@ -22,6 +22,47 @@ pub trait Running: Send {
     fn wait(self: Box<Self>);
 }
 
+/// A job that leaves a result. Where it is dropped, the job goes on.
+pub struct Task<T> {
+    running: Box<dyn Running>,
+    result: Arc<Mutex<Option<T>>>,
+}
+
+impl<T: Send + 'static> Task<T> {
+    /// Starts a job.
+    pub fn start(workers: &dyn Workers, job: impl FnOnce() -> T + Send + 'static) -> Self {
+        Self::start_and_tell(workers, job, || {})
+    }
+
+    /// Starts a job. `tell` is called when its result is there.
+    pub fn start_and_tell(
+        workers: &dyn Workers,
+        job: impl FnOnce() -> T + Send + 'static,
+        tell: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        let result = Arc::new(Mutex::new(None));
+        let place = Arc::clone(&result);
+        let running = workers.start(Box::new(move || {
+            let value = job();
+            *lock(&place) = Some(value);
+            tell();
+        }));
+        Self { running, result }
+    }
+
+    /// As [`Running::is_finished`].
+    pub fn is_finished(&mut self) -> bool {
+        self.running.is_finished()
+    }
+
+    /// Waits for the result. `None` where the job ended by a panic.
+    #[must_use]
+    pub fn wait(self) -> Option<T> {
+        self.running.wait();
+        lock(&self.result).take()
+    }
+}
+
 /// Runs each job in a thread of its own. Threads are kept for a while, because a new one takes about as long as a
 /// small job.
 pub struct Threads;

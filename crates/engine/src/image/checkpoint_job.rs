@@ -4,11 +4,11 @@
 //! through descriptors of its own: the operating system reports a failed write-back once to each descriptor,
 //! and neither the checkpoint nor a flush of the image may miss it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use marcot_backend::Stamp;
 use marcot_format::record::HeadRecord;
-use marcot_store::{DiskFile, Running, Workers};
+use marcot_store::{DiskFile, Task, Workers};
 
 use super::pages::Pages;
 use crate::catalog::Identity;
@@ -87,18 +87,15 @@ type Outcome = (CheckpointOutcome, Vec<SegmentName>, Vec<SegmentName>);
 
 /// A checkpoint job that a worker runs.
 pub(super) struct CheckpointJob {
-    running: Box<dyn Running>,
-    outcome: Arc<Mutex<Option<Outcome>>>,
+    task: Task<Outcome>,
     covered: Covered,
 }
 
 impl CheckpointJob {
     /// The worker also removes the dead segments, because that takes longer than a request may wait.
     pub(super) fn start(workers: &dyn Workers, work: CheckpointWork, mut covered: Covered) -> Self {
-        let outcome = Arc::new(Mutex::new(None));
-        let place = Arc::clone(&outcome);
         let (mut dead, wanted) = (std::mem::take(&mut covered.dead), covered.wanted);
-        let running = workers.start(Box::new(move || {
+        let task = Task::start(workers, move || {
             let image = Arc::clone(&work.image);
             let outcome = work.run();
             let mut spares = Vec::new();
@@ -109,14 +106,13 @@ impl CheckpointJob {
                 spares = wanted.choose(&image, &mut dead);
                 image.remove_segments(dead.drain(..));
             }
-            let outcome = (outcome, dead, spares);
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        }));
-        Self { running, outcome, covered }
+            (outcome, dead, spares)
+        });
+        Self { task, covered }
     }
 
     pub(super) fn is_finished(&mut self) -> bool {
-        self.running.is_finished()
+        self.task.is_finished()
     }
 
     /// Bytes of the log that no durable head covers until the job has ended.
@@ -126,9 +122,7 @@ impl CheckpointJob {
 
     /// Waits for the outcome.
     pub(super) fn wait(mut self) -> (CheckpointOutcome, Covered) {
-        self.running.wait();
-        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (outcome, dead, spares) = outcome.unwrap_or_else(|| {
+        let (outcome, dead, spares) = self.task.wait().unwrap_or_else(|| {
             let error = Error::new(ErrorKind::Poisoned, "a checkpoint ended without an outcome");
             (CheckpointOutcome::Failed { error, pages: None }, Vec::new(), Vec::new())
         });

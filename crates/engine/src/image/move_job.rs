@@ -5,11 +5,11 @@
 //! the map name the copies once they are written.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use marcot_format::group::GroupHeader;
 use marcot_format::{BLOCK_BYTES, crc32c};
-use marcot_store::{DiskFile, Running, Workers};
+use marcot_store::{DiskFile, Task, Workers};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Slots of a segment that a job reads, unless a group is larger (2 MiB).
@@ -148,30 +148,6 @@ impl PartToRead {
     }
 }
 
-/// A task of a worker, and what it gives.
-struct Task<T> {
-    running: Box<dyn Running>,
-    place: Arc<Mutex<Option<T>>>,
-}
-
-impl<T: Send + 'static> Task<T> {
-    fn start(workers: &dyn Workers, task: impl FnOnce() -> T + Send + 'static) -> Self {
-        let place = Arc::new(Mutex::new(None));
-        let result = Arc::clone(&place);
-        let running = workers.start(Box::new(move || {
-            let value = task();
-            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
-        }));
-        Self { running, place }
-    }
-
-    /// `None` where the worker ended without a result.
-    fn wait(self) -> Option<T> {
-        self.running.wait();
-        self.place.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
 /// A job that workers run. Dropping it waits for its end.
 pub(super) struct MoveJob {
     /// It shortens a file.
@@ -195,8 +171,8 @@ impl MoveJob {
     }
 
     pub(super) fn is_finished(&mut self) -> bool {
-        let write = self.write.as_mut().is_none_or(|task| task.running.is_finished());
-        write && self.read.as_mut().is_none_or(|task| task.running.is_finished())
+        let write = self.write.as_mut().is_none_or(|task| task.is_finished());
+        write && self.read.as_mut().is_none_or(|task| task.is_finished())
     }
 
     /// Waits for the outcome.

@@ -14,13 +14,13 @@
 //! - At most [`PARKED_BYTES_MAX`] of data are parked. What exceeds that is waited for by the thread.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use marcot_format::record::HeadRecord;
 use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, MAP_FANOUT};
-use marcot_store::Running;
+use marcot_store::Task;
 
 use super::Image;
 use crate::device::{CompletedRead, Completion, Write};
@@ -73,19 +73,14 @@ impl Request {
     }
 }
 
-/// The head that begins the log, on its way to the medium.
-struct Start {
-    running: Box<dyn Running>,
-    outcome: Arc<Mutex<Option<Result<HeadRecord>>>>,
-}
-
 /// The parked requests of an image, in the order in which they came.
 #[derive(Default)]
 pub(super) struct Parked {
     requests: VecDeque<Request>,
     bytes: usize,
     next: u64,
-    start: Option<Start>,
+    /// The head that begins the log, on its way to the medium.
+    start: Option<Task<Result<HeadRecord>>>,
     /// Why the log could not be begun.
     start_failed: Option<Error>,
     /// Something has come for which requests may wait.
@@ -305,7 +300,7 @@ impl Image {
 
     /// Takes the next request that was parked and has ended.
     pub(super) fn take_ended(&mut self) -> Option<Completion> {
-        if self.parked.start.as_mut().is_some_and(|start| start.running.is_finished()) {
+        if self.parked.start.as_mut().is_some_and(|start| start.is_finished()) {
             // A failure is told to those who wait for the log.
             let _ = self.settle_start();
         }
@@ -363,17 +358,11 @@ impl Image {
         progress.begin_log(&mut head);
         let head = self.head.following(head, progress);
         let (image, before) = (Arc::clone(&self.identity), self.head.stamp());
-        let outcome = Arc::new(Mutex::new(None));
-        let (place, waker) = (Arc::clone(&outcome), self.in_flight.waker());
-        let workers = Arc::clone(&self.identity.pool.files().world().workers);
-        let running = workers.start(Box::new(move || {
-            let swapped = image.pool.swap_head(image.id, before, &head).map(|()| head);
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(swapped);
-            if let Some(wake) = waker {
-                wake();
-            }
-        }));
-        self.parked.start = Some(Start { running, outcome });
+        let (workers, waker) =
+            (Arc::clone(&self.identity.pool.files().world().workers), self.in_flight.waker());
+        let swap = move || image.pool.swap_head(image.id, before, &head).map(|()| head);
+        let wake = move || waker.into_iter().for_each(|wake| wake());
+        self.parked.start = Some(Task::start_and_tell(&*workers, swap, wake));
         Ok(())
     }
 
@@ -382,11 +371,9 @@ impl Image {
     /// # Errors
     /// `Poisoned` and `Fenced`. Other errors are told to the writes that wait for the log.
     pub(super) fn settle_start(&mut self) -> Result<()> {
-        let Some(Start { running, outcome }) = self.parked.start.take() else { return Ok(()) };
-        running.wait();
+        let Some(start) = self.parked.start.take() else { return Ok(()) };
         self.parked.due = true;
-        let outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let outcome = outcome.unwrap_or_else(|| {
+        let outcome = start.wait().unwrap_or_else(|| {
             Err(Error::new(ErrorKind::Poisoned, "a log was begun without an outcome"))
         });
         match outcome {

@@ -7,10 +7,10 @@
 //!
 //! Where there is a dead segment to be used again ([`super::spares`]), the new one is made of it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use marcot_format::segment::SegmentKind;
-use marcot_store::{DiskFile, Running};
+use marcot_store::{DiskFile, Task};
 
 use crate::catalog::Identity;
 use crate::error::Result;
@@ -59,7 +59,7 @@ pub(crate) fn take_or_create(
     Ok((name, file))
 }
 
-type Created = Option<Result<Arc<dyn DiskFile>>>;
+type Created = Result<Arc<dyn DiskFile>>;
 
 /// A segment that a worker creates.
 pub(crate) struct Prepared {
@@ -67,8 +67,7 @@ pub(crate) struct Prepared {
     epoch: u64,
     /// It is made of a dead segment, and so takes as much room.
     of_dead: bool,
-    running: Box<dyn Running>,
-    created: Arc<Mutex<Created>>,
+    created: Task<Created>,
 }
 
 impl Prepared {
@@ -79,14 +78,10 @@ impl Prepared {
         epoch: u64,
         dead: Option<SegmentName>,
     ) -> Self {
-        let created = Arc::new(Mutex::new(None));
-        let (place, files) = (Arc::clone(&created), Arc::clone(image.pool.files()));
-        let (workers, label) = (Arc::clone(&files.world().workers), image.label.clone());
-        let running = workers.start(Box::new(move || {
-            let outcome = create(&files, name, epoch, dead, &label);
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        }));
-        Self { name, epoch, of_dead: dead.is_some(), running, created }
+        let (files, label) = (Arc::clone(image.pool.files()), image.label.clone());
+        let workers = Arc::clone(&files.world().workers);
+        let create = move || create(&files, name, epoch, dead, &label);
+        Self { name, epoch, of_dead: dead.is_some(), created: Task::start(&*workers, create) }
     }
 
     /// True where it is made of a dead segment.
@@ -95,9 +90,8 @@ impl Prepared {
     }
 
     /// Waits until the worker has ended. A segment that it created is left to the next owner.
-    pub(crate) fn wait(self) -> Created {
-        self.running.wait();
-        self.created.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub(crate) fn wait(self) -> Option<Created> {
+        self.created.wait()
     }
 
     /// The segment, where it has this name and epoch. `None` where it has not, and where it could not be

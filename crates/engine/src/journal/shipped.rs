@@ -13,13 +13,13 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use marcot_backend::{Recovered, ShipError, Shipping};
 use marcot_format::record::{LogPiece, ShippedLog};
 use marcot_format::{BLOCK_BYTES, ImageId};
-use marcot_store::{DiskFile, Running, Workers};
+use marcot_store::{DiskFile, Running, Task, Workers};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fault::{self, Fault};
@@ -58,8 +58,7 @@ type Ended = (Parts, Result<()>);
 
 /// A shipment that is under way.
 struct Shipment {
-    running: Box<dyn Running>,
-    ended: Arc<Mutex<Option<Ended>>>,
+    task: Task<Ended>,
     /// Flushes with numbers below this one end with it.
     flushes: u64,
     /// Groups with numbers below this one are stored then.
@@ -288,18 +287,16 @@ impl Shipped {
             stretches.push(Stretch { sequence, file, bytes, is_whole: false });
             groups = *group;
         }
-        let ended = Arc::new(Mutex::new(None));
-        let place = Arc::clone(&ended);
-        let running = workers.start(Box::new(move || {
+        let task = Task::start(workers, move || {
             let outcome = parts.ship(stretches);
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some((parts, outcome));
-        }));
-        self.shipment = Some(Shipment { running, ended, flushes: self.flush_next, groups });
+            (parts, outcome)
+        });
+        self.shipment = Some(Shipment { task, flushes: self.flush_next, groups });
     }
 
     /// True where [`Self::poll`] takes in a shipment.
     pub(super) fn is_ready(&mut self) -> bool {
-        self.shipment.as_mut().is_some_and(|shipment| shipment.running.is_finished())
+        self.shipment.as_mut().is_some_and(|shipment| shipment.task.is_finished())
     }
 
     /// Takes in a shipment that has ended, and starts the next one where flushes wait for it.
@@ -314,12 +311,8 @@ impl Shipped {
 
     /// Waits for the shipment that is under way, if there is one.
     fn settle(&mut self, workers: &dyn Workers) {
-        let Some(Shipment { running, ended, flushes, groups }) = self.shipment.take() else {
-            return;
-        };
-        running.wait();
-        let ended = ended.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let outcome = match ended {
+        let Some(Shipment { task, flushes, groups }) = self.shipment.take() else { return };
+        let outcome = match task.wait() {
             Some((parts, outcome)) => {
                 self.next = parts.next;
                 self.parts = Some(parts);
@@ -435,8 +428,12 @@ impl Shipped {
 
     /// Waits until nothing is under way. For an image that is dropped.
     pub(super) fn abandon(&mut self) {
-        let shipment = self.shipment.take().map(|shipment| shipment.running);
-        shipment.into_iter().chain(self.forgetting.take()).for_each(|running| running.wait());
+        if let Some(shipment) = self.shipment.take() {
+            let _ = shipment.task.wait();
+        }
+        if let Some(forgetting) = self.forgetting.take() {
+            forgetting.wait();
+        }
     }
 }
 
