@@ -214,18 +214,22 @@ impl Pool {
         Ok(())
     }
 
+    /// The record of a name, where the name leads to the image. A damaged one says nothing else.
+    fn name_record_of(&self, id: ImageId, name: &Key) -> std::io::Result<Option<Vec<u8>>> {
+        let record = match self.records().get(name, RECORD_BYTES_MAX) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            record => record?,
+        };
+        let decoded = decode_message::<NameRecord>(FrameKind::Name, &record);
+        let is_anothers = decoded.is_ok_and(|(found, _)| found.image_id != id.0);
+        Ok((!is_anothers).then_some(record))
+    }
+
     /// Removes the name of an image, durably. False where the name does not lead to the image: another host has removed
     /// it too, and perhaps given it to another image, which keeps it; or the image has another name by now.
     pub(crate) fn remove_name_of(&self, id: ImageId, name: &Key) -> std::io::Result<bool> {
         let records = self.records();
-        let record = match records.get(name, RECORD_BYTES_MAX) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            record => record?,
-        };
-        let decoded = decode_message::<NameRecord>(FrameKind::Name, &record);
-        if decoded.is_ok_and(|(found, _)| found.image_id != id.0) {
-            return Ok(false);
-        }
+        let Some(record) = self.name_record_of(id, name)? else { return Ok(false) };
         match records.remove_name(name, &record) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             removed => removed.and_then(|()| records.settle(name)).map(|()| true),
@@ -291,14 +295,7 @@ impl Pool {
             let message = format!("the name '{from}' was taken from the image meanwhile");
             fail(ErrorKind::Busy, message)
         };
-        let record = match records.get(&key(from), RECORD_BYTES_MAX) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return gone(),
-            record => record.at(show)?,
-        };
-        let decoded = decode_message::<NameRecord>(FrameKind::Name, &record);
-        if decoded.is_ok_and(|(found, _)| found.image_id != image.0) {
-            return gone();
-        }
+        let Some(record) = self.name_record_of(image, &key(from)).at(show)? else { return gone() };
         match records.rename_name(&key(from), &key(to), &record) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => gone(),
             renamed => renamed.and_then(|()| records.settle(&key(to))).at(show),

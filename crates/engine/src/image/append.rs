@@ -27,14 +27,7 @@ impl Image {
         self.settle()?;
         self.head.check_not_fenced()?;
         self.remove_leftovers()?;
-        if !self.room.spends_reserve {
-            self.identity.pool.keep_reserve();
-        }
-        self.identity.pool.create_own_set(self.identity.id)?;
-        let epoch = self.head.epoch + 1;
-        self.with_free_names(&[SegmentKind::Data], |image| {
-            image.journal.start(epoch, &mut image.series, &mut image.state.table)
-        })?;
+        let epoch = self.open_log()?;
         let started = self.publish_start(epoch);
         if let Err(error) = started {
             self.state.pages.add_dead(self.journal.abandon_start());
@@ -54,6 +47,19 @@ impl Image {
             tracing::warn!(image = %self.identity.label, error = %error.sentence(), "segments may be left behind; 'gc' removes them");
         }
         Ok(())
+    }
+
+    /// Starts a log with a fresh data segment. Returns its epoch, which no head names yet.
+    pub(super) fn open_log(&mut self) -> Result<u64> {
+        if !self.room.spends_reserve {
+            self.identity.pool.keep_reserve();
+        }
+        self.identity.pool.create_own_set(self.identity.id)?;
+        let epoch = self.head.epoch + 1;
+        self.with_free_names(&[SegmentKind::Data], |image| {
+            image.journal.start(epoch, &mut image.series, &mut image.state.table)
+        })?;
+        Ok(epoch)
     }
 
     fn publish_start(&mut self, epoch: u64) -> Result<()> {

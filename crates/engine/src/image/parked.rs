@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use marcot_format::record::HeadRecord;
-use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, MAP_FANOUT};
 use marcot_store::Task;
 
@@ -346,12 +345,7 @@ impl Image {
 
     fn start_log(&mut self) -> Result<()> {
         self.check_owner()?;
-        self.identity.pool.keep_reserve();
-        self.identity.pool.create_own_set(self.identity.id)?;
-        let epoch = self.head.epoch + 1;
-        self.with_free_names(&[SegmentKind::Data], |image| {
-            image.journal.start(epoch, &mut image.series, &mut image.state.table)
-        })?;
+        let epoch = self.open_log()?;
         let progress = self.progress();
         let mut head = self.head.clone();
         head.epoch = epoch;

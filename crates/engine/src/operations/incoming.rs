@@ -227,7 +227,9 @@ impl Store {
         if !pool.read_head(image)?.snapshots.is_empty() {
             remove_snapshots(pool, namespace, image)?;
         }
-        self.remove(pool, image, Some((namespace, &name)), &mut |_, _| {})
+        // Also the target of a migration whose preparation was interrupted.
+        let check = |_: &HeadRecord, _: &str| Ok(());
+        self.remove(pool, image, Some((namespace, &name)), &check, &mut |_, _| {})
     }
 }
 

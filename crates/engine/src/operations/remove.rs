@@ -36,8 +36,7 @@ impl Store {
         image: ImageId,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
-        refuse_migrating(pool, image)?;
-        self.remove(pool, image, None, progress)
+        self.remove(pool, image, None, &refuse_migrating, progress)
     }
 
     /// As [`Self::remove_image`], for the image with this name. If the image is renamed meanwhile, it
@@ -68,9 +67,8 @@ impl Store {
         name: &ImageName,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
-        refuse_migrating(pool, image)?;
         let named = (name.namespace().in_records(), name.name());
-        self.remove(pool, image, Some(named), progress)
+        self.remove(pool, image, Some(named), &refuse_migrating, progress)
     }
 
     /// As [`Self::remove_named`], but an image whose head is damaged is given up, with its data, its
@@ -166,20 +164,24 @@ impl Store {
         Ok(())
     }
 
+    /// As [`Self::remove_if_named`]. `check` gets the head and how messages name the image.
     pub(super) fn remove(
         &self,
         pool: &Pool,
         image: ImageId,
         named: Option<(&str, &str)>,
+        check: &dyn Fn(&HeadRecord, &str) -> Result<()>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         pool.check_writable()?;
         let head = pool.read_head(image)?;
         let label = pool.image_label(&head);
+        check(&head, &label)?;
         // Snapshots are checked first, as RBD does: the user has to remove them first.
         check_no_snapshots(&label, &head)?;
         let lock = lock_for_removal(pool, image, &label)?;
         let head = pool.read_head(image)?;
+        check(&head, &label)?;
         check_not_owned_elsewhere(pool, &head)?;
         check_no_snapshots(&label, &head)?;
         check_unlocked(&head, &label)?;
@@ -248,13 +250,9 @@ fn check_still_named(pool: &Pool, image: ImageId, (namespace, name): (&str, &str
     fail(ErrorKind::Busy, format!("the name '{name}' was given to another image meanwhile"))
 }
 
-/// Fails for the source and for the target of a migration, also where the migration began while the image was looked
-/// up. A head that cannot be read is judged later.
-fn refuse_migrating(pool: &Pool, image: ImageId) -> Result<()> {
-    match pool.read_head(image) {
-        Ok(head) if !head.removing => migration::refuse_migrating(&head, &pool.image_label(&head)),
-        _ => Ok(()),
-    }
+/// Fails for the source and for the target of a migration, unless their removal has begun, which is finished.
+fn refuse_migrating(head: &HeadRecord, label: &str) -> Result<()> {
+    if head.removing { Ok(()) } else { migration::refuse_migrating(head, label) }
 }
 
 /// True where the head exists, but its bytes are wrong or the medium cannot read them.
