@@ -2,6 +2,7 @@
 //!
 //! This looks only after a command has failed, so it may take the time to read lists of names.
 
+use marcot_client::spec::{self, Pattern, Spec};
 use marcot_client::{Client, DEFAULT_POOL, Namespace, Pool};
 
 use crate::args::suggest::nearest_of;
@@ -18,13 +19,13 @@ struct Named {
 }
 
 /// A line that names the nearest, if something does not exist that the command line names.
-pub fn hint(session: &Session, spec: &CommandSpec, args: &Args) -> Option<String> {
+pub fn hint(session: &Session, command: &CommandSpec, args: &Args) -> Option<String> {
     let client = session.quiet_client()?;
-    named(spec, args).iter().find_map(|named| nearest(client, named))
+    named(command, args).iter().find_map(|named| nearest(client, named))
 }
 
 /// The names on a command line, from those that the tables of commands call a specification.
-fn named(spec: &CommandSpec, args: &Args) -> Vec<Named> {
+fn named(command: &CommandSpec, args: &Args) -> Vec<Named> {
     let option = |name: &str| args.text(name).unwrap_or_default().to_string();
     let by_option = || Named {
         pool: option("pool"),
@@ -36,13 +37,12 @@ fn named(spec: &CommandSpec, args: &Args) -> Vec<Named> {
     if let Some(image) = args.text("image") {
         all.push(by_option().with(image));
     }
-    for (positional, word) in spec.positionals.iter().zip(args.positionals()) {
+    for (positional, word) in command.positionals.iter().zip(args.positionals()) {
         all.push(match positional.name {
             "pool-name" => Named { pool: word.clone(), ..Named::default() },
             "pool-spec" => {
-                let (pool, namespace) = word.split_once('/').unwrap_or((word, ""));
-                let (pool, namespace) = (pool.to_string(), namespace.to_string());
-                Named { pool, namespace, ..Named::default() }
+                let Ok((pool, namespace)) = spec::parse_pool(word) else { continue };
+                Named { pool, namespace: namespace.unwrap_or_default(), ..Named::default() }
             }
             // What is to be made does not exist.
             name if name.starts_with("dest-") => Named { image: String::new(), ..of_pool(word) },
@@ -67,22 +67,12 @@ fn of_pool(word: &str) -> Named {
 impl Named {
     /// The same with the parts of a specification, `[POOL/[NAMESPACE/]]IMAGE[@SNAP]`.
     fn with(mut self, word: &str) -> Self {
-        let (path, snap) = word.split_once('@').unwrap_or((word, ""));
-        if !snap.is_empty() {
-            snap.clone_into(&mut self.snap);
+        let Some(spec) = Spec::parse(word, Pattern::Existing) else { return self };
+        if let Some(pool) = spec.pool {
+            (self.pool, self.namespace) = (pool, spec.namespace.unwrap_or_default());
         }
-        let parts: Vec<&str> = path.split('/').collect();
-        match parts[..] {
-            [pool, namespace, image] => {
-                (self.pool, self.namespace) = (pool.to_string(), namespace.to_string());
-                image.clone_into(&mut self.image);
-            }
-            [pool, image] => {
-                (self.pool, self.namespace) = (pool.to_string(), String::new());
-                image.clone_into(&mut self.image);
-            }
-            _ => path.clone_into(&mut self.image),
-        }
+        self.image = spec.image;
+        self.snap = spec.snap.unwrap_or(self.snap);
         self
     }
 }

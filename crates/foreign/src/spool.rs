@@ -46,8 +46,11 @@ pub fn keep(stream: &mut dyn Read) -> Result<File> {
     }
 }
 
-/// Reads until `buffer` is full or the stream ends.
-fn fill(stream: &mut dyn Read, buffer: &mut [u8]) -> Result<usize> {
+/// Reads until `buffer` is full or the stream ends. Returns how many bytes there were.
+///
+/// # Errors
+/// Those of reading.
+pub fn fill(stream: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match stream.read(&mut buffer[filled..])? {

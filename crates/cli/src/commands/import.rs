@@ -9,6 +9,7 @@ use marcot_client::Pool;
 use marcot_client::copy::GRAIN_BYTES;
 use marcot_client::foreign::{Steps, Trouble};
 use marcot_client::incoming::Incoming;
+use marcot_foreign::spool::fill;
 use marcot_foreign::{Format, Source as Disk};
 
 use super::DEST_IMAGE_SPEC;
@@ -276,16 +277,4 @@ fn failed(error: marcot::Error) -> Failure {
 
 fn interrupted() -> Failure {
     Failure::new(signals::status(), format!("{ERROR}: interrupted"))
-}
-
-/// Reads until `buffer` is full or the stream ends.
-fn fill(stream: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match stream.read(&mut buffer[filled..])? {
-            0 => break,
-            bytes => filled += bytes,
-        }
-    }
-    Ok(filled)
 }

@@ -16,7 +16,7 @@ use crate::failure::{Failure, Outcome, strerror};
 use crate::output::{Align, Format, Node, Table, err, out};
 use crate::session::{self, Session};
 use crate::signals;
-use rates::{Column, latency_text, si_text};
+use rates::Column;
 use screen::{Key, Screen};
 
 /// The time between two lists, as with `rbd`.
@@ -146,18 +146,8 @@ fn table(watched: &Watched, rates: &[ImageRates]) -> String {
         table = table.column_aligned(name, Align::Right, Align::Right);
     }
     for image in rates {
-        let per_second = |text: String| format!("{text}/s ");
-        let latency = |latency_ns| format!("{} ", latency_text(latency_ns));
-        let (writes, reads) = (&image.writes, &image.reads);
-        table.row(vec![
-            shown_name(watched, image),
-            per_second(si_text(writes.requests)),
-            per_second(si_text(reads.requests)),
-            per_second(crate::size::show(writes.bytes as u64)),
-            per_second(crate::size::show(reads.bytes as u64)),
-            latency(writes.latency_ns),
-            latency(reads.latency_ns),
-        ]);
+        let cells = Column::ALL.map(|column| format!("{} ", column.text(image)));
+        table.row(std::iter::once(shown_name(watched, image)).chain(cells).collect());
     }
     table.render()
 }
@@ -194,7 +184,7 @@ fn iotop(session: &Session, args: &Args) -> Outcome {
             Key::Left => column = column.before(),
             Key::Right => column = column.after(),
             Key::None if Instant::now() >= next => {
-                rates = sorted(watch.rates()?, column);
+                rates = watch.rates()?;
                 known |= !rates.is_empty();
                 next = Instant::now() + REFRESH;
             }

@@ -91,7 +91,8 @@ pub fn wanted(commands: Commands, words: &[String]) -> Option<Wanted> {
     let typed = if helped { &line.words[1..] } else { &line.words[..] };
     let found = longest(&all, typed);
     if let Some((name, _)) = current.split_once('=').filter(|(name, _)| name.starts_with("--")) {
-        let opt = known(commands, name.trim_start_matches('-'))?;
+        let long = name.trim_start_matches('-');
+        let opt = option(commands, |opt| opt.long == long)?;
         wanted.value_of(opt, &format!("{name}="));
         return Some(wanted);
     }
@@ -135,14 +136,10 @@ impl Wanted {
     }
 }
 
-fn known(commands: Commands, long: &str) -> Option<&'static Opt> {
+/// The first option of all commands for which `is` is true.
+fn option(commands: Commands, is: impl Fn(&Opt) -> bool) -> Option<&'static Opt> {
     let of_commands = commands.iter().copied().flatten().flat_map(CommandSpec::all_options);
-    options::GLOBAL.iter().chain(of_commands).find(|opt| opt.long == long)
-}
-
-fn lettered(commands: Commands, letter: char) -> Option<&'static Opt> {
-    let of_commands = commands.iter().copied().flatten().flat_map(CommandSpec::all_options);
-    options::GLOBAL.iter().chain(of_commands).find(|opt| opt.short == Some(letter))
+    options::GLOBAL.iter().chain(of_commands).find(|opt| is(opt))
 }
 
 fn read(commands: Commands, before: &[String]) -> Line {
@@ -155,11 +152,12 @@ fn read(commands: Commands, before: &[String]) -> Line {
                 Some((name, value)) => (name, Some(value)),
                 None => (long, None),
             };
-            line.take(known(commands, name), value);
+            line.take(option(commands, |opt| opt.long == name), value);
         } else if let Some(letters) = word.strip_prefix('-').filter(|rest| !rest.is_empty()) {
             let letter = letters.chars().next().unwrap_or('-');
             let value = &letters[letter.len_utf8()..];
-            line.take(lettered(commands, letter), Some(value).filter(|value| !value.is_empty()));
+            let opt = option(commands, |opt| opt.short == Some(letter));
+            line.take(opt, Some(value).filter(|value| !value.is_empty()));
         } else {
             line.words.push(word.clone());
         }
