@@ -126,6 +126,17 @@ fn pool_stats_counts_the_requests_as_the_service_does() {
     assert!(!host.works("pool stats -l rbd").contains("Requests"));
 }
 
+/// A host that uses the pool `gold`, into which another host has imported the image `vm`, and the content of that.
+fn host_that_has_fetched_nothing(service: &Server) -> (Host<'_>, Vec<u8>) {
+    let (one, two) = (Host::new(service), Host::new(service));
+    let (source, content) = (one.world.path("source.raw"), noise(8 << 20));
+    std::fs::write(&source, &content).unwrap();
+    one.works("pool create gold --backend s3://bucket/prefix");
+    one.works(&format!("import --no-progress {} gold/vm", source.display()));
+    two.works("pool attach gold --backend s3://bucket/prefix");
+    (two, content)
+}
+
 /// Asks for a read, and leaves its answer for later.
 fn ask_for_read(client: &mut NbdClient, offset: u64, length: u32) {
     client.send(&nbd_client::request(nbd_client::READ, 0, COOKIE, offset, length));
@@ -141,12 +152,7 @@ fn what_is_at_hand_is_read_and_written_while_other_reads_wait_for_the_service() 
     const MIB: u64 = 1 << 20;
     const LENGTH: u32 = 64 << 10;
     let service = Server::plain();
-    let (one, two) = (Host::new(&service), Host::new(&service));
-    let (source, content) = (one.world.path("source.raw"), noise(8 << 20));
-    std::fs::write(&source, &content).unwrap();
-    one.works("pool create gold --backend s3://bucket/prefix");
-    one.works(&format!("import --no-progress {} gold/vm", source.display()));
-    two.works("pool attach gold --backend s3://bucket/prefix");
+    let (two, content) = host_that_has_fetched_nothing(&service);
     let server = serve(&two, "gold");
     let mut waiting = NbdClient::connect(&server.socket, "gold/vm");
     let mut other = NbdClient::connect(&server.socket, "gold/vm");
@@ -188,12 +194,7 @@ fn has_answer(client: &NbdClient) -> bool {
 fn what_is_at_hand_is_read_and_written_while_other_writes_wait_for_the_service() {
     const MIB: u64 = 1 << 20;
     let service = Server::plain();
-    let (one, two) = (Host::new(&service), Host::new(&service));
-    let (source, content) = (one.world.path("source.raw"), noise(8 << 20));
-    std::fs::write(&source, &content).unwrap();
-    one.works("pool create gold --backend s3://bucket/prefix");
-    one.works(&format!("import --no-progress {} gold/vm", source.display()));
-    two.works("pool attach gold --backend s3://bucket/prefix");
+    let (two, content) = host_that_has_fetched_nothing(&service);
     let mut server = serve(&two, "gold");
     let mut waiting = NbdClient::connect(&server.socket, "gold/vm");
     let mut other = NbdClient::connect(&server.socket, "gold/vm");
