@@ -73,6 +73,13 @@ command_line() {
     claim "an unknown command is refused" refuses 1 "*unknown option 'bogus'*" marcot bogus
     refusal 1 "did you mean 'marcot snap create'?" snap creat image@s2
     refusal 25 "perf image iotop needs a terminal" perf image iotop
+    refusal 22 "pool name was not specified" tail ls
+    refusal 2 "error opening pool 'nopool': (2)" tail ls nopool
+    refusal 22 "tail id was not specified" tail rm rbd
+    refusal 22 "tail id was not specified" tail export rbd
+    refusal 2 "nothing named '1.2' was put aside for pool 'rbd'" tail rm rbd 1.2
+    refusal 2 "nothing named '../image' was put aside for pool 'rbd'" tail export rbd ../image "$CLAIMS_SCRATCH/tail.diff"
+    claim "an export of nothing leaves no file" test ! -e "$CLAIMS_SCRATCH/tail.diff"
     refusal 22 "must not begin with '.marcot-partial.'" rename image .marcot-partial.old
     refusal 22 "must not begin with '.marcot-partial.'" create .marcot-partial.new --size 1M
     claim "a name with an escape sequence is printed escaped" refuses 2 '*\u{1b}[2J*' \

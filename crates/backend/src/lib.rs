@@ -39,7 +39,7 @@ pub use leases::{Lease, Leases};
 pub use local::layout::{escape, unescape};
 pub use records::{Beside, Leftover, NameRead, Records, Stamp, SwapError};
 pub use segments::Segments;
-pub use shipping::{Asked, Recovered, ShipError, Shipping, Trouble};
+pub use shipping::{Asked, Recovered, ShipError, Shipping, Tail, Trouble};
 
 /// The back end of one pool. Cheap to clone.
 #[derive(Clone)]

@@ -7,10 +7,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use marcot_format::ImageId;
 use marcot_format::record::{OwnerRecord, SegmentMarks, ShippedLog};
+use marcot_store::DiskFile;
 
 use crate::SegmentSet;
 use crate::object::counted::Requests;
@@ -120,6 +122,31 @@ pub trait Shipping: Send + Sync {
     /// know. What cannot be removed is litter.
     fn forget_logs(&self, image: ImageId);
 
+    /// What was put aside on this host: the ends of logs of owners that other hosts have replaced.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn tails(&self) -> io::Result<Vec<Tail>> {
+        Ok(Vec::new())
+    }
+
+    /// The data segments of one of [`Self::tails`], with their numbers, sorted by these.
+    ///
+    /// # Errors
+    /// `NotFound`; what the operating system says.
+    fn open_tail(&self, name: &str) -> io::Result<Vec<(u32, Arc<dyn DiskFile>)>> {
+        let _ = name;
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    /// Removes one of [`Self::tails`].
+    ///
+    /// # Errors
+    /// As [`Self::open_tail`].
+    fn remove_tail(&self, name: &str) -> io::Result<()> {
+        self.open_tail(name).map(drop)
+    }
+
     /// How long what a guest asks for may wait for the service; `None`: as long as it takes.
     fn io_timeout(&self) -> Option<Duration> {
         None
@@ -145,6 +172,19 @@ pub trait Shipping: Send + Sync {
     fn await_service(&self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The end of a log that was put aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tail {
+    /// What it is called on this host.
+    pub name: String,
+    /// The image whose log it is.
+    pub image: ImageId,
+    /// When it was put aside, in seconds since 1970.
+    pub since_s: i64,
+    /// What its files take.
+    pub bytes: u64,
 }
 
 /// What the processes of a host have asked of the service of a pool.

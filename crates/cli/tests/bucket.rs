@@ -12,6 +12,7 @@ const EINVAL: i32 = 22;
 const EACCES: i32 = 13;
 const EEXIST: i32 = 17;
 const ENOENT: i32 = 2;
+const EBUSY: i32 = 16;
 const EOPNOTSUPP: i32 = 95;
 const ETIMEDOUT: i32 = 110;
 
@@ -42,7 +43,7 @@ fn a_template_in_a_bucket_is_cloned_on_another_host() {
     }
     assert_eq!(one.works("ls templates"), "debian\nweb-02\n");
     one.refuses(16, "", "snap unprotect templates/debian@12");
-    two.refuses(EINVAL, "use 'pool detach'", "pool rm templates");
+    two.refuses(EBUSY, "still holds image", "pool rm templates");
 
     two.works("flatten --no-progress vms/web-01");
     two.works("rm --no-progress templates/web-02");
@@ -117,6 +118,27 @@ fn that_nobody_is_at_the_endpoint_is_told_in_one_sentence() {
         assert!(!ran.err.contains("waiting for it"), "{}", ran.err);
     }
     assert_eq!(host.works("pool ls"), "gold\nrbd\n");
+}
+
+#[test]
+fn an_empty_pool_is_removed_by_any_store_that_uses_it() {
+    let server = Server::plain();
+    let (maker, other, third) = (Host::new(&server), Host::new(&server), Host::new(&server));
+    maker.works("pool create gold --backend s3://bucket/prefix");
+    maker.works("create gold/vm --size 1M");
+    other.works("pool attach gold --backend s3://bucket/prefix");
+    third.works("pool attach gold --backend s3://bucket/prefix");
+    other.refuses(EBUSY, "still holds image", "pool rm gold");
+    other.works("rm --no-progress gold/vm");
+    other.works("pool rm gold");
+    assert_eq!(other.works("pool ls"), "rbd\n");
+    // For the others it is gone, and they can forget it.
+    maker.works("pool rm gold");
+    third.works("pool rm gold");
+    for host in [&maker, &third] {
+        assert_eq!(host.works("pool ls"), "rbd\n");
+    }
+    maker.works("pool create gold --backend s3://bucket/prefix");
 }
 
 #[test]

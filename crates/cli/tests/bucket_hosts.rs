@@ -271,6 +271,64 @@ fn what_is_at_hand_is_read_and_written_while_other_writes_wait_for_the_service()
     assert!(client.read(at, 16384).unwrap() == expected);
 }
 
+#[test]
+fn what_was_acknowledged_on_a_host_that_was_replaced_is_listed_exported_and_removed() {
+    const MIB: u64 = 1 << 20;
+    let service = Server::plain();
+    let (one, two) = (Host::new(&service), Host::new(&service));
+    one.works("pool create gold --backend s3://bucket/prefix --flush local");
+    one.works("create gold/vm --size 4M");
+    two.works("pool attach gold --backend s3://bucket/prefix --flush local");
+    assert_eq!(one.works("tail ls gold"), "");
+    let server = serve(&one, "gold");
+    let mut client = NbdClient::connect(&server.socket, "gold/vm");
+    assert_eq!(client.write(0, 0, &[1; 4096]), 0);
+    // The service is away, so that this stays on the host.
+    service.set_away(Some(Fault::Cut));
+    let tail = noise(100_000);
+    assert_eq!(client.write(0, MIB, &tail), 0);
+    assert_eq!(client.ask(TRIM, 0, 0, 4096), 0);
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    drop((client, server));
+    service.set_away(None);
+    let mut server = serve(&two, "--force gold");
+    let mut client = NbdClient::connect(&server.socket, "gold/vm");
+    assert!(client.read(MIB, 4096).unwrap() == [0; 4096]);
+    assert_eq!(client.write(0, 2 * MIB, &[2; 4096]), 0);
+    drop(client);
+    assert_eq!(server.stop(), Some(0));
+
+    // The first host owns it again. What it had is no part of the image.
+    one.works("resize --no-progress gold/vm --size 5M");
+    let shown = one.works("tail ls gold --format json");
+    let tails: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let [found] = tails.as_array().unwrap().as_slice() else { panic!("{shown}") };
+    assert_eq!(found["image"], "gold/vm");
+    assert!(found["size"].as_u64().unwrap() > tail.len() as u64, "{shown}");
+    let id = found["id"].as_str().unwrap();
+    assert!(one.works("tail ls gold").contains(id));
+    assert_eq!(two.works("tail ls gold"), "");
+
+    let (diff, raw) = (one.world.path("tail.diff"), one.world.path("look.raw"));
+    one.works(&format!("tail export gold {id} {}", diff.display()));
+    one.works("create look --size 4M");
+    one.works(&format!("import-diff --no-progress {} look", diff.display()));
+    one.works(&format!("export --no-progress look {}", raw.display()));
+    let content = std::fs::read(&raw).unwrap();
+    assert_eq!(content.len(), 5 << 20);
+    assert!(content[MIB as usize..MIB as usize + tail.len()] == tail);
+    assert!(content[..4096] == [0; 4096] && content[2 << 20..].iter().all(|byte| *byte == 0));
+
+    const ENOENT: i32 = 2;
+    for other in ["../vm", "0000000000000001.0000000000000001"] {
+        one.refuses(ENOENT, "was put aside", &format!("tail rm gold {other}"));
+        one.refuses(ENOENT, "was put aside", &format!("tail export gold {other} -"));
+    }
+    one.works(&format!("tail rm gold {id}"));
+    assert_eq!(one.works("tail ls gold"), "");
+    one.refuses(ENOENT, "was put aside", &format!("tail rm gold {id}"));
+}
+
 /// The number of an image, as keys have it.
 fn number_of(host: &Host<'_>, image: &str) -> String {
     let info: serde_json::Value =

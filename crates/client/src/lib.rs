@@ -102,6 +102,7 @@ mod snapshot;
 pub mod sparse;
 pub mod spec;
 pub mod stream;
+mod tail;
 pub mod trash;
 mod upkeep;
 

@@ -194,7 +194,7 @@ pub use catalog::{
     ImageInfo, ImageName, ImageSums, InfoReader, Levels, LockInfo, MemberId, MigratingImage,
     MigrationInfo, MigrationState, Namespace, ORDER_DEFAULT, OwnerInfo, OwnerState,
     PROTECTED_FOR_GOOD_S, ParentInfo, Pool, PoolOptions, PoolStats, ReadableBy, SnapInfo, Store,
-    TrashedImage, check_snapshot_name, is_partial_name, number_in_trash_name,
+    TailChange, TailInfo, TrashedImage, check_snapshot_name, is_partial_name, number_in_trash_name,
 };
 pub use check::{CheckOptions, CheckReport, Finding};
 pub use device::{

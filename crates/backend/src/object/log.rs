@@ -26,10 +26,11 @@ use super::keys;
 use super::records;
 use super::segments::{Inner, ObjectSegments, io_error, term_path};
 use super::service::{Condition, ServiceError};
+use super::tails::ASIDE;
 use super::tally::Tally;
 use crate::fault::{self, Fault};
 use crate::local::layout;
-use crate::{Asked, Recovered, SegmentKey, SegmentSet, ShipError, Shipping, Trouble};
+use crate::{Asked, Recovered, SegmentKey, SegmentSet, ShipError, Shipping, Tail, Trouble};
 
 /// Permission bits of the files and directories of a host.
 const FILE_MODE: u32 = 0o600;
@@ -125,13 +126,13 @@ impl Inner {
             tracing::info!(%image, files = files.len(), "removed the rest of an owner that another host has replaced");
             return files.into_iter().try_for_each(|key| host.segments.remove(key).map(drop));
         }
-        let aside = host.path.join("aside");
+        let aside = host.path.join(ASIDE);
         self.make_directory(&aside)?;
         let to = aside.join(format!("{image}.{term:016x}"));
         let from = layout::set(&host.path, own_set(image));
         tracing::warn!(
             %image, to = %to.display(),
-            "another host has taken this image over before its last writes were uploaded; they are kept there and are not part of the image"
+            "another host has taken this image over before its last writes were uploaded; they are kept there and are not part of the image: see 'tail ls'"
         );
         host.disk.rename(&from, &to)?;
         host.disk.sync_directory(&aside)?;
@@ -243,6 +244,18 @@ impl Shipping for ObjectSegments {
 
     fn holds(&self, image: ImageId, owner: &OwnerRecord) -> io::Result<bool> {
         Ok(self.0.terms_of(image, owner)?.is_some())
+    }
+
+    fn tails(&self) -> io::Result<Vec<Tail>> {
+        self.0.tails()
+    }
+
+    fn open_tail(&self, name: &str) -> io::Result<Vec<(u32, Arc<dyn DiskFile>)>> {
+        self.0.open_tail(name)
+    }
+
+    fn remove_tail(&self, name: &str) -> io::Result<()> {
+        self.0.remove_tail(name)
     }
 
     fn end_term(&self, image: ImageId) {

@@ -55,6 +55,7 @@ pub mod service;
 mod settled;
 #[cfg(feature = "services")]
 mod store;
+mod tails;
 pub mod tally;
 #[cfg(test)]
 mod testing;

@@ -35,6 +35,7 @@ mod snap_limit;
 mod source;
 mod sparsify;
 mod status;
+mod tail;
 mod trash;
 mod trash_schedule;
 mod tree;
@@ -77,6 +78,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     snap_limit::COMMANDS,
     sparsify::COMMANDS,
     status::COMMANDS,
+    tail::COMMANDS,
     trash::COMMANDS,
     trash_schedule::COMMANDS,
     tree::COMMANDS,

@@ -20,6 +20,8 @@ pub enum Name {
     Snapshot,
     /// The number of an image in the trash.
     Trashed,
+    /// What was put aside on this host, of the pool that another word names.
+    Tail,
     /// A file.
     File,
 }
@@ -210,6 +212,7 @@ fn of_positional(name: &str) -> Vec<Name> {
         "group-spec" | "source-group-spec" | "dest-group-spec" => Name::Group(Snap::No),
         "group-snap-spec" => Name::Group(Snap::Yes),
         "image-id" => Name::Trashed,
+        "tail-id" => Name::Tail,
         "path-name" | "diff-path" | "diff1-path" | "diff2-path" | "directory"
         | "passphrase-file" => Name::File,
         _ => return Vec::new(),
@@ -272,6 +275,7 @@ mod tests {
             ("info --pool=", Name::Pool),
             ("--pool rbd info --image ", Name::Image(Snap::No)),
             ("trash restore ", Name::Trashed),
+            ("tail rm gold ", Name::Tail),
         ] {
             assert_eq!(of(line).names, [name], "{line}");
         }

@@ -59,6 +59,11 @@ impl Look<'_> {
                 let trash = self.pool(&place.pool)?.trash(&namespace).ok()?;
                 Some(trash.iter().map(|image| format!("{}{}", place.before, image.id)).collect())
             }
+            Name::Tail => {
+                let pool = self.wanted.pool.as_deref().or(self.wanted.image.as_deref())?;
+                let tails = self.pool(pool)?.tails().ok()?;
+                Some(tails.into_iter().map(|tail| tail.name).collect())
+            }
             Name::File => None,
         }
     }

@@ -1,8 +1,8 @@
 //! Pools in buckets: making, attaching and removing them.
 //!
 //! The store has a note of such a pool, as of an attached one. The pool's own record, `P/pool` in the bucket, says
-//! which store owns it: the one that made it. Other stores attach it, and use it just as well, but leave its
-//! removal and its collection to the owner.
+//! which store made it. Other stores attach it, and use it just as well. Any of them collects it, and removes it when it
+//! holds no image. The others' notes lead to nothing then, until they forget it.
 //!
 //! Invariant: `P/pool` is made before the note, and removed before the note. So a note without a pool is what an
 //! interrupted removal has left, and removing the pool again finishes it.

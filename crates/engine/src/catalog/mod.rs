@@ -36,7 +36,8 @@ pub(crate) mod pool;
 pub(crate) mod reserve;
 pub(crate) mod store;
 pub(crate) mod strangers;
-pub(crate) mod trash;
+pub(crate) mod tails;
+mod trash;
 pub(crate) mod trash_name;
 
 pub use children::ChildInfo;
@@ -57,5 +58,6 @@ pub use partial::is_partial_name;
 pub use pool::Pool;
 pub(crate) use pool::no_snapshot;
 pub use store::{PoolOptions, Store};
+pub use tails::{TailChange, TailInfo};
 pub use trash::{PROTECTED_FOR_GOOD_S, TrashedImage};
 pub use trash_name::number_in_trash_name;

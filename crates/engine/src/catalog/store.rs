@@ -339,14 +339,16 @@ impl Store {
     /// Removes a pool that holds no images.
     ///
     /// # Errors
-    /// `NotFound`; `NotEmpty`; `Invalid` for an attached pool.
+    /// `NotFound`; `NotEmpty`; `Invalid` for an attached pool in a directory.
     pub fn pool_remove(&self, name: &str) -> Result<()> {
         if let Some(bucket) = self.half_removed(name)? {
             let _lock = self.lock("remove a pool from it")?;
             return self.clear_bucket(name, &bucket);
         }
         let pool = self.pool(name)?;
-        if pool.attached() {
+        let in_bucket = self.bucket_of(name)?.is_some();
+        // An empty pool in a bucket may be removed by every store that uses it: the one that made it may be gone.
+        if pool.attached() && !in_bucket {
             let message = format!("pool '{name}' belongs to another store; use 'pool detach'");
             return fail(ErrorKind::Invalid, message);
         }
