@@ -65,21 +65,24 @@ pub fn encode_page(
 ) -> u32 {
     let used = entries.iter().filter(|e| !e.is_hole()).count();
     let sparse = used * SPARSE_BYTES < MAP_FANOUT * MAP_ENTRY_BYTES;
+    let payload = if sparse { used * SPARSE_BYTES } else { MAP_FANOUT * MAP_ENTRY_BYTES };
+    let length = PAGE_HEADER_BYTES + payload;
     let start = out.len();
-    out.resize(start + PAGE_HEADER_BYTES, 0);
-    for (i, entry) in entries.iter().enumerate() {
-        if sparse && entry.is_hole() {
-            continue;
+    out.resize(start + length.next_multiple_of(MAP_UNIT_BYTES as usize), 0);
+    let bytes = &mut out[start..start + length];
+    let places = &mut bytes[PAGE_HEADER_BYTES..];
+    // The places are as long as a whole entry, so that the compiler needs to check nothing for each.
+    if sparse {
+        let positions = entries.iter().enumerate().filter(|(_, entry)| !entry.is_hole());
+        for (place, (i, entry)) in places.chunks_exact_mut(SPARSE_BYTES).zip(positions) {
+            place[..2].copy_from_slice(&(i as u16).to_le_bytes());
+            put_entry(&mut place[2..], *entry);
         }
-        if sparse {
-            out.extend_from_slice(&(i as u16).to_le_bytes());
+    } else {
+        for (place, entry) in places.chunks_exact_mut(MAP_ENTRY_BYTES).zip(entries) {
+            put_entry(place, *entry);
         }
-        let address = entry.address;
-        out.extend_from_slice(&address.0.to_le_bytes());
-        out.extend_from_slice(&{ entry.crc }.to_le_bytes());
     }
-    let bytes = &mut out[start..];
-    let length = bytes.len();
     put(bytes, 0, &PAGE_MAGIC);
     bytes[4] = PAGE_VERSION;
     bytes[5] = level;
@@ -90,9 +93,13 @@ pub fn encode_page(
     put(bytes, 32, &(used as u32).to_le_bytes());
     let crc = crc32c_without(bytes, 12);
     put(bytes, 12, &crc.to_le_bytes());
-    let unit = MAP_UNIT_BYTES as usize;
-    out.resize(start + length.div_ceil(unit) * unit, 0);
     crc
+}
+
+fn put_entry(place: &mut [u8], entry: MapEntry) {
+    let address = entry.address;
+    place[..8].copy_from_slice(&address.0.to_le_bytes());
+    place[8..MAP_ENTRY_BYTES].copy_from_slice(&{ entry.crc }.to_le_bytes());
 }
 
 /// Length in bytes, without padding, of the page that starts with these bytes.

@@ -45,21 +45,24 @@ pub(super) fn store_link(
     let Link::Dirty(node) = link else {
         return Ok(link.entry().unwrap_or(MapEntry::HOLE));
     };
-    let mut entries = Box::new([MapEntry::HOLE; MAP_FANOUT]);
-    match Arc::make_mut(node) {
-        Node::Leaf(leaf) => entries.copy_from_slice(&leaf[..]),
-        Node::Inner(links) => {
+    let mut below;
+    let entries = if let Node::Leaf(leaf) = &**node {
+        &**leaf
+    } else {
+        below = Box::new([MapEntry::HOLE; MAP_FANOUT]);
+        if let Node::Inner(links) = Arc::make_mut(node) {
             for (i, child) in links.iter_mut().enumerate() {
                 let child_base = base + i as u64 * entry_blocks(level);
-                entries[i] = store_link(child, level - 1, child_base, sink)?;
+                below[i] = store_link(child, level - 1, child_base, sink)?;
             }
         }
-    }
+        &*below
+    };
     if entries.iter().all(MapEntry::is_hole) {
         *link = Link::Hole;
         return Ok(MapEntry::HOLE);
     }
-    let entry = sink.write(level, base, &entries)?;
+    let entry = sink.write(level, base, entries)?;
     *link = Link::Clean(entry, Arc::clone(node));
     Ok(entry)
 }
