@@ -47,7 +47,8 @@ pub trait Records: Send + Sync {
     /// See [`SwapError`].
     fn swap(&self, key: &Key, from: Stamp, bytes: &[u8]) -> Result<(), SwapError>;
 
-    /// Replaces the record of a group, if it has the bytes `from`. The new one is durable when this returns.
+    /// Replaces the record of a group, if it has the bytes `from`. The new one is durable when this returns. On an object
+    /// store also what is noted beside a head; there, a note that was removed has no bytes.
     ///
     /// # Errors
     /// See [`SwapError`].
@@ -67,14 +68,14 @@ pub trait Records: Send + Sync {
     /// `NotFound`; `DirectoryNotEmpty`.
     fn remove(&self, key: &Key) -> io::Result<()>;
 
-    /// Removes a name that still leads to what `record` says. Another process may have removed it, and given the name to
-    /// another image. Where one lock holds all writers of a pool, the caller holds it.
+    /// Removes a name, or what is noted beside a head, that still says what `record` says. Another process may have
+    /// removed it, and given the name to another image. Where one lock holds all writers of a pool, the caller holds it.
     ///
     /// # Errors
-    /// `NotFound`, also where the name leads elsewhere.
-    fn remove_name(&self, name: &Key, record: &[u8]) -> io::Result<()> {
-        match self.get(name, record.len() as u64) {
-            Ok(found) if found == record => self.remove(name),
+    /// `NotFound`, also where it says something else.
+    fn remove_same(&self, key: &Key, record: &[u8]) -> io::Result<()> {
+        match self.get(key, record.len() as u64) {
+            Ok(found) if found == record => self.remove(key),
             Ok(_) => Err(io::ErrorKind::NotFound.into()),
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
                 Err(io::ErrorKind::NotFound.into())

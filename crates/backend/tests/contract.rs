@@ -306,12 +306,12 @@ fn a_name_is_removed_only_where_it_leads_to_what_is_meant() {
         let records = &backend.records;
         records.create(&name("", "a"), b"1").unwrap();
         for other in [&b""[..], b"2", b"11"] {
-            assert_eq!(kind(records.remove_name(&name("", "a"), other)), ErrorKind::NotFound);
+            assert_eq!(kind(records.remove_same(&name("", "a"), other)), ErrorKind::NotFound);
         }
         assert_eq!(records.get(&name("", "a"), BYTES_MAX).unwrap(), b"1");
-        records.remove_name(&name("", "a"), b"1").unwrap();
+        records.remove_same(&name("", "a"), b"1").unwrap();
         assert_eq!(kind(records.get(&name("", "a"), BYTES_MAX)), ErrorKind::NotFound);
-        assert_eq!(kind(records.remove_name(&name("", "a"), b"1")), ErrorKind::NotFound);
+        assert_eq!(kind(records.remove_same(&name("", "a"), b"1")), ErrorKind::NotFound);
     });
 }
 

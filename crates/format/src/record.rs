@@ -373,6 +373,9 @@ pub struct GroupRecord {
     /// Its name.
     #[prost(string, tag = "5")]
     pub name: String,
+    /// How often the record was replaced. So no two versions of it are equal.
+    #[prost(uint64, tag = "6")]
+    pub changes: u64,
 }
 
 /// A member of a group.
@@ -435,6 +438,9 @@ pub struct MembershipRecord {
     /// The group.
     #[prost(fixed64, tag = "3")]
     pub group_id: u64,
+    /// Random number of the attempt to add the image, in a pool that several hosts use; else 0. So no two notes are equal.
+    #[prost(fixed64, tag = "4")]
+    pub claim: u64,
 }
 
 /// The parent of a clone.

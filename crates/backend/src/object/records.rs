@@ -436,11 +436,18 @@ impl Records for ObjectRecords {
         }
     }
 
-    fn remove_name(&self, name: &Key, record: &[u8]) -> io::Result<()> {
-        let Kept::Name(namespace, name) = kept(name) else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        self.names.remove_if(self.names.number(namespace)?, name, |found| found == record)
+    fn remove_same(&self, key: &Key, record: &[u8]) -> io::Result<()> {
+        match kept(key) {
+            Kept::Name(namespace, name) => {
+                self.names.remove_if(self.names.number(namespace)?, name, |found| found == record)
+            }
+            Kept::Object(_) if is_note(key) => match self.replace(key, record, &[]) {
+                Ok(()) => Ok(()),
+                Err(SwapError::Changed) => Err(io::ErrorKind::NotFound.into()),
+                Err(SwapError::Unchanged(error) | SwapError::Unknown(error)) => Err(error),
+            },
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     fn forbid(&self, key: &Key) -> io::Result<()> {

@@ -230,7 +230,7 @@ impl Pool {
     pub(crate) fn remove_name_of(&self, id: ImageId, name: &Key) -> std::io::Result<bool> {
         let records = self.records();
         let Some(record) = self.name_record_of(id, name)? else { return Ok(false) };
-        match records.remove_name(name, &record) {
+        match records.remove_same(name, &record) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             removed => removed.and_then(|()| records.settle(name)).map(|()| true),
         }

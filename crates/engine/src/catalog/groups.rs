@@ -4,7 +4,7 @@
 //! that only this store uses, and its snapshots. Beside the head of each member a note says in which group it
 //! is. In a head, a snapshot that belongs to one of a group says so.
 //!
-//! Invariants:
+//! Invariants ([`super::membership`] has more of them):
 //! - The group's record decides who is a member. The note is durable before it lists the image, so an image in
 //!   a group is found by its note. A note of a group that does not list the image means nothing.
 //! - A snapshot of a group is complete only after each of its members has its part of it. It is incomplete
@@ -19,11 +19,9 @@
 
 use marcot_backend::{Key, Listed, Prefix, SwapError};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
-use marcot_format::record::{
-    GroupMemberRecord, GroupRecord, GroupSnapshotRecord, MembershipRecord, PartOfRecord,
-};
+use marcot_format::record::{GroupMemberRecord, GroupRecord, GroupSnapshotRecord, PartOfRecord};
 use marcot_format::{ImageId, PoolId, SnapId};
-use marcot_store::{Lock, LockMode};
+use marcot_store::LockMode;
 
 use super::image_name::{ImageName, Namespace};
 use super::level::refuse_newer;
@@ -114,11 +112,11 @@ impl GroupInfo {
 /// A group with its bytes, which a change compares.
 type Stored = (GroupRecord, Vec<u8>);
 
-fn member_record(member: MemberId) -> GroupMemberRecord {
+pub(super) fn member_record(member: MemberId) -> GroupMemberRecord {
     GroupMemberRecord { pool_id: member.pool.0, image_id: member.image.0 }
 }
 
-fn holds(group: &GroupRecord, member: MemberId) -> bool {
+pub(super) fn holds(group: &GroupRecord, member: MemberId) -> bool {
     group.members.contains(&member_record(member))
 }
 
@@ -154,7 +152,7 @@ impl Pool {
     }
 
     /// All groups of the pool, each with its bytes.
-    fn all_groups(&self) -> Result<Vec<Stored>> {
+    pub(super) fn all_groups(&self) -> Result<Vec<Stored>> {
         match self.readable_groups()? {
             (groups, None) => Ok(groups),
             (_, Some(error)) => Err(error),
@@ -249,8 +247,9 @@ impl Pool {
     }
 
     /// Replaces a group's record, if it still has these bytes.
-    fn replace_group(&self, from: &[u8], group: &GroupRecord) -> Result<()> {
-        let (name, bytes) = (&group.name, encode_message(FrameKind::Group, group));
+    pub(super) fn replace_group(&self, from: &[u8], group: &GroupRecord) -> Result<()> {
+        let changed = GroupRecord { changes: group.changes.wrapping_add(1), ..group.clone() };
+        let (name, bytes) = (&group.name, encode_message(FrameKind::Group, &changed));
         if bytes.len() as u64 > GROUP_BYTES_MAX {
             let message =
                 format!("group '{name}' has as many members and snapshots as it can; remove some");
@@ -393,54 +392,11 @@ impl Pool {
         here.try_for_each(|(group, _)| self.remove_group_record(group))
     }
 
-    /// The group that an image of this pool is in.
-    ///
-    /// # Errors
-    /// `Corrupt` where the group cannot be read; `NewerFormat`; obstacles.
-    pub fn group_of(&self, image: ImageId) -> Result<Option<GroupInfo>> {
-        let key = Key::GroupNote(image);
-        let bytes = match self.read_record(&key) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            bytes => bytes?,
-        };
-        let member = MemberId { pool: self.id(), image };
-        let found = match decode_message::<MembershipRecord>(FrameKind::Membership, &bytes) {
-            Ok((note, _)) => self.pool_with(PoolId(note.pool_id)).and_then(|pool| {
-                let (group, _) = pool.read_group(note.group_id)?;
-                Ok(Some(pool.group_info(group)).filter(|group| group.members.contains(&member)))
-            }),
-            Err(error) => {
-                let error = Error::from_format(self.records().show(&key), error);
-                match error.kind() {
-                    ErrorKind::Corrupt => self.group_that_lists(member),
-                    _ => Err(error),
-                }
-            }
-        };
-        match found {
-            // The group was removed, or the pool with its groups.
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            found => found,
-        }
-    }
-
-    /// The group that an image is in, found without its note.
-    fn group_that_lists(&self, member: MemberId) -> Result<Option<GroupInfo>> {
-        let others = self.store().pools_of_children()?;
-        for pool in [self].into_iter().chain(others.iter().filter(|pool| pool.id() != self.id())) {
-            let mut groups = pool.all_groups()?.into_iter();
-            if let Some((group, _)) = groups.find(|(group, _)| holds(group, member)) {
-                return Ok(Some(pool.group_info(group)));
-            }
-        }
-        Ok(None)
-    }
-
     /// The pool with a number, seen from here.
     ///
     /// # Errors
     /// `NotFound` only where the store has no such pool; why a pool that may be it cannot be opened.
-    fn pool_with(&self, id: PoolId) -> Result<Self> {
+    pub(super) fn pool_with(&self, id: PoolId) -> Result<Self> {
         if id == self.id() {
             return Ok(self.clone());
         }
@@ -460,145 +416,6 @@ impl Pool {
     /// `NotFound` only where the store has no such pool; why a pool that may be it cannot be opened.
     pub fn pool_of_member(&self, member: MemberId) -> Result<Self> {
         self.pool_with(member.pool)
-    }
-
-    /// Fails where others who use one of two pools cannot see the other one.
-    fn check_seen_together(&self, other: &Self) -> Result<()> {
-        if self.id() == other.id() {
-            return Ok(());
-        }
-        for pool in [self, other] {
-            if pool.attached() || self.store().bucket_of(pool.name())?.is_some() {
-                let message = format!(
-                    "pool '{}' may be used by others, who do not see all pools of this store: its images are only in groups of the same pool",
-                    pool.name()
-                );
-                return fail(ErrorKind::Unsupported, message);
-            }
-        }
-        Ok(())
-    }
-
-    /// Locks this pool and the one of a member, in the order of their numbers.
-    fn lock_with(&self, other: &Pool) -> Result<Vec<Box<dyn Lock>>> {
-        let mut pools = vec![self, other];
-        pools.sort_by_key(|pool| pool.id().0);
-        pools.dedup_by_key(|pool| pool.id().0);
-        pools.into_iter().map(|pool| pool.lock(LockMode::Exclusive)).collect()
-    }
-
-    /// Adds an image to a group of this pool. Does nothing where it is a member already.
-    ///
-    /// # Errors
-    /// `Exists` where it is in another group; `NotFound` for the group or the image; `Invalid` where it lies
-    /// in another namespace; `Unsupported` for another pool, if others use one of the two; `TooMany`; `ReadOnly`.
-    pub fn add_to_group(
-        &self,
-        namespace: &Namespace,
-        name: &str,
-        of: &Pool,
-        image: ImageId,
-    ) -> Result<()> {
-        self.check_writable()?;
-        of.check_writable()?;
-        self.check_seen_together(of)?;
-        let _locks = self.lock_with(of)?;
-        let (mut group, bytes) = self.find_group(namespace, name)?;
-        let head = of.read_head_for_writing(image)?;
-        if head.namespace != namespace.in_records() {
-            let message = "a group and its images are in the namespaces of one name";
-            return fail(ErrorKind::Invalid, message);
-        }
-        let member = MemberId { pool: of.id(), image };
-        if holds(&group, member) {
-            return Ok(());
-        }
-        if let Some(other) = of.group_of(image)? {
-            let label = of.image_label(&head);
-            let message = format!("{label} is in group {}/{} already", other.pool, other.name);
-            return fail(ErrorKind::Exists, message);
-        }
-        let note =
-            MembershipRecord { image_id: image.0, pool_id: self.id().0, group_id: group.group_id };
-        let key = Key::GroupNote(image);
-        let put = of.records().put(&key, &encode_message(FrameKind::Membership, &note));
-        put.at(|| format!("cannot write {}", of.records().show(&key)))?;
-        group.members.push(member_record(member));
-        self.replace_group(&bytes, &group)?;
-        self.check_not_removed(of, image, &group)
-    }
-
-    /// After an image became a member of a group of this pool: takes it out again where another host removes it at the
-    /// same time. That host marks the image first, and looks for its group then.
-    fn check_not_removed(&self, of: &Self, image: ImageId, group: &GroupRecord) -> Result<()> {
-        if of.segments().shipping().is_none() {
-            return Ok(());
-        }
-        let gone = match of.read_head(image) {
-            Ok(head) => head.removing,
-            Err(error) => error.kind() == ErrorKind::NotFound,
-        };
-        if !gone {
-            return Ok(());
-        }
-        let member = member_record(MemberId { pool: of.id(), image });
-        let (mut now, bytes) = self.read_group(group.group_id)?;
-        now.members.retain(|other| *other != member);
-        self.replace_group(&bytes, &now)?;
-        if of.read_head(image).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
-            // What lies beside a head goes with it. The note came after that.
-            of.remove_head(image);
-        }
-        fail(ErrorKind::NotFound, "the image is being removed by another host")
-    }
-
-    /// Takes an image out of a group of this pool. Its parts of the group's snapshots stay. Does nothing where
-    /// it is in no group.
-    ///
-    /// # Errors
-    /// `InGroup` where it is in another group; `NotFound` for the group; `ReadOnly`.
-    pub fn remove_from_group(
-        &self,
-        namespace: &Namespace,
-        name: &str,
-        member: MemberId,
-    ) -> Result<()> {
-        self.check_writable()?;
-        let of = match self.pool_of_member(member) {
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            of => Some(of?),
-        };
-        let _locks = self.lock_with(of.as_ref().unwrap_or(self))?;
-        let (mut group, bytes) = self.find_group(namespace, name)?;
-        if !holds(&group, member) {
-            let found = of.map(|of| of.group_of(member.image)).transpose()?.flatten();
-            return match found {
-                Some(other) => {
-                    let message = format!("the image is in group {}/{}", other.pool, other.name);
-                    fail(ErrorKind::InGroup, message)
-                }
-                None => Ok(()),
-            };
-        }
-        group.members.retain(|other| *other != member_record(member));
-        self.replace_group(&bytes, &group)?;
-        let image = member.image;
-        let removed = of.map(|of| of.records().remove(&Key::GroupNote(image)));
-        if let Some(Err(error)) = removed {
-            tracing::debug!(%image, %error, "a note of a group is left, which means nothing now");
-        }
-        Ok(())
-    }
-
-    /// Fails where the image is in a group. The pool's lock is held.
-    pub(crate) fn check_in_no_group(&self, image: ImageId, label: &str) -> Result<()> {
-        match self.group_of(image)? {
-            None => Ok(()),
-            Some(group) => {
-                let message = format!("{label} is in group {}/{}", group.pool, group.name);
-                fail(ErrorKind::InGroup, message)
-            }
-        }
     }
 
     /// Changes a group's record under the pool's lock. Returns what `change` returns, and the new record.

@@ -27,6 +27,7 @@ pub(crate) mod level;
 pub(crate) mod litter;
 pub(crate) mod locks;
 pub(crate) mod markers;
+mod membership;
 pub(crate) mod migration;
 pub(crate) mod names;
 pub(crate) mod naming;

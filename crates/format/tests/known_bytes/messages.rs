@@ -394,15 +394,24 @@ fn a_group_record_is_these_bytes() {
         }],
         namespace: "ns".into(),
         name: "db".into(),
+        changes: 0,
     };
     is(FrameKind::Group, GROUP, &record);
+    let changed = GroupRecord { changes: 3, ..GroupRecord::default() };
+    assert_eq!(changed.encode_to_vec(), bytes("30 03 | changes, field 6"));
 }
 
 #[test]
 fn a_membership_record_is_these_bytes() {
-    let record =
-        MembershipRecord { image_id: 0x1122_3344_5566_7788, pool_id: 0x11, group_id: 0x22 };
+    let record = MembershipRecord {
+        image_id: 0x1122_3344_5566_7788,
+        pool_id: 0x11,
+        group_id: 0x22,
+        claim: 0,
+    };
     is(FrameKind::Membership, MEMBERSHIP, &record);
+    let claimed = MembershipRecord { claim: 0x44, ..MembershipRecord::default() };
+    assert_eq!(claimed.encode_to_vec(), bytes("21 44 00 00 00 00 00 00 00 | claim, field 4"));
 }
 
 #[test]
