@@ -1,4 +1,4 @@
-//! The program under the names of Ceph's other programs: `ceph`, `rados`, `rbd-nbd`, `rbdmap`. Expected words and
+//! The program under the names of Ceph's other programs: `ceph`, `rados`, `rbd-fuse`, `rbd-nbd`, `rbdmap`. Expected words and
 //! exit statuses are those that the programs of Ceph 16.2.15 gave, where a cluster and a store can agree.
 #![allow(missing_docs)]
 
@@ -129,7 +129,7 @@ fn what_only_a_cluster_can_do_is_refused_in_one_sentence() {
 #[test]
 fn versions_are_read_as_those_of_ceph() {
     let world = World::new();
-    for program in ["rbd", "ceph", "rados", "rbd-nbd"] {
+    for program in ["rbd", "ceph", "rados", "rbd-nbd", "rbd-fuse"] {
         let ran = world.called(program, "--version");
         assert!(ran.out.starts_with("ceph version 16.2.15 (marcot "), "{program}: {}", ran.out);
     }
@@ -149,6 +149,38 @@ fn rbd_nbd_ends_with_1_whatever_failed() {
     world.silently(&["create --size 1M image"]);
     let encrypted = nbd("map --encryption-format luks2 image");
     assert!(encrypted.err.contains("encryption of images is not offered"), "{}", encrypted.err);
+}
+
+#[test]
+fn rbd_fuse_refuses_before_it_mounts() {
+    let world = World::new();
+    let file = world.file("file", b"");
+    let empty = world.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let full = world.path("full");
+    std::fs::create_dir_all(full.join("directory")).unwrap();
+    let (empty, full) = (empty.to_str().unwrap(), full.to_str().unwrap());
+    let refused = [
+        (String::new(), "missing mountpoint parameter"),
+        ("-p rbd".to_owned(), "missing mountpoint parameter"),
+        (format!("{empty} {full}"), "too many arguments"),
+        (format!("--bogus {empty}"), "unrecognised option '--bogus'"),
+        (format!("-o bogus {empty}"), "unknown option 'bogus'"),
+        (format!("-o uid=root {empty}"), "mount option 'uid=root' needs a number"),
+        ("/nonexistent".to_owned(), "bad mount point '/nonexistent': No such file or directory"),
+        (file, "it is no directory"),
+        (full.to_owned(), "it is not empty; if this is safe, use the mount option 'nonempty'"),
+        (format!("-p nosuch {empty}"), "error opening pool 'nosuch': (2) No such file"),
+        (format!("-s nosuch {empty}"), "namespace 'nosuch' does not exist."),
+    ];
+    for (line, said) in refused {
+        let ran = world.called("rbd-fuse", &line);
+        assert_eq!((ran.status, ran.out.as_str()), (1, ""), "{line}: {}", ran.err);
+        assert!(ran.err.starts_with("rbd-fuse: ") && ran.err.contains(said), "{line}: {}", ran.err);
+        assert_eq!(ran.err.lines().count(), 1, "{line}: {}", ran.err);
+    }
+    assert!(world.called("rbd-fuse", "--help").out.starts_with("Usage: rbd-fuse MOUNTPOINT"));
+    assert_eq!(world.marcot("directory server").status, 1, "it is started by the program itself");
 }
 
 #[test]

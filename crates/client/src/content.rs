@@ -75,9 +75,14 @@ impl Image {
         if pool.read_only() {
             return Ok(Box::new(Opened(pool.open_read_only(self.id())?)));
         }
-        let size_bytes = pool.info(self.id())?.size_bytes;
+        Ok(Box::new(self.shared_content()?))
+    }
+
+    /// The content of the image, here or at its owner.
+    pub(crate) fn shared_content(&self) -> Result<Shared> {
+        let size_bytes = self.engine_pool().info(self.id())?.size_bytes;
         let access = Access::open(self, "reading")?;
-        Ok(Box::new(Shared { access, size_bytes }))
+        Ok(Shared { access, size_bytes })
     }
 }
 
@@ -123,7 +128,7 @@ impl Content for Opened {
 }
 
 /// Open here or elsewhere; others may write to it meanwhile.
-struct Shared {
+pub(crate) struct Shared {
     access: Access,
     size_bytes: u64,
 }

@@ -190,6 +190,10 @@ impl Devices {
                 Ok(MappedDevice { device, node, cookie: job.record.cookie, lacking_bytes })
             }
             Ready::Failed { kind, message } => Err(MapFailure::Server(Error::new(kind, message))),
+            Ready::Directory => {
+                let message = "the process that serves the device serves something else";
+                Err(MapFailure::Server(Error::new(ErrorKind::Io, message)))
+            }
         }
     }
 

@@ -64,6 +64,7 @@
 //! | RBD's streams: differences, and images with their snapshots | [`stream`] |
 //! | block devices of this machine | [`devices`] |
 //! | exports of a server | [`exports`] |
+//! | images as the files of a mounted directory | [`directory`] |
 //!
 //! # What a caller decides
 //!
@@ -81,6 +82,7 @@ pub mod content;
 pub mod copy;
 pub mod deep_copy;
 pub mod devices;
+pub mod directory;
 pub mod exports;
 pub mod foreign;
 pub mod group;

@@ -6,6 +6,8 @@ mod buffer;
 pub mod control;
 mod credentials;
 pub mod descriptors;
+pub mod directory;
+mod fuse_mounts;
 pub mod host;
 pub mod mapping;
 pub mod nbd;

@@ -166,7 +166,7 @@ fn serve_device(_session: &Session, _args: &Args) -> Outcome {
 }
 
 /// SIGINT and SIGTERM.
-struct Signals;
+pub struct Signals;
 
 impl Stop for Signals {
     fn asked(&self) -> bool {

@@ -20,6 +20,7 @@ mod layer;
 mod list;
 mod lock;
 mod migration;
+pub mod mount;
 mod namespace;
 mod object_map;
 mod origin;
@@ -68,6 +69,7 @@ pub const ALL: &[&[CommandSpec]] = &[
     list::COMMANDS,
     lock::COMMANDS,
     migration::COMMANDS,
+    mount::COMMANDS,
     namespace::COMMANDS,
     object_map::COMMANDS,
     perf::COMMANDS,

@@ -5,6 +5,7 @@ mod ceph;
 mod ceph_output;
 mod ceph_pool;
 mod rados;
+mod rbd_fuse;
 mod rbd_nbd;
 mod rbdmap;
 
@@ -32,7 +33,8 @@ pub struct Program {
 }
 
 /// The programs beside `marcot` and `rbd`.
-const OTHERS: &[&Program] = &[&ceph::CEPH, &rados::RADOS, &rbd_nbd::RBD_NBD, &rbdmap::RBDMAP];
+const OTHERS: &[&Program] =
+    &[&ceph::CEPH, &rados::RADOS, &rbd_fuse::RBD_FUSE, &rbd_nbd::RBD_NBD, &rbdmap::RBDMAP];
 
 /// The program that is called by this name, if it is neither `marcot` nor `rbd`.
 pub fn other(argv0: &str) -> Option<&'static Program> {

@@ -56,6 +56,11 @@ impl Completion {
         Self(Some(Box::new(callback)))
     }
 
+    /// Calls the callback with an error, for a request that is not handed over.
+    pub fn fail(self, error: Error) {
+        self.call(Err(error));
+    }
+
     /// The same; what succeeds is counted.
     fn counted(self, tally: Arc<Tally>, begun: Begun) -> Self {
         Self::new(move |outcome| {

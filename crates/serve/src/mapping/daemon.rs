@@ -40,7 +40,9 @@ pub enum Ready {
         /// Bytes at the image's end that the device lacks.
         lacking_bytes: u64,
     },
-    /// It could not serve the device.
+    /// It serves a directory of images.
+    Directory,
+    /// It could not serve.
     Failed {
         /// The kind of the error, by its name.
         #[serde(deserialize_with = "message::kind_or_io")]

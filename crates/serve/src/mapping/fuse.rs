@@ -14,8 +14,10 @@ use fuser::{
     ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, WriteFlags,
 };
-use marcot::{BLOCK_BYTES, Error, ErrorKind, Result};
+use marcot::{BLOCK_BYTES, Error, Result};
 
+use crate::fuse_mounts::errno;
+pub(super) use crate::fuse_mounts::unmount_dead;
 use crate::host::{Completion, DeviceRequest, HostHandle};
 
 /// Name of the one file.
@@ -87,49 +89,9 @@ impl Mount {
     }
 }
 
-/// Removes the mount of a server that died. It is no error if there is none.
-pub(super) fn unmount_dead(directory: &Path) -> Result<()> {
-    match rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH) {
-        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
-        // The kernel refuses other users than root before it checks whether there is a mount.
-        Err(rustix::io::Errno::PERM) if !is_mounted(directory) => Ok(()),
-        Err(error) => {
-            let context = format!("cannot unmount {}", directory.display());
-            Err(Error::from_io(context, error.into()))
-        }
-    }
-}
-
-fn is_mounted(directory: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let file_system = |path: &Path| std::fs::metadata(path).map(|m| m.dev());
-    let above = directory.parent().map(file_system);
-    // `stat` fails on a mount whose server is dead.
-    match (file_system(directory), above) {
-        (Ok(here), Some(Ok(above))) => here != above,
-        (Err(error), _) => error.kind() != io::ErrorKind::NotFound,
-        _ => true,
-    }
-}
-
 struct ImageFile {
     host: HostHandle,
     read_only: bool,
-}
-
-/// What the kernel is told of an error.
-fn errno(error: &Error) -> Errno {
-    match error.kind() {
-        ErrorKind::Invalid | ErrorKind::OutOfRange => Errno::EINVAL,
-        ErrorKind::NoSpace => Errno::ENOSPC,
-        ErrorKind::Exhausted => Errno::EMFILE,
-        ErrorKind::ReadOnly => Errno::EROFS,
-        ErrorKind::Fenced => Errno::ESHUTDOWN,
-        ErrorKind::PermissionDenied => Errno::EACCES,
-        ErrorKind::Unsupported => Errno::EOPNOTSUPP,
-        ErrorKind::Interrupted => Errno::EINTR,
-        _ => Errno::EIO,
-    }
 }
 
 impl ImageFile {

@@ -154,6 +154,16 @@ impl Registry {
         self.directory.path()
     }
 
+    /// Opens a log file in the run directory for appending, for a process that serves no device. `name` is no
+    /// device's.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn open_other_log(&self, name: &str) -> Result<(OwnedFd, PathBuf)> {
+        let log = self.directory.open_or_create(name, OFlags::APPEND)?;
+        Ok((log, self.directory.path().join(name)))
+    }
+
     /// All records.
     ///
     /// # Errors

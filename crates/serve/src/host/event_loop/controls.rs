@@ -97,7 +97,8 @@ impl EventLoop {
             return Err(in_use_by(&format!("a command of process {process}")));
         }
         if !self.parts.shared.refuse_holds() {
-            return Err(in_use_by("a client that has just come"));
+            let known = self.parts.options.usage.is_some().then(|| self.usage());
+            return Err(in_use_by(known.as_deref().unwrap_or("a client that has just come")));
         }
         self.begin_stop();
         Ok(())
