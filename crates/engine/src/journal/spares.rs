@@ -11,12 +11,15 @@
 //! - This process has created it, so no owner that was replaced may still write to it.
 //! - It has no holes, so that writing to it needs no room.
 
+use std::sync::Arc;
+
 use marcot_format::BLOCK_BYTES;
 use marcot_format::segment::SegmentKind;
 
+use super::{Journal, Prepared};
 use crate::catalog::Identity;
 use crate::fault::{self, Fault};
-use crate::segment::SegmentName;
+use crate::segment::{SegmentName, Series};
 
 /// Most spares of an image.
 const SPARES_MAX: u64 = 8;
@@ -109,5 +112,80 @@ impl SparesWanted {
         // Somebody may keep a copy by a hard link.
         let own = !file.has_other_names().unwrap_or(true);
         own && length >= image.pool.store().limits().spare_bytes_min && allocated >= length
+    }
+}
+
+impl Journal {
+    /// Has the next data segment created for each one that is half full: the open one, and one beside the log if
+    /// `target_slot`, where the next group goes in that, says so.
+    pub(crate) fn prepare_segments(&mut self, series: &Series, target_slot: Option<u32>) {
+        let Some(log) = &self.log else { return };
+        let half = self.limits().segment_slots / 2;
+        let half_full = |slot: &u32| *slot >= half;
+        let wanted =
+            [Some(log.slot), target_slot].iter().flatten().filter(|s| half_full(s)).count();
+        while self.prepared.len() < wanted {
+            let sequence = series.marks().data + self.prepared.len() as u32;
+            let name = series.name(SegmentKind::Data, sequence);
+            if !series.may_give(name) {
+                return;
+            }
+            let dead = self.spares.take();
+            self.prepared.push_back(Prepared::start(&self.image, name, log.epoch, dead));
+        }
+    }
+
+    /// See [`Spares::wanted`]. Where the medium is nearly full, no segments are kept any more.
+    pub(crate) fn spares_wanted(&mut self, live_slots: u64) -> SparesWanted {
+        if self.is_shipped() {
+            // No key of an object store ever holds two contents.
+            return SparesWanted::default();
+        }
+        if self.spares.count() > 0 && !may_keep(&self.image) {
+            self.remove_spares_later();
+        }
+        self.spares.wanted(&self.image, live_slots)
+    }
+
+    /// Keeps dead segments that were chosen ([`SparesWanted::choose`]) for later; removes them where the log was
+    /// ended meanwhile.
+    pub(crate) fn add_spares(&mut self, names: Vec<SegmentName>) {
+        self.spares.add(names);
+        if self.log.is_none() {
+            self.remove_spares();
+        }
+    }
+
+    /// Number of dead segments that are kept.
+    pub(crate) fn spare_count(&self) -> u64 {
+        self.spares.count()
+    }
+
+    /// Removes the dead segments that are kept.
+    pub(crate) fn remove_spares(&mut self) {
+        self.image.remove_segments(self.spares.take_all());
+    }
+
+    /// Gives the room of dead segments back, because the image is idle: of those that are kept, and of those that
+    /// next segments were made of.
+    pub(crate) fn give_dead_back(&mut self) {
+        while self.prepared.iter().any(Prepared::is_of_dead)
+            && let Some(prepared) = self.prepared.pop_back()
+        {
+            prepared.remove(&self.image);
+        }
+        self.remove_spares_later();
+    }
+
+    /// As [`Self::remove_spares`], on a worker: it takes longer than a request may wait.
+    fn remove_spares_later(&mut self) {
+        let names = self.spares.take_all();
+        if !names.is_empty() {
+            let image = Arc::clone(&self.image);
+            let removing = self.workers().start(Box::new(move || image.remove_segments(names)));
+            if let Some(before) = self.removing.replace(removing) {
+                before.wait();
+            }
+        }
     }
 }
