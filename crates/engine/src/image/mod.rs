@@ -16,6 +16,7 @@ mod commands;
 mod compact;
 mod copies;
 mod diff;
+mod extents;
 mod flatten;
 mod head;
 mod idle;

@@ -6,12 +6,12 @@ use marcot_format::{BLOCK_BYTES, MAP_FANOUT, MapEntry, SegmentIndex, Slot, crc32
 use marcot_store::{DiskFile, FileRead};
 
 use super::Image;
-use crate::device::{Extent, Read};
+use crate::device::Read;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
 use crate::fetches::{LeftRead, Part};
 use crate::in_flight::Candidate;
-use crate::map::{Leaf, Visitor, position, visit};
+use crate::map::{Leaf, position};
 use crate::segment::SegmentName;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -458,51 +458,6 @@ impl Image {
         read.result
     }
 
-    pub(super) fn extents_of(
-        &mut self,
-        offset: u64,
-        length: u64,
-        max: usize,
-    ) -> Result<Vec<Extent>> {
-        self.check_range(offset, length)?;
-        let end = offset + length;
-        let (mut at, stop) = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
-        let mut list = ExtentList { extents: Vec::new(), at: offset, end, max };
-        let mut whole = true;
-        while at < stop && whole {
-            // First the map up to the next run of the log, then that run.
-            let overlay = self.overlay_for(at, at + 1)?;
-            let known = overlay.map_or(stop, |o| o.window_end().min(stop));
-            let run = overlay.and_then(|o| o.first_run(at, known));
-            let (from, to, written) = run.unwrap_or((known, known, false));
-            let (map, mut source) = self.state.parts();
-            let top = crate::map::TOP_LEVEL;
-            whole = visit(map.top(), top, 0, (at, from), &mut source, &mut list)?;
-            whole = whole && (!written || list.data(from, to - from));
-            at = to;
-        }
-        let ExtentList { mut extents, at, .. } = list;
-        if whole {
-            push(&mut extents, at, end, false);
-        }
-        extents.truncate(max);
-        self.evict(self.limits().map_memory_bytes);
-        Ok(extents)
-    }
-
-    /// As [`Self::extents_of`], but waits for no service.
-    pub(super) fn extents_at_hand(
-        &mut self,
-        offset: u64,
-        length: u64,
-        max: usize,
-    ) -> Result<Vec<Extent>> {
-        self.state.table.refuse_waiting();
-        let extents = self.extents_of(offset, length, max);
-        self.state.table.allow_waiting();
-        extents
-    }
-
     pub(super) fn advise(&mut self, offset: u64, length: u64) -> Result<()> {
         self.check_range(offset, length)?;
         let (from, to) = (offset / BLOCK_BYTES, (offset + length).div_ceil(BLOCK_BYTES));
@@ -547,53 +502,6 @@ fn first_wrong(op: &FileRead<'_>, piece: &Piece, plan: &Plan) -> Option<(usize, 
         }
     }
     None
-}
-
-/// Gathers extents while a map is visited.
-struct ExtentList {
-    extents: Vec<Extent>,
-    /// Bytes up to here are listed.
-    at: u64,
-    end: u64,
-    max: usize,
-}
-
-impl ExtentList {
-    fn data(&mut self, first: u64, blocks: u64) -> bool {
-        let start = (first * BLOCK_BYTES).max(self.at);
-        let stop = ((first + blocks) * BLOCK_BYTES).min(self.end);
-        push(&mut self.extents, self.at, start, false);
-        if self.extents.len() >= self.max {
-            return false;
-        }
-        push(&mut self.extents, start, stop, true);
-        self.at = stop;
-        self.extents.len() <= self.max
-    }
-}
-
-impl Visitor for ExtentList {
-    /// Listed as data, not as a hole: reading it must fail, and must not be skipped.
-    fn lost(&mut self, first: u64, blocks: u64) -> Result<bool> {
-        Ok(self.data(first, blocks))
-    }
-
-    fn block(&mut self, block: u64, _: MapEntry) -> Result<bool> {
-        Ok(self.data(block, 1))
-    }
-}
-
-/// Adds `[from, to)`, merged with the last extent where it is of the same kind.
-fn push(extents: &mut Vec<Extent>, from: u64, to: u64, data: bool) {
-    if from >= to {
-        return;
-    }
-    match extents.last_mut() {
-        Some(last) if last.data == data && last.offset + last.length == from => {
-            last.length += to - from;
-        }
-        _ => extents.push(Extent { offset: from, length: to - from, data }),
-    }
 }
 
 impl Plan {

@@ -1,8 +1,10 @@
+use super::map_pages::MAP_PAGES_MAX;
 use super::*;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
 use crate::{CreateOptions, Limits, Store};
+use marcot_format::page::PAGE_READ_BYTES;
 use marcot_store::World;
 
 /// An image of 1 GiB in a store of its own.
