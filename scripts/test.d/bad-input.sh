@@ -73,6 +73,9 @@ command_line() {
     claim "an unknown command is refused" refuses 1 "*unknown option 'bogus'*" marcot bogus
     refusal 1 "did you mean 'marcot snap create'?" snap creat image@s2
     refusal 25 "perf image iotop needs a terminal" perf image iotop
+    refusal 22 "'1' is no id of an image" gc --take-back 1
+    refusal 2 "pool 'rbd' has no image with the id 0123456789abcdef" gc --take-back 0123456789abcdef
+    refusal 17 "rbd/image is finished: 'rm' removes it" gc --take-back "$(marcot info image --format json | sed 's/.*"id":"\([0-9a-f]*\)".*/\1/')"
     refusal 22 "pool name was not specified" tail ls
     refusal 2 "error opening pool 'nopool': (2)" tail ls nopool
     refusal 22 "tail id was not specified" tail rm rbd

@@ -462,3 +462,45 @@ fn a_server_does_not_take_an_image_back_for_clients_that_connect_again() {
     assert!(back.read(2 << 16, 1 << 16).unwrap() == content);
     assert_ne!(written(&mut client, 0).1, 0);
 }
+
+#[test]
+fn what_another_host_has_begun_to_make_is_shown_and_taken_back() {
+    let service = Server::plain();
+    let (one, two) = (Host::new(&service), Host::new(&service));
+    one.works("pool create gold --backend s3://bucket/prefix");
+    two.works("pool attach gold --backend s3://bucket/prefix");
+    // The directory in which the name is to be.
+    one.works("create gold/vm --size 4M");
+    one.works("rm --no-progress gold/vm");
+    let directories: Vec<(String, Vec<u8>)> = service
+        .names("bucket")
+        .into_iter()
+        .filter(|key| key.contains("/names/"))
+        .map(|key| (key.clone(), service.bytes("bucket", &key).unwrap()))
+        .collect();
+    two.works("create gold/vm --size 4M");
+    let id = number_of(&two, "gold/vm");
+    // As if that host had been lost before it had stored the name.
+    for (key, bytes) in directories {
+        service.store("bucket", &key, bytes);
+    }
+
+    assert_eq!(one.works("ls gold"), "");
+    let shown = one.works("gc --no-progress gold");
+    let lines: Vec<&str> =
+        shown.lines().skip_while(|line| !line.starts_with("BEGUN BY ANOTHER HOST")).collect();
+    assert_eq!(lines.len(), 2, "{shown}");
+    assert!(lines[1].starts_with("gold/vm") && lines[1].contains(&id), "{shown}");
+    let document = one.works("gc --no-progress gold --format json");
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    let begun = &document["begun_elsewhere"][0];
+    assert_eq!((&begun["id"], &begun["image"]), (&id.as_str().into(), &"gold/vm".into()));
+    assert!(!begun["host"].as_str().unwrap().is_empty());
+    let words = format!("'gc --take-back {id}' removes the image");
+    assert!(one.works("check --no-progress gold").contains(&words));
+
+    one.works(&format!("gc --take-back {id} gold"));
+    assert!(one.works("check --no-progress gold").contains("all is well"));
+    assert!(!one.works("gc --no-progress gold").contains("BEGUN"));
+    one.refuses(ENOENT, "has no image with the id", &format!("gc --take-back {id} gold"));
+}

@@ -1,6 +1,6 @@
 //! Operations on all images of a pool: verifying them, and freeing the space that none needs.
 
-use marcot::{CheckOptions, CheckReport, GcReport, ImageName, Keep, Namespace, Result};
+use marcot::{CheckOptions, CheckReport, GcReport, ImageId, ImageName, Keep, Namespace, Result};
 
 use crate::operation::Operation;
 use crate::pool::Pool;
@@ -53,6 +53,14 @@ impl Pool {
             self.let_all_idle_go()?;
             self.client().store().gc(self.engine(), progress)
         })
+    }
+
+    /// See [`marcot::Pool::take_back`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take_back(&self, image: ImageId) -> Result<()> {
+        self.operate(Operation::CollectGarbage, || self.engine().take_back(image))
     }
 
     /// Asks processes to close every image and snapshot of the pool that they keep open without using it.

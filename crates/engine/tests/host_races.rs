@@ -14,7 +14,7 @@ use support::assert_sound;
 use support::bucket::Bucket;
 use support::hosts::{Hosts, assert_block, write};
 
-use marcot::{CloneOptions, CreateOptions, ErrorKind, ImageId, Namespace, Pool};
+use marcot::{CheckOptions, CloneOptions, CreateOptions, ErrorKind, ImageId, Namespace, Pool};
 use marcot_backend::object::memory::MemoryService;
 use marcot_backend::object::service::{
     Condition, Object, ObjectService, Page, ServiceError, Version,
@@ -351,4 +351,39 @@ fn a_clone_waits_for_an_unprotect_on_another_host_that_may_find_a_child() {
     let thread = cloning.lock().unwrap().take().expect("the children were listed");
     let clone = thread.join().unwrap().unwrap();
     assert_block(&mut hosts.pool(0).open_read_only(clone).unwrap(), 1, 1);
+}
+
+#[test]
+fn what_a_lost_host_has_begun_is_shown_to_others_and_taken_back_when_they_are_told() {
+    let (hosts, service) = two_hosts();
+    let id = hosts.image();
+    let mut image = hosts.pool(0).open(id).unwrap();
+    image.snapshot("s").unwrap();
+    image.protect("s").unwrap();
+    image.close().unwrap();
+    let pool = hosts.pool(1);
+    service.before("put names/", || panic!("it is lost"));
+    let options = CloneOptions::default();
+    let lost = || pool.snapshot(id, "s").clone_to(&pool, "child", &options).map(drop);
+    assert!(catch_unwind(AssertUnwindSafe(lost)).is_err());
+
+    // The host that was lost could take it back by itself. The other one has to be told.
+    let (store, pool) = (&hosts.stores[0], hosts.pool(0));
+    let begun = || store.gc(&pool, &mut |_, _| {}).unwrap().begun_elsewhere;
+    let [found] = &*begun() else { panic!("{:?}", begun()) };
+    assert_eq!((&*found.label, &*found.host), ("rbd/child", "host-2"));
+    let child = found.id;
+    let report = store.check(&pool, &CheckOptions::default(), &mut |_, _| {}).unwrap();
+    let [finding] = &*report.findings else { panic!("{:?}", report.findings) };
+    assert!(finding.message.contains("host host-2 has begun it"), "{finding:?}");
+    assert!(finding.message.contains(&format!("'gc --take-back {child}'")), "{finding:?}");
+    let refused = pool.take_back(id).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Exists, "{refused}");
+    assert_eq!(store.children(&pool, id, None).unwrap().len(), 1);
+
+    pool.take_back(child).unwrap();
+    assert!(begun().is_empty() && store.children(&pool, id, None).unwrap().is_empty());
+    assert_eq!(pool.take_back(child).unwrap_err().kind(), ErrorKind::NotFound);
+    pool.create("child", &CreateOptions::sized(4096)).unwrap();
+    hosts.stores.iter().zip(0..).for_each(|(store, host)| assert_sound(store, &hosts.pool(host)));
 }

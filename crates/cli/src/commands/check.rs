@@ -13,8 +13,8 @@ use crate::errno;
 use crate::errno::EIO;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Align, Node, Table, line, output_open};
-use crate::session::Session;
-use crate::size;
+use crate::session::{self, Session};
+use crate::{size, time};
 
 /// Default rate of a scrub: a small part of what any disk can read, and a terabyte in five hours.
 const SCRUB_BYTES_PER_S_DEFAULT: u64 = 64 << 20;
@@ -31,11 +31,18 @@ const CHECK: &[Opt] = &[
     Opt::new("all", Kind::Flag, "every pool of the store").letter('a'),
 ];
 
-const GC: &[Opt] = &[Opt::new(
-    "interrupted",
-    Kind::Flag,
-    "also remove what interrupted copies and imports of the last 7 days have left, to go on with",
-)];
+const GC: &[Opt] = &[
+    Opt::new(
+        "interrupted",
+        Kind::Flag,
+        "also remove what interrupted copies and imports of the last 7 days have left, to go on with",
+    ),
+    Opt::new(
+        "take-back",
+        Kind::Text,
+        "only remove the image with this id, which a host that is gone for good has begun to make",
+    ),
+];
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
@@ -58,6 +65,10 @@ pub const COMMANDS: &[CommandSpec] = &[
         .examples(&[
             ("gc kubernetes", "and tell what snapshots hold"),
             ("gc --interrupted kubernetes", "and remove what interrupted copies could go on with"),
+            (
+                "gc --take-back 5f0c3b7a91d2e648 gold",
+                "'gc gold' and 'check gold' show what other hosts have begun to make",
+            ),
         ]),
 ];
 
@@ -227,6 +238,9 @@ fn gc(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     output_open()?;
     let pool = session.pool(names::pool_target(args)?.pool_or_default())?;
+    if let Some(id) = args.text("take-back") {
+        return take_back(&pool, id);
+    }
     let mut progress = session.parts("Collecting garbage");
     let mut report = |done, total| progress.update_before_end(done, total);
     let keep = if args.flag("interrupted") { Keep::Nothing } else { Keep::Interrupted };
@@ -234,6 +248,15 @@ fn gc(session: &Session, args: &Args) -> Outcome {
     let outcome = outcome.map_err(|e| Failure::engine("gc failed", &e));
     let found = progress.end(outcome)?;
     format.print(|| plain_gc(&found), || ("gc", gc_node(&found)))
+}
+
+/// Removes an image that another host has begun to make.
+fn take_back(pool: &Pool, id: &str) -> Outcome {
+    const ERROR: &str = "error taking the image back";
+    let Some(image) = session::parse_image_id(id) else {
+        return Err(Failure::invalid(format!("'{id}' is no id of an image")));
+    };
+    pool.take_back(image).map_err(|error| Failure::engine(ERROR, &error))
 }
 
 fn plain_gc(report: &GcReport) -> String {
@@ -250,6 +273,16 @@ fn plain_gc(report: &GcReport) -> String {
         table.row(vec![row.holder.clone(), size::show(row.bytes)]);
     }
     text.push_str(&table.render());
+    if !report.begun_elsewhere.is_empty() {
+        let table = Table::new().column("BEGUN BY ANOTHER HOST", Align::Left);
+        let table = table.column("ID", Align::Left).column("HOST", Align::Left);
+        let mut table = table.column("SINCE", Align::Left);
+        for begun in &report.begun_elsewhere {
+            let (id, since) = (begun.id.to_string(), time::ctime(begun.created_s));
+            table.row(vec![begun.label.clone(), id, begun.host.clone(), since]);
+        }
+        text.push_str(&table.render());
+    }
     text
 }
 
@@ -257,10 +290,19 @@ fn gc_node(report: &GcReport) -> Node {
     let row = |row: &marcot::PinnedRow| {
         Node::Object(vec![("holder", row.holder.as_str().into()), ("bytes", row.bytes.into())])
     };
+    let begun = |begun: &marcot::BegunImage| {
+        Node::Object(vec![
+            ("id", begun.id.to_string().into()),
+            ("image", begun.label.as_str().into()),
+            ("host", begun.host.as_str().into()),
+            ("since", time::ctime(begun.created_s).into()),
+        ])
+    };
     Node::Object(vec![
         ("freed_bytes", report.freed_bytes.into()),
         ("live_bytes", report.live_bytes.into()),
         ("allocated_bytes", report.allocated_bytes.into()),
         ("pinned", Node::array("row", report.pinned.iter().map(row))),
+        ("begun_elsewhere", Node::array("image", report.begun_elsewhere.iter().map(begun))),
     ])
 }

@@ -27,6 +27,7 @@ use crate::catalog::strangers::Kind;
 use crate::catalog::{GroupSnapshotId, Pool, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{DamagedLog, Image};
+use crate::operations::begun::{Begun, BegunImage};
 use crate::root::{AncestorPlaces, RootOf};
 use crate::segment::SegmentName;
 use crate::table::Place;
@@ -244,24 +245,17 @@ impl Checker<'_> {
             self.find(&label, false, message);
             return None;
         }
-        if self.pool.never_named(&head, &mut self.named) {
-            let message = format!(
-                "image {image} ('{}') has no name yet: its creation was cut off; 'gc' removes it",
-                head.name
-            );
-            self.find(&head.name, false, message);
-            return None;
-        }
-        match self.pool.is_nameless(&head, &mut self.named) {
-            Ok(false) => {}
-            Ok(true) => self.nameless(image, &head),
-            Err(error) => {
+        match self.pool.begun(&head, &mut self.named) {
+            Some(Begun::Here) => {
                 let message = format!(
-                    "whether image {image} has a name cannot be told: {}",
-                    error.sentence()
+                    "image {image} ('{}') has no name yet: its creation was cut off; 'gc' removes it",
+                    head.name
                 );
-                self.find_failed(&label, "names of images", &error, message);
+                self.find(&head.name, false, message);
+                return None;
             }
+            Some(Begun::Elsewhere(begun)) => self.nameless(image, &head, Some(&begun)),
+            None => self.check_named(&label, image, &head),
         }
         self.report.images += 1;
         self.parent(&label, &head);
@@ -304,11 +298,30 @@ impl Checker<'_> {
         }
     }
 
+    fn check_named(&mut self, label: &str, image: ImageId, head: &HeadRecord) {
+        match self.pool.is_nameless(head, &mut self.named) {
+            Ok(false) => {}
+            Ok(true) => self.nameless(image, head, None),
+            Err(error) => {
+                let message = format!(
+                    "whether image {image} has a name cannot be told: {}",
+                    error.sentence()
+                );
+                self.find_failed(label, "names of images", &error, message);
+            }
+        }
+    }
+
     /// Reports an image that has no name, and repairs it by giving it one.
-    fn nameless(&mut self, image: ImageId, head: &HeadRecord) {
-        let message =
+    fn nameless(&mut self, image: ImageId, head: &HeadRecord, begun: Option<&BegunImage>) {
+        let mut message =
             format!("image {image} ('{}') has no name, so no command can reach it", head.name);
-        self.find(&head.name, true, message);
+        if let Some(BegunImage { host, .. }) = begun {
+            message += &format!(
+                ": host {host} has begun it, and may be at work; if it is gone, 'gc --take-back {image}' removes the image, and 'check --repair' names it"
+            );
+        }
+        self.find(&head.name, begun.is_none(), message);
         if self.options.repair && self.pool.restore_name(image, head).is_ok() {
             self.repaired();
         }

@@ -13,6 +13,7 @@ use marcot_format::segment::SegmentKind;
 use marcot_format::{BLOCK_BYTES, ImageId, SnapId};
 use marcot_store::LockMode;
 
+use super::begun::{Begun, BegunImage};
 use crate::catalog::naming::NamedImages;
 use crate::catalog::pool::Pool;
 use crate::catalog::store::Store;
@@ -48,12 +49,16 @@ pub struct GcReport {
     pub pinned: Vec<PinnedRow>,
     /// Bytes on the medium afterwards.
     pub allocated_bytes: u64,
+    /// Images that other hosts have begun to make. They have no name, and stay.
+    pub begun_elsewhere: Vec<BegunImage>,
 }
 
+#[derive(Default)]
 struct Collected {
     heads: Vec<HeadRecord>,
     candidates: Vec<SegmentName>,
     unfinished: Vec<(ImageId, HeadRecord)>,
+    begun_elsewhere: Vec<BegunImage>,
 }
 
 impl Store {
@@ -83,7 +88,7 @@ impl Store {
         pool.remove_stale_records()?;
         pool.sweep_strangers()?;
         let mut attempt = 1;
-        let (mut report, heads) = loop {
+        let (mut report, heads, begun_elsewhere) = loop {
             let collected = pool.collect()?;
             self.check_not_read()?;
             let finished = pool.finish_removals(&collected.unfinished)?;
@@ -99,11 +104,12 @@ impl Store {
                     tracing::debug!(pool = %pool.name(), error = %error.sentence(), "collected again");
                     attempt += 1;
                 }
-                freed => break (freed?, collected.heads),
+                freed => break (freed?, collected.heads, collected.begun_elsewhere),
             }
         };
         let left = pool.segments_by_set()?;
         pool.remove_empty_author_directories(&left, &heads);
+        report.begun_elsewhere = begun_elsewhere;
         report.allocated_bytes = pool.bytes_of(left.into_iter().flat_map(|(_, names)| names));
         Ok(report)
     }
@@ -256,8 +262,7 @@ impl Pool {
     /// Reads all heads, and lists the segments that may be freed if no head names them.
     fn collect(&self) -> Result<Collected> {
         let _catalogue = self.lock(LockMode::Exclusive)?;
-        let mut collected =
-            Collected { heads: Vec::new(), candidates: Vec::new(), unfinished: Vec::new() };
+        let mut collected = Collected::default();
         // Segments are listed before heads: what was stored later is nobody's candidate. And an image notes a set
         // of copies in its head before it makes it.
         let mut listed = self.segments_by_set()?;
@@ -345,9 +350,17 @@ impl Pool {
         // Only durable roots decide what is freed (I5). The writer of this head may have been killed,
         // or may still be, between its rename and its sync.
         self.settle(&Key::Head(image))?;
-        if head.removing || self.never_named(&head, named) {
+        if head.removing {
             collected.unfinished.push((image, head));
             return Ok(());
+        }
+        match self.begun(&head, named) {
+            None => {}
+            Some(Begun::Here) => {
+                collected.unfinished.push((image, head));
+                return Ok(());
+            }
+            Some(Begun::Elsewhere(begun)) => collected.begun_elsewhere.push(begun),
         }
         let open = head.open_from.or(head.marks).unwrap_or_default();
         let log = head.log.unwrap_or_default().sequence;
@@ -355,20 +368,6 @@ impl Pool {
         limits.insert(image, (head.shared_below.unwrap_or_default(), limit));
         collected.heads.push(head);
         Ok(())
-    }
-
-    /// True for an image whose creation was interrupted before it had a name. Nobody can have written it.
-    pub(crate) fn never_named(&self, head: &HeadRecord, named: &mut NamedImages) -> bool {
-        let here = self.segments().shipping().is_none_or(|shipping| {
-            let host = shipping.host().host;
-            head.owner.as_ref().is_some_and(|owner| owner.host == host)
-                || fault::is(Fault::OthersTakenBack)
-        });
-        // Another host may still be making it.
-        here && head.epoch == 0
-            && head.snapshots.is_empty()
-            // A name that cannot be read must not lead to the loss of the image.
-            && self.is_nameless(head, named).is_ok_and(|nameless| nameless)
     }
 
     /// Completes interrupted removals, and removes images whose creation was interrupted, where nobody has
@@ -382,7 +381,7 @@ impl Pool {
     }
 
     /// Completes one of them. Returns false where the image is in use or was changed meanwhile.
-    fn finish_removal(&self, image: ImageId, head: &HeadRecord) -> Result<bool> {
+    pub(super) fn finish_removal(&self, image: ImageId, head: &HeadRecord) -> Result<bool> {
         let Some(_lock) = self.lock_image(image)? else { return Ok(false) };
         let _catalogue = self.lock(LockMode::Exclusive)?;
         match self.read_head(image) {
