@@ -20,7 +20,7 @@ a_program_that_does_nothing_is_found_out() {
 
 main() {
     [[ ${1:-} == --marcot && -n ${2:-} ]] || { printf 'usage: rbd-replay.sh --marcot BINARY\n' >&2 && exit 2; }
-    need_packages python3
+    need_packages python3 qemu-utils
     claims_begin
     claim 'a program that prints nothing fails the cases' a_program_that_does_nothing_is_found_out
     # Prints a claim for each file of cases.

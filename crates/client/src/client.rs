@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use marcot::{ImageId, Result, Store, World};
 use marcot_serve::descriptors;
 
+use crate::external::Sources;
 use crate::operation::Operation;
 use crate::options::Options;
 use crate::retry::Retry;
@@ -38,6 +39,7 @@ impl Client {
     pub fn open(directory: &Path, options: Options) -> Result<Self> {
         let world = World::system();
         let store = Store::open_with(world.clone(), directory, options.limits)?;
+        store.set_external_sources(Arc::new(Sources(options.interrupt.clone())));
         Ok(Self(Arc::new(Inner { store, world, options, silent: Mutex::default() })))
     }
 

@@ -3,6 +3,7 @@
 //! The disk is a [`Source`]. Its states become snapshots, the oldest first: each is written over the one before, and
 //! only where the two may differ.
 
+use marcot::BLOCK_BYTES;
 use marcot_foreign::{Extent, Source, next_data};
 
 use crate::incoming::Incoming;
@@ -38,6 +39,12 @@ pub struct Steps {
     pub grain_bytes: usize,
 }
 
+/// A snapshot of the disk whose content the image has, by its index, and its size in bytes.
+type Before = Option<(usize, u64)>;
+
+/// Most parts of a disk that are left to it one by one.
+const RANGES_MAX: usize = 1 << 16;
+
 type Outcome<T = ()> = std::result::Result<T, Trouble>;
 
 impl Incoming {
@@ -70,6 +77,63 @@ impl Incoming {
     ) -> Outcome {
         let outcome = self.write_states(disk, steps, name, progress);
         self.noted(outcome)
+    }
+
+    /// Makes the image the target of a migration from `disk`, which `spec` describes and which is in the state `state`:
+    /// takes the snapshots of the disk, as [`Self::take_states`] does, and leaves the rest where it is. The image has the
+    /// size of the first state. `progress` gets the bytes that are done of the snapshots.
+    ///
+    /// # Errors
+    /// As [`Self::take_states`]; `Unsupported` for a pool in a bucket.
+    pub fn leave_to_source(
+        &mut self,
+        disk: &dyn Source,
+        (spec, state): (&str, &str),
+        steps: Steps,
+        name: &dyn Fn(usize) -> String,
+        progress: &mut dyn FnMut(u64),
+    ) -> Outcome {
+        let outcome = self.write_snapshots(disk, steps, name, progress).and_then(|before| {
+            self.set_size(disk.size_bytes())?;
+            let ranges = self.what_is_left(disk, before)?;
+            Ok(self.set_source(spec, state, &ranges)?)
+        });
+        self.noted(outcome)
+    }
+
+    /// The parts of `disk` that may differ from its last snapshot, in whole blocks; all of it where there is none.
+    fn what_is_left(&self, disk: &dyn Source, before: Before) -> Outcome<Vec<(u64, u64)>> {
+        let size_bytes = disk.size_bytes();
+        let all = || if size_bytes == 0 { Vec::new() } else { vec![(0, size_bytes)] };
+        let Some((snapshot, before_bytes)) = before else { return Ok(all()) };
+        let common = before_bytes.min(size_bytes);
+        let (mut ranges, mut offset): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
+        let mut add = |from: u64, to: u64| {
+            let (from, to) = (from / BLOCK_BYTES * BLOCK_BYTES, to.next_multiple_of(BLOCK_BYTES));
+            let to = to.min(size_bytes);
+            match ranges.last_mut() {
+                Some((last, length)) if *last + *length >= from => *length = to - *last,
+                _ if from < to => ranges.push((from, to - from)),
+                _ => {}
+            }
+            ranges.len() > RANGES_MAX
+        };
+        while offset < common {
+            self.check_interrupted()?;
+            let start = offset;
+            for part in disk.changes(snapshot, offset, common - offset)? {
+                offset = part.offset + part.length;
+                // Too many parts: all of it is read from the disk then, which has the same.
+                if part.data && add(part.offset, offset) {
+                    return Ok(all());
+                }
+            }
+            if offset <= start {
+                return Err(marcot_foreign::Error::damaged("its changes go nowhere").into());
+            }
+        }
+        add(common, size_bytes);
+        Ok(ranges)
     }
 
     /// Notes why the image is not finished.
@@ -120,6 +184,19 @@ impl Incoming {
         name: &dyn Fn(usize) -> String,
         progress: &mut dyn FnMut(u64),
     ) -> Outcome {
+        let before = self.write_snapshots(disk, steps, name, progress)?;
+        let done = disk.snapshots().iter().map(|snapshot| snapshot.size_bytes).sum::<u64>();
+        self.write_state(disk, before, steps, &mut |offset| progress(done + offset))
+    }
+
+    /// Writes the snapshots of a disk, the oldest first. Returns the last one, and its size.
+    fn write_snapshots(
+        &mut self,
+        disk: &dyn Source,
+        steps: Steps,
+        name: &dyn Fn(usize) -> String,
+        progress: &mut dyn FnMut(u64),
+    ) -> Outcome<Before> {
         let (mut before, mut done) = (None, 0);
         for index in 0..disk.snapshots().len() {
             let state = disk.at_snapshot(index)?;
@@ -128,14 +205,14 @@ impl Incoming {
             self.snapshot(&name(index), false)?;
             (before, done) = (Some((index, state.size_bytes())), done + state.size_bytes());
         }
-        self.write_state(disk, before, steps, &mut |offset| progress(done + offset))
+        Ok(before)
     }
 
     /// Makes the image, which has the state of the snapshot `before`, as `state` is. `before` has its size too.
     fn write_state(
         &mut self,
         state: &dyn Source,
-        before: Option<(usize, u64)>,
+        before: Before,
         steps: Steps,
         progress: &mut dyn FnMut(u64),
     ) -> Outcome {

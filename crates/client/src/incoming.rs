@@ -293,6 +293,16 @@ impl Incoming {
         self.device()?.discard(offset, length)
     }
 
+    /// See [`marcot::Image::leave_to_source`].
+    pub(crate) fn set_source(
+        &mut self,
+        spec: &str,
+        state: &str,
+        ranges: &[(u64, u64)],
+    ) -> Result<()> {
+        self.device()?.leave_to_source(spec, state, ranges)
+    }
+
     /// Takes a snapshot of what has been written so far.
     pub(crate) fn snapshot(&mut self, name: &str, protected: bool) -> Result<()> {
         let device = self.device()?;

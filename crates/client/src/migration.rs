@@ -9,10 +9,10 @@ use crate::operation::Operation;
 use crate::owner::Access;
 use crate::pool::Pool;
 
-/// A migration that was begun, by its two images. The handle keeps nothing open.
+/// A migration that was begun, by its images. The handle keeps nothing open.
 pub struct Migration {
-    pair: marcot::Migration,
-    source: Image,
+    /// `None` where the source lies outside the store.
+    source: Option<(marcot::Migration, Image)>,
     target: Image,
 }
 
@@ -54,6 +54,10 @@ impl Pool {
         self.operate(Operation::FindImage, || {
             let store = self.client().store();
             let image = self.engine().find_migrating(&name)?;
+            let info = self.engine().info(image)?;
+            if info.migration.is_some_and(|migration| migration.source_spec.is_some()) {
+                return Ok(Migration { source: None, target: self.known_image(name, image) });
+            }
             Ok(self.known_migration(store.migration(self.engine(), image)?))
         })
     }
@@ -68,7 +72,7 @@ impl Pool {
         };
         let source = handle(&pair.source_pool, pair.source);
         let target = handle(&pair.target_pool, pair.target);
-        Migration { pair, source, target }
+        Migration { source: Some((pair, source)), target }
     }
 }
 
@@ -126,9 +130,12 @@ impl Migration {
         self.target.operate(Operation::CommitMigration, || {
             let step = |step| Command::Migration { step };
             self.target.run::<()>(&step(MigrationStep::Verify), &mut |_, _| {})?;
-            let parent = self.source.engine_pool().info(self.source.id()).ok();
+            let Some((pair, source)) = &self.source else {
+                return self.target.run(&step(MigrationStep::End), &mut |_, _| {});
+            };
+            let parent = source.engine_pool().info(source.id()).ok();
             let store = self.target.client().store();
-            self.source.for_itself(|| store.remove_migrated(&self.pair, progress))?;
+            source.for_itself(|| store.remove_migrated(pair, progress))?;
             self.target.run::<()>(&step(MigrationStep::End), &mut |_, _| {})?;
             self.target.client().child_is_gone(parent.and_then(|info| info.parent).as_ref());
             Ok(())
@@ -145,7 +152,11 @@ impl Migration {
         self.target.operate(Operation::AbortMigration, || {
             let parent = self.target.engine_pool().info(self.target.id()).ok();
             let store = self.target.client().store();
-            self.target.for_itself(|| store.abort_migration(&self.pair, progress))?;
+            let (pool, id) = (self.target.engine_pool(), self.target.id());
+            self.target.for_itself(|| match &self.source {
+                Some((pair, _)) => store.abort_migration(pair, progress),
+                None => store.abort_migration_from_outside(pool, id, progress),
+            })?;
             self.target.client().child_is_gone(parent.and_then(|info| info.parent).as_ref());
             Ok(())
         })

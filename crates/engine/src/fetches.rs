@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use marcot_format::{BLOCK_BYTES, crc32c};
 use marcot_store::{DiskFile, Job, Running, Waker, Workers};
 
+use crate::external::External;
 use crate::segment::{Files, Need, SegmentName};
 
 /// Workers of an image that fetch at a time. More of them are no faster, and each is a thread.
@@ -64,15 +65,23 @@ impl LeftRead {
     }
 }
 
-/// Blocks that lie together in a segment.
+/// Blocks that lie together.
 pub(crate) struct Part {
-    pub file: Arc<dyn DiskFile>,
-    /// First byte in the file.
+    pub from: From,
+    /// First byte there.
     pub place: u64,
     /// Where in the buffer they belong, in bytes.
     pub at: usize,
-    /// What each block must match.
-    pub crcs: Vec<u32>,
+    /// How many there are.
+    pub blocks: usize,
+}
+
+/// Where blocks are fetched from.
+pub(crate) enum From {
+    /// A segment, and what each block must match.
+    Segment(Arc<dyn DiskFile>, Vec<u32>),
+    /// The source of a migration, outside the store.
+    External(Arc<External>),
 }
 
 /// What was fetched.
@@ -197,11 +206,20 @@ impl Fetches {
 /// Reads the parts into a buffer; false where one is short or does not match its checksums.
 fn fill(blocks: &mut [u8], parts: &[Part]) -> io::Result<bool> {
     for part in parts {
-        let buf = &mut blocks[part.at..part.at + part.crcs.len() * BLOCK];
-        let n = part.file.read_at(part.place, buf)?;
-        let matches = |(block, crc): (&[u8], &u32)| crc32c(block) == *crc;
-        if n < buf.len() || !buf.chunks_exact(BLOCK).zip(&part.crcs).all(matches) {
-            return Ok(false);
+        let buf = &mut blocks[part.at..part.at + part.blocks * BLOCK];
+        match &part.from {
+            From::External(source) => {
+                source
+                    .read(part.place, buf)
+                    .map_err(|error| io::Error::other(error.sentence().to_string()))?;
+            }
+            From::Segment(file, crcs) => {
+                let n = file.read_at(part.place, buf)?;
+                let matches = |(block, crc): (&[u8], &u32)| crc32c(block) == *crc;
+                if n < buf.len() || !buf.chunks_exact(BLOCK).zip(crcs).all(matches) {
+                    return Ok(false);
+                }
+            }
         }
     }
     Ok(true)

@@ -176,6 +176,7 @@ mod catalog;
 mod check;
 mod device;
 mod error;
+mod external;
 mod fetches;
 mod gc;
 mod image;
@@ -201,6 +202,7 @@ pub use device::{
     BlockDevice, CompletedRead, Completion, Extent, Housekeeping, IdleOutcome, Read, Write,
 };
 pub use error::{Error, ErrorKind, Remedy, Result, Sentence};
+pub use external::{ExternalDisk, ExternalSources};
 pub use image::{DiffExtent, FlattenPart, Image, SNAPSHOTS_MAX, UsageRow};
 pub use limits::Limits;
 #[cfg(feature = "deliberate-faults")]

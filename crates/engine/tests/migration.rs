@@ -298,7 +298,7 @@ fn nobody_changes_the_source_or_removes_either_image() {
     assert_eq!(kind(again.map(drop)), ErrorKind::Busy);
     let info = dest.info(target).unwrap().migration.unwrap();
     assert_eq!((info.is_source, info.state), (false, MigrationState::Prepared));
-    assert_eq!(pool.levels().known, 3);
+    assert_eq!(pool.levels().known, 4);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 mod support;
 
-use support::{checked, run};
+use support::{checked, each, give_away, run};
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -61,20 +61,6 @@ fn first_byte(pool: &Pool, id: ImageId) -> marcot::Result<u8> {
     Ok(byte[0])
 }
 
-fn each(directory: &Path, visit: &mut dyn FnMut(&Path)) {
-    visit(directory);
-    let is_directory = std::fs::symlink_metadata(directory).unwrap().is_dir();
-    if is_directory {
-        for entry in std::fs::read_dir(directory).unwrap() {
-            each(&entry.unwrap().path(), visit);
-        }
-    }
-}
-
-fn give(directory: &Path, user: u32) {
-    each(directory, &mut |path| std::os::unix::fs::lchown(path, Some(user), None).unwrap());
-}
-
 /// Everything below a directory, by name: to be compared with the same later.
 fn state(directory: &Path) -> BTreeMap<PathBuf, (u32, u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
@@ -95,7 +81,7 @@ impl Scene {
         let pool = store.pool_create("tmpl", &options).unwrap();
         let base = image(&pool, "base", 1);
         protect(&pool, base);
-        give(&directory, OTHER);
+        give_away(&directory, OTHER);
         directory.join("pools/tmpl")
     }
 
@@ -172,7 +158,7 @@ fn a_pool_that_takes_another_number_is_refused_and_disables_nobody() {
 fn a_pool_whose_directory_changed_hands_is_refused() {
     let scene = scene();
     let directory = scene.attach().directory().to_owned();
-    give(&directory, THIRD);
+    give_away(&directory, THIRD);
     let refused = scene.store.pool("tmpl").err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Invalid);
     assert!(refused.sentence().to_string().contains("belongs to user 64004"), "{refused}");
@@ -241,7 +227,7 @@ fn a_store_is_not_made_in_another_users_directory() {
     let scene = scene();
     let directory = scene.root.path().join("theirs");
     std::fs::create_dir(&directory).unwrap();
-    give(&directory, OTHER);
+    give_away(&directory, OTHER);
     let refused = Store::open(&directory).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
@@ -311,7 +297,7 @@ fn a_marker_of_another_user_counts_by_its_name_and_is_not_followed() {
         let path = pool.directory().join("children").join(name);
         let bytes = encode_message(FrameKind::Child, &marker(child, names));
         std::fs::write(&path, bytes).unwrap();
-        give(&path, OTHER);
+        give_away(&path, OTHER);
     }
     let refused = run(&pool, base, |image| image.unprotect("s")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::HasChildren);
@@ -333,7 +319,7 @@ fn files_that_are_no_markers_are_reported_and_removed_for_the_owner() {
     std::fs::create_dir_all(children.join("tree/of/directories")).unwrap();
     let marker = children.join(format!("{}.{:016x}.1.{:016x}.{:016x}", pool.id(), 1, 2, 4));
     std::fs::write(&marker, "small").unwrap();
-    give(&children, OTHER);
+    give_away(&children, OTHER);
     chown(&children, Some(0), None).unwrap();
     let check = |repair| checked(&scene.store, &pool, repair).findings;
     let found = check(false);
@@ -343,7 +329,7 @@ fn files_that_are_no_markers_are_reported_and_removed_for_the_owner() {
     assert!(check(false).is_empty());
     assert!(marker.exists() && std::fs::read_dir(&children).unwrap().count() == 1);
     std::fs::write(children.join("junk"), "again").unwrap();
-    give(&children.join("junk"), OTHER);
+    give_away(&children.join("junk"), OTHER);
     scene.store.gc(&pool, &mut |_, _| {}).unwrap();
     assert_eq!(std::fs::read_dir(&children).unwrap().count(), 1);
 }
@@ -516,7 +502,7 @@ fn a_store_of_another_user_leads_to_no_pool_of_ones_own() {
     let attached = scene.root.path().join("other/attached");
     std::fs::create_dir(&attached).unwrap();
     std::fs::write(attached.join("vm"), encode_message(FrameKind::Attached, &record)).unwrap();
-    give(&attached, OTHER);
+    give_away(&attached, OTHER);
     let store = Store::open(&scene.root.path().join("other")).unwrap();
     let refused = store.pool("vm").err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
@@ -585,7 +571,7 @@ fn a_link_or_an_odd_record_in_another_users_store_is_named() {
     let record = scene.root.path().join("other/store");
     std::fs::remove_file(&record).unwrap();
     std::fs::create_dir(&record).unwrap();
-    give(&record, OTHER);
+    give_away(&record, OTHER);
     let refused = Store::open(&scene.root.path().join("other")).err().unwrap();
     assert!(refused.sentence().to_string().contains("cannot read"), "{refused}");
 }
@@ -606,7 +592,7 @@ fn the_children_of_a_child_that_another_user_claims_are_not_ones_own() {
     let name = format!("{}.{base}.1.{}.{claimed}", golden.id(), tmpl.id());
     let marker = golden.directory().join("children").join(name);
     std::fs::write(&marker, "").unwrap();
-    give(&marker, OTHER);
+    give_away(&marker, OTHER);
     let found = scene.store.descendants(&golden, base, None).unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!((found[0].image_id, found[0].user), (claimed, Some(OTHER)));

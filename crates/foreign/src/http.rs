@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::source::{Extent, Source, check_range};
 
 /// Tells whether the user wants to stop.
-pub type Interrupted = fn() -> bool;
+pub type Interrupted = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// How long the server may say nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -219,6 +219,14 @@ fn failed(error: &reqwest::Error) -> Error {
 }
 
 impl HttpSource {
+    /// A text that tells the state of the file from others, as far as the server says it.
+    #[must_use]
+    pub fn state(&self) -> String {
+        let shown = |text: &Option<String>| text.clone().unwrap_or_default();
+        let State { tag, changed } = &self.state;
+        format!("http {} {} {}", self.size_bytes, shown(tag), shown(changed))
+    }
+
     /// Reads a range with one request, which is sent again if the answer is cut off.
     fn fetch(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let mut tries = 1;

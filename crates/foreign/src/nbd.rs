@@ -7,7 +7,7 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +24,7 @@ pub enum Address {
 }
 
 /// Tells whether the user wants to stop.
-pub type Interrupted = fn() -> bool;
+pub type Interrupted = Arc<dyn Fn() -> bool + Send + Sync>;
 
 const PORT: u16 = 10_809;
 /// Longest silence of a server.

@@ -94,16 +94,33 @@ impl BlockAddress {
     /// error. Index 0 of the segment table is never used, so no older reader takes it for data.
     pub const LOST: Self = Self(1 << 32 | (FLAG_MAPPED as u64) << 56);
 
+    /// Content that is still in the source of the image's migration, outside the store, at the same offset. A
+    /// reader that does not know of such sources takes it for [`Self::LOST`].
+    pub const EXTERNAL: Self = Self(2 << 32 | (FLAG_MAPPED as u64) << 56);
+
     /// True for a hole.
     #[must_use]
     pub fn is_hole(self) -> bool {
         self.0 == 0
     }
 
-    /// True for [`Self::LOST`], and for any other address with segment index 0 that is no hole.
+    /// True for an address with segment index 0 that is no hole: [`Self::LOST`], or [`Self::EXTERNAL`]. It names no
+    /// segment.
+    #[must_use]
+    pub fn is_nowhere(self) -> bool {
+        self.0 != 0 && self.index() == SegmentIndex::default()
+    }
+
+    /// True for [`Self::LOST`], and for any other address with segment index 0 that has no meaning.
     #[must_use]
     pub fn is_lost(self) -> bool {
-        self.0 != 0 && self.index() == SegmentIndex::default()
+        self.is_nowhere() && !self.is_external()
+    }
+
+    /// True for [`Self::EXTERNAL`].
+    #[must_use]
+    pub fn is_external(self) -> bool {
+        self.is_nowhere() && self.place() == Self::EXTERNAL.place()
     }
 
     /// The segment that it lies in.
@@ -146,10 +163,25 @@ impl MapEntry {
     /// See [`BlockAddress::LOST`].
     pub const LOST: Self = Self { address: BlockAddress::LOST, crc: 0 };
 
+    /// See [`BlockAddress::EXTERNAL`].
+    pub const EXTERNAL: Self = Self { address: BlockAddress::EXTERNAL, crc: 0 };
+
     /// True for a hole.
     #[must_use]
     pub fn is_hole(&self) -> bool {
         { self.address }.is_hole()
+    }
+
+    /// See [`BlockAddress::is_nowhere`].
+    #[must_use]
+    pub fn is_nowhere(&self) -> bool {
+        { self.address }.is_nowhere()
+    }
+
+    /// True where content is still in the source of a migration, outside the store.
+    #[must_use]
+    pub fn is_external(&self) -> bool {
+        { self.address }.is_external()
     }
 
     /// True where content was lost with a damaged page.

@@ -36,7 +36,7 @@ pub const OBJECT_BODY_BYTES_MAX: usize = FRAME_BODY_BYTES_MAX + FRAME_HEADER_BYT
 /// it would look for a directory.
 pub const INCOMPAT_BUCKET: u32 = 1;
 /// The level of the format that this code knows. Section 10 of `docs/format.md` says what each level has.
-pub const FORMAT_LEVEL: u32 = 3;
+pub const FORMAT_LEVEL: u32 = 4;
 /// Incompatible feature of a pool's record: its level for readers is above 1. Versions that do not know of levels
 /// must not read the pool.
 pub const INCOMPAT_LEVEL: u32 = 1;

@@ -634,6 +634,21 @@ pub struct MigrationRecord {
     /// How far the migration has come; only the target's counts.
     #[prost(enumeration = "MigrationState", tag = "7")]
     pub state: i32,
+    /// In a target whose source lies outside the store: how the source is opened, as a JSON object. Then there is no
+    /// other image.
+    #[prost(string, tag = "8")]
+    pub source_spec: String,
+    /// The state of that source when the migration began. Only its equality means something.
+    #[prost(string, tag = "9")]
+    pub source_state: String,
+}
+
+impl MigrationRecord {
+    /// True in a target whose source lies outside the store.
+    #[must_use]
+    pub fn is_external(&self) -> bool {
+        !self.source_spec.is_empty()
+    }
 }
 
 /// How far a migration has come.

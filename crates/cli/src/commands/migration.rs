@@ -4,7 +4,7 @@ use marcot_client::layering::Children;
 use marcot_client::migration::Migration;
 
 use super::image::objects;
-use super::{DEST_IMAGE_SPEC, IMAGE_SPEC};
+use super::{DEST_IMAGE_SPEC, IMAGE_SPEC, import_only};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno::{EBUSY, EOPNOTSUPP};
@@ -19,17 +19,11 @@ const SOURCE_SPEC: Positional = Positional::one(
     "source image or snapshot specification \
      (example: [<pool-name>/[<namespace>/]]<image-name>[@<snap-name>])",
 );
-const IMPORT: &[Opt] = &[
-    Opt::new("import-only", Kind::Flag, "only import data from source"),
-    Opt::new("source-spec-path", Kind::Text, "source-spec file (or '-' for stdin)"),
-    Opt::new("source-spec", Kind::Text, "source-spec"),
-];
 const FLATTEN: &[Opt] =
     &[Opt::new("flatten", Kind::Flag, "fill clone with parent data (make it independent)")];
 const FORCE: &[Opt] = &[Opt::new("force", Kind::Flag, "proceed even if the image has children")];
 
 const NO_SNAPSHOT: &str = "snapshot name specified for a command that doesn't use it";
-const ONLY_IMPORT: &str = "'--import-only' is not offered yet: 'import' reads raw and qcow2 files";
 const NO_FLATTEN: &str =
     "'--flatten' is not offered here: run 'flatten' when the migration is committed";
 
@@ -38,7 +32,7 @@ pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec::new(&["migration", "prepare"], "Prepare image migration.", prepare)
         .positionals(&[SOURCE_SPEC, DEST_IMAGE_SPEC])
         .options(&[
-            IMPORT,
+            import_only::OPTIONS,
             options::SOURCE_SNAP,
             options::DEST,
             options::IMAGE_FORMAT,
@@ -49,6 +43,14 @@ pub const COMMANDS: &[CommandSpec] = &[
         .examples(&[
             ("migration prepare vm-1 fast/vm-1", "fast/vm-1 can be used at once"),
             ("migration prepare vm-1 rbd/web/vm-1", "into a namespace; nothing is copied"),
+            (
+                "migration prepare --import-only --source-spec '{\"type\":\"qcow\",\"stream\":{\"type\":\"file\",\"file_path\":\"/images/vm.qcow2\"}}' vm-1",
+                "usable at once; reads what is not copied yet from the file",
+            ),
+            (
+                "migration prepare --import-only --source-spec-path vm.json vm-1",
+                "the same, described in a file; formats raw, qcow, vmdk, vhd, vhdx; streams file, http (url), nbd (uri)",
+            ),
         ]),
     CommandSpec::new(&["migration", "execute"], "Execute image migration.", execute)
         .positionals(&[IMAGE_SPEC])
@@ -69,8 +71,8 @@ pub const COMMANDS: &[CommandSpec] = &[
 
 fn prepare(session: &Session, args: &Args) -> Outcome {
     const ERROR: &str = "preparing migration failed";
-    if args.flag("import-only") {
-        return Err(Failure::new(EOPNOTSUPP, ONLY_IMPORT));
+    if import_only::is_asked(args) {
+        return import_only::prepare(session, args);
     }
     let mut cursor = 0;
     let source = names::target(args, &mut cursor, Wanted::IMAGE)?;

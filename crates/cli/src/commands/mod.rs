@@ -15,6 +15,7 @@ mod group;
 mod image;
 mod image_meta;
 mod import;
+mod import_only;
 mod info;
 mod layer;
 mod list;

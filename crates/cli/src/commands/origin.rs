@@ -156,7 +156,8 @@ impl<'a> Wanted<'a> {
 
     fn of_nbd(&self) -> marcot_foreign::Result<Origin<'static>> {
         let (address, export) = nbd::parse(self.path)?;
-        let export = Arc::new(NbdSource::connect(&address, &export, signals::stop_asked)?);
+        let export =
+            Arc::new(NbdSource::connect(&address, &export, Arc::new(signals::stop_asked))?);
         match self.format {
             // An export is a disk already.
             Asked::Nothing => Ok(Origin::Disk { disk: export, format: None }),
@@ -166,7 +167,7 @@ impl<'a> Wanted<'a> {
 
     fn of_http(&self) -> marcot_foreign::Result<Origin<'static>> {
         let shown = http::shown(self.path);
-        match http::open(self.path, signals::stop_asked)? {
+        match http::open(self.path, Arc::new(signals::stop_asked))? {
             Opened::Ranges(file) => self.of_source(file, &shown, false),
             Opened::Whole(body) => {
                 let asked = match self.format {

@@ -41,6 +41,8 @@ fn status(session: &Session, args: &Args) -> Outcome {
 /// The migration that an image is in.
 struct Moving {
     source: MigratingImage,
+    /// How the source is opened, where it lies outside the store.
+    source_spec: Option<String>,
     dest: MigratingImage,
     state: &'static str,
 }
@@ -63,7 +65,7 @@ impl Moving {
             MigrationState::Executed => "executed",
             _ => "aborting",
         };
-        Some(Self { source, dest, state })
+        Some(Self { source, source_spec: migration.source_spec.clone(), dest, state })
     }
 
     fn plain(&self) -> String {
@@ -72,7 +74,7 @@ impl Moving {
             format!("{place} ({})", image.image_id)
         };
         let lines = [
-            ("source", show(&self.source)),
+            ("source", self.source_spec.clone().unwrap_or_else(|| show(&self.source))),
             ("destination", show(&self.dest)),
             ("state", self.state.to_string()),
         ];
@@ -82,19 +84,25 @@ impl Moving {
 
     fn node(&self) -> Node {
         let text = |text: &dyn ToString| Node::from(text.to_string());
-        let Self { source, dest, state } = self;
-        Node::Object(vec![
-            ("source_pool_name", text(&source.pool)),
-            ("source_pool_namespace", text(&source.namespace)),
-            ("source_image_name", text(&source.image)),
-            ("source_image_id", text(&source.image_id)),
+        let Self { source, source_spec, dest, state } = self;
+        let mut members = match source_spec {
+            Some(spec) => vec![("source_spec", text(spec))],
+            None => vec![
+                ("source_pool_name", text(&source.pool)),
+                ("source_pool_namespace", text(&source.namespace)),
+                ("source_image_name", text(&source.image)),
+                ("source_image_id", text(&source.image_id)),
+            ],
+        };
+        members.extend([
             ("dest_pool_name", text(&dest.pool)),
             ("dest_pool_namespace", text(&dest.namespace)),
             ("dest_image_name", text(&dest.image)),
             ("dest_image_id", text(&dest.image_id)),
             ("state", text(state)),
             ("state_description", text(&"")),
-        ])
+        ]);
+        Node::Object(members)
     }
 }
 

@@ -43,8 +43,11 @@ pub struct MigratingImage {
 pub struct MigrationInfo {
     /// True where the image that was asked is the source.
     pub is_source: bool,
-    /// The other image, with the names that it had when the migration began.
+    /// The other image, with the names that it had when the migration began; without a name where the source lies
+    /// outside the store.
     pub other: MigratingImage,
+    /// How the source is opened, where it lies outside the store.
+    pub source_spec: Option<String>,
     /// How far it has come. The source does not know.
     pub state: MigrationState,
 }
@@ -64,13 +67,17 @@ impl MigrationInfo {
             State::Executed => MigrationState::Executed,
             State::Aborting => MigrationState::Aborting,
         };
-        Self { is_source: record.is_source, other, state }
+        let source_spec = record.is_external().then(|| record.source_spec.clone());
+        Self { is_source: record.is_source, other, source_spec, state }
     }
 }
 
 /// The other image of a migration, for people.
 fn shown(record: &MigrationRecord) -> String {
     let MigrationRecord { pool_name, namespace, image_name, .. } = record;
+    if record.is_external() {
+        return "a source outside the store".to_owned();
+    }
     match namespace.as_str() {
         "" => format!("{pool_name}/{image_name}"),
         namespace => format!("{pool_name}/{namespace}/{image_name}"),
@@ -138,6 +145,24 @@ pub(crate) fn check_may_migrate(head: &HeadRecord, label: &str) -> Result<()> {
 }
 
 impl Pool {
+    /// Fails where no image of the pool can be the target of a migration from outside the store.
+    ///
+    /// # Errors
+    /// `Unsupported` for a pool in a bucket; `ReadOnly` for another user's.
+    pub fn check_takes_sources(&self) -> Result<()> {
+        self.check_writable()?;
+        match self.segments().shipping() {
+            None => Ok(()),
+            Some(_) => {
+                let message = format!(
+                    "pool '{}' lies in a bucket, whose other hosts might not reach the source: use 'import'",
+                    self.name()
+                );
+                fail(ErrorKind::Unsupported, message)
+            }
+        }
+    }
+
     /// The image that a name leads to or, if there is none, the source of a migration that had this name before.
     ///
     /// # Errors

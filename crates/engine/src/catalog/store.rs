@@ -1,7 +1,7 @@
 //! A store: the registry of pools, in one directory.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use marcot_backend::local::LocalHome;
 use marcot_backend::{At, Home, Key, Part, ReadableBy};
@@ -14,6 +14,7 @@ use super::names::{check_pool_name, could_be_given};
 use super::opening::Whereabouts;
 use super::pool::Pool;
 use crate::error::{Error, ErrorKind, IoContext, Remedy, Result, fail};
+use crate::external::ExternalSources;
 use crate::limits::Limits;
 use crate::segment::Files;
 
@@ -35,6 +36,7 @@ pub(crate) struct StoreInner {
     pub world: World,
     pub limits: Limits,
     pub files: Arc<Files>,
+    pub external: OnceLock<Arc<dyn ExternalSources>>,
 }
 
 /// A directory of pools.
@@ -100,7 +102,8 @@ impl Store {
         };
         let files = Arc::new(Files::new(world.clone()));
         let id = record.store_id;
-        let inner = StoreInner { directory, home, id, world, limits, files };
+        let external = OnceLock::new();
+        let inner = StoreInner { directory, home, id, world, limits, files, external };
         let store = Self { inner: Arc::new(inner) };
         // Another process may be creating the pool just now, or may have been killed meanwhile.
         let empty = !store.is_foreign() && store.pools()?.iter().all(|name| name == DEFAULT_POOL);
@@ -125,6 +128,15 @@ impl Store {
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.inner.limits
+    }
+
+    /// Says how disks outside the store are opened, for the images that are opened afterwards. Only the first call counts.
+    pub fn set_external_sources(&self, sources: Arc<dyn ExternalSources>) {
+        let _ = self.inner.external.set(sources);
+    }
+
+    pub(crate) fn external_sources(&self) -> Option<Arc<dyn ExternalSources>> {
+        self.inner.external.get().cloned()
     }
 
     /// Keeps at most `count` segment files open for reading, for all images together. Files that

@@ -18,7 +18,7 @@ mod seen;
 
 use std::collections::{HashMap, HashSet};
 
-use marcot_format::record::HeadRecord;
+use marcot_format::record::{HeadRecord, MigrationRecord};
 use marcot_format::table::TABLE_FANOUT;
 use marcot_format::{ImageId, SegmentIndex, SnapId};
 
@@ -262,6 +262,7 @@ impl Checker<'_> {
         let of = RootOf { pool: self.pool.clone(), image, snap: None };
         let (mut above, mut before) = (AncestorPlaces::default(), None);
         let migration = head.migration.as_ref();
+        let outside = migration.is_some_and(MigrationRecord::is_external);
         for snapshot in &head.snapshots {
             self.report.snapshots += 1;
             self.part(&label, image, snapshot);
@@ -269,12 +270,12 @@ impl Checker<'_> {
                 let of = RootOf { snap: Some(SnapId(snapshot.id)), ..of.clone() };
                 let places = above.places(&of, root, snapshot.parent.as_ref(), migration);
                 let label = format!("{label}@{}", snapshot.name);
-                roots::check(self, &label, (&of, root), places, &mut before);
+                roots::check(self, &label, (&of, root), places, outside, &mut before);
             }
         }
         if let Some(root) = &head.root {
             let places = above.places(&of, root, head.parent.as_ref(), migration);
-            let repairable = roots::check(self, &label, (&of, root), places, &mut before);
+            let repairable = roots::check(self, &label, (&of, root), places, outside, &mut before);
             if let Some(from) = repairable.filter(|_| self.options.repair) {
                 self.repair_root(&label, image, from);
             }

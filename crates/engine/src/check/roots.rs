@@ -32,6 +32,7 @@ pub(super) fn check(
     label: &str,
     (of, root): (&RootOf, &RootRecord),
     places: Vec<Place>,
+    may_be_outside: bool,
     before: &mut Option<Before>,
 ) -> Option<usize> {
     let opened = of.open(root);
@@ -70,6 +71,13 @@ pub(super) fn check(
         checker.find(label, true, message);
     }
     let whole = counts.unreadable.is_empty();
+    for (block, blocks) in counts.external_ranges().into_iter().filter(|_| !may_be_outside) {
+        let message = format!(
+            "{} are left to the source of a migration, and its head knows of none: they read as errors until they are written",
+            range(block, blocks)
+        );
+        checker.find(label, true, message);
+    }
     let faulty = compare(checker, label, &mut table, (&counts, whole), &pages_of_table);
     if whole && counts.mapped != root.mapped_blocks {
         let message =

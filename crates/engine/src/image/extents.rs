@@ -1,10 +1,13 @@
 //! Which parts of a range hold data, and which are holes.
 
+use std::sync::Arc;
+
 use marcot_format::{BLOCK_BYTES, MapEntry};
 
 use super::Image;
 use crate::device::Extent;
 use crate::error::Result;
+use crate::external::External;
 use crate::map::{TOP_LEVEL, Visitor, visit};
 
 impl Image {
@@ -21,7 +24,9 @@ impl Image {
         self.check_range(offset, length)?;
         let end = offset + length;
         let (mut at, stop) = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
-        let mut list = ExtentList { extents: Vec::new(), at: offset, end, max };
+        // Whoever waits for nothing does not wait for a source either: all of it may be data.
+        let source = self.external.clone().filter(|_| !self.state.table.refuses_waiting());
+        let mut list = ExtentList { extents: Vec::new(), at: offset, end, max, source };
         let mut whole = true;
         while at < stop && whole {
             // First the map up to the next run of the log, then that run.
@@ -64,6 +69,8 @@ struct ExtentList {
     at: u64,
     end: u64,
     max: usize,
+    /// What knows the holes of external blocks.
+    source: Option<Arc<External>>,
 }
 
 impl ExtentList {
@@ -84,6 +91,27 @@ impl Visitor for ExtentList {
     /// Listed as data, not as a hole: reading it must fail, and must not be skipped.
     fn lost(&mut self, first: u64, blocks: u64) -> Result<bool> {
         Ok(self.data(first, blocks))
+    }
+
+    fn external(&mut self, first: u64, blocks: u64) -> Result<bool> {
+        let start = (first * BLOCK_BYTES).max(self.at);
+        let stop = ((first + blocks) * BLOCK_BYTES).min(self.end);
+        // Where the source does not say it, reading tells.
+        let parts = self.source.as_ref().and_then(|source| {
+            let length = stop.checked_sub(start).filter(|length| *length > 0)?;
+            source.extents(start, length).ok()
+        });
+        let Some(parts) = parts else { return Ok(self.data(first, blocks)) };
+        push(&mut self.extents, self.at, start, false);
+        self.at = start;
+        for part in parts {
+            if self.extents.len() > self.max {
+                return Ok(false);
+            }
+            push(&mut self.extents, part.offset, part.offset + part.length, part.data);
+            self.at = part.offset + part.length;
+        }
+        Ok(self.extents.len() <= self.max)
     }
 
     fn block(&mut self, block: u64, _: MapEntry) -> Result<bool> {

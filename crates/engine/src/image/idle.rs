@@ -499,7 +499,7 @@ impl Image {
             }
             let leaf = map.leaf(block, &mut Source::new(table, Arc::clone(files)))?;
             let address = at(leaf.map(|leaf| &leaf[..]));
-            let named = address.filter(|a| !a.is_hole() && !a.is_lost() && a.slot() == slot);
+            let named = address.filter(|a| !a.is_hole() && !a.is_nowhere() && a.slot() == slot);
             if let Some(address) = named
                 && table.name(address.index(), files)? == opened.name
             {

@@ -38,7 +38,7 @@ impl Image {
         })
     }
 
-    /// Copies a few megabytes of what the target of a migration has in the source's pool. Repeated until nothing is
+    /// Copies a few megabytes of what the target of a migration has in the source's pool, or in a source outside the store. Repeated until nothing is
     /// left, it makes [`Self::migrate`] short, and the image can be read and written between the parts.
     ///
     /// # Errors
@@ -48,6 +48,9 @@ impl Image {
             let (source, state) = image.migrates_from()?;
             if state == MigrationState::Prepared {
                 image.publish(|head| set_state(head, MigrationState::Executing))?;
+            }
+            if image.is_from_outside() {
+                return image.copy_from_source();
             }
             image.copy_some(Scope::Migration(source))
         })?;
@@ -62,6 +65,9 @@ impl Image {
     pub fn migrate(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         self.managed(|image| {
             let (source, _) = image.migrates_from()?;
+            if image.is_from_outside() {
+                return image.end_copy_from_source(progress);
+            }
             let executed = |head: &mut HeadRecord| set_state(head, MigrationState::Executed);
             image.end_migration_copy(source, progress, executed)
         })
@@ -81,6 +87,9 @@ impl Image {
                     format!("{label} has not been copied yet; 'migration execute' does that");
                 return fail(ErrorKind::Invalid, message);
             }
+            if image.is_from_outside() {
+                return image.check_copied_from_source();
+            }
             if image.needs_pool(source)? && source != image.identity.pool.id() {
                 let message = format!("{} still names data of its source", image.identity.label);
                 return fail(ErrorKind::Corrupt, message);
@@ -96,7 +105,7 @@ impl Image {
     pub fn end_migration(&mut self) -> Result<()> {
         self.managed(|image| {
             image.migrates_from()?;
-            image.publish(|head| head.migration = None)
+            image.leave_source()
         })
     }
 
@@ -168,7 +177,7 @@ impl Image {
     }
 }
 
-fn set_state(head: &mut HeadRecord, state: MigrationState) {
+pub(super) fn set_state(head: &mut HeadRecord, state: MigrationState) {
     if let Some(migration) = &mut head.migration {
         migration.set_state(state);
     }

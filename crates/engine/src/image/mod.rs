@@ -17,6 +17,7 @@ mod compact;
 mod copies;
 mod diff;
 mod extents;
+mod external;
 mod flatten;
 mod head;
 mod idle;
@@ -53,6 +54,7 @@ use marcot_store::Lock;
 use crate::catalog::migration::refuse_frozen;
 use crate::catalog::{Identity, Pool, advisory, no_snapshot};
 use crate::error::{ErrorKind, Result, fail};
+use crate::external::External;
 use crate::in_flight::InFlight;
 use crate::journal::Journal;
 use crate::limits::Limits;
@@ -106,6 +108,8 @@ pub struct Image {
     parked: Parked,
     /// What the log says, of an image that is only read.
     overlay: Option<Overlay>,
+    /// The source of a migration, outside the store.
+    external: Option<Arc<External>>,
     room: Room,
     poisoned: bool,
     /// The previous owner may not have closed the image, and may have left segments that no root names.
@@ -258,6 +262,7 @@ impl Image {
         let files = Arc::clone(pool.files());
         files.image_opened();
         let group_next = head.log.unwrap_or_default().group;
+        let external = external::source_of(pool, &head, &identity.label);
         Ok(Self {
             series: Series::new(files, pool.id(), id, head.marks.unwrap_or_default()),
             journal: Journal::new(Arc::clone(&identity), group_next),
@@ -269,6 +274,7 @@ impl Image {
             checkpoint_job: None,
             parked: Parked::default(),
             overlay: None,
+            external,
             room: Room::default(),
             poisoned: false,
             unclean: false,

@@ -9,7 +9,7 @@ use super::Image;
 use crate::device::Read;
 use crate::error::{Error, ErrorKind, IoContext, Result, fail};
 use crate::fault::{self, Fault};
-use crate::fetches::{LeftRead, Part};
+use crate::fetches::{From, LeftRead, Part};
 use crate::in_flight::Candidate;
 use crate::map::{Leaf, position};
 use crate::segment::SegmentName;
@@ -29,6 +29,8 @@ struct Piece {
     blocks: usize,
     /// Index of its first checksum in the plan.
     crc_at: usize,
+    /// They are still in the source of a migration, outside the store. There is no segment then.
+    external: bool,
 }
 
 #[derive(Default)]
@@ -254,6 +256,10 @@ impl Image {
         }
         for i in (0..plan.pieces.len()).rev().take_while(|i| plan.pieces[*i].target == target) {
             let index = plan.pieces[i].index;
+            if plan.pieces[i].external && self.external.is_some() {
+                plan.waits = true;
+                continue;
+            }
             if index == SegmentIndex::default() {
                 let block = plan.pieces[i].block;
                 let message = format!(
@@ -333,6 +339,12 @@ impl Image {
                 let (_, tail) = std::mem::take(&mut rest).split_at_mut(piece.at - position);
                 let (buf, tail) = tail.split_at_mut(piece.blocks * BLOCK);
                 (rest, position) = (tail, piece.at + buf.len());
+                if let Some(source) = self.external.as_ref().filter(|_| piece.external) {
+                    if let Err(error) = source.read(piece.block * BLOCK_BYTES, buf) {
+                        failed.push((i, error));
+                    }
+                    continue;
+                }
                 let Some(file) = plan.file(piece.index).map(PlanFile::nearest) else { continue };
                 let offset = piece.slot.offset_bytes();
                 if let Some(asked) = wanted.filter(|_| piece.blocks * BLOCK == bytes)
@@ -390,18 +402,20 @@ impl Image {
     ) -> Option<u64> {
         let mut missing = Vec::new();
         for piece in pieces {
+            if let Some(source) = self.external.as_ref().filter(|_| piece.external) {
+                let (from, place) = (From::External(Arc::clone(source)), piece.block * BLOCK_BYTES);
+                missing.push(Part { from, place, at: piece.at, blocks: piece.blocks });
+                continue;
+            }
             let Some(file) = plan.file(piece.index).map(PlanFile::nearest) else { continue };
             let (offset, bytes) = (piece.slot.offset_bytes(), piece.blocks * BLOCK);
             let buf = &mut blocks[piece.at..piece.at + bytes];
             let result = file.read_cached_at(offset, buf);
             if first_wrong(&FileRead { file: &**file, offset, buf, result }, piece, plan).is_some()
             {
-                missing.push(Part {
-                    file: Arc::clone(file),
-                    place: offset,
-                    at: piece.at,
-                    crcs: plan.crcs[piece.crc_at..piece.crc_at + piece.blocks].to_vec(),
-                });
+                let crcs = plan.crcs[piece.crc_at..piece.crc_at + piece.blocks].to_vec();
+                let from = From::Segment(Arc::clone(file), crcs);
+                missing.push(Part { from, place: offset, at: piece.at, blocks: piece.blocks });
             }
         }
         if missing.is_empty() {
@@ -519,8 +533,10 @@ impl Plan {
 
     /// True where a read may have to wait for a service.
     fn waits_for_service(&self, target: usize) -> bool {
-        let files = self.of_target(target).filter_map(|piece| self.file(piece.index));
-        files.map(PlanFile::nearest).any(|file| file.waits_for_service())
+        self.of_target(target).any(|piece| match self.file(piece.index) {
+            Some(file) => file.nearest().waits_for_service(),
+            None => piece.external,
+        })
     }
 
     fn file(&self, index: SegmentIndex) -> Option<&PlanFile> {
@@ -543,11 +559,13 @@ impl Plan {
                 bytes[i * BLOCK..(i + 1) * BLOCK].fill(0);
                 continue;
             }
+            let external = address.is_external();
             match self.pieces.last_mut() {
                 Some(p)
                     if p.target == target
                         && p.index == address.index()
-                        && p.slot.after(p.blocks as u32) == address.slot()
+                        && p.external == external
+                        && (external || p.slot.after(p.blocks as u32) == address.slot())
                         && p.at + p.blocks * BLOCK == place =>
                 {
                     p.blocks += 1;
@@ -560,6 +578,7 @@ impl Plan {
                     slot: address.slot(),
                     blocks: 1,
                     crc_at: self.crcs.len(),
+                    external,
                 }),
             }
             self.crcs.push(entry.crc);

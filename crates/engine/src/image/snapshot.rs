@@ -87,6 +87,7 @@ impl Image {
             );
         }
         self.check_snapshot_limit()?;
+        self.check_all_is_here()?;
         // What is copied later must not lie in a segment that the snapshot keeps.
         self.state.compaction.abandon();
         self.close_target();

@@ -46,6 +46,8 @@ pub(super) struct State {
     pub pages: Pages,
     pub compaction: Compaction,
     pub flattening: Flattening,
+    /// How far copying from a source outside the store has come, in this process: blocks below this one are here.
+    pub copied_below: u64,
     pub idle: Idle,
 }
 
@@ -65,6 +67,7 @@ impl State {
             pages: Pages::default(),
             compaction: Compaction::default(),
             flattening: Flattening::default(),
+            copied_below: 0,
             idle: Idle::default(),
         })
     }
@@ -92,7 +95,7 @@ impl State {
                 let mut last = SegmentIndex::default();
                 for entry in &leaf[first..first + (end - at) as usize] {
                     let address = entry.address;
-                    let named = !address.is_hole() && !address.is_lost();
+                    let named = !address.is_hole() && !address.is_nowhere();
                     if named && address.index() != last {
                         last = address.index();
                         source.touch(address)?;

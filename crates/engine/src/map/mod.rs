@@ -5,7 +5,8 @@
 //!   and every page on disk that the root names is counted in `live` of its map segment.
 //! - A page on disk never changes: a node is copied before its first change, and the page it came
 //!   from is released.
-//! - A lost entry (see [`BlockAddress::LOST`]) names nothing and is counted nowhere.
+//! - A lost entry (see [`BlockAddress::LOST`]) names nothing and is counted nowhere, and neither does an external one
+//!   ([`BlockAddress::EXTERNAL`]). Either may stand for all that an inner entry covers.
 //! - Nodes below a clean node are clean; a dirty node's ancestors are dirty.
 
 mod node;
@@ -145,7 +146,7 @@ impl Map {
         let leaf = leaf_mut(top, block, source, resident_bytes)?;
         let places = &mut leaf[at..at + entries.len()];
         for (old, new) in places.iter_mut().zip(entries) {
-            if old.is_hole() || old.is_lost() {
+            if old.is_hole() || old.is_nowhere() {
                 *mapped_blocks += 1;
             } else {
                 source.release(old.address, 1)?;
@@ -161,6 +162,17 @@ impl Map {
         let cleared = clear_link(top, TOP_LEVEL, 0, (from, to), source, resident_bytes)?;
         *mapped_blocks = mapped_blocks.saturating_sub(cleared);
         Ok(())
+    }
+
+    /// Makes `[from, to)`, which has to be holes, external: see [`BlockAddress::EXTERNAL`].
+    pub(crate) fn set_external(
+        &mut self,
+        from: u64,
+        to: u64,
+        source: &mut dyn PageSource,
+    ) -> Result<()> {
+        let Self { top, resident_bytes, .. } = self;
+        external_link(top, TOP_LEVEL, 0, (from, to), source, resident_bytes)
     }
 
     /// False where no block of `[from, to)` is mapped. True where one is, or where the pages that
@@ -338,6 +350,10 @@ fn clear_link(
         return Ok(0);
     }
     let whole = (from, to) == (base, base + entry_blocks(level + 1));
+    if whole && link.entry().is_some_and(|entry| entry.is_external()) {
+        *link = Link::Hole;
+        return Ok(0);
+    }
     let node = match make_dirty(link, level, base, source, resident_bytes) {
         Err(error) if whole => {
             // The whole range of the page is cleared, so its content is not needed. What it named
@@ -352,7 +368,7 @@ fn clear_link(
     match node {
         Node::Leaf(entries) => {
             for entry in &mut entries[(from - base) as usize..(to - base) as usize] {
-                if !entry.is_hole() && !entry.is_lost() {
+                if !entry.is_hole() && !entry.is_nowhere() {
                     source.release(entry.address, 1)?;
                     cleared += 1;
                 }
@@ -374,6 +390,39 @@ fn clear_link(
         *link = Link::Hole;
     }
     Ok(cleared)
+}
+
+/// Makes `range` below a link, which has to be holes, external.
+fn external_link(
+    link: &mut Link,
+    level: u32,
+    base: u64,
+    range: (u64, u64),
+    source: &mut dyn PageSource,
+    resident_bytes: &mut u64,
+) -> Result<()> {
+    let (from, to) = (range.0.max(base), range.1.min(base + entry_blocks(level + 1)));
+    if from >= to {
+        return Ok(());
+    }
+    // The top is always a page: an address in a root leads to one.
+    if link.is_hole() && level < TOP_LEVEL && (from, to) == (base, base + entry_blocks(level + 1)) {
+        *link = Link::Stored(MapEntry::EXTERNAL);
+        return Ok(());
+    }
+    match make_dirty(link, level, base, source, resident_bytes)? {
+        Node::Leaf(entries) => {
+            entries[(from - base) as usize..(to - base) as usize].fill(MapEntry::EXTERNAL);
+        }
+        Node::Inner(links) => {
+            let step = entry_blocks(level);
+            for i in ((from - base) / step) as usize..=((to - 1 - base) / step) as usize {
+                let child = base + i as u64 * step;
+                external_link(&mut links[i], level - 1, child, (from, to), source, resident_bytes)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn may_map(link: &Link, level: u32, base: u64, from: u64, to: u64) -> bool {

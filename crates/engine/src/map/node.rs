@@ -61,10 +61,19 @@ impl Node {
 
     /// A node of `level` that replaces a damaged page: all its entries are lost.
     pub(crate) fn lost(level: u32) -> Self {
+        Self::filled(level, MapEntry::LOST)
+    }
+
+    /// A node of `level` below an external entry: all its entries are external.
+    pub(crate) fn external(level: u32) -> Self {
+        Self::filled(level, MapEntry::EXTERNAL)
+    }
+
+    fn filled(level: u32, entry: MapEntry) -> Self {
         if level == 0 {
-            Self::Leaf(Box::new([MapEntry::LOST; MAP_FANOUT]))
+            Self::Leaf(Box::new([entry; MAP_FANOUT]))
         } else {
-            Self::Inner(vec![Link::Stored(MapEntry::LOST); MAP_FANOUT].into_boxed_slice())
+            Self::Inner(vec![Link::Stored(entry); MAP_FANOUT].into_boxed_slice())
         }
     }
 

@@ -36,6 +36,12 @@ pub(crate) trait Visitor {
         fail(ErrorKind::Corrupt, message)
     }
 
+    /// Blocks whose content is still in the source of a migration, outside the store. They name nothing here. False
+    /// ends the visit.
+    fn external(&mut self, _first: u64, _blocks: u64) -> Result<bool> {
+        Ok(true)
+    }
+
     /// Blocks below a page that cannot be read. False ends the visit.
     fn unreadable(&mut self, error: Error, _first: u64, _blocks: u64) -> Result<bool> {
         Err(error)
@@ -59,8 +65,8 @@ pub(crate) fn visit(
     if from >= to || link.is_hole() {
         return Ok(true);
     }
-    if link.entry().is_some_and(|e| e.is_lost()) {
-        return visitor.lost(from, to - from);
+    if let Some(entry) = link.entry().filter(|entry| entry.is_nowhere()) {
+        return visit_nowhere(entry, from, to - from, visitor);
     }
     if let Some(entry) = link.entry()
         && !visitor.page(entry, level, base)?
@@ -74,13 +80,25 @@ pub(crate) fn visit(
     };
     match &*node {
         Node::Leaf(entries) => {
-            for block in from..to {
+            let mut block = from;
+            while block < to {
                 let entry = entries[(block - base) as usize];
-                if entry.is_lost() {
-                    if !visitor.lost(block, 1)? {
+                if entry.is_external() {
+                    // Neighbours are shown together: whoever asks their source asks once.
+                    let rest = &entries[(block - base) as usize..(to - base) as usize];
+                    let run = rest.iter().take_while(|entry| entry.is_external()).count() as u64;
+                    if !visitor.external(block, run)? {
                         return Ok(false);
                     }
-                } else if !entry.is_hole() && !visitor.block(block, entry)? {
+                    block += run;
+                    continue;
+                }
+                block += 1;
+                if entry.is_lost() {
+                    if !visitor.lost(block - 1, 1)? {
+                        return Ok(false);
+                    }
+                } else if !entry.is_hole() && !visitor.block(block - 1, entry)? {
                     return Ok(false);
                 }
             }
@@ -96,6 +114,19 @@ pub(crate) fn visit(
         }
     }
     Ok(true)
+}
+
+/// Shows blocks whose entry names nothing.
+fn visit_nowhere(
+    entry: MapEntry,
+    first: u64,
+    blocks: u64,
+    visitor: &mut dyn Visitor,
+) -> Result<bool> {
+    match entry.is_external() {
+        true => visitor.external(first, blocks),
+        false => visitor.lost(first, blocks),
+    }
 }
 
 /// Calls `show`, in order, for every block of `range` whose place or checksum differs between the two
@@ -164,8 +195,8 @@ pub(crate) fn visit_unshared(
         return Ok(true);
     }
     if let Some(b) = links.1.entry() {
-        if b.is_lost() {
-            return visitor.lost(from, to - from);
+        if b.is_nowhere() {
+            return visit_nowhere(b, from, to - from, visitor);
         }
         let same = links.0.entry().is_some_and(|a| is_shared(earlier, later, a, b));
         if same || !visitor.page(b, level, base)? {
@@ -182,8 +213,8 @@ pub(crate) fn visit_unshared(
             let i = (block - base) as usize;
             let (x, y) = (leaf_entry(a.as_deref(), i), leaf_entry(b.as_deref(), i));
             let Some(y) = y else { continue };
-            let go_on = match y.is_lost() {
-                true => visitor.lost(block, 1)?,
+            let go_on = match y.is_nowhere() {
+                true => visit_nowhere(y, block, 1, visitor)?,
                 false if x.is_some_and(|x| is_shared(earlier, later, x, y)) => true,
                 false => visitor.block(block, y)?,
             };
@@ -206,7 +237,7 @@ pub(crate) fn visit_unshared(
 
 /// True where two entries are known to name the same bytes.
 fn is_shared(earlier: &mut dyn SideOps, later: &mut dyn SideOps, a: MapEntry, b: MapEntry) -> bool {
-    let named = !a.is_hole() && !a.is_lost() && a.crc == b.crc;
+    let named = !a.is_hole() && !a.is_nowhere() && a.crc == b.crc;
     named && matches!((earlier.place(a), later.place(b)), (Ok(a), Ok(b)) if a == b)
 }
 

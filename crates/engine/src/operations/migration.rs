@@ -67,10 +67,11 @@ impl Store {
     /// The migration of which an image is the source or the target.
     ///
     /// # Errors
-    /// `Invalid` where it is neither; `NotFound` for the image, or for the other pool; those of reading a head.
+    /// `Invalid` where it is neither, or the source lies outside the store; `NotFound` for the image, or for the other pool;
+    /// those of reading a head.
     pub fn migration(&self, pool: &Pool, image: ImageId) -> Result<Migration> {
         let head = pool.read_head(image)?;
-        let Some(record) = &head.migration else {
+        let Some(record) = head.migration.as_ref().filter(|record| !record.is_external()) else {
             return refuse_stranger(&pool.image_label(&head));
         };
         let other_pool = match record.pool_id == pool.id().0 {
@@ -239,6 +240,27 @@ impl Store {
             Err(error) => Err(error),
             Ok(_) => self.remove_with_snapshots(pool, *source, progress),
         }
+    }
+
+    /// Ends a migration from a source outside the store by removing its target, with its snapshots. The source stays
+    /// as it is.
+    ///
+    /// # Errors
+    /// `Owned`, `Busy` where the target is in use; `HasChildren` where snapshots of it were cloned; `Invalid` where it is
+    /// not the target of such a migration.
+    pub fn abort_migration_from_outside(
+        &self,
+        pool: &Pool,
+        target: ImageId,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let head = pool.read_head(target)?;
+        let label = pool.image_label(&head);
+        if !head.migration.as_ref().is_some_and(MigrationRecord::is_external) {
+            return refuse_stranger(&label);
+        }
+        check_no_children(pool, target, &label)?;
+        self.remove_with_snapshots(pool, target, progress)
     }
 
     /// Removes an image of a migration, with its snapshots.

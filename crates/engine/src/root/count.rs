@@ -26,6 +26,8 @@ pub(crate) struct Counts {
     pub unreadable: BTreeMap<u64, (u32, Error)>,
     /// Blocks that were lost when a damaged page was given up, by first block: how many.
     pub lost: BTreeMap<u64, u64>,
+    /// Blocks that are still in the source of a migration, outside the store, by first block: how many.
+    pub external: BTreeMap<u64, u64>,
 }
 
 /// How the counts of a root differ from those of the root before.
@@ -41,6 +43,7 @@ pub(crate) struct Change {
     mended: Vec<u64>,
     unreadable: Vec<(u64, (u32, Error))>,
     lost: Vec<(u64, u64)>,
+    external: Vec<(u64, u64)>,
     /// Pages of this root that were read.
     pub pages: u64,
 }
@@ -84,22 +87,33 @@ impl Counts {
         for block in change.mended {
             self.unreadable.remove(&block);
             self.lost.remove(&block);
+            self.external.remove(&block);
         }
         self.unreadable.extend(change.unreadable);
         self.lost.extend(change.lost);
+        self.external.extend(change.external);
     }
 
     /// The lost ranges, with neighbours joined: first block, and number of blocks.
     pub(crate) fn lost_ranges(&self) -> Vec<(u64, u64)> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (&block, &blocks) in &self.lost {
-            match ranges.last_mut() {
-                Some((first, count)) if *first + *count == block => *count += blocks,
-                _ => ranges.push((block, blocks)),
-            }
-        }
-        ranges
+        joined(&self.lost)
     }
+
+    /// The ranges that are still in the source of a migration, as [`Self::lost_ranges`].
+    pub(crate) fn external_ranges(&self) -> Vec<(u64, u64)> {
+        joined(&self.external)
+    }
+}
+
+fn joined(parts: &BTreeMap<u64, u64>) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for (&block, &blocks) in parts {
+        match ranges.last_mut() {
+            Some((first, count)) if *first + *count == block => *count += blocks,
+            _ => ranges.push((block, blocks)),
+        }
+    }
+    ranges
 }
 
 impl Change {
@@ -170,7 +184,7 @@ impl Walk<'_, '_> {
             return Ok(None);
         };
         let unreadable = counts.unreadable.get(&base).is_some_and(|(at, _)| *at == level);
-        if entry.is_lost() || unreadable {
+        if entry.is_nowhere() || unreadable {
             self.change.mended.push(base);
             return Ok(None);
         }
@@ -183,8 +197,8 @@ impl Walk<'_, '_> {
     /// Counts a page that only the later map has.
     fn enter(&mut self, link: &Link, level: u32, base: u64) -> Option<Node> {
         let Link::Stored(entry) = link else { return None };
-        if entry.is_lost() {
-            self.change.lost.push((base, blocks_below(level)));
+        if entry.is_nowhere() {
+            self.nowhere(*entry, base, blocks_below(level));
             return None;
         }
         let loaded = self.later.load(*entry, level, base);
@@ -202,9 +216,15 @@ impl Walk<'_, '_> {
         }
     }
 
+    fn nowhere(&mut self, entry: MapEntry, first: u64, blocks: u64) {
+        let change = &mut self.change;
+        let list = if entry.is_external() { &mut change.external } else { &mut change.lost };
+        list.push((first, blocks));
+    }
+
     fn block(&mut self, earlier: Option<MapEntry>, later: Option<MapEntry>, block: u64) {
         match earlier {
-            Some(entry) if entry.is_lost() => self.change.mended.push(block),
+            Some(entry) if entry.is_nowhere() => self.change.mended.push(block),
             Some(entry) => {
                 count(&mut self.change.gone, entry, 1);
                 self.change.mapped_gone += 1;
@@ -212,7 +232,7 @@ impl Walk<'_, '_> {
             None => {}
         }
         match later {
-            Some(entry) if entry.is_lost() => self.change.lost.push((block, 1)),
+            Some(entry) if entry.is_nowhere() => self.nowhere(entry, block, 1),
             Some(entry) => {
                 count(&mut self.change.added, entry, 1);
                 self.change.mapped_added += 1;

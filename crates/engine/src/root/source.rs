@@ -37,6 +37,9 @@ impl Source<'_> {
     fn load_here(&mut self, entry: MapEntry, level: u32, base: u64) -> Result<Node> {
         let address = entry.address;
         self.damaged = address.is_lost();
+        if address.is_external() {
+            return Ok(Node::external(level));
+        }
         if address.is_lost() {
             return fail(ErrorKind::Corrupt, "lost with a damaged map page");
         }
@@ -73,10 +76,16 @@ impl PageSource for Source<'_> {
     }
 
     fn touch(&mut self, address: BlockAddress) -> Result<()> {
+        if address.is_external() {
+            return Ok(());
+        }
         self.table.get(address.index(), &self.files).map(drop)
     }
 
     fn release(&mut self, address: BlockAddress, slots: u32) -> Result<()> {
+        if address.is_external() {
+            return Ok(());
+        }
         match self.table.count(address.index(), -i64::from(slots), 0, &self.files) {
             Err(error) if self.lenient && error.kind() == ErrorKind::Corrupt => {
                 tracing::warn!(error = %error.sentence(), "space is not counted as free; a check that repairs finds it");
@@ -103,6 +112,10 @@ impl SideOps for Source<'_> {
 
     fn place(&mut self, entry: MapEntry) -> Result<(u64, u64, u32)> {
         let address = entry.address;
+        if address.is_external() {
+            // The same offset of the same source.
+            return Ok((0, 0, address.slot().0));
+        }
         let name = self.table.name(address.index(), &self.files)?;
         let series = u64::from(name.sequence) << 8 | name.kind as u64;
         // The pool is left out: a copy that a flatten made has the same name and slots as its original.

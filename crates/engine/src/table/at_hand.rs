@@ -32,6 +32,11 @@ impl SegmentTable {
         }
     }
 
+    /// True between [`Self::refuse_waiting`] and [`Self::allow_waiting`].
+    pub(crate) fn refuses_waiting(&self) -> bool {
+        matches!(self.waiting, Waiting::Refused(_))
+    }
+
     /// True where something was needed since [`Self::refuse_waiting`].
     pub(crate) fn needs_something(&self) -> bool {
         matches!(self.waiting, Waiting::Refused(Some(_)))

@@ -459,6 +459,22 @@ pub fn change_head(pool: &Pool, id: ImageId, change: impl FnOnce(&mut HeadRecord
     std::fs::write(path, encode_message(FrameKind::Head, &head)).unwrap();
 }
 
+/// Shows a directory, and everything below it, to `visit`.
+pub fn each(directory: &Path, visit: &mut dyn FnMut(&Path)) {
+    visit(directory);
+    let is_directory = std::fs::symlink_metadata(directory).unwrap().is_dir();
+    if is_directory {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            each(&entry.unwrap().path(), visit);
+        }
+    }
+}
+
+/// Gives a directory, and everything below it, to another user. Only root may do that.
+pub fn give_away(directory: &Path, user: u32) {
+    each(directory, &mut |path| std::os::unix::fs::lchown(path, Some(user), None).unwrap());
+}
+
 /// Damages the head of an image on disk.
 pub fn damage_head(pool: &Pool, id: ImageId) {
     let path = pool.image_directory(id).join("head");

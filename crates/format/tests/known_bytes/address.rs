@@ -47,7 +47,8 @@ fn only_zero_is_a_hole_and_segment_0_means_lost() {
     assert!(lost(LOST) && !hole(LOST));
     for bit in 0..64 {
         assert!(!hole(1 << bit), "bit {bit}");
-        assert_eq!(lost(1 << bit), bit >= 32, "bit {bit}");
+        // Slot 2 alone is external.
+        assert_eq!(lost(1 << bit), bit >= 32 && bit != 33, "bit {bit}");
     }
     assert!(!lost(LOST | 1));
 }
@@ -62,4 +63,20 @@ fn an_entry_is_a_hole_or_lost_by_its_address_whatever_its_checksum() {
     }
     assert_eq!(MapEntry::HOLE, MapEntry { address: BlockAddress(0), crc: 0 });
     assert_eq!(MapEntry::LOST, MapEntry { address: BlockAddress(LOST), crc: 0 });
+}
+
+#[test]
+fn slot_2_without_a_segment_is_external_whatever_the_flags_say() {
+    const EXTERNAL: u64 = 0x0100_0002_0000_0000;
+    assert_eq!(BlockAddress::EXTERNAL.0, EXTERNAL);
+    for address in [EXTERNAL, EXTERNAL & !(0xff << 56), EXTERNAL | 0xff << 56] {
+        let address = BlockAddress(address);
+        assert!(address.is_external() && address.is_nowhere());
+        assert!(!address.is_lost() && !address.is_hole());
+    }
+    for address in [0, LOST, LOST + (2 << 32), EXTERNAL | 1] {
+        assert!(!BlockAddress(address).is_external(), "{address:#x}");
+    }
+    assert!(BlockAddress(LOST).is_nowhere() && !BlockAddress(EXTERNAL | 1).is_nowhere());
+    assert_eq!(MapEntry::EXTERNAL, MapEntry { address: BlockAddress(EXTERNAL), crc: 0 });
 }

@@ -622,7 +622,28 @@ fn a_head_of_the_source_of_a_migration_is_these_bytes() {
         namespace: "n".into(),
         image_name: "i".into(),
         state: MigrationState::Executed.into(),
+        ..MigrationRecord::default()
     };
+    let head = HeadRecord { migration: Some(migration), ..HeadRecord::default() };
+    assert_eq!(head.encode_to_vec(), expected);
+}
+
+#[test]
+fn a_head_of_the_target_of_a_migration_from_outside_is_these_bytes() {
+    let expected = bytes(
+        "a2 02 09                                        | migration, field 36:
+         38 01                                           |   state: executing
+         42 02 7b 7d                                     |   source_spec
+         4a 01 73                                        |   source_state
+        ",
+    );
+    let migration = MigrationRecord {
+        state: MigrationState::Executing.into(),
+        source_spec: "{}".into(),
+        source_state: "s".into(),
+        ..MigrationRecord::default()
+    };
+    assert!(migration.is_external() && !MigrationRecord::default().is_external());
     let head = HeadRecord { migration: Some(migration), ..HeadRecord::default() };
     assert_eq!(head.encode_to_vec(), expected);
 }
