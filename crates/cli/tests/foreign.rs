@@ -3,8 +3,12 @@
 
 mod common;
 
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{World, noise, prints, without_log};
 
@@ -362,6 +366,52 @@ fn an_nbd_export_is_imported_and_its_holes_stay_holes() {
     ]);
     assert!(content(&world, "plain") == read(&world.path("d.vhdx")));
     assert!(content(&world, "disk") == bytes);
+}
+
+/// A way to a server by TCP on which each connection breaks after so many bytes. Returns its port, and a count of the
+/// connections.
+fn breaking_way(to: std::path::PathBuf, bytes_max: usize) -> (u16, Arc<AtomicUsize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let count: Arc<AtomicUsize> = Arc::default();
+    let connections = Arc::clone(&count);
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            connections.fetch_add(1, Ordering::Relaxed);
+            let Ok(mut server) = UnixStream::connect(&to) else { return };
+            let (mut asks, mut is_asked) =
+                (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut asks, &mut is_asked));
+            std::thread::spawn(move || {
+                let mut answers = (&mut server).take(bytes_max as u64);
+                let _ = std::io::copy(&mut answers, &mut client);
+                let _ = client.shutdown(std::net::Shutdown::Both);
+                let _ = server.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    (port, count)
+}
+
+#[test]
+fn a_connection_by_tcp_that_breaks_is_taken_up_again() {
+    let world = World::new();
+    let mut bytes = vec![0; 24 * MIB];
+    bytes[MIB..20 * MIB].copy_from_slice(&noise(19 * MIB));
+    world.file("noise.raw", &bytes);
+    let _server = qemu_nbd(&world, "raw", "noise.raw");
+    // Each connection brings one request of 4 MiB, and the start of another one.
+    let (port, connections) = breaking_way(world.path("nbd.sock"), 6 * MIB);
+    world.silently(&[&format!("import --no-progress nbd://127.0.0.1:{port}/the%20disk i")]);
+    assert!(content(&world, "i") == bytes);
+    assert!(connections.load(Ordering::Relaxed) > 2);
+    // Where no connection brings anything, there is no image.
+    let (port, connections) = breaking_way(world.path("nbd.sock"), 64 << 10);
+    let refused = world.rbd(&format!("import --no-progress nbd://127.0.0.1:{port}/the%20disk j"));
+    assert_eq!(refused.status, 5, "{}", refused.err);
+    assert!(connections.load(Ordering::Relaxed) > 2);
+    assert_eq!(world.rbd("ls").out, "i\n");
 }
 
 #[test]

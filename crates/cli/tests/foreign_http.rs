@@ -119,3 +119,38 @@ fn only_what_holds_data_is_asked_for() {
     assert!(bytes[..MIB].iter().all(|b| *b == 5) && bytes[MIB..39 * MIB].iter().all(|b| *b == 0));
     assert!(bytes[39 * MIB..40 * MIB].iter().all(|b| *b == 5));
 }
+
+#[test]
+fn a_server_with_tls_needs_a_certificate_of_an_authority_that_the_user_names() {
+    let world = World::new();
+    let (bytes, qcow2) = disk(&world);
+    let (server, authority) = Server::with_tls(qcow2);
+    world.file("authority.pem", authority.as_bytes());
+    let port = server.address.rsplit_once(':').unwrap().1;
+    let import = |host: &str, name: &str, authority: &str| {
+        let line = format!("import --no-progress https://{host}:{port}/d.qcow2 {name}");
+        common::ran(world.rbd_command(&line).env("SSL_CERT_FILE", world.path(authority)))
+    };
+    assert_eq!(import("localhost", "i", "authority.pem").status, 0);
+    assert!(content(&world, "i") == bytes);
+    // Another authority, and another name than that of the certificate.
+    let (_, other) = Server::with_tls(Vec::new());
+    world.file("other.pem", other.as_bytes());
+    for (host, authority) in [("localhost", "other.pem"), ("127.0.0.1", "authority.pem")] {
+        let refused = import(host, "j", authority);
+        assert_ne!(refused.status, 0, "{host} {authority}");
+        assert!(refused.err.contains("import failed"), "{}", refused.err);
+        assert_eq!(world.rbd("ls").out, "i\n");
+    }
+    // It is the same for the source of a migration, and for who reads the image later.
+    let url = format!("https://localhost:{port}/d.qcow2");
+    let spec = format!(r#"{{"type":"qcow","stream":{{"type":"http","url":"{url}"}}}}"#);
+    world.file("spec.json", spec.as_bytes());
+    let ran = |line: &str, authority: &str| {
+        world.rbd_command(line).env("SSL_CERT_FILE", world.path(authority)).output().unwrap()
+    };
+    let line = "migration prepare --import-only --source-spec-path spec.json m";
+    assert!(ran(line, "authority.pem").status.success());
+    assert!(ran("export --no-progress m -", "authority.pem").stdout == bytes);
+    assert_eq!(ran("export --no-progress m -", "other.pem").status.code(), Some(5));
+}

@@ -31,6 +31,9 @@ const PORT: u16 = 10_809;
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long a read waits before it looks for an interruption.
 const POLL: Duration = Duration::from_millis(200);
+/// How often a request is sent in all, each time over a new connection, and the pause before that.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
 /// Most that one request reads, in bytes. Servers take 32 MiB without having said so.
 const READ_BYTES_MAX: u64 = 4 << 20;
 /// Range of which holes are asked for at a time, in bytes, and the replies that are taken.
@@ -147,16 +150,19 @@ struct Connection {
     cookie: u64,
     structured: bool,
     /// It has failed once: what would come next is not known.
+    /// After any error: nobody knows what comes next.
     broken: bool,
+    /// The other end is gone.
+    lost: bool,
 }
 
 /// See the module.
 pub struct NbdSource {
+    address: Address,
+    export: String,
+    interrupted: Interrupted,
     connection: Mutex<Connection>,
-    size_bytes: u64,
-    block_bytes: u64,
-    /// The number of `base:allocation`, if the server tells holes.
-    context: Option<u32>,
+    about: About,
 }
 
 impl NbdSource {
@@ -165,29 +171,39 @@ impl NbdSource {
     /// # Errors
     /// `Io` if nobody answers, or the server refuses; `Interrupted`; `Damaged` for replies that make no sense.
     pub fn connect(address: &Address, export: &str, interrupted: Interrupted) -> Result<Self> {
-        let cannot =
-            |error: io::Error| Error::io(format!("no connection comes about: {error}"), error);
-        let wire = match address {
-            Address::Tcp(host, port) => Wire::Tcp(connect_tcp(host, *port).map_err(cannot)?),
-            Address::Unix(path) => Wire::Unix(UnixStream::connect(path).map_err(cannot)?),
-        };
-        wire.set_timeouts().map_err(cannot)?;
-        let mut connection =
-            Connection { wire, interrupted, cookie: 0, structured: false, broken: false };
-        connection.negotiate(export).map(|about| {
-            let About { size_bytes, block_bytes, context } = about;
-            Self { connection: Mutex::new(connection), size_bytes, block_bytes, context }
-        })
+        let (connection, about) = Connection::open(address, export, &interrupted)?;
+        let (address, export) = (address.clone(), export.to_owned());
+        Ok(Self { address, export, interrupted, connection: Mutex::new(connection), about })
     }
 
-    fn with<T>(&self, call: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+    /// Asks the server. Where the connection breaks, it is asked again over another one.
+    fn with<T>(&self, mut call: impl FnMut(&mut Connection) -> Result<T>) -> Result<T> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if connection.broken {
-            return Err(Error::new(ErrorKind::Io, "the connection was closed after an error"));
+        let mut tries = 1;
+        loop {
+            let outcome = match connection.broken {
+                true => self.connect_again(&mut connection).and_then(|()| call(&mut connection)),
+                false => call(&mut connection),
+            };
+            let Err(error) = outcome else { return outcome };
+            connection.broken = true;
+            if !connection.lost || error.kind() != ErrorKind::Io || tries == TRIES {
+                return Err(error);
+            }
+            std::thread::sleep(PAUSE);
+            tries += 1;
         }
-        let outcome = call(&mut connection);
-        connection.broken = outcome.is_err();
-        outcome
+    }
+
+    fn connect_again(&self, connection: &mut Connection) -> Result<()> {
+        let (again, about) = Connection::open(&self.address, &self.export, &self.interrupted)?;
+        if (about.size_bytes, about.block_bytes) != (self.about.size_bytes, self.about.block_bytes)
+            || about.context != self.about.context
+        {
+            return Err(Error::damaged("the export has changed while it was read"));
+        }
+        *connection = again;
+        Ok(())
     }
 }
 
@@ -206,6 +222,7 @@ fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
 struct About {
     size_bytes: u64,
     block_bytes: u64,
+    /// The number of `base:allocation`, if the server tells holes.
     context: Option<u32>,
 }
 
@@ -214,11 +231,27 @@ fn strange() -> Error {
 }
 
 impl Connection {
+    fn open(address: &Address, export: &str, interrupted: &Interrupted) -> Result<(Self, About)> {
+        let cannot =
+            |error: io::Error| Error::io(format!("no connection comes about: {error}"), error);
+        let wire = match address {
+            Address::Tcp(host, port) => Wire::Tcp(connect_tcp(host, *port).map_err(cannot)?),
+            Address::Unix(path) => Wire::Unix(UnixStream::connect(path).map_err(cannot)?),
+        };
+        wire.set_timeouts().map_err(cannot)?;
+        let interrupted = Arc::clone(interrupted);
+        let (structured, broken, lost) = (false, false, false);
+        let mut connection = Self { wire, interrupted, cookie: 0, structured, broken, lost };
+        let about = connection.negotiate(export)?;
+        Ok((connection, about))
+    }
+
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
         let sent = match &mut self.wire {
             Wire::Tcp(stream) => stream.write_all(bytes),
             Wire::Unix(stream) => stream.write_all(bytes),
         };
+        self.lost |= sent.is_err();
         sent.map_err(|error| Error::io(format!("the server cannot be reached: {error}"), error))
     }
 
@@ -230,6 +263,7 @@ impl Connection {
             }
             match self.wire.read(&mut buf[filled..]) {
                 Ok(0) => {
+                    self.lost = true;
                     return Err(Error::new(ErrorKind::Io, "the server has closed the connection"));
                 }
                 Ok(bytes) => (filled, heard) = (filled + bytes, Instant::now()),
@@ -243,7 +277,10 @@ impl Connection {
                     io::ErrorKind::WouldBlock
                     | io::ErrorKind::TimedOut
                     | io::ErrorKind::Interrupted => {}
-                    _ => return Err(Error::io(format!("the connection fails: {error}"), error)),
+                    _ => {
+                        self.lost = true;
+                        return Err(Error::io(format!("the connection fails: {error}"), error));
+                    }
                 },
             }
         }
@@ -475,22 +512,23 @@ fn part_of(buf: &mut [u8], offset: u64, at: u64, length: u64) -> Result<&mut [u8
 
 impl Source for NbdSource {
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.about.size_bytes
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        check_range(offset, buf.len() as u64, self.size_bytes)?;
+        check_range(offset, buf.len() as u64, self.about.size_bytes)?;
         let (mut at, mut rest) = (offset, buf);
         while !rest.is_empty() {
             // The server may read whole blocks only.
-            let before = at % self.block_bytes;
-            let length = (rest.len() as u64).min(READ_BYTES_MAX - self.block_bytes);
+            let before = at % self.about.block_bytes;
+            let length = (rest.len() as u64).min(READ_BYTES_MAX - self.about.block_bytes);
             let (part, after) = rest.split_at_mut(length as usize);
             let start = at - before;
-            let whole =
-                (before + length).next_multiple_of(self.block_bytes).min(self.size_bytes - start);
+            let whole = (before + length)
+                .next_multiple_of(self.about.block_bytes)
+                .min(self.about.size_bytes - start);
             if whole == length {
-                self.with(|connection| connection.read(start, part))?;
+                self.with(|connection| connection.read(start, &mut *part))?;
             } else {
                 let mut blocks = vec![0; whole as usize];
                 self.with(|connection| connection.read(start, &mut blocks))?;
@@ -502,13 +540,13 @@ impl Source for NbdSource {
     }
 
     fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
-        check_range(offset, length, self.size_bytes)?;
+        check_range(offset, length, self.about.size_bytes)?;
         let whole = vec![Extent { offset, length, data: true }];
-        let Some(context) = self.context.filter(|_| length > 0) else { return Ok(whole) };
-        let start = offset - offset % self.block_bytes;
-        let asked =
-            STATUS_BYTES_MAX.min((offset + length - start).next_multiple_of(self.block_bytes));
-        let asked = asked.min(self.size_bytes - start);
+        let Some(context) = self.about.context.filter(|_| length > 0) else { return Ok(whole) };
+        let start = offset - offset % self.about.block_bytes;
+        let asked = STATUS_BYTES_MAX
+            .min((offset + length - start).next_multiple_of(self.about.block_bytes));
+        let asked = asked.min(self.about.size_bytes - start);
         // At most STATUS_BYTES_MAX.
         let parts = self.with(|connection| connection.status(context, start, asked as u32))?;
         let (mut extents, mut at, end) = (Vec::new(), start, offset + length);

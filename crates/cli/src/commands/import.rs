@@ -65,7 +65,7 @@ pub const COMMANDS: &[CommandSpec] =
             ),
             (
                 "import https://example.org/debian.qcow2 templates/debian",
-                "only the parts with data, where the server answers requests for ranges",
+                "only the parts with data, where the server answers requests for ranges; the variable SSL_CERT_FILE names a file of certificates of authorities",
             ),
             (
                 "import nbd://host/vm-1 vm-1",

@@ -2,10 +2,14 @@
 
 #![allow(dead_code, missing_docs, reason = "each test uses a part of it")]
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// How a server behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,29 @@ pub struct Server {
 impl Server {
     /// Serves one file under any path, until the test ends.
     pub fn new(file: Vec<u8>) -> Self {
+        Self::with(file, None)
+    }
+
+    /// The same with TLS, for the name `localhost`. Returns the certificate of its authority too, which nobody knows.
+    pub fn with_tls(file: Vec<u8>) -> (Self, String) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut about = CertificateParams::new(Vec::new()).unwrap();
+        about.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let authority_pem = about.self_signed(&key).unwrap().pem();
+        let authority = Issuer::new(about, key);
+        let key = KeyPair::generate().unwrap();
+        let about = CertificateParams::new(vec!["localhost".into()]).unwrap();
+        let certificate = about.signed_by(&key, &authority).unwrap();
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let tls = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        (Self::with(file, Some(Arc::new(tls))), authority_pem)
+    }
+
+    fn with(file: Vec<u8>, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let manner = Arc::new(Mutex::new(Manner::Ranges));
@@ -42,8 +69,15 @@ impl Server {
         let file = Arc::new(file);
         std::thread::spawn(move || {
             for client in listener.incoming() {
-                let (file, shared) = (file.clone(), shared.clone());
-                std::thread::spawn(move || answer(client.unwrap(), &file, &shared));
+                let (client, file, shared) = (client.unwrap(), file.clone(), shared.clone());
+                let tls = tls.clone();
+                std::thread::spawn(move || match tls {
+                    None => answer(client, &file, &shared),
+                    Some(tls) => {
+                        let tls = ServerConnection::new(tls).unwrap();
+                        answer(StreamOwned::new(tls, client), &file, &shared)
+                    }
+                });
             }
         });
         server
@@ -61,9 +95,8 @@ impl Server {
 type Shared = (Arc<Mutex<Manner>>, Arc<AtomicUsize>, Arc<AtomicUsize>);
 
 /// Answers the requests of one connection. It ends with an error when the client has gone.
-fn answer(client: TcpStream, file: &[u8], (manner, sent, requests): &Shared) -> Option<()> {
-    let mut lines = BufReader::new(client.try_clone().ok()?);
-    let mut client = client;
+fn answer(client: impl Read + Write, file: &[u8], (manner, sent, requests): &Shared) -> Option<()> {
+    let mut lines = BufReader::new(client);
     loop {
         let mut range = None;
         loop {
@@ -80,6 +113,7 @@ fn answer(client: TcpStream, file: &[u8], (manner, sent, requests): &Shared) -> 
                 break;
             }
         }
+        let client = lines.get_mut();
         let count = requests.fetch_add(1, Ordering::Relaxed);
         let manner = *manner.lock().unwrap();
         if let Manner::Status(status) = manner {
