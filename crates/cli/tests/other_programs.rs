@@ -121,9 +121,30 @@ fn what_only_a_cluster_can_do_is_refused_in_one_sentence() {
         assert_eq!(ran.err.lines().count(), 1, "{line}: {}", ran.err);
     }
     assert_eq!(world.called("ceph", "bogus").status, EINVAL);
-    assert_eq!(world.called("rados", "-p rbd ls").status, EOPNOTSUPP);
     assert_eq!(world.called("rados", "-p rbd put object file").status, EOPNOTSUPP);
     assert_eq!(world.called("rados", "bogus").status, 1);
+}
+
+#[test]
+fn the_objects_of_a_pool_are_those_that_name_its_images() {
+    let world = World::new();
+    assert_eq!(world.called("rados", "-p rbd ls"), prints("rbd_info\n"));
+    world.silently(&["create --size 1M --image-feature layering a", "namespace create rbd/ns"]);
+    world.silently(&["create --size 1M rbd/ns/b"]);
+    let info = json(&world.rbd("info a --format json"));
+    let header = format!("rbd_header.{}", info["id"].as_str().unwrap());
+    let listed = world.called("rados", "-p rbd ls").out;
+    let expected = format!("rbd_directory\nrbd_info\nrbd_namespace\nrbd_id.a\n{header}\n");
+    assert_eq!(listed, expected);
+    let inner = json(&world.called("rados", "-p rbd -N ns ls -f json"));
+    assert_eq!(inner[1], serde_json::json!({"namespace": "ns", "name": "rbd_id.b"}));
+    assert_eq!(inner.as_array().unwrap().len(), 4, "{inner}");
+    assert!(world.called("rados", "-p rbd ls --all").out.contains("\nns\trbd_id.b\n"));
+    let without = world.called("rados", "ls");
+    assert_eq!(without, says("either pool name or pg id needs to be specified\n", 1));
+    let missing = says("error opening pool nosuch: (2) No such file or directory\n", 1);
+    assert_eq!(world.called("rados", "-p nosuch ls"), missing);
+    assert_eq!(world.called("rados", "-p nosuch df"), missing);
 }
 
 #[test]

@@ -115,10 +115,19 @@ impl Node {
 /// A number that is not negative as C's `%.17g` writes it.
 fn seventeen_digits(number: f64) -> String {
     const DIGITS: i32 = 17;
+    /// Smaller numbers are written with an exponent.
+    const SMALLEST_EXPONENT: i32 = -4;
     if number == 0.0 || !number.is_finite() {
         return "0".to_string();
     }
-    let exponent = number.abs().log10().floor() as i32;
+    // Its rounding decides the exponent.
+    let scientific = format!("{number:.*e}", DIGITS as usize - 1);
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if exponent < SMALLEST_EXPONENT {
+        let mantissa = mantissa.trim_end_matches('0').trim_end_matches('.');
+        return format!("{mantissa}e-{:02}", exponent.abs());
+    }
     let decimals = usize::try_from(DIGITS - 1 - exponent).unwrap_or(0);
     let text = format!("{number:.decimals$}");
     match text.contains('.') {
@@ -240,6 +249,9 @@ mod tests {
             (5003.8, "5003.8000000000002"),
             (20495564.8, "20495564.800000001"),
             (1379219.1893361046, "1379219.1893361046"),
+            (0.000_737_799_098_715_186_1, "0.00073779909871518612"),
+            (3.595_736_188_799_492e-7, "3.5957361887994921e-07"),
+            (0.000_05, "5.0000000000000002e-05"),
         ] {
             assert_eq!(Node::Fraction17(number).to_json(false), format!("{text}\n"));
         }

@@ -3,7 +3,7 @@
 
 use super::Program;
 use super::ceph_output::{self, End, FORMAT};
-use super::ceph_pool::{self, PoolUse, error, invalid_command};
+use super::ceph_pool::{self, PLACEMENT_GROUPS, PoolUse, error, invalid_command};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional};
 use crate::errno::{EINVAL, EOPNOTSUPP};
 use crate::failure::{Failure, Outcome};
@@ -46,6 +46,23 @@ const OF_CLUSTERS: &[&str] = &[
 /// The address that stands for the store: programs want to read one.
 const ADDRESS: &str = "127.0.0.1:6789/0";
 const HEALTH: &str = "HEALTH_OK";
+/// The name of the release that this program follows.
+const RELEASE: &str = "pacific";
+/// How Ceph writes a time that is not known.
+const NO_TIME: &str = "0.000000";
+/// What the release's monitors can do.
+const MONITOR_FEATURES: [&str; 8] = [
+    "kraken",
+    "luminous",
+    "mimic",
+    "osdmap-prune",
+    "nautilus",
+    "octopus",
+    "pacific",
+    "elector-pinging",
+];
+/// Ceph's class of a medium that it knows nothing about.
+const CLASS: &str = "hdd";
 
 /// Options that `ceph` takes before any command.
 const CLIENT: &[Opt] = &[
@@ -140,92 +157,156 @@ fn status(session: &Session, args: &Args) -> Outcome {
     let id = store_uuid(session)?;
     let pools = ceph_pool::all(session)?;
     let room = ceph_pool::room(&pools);
-    let total_bytes = room.used_bytes + room.free_bytes;
-    let images: u64 = pools.iter().map(|pool| pool.images).sum();
-    let plain = || {
-        format!(
-            "  cluster:\n    id:     {id}\n    health: {HEALTH}\n \n  services:\n    mon: 1 daemons, quorum a\n    osd: 1 osds: 1 up, 1 in\n \n  data:\n    pools:   {} pools, 0 pgs\n    objects: {images} objects, {}\n    usage:   {} used, {} / {} avail\n \n",
-            pools.len(),
-            size::show(room.used_bytes),
-            size::show(room.used_bytes),
-            size::show(room.free_bytes),
-            size::show(total_bytes),
-        )
+    let totals = Totals {
+        pools: pools.len() as u64,
+        groups: pools.len() as u64 * PLACEMENT_GROUPS,
+        images: pools.iter().map(|pool| pool.images).sum(),
+        bytes: room.used_bytes + room.free_bytes,
+        room,
     };
-    let object = |members| Node::Object(members);
-    let document = || {
-        let members = vec![
-            ("fsid", Node::from(id.as_str())),
-            ("health", health_node()),
-            ("quorum_names", Node::array("name", [Node::from("a")])),
-            ("monmap", object(vec![("epoch", Node::Number(1)), ("num_mons", Node::Number(1))])),
-            (
-                "osdmap",
-                object(vec![
-                    ("epoch", Node::Number(1)),
-                    ("num_osds", Node::Number(1)),
-                    ("num_up_osds", Node::Number(1)),
-                    ("num_in_osds", Node::Number(1)),
-                ]),
-            ),
-            (
-                "pgmap",
-                object(vec![
-                    ("num_pgs", Node::Number(0)),
-                    ("num_pools", (pools.len() as u64).into()),
-                    ("num_objects", images.into()),
-                    ("data_bytes", room.used_bytes.into()),
-                    ("bytes_used", room.used_bytes.into()),
-                    ("bytes_avail", room.free_bytes.into()),
-                    ("bytes_total", total_bytes.into()),
-                ]),
-            ),
-        ];
-        ("status", Node::Object(members))
-    };
-    ceph_output::print(args, End::Newline, plain, document)
+    let document = || ("status", status_node(&id, &totals));
+    ceph_output::print(args, End::Newline, || status_plain(&id, &totals), document)
+}
+
+/// What all pools hold.
+struct Totals {
+    pools: u64,
+    groups: u64,
+    images: u64,
+    bytes: u64,
+    room: ceph_pool::Room,
+}
+
+fn status_plain(id: &str, totals: &Totals) -> String {
+    let Totals { pools, groups, images, bytes, room } = totals;
+    let (used, free) = (size::show(room.used_bytes), size::show(room.free_bytes));
+    let all = size::show(*bytes);
+    format!(
+        "  cluster:\n    id:     {id}\n    health: {HEALTH}\n \n  services:\n    mon: 1 daemons, quorum a\n    osd: 1 osds: 1 up, 1 in\n \n  data:\n    pools:   {pools} pools, {groups} pgs\n    objects: {images} objects, {used}\n    usage:   {used} used, {free} / {all} avail\n    pgs:     {groups} active+clean\n \n"
+    )
+}
+
+/// What `ceph -s` tells programs. A store has no services, no file systems and no managers.
+fn status_node(id: &str, totals: &Totals) -> Node {
+    let object = Node::Object;
+    let nothing = || Node::Object(Vec::new());
+    let (zero, one) = (|| Node::Number(0), || Node::Number(1));
+    let clean =
+        object(vec![("state_name", "active+clean".into()), ("count", totals.groups.into())]);
+    let members = vec![
+        ("fsid", Node::from(id)),
+        ("health", health_node()),
+        ("election_epoch", one()),
+        ("quorum", Node::array("rank", [zero()])),
+        ("quorum_names", Node::array("id", [Node::from("a")])),
+        ("quorum_age", zero()),
+        (
+            "monmap",
+            object(vec![
+                ("epoch", one()),
+                ("min_mon_release_name", RELEASE.into()),
+                ("num_mons", one()),
+            ]),
+        ),
+        (
+            "osdmap",
+            object(vec![
+                ("epoch", one()),
+                ("num_osds", one()),
+                ("num_up_osds", one()),
+                ("osd_up_since", zero()),
+                ("num_in_osds", one()),
+                ("osd_in_since", zero()),
+                ("num_remapped_pgs", zero()),
+            ]),
+        ),
+        (
+            "pgmap",
+            object(vec![
+                ("pgs_by_state", Node::array("pgs_by_state_element", [clean])),
+                ("num_pgs", totals.groups.into()),
+                ("num_pools", totals.pools.into()),
+                ("num_objects", totals.images.into()),
+                ("data_bytes", totals.room.used_bytes.into()),
+                ("bytes_used", totals.room.used_bytes.into()),
+                ("bytes_avail", totals.room.free_bytes.into()),
+                ("bytes_total", totals.bytes.into()),
+            ]),
+        ),
+        (
+            "fsmap",
+            object(vec![
+                ("epoch", one()),
+                ("by_rank", Node::Array(Vec::new())),
+                ("up:standby", zero()),
+            ]),
+        ),
+        (
+            "mgrmap",
+            object(vec![
+                ("available", Node::Bool(false)),
+                ("num_standbys", zero()),
+                ("modules", Node::Array(Vec::new())),
+                ("services", nothing()),
+            ]),
+        ),
+        (
+            "servicemap",
+            object(vec![("epoch", one()), ("modified", NO_TIME.into()), ("services", nothing())]),
+        ),
+        ("progress_events", nothing()),
+    ];
+    Node::Object(members)
 }
 
 fn monitors(session: &Session, args: &Args) -> Outcome {
     let id = store_uuid(session)?;
-    err("dumped monmap epoch 1\n");
     let plain = || {
         format!(
-            "epoch 1\nfsid {id}\nmin_mon_release 16 (pacific)\nelection_strategy: 1\n0: v1:{ADDRESS} mon.a\n"
+            "epoch 1\nfsid {id}\nlast_changed {NO_TIME}\ncreated {NO_TIME}\nmin_mon_release 16 ({RELEASE})\nelection_strategy: 1\n0: v2:{ADDRESS} mon.a\n"
         )
     };
     let document = || {
+        let address = Node::Object(vec![
+            ("type", "v2".into()),
+            ("addr", ADDRESS.trim_end_matches("/0").into()),
+            ("nonce", Node::Number(0)),
+        ]);
         let monitor = Node::Object(vec![
             ("rank", Node::Number(0)),
             ("name", "a".into()),
-            (
-                "public_addrs",
-                Node::Object(vec![(
-                    "addrvec",
-                    Node::array(
-                        "addr",
-                        [Node::Object(vec![
-                            ("type", "v1".into()),
-                            ("addr", ADDRESS.trim_end_matches("/0").into()),
-                            ("nonce", Node::Number(0)),
-                        ])],
-                    ),
-                )]),
-            ),
+            ("public_addrs", Node::Object(vec![("addrvec", Node::array("addr", [address]))])),
             ("addr", ADDRESS.into()),
             ("public_addr", ADDRESS.into()),
+            ("priority", Node::Number(0)),
+            ("weight", Node::Number(0)),
+            ("crush_location", "{}".into()),
+        ]);
+        let features = Node::Object(vec![
+            ("persistent", Node::array("bit_flag", MONITOR_FEATURES.map(Node::from))),
+            ("optional", Node::Array(Vec::new())),
         ]);
         let members = vec![
             ("epoch", Node::Number(1)),
             ("fsid", Node::from(id.as_str())),
+            ("modified", NO_TIME.into()),
+            ("created", NO_TIME.into()),
             ("min_mon_release", Node::Number(16)),
-            ("min_mon_release_name", "pacific".into()),
+            ("min_mon_release_name", RELEASE.into()),
+            ("election_strategy", Node::Number(1)),
+            ("disallowed_leaders: ", "".into()),
+            ("stretch_mode", Node::Bool(false)),
+            ("tiebreaker_mon", "".into()),
+            ("removed_ranks: ", "".into()),
+            ("features", features),
             ("mons", Node::array("mon", [monitor])),
-            ("quorum", Node::array("rank", [Node::Number(0)])),
+            ("quorum", Node::array("mon", [Node::Number(0)])),
         ];
         ("monmap", Node::Object(members))
     };
-    ceph_output::print(args, End::Newline, plain, document)
+    ceph_output::print(args, End::Newline, plain, document)?;
+    err("dumped monmap epoch 1\n");
+    Ok(())
 }
 
 fn df(session: &Session, args: &Args) -> Outcome {
@@ -238,19 +319,22 @@ fn df(session: &Session, args: &Args) -> Outcome {
     let room = ceph_pool::room(&pools);
     let total_bytes = room.used_bytes + room.free_bytes;
     let document = || {
-        let stats = Node::Object(vec![
+        let raw = vec![
             ("total_bytes", total_bytes.into()),
             ("total_avail_bytes", room.free_bytes.into()),
             ("total_used_bytes", room.used_bytes.into()),
             ("total_used_raw_bytes", room.used_bytes.into()),
-            ("total_used_raw_ratio", Node::Fraction(share(room.used_bytes, total_bytes))),
+            ("total_used_raw_ratio", Node::Fraction17(share(room.used_bytes, total_bytes))),
+        ];
+        let mut stats = raw.clone();
+        stats.extend([
             ("num_osds", Node::Number(1)),
             ("num_per_pool_osds", Node::Number(0)),
             ("num_per_pool_omap_osds", Node::Number(0)),
         ]);
         let members = vec![
-            ("stats", stats),
-            ("stats_by_class", Node::Object(Vec::new())),
+            ("stats", Node::Object(stats)),
+            ("stats_by_class", Node::Object(vec![(CLASS, Node::Object(raw))])),
             ("pools", Node::array("pool", pools.iter().map(|pool| pool_node(pool, detail)))),
         ];
         ("stats", Node::Object(members))
@@ -279,7 +363,7 @@ fn pool_node(pool: &PoolUse, detail: bool) -> Node {
         stats.push(("omap_bytes_used", Node::Number(0)));
     }
     let used = share(pool.used_bytes, pool.used_bytes + pool.free_bytes);
-    stats.push(("percent_used", Node::Fraction(used)));
+    stats.push(("percent_used", Node::Fraction17(used)));
     stats.push(("max_avail", pool.free_bytes.into()));
     if detail {
         for name in ["quota_objects", "quota_bytes", "dirty", "rd", "rd_bytes", "wr", "wr_bytes"] {
@@ -305,12 +389,12 @@ fn df_plain(pools: &[PoolUse], room: &ceph_pool::Room, detail: bool) -> String {
     let total_bytes = room.used_bytes + room.free_bytes;
     let mut raw = Table::new()
         .column("CLASS", Align::Left)
-        .column("SIZE", Align::Right)
-        .column("AVAIL", Align::Right)
-        .column("USED", Align::Right)
-        .column("RAW USED", Align::Right)
-        .column("%RAW USED", Align::Right);
-    for class in ["local", "TOTAL"] {
+        .column_aligned("SIZE", Align::Right, Align::Right)
+        .column_aligned("AVAIL", Align::Right, Align::Right)
+        .column_aligned("USED", Align::Right, Align::Right)
+        .column_aligned("RAW USED", Align::Right, Align::Right)
+        .column_aligned("%RAW USED", Align::Right, Align::Right);
+    for class in [CLASS, "TOTAL"] {
         raw.row(vec![
             class.to_owned(),
             size::show(total_bytes),
@@ -321,24 +405,40 @@ fn df_plain(pools: &[PoolUse], room: &ceph_pool::Room, detail: bool) -> String {
         ]);
     }
     let mut table = Table::new().column("POOL", Align::Left);
-    let mut columns = vec!["ID", "PGS", "STORED", "OBJECTS", "USED", "%USED", "MAX AVAIL"];
-    if detail {
-        columns.extend(["QUOTA OBJECTS", "QUOTA BYTES", "DIRTY", "USED COMPR", "UNDER COMPR"]);
-    }
-    for column in &columns {
-        table = table.column(column, Align::Right);
+    let columns: &[&'static str] = match detail {
+        false => &["ID", "PGS", "STORED", "OBJECTS", "USED", "%USED", "MAX AVAIL"],
+        true => &[
+            "ID",
+            "PGS",
+            "STORED",
+            "(DATA)",
+            "(OMAP)",
+            "OBJECTS",
+            "USED",
+            "(DATA)",
+            "(OMAP)",
+            "%USED",
+            "MAX AVAIL",
+            "QUOTA OBJECTS",
+            "QUOTA BYTES",
+            "DIRTY",
+            "USED COMPR",
+            "UNDER COMPR",
+        ],
+    };
+    for column in columns {
+        table = table.column_aligned(column, Align::Right, Align::Right);
     }
     for pool in pools {
-        let mut row = vec![
-            pool.name.clone(),
-            pool.number.to_string(),
-            "0".to_owned(),
-            size::show(pool.used_bytes),
-            pool.images.to_string(),
-            size::show(pool.used_bytes),
-            percent(pool.used_bytes, pool.used_bytes + pool.free_bytes),
-            size::show(pool.free_bytes),
-        ];
+        let used = size::show(pool.used_bytes);
+        let parts = || detail.then(|| [used.clone(), size::show(0)]).into_iter().flatten();
+        let mut row = vec![pool.name.clone(), pool.number.to_string()];
+        row.extend([PLACEMENT_GROUPS.to_string(), used.clone()]);
+        row.extend(parts());
+        row.extend([pool.images.to_string(), used.clone()]);
+        row.extend(parts());
+        row.push(percent(pool.used_bytes, pool.used_bytes + pool.free_bytes));
+        row.push(size::show(pool.free_bytes));
         if detail {
             row.extend(["N/A", "N/A", "N/A", "0 B", "0 B"].map(str::to_owned));
         }

@@ -31,6 +31,14 @@ pub fn print(
     write(args, "\n", end, plain, document)
 }
 
+/// Prints what `ceph` prints after a change, which has no output: JSON begins with an empty line all the same.
+pub fn print_nothing(args: &Args) -> Outcome {
+    match args.text("format") {
+        Some("json" | "json-pretty") => out("\n"),
+        _ => Ok(()),
+    }
+}
+
 /// Prints `plain` or `document`, in the manner of `rados`.
 pub fn print_as_rados(
     args: &Args,
@@ -59,6 +67,10 @@ fn write(
     };
     match end {
         End::Newline => out(&text),
+        // Not of pretty text.
+        End::Bare if args.text("format").is_some_and(|format| format.ends_with("-pretty")) => {
+            out(&text)
+        }
         End::Bare => out(text.trim_end_matches('\n')),
     }
 }

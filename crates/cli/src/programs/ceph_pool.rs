@@ -11,7 +11,7 @@ use crate::output::{Node, err, line};
 use crate::session::Session;
 
 /// Placement groups that a pool says it has: Ceph's own default.
-const PLACEMENT_GROUPS: u64 = 32;
+pub const PLACEMENT_GROUPS: u64 = 32;
 /// Settings that are numbers or words of a cluster and have no effect here.
 const SETTINGS: &[&str] = &[
     "size",
@@ -184,6 +184,12 @@ fn existing<'a>(session: &Session, args: &'a Args) -> Outcome<(&'a str, u64)> {
     }
 }
 
+/// A change was made.
+fn done(args: &Args, text: &str) -> Outcome {
+    ceph_output::print_nothing(args)?;
+    tell(text)
+}
+
 fn tell(text: &str) -> Outcome {
     err(&line(text));
     Ok(())
@@ -195,8 +201,10 @@ fn create(session: &Session, args: &Args) -> Outcome {
         return Err(error(EOPNOTSUPP, "a pool here keeps one copy and has no erasure code"));
     }
     match session.client()?.create_pool(name, &PoolOptions::default()) {
-        Ok(_) => tell(&format!("pool '{name}' created")),
-        Err(e) if e.kind() == ErrorKind::Exists => tell(&format!("pool '{name}' already exists")),
+        Ok(_) => done(args, &format!("pool '{name}' created")),
+        Err(e) if e.kind() == ErrorKind::Exists => {
+            done(args, &format!("pool '{name}' already exists"))
+        }
         Err(e) => Err(error(errno::of(&e), e.sentence())),
     }
 }
@@ -205,7 +213,7 @@ fn remove(session: &Session, args: &Args) -> Outcome {
     let name = required(args, 0, "pool(<poolname>)")?;
     let client = session.client()?;
     if !client.pools()?.iter().any(|have| have == name) {
-        return tell(&format!("pool '{name}' does not exist"));
+        return done(args, &format!("pool '{name}' does not exist"));
     }
     let sure = REALLY.iter().any(|option| args.flag(option.long));
     if args.positional(1) != Some(name) || !sure {
@@ -217,7 +225,7 @@ fn remove(session: &Session, args: &Args) -> Outcome {
         ));
     }
     match client.remove_pool(name) {
-        Ok(()) => tell(&format!("pool '{name}' removed")),
+        Ok(()) => done(args, &format!("pool '{name}' removed")),
         Err(e) if matches!(e.kind(), ErrorKind::NotEmpty | ErrorKind::Busy) => {
             Err(error(EBUSY, format!("{}; remove its images first ('rbd rm')", e.sentence())))
         }
@@ -299,7 +307,7 @@ fn settings() -> Vec<(&'static str, Node)> {
         ("write_fadvise_dontneed", no.clone()),
         ("noscrub", no.clone()),
         ("nodeep-scrub", no.clone()),
-        ("use_gmt_hitset", Node::Number(1)),
+        ("use_gmt_hitset", Node::Bool(true)),
         ("fast_read", Node::Number(0)),
         ("pg_autoscale_mode", "off".into()),
         ("bulk", no),
@@ -319,9 +327,13 @@ fn get(session: &Session, args: &Args) -> Outcome {
     if shown.is_empty() {
         return Err(invalid_command(&format!("{key} is no setting of a pool")));
     }
-    let value = |node: &Node| node.to_json(false).trim_end().trim_matches('"').to_owned();
+    // `ceph` prints this one as a number to people, and as a truth value to programs.
+    let value = |key: &str, node: &Node| match key {
+        "use_gmt_hitset" => "1".to_owned(),
+        _ => node.to_json(false).trim_end().trim_matches('"').to_owned(),
+    };
     let plain =
-        || shown.iter().map(|(key, node)| line(&format!("{key}: {}", value(node)))).collect();
+        || shown.iter().map(|(key, node)| line(&format!("{key}: {}", value(key, node)))).collect();
     let document = || {
         let mut members = vec![("pool", Node::from(name)), ("pool_id", number.into())];
         members.extend(shown.iter().cloned());
@@ -337,7 +349,7 @@ fn set(session: &Session, args: &Args) -> Outcome {
     if !SETTINGS.contains(&key) {
         return Err(invalid_command(&format!("{key} is no setting of a pool")));
     }
-    tell(&format!("set pool {number} {key} to {value}"))?;
+    done(args, &format!("set pool {number} {key} to {value}"))?;
     tell(&format!(
         "note: '{key}' has no effect here: a pool keeps one copy, on the medium below it"
     ))
@@ -358,7 +370,7 @@ fn rename(session: &Session, args: &Args) -> Outcome {
 fn enable_application(session: &Session, args: &Args) -> Outcome {
     let (name, _) = existing(session, args)?;
     match required(args, 1, "app")? {
-        "rbd" => tell(&format!("enabled application 'rbd' on pool '{name}'")),
+        "rbd" => done(args, &format!("enabled application 'rbd' on pool '{name}'")),
         other => Err(error(
             EOPNOTSUPP,
             format!("pool '{name}' is for rbd; there is no application '{other}' here"),
@@ -370,5 +382,5 @@ fn get_application(session: &Session, args: &Args) -> Outcome {
     existing(session, args)?;
     let node = || Node::Object(vec![("rbd", Node::Object(Vec::new()))]);
     let plain = || "{\n    \"rbd\": {}\n}\n".to_owned();
-    ceph_output::print(args, End::Newline, plain, || ("application", node()))
+    ceph_output::print(args, End::Bare, plain, || ("rbd", node()))
 }
