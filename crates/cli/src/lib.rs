@@ -21,6 +21,7 @@ mod output;
 mod program;
 mod programs;
 mod progress;
+mod remedy;
 mod session;
 mod shown;
 mod signals;
@@ -157,7 +158,7 @@ fn run(program: &'static str, spec: &CommandSpec, args: &Args) -> Outcome {
         Err(failure) => {
             let hint = match failure.status {
                 errno::ENOENT => nearest::hint(&session, spec, args),
-                _ => None,
+                status => remedy::hint(&session, spec, args, status),
             };
             let failure = deprecated.fold(failure, |failure, (_, message)| failure.then(message));
             Err(match hint {

@@ -11,11 +11,15 @@ use crate::session::Session;
 
 /// What a word of the command line names; empty where it names nothing of the kind.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Named {
-    pool: String,
-    namespace: String,
-    image: String,
-    snap: String,
+pub struct Named {
+    /// Pool.
+    pub pool: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Image.
+    pub image: String,
+    /// Snapshot.
+    pub snap: String,
 }
 
 /// A line that names the nearest, if something does not exist that the command line names.
@@ -25,7 +29,7 @@ pub fn hint(session: &Session, command: &CommandSpec, args: &Args) -> Option<Str
 }
 
 /// The names on a command line, from those that the tables of commands call a specification.
-fn named(command: &CommandSpec, args: &Args) -> Vec<Named> {
+pub fn named(command: &CommandSpec, args: &Args) -> Vec<Named> {
     let option = |name: &str| args.text(name).unwrap_or_default().to_string();
     let by_option = || Named {
         pool: option("pool"),
@@ -65,6 +69,11 @@ fn of_pool(word: &str) -> Named {
 }
 
 impl Named {
+    /// The pool, or the default one.
+    pub fn pool_or_default(&self) -> &str {
+        if self.pool.is_empty() { DEFAULT_POOL } else { &self.pool }
+    }
+
     /// The same with the parts of a specification, `[POOL/[NAMESPACE/]]IMAGE[@SNAP]`.
     fn with(mut self, word: &str) -> Self {
         let Some(spec) = Spec::parse(word, Pattern::Existing) else { return self };
@@ -79,7 +88,7 @@ impl Named {
 
 fn nearest(client: &Client, named: &Named) -> Option<String> {
     let said = |what: &str, name: String| Some(format!("did you mean the {what} '{name}'?"));
-    let pool = if named.pool.is_empty() { DEFAULT_POOL } else { &named.pool };
+    let pool = named.pool_or_default();
     let pools = client.pools().ok()?;
     if !pools.iter().any(|name| name == pool) {
         return said("pool", nearest_of(pool, pools)?);

@@ -327,3 +327,29 @@ fn differences_are_imported_and_exported_through_the_owner() {
     drop(client);
     assert_eq!(server.stop(), Some(0));
 }
+
+#[test]
+fn a_refusal_says_how_the_image_gets_free() {
+    let world = World::new();
+    world.silently(&["create --size 8M a"]);
+    let mut server = Server::start(&world);
+    let client = open_export(&world, "rbd/a");
+    let remedy = "let its NBD clients disconnect, or end the server, process ";
+    for line in ["rm --no-progress a", "bench a --io-type write --io-total 1M"] {
+        let ran = world.marcot(line);
+        assert_eq!(ran.status, 16, "{line}: {}", ran.err);
+        let last = ran.err.lines().last().unwrap_or_default();
+        assert!(last.starts_with(&format!("marcot: {remedy}")), "{line}: {}", ran.err);
+        // Scripts drop such lines.
+        let ran = world.rbd(line);
+        let last = ran.err.lines().last().unwrap_or_default();
+        assert!(last.contains(&format!(" -1 librbd: {remedy}")), "{line}: {}", ran.err);
+    }
+    // That does not help where something else is in the way.
+    world.silently(&["snap create --no-progress a@s", "snap protect a@s"]);
+    let protected = world.marcot("snap rm --no-progress a@s");
+    assert!(protected.err.ends_with("'marcot snap unprotect rbd/a@s' makes it removable\n"));
+    assert_eq!(world.marcot("snap protect a@s").err, "marcot: snap is already protected\n");
+    drop(client);
+    assert_eq!(server.stop(), Some(0));
+}

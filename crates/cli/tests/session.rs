@@ -61,7 +61,8 @@ fn children_keep_a_snapshot_protected_and_are_named() {
         world.marcot("snap unprotect kubernetes/t@temp"),
         says(
             "marcot: snapshot 'temp' has children: kubernetes/c\n\
-             marcot: unprotecting snap failed: (16) Device or resource busy\n",
+             marcot: unprotecting snap failed: (16) Device or resource busy\n\
+             marcot: flatten them ('marcot flatten') or remove them ('marcot rm'): kubernetes/c\n",
             16
         )
     );

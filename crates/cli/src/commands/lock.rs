@@ -72,7 +72,8 @@ fn list(session: &Session, args: &Args) -> Outcome {
     format.print(|| plain(&locks), document)
 }
 
-fn locker(lock: &LockInfo) -> String {
+/// How a locker is called.
+pub fn locker(lock: &LockInfo) -> String {
     format!("{CLIENT}{}", lock.client)
 }
 

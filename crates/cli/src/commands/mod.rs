@@ -46,6 +46,7 @@ mod watch;
 mod whole;
 
 pub use layer::tell_bad_clone_format;
+pub use lock::locker;
 
 use crate::args::CommandSpec;
 

@@ -1,0 +1,227 @@
+//! What can be done about a refusal: who has the image open, which clones, snapshots, locks or groups stand in the
+//! way, and the command that helps. It is a line of its own, after those of `rbd`.
+//!
+//! This looks only after a command was refused, so it may take the time to read what is there now. What cannot be
+//! read gives no line.
+
+use marcot::ErrorKind;
+use marcot_client::inspect::Watcher;
+use marcot_client::layering::Children;
+use marcot_client::{Image, ImageInfo, Namespace, Pool};
+
+use crate::args::{Args, CommandSpec};
+use crate::commands::locker;
+use crate::errno::{EBUSY, EEXIST, ENOTEMPTY, EROFS, of_kind};
+use crate::nearest::{self, Named};
+use crate::program;
+use crate::session::Session;
+
+/// How many names a line has at most.
+const NAMES_MAX: usize = 5;
+
+/// A line that says what can be done, if a command ended with this status because something stands in its way.
+pub fn hint(session: &Session, command: &CommandSpec, args: &Args, status: i32) -> Option<String> {
+    let (in_group, too_many) = (of_kind(ErrorKind::InGroup), of_kind(ErrorKind::TooMany));
+    if ![EBUSY, EEXIST, ENOTEMPTY, EROFS, in_group, too_many].contains(&status) {
+        return None;
+    }
+    let named = nearest::named(command, args).into_iter().next()?;
+    let pool = session.quiet_client()?.pool(named.pool_or_default()).ok()?;
+    let program = match session.program {
+        program::RBD => program::RBD,
+        _ => program::MARCOT,
+    };
+    let refused = Refused { program, pool: &pool, named: &named, status };
+    match command.words {
+        ["namespace", "remove"] if status == EBUSY => refused.by_images_of_namespace(),
+        ["pool", "remove"] if status == EBUSY => refused.by_images_of_pool(),
+        words => refused.on_image(words),
+    }
+}
+
+/// A command that was refused.
+struct Refused<'a> {
+    program: &'static str,
+    pool: &'a Pool,
+    named: &'a Named,
+    status: i32,
+}
+
+/// `a, b and 3 more`.
+fn some_of(names: impl Iterator<Item = String>) -> Option<String> {
+    let names: Vec<String> = names.collect();
+    let shown = names.iter().take(NAMES_MAX).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES_MAX) {
+        _ if names.is_empty() => None,
+        0 => Some(shown),
+        more => Some(format!("{shown} and {more} more")),
+    }
+}
+
+impl Refused<'_> {
+    fn on_image(&self, words: &[&str]) -> Option<String> {
+        let group_in_the_way = self.status == of_kind(ErrorKind::InGroup)
+            || (self.status == EEXIST && words == ["group", "image", "add"]);
+        let image = self.image()?;
+        let info = image.info().ok()?;
+        match words {
+            _ if group_in_the_way => self.by_group(&image),
+            ["snap", "remove"] if self.status == EBUSY => self.by_protection(&image, &info),
+            ["snap", "unprotect"] if self.status == EBUSY => self.by_clones(&image, &info),
+            ["snap", "protect"] => None,
+            ["snap", "create"] if self.status == of_kind(ErrorKind::TooMany) => {
+                self.by_limit(&info)
+            }
+            ["remove"] if self.status == ENOTEMPTY => self.by_snapshots(&image, &info),
+            ["lock", "add"] if self.status == EBUSY => {
+                self.by_lock(&info).or_else(|| self.by_user(&image))
+            }
+            ["migration", "prepare"] if self.status == EBUSY => {
+                self.by_group(&image).or_else(|| self.by_user(&image))
+            }
+            ["migration", ..] => None,
+            _ if self.status == EROFS => self.by_lock(&info),
+            _ if self.status == EBUSY => self.by_user(&image),
+            _ => None,
+        }
+    }
+
+    fn image(&self) -> Option<Image> {
+        if self.named.image.is_empty() {
+            return None;
+        }
+        let namespace = Namespace::named(&*self.named.namespace);
+        let name = marcot::ImageName::new(&*self.named.image).in_namespace(namespace);
+        self.pool.image(name).ok()
+    }
+
+    /// `'rbd WORDS NAME'`.
+    fn command(&self, words: &str, name: impl std::fmt::Display) -> String {
+        format!("'{} {words} {name}'", self.program)
+    }
+
+    /// Somebody has the image open.
+    fn by_user(&self, image: &Image) -> Option<String> {
+        let watcher = image.status().ok()?.into_iter().next()?;
+        let Watcher { pid, usage, .. } = &watcher;
+        if let Some(device) = usage.strip_prefix("device ") {
+            return Some(format!("{} frees it", self.command("device unmap", device)));
+        }
+        if let Some(directory) = usage.strip_prefix("directory ") {
+            return Some(format!("close its file in {directory}, or unmount that"));
+        }
+        match usage.starts_with("nbd") {
+            true => {
+                Some(format!("let its NBD clients disconnect, or end the server, process {pid}"))
+            }
+            false => Some(format!("wait until process {pid} has ended, or end it")),
+        }
+    }
+
+    /// A snapshot is protected, and may have clones.
+    fn by_protection(&self, image: &Image, info: &ImageInfo) -> Option<String> {
+        let snap = self.snap(info)?;
+        if !snap.protected {
+            return None;
+        }
+        let first = self.command("snap unprotect", image.spec().at(&snap.name));
+        match self.clones(image, Some(snap.id)) {
+            None => Some(format!("{first} makes it removable")),
+            Some(clones) => Some(format!(
+                "{first} makes it removable, once its clones are flattened or removed: {clones}"
+            )),
+        }
+    }
+
+    /// A snapshot has clones.
+    fn by_clones(&self, image: &Image, info: &ImageInfo) -> Option<String> {
+        let clones = self.clones(image, Some(self.snap(info)?.id))?;
+        Some(format!(
+            "flatten them ('{program} flatten') or remove them ('{program} rm'): {clones}",
+            program = self.program
+        ))
+    }
+
+    fn snap<'i>(&self, info: &'i ImageInfo) -> Option<&'i marcot::SnapInfo> {
+        info.snapshots.iter().find(|snap| snap.name == self.named.snap && snap.is_of_users())
+    }
+
+    fn clones(&self, image: &Image, snap: Option<marcot::SnapId>) -> Option<String> {
+        let clones = image.children(Children::Direct, snap).ok()?;
+        some_of(clones.iter().map(|child| match child.in_trash {
+            true => format!("{child} (trash {})", child.image_id),
+            false => child.to_string(),
+        }))
+    }
+
+    /// An image has snapshots.
+    fn by_snapshots(&self, image: &Image, info: &ImageInfo) -> Option<String> {
+        if let Some(clones) = self.clones(image, None) {
+            return Some(format!(
+                "first flatten ('{program} flatten') or remove ('{program} rm') its clones: {clones}",
+                program = self.program
+            ));
+        }
+        let protected = info.snapshots.iter().filter(|snap| snap.protected && snap.is_of_users());
+        let protected = some_of(protected.map(|snap| image.spec().at(&snap.name).to_string()))?;
+        let words = self.command("snap unprotect", "SNAPSHOT");
+        Some(format!("these are protected until {words}: {protected}"))
+    }
+
+    /// An image has as many snapshots as it may have.
+    fn by_limit(&self, info: &ImageInfo) -> Option<String> {
+        let limit = info.snapshot_limit?;
+        let spec = self.image()?.spec();
+        let command = self.command("snap limit clear", spec);
+        Some(format!("{limit} snapshots are allowed: remove one, or lift the limit with {command}"))
+    }
+
+    /// An image is locked.
+    fn by_lock(&self, info: &ImageInfo) -> Option<String> {
+        let lock = info.locks.first()?;
+        let spec = self.image()?.spec();
+        let words = format!("{spec} {} {}", lock.cookie, locker(lock));
+        Some(format!("{} breaks the lock", self.command("lock rm", words)))
+    }
+
+    /// An image is in a group.
+    fn by_group(&self, image: &Image) -> Option<String> {
+        let group = image.group().ok()??;
+        let name = marcot::ImageName::new(group.name).in_namespace(group.namespace);
+        let words = format!("{}/{name} {}", group.pool, image.spec());
+        Some(format!("{} takes it out of its group", self.command("group image rm", words)))
+    }
+
+    fn by_images_of_namespace(&self) -> Option<String> {
+        let namespace = Namespace::named(&*self.named.namespace);
+        let images = self.pool.images(&namespace).ok()?;
+        let images = images.into_iter().map(|(name, _)| {
+            marcot_client::ImageSpec::new(self.pool.name(), name).in_namespace(&namespace)
+        });
+        if let Some(images) = some_of(images.map(|spec| spec.to_string())) {
+            return Some(format!("remove them first ('{} rm'): {images}", self.program));
+        }
+        let place = format!("{}/{namespace}", self.pool.name());
+        let command = self.command("trash purge", place);
+        Some(format!("they are in its trash: {command} empties it"))
+    }
+
+    fn by_images_of_pool(&self) -> Option<String> {
+        let namespaces = self.pool.namespaces().ok()?.into_iter().map(Namespace::named);
+        let images = [Namespace::DEFAULT].into_iter().chain(namespaces).flat_map(|namespace| {
+            let images = self.pool.images(&namespace).unwrap_or_default();
+            images.into_iter().map(move |(name, _)| (namespace.clone(), name))
+        });
+        let images = images.map(|(namespace, name)| {
+            let spec = marcot_client::ImageSpec::new(self.pool.name(), name);
+            spec.in_namespace(&namespace).to_string()
+        });
+        match some_of(images) {
+            Some(images) => Some(format!("remove them first ('{} rm'): {images}", self.program)),
+            None => {
+                let command = self.command("trash purge", self.pool.name());
+                Some(format!("they are in its trash: {command} empties it"))
+            }
+        }
+    }
+}
