@@ -3,8 +3,6 @@
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
-use marcot_store::Job;
-
 use super::flight::Landed;
 use super::layout::CHUNK_BYTES;
 use super::space::STORING;
@@ -15,8 +13,9 @@ use super::{CachedObject, Inner};
 const JOBS_MAX: usize = 8;
 
 impl Inner {
-    /// Starts a job. Returns false where there are enough of them.
-    fn start(&self, job: Job) -> bool {
+    /// Starts a job. Returns false where there are enough of them. A job does not keep the cache: the cache keeps its
+    /// jobs, and one that has not begun when the cache is dropped is not done.
+    fn start(self: &Arc<Self>, job: impl FnOnce(&Arc<Self>) + Send + 'static) -> bool {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         // A job may run in this call, and may start another one: then the list must not be locked.
         let mut running = std::mem::take(&mut *jobs);
@@ -24,7 +23,12 @@ impl Inner {
         running.retain_mut(|job| !job.is_finished());
         let has_room = running.len() < JOBS_MAX;
         if has_room {
-            running.push(self.place.world.workers.start(job));
+            let cache = Arc::downgrade(self);
+            running.push(self.place.world.workers.start(Box::new(move || {
+                if let Some(cache) = cache.upgrade() {
+                    job(&cache);
+                }
+            })));
         }
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).append(&mut running);
         has_room
@@ -41,38 +45,36 @@ impl Inner {
         if all_here || self.trouble.is_on() {
             return;
         }
-        let (inner, object) = (Arc::clone(self), object.clone());
-        self.start(Box::new(move || inner.fill(&object, chunks.start..end)));
+        let object = object.clone();
+        self.start(move |cache| cache.fill(&object, chunks.start..end));
     }
 
     /// Fetches what is missing of an object.
     pub(super) fn complete(self: &Arc<Self>, object: &CachedObject) {
-        let (inner, of) = (Arc::clone(self), object.clone());
-        let started = self.start(Box::new(move || {
-            inner.fill(&of, 0..of.state.chunks());
+        let of = object.clone();
+        let started = self.start(move |cache| {
+            cache.fill(&of, 0..of.state.chunks());
             of.state.completed();
-        }));
+        });
         if !started {
             object.state.completed();
         }
     }
 
     pub(super) fn recount_later(self: &Arc<Self>) {
-        let inner = Arc::clone(self);
-        self.start(Box::new(move || {
-            if let Err(error) = inner.bound.recount(&inner.place, STORING) {
+        self.start(|cache| {
+            if let Err(error) = cache.bound.recount(&cache.place, STORING) {
                 tracing::debug!(%error, "the cache could not be counted");
             }
-        }));
+        });
     }
 
     pub(super) fn shrink_later(self: &Arc<Self>) {
-        let inner = Arc::clone(self);
-        self.start(Box::new(move || {
-            if let Err(error) = inner.bound.shrink(&inner.place) {
+        self.start(|cache| {
+            if let Err(error) = cache.bound.shrink(&cache.place) {
                 tracing::debug!(%error, "the cache could not be made smaller");
             }
-        }));
+        });
     }
 
     /// Fetches those chunks that are missing. Errors are left to whoever needs the chunks.

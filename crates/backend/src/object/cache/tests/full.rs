@@ -131,3 +131,35 @@ fn a_cache_that_cannot_be_read_is_passed_by() {
     scene.check(&cache, "a", 0, 10);
     assert_eq!(scene.service.requests(), requests);
 }
+
+/// Workers that never come to their jobs.
+struct NoWorkers;
+
+struct Waiting {
+    _job: marcot_store::Job,
+}
+
+impl Running for Waiting {
+    fn is_finished(&mut self) -> bool {
+        false
+    }
+
+    fn wait(self: Box<Self>) {}
+}
+
+impl marcot_store::Workers for NoWorkers {
+    fn start(&self, job: marcot_store::Job) -> Box<dyn Running> {
+        Box::new(Waiting { _job: job })
+    }
+}
+
+#[test]
+fn a_job_that_has_not_begun_does_not_keep_the_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let world = World { workers: Arc::new(NoWorkers), ..World::system() };
+    let cache = RangeCache::open(&world, directory.path().join("cache"), LARGE).unwrap();
+    assert!(!lock(&cache.0.jobs).is_empty());
+    let inner = Arc::downgrade(&cache.0);
+    drop(cache);
+    assert!(inner.upgrade().is_none());
+}
