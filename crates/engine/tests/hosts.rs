@@ -19,6 +19,7 @@ use marcot_backend::object::memory::MemoryService;
 use marcot_backend::object::service::{
     Condition, Object, ObjectService, Page, ServiceError, Version,
 };
+use marcot_store::{Job, Running, Workers, World};
 
 #[test]
 fn what_one_host_has_closed_another_host_reads_and_goes_on_with() {
@@ -278,6 +279,70 @@ fn with_local_flushes_a_lost_host_takes_only_the_end_of_the_log_with_it() {
     let stopped = (0..10_000).find_map(|_| go_on().err()).expect("it goes on for ever");
     assert_eq!(stopped.kind(), ErrorKind::Fenced, "{}", stopped.sentence());
     second.close().unwrap();
+}
+
+/// Workers that are slow: a job is done when somebody waits for it, or has no use for it any more.
+struct SlowWorkers;
+
+struct SlowJob(Option<Job>);
+
+impl SlowJob {
+    fn run(&mut self) {
+        if let Some(job) = self.0.take() {
+            job();
+        }
+    }
+}
+
+impl Drop for SlowJob {
+    fn drop(&mut self) {
+        self.run();
+    }
+}
+
+impl Running for SlowJob {
+    fn is_finished(&mut self) -> bool {
+        self.0.is_none()
+    }
+
+    fn wait(mut self: Box<Self>) {
+        self.run();
+    }
+}
+
+impl Workers for SlowWorkers {
+    fn start(&self, job: Job) -> Box<dyn Running> {
+        Box::new(SlowJob(Some(job)))
+    }
+}
+
+#[test]
+fn a_part_that_is_under_way_when_its_owner_closes_the_image_is_not_in_the_way_of_the_next_one() {
+    const WRITES: u64 = 1000;
+    let hosts = Hosts::new(2, true);
+    let id = hosts.image();
+    let (directory, limits) = (hosts.directories[0].path(), Limits::default());
+    let world = World { workers: Arc::new(SlowWorkers), ..World::system() };
+    let owner = Host::store_in(world, &hosts.bucket, directory, 1, limits, false);
+    let mut image = owner.pool("rbd").unwrap().open(id).unwrap();
+    for number in 0..WRITES {
+        write(&mut image, number % BLOCKS, 1);
+    }
+    image.flush().unwrap();
+    // The log is shipped behind the flushes.
+    image.background_step().unwrap();
+    let is_log = |key: &String| key.starts_with("log/");
+    assert!(!hosts.bucket.keys("rbd").iter().any(is_log));
+    image.close().unwrap();
+
+    for host in [1, 0] {
+        let mut next = hosts.pool(host).open(id).unwrap();
+        assert_block(&mut next, 1, 1);
+        write(&mut next, 2, 2);
+        next.flush().unwrap();
+        next.close().unwrap();
+    }
+    assert_sound(&hosts.stores[1], &hosts.pool(1));
 }
 
 #[test]

@@ -218,11 +218,16 @@ impl Image {
         if !self.is_shipped() || !open || self.state.changed {
             return Ok(());
         }
+        self.journal.end_shipping()?;
         self.publish_root(set_closed)
     }
 
     /// As [`Image::checkpoint`], and the head says that its owner has closed the image. The log has ended.
+    ///
+    /// The next owner looks for no part of a log that was closed, and begins with the number in this head. So no part may
+    /// be under way: with `flush=local`, no flush has waited for it.
     pub(super) fn last_checkpoint(&mut self) -> Result<()> {
+        self.journal.end_shipping()?;
         self.checkpoint_with(set_closed)
     }
 

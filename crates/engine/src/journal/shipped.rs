@@ -333,6 +333,16 @@ impl Shipped {
         }
     }
 
+    /// Waits for the shipment that is under way. Then [`Self::next`] is the number behind all parts that are stored or
+    /// may be stored yet.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub(super) fn end(&mut self, workers: &dyn Workers) -> Result<()> {
+        self.settle(workers);
+        self.check()
+    }
+
     /// Ships everything, and waits for it.
     ///
     /// # Errors

@@ -72,6 +72,17 @@ impl Journal {
         self.note_shipped(flushed)
     }
 
+    /// Waits for what is being shipped. Nothing is shipped any more then, until the log goes on.
+    ///
+    /// # Errors
+    /// `Fenced`, `Poisoned`: as an earlier shipment has failed.
+    pub(crate) fn end_shipping(&mut self) -> Result<()> {
+        let workers = self.workers();
+        let Some(shipped) = &mut self.shipped else { return Ok(()) };
+        let ended = shipped.end(&*workers);
+        self.note_shipped(ended)
+    }
+
     /// Takes in what was shipped meanwhile. Returns which flushes have ended, or last too long, where that was not
     /// told yet.
     pub(crate) fn newly_flushed(&mut self, in_flight: &mut InFlight) -> Option<Flushes> {

@@ -92,7 +92,18 @@ impl Host {
         limits: Limits,
         ships_flushes: bool,
     ) -> Store {
-        let world = World::system();
+        Self::store_in(World::system(), bucket, directory, number, limits, ships_flushes)
+    }
+
+    /// As [`Self::store_that`], in another world.
+    pub fn store_in(
+        world: World,
+        bucket: &Bucket,
+        directory: &Path,
+        number: u64,
+        limits: Limits,
+        ships_flushes: bool,
+    ) -> Store {
         let local = LocalHome::open(&world, directory).unwrap();
         if let Some(record) = &*bucket.record.lock().unwrap() {
             let _ = local.create(record);
