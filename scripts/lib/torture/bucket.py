@@ -41,6 +41,7 @@ class BucketHost(Local):
     """Processes of this machine that reach their pools through a service."""
 
     pools = ("gold", "silver")
+    is_lost = True
 
     def __init__(self, binary, directory, random, place):
         self.place = place

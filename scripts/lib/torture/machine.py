@@ -51,6 +51,8 @@ class Local:
     """Processes of this machine. A crash is SIGKILL: what they wrote stays in the page cache."""
 
     keeps_cache = True
+    # True where this machine can be lost with what it has recovered after a kill. Only a flush promises that.
+    is_lost = False
     # True where the server is told to end, instead of being killed.
     ends_in_order = False
     pools = ("rbd", "other")

@@ -112,6 +112,17 @@ class Client:
                 raise Refused(f"{export.decode()}: {body.decode(errors='replace')}")
 
 
+def flush(client):
+    """Sends a flush, and waits for it. No other request may be in flight."""
+    cookie = client.send(FLUSH)
+    while True:
+        for answered, error, _ in client.replies(TIMEOUT_S):
+            if answered == cookie:
+                if error:
+                    raise OSError(error, "a flush failed")
+                return
+
+
 def read_all(client, length, piece=1 << 20, depth=4):
     """Yields (offset, bytes) of the whole export, in order."""
     at, waiting, done = 0, {}, {}

@@ -133,6 +133,7 @@ class Exports:
     """A machine that has only exports. Its crash is a kill."""
 
     keeps_cache = True
+    is_lost = False
     pools = ("rbd", "other")
 
     def __init__(self):

@@ -156,7 +156,7 @@ class Torture:
             image.history = History(image.origin.content[:])
         elif not (everything or image.history.requests or self.random.random() < 0.3 or self.unsure(key)):
             return
-        content = self.read("/".join(key), None)
+        content = self.read("/".join(key), None, flushes=self.machine.is_lost)
         if not (self.unsure(key) and self.rolled_back(image, content)):
             before = NEVER if self.machine.keeps_cache else image.history.flushed
             self.judge("/".join(key), image.history, content, before)
@@ -202,8 +202,8 @@ class Torture:
         if snapshot_ended is None:
             self.figures.lost_unflushed += lost
 
-    def read(self, export, size):
-        """The numbers of an export's sectors; zeros behind its end."""
+    def read(self, export, size, flushes=False):
+        """The numbers of an export's sectors; zeros behind its end. `flushes`: so that no later end may lose them."""
         numbers = pattern.nothing(0)
         client = self.machine.connect(export)
         if size is not None and client.size != size:
@@ -211,6 +211,8 @@ class Torture:
         for offset, data in nbd.read_all(client, client.size):
             numbers.extend(pattern.numbers(data, offset // pattern.SECTOR))
             self.figures.verified_bytes += len(data)
+        if flushes:
+            nbd.flush(client)
         client.close()
         numbers.extend(pattern.nothing(self.family.sectors_max - len(numbers)))
         return numbers
