@@ -119,8 +119,8 @@ pub use marcot::Image as OpenImage;
 pub use marcot::{
     CheckOptions, CheckReport, ChildInfo, CloneOptions, ConfigEntry, CreateOptions, Error,
     ErrorKind, GcReport, GroupInfo, GroupSnapshotInfo, ImageId, ImageInfo, ImageName, InfoReader,
-    Keep, Levels, Limits, LockInfo, MigrationInfo, MigrationState, Namespace, PoolId, PoolOptions,
-    PoolStats, Result, SnapId, SnapInfo, TrashedImage,
+    Keep, Levels, Limits, LockInfo, MigrationInfo, MigrationOptions, MigrationState, Namespace,
+    PoolId, PoolOptions, PoolStats, Result, SnapId, SnapInfo, TrashedImage,
 };
 pub use marcot_serve::control::Interrupt;
 pub use operation::{Attempt, Operation};

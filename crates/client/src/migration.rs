@@ -1,7 +1,7 @@
 //! Migration: an image gets another pool, namespace or name, and can be used meanwhile.
 
-use marcot::{CreateOptions, Error, ErrorKind, FlattenPart, ImageId, ImageInfo, ImageName};
-use marcot::{MigrationInfo, MigrationState, Result};
+use marcot::{Error, ErrorKind, FlattenPart, ImageId, ImageInfo, ImageName};
+use marcot::{MigrationInfo, MigrationOptions, MigrationState, Result};
 use marcot_serve::control::{Command, MigrationStep};
 
 use crate::image::Image;
@@ -19,8 +19,7 @@ pub struct Migration {
 impl Pool {
     /// Begins to migrate the image `from` of this pool. It is moved to the trash, where only the end of the migration
     /// takes it out, and the image `to` in `dest` has its content, its snapshots and its parent from then on. What is
-    /// not copied yet is read from the source. `layout` says what the image reports afterwards; size and metadata in
-    /// it do not count.
+    /// not copied yet is read from the source.
     ///
     /// # Errors
     /// `NotFound` for the image or the namespace; `Owned`, naming the user, where the image is in use; `HasChildren`;
@@ -32,14 +31,14 @@ impl Pool {
         from: impl Into<ImageName>,
         dest: &Self,
         to: impl Into<ImageName>,
-        layout: &CreateOptions,
+        options: &MigrationOptions,
     ) -> Result<Image> {
         let (from, to) = (from.into(), to.into());
         let image = self.known_image(from.clone(), self.engine().find(&from)?);
         let pair = image.operate(Operation::PrepareMigration, || {
             image.for_itself(|| {
                 let (source, dest) = ((self.engine(), &from), (dest.engine(), &to));
-                self.client().store().prepare_migration(source, dest, layout)
+                self.client().store().prepare_migration(source, dest, options)
             })
         })?;
         Ok(dest.known_image(to, pair.target))

@@ -143,7 +143,7 @@ fn calls(client: &Client) -> Vec<Call> {
     call!(TakeOutOfGroup, x: (group(), image()) => x.0.take_out(&x.1));
     call!(RenameGroup, g: group() => g.rename("h"));
     call!(RemoveGroup, p: pool.clone() => p.group(&Namespace::DEFAULT, "h").remove());
-    call!(PrepareMigration, p: pool.clone() => p.prepare_migration("a", &p, "o", &CreateOptions::default()));
+    call!(PrepareMigration, p: pool.clone() => p.prepare_migration("a", &p, "o", &CreateOptions::default().into()));
     let moved = pool.engine().find("n").unwrap();
     let migration =
         || pool.known_migration(client.store().migration(pool.engine(), moved).unwrap());
@@ -207,7 +207,7 @@ fn asking(
     image.create_snapshot("s", Quiesce::Skip).unwrap();
     client.create(&ImageSpec::new("rbd", "m"), &options).unwrap();
     let pool = client.pool("rbd").unwrap();
-    pool.prepare_migration("m", &pool, "n", &options).unwrap();
+    pool.prepare_migration("m", &pool, "n", &options.clone().into()).unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&asked);
     let options = Options::new().admission(move |attempt| {

@@ -215,5 +215,6 @@ pub use marcot_backend::object::{Patience, VARIABLES as BUCKET_VARIABLES};
 pub use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, ImageId, PoolId, SnapId};
 pub use marcot_store::World;
 pub use operations::{
-    BegunImage, CloneOptions, GcReport, INTERRUPTED_KEPT_S, Keep, Migration, PinnedRow, Snapshot,
+    BegunImage, CloneOptions, GcReport, INTERRUPTED_KEPT_S, Keep, Migration, MigrationOptions,
+    PinnedRow, Snapshot,
 };

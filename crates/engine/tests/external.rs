@@ -372,7 +372,7 @@ fn while_it_lasts_the_target_is_neither_removed_nor_migrated() {
     let removed = scene.store.remove_image(&scene.pool, id, &mut quiet);
     assert_eq!(removed.unwrap_err().kind(), ErrorKind::Busy);
     let (from, to) = ("b".into(), "c".into());
-    let options = CreateOptions::default();
+    let options = CreateOptions::default().into();
     let both = ((&scene.pool, &from), (&scene.pool, &to));
     let moved = scene.store.prepare_migration(both.0, both.1, &options);
     assert_eq!(moved.map(drop).unwrap_err().kind(), ErrorKind::Busy);

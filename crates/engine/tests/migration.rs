@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use marcot::{
-    CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, Limits, MigrationState, Namespace,
-    Pool, PoolOptions, Result, Store,
+    CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, Limits, MigrationOptions,
+    MigrationState, Namespace, Pool, PoolOptions, Result, Store,
 };
 use support::{Faults, MIB, assert_sound, changed, faulty_world, pattern, run};
 
@@ -95,7 +95,7 @@ impl Scene {
 
     fn prepare(&self) -> Result<marcot::Migration> {
         let (source, dest) = ((&self.source, &Self::from()), (&self.dest, &Self::to()));
-        self.store.prepare_migration(source, dest, &CreateOptions::default())
+        self.store.prepare_migration(source, dest, &CreateOptions::default().into())
     }
 
     fn execute(&self) -> Result<()> {
@@ -222,6 +222,101 @@ fn a_migrated_image_has_the_content_snapshots_and_parent_of_its_source() {
     }
 }
 
+impl Scene {
+    fn prepare_to_flatten(&self) -> Result<marcot::Migration> {
+        let (source, dest) = ((&self.source, &Self::from()), (&self.dest, &Self::to()));
+        let layout = CreateOptions::default();
+        self.store.prepare_migration(source, dest, &MigrationOptions { layout, flatten: true })
+    }
+
+    /// Removes the parent, which has no child any more.
+    fn remove_parent(&self, from: Origin) {
+        let Origin::Parent(pool) = from else { return };
+        let pool = self.store.pool(pool).unwrap();
+        let parent = pool.find("p").unwrap();
+        changed(&pool, parent, |image| {
+            image.unprotect("x").unwrap();
+            image.remove_snapshot("x", false).unwrap();
+        });
+        self.store.remove_image(&pool, parent, &mut quiet).unwrap();
+    }
+}
+
+#[test]
+fn a_migration_with_flatten_ends_with_an_image_without_a_parent() {
+    for (place, from, snapshot) in ALL {
+        let directory = tempfile::tempdir().unwrap();
+        let (scene, _) = Scene::make(directory.path(), place, from, snapshot);
+        scene.prepare_to_flatten().unwrap();
+        let target = scene.dest.find(Scene::to()).unwrap();
+        // As with RBD, it has its parent until it is copied.
+        assert_eq!(scene.dest.info(target).unwrap().parent.is_some(), from != Origin::Nothing);
+        write_later(&scene);
+        scene.execute().unwrap();
+        assert!(scene.dest.info(target).unwrap().parent.is_none(), "{place:?} {from:?}");
+        scene.assert_sound();
+        scene.commit().unwrap();
+        scene.remove_parent(from);
+        scene.collect();
+        assert_eq!(content(&scene.dest, target), with(from, LATER), "{place:?} {from:?}");
+        if snapshot {
+            assert_eq!(then(&scene.dest, target), with(from, THEN), "{place:?} {from:?}");
+        }
+        scene.assert_sound();
+    }
+}
+
+#[test]
+fn an_abort_after_a_flatten_gives_the_source_back_with_its_parent() {
+    for (place, from, snapshot) in ALL {
+        let directory = tempfile::tempdir().unwrap();
+        let (scene, source) = Scene::make(directory.path(), place, from, snapshot);
+        scene.prepare_to_flatten().unwrap();
+        write_later(&scene);
+        scene.execute().unwrap();
+        scene.abort().unwrap();
+        assert_eq!(content(&scene.source, source), with(from, LATER), "{place:?} {from:?}");
+        assert_eq!(scene.source.info(source).unwrap().parent.is_some(), from != Origin::Nothing);
+        scene.collect();
+        assert_eq!(content(&scene.source, source), with(from, LATER), "{place:?} {from:?}");
+        scene.assert_sound();
+    }
+}
+
+#[test]
+fn a_kill_while_copying_and_flattening_leaves_a_migration_that_goes_on_or_is_aborted() {
+    for (place, from) in [
+        (Where::SamePool, Origin::Parent("rbd")),
+        (Where::OtherPool, Origin::Parent("tank")),
+        (Where::OtherPool, Origin::Parent("third")),
+    ] {
+        killed_everywhere(
+            place,
+            from,
+            |scene| {
+                scene.prepare_to_flatten().unwrap();
+                write_later(scene);
+            },
+            Scene::execute,
+            |scene, _, goes_on| {
+                assert_target(scene, from, LATER);
+                scene.collect();
+                assert_target(scene, from, LATER);
+                if goes_on {
+                    scene.execute().unwrap();
+                    scene.commit().unwrap();
+                    scene.remove_parent(from);
+                    scene.collect();
+                    assert_target(scene, from, LATER);
+                } else {
+                    scene.abort().unwrap();
+                    assert_source(scene, from, LATER);
+                }
+            },
+        );
+    }
+}
+
 #[test]
 fn data_of_a_parent_in_a_third_pool_is_not_copied() {
     let directory = tempfile::tempdir().unwrap();
@@ -294,7 +389,7 @@ fn nobody_changes_the_source_or_removes_either_image() {
     assert_eq!(kind(scene.prepare().map(drop)), ErrorKind::NotFound);
     // The target cannot be migrated on.
     let (from, to) = ((dest, &Scene::to()), (pool, &ImageName::new("c")));
-    let again = store.prepare_migration(from, to, &CreateOptions::default());
+    let again = store.prepare_migration(from, to, &CreateOptions::default().into());
     assert_eq!(kind(again.map(drop)), ErrorKind::Busy);
     let info = dest.info(target).unwrap().migration.unwrap();
     assert_eq!((info.is_source, info.state), (false, MigrationState::Prepared));
@@ -364,7 +459,8 @@ fn an_image_may_keep_its_name() {
     let (scene, source) = Scene::make(directory.path(), Where::SamePool, Origin::Nothing, true);
     let name = Scene::from();
     let to = (&scene.source, &name);
-    let migration = scene.store.prepare_migration(to, to, &CreateOptions::default()).unwrap();
+    let migration =
+        scene.store.prepare_migration(to, to, &CreateOptions::default().into()).unwrap();
     assert_eq!(scene.source.find(&name).unwrap(), migration.target);
     scene.store.abort_migration(&migration, &mut quiet).unwrap();
     assert_eq!(scene.source.find(&name).unwrap(), source);

@@ -641,6 +641,9 @@ pub struct MigrationRecord {
     /// The state of that source when the migration began. Only its equality means something.
     #[prost(string, tag = "9")]
     pub source_state: String,
+    /// In a target: it becomes independent of its parent when it is copied.
+    #[prost(bool, tag = "10")]
+    pub flatten: bool,
 }
 
 impl MigrationRecord {

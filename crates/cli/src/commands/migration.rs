@@ -1,5 +1,6 @@
 //! `migration prepare`, `execute`, `commit`, `abort`.
 
+use marcot_client::MigrationOptions;
 use marcot_client::layering::Children;
 use marcot_client::migration::Migration;
 
@@ -7,7 +8,7 @@ use super::image::objects;
 use super::{DEST_IMAGE_SPEC, IMAGE_SPEC, import_only};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::errno::{EBUSY, EOPNOTSUPP};
+use crate::errno::EBUSY;
 use crate::failure::{Failure, Outcome};
 use crate::layout;
 use crate::output::err;
@@ -24,8 +25,6 @@ const FLATTEN: &[Opt] =
 const FORCE: &[Opt] = &[Opt::new("force", Kind::Flag, "proceed even if the image has children")];
 
 const NO_SNAPSHOT: &str = "snapshot name specified for a command that doesn't use it";
-const NO_FLATTEN: &str =
-    "'--flatten' is not offered here: run 'flatten' when the migration is committed";
 
 /// The commands of this file.
 pub const COMMANDS: &[CommandSpec] = &[
@@ -85,9 +84,6 @@ fn prepare(session: &Session, args: &Args) -> Outcome {
     if dest.image.is_empty() {
         dest.image.clone_from(&source.image);
     }
-    if args.flag("flatten") {
-        return Err(Failure::new(EOPNOTSUPP, NO_FLATTEN));
-    }
     let wanted = layout::Wanted::read(args)?;
     let pool = session.pool_of(&source)?;
     let dest_pool = session.pool_of(&dest)?;
@@ -95,7 +91,8 @@ fn prepare(session: &Session, args: &Args) -> Outcome {
     let info = pool.image(source.name()).and_then(|image| image.info()).map_err(failed)?;
     let from = layout::Source::image(&info);
     let layout = wanted.options(session, (&dest_pool, &dest), &from, ERROR)?;
-    let prepared = pool.prepare_migration(source.name(), &dest_pool, dest.name(), &layout);
+    let options = MigrationOptions { layout, flatten: args.flag("flatten") };
+    let prepared = pool.prepare_migration(source.name(), &dest_pool, dest.name(), &options);
     prepared.map(drop).map_err(|error| match error.kind() {
         // As with `rbd`, whatever is in the way of the source.
         marcot::ErrorKind::Owned | marcot::ErrorKind::HasChildren | marcot::ErrorKind::InGroup => {

@@ -212,6 +212,12 @@ impl Image {
         }
     }
 
+    /// True for the target of a migration with `flatten` that still has a parent.
+    pub(super) fn is_to_be_flattened(&self) -> bool {
+        self.head.migration.as_ref().is_some_and(|migration| migration.flatten)
+            && self.parents().is_ok()
+    }
+
     /// RBD's `deep-flatten` feature, which images have by default.
     fn flattens_snapshots(&self) -> bool {
         let features = &self.head.features;

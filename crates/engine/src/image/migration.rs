@@ -52,7 +52,10 @@ impl Image {
             if image.is_from_outside() {
                 return image.copy_from_source();
             }
-            image.copy_some(Scope::Migration(source))
+            match image.is_to_be_flattened() {
+                true => image.flatten_some(),
+                false => image.copy_some(Scope::Migration(source)),
+            }
         })?;
         Ok(FlattenPart { left_blocks, more })
     }
@@ -67,6 +70,10 @@ impl Image {
             let (source, _) = image.migrates_from()?;
             if image.is_from_outside() {
                 return image.end_copy_from_source(progress);
+            }
+            // Where this is interrupted, the parent is gone, and the next run does the rest.
+            if image.is_to_be_flattened() {
+                image.flatten_all(progress)?;
             }
             let executed = |head: &mut HeadRecord| set_state(head, MigrationState::Executed);
             image.end_migration_copy(source, progress, executed)

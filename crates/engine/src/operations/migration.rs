@@ -36,6 +36,21 @@ use crate::root::RootOf;
 /// The level of the format that knows migrations: a program of a lower one would let users write to the source.
 const LEVEL: u32 = 3;
 
+/// What becomes of the target of a migration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MigrationOptions {
+    /// What it reports. Size and metadata in it do not count.
+    pub layout: CreateOptions,
+    /// It becomes independent of its parent when it is copied.
+    pub flatten: bool,
+}
+
+impl From<CreateOptions> for MigrationOptions {
+    fn from(layout: CreateOptions) -> Self {
+        Self { layout, flatten: false }
+    }
+}
+
 /// Both images of a migration.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -86,7 +101,7 @@ impl Store {
     }
 
     /// Begins the migration of an image that has the name `from`: it becomes the source, is moved to the trash, and
-    /// its target gets the name `to`. `layout` says what the target reports; its size and metadata do not count.
+    /// its target gets the name `to`.
     ///
     /// 1. The head of the source: nobody writes to it any more. 2. Records and marks of the target as a child and an
     ///    heir. 3. The head of the target, with a name that users do not see. 4. The source's name leads to the trash.
@@ -100,7 +115,7 @@ impl Store {
         &self,
         source: (&Pool, &ImageName),
         dest: (&Pool, &ImageName),
-        layout: &CreateOptions,
+        options: &MigrationOptions,
     ) -> Result<Migration> {
         let ((pool, from), (dest, to)) = (source, dest);
         check_image_name(to.name())?;
@@ -149,7 +164,7 @@ impl Store {
             target_pool: dest.clone(),
             target,
         };
-        let made = migration.make_target(&head, from, to, layout).and_then(|held| {
+        let made = migration.make_target(&head, from, to, options).and_then(|held| {
             pool.put_source_aside(image, from)?;
             dest.publish_partial(target, to)?;
             held.close()
@@ -363,8 +378,9 @@ impl Migration {
         source: &HeadRecord,
         from: &ImageName,
         to: &ImageName,
-        layout: &CreateOptions,
+        options: &MigrationOptions,
     ) -> Result<Image> {
+        let layout = &options.layout;
         let Self { source_pool: pool, source: image, target_pool: dest, target } = self;
         let (namespace, id) = (to.namespace().in_records(), *target);
         let of = |snap: Option<u64>| RootOf {
@@ -401,6 +417,7 @@ impl Migration {
             pool_name: pool.name().to_owned(),
             namespace: from.namespace().in_records().to_owned(),
             image_name: from.name().to_owned(),
+            flatten: options.flatten,
             ..MigrationRecord::default()
         });
         let roots = head.snapshots.iter().filter_map(|s| s.root.as_ref()).chain(&head.root);

@@ -12,4 +12,4 @@ pub use begun::BegunImage;
 pub use clone::{CloneOptions, Snapshot};
 pub use collect::{GcReport, PinnedRow};
 pub use incoming::{INTERRUPTED_KEPT_S, Keep};
-pub use migration::Migration;
+pub use migration::{Migration, MigrationOptions};

@@ -631,16 +631,18 @@ fn a_head_of_the_source_of_a_migration_is_these_bytes() {
 #[test]
 fn a_head_of_the_target_of_a_migration_from_outside_is_these_bytes() {
     let expected = bytes(
-        "a2 02 09                                        | migration, field 36:
+        "a2 02 0b                                        | migration, field 36:
          38 01                                           |   state: executing
          42 02 7b 7d                                     |   source_spec
          4a 01 73                                        |   source_state
+         50 01                                           |   flatten
         ",
     );
     let migration = MigrationRecord {
         state: MigrationState::Executing.into(),
         source_spec: "{}".into(),
         source_state: "s".into(),
+        flatten: true,
         ..MigrationRecord::default()
     };
     assert!(migration.is_external() && !MigrationRecord::default().is_external());
