@@ -210,11 +210,14 @@ fn what_is_no_source_is_refused_in_a_sentence_and_leaves_nothing() {
         r#"{{"type":"s3","url":"{}","access_key":"a","secret_key":"b"}}"#,
         server.url("d.raw")
     );
+    let password = server.url("d.raw").replace("http://", "http://someone:secret@");
+    let password = format!(r#"{{"type":"http","url":"{password}"}}"#);
     std::fs::write(world.path("cut.qcow2"), &b"QFI\xfb\0\0\0\x03"[..]).unwrap();
     let native = r#"{"type":"native","pool_name":"rbd","image_name":"x","snap_name":"s"}"#;
     for (spec, status, words) in [
         (spec("raw", &http), 95, "answers no requests for ranges"),
         (spec("raw", &keys), 95, "keys are not kept in an image"),
+        (spec("raw", &password), 95, "a password is not kept in an image"),
         (spec("qcow", &file(&world.path("cut.qcow2"))), 5, "cut.qcow2"),
         (native.to_string(), 95, "'deep copy' copies it"),
         (spec("raw", r#"{"type":"file","file_path":"/tmp"}"#), 22, "neither a file nor"),
@@ -230,4 +233,21 @@ fn what_is_no_source_is_refused_in_a_sentence_and_leaves_nothing() {
         assert!(!refused.err.contains("secret"), "{}", refused.err);
         assert_eq!(world.rbd("ls").out, "");
     }
+}
+
+#[test]
+fn a_signature_in_a_url_is_not_shown() {
+    let world = World::new();
+    let bytes = disk();
+    let server = Server::new(bytes.clone());
+    let stream = format!(r#"{{"type":"http","url":"{}"}}"#, server.url("d.raw?signature=secret"));
+    prepare(&world, &spec("raw", &stream), "i");
+    for line in ["status i", "status i --format json", "status i --format xml", "info i"] {
+        let told = world.rbd(line);
+        assert_eq!(told.status, 0, "{line}: {}", told.err);
+        assert!(!told.out.contains("secret"), "{line}: {}", told.out);
+    }
+    let status = world.rbd("status i").out;
+    assert!(status.contains("/d.raw\"}"), "{status}");
+    assert!(content(&world, "i") == bytes, "it is read with the signature");
 }

@@ -99,6 +99,16 @@ impl SourceSpec {
         Value::Object(self.0.clone()).to_string()
     }
 
+    /// A stored description, for people: without the queries of URLs, which may be signatures that open a door.
+    #[must_use]
+    pub fn shown(stored: &str) -> String {
+        let Ok(mut spec) = Self::parse(stored) else {
+            return "a description that cannot be read".into();
+        };
+        cut_queries(&mut spec.0);
+        spec.text()
+    }
+
     /// True for an image of RBD or marcot, which is no disk outside the store.
     #[must_use]
     pub fn is_native(&self) -> bool {
@@ -187,6 +197,18 @@ fn make_absolute(spec: &mut Map<String, Value>) {
     }
 }
 
+fn cut_queries(spec: &mut Map<String, Value>) {
+    if let Some(Value::Object(stream)) = spec.get_mut("stream")
+        && let Some(Value::String(url)) = stream.get_mut("url")
+        && let Some(query) = url.find(['?', '#'])
+    {
+        url.truncate(query);
+    }
+    if let Some(Value::Array(snapshots)) = spec.get_mut("snapshots") {
+        snapshots.iter_mut().filter_map(Value::as_object_mut).for_each(cut_queries);
+    }
+}
+
 /// Opens the disk of a description, without the snapshots that are listed there.
 fn open_disk(
     spec: &Map<String, Value>,
@@ -229,6 +251,10 @@ fn open_http(url: &str, interrupted: &Interrupted) -> Result<Container> {
     let shown = http::shown(url);
     // RBD takes a host alone.
     let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    if http::has_password(&url) {
+        let message = "a password is not kept in an image, whose record others may read: use a URL that needs none, or 'import'";
+        return Err(Error::unsupported(message).of(&shown));
+    }
     match http::open(&url, Arc::clone(interrupted)).map_err(|error| error.of(&shown))? {
         Opened::Ranges(file) => {
             let state = file.state();

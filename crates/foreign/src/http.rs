@@ -52,6 +52,12 @@ pub fn shown(url: &str) -> String {
     url.to_string()
 }
 
+/// True for a URL with a password in it.
+#[must_use]
+pub fn has_password(url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| url.password().is_some())
+}
+
 struct Client {
     runtime: Runtime,
     client: reqwest::Client,

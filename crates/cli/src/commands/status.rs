@@ -2,6 +2,7 @@
 
 use marcot::{ImageInfo, MigratingImage, MigrationState, OwnerInfo, OwnerState};
 use marcot_client::inspect::Watcher;
+use marcot_client::source_spec::SourceSpec;
 use marcot_client::{Image, spec};
 
 use super::IMAGE_SPEC;
@@ -41,7 +42,7 @@ fn status(session: &Session, args: &Args) -> Outcome {
 /// The migration that an image is in.
 struct Moving {
     source: MigratingImage,
-    /// How the source is opened, where it lies outside the store.
+    /// How the source is opened, where it lies outside the store; without the queries of URLs.
     source_spec: Option<String>,
     dest: MigratingImage,
     state: &'static str,
@@ -65,7 +66,8 @@ impl Moving {
             MigrationState::Executed => "executed",
             _ => "aborting",
         };
-        Some(Self { source, source_spec: migration.source_spec.clone(), dest, state })
+        let source_spec = migration.source_spec.as_deref().map(SourceSpec::shown);
+        Some(Self { source, source_spec, dest, state })
     }
 
     fn plain(&self) -> String {
