@@ -6,7 +6,6 @@
 
 use marcot::ErrorKind;
 use marcot_client::inspect::Watcher;
-use marcot_client::layering::Children;
 use marcot_client::{Image, ImageInfo, Namespace, Pool};
 
 use crate::args::{Args, CommandSpec};
@@ -67,7 +66,7 @@ impl Refused<'_> {
         match words {
             _ if group_in_the_way => self.by_group(&image),
             ["snap", "remove"] if self.status == EBUSY => self.by_protection(&image, &info),
-            ["snap", "unprotect"] if self.status == EBUSY => self.by_clones(&image, &info),
+            ["snap", "unprotect"] if self.status == EBUSY => self.by_clones(&info),
             ["snap", "protect"] => None,
             ["snap", "create"] if self.status == of_kind(ErrorKind::TooMany) => {
                 self.by_limit(&info)
@@ -133,25 +132,29 @@ impl Refused<'_> {
         }
     }
 
-    /// A snapshot has clones.
-    fn by_clones(&self, image: &Image, info: &ImageInfo) -> Option<String> {
-        let clones = self.clones(image, Some(self.snap(info)?.id))?;
-        Some(format!(
-            "flatten them ('{program} flatten') or remove them ('{program} rm'): {clones}",
-            program = self.program
-        ))
+    /// A snapshot has clones. The refusal has named them.
+    fn by_clones(&self, info: &ImageInfo) -> Option<String> {
+        self.snap(info)?;
+        let program = self.program;
+        Some(format!("flatten them ('{program} flatten') or remove them ('{program} rm')"))
     }
 
     fn snap<'i>(&self, info: &'i ImageInfo) -> Option<&'i marcot::SnapInfo> {
         info.snapshots.iter().find(|snap| snap.name == self.named.snap && snap.is_of_users())
     }
 
+    /// Names of clones. There may be thousands, so those that are not named are not looked at.
     fn clones(&self, image: &Image, snap: Option<marcot::SnapId>) -> Option<String> {
-        let clones = image.children(Children::Direct, snap).ok()?;
-        some_of(clones.iter().map(|child| match child.in_trash {
+        let clones = image.some_children(snap, NAMES_MAX + 1).ok()?;
+        let names = clones.iter().take(NAMES_MAX).map(|child| match child.in_trash {
             true => format!("{child} (trash {})", child.image_id),
             false => child.to_string(),
-        }))
+        });
+        let named = some_of(names)?;
+        match clones.len() > NAMES_MAX {
+            true => Some(format!("{named} and others")),
+            false => Some(named),
+        }
     }
 
     /// An image has snapshots.

@@ -62,7 +62,7 @@ fn children_keep_a_snapshot_protected_and_are_named() {
         says(
             "marcot: snapshot 'temp' has children: kubernetes/c\n\
              marcot: unprotecting snap failed: (16) Device or resource busy\n\
-             marcot: flatten them ('marcot flatten') or remove them ('marcot rm'): kubernetes/c\n",
+             marcot: flatten them ('marcot flatten') or remove them ('marcot rm')\n",
             16
         )
     );

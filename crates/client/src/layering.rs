@@ -108,6 +108,16 @@ impl Image {
         })
     }
 
+    /// As [`Self::children`] for direct children, but at most `limit` of them. The records of no others are read.
+    ///
+    /// # Errors
+    /// As [`Self::children`].
+    pub fn some_children(&self, snap: Option<SnapId>, limit: usize) -> Result<Vec<ChildInfo>> {
+        let (store, pool) = (self.client().store(), self.engine_pool());
+        let look = || store.some_children(pool, self.id(), snap, limit);
+        self.operate(Operation::ListChildren, look)
+    }
+
     /// Forgets a child that nobody has seen, because the host that cloned it is gone. If the child exists all the
     /// same, it loses the data that it shares once the snapshot is removed.
     ///

@@ -521,6 +521,20 @@ impl Store {
         pool.children_everywhere(image, snap)
     }
 
+    /// As [`Self::children`], but at most `limit` of them. The records of no others are read.
+    ///
+    /// # Errors
+    /// As [`Self::children`].
+    pub fn some_children(
+        &self,
+        pool: &Pool,
+        image: ImageId,
+        snap: Option<SnapId>,
+        limit: usize,
+    ) -> Result<Vec<ChildInfo>> {
+        pool.some_children(image, snap, Formats::All, limit)
+    }
+
     /// As [`Self::children`], with the children's children, and so on. A child in another store is
     /// listed, but its own children are not looked for.
     ///
