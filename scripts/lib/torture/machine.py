@@ -180,6 +180,8 @@ class Guest:
     """A guest whose only disk is `disk`. A crash is a cut of its power."""
 
     keeps_cache = False
+    # What is recovered after a power cut was durable before, and stays so.
+    is_lost = False
     ends_in_order = False
     pools = Local.pools
 
