@@ -98,8 +98,12 @@ def document(data):
         parts += ["## Figures\n", "Medians, and ± half of the range between the rounds.\n"]
         parts += [figures_table(data["rows"])]
     if data.get("sustained"):
-        row = data["sustained"][0]
-        parts += [f"## Kept up for {row['seconds']} s, {row['rounds']} rounds\n"]
+        parts += ["## Kept up\n"]
+        ways = {}
+        for row in data["sustained"]:
+            ways.setdefault((row["rounds"], row["seconds"]), []).append(row["title"])
+        for (rounds, seconds), titles in ways.items():
+            parts.append(f"{rounds} x {seconds} s: {'; '.join(titles)}.\n")
         parts += [ratios_table(data["sustained"]), "![each second](sustained.svg)\n"]
         parts += [figures_table(data["sustained"])]
     if data.get("shapes"):
