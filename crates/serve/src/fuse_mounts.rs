@@ -1,13 +1,36 @@
-//! What FUSE mounts share: the numbers of errors, and unmounting.
+//! What FUSE mounts share: limits, answers, the numbers of errors, and unmounting.
 
 use std::io;
 use std::path::Path;
 
-use fuser::Errno;
+use fuser::{Errno, InitFlags, KernelConfig, ReplyEmpty};
 use marcot::{Error, ErrorKind, Result};
 
+use crate::host::Completion;
+
+/// Limit on the requests that the kernel has in flight; its own default would be 16.
+const REQUESTS_MAX: u16 = 128;
+/// Size of the largest write that the kernel sends, in bytes.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// Where FUSE's helper is found.
 const HELPER_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Asks the kernel for what makes a mount fast: these capabilities, large writes, and many requests at a time. None of it
+/// has to be granted.
+pub(crate) fn make_fast(config: &mut KernelConfig, wanted: InitFlags) {
+    let _ = config.add_capabilities(wanted & config.capabilities());
+    let _ = config.set_max_write(WRITE_BYTES_MAX);
+    let _ = config.set_max_background(REQUESTS_MAX);
+    let _ = config.set_congestion_threshold(REQUESTS_MAX);
+}
+
+/// Answers a request whose answer has no data.
+pub(crate) fn answer(reply: ReplyEmpty) -> Completion {
+    Completion::new(move |outcome: Result<Vec<u8>>| match outcome {
+        Ok(_) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    })
+}
 
 /// What the kernel is told of an error.
 pub(crate) fn errno(error: &Error) -> Errno {

@@ -8,7 +8,7 @@ use marcot::{Error, ErrorKind, Extent, Result};
 use super::Reader;
 use super::files::{Files, Hosted, Way, in_background, report};
 use crate::control::{Command, Reply};
-use crate::fuse_mounts::errno;
+use crate::fuse_mounts::{answer, errno};
 use crate::host::{Completion, DeviceRequest};
 
 /// As for the kernel. A write or a size that no image can have is a file that is too big.
@@ -106,12 +106,7 @@ pub(super) fn fallocate(hosted: &Hosted, offset: u64, length: u64, mode: i32, re
     if length == 0 {
         return reply.ok();
     }
-    let done = move |outcome: Result<Vec<u8>>| match outcome {
-        Ok(_) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    };
-    let request = DeviceRequest::Discard { offset, length, fua: false };
-    hosted.host.submit(request, Completion::new(done));
+    hosted.host.submit(DeviceRequest::Discard { offset, length, fua: false }, answer(reply));
 }
 
 /// Finds the next data or the next hole.

@@ -17,15 +17,11 @@ use super::ImageEntry;
 use super::attributes::{Access, NAMES};
 use super::content::{self, size_errno};
 use super::files::{Files, Way, in_background, report};
-use crate::fuse_mounts::errno;
-use crate::host::{Completion, DeviceRequest};
+use crate::fuse_mounts::{answer, errno, make_fast};
+use crate::host::DeviceRequest;
 
 /// Other processes create, resize and remove images at any time, so the kernel must not remember anything.
 const TTL: Duration = Duration::ZERO;
-/// Limit on the requests that the kernel has in flight.
-const REQUESTS_MAX: u16 = 128;
-/// Size of the largest write that the kernel sends, in bytes.
-const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// The longest name that the kernel looks up, in bytes.
 const NAME_BYTES_MAX: u32 = 255;
 const SEEK_DATA: i32 = libc::SEEK_DATA;
@@ -72,15 +68,12 @@ impl ImageFiles {
 
 impl Filesystem for ImageFiles {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // These are only needed for speed. Files have no bits that a write has to clear.
+        // Files have no bits that a write has to clear.
         let wanted = InitFlags::FUSE_ASYNC_READ
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_PARALLEL_DIROPS;
-        let _ = config.add_capabilities(wanted & config.capabilities());
-        let _ = config.set_max_write(WRITE_BYTES_MAX);
-        let _ = config.set_max_background(REQUESTS_MAX);
-        let _ = config.set_congestion_threshold(REQUESTS_MAX);
+        make_fast(config, wanted);
         Ok(())
     }
 
@@ -300,11 +293,7 @@ impl Filesystem for ImageFiles {
     ) {
         match self.files.way(file.0) {
             Some(Way::Here(hosted)) => {
-                let done = move |outcome: Result<Vec<u8>>| match outcome {
-                    Ok(_) => reply.ok(),
-                    Err(error) => reply.error(errno(&error)),
-                };
-                hosted.host.submit(DeviceRequest::Flush, Completion::new(done));
+                hosted.host.submit(DeviceRequest::Flush, answer(reply));
             }
             // Nothing was written by this file.
             _ => reply.ok(),

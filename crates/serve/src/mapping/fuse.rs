@@ -16,8 +16,8 @@ use fuser::{
 };
 use marcot::{BLOCK_BYTES, Error, Result};
 
-use crate::fuse_mounts::errno;
 pub(super) use crate::fuse_mounts::unmount_dead;
+use crate::fuse_mounts::{answer, errno, make_fast};
 use crate::host::{Completion, DeviceRequest, HostHandle};
 
 /// Name of the one file.
@@ -25,15 +25,11 @@ const FILE_NAME: &str = "image";
 const FILE: INodeNo = INodeNo(2);
 /// The size may change at any time, so the kernel must not cache the file's attributes.
 const ATTRIBUTES_TTL: Duration = Duration::ZERO;
-/// Limit on the requests that the kernel has in flight; its own default would be 16.
-const REQUESTS_MAX: u16 = 128;
 /// Time between attempts to unmount: the loop driver closes the file a moment after the device is gone.
 const UNMOUNT_WAIT: Duration = Duration::from_millis(20);
 const UNMOUNT_ATTEMPTS: u32 = 250;
 /// Unit of a block device's size, in bytes.
 const SECTOR_BYTES: u64 = 512;
-/// Size of the largest write that the kernel sends, in bytes.
-const WRITE_BYTES_MAX: u32 = 1 << 20;
 
 /// A mounted image. Dropping it unmounts.
 pub(super) struct Mount {
@@ -131,25 +127,11 @@ impl ImageFile {
             flags: 0,
         })
     }
-
-    /// Hands a request to the image's thread whose answer has no data.
-    fn submit(&self, request: DeviceRequest, reply: ReplyEmpty) {
-        let done = move |outcome: Result<Vec<u8>>| match outcome {
-            Ok(_) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
-        };
-        self.host.submit(request, Completion::new(done));
-    }
 }
 
 impl Filesystem for ImageFile {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // These are only needed for speed.
-        let wanted = InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_ASYNC_DIO;
-        let _ = config.add_capabilities(wanted & config.capabilities());
-        let _ = config.set_max_write(WRITE_BYTES_MAX);
-        let _ = config.set_max_background(REQUESTS_MAX);
-        let _ = config.set_congestion_threshold(REQUESTS_MAX);
+        make_fast(config, InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_ASYNC_DIO);
         Ok(())
     }
 
@@ -253,7 +235,7 @@ impl Filesystem for ImageFile {
         _data_only: bool,
         reply: ReplyEmpty,
     ) {
-        self.submit(DeviceRequest::Flush, reply);
+        self.host.submit(DeviceRequest::Flush, answer(reply));
     }
 
     fn fallocate(
@@ -274,8 +256,7 @@ impl Filesystem for ImageFile {
         if length == 0 {
             return reply.ok();
         }
-        let request = DeviceRequest::Discard { offset, length, fua: false };
-        self.submit(request, reply);
+        self.host.submit(DeviceRequest::Discard { offset, length, fua: false }, answer(reply));
     }
 
     fn getxattr(
