@@ -18,10 +18,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use marcot_foreign::file::FileSource;
-use marcot_foreign::http::{self, Interrupted, Opened};
+use marcot_foreign::http::{self, Opened};
 use marcot_foreign::nbd::{self, NbdSource};
 use marcot_foreign::open::{self, Nobody};
-use marcot_foreign::{Error, ErrorKind, Extent, Format, Result, Snapshot, Source};
+use marcot_foreign::{Error, ErrorKind, Extent, Format, Interrupted, Result, Snapshot, Source};
 use serde_json::{Map, Value};
 
 /// Longest description, in bytes.

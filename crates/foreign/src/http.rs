@@ -14,10 +14,7 @@ use reqwest::{Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::{Extent, Source, check_range};
-
-/// Tells whether the user wants to stop.
-pub type Interrupted = Arc<dyn Fn() -> bool + Send + Sync>;
+use crate::source::{Extent, Interrupted, Source, check_range};
 
 /// How long the server may say nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(60);

@@ -46,4 +46,4 @@ pub mod vmdk;
 
 pub use error::{Error, ErrorKind, Result};
 pub use open::Format;
-pub use source::{Extent, Reader, Snapshot, Source, next_data};
+pub use source::{Extent, Interrupted, Reader, Snapshot, Source, next_data};

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pages::field;
-use crate::source::{Extent, Source, check_range, push};
+use crate::source::{Extent, Interrupted, Source, check_range, push};
 
 /// Where an export is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +22,6 @@ pub enum Address {
     /// A socket of this machine.
     Unix(String),
 }
-
-/// Tells whether the user wants to stop.
-pub type Interrupted = Arc<dyn Fn() -> bool + Send + Sync>;
 
 const PORT: u16 = 10_809;
 /// Longest silence of a server.
@@ -150,7 +147,6 @@ struct Connection {
     cookie: u64,
     structured: bool,
     /// It has failed once: what would come next is not known.
-    /// After any error: nobody knows what comes next.
     broken: bool,
     /// The other end is gone.
     lost: bool,

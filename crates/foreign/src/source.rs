@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Tells whether the user wants to stop.
+pub type Interrupted = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// A part of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
