@@ -40,12 +40,12 @@ impl Pool {
     /// As [`marcot::Pool::read_tail`]; those of `sink`.
     pub fn export_tail(
         &self,
-        name: &str,
+        tail: &TailInfo,
         sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> std::result::Result<(), Trouble> {
         let pool = self.engine();
         let mut size_bytes = 0;
-        pool.read_tail(name, &mut |change| {
+        pool.read_tail(tail, &mut |change| {
             size_bytes = size_bytes.max(match change {
                 TailChange::Write { offset, data } => offset + data.len() as u64,
                 TailChange::Discard { offset, length } => offset + length,
@@ -53,7 +53,6 @@ impl Pool {
             Ok(())
         })
         .map_err(Trouble::Image)?;
-        let tail = pool.tail(name).map_err(Trouble::Image)?;
         match pool.info(tail.image) {
             Ok(info) => size_bytes = size_bytes.max(info.size_bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -62,7 +61,7 @@ impl Pool {
         let mut bytes = STREAM.banner().to_vec();
         encode(STREAM, &Item::Size(size_bytes), &mut bytes);
         let mut failed = None;
-        let read = pool.read_tail(name, &mut |change| {
+        let read = pool.read_tail(tail, &mut |change| {
             match change {
                 TailChange::Write { offset, data } => {
                     let length = data.len() as u64;

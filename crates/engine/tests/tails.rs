@@ -42,7 +42,8 @@ fn replaced() -> (Hosts, String, PathBuf) {
 /// The blocks that are written, in their order, and how many changes are discards.
 fn read(pool: &Pool, name: &str) -> Result<(Vec<u64>, usize), ErrorKind> {
     let (mut written, mut discards) = (Vec::new(), 0);
-    let read = pool.read_tail(name, &mut |change| {
+    let tail = pool.tail(name).map_err(|error| error.kind())?;
+    let read = pool.read_tail(&tail, &mut |change| {
         match change {
             TailChange::Write { offset, data } => {
                 assert!(data == pattern((offset / BLOCK) as u8, BLOCK as usize));

@@ -102,10 +102,10 @@ fn export(session: &Session, args: &Args) -> Outcome {
     let (pool, cursor) = pool(session, args)?;
     let id = tail_id(args, cursor)?;
     let path = path_argument(args, &mut (cursor + 1))?;
-    pool.tail(id).map_err(|error| Failure::engine(ERROR, &error))?;
+    let tail = pool.tail(id).map_err(|error| Failure::engine(ERROR, &error))?;
     signals::catch_and_watch();
     let mut sink = Sink::open(&path, ERROR)?;
-    let exported = pool.export_tail(id, &mut |bytes| sink.append(bytes));
+    let exported = pool.export_tail(&tail, &mut |bytes| sink.append(bytes));
     let finished = exported.and_then(|()| sink.finish_stream().map_err(Trouble::Sink));
     finished.map_err(|trouble| not_exported(ERROR, trouble))
 }

@@ -61,11 +61,12 @@ impl Pool {
     /// # Errors
     /// What the operating system says.
     pub fn tails(&self) -> Result<Vec<TailInfo>> {
-        let Some(shipping) = self.shipping() else { return Ok(Vec::new()) };
-        let tails = shipping.tails();
-        let tails =
-            tails.at(|| format!("cannot see what was put aside for pool '{}'", self.name()))?;
-        tails.into_iter().map(|tail| self.tail_info(tail)).collect()
+        self.kept_tails()?.into_iter().map(|tail| self.tail_info(tail)).collect()
+    }
+
+    fn kept_tails(&self) -> Result<Vec<Tail>> {
+        let tails = self.shipping().map_or_else(|| Ok(Vec::new()), |shipping| shipping.tails());
+        tails.at(|| format!("cannot see what was put aside for pool '{}'", self.name()))
     }
 
     /// One of [`Self::tails`].
@@ -73,7 +74,10 @@ impl Pool {
     /// # Errors
     /// `NotFound`; as there.
     pub fn tail(&self, name: &str) -> Result<TailInfo> {
-        self.tails()?.into_iter().find(|tail| tail.name == name).ok_or_else(|| self.no_tail(name))
+        match self.kept_tails()?.into_iter().find(|tail| tail.name == name) {
+            Some(tail) => self.tail_info(tail),
+            None => Err(self.no_tail(name)),
+        }
     }
 
     fn tail_info(&self, tail: Tail) -> Result<TailInfo> {
@@ -102,18 +106,12 @@ impl Pool {
     /// `NotFound`; `Corrupt` for data that was damaged; those of `each`; what the operating system says.
     pub fn read_tail(
         &self,
-        name: &str,
+        tail: &TailInfo,
         each: &mut dyn FnMut(TailChange<'_>) -> Result<()>,
     ) -> Result<()> {
-        let tail = self.tail(name)?;
+        let name = &tail.name;
         let context = || format!("cannot read what was put aside as '{name}'");
-        let files = match self.shipping().map(|shipping| shipping.open_tail(name)) {
-            None => return Err(self.no_tail(name)),
-            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(self.no_tail(name));
-            }
-            Some(files) => files.at(context)?,
-        };
+        let files = self.of_tail(name, |shipping| shipping.open_tail(name), context)?;
         let log = log_of(tail.image, &files).at(context)?;
         let durable_below = log.iter().map(|found| found.group.durable_below).max().unwrap_or(0);
         let mut next = log.first().map_or(0, |found| found.group.group);
@@ -134,12 +132,23 @@ impl Pool {
     /// # Errors
     /// `NotFound`; what the operating system says.
     pub fn remove_tail(&self, name: &str) -> Result<()> {
-        match self.shipping().map(|shipping| shipping.remove_tail(name)) {
+        let remove = |shipping: &dyn Shipping| shipping.remove_tail(name);
+        self.of_tail(name, remove, || format!("cannot remove '{name}'"))
+    }
+
+    /// What `call` returns. `NotFound` says which pool has no such tail.
+    fn of_tail<T>(
+        &self,
+        name: &str,
+        call: impl FnOnce(&dyn Shipping) -> std::io::Result<T>,
+        context: impl Fn() -> String,
+    ) -> Result<T> {
+        match self.shipping().map(|shipping| call(&*shipping)) {
             None => Err(self.no_tail(name)),
             Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(self.no_tail(name))
             }
-            Some(removed) => removed.at(|| format!("cannot remove '{name}'")),
+            Some(done) => done.at(context),
         }
     }
 }
