@@ -114,11 +114,7 @@ impl DirectoryJob {
     /// # Errors
     /// `Invalid` for input that is no job; errors of the operating system.
     pub fn read(input: &mut dyn Read) -> Result<Self> {
-        let mut job = Vec::new();
-        let read = input.read_to_end(&mut job);
-        read.map_err(|error| Error::from_io("cannot read what directory to serve", error))?;
-        serde_json::from_slice(&job)
-            .map_err(|_| Error::new(ErrorKind::Invalid, "this is no job for a directory's server"))
+        mapping::read_job(input, "directory")
     }
 
     /// Removes the log if it says nothing.

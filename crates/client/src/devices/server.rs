@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use marcot::{Error, ErrorKind, ImageId, Limits, Patience, Pool, Result, Store, World};
+use marcot::{ImageId, Limits, Patience, Pool, Result, Store, World};
 use marcot_serve::control::Place;
 use marcot_serve::descriptors;
 use marcot_serve::host::{Attendant, HostHandle, HostOptions, ImageHost};
@@ -91,11 +91,7 @@ impl Job {
     /// # Errors
     /// `Invalid` for input that is no job; errors of the operating system.
     pub fn read(input: &mut dyn Read) -> Result<Self> {
-        let mut job = Vec::new();
-        let read = input.read_to_end(&mut job);
-        read.map_err(|error| Error::from_io("cannot read what device to serve", error))?;
-        serde_json::from_slice(&job)
-            .map_err(|_| Error::new(ErrorKind::Invalid, "this is no job for a device's server"))
+        mapping::read_job(input, "device")
     }
 }
 

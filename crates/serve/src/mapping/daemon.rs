@@ -9,7 +9,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -50,6 +50,19 @@ pub enum Ready {
         /// The error's message.
         message: String,
     },
+}
+
+/// Reads the job that [`spawn`] has given this process. `what` is what it is to serve.
+///
+/// # Errors
+/// `Invalid` for input that is no job; errors of the operating system.
+pub fn read_job<T: serde::de::DeserializeOwned>(input: &mut dyn Read, what: &str) -> Result<T> {
+    let mut job = Vec::new();
+    let read = input.read_to_end(&mut job);
+    read.map_err(|error| Error::from_io(format!("cannot read what {what} to serve"), error))?;
+    serde_json::from_slice(&job).map_err(|_| {
+        Error::new(ErrorKind::Invalid, format!("this is no job for a {what}'s server"))
+    })
 }
 
 /// Starts this program again with `arguments` as a process of its own session, gives it `input`,

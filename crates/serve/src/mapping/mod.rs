@@ -33,7 +33,7 @@ use marcot::{Error, ErrorKind, Result};
 use crate::host::HostHandle;
 
 pub use busy::{Claim, Opener, claim, is_busy, lasting_opener, opener};
-pub use daemon::{Ready, report_failure, report_ready, spawn};
+pub use daemon::{Ready, read_job, report_failure, report_ready, spawn};
 pub use names::{
     DEVICE_VARIABLE, DeviceNames, device_directory, is_free, link_of, sweep as sweep_names,
 };
