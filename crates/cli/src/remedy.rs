@@ -69,17 +69,17 @@ impl Refused<'_> {
             ["snap", "unprotect"] if self.status == EBUSY => self.by_clones(&info),
             ["snap", "protect"] => None,
             ["snap", "create"] if self.status == of_kind(ErrorKind::TooMany) => {
-                self.by_limit(&info)
+                self.by_limit(&image, &info)
             }
             ["remove"] if self.status == ENOTEMPTY => self.by_snapshots(&image, &info),
             ["lock", "add"] if self.status == EBUSY => {
-                self.by_lock(&info).or_else(|| self.by_user(&image))
+                self.by_lock(&image, &info).or_else(|| self.by_user(&image))
             }
             ["migration", "prepare"] if self.status == EBUSY => {
                 self.by_group(&image).or_else(|| self.by_user(&image))
             }
             ["migration", ..] => None,
-            _ if self.status == EROFS => self.by_lock(&info),
+            _ if self.status == EROFS => self.by_lock(&image, &info),
             _ if self.status == EBUSY => self.by_user(&image),
             _ => None,
         }
@@ -172,18 +172,16 @@ impl Refused<'_> {
     }
 
     /// An image has as many snapshots as it may have.
-    fn by_limit(&self, info: &ImageInfo) -> Option<String> {
+    fn by_limit(&self, image: &Image, info: &ImageInfo) -> Option<String> {
         let limit = info.snapshot_limit?;
-        let spec = self.image()?.spec();
-        let command = self.command("snap limit clear", spec);
+        let command = self.command("snap limit clear", image.spec());
         Some(format!("{limit} snapshots are allowed: remove one, or lift the limit with {command}"))
     }
 
     /// An image is locked.
-    fn by_lock(&self, info: &ImageInfo) -> Option<String> {
+    fn by_lock(&self, image: &Image, info: &ImageInfo) -> Option<String> {
         let lock = info.locks.first()?;
-        let spec = self.image()?.spec();
-        let words = format!("{spec} {} {}", lock.cookie, locker(lock));
+        let words = format!("{} {} {}", image.spec(), lock.cookie, locker(lock));
         Some(format!("{} breaks the lock", self.command("lock rm", words)))
     }
 

@@ -74,9 +74,13 @@ struct ExtentList {
 }
 
 impl ExtentList {
+    /// First byte and end of what is to be listed of some blocks.
+    fn clipped(&self, first: u64, blocks: u64) -> (u64, u64) {
+        ((first * BLOCK_BYTES).max(self.at), ((first + blocks) * BLOCK_BYTES).min(self.end))
+    }
+
     fn data(&mut self, first: u64, blocks: u64) -> bool {
-        let start = (first * BLOCK_BYTES).max(self.at);
-        let stop = ((first + blocks) * BLOCK_BYTES).min(self.end);
+        let (start, stop) = self.clipped(first, blocks);
         push(&mut self.extents, self.at, start, false);
         if self.extents.len() >= self.max {
             return false;
@@ -94,8 +98,7 @@ impl Visitor for ExtentList {
     }
 
     fn external(&mut self, first: u64, blocks: u64) -> Result<bool> {
-        let start = (first * BLOCK_BYTES).max(self.at);
-        let stop = ((first + blocks) * BLOCK_BYTES).min(self.end);
+        let (start, stop) = self.clipped(first, blocks);
         // Where the source does not say it, reading tells.
         let parts = self.source.as_ref().and_then(|source| {
             let length = stop.checked_sub(start).filter(|length| *length > 0)?;

@@ -38,8 +38,9 @@ impl Image {
         })
     }
 
-    /// Copies a few megabytes of what the target of a migration has in the source's pool, or in a source outside the store. Repeated until nothing is
-    /// left, it makes [`Self::migrate`] short, and the image can be read and written between the parts.
+    /// Copies a few megabytes of what the target of a migration has in the source's pool, or in a source outside the
+    /// store. Repeated until nothing is left, it makes [`Self::migrate`] short, and the image can be read and written
+    /// between the parts.
     ///
     /// # Errors
     /// `Invalid` where the image is not the target of a migration; those of [`Self::flatten_part`].
