@@ -12,7 +12,7 @@ use marcot::{
     ExternalSources, ImageId, Limits, Pool, Result, Store,
 };
 use support::bucket::{Bucket, Host};
-use support::{Faults, MIB, assert_sound, changed, faulty_world, pattern, run};
+use support::{MIB, assert_sound, changed, killed_after_each_change, pattern, run};
 
 /// The disk: data at its start, a hole, data that ends inside a block.
 const BYTES: u64 = 5 * MIB + 1000;
@@ -404,31 +404,20 @@ fn killed_everywhere(
     step: impl Fn(&Scene) -> Result<()>,
     after: impl Fn(&Scene, bool),
 ) {
-    let mut kills = 0;
-    for changes in 0.. {
-        let directory = tempfile::tempdir().unwrap();
-        let scene = Scene::open(directory.path());
-        before(&scene);
-        let outside = Arc::clone(&scene.outside);
-        drop(scene);
-        let (world, faults): (_, Arc<Faults>) = faulty_world();
-        let store = Store::open_with(world, directory.path(), Limits::default()).unwrap();
-        let scene = Scene::new(store, &outside);
-        faults.lives_for.store(changes, Ordering::Relaxed);
-        let done = step(&scene).is_ok();
-        let was_killed = faults.lives_for.load(Ordering::Relaxed) == 0;
-        drop(scene);
-        let scene = Scene::new(Store::open(directory.path()).unwrap(), &outside);
-        after(&scene, done);
-        scene.store.gc(&scene.pool, &mut quiet).unwrap();
-        scene.assert_sound();
-        if !was_killed {
-            assert!(done);
-            break;
-        }
-        kills += 1;
-    }
-    assert!(kills > 5, "only {kills} steps");
+    killed_after_each_change(
+        |directory| {
+            let scene = Scene::open(directory);
+            before(&scene);
+            Arc::clone(&scene.outside)
+        },
+        |outside, store| step(&Scene::new(store, outside)).is_ok(),
+        |outside, store, done, _| {
+            let scene = Scene::new(store, outside);
+            after(&scene, done);
+            scene.store.gc(&scene.pool, &mut quiet).unwrap();
+            scene.assert_sound();
+        },
+    );
 }
 
 #[test]

@@ -3,14 +3,12 @@
 mod support;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use marcot::{
-    CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, Limits, MigrationOptions,
-    MigrationState, Namespace, Pool, PoolOptions, Result, Store,
+    CloneOptions, CreateOptions, ErrorKind, ImageId, ImageName, MigrationOptions, MigrationState,
+    Namespace, Pool, PoolOptions, Result, Store,
 };
-use support::{Faults, MIB, assert_sound, changed, faulty_world, pattern, run};
+use support::{MIB, assert_sound, changed, killed_after_each_change, pattern, run};
 
 const BYTES: u64 = 4 * MIB;
 /// A piece of content, and the places of three of them. The last one lies below another leaf.
@@ -290,28 +288,14 @@ fn a_kill_while_copying_and_flattening_leaves_a_migration_that_goes_on_or_is_abo
         (Where::OtherPool, Origin::Parent("tank")),
         (Where::OtherPool, Origin::Parent("third")),
     ] {
-        killed_everywhere(
+        killed_while_copying(
             place,
             from,
+            |scene| scene.prepare_to_flatten(),
             |scene| {
-                scene.prepare_to_flatten().unwrap();
-                write_later(scene);
-            },
-            Scene::execute,
-            |scene, _, goes_on| {
-                assert_target(scene, from, LATER);
+                scene.remove_parent(from);
                 scene.collect();
                 assert_target(scene, from, LATER);
-                if goes_on {
-                    scene.execute().unwrap();
-                    scene.commit().unwrap();
-                    scene.remove_parent(from);
-                    scene.collect();
-                    assert_target(scene, from, LATER);
-                } else {
-                    scene.abort().unwrap();
-                    assert_source(scene, from, LATER);
-                }
             },
         );
     }
@@ -476,30 +460,16 @@ fn killed_everywhere(
     step: impl Fn(&Scene) -> Result<()>,
     after: impl Fn(&Scene, bool, bool),
 ) {
-    let mut kills = 0;
-    for changes in 0.. {
-        let directory = tempfile::tempdir().unwrap();
-        let (scene, _) = Scene::make(directory.path(), place, from, true);
-        before(&scene);
-        drop(scene);
-        let (world, faults): (_, Arc<Faults>) = faulty_world();
-        let store = Store::open_with(world, directory.path(), Limits::default()).unwrap();
-        let scene = Scene::open(store, place);
-        faults.lives_for.store(changes, Ordering::Relaxed);
-        let done = step(&scene).is_ok();
-        let was_killed = faults.lives_for.load(Ordering::Relaxed) == 0;
-        drop(scene);
-        let scene = Scene::open(Store::open(directory.path()).unwrap(), place);
-        after(&scene, done, changes % 2 == 0);
-        scene.collect();
-        scene.assert_sound();
-        if !was_killed {
-            assert!(done);
-            break;
-        }
-        kills += 1;
-    }
-    assert!(kills > 5, "only {kills} steps");
+    killed_after_each_change(
+        |directory| before(&Scene::make(directory, place, from, true).0),
+        |(), store| step(&Scene::open(store, place)).is_ok(),
+        |(), store, done, changes| {
+            let scene = Scene::open(store, place);
+            after(&scene, done, changes % 2 == 0);
+            scene.collect();
+            scene.assert_sound();
+        },
+    );
 }
 
 const KILLED: [(Where, Origin); 2] =
@@ -557,31 +527,43 @@ fn a_kill_while_preparing_leaves_the_image_or_a_migration_that_can_be_aborted() 
     }
 }
 
+/// A kill at each change of copying leaves a migration that goes on or is aborted. `committed` looks at what was
+/// committed.
+fn killed_while_copying<T>(
+    place: Where,
+    from: Origin,
+    prepare: impl Fn(&Scene) -> Result<T>,
+    committed: impl Fn(&Scene),
+) {
+    killed_everywhere(
+        place,
+        from,
+        |scene| {
+            prepare(scene).unwrap();
+            write_later(scene);
+        },
+        Scene::execute,
+        |scene, _, goes_on| {
+            assert_target(scene, from, LATER);
+            scene.collect();
+            assert_target(scene, from, LATER);
+            if goes_on {
+                scene.execute().unwrap();
+                scene.commit().unwrap();
+                assert_target(scene, from, LATER);
+                committed(scene);
+            } else {
+                scene.abort().unwrap();
+                assert_source(scene, from, LATER);
+            }
+        },
+    );
+}
+
 #[test]
 fn a_kill_while_copying_leaves_a_migration_that_goes_on_or_is_aborted() {
     for (place, from) in KILLED {
-        killed_everywhere(
-            place,
-            from,
-            |scene| {
-                scene.prepare().unwrap();
-                write_later(scene);
-            },
-            Scene::execute,
-            |scene, _, goes_on| {
-                assert_target(scene, from, LATER);
-                scene.collect();
-                assert_target(scene, from, LATER);
-                if goes_on {
-                    scene.execute().unwrap();
-                    scene.commit().unwrap();
-                    assert_target(scene, from, LATER);
-                } else {
-                    scene.abort().unwrap();
-                    assert_source(scene, from, LATER);
-                }
-            },
-        );
+        killed_while_copying(place, from, Scene::prepare, |_| {});
     }
 }
 

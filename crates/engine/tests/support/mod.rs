@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use marcot::{CheckOptions, CheckReport, CreateOptions, Image, ImageId, Pool, Result, Store};
+use marcot::{
+    CheckOptions, CheckReport, CreateOptions, Image, ImageId, Limits, Pool, Result, Store,
+};
 use marcot_format::frame::{FrameKind, decode_message, encode_message};
 use marcot_format::record::HeadRecord;
 use marcot_store::{
@@ -208,6 +210,33 @@ pub fn faulty_world() -> (World, Arc<Faults>) {
     let disk = FaultyDisk { inner: Arc::new(LocalDisk::plain()), faults: Arc::clone(&faults) };
     let (clock, random) = (Arc::new(SystemClock), Arc::new(SystemRandom));
     (World { disk: Arc::new(disk), clock, random, workers: Arc::new(InPlace) }, faults)
+}
+
+/// Runs `step` in a process that is killed after each number of changes of the medium in turn, until it is not killed any
+/// more and says that it has succeeded. `begin` makes the store each time, and `after` gets what is left: the store, whether
+/// the step has succeeded, and the number of changes.
+pub fn killed_after_each_change<T>(
+    begin: impl Fn(&Path) -> T,
+    step: impl Fn(&T, Store) -> bool,
+    after: impl Fn(&T, Store, bool, i64),
+) {
+    let mut kills = 0;
+    for changes in 0.. {
+        let directory = tempfile::tempdir().unwrap();
+        let begun = begin(directory.path());
+        let (world, faults) = faulty_world();
+        let store = Store::open_with(world, directory.path(), Limits::default()).unwrap();
+        faults.lives_for.store(changes, Ordering::Relaxed);
+        let done = step(&begun, store);
+        let was_killed = faults.lives_for.load(Ordering::Relaxed) == 0;
+        after(&begun, Store::open(directory.path()).unwrap(), done, changes);
+        if !was_killed {
+            assert!(done);
+            break;
+        }
+        kills += 1;
+    }
+    assert!(kills > 5, "only {kills} steps");
 }
 
 impl FaultyDisk {
