@@ -80,6 +80,24 @@ claims_clean() {
     fi
 }
 
+# claims_unmap_devices : unmaps all devices of $MARCOT with force, so that an interrupted script leaves none.
+claims_unmap_devices() {
+    local device
+    for device in $("$MARCOT" device list 2>/dev/null | awk 'NR > 1 { print $NF }'); do
+        "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
+    done
+}
+
+# not COMMAND... : it is refused. What it says is kept for refusal_says.
+not() {
+    ! "$@" 2>"$CLAIMS_SCRATCH/refusal"
+}
+
+# refusal_says TEXT : the last refusal contains TEXT.
+refusal_says() {
+    grep -qF -- "$1" "$CLAIMS_SCRATCH/refusal" || { cat "$CLAIMS_SCRATCH/refusal" && return 1; }
+}
+
 # claim TEXT COMMAND... : the claim holds when the command succeeds.
 claim() {
     local text=$1

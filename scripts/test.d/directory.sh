@@ -19,22 +19,10 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 WAIT_S=120
 
 clean_up() {
-    local device
     umount "$CLAIMS_SCRATCH/inner" 2>/dev/null || true
     umount -l "$FILES" 2>/dev/null || true
-    for device in $("$MARCOT" device list 2>/dev/null | awk 'NR > 1 { print $NF }'); do
-        "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
-    done
+    claims_unmap_devices
     claims_clean
-}
-
-not() {
-    ! "$@" 2>"$CLAIMS_SCRATCH/refusal"
-}
-
-# says TEXT : the last refusal contains TEXT.
-says() {
-    grep -qF -- "$1" "$CLAIMS_SCRATCH/refusal" || { cat "$CLAIMS_SCRATCH/refusal" && return 1; }
 }
 
 # eventually COMMAND... : it succeeds after a while. Closing a file is answered before its image is closed.
@@ -78,7 +66,7 @@ names_and_sizes() {
     mv "$FILES/later" "$FILES/moved"
     claim "names: renaming a file renames the image" test "$("$RBD" ls)" = "$(printf '%s\n' image moved odd)"
     claim "names: no image is replaced by renaming" not mv "$FILES/moved" "$FILES/odd"
-    claim "names: ... with the words for that" says "File exists"
+    claim "names: ... with the words for that" refusal_says "File exists"
     rm "$FILES/moved"
     claim "names: removing a file removes the image" test "$("$RBD" ls)" = "$(printf '%s\n' image odd)"
     claim "names: a file that is not there" not cat "$FILES/nosuch"
@@ -148,13 +136,13 @@ PYTHON
     claim "new: ... in all" grep -q "features: .*deep-flatten" <("$RBD" info new)
     "$RBD" snap create --no-progress new@s
     claim "remove: an image with snapshots is refused" not rm "$FILES/new"
-    claim "remove: ... as RBD refuses it" says "Directory not empty"
+    claim "remove: ... as RBD refuses it" refusal_says "Directory not empty"
     "$RBD" snap purge --no-progress new
     exec 5<>"$FILES/new"
     claim "remove: a file that is open is refused" not rm "$FILES/new"
-    claim "remove: ... as busy" says "busy"
+    claim "remove: ... as busy" refusal_says "busy"
     claim "remove: ... and by commands" not "$MARCOT" rm --no-progress new
-    claim "remove: ... which name the directory" says "directory $FILES"
+    claim "remove: ... which name the directory" refusal_says "directory $FILES"
     exec 5<&-
     claim "remove: a closed one is not" eventually rm "$FILES/new"
     claim "remove: it is gone" test ! -e "$FILES/new"
@@ -178,7 +166,7 @@ others() {
     device=$("$MARCOT" device map image)
     claim "others: an image that a device shows is not written" \
         not dd if=/dev/zero of="$FILES/image" bs=4k count=1 conv=notrunc status=none
-    claim "others: ... it is busy" says "busy"
+    claim "others: ... it is busy" refusal_says "busy"
     claim "others: ... nor removed" not rm "$FILES/image"
     claim "others: ... but read" cmp "$FILES/image" "$CLAIMS_SCRATCH/noise"
     printf 'by the device' | dd of="$device" bs=4k conv=notrunc,fsync status=none 2>/dev/null
@@ -287,7 +275,7 @@ ends() {
     claim "end: a killed process leaves a mount that says so" not ls "$FILES"
     exec 5<&- || true
     claim "end: it is not mounted over" not "$FUSE" "$FILES"
-    claim "end: ... with the remedy" says "unmount it first"
+    claim "end: ... with the remedy" refusal_says "unmount it first"
     umount "$FILES"
     claim "end: what was synced is there" same image "$CLAIMS_SCRATCH/copy"
     claim "end: it can be mounted again" "$FUSE" "$FILES"

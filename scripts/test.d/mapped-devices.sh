@@ -19,21 +19,9 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 NOBODY=65534
 
 clean_up() {
-    local device
     umount "$CLAIMS_SCRATCH/mnt" "$CLAIMS_SCRATCH/mnt2" 2>/dev/null || true
-    for device in $("$MARCOT" device list 2>/dev/null | awk 'NR > 1 { print $NF }'); do
-        "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
-    done
+    claims_unmap_devices
     claims_clean
-}
-
-not() {
-    ! "$@" 2>"$CLAIMS_SCRATCH/refusal"
-}
-
-# says TEXT : the last refusal contains TEXT.
-says() {
-    grep -qF -- "$1" "$CLAIMS_SCRATCH/refusal" || { cat "$CLAIMS_SCRATCH/refusal" && return 1; }
 }
 
 mode_of() {
@@ -56,18 +44,18 @@ private_directory() {
     claim "records: only the owner can use their directory" test "$(mode_of "$run")" = 700
     claim "records: only the owner can use each file" test "$(find "$run" -type f -not -perm 600)" = ""
     claim "records: a second map of an image is refused" not "$MARCOT" device map plain
-    claim "records: the refusal names the device" says "mapped already as $device"
+    claim "records: the refusal names the device" refusal_says "mapped already as $device"
     "$MARCOT" device unmap "$device"
 
     mkdir "$mine"
     chmod 777 "$mine"
     claim "records: a directory that others can write to is refused" \
         not env MARCOT_RUN_DIR="$mine" "$MARCOT" device map plain
-    claim "records: the refusal says what to do" says "set MARCOT_RUN_DIR"
+    claim "records: the refusal says what to do" refusal_says "set MARCOT_RUN_DIR"
     chmod 700 "$mine"
     chown "$NOBODY" "$mine"
     claim "records: a directory of another user is refused" not env MARCOT_RUN_DIR="$mine" "$MARCOT" device list
-    claim "records: the refusal names the directory's owner" says "belongs to user $NOBODY"
+    claim "records: the refusal names the directory's owner" refusal_says "belongs to user $NOBODY"
     ln -s "$run" "$CLAIMS_SCRATCH/link"
     claim "records: a link to a directory is refused" \
         not env MARCOT_RUN_DIR="$CLAIMS_SCRATCH/link" "$MARCOT" device list
@@ -112,7 +100,7 @@ forged_record() {
     claim "records: a record of a device without a server is removed" test ! -e "$MARCOT_RUN_DIR/5.json"
     echo nonsense >"$MARCOT_RUN_DIR/6.json"
     claim "records: a file that is no record is not listed" test -z "$("$MARCOT" device list 2>"$CLAIMS_SCRATCH/refusal")"
-    claim "records: a warning names the file that is no record" says "6.json is no record of a mapped device"
+    claim "records: a warning names the file that is no record" refusal_says "6.json is no record of a mapped device"
     rm "$MARCOT_RUN_DIR/6.json"
 }
 
@@ -151,7 +139,7 @@ unprinted_names() {
     local device
     claim "output: without standard output nothing is mapped" test "$(map_without_output nowhere)" = 9:
     claim "output: when the device's name cannot be printed, it is unmapped again" test "$(map_without_output full)" = 28:
-    claim "output: the message says so" says "unmapped again"
+    claim "output: the message says so" refusal_says "unmapped again"
     device=$("$MARCOT" device map plain)
     claim "output: when the name is printed, the device stays" test "$("$MARCOT" device list | awk 'NR > 1 { print $NF }')" = "$device"
     "$MARCOT" device unmap "$device"
@@ -184,9 +172,9 @@ names() {
     claim "names: called as rbd, map prints RBD's name" test "$device" = "$dev/rbd0"
     claim "names: a link's path has namespace and snapshot" test -b "$dev/rbd/space/inner/image@s"
     "$RBD" map space/inner/image@s >/dev/null 2>"$CLAIMS_SCRATCH/refusal"
-    claim "map: of a mapped snapshot names the device" says "image already mapped as $device"
+    claim "map: of a mapped snapshot names the device" refusal_says "image already mapped as $device"
     "$RBD" unmap space/inner/image@s 2>"$CLAIMS_SCRATCH/refusal"
-    claim "unmap: of an image with several devices names the one that is unmapped" says "more than once; $device is meant"
+    claim "unmap: of an image with several devices names the one that is unmapped" refusal_says "more than once; $device is meant"
     "$RBD" map space/inner/image@s >/dev/null 2>&1
     "$RBD" unmap "$dev/rbd1"
     claim "unmap: by a link" "$RBD" unmap "$dev/rbd/space/inner/image@s"
@@ -197,11 +185,11 @@ names() {
     ln -s "$dev/rbd0" "$CLAIMS_SCRATCH/elsewhere"
     claim "unmap: by any link to the device" "$MARCOT" device unmap "$CLAIMS_SCRATCH/elsewhere"
     claim "unmap: a device of others is refused" not "$MARCOT" device unmap /dev/loop-control
-    claim "unmap: the refusal has RBD's words" says "'/dev/loop-control' is not a block device"
+    claim "unmap: the refusal has RBD's words" refusal_says "'/dev/loop-control' is not a block device"
     device=$("$MARCOT" device map plain)
     exec 8<"$device"
     claim "unmap: a device that a program has open is refused" not "$MARCOT" device unmap plain
-    claim "unmap: the refusal names the process" says "open in process"
+    claim "unmap: the refusal names the process" refusal_says "open in process"
     claim "unmap: after a refusal the device still works" \
         dd if="$device" of=/dev/null bs=4096 count=1 iflag=direct status=none
     exec 8<&-
@@ -230,7 +218,7 @@ stale_names() {
     eventually test ! -e "/proc/$pid"
     claim "stale: a device is listed while the kernel has it" grep -q "$device" <("$MARCOT" device list)
     claim "stale: a second map is refused" not "$MARCOT" device map plain
-    claim "stale: the refusal says that the server has died" says "whose server has died"
+    claim "stale: the refusal says that the server has died" refusal_says "whose server has died"
     losetup -d "$device"
     claim "stale: a detached device is not listed any more" eventually test -z "$("$MARCOT" device list)"
     claim "stale: its names and its mount are gone" \
@@ -252,7 +240,7 @@ renamed() {
     claim "renamed: the link has the new name" test -b "$MARCOT_DEV_DIR/rbd/rbd/other"
     "$MARCOT" create --size 1 plain
     claim "renamed: the old name does not unmap it" not "$MARCOT" device unmap plain
-    claim "renamed: the refusal says that the image of that name is not mapped" says "rbd/plain: not a mapped image or snapshot"
+    claim "renamed: the refusal says that the image of that name is not mapped" refusal_says "rbd/plain: not a mapped image or snapshot"
     claim "renamed: the new name unmaps it" "$MARCOT" device unmap other
     "$MARCOT" rm --no-progress plain
     "$MARCOT" mv other plain
@@ -303,7 +291,7 @@ options() {
     claim "options: map accepts those of RBD's drivers, repeated and in lists" test -b "$device"
     claim "options: unmap accepts them" "$RBD" unmap -o noudev plain --device-type krbd
     claim "options: an unknown option is refused" not "$RBD" map plain -o bogus
-    claim "options: the refusal has RBD's words" says "rbd: unknown map option 'bogus'"
+    claim "options: the refusal has RBD's words" refusal_says "rbd: unknown map option 'bogus'"
     device=$("$MARCOT" device map -o rw,ro plain)
     claim "options: the last of ro and rw counts" test "$(blockdev --getro "$device")" = 1
     "$MARCOT" device unmap "$device"
@@ -311,7 +299,7 @@ options() {
         grep -q ' volume-7$' <("$MARCOT" device map --cookie volume-7 --show-cookie --try-netlink \
             --reattach-timeout=300 --io-timeout=0 plain)
     claim "detach: is refused for a device that cannot wait for a server" not "$MARCOT" device detach plain
-    claim "detach: the refusal says which devices can be detached" says "only devices of the NBD driver can be detached"
+    claim "detach: the refusal says which devices can be detached" refusal_says "only devices of the NBD driver can be detached"
     "$MARCOT" device unmap plain
 }
 
@@ -325,7 +313,7 @@ quiesced() {
     claim "quiesce: a hook gets no credentials" not grep -q of-the-bucket "$log.environment"
     touch "$log.fails"
     claim "quiesce: when the hook fails, no snapshot is made" not "$MARCOT" snap create --no-progress plain@two
-    claim "quiesce: the message names the hook" says "$hook $device quiesce"
+    claim "quiesce: the message names the hook" refusal_says "$hook $device quiesce"
     claim "quiesce: the hook is called to unquiesce all the same" test "$(tail -n 1 "$log")" = unquiesce
     claim "quiesce: a failure of the hook can be ignored" \
         "$MARCOT" snap create --no-progress --ignore-quiesce-error plain@two
@@ -371,7 +359,7 @@ assert row == names | {"device": device, "cookie": "volume-1"}, row
 PYTHON
     claim "rbd-nbd: unmap by the image" "$nbd" --id user unmap space/inner/image
     claim "rbd-nbd: what is not mapped is refused" not "$nbd" unmap space/inner/image
-    claim "rbd-nbd: the refusal has the words that ceph-csi looks for" says "rbd-nbd: space/inner/image is not mapped"
+    claim "rbd-nbd: the refusal has the words that ceph-csi looks for" refusal_says "rbd-nbd: space/inner/image is not mapped"
 }
 
 # --- the table of images to map -------------------------------------------------------------

@@ -22,14 +22,11 @@ WAIT_TENTHS=1200
 # Ends the writers first, then the mounts, then the devices, then the rest. The devices are unmapped with
 # force, so that an interrupted run leaves none.
 clean_up() {
-    local device
     trap '' INT TERM HUP
     touch "$CLAIMS_SCRATCH/stop"
     claims_end_owned
     claims_unmount "$CLAIMS_SCRATCH/mnt."
-    for device in $("$MARCOT" device list 2>/dev/null | awk 'NR > 1 { print $NF }'); do
-        "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
-    done
+    claims_unmap_devices
     claims_clean
 }
 
@@ -227,10 +224,6 @@ forced() {
 # Another program may take a free one at once.
 backing() {
     losetup --noheadings --output BACK-MAJ:MIN,BACK-INO "$1" 2>/dev/null || true
-}
-
-not() {
-    ! "$@" 2>"$CLAIMS_SCRATCH/refusal"
 }
 
 not_mounted() {

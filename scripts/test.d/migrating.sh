@@ -22,10 +22,7 @@ STREAM=$HERE/../oracle.d/stream
 LIVE=no
 
 clean_up() {
-    local device
-    for device in $("$MARCOT" device list 2>/dev/null | awk 'NR > 1 { print $NF }'); do
-        "$MARCOT" device unmap -o force "$device" 2>/dev/null || true
-    done
+    claims_unmap_devices
     if [[ $LIVE == yes ]]; then
         ceph osd pool rm vms vms --yes-i-really-really-mean-it >/dev/null 2>&1 || true
     fi
