@@ -15,18 +15,8 @@ WITHOUT = [
     "encryption",
     # Devices: scripts/test.d/mapped-devices.sh.
     "device",
-    # What they print depends on time.
-    "bench",
-    "watch",
-    "perf",
-    # A place kept free for these.
-    "migration",
-    "trash purge schedule",
-    # Kept by the cluster, not by pools, so a sequence would find what the last one left:
-    # scripts/oracle.d/config-global.cases.
-    "config global",
-    # Two files of `export-diff` that fit each other: scripts/oracle.d/merge-diff.cases.
-    "merge-diff",
+    # What it prints depends on time.
+    "trash purge schedule status",
 ]
 
 

@@ -124,7 +124,16 @@ def run(command, directory, environment, rules, bash=("bash",), time_max_s=COMMA
     return Outcome.of(status, out, err)
 
 
-def run_all(lines, environment, rules, **how):
-    """[(command, outcome)] of commands, one after the other, in an empty directory."""
+def run_all(lines, environment, rules, stuck_ends=False, **how):
+    """[(command, outcome)] of commands, one after the other, in an empty directory.
+
+    With `stuck_ends` none is run after one that does not end.
+    """
+    answered = []
     with tempfile.TemporaryDirectory(prefix="marcot-oracle.") as directory:
-        return [(line, run(line, directory, environment, rules, **how)) for line in lines]
+        for line in lines:
+            outcome = run(line, directory, environment, rules, **how)
+            answered.append((line, outcome))
+            if stuck_ends and "status: 124" in outcome.lines:
+                break
+    return answered

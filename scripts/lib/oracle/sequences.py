@@ -3,6 +3,7 @@
 import random
 
 from . import grammar, values
+from .pipes import PIPES
 from .values import MIB, OBJECT_BYTES
 from .world import World
 
@@ -38,15 +39,52 @@ WEIGHTS = {
     "group snap create": 4,
     "lock add": 1,
     "lock remove": 1,
+    "bench": 1,
+    "watch": 1,
+    "perf image iostat": 0.5,
+    "perf image iotop": 0.3,
+    "merge-diff": 1,
+    "config global get": 0.5,
+    "config global list": 0.5,
+    "config global remove": 0.5,
+    "config global set": 0.5,
+    "migration prepare": 2,
+    "migration execute": 1,
+    "migration commit": 1,
+    "migration abort": 1,
+    "trash purge schedule add": 0.5,
+    "trash purge schedule remove": 0.5,
+    # Shown in no order: the pipe `schedules` sorts it.
+    "trash purge schedule list": 0,
 }
-# Not commands of their own: pipes.
-PIPES = {"write": 16, "discard": 4, "content": 6, "export-diff | import-diff": 5, "export | import": 2}
+# A sequence may have a theme: some commands come more often, by their first words.
+THEMES = [
+    {},
+    {},
+    {"migration": 8, "import-only": 8, "status": 4, "clone": 2},
+    {"merge": 10, "merged": 12, "stream": 4, "export-diff": 3, "image stream": 6, "import-diff": 2},
+    {"config global": 8, "config": 2},
+    {"trash purge schedule": 12, "schedules": 20, "trash": 2, "namespace": 2},
+    {"group": 5},
+    {"namespace": 6},
+    {"lock": 5, "status": 3},
+    {"bench": 8, "watch": 5, "perf": 5, "status": 3},
+    {"snap": 3, "children": 2, "trash": 3},
+]
+# Options that a command needs, or that keep it short.
+WANTED = {
+    "create": ["size"],
+    "resize": ["size"],
+    "snap limit set": ["limit"],
+    "bench": ["io-type", "io-total"],
+    "perf image iostat": ["iterations"],
+}
 # Options that decide where data lies; sequences that compare extents leave them out.
 LAYOUT = {"stripe-unit", "stripe-count", "object-size", "order", "sparse-size"}
 # Commands that tell extents; RBD tells those of part of an object in another way (docs/rbd-compatibility.md).
 EXTENTS = {"diff", "disk-usage", "export-diff", "export-diff | import-diff"}
-# There is no mirroring, and there are no journals.
-OFFERED_NOT = {"mirror-image-mode", "journal-pool"}
+# There is no mirroring, and there are no journals. Sources of images are given by a pipe.
+OFFERED_NOT = {"mirror-image-mode", "journal-pool", "import-only", "source-spec", "source-spec-path"}
 
 
 class Sequence:
@@ -61,7 +99,10 @@ class Sequence:
         self.whole = number % 2 == 0
         self.grammar = {command.name: command for command in grammar.commands()}
         self.files = 0
-        weights = {name: WEIGHTS.get(name, 2) for name in self.grammar} | PIPES
+        weights = {name: WEIGHTS.get(name, 2) for name in self.grammar}
+        weights |= {name: weight for name, (_, weight) in PIPES.items()}
+        for words, factor in self.random.choice(THEMES).items():
+            weights |= {name: weights[name] * factor for name in weights if name.startswith(words)}
         if not self.whole:
             weights = {name: weight for name, weight in weights.items() if name not in EXTENTS}
         self.weights = weights
@@ -123,6 +164,8 @@ class Sequence:
         world, pick = self.world, self.random.choice
         if kind.startswith("dest-image"):
             place, name = world.new_image()
+            if command.name == "migration prepare" and self.chance(20) and "source" in target:
+                place, name = target["source"]
             if command.name == "rename" and self.chance(80) and "source" in target:
                 place = target["source"][0]
             target["dest"] = place, name
@@ -145,10 +188,14 @@ class Sequence:
             place, name, snapshot = world.image_or_snapshot()
             if command.name == "disk-usage" and self.chance(20):
                 return [], []
+            if command.name == "migration prepare" and self.chance(90):
+                snapshot = None
             target["source"], target["from"] = (place, name), snapshot
             return self.named(place, name, snapshot)
         if kind in ("image-spec", "source-image-spec"):
             target["source"] = world.image()
+            if command.name.startswith("migration") and world.migrating and self.chance(85):
+                target["source"] = pick(sorted(world.migrating))
             form = ("image-pool", "image-namespace", "image", None)
             ordinary = ("pool", "namespace", "image", "snap")
             return self.named(*target["source"], None, form if "group" in target else ordinary)
@@ -177,6 +224,9 @@ class Sequence:
         """A word that names nothing in a pool."""
         pick = self.random.choice
         if kind == "key":
+            if command.name.startswith("config global") and self.chance(92):
+                # The others change what the client does from then on.
+                return [pick(["rbd_cache", "rbd_cache_size", "rbd_readahead_max_bytes", "rbd_qos_iops_limit"])]
             if command.name.startswith("config"):
                 return [pick(values.CONFIG_KEYS) if self.chance(92) else pick(["rbd_bogus", "cache"])]
             return [pick(values.META_KEYS)]
@@ -188,6 +238,15 @@ class Sequence:
             return [pick(["id1", "id2", "two words"])]
         if kind == "locker":
             return [f'"$(ident locker {self.spec(*target["source"])})"']
+        if kind == "config-entity":
+            return [pick(["client", "client", "client.admin", "global", "client.x"] if self.chance(92) else ["osd", "x"])]
+        if kind == "interval":
+            return [pick(["1d", "2h", "30m", "90m", "7d"] if self.chance(90) else ["", "1x", "1.5h", "0h", "-1d"])]
+        if kind == "start-time":
+            times = ["14:00", "04:05:06", "2026-11-28T04:00"] if self.chance(85) else ["25:00", "14:60"]
+            return [pick(times)] if self.chance(40) else []
+        if kind in ("diff1-path", "diff2-path"):
+            return [pick(["m1", "m2", "m3"] if self.chance(90) else ["nosuchfile", "-", "whole"])]
         raise AssertionError(f"{command.name}: what is <{kind}>?")
 
     def group_word(self, command, kind, target):
@@ -215,6 +274,8 @@ class Sequence:
         if command.name == "import":
             odd = [] if self.whole else ["odd", "odd", "empty"]
             return [self.random.choice(["whole", "whole", "nosuchfile", *odd])], []
+        if command.name == "merge-diff":
+            return ["m4"], []
         if command.name == "import-diff":
             return [self.random.choice(["nosuchfile", "whole"])], []
         self.files += 1
@@ -238,7 +299,7 @@ class Sequence:
 
     def options_of(self, command, target):
         """Options beside those that name things."""
-        wanted = {"create": ["size"], "resize": ["size"], "snap limit set": ["limit"]}.get(command.name, [])
+        wanted = WANTED.get(command.name, [])
         names = {"pool", "namespace", "image", "snap", "group", "path"}
         options = []
         for option, takes_value in command.options:
@@ -299,7 +360,15 @@ class Sequence:
             # The file, if there is one.
             path = words[-1]
             look = "cksum" if command.name == "export" else "stream show"
+            if command.name == "export" and not self.whole and "export-format" in target:
+                # It has extents.
+                look = "head -c 12"
             line += f"; test ! -f {path} || {look} < {path}" if path.startswith("f") else ""
+        if command.name == "merge-diff":
+            line = f"rm -f m4; {line} && stream show m4"
+        if command.name.startswith("perf"):
+            # Without requests it waits for some.
+            line = line.replace("rbd perf", "timeout 1 rbd perf", 1) + "; echo $?"
         return line
 
     def extent(self, size_bytes):
@@ -311,34 +380,9 @@ class Sequence:
         length = self.random.choice([512, 4096, 5000, 65536, MIB])
         return offset, max(min(length, size_bytes - offset), 1)
 
-    def pipe(self, kind):
-        """A write, a discard, a look at content, a transfer."""
-        world = self.world
-        if kind in ("write", "discard"):
-            key = world.image()
-            size = world.images[key].size_bytes if key in world.images else 8 * MIB
-            records = []
-            for _ in range(self.random.choice([1, 1, 2])):
-                offset, length = self.extent(size)
-                fill = f":{self.random.randrange(1, 256)}" if kind == "write" else ""
-                records.append(f"{'write' if kind == 'write' else 'zero'}:{offset}:{length}{fill}")
-            records.sort(key=lambda record: int(record.split(":")[1]))
-            return f"stream make v1 {' '.join(records)} end | rbd import-diff - {self.spec(*key)} --no-progress"
-        if kind == "content":
-            return f"rbd export {self.spec(*world.image_or_snapshot())} - --no-progress | cksum"
-        if kind == "export | import":
-            place, name, _ = world.image_or_snapshot()
-            dest = world.new_image()
-            world.copied((place, name), None, dest, True)
-            form = "--export-format 2 --no-progress"
-            return f"rbd export {self.spec(place, name)} - {form} | rbd import - {self.spec(*dest)} {form}"
-        place, name, snapshot = world.image_or_snapshot()
-        dest = world.image()
-        since = f" --from-snap {self.value('from-snap', {'source': (place, name)})}" if self.chance(50) else ""
-        if dest in world.images and snapshot:
-            world.images[dest].snapshots[snapshot] = world.images[dest].size_bytes
-        source = self.spec(place, name, snapshot)
-        return f"rbd export-diff {source} -{since} --no-progress | rbd import-diff - {self.spec(*dest)} --no-progress"
+    def made(self, name):
+        """A command line of the grammar or of a pipe."""
+        return PIPES[name][0](self) if name in PIPES else self.command(self.grammar[name])
 
     def lines(self):
         """The commands of the sequence; the last one shows all that is left."""
@@ -352,12 +396,12 @@ class Sequence:
         if self.chance(50):
             beginning += ["create", "write"]
         for first in beginning:
-            made.append(self.pipe(first) if first in PIPES else self.command(self.grammar[first]))
+            made.append(self.made(first))
         self.world.careful = False
         while len(made) < COMMANDS_PER_SEQUENCE:
             names = list(self.weights)
             name = self.random.choices(names, [self.weights[each] for each in names])[0]
-            made.append(self.pipe(name) if name in PIPES else self.command(self.grammar[name]))
+            made.append(self.made(name))
         places = ["/".join(filter(None, place)) for place in self.world.places]
         return [*made, f"audit {' '.join(places)}"]
 
@@ -396,6 +440,10 @@ def effects(world, name, target):
         world.removed(source, name == "trash move")
     elif name == "rename":
         world.renamed(source, target["dest"][1])
+    elif name == "migration prepare" and source:
+        world.migration_prepared(source, target["dest"])
+    elif name in ("migration commit", "migration abort"):
+        world.migration_ended(source, name == "migration commit")
     elif name == "trash restore":
         world.restored(target["trashed"], target["trashed"][1])
     elif name == "namespace create":

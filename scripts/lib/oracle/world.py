@@ -26,6 +26,8 @@ class World:
         self.images = {}
         self.groups = {}
         self.trash = []
+        # {the target of a migration: its source, or None where that is a file}.
+        self.migrating = {}
         # At the beginning of a sequence no mistakes are made, so that there is something to work with.
         self.careful = True
 
@@ -130,3 +132,19 @@ class World:
         """An image gets another name in its place."""
         if source in self.images and (source[0], name) not in self.images:
             self.images[source[0], name] = self.images.pop(source)
+
+    def migration_prepared(self, source, dest):
+        """A target takes the place of an image."""
+        if source in self.images and (dest == source or dest not in self.images) and dest[0] in self.places:
+            self.images[dest] = self.images.pop(source)
+            self.migrating[dest] = source
+
+    def migration_ended(self, dest, committed):
+        """A target becomes an image like any other, or its source does again."""
+        if dest not in self.migrating:
+            return
+        source = self.migrating.pop(dest)
+        if not committed and dest in self.images:
+            image = self.images.pop(dest)
+            if source:
+                self.images.setdefault(source, image)
