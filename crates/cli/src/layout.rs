@@ -27,8 +27,13 @@ const FEATURE_BITS: [u64; 6] = [1, 2, 4, 8, 16, 32];
 const FEATURES_IMPLIED: [&str; 4] = ["striping", "data-pool", "operations", "migrating"];
 /// A feature of `rbd` that marcot does not have.
 pub const JOURNALING: &str = "journaling";
-/// What is said of it.
+/// The feature that clones and protected snapshots need.
+pub const LAYERING: &str = "layering";
+/// What is said where it is missing.
+pub const NO_LAYERING: &str = "the image does not have the feature layering";
+/// What is said of [`JOURNALING`].
 pub const NO_JOURNALING: &str = "feature 'journaling' is not available: images are not mirrored";
+const MAP_WITHOUT_LOCK: &str = "cannot use object map without exclusive lock";
 const FEATURES_DEFAULT: &str = "layering,exclusive-lock,object-map,fast-diff,deep-flatten";
 /// Features that one client at a time can use.
 const FEATURES_EXCLUSIVE: [&str; 3] = ["exclusive-lock", "object-map", "fast-diff"];
@@ -43,10 +48,15 @@ pub fn has_feature(image: &ImageInfo, name: &str) -> bool {
     shown_features(image).iter().any(|feature| feature == name)
 }
 
+/// True if a list of features, comma separated, has this one.
+pub fn names_feature(features: &str, name: &str) -> bool {
+    features.split(',').any(|feature| feature.trim() == name)
+}
+
 /// The features that `info` shows, in `rbd`'s order.
 pub fn shown_features(image: &ImageInfo) -> Vec<String> {
     let striped = stripe(image).is_striped();
-    let has = |name: &str| image.features.split(',').any(|feature| feature.trim() == name);
+    let has = |name: &str| names_feature(&image.features, name);
     let known = FEATURES.into_iter().filter(|name| match *name {
         "striping" => striped,
         name => has(name),
@@ -238,7 +248,7 @@ impl Wanted {
         let refused = |cause: &str| Failure::errno(error, EINVAL).because(cause);
         let exclusive = has("exclusive-lock");
         if has("object-map") && !exclusive {
-            return Err(refused("cannot use object map without exclusive lock"));
+            return Err(refused(MAP_WITHOUT_LOCK));
         }
         if has(JOURNALING) && !self.shared {
             return Err(match exclusive {
@@ -287,16 +297,28 @@ pub fn known_order(order: u64, error: &str) -> Outcome<u32> {
 
 /// The bits of features that are given by name.
 pub fn feature_bits(names: &str) -> u64 {
-    let has = |name: &str| names.split(',').any(|known| known == name);
+    let has = |name: &str| names_feature(names, name);
     let known = FEATURES.iter().zip(FEATURE_BITS);
     known.filter(|(name, _)| has(name)).map(|(_, bit)| bit).sum()
 }
 
-/// The names of features that are given as bits, without those that marcot does not have.
+/// Refuses features of a new image that need one that is missing.
+pub fn check_features(features: &str, error: &str) -> Outcome {
+    match names_feature(features, "object-map") && !names_feature(features, "exclusive-lock") {
+        true => Err(Failure::errno(error, EINVAL).because(MAP_WITHOUT_LOCK)),
+        false => Ok(()),
+    }
+}
+
+/// The names of features that are given as bits, without those that marcot does not have. As with `rbd`, a new image
+/// has `fast-diff` exactly where it has `object-map`.
 pub fn features_of_bits(bits: u64) -> String {
-    let known = FEATURES.iter().zip(FEATURE_BITS);
-    let names: Vec<&str> =
-        known.filter(|(_, bit)| bits & bit != 0).map(|(name, _)| *name).collect();
+    let has = |name: &str| bits & feature_bits(name) != 0;
+    let known = FEATURES.into_iter().filter(|name| match *name {
+        "fast-diff" => has("object-map"),
+        name => has(name),
+    });
+    let names: Vec<&str> = known.collect();
     names.join(",")
 }
 

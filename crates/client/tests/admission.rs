@@ -27,7 +27,7 @@ fn quiet(_: u64, _: u64) {}
 /// Imports a difference that breaks off at once.
 fn import_difference(image: &Image) -> Result<()> {
     let source = &mut std::io::empty();
-    let difference = Difference { source, file: None, grain_bytes: 4096 };
+    let difference = Difference { source, file: None, grain_bytes: 4096, may_protect: true };
     let imported = image.import_difference(difference, &mut |_, _, _| {});
     imported.map_err(|failed| match failed.trouble {
         import::Trouble::Image(error) => error,

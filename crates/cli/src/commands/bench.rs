@@ -87,7 +87,9 @@ fn bench_write(session: &Session, args: &Args) -> Outcome {
 }
 
 fn run(session: &Session, args: &Args, io_type: Option<&str>) -> Outcome {
-    let reads_only = io_type == Some("read");
+    // Before anything else that may be wrong.
+    let io_type = io_type.ok_or_else(|| Failure::invalid("--io-type must be specified."))?;
+    let reads_only = io_type == "read";
     let snap = if reads_only { SnapRule::Permitted } else { SnapRule::None };
     let target = names::target(args, &mut 0, Wanted { snap, ..Wanted::IMAGE })?;
     let plan = Plan::new(args, io_type)?;
@@ -109,15 +111,14 @@ fn run(session: &Session, args: &Args, io_type: Option<&str>) -> Outcome {
 }
 
 impl Plan {
-    fn new(args: &Args, io_type: Option<&str>) -> Outcome<Self> {
+    fn new(args: &Args, io_type: &str) -> Outcome<Self> {
         let io_bytes = args.bytes("io-size").unwrap_or(IO_BYTES_DEFAULT);
         let threads = args.integer("io-threads").unwrap_or(IO_THREADS_DEFAULT);
         let mix = args.integer("rw-mix-read").unwrap_or(READ_PERCENT_DEFAULT);
         let (name, read_percent) = match io_type {
-            None => return Err(Failure::invalid("--io-type must be specified.")),
-            Some("read") => ("read", 100),
-            Some("write") => ("write", 0),
-            Some(_) => ("readwrite", mix),
+            "read" => ("read", 100),
+            "write" => ("write", 0),
+            _ => ("readwrite", mix),
         };
         if io_bytes == 0 {
             return Err(Failure::invalid("--io-size should be greater than zero."));

@@ -17,8 +17,9 @@ use super::source::Source;
 use super::{IMAGE_SPEC, SOURCE_IMAGE_OR_SNAP_SPEC};
 use crate::args::names::{self, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::errno::{self, EBADMSG, EDOM, EEXIST, EINVAL, EOPNOTSUPP};
+use crate::errno::{self, EBADMSG, EDOM, EEXIST, EINVAL, ENOSYS, EOPNOTSUPP};
 use crate::failure::{Failure, Outcome};
+use crate::layout::{LAYERING, NO_LAYERING, has_feature};
 use crate::output::{err, line, warn};
 use crate::session::{self, Session};
 use crate::signals;
@@ -144,6 +145,7 @@ fn import_diff(session: &Session, args: &Args) -> Outcome {
         source: reader.as_mut(),
         file: file.as_ref().map(|(file, at)| (file, *at)),
         grain_bytes: sparse_grain(args, GRAIN_BYTES),
+        may_protect: image.info().is_ok_and(|info| has_feature(&info, LAYERING)),
     };
     let mut place = 0;
     let outcome = image.import_difference(difference, &mut |position, at, size_bytes| {
@@ -186,6 +188,10 @@ pub fn not_applied(session: &Session, error: &str, trouble: &Trouble, ended: i32
             err(&line(&format!("end snapshot '{name}' already exists, aborting")));
             Failure::errno(error, EEXIST)
         }
+        Trouble::Protected(name) => {
+            let cause = format!("snapshot '{name}' cannot be protected: {NO_LAYERING}");
+            Failure::errno(error, ENOSYS).because(cause)
+        }
         Trouble::Image(e) if is_interruption(e) => interrupted(error),
         Trouble::Image(e) => Failure::engine(error, e),
     }
@@ -220,7 +226,7 @@ pub fn not_read(session: &Session, error: &str, unreadable: &Unreadable, ended: 
             decode();
             Failure::errno(error, ended)
         }
-        Why::Refused(Refusal::Banner) => {
+        Why::Refused(Refusal::Banner(_)) => {
             warn(session.program, "invalid or unexpected diff banner");
             Failure::errno(error, EINVAL)
         }
@@ -295,10 +301,12 @@ fn tell_merge(session: &Session, trouble: &merge::Trouble, piped: bool) -> Failu
     let of = |side: &Side| if *side == Side::First { "first" } else { "second" };
     let (message, status) = match trouble {
         T::Header(side, unreadable) => {
-            if matches!(unreadable.why, Why::Refused(Refusal::Banner)) {
+            if let Why::Refused(Refusal::Banner(found)) = &unreadable.why {
                 let wanted = wire::What::Difference(wire::Form::One).banner();
-                let wanted = String::from_utf8_lossy(wanted).into_owned();
-                err(&line(&format!("a difference begins with '{}'", wanted.trim_end())));
+                let (found, wanted) = (lossy(found), lossy(wanted));
+                // The banner ends with a newline.
+                err(&line(&format!("invalid banner '{found}', expected '{}", wanted.trim_end())));
+                err(&line("'"));
             }
             (format!("failed to parse {} diff header", of(side)), status_of(unreadable))
         }
@@ -340,6 +348,11 @@ fn tell_merge(session: &Session, trouble: &merge::Trouble, piped: bool) -> Failu
     };
     warn(session.program, &message);
     not_merged(status)
+}
+
+/// Bytes that should be text, for a message.
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn status_of(unreadable: &Unreadable) -> i32 {

@@ -184,9 +184,10 @@ fn image_add(session: &Session, args: &Args) -> Outcome {
     const ERROR: &str = "add image error";
     let (group, target) = member(session, args)?;
     let failed = |error: marcot::Error| Failure::engine(ERROR, &error);
-    // The group is looked for first.
+    let pool = session.pool_of(&target)?;
+    // The group is looked for before the image.
     group.info().map_err(failed)?;
-    let image = session.pool_of(&target)?.image(target.name()).map_err(failed)?;
+    let image = pool.image(target.name()).map_err(failed)?;
     group.add(&image).map_err(|error| match error.kind() {
         ErrorKind::Exists => Failure::errno(ERROR, EEXIST).because(error.sentence()),
         _ => failed(error),
@@ -200,10 +201,10 @@ fn member(session: &Session, args: &Args) -> Outcome<(Group, Target)> {
     let mut wanted = Wanted { role: Role::Member, ..WANTED };
     wanted.image_required = args.image_id().is_none();
     let image = names::target(args, &mut cursor, wanted)?;
-    session::refuse_name_and_id(&image, args.image_id())?;
     if of.namespace != image.namespace {
         return Err(Failure::invalid("group and image namespace must match."));
     }
+    session::refuse_name_and_id(&image, args.image_id())?;
     Ok((group_of(session, &of)?, image))
 }
 
@@ -214,8 +215,8 @@ fn image_remove(session: &Session, args: &Args) -> Outcome {
         ErrorKind::InGroup => Failure::errno(ERROR, EBADF).because(error.sentence()),
         _ => Failure::engine(ERROR, &error),
     };
-    group.info().map_err(failed)?;
     let pool = session.pool_of(&target)?;
+    group.info().map_err(failed)?;
     let image: Image = match args.image_id() {
         None => pool.image(target.name()).map_err(failed)?,
         Some(text) => {

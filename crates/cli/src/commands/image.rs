@@ -146,17 +146,23 @@ fn rename(session: &Session, args: &Args) -> Outcome {
     let from = names::target(args, &mut cursor, Wanted::IMAGE)?;
     let wanted = Wanted { role: Role::Dest, snap: SnapRule::None, ..Wanted::NEW_IMAGE };
     let to = names::target(args, &mut cursor, wanted)?;
-    check_same_place(&from, &to)?;
+    check_same_pool(&from, &to)?;
     let pool = session.pool_of(&from)?;
+    check_same_namespace(&from, &to)?;
     pool.rename(from.name(), &to.image).map_err(|error| Failure::engine("rename error", &error))
 }
 
 /// `rbd` compares the pools as they are written on the command line.
-fn check_same_place(from: &Target, to: &Target) -> Outcome {
+fn check_same_pool(from: &Target, to: &Target) -> Outcome {
     if !to.pool.is_empty() && from.pool != to.pool {
         let pools = format!("source pool: {} dest pool: {}", from.pool, to.pool);
         return Err(Failure::invalid("mv/rename across pools not supported").then_bare(pools));
     }
+    Ok(())
+}
+
+/// `rbd` looks at them once it has found those of the source.
+fn check_same_namespace(from: &Target, to: &Target) -> Outcome {
     let elsewhere = !to.pool.is_empty() || !to.namespace.is_empty();
     if elsewhere && from.namespace != to.namespace {
         return Err(Failure::invalid("mv/rename across namespaces not supported").then_bare(
@@ -253,15 +259,15 @@ mod tests {
 
     #[test]
     fn rename_compares_pools_as_written() {
-        assert!(check_same_place(&at("rbd", ""), &at("", "")).is_ok());
-        assert!(check_same_place(&at("rbd", ""), &at("rbd", "")).is_ok());
-        let failure = check_same_place(&at("", ""), &at("rbd", "")).unwrap_err();
+        assert!(check_same_pool(&at("rbd", ""), &at("", "")).is_ok());
+        assert!(check_same_pool(&at("rbd", ""), &at("rbd", "")).is_ok());
+        let failure = check_same_pool(&at("", ""), &at("rbd", "")).unwrap_err();
         assert_eq!(
             failure.render("rbd"),
             "rbd: mv/rename across pools not supported\nsource pool:  dest pool: rbd\n"
         );
-        assert!(check_same_place(&at("rbd", "n"), &at("rbd", "")).is_err());
-        assert!(check_same_place(&at("rbd", "n"), &at("", "")).is_ok());
+        assert!(check_same_namespace(&at("rbd", "n"), &at("rbd", "")).is_err());
+        assert!(check_same_namespace(&at("rbd", "n"), &at("", "")).is_ok());
     }
 
     #[test]

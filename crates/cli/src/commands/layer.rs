@@ -11,7 +11,7 @@ use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
 use crate::errno;
 use crate::errno::{EBUSY, ENOENT, ENOSYS, EXDEV};
 use crate::failure::{Failure, Outcome};
-use crate::layout;
+use crate::layout::{self, LAYERING, NO_LAYERING};
 use crate::output::{Node, err, line, warn};
 use crate::session::{self, Session};
 use crate::time;
@@ -96,6 +96,9 @@ fn clone(session: &Session, args: &Args) -> Outcome {
     }
     let info = parent.info().map_err(failed)?;
     let snapshot = info.snapshots.iter().find(|s| s.is_of_users() && s.name == source.snap);
+    if snapshot.is_some() && !layout::has_feature(&info, LAYERING) {
+        return Err(Failure::errno(ERROR, ENOSYS).because(NO_LAYERING));
+    }
     if let Some(snapshot) = snapshot
         && format == 1
         && !snapshot.protected
@@ -107,7 +110,7 @@ fn clone(session: &Session, args: &Args) -> Outcome {
         let message = format!("image '{}' has no snapshot '{}'", source.image, source.snap);
         return Err(failed(marcot::Error::new(ErrorKind::NotFound, message)));
     }
-    if wanted.leaves_out("layering") {
+    if wanted.leaves_out(LAYERING) {
         let cause = "cloning image must support layering";
         return Err(Failure::errno(ERROR, ENOSYS).because(cause));
     }

@@ -8,9 +8,9 @@ use super::image::objects;
 use super::{DEST_IMAGE_SPEC, IMAGE_SPEC, import_only};
 use crate::args::names::{self, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::errno::EBUSY;
+use crate::errno::{EBUSY, ENOSYS};
 use crate::failure::{Failure, Outcome};
-use crate::layout;
+use crate::layout::{self, LAYERING};
 use crate::output::err;
 use crate::session::Session;
 use crate::signals;
@@ -90,7 +90,11 @@ fn prepare(session: &Session, args: &Args) -> Outcome {
     let failed = |error| Failure::engine(ERROR, &error);
     let info = pool.image(source.name()).and_then(|image| image.info()).map_err(failed)?;
     let from = layout::Source::image(&info);
-    let layout = wanted.options(session, (&dest_pool, &dest), &from, ERROR)?;
+    let layout = wanted.options_whatever_the_name(session, &dest_pool, &from, ERROR)?;
+    if wanted.leaves_out(LAYERING) && info.snapshots.iter().any(|snap| snap.protected) {
+        let cause = "protected snapshots need the feature layering";
+        return Err(Failure::errno(ERROR, ENOSYS).because(cause));
+    }
     let options = MigrationOptions { layout, flatten: args.flag("flatten") };
     let prepared = pool.prepare_migration(source.name(), &dest_pool, dest.name(), &options);
     prepared.map(drop).map_err(|error| match error.kind() {

@@ -9,8 +9,9 @@ use super::image::objects;
 use super::{IMAGE_SPEC, SNAP_SPEC};
 use crate::args::names::{self, Role, SnapRule, Target, Wanted};
 use crate::args::{Args, CommandSpec, Kind, Opt, Positional, options};
-use crate::errno::{EBUSY, EINVAL, ENOENT};
+use crate::errno::{EBUSY, EINVAL, ENOENT, ENOSYS};
 use crate::failure::{Failure, Outcome};
+use crate::layout::{LAYERING, NO_LAYERING, has_feature};
 use crate::output::{Align, Node, Table, line, out};
 use crate::session::{self, Session};
 use crate::{size, time};
@@ -101,11 +102,21 @@ fn create(session: &Session, args: &Args) -> Outcome {
     let quiesce = quiesce(args)?;
     let image = session.find(&target)?;
     let mut progress = session.steps("Creating snap");
-    let outcome = image.create_snapshot(&target.snap, quiesce);
+    let outcome = image.create_snapshot(&target.snap, quiesce).map_err(|error| {
+        // `rbd` looks for the name before it looks whether somebody has locked the image.
+        match error.kind() == ErrorKind::ReadOnly && image.snapshot(&target.snap).info().is_ok() {
+            true => taken(&target.snap),
+            false => error,
+        }
+    });
     if outcome.is_ok() {
         progress.update(10, 100);
     }
     progress.end(outcome.map(drop).map_err(|e| Failure::engine("failed to create snapshot", &e)))
+}
+
+fn taken(name: &str) -> marcot::Error {
+    marcot::Error::new(ErrorKind::Exists, format!("snapshot '{name}' already exists"))
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {
@@ -335,9 +346,14 @@ fn rename(session: &Session, args: &Args) -> Outcome {
 fn rollback(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, Wanted::SNAP)?;
     let image = session.find(&target)?;
+    let snapshot = image.snapshot(&target.snap);
     let mut progress = session.parts("Rolling back to snapshot");
     let mut report = |done, total| progress.update_before_end(done, total);
-    let outcome = image.snapshot(&target.snap).roll_back(&mut report);
+    let outcome = snapshot.roll_back(&mut report).map_err(|error| match error.kind() {
+        // `rbd` looks for the snapshot before it looks whether somebody has locked the image.
+        ErrorKind::ReadOnly => snapshot.info().err().unwrap_or(error),
+        _ => error,
+    });
     if let (true, Ok(info)) = (outcome.is_ok(), image.info()) {
         progress.catch_up(1, objects(info.size_bytes, info.order));
     }
@@ -346,12 +362,18 @@ fn rollback(session: &Session, args: &Args) -> Outcome {
 
 fn protect(session: &Session, args: &Args) -> Outcome {
     let target = names::target(args, &mut 0, Wanted::SNAP)?;
+    const ERROR: &str = "protecting snap failed";
     let image = session.find(&target)?;
+    let info = session::info(&image)?;
+    let found = info.snapshots.iter().any(|snap| snap.name == target.snap && snap.is_of_users());
+    if found && !has_feature(&info, LAYERING) {
+        return Err(Failure::errno(ERROR, ENOSYS).because(NO_LAYERING));
+    }
     match image.snapshot(&target.snap).protect() {
         Err(error) if error.kind() == ErrorKind::Protected => {
             Err(Failure::new(EBUSY, "snap is already protected"))
         }
-        outcome => outcome.map_err(|e| Failure::engine("protecting snap failed", &e)),
+        outcome => outcome.map_err(|e| Failure::engine(ERROR, &e)),
     }
 }
 

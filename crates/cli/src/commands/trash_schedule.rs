@@ -123,8 +123,13 @@ fn add(session: &Session, args: &Args) -> Outcome {
 fn remove(session: &Session, args: &Args) -> Outcome {
     const COMMAND: &str = "remove";
     let level = level(session, args, COMMAND)?;
-    let item = item(session, args, COMMAND)?;
-    changed(session, COMMAND, session.client()?.remove_purge_schedule(&level, item))
+    let client = session.client()?;
+    // As with `rbd`, which does not look at what nothing can be equal to.
+    let item = match client.purge_schedule(&level)?.items().is_empty() {
+        true => None,
+        false => item(session, args, COMMAND)?,
+    };
+    changed(session, COMMAND, client.remove_purge_schedule(&level, item))
 }
 
 fn list(session: &Session, args: &Args) -> Outcome {

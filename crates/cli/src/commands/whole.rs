@@ -14,7 +14,7 @@ use crate::args::Args;
 use crate::args::names::Target;
 use crate::errno::{EDOM, EINVAL};
 use crate::failure::{Failure, Outcome};
-use crate::layout;
+use crate::layout::{self, LAYERING, names_feature};
 use crate::output::{err, line, warn};
 use crate::progress::Progress;
 use crate::session::Session;
@@ -81,7 +81,8 @@ pub fn import_whole(
     }
     let grain_bytes = sparse_grain(args, marcot_client::copy::GRAIN_BYTES);
     let mut report = |done, total| progress.update(done, total);
-    let taken = incoming.take_differences(&mut records, grain_bytes, &mut report);
+    let may_protect = names_feature(&options.features, LAYERING);
+    let taken = incoming.take_differences(&mut records, grain_bytes, may_protect, &mut report);
     taken.map_err(|trouble| not_taken(session, &trouble, progress))?;
     incoming.finish().map(drop).map_err(failed)
 }
@@ -135,6 +136,7 @@ fn create_options(
         }
         _ => given.features,
     };
+    layout::check_features(&features, IMPORT_ERROR)?;
     (given.order, given.features) = (order, features);
     let count = properties.stripe_count.filter(|count| *count > 0);
     if let (Some(unit), Some(count)) = (unit, count)

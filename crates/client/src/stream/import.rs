@@ -36,6 +36,8 @@ pub enum Trouble {
     NoStart(String),
     /// It ends with a snapshot that the image has already.
     HasEnd(String),
+    /// It ends with a protected snapshot, and the image has none ([`Difference::may_protect`]).
+    Protected(String),
     /// The image cannot take it.
     Image(Error),
 }
@@ -81,27 +83,36 @@ pub(super) trait Target {
     fn finish(&mut self, snapshot: Option<(&str, bool)>) -> Result<()>;
 }
 
+/// What an image has and can have.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    /// Whether it has a snapshot of this name.
+    pub has_snapshot: &'a dyn Fn(&str) -> bool,
+    /// As [`Difference::may_protect`].
+    pub may_protect: bool,
+}
+
 /// What the records of a difference have said so far, and whether the next one makes sense.
 struct Course<'a> {
     size_bytes: u64,
-    has_snapshot: &'a dyn Fn(&str) -> bool,
+    known: Known<'a>,
     from: Option<String>,
     to: String,
     protected: bool,
 }
 
 impl<'a> Course<'a> {
-    fn new(size_bytes: u64, has_snapshot: &'a dyn Fn(&str) -> bool) -> Self {
-        Self { size_bytes, has_snapshot, from: None, to: String::new(), protected: false }
+    fn new(size_bytes: u64, known: Known<'a>) -> Self {
+        Self { size_bytes, known, from: None, to: String::new(), protected: false }
     }
 
     fn take(&mut self, item: &Item<'_>) -> std::result::Result<(), Trouble> {
         match item {
-            Item::From(name) if !(self.has_snapshot)(name) => {
+            Item::From(name) if !(self.known.has_snapshot)(name) => {
                 return Err(Trouble::NoStart(name.clone()));
             }
             Item::From(name) => self.from = Some(name.clone()),
-            Item::To(name) if (self.has_snapshot)(name) => {
+            Item::To(name) if (self.known.has_snapshot)(name) => {
                 return Err(Trouble::HasEnd(name.clone()));
             }
             Item::To(name) => {
@@ -123,6 +134,9 @@ impl<'a> Course<'a> {
                     format!("the stream has data beyond the end of the image, at {offset}");
                 return Err(Error::new(ErrorKind::Invalid, message).into());
             }
+            Item::End if self.protected && !self.to.is_empty() && !self.known.may_protect => {
+                return Err(Trouble::Protected(self.to.clone()));
+            }
             _ => {}
         }
         Ok(())
@@ -143,10 +157,10 @@ pub(super) fn apply<R: Read>(
     records: &mut Records<R>,
     target: &mut dyn Target,
     grain_bytes: usize,
-    snapshots: &dyn Fn(&str) -> bool,
+    known: Known<'_>,
     progress: &mut dyn FnMut(u64, Option<u64>, u64),
 ) -> std::result::Result<(), Trouble> {
-    let mut course = Course::new(target.size_bytes(), snapshots);
+    let mut course = Course::new(target.size_bytes(), known);
     let mut begun = false;
     while let Some(item) = records.next_item()? {
         course.take(&item)?;
@@ -221,12 +235,12 @@ fn check_difference(
     file: &File,
     start: u64,
     size_bytes: u64,
-    snapshots: &dyn Fn(&str) -> bool,
+    known: Known<'_>,
     last_good: &mut u64,
 ) -> std::result::Result<(), Trouble> {
     let length = file.metadata().map_or(0, |metadata| metadata.len());
     let mut records = Records::new(At { file, at: start }, What::Difference(Form::One));
-    let mut course = Course::new(size_bytes, snapshots);
+    let mut course = Course::new(size_bytes, known);
     while let Some(item) = records.next_item()? {
         course.take(&item)?;
         if matches!(item, Item::Write { .. }) {
@@ -248,6 +262,8 @@ pub struct Difference<'a> {
     pub file: Option<(&'a File, u64)>,
     /// Runs of zeros at least this long, in bytes, are not stored.
     pub grain_bytes: usize,
+    /// Whether the image may have protected snapshots. With RBD it needs the feature `layering` for that.
+    pub may_protect: bool,
 }
 
 impl Image {
@@ -287,9 +303,10 @@ fn import_difference(
     let names: Vec<String> =
         info.snapshots.iter().filter(|s| s.is_of_users()).map(|s| s.name.clone()).collect();
     let has = |name: &str| names.iter().any(|known| known == name);
+    let known = Known { has_snapshot: &has, may_protect: difference.may_protect };
     if let Some((file, start)) = difference.file {
         let mut last_good = 0;
-        let checked = check_difference(file, start, info.size_bytes, &has, &mut last_good);
+        let checked = check_difference(file, start, info.size_bytes, known, &mut last_good);
         checked.map_err(|trouble| {
             // Where RBD, which applies what it reads, would have come to.
             progress(last_good, None, info.size_bytes);
@@ -311,7 +328,7 @@ fn import_difference(
         written: Written::default(),
     };
     let grain_bytes = difference.grain_bytes;
-    match apply(&mut records, &mut target, grain_bytes, &has, progress) {
+    match apply(&mut records, &mut target, grain_bytes, known, progress) {
         Ok(()) => target
             .access
             .close()

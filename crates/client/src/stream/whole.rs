@@ -5,7 +5,7 @@ use std::io::Read;
 
 use marcot::Result;
 
-use super::import::{Target, Trouble, apply};
+use super::import::{Known, Target, Trouble, apply};
 use super::records::{Records, Unreadable, Why};
 use super::wire::{Form, Item, Part, Refusal, What};
 use crate::incoming::Incoming;
@@ -75,8 +75,9 @@ pub enum WholeTrouble {
 
 impl Incoming {
     /// Reads the differences of a stream whose properties have been read, into this image, and takes
-    /// its snapshots. Runs of zeros of at least `grain_bytes` are not stored. `progress` gets how many
-    /// differences are done, and how many there are.
+    /// its snapshots. Runs of zeros of at least `grain_bytes` are not stored. Protected snapshots are refused unless it
+    /// `may_protect` some: with RBD it needs the feature `layering` for that. `progress` gets how many differences are
+    /// done, and how many there are.
     ///
     /// # Errors
     /// The stream ends or makes no sense; those of writing. The image is not complete then: drop it.
@@ -84,6 +85,7 @@ impl Incoming {
         &mut self,
         records: &mut Records<R>,
         grain_bytes: usize,
+        may_protect: bool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> std::result::Result<(), WholeTrouble> {
         let count = read_count(records).map_err(WholeTrouble::Count)?;
@@ -92,7 +94,8 @@ impl Incoming {
             records.follow_with(What::Difference(Form::Two));
             let mut target = Whole { image: self, taken: None };
             let has = |name: &str| names.contains(name);
-            apply(records, &mut target, grain_bytes, &has, &mut |_, _, _| {})
+            let known = Known { has_snapshot: &has, may_protect };
+            apply(records, &mut target, grain_bytes, known, &mut |_, _, _| {})
                 .map_err(WholeTrouble::Difference)?;
             names.extend(target.taken);
             progress(done + 1, count);

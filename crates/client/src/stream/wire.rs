@@ -140,10 +140,10 @@ pub enum Part {
 }
 
 /// Why bytes are not understood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// They do not start as they should.
-    Banner,
+    /// They do not start as they should, but with these bytes.
+    Banner(Vec<u8>),
     /// A text is longer than such a text may be.
     TooLong,
     /// A text is not UTF-8.
@@ -268,7 +268,7 @@ impl Decoder {
     /// The bytes are not part of such a stream. Nothing can be decoded after that.
     pub fn feed<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<Item<'a>>, Refusal> {
         match std::mem::replace(&mut self.state, State::Ended) {
-            State::Banner if bytes != self.what.banner() => Err(Refusal::Banner),
+            State::Banner if bytes != self.what.banner() => Err(Refusal::Banner(bytes.to_vec())),
             State::Banner => {
                 self.state = if self.what == What::Count { State::Count } else { State::Tag };
                 Ok(None)

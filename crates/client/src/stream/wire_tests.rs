@@ -92,7 +92,7 @@ fn what_is_no_stream_is_refused() {
     let one = What::Difference(Form::One);
     let two = What::Difference(Form::Two);
     let refusal = |what, bytes: &[u8]| decode(what, bytes).err().and_then(|(_, why)| why);
-    assert_eq!(refusal(one, two.banner()), Some(Refusal::Banner));
+    assert_eq!(refusal(one, two.banner()), Some(Refusal::Banner(two.banner().to_vec())));
     assert_eq!(refusal(one, b"rbd diff v1\nx"), Some(Refusal::Tag(b'x')));
     assert_eq!(refusal(one, b"rbd diff v1\nf\x01\x10\0\0"), Some(Refusal::TooLong));
     assert_eq!(refusal(one, b"rbd diff v1\nt\x01\0\0\0\xff"), Some(Refusal::NotText));
