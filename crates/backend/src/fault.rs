@@ -122,6 +122,8 @@ pub enum Fault {
     CloneUnchecked,
     /// The fences of a log are removed with its image.
     FencesRemoved,
+    /// An owner closes an image while a part of its log is under way.
+    ClosedUnderWay,
 }
 
 /// Mistakes on one machine.
@@ -164,7 +166,7 @@ pub const ON_ONE_MACHINE: [Fault; 33] = [
 
 /// Mistakes in pools in a bucket.
 #[cfg(feature = "deliberate-faults")]
-pub const IN_A_BUCKET: [Fault; 25] = [
+pub const IN_A_BUCKET: [Fault; 26] = [
     Fault::StampIgnored,
     Fault::UnknownIsDone,
     Fault::UnknownIsLost,
@@ -190,6 +192,7 @@ pub const IN_A_BUCKET: [Fault; 25] = [
     Fault::ParkedOvertaken,
     Fault::CloneUnchecked,
     Fault::FencesRemoved,
+    Fault::ClosedUnderWay,
 ];
 
 #[cfg(feature = "deliberate-faults")]

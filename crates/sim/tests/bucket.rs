@@ -2,7 +2,7 @@
 
 use marcot_sim::machines::commands::{ALL, run_all};
 use marcot_sim::machines::stalls::{self, cases};
-use marcot_sim::machines::{copying, replaced, turmoil};
+use marcot_sim::machines::{closed, copying, replaced, turmoil};
 use marcot_sim::records;
 
 /// Seeds of the records.
@@ -12,6 +12,8 @@ const TURMOILS: u64 = 24;
 const ROUNDS: u64 = 6;
 /// Seeds of owners that compact beside their log.
 const COPYING: u64 = 20;
+/// Seeds of owners that close an image while a part of its log is under way.
+const CLOSED: u64 = 8;
 
 #[test]
 fn an_order_of_the_calls_explains_all_answers_of_records() {
@@ -70,6 +72,13 @@ fn what_an_owner_promises_that_compacts_beside_its_log_survives_its_host() {
     for seed in 0..COPYING {
         copying::run(seed).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
     }
+}
+
+#[test]
+fn an_owner_that_closes_an_image_leaves_no_part_of_its_log_under_way() {
+    let run = |seed| closed::run(seed).unwrap_or_else(|v| panic!("{:?}: {}", v.rule, v.message));
+    let under_way: u64 = (0..CLOSED).map(run).sum();
+    assert!(under_way > CLOSED, "{under_way}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use marcot::fault::{Fault, IN_A_BUCKET, ON_ONE_MACHINE, make};
 use marcot_sim::machines::commands::{self, Command};
-use marcot_sim::machines::{copying, replaced, stalls, turmoil};
+use marcot_sim::machines::{closed, copying, replaced, stalls, turmoil};
 use marcot_sim::scenarios::all;
 use marcot_sim::{Operation, Profile, Rule, Settings, Violation, generate, records, run};
 
@@ -41,6 +41,8 @@ const TURMOILS_FOR_RARE: u64 = 480;
 const ROUNDS: u64 = 6;
 /// Runs of owners that compact beside their log.
 const COPYING: u64 = 40;
+/// Runs of owners that close an image while a part of its log is under way.
+const CLOSED: u64 = 4;
 
 /// A check of pools in a bucket.
 type Check = Box<dyn Fn() -> Result<(), Violation>>;
@@ -76,6 +78,15 @@ fn of_owners() -> Checks {
 fn of_the_replaced() -> Checks {
     let check = || replaced::run_all(1);
     Box::new(std::iter::once(("an owner that was replaced".to_owned(), Box::new(check) as Check)))
+}
+
+/// Checks of owners that close an image while a part of its log is under way.
+fn of_the_closed() -> Checks {
+    let closed = (0..CLOSED).map(|seed| {
+        let check = move || closed::run(seed).map(drop);
+        (format!("a close, seed {seed}"), Box::new(check) as Check)
+    });
+    Box::new(closed)
 }
 
 /// Checks of a command that is stalled at every request while another one runs.
@@ -123,7 +134,8 @@ fn checks_for(fault: Fault) -> Checks {
         | Fault::HeadBeforeUploads
         | Fault::ReplayedNotStored
         | Fault::LogForgottenEarly => of_owners(),
-        Fault::RestReplayed | Fault::UploadReplayed => of_the_replaced(),
+        Fault::RestReplayed | Fault::UploadReplayed | Fault::FencesRemoved => of_the_replaced(),
+        Fault::ClosedUnderWay => of_the_closed(),
         Fault::LogBehindCopiesNotUploaded | Fault::ParkedOvertaken => of_copies(),
         Fault::CopiesNotUploaded | Fault::FencesRemoved => of_machines(TURMOILS_FOR_RARE),
         _ => of_machines(TURMOILS),

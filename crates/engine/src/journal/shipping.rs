@@ -6,6 +6,7 @@
 use super::shipped::{Flushes, OpenEnd, Shipped};
 use super::{Journal, Log};
 use crate::error::Result;
+use crate::fault::{self, Fault};
 use crate::in_flight::InFlight;
 use crate::segment::Series;
 use crate::table::SegmentTable;
@@ -79,6 +80,9 @@ impl Journal {
     pub(crate) fn end_shipping(&mut self) -> Result<()> {
         let workers = self.workers();
         let Some(shipped) = &mut self.shipped else { return Ok(()) };
+        if fault::is(Fault::ClosedUnderWay) {
+            return Ok(());
+        }
         let ended = shipped.end(&*workers);
         self.note_shipped(ended)
     }

@@ -10,6 +10,7 @@
 //! session   an owner of an image: the engine and the oracle
 //! stalls    an owner is stalled at every request, and others take its image over
 //! copying   an owner compacts beside its log, and its host is lost
+//! closed    an owner closes an image while a part of its log is under way
 //! replaced  what an owner leaves behind that was replaced
 //! commands  a command is stalled at every request, and another one runs on another machine
 //! turmoil   random sequences on all machines at once
@@ -17,6 +18,7 @@
 //! family    the images in them, and what must hold between parents and children
 //! ```
 
+pub mod closed;
 pub mod commands;
 pub mod copying;
 mod family;

@@ -2,7 +2,7 @@
 //!
 //! Random sequences meet this too, but rarely: each sequence here takes the shortest way to it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use marcot::{CreateOptions, ImageId};
 
@@ -18,6 +18,7 @@ const MACHINES: usize = 2;
 const OWNER: usize = 0;
 const SUCCESSOR: usize = 1;
 
+#[derive(Clone)]
 struct Stage {
     machines: Arc<Machines>,
     id: ImageId,
@@ -43,6 +44,22 @@ impl Stage {
 
     fn take_over(&self, machine: usize) -> Result<Session, Ended> {
         Session::take_over(&self.machines, machine, self.id, &self.lineage)
+    }
+
+    /// The successor takes the image over, and leaves it. Then the image is removed.
+    fn take_over_and_remove(&self, how: Leaving) -> Result<(), Ended> {
+        let successor = self.take_over(SUCCESSOR)?;
+        match how {
+            Leaving::Closes => successor.close()?,
+            Leaving::IsKilled => {
+                self.machines.kill(SUCCESSOR);
+                drop(successor);
+            }
+        }
+        let store = self.machines.store(SUCCESSOR)?;
+        store.remove_image(&store.pool("rbd")?, self.id, &mut |_, _| {})?;
+        self.lineage.removed();
+        Ok(())
     }
 
     /// Readers on both machines.
@@ -108,12 +125,54 @@ fn a_segment_that_was_uploaded_late(seed: u64, ships_flushes: bool) -> Result<()
     stage.look()
 }
 
+/// How a successor leaves the image.
+#[derive(Debug, Clone, Copy)]
+enum Leaving {
+    Closes,
+    IsKilled,
+}
+
+/// The first owner is stalled at its `request`-th request, from 0. Meanwhile its successor takes the image over, and
+/// removes it. Then the first owner goes on: it must not acknowledge what nobody will ever read. True where it was
+/// stalled.
+fn an_image_that_was_removed(seed: u64, how: Leaving, request: u64) -> Result<bool, Ended> {
+    let (stage, mut owner) = Stage::set_up(seed, true)?;
+    let service = Arc::clone(stage.machines.service());
+    let removed = Arc::new(Mutex::new(Ok(())));
+    let (others, told) = (stage, Arc::clone(&removed));
+    let remove = move || {
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = others.take_over_and_remove(how);
+    };
+    let from = service.counts(OWNER).all();
+    service.stall(OWNER, from + request, Moment::BeforeEffect, Box::new(remove));
+    for act in [write(0, 1), Act::Flush, write(1, 2), Act::Flush, write(2, 3), Act::Flush] {
+        // After it was replaced it meets errors. The oracle judges what it acknowledges.
+        if let Err(Ended::Violation(violation)) = owner.act(act) {
+            return Err(violation.into());
+        }
+    }
+    let was_stalled = !service.forget_stall();
+    std::mem::replace(&mut *removed.lock().unwrap_or_else(PoisonError::into_inner), Ok(()))?;
+    Ok(was_stalled)
+}
+
 /// Runs all sequences.
 ///
 /// # Errors
 /// A violation.
 pub fn run_all(seed: u64) -> Result<(), Violation> {
     let named = |what: &'static str| move |ended: Ended| ended.must_not_be(what);
+    for how in [Leaving::Closes, Leaving::IsKilled] {
+        let mut requests = 0;
+        while an_image_that_was_removed(seed, how, requests)
+            .map_err(named("an image that was removed"))?
+        {
+            requests += 1;
+        }
+        if requests == 0 {
+            return violation(Rule::Model, "the owner has sent no requests");
+        }
+    }
     for ships_flushes in [true, false] {
         let not_stored = |request| a_log_that_was_not_stored(seed, ships_flushes, request);
         let mut requests = 0;
