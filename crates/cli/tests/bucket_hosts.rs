@@ -12,15 +12,13 @@ mod server;
 use bucket_host::Host;
 use common::{await_that, noise};
 use marcot_s3_test::{ACCESS_KEY, Fault, SECRET_KEY, Server};
-use nbd_client::{FLUSH, FUA, GO, NbdClient, READ, TRIM, ask, option_reply};
+use nbd_client::{FLUSH, GO, NbdClient, TRIM, ask, option_reply};
 
 const EIO: u32 = 5;
 /// This bit is set in replies to options that are refused.
 const ERROR_REPLY: u32 = 1 << 31;
 const EBUSY: i32 = 16;
 const ENOENT: i32 = 2;
-/// Tells the answer to a request that was left for later.
-const COOKIE: u64 = 7;
 /// What is kept of an image's requests.
 const IMAGE_COUNT_BYTES: u64 = 56;
 
@@ -124,151 +122,6 @@ fn pool_stats_counts_the_requests_as_the_service_does() {
     let plain = host.works("pool stats -l gold");
     assert!(plain.contains("Requests of This Host: ") && plain.contains(" USD\n"), "{plain}");
     assert!(!host.works("pool stats -l rbd").contains("Requests"));
-}
-
-/// A host that uses the pool `gold`, into which another host has imported the image `vm`, and the content of that.
-fn host_that_has_fetched_nothing(service: &Server) -> (Host<'_>, Vec<u8>) {
-    let (one, two) = (Host::new(service), Host::new(service));
-    let (source, content) = (one.world.path("source.raw"), noise(8 << 20));
-    std::fs::write(&source, &content).unwrap();
-    one.works("pool create gold --backend s3://bucket/prefix");
-    one.works(&format!("import --no-progress {} gold/vm", source.display()));
-    two.works("pool attach gold --backend s3://bucket/prefix");
-    (two, content)
-}
-
-/// Asks for a read, and leaves its answer for later.
-fn ask_for_read(client: &mut NbdClient, offset: u64, length: u32) {
-    client.send(&nbd_client::request(nbd_client::READ, 0, COOKIE, offset, length));
-}
-
-fn read_answer(client: &mut NbdClient, length: usize) -> Vec<u8> {
-    assert_eq!(client.simple(), (0, COOKIE));
-    client.bytes(length)
-}
-
-#[test]
-fn what_is_at_hand_is_read_and_written_while_other_reads_wait_for_the_service() {
-    const MIB: u64 = 1 << 20;
-    const LENGTH: u32 = 64 << 10;
-    let service = Server::plain();
-    let (two, content) = host_that_has_fetched_nothing(&service);
-    let server = serve(&two, "gold");
-    let mut waiting = NbdClient::connect(&server.socket, "gold/vm");
-    let mut other = NbdClient::connect(&server.socket, "gold/vm");
-    let expected = |offset: u64| &content[offset as usize..offset as usize + LENGTH as usize];
-
-    // Nothing of the image is here, neither the pages of its map nor its data. Its thread answers all the same.
-    service.set_away(Some(Fault::Cut));
-    ask_for_read(&mut waiting, 6 * MIB, LENGTH);
-    for _ in 0..3 {
-        assert_eq!(other.ask(FLUSH, 0, 0, 0), 0);
-    }
-    service.set_away(None);
-    assert!(read_answer(&mut waiting, LENGTH as usize) == expected(6 * MIB));
-
-    // Some data is here, and writing has begun.
-    assert!(other.read(0, LENGTH).unwrap() == expected(0));
-    assert_eq!(other.write(0, 2 * MIB, &content[..4096]), 0);
-    service.set_away(Some(Fault::Cut));
-    // It does not begin at a block.
-    ask_for_read(&mut waiting, 3 * MIB + 512, LENGTH);
-    for _ in 0..200 {
-        assert!(other.read(0, LENGTH).unwrap() == expected(0));
-    }
-    assert_eq!(other.write(0, 2 * MIB, &content[4096..8192]), 0);
-    assert!(other.read(2 * MIB, 4096).unwrap() == content[4096..8192]);
-    service.set_away(None);
-    assert!(read_answer(&mut waiting, LENGTH as usize) == expected(3 * MIB + 512));
-}
-
-/// True where the client could receive something now.
-fn has_answer(client: &NbdClient) -> bool {
-    client.0.set_nonblocking(true).unwrap();
-    let peeked = rustix::net::recv(&client.0, &mut [0_u8; 1], rustix::net::RecvFlags::PEEK);
-    client.0.set_nonblocking(false).unwrap();
-    peeked.is_ok()
-}
-
-#[test]
-fn what_is_at_hand_is_read_and_written_while_other_writes_wait_for_the_service() {
-    const MIB: u64 = 1 << 20;
-    let service = Server::plain();
-    let (two, content) = host_that_has_fetched_nothing(&service);
-    let mut server = serve(&two, "gold");
-    let mut waiting = NbdClient::connect(&server.socket, "gold/vm");
-    let mut other = NbdClient::connect(&server.socket, "gold/vm");
-
-    // The map says of no block where it lies. A flush after the write does not wait for it.
-    service.set_away(Some(Fault::Cut));
-    waiting.send(&nbd_client::write(0, 3, MIB, &[1; 8192]));
-    for _ in 0..3 {
-        assert_eq!(other.ask(FLUSH, 0, 0, 0), 0);
-    }
-    assert!(!has_answer(&waiting));
-    service.set_away(None);
-    assert_eq!(waiting.simple(), (0, 3));
-    assert!(other.read(MIB, 8192).unwrap() == [1; 8192]);
-    drop((waiting, other));
-    assert_eq!(server.stop(), Some(0));
-
-    // All pages are here, but no head says yet where the log begins.
-    let server = serve(&two, "gold");
-    let mut waiting = NbdClient::connect(&server.socket, "gold/vm");
-    let mut other = NbdClient::connect(&server.socket, "gold/vm");
-    assert!(other.read(0, 4096).unwrap() == content[..4096]);
-    service.set_away(Some(Fault::Cut));
-    waiting.send(&nbd_client::write(0, 3, 2 * MIB, &[2; 4096]));
-    for _ in 0..200 {
-        assert!(other.read(0, 4096).unwrap() == content[..4096]);
-    }
-    assert!(!has_answer(&waiting));
-    service.set_away(None);
-    assert_eq!(waiting.simple(), (0, 3));
-
-    // The rest of a block is not here. What overlaps such a write and comes after it is carried out after it.
-    service.set_away(Some(Fault::Cut));
-    let at = 7 * MIB;
-    waiting.send(&nbd_client::write(0, 4, at + 512, &[3; 8192]));
-    waiting.send(&nbd_client::write(0, 5, at + 4096, &[4; 4096]));
-    waiting.send(&nbd_client::request(TRIM, 0, 6, at + 1024, 512));
-    waiting.send(&nbd_client::request(READ, 0, 7, at, 16384));
-    for i in 0..50 {
-        assert_eq!(other.write(0, 2 * MIB, &[i; 4096]), 0);
-        assert!(other.read(2 * MIB, 4096).unwrap() == [i; 4096]);
-    }
-    assert!(!has_answer(&waiting));
-    service.set_away(None);
-    let mut expected = content[at as usize..at as usize + 16384].to_vec();
-    expected[512..8704].fill(3);
-    expected[4096..8192].fill(4);
-    expected[1024..1536].fill(0);
-    let mut answered = Vec::new();
-    for _ in 0..4 {
-        let (errno, cookie) = waiting.simple();
-        assert_eq!(errno, 0);
-        if cookie == 7 {
-            assert!(waiting.bytes(16384) == expected);
-        }
-        answered.push(cookie);
-    }
-    answered.sort_unstable();
-    assert_eq!(answered, [4, 5, 6, 7]);
-
-    // One that is acknowledged only when durable.
-    service.set_away(Some(Fault::Cut));
-    waiting.send(&nbd_client::write(FUA, 8, at - 1000, &[5; 100]));
-    assert!(other.read(at, 16384).unwrap() == expected);
-    assert!(!has_answer(&waiting));
-    service.set_away(None);
-    assert_eq!(waiting.simple(), (0, 8));
-    // The process is killed. All that was durable is there for the next one.
-    drop((waiting, other));
-    drop(server);
-    let server = serve(&two, "gold");
-    let mut client = NbdClient::connect(&server.socket, "gold/vm");
-    assert!(client.read(at - 1000, 100).unwrap() == [5; 100]);
-    assert!(client.read(at, 16384).unwrap() == expected);
 }
 
 #[test]

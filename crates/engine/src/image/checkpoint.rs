@@ -93,14 +93,28 @@ impl Image {
     }
 
     fn start_checkpoint_job(&mut self) -> Result<()> {
+        self.start_checkpoint_with(|_| {}, || {})?;
+        self.state.pages.prepare_map(&self.identity, &self.series, self.head.epoch);
+        Ok(())
+    }
+
+    /// Starts a checkpoint in the background, with a change of the head that becomes durable together with it. `tell` is
+    /// called when it has ended.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`], as far as they are known by now.
+    pub(super) fn start_checkpoint_with(
+        &mut self,
+        change: impl FnOnce(&mut HeadRecord),
+        tell: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
         self.close_for_shipping()?;
         self.state.pages.write_pending()?;
         let log = self.journal.files_to_sync(&mut self.in_flight)?;
-        let work = self.prepare_checkpoint(log, |_| {})?;
+        let work = self.prepare_checkpoint(log, change)?;
         let covered = self.begin_to_cover();
         let workers = Arc::clone(&self.identity.pool.files().world().workers);
-        self.checkpoint_job = Some(CheckpointJob::start(&*workers, work, covered));
-        self.state.pages.prepare_map(&self.identity, &self.series, self.head.epoch);
+        self.checkpoint_job = Some(CheckpointJob::start(&*workers, work, covered, tell));
         Ok(())
     }
 
@@ -158,6 +172,16 @@ impl Image {
         self.settle()
     }
 
+    /// Waits for the checkpoint that is running, and takes it in.
+    ///
+    /// # Errors
+    /// Why it has failed.
+    pub(super) fn take_in_checkpoint(&mut self) -> Result<()> {
+        let Some(checkpoint_job) = self.checkpoint_job.take() else { return Ok(()) };
+        let (outcome, covered) = checkpoint_job.wait();
+        self.end_checkpoint(outcome, covered)
+    }
+
     /// Waits for the checkpoint that is running, if there is one, and for the head that begins the log.
     ///
     /// # Errors
@@ -165,9 +189,7 @@ impl Image {
     /// again.
     pub(super) fn settle(&mut self) -> Result<()> {
         self.settle_start()?;
-        let Some(checkpoint_job) = self.checkpoint_job.take() else { return Ok(()) };
-        let (outcome, covered) = checkpoint_job.wait();
-        match self.end_checkpoint(outcome, covered) {
+        match self.take_in_checkpoint() {
             Err(error) if !error.kind().ends_writing() => {
                 tracing::warn!(image = %self.identity.label, error = %error.sentence(), "checkpoint put off");
                 self.note_lack_of_room(Some(&error));

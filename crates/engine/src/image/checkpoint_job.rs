@@ -92,10 +92,16 @@ pub(super) struct CheckpointJob {
 }
 
 impl CheckpointJob {
-    /// The worker also removes the dead segments, because that takes longer than a request may wait.
-    pub(super) fn start(workers: &dyn Workers, work: CheckpointWork, mut covered: Covered) -> Self {
+    /// The worker also removes the dead segments, because that takes longer than a request may wait. Then it calls
+    /// `tell`.
+    pub(super) fn start(
+        workers: &dyn Workers,
+        work: CheckpointWork,
+        mut covered: Covered,
+        tell: impl FnOnce() + Send + 'static,
+    ) -> Self {
         let (mut dead, wanted) = (std::mem::take(&mut covered.dead), covered.wanted);
-        let task = Task::start(workers, move || {
+        let run = move || {
             let image = Arc::clone(&work.image);
             let outcome = work.run();
             let mut spares = Vec::new();
@@ -107,8 +113,8 @@ impl CheckpointJob {
                 image.remove_segments(dead.drain(..));
             }
             (outcome, dead, spares)
-        });
-        Self { task, covered }
+        };
+        Self { task: Task::start_and_tell(workers, run, tell), covered }
     }
 
     pub(super) fn is_finished(&mut self) -> bool {

@@ -153,6 +153,15 @@ impl Head {
         name.author == self.image.id && name.pool == self.image.pool.id() && name.copies == 0
     }
 
+    /// The first numbers that no snapshot and no clone names.
+    pub(super) fn private_marks(&self) -> SegmentMarks {
+        SegmentMarks {
+            data: self.private_from(SegmentKind::Data),
+            map: self.private_from(SegmentKind::Map),
+            table: self.private_from(SegmentKind::Table),
+        }
+    }
+
     /// First number of a series that no snapshot and no clone names.
     fn private_from(&self, kind: SegmentKind) -> u32 {
         let of = |marks: &SegmentMarks| marks.of(kind);

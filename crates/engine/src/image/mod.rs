@@ -41,6 +41,7 @@ mod room;
 mod settings;
 mod snapshot;
 mod sparsify;
+mod starting;
 mod state;
 mod tenure;
 mod write;
@@ -49,7 +50,7 @@ use std::sync::Arc;
 
 use marcot_format::record::{HeadRecord, LogPosition, SnapshotRecord};
 use marcot_format::{ImageId, SnapId};
-use marcot_store::Lock;
+use marcot_store::{Lock, Running};
 
 use crate::catalog::migration::refuse_frozen;
 use crate::catalog::{Identity, Pool, advisory, no_snapshot};
@@ -114,6 +115,8 @@ pub struct Image {
     poisoned: bool,
     /// The previous owner may not have closed the image, and may have left segments that no root names.
     unclean: bool,
+    /// A worker that removes what an owner before has left behind.
+    cleaning: Option<Box<dyn Running>>,
     /// What was replayed lies on this host, and may not have been stored where other hosts find it.
     replayed_here: bool,
 }
@@ -278,6 +281,7 @@ impl Image {
             room: Room::default(),
             poisoned: false,
             unclean: false,
+            cleaning: None,
             replayed_here: false,
         })
     }
@@ -437,6 +441,9 @@ impl Drop for Image {
         }
         if let Err(error) = self.settle() {
             tracing::warn!(image = %self.identity.label, error = %error.sentence(), "the last checkpoint failed");
+        }
+        if let Some(cleaning) = self.cleaning.take() {
+            cleaning.wait();
         }
         if self.is_owner()
             && let Some(shipping) = self.identity.pool.segments().shipping()

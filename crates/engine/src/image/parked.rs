@@ -17,11 +17,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use marcot_format::record::HeadRecord;
 use marcot_format::{BLOCK_BYTES, MAP_FANOUT};
-use marcot_store::Task;
 
 use super::Image;
+use super::starting::Start;
 use crate::device::{CompletedRead, Completion, Write};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fault::{self, Fault};
@@ -78,12 +77,12 @@ pub(super) struct Parked {
     requests: VecDeque<Request>,
     bytes: usize,
     next: u64,
-    /// The head that begins the log, on its way to the medium.
-    start: Option<Task<Result<HeadRecord>>>,
+    /// How the log is being begun.
+    pub(super) start: Option<Start>,
     /// Why the log could not be begun.
-    start_failed: Option<Error>,
+    pub(super) start_failed: Option<Error>,
     /// Something has come for which requests may wait.
-    due: bool,
+    pub(super) due: bool,
     ended: VecDeque<Completion>,
 }
 
@@ -212,8 +211,11 @@ impl Image {
     /// Carries out those requests that nothing keeps waiting any more.
     pub(super) fn go_on_with_parked(&mut self) {
         self.parked.due = false;
-        if let Some(error) = self.parked.start_failed.take() {
-            return self.fail_parked(&error);
+        match self.parked.start_failed.take() {
+            // The thread has ways to find room.
+            Some(error) if error.kind() == ErrorKind::NoSpace => return self.finish_parked(),
+            Some(error) => return self.fail_parked(&error),
+            None => {}
         }
         let mut at = 0;
         while let Some(request) = self.parked.requests.get(at) {
@@ -299,7 +301,7 @@ impl Image {
 
     /// Takes the next request that was parked and has ended.
     pub(super) fn take_ended(&mut self) -> Option<Completion> {
-        if self.parked.start.as_mut().is_some_and(|start| start.is_finished()) {
+        if self.has_begun_log() {
             // A failure is told to those who wait for the log.
             let _ = self.settle_start();
         }
@@ -325,64 +327,6 @@ impl Image {
     /// True where it has to be looked now and then whether requests were parked for too long.
     pub(super) fn parked_may_be_late(&self) -> bool {
         !self.parked.is_empty() && self.journal.shipped().is_some_and(Shipped::has_timeout)
-    }
-
-    /// True where the log has to be begun before a write, and a worker does that. In a bucket, that takes a request.
-    ///
-    /// Where a log was replayed, or an owner before has left things behind, more is needed than a head. That is
-    /// waited for.
-    fn begins_log(&mut self) -> bool {
-        if self.parked.is_starting() {
-            return true;
-        }
-        let simple = self.is_shipped() && !self.state.changed && !self.unclean;
-        if self.journal.is_open() || !simple || self.checkpoint_job.is_some() {
-            return false;
-        }
-        // An error comes again where the log is begun by the thread.
-        self.start_log().is_ok()
-    }
-
-    fn start_log(&mut self) -> Result<()> {
-        self.check_owner()?;
-        let epoch = self.open_log()?;
-        let progress = self.progress();
-        let mut head = self.head.clone();
-        head.epoch = epoch;
-        progress.begin_log(&mut head);
-        let head = self.head.following(head, progress);
-        let (image, before) = (Arc::clone(&self.identity), self.head.stamp());
-        let (workers, waker) =
-            (Arc::clone(&self.identity.pool.files().world().workers), self.in_flight.waker());
-        let swap = move || image.pool.swap_head(image.id, before, &head).map(|()| head);
-        let wake = move || waker.into_iter().for_each(|wake| wake());
-        self.parked.start = Some(Task::start_and_tell(&*workers, swap, wake));
-        Ok(())
-    }
-
-    /// Waits for the head that begins the log, if it is on its way.
-    ///
-    /// # Errors
-    /// `Poisoned` and `Fenced`. Other errors are told to the writes that wait for the log.
-    pub(super) fn settle_start(&mut self) -> Result<()> {
-        let Some(start) = self.parked.start.take() else { return Ok(()) };
-        self.parked.due = true;
-        let outcome = start.wait().unwrap_or_else(|| {
-            Err(Error::new(ErrorKind::Poisoned, "a log was begun without an outcome"))
-        });
-        match outcome {
-            Ok(head) => {
-                self.head.was_replaced(head);
-                self.note_reserved();
-                Ok(())
-            }
-            Err(error) => {
-                self.state.pages.add_dead(self.journal.abandon_start());
-                self.poisoned |= error.kind() == ErrorKind::Poisoned;
-                self.parked.start_failed = Some(error.clone());
-                if error.kind().ends_writing() { Err(error) } else { Ok(()) }
-            }
-        }
     }
 
     /// Loads what a write needs before it can be logged.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use marcot_format::record::SegmentMarks;
 
+use super::checkpoint_job::postponed_for_readers;
 use super::{Image, OwnedRoot, RootOf, Source};
+use crate::catalog::Identity;
 use crate::error::{ErrorKind, Result};
 use crate::gc;
 use crate::segment::SegmentName;
@@ -78,6 +80,26 @@ impl Image {
         Ok(())
     }
 
+    /// As [`Self::remove_strays`], on a worker: in a bucket, that takes requests. Nothing that this owner creates has
+    /// a number below those that are looked at.
+    pub(super) fn remove_strays_behind(&mut self) {
+        let open = self.head.open_from.or(self.head.marks).unwrap_or_default();
+        let log = self.head.log.unwrap_or_default().sequence;
+        let mut roots = self.own_roots();
+        roots.retain(|root| root.of.snap.is_none());
+        let strays = Strays {
+            image: Arc::clone(&self.identity),
+            roots,
+            from: self.head.private_marks(),
+            below: SegmentMarks { data: open.data.min(log), ..open },
+        };
+        let workers = Arc::clone(&self.identity.pool.files().world().workers);
+        let cleaning = workers.start(Box::new(move || strays.remove_or_tell()));
+        if let Some(before) = self.cleaning.replace(cleaning) {
+            before.wait();
+        }
+    }
+
     /// Gives up damaged map pages and returns how many there were. Blocks that they named are lost, and can
     /// be written again. They could not be read before either.
     fn give_up_damaged(&mut self) -> Result<u64> {
@@ -124,5 +146,38 @@ impl Image {
     /// Durable roots of the image: its head's and its snapshots'.
     pub(crate) fn own_roots(&self) -> Vec<OwnedRoot> {
         RootOf::all(&self.identity.pool, &self.head)
+    }
+}
+
+/// Where to look for segments of an image that an owner before has left behind.
+struct Strays {
+    image: Arc<Identity>,
+    /// The durable root of the head, which names no others from these numbers on. Snapshots name lower ones only.
+    roots: Vec<OwnedRoot>,
+    from: SegmentMarks,
+    below: SegmentMarks,
+}
+
+impl Strays {
+    fn remove_or_tell(self) {
+        let label = self.image.label.clone();
+        if let Err(error) = self.remove() {
+            tracing::warn!(image = %label, error = %error.sentence(), "segments may be left behind; 'gc' removes them");
+        }
+    }
+
+    fn remove(self) -> Result<()> {
+        let Self { image, roots, from, below } = self;
+        if postponed_for_readers(&image) {
+            return Ok(());
+        }
+        let mut candidates = image.pool.files().list(image.pool.id(), image.own_set())?;
+        candidates.retain(|name| {
+            name.sequence >= from.of(name.kind) && name.sequence < below.of(name.kind)
+        });
+        if !candidates.is_empty() {
+            gc::reclaim(&image.pool, &roots, &candidates, &mut |_, _| {})?;
+        }
+        Ok(())
     }
 }

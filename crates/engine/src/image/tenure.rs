@@ -193,6 +193,10 @@ impl Image {
     /// # Errors
     /// As [`Self::checkpoint`].
     pub(super) fn store_replayed(&mut self) -> Result<()> {
+        if self.replayed_here && self.parked.is_starting() {
+            // It is on its way, with the head that begins the log.
+            self.settle_start()?;
+        }
         // Where the log has begun again, that was with a checkpoint.
         let due = self.replayed_here && self.journal.ships_flushes() && !self.journal.is_open();
         if due && self.state.changed && !fault::is(Fault::ReplayedNotStored) {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::operation::{Operation, Stages};
-use super::parts::{PART_BYTES_MIN, Parted, Place, WriteOutcome};
+use super::parts::{PART_BYTES_MIN, Parted, PartedWrites, Place};
 use super::tally::{Begun, Tally};
 use crate::buffer::{Progress, RECEIVE_BYTES, ReceiveBuffer, SendBuffer};
 use crate::nbd::request::{REQUEST_BYTES, Refusal, Request};
@@ -77,12 +77,20 @@ struct InFlightExchange {
     begun: Begun,
 }
 
-/// A request whose answer waits for a batch of writes or a flush with this number.
+/// How a request is answered.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    cookie: u64,
+    begun: Begun,
+}
+
+/// Who waits for a batch of writes or a flush with this number.
 #[derive(Debug, Clone, Copy)]
 struct Awaiting {
     number: u64,
-    cookie: u64,
-    begun: Begun,
+    answer: Answer,
+    /// The WRITE of which it is a part, where it is one.
+    part_of: Option<u64>,
 }
 
 /// A piece of a read whose bytes come from the device.
@@ -121,7 +129,9 @@ pub(super) struct Connection {
     skipping: Option<(Request, Refusal, u64)>,
     /// A WRITE that is carried out in parts.
     writing: Option<Parted>,
-    write_outcome: WriteOutcome,
+    /// What has become of its parts, and of those of WRITEs before it. With how they are answered, and whether they
+    /// are acknowledged only when durable.
+    parted_writes: PartedWrites<(Answer, bool)>,
     /// A READ that is answered in parts. No other request is answered before its end.
     reading: Option<Parted>,
     /// Memory that the buffers may have beyond the minimum.
@@ -170,7 +180,7 @@ impl Connection {
             next_read: first_read,
             skipping: None,
             writing: None,
-            write_outcome: WriteOutcome::default(),
+            parted_writes: PartedWrites::default(),
             reading: None,
             grant,
             tell_after: None,

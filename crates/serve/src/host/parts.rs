@@ -5,6 +5,8 @@
 //! cannot report an error after its data has begun. So an error in a later part closes the connection, as
 //! the protocol demands.
 
+use std::collections::HashMap;
+
 use marcot::{Error, Result};
 
 use crate::nbd::request::Request;
@@ -72,17 +74,88 @@ pub(super) fn part_bytes(mut affords: impl FnMut(usize) -> bool) -> usize {
     PART_BYTES.into_iter().find(|bytes| affords(*bytes)).unwrap_or(PART_BYTES_MIN)
 }
 
-/// The outcome of the parts of a WRITE so far.
-#[derive(Debug, Default)]
-pub(super) struct WriteOutcome(Option<Error>);
+/// The parts of WRITEs that are not answered yet: what has become of them, and how many are still to end.
+///
+/// A part ends later where its bytes are on their way to the medium, or where the device has parked it. Then the next
+/// WRITE may begin before this one is answered. `A` says how it is answered.
+#[derive(Debug)]
+pub(super) struct PartedWrites<A> {
+    /// Number of the WRITE whose parts come now.
+    current: u64,
+    writes: HashMap<u64, PartedWrite<A>>,
+}
 
-impl WriteOutcome {
-    /// Notes the outcome of a part. Returns the outcome of all parts where it was the last.
-    pub(super) fn note(&mut self, place: Place, outcome: &Result<()>) -> Option<Result<()>> {
-        if let Err(failure) = outcome {
-            self.0.get_or_insert_with(|| failure.clone());
+#[derive(Debug)]
+struct PartedWrite<A> {
+    failure: Option<Error>,
+    /// Parts that have not ended, and how many of them are parked.
+    left: usize,
+    parked: usize,
+    /// Known once the last part has come.
+    answer: Option<A>,
+}
+
+impl<A> Default for PartedWrites<A> {
+    fn default() -> Self {
+        Self { current: 0, writes: HashMap::new() }
+    }
+}
+
+impl<A> Default for PartedWrite<A> {
+    fn default() -> Self {
+        Self { failure: None, left: 0, parked: 0, answer: None }
+    }
+}
+
+impl<A> PartedWrites<A> {
+    /// The number of the WRITE to which a part belongs that comes now.
+    pub(super) fn write_of(&mut self, place: Place) -> u64 {
+        self.current += u64::from(place.first);
+        self.writes.entry(self.current).or_default();
+        self.current
+    }
+
+    /// A part of this WRITE ends later.
+    pub(super) fn ends_later(&mut self, write: u64, is_parked: bool) {
+        let write = self.writes.entry(write).or_default();
+        write.left += 1;
+        write.parked += usize::from(is_parked);
+    }
+
+    /// A part has ended that was to end later.
+    pub(super) fn ended(&mut self, write: u64, is_parked: bool, outcome: &Result<()>) {
+        if let Some(write) = self.writes.get_mut(&write) {
+            write.left -= 1;
+            write.parked -= usize::from(is_parked);
         }
-        place.last.then(|| self.0.take().map_or(Ok(()), Err))
+        self.note(write, outcome);
+    }
+
+    /// Notes what has become of a part. The first failure is the outcome of the WRITE.
+    pub(super) fn note(&mut self, write: u64, outcome: &Result<()>) {
+        if let (Some(write), Err(failure)) = (self.writes.get_mut(&write), outcome) {
+            write.failure.get_or_insert_with(|| failure.clone());
+        }
+    }
+
+    /// The last part of this WRITE has come.
+    pub(super) fn has_all(&mut self, write: u64, answer: A) {
+        self.writes.entry(write).or_default().answer = Some(answer);
+    }
+
+    /// How a WRITE is answered of which no part is parked any more, as far as its parts have come.
+    pub(super) fn unparked(&self, write: u64) -> Option<&A> {
+        self.writes.get(&write).filter(|write| write.parked == 0)?.answer.as_ref()
+    }
+
+    /// Takes a WRITE whose parts have all ended: how it is answered, and its outcome.
+    pub(super) fn take_ended(&mut self, write: u64) -> Option<(A, Result<()>)> {
+        let ended = self.writes.get(&write)?;
+        if ended.left > 0 || ended.answer.is_none() {
+            return None;
+        }
+        let PartedWrite { failure, answer, .. } = self.writes.remove(&write)?;
+        Some((answer?, failure.map_or(Ok(()), Err)))
     }
 }
 
@@ -116,16 +189,45 @@ mod tests {
         }
     }
 
+    const FIRST: Place = Place { first: true, last: false };
+
+    fn failed(text: &str) -> Result<()> {
+        Err(Error::new(ErrorKind::NoSpace, text))
+    }
+
     #[test]
     fn the_first_failure_of_a_write_is_its_outcome() {
-        let mut outcome = WriteOutcome::default();
-        let part = Place { first: false, last: false };
-        let failed = |text: &str| Err(Error::new(ErrorKind::NoSpace, text));
-        assert!(outcome.note(part, &Ok(())).is_none());
-        assert!(outcome.note(part, &failed("one")).is_none());
-        assert!(outcome.note(part, &failed("two")).is_none());
-        let end = outcome.note(Place { last: true, ..part }, &Ok(())).unwrap();
-        assert_eq!(end.unwrap_err().message(), "one");
-        assert!(outcome.note(Place::WHOLE, &Ok(())).unwrap().is_ok(), "it is over with its write");
+        let mut writes = PartedWrites::default();
+        let write = writes.write_of(FIRST);
+        for outcome in [Ok(()), failed("one"), failed("two")] {
+            writes.note(write, &outcome);
+            assert!(writes.take_ended(write).is_none(), "not all parts have come");
+        }
+        writes.has_all(write, 'a');
+        let (answer, outcome) = writes.take_ended(write).unwrap();
+        assert_eq!((answer, outcome.unwrap_err().message()), ('a', "one"));
+        let next = writes.write_of(FIRST);
+        writes.has_all(next, 'b');
+        assert!(writes.take_ended(next).unwrap().1.is_ok(), "a failure is over with its write");
+    }
+
+    #[test]
+    fn a_write_is_answered_when_its_last_part_has_ended_and_others_may_come_meanwhile() {
+        let mut writes = PartedWrites::default();
+        let slow = writes.write_of(FIRST);
+        writes.ends_later(slow, true);
+        assert_eq!(writes.write_of(Place { first: false, last: true }), slow);
+        writes.ends_later(slow, false);
+        writes.has_all(slow, 'a');
+        let quick = writes.write_of(FIRST);
+        writes.has_all(quick, 'b');
+        assert!(writes.take_ended(quick).is_some());
+        assert!(writes.unparked(slow).is_none());
+        writes.ended(slow, true, &failed("late"));
+        assert_eq!(writes.unparked(slow), Some(&'a'));
+        assert!(writes.take_ended(slow).is_none());
+        writes.ended(slow, false, &Ok(()));
+        assert_eq!(writes.take_ended(slow).unwrap().1.unwrap_err().message(), "late");
+        assert!(writes.take_ended(slow).is_none());
     }
 }

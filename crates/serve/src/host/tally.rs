@@ -39,6 +39,13 @@ pub(crate) struct Begun {
     at_ns: u64,
 }
 
+impl Begun {
+    /// False for a part of a request that is not its last.
+    pub(crate) fn counts(&self) -> bool {
+        self.counts
+    }
+}
+
 impl Default for Tally {
     fn default() -> Self {
         Self {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use marcot::{BlockDevice, Error, ErrorKind, Read, Result, Write};
 
-use super::{Awaiting, Connection, Exchange, InFlightExchange, Life, STATUS_RUNS_MAX};
+use super::{Answer, Awaiting, Connection, Exchange, InFlightExchange, Life, STATUS_RUNS_MAX};
 use crate::host::local::after_parked;
 use crate::host::operation::{Operation, OperationKind, Stages};
 use crate::host::parts::Place;
@@ -24,26 +24,21 @@ impl Connection {
         if std::mem::replace(&mut exchange.answered, true) {
             return;
         }
-        if exchange.place != Place::WHOLE && !self.note_part(index) {
+        let (kind, is_part) = (exchange.operation.kind, exchange.place != Place::WHOLE);
+        if is_part && kind == OperationKind::Write {
+            return self.end_write_part(index);
+        }
+        if is_part && !self.goes_on_reading(index) {
             return;
         }
         let exchange = &mut self.exchanges[index];
         let cookie = exchange.cookie;
         let begun = self.tally.begun(&exchange.operation, exchange.place.last);
-        if let Some(number) = exchange.operation.parked {
-            let awaiting = Awaiting { number, cookie, begun };
-            self.parked.insert(number, (awaiting, exchange.operation.fua));
+        if self.is_answered_later(index, Answer { cookie, begun }, None) {
             return;
         }
-        if let (Some(number), Ok(())) = (exchange.in_flush, &exchange.operation.outcome) {
-            self.async_flushes.push(Awaiting { number, cookie, begun });
-            return;
-        }
+        let exchange = &mut self.exchanges[index];
         if let (Some(number), Ok(())) = (exchange.in_flight, &exchange.operation.outcome) {
-            if exchange.operation.kind == OperationKind::Write {
-                self.async_writes.push(Awaiting { number, cookie, begun });
-                return;
-            }
             let bytes = exchange.operation.length as usize;
             let head = exchange.reply.start..exchange.reply.end - bytes;
             let head = self.send.bytes_mut()[head].to_vec();
@@ -76,16 +71,87 @@ impl Connection {
         }
     }
 
-    /// Notes the outcome of a part. Returns false if it gets no answer of its own.
-    fn note_part(&mut self, index: usize) -> bool {
-        let Exchange { operation, place, .. } = &mut self.exchanges[index];
-        if operation.kind == OperationKind::Write {
-            if !place.last && operation.outcome.is_ok() {
-                self.tally.done(&self.tally.begun(operation, false));
-            }
-            let outcome = self.write_outcome.note(*place, &operation.outcome);
-            return outcome.map(|outcome| operation.outcome = outcome).is_some();
+    /// Notes what the answer of an operation waits for, where it does. A read in flight is another matter.
+    fn is_answered_later(&mut self, index: usize, answer: Answer, part_of: Option<u64>) -> bool {
+        let Exchange { operation, in_flight, in_flush, .. } = &self.exchanges[index];
+        let awaiting = |number: u64| Awaiting { number, answer, part_of };
+        if let Some(number) = operation.parked {
+            self.parked.insert(number, (awaiting(number), operation.fua));
+        } else if operation.outcome.is_err() {
+            return false;
+        } else if let Some(number) = *in_flush {
+            self.async_flushes.push(awaiting(number));
+        } else if let Some(number) = in_flight.filter(|_| operation.kind == OperationKind::Write) {
+            self.async_writes.push(awaiting(number));
+        } else {
+            return false;
         }
+        true
+    }
+
+    /// A part of a WRITE was carried out, or ends later. The WRITE is answered when all of its parts have ended.
+    fn end_write_part(&mut self, index: usize) {
+        let Exchange { operation, place, cookie, .. } = &self.exchanges[index];
+        let (place, cookie) = (*place, *cookie);
+        let answer = Answer { cookie, begun: self.tally.begun(operation, place.last) };
+        let (is_parked, fua) = (operation.parked.is_some(), operation.fua);
+        let write = self.parted_writes.write_of(place);
+        if self.is_answered_later(index, answer, Some(write)) {
+            self.parted_writes.ends_later(write, is_parked);
+        } else {
+            let outcome = &self.exchanges[index].operation.outcome;
+            self.parted_writes.note(write, outcome);
+            if outcome.is_ok() && !place.last {
+                self.tally.done(&answer.begun);
+            }
+        }
+        if place.last {
+            self.parted_writes.has_all(write, (answer, fua));
+            self.answer_parted(write);
+        }
+    }
+
+    /// Answers a WRITE in parts, if all of them have ended.
+    fn answer_parted(&mut self, write: u64) {
+        if let Some(((answer, _), outcome)) = self.parted_writes.take_ended(write) {
+            self.send_simple(answer, &outcome);
+        }
+    }
+
+    /// Answers what waited, or notes that a part of a WRITE has ended.
+    fn answer_awaiting(&mut self, awaiting: Awaiting, outcome: &Result<()>) {
+        let Some(write) = awaiting.part_of else {
+            return self.send_simple(awaiting.answer, outcome);
+        };
+        self.parted_writes.ended(write, false, outcome);
+        self.count_part(&awaiting, outcome);
+        self.answer_parted(write);
+    }
+
+    /// Counts a part that has ended. The last one counts with the answer.
+    fn count_part(&self, awaiting: &Awaiting, outcome: &Result<()>) {
+        if outcome.is_ok() && !awaiting.answer.begun.counts() {
+            self.tally.done(&awaiting.answer.begun);
+        }
+    }
+
+    /// Answers a request that returns no data.
+    fn send_simple(&mut self, Answer { cookie, begun }: Answer, outcome: &Result<()>) {
+        let sent = match outcome {
+            Ok(()) => {
+                self.tally.done(&begun);
+                self.send.append(&reply::simple(cookie, 0))
+            }
+            Err(failure) => self.append_failure(cookie, failure),
+        };
+        if let Err(error) = sent {
+            self.fail("no memory for a reply", &error);
+        }
+    }
+
+    /// Notes the outcome of a part of a READ. Returns false if the connection has to be broken off.
+    fn goes_on_reading(&mut self, index: usize) -> bool {
+        let Exchange { operation, place, .. } = &self.exchanges[index];
         if let Err(failure) = &operation.outcome {
             // No data follows an error.
             self.reading = None;
@@ -123,21 +189,26 @@ impl Connection {
         result: &Result<()>,
         device: &mut dyn BlockDevice,
     ) -> bool {
-        let Some((awaiting, fua)) = self.parked.remove(&number) else { return false };
-        let cookie = awaiting.cookie;
-        let sent = match after_parked(fua, result, device) {
-            Ok(Some(flush)) => {
+        let Some((awaiting, mut fua)) = self.parked.remove(&number) else { return false };
+        if let Some(write) = awaiting.part_of {
+            self.parted_writes.ended(write, true, result);
+            self.count_part(&awaiting, result);
+            // The flush that follows the last one covers all of them.
+            let answer = self.parted_writes.unparked(write);
+            fua = answer.is_some_and(|(_, fua)| *fua);
+        }
+        match (after_parked(fua, result, device), awaiting.part_of) {
+            (Ok(Some(flush)), part_of) => {
+                if let Some(write) = part_of {
+                    self.parted_writes.ends_later(write, false);
+                }
                 self.async_flushes.push(Awaiting { number: flush, ..awaiting });
-                Ok(())
             }
-            Ok(None) => {
-                self.tally.done(&awaiting.begun);
-                self.send.append(&reply::simple(cookie, 0))
+            (outcome, None) => self.send_simple(awaiting.answer, &outcome.map(drop)),
+            (outcome, Some(write)) => {
+                self.parted_writes.note(write, &outcome.map(drop));
+                self.answer_parted(write);
             }
-            Err(failure) => self.append_failure(cookie, &failure),
-        };
-        if let Err(error) = sent {
-            self.fail("no memory for a reply", &error);
         }
         true
     }
@@ -173,21 +244,11 @@ impl Connection {
     /// the others.
     fn answer_ended(&mut self, waiting: Vec<Awaiting>, ended: &Result<u64>) -> Vec<Awaiting> {
         let mut left = Vec::new();
+        let outcome = ended.as_ref().map(drop).map_err(Error::clone);
         for awaiting in waiting {
-            let cookie = awaiting.cookie;
-            let sent = match ended {
-                Ok(below) if awaiting.number >= *below => {
-                    left.push(awaiting);
-                    continue;
-                }
-                Ok(_) => {
-                    self.tally.done(&awaiting.begun);
-                    self.send.append(&reply::simple(cookie, 0))
-                }
-                Err(failure) => self.append_failure(cookie, failure),
-            };
-            if let Err(error) = sent {
-                self.fail("no memory for a reply", &error);
+            match ended {
+                Ok(below) if awaiting.number >= *below => left.push(awaiting),
+                _ => self.answer_awaiting(awaiting, &outcome),
             }
         }
         left
@@ -316,9 +377,8 @@ impl Lane for Connection {
     }
 
     fn park_writes(&mut self, stage: u32, device: &mut dyn BlockDevice) {
-        for Exchange { operation, payload, place, .. } in &mut self.exchanges {
-            // A part has no answer of its own.
-            if *place == Place::WHOLE && operation.runs_in(stage, OperationKind::Write) {
+        for Exchange { operation, payload, .. } in &mut self.exchanges {
+            if operation.runs_in(stage, OperationKind::Write) {
                 operation.park_write(self.receive.at(payload.clone()), device);
             }
         }

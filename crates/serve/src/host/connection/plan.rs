@@ -118,7 +118,7 @@ impl Connection {
     }
 
     /// Takes the next part of a WRITE. Returns false if the part has not been received yet, or if it was
-    /// the last. The write is answered before another write in parts begins.
+    /// the last.
     fn plan_write_part(&mut self) -> bool {
         let bytes_max = parts::part_bytes(|bytes| self.affords(bytes, 0));
         let Some(mut writing) = self.writing else { return true };
