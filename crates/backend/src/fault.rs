@@ -112,8 +112,6 @@ pub enum Fault {
     UploadReplayed,
     /// A flush leaves on its host what a process that was killed had written.
     ReplayedNotStored,
-    /// A head names copies that were not uploaded.
-    CopiesNotUploaded,
     /// A head names a part of the log behind a segment of copies that was not uploaded.
     LogBehindCopiesNotUploaded,
     /// A request that overlaps one that waits for a service does not come after it.
@@ -166,7 +164,7 @@ pub const ON_ONE_MACHINE: [Fault; 33] = [
 
 /// Mistakes in pools in a bucket.
 #[cfg(feature = "deliberate-faults")]
-pub const IN_A_BUCKET: [Fault; 26] = [
+pub const IN_A_BUCKET: [Fault; 25] = [
     Fault::StampIgnored,
     Fault::UnknownIsDone,
     Fault::UnknownIsLost,
@@ -187,7 +185,6 @@ pub const IN_A_BUCKET: [Fault; 26] = [
     Fault::RestReplayed,
     Fault::UploadReplayed,
     Fault::ReplayedNotStored,
-    Fault::CopiesNotUploaded,
     Fault::LogBehindCopiesNotUploaded,
     Fault::ParkedOvertaken,
     Fault::CloneUnchecked,

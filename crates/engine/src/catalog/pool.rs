@@ -348,7 +348,7 @@ impl Pool {
             && !fault::is(Fault::LogBehindCopiesNotUploaded)
         {
             // `open_from` may be a segment of copies. The log passed it and went on in segments that the head
-            // names too, up to the one where the log begins anew. They were closed before.
+            // names too, as it names the copies, up to the one where the log begins anew. They were closed before.
             below.data = below.data.max(log.sequence);
         }
         shipping.seal(SegmentSet { author: image, copies: 0 }, &below)?;

@@ -240,7 +240,8 @@ impl Image {
         self.journal.is_shipped()
     }
 
-    /// Closes all segments that are being written, so that they can be uploaded before a head names them.
+    /// Closes all segments that are being written, so that they can be uploaded before a head names them
+    /// ([`Pool::swap_head`]). The log goes on in a segment behind all of them.
     pub(super) fn close_for_shipping(&mut self) -> Result<()> {
         if !self.is_shipped() {
             return Ok(());
@@ -251,14 +252,7 @@ impl Image {
         self.with_free_names(&[SegmentKind::Data], |image| {
             let Self { journal, series, state, in_flight, .. } = image;
             journal.roll(series, &mut state.table, in_flight)
-        })?;
-        // The next head names copies in these, although their numbers are not below its `open_from`.
-        let Some(shipping) = self.identity.pool.segments().shipping() else { return Ok(()) };
-        let id = self.identity.id;
-        let mut copied_to =
-            self.journal.copied_to().filter(|_| !fault::is(Fault::CopiesNotUploaded));
-        let uploaded = copied_to.try_for_each(|name| shipping.seal_data(id, name.sequence));
-        uploaded.at(|| format!("cannot upload copies of {}", self.identity.label))
+        })
     }
 }
 

@@ -66,14 +66,10 @@ impl Journal {
         self.beside.iter().map(|beside| beside.name)
     }
 
-    /// The segments beside the log of which the map in memory may name more than the last checkpoint did.
-    pub(crate) fn copied_to(&self) -> impl Iterator<Item = SegmentName> {
-        self.beside_unsynced.iter().map(|(name, _)| *name)
-    }
-
     /// The first segment beside the log of which the map in memory may name more than the last checkpoint did.
     pub(crate) fn beside_from(&self) -> Option<SegmentName> {
-        self.copied_to().min_by_key(|name| name.sequence)
+        let copied_to = self.beside_unsynced.iter().map(|(name, _)| *name);
+        copied_to.min_by_key(|name| name.sequence)
     }
 
     /// `bytes` more were written to a segment beside the log, and the map may name them. They count as log, so
