@@ -9,7 +9,7 @@ mod http;
 mod server;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 
 use common::{World, noise};
@@ -135,6 +135,60 @@ fn a_server_reads_what_is_not_copied_yet_while_it_is_copied() {
     world.silently(&["migration commit i --no-progress"]);
     assert!(read("out.raw") == bytes);
     assert_eq!(server.stop(), Some(0));
+    assert!(content(&world, "i") == bytes);
+}
+
+/// Processes that end with the test.
+struct Running(Vec<Child>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn a_slow_source_keeps_only_those_waiting_who_need_it() {
+    let world = World::new();
+    let mut bytes = disk();
+    let source = Server::new(disk());
+    let stream = format!(r#"{{"type":"http","url":"{}"}}"#, source.url("d.raw"));
+    prepare(&world, &spec("raw", &stream), "i");
+    let server = server::Server::start(&world, "");
+    let url = format!("nbd+unix:///rbd/i?socket={}", server.socket.display());
+    qemu_io(&world, "raw", &["write -P 7 1M 1M", "read 30M 4k"], &url);
+    bytes[MIB..2 * MIB].fill(7);
+    source.set(Manner::Holds);
+    let before = source.requests.load(Ordering::Relaxed);
+    let mut write = Command::new("qemu-io");
+    write.args(["-f", "raw", "-c", "write -P 9 31000000 100", &url]).stdout(Stdio::null());
+    let execute = world.rbd_command("migration execute i --no-progress").spawn().unwrap();
+    let mut waiting = Running(vec![write.spawn().unwrap(), execute]);
+    bytes[31_000_000..31_000_100].fill(9);
+    while source.requests.load(Ordering::Relaxed) == before {
+        std::thread::yield_now();
+    }
+    // One that had to wait for the source would wait for ever.
+    for _ in 0..5 {
+        let mut read = Command::new("timeout");
+        read.args(["60", "qemu-io", "-f", "raw", "-c", "read -P 7 1M 1M", &url]);
+        let told = read.output().unwrap();
+        let said = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(told.status.success() && !said.contains("failed"), "{said}");
+    }
+    for child in &mut waiting.0 {
+        assert_eq!(child.try_wait().unwrap(), None, "it needs the source");
+    }
+    source.set(Manner::Ranges);
+    for child in &mut waiting.0 {
+        assert!(child.wait().unwrap().success());
+    }
+    source.set(Manner::Status(500));
+    world.silently(&["migration commit i --no-progress"]);
+    drop(server);
     assert!(content(&world, "i") == bytes);
 }
 

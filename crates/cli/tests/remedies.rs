@@ -74,7 +74,12 @@ fn groups_limits_and_locks_are_named() {
     let out = "'marcot group image rm rbd/g rbd/a' takes it out of its group";
     refused(&world, "rm --no-progress a", EMLINK, out);
     refused(&world, "group image add h a", EEXIST, out);
-    refused(&world, "migration prepare a b", EBUSY, out);
+    world.silently(&["namespace create rbd/n"]);
+    let leaves = "take it out of the group first";
+    let refused_there = world.marcot("migration prepare a rbd/n/a");
+    assert_eq!(refused_there.status, 22, "{}", refused_there.err);
+    assert!(refused_there.err.contains(leaves), "{}", refused_there.err);
+    world.silently(&["migration prepare a b", "migration abort b --no-progress"]);
     world.silently(&["group image rm rbd/g rbd/a", "snap limit set --limit 1 a"]);
     world.silently(&["snap create --no-progress a@1"]);
     let lift = "1 snapshots are allowed: remove one, or lift the limit with 'marcot snap limit clear rbd/a'";

@@ -1,5 +1,7 @@
 //! Migration: an image gets another pool, namespace or name, and can be used meanwhile.
 
+use std::time::Duration;
+
 use marcot::{Error, ErrorKind, FlattenPart, ImageId, ImageInfo, ImageName};
 use marcot::{MigrationInfo, MigrationOptions, MigrationState, Result};
 use marcot_serve::control::{Command, MigrationStep};
@@ -8,6 +10,11 @@ use crate::image::Image;
 use crate::operation::Operation;
 use crate::owner::Access;
 use crate::pool::Pool;
+
+/// How long a source outside the store that is being read is left alone before the owner is asked again: at first, for a file
+/// of this machine, and later, for a slow server.
+const WAIT_MIN: Duration = Duration::from_millis(1);
+const WAIT_MAX: Duration = Duration::from_millis(50);
 
 /// A migration that was begun, by its images. The handle keeps nothing open.
 pub struct Migration {
@@ -23,7 +30,7 @@ impl Pool {
     ///
     /// # Errors
     /// `NotFound` for the image or the namespace; `Owned`, naming the user, where the image is in use; `HasChildren`;
-    /// `InGroup`; `Busy` where it has snapshots that cannot be migrated, or is being migrated already; `Exists`;
+    /// `Busy` where it has snapshots that cannot be migrated, or is being migrated already; `Exists`;
     /// `Invalid`, `NameTooLong` for the name; `ReadOnly`, also where the image is locked; `Unsupported` for a pool in a
     /// bucket; `NoSpace`.
     pub fn prepare_migration(
@@ -103,15 +110,24 @@ impl Migration {
                 let message = "everything is copied already; 'migration commit' ends the migration";
                 return Err(Error::new(ErrorKind::Invalid, message));
             }
+            if let Some((pair, _)) = &self.source {
+                self.target.client().store().settle_migrating_group(pair)?;
+            }
             let step = |step| Command::Migration { step };
             let mut access = Access::open(&self.target, "command")?;
-            let mut total = 0;
+            let (mut total, mut pause) = (0, WAIT_MIN);
             loop {
                 let copied = access.execute(&step(MigrationStep::CopyPart), &mut |_, _| {})?;
-                let FlattenPart { left_blocks, more, .. } = copied;
+                let FlattenPart { left_blocks, more, waits } = copied;
                 if !more {
                     break;
                 }
+                if waits {
+                    self.target.client().retry().pause_for(pause)?;
+                    pause = (pause * 2).min(WAIT_MAX);
+                    continue;
+                }
+                pause = WAIT_MIN;
                 total = total.max(left_blocks);
                 progress(total - left_blocks, total.max(1));
             }

@@ -75,7 +75,7 @@ answers! {
     Vec<u8>: Reply::Data { data } => data;
     Vec<Extent>: Reply::Extents { extents } => typed(extents);
     Vec<Watcher>: Reply::Status { watchers } => watchers;
-    FlattenPart: Reply::Copied { left_blocks, more } => FlattenPart { left_blocks, more };
+    FlattenPart: Reply::Copied { left_blocks, more, waits } => FlattenPart { left_blocks, more, waits };
     Reclaimed: Reply::Reclaimed { bytes } => Reclaimed(bytes);
 }
 

@@ -99,6 +99,20 @@ impl Retry<'_> {
         self.world.clock.pause(ATTEMPT_INTERVAL);
     }
 
+    /// Waits for work that goes on elsewhere.
+    ///
+    /// # Errors
+    /// `Interrupted` by the caller.
+    pub fn pause_for(&self, duration: Duration) -> Result<()> {
+        match self.interrupt.came() {
+            true => Err(interrupted()),
+            false => {
+                self.world.clock.pause(duration);
+                Ok(())
+            }
+        }
+    }
+
     /// Repeats the attempt until it has a result; `None` if it has none in time.
     ///
     /// # Errors

@@ -10,10 +10,14 @@
 //! - What has another state than when the migration began is not read.
 //! - A source that cannot be opened is not tried again for [`PAUSE`], so that the readers of an image do not all wait
 //!   for a server that is gone.
+//! - What a worker has fetched of it ([`External::fetch`]) is in memory until it is used, as far as that is no more
+//!   than [`FETCHED_BLOCKS_MAX`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use marcot_format::BLOCK_BYTES;
 use marcot_format::record::MigrationRecord;
 use marcot_store::World;
 
@@ -24,6 +28,10 @@ use crate::error::{Error, ErrorKind, Result, fail};
 const PAUSE: Duration = Duration::from_secs(3);
 /// Range whose holes are asked for first, in bytes.
 const LOOK_BYTES: u64 = 4 << 20;
+/// Most blocks that are kept for writes that cover them in part, 4 MiB. A write takes its blocks, two at most, as soon as
+/// both are here.
+const FETCHED_BLOCKS_MAX: usize = 1024;
+const BLOCK: usize = BLOCK_BYTES as usize;
 
 /// A disk outside the store. It stays as it is while it is open, or its reads fail.
 pub trait ExternalDisk: Send + Sync {
@@ -70,6 +78,18 @@ pub(crate) struct External {
     /// Why it is never opened.
     refused: Option<&'static str>,
     opened: Mutex<Opened>,
+    fetched: Mutex<VecDeque<Fetched>>,
+}
+
+/// A block that was fetched, or why it could not be.
+struct Fetched {
+    /// Its first byte.
+    offset: u64,
+    block: Result<Box<[u8]>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl External {
@@ -88,11 +108,12 @@ impl External {
             state: record.source_state.clone(),
             refused,
             opened: Mutex::new(Opened::NotYet),
+            fetched: Mutex::default(),
         })
     }
 
     fn disk(&self) -> Result<Arc<dyn ExternalDisk>> {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = locked(&self.opened);
         let now = self.world.clock.uptime();
         match &*opened {
             Opened::Yes(disk) => return Ok(Arc::clone(disk)),
@@ -133,6 +154,37 @@ impl External {
         fail(ErrorKind::Io, message)
     }
 
+    /// As [`Self::read`]; a block that was fetched is taken, and waits for nothing.
+    pub(crate) fn take(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        match self.take_fetched(offset, buf.len()) {
+            Some(block) => block.map(|block| buf.copy_from_slice(&block)),
+            None => self.read(offset, buf),
+        }
+    }
+
+    /// Reads a block, and keeps it, or the error, for the write that needs it ([`Self::take`]). For workers.
+    pub(crate) fn fetch(&self, offset: u64) {
+        let mut block = vec![0; BLOCK].into_boxed_slice();
+        let block = self.read(offset, &mut block).map(|()| block);
+        let mut fetched = locked(&self.fetched);
+        fetched.retain(|known| known.offset != offset);
+        if fetched.len() == FETCHED_BLOCKS_MAX {
+            fetched.pop_front();
+        }
+        fetched.push_back(Fetched { offset, block });
+    }
+
+    /// True where a block was fetched.
+    pub(crate) fn has_fetched(&self, offset: u64) -> bool {
+        locked(&self.fetched).iter().any(|known| known.offset == offset)
+    }
+
+    fn take_fetched(&self, offset: u64, length: usize) -> Option<Result<Box<[u8]>>> {
+        let mut fetched = locked(&self.fetched);
+        let at = fetched.iter().position(|f| f.offset == offset && length == BLOCK)?;
+        fetched.remove(at).map(|fetched| fetched.block)
+    }
+
     /// Fills `buf` with the bytes from `offset` on. Behind the end of the disk they are zeros.
     pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let disk = self.disk()?;
@@ -145,12 +197,13 @@ impl External {
         }
     }
 
-    /// Data and holes of the whole range from `offset` on. Behind the end of the disk there are holes.
-    pub(crate) fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
+    /// Data and holes of the whole range from `offset` on, or of the start of it, where there are more than `max` of them.
+    /// Behind the end of the disk there are holes.
+    pub(crate) fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>> {
         let disk = self.disk()?;
         let (mut found, mut at, end) = (Vec::new(), offset, offset + length);
         let inside = end.min(disk.size_bytes());
-        while at < inside {
+        while at < inside && found.len() <= max {
             let some = disk.extents(at, inside - at).or_else(|error| self.give_up(error))?;
             let reached = some.last().map_or(at, |last| last.offset + last.length);
             if reached <= at || some.first().is_none_or(|first| first.offset != at) {
@@ -159,7 +212,7 @@ impl External {
             found.extend(some);
             at = reached;
         }
-        if at < end {
+        if at < end && at >= inside {
             found.push(Extent { offset: at, length: end - at, data: false });
         }
         Ok(found)
@@ -187,7 +240,7 @@ impl External {
 
     /// The next reader opens the disk again, and sees whether it is still the same.
     fn give_up<T>(&self, error: Error) -> Result<T> {
-        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Opened::NotYet;
+        *locked(&self.opened) = Opened::NotYet;
         tracing::error!(image = %self.label, error = %error.sentence(), "the source of the migration cannot be read");
         self.failed(error)
     }

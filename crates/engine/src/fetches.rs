@@ -18,7 +18,7 @@ use marcot_format::{BLOCK_BYTES, crc32c};
 use marcot_store::{DiskFile, Job, Running, Waker, Workers};
 
 use crate::external::External;
-use crate::segment::{Files, Need, SegmentName};
+use crate::segment::{Files, Need, NeedPlace};
 
 /// Workers of an image that fetch at a time. More of them are no faster, and each is a thread.
 const WORKERS_MAX: usize = 32;
@@ -27,9 +27,6 @@ const WORKERS_MAX: usize = 32;
 const ROUNDS_MAX: u32 = 32;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
-
-/// What a need is about, to be told from others.
-pub(crate) type NeedPlace = (SegmentName, Option<u64>);
 
 /// A read that was left in flight, or a request that is parked (see `image/parked`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

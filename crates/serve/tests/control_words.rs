@@ -146,7 +146,7 @@ fn replies() -> Vec<(Reply, &'static str)> {
             r#"{"reply":"extents","extents":[{"offset":1,"length":2,"data":true}]}"#,
         ),
         (
-            Reply::Copied { left_blocks: 8, more: true },
+            Reply::Copied { left_blocks: 8, more: true, waits: false },
             r#"{"reply":"copied","left_blocks":8,"more":true}"#,
         ),
         (Reply::Reclaimed { bytes: 9 }, r#"{"reply":"reclaimed","bytes":9}"#),

@@ -99,7 +99,7 @@ fn prepare(session: &Session, args: &Args) -> Outcome {
     let prepared = pool.prepare_migration(source.name(), &dest_pool, dest.name(), &options);
     prepared.map(drop).map_err(|error| match error.kind() {
         // As with `rbd`, whatever is in the way of the source.
-        marcot::ErrorKind::Owned | marcot::ErrorKind::HasChildren | marcot::ErrorKind::InGroup => {
+        marcot::ErrorKind::Owned | marcot::ErrorKind::HasChildren => {
             Failure::errno(ERROR, EBUSY).because(error.sentence())
         }
         _ => failed(error),

@@ -25,6 +25,8 @@ pub enum Manner {
     Status(u16),
     /// Says that it sends a range, and sends all.
     Lies,
+    /// Answers when it has other manners.
+    Holds,
 }
 
 pub struct Server {
@@ -115,7 +117,13 @@ fn answer(client: impl Read + Write, file: &[u8], (manner, sent, requests): &Sha
         }
         let client = lines.get_mut();
         let count = requests.fetch_add(1, Ordering::Relaxed);
-        let manner = *manner.lock().unwrap();
+        let manner = loop {
+            match *manner.lock().unwrap() {
+                Manner::Holds => {}
+                manner => break manner,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        };
         if let Manner::Status(status) = manner {
             client
                 .write_all(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n").as_bytes())

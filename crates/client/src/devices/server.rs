@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use marcot::{ImageId, Limits, Patience, Pool, Result, Store, World};
-use marcot_serve::control::Place;
+use marcot_serve::control::{Interrupt, Place};
 use marcot_serve::descriptors;
 use marcot_serve::host::{Attendant, HostHandle, HostOptions, ImageHost};
 use marcot_serve::mapping::{
@@ -19,6 +19,7 @@ use marcot_serve::mapping::{
 };
 
 use super::request::{QuiesceBy, spec_of};
+use crate::external::Sources;
 
 /// How often a server checks whether it should end, and for partitions of its device.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -107,6 +108,7 @@ fn start(job: &Job) -> Result<DeviceServer> {
     // The caller's soft limit is inherited, and a guest must not run out of descriptors.
     let segment_files = descriptors::segment_files(descriptors::raise_limit());
     let store = Store::open_with(World::system(), &record.store, limits)?;
+    store.set_external_sources(Arc::new(Sources(Interrupt::default())));
     store.set_segment_files_max(usize::try_from(segment_files).unwrap_or(usize::MAX));
     let pool = store.pool(&record.pool)?;
     let name = spec_of(&record).to_string();

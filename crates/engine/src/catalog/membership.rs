@@ -96,9 +96,9 @@ impl Pool {
         Ok(())
     }
 
-    /// Locks this pool and the one of a member, in the order of their numbers.
-    fn lock_with(&self, other: &Pool) -> Result<Vec<Box<dyn Lock>>> {
-        let mut pools = vec![self, other];
+    /// Locks this pool and those of members, in the order of their numbers.
+    fn lock_with(&self, others: &[&Pool]) -> Result<Vec<Box<dyn Lock>>> {
+        let mut pools = [&[self], others].concat();
         pools.sort_by_key(|pool| pool.id().0);
         pools.dedup_by_key(|pool| pool.id().0);
         pools.into_iter().map(|pool| pool.lock(LockMode::Exclusive)).collect()
@@ -120,7 +120,7 @@ impl Pool {
         self.check_writable()?;
         of.check_writable()?;
         self.check_seen_together(of)?;
-        let _locks = self.lock_with(of)?;
+        let _locks = self.lock_with(&[of])?;
         let (mut group, bytes) = self.find_group(namespace, name)?;
         let head = of.read_head_for_writing(image)?;
         if head.namespace != namespace.in_records() {
@@ -250,7 +250,7 @@ impl Pool {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             of => Some(of?),
         };
-        let _locks = self.lock_with(of.as_ref().unwrap_or(self))?;
+        let _locks = self.lock_with(&[of.as_ref().unwrap_or(self)])?;
         let (mut group, bytes) = self.find_group(namespace, name)?;
         let image = member.image;
         if !holds(&group, member) {
@@ -268,6 +268,65 @@ impl Pool {
         self.replace_group(&bytes, &group)?;
         let removed =
             note.map(|(of, note)| of.records().remove_same(&Key::GroupNote(image), &note));
+        if let Some(Err(error)) = removed {
+            tracing::debug!(%image, %error, "a note of a group is left, which means nothing now");
+        }
+        Ok(())
+    }
+
+    /// Fails where an image of `dest`, in this namespace, cannot take the place of an image of this pool in its group.
+    ///
+    /// # Errors
+    /// `Invalid` where the namespace is another one; `Unsupported` for a pool that others use; those of reading the group.
+    pub(crate) fn check_member_may_move(
+        &self,
+        image: ImageId,
+        label: &str,
+        (dest, namespace): (&Self, &Namespace),
+    ) -> Result<()> {
+        let Some(group) = self.group_of(image)? else { return Ok(()) };
+        let (pool, name) = (self.store().pool(&group.pool)?, &group.name);
+        pool.check_writable()?;
+        pool.check_seen_together(dest)?;
+        if group.namespace == *namespace {
+            return Ok(());
+        }
+        let message = format!(
+            "{label} is in group {}/{name}, and a group and its images are in the namespaces of one name; take it out of the group first",
+            group.pool
+        );
+        fail(ErrorKind::Invalid, message)
+    }
+
+    /// Puts an image of the pool `to` in the place of one of this pool in the group that this one is in, if it is in one:
+    /// the target of a migration in that of its source, or back. Both are in pools of this host.
+    ///
+    /// 1. The note of the new member. 2. **The group's record.** 3. The note of the old one is removed.
+    ///
+    /// # Errors
+    /// As [`Self::check_member_may_move`]; those of replacing the group's record.
+    pub(crate) fn replace_member(
+        &self,
+        image: ImageId,
+        (to, new): (&Self, ImageId),
+        label: &str,
+    ) -> Result<()> {
+        let Some(found) = self.group_of(image)? else { return Ok(()) };
+        let pool = self.store().pool(&found.pool)?;
+        let _locks = pool.lock_with(&[self, to])?;
+        let (mut group, bytes) = pool.find_group(&found.namespace, &found.name)?;
+        let namespace = Namespace::named(&*to.read_head(new)?.namespace);
+        self.check_member_may_move(image, label, (to, &namespace))?;
+        let (old, new) =
+            (MemberId { pool: self.id(), image }, MemberId { pool: to.id(), image: new });
+        let place = group.members.iter_mut().find(|member| **member == member_record(old));
+        // Somebody has taken it out meanwhile.
+        let Some(place) = place else { return Ok(()) };
+        *place = member_record(new);
+        let note = self.group_note(image)?;
+        pool.claim(to, new.image, &group, None)?;
+        pool.replace_group(&bytes, &group)?;
+        let removed = note.map(|note| self.records().remove_same(&Key::GroupNote(image), &note));
         if let Some(Err(error)) = removed {
             tracing::debug!(%image, %error, "a note of a group is left, which means nothing now");
         }

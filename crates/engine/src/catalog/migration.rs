@@ -123,6 +123,13 @@ pub(crate) fn refuse_migrating(head: &HeadRecord, label: &str) -> Result<()> {
     }
 }
 
+/// Notes how far a migration has come, in the head of its target.
+pub(crate) fn set_state(head: &mut HeadRecord, state: State) {
+    if let Some(migration) = &mut head.migration {
+        migration.set_state(state);
+    }
+}
+
 /// Fails for an image that has nothing to do with a migration.
 pub(crate) fn refuse_stranger<T>(label: &str) -> Result<T> {
     fail(ErrorKind::Invalid, format!("{label} is not being migrated"))
@@ -131,10 +138,8 @@ pub(crate) fn refuse_stranger<T>(label: &str) -> Result<T> {
 /// Fails where an image cannot become the source of a migration as it is.
 pub(crate) fn check_may_migrate(head: &HeadRecord, label: &str) -> Result<()> {
     refuse_migrating(head, label)?;
+    check_no_group_snapshots(head, label)?;
     let why = match () {
-        () if head.snapshots.iter().any(|snapshot| snapshot.group.is_some()) => {
-            "has snapshots of a group; remove them first"
-        }
         () if head.snapshots.iter().any(|snapshot| snapshot.trashed || snapshot.removing) => {
             "has removed snapshots that clones still need; flatten or remove the clones first"
         }
@@ -142,6 +147,16 @@ pub(crate) fn check_may_migrate(head: &HeadRecord, label: &str) -> Result<()> {
         () => return Ok(()),
     };
     fail(ErrorKind::Busy, format!("{label} {why}"))
+}
+
+/// Fails for an image that has its part of a group's snapshot: that names the image.
+pub(crate) fn check_no_group_snapshots(head: &HeadRecord, label: &str) -> Result<()> {
+    match head.snapshots.iter().any(|snapshot| snapshot.group.is_some()) {
+        true => {
+            fail(ErrorKind::Busy, format!("{label} has snapshots of a group; remove them first"))
+        }
+        false => Ok(()),
+    }
 }
 
 impl Pool {
@@ -161,6 +176,30 @@ impl Pool {
                 fail(ErrorKind::Unsupported, message)
             }
         }
+    }
+
+    /// Fails where an image of this pool is migrated from or to the pool `other`, which has the name `name`. It reads all
+    /// heads: nothing else tells of a migration whose beginning was interrupted.
+    pub(crate) fn check_no_migration_with(&self, other: PoolId, name: &str) -> Result<()> {
+        for image in self.image_ids()? {
+            let head = match self.read_head(image) {
+                // It is removed at the same time, or damaged: then it says nothing of a migration.
+                Err(error) if error.kind().is_obstacle() => return Err(error),
+                Err(_) => continue,
+                Ok(head) => head,
+            };
+            let with_it = |record: &&MigrationRecord| {
+                !record.is_external() && PoolId(record.pool_id) == other
+            };
+            let Some(migration) = head.migration.as_ref().filter(with_it) else { continue };
+            let way = if migration.is_source { "to" } else { "from" };
+            let message = format!(
+                "{} is being migrated {way} pool '{name}'; end that with 'migration commit' or 'migration abort' first",
+                self.image_label(&head)
+            );
+            return fail(ErrorKind::Busy, message);
+        }
+        Ok(())
     }
 
     /// The image that a name leads to or, if there is none, the source of a migration that had this name before.

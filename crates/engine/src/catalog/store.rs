@@ -435,7 +435,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for a pool of this store; `Busy` while there are clones of its
-    /// snapshots, or in it. A directory that is gone is no error.
+    /// snapshots, or in it, or images are migrated from it or to it. A directory that is gone is no error.
     pub fn pool_detach(&self, name: &str) -> Result<()> {
         // Its directory may be gone. The markers of its images are known all the same.
         let Some(record) = self.attached_record(name)? else {
@@ -460,6 +460,14 @@ impl Store {
                     other.name()
                 );
                 return fail(ErrorKind::Busy, message);
+            }
+            // In buckets, images are not migrated.
+            let is_local = |pool: &Pool| pool.segments().shipping().is_none();
+            if let Some(pool) = pool.as_ref().filter(|pool| is_local(pool) && is_local(other)) {
+                pool.check_no_migration_with(other.id(), other.name())?;
+            }
+            if is_local(other) && pool.as_ref().is_none_or(is_local) {
+                other.check_no_migration_with(id, name)?;
             }
         }
         self.inner.home.detach(name).at(|| format!("cannot detach pool '{name}'"))

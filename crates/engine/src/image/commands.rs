@@ -158,7 +158,7 @@ impl Image {
     /// As [`Self::flatten`].
     pub fn flatten_part(&mut self) -> Result<FlattenPart> {
         let (left_blocks, more) = self.managed(Self::flatten_some)?;
-        Ok(FlattenPart { left_blocks, more })
+        Ok(FlattenPart { left_blocks, more, waits: false })
     }
 
     /// Sets a key of the image's metadata; an empty value removes it.

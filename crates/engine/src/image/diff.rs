@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use marcot_format::record::ParentRecord;
-use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry, SnapId};
+use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, SnapId};
 
 use super::results::{DiffExtent, UsageRow};
 use super::{Image, OwnedRoot, RootOf, Source, empty_root};
 use crate::error::{ErrorKind, Result, fail};
-use crate::map::{self, TOP_LEVEL};
+use crate::map::{self, Difference, TOP_LEVEL};
 
 /// Largest number of extents of one answer, so that its memory does not depend on the image. 512 MiB
 /// of an image never have more.
@@ -16,7 +16,7 @@ const DIFF_EXTENTS_MAX: usize = 1 << 17;
 
 impl Image {
     /// A durable root that equals the root in memory.
-    fn current_root(&mut self) -> Result<OwnedRoot> {
+    pub(super) fn current_root(&mut self) -> Result<OwnedRoot> {
         if self.state.changed && self.is_owner() {
             self.checkpoint()?;
         }
@@ -52,9 +52,9 @@ impl Image {
             offset.saturating_add(length).min(later.root.size_bytes.max(earlier.root.size_bytes));
         let range = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         let mut extents: Vec<DiffExtent> = Vec::new();
-        self.compare(&earlier, &later, range, &mut |block, _, after| {
-            let start = (block * BLOCK_BYTES).max(offset);
-            let stop = ((block + 1) * BLOCK_BYTES).min(end);
+        self.compare(&earlier, &later, range, &mut |(first, blocks, _, after)| {
+            let start = (first * BLOCK_BYTES).max(offset);
+            let stop = ((first + blocks) * BLOCK_BYTES).min(end);
             let data = after.is_some();
             let full = extents.len() == DIFF_EXTENTS_MAX;
             match extents.last_mut() {
@@ -74,12 +74,13 @@ impl Image {
         Ok(extents)
     }
 
-    fn compare(
+    /// Shows what differs between two states. They may be those of two images.
+    pub(super) fn compare(
         &self,
         earlier: &OwnedRoot,
         later: &OwnedRoot,
         range: (u64, u64),
-        show: &mut dyn FnMut(u64, Option<MapEntry>, Option<MapEntry>) -> Result<()>,
+        show: &mut dyn FnMut(Difference) -> Result<()>,
     ) -> Result<()> {
         let (map_a, mut table_a) = earlier.of.open(&earlier.root)?;
         let (map_b, mut table_b) = later.of.open(&later.root)?;
@@ -106,8 +107,8 @@ impl Image {
         for (snapshot, snapshot_id, root) in states {
             let mut used_blocks = 0;
             let all = (0, IMAGE_BYTES_MAX / BLOCK_BYTES);
-            self.compare(&before, &root, all, &mut |_, _, after| {
-                used_blocks += u64::from(after.is_some());
+            self.compare(&before, &root, all, &mut |(_, blocks, _, after)| {
+                used_blocks += if after.is_some() { blocks } else { 0 };
                 Ok(())
             })?;
             rows.push(UsageRow {

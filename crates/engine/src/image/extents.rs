@@ -99,20 +99,20 @@ impl Visitor for ExtentList {
 
     fn external(&mut self, first: u64, blocks: u64) -> Result<bool> {
         let (start, stop) = self.clipped(first, blocks);
-        // Where the source does not say it, reading tells.
-        let parts = self.source.as_ref().and_then(|source| {
-            let length = stop.checked_sub(start).filter(|length| *length > 0)?;
-            source.extents(start, length).ok()
-        });
-        let Some(parts) = parts else { return Ok(self.data(first, blocks)) };
+        let Some(source) = self.source.clone() else { return Ok(self.data(first, blocks)) };
         push(&mut self.extents, self.at, start, false);
-        self.at = start;
-        for part in parts {
-            if self.extents.len() > self.max {
-                return Ok(false);
+        self.at = self.at.max(start);
+        while self.at < stop && self.extents.len() <= self.max {
+            let Ok(parts) = source.extents(self.at, stop - self.at, self.max) else {
+                // Where the source does not say it, reading tells.
+                push(&mut self.extents, self.at, stop, true);
+                self.at = stop;
+                break;
+            };
+            for part in parts {
+                push(&mut self.extents, part.offset, part.offset + part.length, part.data);
+                self.at = part.offset + part.length;
             }
-            push(&mut self.extents, part.offset, part.offset + part.length, part.data);
-            self.at = part.offset + part.length;
         }
         Ok(self.extents.len() <= self.max)
     }

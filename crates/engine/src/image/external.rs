@@ -3,16 +3,20 @@
 //! What was not written or copied yet has external entries in the map (see `marcot_format::BlockAddress::EXTERNAL`), and
 //! is read from the source at the same offset. Copying replaces them by ordinary writes of the same content, and by
 //! discards where there are zeros. So after an interruption the map says what is left.
+//!
+//! The image's thread waits for the source only where a caller of the library does. A worker reads what is copied
+//! ([`SourceRead`]), what guests read, and the rest of blocks that they write in part (`parked`).
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use marcot_format::record::{HeadRecord, MigrationRecord, MigrationState};
 use marcot_format::{BLOCK_BYTES, IMAGE_BYTES_MAX, MapEntry};
+use marcot_store::Task;
 
-use super::Image;
-use super::migration::set_state;
+use super::{FlattenPart, Image};
 use crate::catalog::Pool;
+use crate::catalog::migration::set_state;
 use crate::device::Write;
 use crate::error::{ErrorKind, Result, fail};
 use crate::external::External;
@@ -37,6 +41,29 @@ pub(super) fn source_of(pool: &Pool, head: &HeadRecord, label: &str) -> Option<A
     };
     let how = (pool.store().external_sources(), pool.files().world().clone());
     Some(External::new(record, label, refused, how))
+}
+
+/// What is done where a worker is still reading the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// The caller comes again.
+    None,
+    /// It is waited for.
+    Waits,
+}
+
+/// A part of the source that a worker reads: the external blocks from `first` to before `end`, or the start of them.
+pub(super) struct SourceRead {
+    first: u64,
+    end: u64,
+    /// What it gives is the content, and how many blocks that is.
+    task: Task<Result<(Content, u64)>>,
+}
+
+/// What the source has somewhere.
+enum Content {
+    Hole,
+    Data(Vec<u8>),
 }
 
 impl Image {
@@ -103,45 +130,96 @@ impl Image {
         }
     }
 
-    /// Copies some of what lies outside the store. Returns how many blocks may be left, and whether more is to be
-    /// looked at.
-    pub(super) fn copy_from_source(&mut self) -> Result<(u64, bool)> {
-        self.check_owner()?;
-        let end = self.state.size_bytes.div_ceil(BLOCK_BYTES);
-        let Some((first, blocks)) = self.next_external(self.state.copied_below)? else {
-            self.state.copied_below = end;
-            return Ok((0, false));
-        };
-        let offset = first * BLOCK_BYTES;
-        let length = (blocks * BLOCK_BYTES).min(self.state.size_bytes.saturating_sub(offset));
-        let copied_bytes = self.copy_part(offset, length)?;
-        self.state.copied_below = (offset + copied_bytes).div_ceil(BLOCK_BYTES);
-        Ok((end.saturating_sub(self.state.copied_below).max(1), true))
+    /// What is left to copy, while a worker is still reading the next part of it.
+    pub(super) fn awaits_source(&mut self) -> Option<FlattenPart> {
+        let is_under_way = self.source_read.as_mut().is_some_and(|read| !read.task.is_finished());
+        is_under_way.then(|| FlattenPart {
+            left_blocks: self.left_outside(),
+            more: true,
+            waits: true,
+        })
     }
 
-    /// Copies the start of a range that lies outside the store, and returns how much of it.
-    fn copy_part(&mut self, offset: u64, length: u64) -> Result<u64> {
+    /// Copies some of what lies outside the store. A worker reads it, and then what is copied next, while this is
+    /// written.
+    pub(super) fn copy_from_source(&mut self, patience: Patience) -> Result<FlattenPart> {
+        self.check_owner()?;
+        if self.source_read.is_none() {
+            self.source_read = self.begin_source_read(self.state.copied_below)?;
+        }
+        if patience == Patience::None
+            && let Some(part) = self.awaits_source()
+        {
+            return Ok(part);
+        }
+        let Some(SourceRead { first, end, task }) = self.source_read.take() else {
+            self.state.copied_below = self.blocks();
+            return Ok(FlattenPart { left_blocks: 0, more: false, waits: false });
+        };
+        let read = task.wait().unwrap_or_else(|| fail(ErrorKind::Io, "the source was not read"));
+        let (content, blocks) = read?;
+        let end = end.min(first + blocks);
+        self.source_read = self.begin_source_read(end)?;
+        if let Err(error) = self.take_content((first, end), &content) {
+            // The next attempt begins here again.
+            self.source_read = None;
+            return Err(error);
+        }
+        self.state.copied_below = end;
+        Ok(FlattenPart { left_blocks: self.left_outside(), more: true, waits: false })
+    }
+
+    /// The size in blocks.
+    fn blocks(&self) -> u64 {
+        self.state.size_bytes.div_ceil(BLOCK_BYTES)
+    }
+
+    /// How many blocks may be left to copy; at least one.
+    fn left_outside(&self) -> u64 {
+        self.blocks().saturating_sub(self.state.copied_below).max(1)
+    }
+
+    /// Has a worker read the start of the next external range; `None` where there is none from block `from` on.
+    fn begin_source_read(&mut self, from: u64) -> Result<Option<SourceRead>> {
+        let Some((first, end)) = self.external_ranges((from, u64::MAX), 1)?.pop() else {
+            return Ok(None);
+        };
         let Some(source) = self.external.clone() else {
             return fail(ErrorKind::Corrupt, "the head does not say where the source is");
         };
-        let end = offset + length;
-        let hole = source.hole(offset, length.min(HOLE_BYTES_MAX))?;
-        // Of a hole that ends inside a block, the rest of the block is read.
-        let hole = if offset + hole == end { hole } else { hole / BLOCK_BYTES * BLOCK_BYTES };
-        if hole > 0 {
-            self.discard(offset, hole)?;
-            return Ok(hole);
-        }
-        let mut bytes = vec![0; length.min(PART_BYTES) as usize];
-        source.read(offset, &mut bytes)?;
-        for (range, is_zero) in runs(&bytes) {
-            let at = offset + range.start as u64;
-            match is_zero {
-                true => self.discard(at, range.len() as u64)?,
-                false => self.write_all(&[Write { offset: at, data: &bytes[range] }])?,
+        let (offset, stop) = (first * BLOCK_BYTES, (end * BLOCK_BYTES).min(self.state.size_bytes));
+        let length = stop.saturating_sub(offset);
+        let workers = &*self.identity.pool.files().world().workers;
+        let task = Task::start(workers, move || read_part(&source, offset, length));
+        Ok(Some(SourceRead { first, end, task }))
+    }
+
+    /// Writes what was read of the source, where the image still leaves blocks to it. What was written meanwhile stays.
+    ///
+    /// Requests that are parked may be overtaken: this changes no content.
+    fn take_content(&mut self, (first, end): (u64, u64), content: &Content) -> Result<()> {
+        for (from, to) in self.external_ranges((first, end), usize::MAX)? {
+            let (offset, stop) =
+                (from * BLOCK_BYTES, (to * BLOCK_BYTES).min(self.state.size_bytes));
+            let length = stop.saturating_sub(offset);
+            if length == 0 {
+                continue;
+            }
+            let Content::Data(bytes) = content else {
+                self.discard_now(offset, length)?;
+                continue;
+            };
+            let within = (offset - first * BLOCK_BYTES) as usize;
+            for (range, is_zero) in runs(&bytes[within..within + length as usize]) {
+                let at = offset + range.start as u64;
+                let data = &bytes[within + range.start..within + range.end];
+                match is_zero {
+                    true => self.discard_now(at, data.len() as u64)?,
+                    false => self.write_now(&[Write { offset: at, data }])?,
+                }
             }
         }
-        Ok(bytes.len() as u64)
+        Ok(())
     }
 
     /// Ends the copying. From the head on that this stores, the image names nothing outside the store.
@@ -149,24 +227,25 @@ impl Image {
         &mut self,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
-        self.state.copied_below = 0;
+        // A read that has begun before may have to do with a state that was replaced.
+        (self.state.copied_below, self.source_read) = (0, None);
         let mut total = 0;
         loop {
-            let (left, more) = self.copy_from_source()?;
-            total = total.max(left);
-            if !more {
+            let part = self.copy_from_source(Patience::Waits)?;
+            if !part.more {
                 break;
             }
-            progress(total - left, total);
+            total = total.max(part.left_blocks);
+            progress(total - part.left_blocks, total);
         }
         self.checkpoint_with(|head| set_state(head, MigrationState::Executed))
     }
 
     /// Fails where the image still names something outside the store.
     pub(super) fn check_copied_from_source(&mut self) -> Result<()> {
-        match self.next_external(0)? {
-            None => Ok(()),
-            Some(_) => {
+        match self.external_ranges((0, u64::MAX), 1)?.is_empty() {
+            true => Ok(()),
+            false => {
                 let message = format!("{} still needs its source", self.identity.label);
                 fail(ErrorKind::Corrupt, message)
             }
@@ -176,41 +255,76 @@ impl Image {
     /// Publishes a head without the migration.
     pub(super) fn leave_source(&mut self) -> Result<()> {
         self.publish(|head: &mut HeadRecord| head.migration = None)?;
-        self.external = None;
+        (self.external, self.source_read) = (None, None);
         Ok(())
     }
 
-    /// The next range of external blocks from `from` on: its first block, and how many.
-    fn next_external(&mut self, from: u64) -> Result<Option<(u64, u64)>> {
+    /// The first `max` external ranges that begin in a range of blocks, each by its first block and the one behind its last
+    /// one. They end with the range.
+    fn external_ranges(&mut self, range: (u64, u64), max: usize) -> Result<Vec<(u64, u64)>> {
         let top = self.state.map.top().clone();
         let (_, mut source) = self.state.parts();
-        let mut next = NextExternal::default();
-        let range = (from, IMAGE_BYTES_MAX / BLOCK_BYTES);
-        visit(&top, TOP_LEVEL, 0, range, &mut source, &mut next)?;
-        Ok(next.0.map(|(first, end)| (first, end - first)))
+        let range = (range.0, range.1.min(IMAGE_BYTES_MAX / BLOCK_BYTES));
+        let mut found = ExternalRanges { ranges: Vec::new(), max };
+        visit(&top, TOP_LEVEL, 0, range, &mut source, &mut found)?;
+        Ok(found.ranges)
     }
 }
 
-/// The first range of external blocks, by first block and the block behind the last.
-#[derive(Default)]
-struct NextExternal(Option<(u64, u64)>);
+/// Reads the start of a part of the source, whole blocks: its content, and how many blocks that is. A block at the end
+/// of the image has zeros behind that.
+fn read_part(source: &External, offset: u64, length: u64) -> Result<(Content, u64)> {
+    let hole = source.hole(offset, length.min(HOLE_BYTES_MAX))?;
+    // Of a hole that ends inside a block, the rest of the block is read.
+    let hole_blocks = match hole == length {
+        true => hole.div_ceil(BLOCK_BYTES),
+        false => hole / BLOCK_BYTES,
+    };
+    if hole_blocks > 0 {
+        return Ok((Content::Hole, hole_blocks));
+    }
+    let length = length.min(PART_BYTES) as usize;
+    let mut bytes = vec![0; length.next_multiple_of(BLOCK)];
+    source.read(offset, &mut bytes[..length])?;
+    if length < bytes.len() {
+        // Whoever writes it covers it in part, and needs the rest.
+        source.fetch(offset + (length / BLOCK * BLOCK) as u64);
+    }
+    let blocks = (bytes.len() / BLOCK) as u64;
+    Ok((Content::Data(bytes), blocks))
+}
 
-impl Visitor for NextExternal {
+/// Gathers ranges of external blocks.
+struct ExternalRanges {
+    ranges: Vec<(u64, u64)>,
+    max: usize,
+}
+
+impl ExternalRanges {
+    /// False where what comes next belongs to no range that is wanted.
+    fn go_on(&self) -> bool {
+        self.ranges.len() < self.max
+    }
+}
+
+impl Visitor for ExternalRanges {
     fn external(&mut self, first: u64, blocks: u64) -> Result<bool> {
-        match &mut self.0 {
+        let goes_on = self.go_on();
+        match self.ranges.last_mut() {
             Some((_, end)) if *end == first => *end += blocks,
-            Some(_) => return Ok(false),
-            none => *none = Some((first, first + blocks)),
+            _ if !goes_on => return Ok(false),
+            _ => self.ranges.push((first, first + blocks)),
         }
-        Ok(self.0.is_none_or(|(first, end)| (end - first) * BLOCK_BYTES < HOLE_BYTES_MAX))
+        let long = self.ranges.last().is_some_and(|(a, b)| (b - a) * BLOCK_BYTES >= HOLE_BYTES_MAX);
+        Ok(self.go_on() || !long)
     }
 
     fn lost(&mut self, _: u64, _: u64) -> Result<bool> {
-        Ok(self.0.is_none())
+        Ok(self.go_on())
     }
 
     fn block(&mut self, _: u64, _: MapEntry) -> Result<bool> {
-        Ok(self.0.is_none())
+        Ok(self.go_on())
     }
 }
 

@@ -5,17 +5,19 @@
 use marcot_format::record::{HeadRecord, MigrationRecord, MigrationState};
 use marcot_format::{BLOCK_BYTES, PoolId};
 
+use super::external::Patience;
 use super::flatten::Scope;
 use super::snapshot::max_marks;
 use super::{FlattenPart, Image};
-use crate::catalog::migration::{check_may_migrate, refuse_stranger};
+use crate::catalog::migration::{check_may_migrate, refuse_stranger, set_state};
 use crate::device::Extent;
 use crate::error::{ErrorKind, Result, fail};
 
-/// How much of the target is compared with the source at a time, in bytes.
-const TAKEN_BYTES: u64 = 4 << 20;
-/// How many extents of it, at most: one for each block.
-const TAKEN_EXTENTS: usize = (TAKEN_BYTES / BLOCK_BYTES) as usize;
+/// How much of the maps of target and source is compared at a time, in bytes of the image. Each block may differ, which
+/// takes 24 bytes of memory.
+const COMPARED_BYTES: u64 = 1 << 30;
+/// How much of what differs is read at a time, in bytes.
+const TAKEN_BYTES: usize = 1 << 20;
 
 impl Image {
     /// Makes the image the source of a migration: from the head on that this stores, nobody opens it for writing or
@@ -40,25 +42,29 @@ impl Image {
 
     /// Copies a few megabytes of what the target of a migration has in the source's pool, or in a source outside the
     /// store. Repeated until nothing is left, it makes [`Self::migrate`] short, and the image can be read and written
-    /// between the parts.
+    /// between the parts. A source outside the store is read by a worker, for which this does not wait
+    /// ([`FlattenPart::waits`]).
     ///
     /// # Errors
     /// `Invalid` where the image is not the target of a migration; those of [`Self::flatten_part`].
     pub fn migrate_part(&mut self) -> Result<FlattenPart> {
-        let (left_blocks, more) = self.managed(|image| {
+        if let Some(part) = self.awaits_source() {
+            return Ok(part);
+        }
+        self.managed(|image| {
             let (source, state) = image.migrates_from()?;
             if state == MigrationState::Prepared {
                 image.publish(|head| set_state(head, MigrationState::Executing))?;
             }
             if image.is_from_outside() {
-                return image.copy_from_source();
+                return image.copy_from_source(Patience::None);
             }
-            match image.is_to_be_flattened() {
+            let (left_blocks, more) = match image.is_to_be_flattened() {
                 true => image.flatten_some(),
                 false => image.copy_some(Scope::Migration(source)),
-            }
-        })?;
-        Ok(FlattenPart { left_blocks, more })
+            }?;
+            Ok(FlattenPart { left_blocks, more, waits: false })
+        })
     }
 
     /// Copies what [`Self::migrate_part`] has not copied yet. From then on the target of a migration names nothing in
@@ -130,49 +136,61 @@ impl Image {
         })
     }
 
-    /// Makes the data of this image that of `from`, as far as both reach.
+    /// Makes the data of this image that of `from`, as far as both reach. Only what the maps name at different places is
+    /// read: not what both have from before, nor its copies.
     pub(crate) fn take_data_of(
         &mut self,
         from: &mut Self,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         let end = self.size_bytes().min(from.size_bytes());
+        let theirs = from.current_root()?;
         let mut at = 0;
         while at < end {
-            let extents = from.extents(at, (end - at).min(TAKEN_BYTES), TAKEN_EXTENTS)?;
-            for extent in &extents {
+            let stop = end.min(at + COMPARED_BYTES);
+            // What was written before this window is in a root of its own: the one before may be gone soon.
+            let ours = self.current_root()?;
+            let mut differing: Vec<Extent> = Vec::new();
+            let range = (at / BLOCK_BYTES, stop.div_ceil(BLOCK_BYTES));
+            self.compare(&ours, &theirs, range, &mut |(first, blocks, _, wanted)| {
+                let (offset, data) = (first * BLOCK_BYTES, wanted.is_some());
+                let length = (offset + blocks * BLOCK_BYTES).min(end) - offset;
+                match differing.last_mut() {
+                    Some(last) if last.data == data && last.offset + last.length == offset => {
+                        last.length += length;
+                    }
+                    _ => differing.push(Extent { offset, length, data }),
+                }
+                Ok(())
+            })?;
+            for extent in &differing {
                 match extent.data {
                     true => self.take_extent(from, extent)?,
-                    false => self.take_hole(extent)?,
+                    false => self.discard(extent.offset, extent.length)?,
                 }
             }
-            let Some(last) = extents.last() else { break };
-            at = last.offset + last.length;
+            at = stop;
             progress(at, end);
         }
         self.flush()
     }
 
     fn take_extent(&mut self, from: &mut Self, extent: &Extent) -> Result<()> {
-        let length = usize::try_from(extent.length).unwrap_or(usize::MAX);
-        let (mut wanted, mut now) = (vec![0; length], vec![0; length]);
-        from.read_at(extent.offset, &mut wanted)?;
-        self.read_at(extent.offset, &mut now)?;
-        let grain = BLOCK_BYTES as usize;
-        for (n, (wanted, now)) in wanted.chunks(grain).zip(now.chunks(grain)).enumerate() {
-            if wanted != now {
-                self.write_at(extent.offset + n as u64 * BLOCK_BYTES, wanted)?;
+        let end = extent.offset + extent.length;
+        let (mut wanted, mut now) = (vec![0; TAKEN_BYTES], vec![0; TAKEN_BYTES]);
+        for offset in (extent.offset..end).step_by(TAKEN_BYTES) {
+            let length = (end - offset).min(TAKEN_BYTES as u64) as usize;
+            let (wanted, now) = (&mut wanted[..length], &mut now[..length]);
+            from.read_at(offset, wanted)?;
+            self.read_at(offset, now)?;
+            let grain = BLOCK_BYTES as usize;
+            for (n, (wanted, now)) in wanted.chunks(grain).zip(now.chunks(grain)).enumerate() {
+                if wanted != now {
+                    self.write_at(offset + n as u64 * BLOCK_BYTES, wanted)?;
+                }
             }
         }
         Ok(())
-    }
-
-    fn take_hole(&mut self, extent: &Extent) -> Result<()> {
-        let has = self.extents(extent.offset, extent.length, TAKEN_EXTENTS)?;
-        match has.iter().any(|extent| extent.data) {
-            true => self.discard(extent.offset, extent.length),
-            false => Ok(()),
-        }
     }
 
     /// The pool of the source, and how far the migration has come.
@@ -182,11 +200,5 @@ impl Image {
             Some(migration) => Ok((PoolId(migration.pool_id), migration.state())),
             None => refuse_stranger(&self.identity.label),
         }
-    }
-}
-
-pub(super) fn set_state(head: &mut HeadRecord, state: MigrationState) {
-    if let Some(migration) = &mut head.migration {
-        migration.set_state(state);
     }
 }

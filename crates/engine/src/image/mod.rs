@@ -63,6 +63,7 @@ use crate::root::{OwnedRoot, RootOf, Source, empty_root};
 use crate::segment::{SegmentName, Series};
 
 use checkpoint_job::CheckpointJob;
+use external::SourceRead;
 use head::Head;
 pub(crate) use orphan::forget_child;
 use overlay::Overlay;
@@ -111,6 +112,8 @@ pub struct Image {
     overlay: Option<Overlay>,
     /// The source of a migration, outside the store.
     external: Option<Arc<External>>,
+    /// What a worker reads of it, to be copied next.
+    source_read: Option<SourceRead>,
     room: Room,
     poisoned: bool,
     /// The previous owner may not have closed the image, and may have left segments that no root names.
@@ -278,6 +281,7 @@ impl Image {
             parked: Parked::default(),
             overlay: None,
             external,
+            source_read: None,
             room: Room::default(),
             poisoned: false,
             unclean: false,

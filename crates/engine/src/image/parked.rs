@@ -3,7 +3,8 @@
 //! A write is logged only when the pages that it changes are in memory: a page that cannot be read must fail the
 //! write, and not the image. Where the write covers a block in part, the rest of the block is needed too. In an image
 //! that was just cloned from a template in a bucket, all of that may have to be fetched. And the first write after
-//! opening needs a head that says where the log begins.
+//! opening needs a head that says where the log begins. In the target of a migration from a source outside the store,
+//! the rest of a block may have to come from there: for such an image, that source is a service too.
 //!
 //! Meanwhile the image's thread goes on: the write is *parked*, and so is what comes after it and overlaps it. What
 //! is missing is fetched by a worker, as for reads (room `fetches`). Then the write is tried again from the start.
@@ -160,7 +161,9 @@ impl Image {
 
     /// False where nothing has to wait for a service, nor for something that is parked.
     pub(super) fn may_park_any(&self) -> bool {
-        !self.parked.is_empty() || self.identity.pool.files().has_service()
+        !self.parked.is_empty()
+            || self.external.is_some()
+            || self.identity.pool.files().has_service()
     }
 
     fn must_park(&mut self, offset: u64, length: u64, discards: bool) -> bool {

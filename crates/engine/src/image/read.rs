@@ -12,7 +12,7 @@ use crate::fault::{self, Fault};
 use crate::fetches::{From, LeftRead, Part};
 use crate::in_flight::Candidate;
 use crate::map::{Leaf, position};
-use crate::segment::SegmentName;
+use crate::segment::{Need, SegmentName};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -111,6 +111,13 @@ impl Image {
         let (mut plan, mut buffer) = (Plan::default(), vec![0; BLOCK]);
         self.plan_one(0, block, &mut buffer, &mut plan)?;
         for piece in &plan.pieces {
+            if let Some(source) = self.external.as_ref().filter(|_| piece.external) {
+                let at = piece.block * BLOCK_BYTES;
+                if !source.has_fetched(at) {
+                    return self.state.table.need(Need::External(Arc::clone(source), at));
+                }
+                continue;
+            }
             let Some(file) = plan.file(piece.index) else { continue };
             if file.nearest().waits_for_service() {
                 let (files, at) = (self.identity.pool.files(), piece.slot.offset_bytes());
@@ -340,7 +347,7 @@ impl Image {
                 let (buf, tail) = tail.split_at_mut(piece.blocks * BLOCK);
                 (rest, position) = (tail, piece.at + buf.len());
                 if let Some(source) = self.external.as_ref().filter(|_| piece.external) {
-                    if let Err(error) = source.read(piece.block * BLOCK_BYTES, buf) {
+                    if let Err(error) = source.take(piece.block * BLOCK_BYTES, buf) {
                         failed.push((i, error));
                     }
                     continue;

@@ -33,4 +33,7 @@ pub struct FlattenPart {
     pub left_blocks: u64,
     /// False where [`crate::Image::flatten`] will find nothing to copy.
     pub more: bool,
+    /// Nothing was copied, because a worker is still reading what is copied next: it is to be asked again a little
+    /// later. Only the target of a migration from outside the store has this.
+    pub waits: bool,
 }

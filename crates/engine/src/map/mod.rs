@@ -22,7 +22,9 @@ use marcot_format::{BlockAddress, MAP_FANOUT, MAP_FANOUT_BITS, MAP_LEVELS, MapEn
 
 pub(crate) use node::{Leaf, Link, Node};
 pub(crate) use store::{PageSink, PageSource};
-pub(crate) use visit::{SideOps, Visitor, child, diff, leaf_entry, visit, visit_unshared};
+pub(crate) use visit::{
+    Difference, SideOps, Visitor, child, diff, leaf_entry, visit, visit_unshared,
+};
 
 use crate::error::Result;
 

@@ -129,9 +129,12 @@ fn visit_nowhere(
     }
 }
 
-/// Calls `show`, in order, for every block of `range` whose place or checksum differs between the two
-/// sides: with its number, and its entry on the earlier and on the later side. Subtrees that both sides
-/// share are not read.
+/// Neighbours that differ between two sides: the first block, how many, and their entries on the earlier and on the
+/// later side, which stand for all of them.
+pub(crate) type Difference = (u64, u64, Option<MapEntry>, Option<MapEntry>);
+
+/// Calls `show`, in order, for all blocks of `range` whose place or checksum differs between the two sides. Subtrees
+/// that both sides share are not read. What is still in the source of a migration is shown as the map has it, by ranges.
 pub(crate) fn diff(
     earlier: &mut dyn SideOps,
     later: &mut dyn SideOps,
@@ -139,7 +142,7 @@ pub(crate) fn diff(
     level: u32,
     base: u64,
     range: (u64, u64),
-    show: &mut dyn FnMut(u64, Option<MapEntry>, Option<MapEntry>) -> Result<()>,
+    show: &mut dyn FnMut(Difference) -> Result<()>,
 ) -> Result<()> {
     let (from, to) = (range.0.max(base), range.1.min(base + entry_blocks(level + 1)));
     if from >= to || (links.0.is_hole() && links.1.is_hole()) {
@@ -153,6 +156,11 @@ pub(crate) fn diff(
     {
         return Ok(());
     }
+    match (outside(links.0), outside(links.1)) {
+        (None, y @ Some(_)) if links.0.is_hole() => return show((from, to - from, None, y)),
+        (x @ Some(_), None) if links.1.is_hole() => return show((from, to - from, x, None)),
+        _ => {}
+    }
     let a = node_of(links.0, level, base, earlier.source())?;
     let b = node_of(links.1, level, base, later.source())?;
     if level == 0 {
@@ -165,7 +173,7 @@ pub(crate) fn diff(
                 _ => false,
             };
             if !same {
-                show(block, x, y)?;
+                show((block, 1, x, y))?;
             }
         }
         return Ok(());
@@ -176,6 +184,11 @@ pub(crate) fn diff(
         diff(earlier, later, children, level - 1, base + i * step, range, show)?;
     }
     Ok(())
+}
+
+/// The entry of a link below which everything is external.
+fn outside(link: &Link) -> Option<MapEntry> {
+    link.entry().filter(|entry| entry.is_external())
 }
 
 /// Shows the pages and blocks of `range` that the later side names and the earlier side does not name

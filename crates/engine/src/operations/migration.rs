@@ -6,7 +6,7 @@
 //! the same pool nothing is copied; elsewhere the owner of the target copies (see `image::flatten`).
 //!
 //! Each head names the other image ([`MigrationRecord`]). The source's says that it is frozen, the target's how far the
-//! migration has come.
+//! migration has come. Where the source is in a group, the target takes its place there.
 //!
 //! Invariants:
 //! - From the head of the target on, the head of the source says that it is the source. So what the target names stays.
@@ -25,7 +25,7 @@ use super::clone::{record_child, settle_places};
 use super::remove::lock_for_removal;
 use crate::catalog::children::{CHILDREN_LOOKED_AT_MAX, Formats, named as some_of};
 use crate::catalog::create::first_head;
-use crate::catalog::migration::{check_may_migrate, refuse_stranger};
+use crate::catalog::migration::{check_may_migrate, check_no_group_snapshots, refuse_stranger};
 use crate::catalog::names::check_image_name;
 use crate::catalog::partial::partial_name;
 use crate::catalog::{CreateOptions, ImageName, Namespace, Pool, Store};
@@ -105,11 +105,12 @@ impl Store {
     ///
     /// 1. The head of the source: nobody writes to it any more. 2. Records and marks of the target as a child and an
     ///    heir. 3. The head of the target, with a name that users do not see. 4. The source's name leads to the trash.
-    ///    5. **The target's name.** Where this is interrupted, [`Self::abort_migration`] leads back.
+    ///    5. **The target's name.** 6. The target takes the source's place in its group ([`Self::settle_migrating_group`]).
+    ///    Where this is interrupted, [`Self::abort_migration`] leads back.
     ///
     /// # Errors
-    /// `Owned` where the image is in use; `Busy` where it has children, removed snapshots, or belongs to a group;
-    /// `Exists`; `Invalid`, `NameTooLong` for the name; `NotFound` for the image or the namespace; `ReadOnly`;
+    /// `Owned` where the image is in use; `HasChildren`; `Busy` where it has removed snapshots, or some of a group;
+    /// `Exists`; `Invalid`, `NameTooLong` for the name, `Invalid` also for another namespace than that of its group; `NotFound` for the image or the namespace; `ReadOnly`;
     /// `Unsupported` for a pool in a bucket; `NoSpace`.
     pub fn prepare_migration(
         &self,
@@ -144,7 +145,7 @@ impl Store {
         let head = pool.read_head(image)?;
         let label = pool.image_label(&head);
         check_may_migrate(&head, &label)?;
-        pool.check_in_no_group(image, &label)?;
+        pool.check_member_may_move(image, &label, (dest, to.namespace()))?;
         check_no_children(pool, image, &label)?;
         pool.require_level(LEVEL)?;
         dest.require_level(LEVEL)?;
@@ -167,7 +168,8 @@ impl Store {
         let made = migration.make_target(&head, from, to, options).and_then(|held| {
             pool.put_source_aside(image, from)?;
             dest.publish_partial(target, to)?;
-            held.close()
+            held.close()?;
+            self.settle_migrating_group(&migration)
         });
         // Until here, nobody else could have begun to lead back.
         let closed = opened.close();
@@ -181,14 +183,29 @@ impl Store {
         Ok(migration)
     }
 
+    /// Puts the target of a migration in the source's place in its group, if it is in one. Where [`Self::prepare_migration`]
+    /// was interrupted before this, it is still to be done.
+    ///
+    /// # Errors
+    /// `Invalid` where the target is in another namespace than the group; those of changing the group.
+    pub fn settle_migrating_group(&self, migration: &Migration) -> Result<()> {
+        let Migration { source_pool: pool, source, target_pool, target } = migration;
+        let label = target_pool.image_label(&target_pool.read_head(*target)?);
+        match pool.replace_member(*source, (target_pool, *target), &label) {
+            // It was removed before.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            settled => settled,
+        }
+    }
+
     /// Ends a migration by removing the target. As with RBD, the source gets back its name and what was written to the
     /// target, as far as the source reaches; its size, its snapshots and its metadata are what they were.
     ///
-    /// 1. The head of the target: nobody else writes to it any more. 2. Its data, to the source. 3. The removal of the
-    ///    target. 4. The source's name. 5. **The head of the source.**
+    /// 1. The head of the target: nobody else writes to it any more. 2. Its data, to the source. 3. The source's place in
+    ///    its group. 4. The removal of the target. 5. The source's name. 6. **The head of the source.**
     ///
     /// # Errors
-    /// `Owned`, `Busy` where the target is in use; `HasChildren` where snapshots of the target were cloned; `Exists`
+    /// `Owned`, `Busy` where the target is in use, or has snapshots of a group; `HasChildren` where snapshots of the target were cloned; `Exists`
     /// where another image has the name of the source by now; `Invalid` where there is no such migration, or the
     /// source is being removed already.
     pub fn abort_migration(
@@ -215,12 +232,15 @@ impl Store {
                     .find_name_of(&found)?
                     .is_some_and(|name| name != partial_name(*target));
                 if was_visible && !found.removing {
+                    check_no_group_snapshots(&found, &target_pool.image_label(&found))?;
                     check_no_children(target_pool, *target, &target_pool.image_label(&found))?;
                     let mut from = Image::open_migrating(target_pool, *target)?;
                     from.begin_abort()?;
                     opened.take_data_of(&mut from, progress)?;
                     from.close()?;
                 }
+                let label = target_pool.image_label(&found);
+                target_pool.replace_member(*target, (pool, *source), &label)?;
                 self.remove_with_snapshots(target_pool, *target, &mut |_, _| {})?;
             }
         }
@@ -253,7 +273,10 @@ impl Store {
             // It was removed before.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
-            Ok(_) => self.remove_with_snapshots(pool, *source, progress),
+            Ok(_) => {
+                self.settle_migrating_group(migration)?;
+                self.remove_with_snapshots(pool, *source, progress)
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use marcot_format::{ImageId, PoolId};
 
 pub(crate) use files::{Authors, Files, Place};
 pub(crate) use groups::{group_at, groups, read_blocks};
-pub(crate) use need::Need;
+pub(crate) use need::{Need, NeedPlace};
 pub(crate) use pages::{PageWriter, WrittenPages};
 pub(crate) use series::Series;
 

@@ -48,7 +48,7 @@ impl SegmentTable {
     /// Those of [`Files::get`]; `Unreachable` where nothing may wait.
     pub(crate) fn file(&mut self, files: &Files, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
         match &self.waiting {
-            Waiting::Refused(_) if !files.is_at_hand(name) => self.need(Need::open(name)),
+            Waiting::Refused(_) if !files.is_at_hand(name) => self.need(Need::Open(name)),
             _ => files.get(name),
         }
     }
@@ -69,13 +69,17 @@ impl SegmentTable {
             return match file.read_cached_at(at, buf) {
                 Ok(n) if n == buf.len() => Ok(n),
                 // Its end, or not all of it is here.
-                _ => self.need(Need::bytes(name, file, at, buf.len())),
+                _ => self.need(Need::Bytes(name, file, at, buf.len())),
             };
         }
         file.read_at(at, buf).at(|| format!("cannot read segment {name}"))
     }
 
-    fn need<T>(&mut self, needed: Need) -> Result<T> {
+    /// Notes what is needed, where nothing may wait.
+    ///
+    /// # Errors
+    /// Always `Unreachable`.
+    pub(crate) fn need<T>(&mut self, needed: Need) -> Result<T> {
         if let Waiting::Refused(noted) = &mut self.waiting {
             noted.get_or_insert(needed);
         }

@@ -364,6 +364,9 @@ pub enum Reply {
         left_blocks: u64,
         /// False where `Flatten` will find nothing to copy.
         more: bool,
+        /// Nothing was copied, because the source is still being read: ask again a little later.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        waits: bool,
     },
     /// To [`Command::Reclaim`].
     Reclaimed {

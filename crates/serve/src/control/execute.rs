@@ -1,6 +1,6 @@
 //! Carrying out commands on an open image: from the words of the control protocol to the engine's calls.
 
-use marcot::{Error, ErrorKind, Image, Result, SnapId};
+use marcot::{Error, ErrorKind, FlattenPart, Image, Result, SnapId};
 
 use super::command::{Command, GroupStep, MigrationStep, READ_BYTES_MAX, Reply, Watcher};
 
@@ -15,6 +15,11 @@ pub trait Execute {
     /// # Errors
     /// As the command says.
     fn execute(&mut self, command: &Command, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply>;
+}
+
+fn copied(part: FlattenPart) -> Reply {
+    let FlattenPart { left_blocks, more, waits } = part;
+    Reply::Copied { left_blocks, more, waits }
 }
 
 impl Execute for Image {
@@ -36,8 +41,7 @@ impl Execute for Image {
             }
             Command::Flatten => self.flatten_with(progress)?,
             Command::FlattenPart => {
-                let part = self.flatten_part()?;
-                return Ok(Reply::Copied { left_blocks: part.left_blocks, more: part.more });
+                return Ok(copied(self.flatten_part()?));
             }
             Command::MetaSet { key, value } => self.set_metadata(key, value)?,
             Command::FeaturesChange { names, enable } => self.change_features(names, *enable)?,
@@ -81,10 +85,7 @@ impl Execute for Image {
                 return Ok(Reply::Status { watchers: vec![watcher] });
             }
             Command::Migration { step } => match step {
-                MigrationStep::CopyPart => {
-                    let part = self.migrate_part()?;
-                    return Ok(Reply::Copied { left_blocks: part.left_blocks, more: part.more });
-                }
+                MigrationStep::CopyPart => return Ok(copied(self.migrate_part()?)),
                 MigrationStep::Finish => self.migrate(progress)?,
                 MigrationStep::Verify => self.check_migrated()?,
                 MigrationStep::End => self.end_migration()?,

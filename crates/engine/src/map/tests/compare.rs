@@ -30,18 +30,16 @@ fn earlier(pair: &mut Pair) -> Earlier {
 fn differs(earlier: &mut Earlier, later: &mut Pair, range: (u64, u64)) -> Difference {
     let mut found = Difference::new();
     let links = (earlier.map.top(), later.map.top());
-    diff(
-        &mut earlier.pages,
-        &mut later.pages,
-        links,
-        TOP_LEVEL,
-        0,
-        range,
-        &mut |block, before, after| {
-            assert!(found.insert(block, (before, after)).is_none());
-            Ok(())
-        },
-    )
+    diff(&mut earlier.pages, &mut later.pages, links, TOP_LEVEL, 0, range, &mut |(
+        first,
+        blocks,
+        before,
+        after,
+    )| {
+        assert_eq!(blocks, 1);
+        assert!(found.insert(first, (before, after)).is_none());
+        Ok(())
+    })
     .unwrap();
     found
 }
@@ -143,6 +141,40 @@ fn what_two_maps_share_is_not_read() {
 }
 
 #[test]
+fn what_is_left_to_a_source_is_compared_by_ranges() {
+    let mut pair = Pair::default();
+    pair.set(0, 5);
+    let mut earlier = earlier(&mut pair);
+    pair.map.set_external(512, BLOCKS, &mut pair.pages).unwrap();
+    let written = LEAVES[5] + 7;
+    pair.set(written, 1);
+    let mut shown: Vec<(u64, u64, bool)> = Vec::new();
+    for swapped in [false, true] {
+        let mut show = |(first, blocks, before, after): (u64, u64, Option<MapEntry>, _)| {
+            let (before, after) = if swapped { (after, before) } else { (before, after) };
+            assert_eq!((before, after.is_some()), (None, true));
+            shown.push((first, blocks, after.is_some_and(|entry| entry.is_external())));
+            Ok(())
+        };
+        let all = (0, BLOCKS);
+        let (old, new) = (&mut earlier.pages, &mut pair.pages);
+        let (before, after) = (earlier.map.top(), pair.map.top());
+        match swapped {
+            false => diff(old, new, (before, after), TOP_LEVEL, 0, all, &mut show).unwrap(),
+            true => diff(new, old, (after, before), TOP_LEVEL, 0, all, &mut show).unwrap(),
+        }
+        // No more than the pages on the way to the block that was written have entries, and two for the first one.
+        assert!(shown.len() < 6 * 512, "{} ranges", shown.len());
+        let mut end = 512;
+        for (first, blocks, external) in shown.drain(..) {
+            assert_eq!((first, external), (end, first != written));
+            end = first + blocks;
+        }
+        assert_eq!(end, BLOCKS);
+    }
+}
+
+#[test]
 fn a_visit_of_what_is_not_shared_ends_where_the_visitor_says() {
     let mut pair = Pair::default();
     LEAVES.iter().for_each(|leaf| pair.set(*leaf, 5));
@@ -182,7 +214,7 @@ fn an_unreadable_page_is_shown_on_the_later_side_and_names_nothing_on_the_earlie
     let (_, seen) = unshared(&mut old, &mut pair, (2, BLOCKS), Seen::default());
     assert_eq!((seen.unreadable, seen.blocks.len()), (vec![(2, 510)], 0));
     let links = (old.map.top(), pair.map.top());
-    let mut show = |_, _, _| Ok(());
+    let mut show = |_| Ok(());
     let shown = diff(&mut old.pages, &mut pair.pages, links, TOP_LEVEL, 0, (0, BLOCKS), &mut show);
     assert_eq!(shown.unwrap_err().kind(), ErrorKind::Corrupt);
     // The blocks below a page that was given up are lost, at any level.

@@ -53,6 +53,9 @@ impl PageSource for Pages {
         if self.damaged.contains(&address) || entry.is_lost() {
             return fail(ErrorKind::Corrupt, "damaged for the test");
         }
+        if entry.is_external() {
+            return Ok(Node::external(level));
+        }
         self.loads += 1;
         let page = &self.pages[&address];
         assert_eq!((u32::from(page.level), page.base), (level, base));
@@ -60,7 +63,9 @@ impl PageSource for Pages {
     }
 
     fn touch(&mut self, address: BlockAddress) -> Result<()> {
-        self.touched.push(address.0);
+        if !address.is_external() {
+            self.touched.push(address.0);
+        }
         Ok(())
     }
 
@@ -72,7 +77,9 @@ impl PageSource for Pages {
         if self.refuses {
             return fail(ErrorKind::Io, "refused for the test");
         }
-        *self.held.entry(address.0).or_default() -= i64::from(slots);
+        if !address.is_external() {
+            *self.held.entry(address.0).or_default() -= i64::from(slots);
+        }
         Ok(())
     }
 }
