@@ -20,9 +20,12 @@ GUIDE=$HERE/../../docs/migrating-from-ceph.md
 RECORDED=$HERE/fixtures/migrating
 STREAM=$HERE/../oracle.d/stream
 LIVE=no
+# The socket of the server of a disk that is taken over, once it is known.
+SERVED=/nonexistent
 
 clean_up() {
     claims_unmap_devices
+    [[ ! -e $SERVED.pid ]] || kill "$(cat "$SERVED.pid")" 2>/dev/null || true
     if [[ $LIVE == yes ]]; then
         ceph osd pool rm vms vms --yes-i-really-really-mean-it >/dev/null 2>&1 || true
     fi
@@ -57,6 +60,20 @@ END
     chmod +x "$rbd"
 }
 
+# A program `qemu-nbd` that serves what Ceph's image has, where answers are replayed.
+make_qemu_nbd() {
+    local program=$CLAIMS_SCRATCH/bin/qemu-nbd
+    cat >"$program" <<END
+#!/usr/bin/env bash
+set -euo pipefail
+disk=\${*: -1}
+[[ $1 == live ]] || rbd export --no-progress "\${disk#rbd:}" - >$CLAIMS_SCRATCH/served
+[[ $1 != replay ]] || disk=$CLAIMS_SCRATCH/served
+exec /usr/bin/qemu-nbd "\${@:1:\$#-1}" "\$disk"
+END
+    chmod +x "$program"
+}
+
 # on_ceph COMMAND... : prepares what is moved; not where answers are replayed.
 on_ceph() {
     [[ $LIVE == no ]] || "$@"
@@ -88,6 +105,8 @@ a_pool_on_ceph() {
     ceph_write vms/disk write:4096:500000:11
     /usr/bin/rbd snap create --no-progress vms/disk@one
     ceph_write vms/disk write:8192:4096:12 zero:65536:65536
+    /usr/bin/rbd create --size 9M vms/scratch
+    ceph_write vms/scratch write:4096:700000:15 write:8388608:1048576:16
 }
 
 changes_on_ceph() {
@@ -112,8 +131,31 @@ json() {
     "$MARCOT" "${@:2}" --format json | jq -r "$1"
 }
 
+# has_bytes FILE IMAGE : the image has exactly the bytes of the file.
+has_bytes() {
+    marcot export --no-progress "$2" - | cmp - "$1"
+}
+
+# The program of the image that was taken over writes to it, and to its copy in a file.
+program_writes() {
+    local at
+    for at in 5000 4000000 8700000; do
+        printf 'written here' | dd of="$CLAIMS_SCRATCH/expected" bs=1 seek="$at" conv=notrunc status=none
+    done
+    device=$("$MARCOT" device map vms/scratch)
+    for at in 5000 4000000 8700000; do
+        printf 'written here' | dd of="$device" bs=1 seek="$at" conv=notrunc,fsync status=none
+    done
+    "$MARCOT" device unmap "$device"
+}
+
+# ended PID : the process with this id ends.
+ended() {
+    timeout 60 tail --pid="$1" -f /dev/null
+}
+
 main() {
-    local mode=replay conf=
+    local mode=replay conf="" device server
     while (($#)); do
         case $1 in
         --marcot) MARCOT=$(realpath "$2") && shift ;;
@@ -123,16 +165,19 @@ main() {
         esac
         shift
     done
-    need_packages jq
+    need_packages jq qemu-utils
+    [[ $LIVE == no ]] || need_packages qemu-block-extra
     claims_begin
+    SERVED=$CLAIMS_SCRATCH/run/take-over-vms-scratch
     trap clean_up EXIT
     mkdir "$CLAIMS_SCRATCH/bin" "$CLAIMS_SCRATCH/run" "$CLAIMS_SCRATCH/dev"
     ln -s "$MARCOT" "$CLAIMS_SCRATCH/bin/marcot"
     [[ -z $conf ]] || export CEPH_CONF=$conf
     [[ $mode != record ]] || { rm -rf "$RECORDED" && mkdir -p "$RECORDED"; }
     make_rbd "$mode"
+    make_qemu_nbd "$mode"
     export PATH=$CLAIMS_SCRATCH/bin:$PATH MARCOT_STORE=$CLAIMS_SCRATCH/store
-    export MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run MARCOT_DEV_DIR=$CLAIMS_SCRATCH/dev
+    export XDG_RUNTIME_DIR=$CLAIMS_SCRATCH/run MARCOT_RUN_DIR=$CLAIMS_SCRATCH/run MARCOT_DEV_DIR=$CLAIMS_SCRATCH/dev
     blocks bash | tr -d '\0' >"$CLAIMS_SCRATCH/functions"
     on_ceph a_pool_on_ceph
     claim 'the first copies are made' step 0
@@ -149,6 +194,16 @@ main() {
     claim 'of the template too' test "$(json '.[0].protected' snap ls vms/base)" = true
     claim 'metadata has come along' test "$(json .os image-meta ls vms/base),$(json .owner image-meta ls vms/vm-1)" = 'debian,two words'
     claim 'nothing else is left' test "$(json 'join(" ")' ls vms)" = 'base disk vm-1'
+    claim 'an image is taken over' step 3
+    rbd export --no-progress vms/scratch "-" >"$CLAIMS_SCRATCH/expected"
+    claim 'it has the bytes of Ceph from the start' has_bytes "$CLAIMS_SCRATCH/expected" vms/scratch
+    program_writes
+    claim 'it can be written at once' has_bytes "$CLAIMS_SCRATCH/expected" vms/scratch
+    server=$(cat "$SERVED.pid")
+    claim 'the rest is copied' step 4
+    claim 'it needs no server any more' ended "$server"
+    claim 'it has what it had' has_bytes "$CLAIMS_SCRATCH/expected" vms/scratch
+    claim 'nothing of the take-over is left' not "$MARCOT" migration abort vms/scratch
     claims_end
 }
 
