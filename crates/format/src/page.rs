@@ -125,6 +125,21 @@ pub fn peek_page(bytes: &[u8]) -> Result<usize, FormatError> {
     Ok(length)
 }
 
+/// True where pages of a level start at `base`. The level is below [`MAP_LEVELS`].
+fn is_base(level: u8, base: u64) -> bool {
+    let span_bits = MAP_FANOUT_BITS * (u32::from(level) + 1);
+    base & ((1 << span_bits) - 1) == 0 && base >> (MAP_FANOUT_BITS * MAP_LEVELS) == 0
+}
+
+/// Level and first block of what looks like a page at the start of `bytes`; `None` where nothing does. The page is
+/// not verified: it may be damaged, or something else.
+#[must_use]
+pub fn peek_place(bytes: &[u8]) -> Option<(u8, u64)> {
+    peek_page(bytes).ok()?;
+    let (level, base) = (bytes[5], get_u64(bytes, 24));
+    (u32::from(level) < MAP_LEVELS && is_base(level, base)).then_some((level, base))
+}
+
 /// Reads a page from bytes that start with it, and its checksum.
 ///
 /// # Errors
@@ -141,13 +156,11 @@ pub fn decode_page(bytes: &[u8]) -> Result<(Page, u32), FormatError> {
         return Err(FormatError::Checksum { what: WHAT });
     }
     let malformed = |why| FormatError::Malformed { what: WHAT, why };
-    let level = bytes[5];
+    let (level, base) = (bytes[5], get_u64(bytes, 24));
     if u32::from(level) >= MAP_LEVELS {
         return Err(malformed("level"));
     }
-    let base = get_u64(bytes, 24);
-    let span_bits = MAP_FANOUT_BITS * (u32::from(level) + 1);
-    if base & ((1 << span_bits) - 1) != 0 || base >> (MAP_FANOUT_BITS * MAP_LEVELS) != 0 {
+    if !is_base(level, base) {
         return Err(malformed("base"));
     }
     let entries = match bytes[6] {
@@ -212,6 +225,7 @@ mod tests {
             let count = entries.iter().filter(|e| !e.is_hole()).count();
             prop_assert_eq!(bytes.len() as u32, page_units(count) * 512);
             prop_assert!(bytes.len() <= PAGE_READ_BYTES);
+            prop_assert_eq!(peek_place(&bytes), Some((level, base)));
             let (page, found) = decode_page(&bytes).unwrap();
             prop_assert_eq!(found, crc);
             prop_assert_eq!(page, Page { level, author: 8, base, entries });
@@ -227,7 +241,7 @@ mod tests {
                 let crc = crc32c_without(&bytes[..length], 12);
                 bytes[12..16].copy_from_slice(&crc.to_le_bytes());
             }
-            let _ = decode_page(&bytes);
+            let _ = (decode_page(&bytes), peek_place(&bytes));
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use marcot_backend::Stamp;
 use marcot_format::record::HeadRecord;
+use marcot_format::segment::SegmentKind;
 use marcot_store::{DiskFile, Task, Workers};
 
 use super::pages::Pages;
@@ -89,6 +90,7 @@ type Outcome = (CheckpointOutcome, Vec<SegmentName>, Vec<SegmentName>);
 pub(super) struct CheckpointJob {
     task: Task<Outcome>,
     covered: Covered,
+    dead_data_segments: u64,
 }
 
 impl CheckpointJob {
@@ -100,6 +102,8 @@ impl CheckpointJob {
         mut covered: Covered,
         tell: impl FnOnce() + Send + 'static,
     ) -> Self {
+        let is_data = |name: &&SegmentName| name.kind == SegmentKind::Data;
+        let dead_data_segments = covered.dead.iter().filter(is_data).count() as u64;
         let (mut dead, wanted) = (std::mem::take(&mut covered.dead), covered.wanted);
         let run = move || {
             let image = Arc::clone(&work.image);
@@ -114,7 +118,7 @@ impl CheckpointJob {
             }
             (outcome, dead, spares)
         };
-        Self { task: Task::start_and_tell(workers, run, tell), covered }
+        Self { task: Task::start_and_tell(workers, run, tell), covered, dead_data_segments }
     }
 
     pub(super) fn is_finished(&mut self) -> bool {
@@ -124,6 +128,11 @@ impl CheckpointJob {
     /// Bytes of the log that no durable head covers until the job has ended.
     pub(super) fn log_bytes(&self) -> u64 {
         self.covered.log.bytes
+    }
+
+    /// Data segments that are removed, or kept to be used again, when the head is durable.
+    pub(super) fn dead_data_segments(&self) -> u64 {
+        self.dead_data_segments
     }
 
     /// Waits for the outcome.

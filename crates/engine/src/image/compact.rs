@@ -33,11 +33,12 @@ use crate::error::{ErrorKind, Result};
 use crate::journal::Group;
 use crate::segment::SegmentName;
 
+use map_pages::MapCompaction;
 use moves::{Move, Target};
 
 /// Compaction starts when live slots are a smaller part of the private segments than this.
-const LIVE_PERCENT_MIN: u64 = 79;
-/// A writer waits for the worker once compaction is behind by this many slots (32 MiB).
+const LIVE_PERCENT_MIN: u64 = 78;
+/// A writer waits for the worker once compaction is behind by this many slots (32 MiB). It is ahead by at most as many.
 const OWED_SLOTS_MAX: i64 = 16 * PART_SLOTS as i64;
 /// The counts are surveyed this many times while as much is written as may be dead before compaction begins.
 const SURVEYS: u64 = 8;
@@ -69,11 +70,7 @@ pub(super) struct Compaction {
     has_gap: bool,
     /// What it has to cut off the target before.
     cut: Option<Cut>,
-    /// Table index of a map segment, and the offset in bytes of its page that is to be looked at next.
-    map_at: Option<(SegmentIndex, u64)>,
-    /// Table index of a map segment whose live pages are all dirty by now, and the version of the head then: the
-    /// next checkpoint moves them.
-    map_done: Option<(SegmentIndex, u64)>,
+    map: MapCompaction,
     /// Segments that could not be emptied, because a block in them is damaged.
     stuck: HashSet<SegmentIndex>,
     /// Slots written since the last survey.
@@ -94,9 +91,16 @@ impl Compaction {
     /// Counts what was appended to the log.
     pub(super) fn appended(&mut self, slots: u32) {
         self.written += u64::from(slots);
+        self.map.appended(u64::from(slots));
         let charge = (u64::from(slots) * self.price_percent / 100) as i64;
         self.owed += charge;
         self.charged += charge;
+    }
+
+    /// Counts slots that were looked at. Work that was done ahead of the writers counts up to a limit: otherwise they
+    /// would pay for nothing for a long time afterwards, while dead slots grow.
+    fn looked_at(&mut self, slots: usize) {
+        self.owed = (self.owed - slots as i64).max(-OWED_SLOTS_MAX);
     }
 
     /// Live slots of the data segments that were surveyed last.
@@ -112,6 +116,11 @@ impl Compaction {
     /// Slot where the next copies go, where a segment for copies is open.
     pub(super) fn target_slot(&self) -> Option<u32> {
         self.target.as_ref().map(|target| target.slot)
+    }
+
+    /// True where this data segment is being emptied.
+    fn is_emptying(&self, name: SegmentName) -> bool {
+        self.victim.as_ref().is_some_and(|victim| victim.name == name)
     }
 
     /// The segment that copies go to.
@@ -183,6 +192,7 @@ impl Image {
             self.state.compaction.written = 0;
             self.look_for_work()?;
         }
+        self.pay_for_map()?;
         // A write waits for as much work as it has made, and not for all that is owed.
         let mut charge = std::mem::take(&mut self.state.compaction.charged);
         while self.state.compaction.owed > 0 {
@@ -208,14 +218,12 @@ impl Image {
 
     fn look_for_work(&mut self) -> Result<()> {
         let dead_min = self.dead_slots_min();
-        if self.checkpoint_job.is_none() {
-            self.compact_map()?;
-        }
         let survey = self.survey(SegmentKind::Data)?;
         self.state.compaction.live = survey.live;
         self.state.compaction.price_percent = survey.price_percent(dead_min);
         // A survey takes longer the more segments there are.
         self.state.compaction.survey_after = survey.used / SURVEYS_LARGE;
+        self.data_surveyed(survey.used)?;
         if self.state.compaction.victim.is_some() || !survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
             return Ok(());
         }

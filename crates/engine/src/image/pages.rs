@@ -30,6 +30,8 @@ pub(super) struct Pages {
     pub map: PageWriter,
     /// Table index of the open map segment.
     pub map_index: SegmentIndex,
+    /// Bytes of map pages that were placed since [`Self::take_placed_map_bytes`].
+    pub placed_map_bytes: u64,
     pub table: PageWriter,
     /// The next map segment, which a worker creates.
     prepared_map: Option<Prepared>,
@@ -76,6 +78,11 @@ impl Pages {
             (self.pending, self.unwritten_from) = (None, None);
         }
         Ok(())
+    }
+
+    /// Bytes of map pages that were placed since the last call.
+    pub(super) fn take_placed_map_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.placed_map_bytes)
     }
 
     /// Hands over the pages that a checkpoint has to write.

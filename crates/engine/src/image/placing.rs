@@ -69,6 +69,7 @@ impl PageSink for MapSink<'_> {
         let Some((offset, (crc, bytes))) = self.pages.map.place(encode) else {
             return fail(ErrorKind::Io, "no map segment is open");
         };
+        self.pages.placed_map_bytes += bytes;
         let (index, units) = (self.pages.map_index, (bytes / MAP_UNIT_BYTES) as u32);
         self.table.count(index, i64::from(units), units, files)?;
         let address = BlockAddress::of_page(index, MapUnit::at(offset));

@@ -58,7 +58,7 @@ impl Image {
                     return Ok(false);
                 }
                 victim.slot += part.blocks;
-                self.state.compaction.owed -= part.blocks as i64;
+                self.state.compaction.looked_at(part.blocks);
                 work.write = self.begin_moves(victim, part)?;
             }
         }

@@ -149,19 +149,23 @@ fn a_map_segment_is_looked_through_once_before_it_is_removed() {
         image.checkpoint().unwrap();
     }
     let emptied = image.state.pages.open_map().unwrap();
+    let index = image.state.pages.open_map_index().unwrap();
     image.state.close_map_segment(&image.identity);
+    image.state.pages.placed_map_bytes = 1 << 20;
+    image.data_surveyed(0).unwrap();
+    let is_done = |image: &Image| image.state.compaction.map.is_done(index, image.head.version);
     for looks in 0.. {
-        assert_eq!(image.state.compaction.map_done, None, "look {looks}");
-        image.compact_map().unwrap();
-        if image.state.compaction.map_at.is_none() {
-            assert!(looks > 0, "more pages than are looked at in one go");
+        assert!(!is_done(&image), "look {looks}");
+        image.state.compaction.map.appended(1 << 20);
+        image.pay_for_map().unwrap();
+        if is_done(&image) {
+            assert!(looks > 0, "more pages than are moved in one go");
             break;
         }
+        assert!(image.state.compaction.map.is_at_work());
     }
-    let done = image.state.compaction.map_done.unwrap();
-    assert_eq!(image.state.table.name(done.0, pool.files()).unwrap(), emptied);
-    image.compact_map().unwrap();
-    assert!(image.state.compaction.map_at.is_none(), "it is not looked at again");
+    image.data_surveyed(0).unwrap();
+    assert!(!image.state.compaction.map.is_at_work(), "it is not looked at again");
     image.state.changed = true;
     image.checkpoint().unwrap();
     let gone = pool.files().open_as_it_is(emptied, false).err().map(|error| error.kind());
@@ -181,4 +185,88 @@ fn a_log_that_goes_on_behind_copies_is_replayed() {
     let mut blocks = vec![0; 1024 * BLOCK];
     image.read_at(0, &mut blocks).unwrap();
     assert!(blocks[..BLOCK].iter().all(|b| *b == 5) && blocks[BLOCK..].iter().all(|b| *b == 4));
+}
+
+/// Limits with segments of 1 MiB, so that an image of 128 MiB has many.
+fn small_segments(checkpoint_log_bytes: u64) -> Limits {
+    let (segment_slots, dead_bytes_min) = (256, 1 << 20);
+    Limits { segment_slots, dead_bytes_min, checkpoint_log_bytes, ..Limits::default() }
+}
+
+fn image_with(directory: &std::path::Path, limits: Limits) -> Image {
+    let store = Store::open_with(World::system(), directory, limits).unwrap();
+    let pool = store.pool("rbd").unwrap();
+    let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
+    pool.open(id).unwrap()
+}
+
+#[test]
+fn dead_segments_that_wait_for_a_checkpoint_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut image = image_with(directory.path(), small_segments(1 << 40));
+    let slots = u64::from(image.limits().segment_slots - 1);
+    let data = vec![1; 1 << 20];
+    let fill = |image: &mut Image, mib: u64| {
+        for n in 0..mib {
+            image.write_at(n << 20, &data).unwrap();
+        }
+    };
+    fill(&mut image, 64);
+    let dead_slots = |image: &mut Image| {
+        let survey = image.survey(SegmentKind::Data).unwrap();
+        survey.used - survey.live
+    };
+    let before = dead_slots(&mut image);
+    fill(&mut image, 5);
+    let waiting = dead_slots(&mut image);
+    assert!(waiting >= before + 4 * slots, "{before}, then {waiting}");
+    image.begin_checkpoint().unwrap();
+    assert!(dead_slots(&mut image) >= before + 4 * slots, "the worker has them");
+    image.settle().unwrap();
+    assert!(dead_slots(&mut image) < before + slots, "they are removed");
+
+    // In a small image, what waits is as much as what is live.
+    image.discard(0, 64 << 20).unwrap();
+    image.checkpoint().unwrap();
+    for _ in 0..20 {
+        fill(&mut image, 2);
+    }
+    let survey = image.survey(SegmentKind::Data).unwrap();
+    assert!(
+        survey.used <= survey.live + survey.live / 8 + slots,
+        "{} {}",
+        survey.used,
+        survey.live
+    );
+}
+
+/// Every checkpoint writes a page for nearly every leaf, because compaction copies from everywhere. A writer that works
+/// in order leaves a few of these pages live in each map segment, until it comes to them.
+#[test]
+fn a_writer_in_order_over_a_worn_image_does_not_pile_up_map_segments() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut image = image_with(directory.path(), small_segments(1 << 40));
+    let blocks = 64 * 512_u64;
+    let map_bytes = |image: &mut Image| {
+        let files = image.identity.pool.files();
+        let mut names = Vec::new();
+        let maps = |_, _, name: SegmentName| {
+            names.extend((name.kind == SegmentKind::Map).then_some(name));
+            Ok(())
+        };
+        image.state.table.for_each(files, maps).unwrap();
+        names.iter().map(|name| files.get(*name).unwrap().length().unwrap()).sum::<u64>()
+    };
+    let mut most = 0;
+    for n in 0..3 * blocks {
+        // First at places that are all over the image, then in order.
+        let block = if n < 2 * blocks { n * 20_479 % blocks } else { n % blocks };
+        image.write_at(block * BLOCK_BYTES, &[2; BLOCK]).unwrap();
+        if n % 256 == 0 {
+            image.checkpoint().unwrap();
+            most = most.max(map_bytes(&mut image));
+        }
+    }
+    let data = blocks * BLOCK_BYTES;
+    assert!(most < data / 24, "{most} bytes of map segments for {data} bytes of data");
 }
