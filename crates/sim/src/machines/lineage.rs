@@ -9,6 +9,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::content::Content;
 use crate::model::Bytes;
 use crate::rules::{Rule, Violation, violation};
 
@@ -25,10 +26,10 @@ pub struct Host {
 #[derive(Debug, Default)]
 struct Reign {
     host: Host,
-    states: Vec<Bytes>,
+    states: Vec<Content>,
     /// States after changes that have failed, with the number of the state before. They may be found, and are
     /// promised to nobody.
-    failed: Vec<(usize, Bytes)>,
+    failed: Vec<(usize, Content)>,
     /// The last state that was promised to survive everything.
     promised: usize,
     /// The last state that was promised to survive while the host lives and no other one takes the image over.
@@ -50,14 +51,14 @@ impl Reign {
     /// As [`Self::has_in_past`], where the next owner has found this state.
     fn has_up_to(&self, found_by_next: Option<usize>, content: &Bytes) -> bool {
         let end = found_by_next.map_or(self.states.len(), |found| found + 1);
-        let failed = |failed: &(usize, Bytes)| failed.0 < end && failed.1 == *content;
-        self.states[..end].contains(content) || self.failed.iter().any(failed)
+        let failed = |failed: &(usize, Content)| failed.0 < end && failed.1.is(content);
+        self.states[..end].iter().any(|state| state.is(content)) || self.failed.iter().any(failed)
     }
 
     /// The last state with this content, or the state before a failed change with this content.
     fn find(&self, content: &Bytes) -> Option<usize> {
-        let found = self.states.iter().rposition(|state| state == content);
-        let failed = || self.failed.iter().find(|failed| failed.1 == *content).map(|f| f.0);
+        let found = self.states.iter().rposition(|state| state.is(content));
+        let failed = || self.failed.iter().find(|failed| failed.1.is(content)).map(|f| f.0);
         found.or_else(failed)
     }
 
@@ -120,8 +121,8 @@ impl State {
         // that one had promised last.
         let first = if before.host == host { before.promised } else { found };
         let mut states = before.states[first..=found].to_vec();
-        if states.last() != Some(&content) {
-            states.push(content);
+        if let Some(last) = states.last().filter(|last| !last.is(&content)) {
+            states.push(last.like(&content));
         }
         let promised_here = states.len() - 1;
         Ok(Reign { host, states, promised_here, is_disturbed, ..Reign::default() })
@@ -129,14 +130,14 @@ impl State {
 
     /// The reign of an owner that was replaced already.
     fn come_late(&self, host: Host, content: Bytes) -> Result<Reign, Violation> {
-        let mut states = vec![Arc::clone(&content)];
+        let mut states = vec![self.reigns[self.current].states[0].like(&content)];
         if !self.reigns.iter().any(|reign| reign.has_in_past(&content)) {
             if self.reigns.iter().all(|reign| reign.find(&content).is_none()) {
                 let message = format!("machine {} finds what was never written", host.machine);
                 return violation(Rule::I1, message);
             }
             // It has replayed what nobody had promised, and what its successor does not have.
-            states.insert(0, Arc::clone(&self.reigns[self.current].states[0]));
+            states.insert(0, self.reigns[self.current].states[0].clone());
         }
         Ok(Reign { host, states, found_by_next: Some(0), ..Reign::default() })
     }
@@ -174,7 +175,7 @@ impl Lineage {
     /// Begins the history of a new image, with its first owner.
     #[must_use]
     pub fn begin(host: Host, content: Bytes) -> (Self, ReignId) {
-        let reign = Reign { host, states: vec![content], ..Reign::default() };
+        let reign = Reign { host, states: vec![Content::new(&content)], ..Reign::default() };
         let lineage = Self::default();
         lineage.state().reigns.push(reign);
         (lineage, ReignId(0))
@@ -223,16 +224,19 @@ impl Lineage {
     #[must_use]
     pub fn content(&self, reign: ReignId) -> Bytes {
         let state = self.state();
-        Arc::clone(state.reigns[reign.0].states.last().expect("a reign has a first state"))
+        let last = state.reigns[reign.0].states.last().expect("a reign has a first state");
+        Arc::new(last.bytes())
     }
 
     /// An owner begins to change the content.
     pub fn change(&self, reign: ReignId, offset: usize, data: &[u8]) {
         let mut state = self.state();
         let states = &mut state.reigns[reign.0].states;
-        let mut bytes = Vec::clone(states.last().expect("a reign has a first state"));
+        let last = states.last().expect("a reign has a first state");
+        let mut bytes = last.bytes();
         bytes[offset..offset + data.len()].copy_from_slice(data);
-        states.push(Arc::new(bytes));
+        let next = last.like(&bytes);
+        states.push(next);
     }
 
     /// The owner's last change has failed.

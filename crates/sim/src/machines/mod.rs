@@ -20,6 +20,7 @@
 
 pub mod closed;
 pub mod commands;
+mod content;
 pub mod copying;
 mod family;
 mod home;
