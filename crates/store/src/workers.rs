@@ -50,9 +50,10 @@ impl<T: Send + 'static> Task<T> {
         Self { running, result }
     }
 
-    /// As [`Running::is_finished`].
+    /// True when the result is there, or the job has ended by a panic. Whoever is told of the result finds it, although
+    /// the job ends only after it has told.
     pub fn is_finished(&mut self) -> bool {
-        self.running.is_finished()
+        self.running.is_finished() || lock(&self.result).is_some()
     }
 
     /// Waits for the result. `None` where the job ended by a panic.
@@ -230,6 +231,23 @@ mod tests {
         let mut ran: Vec<u32> = take.try_iter().collect();
         ran.sort_unstable();
         assert_eq!(ran, (0..20).collect::<Vec<_>>());
+    }
+
+    /// Who is told looks at once, and is not told again.
+    #[test]
+    fn whoever_is_told_of_a_result_finds_it() {
+        let (told, is_told) = std::sync::mpsc::channel();
+        let (looked, has_looked) = std::sync::mpsc::channel::<()>();
+        let tell = move || {
+            told.send(()).unwrap();
+            let _ = has_looked.recv();
+        };
+        let mut task = Task::start_and_tell(&Threads, || 5, tell);
+        is_told.recv().unwrap();
+        let is_finished = task.is_finished();
+        drop(looked);
+        assert!(is_finished);
+        assert_eq!(task.wait(), Some(5));
     }
 
     #[test]

@@ -29,12 +29,13 @@ use marcot_store::DiskFile;
 use super::Image;
 use super::move_job::{Cut, MoveJob, PART_SLOTS};
 use crate::device::Read;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Group;
 use crate::segment::SegmentName;
 
 use map_pages::MapCompaction;
 use moves::{Move, Target};
+use survey::Survey;
 
 /// Compaction starts when live slots are a smaller part of the private segments than this.
 const LIVE_PERCENT_MIN: u64 = 78;
@@ -70,7 +71,7 @@ pub(super) struct Compaction {
     has_gap: bool,
     /// What it has to cut off the target before.
     cut: Option<Cut>,
-    map: MapCompaction,
+    pub map: MapCompaction,
     /// Segments that could not be emptied, because a block in them is damaged.
     stuck: HashSet<SegmentIndex>,
     /// Slots written since the last survey.
@@ -128,6 +129,13 @@ impl Compaction {
         self.target.as_ref().map(|target| target.name)
     }
 
+    /// A segment could not be emptied. It is left alone from now on, unless it may work later.
+    fn give_up(&mut self, index: SegmentIndex, error: &Error) {
+        if error.kind() != ErrorKind::NoSpace && !error.kind().is_obstacle() {
+            self.stuck.insert(index);
+        }
+    }
+
     /// Waits for the worker, and forgets what it was doing.
     pub(super) fn abandon(&mut self) {
         self.victim = None;
@@ -164,9 +172,7 @@ impl Image {
             Ok(false) => {}
             Err(error) => {
                 self.state.compaction.abandon();
-                if !matches!(error.kind(), ErrorKind::NoSpace) {
-                    self.state.compaction.stuck.insert(victim.index);
-                }
+                self.state.compaction.give_up(victim.index, &error);
                 return Err(error);
             }
         }
@@ -223,15 +229,31 @@ impl Image {
         self.state.compaction.price_percent = survey.price_percent(dead_min);
         // A survey takes longer the more segments there are.
         self.state.compaction.survey_after = survey.used / SURVEYS_LARGE;
-        self.data_surveyed(survey.used)?;
-        if self.state.compaction.victim.is_some() || !survey.wasteful(dead_min, LIVE_PERCENT_MIN) {
-            return Ok(());
-        }
-        if let Some((index, name, ..)) = survey.emptiest {
-            let file = self.identity.pool.files().get(name)?;
+        // A map segment that cannot be opened must not keep data segments from being emptied.
+        let chosen = self.choose_victim(&survey);
+        chosen.and(self.data_surveyed(survey.used))
+    }
+
+    fn choose_victim(&mut self, survey: &Survey) -> Result<()> {
+        let wasteful = survey.wasteful(self.dead_slots_min(), LIVE_PERCENT_MIN);
+        if self.state.compaction.victim.is_none()
+            && wasteful
+            && let Some((index, name, ..)) = survey.emptiest
+        {
+            let file = self.open_victim(index, name)?;
             self.empty(index, name, file);
         }
         Ok(())
+    }
+
+    /// Opens a segment that is to be emptied. One that cannot be opened is left alone from now on: the next survey chooses
+    /// another.
+    fn open_victim(&mut self, index: SegmentIndex, name: SegmentName) -> Result<Arc<dyn DiskFile>> {
+        let opened = self.identity.pool.files().get(name);
+        if let Err(error) = &opened {
+            self.state.compaction.give_up(index, error);
+        }
+        opened
     }
 
     /// Compacts until nothing more is worth it, then makes the result durable.

@@ -112,6 +112,7 @@ impl Image {
     pub(super) fn begin_idle_work(&mut self) {
         // Open files would keep the space of segments that another process removes.
         self.identity.pool.files().forget_authors(&self.state.table.authors());
+        self.state.compaction.map.forget_victim();
         self.journal.forget_write_behind();
         let writes = self.is_owner() && !self.is_poisoned();
         if writes
@@ -170,6 +171,7 @@ impl Image {
     /// Nothing more is to be done until the image changes.
     pub(super) fn end_idle_work(&mut self) {
         self.close_target();
+        self.state.compaction.map.forget_victim();
         self.journal.give_dead_back();
         self.state.idle.work = None;
         self.state.idle.done_at = Some(self.state_now());

@@ -19,7 +19,7 @@ use marcot_store::DiskFile;
 use super::super::Image;
 use super::LIVE_PERCENT_MIN;
 use super::survey::Survey;
-use crate::error::{ErrorKind, IoContext, Result};
+use crate::error::{IoContext, Result};
 use crate::segment::SegmentName;
 
 /// Dead bytes of map segments that are left alone: one part in this many of `dead_bytes_min`.
@@ -69,6 +69,11 @@ impl MapCompaction {
     /// Counts what was appended to the log.
     pub(super) fn appended(&mut self, slots: u64) {
         self.written += slots;
+    }
+
+    /// Forgets the segment that is being emptied: an open file keeps the room of one that is removed.
+    pub(in crate::image) fn forget_victim(&mut self) {
+        self.victim = None;
     }
 
     /// True while a segment is being looked through.
@@ -144,7 +149,7 @@ impl Image {
         let Some((index, name, ..)) = survey.emptiest else { return Ok(()) };
         let same = self.state.compaction.map.victim.as_ref().is_some_and(|v| v.index == index);
         if !same {
-            let file = self.identity.pool.files().get(name)?;
+            let file = self.open_victim(index, name)?;
             let offset = SEGMENT_HEADER_BYTES as u64;
             self.state.compaction.map.victim = Some(Victim { index, name, file, offset });
         }
@@ -194,9 +199,7 @@ impl Image {
                 Ok(looked_at)
             }
             Err(error) => {
-                if error.kind() != ErrorKind::NoSpace && !error.kind().is_obstacle() {
-                    self.state.compaction.stuck.insert(victim.index);
-                }
+                self.state.compaction.give_up(victim.index, &error);
                 Err(error)
             }
         }

@@ -172,6 +172,51 @@ fn a_map_segment_is_looked_through_once_before_it_is_removed() {
     assert_eq!(gone, Some(ErrorKind::NotFound));
 }
 
+/// A segment that cannot be opened keeps no other one from being emptied.
+#[test]
+fn segments_that_cannot_be_opened_are_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (pool, mut image) = new_image(directory.path(), 64 << 10);
+    for round in 0..6 {
+        for leaf in (0..256).filter(|leaf| round == 0 || leaf % 4 != 0) {
+            image.write_at(leaf << 21, &[round; BLOCK]).unwrap();
+        }
+        image.checkpoint().unwrap();
+    }
+    let map = image.state.pages.open_map().unwrap();
+    let map_index = image.state.pages.open_map_index().unwrap();
+    image.state.close_map_segment(&image.identity);
+    let data_index = close_segment(&mut image);
+    let data = image.state.table.name(data_index, pool.files()).unwrap();
+    for name in [map, data] {
+        pool.files().remove(name).unwrap();
+    }
+    image.state.compaction.abandon();
+    image.state.compaction.map.forget_victim();
+    assert!(image.look_for_work().is_err());
+    let stuck = &image.state.compaction.stuck;
+    assert!(stuck.contains(&map_index) && stuck.contains(&data_index), "{stuck:?}");
+    image.look_for_work().unwrap();
+}
+
+/// An open file would keep the room of a segment that is removed.
+#[test]
+fn an_idle_image_keeps_no_map_segment_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, mut image) = new_image(directory.path(), 64 << 10);
+    for round in 0..3 {
+        for leaf in (0..256).filter(|leaf| round == 0 || leaf % 4 != 0) {
+            image.write_at(leaf << 21, &[round; BLOCK]).unwrap();
+        }
+        image.checkpoint().unwrap();
+    }
+    image.state.close_map_segment(&image.identity);
+    image.data_surveyed(0).unwrap();
+    assert!(image.state.compaction.map.is_at_work());
+    image.begin_idle_work();
+    assert!(!image.state.compaction.map.is_at_work());
+}
+
 #[test]
 fn a_log_that_goes_on_behind_copies_is_replayed() {
     let directory = tempfile::tempdir().unwrap();
