@@ -12,6 +12,7 @@
 //!   for a server that is gone.
 //! - What a worker has fetched of it ([`External::fetch`]) is in memory until it is used, as far as that is no more
 //!   than [`FETCHED_BLOCKS_MAX`].
+//! - That a block could not be fetched says nothing about it after [`PAUSE`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +25,7 @@ use marcot_store::World;
 use crate::device::Extent;
 use crate::error::{Error, ErrorKind, Result, fail};
 
-/// How long a source that could not be opened is left alone.
+/// How long a source that could not be opened is left alone, and how long an error of a fetch counts.
 const PAUSE: Duration = Duration::from_secs(3);
 /// Range whose holes are asked for first, in bytes.
 const LOOK_BYTES: u64 = 4 << 20;
@@ -85,6 +86,8 @@ pub(crate) struct External {
 struct Fetched {
     /// Its first byte.
     offset: u64,
+    /// When it was fetched.
+    at: Duration,
     block: Result<Box<[u8]>>,
 }
 
@@ -166,21 +169,33 @@ impl External {
     pub(crate) fn fetch(&self, offset: u64) {
         let mut block = vec![0; BLOCK].into_boxed_slice();
         let block = self.read(offset, &mut block).map(|()| block);
-        let mut fetched = locked(&self.fetched);
+        let at = self.world.clock.uptime();
+        let mut fetched = self.all_fetched();
         fetched.retain(|known| known.offset != offset);
         if fetched.len() == FETCHED_BLOCKS_MAX {
             fetched.pop_front();
         }
-        fetched.push_back(Fetched { offset, block });
+        fetched.push_back(Fetched { offset, at, block });
     }
 
-    /// True where a block was fetched.
-    pub(crate) fn has_fetched(&self, offset: u64) -> bool {
-        locked(&self.fetched).iter().any(|known| known.offset == offset)
+    /// Whether a block was fetched, and the error where that failed a moment ago.
+    pub(crate) fn has_fetched(&self, offset: u64) -> Result<bool> {
+        match self.all_fetched().iter().find(|known| known.offset == offset) {
+            None => Ok(false),
+            Some(known) => known.block.as_ref().map(|_| true).map_err(Error::clone),
+        }
+    }
+
+    /// What was fetched and not taken, without errors of former times.
+    fn all_fetched(&self) -> MutexGuard<'_, VecDeque<Fetched>> {
+        let now = self.world.clock.uptime();
+        let mut fetched = locked(&self.fetched);
+        fetched.retain(|known| known.block.is_ok() || now.saturating_sub(known.at) < PAUSE);
+        fetched
     }
 
     fn take_fetched(&self, offset: u64, length: usize) -> Option<Result<Box<[u8]>>> {
-        let mut fetched = locked(&self.fetched);
+        let mut fetched = self.all_fetched();
         let at = fetched.iter().position(|f| f.offset == offset && length == BLOCK)?;
         fetched.remove(at).map(|fetched| fetched.block)
     }
@@ -243,5 +258,38 @@ impl External {
         *locked(&self.opened) = Opened::NotYet;
         tracing::error!(image = %self.label, error = %error.sentence(), "the source of the migration cannot be read");
         self.failed(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use marcot_store::Clock;
+
+    use super::*;
+
+    /// A clock that the test sets, in seconds.
+    #[derive(Default)]
+    struct Hands(AtomicU64);
+
+    impl Clock for Hands {
+        fn now_s(&self) -> i64 {
+            self.0.load(Ordering::Relaxed) as i64
+        }
+    }
+
+    #[test]
+    fn an_error_that_nobody_has_taken_counts_for_a_moment_only() {
+        let clock = Arc::new(Hands::default());
+        let world = World { clock: clock.clone(), ..World::system() };
+        let source = External::new(&MigrationRecord::default(), "i", None, (None, world));
+        source.fetch(0);
+        assert!(source.has_fetched(0).is_err());
+        assert!(!source.has_fetched(BLOCK_BYTES).unwrap());
+        clock.0.store(2, Ordering::Relaxed);
+        assert!(source.has_fetched(0).is_err());
+        clock.0.store(4, Ordering::Relaxed);
+        assert!(!source.has_fetched(0).unwrap());
     }
 }

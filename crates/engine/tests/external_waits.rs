@@ -229,6 +229,32 @@ fn a_source_that_fails_fails_the_write_that_needs_it_and_no_other() {
 }
 
 #[test]
+fn an_error_of_the_source_fails_no_later_write() {
+    // Both ends of these are inside blocks of the source.
+    let requests: [fn(&mut Image) -> u64; 2] = [
+        |image| park(image, 5000, &[1; 2 * BLOCK]),
+        |image| BlockDevice::park_discard(image, 5000, 2 * BLOCK_BYTES).expect("it waits"),
+    ];
+    for request in requests {
+        let (scene, mut image) = Scene::new();
+        let number = request(&mut image);
+        scene.source.say(Says::Error);
+        let ended = next_completion(&mut image);
+        assert!(matches!(ended, Completion::Parked(n, Err(_)) if n == number), "{ended:?}");
+        // When the source is there again, each of the blocks is asked for again.
+        scene.source.say(Says::Data);
+        let mut wanted = content();
+        for offset in [3 * BLOCK + 1000, 4500] {
+            let number = park(&mut image, offset as u64, &[2; 10]);
+            let ended = next_completion(&mut image);
+            assert!(matches!(ended, Completion::Parked(n, Ok(())) if n == number), "{ended:?}");
+            wanted[offset..][..10].fill(2);
+        }
+        scene.assert_has(image, &wanted);
+    }
+}
+
+#[test]
 fn many_writes_that_wait_for_the_source_are_all_carried_out() {
     let (scene, mut image) = Scene::new();
     let mut wanted = content();

@@ -113,7 +113,8 @@ impl Image {
         for piece in &plan.pieces {
             if let Some(source) = self.external.as_ref().filter(|_| piece.external) {
                 let at = piece.block * BLOCK_BYTES;
-                if !source.has_fetched(at) {
+                // A write that fails needs nothing more.
+                if !source.has_fetched(at)? {
                     return self.state.table.need(Need::External(Arc::clone(source), at));
                 }
                 continue;
