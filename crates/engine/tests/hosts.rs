@@ -640,3 +640,30 @@ fn every_step_makes_as_few_requests_as_it_needs() {
     pool.image_names(&Namespace::default()).unwrap();
     assert_eq!(service.kinds(), ["list names", "get names", "get names"], "names in two shards");
 }
+
+/// Each takeover leaves a fence, which stays for ever. Whoever removes the image looks whether it is one.
+#[test]
+fn a_removal_reads_each_fence_once_and_leaves_them() {
+    let (bucket, service) = (Bucket::default(), Arc::new(Noting::default()));
+    bucket.keep_in("rbd", Arc::clone(&service) as Arc<dyn ObjectService>);
+    let hosts = Hosts::with(bucket, 2, true);
+    let id = hosts.image();
+    let pools = [hosts.pool(0), hosts.pool(1)];
+    let mut owner = pools[0].open(id).unwrap();
+    let takeovers = 7;
+    for turn in 1..=takeovers {
+        write(&mut owner, 1, 1);
+        owner.flush().unwrap();
+        owner = pools[turn % 2].take_over(id).unwrap();
+    }
+    owner.close().unwrap();
+    let pool = &pools[takeovers % 2];
+    service.take();
+    pool.store().remove_image(pool, id, &mut |_, _| {}).unwrap();
+    let kinds = service.kinds();
+    let count = |kind: &str| kinds.iter().filter(|k| *k == kind).count();
+    assert_eq!((count("list log"), count("get log")), (1, takeovers), "{kinds:?}");
+    let left = service.list(&format!("log/{:016x}/", id.0), None).unwrap();
+    assert_eq!(left.objects.len(), takeovers, "{left:?}");
+    assert!(left.objects.iter().all(|object| object.bytes <= 128), "{left:?}");
+}
