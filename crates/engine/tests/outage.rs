@@ -5,12 +5,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use marcot::{
     BlockDevice, BucketOptions, CloneOptions, Completion, CreateOptions, ErrorKind, Image, ImageId,
-    Limits, Patience, Pool, PoolOptions, Store, World,
+    Limits, Patience, Pool, PoolOptions, Store, World, Write,
 };
 use marcot_backend::local::LocalHome;
 use marcot_backend::object::home::{Connect, Connected, patient_policy};
@@ -369,4 +369,113 @@ fn a_flatten_in_an_outage_fails_in_time_calls_nothing_damaged_and_is_done_later(
         let vms = store.pool("vms").unwrap();
         check(&mut vms.open(id).unwrap(), 0..600);
     }
+}
+
+/// Ends an outage after a long time, so that what hangs in it does not hang for ever.
+struct Limit(Option<(mpsc::Sender<()>, std::thread::JoinHandle<()>)>);
+
+impl Limit {
+    fn of(service: &Arc<Away>) -> Self {
+        let ((over, ended), service) = (mpsc::channel(), Arc::clone(service));
+        let thread = std::thread::spawn(move || {
+            if ended.recv_timeout(HANGS / 3) == Err(mpsc::RecvTimeoutError::Timeout) {
+                service.set(false);
+            }
+        });
+        Self(Some((over, thread)))
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        if let Some((over, thread)) = self.0.take() {
+            drop(over);
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// An image that was opened again on the host of a process that was killed: blocks `0..10` were flushed before, and
+/// `10..20` lie in the log on this host only.
+fn killed_and_opened_again(scene: &Scene, patience: Patience) -> (Store, ImageId, Image) {
+    let (store, id, mut image) = scene.owner(patience, Limits::default());
+    write(&mut image, 0..10);
+    image.flush().unwrap();
+    write(&mut image, 10..20);
+    drop(image);
+    let mut image = store.pool("gold").unwrap().open(id).unwrap();
+    check(&mut image, 0..20);
+    (store, id, image)
+}
+
+/// Parks a write of a block, which begins the log.
+fn park(image: &mut Image, block: u64) -> u64 {
+    let parked = image.park_write(Write { offset: block * BLOCK, data: &content(block) });
+    parked.expect("it waits for the service")
+}
+
+fn await_parked(image: &mut Image, number: u64) -> marcot::Result<()> {
+    let start = Instant::now();
+    loop {
+        match image.take_completion() {
+            Some(Completion::Parked(ended, outcome)) if ended == number => return outcome,
+            _ => assert!(start.elapsed() < HANGS, "the parked write hangs"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn what_waits_for_the_checkpoint_after_a_crash_fails_in_time_and_reads_go_on() {
+    let scene = Scene::new();
+    let (_store, id, mut image) = killed_and_opened_again(&scene, limited());
+    scene.service.set(true);
+    let limit = Limit::of(&scene.service);
+    let parked = park(&mut image, 20);
+    // What was replayed must reach other hosts with a flush.
+    let error = image.flush_async().unwrap_err();
+    let sentence = error.sentence().to_string();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{sentence}");
+    assert!(sentence.contains("gold/vm") && sentence.contains("nobody answers"), "{sentence}");
+    check(&mut image, 0..20);
+    assert_eq!(await_parked(&mut image, parked).unwrap_err().kind(), ErrorKind::Unreachable);
+    // Nor does anything wait for longer that cannot be parked, or a command.
+    let refused = [
+        image.flush().unwrap_err(),
+        image.write_at(21 * BLOCK, &content(21)).unwrap_err(),
+        image.discard(0, BLOCK).unwrap_err(),
+        image.snapshot("now").unwrap_err(),
+    ];
+    for error in refused {
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{}", error.sentence());
+    }
+    check(&mut image, 0..20);
+    assert!(scene.service.away.load(Ordering::SeqCst), "they waited for the service");
+    drop(limit);
+    scene.service.set(false);
+    succeeds(|| image.flush());
+    succeeds(|| image.write_at(20 * BLOCK, &content(20)));
+    succeeds(|| image.flush());
+    check(&mut image, 0..21);
+    image.close().unwrap();
+    scene.elsewhere(id, 0..21);
+}
+
+#[test]
+fn a_flush_does_not_wait_for_a_log_that_begins_where_nothing_is_left_to_store() {
+    let scene = Scene::new();
+    let patience = Patience::Guests { io_timeout: None };
+    let (_store, id, mut image) = killed_and_opened_again(&scene, patience);
+    // That stores what was replayed.
+    image.snapshot("now").unwrap();
+    scene.service.set(true);
+    let limit = Limit::of(&scene.service);
+    let parked = park(&mut image, 20);
+    assert!(matches!(flush(&mut image), Flushed::Done));
+    assert!(scene.service.away.load(Ordering::SeqCst), "the flush waited for the service");
+    drop(limit);
+    scene.service.set(false);
+    await_parked(&mut image, parked).unwrap();
+    image.close().unwrap();
+    scene.elsewhere(id, 0..21);
 }

@@ -18,13 +18,18 @@ const LEFTOVERS_MAX: u32 = 1 << 16;
 impl Image {
     /// Makes the image ready to append: a new epoch, a fresh data segment, and a head that names
     /// both, durable before the first group.
+    ///
+    /// # Errors
+    /// As [`Self::publish`]; `Unreachable` where a worker begins the log, and that takes longer than guests wait.
     pub(super) fn begin_writing(&mut self) -> Result<()> {
         self.check_owner()?;
-        self.settle_start()?;
+        // Its log is open while it is being begun, but nothing may be appended yet.
+        if self.parked.is_starting() || !self.journal.is_open() {
+            self.settle_in_time()?;
+        }
         if self.journal.is_open() {
             return Ok(());
         }
-        self.settle()?;
         self.head.check_not_fenced()?;
         self.remove_leftovers()?;
         let epoch = self.open_log()?;
@@ -141,7 +146,7 @@ impl Image {
     /// where no checkpoint has succeeded for a long time.
     fn check_log_length(&mut self) -> Result<()> {
         if self.is_log_too_long() {
-            self.settle()?;
+            self.settle_in_time()?;
         }
         if !self.is_log_too_long() {
             return Ok(());

@@ -30,8 +30,8 @@ use crate::journal::{Shipped, SparesWanted};
 
 /// The series that pages go to.
 const PAGES: [SegmentKind; 2] = [SegmentKind::Map, SegmentKind::Table];
-/// How often it is looked whether a checkpoint has ended that guests wait for.
-const CHECKPOINT_LOOK_INTERVAL: Duration = Duration::from_millis(2);
+/// How often it is looked whether what guests wait for has ended.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Image {
     /// Makes the state in memory the durable one.
@@ -158,18 +158,23 @@ impl Image {
     /// As [`Self::settle`], for a guest, who may wait for a limited time only.
     ///
     /// # Errors
-    /// As [`Self::settle`]; `Unreachable` where the service does not answer in that time. The checkpoint goes on.
+    /// As [`Self::settle`]; `Unreachable` where the service does not answer in that time. What is under way goes on.
     pub(super) fn settle_in_time(&mut self) -> Result<()> {
         let clock = Arc::clone(&self.identity.pool.files().world().clock);
         let since = clock.uptime();
-        while let (Some(job), Some(shipped)) = (&mut self.checkpoint_job, self.journal.shipped())
-            && shipped.has_timeout()
-            && !job.is_finished()
+        while self.would_wait_to_settle()
+            && let Some(shipped) = self.journal.shipped().filter(|shipped| shipped.has_timeout())
         {
             shipped.check_time(since, clock.uptime())?;
-            clock.pause(CHECKPOINT_LOOK_INTERVAL);
+            clock.pause(LOOK_INTERVAL);
         }
         self.settle()
+    }
+
+    /// True where a checkpoint, or the head that begins the log, is under way.
+    fn would_wait_to_settle(&mut self) -> bool {
+        let begins_log = self.parked.is_starting() && !self.has_begun_log();
+        begins_log || self.checkpoint_job.as_mut().is_some_and(|job| !job.is_finished())
     }
 
     /// Waits for the checkpoint that is running, and takes it in.
@@ -205,6 +210,8 @@ impl Image {
             CheckpointOutcome::Done(head, pages) => {
                 self.head.was_replaced(*head);
                 self.note_reserved();
+                // A log that is stored in parts is not stored by the first of them.
+                self.replayed_here &= self.head.keeps_log;
                 self.state.pages.written(pages);
                 self.journal.covered(&covered.log);
                 let first = self.head.log.unwrap_or_default().sequence;

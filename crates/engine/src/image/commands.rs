@@ -15,11 +15,12 @@ impl Image {
     /// have ended. Afterwards the pages that `work` has loaded are dropped, as far as they are too many.
     ///
     /// # Errors
-    /// Those of `work`; `Poisoned` and `Fenced` of what was under way.
+    /// Those of `work`; `Poisoned` and `Fenced` of what was under way; `Unreachable` where that takes longer than guests
+    /// wait: they would wait for the command.
     pub(super) fn managed<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         // Where that fails, the image is poisoned, and says so to what changes it.
         let _ = self.journal.finish(&mut self.in_flight);
-        let outcome = self.settle().and_then(|()| work(self));
+        let outcome = self.settle_in_time().and_then(|()| work(self));
         self.evict(self.limits().map_memory_bytes);
         outcome
     }

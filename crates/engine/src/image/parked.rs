@@ -110,6 +110,11 @@ impl Parked {
         self.start.is_some()
     }
 
+    /// True while the log is being begun by a checkpoint.
+    pub(super) fn starts_with_checkpoint(&self) -> bool {
+        matches!(self.start, Some(Start::Checkpoint))
+    }
+
     /// Something was fetched for a request.
     pub(super) fn fetched(&mut self, number: u64) {
         self.due = true;
