@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::path::Path;
 
 use marcot::{
@@ -233,6 +234,89 @@ fn a_kill_while_aborting_leaves_one_of_both_in_the_group() {
                 scene.abort().unwrap();
             }
             assert_is_source(scene);
+        },
+    );
+}
+
+/// Where a step was killed while the target was not in group `g`, a user adds it to `group`. Returns the target, unless
+/// that was not so, or the target is being removed already.
+fn add_target(scene: &Scene, group: &str) -> Option<ImageId> {
+    let target = scene.dest.find("b").ok()?;
+    if scene.member().1 == target {
+        return None;
+    }
+    match scene.source.add_to_group(&HERE, group, &scene.dest, target) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        added => added.map(|()| Some(target)).unwrap(),
+    }
+}
+
+fn members(scene: &Scene, group: &str) -> Vec<ImageId> {
+    let members = scene.source.group(&HERE, group).unwrap().members;
+    members.into_iter().map(|member| member.image).collect()
+}
+
+fn others(scene: &Scene) -> [ImageId; 2] {
+    ["first", "last"].map(|name| scene.source.find(name).unwrap())
+}
+
+/// As [`killed_everywhere`], where `after` gets the group in turn that a user adds the target to ([`add_target`]). It returns
+/// true where that could be done.
+fn added_to_groups_in_turn(
+    before: impl Fn(&Scene),
+    step: impl Fn(&Scene) -> Result<()>,
+    after: impl Fn(&Scene, &str) -> bool,
+) {
+    let times = Cell::new(0);
+    killed_everywhere(
+        |scene| {
+            scene.source.create_group(&HERE, "other").unwrap();
+            before(scene);
+        },
+        step,
+        |scene, _| {
+            if after(scene, ["g", "other"][times.get() % 2]) {
+                times.set(times.get() + 1);
+            }
+        },
+    );
+    assert!(times.get() >= 4, "only {}", times.get());
+}
+
+#[test]
+fn a_target_that_a_user_adds_to_a_group_after_a_kill_is_in_that_group_only() {
+    added_to_groups_in_turn(
+        |_| {},
+        |scene| scene.prepare().map(drop),
+        |scene, group| {
+            let Some(target) = add_target(scene, group) else { return false };
+            scene.execute().unwrap();
+            scene.commit().unwrap();
+            let [first, last] = others(scene);
+            let (in_g, in_other) = match group {
+                "g" => (vec![first, last, target], vec![]),
+                _ => (vec![first, last], vec![target]),
+            };
+            assert_eq!((members(scene, "g"), members(scene, "other")), (in_g, in_other));
+            assert_eq!(scene.dest.group_of(target).unwrap().unwrap().name, group);
+            true
+        },
+    );
+}
+
+#[test]
+fn a_target_that_a_user_adds_to_a_group_after_a_killed_abort_leaves_it() {
+    added_to_groups_in_turn(
+        |scene| drop(scene.prepare().unwrap()),
+        Scene::abort,
+        |scene, group| {
+            let added = add_target(scene, group).is_some();
+            if added {
+                scene.abort().unwrap();
+                assert!(members(scene, "other").is_empty());
+                assert_is_source(scene);
+            }
+            added
         },
     );
 }

@@ -299,7 +299,8 @@ impl Pool {
     }
 
     /// Puts an image of the pool `to` in the place of one of this pool in the group that this one is in, if it is in one:
-    /// the target of a migration in that of its source, or back. Both are in pools of this host.
+    /// the target of a migration in that of its source, or back. Both are in pools of this host. Where the new one is in a
+    /// group already, it stays there, and the old one is only taken out of its group.
     ///
     /// 1. The note of the new member. 2. **The group's record.** 3. The note of the old one is removed.
     ///
@@ -315,16 +316,20 @@ impl Pool {
         let pool = self.store().pool(&found.pool)?;
         let _locks = pool.lock_with(&[self, to])?;
         let (mut group, bytes) = pool.find_group(&found.namespace, &found.name)?;
-        let namespace = Namespace::named(&*to.read_head(new)?.namespace);
-        self.check_member_may_move(image, label, (to, &namespace))?;
-        let (old, new) =
-            (MemberId { pool: self.id(), image }, MemberId { pool: to.id(), image: new });
-        let place = group.members.iter_mut().find(|member| **member == member_record(old));
+        let old = member_record(MemberId { pool: self.id(), image });
+        let place = group.members.iter().position(|member| *member == old);
         // Somebody has taken it out meanwhile.
         let Some(place) = place else { return Ok(()) };
-        *place = member_record(new);
         let note = self.group_note(image)?;
-        pool.claim(to, new.image, &group, None)?;
+        // A user can add an image between the steps of a migration.
+        if to.group_of(new)?.is_some() {
+            group.members.remove(place);
+        } else {
+            let namespace = Namespace::named(&*to.read_head(new)?.namespace);
+            self.check_member_may_move(image, label, (to, &namespace))?;
+            group.members[place] = member_record(MemberId { pool: to.id(), image: new });
+            pool.claim(to, new, &group, None)?;
+        }
         pool.replace_group(&bytes, &group)?;
         let removed = note.map(|note| self.records().remove_same(&Key::GroupNote(image), &note));
         if let Some(Err(error)) = removed {
