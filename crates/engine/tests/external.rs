@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use marcot::{
     BLOCK_BYTES, CheckOptions, CreateOptions, Error, ErrorKind, Extent, ExternalDisk,
-    ExternalSources, ImageId, Limits, Pool, Result, Store,
+    ExternalSources, ImageId, Limits, MemberId, Namespace, Pool, Result, Store,
 };
 use support::bucket::{Bucket, Host};
 use support::{MIB, assert_sound, changed, killed_after_each_change, pattern, run};
@@ -477,6 +477,34 @@ fn a_kill_while_committing_leaves_a_target_that_needs_no_source() {
             assert!(scene.read() == content());
         },
     );
+}
+
+#[test]
+fn an_abort_removes_no_part_of_a_snapshot_of_a_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let scene = Scene::open(directory.path());
+    let (pool, here) = (&scene.pool, Namespace::DEFAULT);
+    let id = scene.prepare().unwrap();
+    scene.execute().unwrap();
+    pool.create_group(&here, "g").unwrap();
+    pool.add_to_group(&here, "g", pool, id).unwrap();
+    let taken = pool.begin_group_snapshot(&here, "g", "s").unwrap().id;
+    let part = changed(pool, id, |image| image.snapshot_for_group(taken).unwrap());
+    let member = MemberId { pool: pool.id(), image: id };
+    pool.complete_group_snapshot(taken, &[(member, part)]).unwrap();
+    assert_eq!(scene.abort().unwrap_err().kind(), ErrorKind::InGroup);
+    // The snapshot stays when the image leaves the group.
+    pool.remove_from_group(&here, "g", member).unwrap();
+    let refused = scene.abort().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    assert!(refused.sentence().to_string().contains("has snapshots of a group"), "{refused}");
+    assert!(scene.read() == content());
+    pool.begin_group_snapshot_removal(taken).unwrap();
+    changed(pool, id, |image| image.remove_snapshot_for_group(taken).unwrap());
+    pool.forget_group_snapshot(taken).unwrap();
+    scene.abort().unwrap();
+    assert!(pool.find("b").is_err());
+    scene.assert_sound();
 }
 
 #[test]

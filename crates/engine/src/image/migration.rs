@@ -9,7 +9,9 @@ use super::external::Patience;
 use super::flatten::Scope;
 use super::snapshot::max_marks;
 use super::{FlattenPart, Image};
-use crate::catalog::migration::{check_may_migrate, refuse_stranger, set_state};
+use crate::catalog::migration::{
+    check_may_migrate, check_no_group_snapshots, refuse_stranger, set_state,
+};
 use crate::device::Extent;
 use crate::error::{ErrorKind, Result, fail};
 
@@ -128,10 +130,15 @@ impl Image {
         self.managed(|image| image.publish(|head| head.migration = None))
     }
 
-    /// Keeps everybody else from writing to the target, whose data is brought back to the source next.
+    /// Keeps everybody else from writing to the target, and from taking snapshots of it. Its data is brought back to the
+    /// source next.
+    ///
+    /// # Errors
+    /// `Busy` where it has snapshots of a group; `Invalid` where it is not the target of a migration; those of storing a head.
     pub(crate) fn begin_abort(&mut self) -> Result<()> {
         self.managed(|image| {
             image.migrates_from()?;
+            check_no_group_snapshots(&image.head, &image.identity.label)?;
             image.publish(|head| set_state(head, MigrationState::Aborting))
         })
     }
@@ -200,5 +207,31 @@ impl Image {
             Some(migration) => Ok((PoolId(migration.pool_id), migration.state())),
             None => refuse_stranger(&self.identity.label),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CreateOptions, GroupSnapshotId, Store};
+
+    #[test]
+    fn an_abort_looks_for_snapshots_of_groups_when_nobody_else_can_take_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let pool = store.pool("rbd").unwrap();
+        pool.create("a", &CreateOptions::sized(1 << 20)).unwrap();
+        let (from, to) = ((&pool, &"a".into()), (&pool, &"b".into()));
+        let options = CreateOptions::default().into();
+        let target = store.prepare_migration(from, to, &options).unwrap().target;
+        let id = GroupSnapshotId { pool: pool.id(), group: 2, snapshot: 3 };
+        let mut image = pool.open(target).unwrap();
+        image.snapshot_for_group(id).unwrap();
+        assert_eq!(image.begin_abort().unwrap_err().kind(), ErrorKind::Busy);
+        // Nothing was begun: the part can be removed.
+        assert_eq!(image.migrates_from().unwrap().1, MigrationState::Prepared);
+        image.remove_snapshot_for_group(id).unwrap();
+        image.begin_abort().unwrap();
+        image.close().unwrap();
     }
 }

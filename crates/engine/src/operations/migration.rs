@@ -232,7 +232,6 @@ impl Store {
                     .find_name_of(&found)?
                     .is_some_and(|name| name != partial_name(*target));
                 if was_visible && !found.removing {
-                    check_no_group_snapshots(&found, &target_pool.image_label(&found))?;
                     check_no_children(target_pool, *target, &target_pool.image_label(&found))?;
                     let mut from = Image::open_migrating(target_pool, *target)?;
                     from.begin_abort()?;
@@ -284,8 +283,8 @@ impl Store {
     /// as it is.
     ///
     /// # Errors
-    /// `Owned`, `Busy` where the target is in use; `HasChildren` where snapshots of it were cloned; `Invalid` where it is
-    /// not the target of such a migration.
+    /// `Owned`, `Busy` where the target is in use, or has snapshots of a group; `HasChildren` where snapshots of it were
+    /// cloned; `InGroup`; `Invalid` where it is not the target of such a migration.
     pub fn abort_migration_from_outside(
         &self,
         pool: &Pool,
@@ -314,6 +313,7 @@ impl Store {
         check_not_owned_elsewhere(pool, &head)?;
         pool.check_in_no_group(image, &label)?;
         if !head.removing && !head.snapshots.is_empty() {
+            check_no_group_snapshots(&head, &label)?;
             // From here on nobody can clone them. `gc` takes the marks back, if this is interrupted.
             set_removing(pool, image, &mut head, true)?;
             if let Err(error) = check_no_children(pool, image, &label) {
