@@ -80,8 +80,11 @@ impl Image {
         Ok(())
     }
 
-    /// As [`Self::remove_strays`], on a worker: in a bucket, that takes requests. Nothing that this owner creates has
-    /// a number below those that are looked at.
+    /// As [`Self::remove_strays`], on a worker: in a bucket, that takes requests.
+    ///
+    /// It looks at segments with numbers below those where the log of the durable head begins and where its open
+    /// segments begin. What this owner creates from now on has higher numbers. What it has created before, for the
+    /// checkpoint that began the log, stays because the root names it.
     pub(super) fn remove_strays_behind(&mut self) {
         let open = self.head.open_from.or(self.head.marks).unwrap_or_default();
         let log = self.head.log.unwrap_or_default().sequence;
