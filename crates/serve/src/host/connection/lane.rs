@@ -192,7 +192,6 @@ impl Connection {
         let Some((awaiting, mut fua)) = self.parked.remove(&number) else { return false };
         if let Some(write) = awaiting.part_of {
             self.parted_writes.ended(write, true, result);
-            self.count_part(&awaiting, result);
             // The flush that follows the last one covers all of them.
             let answer = self.parted_writes.unparked(write);
             fua = answer.is_some_and(|(_, fua)| *fua);
@@ -206,7 +205,10 @@ impl Connection {
             }
             (outcome, None) => self.send_simple(awaiting.answer, &outcome.map(drop)),
             (outcome, Some(write)) => {
-                self.parted_writes.note(write, &outcome.map(drop));
+                let outcome = outcome.map(drop);
+                self.parted_writes.note(write, &outcome);
+                // Where a flush follows, the part counts when that has ended.
+                self.count_part(&awaiting, &outcome);
                 self.answer_parted(write);
             }
         }
