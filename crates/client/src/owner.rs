@@ -240,7 +240,9 @@ impl Image {
             outcome
         });
         match outcome {
-            Err(error) if patience.interrupt.came() => Err(error),
+            // It has gone, whether somebody interrupts this process or not.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(_) if patience.interrupt.came() => Err(interrupted()),
             Err(error) if error.kind() == ErrorKind::Owned => {
                 client.options().warn(&Warning::OwnerSilent(error));
                 Ok(None)
@@ -249,9 +251,8 @@ impl Image {
                 client.options().warn(&Warning::OwnerRefused(error));
                 Ok(None)
             }
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Interrupted) => {
-                Ok(None)
-            }
+            // It went away before it answered.
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
             outcome => outcome?.map(T::from_reply).transpose(),
         }
     }

@@ -370,3 +370,18 @@ fn an_interruption_ends_the_wait_for_an_owner() {
         assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
     }
 }
+
+#[test]
+fn an_owner_that_has_left_is_no_error_even_for_a_process_that_is_about_to_end() {
+    let over = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&over);
+    let options = Options::new().interrupt(Interrupt::when(move || seen.load(Ordering::Relaxed)));
+    let world = World::with(options);
+    let image = world.create("a");
+    let host = own(&image, false);
+    assert!(image.io_counts().unwrap().is_some());
+    drop(host);
+    assert_eq!(image.io_counts().unwrap(), None);
+    over.store(true, Ordering::Relaxed);
+    assert_eq!(image.io_counts().unwrap(), None);
+}

@@ -101,6 +101,15 @@ fn waited(period: Duration) -> bool {
     Instant::now() >= until
 }
 
+/// The rates since the last look; `None` where a signal has come meanwhile, which ends the command.
+fn looked(watch: &mut IoWatch) -> Outcome<Option<Vec<ImageRates>>> {
+    match watch.rates() {
+        Ok(rates) => Ok(Some(rates)),
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn iostat(session: &Session, args: &Args) -> Outcome {
     let format = args.format()?;
     let mut left = args.integer("iterations");
@@ -110,11 +119,12 @@ fn iostat(session: &Session, args: &Args) -> Outcome {
     let column = args.text("sort-by").and_then(Column::named).unwrap_or_default();
     let (watched, mut watch) = watch(session, args)?;
     signals::catch_and_watch();
-    watch.rates()?;
+    looked(&mut watch)?;
     let mut period = FIRST_PERIOD;
     let mut told = false;
     while left != Some(0) && waited(period) {
-        let rates = sorted(watch.rates()?, column);
+        let Some(rates) = looked(&mut watch)? else { break };
+        let rates = sorted(rates, column);
         if rates.is_empty() {
             if !std::mem::replace(&mut told, true) {
                 err(&format!("{}: waiting for initial image stats\n\n", session.program));
@@ -170,7 +180,7 @@ fn iotop(session: &Session, args: &Args) -> Outcome {
         return Err(Failure::new(ENOTTY, "perf image iotop needs a terminal").because(instead));
     }
     signals::catch_and_watch();
-    watch.rates()?;
+    looked(&mut watch)?;
     let failed = |error: std::io::Error| Failure::io("error using the terminal", &error);
     let mut screen = Screen::open().map_err(failed)?;
     let (mut column, mut rates, mut known) = (Column::default(), Vec::new(), false);
@@ -184,7 +194,8 @@ fn iotop(session: &Session, args: &Args) -> Outcome {
             Key::Left => column = column.before(),
             Key::Right => column = column.after(),
             Key::None if Instant::now() >= next => {
-                rates = watch.rates()?;
+                let Some(next_rates) = looked(&mut watch)? else { return Ok(()) };
+                rates = next_rates;
                 known |= !rates.is_empty();
                 next = Instant::now() + REFRESH;
             }

@@ -53,7 +53,9 @@ fn usage(session: &Session, args: &Args) -> Outcome {
     let chosen = Chosen { from, to: (!target.snap.is_empty()).then_some(&*target.snap) };
     let mut rows = Vec::new();
     let mut unread = Unread::new();
-    for (name, id) in chosen_images(&pool, &target)? {
+    let images = chosen_images(&pool, &target)?;
+    let none = images.is_empty();
+    for (name, id) in images {
         let image = pool.known_image(ImageName::new(&*name).in_namespace(target.namespace()), id);
         match image_rows(&image, &name) {
             // Removed since the names were read.
@@ -70,7 +72,9 @@ fn usage(session: &Session, args: &Args) -> Outcome {
     if args.flag("merge-snapshots") {
         rows = merge(rows);
     }
-    format.print(|| plain(&rows, &totals), || ("stats", document(&rows, &totals, whole_pool)))?;
+    // The head is there where rows are not: those of snapshots alone are merged into nothing.
+    let table = || if none { String::new() } else { plain(&rows, &totals) };
+    format.print(table, || ("stats", document(&rows, &totals, whole_pool)))?;
     tell_unread(session, unread).map_err(|failure| {
         let status = failure.status;
         failure.then(format!("du failed: ({status}) {}", strerror(status)))
@@ -165,7 +169,8 @@ fn plain(rows: &[Row], totals: &Totals) -> String {
     let mut table = Table::new()
         .column("NAME", Align::Left)
         .column_aligned("PROVISIONED", Align::Right, Align::Right)
-        .column("USED", Align::Right);
+        .column("USED", Align::Right)
+        .header_always();
     for row in rows {
         let name = match &row.usage.snapshot {
             Some(snap) => format!("{}@{snap}", row.image),
