@@ -38,6 +38,9 @@ const FEATURES_DEFAULT: &str = "layering,exclusive-lock,object-map,fast-diff,dee
 /// Features that one client at a time can use.
 const FEATURES_EXCLUSIVE: [&str; 3] = ["exclusive-lock", "object-map", "fast-diff"];
 
+/// Features that can be taken from an image.
+pub const DISABLED_LATER: [&str; 4] = ["exclusive-lock", "object-map", "fast-diff", "deep-flatten"];
+
 /// True for the name of a feature of `rbd`.
 pub fn is_feature(name: &str) -> bool {
     FEATURES.contains(&name) || FEATURES_IMPLIED.contains(&name) || name == JOURNALING

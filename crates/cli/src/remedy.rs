@@ -4,16 +4,19 @@
 //! This looks only after a command was refused, so it may take the time to read what is there now. What cannot be
 //! read gives no line.
 
-use marcot::ErrorKind;
+use marcot::{ErrorKind, SnapInfo};
 use marcot_client::inspect::Watcher;
 use marcot_client::{Image, ImageInfo, Namespace, Pool};
 
+use crate::args::names;
 use crate::args::{Args, CommandSpec};
 use crate::commands::locker;
-use crate::errno::{EBUSY, EEXIST, ENOTEMPTY, EROFS, of_kind};
+use crate::errno::{EBUSY, EEXIST, EINVAL, ENOTEMPTY, EPERM, EROFS, of_kind};
+use crate::layout;
 use crate::nearest::{self, Named};
 use crate::program;
-use crate::session::Session;
+use crate::session::{Session, parse_image_id};
+use crate::time;
 
 /// How many names a line has at most.
 const NAMES_MAX: usize = 5;
@@ -21,21 +24,52 @@ const NAMES_MAX: usize = 5;
 /// A line that says what can be done, if a command ended with this status because something stands in its way.
 pub fn hint(session: &Session, command: &CommandSpec, args: &Args, status: i32) -> Option<String> {
     let (in_group, too_many) = (of_kind(ErrorKind::InGroup), of_kind(ErrorKind::TooMany));
-    if ![EBUSY, EEXIST, ENOTEMPTY, EROFS, in_group, too_many].contains(&status) {
+    let statuses = [EPERM, EBUSY, EEXIST, EINVAL, ENOTEMPTY, EROFS, in_group, too_many];
+    if !statuses.contains(&status) {
         return None;
+    }
+    if command.words == ["trash", "remove"] {
+        return on_trashed(session, args, status);
     }
     let named = nearest::named(command, args).into_iter().next()?;
     let pool = session.quiet_client()?.pool(named.pool_or_default()).ok()?;
-    let program = match session.program {
-        program::RBD => program::RBD,
-        _ => program::MARCOT,
-    };
+    let program = program_of(session);
     let refused = Refused { program, pool: &pool, named: &named, status };
     match command.words {
+        ["feature", "disable"] if status == EINVAL => refused.by_features(args),
         ["namespace", "remove"] if status == EBUSY => refused.by_images_of_namespace(),
         ["pool", "remove"] if status == EBUSY => refused.by_images_of_pool(),
         words => refused.on_image(words),
     }
+}
+
+/// The name of the program in commands that help.
+fn program_of(session: &Session) -> &'static str {
+    match session.program {
+        program::RBD => program::RBD,
+        _ => program::MARCOT,
+    }
+}
+
+/// What keeps an image in the trash, which the command line names by its number.
+fn on_trashed(session: &Session, args: &Args, status: i32) -> Option<String> {
+    let target = names::id_target(args).ok()?;
+    let pool = session.quiet_client()?.pool(target.pool_or_default()).ok()?;
+    let id = parse_image_id(&target.image)?;
+    let (image, trashed) = pool.trashed_image(&target.namespace(), id).ok()?;
+    let named = Named { pool: target.pool, namespace: target.namespace, ..Named::default() };
+    let refused = Refused { program: program_of(session), pool: &pool, named: &named, status };
+    match status {
+        EPERM => Some(format!("its deferment ends on {}", time::ctime(trashed.protected_until_s))),
+        ENOTEMPTY => refused.by_snapshots_in_trash(&image, id),
+        EBUSY => refused.by_user(&image),
+        _ => None,
+    }
+}
+
+/// Users' snapshots of an image by their names.
+pub fn snapshots_of(snapshots: &[SnapInfo]) -> Option<String> {
+    some_of(snapshots.iter().filter(|snap| snap.is_of_users()).map(|snap| snap.name.clone()))
 }
 
 /// A command that was refused.
@@ -77,6 +111,13 @@ impl Refused<'_> {
             }
             ["migration", "prepare"] if self.status == EBUSY => {
                 self.by_group(&image).or_else(|| self.by_user(&image))
+            }
+            ["migration", "execute" | "commit" | "abort"] if self.status == EINVAL => {
+                self.by_no_migration(&image, &info)
+            }
+            ["migration", "abort"] if self.status == EBUSY => {
+                let clones = self.clones(&image, None);
+                clones.map(|clones| self.first_free(&clones)).or_else(|| self.by_user(&image))
             }
             ["migration", ..] => None,
             _ if self.status == EROFS => self.by_lock(&image, &info),
@@ -160,15 +201,68 @@ impl Refused<'_> {
     /// An image has snapshots.
     fn by_snapshots(&self, image: &Image, info: &ImageInfo) -> Option<String> {
         if let Some(clones) = self.clones(image, None) {
-            return Some(format!(
-                "first flatten ('{program} flatten') or remove ('{program} rm') its clones: {clones}",
-                program = self.program
-            ));
+            return Some(self.first_free(&clones));
         }
         let protected = info.snapshots.iter().filter(|snap| snap.protected && snap.is_of_users());
         let protected = some_of(protected.map(|snap| image.spec().at(&snap.name).to_string()))?;
         let words = self.command("snap unprotect", "SNAPSHOT");
         Some(format!("these are protected until {words}: {protected}"))
+    }
+
+    fn first_free(&self, clones: &str) -> String {
+        let program = self.program;
+        format!(
+            "first flatten ('{program} flatten') or remove ('{program} rm') its clones: {clones}"
+        )
+    }
+
+    /// An image in the trash has snapshots. Commands for snapshots need a name.
+    fn by_snapshots_in_trash(&self, image: &Image, id: marcot::ImageId) -> Option<String> {
+        let info = image.info().ok()?;
+        if let Some(clones) = self.clones(image, None) {
+            return Some(self.first_free(&clones));
+        }
+        let names = snapshots_of(&info.snapshots)?;
+        let mut place = format!("{}/", self.pool.name());
+        if !self.named.namespace.is_empty() {
+            place.push_str(&format!("{}/", self.named.namespace));
+        }
+        let restore = self.command("trash restore", format!("{place}{id}"));
+        Some(format!("{restore} gives it a name again, by which its snapshots can go: {names}"))
+    }
+
+    /// An image has nothing to do with a migration.
+    fn by_no_migration(&self, image: &Image, info: &ImageInfo) -> Option<String> {
+        if info.migration.is_some() {
+            return None;
+        }
+        let words = format!("{} DESTINATION", image.spec());
+        Some(format!("{} begins a migration", self.command("migration prepare", words)))
+    }
+
+    /// Features cannot be taken from an image.
+    fn by_features(&self, args: &Args) -> Option<String> {
+        let image = self.image()?;
+        let info = image.info().ok()?;
+        let words = args.positionals().iter().flat_map(|word| word.split(','));
+        let wanted: Vec<&str> = words.filter(|word| layout::is_feature(word)).collect();
+        let has = |feature: &str| layout::has_feature(&info, feature);
+        if wanted.iter().any(|feature| !layout::DISABLED_LATER.contains(feature)) {
+            let words = format!("--image-feature FEATURE {} COPY", image.spec());
+            return Some(format!(
+                "only {} can be disabled; {} makes a copy with the features that are named",
+                layout::DISABLED_LATER.join(", "),
+                self.command("deep cp", words)
+            ));
+        }
+        if wanted.iter().any(|feature| !has(feature)) {
+            return Some(match layout::shown_features(&info) {
+                none if none.is_empty() => format!("{} has no features", image.spec()),
+                features => format!("{} has these features: {}", image.spec(), features.join(", ")),
+            });
+        }
+        let words = format!("{} object-map fast-diff exclusive-lock", image.spec());
+        Some(format!("{} disables them together", self.command("feature disable", words)))
     }
 
     /// An image has as many snapshots as it may have.

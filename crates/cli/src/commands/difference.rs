@@ -3,6 +3,7 @@
 use std::io;
 
 use marcot::{Error, ErrorKind};
+use marcot_client::Image;
 use marcot_client::content::States;
 use marcot_client::copy::GRAIN_BYTES;
 use marcot_client::stream::import::{Difference, Left, Trouble};
@@ -21,6 +22,7 @@ use crate::errno::{self, EBADMSG, EDOM, EEXIST, EINVAL, ENOSYS, EOPNOTSUPP};
 use crate::failure::{Failure, Outcome};
 use crate::layout::{LAYERING, NO_LAYERING, has_feature};
 use crate::output::{err, line, warn};
+use crate::remedy;
 use crate::session::{self, Session};
 use crate::signals;
 
@@ -168,10 +170,32 @@ fn import_diff(session: &Session, args: &Args) -> Outcome {
              snapshot that it begins with",
         );
     }
+    if let Some(hint) = snapshots_hint(session, &image, &failed.trouble) {
+        failure = failure.then_hint(hint);
+    }
     if !at_banner {
         progress.fail();
     }
     Err(failure)
+}
+
+/// What can be done where the snapshots of the image do not fit those of a difference.
+fn snapshots_hint(session: &Session, image: &Image, trouble: &Trouble) -> Option<String> {
+    let spec = image.spec();
+    match trouble {
+        Trouble::NoStart(name) => {
+            let has = remedy::snapshots_of(&image.info().ok()?.snapshots);
+            let has = has.map_or("no snapshots".to_string(), |names| format!("snapshots {names}"));
+            Some(format!("{spec} has {has}: first import the difference that ends with '{name}'"))
+        }
+        Trouble::HasEnd(name) => Some(format!(
+            "it may have been imported already; else '{} snap rename {} {}' keeps that snapshot under another name",
+            session.program,
+            image.spec().at(name),
+            spec.at("OTHER"),
+        )),
+        _ => None,
+    }
 }
 
 /// Prints why a difference was not applied, as `rbd` does, and returns the failure. `ended` is the number for a
