@@ -4,7 +4,7 @@
 //! This looks only after a command was refused, so it may take the time to read what is there now. What cannot be
 //! read gives no line.
 
-use marcot::{ErrorKind, SnapInfo};
+use marcot::ErrorKind;
 use marcot_client::inspect::Watcher;
 use marcot_client::{Image, ImageInfo, Namespace, Pool};
 
@@ -16,10 +16,8 @@ use crate::layout;
 use crate::nearest::{self, Named};
 use crate::program;
 use crate::session::{Session, parse_image_id};
+use crate::shown::{NAMES_MAX, snapshots_of, some_of};
 use crate::time;
-
-/// How many names a line has at most.
-const NAMES_MAX: usize = 5;
 
 /// A line that says what can be done, if a command ended with this status because something stands in its way.
 pub fn hint(session: &Session, command: &CommandSpec, args: &Args, status: i32) -> Option<String> {
@@ -67,28 +65,12 @@ fn on_trashed(session: &Session, args: &Args, status: i32) -> Option<String> {
     }
 }
 
-/// Users' snapshots of an image by their names.
-pub fn snapshots_of(snapshots: &[SnapInfo]) -> Option<String> {
-    some_of(snapshots.iter().filter(|snap| snap.is_of_users()).map(|snap| snap.name.clone()))
-}
-
 /// A command that was refused.
 struct Refused<'a> {
     program: &'static str,
     pool: &'a Pool,
     named: &'a Named,
     status: i32,
-}
-
-/// `a, b and 3 more`.
-fn some_of(names: impl Iterator<Item = String>) -> Option<String> {
-    let names: Vec<String> = names.collect();
-    let shown = names.iter().take(NAMES_MAX).cloned().collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(NAMES_MAX) {
-        _ if names.is_empty() => None,
-        0 => Some(shown),
-        more => Some(format!("{shown} and {more} more")),
-    }
 }
 
 impl Refused<'_> {

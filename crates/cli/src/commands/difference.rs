@@ -22,8 +22,8 @@ use crate::errno::{self, EBADMSG, EDOM, EEXIST, EINVAL, ENOSYS, EOPNOTSUPP};
 use crate::failure::{Failure, Outcome};
 use crate::layout::{LAYERING, NO_LAYERING, has_feature};
 use crate::output::{err, line, warn};
-use crate::remedy;
 use crate::session::{self, Session};
+use crate::shown;
 use crate::signals;
 
 const DIFF: &[Opt] = &[
@@ -184,7 +184,7 @@ fn snapshots_hint(session: &Session, image: &Image, trouble: &Trouble) -> Option
     let spec = image.spec();
     match trouble {
         Trouble::NoStart(name) => {
-            let has = remedy::snapshots_of(&image.info().ok()?.snapshots);
+            let has = shown::snapshots_of(&image.info().ok()?.snapshots);
             let has = has.map_or("no snapshots".to_string(), |names| format!("snapshots {names}"));
             Some(format!("{spec} has {has}: first import the difference that ends with '{name}'"))
         }
