@@ -161,11 +161,12 @@ impl Image {
     /// As [`Self::settle`]; `Unreachable` where the service does not answer in that time. What is under way goes on.
     pub(super) fn settle_in_time(&mut self) -> Result<()> {
         let clock = Arc::clone(&self.identity.pool.files().world().clock);
-        let since = clock.uptime();
+        let mut since = None;
         while self.would_wait_to_settle()
             && let Some(shipped) = self.journal.shipped().filter(|shipped| shipped.has_timeout())
         {
-            shipped.check_time(since, clock.uptime())?;
+            let now = clock.uptime();
+            shipped.check_time(*since.get_or_insert(now), now)?;
             clock.pause(LOOK_INTERVAL);
         }
         self.settle()
