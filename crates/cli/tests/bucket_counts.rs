@@ -1,6 +1,8 @@
 //! What `perf image iostat` counts where the writes of a guest wait for the service.
 #![allow(missing_docs)]
 
+#[path = "common/bucket_guest.rs"]
+mod bucket_guest;
 #[path = "common/bucket_host.rs"]
 mod bucket_host;
 mod common;
@@ -11,38 +13,13 @@ mod server;
 
 use std::path::Path;
 
-use bucket_host::Host;
+use bucket_guest::{has_answer, host_that_has_fetched_nothing, serve};
 use common::noise;
-use marcot_s3_test::{ACCESS_KEY, Fault, Server};
+use marcot_s3_test::{Fault, Server};
 use marcot_serve::control::{self, Command, IoCount, Patience, Place, Reply, SOCKET_NAME};
 use nbd_client::{FUA, NbdClient};
 
 const MIB: u64 = 1 << 20;
-
-fn serve(host: &Host<'_>, options: &str) -> server::Server {
-    server::Server::start_prepared(&host.world, options, |command| {
-        host.set_environment(command, ACCESS_KEY);
-    })
-}
-
-/// A host that uses the pool `gold`, into which another host has imported the image `vm`, and the content of that.
-fn host_that_has_fetched_nothing(service: &Server) -> (Host<'_>, Vec<u8>) {
-    let (one, two) = (Host::new(service), Host::new(service));
-    let (source, content) = (one.world.path("source.raw"), noise(8 << 20));
-    std::fs::write(&source, &content).unwrap();
-    one.works("pool create gold --backend s3://bucket/prefix");
-    one.works(&format!("import --no-progress {} gold/vm", source.display()));
-    two.works("pool attach gold --backend s3://bucket/prefix");
-    (two, content)
-}
-
-/// True where the client could receive something now.
-fn has_answer(client: &NbdClient) -> bool {
-    client.0.set_nonblocking(true).unwrap();
-    let peeked = rustix::net::recv(&client.0, &mut [0_u8; 1], rustix::net::RecvFlags::PEEK);
-    client.0.set_nonblocking(false).unwrap();
-    peeked.is_ok()
-}
 
 /// The control socket of the only image that is open below a directory.
 fn control_place(directory: &Path) -> Option<Place> {

@@ -1,6 +1,8 @@
 //! Images in a bucket that one host serves, and what other hosts see of it; and a service that goes away.
 #![allow(missing_docs)]
 
+#[path = "common/bucket_guest.rs"]
+mod bucket_guest;
 #[path = "common/bucket_host.rs"]
 mod bucket_host;
 mod common;
@@ -9,9 +11,10 @@ mod nbd_client;
 #[path = "common/server.rs"]
 mod server;
 
+use bucket_guest::serve;
 use bucket_host::Host;
 use common::{await_that, noise};
-use marcot_s3_test::{ACCESS_KEY, Fault, SECRET_KEY, Server};
+use marcot_s3_test::{Fault, SECRET_KEY, Server};
 use nbd_client::{FLUSH, GO, NbdClient, TRIM, ask, option_reply};
 
 const EIO: u32 = 5;
@@ -21,12 +24,6 @@ const EBUSY: i32 = 16;
 const ENOENT: i32 = 2;
 /// What is kept of an image's requests.
 const IMAGE_COUNT_BYTES: u64 = 56;
-
-fn serve(host: &Host<'_>, options: &str) -> server::Server {
-    server::Server::start_prepared(&host.world, options, |command| {
-        host.set_environment(command, ACCESS_KEY);
-    })
-}
 
 #[test]
 fn guests_get_errors_after_the_time_out_and_go_on_when_the_service_is_back() {

@@ -1,6 +1,8 @@
 //! Guests whose requests wait for the service, and others that go on meanwhile with what is at hand.
 #![allow(missing_docs)]
 
+#[path = "common/bucket_guest.rs"]
+mod bucket_guest;
 #[path = "common/bucket_host.rs"]
 mod bucket_host;
 mod common;
@@ -9,31 +11,15 @@ mod nbd_client;
 #[path = "common/server.rs"]
 mod server;
 
+use bucket_guest::{has_answer, host_that_has_fetched_nothing, serve};
 use bucket_host::Host;
 use common::noise;
-use marcot_s3_test::{ACCESS_KEY, Fault, Server};
+use marcot_s3_test::{Fault, Server};
 use nbd_client::{FLUSH, FUA, NbdClient, READ, TRIM};
 
 /// Tells the answer to a request that was left for later.
 const COOKIE: u64 = 7;
 const MIB: u64 = 1 << 20;
-
-fn serve(host: &Host<'_>, options: &str) -> server::Server {
-    server::Server::start_prepared(&host.world, options, |command| {
-        host.set_environment(command, ACCESS_KEY);
-    })
-}
-
-/// A host that uses the pool `gold`, into which another host has imported the image `vm`, and the content of that.
-fn host_that_has_fetched_nothing(service: &Server) -> (Host<'_>, Vec<u8>) {
-    let (one, two) = (Host::new(service), Host::new(service));
-    let (source, content) = (one.world.path("source.raw"), noise(8 << 20));
-    std::fs::write(&source, &content).unwrap();
-    one.works("pool create gold --backend s3://bucket/prefix");
-    one.works(&format!("import --no-progress {} gold/vm", source.display()));
-    two.works("pool attach gold --backend s3://bucket/prefix");
-    (two, content)
-}
 
 /// Asks for a read, and leaves its answer for later.
 fn ask_for_read(client: &mut NbdClient, offset: u64, length: u32) {
@@ -77,14 +63,6 @@ fn what_is_at_hand_is_read_and_written_while_other_reads_wait_for_the_service() 
     assert!(other.read(2 * MIB, 4096).unwrap() == content[4096..8192]);
     service.set_away(None);
     assert!(read_answer(&mut waiting, LENGTH as usize) == expected(3 * MIB + 512));
-}
-
-/// True where the client could receive something now.
-fn has_answer(client: &NbdClient) -> bool {
-    client.0.set_nonblocking(true).unwrap();
-    let peeked = rustix::net::recv(&client.0, &mut [0_u8; 1], rustix::net::RecvFlags::PEEK);
-    client.0.set_nonblocking(false).unwrap();
-    peeked.is_ok()
 }
 
 #[test]

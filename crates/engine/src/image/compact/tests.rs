@@ -9,17 +9,31 @@ use marcot_store::World;
 
 /// An image of 1 GiB in a store of its own.
 fn new_image(directory: &std::path::Path, dead_bytes_min: u64) -> (crate::Pool, Image) {
-    let limits = Limits { dead_bytes_min, ..Limits::default() };
+    let image = image_with(directory, Limits { dead_bytes_min, ..Limits::default() });
+    (image.pool().clone(), image)
+}
+
+fn image_with(directory: &std::path::Path, limits: Limits) -> Image {
     let store = Store::open_with(World::system(), directory, limits).unwrap();
     let pool = store.pool("rbd").unwrap();
     let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
-    let image = pool.open(id).unwrap();
-    (pool, image)
+    pool.open(id).unwrap()
 }
 
 fn compact_all(image: &mut Image) {
     image.state.compaction.due = true;
     while image.compact_step(true).unwrap() {}
+}
+
+/// Writes a block under each of so many leaves, and again under most of them, with a checkpoint after each round: so pages
+/// of the earlier rounds are dead.
+fn wear_map(image: &mut Image, rounds: u8, leaves: u64) {
+    for round in 0..rounds {
+        for leaf in (0..leaves).filter(|leaf| round == 0 || leaf % 4 != 0) {
+            image.write_at(leaf << 21, &[round; BLOCK]).unwrap();
+        }
+        image.checkpoint().unwrap();
+    }
 }
 
 /// Ends the log, so that its segment can be emptied; returns the segment's index in the table.
@@ -62,10 +76,7 @@ fn a_rollback_forgets_which_segments_could_not_be_emptied() {
 fn with_copies(directory: &std::path::Path) -> (Image, SegmentName) {
     let (dead_bytes_min, checkpoint_log_bytes) = (1 << 20, 1 << 40);
     let limits = Limits { dead_bytes_min, checkpoint_log_bytes, ..Limits::default() };
-    let store = Store::open_with(World::system(), directory, limits).unwrap();
-    let pool = store.pool("rbd").unwrap();
-    let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
-    let mut image = pool.open(id).unwrap();
+    let mut image = image_with(directory, limits);
     image.write_at(0, &[1; 100 * BLOCK]).unwrap();
     close_segment(&mut image);
     image.write_at(0, &[2; 50 * BLOCK]).unwrap();
@@ -142,12 +153,7 @@ fn a_map_segment_is_looked_through_once_before_it_is_removed() {
     let directory = tempfile::tempdir().unwrap();
     let (pool, mut image) = new_image(directory.path(), 64 << 10);
     let leaves = 2 * MAP_PAGES_MAX as u64;
-    for round in 0..3 {
-        for leaf in (0..leaves).filter(|leaf| round == 0 || leaf % 4 != 0) {
-            image.write_at(leaf << 21, &[round; BLOCK]).unwrap();
-        }
-        image.checkpoint().unwrap();
-    }
+    wear_map(&mut image, 3, leaves);
     let emptied = image.state.pages.open_map().unwrap();
     let index = image.state.pages.open_map_index().unwrap();
     image.state.close_map_segment(&image.identity);
@@ -177,12 +183,7 @@ fn a_map_segment_is_looked_through_once_before_it_is_removed() {
 fn segments_that_cannot_be_opened_are_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let (pool, mut image) = new_image(directory.path(), 64 << 10);
-    for round in 0..6 {
-        for leaf in (0..256).filter(|leaf| round == 0 || leaf % 4 != 0) {
-            image.write_at(leaf << 21, &[round; BLOCK]).unwrap();
-        }
-        image.checkpoint().unwrap();
-    }
+    wear_map(&mut image, 6, 256);
     let map = image.state.pages.open_map().unwrap();
     let map_index = image.state.pages.open_map_index().unwrap();
     image.state.close_map_segment(&image.identity);
@@ -204,12 +205,7 @@ fn segments_that_cannot_be_opened_are_left_alone() {
 fn an_idle_image_keeps_no_map_segment_open() {
     let directory = tempfile::tempdir().unwrap();
     let (_, mut image) = new_image(directory.path(), 64 << 10);
-    for round in 0..3 {
-        for leaf in (0..256).filter(|leaf| round == 0 || leaf % 4 != 0) {
-            image.write_at(leaf << 21, &[round; BLOCK]).unwrap();
-        }
-        image.checkpoint().unwrap();
-    }
+    wear_map(&mut image, 3, 256);
     image.state.close_map_segment(&image.identity);
     image.data_surveyed(0).unwrap();
     assert!(image.state.compaction.map.is_at_work());
@@ -236,13 +232,6 @@ fn a_log_that_goes_on_behind_copies_is_replayed() {
 fn small_segments(checkpoint_log_bytes: u64) -> Limits {
     let (segment_slots, dead_bytes_min) = (256, 1 << 20);
     Limits { segment_slots, dead_bytes_min, checkpoint_log_bytes, ..Limits::default() }
-}
-
-fn image_with(directory: &std::path::Path, limits: Limits) -> Image {
-    let store = Store::open_with(World::system(), directory, limits).unwrap();
-    let pool = store.pool("rbd").unwrap();
-    let id = pool.create("image", &CreateOptions::sized(1 << 30)).unwrap();
-    pool.open(id).unwrap()
 }
 
 #[test]
