@@ -463,10 +463,10 @@ impl Store {
             }
             // In buckets, images are not migrated.
             let is_local = |pool: &Pool| pool.segments().shipping().is_none();
-            if let Some(pool) = pool.as_ref().filter(|pool| is_local(pool) && is_local(other)) {
-                pool.check_no_migration_with(other.id(), other.name())?;
-            }
             if is_local(other) && pool.as_ref().is_none_or(is_local) {
+                if let Some(pool) = &pool {
+                    pool.check_no_migration_with(other.id(), other.name())?;
+                }
                 other.check_no_migration_with(id, name)?;
             }
         }

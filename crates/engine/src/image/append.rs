@@ -46,14 +46,7 @@ impl Image {
             }
             return Err(error);
         }
-        if !std::mem::take(&mut self.unclean) {
-            return Ok(());
-        }
-        if self.is_shipped() {
-            self.remove_strays_behind();
-        } else if let Err(error) = self.remove_strays() {
-            tracing::warn!(image = %self.identity.label, error = %error.sentence(), "segments may be left behind; 'gc' removes them");
-        }
+        self.remove_strays_once();
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use marcot_format::record::SegmentMarks;
 use super::checkpoint_job::postponed_for_readers;
 use super::{Image, OwnedRoot, RootOf, Source};
 use crate::catalog::Identity;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::gc;
 use crate::segment::SegmentName;
 
@@ -55,9 +55,21 @@ impl Image {
         gc::reclaim(&self.identity.pool, &self.own_roots(), &candidates, &mut |_, _| {})
     }
 
+    /// The log has begun: removes what the previous owner may have left behind, once; in a bucket by a worker.
+    pub(super) fn remove_strays_once(&mut self) {
+        if !std::mem::take(&mut self.unclean) {
+            return;
+        }
+        if self.is_shipped() {
+            self.remove_strays_behind();
+        } else if let Err(error) = self.remove_strays() {
+            tell_left_behind(&self.identity, &error);
+        }
+    }
+
     /// Removes private segments that nothing names: the previous owner has published a head without them and
     /// ended before it removed them. The head must be durable, and equal to what is in memory.
-    pub(super) fn remove_strays(&mut self) -> Result<()> {
+    fn remove_strays(&mut self) -> Result<()> {
         if self.postponed_for_readers() {
             return Ok(());
         }
@@ -85,7 +97,7 @@ impl Image {
     /// It looks at segments with numbers below those where the log of the durable head begins and where its open
     /// segments begin. What this owner creates from now on has higher numbers. What it has created before, for the
     /// checkpoint that began the log, stays because the root names it.
-    pub(super) fn remove_strays_behind(&mut self) {
+    fn remove_strays_behind(&mut self) {
         let open = self.head.open_from.or(self.head.marks).unwrap_or_default();
         let log = self.head.log.unwrap_or_default().sequence;
         let mut roots = self.own_roots();
@@ -152,6 +164,10 @@ impl Image {
     }
 }
 
+fn tell_left_behind(image: &Identity, error: &Error) {
+    tracing::warn!(image = %image.label, error = %error.sentence(), "segments may be left behind; 'gc' removes them");
+}
+
 /// Where to look for segments of an image that an owner before has left behind.
 struct Strays {
     image: Arc<Identity>,
@@ -163,9 +179,9 @@ struct Strays {
 
 impl Strays {
     fn remove_or_tell(self) {
-        let label = self.image.label.clone();
+        let image = Arc::clone(&self.image);
         if let Err(error) = self.remove() {
-            tracing::warn!(image = %label, error = %error.sentence(), "segments may be left behind; 'gc' removes them");
+            tell_left_behind(&image, &error);
         }
     }
 

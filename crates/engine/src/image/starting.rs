@@ -91,9 +91,7 @@ impl Image {
         };
         match outcome {
             Ok(()) => {
-                if std::mem::take(&mut self.unclean) {
-                    self.remove_strays_behind();
-                }
+                self.remove_strays_once();
                 Ok(())
             }
             Err(error) => {

@@ -110,8 +110,8 @@ impl Store {
     ///
     /// # Errors
     /// `Owned` where the image is in use; `HasChildren`; `Busy` where it has removed snapshots, or some of a group;
-    /// `Exists`; `Invalid`, `NameTooLong` for the name, `Invalid` also for another namespace than that of its group; `NotFound` for the image or the namespace; `ReadOnly`;
-    /// `Unsupported` for a pool in a bucket; `NoSpace`.
+    /// `Exists`; `Invalid`, `NameTooLong` for the name, `Invalid` also for another namespace than that of its group;
+    /// `NotFound` for the image or the namespace; `ReadOnly`; `Unsupported` for a pool in a bucket; `NoSpace`.
     pub fn prepare_migration(
         &self,
         source: (&Pool, &ImageName),
@@ -205,9 +205,9 @@ impl Store {
     ///    its group. 4. The removal of the target. 5. The source's name. 6. **The head of the source.**
     ///
     /// # Errors
-    /// `Owned`, `Busy` where the target is in use, or has snapshots of a group; `HasChildren` where snapshots of the target were cloned; `Exists`
-    /// where another image has the name of the source by now; `Invalid` where there is no such migration, or the
-    /// source is being removed already.
+    /// `Owned`, `Busy` where the target is in use, or has snapshots of a group; `HasChildren` where snapshots of the target
+    /// were cloned; `Exists` where another image has the name of the source by now; `Invalid` where there is no such
+    /// migration, or the source is being removed already.
     pub fn abort_migration(
         &self,
         migration: &Migration,

@@ -29,8 +29,9 @@ pub(super) struct Survey {
     waiting: u64,
     /// The emptiest segment, with its live and used slots, but for the one that is being emptied.
     pub emptiest: Option<(SegmentIndex, SegmentName, u64, u64)>,
-    /// The one that is being emptied. As its live blocks become few, it says less and less of what the next one costs.
-    emptied: Option<(SegmentIndex, SegmentName, u64, u64)>,
+    /// Live and used slots of the one that is being emptied. As the former become few, they say less and less of what the
+    /// next one costs.
+    emptied: Option<(u64, u64)>,
 }
 
 impl Survey {
@@ -42,7 +43,7 @@ impl Survey {
         self.live += live;
         self.used += used;
         if emptied {
-            self.emptied = Some((index, name, live, used));
+            self.emptied = Some((live, used));
             return;
         }
         let emptier = self.emptiest.is_none_or(|(.., l, u)| live * u < l * used);
@@ -61,8 +62,8 @@ impl Survey {
     /// not grow. Emptying a segment of `used` slots gives back the slots that are not live. 20 % more than that
     /// are looked at, to catch up.
     pub(super) fn price_percent(&self, dead_min: u64) -> u64 {
-        match self.emptiest.or(self.emptied) {
-            Some((.., live, used)) if live < used && self.wasteful(dead_min, LIVE_PERCENT_PAID) => {
+        match self.emptiest.map(|(.., live, used)| (live, used)).or(self.emptied) {
+            Some((live, used)) if live < used && self.wasteful(dead_min, LIVE_PERCENT_PAID) => {
                 (used * 120 / (used - live)).min(PRICE_PERCENT_MAX)
             }
             _ => 0,
